@@ -1,0 +1,161 @@
+"""Waves in and out: reference recordings read, results written whole or not at all.
+
+Knows files, formats and the standard output. Knows nothing of models or tensors, and imports no
+torch.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chatterbox_opt.errors import InputError, OutputError, VoiceError
+from chatterbox_opt.files import whole_file
+from chatterbox_opt.shapes import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Wave = npt.NDArray[np.float32]
+
+FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"}
+SUBTYPES = {"WAV": "PCM_16", "FLAC": "PCM_16", "OGG": "VORBIS", "MP3": "MPEG_LAYER_III"}
+STDOUT = "-"
+SHORTEST = 1.0  # seconds of reference speech; upstream's encoders see nothing useful in less
+SILENCE = 1e-4  # peak below which a recording counts as silent (-80 dBFS)
+
+
+def output_format(path: str, subtype: str | None = None) -> tuple[str, str]:
+    """Return soundfile's format and subtype for a file name, or ``-`` for WAV on stdout.
+
+    Raises:
+        InputError: unknown extension, or a subtype that the format does not have.
+    """
+    import soundfile
+
+    extension = ".wav" if path == STDOUT else Path(path).suffix.lower()
+    if extension not in FORMATS:
+        raise InputError(f"'{path}' has no known audio extension; use {', '.join(FORMATS)}")
+    format_ = FORMATS[extension]
+    chosen = (subtype or SUBTYPES[format_]).upper()
+    if not soundfile.check_format(format_, chosen):
+        known = ", ".join(soundfile.available_subtypes(format_))
+        raise InputError(f"{format_} has no subtype '{subtype}'; it has {known}")
+    return format_, chosen
+
+
+def check_writable(path: str) -> None:
+    """Say now, not after minutes of work, that a file cannot be put there.
+
+    Raises:
+        InputError: the directory is missing or read-only, or the path is a directory.
+    """
+    if path == STDOUT:
+        return
+    target = Path(path)
+    if target.is_dir():
+        raise InputError(f"'{path}' is a directory; give a file name in it")
+    parent = target.parent
+    if not parent.is_dir():
+        raise InputError(f"there is no directory '{parent}'; make it first (mkdir -p '{parent}')")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"directory '{parent}' cannot be written to; choose another")
+
+
+@contextmanager
+def writer(path: str, subtype: str | None = None) -> Iterator[Any]:
+    """Open a mono 24 kHz sink with ``write(float32 [n])``; the file appears when the block ends.
+
+    Whatever ends the block early, Ctrl-C included, leaves nothing behind, and an existing file as
+    it was. With ``-`` a WAV goes to standard output at the end.
+
+    Raises:
+        OutputError: the disk is full, or the file cannot be written.
+    """
+    import soundfile
+
+    format_, chosen = output_format(path, subtype)
+    if path == STDOUT:
+        memory = io.BytesIO()
+        with soundfile.SoundFile(memory, "w", SAMPLE_RATE, 1, chosen, format=format_) as sink:
+            yield sink
+        sys.stdout.buffer.write(memory.getvalue())
+        sys.stdout.buffer.flush()
+        return
+    try:
+        with (
+            whole_file(Path(path)) as part,
+            soundfile.SoundFile(part, "w", SAMPLE_RATE, 1, chosen, format=format_) as sink,
+        ):
+            yield sink
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise OutputError(
+            f"could not write '{path}' ({error}): check the free space and the permissions"
+        ) from error
+
+
+def read_reference(path: Path) -> Wave:
+    """Read a recording as upstream does: mono, 24 kHz, float32 (``librosa.load``).
+
+    Raises:
+        VoiceError: missing, empty, not audio, too short, silent, or not numbers.
+    """
+    import librosa
+    import numpy as np
+    import soundfile
+
+    check_reference(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # librosa announces its second reader
+        try:
+            wave, _ = librosa.load(path, sr=SAMPLE_RATE)
+        except (soundfile.LibsndfileError, OSError, EOFError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise VoiceError(_unreadable(path, reason)) from error
+        except _no_reader() as error:
+            raise VoiceError(_unreadable(path, "no reader knows the format")) from error
+    if not np.isfinite(wave).all():
+        raise VoiceError(f"'{path}' holds samples that are not numbers (NaN); export it again")
+    if len(wave) < SHORTEST * SAMPLE_RATE:
+        raise VoiceError(
+            f"'{path}' lasts {len(wave) / SAMPLE_RATE:.1f} s; "
+            f"give at least {SHORTEST:.0f} s of speech, 6 to 10 s is best"
+        )
+    if np.abs(wave).max() < SILENCE:
+        raise VoiceError(f"'{path}' is silent; give a recording with speech in it")
+    return wave
+
+
+def check_reference(path: Path) -> None:
+    """Cheap checks that need no audio library.
+
+    Raises:
+        VoiceError: no such file, a directory, or empty.
+    """
+    if path.is_dir():
+        raise VoiceError(f"voice '{path}' is a directory; give an audio file")
+    if not path.exists():
+        raise VoiceError(f"there is no voice file '{path}'; check the path")
+    if path.stat().st_size == 0:
+        raise VoiceError(f"voice file '{path}' is empty; give a recording of speech")
+    with suppress(PermissionError), path.open("rb"):
+        return
+    raise VoiceError(f"voice file '{path}' cannot be read; check its permissions")
+
+
+def _unreadable(path: Path, reason: str) -> str:
+    return f"'{path}' cannot be read as audio ({reason}); convert it to wav, flac, ogg or mp3"
+
+
+def _no_reader() -> type[Exception]:
+    # librosa falls back to audioread, whose own errors share no base with others
+    from audioread.exceptions import DecodeError
+
+    return DecodeError  # type: ignore[no-any-return]

@@ -1,0 +1,350 @@
+"""The engine: text, voice and knobs in, sound out. Start reading here.
+
+Composes the parts and owns the one loop: for every chunk of the text, t3, flow and vocoder
+(pipeline.py), then the watermark, then the pause. Whole files and streams collect it. Knows
+plans, models and the voice store; knows nothing of command lines, files to write or printing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from chatterbox_opt import graphs, loading, models, plan, voice_store
+from chatterbox_opt.audio import read_reference
+from chatterbox_opt.errors import InputError
+from chatterbox_opt.models import Checkpoint
+from chatterbox_opt.offload import Residency
+from chatterbox_opt.pipeline import OnToken, Pipeline
+from chatterbox_opt.plan import Plan
+from chatterbox_opt.sampling import Sampling, chunk_seed
+from chatterbox_opt.shapes import SAMPLE_RATE
+from chatterbox_opt.t3 import T3, Step
+from chatterbox_opt.text import Chunk, split
+from chatterbox_opt.upstream import Upstream
+from chatterbox_opt.voice import Voice, from_conditionals
+from chatterbox_opt.voice_store import VoiceStore
+from chatterbox_opt.watermark import Watermark
+
+log = logging.getLogger(__name__)
+Wave = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where the work is: chunk ``chunk`` (from 0) of ``chunks``, with so many speech tokens."""
+
+    chunk: int
+    chunks: int
+    tokens: int
+
+
+Observer = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The sound of one chunk with the silence after it.
+
+    Attributes:
+        samples: float32 [n] in [-1, 1] at 24 kHz.
+        text: the normalised chunk.
+        tokens: speech tokens in it.
+        seconds: of work, by stage (t3, flow, vocoder, watermark).
+    """
+
+    samples: Wave
+    text: str
+    tokens: int
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """A whole synthesis.
+
+    Attributes:
+        samples: float32 [n] in [-1, 1].
+        sample_rate: 24000.
+        seed: gives the same samples again, on the same machine and plan.
+        tokens: speech tokens in all.
+        seconds: of work, by stage.
+    """
+
+    samples: Wave
+    sample_rate: int
+    seed: int
+    tokens: int
+    seconds: Mapping[str, float]
+
+    @property
+    def duration(self) -> float:
+        """Seconds of sound."""
+        return len(self.samples) / self.sample_rate
+
+
+class Engine:
+    """A loaded model on a device. Use it as a context manager, or call ``close``.
+
+    Engines share nothing: several may live in one process. One engine serves one thread at a time.
+
+    Usage:
+        with Engine.load() as engine:
+            audio = engine.synthesize("Hello.", engine.voice("speaker.wav"), Sampling(seed=7))
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        checkpoint: Checkpoint,
+        speaker: Pipeline | Upstream,
+        store: VoiceStore,
+        watermark: Watermark | None,
+    ) -> None:
+        self.plan = plan
+        self.checkpoint = checkpoint
+        self._speaker = speaker
+        self._store = store
+        self._watermark = watermark
+        self._voices: dict[str, Voice] = {}
+
+    @classmethod
+    def load(
+        cls,
+        model: str = models.DEFAULT,
+        profile: str = plan.AUTO,
+        *,
+        device: str = plan.AUTO,
+        overrides: Mapping[str, str] | None = None,
+        store: VoiceStore | None = None,
+        watermark: bool = True,
+    ) -> Engine:
+        """Find the weights, make a plan for this machine and load.
+
+        Args:
+            model: "chatterbox" (downloaded once), or a directory in upstream's file format.
+            profile: a shipped profile's name, a YAML file, or "auto" (looks at the card).
+            device: "auto", "cuda", "mps" or "cpu".
+            overrides: ``dtype``, ``compile``, ``offload``; they win over environment and profile.
+            store: where voices are kept; None takes the platform's cache directory.
+            watermark: mark all sound with PerTh, as upstream does.
+
+        Raises:
+            InputError: unknown model, profile, key or value.
+            WeightsError: weights missing or damaged.
+            DeviceError: the device is not there.
+        """
+        how = plan.resolve(profile, plan.probe(device), overrides)
+        checkpoint = models.locate(model)
+        place = torch.device(how.device)
+        if checkpoint.shapes.made:
+            log.warning("'%s' holds random values: what it says is noise", model)
+        speaker: Pipeline | Upstream
+        if how.optimized:
+            speaker = _pipeline(checkpoint, how, place)
+        else:
+            speaker = Upstream.load(checkpoint, place)
+            watermark = False  # upstream has put its own on
+        return cls(
+            how,
+            checkpoint,
+            speaker,
+            store or VoiceStore(voice_store.default_directory()),
+            Watermark() if watermark else None,
+        )
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model and the device's memory; the engine cannot speak any more."""
+        self._speaker.close()
+        self._voices.clear()
+
+    def voice(self, source: str | os.PathLike[str] | None = None) -> Voice:
+        """Return a Voice: computed on first sight of a recording, from the cache afterwards.
+
+        Args:
+            source: an audio file, a name saved with ``chatterbox-opt voices add``, or None for
+                the model's own voice.
+
+        Raises:
+            VoiceError: not found, not audio, too short, silent.
+        """
+        if source is None:
+            return self._own_voice()
+        path = self._store.find(os.fspath(source))
+        wave: Wave | None = None
+        if not path.is_file():
+            wave = read_reference(path)  # says what is wrong with it
+        key = voice_store.content_key(path, self.checkpoint.voice_identity)
+        if key not in self._voices:
+            found = self._store.load(key)
+            if found is None:
+                wave = read_reference(path) if wave is None else wave
+                found = self._encode(wave)
+                self._store.save(key, found)
+            self._voices[key] = found
+        return self._voices[key]
+
+    def _own_voice(self) -> Voice:
+        path = self.checkpoint.path(models.CONDITIONALS)
+        if not path.is_file():
+            raise InputError(f"'{self.checkpoint.name}' has no voice of its own; give one with --voice")
+        if models.CONDITIONALS not in self._voices:
+            self._voices[models.CONDITIONALS] = from_conditionals(path)
+        return self._voices[models.CONDITIONALS]
+
+    def _encode(self, wave: Wave) -> Voice:
+        # the encoders stay on the processor and go when done: 0.5 GB that a cached voice never needs
+        encoders = loading.load_encoders(self.checkpoint)
+        return encoders.encode(wave, self.checkpoint.shapes.t3.prompt_tokens)
+
+    def pieces(
+        self,
+        text: str,
+        voice: Voice | None = None,
+        sampling: Sampling | None = None,
+        observe: Observer | None = None,
+    ) -> Iterator[Piece]:
+        """Speak a text of any length, chunk by chunk: the primitive that all else collects.
+
+        Args:
+            voice: from ``engine.voice``; None is the model's own.
+            sampling: knobs; without a seed a new one is drawn.
+            observe: called at every speech token.
+
+        Raises:
+            TextError: nothing to speak.
+            DeviceError, NumericsError: after all fallbacks.
+        """
+        voice, sampling = voice or self.voice(), sampling or Sampling()
+        seed, chunks = _seed(sampling), split(text)
+        for i, chunk in enumerate(chunks):
+            on_token = _reporter(observe, i, len(chunks))
+            yield self._piece(chunk, voice, sampling, chunk_seed(seed, i), on_token)
+
+    def _piece(
+        self, chunk: Chunk, voice: Voice, sampling: Sampling, seed: int, on_token: OnToken
+    ) -> Piece:
+        spoken = self._speaker.say(chunk.text, voice, sampling, seed, on_token)
+        wave, seconds = spoken.wave, dict(spoken.seconds)
+        if self._watermark:
+            wave, seconds["watermark"] = _timed(self._watermark.apply, wave)
+        silence = np.zeros(round(chunk.pause * SAMPLE_RATE), dtype=np.float32)
+        return Piece(np.concatenate((wave, silence)), chunk.text, spoken.tokens, seconds)
+
+    def stream(
+        self, text: str, voice: Voice | None = None, sampling: Sampling | None = None
+    ) -> Iterator[Wave]:
+        """Yield float32 [n_i] at 24 kHz as they are ready; joined they are ``synthesize``'s."""
+        return (piece.samples for piece in self.pieces(text, voice, sampling))
+
+    def synthesize(
+        self,
+        text: str,
+        voice: Voice | None = None,
+        sampling: Sampling | None = None,
+        observe: Observer | None = None,
+    ) -> Audio:
+        """Speak a text of any length and return it whole. Arguments and errors as ``pieces``."""
+        sampling = sampling or Sampling()
+        seed = _seed(sampling)
+        pieces = list(self.pieces(text, voice, replace(sampling, seed=seed), observe))
+        return Audio(
+            samples=np.concatenate([piece.samples for piece in pieces]),
+            sample_rate=SAMPLE_RATE,
+            seed=seed,
+            tokens=sum(piece.tokens for piece in pieces),
+            seconds=total_seconds(pieces),
+        )
+
+    def speech_tokens(
+        self, text: str, voice: Voice | None = None, sampling: Sampling | None = None
+    ) -> Tensor:
+        """Run only t3: int64 [T] on the processor, stop token removed, chunks joined.
+
+        Raises:
+            InputError: plain upstream is in force, which does not give its tokens out.
+        """
+        if isinstance(self._speaker, Upstream):
+            raise InputError("plain Chatterbox gives no tokens out: unset DISABLE_OPTIMIZATION")
+        voice, sampling = voice or self.voice(), sampling or Sampling()
+        seed, device, tokens = _seed(sampling), self._speaker.device, []
+        for i, chunk in enumerate(split(text)):
+            generator = torch.Generator(device).manual_seed(chunk_seed(seed, i))
+            tokens.append(
+                self._speaker.speech_tokens(
+                    chunk.text, voice.to(device), sampling, generator, _reporter(None, i, 1)
+                )
+            )
+        return torch.cat(tokens)
+
+
+def total_seconds(pieces: list[Piece]) -> dict[str, float]:
+    """Sum the work of pieces, stage by stage."""
+    total: dict[str, float] = {}
+    for piece in pieces:
+        for stage, seconds in piece.seconds.items():
+            total[stage] = total.get(stage, 0.0) + seconds
+    return total
+
+
+def _seed(sampling: Sampling) -> int:
+    return secrets.randbits(32) if sampling.seed is None else sampling.seed
+
+
+def _reporter(observe: Observer | None, chunk: int, chunks: int) -> OnToken:
+    if observe is None:
+        return lambda tokens: None
+    return lambda tokens: observe(Progress(chunk, chunks, tokens))
+
+
+def _timed(work: Callable[[Wave], Wave], wave: Wave) -> tuple[Wave, float]:
+    start = time.perf_counter()
+    return work(wave), time.perf_counter() - start
+
+
+def _pipeline(checkpoint: Checkpoint, how: Plan, device: torch.device) -> Pipeline:
+    """Load the stages as the plan says: cast or store, place, compile."""
+    t3_dtype, flow_dtype = (getattr(torch, how.compute or name) for name in (how.t3, how.flow))
+    stages = {
+        "t3": loading.load_t3(checkpoint, t3_dtype),
+        "flow": loading.load_flow(checkpoint, flow_dtype),
+        "vocoder": loading.load_vocoder(checkpoint),
+    }
+    if how.compute:
+        loading.store(stages["t3"], getattr(torch, how.t3))
+        loading.store(stages["flow"], getattr(torch, how.flow))
+    residency = Residency(stages, device, offload=how.offload == "stages")
+    step = None
+    if how.compile != "none":
+        with residency("t3") as t3:
+            step = _compiled(cast(T3, t3), how.compile)
+    return Pipeline(loading.load_tokenizer(checkpoint), residency, step)
+
+
+def _compiled(t3: T3, backend: str) -> Step | None:
+    try:
+        return graphs.compiled_step(t3, backend)
+    except graphs.FAILURES as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        log.warning("Compilation setup failed: %s; the t3 step runs eager", reason)
+        return None

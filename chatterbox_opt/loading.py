@@ -1,0 +1,189 @@
+"""Plan and checkpoint to stages: read, build, cast, store.
+
+Knows files' tensors, upstream's names in them and the precision policy. Knows nothing of requests.
+Everything is read as safetensors (conds.pt with ``weights_only``): a weights file cannot run code.
+Real weights, made ones and a built-in model all come through here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+
+from chatterbox_opt import flow, models, t3, vocoder, voice
+from chatterbox_opt.errors import WeightsError
+from chatterbox_opt.models import Checkpoint
+
+# buffers that upstream computes and its loading forgives (S3Tokenizer.ignore_state_dict_missing)
+FORGIVEN = ("tokenizer._mel_filters", "tokenizer.window")
+
+
+class Tensors(Mapping[str, Tensor]):
+    """The tensors of a safetensors file below a prefix, read when asked for."""
+
+    def __init__(self, path: Path, prefix: str = "") -> None:
+        """Open the file.
+
+        Raises:
+            WeightsError: missing, damaged or half downloaded.
+        """
+        try:
+            self._file = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(
+                f"{path} is damaged or half downloaded ({error}): delete it and get it again"
+            ) from error
+        names = self._file.keys()
+        if names and all(name.startswith("model.") for name in names):
+            prefix = "model." + prefix  # a state dict saved with its wrapper
+        self._names = {n[len(prefix) :]: n for n in names if n.startswith(prefix)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._file.get_tensor(self._names[name])
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class _SkipInit(TorchFunctionMode):
+    """Leave new parameters as they are: all are overwritten from the file a moment later."""
+
+    NAMES = frozenset(
+        ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_")
+    )
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in self.NAMES:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def uninitialised() -> Iterator[None]:
+    """Build modules without drawing initial values (2 s for upstream's flow, and a draw from the
+    global generator that is none of ours)."""
+    with _SkipInit():
+        yield
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Load ``tensors`` into ``module``; every parameter must be there, further ones are ignored
+    (upstream loads S3Gen with ``strict=False``; we do not forgive a missing layer).
+
+    Raises:
+        WeightsError: a tensor is missing or of another shape.
+    """
+    try:
+        missing = module.load_state_dict(dict(tensors), strict=False).missing_keys
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise WeightsError(
+            f"{what} does not fit ({reason}): the file and its config.json do not belong together"
+        ) from error
+    if missing := [name for name in missing if name not in FORGIVEN]:
+        raise WeightsError(f"{what} lacks {len(missing)} tensors, first {missing[0]}: wrong or old file?")
+    module.eval().requires_grad_(False)  # noqa: FBT003
+
+
+def load_t3(checkpoint: Checkpoint, dtype: torch.dtype) -> t3.T3:
+    """Read T3, strictly, in ``dtype``."""
+    tensors = Tensors(checkpoint.path(models.T3))
+    return t3.from_upstream(tensors, checkpoint.shapes.t3, dtype)
+
+
+def load_flow(checkpoint: Checkpoint, dtype: torch.dtype) -> flow.Flow:
+    """Read the flow in ``dtype``."""
+    with uninitialised():
+        stage = flow.Flow(checkpoint.shapes.flow)
+    fill(stage.net, Tensors(checkpoint.path(models.S3GEN), "flow."), "flow")
+    if dtype != torch.float32:
+        stage.set_precision(dtype)
+    return stage.eval()
+
+
+def load_vocoder(checkpoint: Checkpoint) -> vocoder.Vocoder:
+    """Read the vocoder in float32."""
+    with uninitialised():
+        stage = vocoder.Vocoder(checkpoint.shapes.vocoder)
+    fill(stage.net, Tensors(checkpoint.path(models.S3GEN), "mel2wav."), "vocoder")
+    return stage.eval()
+
+
+def load_encoders(checkpoint: Checkpoint) -> voice.Encoders:
+    """Read the encoders of a new voice in float32 (about 0.5 GB at the true shapes)."""
+    shapes = checkpoint.shapes
+    with uninitialised():
+        encoders = voice.Encoders(shapes.voice, shapes.t3.speaker)
+    s3gen = Tensors(checkpoint.path(models.S3GEN))
+    reader = Tensors(checkpoint.path(models.VOICE_ENCODER))
+    known = set(encoders.voice_encoder.state_dict())
+    if unknown := sorted(set(reader) - known):
+        raise WeightsError(f"the voice encoder has an unknown tensor {unknown[0]}: wrong file?")
+    parts = ("tokenizer.", "speaker_encoder.")
+    named = {name: s3gen[name] for name in s3gen if name.startswith(parts)}
+    fill(encoders, named | {f"voice_encoder.{n}": reader[n] for n in reader}, "the voice encoders")
+    return encoders
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """Read the text tokenizer.
+
+    Raises:
+        WeightsError: damaged, or without the start and stop tokens.
+    """
+    path = checkpoint.path(models.TOKENIZER)
+    try:
+        text = path.read_text(encoding="utf-8")
+        json.loads(text)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise WeightsError(f"{path} is damaged ({error}): delete it and get it again") from error
+    tokenizer = Tokenizer.from_str(text)
+    if None in (tokenizer.token_to_id("[START]"), tokenizer.token_to_id("[STOP]")):
+        raise WeightsError(f"{path} has no [START] or [STOP]: it is not Chatterbox's tokenizer")
+    return tokenizer
+
+
+def text_tokens(tokenizer: Tokenizer, text: str) -> Tensor:
+    """Normalised text to int64 [T] (upstream tokenizer.py, EnTokenizer.encode)."""
+    return torch.tensor(tokenizer.encode(text.replace(" ", "[SPACE]")).ids, dtype=torch.long)
+
+
+class _Widen(nn.Module):
+    """A stored weight, widened each time it is used."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, stored: Tensor) -> Tensor:
+        return stored.to(self.dtype)
+
+
+def store(module: nn.Module, dtype: torch.dtype) -> None:
+    """Keep matrices in ``dtype`` while arithmetic stays in their present one.
+
+    For cards whose half-precision arithmetic is slow or unsafe (GTX 10xx: 1/64 rate): half of the
+    memory, float32 results from rounded weights.
+    """
+    for part in list(module.modules()):
+        if isinstance(part, (nn.Linear, nn.Conv1d)) and not parametrize.is_parametrized(part):
+            wide = part.weight.dtype
+            part.weight.data = part.weight.data.to(dtype)
+            parametrize.register_parametrization(part, "weight", _Widen(wide), unsafe=True)

@@ -1,0 +1,156 @@
+"""The Chatterbox family: names, files, and how to find, download and check them.
+
+Knows file names and the hub. Knows nothing of tensors inside the files (see loading.py), and
+imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from chatterbox_opt.errors import InputError, WeightsError
+from chatterbox_opt.shapes import Shapes, read_shapes
+
+VOICE_ENCODER = "ve.safetensors"
+T3 = "t3_cfg.safetensors"
+S3GEN = "s3gen.safetensors"
+TOKENIZER = "tokenizer.json"
+CONDITIONALS = "conds.pt"
+REQUIRED = (VOICE_ENCODER, T3, S3GEN, TOKENIZER)  # conds.pt may be absent, as upstream allows
+FILES = (*REQUIRED, CONDITIONALS)
+
+DEFAULT = "chatterbox"
+HUB = {DEFAULT: "ResembleAI/chatterbox"}  # name -> hub repository
+BUILT_IN = ("pico",)  # name -> directory of that name in the package, where this version has one
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete set of files on this disk.
+
+    Attributes:
+        name: as the person gave it.
+        directory: where the files are.
+        shapes: of all stages.
+        voice_identity: changes when the encoders that read a recording change.
+    """
+
+    name: str
+    directory: Path
+    shapes: Shapes
+    voice_identity: str
+
+    def path(self, file: str) -> Path:
+        return self.directory / file
+
+
+def available() -> dict[str, str]:
+    """Known model names and where each comes from, for messages and tables."""
+    known = {name: f"hub: {repository}" for name, repository in HUB.items()}
+    return known | {name: "built in" for name in BUILT_IN if built_in(name).is_dir()}
+
+
+def built_in(name: str) -> Path:
+    """Directory of a model that ships inside the package; it may not exist."""
+    return Path(__file__).parent / name
+
+
+def check_name(model: str) -> None:
+    """Say early, without touching disk or network much, that a model cannot be what is meant.
+
+    Raises:
+        InputError: neither a known name nor a directory.
+    """
+    if model in available() or Path(model).is_dir():
+        return
+    if model in BUILT_IN:
+        raise InputError(f"this version does not contain '{model}'; use --model {DEFAULT} or a directory")
+    raise InputError(
+        f"unknown model '{model}'; known: {', '.join(available())}, or a directory with {T3} in it"
+    )
+
+
+def locate(model: str = DEFAULT) -> Checkpoint:
+    """Find a model's files, downloading them if they are on the hub and not yet here.
+
+    ``HF_HUB_OFFLINE``, ``HF_TOKEN``, ``HF_HOME`` and ``HF_ENDPOINT`` mean what they always mean;
+    an interrupted download continues where it stopped.
+
+    Raises:
+        InputError: unknown model.
+        WeightsError: files missing, or not to be had.
+    """
+    check_name(model)
+    if model in HUB and not Path(model).is_dir():
+        directory = from_hub(HUB[model])
+    elif model in BUILT_IN and built_in(model).is_dir():
+        directory = built_in(model)
+    else:
+        directory = Path(model)
+    if missing := [name for name in REQUIRED if not (directory / name).is_file()]:
+        raise WeightsError(
+            f"'{directory}' lacks {', '.join(missing)}; a model directory needs "
+            f"{', '.join(REQUIRED)} (and {CONDITIONALS} for a voice of its own)"
+        )
+    shapes = read_shapes(directory)
+    return Checkpoint(model, directory, shapes, _voice_identity(directory))
+
+
+def from_hub(repository: str) -> Path:
+    """Directory of a hub repository's files in the local cache, complete after this call.
+
+    Raises:
+        WeightsError: not in the cache and not reachable, or not allowed.
+    """
+    import httpx
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        paths = [Path(hf_hub_download(repository, name)) for name in FILES]
+    except LocalEntryNotFoundError as error:
+        raise WeightsError(_ways_out(repository, "not here yet and the hub cannot be reached")) from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "no answer"
+        reason = f"the hub answered {status}"
+        raise WeightsError(_ways_out(repository, reason)) from error
+    except (OSError, httpx.HTTPError) as error:
+        reason = f"the download failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        raise WeightsError(_ways_out(repository, reason)) from error
+    return paths[0].parent
+
+
+def in_cache(repository: str) -> Path | None:
+    """Directory of a repository that is complete in the local cache, without any network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = [try_to_load_from_cache(repository, name) for name in FILES]
+    return Path(found[0]).parent if found and all(isinstance(f, str) for f in found) else None  # type: ignore[arg-type]
+
+
+def _ways_out(repository: str, reason: str) -> str:
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    pico = "--model pico speaks with the small built-in model" if "pico" in available() else (
+        "chatterbox-opt models make DIR writes random weights to try the machine"
+    )
+    return (
+        f"the weights of {repository} are {reason}{offline}. Three ways out: "
+        "(1) connect and run again, with HF_TOKEN or HF_ENDPOINT if your network needs them; "
+        f"(2) --model DIR with a copy of {', '.join(FILES)}; (3) {pico}"
+    )
+
+
+def _voice_identity(directory: Path) -> str:
+    """Digest of what turns a recording into a Voice: all of the voice encoder (6 MB), and of
+    s3gen's half gigabyte its header and 64 blocks spread over the file."""
+    digest = hashlib.blake2b((directory / VOICE_ENCODER).read_bytes(), digest_size=16)
+    path = directory / S3GEN
+    size, block = path.stat().st_size, 1 << 16
+    with path.open("rb") as file:
+        for i in range(64):
+            file.seek(i * max(size - block, 0) // 63)
+            digest.update(file.read(block))
+    return digest.hexdigest()

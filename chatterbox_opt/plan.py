@@ -1,0 +1,331 @@
+"""How this machine will do it: Profile (a wish), Hardware (what is there), Plan (what is done).
+
+The only place that asks what the machine can do. Knows nothing of stages, weights or requests.
+A wish that the machine cannot meet is lowered, with a reason that the person can read; nothing
+that would change what is said is ever lowered in silence. Imports torch only in ``probe``.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from chatterbox_opt.errors import DeviceError, ProfileError
+
+AUTO = "auto"
+STAGES = ("t3", "flow", "vocoder")
+DTYPES = ("float32", "float16", "bfloat16")
+COMPILE = ("none", "cudagraphs", "inductor")
+OFFLOAD = ("none", "stages")
+DEVICES = (AUTO, "cuda", "mps", "cpu")
+
+BIG_MIB, MIDDLE_MIB = 15_000, 7_500  # total memory from which rtx4090 and rtx3080 are meant
+ROOM_MIB = 4_000  # free memory that all stages in half precision need, with room to work
+BFLOAT16_FROM = (8, 0)  # torch reports bfloat16 from 7.5 on, where it is emulated and slow
+HALF_FROM = (7, 0)  # below, half-precision arithmetic is up to 64 times slower than float32
+
+# environment variable -> profile key, and its words -> values
+ENVIRONMENT: dict[str, tuple[str, dict[str, str]]] = {
+    "CHATTERBOX_DTYPE": ("dtype", {name: name for name in DTYPES}),
+    "CHATTERBOX_COMPILATION": ("compile", {"true": "cudagraphs", "false": "none"}),
+    "CHATTERBOX_CPU_OFFLOAD": ("offload", {"true": "stages", "false": "none"}),
+}
+PLAIN = "DISABLE_OPTIMIZATION"
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a YAML file asks for.
+
+    Attributes:
+        name: of the file, or its path.
+        description: which hardware it is for.
+        t3, flow: dtype of the stage's weights, one of ``DTYPES``. The vocoder is float32.
+        compute: dtype of arithmetic when it shall differ from the stored one, or "".
+        compile: how the T3 step is compiled, one of ``COMPILE``.
+        offload: "stages" keeps only the working stage on the card.
+    """
+
+    name: str
+    description: str = ""
+    t3: str = "float32"
+    flow: str = "float32"
+    compute: str = ""
+    compile: str = "none"
+    offload: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What was found. Memory in MiB; ``capability`` is CUDA's, (0, 0) elsewhere."""
+
+    device: str
+    name: str
+    total_mib: int = 0
+    free_mib: int = 0
+    capability: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What this process does, with the reasons.
+
+    Attributes:
+        device: "cuda", "mps" or "cpu".
+        profile: the name of the profile it started from.
+        t3, flow: dtype of the stored weights; the vocoder is always float32.
+        compute: dtype of the arithmetic in t3 and flow where it differs, or "".
+        compile, offload: see Profile.
+        optimized: False runs plain upstream.
+        reasons: sentences: where each value came from, and what was lowered.
+    """
+
+    device: str
+    profile: str
+    t3: str
+    flow: str
+    compute: str
+    compile: str
+    offload: str
+    optimized: bool = True
+    reasons: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """One line for people: device, dtype, compilation, offload."""
+        if not self.optimized:
+            return f"device {self.device} · plain Chatterbox ({PLAIN})"
+        dtype = self.t3 if self.t3 == self.flow else f"t3 {self.t3}, flow {self.flow}"
+        if self.compute:
+            dtype += f" stored, {self.compute} computed"
+        return (
+            f"device {self.device} · dtype {dtype} · compile {self.compile} · "
+            f"offload {self.offload} · profile {self.profile}"
+        )
+
+
+def profiles_directory() -> Path:
+    """Where the shipped profiles are: in the installed package, or at the top of a checkout."""
+    inside = Path(__file__).parent / "profiles"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "profiles"
+
+
+def profile_names() -> list[str]:
+    """Names of the shipped profiles."""
+    return sorted(path.stem for path in profiles_directory().glob("*.yaml"))
+
+
+def load_profile(name: str) -> Profile:
+    """Read a shipped profile by name, or one of your own by path (``*.yaml``).
+
+    Raises:
+        ProfileError: not found, not YAML, or an unknown key or value (the known ones are named).
+    """
+    own = name.endswith((".yaml", ".yml"))
+    path = Path(name) if own else profiles_directory() / f"{name}.yaml"
+    if not own and name not in profile_names():
+        raise ProfileError(
+            f"unknown profile '{name}'; known: {', '.join([AUTO, *profile_names()])}, or a .yaml file"
+        )
+    try:
+        wishes = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProfileError(f"profile '{name}' cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ProfileError(f"profile '{name}' is not valid YAML ({_first_line(error)})") from error
+    if not isinstance(wishes, dict):
+        raise ProfileError(f"profile '{name}' must be a mapping of keys to values")
+    return _parse(name, wishes)
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _parse(name: str, wishes: Mapping[str, Any]) -> Profile:
+    choices = {"description": None, "dtype": None, "compute": DTYPES, "compile": COMPILE, "offload": OFFLOAD}
+    _known(f"profile '{name}'", wishes, choices)
+    values = {k: v for k, v in wishes.items() if k != "dtype"}
+    dtype = wishes.get("dtype", "float32")
+    per_stage = dict.fromkeys(("t3", "flow"), dtype) if isinstance(dtype, str) else dict(dtype or {})
+    _known(f"profile '{name}', dtype", per_stage, dict.fromkeys(STAGES))
+    if per_stage.pop("vocoder", "float32") != "float32":
+        raise ProfileError(f"profile '{name}': the vocoder is float32 only; half precision is audible")
+    for key, value in (values | per_stage).items():
+        allowed = DTYPES if key in STAGES else choices[key]
+        # YAML reads a bare `none` as text but `no`, `off` and `~` as other things
+        if allowed and value not in allowed:
+            raise ProfileError(f"profile '{name}': {key} is {value!r}; known: {', '.join(allowed)}")
+    return Profile(name=name, **values, **per_stage)
+
+
+def _known(where: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    if unknown := sorted(str(key) for key in set(given) - set(known)):
+        raise ProfileError(f"{where}: unknown key '{unknown[0]}'; known: {', '.join(known)}")
+
+
+def probe(device: str = AUTO) -> Hardware:
+    """Look at the machine (imports torch).
+
+    Raises:
+        DeviceError: the device asked for is not there.
+    """
+    import torch
+
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == AUTO:
+        device = next(name for name, there in found.items() if there)
+    if not found.get(device, False):
+        here = ", ".join(name for name, there in found.items() if there)
+        raise DeviceError(
+            f"there is no {device} device here (found: {here}); use --device auto, or see "
+            "chatterbox-opt doctor for the driver and the torch build"
+        )
+    if device != "cuda":
+        return Hardware(device, platform.processor() or platform.machine())
+    free, total = torch.cuda.mem_get_info()
+    return Hardware(
+        device="cuda",
+        name=torch.cuda.get_device_name(),
+        total_mib=total >> 20,
+        free_mib=free >> 20,
+        capability=torch.cuda.get_device_capability(),
+    )
+
+
+def choose(hardware: Hardware) -> tuple[str, str]:
+    """Pick a shipped profile for a machine; return its name and the reason."""
+    if hardware.device != "cuda":
+        return ("cpu", "no CUDA card") if hardware.device == "cpu" else ("dev", "MPS runs eager")
+    facts = f"{hardware.name}, {hardware.free_mib:,} of {hardware.total_mib:,} MiB free"
+    if hardware.capability < HALF_FROM:
+        return "gtx1080", f"{facts}, compute capability {_dotted(hardware.capability)} below 7.0"
+    if hardware.free_mib < ROOM_MIB or hardware.total_mib < MIDDLE_MIB:
+        return "memory-limited", f"{facts}: too little for all stages at once"
+    if hardware.total_mib >= BIG_MIB:
+        return "rtx4090", f"{facts}: room for everything"
+    return "rtx3080", f"{facts}: between 8 and 16 GB"
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
+
+
+def resolve(
+    profile: str,
+    hardware: Hardware,
+    overrides: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Plan:
+    """Turn wishes into a plan for this machine.
+
+    Args:
+        profile: a name, a YAML path, or "auto".
+        overrides: ``dtype``, ``compile``, ``offload`` from the command line; they win.
+        environment: CHATTERBOX_* and DISABLE_OPTIMIZATION; they win over the profile.
+
+    Raises:
+        ProfileError: an unknown profile, key or value.
+    """
+    environment = os.environ if environment is None else environment
+    reasons: list[str] = []
+    if profile == AUTO:
+        profile, why = choose(hardware)
+        reasons.append(f"profile {profile}: {why}")
+    else:
+        reasons.append(f"profile {profile}: asked for")
+    wish = load_profile(profile)
+    for key, value, source in _later_words(environment, overrides or {}):
+        fields = {"t3": value, "flow": value, "compute": ""} if key == "dtype" else {key: value}
+        wish = replace(wish, **fields)  # type: ignore[arg-type]
+        reasons.append(f"{key} {value}: from {source}")
+    wish = _lower(wish, hardware, reasons)
+    return Plan(
+        device=hardware.device,
+        profile=profile,
+        t3=wish.t3,
+        flow=wish.flow,
+        compute=wish.compute,
+        compile=wish.compile,
+        offload=wish.offload,
+        optimized=not is_plain(environment),
+        reasons=tuple(reasons),
+    )
+
+
+def is_plain(environment: Mapping[str, str]) -> bool:
+    """Whether DISABLE_OPTIMIZATION asks for plain upstream.
+
+    Raises:
+        ProfileError: a value other than true or false.
+    """
+    return _word(environment, PLAIN, {"true": "yes", "false": ""}) == "yes"
+
+
+def check_words(profile: str, overrides: Mapping[str, str], environment: Mapping[str, str]) -> None:
+    """Raise ProfileError for what is wrong whatever the machine; needs no torch."""
+    if profile != AUTO:
+        load_profile(profile)
+    is_plain(environment)
+    _later_words(environment, overrides)
+
+
+def _later_words(
+    environment: Mapping[str, str], overrides: Mapping[str, str]
+) -> list[tuple[str, str, str]]:
+    """Key, value and source of all that overrides a profile, the strongest last."""
+    words = []
+    for variable, (key, values) in ENVIRONMENT.items():
+        if value := _word(environment, variable, values):
+            words.append((key, value, variable))
+    allowed = {"dtype": DTYPES, "compile": COMPILE, "offload": OFFLOAD}
+    _known("options", overrides, allowed)
+    for key, value in overrides.items():
+        if value not in allowed[key]:
+            raise ProfileError(f"{key} is '{value}'; known: {', '.join(allowed[key])}")
+        words.append((key, value, "the command line"))
+    return words
+
+
+def _word(environment: Mapping[str, str], variable: str, values: Mapping[str, str]) -> str:
+    given = environment.get(variable, "").strip().lower()
+    given = {"1": "true", "0": "false"}.get(given, given)
+    if given and given not in values:
+        raise ProfileError(f"{variable} is '{given}'; known: {', '.join(values)}")
+    return values.get(given, "")
+
+
+def _lower(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
+    """Replace what the machine cannot do, and say so."""
+
+    def lowered(**fields: str) -> Profile:
+        return replace(wish, **fields)  # type: ignore[arg-type]
+
+    if hardware.device != "cuda":
+        if "float16" in (wish.t3, wish.flow) and hardware.device == "cpu":
+            wish = lowered(t3=_wider(wish.t3), flow=_wider(wish.flow), compute="")
+            reasons.append("dtype float32: a processor has no fast float16 arithmetic")
+        if wish.compile == "cudagraphs" or (wish.compile != "none" and hardware.device == "mps"):
+            reasons.append(f"compile none: {wish.compile} needs a CUDA card")
+            wish = lowered(compile="none")
+        if wish.offload != "none":
+            reasons.append("offload none: there is no card to move stages off")
+            wish = lowered(offload="none")
+        return wish
+    if hardware.capability < BFLOAT16_FROM and "bfloat16" in (wish.t3, wish.flow):
+        half = {"bfloat16": "float16"}
+        wish = lowered(t3=half.get(wish.t3, wish.t3), flow=half.get(wish.flow, wish.flow))
+        reasons.append("dtype float16: bfloat16 needs compute capability 8.0")
+    if hardware.capability < HALF_FROM and "float16" in (wish.t3, wish.flow) and not wish.compute:
+        wish = lowered(compute="float32")
+        reasons.append("computed in float32: float16 arithmetic is slow below capability 7.0")
+    return wish
+
+
+def _wider(dtype: str) -> str:
+    return "float32" if dtype == "float16" else dtype

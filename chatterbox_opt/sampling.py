@@ -1,0 +1,64 @@
+"""How to say it: the knobs of one request. Knows nothing of tensors (see sampler.py) or devices.
+
+Defaults and meaning are upstream's (``ChatterboxTTS.generate``, tts.py 0.1.7).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from chatterbox_opt.errors import InputError
+
+MAX_TOKENS = 4096  # T3's table of speech positions ends here (upstream t3_config.py)
+SEED_LIMIT = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """The knobs of one request, validated at birth.
+
+    Attributes:
+        seed: fixes the result bit for bit on one machine and plan; None draws a new one.
+        temperature: spread of the T3 distribution; 0 takes the most likely token (greedy).
+        cfg_weight: classifier-free guidance, how strongly the text steers; 0 switches it off.
+        exaggeration: emotion; 0.5 is neutral, above 1 grows unstable.
+        min_p: tokens less likely than ``min_p`` times the likeliest are dropped.
+        top_p: nucleus sampling; 1 keeps all.
+        repetition_penalty: above 1 discourages tokens already said.
+        max_tokens: bound for one chunk; 25 tokens are a second of sound.
+    """
+
+    seed: int | None = None
+    temperature: float = 0.8
+    cfg_weight: float = 0.5
+    exaggeration: float = 0.5
+    min_p: float = 0.05
+    top_p: float = 1.0
+    repetition_penalty: float = 1.2
+    max_tokens: int = 1000
+
+    def __post_init__(self) -> None:
+        in_range = {
+            "seed": (self.seed is None or 0 <= self.seed < SEED_LIMIT, "0 to 2^63 - 1"),
+            "temperature": (0 <= self.temperature <= 5, "0 (greedy) to 5"),
+            "cfg_weight": (0 <= self.cfg_weight <= 10, "0 (off) to 10"),
+            "exaggeration": (0 <= self.exaggeration <= 5, "0 to 5"),
+            "min_p": (0 <= self.min_p <= 1, "0 to 1"),
+            "top_p": (0 < self.top_p <= 1, "above 0, up to 1"),
+            "repetition_penalty": (0 < self.repetition_penalty <= 10, "above 0, up to 10"),
+            "max_tokens": (1 <= self.max_tokens <= MAX_TOKENS, f"1 to {MAX_TOKENS}"),
+        }
+        for name, (good, bounds) in in_range.items():
+            if not good:
+                raise InputError(f"{name} is {getattr(self, name)}; give a value from {bounds}")
+
+
+def chunk_seed(seed: int, index: int) -> int:
+    """Return the seed of chunk ``index``: the request's own for the first, so that a text of one
+    chunk draws as upstream draws after ``torch.manual_seed(seed)``; hashed for the others, so
+    that neighbouring seeds do not share chunks."""
+    if index == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % SEED_LIMIT

@@ -1,0 +1,358 @@
+"""The t3 stage: text and voice to speech tokens, by our own decoder.
+
+Knows the transformer, its conditioning and its weights' upstream names. Knows nothing of files,
+devices, profiles, or what the tokens sound like.
+
+Three functions: ``prefill`` (the whole prefix, fills the cache), ``step`` (one token in, logits
+out; tensors only, no branch on their values) and ``generate``, the loop, which owns the stop
+conditions and nothing else. Upstream's loop (t3.py of chatterbox-tts 0.1.7) grows its cache,
+keeps all attentions and hidden states and sorts the vocabulary at every step; this one does the
+same arithmetic without that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chatterbox_opt.cache import StaticCache
+from chatterbox_opt.errors import NumericsError, TextError, WeightsError
+from chatterbox_opt.sampler import NOT_FINITE, sample
+from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.shapes import T3Shape
+
+Step = Callable[[Tensor, Tensor, Tensor, StaticCache, int], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What T3 is given.
+
+    Attributes:
+        text_tokens: int64 [T], without start and stop.
+        speaker: float32 [1, speaker], the voice encoder's embedding.
+        speech_tokens: int64 [1, P], the voice's own speech.
+    """
+
+    text_tokens: Tensor
+    speaker: Tensor
+    speech_tokens: Tensor
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, in float32 whatever the input (Zhang & Sennrich 2019; HF Llama)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Apply rotary positions (Su et al. 2021, halves layout of HF Llama): [..., length, head_dim]."""
+    cos, sin = rope
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class Block(nn.Module):
+    """One Llama layer with q/k/v in one product and gate/up in another."""
+
+    def __init__(self, shape: T3Shape) -> None:
+        super().__init__()
+        self.heads, self.head_dim = shape.heads, shape.head_dim
+        self.attention_norm = RMSNorm(shape.width, shape.norm_eps)
+        self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=False)
+        self.out = nn.Linear(shape.width, shape.width, bias=False)
+        self.ffn_norm = RMSNorm(shape.width, shape.norm_eps)
+        self.gate_up = nn.Linear(shape.width, 2 * shape.ffn, bias=False)
+        self.down = nn.Linear(shape.ffn, shape.width, bias=False)
+
+    def heads_of(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """[rows, length, width] to rotated q, k and plain v: [rows, heads, length, head_dim]."""
+        rows, length, _ = x.shape
+        split = self.qkv(self.attention_norm(x)).view(rows, length, 3, self.heads, self.head_dim)
+        q, k, v = split.permute(2, 0, 3, 1, 4)
+        return rotate(q, rope), rotate(k, rope), v
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Add attention's output and the SwiGLU feed-forward to the residual stream."""
+        rows, length, width = x.shape
+        x = x + self.out(attended.transpose(1, 2).reshape(rows, length, width))
+        gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * up)
+
+
+class Resampler(nn.Module):
+    """Upstream's Perceiver: learned queries read the voice's speech, then each other (same weights)."""
+
+    def __init__(self, shape: T3Shape) -> None:
+        super().__init__()
+        width = shape.width
+        self.heads = shape.resampler_heads
+        self.queries = nn.Parameter(torch.zeros(1, shape.resampler_queries, width))
+        self.norm = nn.LayerNorm(width)
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def _attend(self, x: Tensor, memory: Tensor) -> Tensor:
+        normed, source = self.norm(x), self.norm(memory)
+        q, k, v = (
+            y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for y in (self.q(normed), self.k(source), self.v(source))
+        )
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(attended.transpose(1, 2).flatten(2))
+
+    def forward(self, speech: Tensor) -> Tensor:
+        """[1, P, width] to [1, queries, width]."""
+        read = self._attend(self.queries.expand(speech.shape[0], -1, -1), speech)
+        return self._attend(read, read)
+
+
+class T3(nn.Module):
+    """Token-to-token decoder: the Llama backbone of Chatterbox with its conditioning."""
+
+    frequencies: Tensor
+
+    def __init__(self, shape: T3Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.text_emb = nn.Embedding(shape.text_vocab, shape.width)
+        self.text_pos = nn.Embedding(shape.text_positions, shape.width)
+        self.speech_emb = nn.Embedding(shape.speech_vocab, shape.width)
+        self.speech_pos = nn.Embedding(shape.speech_positions, shape.width)
+        self.speaker = nn.Linear(shape.speaker, shape.width)
+        self.emotion = nn.Linear(1, shape.width, bias=False)
+        self.resampler = Resampler(shape)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.norm = RMSNorm(shape.width, shape.norm_eps)
+        self.head = nn.Linear(shape.width, shape.speech_vocab, bias=False)
+        self.register_buffer("frequencies", rope_frequencies(shape), persistent=False)
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor with the device and dtype of the arithmetic."""
+        return self.norm.weight
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the arithmetic."""
+        return self.like.dtype
+
+    def set_precision(self, dtype: torch.dtype) -> None:
+        """Cast all weights; the table of rotary frequencies stays in float32."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(dtype)
+
+    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for int64 ``positions`` [n]: two of [n, head_dim], model dtype."""
+        angles = positions.float()[:, None] * self.frequencies[None]
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos().to(self.like.dtype), angles.sin().to(self.like.dtype)
+
+    def embed(self, prompt: Prompt, sampling: Sampling) -> Tensor:
+        """Build the prefix [rows, length, width]: conditioning, text, and two start-of-speech.
+
+        Two rows under CFG: the second row's text is zeroed before its positions are added
+        (upstream t3.py, prepare_input_embeds). The start token stands twice because upstream
+        embeds it once there and once more before its loop.
+        """
+        shape, device, dtype = self.shape, self.like.device, self.like.dtype
+        rows = 2 if sampling.cfg_weight > 0 else 1
+        spoken = prompt.speech_tokens.to(device)
+        speech = self.speech_emb(spoken) + self.speech_pos.weight[: spoken.shape[1]]
+        emotion = torch.full((1, 1, 1), sampling.exaggeration, device=device, dtype=dtype)
+        speaker = self.speaker(prompt.speaker.to(device, dtype))[:, None]
+        conditioning = torch.cat((speaker, self.resampler(speech), self.emotion(emotion)), dim=1)
+
+        edges = prompt.text_tokens.new_tensor([shape.start_text, shape.stop_text]).to(device)
+        ids = torch.cat((edges[:1], prompt.text_tokens.to(device), edges[1:]))
+        if len(ids) > shape.text_positions:
+            raise TextError(
+                f"one chunk has {len(ids)} text tokens and the model takes {shape.text_positions}: "
+                "give a shorter word or lower the chunk limit"
+            )
+        text = self.text_emb(ids).expand(rows, -1, -1).clone()
+        text[1:] = 0
+        text = text + self.text_pos.weight[: len(ids)]
+        start = self.speech_emb.weight[shape.start_speech] + self.speech_pos.weight[0]
+        return torch.cat(
+            (conditioning.expand(rows, -1, -1), text, start.expand(rows, 2, -1)), dim=1
+        )
+
+    def prefill(self, x: Tensor, cache: StaticCache) -> Tensor:
+        """Run the prefix [rows, length, width] and fill the cache; logits of its last position."""
+        rope = self.rope(torch.arange(x.shape[1], device=x.device))
+        for i, block in enumerate(self.blocks):
+            q, k, v = block.heads_of(x, rope)
+            cache.fill(i, k, v)
+            x = block.finish(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        return self.head(self.norm(x[:, -1]))
+
+    def step(
+        self, token: Tensor, spoken: Tensor, position: Tensor, cache: StaticCache, span: int
+    ) -> Tensor:
+        """Run one token through the decoder.
+
+        Args:
+            token: int64 [1].
+            spoken: int64 [1], its place among the speech tokens (the start token is 0).
+            position: int64 [1], its place in the cache.
+            cache: written at ``position``, read up to ``span``.
+            span: a multiple of the cache's block, above ``position``.
+
+        Returns:
+            logits [rows, speech_vocab].
+        """
+        rows = cache.keys.shape[1]
+        x = (self.speech_emb(token) + self.speech_pos(spoken)).expand(rows, 1, -1)
+        rope = self.rope(position)
+        visible = (torch.arange(span, device=token.device) <= position)[None, None, None]
+        for i, block in enumerate(self.blocks):
+            q, k, v = block.heads_of(x, rope)
+            cache.put(i, position, k, v)
+            keys, values = cache.keys[i, :, :, :span], cache.values[i, :, :, :span]
+            attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=visible)
+            x = block.finish(x, attended)
+        return self.head(self.norm(x[:, -1]))
+
+    def new_cache(self, rows: int, capacity: int) -> StaticCache:
+        """A cache that fits this model."""
+        return StaticCache(
+            layers=self.shape.layers,
+            rows=rows,
+            heads=self.shape.heads,
+            head_dim=self.shape.head_dim,
+            capacity=capacity,
+            like=self.like,
+        )
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        generator: torch.Generator | None = None,
+        step: Step | None = None,
+    ) -> Iterator[int]:
+        """Yield speech tokens until the stop token (not yielded) or ``sampling.max_tokens``.
+
+        Args:
+            generator: on the model's device; None draws from torch's global one.
+            step: a faster form of ``self.step``; the same result is its maker's promise.
+
+        Raises:
+            NumericsError: the logits hold NaN or infinity.
+            TextError: more text tokens than the model has positions.
+        """
+        step = step or self.step
+        shape, device = self.shape, self.like.device
+        prefix = self.embed(prompt, sampling)
+        length = prefix.shape[1]
+        cache = self.new_cache(prefix.shape[0], length + sampling.max_tokens)
+        seen = torch.zeros(1, shape.speech_vocab, dtype=torch.bool, device=device)
+        seen[:, shape.start_speech] = True
+        logits = self.prefill(prefix, cache)
+        for i in range(sampling.max_tokens):
+            token = sample(logits, seen, sampling, generator)
+            value = int(token)
+            if value == NOT_FINITE:
+                raise NumericsError(f"t3 gave numbers that are not finite at token {i}")
+            if value == shape.stop_speech:
+                return
+            yield value
+            if i + 1 == sampling.max_tokens:
+                return
+            seen[:, value] = True
+            here = torch.full_like(token, length + i)
+            logits = step(token, torch.full_like(token, i + 1), here, cache, cache.span(length + i + 1))
+
+
+def rope_frequencies(shape: T3Shape) -> Tensor:
+    """Inverse frequencies float32 [head_dim / 2] with Llama 3's stretching of the long waves.
+
+    Source: Llama 3.1 (Meta), as transformers computes it for rope_type "llama3".
+    """
+    exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.int64).float() / shape.head_dim
+    plain = 1.0 / (shape.rope_theta**exponents)
+    wavelengths = 2 * math.pi / plain
+    low, high = (shape.rope_context / f for f in (shape.rope_low, shape.rope_high))
+    smooth = (shape.rope_context / wavelengths - shape.rope_low) / (shape.rope_high - shape.rope_low)
+    blended = (1 - smooth) * (plain / shape.rope_factor) + smooth * plain
+    stretched = torch.where(wavelengths > low, plain / shape.rope_factor, plain)
+    return torch.where((wavelengths <= low) & (wavelengths >= high), blended, stretched)
+
+
+def upstream_names(shape: T3Shape) -> dict[str, tuple[str, ...]]:
+    """Our parameter names, each with the upstream names whose rows it stacks, in order."""
+    names: dict[str, tuple[str, ...]] = {
+        "text_emb.weight": ("text_emb.weight",),
+        "text_pos.weight": ("text_pos_emb.emb.weight",),
+        "speech_emb.weight": ("speech_emb.weight",),
+        "speech_pos.weight": ("speech_pos_emb.emb.weight",),
+        "speaker.weight": ("cond_enc.spkr_enc.weight",),
+        "speaker.bias": ("cond_enc.spkr_enc.bias",),
+        "emotion.weight": ("cond_enc.emotion_adv_fc.weight",),
+        "resampler.queries": ("cond_enc.perceiver.pre_attention_query",),
+        "norm.weight": ("tfmr.norm.weight",),
+        "head.weight": ("speech_head.weight",),
+    }
+    ours = {"norm": "norm", "q": "to_q", "k": "to_k", "v": "to_v", "out": "proj_out"}
+    for mine, theirs in ours.items():
+        for kind in ("weight", "bias"):
+            names[f"resampler.{mine}.{kind}"] = (f"cond_enc.perceiver.attn.{theirs}.{kind}",)
+    for i in range(shape.layers):
+        layer = f"tfmr.layers.{i}."
+        attention = [f"{layer}self_attn.{p}_proj.weight" for p in ("q", "k", "v", "o")]
+        ffn = [f"{layer}mlp.{p}_proj.weight" for p in ("gate", "up", "down")]
+        names |= {
+            f"blocks.{i}.attention_norm.weight": (f"{layer}input_layernorm.weight",),
+            f"blocks.{i}.qkv.weight": tuple(attention[:3]),
+            f"blocks.{i}.out.weight": (attention[3],),
+            f"blocks.{i}.ffn_norm.weight": (f"{layer}post_attention_layernorm.weight",),
+            f"blocks.{i}.gate_up.weight": tuple(ffn[:2]),
+            f"blocks.{i}.down.weight": (ffn[2],),
+        }
+    return names
+
+
+UNUSED = ("tfmr.embed_tokens.weight", "text_head.weight")  # in the file, never read when speaking
+
+
+def from_upstream(state: Mapping[str, Tensor], shape: T3Shape, dtype: torch.dtype) -> T3:
+    """Build the decoder from upstream's state dict, as strictly as upstream loads it.
+
+    Raises:
+        WeightsError: a tensor is missing, unknown, or of another shape than ``shape`` says.
+    """
+    with torch.device("meta"):
+        model = T3(shape)
+    names = upstream_names(shape)
+    expected = {name for group in names.values() for name in group} | set(UNUSED)
+    if missing := sorted(expected - set(state)):
+        raise WeightsError(f"t3 lacks {len(missing)} tensors, first {missing[0]}: wrong or old file?")
+    if unknown := sorted(set(state) - expected):
+        raise WeightsError(f"t3 has {len(unknown)} unknown tensors, first {unknown[0]}: wrong model?")
+    parameters = dict(model.named_parameters())
+    loaded: dict[str, Tensor] = {}
+    for mine, theirs in names.items():
+        tensor = torch.cat([state[name].to(dtype) for name in theirs])
+        if tensor.shape != parameters[mine].shape:
+            raise WeightsError(
+                f"t3 {theirs[0]} is {list(tensor.shape)} where {list(parameters[mine].shape)} is "
+                "expected: the file and its config.json do not belong together"
+            )
+        loaded[mine] = tensor
+    model.load_state_dict(loaded, assign=True)
+    model.frequencies = rope_frequencies(shape)  # a derived table, not in the file
+    return model.eval().requires_grad_(False)

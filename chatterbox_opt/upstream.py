@@ -1,0 +1,105 @@
+"""Plain Chatterbox behind the same call, for DISABLE_OPTIMIZATION and for comparison.
+
+Knows upstream's own model object and its ``generate``. Knows nothing of our stages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from typing import Any
+
+import torch
+
+from chatterbox_opt.errors import InputError
+from chatterbox_opt.models import Checkpoint
+from chatterbox_opt.pipeline import OnToken, Spoken
+from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.shapes import TOKEN_RATE, Shapes
+from chatterbox_opt.voice import Voice
+
+
+class Upstream:
+    """One ``ChatterboxTTS`` that speaks chunks."""
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        self._model = model
+        self.device = device
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, device: torch.device) -> Upstream:
+        """Load as upstream loads.
+
+        Raises:
+            InputError: the checkpoint's shapes are not those that upstream's code has built in.
+        """
+        shapes = checkpoint.shapes
+        if (shapes.t3, shapes.flow, shapes.vocoder) != (Shapes().t3, Shapes().flow, Shapes().vocoder):
+            raise InputError(
+                f"plain Chatterbox cannot load '{checkpoint.name}', whose shapes are not its own: "
+                "unset DISABLE_OPTIMIZATION"
+            )
+        from chatterbox.tts import ChatterboxTTS
+
+        with contextlib.redirect_stdout(sys.stderr):  # PerTh announces itself on stdout
+            return cls(ChatterboxTTS.from_local(checkpoint.directory, device.type), device)
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._model = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def say(
+        self, text: str, voice: Voice, sampling: Sampling, seed: int, on_token: OnToken
+    ) -> Spoken:
+        """Speak one chunk with upstream's ``generate``; it owns its sampling loop and its bars.
+
+        ``max_tokens`` does not apply (upstream's 1,000 does), temperature 0 and cfg_weight 0 fail
+        in upstream's own way, and its watermark is always on.
+
+        Raises:
+            InputError: a knob that upstream cannot do.
+        """
+        if sampling.temperature == 0 or sampling.cfg_weight == 0:
+            raise InputError("plain Chatterbox cannot do temperature 0 or cfg_weight 0: "
+                             "unset DISABLE_OPTIMIZATION")
+        self._model.conds = _conditionals(voice.to(self.device), sampling.exaggeration)
+        devices = [self.device] if self.device.type == "cuda" else []
+        start = time.perf_counter()
+        with torch.random.fork_rng(devices):  # type: ignore[arg-type]
+            torch.manual_seed(seed)
+            wave = self._model.generate(
+                text,
+                repetition_penalty=sampling.repetition_penalty,
+                min_p=sampling.min_p,
+                top_p=sampling.top_p,
+                exaggeration=sampling.exaggeration,
+                cfg_weight=sampling.cfg_weight,
+                temperature=sampling.temperature,
+            )
+        samples = wave[0].numpy()
+        tokens = round(len(samples) / 24_000 * TOKEN_RATE)
+        on_token(tokens)
+        return Spoken(samples, tokens, {"upstream": time.perf_counter() - start})
+
+
+def _conditionals(voice: Voice, exaggeration: float) -> Any:
+    from chatterbox.models.t3.modules.cond_enc import T3Cond
+    from chatterbox.tts import Conditionals
+
+    device = voice.speaker.device
+    emotion = exaggeration * torch.ones(1, 1, 1, device=device)
+    t3 = T3Cond(
+        speaker_emb=voice.speaker, cond_prompt_speech_tokens=voice.prompt, emotion_adv=emotion
+    )
+    length = torch.tensor([voice.tokens.shape[1]], device=device)
+    gen = {
+        "prompt_token": voice.tokens,
+        "prompt_token_len": length,
+        "prompt_feat": voice.mel,
+        "prompt_feat_len": None,
+        "embedding": voice.xvector,
+    }
+    return Conditionals(t3, gen)
