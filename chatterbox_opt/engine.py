@@ -307,6 +307,11 @@ def total_seconds(pieces: list[Piece]) -> dict[str, float]:
     return total
 
 
+def seeded(sampling: Sampling) -> Sampling:
+    """The same knobs with a seed, drawn if there was none."""
+    return replace(sampling, seed=_seed(sampling))
+
+
 def _seed(sampling: Sampling) -> int:
     return secrets.randbits(32) if sampling.seed is None else sampling.seed
 

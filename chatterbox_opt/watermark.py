@@ -6,7 +6,7 @@ Knows the perth package and its traps. Knows nothing of how the sound was made.
 from __future__ import annotations
 
 import contextlib
-import sys
+import io
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ class Watermark:
         # perth hides a missing pkg_resources (setuptools 81 dropped it) behind None
         if perth.PerthImplicitWatermarker is None:
             raise ChatterboxOptError(f"the watermarker lacks pkg_resources: {REMEDY}")
-        with contextlib.redirect_stdout(sys.stderr):  # it announces itself where a wav may go
+        with contextlib.redirect_stdout(io.StringIO()):  # it announces itself where a wav may go
             self._net: Any = perth.PerthImplicitWatermarker()
 
     def apply(self, wave: Wave) -> Wave:

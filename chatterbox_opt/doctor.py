@@ -1,0 +1,104 @@
+"""What is on this machine, and what is missing for speech. Looks, and changes nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+
+from chatterbox_opt import models, plan
+from chatterbox_opt.errors import ChatterboxOptError
+from chatterbox_opt.voice_store import VoiceStore
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at.
+
+    Attributes:
+        what: its name.
+        good: whether speech works with it as it is.
+        found: what was seen.
+        remedy: what to do, or "".
+    """
+
+    what: str
+    good: bool
+    found: str
+    remedy: str = ""
+
+
+def examine(store: VoiceStore) -> list[Finding]:
+    """Look at everything that synthesis needs."""
+    import torch
+
+    checks = [
+        Finding("python", sys.version_info >= (3, 10), sys.version.split()[0], "3.10 to 3.12"),
+        _package("chatterbox-tts", "pip install chatterbox-tts"),
+        Finding("torch", good=True, found=torch.__version__),
+        _cuda(),
+        _perth(),
+        *_weights(),
+        _voices(store),
+        *_profile(),
+    ]
+    return [Finding(c.what, c.good, c.found, "" if c.good else c.remedy) for c in checks]
+
+
+def _package(name: str, remedy: str) -> Finding:
+    try:
+        return Finding(name, good=True, found=importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, good=False, found="missing", remedy=remedy)
+
+
+def _cuda() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        hardware = plan.probe("cuda")
+        memory = f"{hardware.free_mib:,} of {hardware.total_mib:,} MiB free"
+        capability = ".".join(map(str, hardware.capability))
+        return Finding("cuda", good=True, found=f"{hardware.name}, {memory}, capability {capability}")
+    if shutil.which("nvidia-smi"):
+        remedy = f"torch was built for CUDA {torch.version.cuda}; update the driver or see the README"
+        return Finding("cuda", good=False, found="a driver, but torch sees no card", remedy=remedy)
+    return Finding("cuda", good=True, found="no card: speech runs on the processor")
+
+
+def _perth() -> Finding:
+    from chatterbox_opt.watermark import Watermark
+
+    try:
+        Watermark()
+    except ChatterboxOptError as error:
+        return Finding("watermark", good=False, found="missing", remedy=str(error))
+    return Finding("watermark", good=True, found="PerTh works")
+
+
+def _weights() -> list[Finding]:
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    findings = []
+    for name, repository in models.HUB.items():
+        here = models.in_cache(repository)
+        found = str(here) if here else f"not downloaded yet{offline}"
+        remedy = "the first synth downloads 3 GB; without a network use --model DIR"
+        findings.append(Finding(f"weights: {name}", here is not None, found, remedy))
+    return findings
+
+
+def _voices(store: VoiceStore) -> Finding:
+    parent = next(p for p in (store.directory, *store.directory.parents) if p.exists())
+    good = os.access(parent, os.W_OK)
+    found = f"{len(store.names())} named, {store.computed()} computed in {store.directory}"
+    return Finding("voices", good, found, "not writable: give --voice-cache DIR")
+
+
+def _profile() -> list[Finding]:
+    try:
+        how = plan.resolve(plan.AUTO, plan.probe())
+    except ChatterboxOptError as error:
+        return [Finding("profile", good=False, found="none", remedy=str(error))]
+    return [Finding("profile", good=True, found=f"{how.summary()} ({'; '.join(how.reasons)})")]
