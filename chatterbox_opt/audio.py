@@ -158,4 +158,4 @@ def _no_reader() -> type[Exception]:
     # librosa falls back to audioread, whose own errors share no base with others
     from audioread.exceptions import DecodeError
 
-    return DecodeError  # type: ignore[no-any-return]
+    return DecodeError

@@ -16,8 +16,8 @@ class StaticCache:
     """Room for ``capacity`` positions of every layer.
 
     Attributes:
-        keys, values: [layers, rows, heads, capacity, head_dim]. Zeros where nothing was written:
-            masked positions take part in the products with weight 0, and 0 times garbage may be NaN.
+        keys, values: [layers, rows, heads, capacity, head_dim]. Zeros where nothing was
+            written: masked positions are multiplied by weight 0, and 0 times garbage may be NaN.
     """
 
     def __init__(

@@ -19,9 +19,10 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from chatterbox_opt import __version__, audio, console, models, plan, text, voice_store
+from chatterbox_opt import __version__, audio, commands, console, models, plan, text
 from chatterbox_opt.errors import ChatterboxOptError, InputError, OutputError, TextError
 from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.shapes import SAMPLE_RATE
 
 app = typer.Typer(
     name="chatterbox-opt",
@@ -31,23 +32,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-voices_app = typer.Typer(help="Name voices, so that --voice anna works.", no_args_is_help=True)
-models_app = typer.Typer(help="List models, or make one of random values.", no_args_is_help=True)
-profiles_app = typer.Typer(help="Show hardware profiles, or what was detected here.")
-app.add_typer(voices_app, name="voices")
-app.add_typer(models_app, name="models")
-app.add_typer(profiles_app, name="profiles")
+app.add_typer(commands.voices, name="voices")
+app.add_typer(commands.models_app, name="models")
+app.add_typer(commands.profiles, name="profiles")
+app.command()(commands.doctor)
 
 DEBUG = "--debug"
-StoreOption = Annotated[
-    Optional[Path],
-    typer.Option("--voice-cache", envvar="CHATTERBOX_VOICE_CACHE", help="Where voices are kept."),
-]
 KNOBS = Sampling()
-
-
-def _store(directory: Path | None, *, keep: bool = True) -> voice_store.VoiceStore:
-    return voice_store.VoiceStore(directory or voice_store.default_directory(), keep)
 
 
 def _version(*, wanted: bool) -> None:
@@ -67,32 +58,70 @@ def root(
 
 @app.command()
 def synth(
-    words: Annotated[Optional[str], typer.Argument(metavar="[TEXT]", help="What to say; - reads standard input.")] = None,
-    file: Annotated[Optional[Path], typer.Option("--file", "-f", help="Read the text from a file.")] = None,
-    output: Annotated[str, typer.Option("--output", "-o", help="wav, flac, ogg or mp3; - is WAV to standard output.")] = "out.wav",
-    voice: Annotated[Optional[str], typer.Option(help="A recording, or a saved voice's name; else the model's own.")] = None,
-    model: Annotated[str, typer.Option(help="A model's name, or a directory with its files.")] = models.DEFAULT,
+    words: Annotated[
+        Optional[str], typer.Argument(metavar="[TEXT]", help="What to say; - reads standard input.")
+    ] = None,
+    file: Annotated[
+        Optional[Path], typer.Option("--file", "-f", help="Read the text from a file.")
+    ] = None,
+    output: Annotated[
+        str,
+        typer.Option("--output", "-o", help="wav, flac, ogg or mp3; - is WAV to standard output."),
+    ] = "out.wav",
+    voice: Annotated[
+        Optional[str],
+        typer.Option(help="A recording, or a saved voice's name; else the model's own."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="A model's name, or a directory with its files.")
+    ] = models.DEFAULT,
     seed: Annotated[Optional[int], typer.Option(help="The same seed gives the same wav.")] = None,
-    temperature: Annotated[float, typer.Option(help="Spread of the speech; 0 is greedy.")] = KNOBS.temperature,
-    cfg_weight: Annotated[float, typer.Option(help="How strongly the text steers; 0 is off.")] = KNOBS.cfg_weight,
-    exaggeration: Annotated[float, typer.Option(help="Emotion; 0.5 is neutral.")] = KNOBS.exaggeration,
-    min_p: Annotated[float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")] = KNOBS.min_p,
+    temperature: Annotated[
+        float, typer.Option(help="Spread of the speech; 0 is greedy.")
+    ] = KNOBS.temperature,
+    cfg_weight: Annotated[
+        float, typer.Option(help="How strongly the text steers; 0 is off.")
+    ] = KNOBS.cfg_weight,
+    exaggeration: Annotated[
+        float, typer.Option(help="Emotion; 0.5 is neutral.")
+    ] = KNOBS.exaggeration,
+    min_p: Annotated[
+        float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")
+    ] = KNOBS.min_p,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 keeps all.")] = KNOBS.top_p,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repetition.")] = KNOBS.repetition_penalty,
-    max_tokens: Annotated[int, typer.Option(help="Bound for one chunk; 25 are a second.")] = KNOBS.max_tokens,
-    profile: Annotated[str, typer.Option(help="A profile's name, a .yaml file, or auto.")] = plan.AUTO,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1 discourages repetition.")
+    ] = KNOBS.repetition_penalty,
+    max_tokens: Annotated[
+        int, typer.Option(help="Bound for one chunk; 25 are a second.")
+    ] = KNOBS.max_tokens,
+    profile: Annotated[
+        str, typer.Option(help="A profile's name, a .yaml file, or auto.")
+    ] = plan.AUTO,
     device: Annotated[str, typer.Option(help=", ".join(plan.DEVICES))] = plan.AUTO,
     dtype: Annotated[Optional[str], typer.Option(help=", ".join(plan.DTYPES))] = None,
     compile: Annotated[Optional[str], typer.Option(help=", ".join(plan.COMPILE))] = None,
     offload: Annotated[Optional[str], typer.Option(help=", ".join(plan.OFFLOAD))] = None,
-    subtype: Annotated[Optional[str], typer.Option(help="Sample format, such as PCM_24 or FLOAT for wav.")] = None,
-    no_watermark: Annotated[bool, typer.Option("--no-watermark", help="Leave out the PerTh watermark.")] = False,
-    voice_cache: StoreOption = None,
-    no_voice_cache: Annotated[bool, typer.Option("--no-voice-cache", help="Compute the voice anew.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one result object to standard output.")] = False,
+    subtype: Annotated[
+        Optional[str], typer.Option(help="Sample format, such as PCM_24 or FLOAT for wav.")
+    ] = None,
+    no_watermark: Annotated[
+        bool, typer.Option("--no-watermark", help="Leave out the PerTh watermark.")
+    ] = False,
+    voice_cache: commands.StoreOption = None,
+    no_voice_cache: Annotated[
+        bool, typer.Option("--no-voice-cache", help="Compute the voice anew.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one result object to standard output.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say where each setting came from.")] = False,
-    debug: Annotated[bool, typer.Option(DEBUG, help="Tracebacks, CUDA_LAUNCH_BLOCKING, TORCH_LOGS.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say where each setting came from.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option(DEBUG, help="Tracebacks, CUDA_LAUNCH_BLOCKING, TORCH_LOGS.")
+    ] = False,
 ) -> None:
     """Speak a text and write it to a file."""
     started = time.perf_counter()
@@ -102,7 +131,7 @@ def synth(
         seed, temperature, cfg_weight, exaggeration, min_p, top_p, repetition_penalty, max_tokens
     )
     overrides = _given(dtype=dtype, compile=compile, offload=offload)
-    store = _store(voice_cache, keep=not no_voice_cache)
+    store = commands.store_at(voice_cache, keep=not no_voice_cache)
     _check_output(output, subtype, as_json=as_json)
     if voice is not None:
         audio.check_reference(store.find(voice))
@@ -123,15 +152,15 @@ def synth(
             talk.detail(f"  {reason}")
         speaker = engine.voice(voice)
         loaded = time.perf_counter()
-        pieces = []
+        pieces, samples = [], 0
         lengths = [len(chunk.text) for chunk in text.split(spoken)]
         with audio.writer(output, subtype) as sink, talk.bars(lengths) as show:
             for piece in engine.pieces(spoken, speaker, sampling, show):
                 sink.write(piece.samples)
+                samples += len(piece.samples)
                 pieces.append(dataclasses.replace(piece, samples=piece.samples[:0]))
-            samples = sink.tell()
         spent = time.perf_counter() - loaded
-    result = _result(pieces, samples / audio.SAMPLE_RATE, spent, sampling, output)
+    result = _result(pieces, samples / SAMPLE_RATE, spent, sampling, output)
     result |= {"load_seconds": round(loaded - started, 3), "plan": engine.plan.summary()}
     _report(talk, result, as_json=as_json)
 
@@ -155,7 +184,9 @@ def _check_output(output: str, subtype: str | None, *, as_json: bool) -> None:
     if output == audio.STDOUT and as_json:
         raise InputError("sound and --json cannot both go to standard output; give -o a file")
     if output == audio.STDOUT and sys.stdout.isatty():
-        raise InputError("a wav would garble the terminal; pipe it (… -o - | aplay) or give -o a file")
+        raise InputError(
+            "a wav would garble the terminal; pipe it (… -o - | aplay) or give -o a file"
+        )
 
 
 def _given(**options: str | None) -> dict[str, str]:
@@ -182,7 +213,8 @@ def _result(
 def _report(talk: console.Talk, result: dict[str, Any], *, as_json: bool) -> None:
     talk.say(
         f"Generated: {result['synthesis_seconds']:.2f}s for {result['audio_seconds']:.2f}s audio, "
-        f"real-time factor {result['realtime_x']:.2f}x (seed {result['seed']}) -> {result['output']}"
+        f"real-time factor {result['realtime_x']:.2f}x "
+        f"(seed {result['seed']}) -> {result['output']}"
     )
     stages = ", ".join(f"{name} {value:.2f}s" for name, value in result["stage_seconds"].items())
     talk.detail(f"  load {result['load_seconds']:.2f}s, {stages}, {result['tokens']} tokens")
@@ -198,114 +230,6 @@ def _quieten(talk: console.Talk, *, debug: bool) -> None:
         os.environ.setdefault("TORCH_LOGS", "+dynamo")
     else:
         warnings.simplefilter("ignore")  # deprecations inside upstream's dependencies
-
-
-@voices_app.command("list")
-def voices_list(voice_cache: StoreOption = None) -> None:
-    """List saved voices."""
-    store = _store(voice_cache)
-    console.table(("voice", "recording"), ((name, str(p)) for name, p in store.names().items()))
-    print(f"{store.computed()} computed in {store.directory}", file=sys.stderr)
-
-
-@voices_app.command("add")
-def voices_add(name: str, file: Path, voice_cache: StoreOption = None) -> None:
-    """Save a recording under a name (a copy; an older one of that name is replaced)."""
-    audio.read_reference(file)
-    print(f"{name} -> {_store(voice_cache).add(name, file)}", file=sys.stderr)
-
-
-@voices_app.command("remove")
-def voices_remove(name: str, voice_cache: StoreOption = None) -> None:
-    """Forget a saved voice."""
-    _store(voice_cache).remove(name)
-
-
-@voices_app.command("clear")
-def voices_clear(
-    voice_cache: StoreOption = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-) -> None:
-    """Forget all saved and computed voices."""
-    store = _store(voice_cache)
-    if not yes and not typer.confirm(f"Forget all voices in {store.directory}?", err=True):
-        raise typer.Exit(1)
-    print(f"{store.clear()} files removed from {store.directory}", file=sys.stderr)
-
-
-@models_app.command("list")
-def models_list() -> None:
-    """List known models and where they are."""
-    rows = []
-    for name, origin in models.available().items():
-        here = models.in_cache(models.HUB[name]) if name in models.HUB else models.built_in(name)
-        rows.append((name, origin, str(here) if here else "not downloaded yet"))
-    console.table(("model", "from", "here"), rows)
-
-
-@models_app.command("make")
-def models_make(
-    directory: Path,
-    size: Annotated[str, typer.Option(help="tiny (11 MB, for tests) or full (3 GB, true shapes).")] = "tiny",
-    seed: Annotated[int, typer.Option(help="The same seed gives the same values.")] = 0,
-) -> None:
-    """Write a checkpoint of random values in upstream's file format: noise, at true speed."""
-    if size not in ("tiny", "full"):
-        raise InputError(f"size is '{size}'; known: tiny, full")
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"'{directory}' is a file; give a directory")
-    warnings.simplefilter("ignore")
-    from chatterbox_opt.random_weights import make
-
-    make(directory, size, seed)
-    print(f"made {size} weights of random values in {directory}: they speak noise", file=sys.stderr)
-
-
-@profiles_app.callback(invoke_without_command=True)
-def profiles_root(context: typer.Context) -> None:
-    """Show hardware profiles, or what was detected here."""
-    if context.invoked_subcommand is None:
-        profiles_list()
-
-
-@profiles_app.command("list")
-def profiles_list() -> None:
-    """List the shipped profiles."""
-    found = [plan.load_profile(name) for name in plan.profile_names()]
-    console.table(
-        ("profile", "t3", "flow", "compute", "compile", "offload", "for"),
-        ((p.name, p.t3, p.flow, p.compute or "same", p.compile, p.offload, p.description) for p in found),
-    )
-
-
-@profiles_app.command("show")
-def profiles_show(name: str) -> None:
-    """Show one profile, shipped or your own (.yaml)."""
-    found = dataclasses.asdict(plan.load_profile(name))
-    console.table(("key", "value"), ((key, str(value)) for key, value in found.items()))
-
-
-@profiles_app.command("detect")
-def profiles_detect(
-    device: Annotated[str, typer.Option(help=", ".join(plan.DEVICES))] = plan.AUTO,
-) -> None:
-    """Look at this machine and say which profile auto takes, and why."""
-    how = plan.resolve(plan.AUTO, plan.probe(device))
-    rows = [(f.name, str(getattr(how, f.name))) for f in dataclasses.fields(how) if f.name != "reasons"]
-    console.table(("key", "value"), [*rows, *(("reason", reason) for reason in how.reasons)])
-
-
-@app.command()
-def doctor(voice_cache: StoreOption = None) -> None:
-    """Say what was found here, and what to mend."""
-    from chatterbox_opt.doctor import examine
-
-    findings = examine(_store(voice_cache))
-    console.table(
-        ("what", "state", "found", "remedy"),
-        ((f.what, "ok" if f.good else "MEND", f.found, f.remedy) for f in findings),
-    )
-    raise typer.Exit(0 if all(f.good for f in findings) else 1)
 
 
 # the base of usage errors; newer Typer carries its own click, so it is found by name

@@ -108,15 +108,14 @@ def show_warnings(talk: Talk) -> None:
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     """Print a table to standard output: boxed on a terminal, aligned plain text in a pipe."""
-    rows = [list(row) for row in rows]
-    names = list(columns)
+    names, lines = list(columns), [list(row) for row in rows]
     if not sys.stdout.isatty():
-        widths = [max(len(cells[i]) for cells in [names, *rows]) for i in range(len(names))]
-        for cells in [names, *rows]:
+        widths = [max(len(cells[i]) for cells in [names, *lines]) for i in range(len(names))]
+        for cells in [names, *lines]:
             padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
             print("  ".join(padded).rstrip())
         return
     grid = Table(*names, header_style="bold")
-    for row in rows:
-        grid.add_row(*(Text(cell) for cell in row))
+    for cells in lines:
+        grid.add_row(*(Text(cell) for cell in cells))
     Console().print(grid)

@@ -61,9 +61,13 @@ def _cuda() -> Finding:
         hardware = plan.probe("cuda")
         memory = f"{hardware.free_mib:,} of {hardware.total_mib:,} MiB free"
         capability = ".".join(map(str, hardware.capability))
-        return Finding("cuda", good=True, found=f"{hardware.name}, {memory}, capability {capability}")
+        return Finding(
+            "cuda", good=True, found=f"{hardware.name}, {memory}, capability {capability}"
+        )
     if shutil.which("nvidia-smi"):
-        remedy = f"torch was built for CUDA {torch.version.cuda}; update the driver or see the README"
+        remedy = (
+            f"torch was built for CUDA {torch.version.cuda}; update the driver or see the README"
+        )
         return Finding("cuda", good=False, found="a driver, but torch sees no card", remedy=remedy)
     return Finding("cuda", good=True, found="no card: speech runs on the processor")
 

@@ -13,25 +13,21 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from chatterbox_opt import graphs, loading, models, plan, voice_store
+from chatterbox_opt import loading, models, plan, voice_store
 from chatterbox_opt.audio import read_reference
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.models import Checkpoint
-from chatterbox_opt.offload import Residency
 from chatterbox_opt.pipeline import OnToken, Pipeline
 from chatterbox_opt.plan import Plan
 from chatterbox_opt.sampling import Sampling, chunk_seed
 from chatterbox_opt.shapes import SAMPLE_RATE
-from chatterbox_opt.t3 import T3, Step
 from chatterbox_opt.text import Chunk, split
 from chatterbox_opt.upstream import Upstream
 from chatterbox_opt.voice import Voice, from_conditionals
@@ -153,7 +149,7 @@ class Engine:
             log.warning("'%s' holds random values: what it says is noise", model)
         speaker: Pipeline | Upstream
         if how.optimized:
-            speaker = _pipeline(checkpoint, how, place)
+            speaker = loading.load_pipeline(checkpoint, how)
         else:
             speaker = Upstream.load(checkpoint, place)
             watermark = False  # upstream has put its own on
@@ -169,7 +165,10 @@ class Engine:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -207,13 +206,15 @@ class Engine:
     def _own_voice(self) -> Voice:
         path = self.checkpoint.path(models.CONDITIONALS)
         if not path.is_file():
-            raise InputError(f"'{self.checkpoint.name}' has no voice of its own; give one with --voice")
+            raise InputError(
+                f"'{self.checkpoint.name}' has no voice of its own; give one with --voice"
+            )
         if models.CONDITIONALS not in self._voices:
             self._voices[models.CONDITIONALS] = from_conditionals(path)
         return self._voices[models.CONDITIONALS]
 
     def _encode(self, wave: Wave) -> Voice:
-        # the encoders stay on the processor and go when done: 0.5 GB that a cached voice never needs
+        # the encoders stay on the processor and go when done: 0.5 GB that a known voice never needs
         encoders = loading.load_encoders(self.checkpoint)
         return encoders.encode(wave, self.checkpoint.shapes.t3.prompt_tokens)
 
@@ -325,31 +326,3 @@ def _reporter(observe: Observer | None, chunk: int, chunks: int) -> OnToken:
 def _timed(work: Callable[[Wave], Wave], wave: Wave) -> tuple[Wave, float]:
     start = time.perf_counter()
     return work(wave), time.perf_counter() - start
-
-
-def _pipeline(checkpoint: Checkpoint, how: Plan, device: torch.device) -> Pipeline:
-    """Load the stages as the plan says: cast or store, place, compile."""
-    t3_dtype, flow_dtype = (getattr(torch, how.compute or name) for name in (how.t3, how.flow))
-    stages = {
-        "t3": loading.load_t3(checkpoint, t3_dtype),
-        "flow": loading.load_flow(checkpoint, flow_dtype),
-        "vocoder": loading.load_vocoder(checkpoint),
-    }
-    if how.compute:
-        loading.store(stages["t3"], getattr(torch, how.t3))
-        loading.store(stages["flow"], getattr(torch, how.flow))
-    residency = Residency(stages, device, offload=how.offload == "stages")
-    step = None
-    if how.compile != "none":
-        with residency("t3") as t3:
-            step = _compiled(cast(T3, t3), how.compile)
-    return Pipeline(loading.load_tokenizer(checkpoint), residency, step)
-
-
-def _compiled(t3: T3, backend: str) -> Step | None:
-    try:
-        return graphs.compiled_step(t3, backend)
-    except graphs.FAILURES as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        log.warning("Compilation setup failed: %s; the t3 step runs eager", reason)
-        return None

@@ -76,7 +76,9 @@ class Ladder:
         with self.residency(stage) as module:
             half = cast(Castable, module).dtype
             if half == torch.float32:
-                raise NumericsError(f"{error}, in float32: the weights may be damaged, get them again")
+                raise NumericsError(
+                    f"{error}, in float32: the weights may be damaged, get them again"
+                )
             log.warning("%s: this chunk again in float32", error)
             generator.set_state(state)
             castable = cast(Castable, module)

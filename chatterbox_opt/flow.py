@@ -10,6 +10,8 @@ float32 from the caller's generator: a half-precision draw is another sequence, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,12 +31,12 @@ class Flow(nn.Module):
 
     def __init__(self, shape: FlowShape) -> None:
         super().__init__()
-        self.net = build(shape)
+        self.net: Any = build(shape)
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the arithmetic (layer norms always have it, stored matrices may not)."""
-        return self.net.encoder.after_norm.weight.dtype  # type: ignore[no-any-return]
+        return self.net.encoder.after_norm.weight.dtype
 
     def set_precision(self, dtype: torch.dtype) -> None:
         """Cast for arithmetic in ``dtype``; the time embedding stays in float32."""
@@ -89,7 +91,9 @@ class Flow(nn.Module):
         prompt[:, :, : voice.mel.shape[1]] = voice.mel.transpose(1, 2)
         return mu, speaker, prompt
 
-    def solve(self, noise: Tensor, mu: Tensor, speaker: Tensor, prompt: Tensor, steps: int) -> Tensor:
+    def solve(
+        self, noise: Tensor, mu: Tensor, speaker: Tensor, prompt: Tensor, steps: int
+    ) -> Tensor:
         """Integrate the ODE from noise to mel on a cosine schedule (upstream solve_euler).
 
         The state stays in float32; only the estimator works in its own dtype. Conditional and
@@ -177,9 +181,7 @@ def build(shape: FlowShape) -> nn.Module:
         num_heads=shape.estimator_heads,
         act_fn="gelu",
     )
-    decoder = CausalConditionalCFM(
-        spk_emb_dim=MEL_BINS, cfm_params=CFM_PARAMS, estimator=estimator
-    )
+    decoder = CausalConditionalCFM(spk_emb_dim=MEL_BINS, cfm_params=CFM_PARAMS, estimator=estimator)
     net: nn.Module = CausalMaskedDiffWithXvec(
         input_size=width,
         output_size=MEL_BINS,
@@ -189,5 +191,3 @@ def build(shape: FlowShape) -> nn.Module:
         decoder=decoder,
     )
     return net
-
-

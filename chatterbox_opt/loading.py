@@ -8,10 +8,11 @@ Real weights, made ones and a built-in model all come through here.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,9 +21,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from chatterbox_opt import flow, models, t3, vocoder, voice
+from chatterbox_opt import flow, graphs, models, t3, vocoder, voice
 from chatterbox_opt.errors import WeightsError
 from chatterbox_opt.models import Checkpoint
+from chatterbox_opt.offload import Residency
+from chatterbox_opt.pipeline import Pipeline
+from chatterbox_opt.plan import Plan
+from chatterbox_opt.shapes import T3Shape
+
+log = logging.getLogger(__name__)
 
 # buffers that upstream computes and its loading forgives (S3Tokenizer.ignore_state_dict_missing)
 FORGIVEN = ("tokenizer._mel_filters", "tokenizer.window")
@@ -67,7 +74,11 @@ class _SkipInit(TorchFunctionMode):
     )
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") in self.NAMES:
@@ -98,14 +109,16 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
             f"{what} does not fit ({reason}): the file and its config.json do not belong together"
         ) from error
     if missing := [name for name in missing if name not in FORGIVEN]:
-        raise WeightsError(f"{what} lacks {len(missing)} tensors, first {missing[0]}: wrong or old file?")
-    module.eval().requires_grad_(False)  # noqa: FBT003
+        raise WeightsError(
+            f"{what} lacks {len(missing)} tensors, first {missing[0]}: wrong or old file?"
+        )
+    module.eval().requires_grad_(False)
 
 
 def load_t3(checkpoint: Checkpoint, dtype: torch.dtype) -> t3.T3:
     """Read T3, strictly, in ``dtype``."""
     tensors = Tensors(checkpoint.path(models.T3))
-    return t3.from_upstream(tensors, checkpoint.shapes.t3, dtype)
+    return t3_from_upstream(tensors, checkpoint.shapes.t3, dtype)
 
 
 def load_flow(checkpoint: Checkpoint, dtype: torch.dtype) -> flow.Flow:
@@ -160,11 +173,6 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     return tokenizer
 
 
-def text_tokens(tokenizer: Tokenizer, text: str) -> Tensor:
-    """Normalised text to int64 [T] (upstream tokenizer.py, EnTokenizer.encode)."""
-    return torch.tensor(tokenizer.encode(text.replace(" ", "[SPACE]")).ids, dtype=torch.long)
-
-
 class _Widen(nn.Module):
     """A stored weight, widened each time it is used."""
 
@@ -187,3 +195,100 @@ def store(module: nn.Module, dtype: torch.dtype) -> None:
             wide = part.weight.dtype
             part.weight.data = part.weight.data.to(dtype)
             parametrize.register_parametrization(part, "weight", _Widen(wide), unsafe=True)
+
+
+def load_pipeline(checkpoint: Checkpoint, plan: Plan) -> Pipeline:
+    """Load the stages as the plan says: cast or store, place, compile."""
+    t3_dtype, flow_dtype = (getattr(torch, plan.compute or name) for name in (plan.t3, plan.flow))
+    stages = {
+        "t3": load_t3(checkpoint, t3_dtype),
+        "flow": load_flow(checkpoint, flow_dtype),
+        "vocoder": load_vocoder(checkpoint),
+    }
+    if plan.compute:
+        store(stages["t3"], getattr(torch, plan.t3))
+        store(stages["flow"], getattr(torch, plan.flow))
+    residency = Residency(stages, torch.device(plan.device), offload=plan.offload == "stages")
+    step = None
+    if plan.compile != "none":
+        with residency("t3") as stage:
+            step = _compiled(cast(t3.T3, stage), plan.compile)
+    return Pipeline(load_tokenizer(checkpoint), residency, step)
+
+
+def _compiled(model: t3.T3, backend: str) -> t3.Step | None:
+    try:
+        return graphs.compiled_step(model, backend)
+    except graphs.FAILURES as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        log.warning("Compilation setup failed: %s; the t3 step runs eager", reason)
+        return None
+
+
+def t3_upstream_names(shape: T3Shape) -> dict[str, tuple[str, ...]]:
+    """Our parameter names, each with the upstream names whose rows it stacks, in order."""
+    names: dict[str, tuple[str, ...]] = {
+        "text_emb.weight": ("text_emb.weight",),
+        "text_pos.weight": ("text_pos_emb.emb.weight",),
+        "speech_emb.weight": ("speech_emb.weight",),
+        "speech_pos.weight": ("speech_pos_emb.emb.weight",),
+        "speaker.weight": ("cond_enc.spkr_enc.weight",),
+        "speaker.bias": ("cond_enc.spkr_enc.bias",),
+        "emotion.weight": ("cond_enc.emotion_adv_fc.weight",),
+        "resampler.queries": ("cond_enc.perceiver.pre_attention_query",),
+        "norm.weight": ("tfmr.norm.weight",),
+        "head.weight": ("speech_head.weight",),
+    }
+    ours = {"norm": "norm", "q": "to_q", "k": "to_k", "v": "to_v", "out": "proj_out"}
+    for mine, theirs in ours.items():
+        for kind in ("weight", "bias"):
+            names[f"resampler.{mine}.{kind}"] = (f"cond_enc.perceiver.attn.{theirs}.{kind}",)
+    for i in range(shape.layers):
+        layer = f"tfmr.layers.{i}."
+        attention = [f"{layer}self_attn.{p}_proj.weight" for p in ("q", "k", "v", "o")]
+        ffn = [f"{layer}mlp.{p}_proj.weight" for p in ("gate", "up", "down")]
+        names |= {
+            f"blocks.{i}.attention_norm.weight": (f"{layer}input_layernorm.weight",),
+            f"blocks.{i}.qkv.weight": tuple(attention[:3]),
+            f"blocks.{i}.out.weight": (attention[3],),
+            f"blocks.{i}.ffn_norm.weight": (f"{layer}post_attention_layernorm.weight",),
+            f"blocks.{i}.gate_up.weight": tuple(ffn[:2]),
+            f"blocks.{i}.down.weight": (ffn[2],),
+        }
+    return names
+
+
+UNUSED = ("tfmr.embed_tokens.weight", "text_head.weight")  # in the file, never read when speaking
+
+
+def t3_from_upstream(state: Mapping[str, Tensor], shape: T3Shape, dtype: torch.dtype) -> t3.T3:
+    """Build the decoder from upstream's state dict, as strictly as upstream loads it.
+
+    Raises:
+        WeightsError: a tensor is missing, unknown, or of another shape than ``shape`` says.
+    """
+    with torch.device("meta"):
+        model = t3.T3(shape)
+    names = t3_upstream_names(shape)
+    expected = {name for group in names.values() for name in group} | set(UNUSED)
+    if missing := sorted(expected - set(state)):
+        raise WeightsError(
+            f"t3 lacks {len(missing)} tensors, first {missing[0]}: wrong or old file?"
+        )
+    if unknown := sorted(set(state) - expected):
+        raise WeightsError(
+            f"t3 has {len(unknown)} unknown tensors, first {unknown[0]}: wrong model?"
+        )
+    parameters = dict(model.named_parameters())
+    loaded: dict[str, Tensor] = {}
+    for mine, theirs in names.items():
+        tensor = torch.cat([state[name].to(dtype) for name in theirs])
+        if tensor.shape != parameters[mine].shape:
+            raise WeightsError(
+                f"t3 {theirs[0]} is {list(tensor.shape)} where {list(parameters[mine].shape)} is "
+                "expected: the file and its config.json do not belong together"
+            )
+        loaded[mine] = tensor
+    model.load_state_dict(loaded, assign=True)
+    model.frequencies = t3.rope_frequencies(shape)  # a derived table, not in the file
+    return model.eval().requires_grad_(False)

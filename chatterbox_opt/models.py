@@ -67,7 +67,9 @@ def check_name(model: str) -> None:
     if model in available() or Path(model).is_dir():
         return
     if model in BUILT_IN:
-        raise InputError(f"this version does not contain '{model}'; use --model {DEFAULT} or a directory")
+        raise InputError(
+            f"this version does not contain '{model}'; use --model {DEFAULT} or a directory"
+        )
     raise InputError(
         f"unknown model '{model}'; known: {', '.join(available())}, or a directory with {T3} in it"
     )
@@ -112,13 +114,16 @@ def from_hub(repository: str) -> Path:
     try:
         paths = [Path(hf_hub_download(repository, name)) for name in FILES]
     except LocalEntryNotFoundError as error:
-        raise WeightsError(_ways_out(repository, "not here yet and the hub cannot be reached")) from error
+        raise WeightsError(
+            _ways_out(repository, "not here yet and the hub cannot be reached")
+        ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no answer"
-        reason = f"the hub answered {status}"
+        reason = f"not here, and the hub answered {status}"
         raise WeightsError(_ways_out(repository, reason)) from error
     except (OSError, httpx.HTTPError) as error:
-        reason = f"the download failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        reason = f"not here, and the download failed: {first}"
         raise WeightsError(_ways_out(repository, reason)) from error
     return paths[0].parent
 
@@ -133,8 +138,10 @@ def in_cache(repository: str) -> Path | None:
 
 def _ways_out(repository: str, reason: str) -> str:
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-    pico = "--model pico speaks with the small built-in model" if "pico" in available() else (
-        "chatterbox-opt models make DIR writes random weights to try the machine"
+    pico = (
+        "--model pico speaks with the small built-in model"
+        if "pico" in available()
+        else ("chatterbox-opt models make DIR writes random weights to try the machine")
     )
     return (
         f"the weights of {repository} are {reason}{offline}. Three ways out: "

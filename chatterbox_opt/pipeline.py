@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from chatterbox_opt.errors import NumericsError
 from chatterbox_opt.fallback import Ladder
-from chatterbox_opt.loading import text_tokens
 from chatterbox_opt.offload import Residency
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.shapes import SPEECH_TOKENS
@@ -114,3 +113,8 @@ class Pipeline:
         clock.append(time.perf_counter())
         spent = (after - before for before, after in zip(clock[:-1], clock[1:], strict=True))
         return Spoken(samples, len(tokens), dict(zip(STAGES, spent, strict=True)))
+
+
+def text_tokens(tokenizer: Tokenizer, text: str) -> Tensor:
+    """Normalised text to int64 [T] (upstream tokenizer.py, EnTokenizer.encode)."""
+    return torch.tensor(tokenizer.encode(text.replace(" ", "[SPACE]")).ids, dtype=torch.long)

@@ -130,7 +130,8 @@ def load_profile(name: str) -> Profile:
     path = Path(name) if own else profiles_directory() / f"{name}.yaml"
     if not own and name not in profile_names():
         raise ProfileError(
-            f"unknown profile '{name}'; known: {', '.join([AUTO, *profile_names()])}, or a .yaml file"
+            f"unknown profile '{name}'; "
+            f"known: {', '.join([AUTO, *profile_names()])}, or a .yaml file"
         )
     try:
         wishes = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -148,14 +149,24 @@ def _first_line(error: Exception) -> str:
 
 
 def _parse(name: str, wishes: Mapping[str, Any]) -> Profile:
-    choices = {"description": None, "dtype": None, "compute": DTYPES, "compile": COMPILE, "offload": OFFLOAD}
+    choices = {
+        "description": None,
+        "dtype": None,
+        "compute": DTYPES,
+        "compile": COMPILE,
+        "offload": OFFLOAD,
+    }
     _known(f"profile '{name}'", wishes, choices)
     values = {k: v for k, v in wishes.items() if k != "dtype"}
     dtype = wishes.get("dtype", "float32")
-    per_stage = dict.fromkeys(("t3", "flow"), dtype) if isinstance(dtype, str) else dict(dtype or {})
+    per_stage = (
+        dict.fromkeys(("t3", "flow"), dtype) if isinstance(dtype, str) else dict(dtype or {})
+    )
     _known(f"profile '{name}', dtype", per_stage, dict.fromkeys(STAGES))
     if per_stage.pop("vocoder", "float32") != "float32":
-        raise ProfileError(f"profile '{name}': the vocoder is float32 only; half precision is audible")
+        raise ProfileError(
+            f"profile '{name}': the vocoder is float32 only; half precision is audible"
+        )
     for key, value in (values | per_stage).items():
         allowed = DTYPES if key in STAGES else choices[key]
         # YAML reads a bare `none` as text but `no`, `off` and `~` as other things
@@ -177,7 +188,11 @@ def probe(device: str = AUTO) -> Hardware:
     """
     import torch
 
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    found = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if device == AUTO:
         device = next(name for name, there in found.items() if there)
     if not found.get(device, False):
@@ -242,7 +257,7 @@ def resolve(
     wish = load_profile(profile)
     for key, value, source in _later_words(environment, overrides or {}):
         fields = {"t3": value, "flow": value, "compute": ""} if key == "dtype" else {key: value}
-        wish = replace(wish, **fields)  # type: ignore[arg-type]
+        wish = replace(wish, **fields)
         reasons.append(f"{key} {value}: from {source}")
     wish = _lower(wish, hardware, reasons)
     return Plan(
@@ -304,7 +319,7 @@ def _lower(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
     """Replace what the machine cannot do, and say so."""
 
     def lowered(**fields: str) -> Profile:
-        return replace(wish, **fields)  # type: ignore[arg-type]
+        return replace(wish, **fields)
 
     if hardware.device != "cuda":
         if "float16" in (wish.t3, wish.flow) and hardware.device == "cpu":

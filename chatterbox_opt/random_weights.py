@@ -24,6 +24,8 @@ from chatterbox_opt.shapes import MEL_BINS, SPEECH_TOKENS, TINY, Shapes, T3Shape
 
 SIZES = {"tiny": TINY, "full": Shapes()}
 HEAD_GAIN = 3.0  # spreads the T3 logits, so that the likeliest token leads by more than rounding
+STOP_GAIN = 1.8  # and the stop token comes up now and then: a made model falls silent by itself
+ATTENTION_GAIN = 2.0  # sharpens attention, so that the prefix decides what is said, as when trained
 F0_HZ = 150.0  # the made F0 predictor hovers here, so that the harmonic source is at work
 
 
@@ -132,7 +134,12 @@ def random_tensor(name: str, like: Tensor, generator: torch.Generator) -> Tensor
     if name.endswith("_emb.weight") or name.endswith("emb.emb.weight"):
         return 0.5 * values
     values = values * (like.numel() / like.shape[0]) ** -0.5
-    return values * HEAD_GAIN if name == "speech_head.weight" else values
+    if name.endswith(("q_proj.weight", "o_proj.weight")):
+        values *= ATTENTION_GAIN
+    if name == "speech_head.weight":
+        values *= HEAD_GAIN
+        values[T3Shape().stop_speech] *= STOP_GAIN
+    return values
 
 
 def tokenizer(shape: T3Shape) -> dict[str, Any]:

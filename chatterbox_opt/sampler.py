@@ -68,7 +68,9 @@ def sample(
     """
     logits = guide(logits.float(), sampling.cfg_weight)
     finite = torch.isfinite(logits).all()
-    logits = torch.where(finite, logits, torch.zeros_like(logits))  # a draw from NaN kills a CUDA context
+    logits = torch.where(
+        finite, logits, torch.zeros_like(logits)
+    )  # a draw from NaN kills a CUDA context
     logits = penalise(logits, seen, sampling.repetition_penalty)
     if sampling.temperature == 0:
         token = logits.argmax(dim=-1)

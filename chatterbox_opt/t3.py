@@ -1,7 +1,7 @@
 """The t3 stage: text and voice to speech tokens, by our own decoder.
 
-Knows the transformer, its conditioning and its weights' upstream names. Knows nothing of files,
-devices, profiles, or what the tokens sound like.
+Knows the transformer and its conditioning. Knows nothing of files, devices, profiles, or what the
+tokens sound like.
 
 Three functions: ``prefill`` (the whole prefix, fills the cache), ``step`` (one token in, logits
 out; tensors only, no branch on their values) and ``generate``, the loop, which owns the stop
@@ -13,7 +13,7 @@ same arithmetic without that.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chatterbox_opt.cache import StaticCache
-from chatterbox_opt.errors import NumericsError, TextError, WeightsError
+from chatterbox_opt.errors import NumericsError, TextError
 from chatterbox_opt.sampler import NOT_FINITE, sample
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.shapes import T3Shape
@@ -59,7 +59,7 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply rotary positions (Su et al. 2021, halves layout of HF Llama): [..., length, head_dim]."""
+    """Apply rotary positions (Su et al. 2021; halves as in HF Llama): [..., length, head_dim]."""
     cos, sin = rope
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
@@ -94,7 +94,7 @@ class Block(nn.Module):
 
 
 class Resampler(nn.Module):
-    """Upstream's Perceiver: learned queries read the voice's speech, then each other (same weights)."""
+    """Upstream's Perceiver: queries read the voice's speech, then each other, same weights."""
 
     def __init__(self, shape: T3Shape) -> None:
         super().__init__()
@@ -275,7 +275,9 @@ class T3(nn.Module):
                 return
             seen[:, value] = True
             here = torch.full_like(token, length + i)
-            logits = step(token, torch.full_like(token, i + 1), here, cache, cache.span(length + i + 1))
+            logits = step(
+                token, torch.full_like(token, i + 1), here, cache, cache.span(length + i + 1)
+            )
 
 
 def rope_frequencies(shape: T3Shape) -> Tensor:
@@ -287,72 +289,9 @@ def rope_frequencies(shape: T3Shape) -> Tensor:
     plain = 1.0 / (shape.rope_theta**exponents)
     wavelengths = 2 * math.pi / plain
     low, high = (shape.rope_context / f for f in (shape.rope_low, shape.rope_high))
-    smooth = (shape.rope_context / wavelengths - shape.rope_low) / (shape.rope_high - shape.rope_low)
+    smooth = (shape.rope_context / wavelengths - shape.rope_low) / (
+        shape.rope_high - shape.rope_low
+    )
     blended = (1 - smooth) * (plain / shape.rope_factor) + smooth * plain
     stretched = torch.where(wavelengths > low, plain / shape.rope_factor, plain)
     return torch.where((wavelengths <= low) & (wavelengths >= high), blended, stretched)
-
-
-def upstream_names(shape: T3Shape) -> dict[str, tuple[str, ...]]:
-    """Our parameter names, each with the upstream names whose rows it stacks, in order."""
-    names: dict[str, tuple[str, ...]] = {
-        "text_emb.weight": ("text_emb.weight",),
-        "text_pos.weight": ("text_pos_emb.emb.weight",),
-        "speech_emb.weight": ("speech_emb.weight",),
-        "speech_pos.weight": ("speech_pos_emb.emb.weight",),
-        "speaker.weight": ("cond_enc.spkr_enc.weight",),
-        "speaker.bias": ("cond_enc.spkr_enc.bias",),
-        "emotion.weight": ("cond_enc.emotion_adv_fc.weight",),
-        "resampler.queries": ("cond_enc.perceiver.pre_attention_query",),
-        "norm.weight": ("tfmr.norm.weight",),
-        "head.weight": ("speech_head.weight",),
-    }
-    ours = {"norm": "norm", "q": "to_q", "k": "to_k", "v": "to_v", "out": "proj_out"}
-    for mine, theirs in ours.items():
-        for kind in ("weight", "bias"):
-            names[f"resampler.{mine}.{kind}"] = (f"cond_enc.perceiver.attn.{theirs}.{kind}",)
-    for i in range(shape.layers):
-        layer = f"tfmr.layers.{i}."
-        attention = [f"{layer}self_attn.{p}_proj.weight" for p in ("q", "k", "v", "o")]
-        ffn = [f"{layer}mlp.{p}_proj.weight" for p in ("gate", "up", "down")]
-        names |= {
-            f"blocks.{i}.attention_norm.weight": (f"{layer}input_layernorm.weight",),
-            f"blocks.{i}.qkv.weight": tuple(attention[:3]),
-            f"blocks.{i}.out.weight": (attention[3],),
-            f"blocks.{i}.ffn_norm.weight": (f"{layer}post_attention_layernorm.weight",),
-            f"blocks.{i}.gate_up.weight": tuple(ffn[:2]),
-            f"blocks.{i}.down.weight": (ffn[2],),
-        }
-    return names
-
-
-UNUSED = ("tfmr.embed_tokens.weight", "text_head.weight")  # in the file, never read when speaking
-
-
-def from_upstream(state: Mapping[str, Tensor], shape: T3Shape, dtype: torch.dtype) -> T3:
-    """Build the decoder from upstream's state dict, as strictly as upstream loads it.
-
-    Raises:
-        WeightsError: a tensor is missing, unknown, or of another shape than ``shape`` says.
-    """
-    with torch.device("meta"):
-        model = T3(shape)
-    names = upstream_names(shape)
-    expected = {name for group in names.values() for name in group} | set(UNUSED)
-    if missing := sorted(expected - set(state)):
-        raise WeightsError(f"t3 lacks {len(missing)} tensors, first {missing[0]}: wrong or old file?")
-    if unknown := sorted(set(state) - expected):
-        raise WeightsError(f"t3 has {len(unknown)} unknown tensors, first {unknown[0]}: wrong model?")
-    parameters = dict(model.named_parameters())
-    loaded: dict[str, Tensor] = {}
-    for mine, theirs in names.items():
-        tensor = torch.cat([state[name].to(dtype) for name in theirs])
-        if tensor.shape != parameters[mine].shape:
-            raise WeightsError(
-                f"t3 {theirs[0]} is {list(tensor.shape)} where {list(parameters[mine].shape)} is "
-                "expected: the file and its config.json do not belong together"
-            )
-        loaded[mine] = tensor
-    model.load_state_dict(loaded, assign=True)
-    model.frequencies = rope_frequencies(shape)  # a derived table, not in the file
-    return model.eval().requires_grad_(False)

@@ -6,7 +6,8 @@ Knows upstream's own model object and its ``generate``. Knows nothing of our sta
 from __future__ import annotations
 
 import contextlib
-import sys
+import dataclasses
+import io
 import time
 from typing import Any
 
@@ -35,14 +36,14 @@ class Upstream:
             InputError: the checkpoint's shapes are not those that upstream's code has built in.
         """
         shapes = checkpoint.shapes
-        if (shapes.t3, shapes.flow, shapes.vocoder) != (Shapes().t3, Shapes().flow, Shapes().vocoder):
+        if dataclasses.replace(shapes, made=False) != Shapes():
             raise InputError(
                 f"plain Chatterbox cannot load '{checkpoint.name}', whose shapes are not its own: "
                 "unset DISABLE_OPTIMIZATION"
             )
         from chatterbox.tts import ChatterboxTTS
 
-        with contextlib.redirect_stdout(sys.stderr):  # PerTh announces itself on stdout
+        with contextlib.redirect_stdout(io.StringIO()):  # PerTh announces itself on stdout
             return cls(ChatterboxTTS.from_local(checkpoint.directory, device.type), device)
 
     def close(self) -> None:
@@ -63,12 +64,14 @@ class Upstream:
             InputError: a knob that upstream cannot do.
         """
         if sampling.temperature == 0 or sampling.cfg_weight == 0:
-            raise InputError("plain Chatterbox cannot do temperature 0 or cfg_weight 0: "
-                             "unset DISABLE_OPTIMIZATION")
+            raise InputError(
+                "plain Chatterbox cannot do temperature 0 or cfg_weight 0: "
+                "unset DISABLE_OPTIMIZATION"
+            )
         self._model.conds = _conditionals(voice.to(self.device), sampling.exaggeration)
         devices = [self.device] if self.device.type == "cuda" else []
         start = time.perf_counter()
-        with torch.random.fork_rng(devices):  # type: ignore[arg-type]
+        with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             wave = self._model.generate(
                 text,

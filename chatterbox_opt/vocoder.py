@@ -9,6 +9,8 @@ because upstream draws its phases and noise from torch's global generator.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +29,7 @@ class Vocoder(nn.Module):
 
     def __init__(self, shape: VocoderShape) -> None:
         super().__init__()
-        self.net = build(shape)
+        self.net: Any = build(shape)
 
     @property
     def dtype(self) -> torch.dtype:

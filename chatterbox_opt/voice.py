@@ -92,9 +92,9 @@ class Encoders(nn.Module):
 
     def __init__(self, shape: VoiceShape, speaker: int) -> None:
         super().__init__()
-        self.tokenizer = _tokenizer(shape)
-        self.speaker_encoder = _speaker_encoder(shape)
-        self.voice_encoder = _voice_encoder(shape, speaker)
+        self.tokenizer: Any = _tokenizer(shape)
+        self.speaker_encoder: Any = _speaker_encoder(shape)
+        self.voice_encoder: Any = _voice_encoder(shape, speaker)
 
     @torch.inference_mode()
     def encode(self, wave: npt.NDArray[np.float32], prompt_tokens: int) -> Voice:
@@ -127,11 +127,11 @@ class Encoders(nn.Module):
         return Voice(**{name: tensor.clone() for name, tensor in voice.tensors().items()})
 
 
-def _tokenizer(shape: VoiceShape) -> nn.Module:
+def _tokenizer(shape: VoiceShape) -> Any:
     from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE, S3Tokenizer
     from s3tokenizer.model_v2 import AudioEncoderV2, FSQVectorQuantization
 
-    net: nn.Module = S3Tokenizer()
+    net: Any = S3Tokenizer()
     if shape.tokenizer_width != net.config.n_audio_state:
         # upstream's class takes no shapes: give it smaller parts of the same classes
         width, heads = shape.tokenizer_width, shape.tokenizer_heads

@@ -106,7 +106,9 @@ class VoiceStore:
         """
         names = self.names()
         if name not in names:
-            raise VoiceError(f"there is no saved voice '{name}'; saved: {', '.join(names) or 'none'}")
+            raise VoiceError(
+                f"there is no saved voice '{name}'; saved: {', '.join(names) or 'none'}"
+            )
         names[name].unlink(missing_ok=True)
 
     def clear(self) -> int:

@@ -31,7 +31,9 @@ class Watermark:
         try:
             import perth
         except ImportError as error:
-            raise ChatterboxOptError(f"the watermarker cannot be loaded ({error}): {REMEDY}") from error
+            raise ChatterboxOptError(
+                f"the watermarker cannot be loaded ({error}): {REMEDY}"
+            ) from error
         # perth hides a missing pkg_resources (setuptools 81 dropped it) behind None
         if perth.PerthImplicitWatermarker is None:
             raise ChatterboxOptError(f"the watermarker lacks pkg_resources: {REMEDY}")

@@ -110,8 +110,14 @@ def set_exaggeration(tts: ChatterboxTTS, exaggeration: float) -> Any:
 
 
 def sampled_tokens(
-    tts: ChatterboxTTS, text: str, *, seed: int, exaggeration: float, cfg_weight: float,
-    max_tokens: int, **knobs: float,
+    tts: ChatterboxTTS,
+    text: str,
+    *,
+    seed: int,
+    exaggeration: float,
+    cfg_weight: float,
+    max_tokens: int,
+    **knobs: float,
 ) -> list[int]:
     """Upstream's own ``T3.inference`` under a seed, stop token removed."""
     torch.manual_seed(seed)
@@ -125,6 +131,32 @@ def sampled_tokens(
     return tokens[:-1] if tokens[-1] == tts.t3.hp.stop_speech_token else tokens
 
 
+def backend_and_prefix(tts: ChatterboxTTS, text: str, *, exaggeration: float, cfg_weight: float):
+    """Upstream's backend and the embeddings that its loop starts from (t3.py, inference)."""
+    from chatterbox.models.t3.inference.t3_hf_backend import T3HuggingfaceBackend
+
+    t3, rows = tts.t3, 2 if cfg_weight > 0 else 1
+    start = torch.full((rows, 1), t3.hp.start_speech_token)
+    embeds, _ = t3.prepare_input_embeds(
+        t3_cond=set_exaggeration(tts, exaggeration),
+        text_tokens=text_ids(tts, text, rows),
+        speech_tokens=start,
+        cfg_weight=cfg_weight,
+    )
+    backend = T3HuggingfaceBackend(
+        config=t3.cfg, llama=t3.tfmr, speech_enc=t3.speech_emb, speech_head=t3.speech_head
+    )
+    bos = t3.speech_emb(start) + t3.speech_pos_emb.get_fixed_embedding(0)
+    return backend, torch.cat([embeds, bos], dim=1)
+
+
+@torch.inference_mode()
+def first_logits(tts: ChatterboxTTS, text: str, **knobs: float) -> Tensor:
+    """Logits [rows, V] of the prefix's last position."""
+    backend, prefix = backend_and_prefix(tts, text, **knobs)
+    return backend(inputs_embeds=prefix, past_key_values=None).logits[:, -1]
+
+
 @torch.inference_mode()
 def greedy_tokens(
     tts: ChatterboxTTS, text: str, *, exaggeration: float, cfg_weight: float, max_tokens: int
@@ -134,25 +166,14 @@ def greedy_tokens(
     Upstream only samples, and its loop fails at cfg_weight 0 (one row meets a doubled start
     embedding); this one takes as many rows as guidance needs.
     """
-    from chatterbox.models.t3.inference.t3_hf_backend import T3HuggingfaceBackend
     from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
     t3, rows = tts.t3, 2 if cfg_weight > 0 else 1
-    ids = text_ids(tts, text, rows)
-    start = torch.full((rows, 1), t3.hp.start_speech_token)
-    embeds, _ = t3.prepare_input_embeds(
-        t3_cond=set_exaggeration(tts, exaggeration),
-        text_tokens=ids,
-        speech_tokens=start,
-        cfg_weight=cfg_weight,
-    )
-    backend = T3HuggingfaceBackend(
-        config=t3.cfg, llama=t3.tfmr, speech_enc=t3.speech_emb, speech_head=t3.speech_head
-    )
-    bos = t3.speech_emb(start) + t3.speech_pos_emb.get_fixed_embedding(0)
+    knobs = {"exaggeration": exaggeration, "cfg_weight": cfg_weight}
+    backend, prefix = backend_and_prefix(tts, text, **knobs)
     penalty = RepetitionPenaltyLogitsProcessor(penalty=1.2)
-    output = backend(inputs_embeds=torch.cat([embeds, bos], dim=1), past_key_values=None)
-    seen, tokens = start[:1], []
+    output = backend(inputs_embeds=prefix, past_key_values=None)
+    seen, tokens = torch.tensor([[t3.hp.start_speech_token]]), []
     for i in range(max_tokens):
         logits = output.logits[:, -1]
         if rows == 2:

@@ -1,0 +1,145 @@
+"""The small commands: voices, models, profiles, doctor. Parse, call, print.
+
+Knows options and tables. Heavy imports live inside the commands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from chatterbox_opt import audio, console, models, plan, voice_store
+from chatterbox_opt.errors import InputError
+
+voices = typer.Typer(help="Name voices, so that --voice anna works.", no_args_is_help=True)
+models_app = typer.Typer(help="List models, or make one of random values.", no_args_is_help=True)
+profiles = typer.Typer(help="Show hardware profiles, or what was detected here.")
+
+StoreOption = Annotated[
+    Optional[Path],
+    typer.Option("--voice-cache", envvar="CHATTERBOX_VOICE_CACHE", help="Where voices are kept."),
+]
+
+
+def store_at(directory: Path | None, *, keep: bool = True) -> voice_store.VoiceStore:
+    """The store in a directory, or in the default one."""
+    return voice_store.VoiceStore(directory or voice_store.default_directory(), keep)
+
+
+@voices.command("list")
+def voices_list(voice_cache: StoreOption = None) -> None:
+    """List saved voices."""
+    store = store_at(voice_cache)
+    console.table(("voice", "recording"), ((name, str(p)) for name, p in store.names().items()))
+    print(f"{store.computed()} computed in {store.directory}", file=sys.stderr)
+
+
+@voices.command("add")
+def voices_add(name: str, file: Path, voice_cache: StoreOption = None) -> None:
+    """Save a recording under a name (a copy; an older one of that name is replaced)."""
+    audio.read_reference(file)
+    print(f"{name} -> {store_at(voice_cache).add(name, file)}", file=sys.stderr)
+
+
+@voices.command("remove")
+def voices_remove(name: str, voice_cache: StoreOption = None) -> None:
+    """Forget a saved voice."""
+    store_at(voice_cache).remove(name)
+
+
+@voices.command("clear")
+def voices_clear(
+    voice_cache: StoreOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Forget all saved and computed voices."""
+    store = store_at(voice_cache)
+    if not yes and not typer.confirm(f"Forget all voices in {store.directory}?", err=True):
+        raise typer.Exit(1)
+    print(f"{store.clear()} files removed from {store.directory}", file=sys.stderr)
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """List known models and where they are."""
+    rows = []
+    for name, origin in models.available().items():
+        here = models.in_cache(models.HUB[name]) if name in models.HUB else models.built_in(name)
+        rows.append((name, origin, str(here) if here else "not downloaded yet"))
+    console.table(("model", "from", "here"), rows)
+
+
+@models_app.command("make")
+def models_make(
+    directory: Path,
+    size: Annotated[
+        str, typer.Option(help="tiny (11 MB, for tests) or full (3 GB, true shapes).")
+    ] = "tiny",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same values.")] = 0,
+) -> None:
+    """Write a checkpoint of random values in upstream's file format: noise, at true speed."""
+    if size not in ("tiny", "full"):
+        raise InputError(f"size is '{size}'; known: tiny, full")
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"'{directory}' is a file; give a directory")
+    warnings.simplefilter("ignore")
+    from chatterbox_opt.random_weights import make
+
+    make(directory, size, seed)
+    print(f"made {size} weights of random values in {directory}: they speak noise", file=sys.stderr)
+
+
+@profiles.callback(invoke_without_command=True)
+def profiles_root(context: typer.Context) -> None:
+    """Show hardware profiles, or what was detected here."""
+    if context.invoked_subcommand is None:
+        profiles_list()
+
+
+@profiles.command("list")
+def profiles_list() -> None:
+    """List the shipped profiles."""
+    found = [plan.load_profile(name) for name in plan.profile_names()]
+    console.table(
+        ("profile", "t3", "flow", "compute", "compile", "offload", "for"),
+        (
+            (p.name, p.t3, p.flow, p.compute or "same", p.compile, p.offload, p.description)
+            for p in found
+        ),
+    )
+
+
+@profiles.command("show")
+def profiles_show(name: str) -> None:
+    """Show one profile, shipped or your own (.yaml)."""
+    found = dataclasses.asdict(plan.load_profile(name))
+    console.table(("key", "value"), ((key, str(value)) for key, value in found.items()))
+
+
+@profiles.command("detect")
+def profiles_detect(
+    device: Annotated[str, typer.Option(help=", ".join(plan.DEVICES))] = plan.AUTO,
+) -> None:
+    """Look at this machine and say which profile auto takes, and why."""
+    how = plan.resolve(plan.AUTO, plan.probe(device))
+    rows = [
+        (f.name, str(getattr(how, f.name))) for f in dataclasses.fields(how) if f.name != "reasons"
+    ]
+    console.table(("key", "value"), [*rows, *(("reason", reason) for reason in how.reasons)])
+
+
+def doctor(voice_cache: StoreOption = None) -> None:
+    """Say what was found here, and what to mend."""
+    from chatterbox_opt.doctor import examine
+
+    findings = examine(store_at(voice_cache))
+    console.table(
+        ("what", "state", "found", "remedy"),
+        ((f.what, "ok" if f.good else "MEND", f.found, f.remedy) for f in findings),
+    )
+    raise typer.Exit(0 if all(f.good for f in findings) else 1)

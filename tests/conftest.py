@@ -1,0 +1,67 @@
+"""Shared pieces: a tiny checkpoint made on the fly, an engine over it, upstream over it.
+
+The network is closed by pytest-socket; every cache lives in a temporary directory.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+_SCRATCH = tempfile.mkdtemp(prefix="chatterbox-opt-tests-")
+for name in ("CHATTERBOX_DTYPE", "CHATTERBOX_COMPILATION", "CHATTERBOX_CPU_OFFLOAD"):
+    os.environ.pop(name, None)
+os.environ.pop("DISABLE_OPTIMIZATION", None)
+os.environ["TQDM_DISABLE"] = "1"  # upstream's bars would drown a failure's message
+os.environ["HF_HOME"] = f"{_SCRATCH}/hf"
+os.environ["CHATTERBOX_VOICE_CACHE"] = f"{_SCRATCH}/voices"
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "samples" / "speaker.flac"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint in upstream's format, 11 MB of random values."""
+    from chatterbox_opt.random_weights import make
+
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    make(directory, "tiny", seed=1)
+    return directory
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    from chatterbox_opt.voice_store import VoiceStore
+
+    return VoiceStore(tmp_path / "voices")
+
+
+@pytest.fixture(scope="session")
+def engine(tiny: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Our engine, float32, without watermark."""
+    from chatterbox_opt import Engine
+    from chatterbox_opt.voice_store import VoiceStore
+
+    voices = VoiceStore(tmp_path_factory.mktemp("voices"))
+    with Engine.load(str(tiny), "dev", device="cpu", store=voices, watermark=False) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="session")
+def upstream(tiny: Path):
+    """Upstream's ChatterboxTTS over the same files."""
+    from reference import upstream_tts
+
+    return upstream_tts(tiny)
+
+
+def assert_close(actual, expected, *, atol: float) -> None:
+    """Compare, and on failure say how far apart, and where that is much."""
+    assert actual.shape == expected.shape, f"shapes {actual.shape} and {expected.shape}"
+    difference = (actual.double() - expected.double()).abs()
+    worst, mean = difference.max().item(), difference.mean().item()
+    assert worst <= atol, f"max difference {worst:.3g}, mean {mean:.3g}, allowed {atol:.3g}"

@@ -1,0 +1,113 @@
+"""Rung 1 on the true shapes: minutes of work and 8 GB of memory (make test-slow)."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+
+import pytest
+import torch
+from conftest import SAMPLE, assert_close
+from texts import TEXTS
+
+pytestmark = pytest.mark.slow
+MAX_TOKENS = 6
+CASES = list(itertools.product((0.5, 1.0), (0.25, 0.5, 1.0)))
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """The true shapes: 3 GB on disk."""
+    from chatterbox_opt.random_weights import make
+
+    directory = tmp_path_factory.mktemp("models") / "full"
+    make(directory, "full", seed=0)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def full_upstream(full):
+    """Loaded by upstream's own from_local: the file format is the true one."""
+    from chatterbox.tts import ChatterboxTTS
+
+    return ChatterboxTTS.from_local(full, "cpu")
+
+
+@pytest.fixture(scope="module")
+def full_engine(full, tmp_path_factory):
+    from chatterbox_opt import Engine
+    from chatterbox_opt.voice_store import VoiceStore
+
+    voices = VoiceStore(tmp_path_factory.mktemp("voices"))
+    with Engine.load(str(full), "cpu", device="cpu", store=voices, watermark=False) as engine:
+        yield engine
+    gc.collect()
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_tokens_are_upstreams(full_engine, full_upstream, text):
+    from reference import greedy_tokens, sampled_tokens
+    from test_t3_parity import raw_tokens
+
+    from chatterbox_opt import Sampling
+    from chatterbox_opt.text import normalise
+
+    text = normalise(text)
+    for seed, (cfg_weight, exaggeration) in enumerate(CASES):
+        knobs = {"cfg_weight": cfg_weight, "exaggeration": exaggeration, "max_tokens": MAX_TOKENS}
+        greedy = raw_tokens(full_engine, text, Sampling(temperature=0, **knobs))
+        assert greedy == greedy_tokens(full_upstream, text, **knobs), knobs
+        sampled = raw_tokens(full_engine, text, Sampling(seed=seed, **knobs))
+        assert sampled == sampled_tokens(full_upstream, text, seed=seed, **knobs), knobs
+
+
+def test_tokens_are_upstreams_over_many_steps(full_engine, full_upstream):
+    from reference import sampled_tokens
+    from test_t3_parity import raw_tokens
+
+    from chatterbox_opt import Sampling
+
+    knobs = {"seed": 3, "cfg_weight": 0.5, "exaggeration": 0.5, "max_tokens": 150}
+    ours = raw_tokens(full_engine, TEXTS[-1], Sampling(**knobs))
+    assert ours == sampled_tokens(full_upstream, TEXTS[-1], **knobs)
+
+
+def test_a_new_voice_is_upstreams(full_engine, full_upstream):
+    own = full_upstream.conds
+    full_upstream.prepare_conditionals(str(SAMPLE), exaggeration=0.5)
+    theirs, full_upstream.conds = full_upstream.conds, own
+    ours = full_engine.voice(SAMPLE)
+    assert_close(ours.speaker, theirs.t3.speaker_emb, atol=1e-5)
+    assert torch.equal(ours.prompt, theirs.t3.cond_prompt_speech_tokens)
+    assert torch.equal(ours.tokens, theirs.gen["prompt_token"])
+    assert_close(ours.mel, theirs.gen["prompt_feat"], atol=1e-5)
+    assert_close(ours.xvector, theirs.gen["embedding"], atol=1e-4)
+
+
+def test_mel_and_wave_are_upstreams_for_the_same_noise(full_engine, full_upstream):
+    tokens = torch.randint(0, 6561, (1, 50), generator=torch.Generator().manual_seed(0))
+    voice = full_engine.voice()
+    torch.manual_seed(4)
+    mel = full_upstream.s3gen.flow_inference(
+        tokens, ref_dict=dict(full_upstream.conds.gen), finalize=True
+    )
+    wave = full_upstream.s3gen.hift_inference(mel)[0].clone()
+    wave[:, :960] *= full_upstream.s3gen.trim_fade
+    generator = torch.Generator().manual_seed(4)
+    with full_engine._speaker._residency("flow") as flow:
+        ours = flow(tokens, voice, generator)
+    assert_close(ours, mel, atol=1e-4)
+    with full_engine._speaker._residency("vocoder") as vocoder:
+        assert_close(vocoder(mel, generator), wave[0], atol=1e-4)
+
+
+def test_a_whole_synthesis_is_upstreams_under_the_same_seed(full_engine, full_upstream):
+    from test_s3gen_parity import Unmarked
+
+    from chatterbox_opt import Sampling
+
+    full_upstream.watermarker = Unmarked()
+    torch.manual_seed(2)
+    expected = full_upstream.generate("Hello there.")[0]
+    audio = full_engine.synthesize("Hello there.", None, Sampling(seed=2))
+    assert_close(torch.from_numpy(audio.samples), expected, atol=1e-4)

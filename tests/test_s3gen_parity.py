@@ -1,0 +1,82 @@
+"""Rung 1, behind T3: voice, mel, wave and the whole are upstream's for the same noise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import SAMPLE, assert_close
+from texts import TEXTS
+
+from chatterbox_opt import Sampling
+
+ATOL = 1e-4
+
+
+@pytest.fixture(scope="module")
+def upstream_voice(upstream):
+    """Conditionals that upstream computes from the sample, and the model's own put back after."""
+    own = upstream.conds
+    upstream.prepare_conditionals(str(SAMPLE), exaggeration=0.5)
+    cloned, upstream.conds = upstream.conds, own
+    return cloned
+
+
+def test_a_voice_is_upstreams_conditionals(engine, upstream_voice):
+    voice = engine.voice(SAMPLE)
+    t3, gen = upstream_voice.t3, upstream_voice.gen
+    assert_close(voice.speaker, t3.speaker_emb, atol=1e-6)
+    assert torch.equal(voice.prompt, t3.cond_prompt_speech_tokens)
+    assert torch.equal(voice.tokens, gen["prompt_token"])
+    assert_close(voice.mel, gen["prompt_feat"], atol=1e-6)
+    assert_close(voice.xvector, gen["embedding"], atol=1e-5)
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("count", [1, 7, 60])
+def test_mel_is_upstreams_for_the_same_noise(engine, upstream, upstream_voice, own, count):
+    generator = torch.Generator().manual_seed(count)
+    tokens = torch.randint(0, 6561, (1, count), generator=generator)
+    voice = engine.voice(None if own else SAMPLE)
+    gen = upstream.conds.gen if own else upstream_voice.gen
+    torch.manual_seed(5)
+    expected = upstream.s3gen.flow_inference(tokens, ref_dict=dict(gen), finalize=True)
+    with engine._speaker._residency("flow") as flow:
+        mel = flow(tokens, voice, torch.Generator().manual_seed(5))
+    assert_close(mel, expected, atol=ATOL)
+
+
+@pytest.mark.parametrize("frames", [2, 30, 121])
+def test_wave_is_upstreams_for_the_same_noise(engine, upstream, frames):
+    mel = torch.randn(1, 80, frames, generator=torch.Generator().manual_seed(frames)) * 2 - 5
+    torch.manual_seed(9)
+    expected = upstream.s3gen.hift_inference(mel)[0].clone()
+    expected[:, : len(upstream.s3gen.trim_fade)] *= upstream.s3gen.trim_fade
+    with engine._speaker._residency("vocoder") as vocoder:
+        wave = vocoder(mel, torch.Generator().manual_seed(9))
+    assert_close(wave, expected[0], atol=ATOL)
+
+
+def test_the_source_has_voiced_and_unvoiced_parts(engine):
+    """Guards the test above: a source that never hums would prove half of it."""
+    f0 = torch.cat((torch.zeros(1, 10), torch.full((1, 10), 200.0)), dim=1)
+    with engine._speaker._residency("vocoder") as vocoder:
+        source = vocoder.source(f0, torch.Generator().manual_seed(0))[0, 0]
+    assert source[:4800].std() < source[4800:].std()
+
+
+@pytest.mark.parametrize("text", TEXTS[:3])
+def test_a_whole_synthesis_is_upstreams_under_the_same_seed(engine, upstream, text):
+    """generate() from text to watermark: only the watermark is left out on both sides."""
+    marks, upstream.watermarker = upstream.watermarker, Unmarked()
+    try:
+        torch.manual_seed(21)
+        expected = upstream.generate(text, cfg_weight=0.7, exaggeration=0.5)[0]
+    finally:
+        upstream.watermarker = marks
+    audio = engine.synthesize(text, None, Sampling(seed=21, cfg_weight=0.7))
+    assert_close(torch.from_numpy(audio.samples), expected, atol=ATOL)
+
+
+class Unmarked:
+    def apply_watermark(self, wave, sample_rate):
+        return wave

@@ -1,0 +1,73 @@
+"""The sampler against transformers' processors, which upstream uses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TopPLogitsWarper,
+)
+
+from chatterbox_opt.errors import InputError
+from chatterbox_opt.sampler import NOT_FINITE, guide, penalise, sample, truncate
+from chatterbox_opt.sampling import Sampling, chunk_seed
+
+LOGITS = torch.randn(40, 1, 200, generator=torch.Generator().manual_seed(0)) * 3
+
+
+@pytest.mark.parametrize("min_p", [0.0, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.95, 1.0])
+def test_truncation_keeps_the_same_tokens(min_p, top_p):
+    for logits in LOGITS:
+        expected = TopPLogitsWarper(top_p)(None, MinPLogitsWarper(min_p)(None, logits))
+        ours = truncate(logits, min_p, top_p)
+        assert torch.equal(torch.softmax(ours, -1), torch.softmax(expected, -1))
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.0, 1.2, 4.0])
+def test_penalty(penalty):
+    ids = torch.tensor([[3, 7, 7, 199]])
+    seen = torch.zeros(1, 200, dtype=torch.bool)
+    seen[0, ids[0]] = True
+    for logits in LOGITS:
+        expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits.clone())
+        assert torch.equal(penalise(logits, seen, penalty), expected)
+
+
+def test_guidance_of_one_row_is_that_row():
+    assert torch.equal(guide(LOGITS[0], 0.0), LOGITS[0])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_are_reported_not_sampled(bad, temperature):
+    logits = LOGITS[:2, 0].clone()
+    logits[1, 5] = bad
+    seen = torch.zeros(1, 200, dtype=torch.bool)
+    token = sample(logits, seen, Sampling(temperature=temperature), torch.Generator())
+    assert token.item() == NOT_FINITE
+
+
+def test_half_precision_logits_are_sampled_in_float32():
+    seen = torch.zeros(1, 200, dtype=torch.bool)
+    half = LOGITS[0].half()
+    a = sample(half, seen, Sampling(), torch.Generator().manual_seed(1))
+    b = sample(half.float(), seen, Sampling(), torch.Generator().manual_seed(1))
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "knob", [{"temperature": -1}, {"top_p": 0}, {"min_p": 1.1}, {"max_tokens": 0}, {"seed": -1},
+             {"cfg_weight": -0.1}, {"repetition_penalty": 0}, {"exaggeration": float("nan")}]
+)  # fmt: skip
+def test_knobs_out_of_range_name_themselves(knob):
+    with pytest.raises(InputError, match=next(iter(knob))):
+        Sampling(**knob)
+
+
+def test_chunk_seeds_differ_and_the_first_is_the_requests():
+    assert chunk_seed(7, 0) == 7
+    seeds = {chunk_seed(seed, i) for seed in range(50) for i in range(50)}
+    assert len(seeds) == 50 * 50

@@ -1,0 +1,131 @@
+"""Rung 1: float32 on the processor, our tokens are upstream's tokens."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import reference
+import torch
+from conftest import assert_close
+from reference import greedy_tokens, sampled_tokens
+from texts import TEXTS
+
+from chatterbox_opt.pipeline import text_tokens
+from chatterbox_opt.sampler import guide
+from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.t3 import Prompt
+from chatterbox_opt.text import normalise
+
+MAX_TOKENS = 24
+CFG_WEIGHTS, EXAGGERATIONS = (0.5, 1.0), (0.25, 0.5, 1.0)
+CASES = list(itertools.product(CFG_WEIGHTS, EXAGGERATIONS))
+
+
+def prompt_for(engine, text: str) -> Prompt:
+    voice = engine.voice()
+    ids = text_tokens(engine._speaker._tokenizer, text)
+    return Prompt(ids, voice.speaker, voice.prompt)
+
+
+def first_logits(engine, text: str, sampling: Sampling) -> torch.Tensor:
+    with engine._speaker._residency("t3") as t3, torch.inference_mode():
+        prefix = t3.embed(prompt_for(engine, text), sampling)
+        return t3.prefill(prefix, t3.new_cache(len(prefix), prefix.shape[1]))
+
+
+def raw_tokens(engine, text: str, sampling: Sampling) -> list[int]:
+    """All of T3's tokens, before the ids that are no sound are dropped."""
+    generator = torch.Generator().manual_seed(sampling.seed or 0)
+    with engine._speaker._residency("t3") as t3:
+        return list(t3.generate(prompt_for(engine, text), sampling, generator))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_greedy_tokens_are_upstreams(engine, upstream, text):
+    text = normalise(text)
+    for cfg_weight, exaggeration in CASES:
+        knobs = {"cfg_weight": cfg_weight, "exaggeration": exaggeration, "max_tokens": MAX_TOKENS}
+        ours = raw_tokens(engine, text, Sampling(temperature=0, **knobs))
+        assert ours == greedy_tokens(upstream, text, **knobs), knobs
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_sampled_tokens_are_upstreams_under_the_same_seed(engine, upstream, text):
+    text = normalise(text)
+    for seed, (cfg_weight, exaggeration) in enumerate(CASES):
+        knobs = {"cfg_weight": cfg_weight, "exaggeration": exaggeration, "max_tokens": MAX_TOKENS}
+        ours = raw_tokens(engine, text, Sampling(seed=seed, **knobs))
+        assert ours == sampled_tokens(upstream, text, seed=seed, **knobs), knobs
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"temperature": 1.0},
+        {"temperature": 1.7, "min_p": 0.0},
+        {"top_p": 0.5},
+        {"top_p": 0.9, "min_p": 0.0, "temperature": 2.0},
+        {"min_p": 0.6},
+        {"repetition_penalty": 3.0},
+        {"repetition_penalty": 1.0},
+    ],
+)
+def test_every_knob_is_upstreams(engine, upstream, knobs):
+    fixed = {"seed": 11, "cfg_weight": 0.5, "exaggeration": 0.5, "max_tokens": 60}
+    text = normalise(TEXTS[1])
+    expected = sampled_tokens(upstream, text, **fixed, **knobs)
+    assert raw_tokens(engine, text, Sampling(**fixed, **knobs)) == expected
+
+
+@pytest.mark.parametrize("text", TEXTS[:8])
+def test_without_guidance_one_row_is_enough(engine, upstream, text):
+    """cfg_weight 0 fails upstream; the reference loop runs upstream's backend with one row."""
+    for exaggeration in EXAGGERATIONS:
+        knobs = {"cfg_weight": 0.0, "exaggeration": exaggeration, "max_tokens": MAX_TOKENS}
+        ours = raw_tokens(engine, normalise(text), Sampling(temperature=0, **knobs))
+        assert ours == greedy_tokens(upstream, normalise(text), **knobs)
+
+
+def test_every_knob_moves_the_logits_and_as_upstreams(engine, upstream):
+    """Guards the tests above: equal tokens would prove nothing of a knob that moves no logit."""
+    text, all_logits = normalise(TEXTS[1]), []
+    for cfg_weight, exaggeration in [*CASES, (0.0, 0.5)]:
+        knobs = {"cfg_weight": cfg_weight, "exaggeration": exaggeration}
+        ours = first_logits(engine, text, Sampling(**knobs))
+        assert_close(ours, reference.first_logits(upstream, text, **knobs), atol=1e-4)
+        all_logits.append(guide(ours, cfg_weight))
+    for one, other in itertools.combinations(all_logits, 2):
+        assert (one - other).abs().max() > 1e-2
+
+
+def test_the_stop_token_ends_the_speech_and_is_not_spoken(engine, upstream):
+    text, knobs = normalise(TEXTS[0]), {"cfg_weight": 0.5, "exaggeration": 0.5}
+    stopped = []
+    for seed in range(8):
+        theirs = sampled_tokens(upstream, text, seed=seed, max_tokens=1000, **knobs)
+        ours = raw_tokens(engine, text, Sampling(seed=seed, max_tokens=1000, **knobs))
+        assert ours == theirs
+        stopped.append(len(ours) < 1000)
+        if stopped[-1]:
+            break
+    assert any(stopped), "no seed reached the stop token: the test has nothing to show"
+
+
+def test_long_prompts_cross_cache_blocks(engine, upstream):
+    text = normalise("word " * 55)
+    knobs = {"cfg_weight": 0.5, "exaggeration": 0.5, "max_tokens": 150}
+    ours = raw_tokens(engine, text, Sampling(temperature=0, **knobs))
+    assert ours == greedy_tokens(upstream, text, **knobs)
+
+
+def test_rotary_frequencies_are_transformers(upstream):
+    from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    from chatterbox_opt.shapes import T3Shape
+    from chatterbox_opt.t3 import rope_frequencies
+
+    true = LlamaRotaryEmbedding(LlamaConfig(**LLAMA_CONFIGS["Llama_520M"])).inv_freq
+    assert_close(rope_frequencies(T3Shape()), true, atol=0)

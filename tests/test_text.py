@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import re
+import time
+import unicodedata
+
+import pytest
+from chatterbox.tts import punc_norm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from texts import TEXTS
+
+from chatterbox_opt.errors import TextError
+from chatterbox_opt.text import LIMIT, PARAGRAPH_PAUSE, clean, normalise, split
+
+LONG = (
+    "Dr. Smith said, e.g., that it was 5 p.m. on Jan. 3rd. “Is it so?” she asked. It was! "
+    "He paid $3.50 for tea... and left — at once; nobody (not even Mr. Jones) noticed. "
+) * 12
+
+
+@given(st.text())
+@settings(max_examples=500, deadline=None)
+def test_normalise_is_upstreams_on_every_string(text):
+    assert normalise(text) == punc_norm(text)
+
+
+@given(st.text(alphabet=' .,:;…—–-“”‘’"abcÄ字\n\t!?'))
+@settings(max_examples=500, deadline=None)
+def test_normalise_is_upstreams_on_punctuation(text):
+    assert normalise(text) == punc_norm(text)
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=("Cs", "Cc")), max_size=900))
+@settings(max_examples=300, deadline=None)
+def test_no_letter_is_lost_and_no_chunk_is_too_long(text):
+    try:
+        chunks = split(text, limit=60)
+    except TextError:
+        assert not any(c.isalnum() for c in text)
+        return
+    joined = "".join(chunk.text for chunk in chunks)
+    kept = [c for c in joined.casefold() if c.isalnum()]
+    assert kept == [c for c in text.casefold() if c.isalnum()]
+    assert all(len(chunk.text) <= 60 for chunk in chunks)
+
+
+def test_no_word_is_cut_where_blanks_are():
+    chunks = split(LONG)
+    assert sum((words(chunk.text) for chunk in chunks), []) == words(LONG)
+    assert len(chunks) > 3
+
+
+def test_chunks_end_at_sentences_and_abbreviations_do_not():
+    chunks = split(LONG)
+    assert all(re.search(r"[.!?,\"]$", chunk.text) for chunk in chunks)
+    assert not any(chunk.text.endswith(("Dr.", "Mr.", "e.g.,", "Jan.")) for chunk in chunks)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_fits_is_one_chunk_just_as_upstream_would_say_it(text):
+    assert [chunk.text for chunk in split(text)] == [punc_norm(text)]
+    assert split(text)[0].pause == 0
+
+
+def test_one_sentence_of_2000_characters():
+    sentence = "and so on, " * 181 + "the end"
+    chunks = split(sentence)
+    assert sum((words(chunk.text) for chunk in chunks), []) == words(sentence)
+    assert max(len(chunk.text) for chunk in chunks) <= LIMIT
+
+
+@pytest.mark.parametrize("text", ["字" * 1000, "ก" + "ำ" * 3 + "ข" * 999, "e\u0301" * 700])
+def test_scripts_without_blanks(text):
+    chunks = split(text)
+    assert max(len(chunk.text) for chunk in chunks) <= LIMIT
+    assert not any(unicodedata.category(chunk.text[0]).startswith("M") for chunk in chunks)
+
+
+def test_chinese_is_cut_at_its_own_full_stops():
+    chunks = split("今天天气很好，我们去公园。" * 40)
+    assert all(chunk.text.rstrip(".").endswith("。") for chunk in chunks)
+
+
+def test_paragraphs_get_a_longer_pause():
+    chunks = split("First. " * 50 + "\n\n" + "Second. " * 3)
+    assert PARAGRAPH_PAUSE in [chunk.pause for chunk in chunks]
+    assert chunks[-1].pause == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["", "  \n\t ", "...!?", "🎉🎉", "\x07\x1b", "\ufeff", "—", "\r\n"]
+)
+def test_nothing_to_speak(text):
+    with pytest.raises(TextError, match="at least one word"):
+        split(text)
+
+
+def test_nul_is_refused_with_its_position():
+    with pytest.raises(TextError, match="position 2"):
+        split("ab\0c")
+
+
+def test_control_characters_are_dropped():
+    assert clean("\x1bHel\x07lo\x00"[:-1]) == "Hello"
+
+
+def test_a_megabyte_is_split_in_a_moment():
+    start = time.perf_counter()
+    chunks = split(LONG * 500)
+    assert len(chunks) > 2000
+    assert time.perf_counter() - start < 30  # quadratic work would take hours
