@@ -110,6 +110,8 @@ def read_reference(path: Path) -> Wave:
     import librosa
     import numpy as np
     import soundfile
+    from audioread.exceptions import DecodeError
+    from librosa.util.exceptions import ParameterError
 
     check_reference(path)
     with warnings.catch_warnings():
@@ -119,10 +121,11 @@ def read_reference(path: Path) -> Wave:
         except (soundfile.LibsndfileError, OSError, EOFError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise VoiceError(_unreadable(path, reason)) from error
-        except _no_reader() as error:
+        except ParameterError as error:
+            reason = "holds samples that are not numbers (NaN); export it again"
+            raise VoiceError(f"'{path}' {reason}") from error
+        except DecodeError as error:  # of librosa's second reader
             raise VoiceError(_unreadable(path, "no reader knows the format")) from error
-    if not np.isfinite(wave).all():
-        raise VoiceError(f"'{path}' holds samples that are not numbers (NaN); export it again")
     if len(wave) < SHORTEST * SAMPLE_RATE:
         raise VoiceError(
             f"'{path}' lasts {len(wave) / SAMPLE_RATE:.1f} s; "
@@ -152,10 +155,3 @@ def check_reference(path: Path) -> None:
 
 def _unreadable(path: Path, reason: str) -> str:
     return f"'{path}' cannot be read as audio ({reason}); convert it to wav, flac, ogg or mp3"
-
-
-def _no_reader() -> type[Exception]:
-    # librosa falls back to audioread, whose own errors share no base with others
-    from audioread.exceptions import DecodeError
-
-    return DecodeError

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import sys
 import time
@@ -38,6 +39,7 @@ app.add_typer(commands.profiles, name="profiles")
 app.command()(commands.doctor)
 
 DEBUG = "--debug"
+INTERRUPTED = 130
 KNOBS = Sampling()
 
 
@@ -144,6 +146,8 @@ def synth(
     from chatterbox_opt.engine import Engine, seeded
 
     sampling = seeded(sampling)
+    if models.must_download(model):
+        talk.say(f"fetching {models.HUB[model]} from the hub: 3 GB, once")
     with Engine.load(
         model, profile, device=device, overrides=overrides, store=store, watermark=not no_watermark
     ) as engine:
@@ -230,6 +234,7 @@ def _quieten(talk: console.Talk, *, debug: bool) -> None:
         os.environ.setdefault("TORCH_LOGS", "+dynamo")
     else:
         warnings.simplefilter("ignore")  # deprecations inside upstream's dependencies
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; we say the end
 
 
 # the base of usage errors; newer Typer carries its own click, so it is found by name
@@ -243,6 +248,8 @@ def main() -> None:
     sys.excepthook = _unexpected
     try:
         code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # Typer turns Ctrl-C into this code
+            raise KeyboardInterrupt
     except ChatterboxOptError as error:
         code = _fail(str(error), error.exit_code, error)
     except _CLICK_ERROR as error:
@@ -257,7 +264,7 @@ def main() -> None:
     except OSError as error:
         code = _fail(str(OutputError(f"{error.strerror}: '{error.filename}'")), 1, error)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail("interrupted; nothing was written", 130, None)
+        code = _fail("interrupted; nothing was written", INTERRUPTED, None)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -25,9 +25,13 @@ class Castable(Protocol):
     """A stage whose arithmetic can be switched."""
 
     @property
-    def dtype(self) -> torch.dtype: ...
+    def dtype(self) -> torch.dtype:
+        """The dtype of the arithmetic."""
+        ...
 
-    def set_precision(self, dtype: torch.dtype) -> None: ...
+    def set_precision(self, dtype: torch.dtype) -> None:
+        """Cast for arithmetic in ``dtype``."""
+        ...
 
 
 class Ladder:

@@ -164,9 +164,11 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     path = checkpoint.path(models.TOKENIZER)
     try:
         text = path.read_text(encoding="utf-8")
-        json.loads(text)
+        content = json.loads(text)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise WeightsError(f"{path} is damaged ({error}): delete it and get it again") from error
+    if not isinstance(content, dict) or "type" not in content.get("model", {}):
+        raise WeightsError(f"{path} is not a tokenizer: get it again")
     tokenizer = Tokenizer.from_str(text)
     if None in (tokenizer.token_to_id("[START]"), tokenizer.token_to_id("[STOP]")):
         raise WeightsError(f"{path} has no [START] or [STOP]: it is not Chatterbox's tokenizer")

@@ -87,7 +87,8 @@ def locate(model: str = DEFAULT) -> Checkpoint:
     """
     check_name(model)
     if model in HUB and not Path(model).is_dir():
-        directory = from_hub(HUB[model])
+        # a complete cache is used as it is: no network, no waiting for one
+        directory = in_cache(HUB[model]) or from_hub(HUB[model])
     elif model in BUILT_IN and built_in(model).is_dir():
         directory = built_in(model)
     else:
@@ -102,7 +103,9 @@ def locate(model: str = DEFAULT) -> Checkpoint:
 
 
 def from_hub(repository: str) -> Path:
-    """Directory of a hub repository's files in the local cache, complete after this call.
+    """Download what the local cache lacks of a hub repository; return its directory there.
+
+    The hub's library shows a bar per file and resumes what was interrupted.
 
     Raises:
         WeightsError: not in the cache and not reachable, or not allowed.
@@ -134,6 +137,11 @@ def in_cache(repository: str) -> Path | None:
 
     found = [try_to_load_from_cache(repository, name) for name in FILES]
     return Path(found[0]).parent if found and all(isinstance(f, str) for f in found) else None  # type: ignore[arg-type]
+
+
+def must_download(model: str) -> bool:
+    """Whether ``locate`` will need the network for this model."""
+    return model in HUB and not Path(model).is_dir() and in_cache(HUB[model]) is None
 
 
 def _ways_out(repository: str, reason: str) -> str:

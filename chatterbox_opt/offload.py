@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-HOST = torch.device("cpu")
+HOST = "cpu"
 
 
 class Residency:

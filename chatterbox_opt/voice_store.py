@@ -144,7 +144,7 @@ class VoiceStore:
 
         if not self.keep_computed:
             return
-        content = save({name: tensor.contiguous() for name, tensor in voice.tensors().items()})
+        content = save({name: t.contiguous().clone() for name, t in voice.tensors().items()})
         target = self._computed(key)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

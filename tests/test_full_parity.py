@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 
@@ -101,13 +102,22 @@ def test_mel_and_wave_are_upstreams_for_the_same_noise(full_engine, full_upstrea
         assert_close(vocoder(mel, generator), wave[0], atol=1e-4)
 
 
-def test_a_whole_synthesis_is_upstreams_under_the_same_seed(full_engine, full_upstream):
+def bounded_inference(inference, **knobs):
+    return inference(**(knobs | {"max_new_tokens": 40}))
+
+
+def test_a_whole_synthesis_is_upstreams_under_the_same_seed(
+    full_engine, full_upstream, monkeypatch
+):
     from test_s3gen_parity import Unmarked
 
     from chatterbox_opt import Sampling
 
     full_upstream.watermarker = Unmarked()
+    # deep random weights hardly ever stop: upstream's bound of 1,000 tokens is lowered on both sides
+    bounded = functools.partial(bounded_inference, full_upstream.t3.inference)
+    monkeypatch.setattr(full_upstream.t3, "inference", bounded)
     torch.manual_seed(2)
     expected = full_upstream.generate("Hello there.")[0]
-    audio = full_engine.synthesize("Hello there.", None, Sampling(seed=2))
+    audio = full_engine.synthesize("Hello there.", None, Sampling(seed=2, max_tokens=40))
     assert_close(torch.from_numpy(audio.samples), expected, atol=1e-4)

@@ -1,0 +1,35 @@
+# Two commands on a fresh machine: make demo, make test. The rest is for those who change the code.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+# the built-in model once this version has one; until then random values, which speak noise
+MODEL := $(if $(wildcard chatterbox_opt/pico/t3_cfg.safetensors),pico,build/tiny)
+
+.PHONY: demo test test-slow check clean
+
+demo: $(INSTALLED) $(filter build/%,$(MODEL))
+	$(BIN)/chatterbox-opt synth "The quick brown fox jumps over the lazy dog." --model $(MODEL) --voice samples/speaker.flac -o demo.wav
+
+test: $(INSTALLED)
+	$(BIN)/pytest
+
+test-slow: $(INSTALLED)
+	$(BIN)/pytest -m slow --durations=5
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist demo.wav .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+build/tiny: $(INSTALLED)
+	$(BIN)/chatterbox-opt models make build/tiny --size tiny
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -U "pip>=25.1"
+	$(BIN)/python -m pip install -q -e . --group dev
+	touch $(INSTALLED)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import errno
+import os
+
+import numpy as np
+import pytest
+import soundfile
+
+from chatterbox_opt.audio import check_writable, output_format, writer
+from chatterbox_opt.errors import InputError, OutputError
+
+WAVE = (np.sin(np.arange(24_000) / 15) * 0.5).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "subtype", "format_", "expected"),
+    [
+        ("a.wav", None, "WAV", "PCM_16"),
+        ("a.WAV", "float", "WAV", "FLOAT"),
+        ("a.flac", "PCM_24", "FLAC", "PCM_24"),
+        ("a.ogg", None, "OGG", "VORBIS"),
+        ("a.mp3", None, "MP3", "MPEG_LAYER_III"),
+        ("-", None, "WAV", "PCM_16"),
+    ],
+)
+def test_formats(tmp_path, name, subtype, format_, expected):
+    assert output_format(name, subtype) == (format_, expected)
+    if name == "-":
+        return
+    path = tmp_path / name
+    with writer(str(path), subtype) as sink:
+        sink.write(WAVE[:10_000])
+        sink.write(WAVE[10_000:])
+    info = soundfile.info(path)
+    assert (info.format, info.subtype, info.samplerate, info.channels) == (
+        format_,
+        expected,
+        24_000,
+        1,
+    )
+    assert abs(info.frames - 24_000) <= (0 if format_ in ("WAV", "FLAC") else 2_500)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["a.aac", "a", "a.wav.txt", ".wav"])
+def test_an_unknown_extension_names_the_known_ones(name):
+    with pytest.raises(InputError, match=r"\.wav, \.flac, \.ogg, \.mp3"):
+        output_format(name)
+
+
+def test_an_unknown_subtype_names_the_known_ones():
+    with pytest.raises(InputError, match="it has PCM_16, PCM_24"):
+        output_format("a.wav", "PCM_99")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])
+def test_what_ends_early_leaves_nothing_and_keeps_the_old_file(tmp_path, error):
+    path = tmp_path / "out.wav"
+    path.write_bytes(b"old")
+    with pytest.raises(error), writer(str(path)) as sink:
+        sink.write(WAVE)
+        raise error
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.wav"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with (
+        pytest.raises(OutputError, match="No space left"),
+        writer(str(tmp_path / "out.wav")) as sink,
+    ):
+        sink.write(WAVE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_permissions_follow_the_umask(tmp_path):
+    old = os.umask(0o022)
+    try:
+        with writer(str(tmp_path / "out.wav")) as sink:
+            sink.write(WAVE)
+    finally:
+        os.umask(old)
+    assert (tmp_path / "out.wav").stat().st_mode & 0o777 == 0o644
+
+
+def test_where_nothing_can_be_written(tmp_path):
+    with pytest.raises(InputError, match="make it first"):
+        check_writable(str(tmp_path / "no" / "out.wav"))
+    (tmp_path / "dir.wav").mkdir()
+    with pytest.raises(InputError, match="is a directory"):
+        check_writable(str(tmp_path / "dir.wav"))
+    check_writable("-")
+    check_writable("out.wav")
+
+
+def test_a_read_only_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(InputError, match="cannot be written to"):
+        check_writable(str(tmp_path / "out.wav"))

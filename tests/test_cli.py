@@ -1,0 +1,254 @@
+"""The command line as a person meets it: real processes, exit codes, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import soundfile
+from conftest import SAMPLE
+from typer.testing import CliRunner
+
+from chatterbox_opt.cli import app
+
+COMMAND = [sys.executable, "-m", "chatterbox_opt.cli"]
+SHORT = ["--max-tokens", "20", "--seed", "3"]
+
+
+def run(*args: str, cwd=None, stdin: bytes | None = None, env=None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*COMMAND, *args], cwd=cwd, input=stdin, capture_output=True, timeout=240,
+        env=os.environ | (env or {}),
+    )  # fmt: skip
+
+
+def one_line(result: subprocess.CompletedProcess) -> str:
+    lines = result.stderr.decode().strip().splitlines()
+    assert len(lines) == 1, result.stderr.decode()
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_synth_writes_a_wav_and_says_how_fast(tiny, tmp_path):
+    result = run("synth", "Hello there.", "--model", str(tiny), "--voice", str(SAMPLE), "-v", *SHORT,
+                 "-o", "hello.wav", "--json", cwd=tmp_path)  # fmt: skip
+    assert result.returncode == 0, result.stderr.decode()
+    told = result.stderr.decode()
+    assert "device cpu" in told
+    assert "dtype float32 · compile none · offload none" in told
+    assert "real-time factor" in told
+    assert "profile cpu: no CUDA card" in told
+    assert told.count("noise") == 1, "a made model says once that it speaks noise"
+    report = json.loads(result.stdout)
+    info = soundfile.info(tmp_path / "hello.wav")
+    assert info.duration == pytest.approx(report["audio_seconds"], abs=0.01)
+    assert report["seed"] == 3
+    assert report["tokens"] <= 20
+    assert {"t3", "flow", "vocoder", "watermark"} == set(report["stage_seconds"])
+    assert [p.name for p in tmp_path.iterdir()] == ["hello.wav"]
+
+
+def test_a_wav_goes_down_a_pipe_and_only_a_wav(tiny, tmp_path):
+    args = ["synth", "-", "--model", str(tiny), *SHORT, "--no-watermark", "-o"]
+    piped = run(*args, "-", stdin=b"Hello there.", cwd=tmp_path)
+    assert piped.returncode == 0, piped.stderr.decode()
+    filed = run(*args, "out.wav", "-q", stdin=b"Hello there.", cwd=tmp_path)
+    assert filed.stderr.decode().startswith("warning: "), "quiet leaves warnings"
+    assert "Generated" not in filed.stderr.decode()
+    assert piped.stdout == (tmp_path / "out.wav").read_bytes(), "the same seed, bit for bit"
+
+
+def test_ctrl_c_leaves_nothing(tiny, tmp_path):
+    text = tmp_path / "long.txt"
+    text.write_text("A sentence that is said again and again, without end. " * 2000)
+    process = subprocess.Popen(
+        [*COMMAND, "synth", "--file", str(text), "--model", str(tiny), "-o", "out.wav"],
+        cwd=tmp_path, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.monotonic() + 100
+    while not list(tmp_path.glob(".*.part")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert list(tmp_path.glob(".*.part")), "it never began to write"
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told.decode().strip().splitlines()[-1] == "error: interrupted; nothing was written"
+    assert [p.name for p in tmp_path.iterdir()] == ["long.txt"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "give the text"),
+        (["hello", "--file", "x.txt"], "give the text"),
+        ([""], "the text is empty"),
+        (["  \n"], "the text is empty"),
+        (["?!..."], "no letter or digit"),
+        (["🎉"], "no letter or digit"),
+        (["\x07\x1b"], "is empty"),
+        (["--file", "missing.txt"], "cannot be read"),
+        (["--file", "nul.txt"], "NUL byte at position 3"),
+        (["--file", "latin1.txt"], "not UTF-8"),
+        (["hello", "--voice", "missing.wav"], "there is no voice file"),
+        (["hello", "--voice", "anna"], "no saved voice 'anna'"),
+        (["hello", "--voice", "empty.wav"], "is empty"),
+        (["hello", "--voice", "."], "is a directory"),
+        (["hello", "--model", "nope"], "unknown model 'nope'; known: chatterbox"),
+        (["hello", "--profile", "rtx9999"], "unknown profile 'rtx9999'; known: auto, cpu"),
+        (["hello", "--profile", "bad.yaml"], "unknown key 'dtpye'"),
+        (["hello", "--device", "tpu"], "known: auto, cuda, mps, cpu"),
+        (["hello", "--dtype", "int3"], "known: float32"),
+        (["hello", "--compile", "x"], "known: none"),
+        (["hello", "--offload", "x"], "known: none"),
+        (["hello", "--temperature", "9"], "temperature is 9.0"),
+        (["hello", "--seed", "x"], "Invalid value for '--seed'"),
+        (["hello", "--foo"], "No such option"),
+        (["hello", "-o", "x.aac"], "known audio extension"),
+        (["hello", "-o", "no/such/dir/x.wav"], "make it first"),
+        (["hello", "-o", "x.wav", "--subtype", "PCM_99"], "it has PCM_16"),
+        (["hello", "-o", "-", "--json"], "cannot both"),
+    ],
+)
+def test_a_usage_error_is_one_line_and_exit_2(tmp_path, monkeypatch, args, message, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nul.txt").write_bytes(b"abc\0def")
+    (tmp_path / "latin1.txt").write_bytes("café".encode("latin-1"))
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "bad.yaml").write_text("dtpye: float16")
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(sys, "argv", ["chatterbox-opt", "synth", *args])
+    from chatterbox_opt.cli import main
+
+    hook = sys.excepthook
+    with pytest.raises(SystemExit) as caught:
+        main()
+    sys.excepthook = hook
+    told = capsys.readouterr().err.strip()
+    assert caught.value.code == 2
+    assert message in told
+    assert len(told.splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["--help"], 0), (["profiles"], 0), (["profiles", "show", "rtx4090"], 0), (["--version"], 0),
+        (["synth", "--help"], 0), (["synth", "?"], 2), (["synth", "hi", "--model", "nope"], 2),
+        (["synth", "hi", "--voice", "nope.wav"], 2), (["nonsense"], 2), (["voices", "list"], 0),
+    ],
+)  # fmt: skip
+def test_quick_answers_import_no_torch(args, code, tmp_path):
+    """A real process that reports on its own modules at the end; time is not asserted, torch is."""
+    script = (
+        "import sys, atexit\n"
+        "atexit.register(lambda: print('MODULES', *sys.modules, file=sys.stderr))\n"
+        f"sys.argv = ['chatterbox-opt', *{args!r}]\n"
+        "from chatterbox_opt.cli import main\n"
+        "main()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=tmp_path)
+    assert result.returncode == code, result.stderr.decode()
+    loaded = set(result.stderr.decode().rpartition("MODULES")[2].split())
+    assert "chatterbox_opt.cli" in loaded
+    assert not loaded & {
+        "torch",
+        "transformers",
+        "chatterbox",
+        "librosa",
+        "numba",
+        "huggingface_hub",
+    }
+
+
+def test_synth_imports_nothing_it_does_not_use(tiny, tmp_path):
+    """diffusers' pipelines and gradio are upstream's ballast."""
+    script = (
+        "import sys\n"
+        f"sys.argv = ['chatterbox-opt', 'synth', 'Hi.', '--model', {str(tiny)!r}, '-q',"
+        " '--max-tokens', '9', '--seed', '1', '-o', 'x.wav']\n"
+        "from chatterbox_opt.cli import main\n"
+        "try:\n    main()\n"
+        "finally:\n    print(*sys.modules)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr.decode()
+    loaded = set(result.stdout.decode().split())
+    assert "torch" in loaded
+    assert not {m for m in loaded if m.startswith(("gradio", "diffusers.pipelines", "fastapi"))}
+
+
+def test_failures_exit_1(tiny, tmp_path):
+    (tmp_path / "model").mkdir()
+    lacking = run("synth", "hello", "--model", "model", cwd=tmp_path)
+    assert lacking.returncode == 1
+    assert "lacks ve.safetensors" in one_line(lacking)
+    offline = run("synth", "hello", cwd=tmp_path, env={"HF_HUB_OFFLINE": "1"})
+    assert offline.returncode == 1
+    assert "Three ways out" in offline.stderr.decode()
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_a_full_pipe_is_one_line(tiny, tmp_path):
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            [*COMMAND, "synth", "Hi.", "--model", str(tiny), *SHORT, "-q", "-o", "-"],
+            stdout=full, stderr=subprocess.PIPE, cwd=tmp_path,
+        )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.decode().strip().splitlines()[-1].startswith("error: No space left")
+    assert "Traceback" not in result.stderr.decode()
+
+
+def test_debug_shows_the_traceback_and_sets_the_switches(tmp_path, monkeypatch, capsys):
+    result = run("synth", "hello", "--model", str(tmp_path), "--debug", cwd=tmp_path)
+    told = result.stderr.decode()
+    assert result.returncode == 1
+    assert "Traceback" in told
+    assert told.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_debug_switches(monkeypatch):
+    from chatterbox_opt import cli, console
+
+    monkeypatch.delenv("CUDA_LAUNCH_BLOCKING", raising=False)
+    monkeypatch.setenv("TORCH_LOGS", "+inductor")
+    cli._quieten(console.Talk(), debug=True)
+    assert os.environ["CUDA_LAUNCH_BLOCKING"] == "1"
+    assert os.environ["TORCH_LOGS"] == "+inductor", "a person's own setting stays"
+    monkeypatch.delenv("CUDA_LAUNCH_BLOCKING")
+
+
+def test_voices_commands(tmp_path):
+    runner, where = CliRunner(), ["--voice-cache", str(tmp_path)]
+    assert runner.invoke(app, ["voices", "add", "anna", str(SAMPLE), *where]).exit_code == 0
+    assert "anna" in runner.invoke(app, ["voices", "list", *where]).output
+    assert runner.invoke(app, ["voices", "remove", "anna", *where]).exit_code == 0
+    assert runner.invoke(app, ["voices", "remove", "anna", *where]).exit_code != 0
+    assert runner.invoke(app, ["voices", "clear", *where], input="n\n").exit_code == 1
+    assert runner.invoke(app, ["voices", "clear", "--yes", *where]).exit_code == 0
+
+
+def test_models_and_profiles_commands(tmp_path):
+    runner = CliRunner()
+    made = runner.invoke(app, ["models", "make", str(tmp_path / "m"), "--seed", "5"])
+    assert made.exit_code == 0
+    assert (tmp_path / "m" / "t3_cfg.safetensors").exists()
+    assert "chatterbox" in runner.invoke(app, ["models", "list"]).output
+    shown = runner.invoke(app, ["profiles", "show", "gtx1080"]).output
+    assert "compute" in shown
+    detected = runner.invoke(app, ["profiles", "detect", "--device", "cpu"]).output
+    assert "no CUDA card" in detected
+
+
+def test_doctor_says_what_to_mend():
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.exit_code == 1, "the weights are not here"
+    for word in ("torch", "watermark", "PerTh works", "MEND", "--model DIR", "profile"):
+        assert word in result.output

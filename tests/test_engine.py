@@ -1,0 +1,152 @@
+"""The engine as a whole: no call influences another, seeds repeat, pieces join to the whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import SAMPLE
+
+from chatterbox_opt import Engine, Sampling
+from chatterbox_opt.errors import DeviceError, InputError, NumericsError, TextError
+from chatterbox_opt.voice_store import VoiceStore
+
+LONG = "The first sentence is here. And here comes another one, longer than the first. " * 5
+SHORT = {"max_tokens": 30}
+
+
+def test_interleaved_calls_do_not_influence_one_another(engine):
+    """Upstream's conditionals are written to by every call; earlier forks freeze the first's knobs."""
+    a = {"voice": engine.voice(), "sampling": Sampling(seed=1, **SHORT)}
+    b = {
+        "voice": engine.voice(SAMPLE),
+        "sampling": Sampling(
+            seed=2, temperature=1.3, cfg_weight=0.0, exaggeration=1.5, min_p=0.2, top_p=0.8,
+            repetition_penalty=2.0, max_tokens=50,
+        ),
+    }  # fmt: skip
+    first = engine.synthesize("Hello there.", **a).samples
+    other = engine.synthesize("Something else entirely, and longer.", **b).samples
+    again = engine.synthesize("Hello there.", **a).samples
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first[: len(other)], other[: len(first)])
+    assert np.array_equal(
+        other, engine.synthesize("Something else entirely, and longer.", **b).samples
+    )
+
+
+def test_a_voice_is_not_changed_by_use(engine):
+    voice = engine.voice(SAMPLE)
+    before = {name: tensor.clone() for name, tensor in voice.tensors().items()}
+    engine.synthesize("Hello.", voice, Sampling(seed=1, exaggeration=2.0, **SHORT))
+    for name, tensor in voice.tensors().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_the_global_generator_is_left_alone(engine):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    engine.synthesize("Hello.", None, Sampling(seed=9, **SHORT))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_two_engines_at_once_and_one_after_the_other(tiny, engine, tmp_path):
+    sampling, store = Sampling(seed=4, **SHORT), VoiceStore(tmp_path)
+    expected = engine.synthesize("Hello.", None, sampling).samples
+    for _ in range(2):
+        with Engine.load(str(tiny), "cpu", device="cpu", store=store, watermark=False) as second:
+            assert np.array_equal(second.synthesize("Hello.", None, sampling).samples, expected)
+            assert np.array_equal(engine.synthesize("Hello.", None, sampling).samples, expected)
+
+
+def test_a_long_text_is_spoken_in_chunks_that_join(engine):
+    sampling = Sampling(seed=6, **SHORT)
+    whole = engine.synthesize(LONG, None, sampling)
+    joined = np.concatenate(list(engine.stream(LONG, None, sampling)))
+    assert np.array_equal(whole.samples, joined)
+    pieces = list(engine.pieces(LONG, None, sampling))
+    assert len(pieces) == 2
+    assert not pieces[0].samples[-4800:].any(), "0.2 s of silence between chunks"
+    assert whole.tokens == sum(piece.tokens for piece in pieces)
+    assert whole.samples.dtype == np.float32
+
+
+def test_speech_tokens_are_those_of_the_synthesis(engine):
+    sampling = Sampling(seed=6, **SHORT)
+    tokens = engine.speech_tokens(LONG, None, sampling)
+    assert tokens.dtype == torch.int64
+    assert len(tokens) == engine.synthesize(LONG, None, sampling).tokens
+    assert int(tokens.max()) < 6561
+
+
+def test_without_a_seed_every_call_differs_and_can_be_repeated(engine):
+    one = engine.synthesize("Hello there.", None, Sampling(**SHORT))
+    two = engine.synthesize("Hello there.", None, Sampling(**SHORT))
+    assert one.seed != two.seed
+    again = engine.synthesize("Hello there.", None, Sampling(seed=one.seed, **SHORT))
+    assert np.array_equal(one.samples, again.samples)
+
+
+def test_progress_is_reported(engine):
+    seen = []
+    audio = engine.synthesize(LONG, None, Sampling(seed=6, **SHORT), seen.append)
+    assert {(p.chunk, p.chunks) for p in seen} == {(0, 2), (1, 2)}
+    assert max(p.tokens for p in seen) <= 30
+    assert set(audio.seconds) == {"t3", "flow", "vocoder"}
+
+
+def test_nothing_to_speak(engine):
+    with pytest.raises(TextError):
+        engine.synthesize("...")
+
+
+def test_a_model_without_a_voice_says_so(tiny, tmp_path):
+    import shutil
+
+    copy = tmp_path / "model"
+    shutil.copytree(tiny, copy)
+    (copy / "conds.pt").unlink()
+    with (
+        Engine.load(str(copy), "cpu", store=VoiceStore(tmp_path), watermark=False) as engine,
+        pytest.raises(InputError, match="--voice"),
+    ):
+        engine.synthesize("Hello.")
+
+
+def test_a_missing_card_is_a_clear_error(tiny):
+    if torch.cuda.is_available():
+        pytest.skip("there is a card")
+    with pytest.raises(DeviceError, match="no cuda device"):
+        Engine.load(str(tiny), device="cuda")
+
+
+def test_a_model_that_says_nothing_is_an_error_not_a_hole(engine, monkeypatch):
+    with engine._speaker._residency("t3") as t3:
+        monkeypatch.setattr(t3, "generate", lambda *_: iter([6561, 7000]))
+        with pytest.raises(NumericsError, match="another --seed"):
+            engine.synthesize("Hello.")
+
+
+def test_the_watermark_is_there_and_can_be_left_out(tiny, engine, tmp_path):
+    from chatterbox_opt.watermark import Watermark
+
+    sampling = Sampling(seed=4, max_tokens=60)
+    with Engine.load(str(tiny), "cpu", device="cpu", store=VoiceStore(tmp_path)) as marked:
+        with_mark = marked.synthesize("Hello.", None, sampling).samples
+    without = engine.synthesize("Hello.", None, sampling).samples
+    watermark = Watermark()
+    assert watermark.strength(with_mark) > 0.9
+    assert watermark.strength(without) < 0.6
+    assert np.abs(with_mark).max() <= 1.0
+
+
+def test_half_precision_stages_speak(tiny, tmp_path):
+    for dtype in ("bfloat16",):
+        with Engine.load(
+            str(tiny), "dev", device="cpu", overrides={"dtype": dtype}, store=VoiceStore(tmp_path),
+            watermark=False,
+        ) as half:  # fmt: skip
+            assert half.plan.t3 == dtype
+            samples = half.synthesize("Hello.", None, Sampling(seed=1, **SHORT)).samples
+            assert np.isfinite(samples).all()

@@ -1,0 +1,194 @@
+"""Every fallback, by injecting its fault into the real stages."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from chatterbox_opt import Engine, Sampling, graphs, loading
+from chatterbox_opt.errors import DeviceError, NumericsError
+from chatterbox_opt.fallback import Ladder
+from chatterbox_opt.offload import Residency
+from chatterbox_opt.voice_store import VoiceStore
+
+SAMPLING = Sampling(seed=3, max_tokens=20)
+
+
+@pytest.fixture
+def load(tiny, tmp_path):
+    def load(**overrides):
+        return Engine.load(
+            str(tiny), "dev", device="cpu", overrides=overrides, store=VoiceStore(tmp_path),
+            watermark=False,
+        )  # fmt: skip
+
+    return load
+
+
+class Failing:
+    """Wraps a stage's method: fails ``times`` times, then works."""
+
+    def __init__(self, method, error, times, after=0):
+        self.method, self.error, self.left, self.after = method, error, times, after
+
+    def __call__(self, *args, **kwargs):
+        if self.left > 0:
+            self.left -= 1
+            raise self.error
+        return self.method(*args, **kwargs)
+
+
+def stage(engine, name):
+    return engine._speaker._residency._stages[name]
+
+
+def inject(monkeypatch, engine, name, error, times):
+    module = stage(engine, name)
+    method = "generate" if name == "t3" else "forward"
+    monkeypatch.setattr(module, method, Failing(getattr(module, method), error, times))
+
+
+@pytest.mark.parametrize("name", ["t3", "flow", "vocoder"])
+def test_out_of_memory_starts_offloading_and_says_what_is_right(
+    load, engine, monkeypatch, caplog, name
+):
+    expected = engine.synthesize("Hello.", None, SAMPLING).samples
+    with load() as fragile, caplog.at_level(logging.WARNING, "chatterbox_opt"):
+        inject(monkeypatch, fragile, name, torch.OutOfMemoryError("CUDA out of memory"), 1)
+        assert np.array_equal(fragile.synthesize("Hello.", None, SAMPLING).samples, expected)
+        assert fragile._speaker._residency.offload
+    assert len(caplog.records) == 2  # noise of a made model, and the one warning
+    assert f"{name} ran out of memory: stages now take turns" in caplog.records[1].message
+
+
+def test_out_of_memory_with_nothing_left_to_move_is_a_clear_error(load, monkeypatch):
+    with load() as fragile:
+        inject(monkeypatch, fragile, "flow", torch.OutOfMemoryError("CUDA out of memory"), 2)
+        with pytest.raises(DeviceError, match="--profile memory-limited"):
+            fragile.synthesize("Hello.", None, SAMPLING)
+
+
+@pytest.mark.parametrize("name", ["t3", "flow"])
+def test_half_precision_that_is_not_finite_is_done_again_in_float32(
+    load, monkeypatch, caplog, name
+):
+    """The weights overflow in half: the retry must be float32, and only that chunk's."""
+    with load(dtype="bfloat16") as half, caplog.at_level(logging.WARNING, "chatterbox_opt"):
+        expected = half.synthesize("Hello.", None, SAMPLING).samples
+        module, used = stage(half, name), []
+        original = module.prefill if name == "t3" else module.solve
+
+        def overflowing(*args):
+            used.append(module.dtype)
+            result = original(*args)
+            return result * torch.inf if module.dtype == torch.bfloat16 else result
+
+        monkeypatch.setattr(module, "prefill" if name == "t3" else "solve", overflowing)
+        samples = half.synthesize("Hello.", None, SAMPLING).samples
+        assert used == [torch.bfloat16, torch.float32]
+        assert module.dtype == torch.bfloat16
+        monkeypatch.undo()
+        assert np.isfinite(samples).all()
+        assert np.array_equal(half.synthesize("Hello.", None, SAMPLING).samples, expected)
+    assert caplog.records[-1].message.endswith("this chunk again in float32")
+
+
+@pytest.mark.parametrize("name", ["t3", "flow", "vocoder"])
+def test_float32_that_is_not_finite_is_a_clear_error(load, name):
+    with load() as broken:
+        for parameter in stage(broken, name).parameters():
+            parameter.data.fill_(float("nan"))
+        with pytest.raises(NumericsError, match=f"{name} gave .* get them again"):
+            broken.synthesize("Hello.", None, SAMPLING)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no compiler"), ImportError("triton"), OSError("gcc")]
+)
+def test_compilation_that_fails_runs_eager_with_one_warning(
+    load, engine, monkeypatch, caplog, error
+):
+    monkeypatch.setattr(torch, "compile", Failing(torch.compile, error, 9))
+    expected = engine.synthesize("Hello.", None, SAMPLING).samples
+    with caplog.at_level(logging.WARNING, "chatterbox_opt"), load(compile="inductor") as eager:
+        assert eager.plan.compile == "inductor"
+        assert np.array_equal(eager.synthesize("Hello.", None, SAMPLING).samples, expected)
+    warned = [r.message for r in caplog.records if "Compilation setup failed" in r.message]
+    assert warned == [f"Compilation setup failed: {error}; the t3 step runs eager"]
+
+
+def test_a_compiled_step_is_used_and_warmed_up(tiny, monkeypatch):
+    """Without a compiler: a stand-in for torch.compile shows what is compiled and how."""
+    calls = []
+
+    def fake(step, **options):
+        calls.append(options)
+        return lambda *args: calls.append(args[1:]) or step(*args)
+
+    monkeypatch.setattr(torch, "compile", fake)
+    with Engine.load(
+        str(tiny), "dev", device="cpu", overrides={"compile": "inductor"}, watermark=False
+    ) as e:
+        assert calls[0] == {"backend": "inductor", "fullgraph": True}
+        assert len(calls) == 1 + graphs.WARMUP
+        e.synthesize("Hello.", None, SAMPLING)
+    assert len(calls) > 1 + graphs.WARMUP
+
+
+class Recorder(torch.nn.Linear):
+    """Stands for a stage and notes where it is sent."""
+
+    def __init__(self):
+        super().__init__(1, 1)
+        self.moves = []
+
+    def to(self, device):
+        self.moves.append(str(device))
+        return self
+
+
+def test_residency_moves_stages_in_and_out_even_when_they_fail():
+    stages = {"t3": Recorder(), "flow": Recorder()}
+    residency = Residency(stages, torch.device("cuda", 7), offload=True)
+    residency._release = lambda: None  # there is no such card
+    assert stages["t3"].moves == ["cpu"]
+    with residency("t3"):
+        assert stages["t3"].moves == ["cpu", "cuda:7"]
+    with pytest.raises(ValueError, match="boom"), residency("flow"):
+        raise ValueError("boom")
+    assert stages["t3"].moves == stages["flow"].moves == ["cpu", "cuda:7", "cpu"]
+
+
+def test_residency_without_offload_places_once():
+    stages = {"t3": Recorder()}
+    residency = Residency(stages, torch.device("cuda", 7), offload=False)
+    with residency("t3"), residency("t3"):
+        pass
+    assert stages["t3"].moves == ["cuda:7"]
+
+
+def test_a_retry_draws_the_same_numbers():
+    generator, drawn = torch.Generator().manual_seed(0), []
+
+    def work(_):
+        drawn.append(torch.rand(1, generator=generator).item())
+        if len(drawn) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    Ladder(Residency({"t3": torch.nn.Identity()}, torch.device("cpu"), offload=False)).run(
+        "t3", work, generator
+    )
+    assert drawn[0] == drawn[1]
+
+
+def test_loading_draws_nothing_from_the_global_generator(tiny):
+    from chatterbox_opt import models
+
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    loading.load_flow(models.locate(str(tiny)), torch.float32)
+    assert torch.equal(torch.rand(1), expected)

@@ -1,0 +1,166 @@
+"""The picture of who may import whom, and the house limits. The tables here are the documentation.
+
+A module may import at its top those in its row and in the rows above, and errors.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "chatterbox_opt"
+LEVELS = [  # from the ground up; a level imports only from levels below it (or listed siblings)
+    {"errors"},
+    {"files", "shapes", "text", "sampling"},
+    {"audio", "models", "plan", "cache", "sampler", "offload", "voice_store", "watermark"},
+    {"voice", "t3", "vocoder", "fallback", "console"},
+    {"flow", "graphs"},
+    {"pipeline"},
+    {"loading", "upstream"},
+    {"engine", "random_weights", "doctor"},
+    {"provider", "commands"},
+    {"cli"},
+]
+STAGES = ("t3", "flow", "vocoder", "cache", "sampler", "graphs", "voice")
+LIGHT = ("errors", "files", "shapes", "text", "sampling", "audio", "models", "plan",
+         "voice_store", "console", "commands", "cli", "__init__")  # fmt: skip
+
+
+def modules() -> dict[str, ast.Module]:
+    return {path.stem: ast.parse(path.read_text()) for path in sorted(PACKAGE.glob("*.py"))}
+
+
+MODULES = modules()
+
+
+def imports(tree: ast.Module, *, everywhere: bool) -> set[str]:
+    """Dotted names imported at module level, outside TYPE_CHECKING; or anywhere at all."""
+    found: set[str] = set()
+    nodes = ast.walk(tree) if everywhere else iter(tree.body)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def ours(names: set[str]) -> set[str]:
+    return {n.split(".")[1] for n in names if n.startswith("chatterbox_opt.")} & set(MODULES)
+
+
+def test_every_module_has_its_level():
+    assert set().union(*LEVELS) | {"__init__"} == set(MODULES)
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n != "__init__"])
+def test_imports_go_down(name):
+    level = next(i for i, names in enumerate(LEVELS) if name in names)
+    allowed = set().union(*LEVELS[:level])
+    assert ours(imports(MODULES[name], everywhere=False)) <= allowed
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_what_answers_quickly_imports_no_torch_at_its_top(name):
+    heavy = (
+        "torch",
+        "chatterbox.",
+        "librosa",
+        "transformers",
+        "perth",
+        "safetensors",
+        "tokenizers",
+    )
+    assert not {n for n in imports(MODULES[name], everywhere=False) if n.startswith(heavy)}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stages_know_no_plan(name):
+    assert not ours(imports(MODULES[name], everywhere=True)) & {"plan", "engine", "cli", "loading"}
+
+
+def calls(tree: ast.Module) -> set[str]:
+    return {ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n not in ("cli", "commands", "console")])
+def test_only_the_command_line_prints_and_exits(name):
+    assert not calls(MODULES[name]) & {"print", "sys.exit", "exit"}
+    assert not {
+        n for n in imports(MODULES[name], everywhere=True) if n.split(".")[0] in ("rich", "typer")
+    }
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n not in ("plan", "doctor")])
+def test_only_the_plan_asks_the_card(name):
+    asked = {c for c in calls(MODULES[name]) if c.startswith("torch.cuda.")}
+    assert asked <= {"torch.cuda.empty_cache"}
+
+
+def test_nothing_catches_everything_and_nothing_is_global():
+    for name, tree in MODULES.items():
+        for node in ast.walk(tree):
+            assert not isinstance(node, ast.Global), name
+            if isinstance(node, ast.ExceptHandler):
+                caught = ast.unparse(node.type) if node.type else ""
+                assert caught not in ("", "Exception", "BaseException"), f"{name}:{node.lineno}"
+
+
+def test_nothing_happens_at_import():
+    """No call at module level but constants, loggers, type variables and Typer's tables."""
+    fine = {"logging.getLogger", "TypeVar", "re.compile", "Sampling", "Shapes", "T3Shape", "FlowShape",
+            "VocoderShape", "VoiceShape", "typer.Typer", "typer.Option", "Preset", "main", "next"}  # fmt: skip
+    for name, tree in MODULES.items():
+        for node in tree.body:
+            if isinstance(
+                node, (ast.FunctionDef, ast.ClassDef, ast.If, ast.Import, ast.ImportFrom)
+            ):
+                continue
+            found = {c for c in calls(ast.Module([node], [])) if not c.startswith("app.")}
+            assert found <= fine, f"{name}:{node.lineno} {found - fine}"
+
+
+def test_house_limits():
+    lengths = []
+    for name, tree in MODULES.items():
+        assert len((PACKAGE / f"{name}.py").read_text().splitlines()) <= 350, name
+        assert ast.get_docstring(tree), f"{name} does not say what it knows"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                body = (node.end_lineno or 0) - node.body[0].lineno + 1
+                lengths.append(body)
+                assert body <= 80, f"{name}.{node.name} has {body} lines"
+                every = [*node.args.args, *node.args.kwonlyargs]
+                assert all(a.annotation or a.arg in ("self", "cls") for a in every), node.name
+                assert len(every) <= 9 or name == "cli", f"{name}.{node.name}"
+    assert sorted(lengths)[int(len(lengths) * 0.9)] <= 40
+
+
+def test_public_functions_are_documented():
+    for name, tree in MODULES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                simple = node.name in ("forward", "emit", "render", "path", "head_dim", "like")
+                assert simple or ast.get_docstring(node) or _nested(tree, node), (
+                    f"{name}.{node.name}"
+                )
+
+
+def _nested(tree: ast.Module, node: ast.AST) -> bool:
+    functions = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f is not node]
+    return any(node in ast.walk(f) for f in functions)
+
+
+def test_nothing_of_one_machine_is_in_the_repository():
+    bad = ("/ro" + "ot/", "/wo" + "rk/", "files.python" + "hosted")
+    for path in [
+        *ROOT.glob("*.*"),
+        *ROOT.glob("Makefile"),
+        *(ROOT / "tests").glob("*.py"),
+        *PACKAGE.glob("*.py"),
+    ]:
+        text = path.read_text(errors="ignore") if Path(path).is_file() else ""
+        assert not [b for b in bad if b in text], path

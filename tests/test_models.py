@@ -1,0 +1,216 @@
+"""Checkpoints: upstream's names and shapes, strictness, damage, the hub without a network."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from chatterbox_opt import loading, models
+from chatterbox_opt.errors import InputError, WeightsError
+from chatterbox_opt.random_weights import make, t3_template
+from chatterbox_opt.shapes import Shapes, read_shapes
+
+
+@pytest.fixture
+def copy(tiny, tmp_path):
+    directory = tmp_path / "model"
+    shutil.copytree(tiny, directory)
+    return directory
+
+
+def test_the_template_is_upstreams_t3():
+    """True shapes, on the meta device: names and shapes as upstream's own class has them."""
+    from chatterbox.models.t3 import T3
+
+    with torch.device("meta"):
+        true = T3().state_dict()
+    made = t3_template(Shapes().t3)
+    assert {n: t.shape for n, t in made.items()} == {n: t.shape for n, t in true.items()}
+    names = loading.t3_upstream_names(Shapes().t3)
+    assert {n for group in names.values() for n in group} | set(loading.UNUSED) == set(true)
+
+
+def test_true_shapes_build_upstreams_own_s3gen():
+    from chatterbox.models.s3gen import S3Gen
+
+    from chatterbox_opt import flow, vocoder, voice
+
+    with loading.uninitialised():
+        true = S3Gen().state_dict()
+        encoders = voice.Encoders(Shapes().voice, Shapes().t3.speaker)
+        parts = {
+            "flow": flow.build(Shapes().flow),
+            "mel2wav": vocoder.build(Shapes().vocoder),
+            "tokenizer": encoders.tokenizer,
+            "speaker_encoder": encoders.speaker_encoder,
+        }
+    ours = {f"{p}.{n}": t.shape for p, m in parts.items() for n, t in m.state_dict().items()}
+    assert ours == {name: tensor.shape for name, tensor in true.items()}
+
+
+def test_made_files_load_in_upstreams_own_classes_strictly(tiny, upstream):
+    """The fixture loads T3 and the voice encoder strictly and S3Gen as upstream does."""
+    state = load_file(tiny / models.S3GEN)
+    lacking = set(upstream.s3gen.state_dict()) - set(state)
+    assert lacking == {"tokenizer._mel_filters", "tokenizer.window"}
+
+
+def test_the_same_seed_makes_the_same_bytes(tiny, tmp_path):
+    make(tmp_path / "again", "tiny", seed=1)
+    make(tmp_path / "other", "tiny", seed=2)
+    for name in (models.T3, models.S3GEN, models.VOICE_ENCODER):
+        made = (tiny / name).read_bytes()
+        assert (tmp_path / "again" / name).read_bytes() == made
+        assert (tmp_path / "other" / name).read_bytes() != made
+    assert sum(f.stat().st_size for f in tiny.iterdir()) < 16 << 20
+    identities = {models.locate(str(d)).voice_identity for d in (tiny, tmp_path / "other")}
+    assert len(identities) == 2
+
+
+def rewrite(path, change):
+    state = load_file(path)
+    change(state)
+    save_file(state, path)
+
+
+def load_all(directory):
+    checkpoint = models.locate(str(directory))
+    loading.load_t3(checkpoint, torch.float32)
+    loading.load_flow(checkpoint, torch.float32)
+    loading.load_vocoder(checkpoint)
+    loading.load_encoders(checkpoint)
+    loading.load_tokenizer(checkpoint)
+
+
+def test_a_model_wrapper_is_taken_off(copy, tiny):
+    state = load_file(copy / models.T3)
+    save_file({f"model.{n}": t for n, t in state.items()}, copy / models.T3)
+    wrapped = loading.load_t3(models.locate(str(copy)), torch.float32)
+    plain = loading.load_t3(models.locate(str(tiny)), torch.float32)
+    for one, other in zip(wrapped.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (models.T3, lambda s: s.pop("speech_head.weight"), "t3 lacks 1 tensors, first speech_head"),
+        (
+            models.T3,
+            lambda s: s.update(extra=torch.zeros(1)),
+            "t3 has 1 unknown tensors, first extra",
+        ),
+        (models.T3, lambda s: s.update({"text_emb.weight": torch.zeros(3, 3)}), "is expected"),
+        (models.VOICE_ENCODER, lambda s: s.pop("proj.bias"), "lacks 1 tensors"),
+        (models.VOICE_ENCODER, lambda s: s.update(extra=torch.zeros(1)), "unknown tensor extra"),
+        (models.S3GEN, lambda s: s.pop("flow.encoder_proj.bias"), "flow lacks 1 tensors"),
+        (models.S3GEN, lambda s: s.pop("mel2wav.conv_pre.bias"), "vocoder lacks 1 tensors"),
+        (
+            models.S3GEN,
+            lambda s: s.update({"mel2wav.conv_pre.bias": torch.zeros(3)}),
+            "does not fit",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit(copy, file, change, message):
+    rewrite(copy / file, change)
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_all(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_upstream_forgives_is_forgiven(copy):
+    def change(state):
+        state["flow.something.new"] = torch.zeros(1)
+        state["tokenizer.window"] = torch.hann_window(400)
+
+    rewrite(copy / models.S3GEN, change)
+    load_all(copy)
+
+
+@pytest.mark.parametrize("file", [models.T3, models.S3GEN, models.VOICE_ENCODER, models.TOKENIZER])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"{}" * 99]
+)
+def test_damaged_or_half_downloaded_files(copy, file, damage):
+    (copy / file).write_bytes(damage((copy / file).read_bytes()))
+    with pytest.raises(WeightsError, match="get it again"):
+        load_all(copy)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"model": {"type": "BPE", "vocab": {}, "merges": []}}'])
+def test_a_tokenizer_of_something_else(copy, content):
+    (copy / models.TOKENIZER).write_text(content)
+    with pytest.raises(WeightsError, match="tokenizer"):
+        load_all(copy)
+
+
+def test_missing_files_are_listed(copy):
+    (copy / models.T3).unlink()
+    (copy / models.TOKENIZER).unlink()
+    with pytest.raises(WeightsError, match="lacks t3_cfg.safetensors, tokenizer.json"):
+        models.locate(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{", "not valid JSON"),
+        (json.dumps({"t4": {}}), "unknown part 't4'; known: t3, flow"),
+        (json.dumps({"t3": {"layer": 2}}), "t3 has no 'layer'; known: layers"),
+    ],
+)
+def test_a_wrong_config(copy, config, message):
+    (copy / "config.json").write_text(config)
+    with pytest.raises(WeightsError, match=message):
+        models.locate(str(copy))
+
+
+def test_without_a_config_the_shapes_are_the_true_ones(tmp_path):
+    assert read_shapes(tmp_path) == Shapes()
+
+
+def test_an_unknown_model_names_the_known_ones():
+    with pytest.raises(InputError, match="unknown model 'nope'; known: chatterbox"):
+        models.locate("nope")
+
+
+def test_without_network_and_weights_there_are_three_ways_out(monkeypatch):
+    def refuse(*_, **__):
+        raise httpx.ConnectError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(httpx.Client, "send", refuse)
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between the library's retries
+    with pytest.raises(WeightsError, match=r"\(1\) connect.*\(2\) --model DIR.*\(3\)") as caught:
+        models.locate("chatterbox")
+    assert "\n" not in str(caught.value)
+
+
+def test_offline_mode_is_named(monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="HF_HUB_OFFLINE is set"):
+        models.locate("chatterbox")
+
+
+def test_a_complete_hub_cache_is_used_without_a_network(tiny, tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    cache = tmp_path / "hub"
+    repository = cache / "models--ResembleAI--chatterbox"
+    revision = "0" * 40
+    shutil.copytree(tiny, repository / "snapshots" / revision)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(cache))
+    assert models.locate("chatterbox").directory == repository / "snapshots" / revision
+    assert models.in_cache("ResembleAI/chatterbox") == repository / "snapshots" / revision

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import pytest
+
+from chatterbox_opt import plan
+from chatterbox_opt.errors import ProfileError
+from chatterbox_opt.plan import Hardware, choose, load_profile, profile_names, resolve
+
+CPU = Hardware("cpu", "some processor")
+MPS = Hardware("mps", "arm")
+
+
+def card(name="card", total=24_000, free=None, capability=(8, 9)):
+    return Hardware("cuda", name, total, total - 500 if free is None else free, capability)
+
+
+def test_the_shipped_profiles_load():
+    assert profile_names() == ["cpu", "dev", "gtx1080", "memory-limited", "rtx3080", "rtx4090"]
+    for name in profile_names():
+        assert load_profile(name).description
+
+
+@pytest.mark.parametrize(
+    ("hardware", "profile"),
+    [
+        (card("RTX 4090"), "rtx4090"),
+        (card("H100", 81_000, capability=(9, 0)), "rtx4090"),
+        (card("RTX 3080", 10_000, capability=(8, 6)), "rtx3080"),
+        (card("RTX 3060 Ti", 8_100, capability=(8, 6)), "rtx3080"),
+        (card("T4", 15_100, capability=(7, 5)), "rtx4090"),
+        (card("GTX 1080", 8_100, capability=(6, 1)), "gtx1080"),
+        (card("GTX 1650", 4_000, capability=(7, 5)), "memory-limited"),
+        (card("RTX 4090", free=3_000), "memory-limited"),
+        (CPU, "cpu"),
+        (MPS, "dev"),
+    ],
+)
+def test_auto_looks_at_total_and_free_memory_and_capability(hardware, profile):
+    name, reason = choose(hardware)
+    assert name == profile
+    if hardware.device == "cuda":
+        assert hardware.name in reason
+        assert f"{hardware.free_mib:,}" in reason
+    assert resolve("auto", hardware, environment={}).profile == profile
+
+
+@pytest.mark.parametrize(
+    ("profile", "hardware", "overrides", "expected"),
+    [
+        ("rtx4090", card(), {}, ("float16", "", "cudagraphs", "none")),
+        ("rtx4090", card(), {"dtype": "bfloat16"}, ("bfloat16", "", "cudagraphs", "none")),
+        ("rtx4090", card(capability=(7, 5)), {"dtype": "bfloat16"}, ("float16", "", "cudagraphs", "none")),
+        ("dev", card(capability=(6, 1)), {"dtype": "bfloat16"}, ("float16", "float32", "none", "none")),
+        ("gtx1080", card(capability=(6, 1)), {}, ("float16", "float32", "none", "stages")),
+        ("rtx3080", card(), {"compile": "none"}, ("float16", "", "none", "stages")),
+        ("rtx3080", CPU, {}, ("float32", "", "none", "none")),
+        ("gtx1080", CPU, {}, ("float32", "", "none", "none")),
+        ("cpu", CPU, {"dtype": "bfloat16"}, ("bfloat16", "", "none", "none")),
+        ("cpu", CPU, {"compile": "inductor"}, ("float32", "", "inductor", "none")),
+        ("rtx4090", MPS, {"compile": "inductor"}, ("float16", "", "none", "none")),
+    ],
+)  # fmt: skip
+def test_a_wish_becomes_a_plan_for_the_machine(profile, hardware, overrides, expected):
+    made = resolve(profile, hardware, overrides, {})
+    assert (made.t3, made.compute, made.compile, made.offload) == expected
+    assert made.flow == made.t3
+
+
+def test_what_is_lowered_has_a_reason():
+    reasons = " | ".join(resolve("rtx3080", CPU, {"dtype": "float16"}, {}).reasons)
+    for word in (
+        "float16 arithmetic",
+        "cudagraphs needs a CUDA card",
+        "no card to move stages off",
+    ):
+        assert word in reasons
+    old = resolve("rtx4090", card(capability=(7, 5)), {"dtype": "bfloat16"}, {})
+    assert "bfloat16 needs compute capability 8.0" in " ".join(old.reasons)
+
+
+def test_the_command_line_beats_the_environment_beats_the_profile():
+    environment = {"CHATTERBOX_DTYPE": "bfloat16", "CHATTERBOX_CPU_OFFLOAD": "true"}
+    made = resolve("rtx4090", card(), {"dtype": "float32"}, environment)
+    assert (made.t3, made.offload, made.compile) == ("float32", "stages", "cudagraphs")
+    assert "dtype float32: from the command line" in made.reasons
+    assert "offload stages: from CHATTERBOX_CPU_OFFLOAD" in made.reasons
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "field", "expected"),
+    [
+        ("CHATTERBOX_COMPILATION", "false", "compile", "none"),
+        ("CHATTERBOX_COMPILATION", "TRUE", "compile", "cudagraphs"),
+        ("CHATTERBOX_CPU_OFFLOAD", "1", "offload", "stages"),
+        ("CHATTERBOX_DTYPE", "float32", "t3", "float32"),
+        ("DISABLE_OPTIMIZATION", "true", "optimized", False),
+        ("DISABLE_OPTIMIZATION", "false", "optimized", True),
+    ],
+)
+def test_environment(variable, value, field, expected):
+    assert getattr(resolve("rtx4090", card(), {}, {variable: value}), field) == expected
+
+
+@pytest.mark.parametrize("variable", [*plan.ENVIRONMENT, plan.PLAIN])
+def test_a_wrong_word_in_the_environment_names_the_known_ones(variable):
+    with pytest.raises(ProfileError, match=f"{variable} is 'maybe'; known: "):
+        resolve("dev", CPU, {}, {variable: "maybe"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dtpye: float16", "unknown key 'dtpye'; known: description, dtype"),
+        ("dtype: {t3: float16, t4: float16}", "unknown key 't4'; known: t3, flow, vocoder"),
+        ("dtype: float8", "is 'float8'; known: float32, float16, bfloat16"),
+        ("dtype: {vocoder: float16}", "vocoder is float32 only"),
+        ("compile: no", "compile is False; known: none, cudagraphs, inductor"),
+        ("offload: everything", "known: none, stages"),
+        ("- a list", "must be a mapping"),
+        ("a: [", "not valid YAML"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+    ],
+)
+def test_a_wrong_profile_says_what_is_known(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ProfileError, match=message.replace("[", r"\[")):
+        load_profile(str(path))
+
+
+def test_your_own_profile(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("dtype: {t3: bfloat16}\noffload: stages\n")
+    made = resolve(str(path), card(), {}, {})
+    assert (made.t3, made.flow, made.offload) == ("bfloat16", "float32", "stages")
+
+
+@pytest.mark.parametrize("name", ["nope", "../rtx4090", ""])
+def test_an_unknown_profile_names_the_known_ones(name):
+    with pytest.raises(ProfileError, match="known: auto, cpu, dev"):
+        load_profile(name)

@@ -1,0 +1,74 @@
+"""Rung 3 in small: cast and stored weights stay close to float32 on the same input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import assert_close
+
+from chatterbox_opt import loading, models
+from chatterbox_opt.sampling import Sampling
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny):
+    return models.locate(str(tiny))
+
+
+def logits(t3, engine):
+    from test_t3_parity import prompt_for
+
+    with torch.inference_mode():
+        prefix = t3.embed(prompt_for(engine, "Hello there."), Sampling())
+        return t3.prefill(prefix, t3.new_cache(2, prefix.shape[1])).float()
+
+
+def mel(flow, engine):
+    tokens = torch.arange(40)[None] * 150
+    return flow(tokens, engine.voice(), torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.2), (torch.float16, 0.03)])
+def test_a_cast_t3_is_close(checkpoint, engine, dtype, bound):
+    exact = logits(loading.load_t3(checkpoint, torch.float32), engine)
+    assert_close(logits(loading.load_t3(checkpoint, dtype), engine), exact, atol=bound)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.3), (torch.float16, 0.05)])
+def test_a_cast_flow_is_close_because_its_noise_is_the_same(checkpoint, engine, dtype, bound):
+    """A noise drawn in half precision would be another sequence: correlation near zero."""
+    exact = mel(loading.load_flow(checkpoint, torch.float32), engine)
+    assert_close(mel(loading.load_flow(checkpoint, dtype), engine), exact, atol=bound)
+
+
+def test_stored_weights_take_half_the_memory_and_compute_in_float32(checkpoint, engine):
+    """GTX 10xx: rounded weights, float32 arithmetic."""
+    t3, flow = (
+        loading.load_t3(checkpoint, torch.float32),
+        loading.load_flow(checkpoint, torch.float32),
+    )
+    exact_logits, exact_mel = logits(t3, engine), mel(flow, engine)
+    for stage in (t3, flow):
+        loading.store(stage, torch.float16)
+        assert stage.dtype == torch.float32
+    assert t3.blocks[0].qkv.parametrizations.weight.original.dtype == torch.float16
+    assert_close(logits(t3, engine), exact_logits, atol=0.03)
+    assert_close(mel(flow, engine), exact_mel, atol=0.05)
+
+
+def test_precision_there_and_back_is_the_half_precision_again(checkpoint, engine):
+    """The float32 retry must leave the stage as it was."""
+    t3 = loading.load_t3(checkpoint, torch.bfloat16)
+    before = logits(t3, engine)
+    t3.set_precision(torch.float32)
+    assert t3.dtype == torch.float32
+    t3.set_precision(torch.bfloat16)
+    assert torch.equal(logits(t3, engine), before)
+    assert t3.frequencies.dtype == torch.float32
+
+
+def test_the_flow_keeps_its_time_embedding_in_float32(checkpoint):
+    flow = loading.load_flow(checkpoint, torch.bfloat16)
+    mlp = flow.net.decoder.estimator.time_mlp.mlp
+    assert {p.dtype for p in mlp.parameters()} == {torch.float32}
+    assert flow.net.decoder.estimator.dtype == torch.bfloat16

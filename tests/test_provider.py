@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import SAMPLE
+
+from chatterbox_opt.errors import InputError
+from chatterbox_opt.provider import (
+    EMOTIONS,
+    OptimizedChatterboxProvider,
+    RealChatterboxProvider,
+    sampling_for,
+)
+
+
+def test_the_optimized_provider_speaks(tiny):
+    with OptimizedChatterboxProvider("cpu", "float32", model=str(tiny)) as provider:
+        status = provider.get_provider_status()
+        assert status["optimization_enabled"] is True
+        assert status["optimization_details"]["dtype"] == "float32"
+        assert status["optimization_details"]["compilation"] == "none"
+        args = {"text": "Hello.", "voice_path": SAMPLE, "seed": 1}
+        neutral = provider.generate(**args)
+        again = provider.generate(**args, emotion="neutral", exaggeration=0.5, cfg_weight=0.5)
+        assert np.array_equal(neutral.samples, again.samples)
+        assert not np.array_equal(
+            neutral.samples, provider.generate(**args, emotion="excited").samples
+        )
+
+
+def test_the_real_provider_takes_the_plan_of_the_machine(tiny):
+    with RealChatterboxProvider(str(tiny), device="cpu") as provider:
+        assert provider.engine.plan.profile == "cpu"
+        assert provider.generate("Hello.", seed=1).duration > 0
+
+
+def test_plain_chatterbox_when_asked(tiny, upstream, engine, monkeypatch):
+    """The tiny shapes are not upstream's own: its object is put in place of from_local's."""
+    from chatterbox_opt import upstream as plain
+    from chatterbox_opt.shapes import Shapes
+
+    monkeypatch.setenv("DISABLE_OPTIMIZATION", "true")
+    with pytest.raises(InputError, match="whose shapes are not its own"):
+        RealChatterboxProvider(str(tiny), device="cpu")
+    monkeypatch.setattr(
+        plain, "Shapes", lambda: plain.dataclasses.replace(engine.checkpoint.shapes, made=False)
+    )
+    monkeypatch.setattr("chatterbox.tts.ChatterboxTTS.from_local", lambda *_: upstream)
+    assert Shapes() != engine.checkpoint.shapes
+    own = upstream.conds
+    with RealChatterboxProvider(str(tiny), device="cpu") as provider:
+        assert provider.get_provider_status()["optimization_enabled"] is False
+        said = provider.generate("Hello.", seed=21)
+        with pytest.raises(InputError, match="cfg_weight 0"):
+            provider.generate("Hello.", cfg_weight=0)
+        with pytest.raises(InputError, match="gives no tokens out"):
+            provider.engine.speech_tokens("Hello.")
+    upstream.conds = own
+    from chatterbox_opt import Sampling
+    from chatterbox_opt.watermark import Watermark
+
+    ours = engine.synthesize("Hello.", None, Sampling(seed=21))
+    marked = Watermark().apply(ours.samples)
+    assert np.abs(marked - np.clip(said.samples, -1, 1)).max() < 1e-4
+
+
+def test_emotions_are_presets():
+    assert sampling_for("neutral", None, 0.5, None).exaggeration == 0.5
+    assert sampling_for("excited", 0.2, 0.5, None).exaggeration == 0.2
+    assert len(set(EMOTIONS.values())) == len(EMOTIONS)
+    with pytest.raises(InputError, match="unknown emotion 'bored'; known: neutral, calm"):
+        sampling_for("bored", None, 0.5, None)

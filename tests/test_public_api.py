@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import chatterbox_opt
+from chatterbox_opt import Audio, Engine, Sampling, Voice
+
+
+def test_the_names():
+    assert chatterbox_opt.__all__ == ["Audio", "Engine", "Sampling", "Voice"]
+    assert all(getattr(chatterbox_opt, name) for name in chatterbox_opt.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Nope'"):
+        chatterbox_opt.Nope  # noqa: B018
+
+
+def test_the_engine():
+    public = [name for name in vars(Engine) if not name.startswith("_")]
+    assert public == [
+        "load", "close", "voice", "pieces", "stream", "synthesize", "speech_tokens"
+    ]  # fmt: skip
+    assert list(inspect.signature(Engine.synthesize).parameters) == [
+        "self", "text", "voice", "sampling", "observe"
+    ]  # fmt: skip
+
+
+def test_the_values():
+    assert Sampling() == Sampling(None, 0.8, 0.5, 0.5, 0.05, 1.0, 1.2, 1000)
+    with pytest.raises(AttributeError):
+        Sampling().seed = 3
+    assert [f for f in Voice.__slots__] == ["speaker", "prompt", "tokens", "mel", "xvector"]
+    assert [f for f in Audio.__slots__] == ["samples", "sample_rate", "seed", "tokens", "seconds"]
+
+
+def test_importing_the_package_imports_no_torch():
+    code = "import sys, chatterbox_opt; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

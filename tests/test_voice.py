@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import SAMPLE
+
+from chatterbox_opt import Engine, loading, models, voice_store
+from chatterbox_opt.audio import read_reference
+from chatterbox_opt.errors import VoiceError, WeightsError
+from chatterbox_opt.voice import Voice, from_conditionals
+from chatterbox_opt.voice_store import VoiceStore
+
+
+def random_voice(seed: int = 0) -> Voice:
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 6561, (1, 20), generator=g)
+    return Voice(torch.rand(1, 64, generator=g), ids, ids, torch.rand(1, 40, 80, generator=g), torch.rand(1, 192, generator=g))  # fmt: skip
+
+
+def same(a: Voice, b: Voice) -> bool:
+    return all(torch.equal(t, b.tensors()[n]) for n, t in a.tensors().items())
+
+
+def test_a_voice_survives_the_disk(store):
+    voice = random_voice()
+    assert store.load("key") is None
+    store.save("key", voice)
+    assert same(store.load("key"), voice)
+
+
+def test_the_key_is_content_and_model_not_name(tmp_path):
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).write_bytes(b"same")
+    (tmp_path / "c.wav").write_bytes(b"other")
+    key = voice_store.content_key
+    assert key(tmp_path / "a.wav", "m") == key(tmp_path / "b.wav", "m")
+    assert key(tmp_path / "a.wav", "m") != key(tmp_path / "c.wav", "m")
+    assert key(tmp_path / "a.wav", "m") != key(tmp_path / "a.wav", "n")
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", None])
+def test_a_damaged_cache_entry_is_computed_again(tiny, store, caplog, damage):
+    with Engine.load(str(tiny), "cpu", device="cpu", store=store, watermark=False) as engine:
+        voice = engine.voice(SAMPLE)
+    [entry] = (store.directory / "computed").glob("*.safetensors")
+    entry.write_bytes(entry.read_bytes()[:-100] if damage is None else damage)
+    with Engine.load(str(tiny), "cpu", device="cpu", store=store, watermark=False) as engine:
+        assert same(engine.voice(SAMPLE), voice)
+    assert "computed again" in caplog.text
+    assert same(store.load(entry.stem), voice)
+
+
+def test_a_cached_voice_needs_no_encoders(tiny, store, monkeypatch):
+    with Engine.load(str(tiny), "cpu", device="cpu", store=store, watermark=False) as engine:
+        voice = engine.voice(SAMPLE)
+    monkeypatch.setattr(loading, "load_encoders", lambda _: pytest.fail("encoders were loaded"))
+    with Engine.load(str(tiny), "cpu", device="cpu", store=store, watermark=False) as engine:
+        assert same(engine.voice(SAMPLE), voice)
+        assert engine.voice(SAMPLE) is engine.voice(str(SAMPLE)), "memory cache"
+
+
+def test_without_a_cache_nothing_is_kept(tiny, tmp_path):
+    store = VoiceStore(tmp_path / "voices", keep_computed=False)
+    with Engine.load(str(tiny), "cpu", device="cpu", store=store, watermark=False) as engine:
+        engine.voice(SAMPLE)
+    assert not store.directory.exists()
+
+
+def test_an_unwritable_cache_costs_time_not_the_result(tiny, tmp_path, caplog):
+    (tmp_path / "voices").write_text("a file in the way")
+    store = VoiceStore(tmp_path / "voices")
+    with Engine.load(str(tiny), "cpu", device="cpu", store=store, watermark=False) as engine:
+        assert engine.voice(SAMPLE).mel.shape[2] == 80
+    assert "was not cached" in caplog.text
+
+
+def _write_many(directory: Path, seed: int) -> None:
+    for _ in range(30):
+        VoiceStore(directory).save("shared", random_voice(seed))
+
+
+def test_several_processes_may_write_one_entry(tmp_path):
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write_many, args=(tmp_path, i)) for i in range(3)]
+    for writer in writers:
+        writer.start()
+    candidates, seen = [random_voice(i) for i in range(3)], 0
+    while any(writer.is_alive() for writer in writers):
+        found = VoiceStore(tmp_path).load("shared")
+        seen += found is not None
+        assert found is None or any(same(found, c) for c in candidates), "half a file was read"
+    assert all(writer.exitcode == 0 for writer in writers)
+    assert seen
+    assert [p.name for p in (tmp_path / "computed").iterdir()] == ["shared.safetensors"]
+
+
+def test_named_voices(store, tmp_path):
+    store.add("anna", SAMPLE)
+    assert store.find("anna").read_bytes() == SAMPLE.read_bytes()
+    other = tmp_path / "other.wav"
+    other.write_bytes(b"1")
+    store.add("anna", other)
+    assert list(store.names()) == ["anna"], "a new recording replaces the old, whatever its type"
+    store.remove("anna")
+    with pytest.raises(VoiceError, match="no file and no saved voice 'anna'"):
+        store.find("anna")
+    with pytest.raises(VoiceError, match="no saved voice"):
+        store.remove("anna")
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "a/b", "/etc/passwd", "", ".hidden", "a b", "x" * 65, "ä"]
+)
+def test_names_cannot_leave_the_directory(store, tmp_path, name):
+    with pytest.raises(VoiceError, match="letters, digits"):
+        store.add(name, SAMPLE)
+    with pytest.raises(VoiceError):
+        store.remove(name)
+    assert not list(tmp_path.rglob("*.flac"))
+
+
+def test_clear_takes_only_what_is_ours(store):
+    store.add("anna", SAMPLE)
+    store.save("key", random_voice())
+    (store.directory / "notes.txt").write_text("mine")
+    assert store.clear() == 2
+    assert (store.directory / "notes.txt").exists()
+
+
+def write(path: Path, wave: np.ndarray, rate: int = 24_000, **options) -> Path:
+    soundfile.write(path, wave, rate, **options)
+    return path
+
+
+SPEECH = (np.sin(np.arange(48_000) / 20) * 0.3).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "channels", "options"),
+    [
+        ("8bit.wav", 8_000, 1, {"subtype": "PCM_U8"}),
+        ("stereo.wav", 96_000, 2, {"subtype": "PCM_24"}),
+        ("five.flac", 44_100, 5, {}),
+        ("float.wav", 22_050, 1, {"subtype": "DOUBLE"}),
+        ("voice.ogg", 48_000, 2, {}),
+        ("voice.mp3", 44_100, 1, {}),
+        ("voice.aiff", 16_000, 1, {}),
+    ],
+)
+def test_any_rate_and_channel_count_is_read(tmp_path, name, rate, channels, options):
+    wave = np.tile(np.resize(SPEECH, 2 * rate)[:, None], (1, channels))
+    read = read_reference(write(tmp_path / name, wave, rate, **options))
+    assert read.dtype == np.float32
+    assert abs(len(read) / 24_000 - 2) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: p / "missing.wav", "there is no voice file"),
+        (lambda p: p, "is a directory"),
+        (lambda p: _bytes(p / "empty.wav", b""), "is empty"),
+        (lambda p: _bytes(p / "text.wav", b"this is not audio\n" * 50), "cannot be read as audio"),
+        (lambda p: _bytes(p / "cut.wav", b"RIFF"), "cannot be read as audio"),
+        (lambda p: write(p / "short.wav", SPEECH[:4800]), "lasts 0.2 s"),
+        (lambda p: write(p / "silent.wav", SPEECH * 0), "is silent"),
+        (lambda p: write(p / "nan.wav", SPEECH * np.nan, subtype="FLOAT"), "not numbers"),
+        (lambda p: write(p / "none.wav", SPEECH[:0]), "lasts 0.0 s"),
+    ],
+)
+def test_unusable_recordings_say_what_is_wrong(tmp_path, make, message):
+    with pytest.raises(VoiceError, match=message) as caught:
+        read_reference(make(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def _bytes(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_a_voice_of_one_second_works(tiny, store, tmp_path):
+    path = write(tmp_path / "one.wav", SPEECH[:24_000])
+    with Engine.load(str(tiny), "cpu", device="cpu", store=store, watermark=False) as engine:
+        from chatterbox_opt import Sampling
+
+        assert engine.synthesize("Hi.", engine.voice(path), Sampling(seed=0, max_tokens=9)).duration
+
+
+def test_conds_pt_cannot_run_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (pytest.fail, ("code was run",))
+
+    path = tmp_path / "conds.pt"
+    torch.save({"t3": Evil(), "gen": {}}, path)
+    with pytest.raises(WeightsError, match="damaged"):
+        from_conditionals(path)
+
+
+def test_the_models_own_voice(tiny):
+    voice = from_conditionals(models.locate(str(tiny)).path(models.CONDITIONALS))
+    assert voice.mel.shape == (1, 2 * voice.tokens.shape[1], 80)
+    assert voice.speaker.shape == (1, 64)

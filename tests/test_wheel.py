@@ -1,0 +1,45 @@
+"""The profiles travel in the wheel: built, installed into a fresh environment, listed."""
+
+from __future__ import annotations
+
+import site
+import subprocess
+import sys
+import sysconfig
+import venv
+
+from conftest import ROOT
+
+
+def test_a_fresh_environment_lists_the_profiles(tmp_path):
+    script = (
+        "import sys; from hatchling.builders.wheel import WheelBuilder;"
+        "print(list(WheelBuilder(sys.argv[1]).build(directory=sys.argv[2], versions=['standard']))[0])"
+    )
+    built = subprocess.run(
+        [sys.executable, "-c", script, str(ROOT), str(tmp_path)], capture_output=True, text=True
+    )
+    assert built.returncode == 0, built.stderr
+    home = tmp_path / "fresh"
+    venv.create(home, with_pip=False)
+    packages = sysconfig.get_path("purelib", vars={"base": str(home)})
+    python = home / "bin" / "python"
+    unpack = "import sys, zipfile; zipfile.ZipFile(sys.argv[1]).extractall(sys.argv[2])"
+    subprocess.run([python, "-c", unpack, built.stdout.strip(), packages], check=True)
+    # the dependencies are borrowed; their own .pth files, this checkout's among them, are not read
+    with open(f"{packages}/borrowed.pth", "w") as file:
+        file.write("\n".join(site.getsitepackages()))
+    listed = subprocess.run(
+        [python, "-m", "chatterbox_opt.cli", "profiles"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert listed.returncode == 0, listed.stderr
+    for name in ("rtx4090", "rtx3080", "gtx1080", "dev", "memory-limited", "cpu"):
+        assert name in listed.stdout
+    where = subprocess.run(
+        [python, "-c", "import chatterbox_opt; print(chatterbox_opt.__file__)"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert where.stdout.startswith(str(home))
