@@ -110,7 +110,6 @@ def read_reference(path: Path) -> Wave:
     import librosa
     import numpy as np
     import soundfile
-    from audioread.exceptions import DecodeError
     from librosa.util.exceptions import ParameterError
 
     check_reference(path)
@@ -124,7 +123,7 @@ def read_reference(path: Path) -> Wave:
         except ParameterError as error:
             reason = "holds samples that are not numbers (NaN); export it again"
             raise VoiceError(f"'{path}' {reason}") from error
-        except DecodeError as error:  # of librosa's second reader
+        except _second_reader_errors() as error:
             raise VoiceError(_unreadable(path, "no reader knows the format")) from error
     if len(wave) < SHORTEST * SAMPLE_RATE:
         raise VoiceError(
@@ -155,3 +154,12 @@ def check_reference(path: Path) -> None:
 
 def _unreadable(path: Path, reason: str) -> str:
     return f"'{path}' cannot be read as audio ({reason}); convert it to wav, flac, ogg or mp3"
+
+
+def _second_reader_errors() -> tuple[type[Exception], ...]:
+    """Errors of audioread, librosa's second reader before 1.0: they share no base with others."""
+    try:
+        from audioread.exceptions import DecodeError
+    except ImportError:
+        return ()
+    return (DecodeError,)

@@ -110,7 +110,6 @@ def from_hub(repository: str) -> Path:
     Raises:
         WeightsError: not in the cache and not reachable, or not allowed.
     """
-    import httpx
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -124,7 +123,7 @@ def from_hub(repository: str) -> Path:
         status = error.response.status_code if error.response is not None else "no answer"
         reason = f"not here, and the hub answered {status}"
         raise WeightsError(_ways_out(repository, reason)) from error
-    except (OSError, httpx.HTTPError) as error:
+    except (OSError, *HfHubHTTPError.__bases__) as error:  # requests, httpx or httpx2, by version
         first = (str(error) or type(error).__name__).splitlines()[0]
         reason = f"not here, and the download failed: {first}"
         raise WeightsError(_ways_out(repository, reason)) from error

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 _SCRATCH = tempfile.mkdtemp(prefix="chatterbox-opt-tests-")
 for name in ("CHATTERBOX_DTYPE", "CHATTERBOX_COMPILATION", "CHATTERBOX_CPU_OFFLOAD"):
@@ -18,6 +19,9 @@ os.environ.pop("DISABLE_OPTIMIZATION", None)
 os.environ["TQDM_DISABLE"] = "1"  # upstream's bars would drown a failure's message
 os.environ["HF_HOME"] = f"{_SCRATCH}/hf"
 os.environ["CHATTERBOX_VOICE_CACHE"] = f"{_SCRATCH}/voices"
+
+settings.register_profile("repeatable", derandomize=True)  # the suite does not flake
+settings.load_profile("repeatable")
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "samples" / "speaker.flac"

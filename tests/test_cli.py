@@ -63,19 +63,27 @@ def test_a_wav_goes_down_a_pipe_and_only_a_wav(tiny, tmp_path):
     assert piped.stdout == (tmp_path / "out.wav").read_bytes(), "the same seed, bit for bit"
 
 
+def listen_to_ctrl_c() -> None:
+    # a suite started in the background passes an ignored signal on to its children
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_leaves_nothing(tiny, tmp_path):
     text = tmp_path / "long.txt"
     text.write_text("A sentence that is said again and again, without end. " * 2000)
     process = subprocess.Popen(
         [*COMMAND, "synth", "--file", str(text), "--model", str(tiny), "-o", "out.wav"],
-        cwd=tmp_path, stderr=subprocess.PIPE,
+        cwd=tmp_path, stderr=subprocess.PIPE, preexec_fn=listen_to_ctrl_c,
     )  # fmt: skip
-    deadline = time.monotonic() + 100
-    while not list(tmp_path.glob(".*.part")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert list(tmp_path.glob(".*.part")), "it never began to write"
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 100
+        while not list(tmp_path.glob(".*.part")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert list(tmp_path.glob(".*.part")), "it never began to write"
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert told.decode().strip().splitlines()[-1] == "error: interrupted; nothing was written"
     assert [p.name for p in tmp_path.iterdir()] == ["long.txt"]
