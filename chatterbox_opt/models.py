@@ -10,6 +10,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from chatterbox_opt.errors import InputError, WeightsError
 from chatterbox_opt.shapes import Shapes, read_shapes
@@ -113,6 +114,9 @@ def from_hub(repository: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    # the hub's transport is requests, httpx or httpx2, by version; its errors are found here
+    bases = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
+    failures: tuple[type[Exception], ...] = (OSError, *bases)
     try:
         paths = [Path(hf_hub_download(repository, name)) for name in FILES]
     except LocalEntryNotFoundError as error:
@@ -123,7 +127,7 @@ def from_hub(repository: str) -> Path:
         status = error.response.status_code if error.response is not None else "no answer"
         reason = f"not here, and the hub answered {status}"
         raise WeightsError(_ways_out(repository, reason)) from error
-    except (OSError, *HfHubHTTPError.__bases__) as error:  # requests, httpx or httpx2, by version
+    except failures as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         reason = f"not here, and the download failed: {first}"
         raise WeightsError(_ways_out(repository, reason)) from error
