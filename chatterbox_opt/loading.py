@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from chatterbox_opt import flow, graphs, models, t3, vocoder, voice
+from chatterbox_opt import estimator, flow, graphs, models, t3, vocoder, voice
 from chatterbox_opt.errors import WeightsError
 from chatterbox_opt.models import Checkpoint
 from chatterbox_opt.offload import Residency
@@ -125,7 +125,14 @@ def load_flow(checkpoint: Checkpoint, dtype: torch.dtype) -> flow.Flow:
     """Read the flow in ``dtype``."""
     with uninitialised():
         stage = flow.Flow(checkpoint.shapes.flow)
-    fill(stage.net, Tensors(checkpoint.path(models.S3GEN), "flow."), "flow")
+    tensors = dict(Tensors(checkpoint.path(models.S3GEN), "flow."))
+    prefix = "decoder.estimator."
+    theirs = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    try:
+        ours = estimator.from_upstream(theirs, checkpoint.shapes.flow)
+    except KeyError as error:
+        raise WeightsError(f"flow lacks {prefix}{error.args[0]}: wrong or old file?") from error
+    fill(stage, tensors | {f"estimator.{n}": t for n, t in ours.items()}, "flow")
     if dtype != torch.float32:
         stage.set_precision(dtype)
     return stage.eval()

@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from chatterbox_opt import flow, models, vocoder, voice
 from chatterbox_opt.files import whole_file
 from chatterbox_opt.loading import FORGIVEN, uninitialised
-from chatterbox_opt.shapes import MEL_BINS, SPEECH_TOKENS, TINY, Shapes, T3Shape, write_shapes
+from chatterbox_opt.shapes import (
+    MEL_BINS,
+    SPEECH_TOKENS,
+    TINY,
+    FlowShape,
+    Shapes,
+    T3Shape,
+    write_shapes,
+)
 
 SIZES = {"tiny": TINY, "full": Shapes()}
 HEAD_GAIN = 3.0  # spreads the T3 logits, so that the likeliest token leads by more than rounding
@@ -47,7 +55,7 @@ def make(directory: Path, size: str, seed: int) -> None:
         parts: dict[str, nn.Module] = {
             "tokenizer": encoders.tokenizer,
             "speaker_encoder": encoders.speaker_encoder,
-            "flow": flow.build(shapes.flow),
+            "flow": upstream_flow(shapes.flow),
             "mel2wav": vocoder.build(shapes.vocoder),
         }
     s3gen = {f"{part}.{n}": t for part, m in parts.items() for n, t in m.state_dict().items()}
@@ -106,6 +114,38 @@ def t3_template(shape: T3Shape) -> dict[str, Tensor]:
             }
         )
     return dict(net.state_dict())
+
+
+def upstream_flow(shape: FlowShape) -> nn.Module:
+    """Upstream's whole flow in these shapes, for its names and shapes (and for the tests)."""
+    from chatterbox.models.s3gen.configs import CFM_PARAMS
+    from chatterbox.models.s3gen.decoder import ConditionalDecoder
+    from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec
+    from chatterbox.models.s3gen.flow_matching import CausalConditionalCFM
+
+    width = shape.encoder_width
+    estimator = ConditionalDecoder(
+        in_channels=4 * MEL_BINS,
+        out_channels=MEL_BINS,
+        causal=True,
+        channels=[shape.estimator_width],
+        dropout=0.0,
+        attention_head_dim=shape.estimator_head_dim,
+        n_blocks=shape.estimator_blocks,
+        num_mid_blocks=shape.estimator_mid,
+        num_heads=shape.estimator_heads,
+        act_fn="gelu",
+    )
+    decoder = CausalConditionalCFM(spk_emb_dim=MEL_BINS, cfm_params=CFM_PARAMS, estimator=estimator)
+    net: nn.Module = CausalMaskedDiffWithXvec(
+        input_size=width,
+        output_size=MEL_BINS,
+        spk_embed_dim=shape.xvector,
+        vocab_size=SPEECH_TOKENS,
+        encoder=flow.build_encoder(shape),
+        decoder=decoder,
+    )
+    return net
 
 
 def llama_config(shape: T3Shape, true: Mapping[str, Any]) -> dict[str, Any]:

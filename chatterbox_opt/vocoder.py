@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from chatterbox_opt.errors import NumericsError
+from chatterbox_opt.lean import upstream
 from chatterbox_opt.shapes import MEL_BINS, SAMPLE_RATE, VocoderShape
 
 HOP = 480  # samples per mel frame
@@ -96,10 +97,8 @@ def fade_in(device: torch.device) -> Tensor:
 
 def build(shape: VocoderShape) -> nn.Module:
     """Instantiate upstream's HiFT with these widths; the rest is as in upstream's s3gen.py."""
-    from chatterbox.models.s3gen.f0_predictor import ConvRNNF0Predictor
-    from chatterbox.models.s3gen.hifigan import HiFTGenerator
-
-    net: nn.Module = HiFTGenerator(
+    predictor = upstream("models.s3gen.f0_predictor").ConvRNNF0Predictor
+    net: nn.Module = upstream("models.s3gen.hifigan").HiFTGenerator(
         in_channels=MEL_BINS,
         base_channels=shape.width,
         sampling_rate=SAMPLE_RATE,
@@ -107,6 +106,6 @@ def build(shape: VocoderShape) -> nn.Module:
         upsample_kernel_sizes=[16, 11, 7],
         source_resblock_kernel_sizes=[7, 7, 11],
         source_resblock_dilation_sizes=[[1, 3, 5], [1, 3, 5], [1, 3, 5]],
-        f0_predictor=ConvRNNF0Predictor(in_channels=MEL_BINS, cond_channels=shape.f0_width),
+        f0_predictor=predictor(in_channels=MEL_BINS, cond_channels=shape.f0_width),
     )
     return net

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from chatterbox_opt.errors import WeightsError
-from chatterbox_opt.shapes import SAMPLE_RATE, VoiceShape
+from chatterbox_opt.lean import upstream
+from chatterbox_opt.shapes import SAMPLE_RATE, SPEECH_TOKENS, VoiceShape
 
 ENCODER_RATE = 16_000  # Hz, of all three encoders
 FLOW_SECONDS = 10  # of the recording condition the flow (upstream DEC_COND_LEN)
@@ -106,12 +107,11 @@ class Encoders(nn.Module):
             prompt_tokens: the most speech tokens that T3 takes as its prompt.
         """
         import librosa
-        from chatterbox.models.s3gen.utils.mel import mel_spectrogram
         from torchaudio.transforms import Resample
 
         narrow = librosa.resample(wave, orig_sr=SAMPLE_RATE, target_sr=ENCODER_RATE)
         head = torch.from_numpy(wave[: FLOW_SECONDS * SAMPLE_RATE])[None]
-        mel = mel_spectrogram(head).transpose(1, 2)
+        mel = upstream("models.s3gen.utils.mel").mel_spectrogram(head).transpose(1, 2)
         narrow_head = Resample(SAMPLE_RATE, ENCODER_RATE)(head)
         tokens, _ = self.tokenizer(narrow_head)
         prompt, _ = self.tokenizer([narrow[: T3_SECONDS * ENCODER_RATE]], max_len=prompt_tokens)
@@ -128,23 +128,20 @@ class Encoders(nn.Module):
 
 
 def _tokenizer(shape: VoiceShape) -> Any:
-    from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE, S3Tokenizer
     from s3tokenizer.model_v2 import AudioEncoderV2, FSQVectorQuantization
 
-    net: Any = S3Tokenizer()
+    net: Any = upstream("models.s3tokenizer.s3tokenizer").S3Tokenizer()
     if shape.tokenizer_width != net.config.n_audio_state:
         # upstream's class takes no shapes: give it smaller parts of the same classes
         width, heads = shape.tokenizer_width, shape.tokenizer_heads
         layers, mels = shape.tokenizer_layers, net.config.n_mels
         net.encoder = AudioEncoderV2(mels, width, heads, layers, 2, net.config.use_sdpa)
-        net.quantizer = FSQVectorQuantization(width, SPEECH_VOCAB_SIZE)
+        net.quantizer = FSQVectorQuantization(width, SPEECH_TOKENS)
     return net
 
 
 def _speaker_encoder(shape: VoiceShape) -> nn.Module:
-    from chatterbox.models.s3gen.xvector import CAMPPlus
-
-    net: nn.Module = CAMPPlus(
+    net: nn.Module = upstream("models.s3gen.xvector").CAMPPlus(
         memory_efficient=False,
         growth_rate=shape.xvector_growth,
         bn_size=shape.xvector_bottleneck,
@@ -154,9 +151,8 @@ def _speaker_encoder(shape: VoiceShape) -> nn.Module:
 
 
 def _voice_encoder(shape: VoiceShape, speaker: int) -> nn.Module:
-    from chatterbox.models.voice_encoder import VoiceEncConfig, VoiceEncoder
-
-    config = VoiceEncConfig()
+    layers = upstream("models.voice_encoder.voice_encoder")
+    config = layers.VoiceEncConfig()
     config.ve_hidden_size, config.speaker_embed_size = shape.lstm, speaker
-    net: nn.Module = VoiceEncoder(config)
+    net: nn.Module = layers.VoiceEncoder(config)
     return net

@@ -20,8 +20,8 @@ from chatterbox.tts import ChatterboxTTS, Conditionals
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from chatterbox_opt import flow, models, vocoder, voice
-from chatterbox_opt.random_weights import llama_config
+from chatterbox_opt import models, vocoder, voice
+from chatterbox_opt.random_weights import llama_config, upstream_flow
 from chatterbox_opt.shapes import Shapes, read_shapes
 
 
@@ -59,7 +59,7 @@ def upstream_s3gen(directory: Path, shapes: Shapes) -> S3Gen:
     nn.Module.__init__(s3gen)
     s3gen.tokenizer = encoders.tokenizer
     s3gen.speaker_encoder = encoders.speaker_encoder
-    s3gen.flow = flow.build(shapes.flow)
+    s3gen.flow = upstream_flow(shapes.flow)
     s3gen.mel2wav = vocoder.build(shapes.vocoder)
     from chatterbox.models.s3gen.utils.mel import mel_spectrogram
 

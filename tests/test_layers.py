@@ -14,8 +14,18 @@ from conftest import ROOT
 PACKAGE = ROOT / "chatterbox_opt"
 LEVELS = [  # from the ground up; a level imports only from levels below it (or listed siblings)
     {"errors"},
-    {"files", "shapes", "text", "sampling"},
-    {"audio", "models", "plan", "cache", "sampler", "offload", "voice_store", "watermark"},
+    {"files", "shapes", "text", "sampling", "lean"},
+    {
+        "audio",
+        "models",
+        "plan",
+        "cache",
+        "sampler",
+        "offload",
+        "voice_store",
+        "watermark",
+        "estimator",
+    },
     {"voice", "t3", "vocoder", "fallback", "console"},
     {"flow", "graphs"},
     {"pipeline"},
@@ -24,7 +34,7 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
     {"provider", "commands"},
     {"cli"},
 ]
-STAGES = ("t3", "flow", "vocoder", "cache", "sampler", "graphs", "voice")
+STAGES = ("t3", "flow", "estimator", "vocoder", "cache", "sampler", "graphs", "voice")
 LIGHT = ("errors", "files", "shapes", "text", "sampling", "audio", "models", "plan",
          "voice_store", "console", "commands", "cli", "__init__")  # fmt: skip
 

@@ -69,6 +69,6 @@ def test_precision_there_and_back_is_the_half_precision_again(checkpoint, engine
 
 def test_the_flow_keeps_its_time_embedding_in_float32(checkpoint):
     flow = loading.load_flow(checkpoint, torch.bfloat16)
-    mlp = flow.net.decoder.estimator.time_mlp.mlp
-    assert {p.dtype for p in mlp.parameters()} == {torch.float32}
-    assert flow.net.decoder.estimator.dtype == torch.bfloat16
+    for layer in (flow.estimator.time_in, flow.estimator.time_out):
+        assert layer.weight.dtype == torch.float32
+    assert flow.dtype == flow.estimator.mel.weight.dtype == torch.bfloat16

@@ -61,7 +61,7 @@ def test_plain_chatterbox_when_asked(tiny, upstream, engine, monkeypatch):
 
     ours = engine.synthesize("Hello.", None, Sampling(seed=21))
     marked = Watermark().apply(ours.samples)
-    assert np.abs(marked - np.clip(said.samples, -1, 1)).max() < 1e-4
+    assert np.abs(marked - np.clip(said.samples, -1, 1)).max() < 1e-3
 
 
 def test_emotions_are_presets():
