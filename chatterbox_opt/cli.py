@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 import sys
 import time
 import traceback
-import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Optional
@@ -37,6 +35,7 @@ app.add_typer(commands.voices, name="voices")
 app.add_typer(commands.models_app, name="models")
 app.add_typer(commands.profiles, name="profiles")
 app.command()(commands.doctor)
+app.command()(commands.bench)
 
 DEBUG = "--debug"
 INTERRUPTED = 130
@@ -233,8 +232,7 @@ def _quieten(talk: console.Talk, *, debug: bool) -> None:
         os.environ.setdefault("CUDA_LAUNCH_BLOCKING", "1")
         os.environ.setdefault("TORCH_LOGS", "+dynamo")
     else:
-        warnings.simplefilter("ignore")  # deprecations inside upstream's dependencies
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; we say the end
+        console.be_quiet()
 
 
 # the base of usage errors; newer Typer carries its own click, so it is found by name

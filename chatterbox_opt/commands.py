@@ -6,6 +6,7 @@ Knows options and tables. Heavy imports live inside the commands.
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from chatterbox_opt import audio, console, models, plan, voice_store
+from chatterbox_opt import audio, console, models, plan, report, voice_store
+from chatterbox_opt import files as files_
 from chatterbox_opt.errors import InputError
 
 voices = typer.Typer(help="Name voices, so that --voice anna works.", no_args_is_help=True)
@@ -143,3 +145,62 @@ def doctor(voice_cache: StoreOption = None) -> None:
         ((f.what, "ok" if f.good else "MEND", f.found, f.remedy) for f in findings),
     )
     raise typer.Exit(0 if all(f.good for f in findings) else 1)
+
+
+def bench(
+    model: Annotated[
+        Optional[str],
+        typer.Option(help="A model; else the real weights, or random ones."),
+    ] = None,
+    rows: Annotated[
+        Optional[str], typer.Option(help="Comma-separated: upstream, float32, bfloat16, ...")
+    ] = None,
+    profile: Annotated[
+        Optional[list[str]], typer.Option(help="One more row: a profile; may be given again.")
+    ] = None,
+    device: Annotated[str, typer.Option(help=", ".join(plan.DEVICES))] = plan.AUTO,
+    seconds: Annotated[float, typer.Option(help="Sound that every row makes.")] = 5.0,
+    runs: Annotated[int, typer.Option(help="Measured runs of each row, after a warm-up.")] = 3,
+    words: Annotated[Optional[str], typer.Option("--text", help="The text of the prefill.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny random weights: a trial.")] = False,
+    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the report.")] = None,
+    csv_file: Annotated[Optional[Path], typer.Option("--csv", help="Write the rows.")] = None,
+    markdown_file: Annotated[
+        Optional[Path], typer.Option("--markdown", help="Write the table.")
+    ] = None,
+    compare: Annotated[Optional[Path], typer.Option(help="An older --json report.")] = None,
+    tolerance: Annotated[float, typer.Option(help="How much worse a figure may be.")] = 0.1,
+) -> None:
+    """Measure this machine: plain Chatterbox, and each of our configurations beside it."""
+    old = report.read(compare) if compare else None
+    files = [file for file in (json_file, csv_file, markdown_file) if file]
+    for file in files:
+        audio.check_writable(str(file))
+    if not (0 < seconds <= 100 and 1 <= runs <= 100):
+        raise InputError("give --seconds from above 0 to 100 and --runs from 1 to 100")
+    talk = console.Talk()
+    console.be_quiet()
+    from chatterbox_opt import bench, subjects
+
+    chosen = bench.choose_rows(rows, profile or [], device, tiny=quick)
+    with bench.weights(model, tiny=quick, say=talk.say) as directory:
+        job = subjects.Job(
+            str(directory),
+            device,
+            words or subjects.SENTENCE,
+            subjects.forced_tokens(min(seconds, 2.0) if quick else seconds),
+            min(runs, 2) if quick else runs,
+        )
+        measured = bench.measure(job, chosen, talk.say)
+    for line in report.card_lines(measured):
+        print(line)
+    console.table(*report.cells(measured))
+    forms = (json.dumps(measured, indent=1), report.csv_text(measured), report.markdown(measured))
+    for target, content in zip((json_file, csv_file, markdown_file), forms, strict=True):
+        if target:
+            with files_.whole_file(target) as part:
+                part.write_text(content + "\n" * (not content.endswith("\n")), encoding="utf-8")
+    if old:
+        lines, worse = report.compare(measured, old, tolerance)
+        console.table(("row", "figure", "old", "new", "change", ""), lines)
+        raise typer.Exit(1 if worse else 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -104,6 +105,12 @@ def show_warnings(talk: Talk) -> None:
     """Let the library's log messages through to the person, once each."""
     logger = logging.getLogger("chatterbox_opt")
     logger.handlers, logger.propagate = [_Warnings(talk)], False
+
+
+def be_quiet() -> None:
+    """Silence what only the authors of our dependencies need to know (``--debug`` does not)."""
+    warnings.simplefilter("ignore")  # deprecations
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; we say the end
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:

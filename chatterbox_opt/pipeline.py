@@ -53,16 +53,16 @@ class Pipeline:
             residency: holds t3, flow and vocoder.
             step: a compiled form of T3's step, or None to run it eager.
         """
-        self._tokenizer = tokenizer
-        self._residency = residency
+        self.tokenizer = tokenizer
+        self.residency = residency
         self._ladder = Ladder(residency)
-        self._step = step
+        self.step = step
         self.device = residency.device
 
     def close(self) -> None:
         """Give the device's memory back."""
-        self._step = None
-        self._residency.close()
+        self.step = None
+        self.residency.close()
 
     def speech_tokens(
         self,
@@ -77,11 +77,11 @@ class Pipeline:
         Raises:
             NumericsError: the model said nothing at all.
         """
-        prompt = Prompt(text_tokens(self._tokenizer, text), voice.speaker, voice.prompt)
+        prompt = Prompt(text_tokens(self.tokenizer, text), voice.speaker, voice.prompt)
 
         def work(t3: nn.Module) -> list[int]:
             tokens = []
-            for token in t3.generate(prompt, sampling, generator, self._step):  # type: ignore[operator]
+            for token in t3.generate(prompt, sampling, generator, self.step):  # type: ignore[operator]
                 tokens.append(token)
                 on_token(len(tokens))
             return tokens

@@ -13,7 +13,7 @@ same arithmetic without that.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -244,12 +244,14 @@ class T3(nn.Module):
         sampling: Sampling,
         generator: torch.Generator | None = None,
         step: Step | None = None,
+        forced: Sequence[int] | None = None,
     ) -> Iterator[int]:
         """Yield speech tokens until the stop token (not yielded) or ``sampling.max_tokens``.
 
         Args:
             generator: on the model's device; None draws from torch's global one.
             step: a faster form of ``self.step``; the same result is its maker's promise.
+            forced: say these ids whatever is drawn, and no more (to measure like with like).
 
         Raises:
             NumericsError: the logits hold NaN or infinity.
@@ -268,6 +270,9 @@ class T3(nn.Module):
             value = int(token)
             if value == NOT_FINITE:
                 raise NumericsError(f"t3 gave numbers that are not finite at token {i}")
+            if forced is not None:
+                value = forced[i] if i < len(forced) else shape.stop_speech
+                token = torch.full_like(token, value)
             if value == shape.stop_speech:
                 return
             yield value

@@ -25,7 +25,7 @@ class Upstream:
     """One ``ChatterboxTTS`` that speaks chunks."""
 
     def __init__(self, model: Any, device: torch.device) -> None:
-        self._model = model
+        self.model = model
         self.device = device
 
     @classmethod
@@ -48,7 +48,7 @@ class Upstream:
 
     def close(self) -> None:
         """Let go of the model."""
-        self._model = None
+        self.model = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -68,12 +68,12 @@ class Upstream:
                 "plain Chatterbox cannot do temperature 0 or cfg_weight 0: "
                 "unset DISABLE_OPTIMIZATION"
             )
-        self._model.conds = _conditionals(voice.to(self.device), sampling.exaggeration)
+        self.model.conds = conditionals(voice.to(self.device), sampling.exaggeration)
         devices = [self.device] if self.device.type == "cuda" else []
         start = time.perf_counter()
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
-            wave = self._model.generate(
+            wave = self.model.generate(
                 text,
                 repetition_penalty=sampling.repetition_penalty,
                 min_p=sampling.min_p,
@@ -88,7 +88,8 @@ class Upstream:
         return Spoken(samples, tokens, {"upstream": time.perf_counter() - start})
 
 
-def _conditionals(voice: Voice, exaggeration: float) -> Any:
+def conditionals(voice: Voice, exaggeration: float) -> Any:
+    """Upstream's ``Conditionals`` from a Voice, fresh: its inference writes into what it gets."""
     from chatterbox.models.t3.modules.cond_enc import T3Cond
     from chatterbox.tts import Conditionals
 

@@ -122,7 +122,7 @@ def test_a_missing_card_is_a_clear_error(tiny):
 
 
 def test_a_model_that_says_nothing_is_an_error_not_a_hole(engine, monkeypatch):
-    with engine._speaker._residency("t3") as t3:
+    with engine._speaker.residency("t3") as t3:
         monkeypatch.setattr(t3, "generate", lambda *_: iter([6561, 7000]))
         with pytest.raises(NumericsError, match="another --seed"):
             engine.synthesize("Hello.")

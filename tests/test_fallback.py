@@ -42,7 +42,7 @@ class Failing:
 
 
 def stage(engine, name):
-    return engine._speaker._residency._stages[name]
+    return engine._speaker.residency._stages[name]
 
 
 def inject(monkeypatch, engine, name, error, times):
@@ -59,7 +59,7 @@ def test_out_of_memory_starts_offloading_and_says_what_is_right(
     with load() as fragile, caplog.at_level(logging.WARNING, "chatterbox_opt"):
         inject(monkeypatch, fragile, name, torch.OutOfMemoryError("CUDA out of memory"), 1)
         assert np.array_equal(fragile.synthesize("Hello.", None, SAMPLING).samples, expected)
-        assert fragile._speaker._residency.offload
+        assert fragile._speaker.residency.offload
     assert len(caplog.records) == 2  # noise of a made model, and the one warning
     assert f"{name} ran out of memory: stages now take turns" in caplog.records[1].message
 

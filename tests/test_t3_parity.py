@@ -24,12 +24,12 @@ CASES = list(itertools.product(CFG_WEIGHTS, EXAGGERATIONS))
 
 def prompt_for(engine, text: str) -> Prompt:
     voice = engine.voice()
-    ids = text_tokens(engine._speaker._tokenizer, text)
+    ids = text_tokens(engine._speaker.tokenizer, text)
     return Prompt(ids, voice.speaker, voice.prompt)
 
 
 def first_logits(engine, text: str, sampling: Sampling) -> torch.Tensor:
-    with engine._speaker._residency("t3") as t3, torch.inference_mode():
+    with engine._speaker.residency("t3") as t3, torch.inference_mode():
         prefix = t3.embed(prompt_for(engine, text), sampling)
         return t3.prefill(prefix, t3.new_cache(len(prefix), prefix.shape[1]))
 
@@ -37,7 +37,7 @@ def first_logits(engine, text: str, sampling: Sampling) -> torch.Tensor:
 def raw_tokens(engine, text: str, sampling: Sampling) -> list[int]:
     """All of T3's tokens, before the ids that are no sound are dropped."""
     generator = torch.Generator().manual_seed(sampling.seed or 0)
-    with engine._speaker._residency("t3") as t3:
+    with engine._speaker.residency("t3") as t3:
         return list(t3.generate(prompt_for(engine, text), sampling, generator))
 
 

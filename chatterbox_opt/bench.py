@@ -1,0 +1,290 @@
+"""How fast this machine is, and what each configuration costs in quality.
+
+Knows how to measure: every row is a process of its own that loads one configuration and waits;
+rows take turns (A B C A B C ...), so that a machine that drifts is fair to all. Knows nothing of
+tables and files (report.py) or of the command line.
+
+All rows say the same forced speech tokens, so that none is faster by saying less. ``upstream`` is
+the installed chatterbox-tts itself, its own loop, its own S3Gen, in its own process.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import platform
+import resource
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chatterbox_opt import plan
+from chatterbox_opt.errors import ChatterboxOptError, InputError
+from chatterbox_opt.models import DEFAULT, Checkpoint, locate, must_download
+from chatterbox_opt.shapes import TOKEN_RATE
+from chatterbox_opt.subjects import ROWS, STANDARD, UPSTREAM, Clock, Job, Ours, Subject, Theirs
+
+NOISY = 0.15  # spread of the whole, relative to its median, from which a row is marked
+STAGES = ("prefill", "decode", "flow", "vocoder", "watermark")
+CPU_ROWS = (UPSTREAM, STANDARD, "bfloat16")
+CUDA_ROWS = (UPSTREAM, STANDARD, "bfloat16", "float16", "+compile", "+offload")
+
+
+def choose_rows(rows: str | None, profiles: Sequence[str], device: str, *, tiny: bool) -> list[str]:
+    """Names of the rows to measure: as asked, or those that make sense on the device.
+
+    Raises:
+        InputError: an unknown row; ProfileError: an unknown profile.
+    """
+    usual = CUDA_ROWS if plan.probe(device).device == "cuda" else CPU_ROWS
+    # upstream's code has its shapes built in: it cannot load tiny weights
+    chosen = rows.split(",") if rows else [n for n in usual if not (tiny and n == UPSTREAM)]
+    if unknown := [name for name in chosen if name not in (UPSTREAM, *ROWS)]:
+        raise InputError(f"unknown row '{unknown[0]}'; known: {UPSTREAM}, {', '.join(ROWS)}")
+    for name in profiles:
+        plan.load_profile(name)
+    return [*chosen, *profiles]
+
+
+@contextmanager
+def weights(model: str | None, *, tiny: bool, say: Callable[[str], None]) -> Iterator[str]:
+    """Yield the model to measure; without the real weights, random ones made for the time."""
+    if model or (not tiny and not must_download(DEFAULT)):
+        yield model or DEFAULT
+        return
+    from chatterbox_opt.random_weights import make
+
+    size = "tiny" if tiny else "full"
+    with tempfile.TemporaryDirectory(prefix="chatterbox-opt-") as directory:
+        say(f"making {size} random weights: speed does not depend on the values")
+        make(Path(directory), size, seed=0)
+        yield directory
+
+
+def _serve(job: Job, name: str, asked: Connection, started: float) -> None:
+    """A row's process: load, then answer "run", "quality" and "stop"."""
+    warnings.simplefilter("ignore")
+    notes = _Notes()
+    logger = logging.getLogger("chatterbox_opt")
+    logger.addHandler(notes)
+    logger.propagate = False
+    try:
+        subject: Subject = (Theirs if name == UPSTREAM else Ours)(job, name)
+    except ChatterboxOptError as error:
+        asked.send(str(error))
+        return
+    asked.send(
+        {"load_seconds": time.time() - started, "dtype": subject.dtype, "plan": subject.plan}
+    )
+    while (question := asked.recv()) != "stop":
+        asked.send(subject.run() if question == "run" else subject.quality())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    vram = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
+    asked.send((peak, vram, notes.messages))
+
+
+class _Notes(logging.Handler):
+    """Keeps the library's warnings, such as a compilation that fell back to eager."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+class Row:
+    """The parent's end of a row."""
+
+    def __init__(self, job: Job, name: str) -> None:
+        """Start the process and wait until it has loaded.
+
+        Raises:
+            ChatterboxOptError: the row cannot be measured here; says why.
+        """
+        self.name = name
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(job, name, theirs, time.time()))
+        self._process.start()
+        theirs.close()
+        loaded = self._ask(None)
+        if isinstance(loaded, str):
+            raise ChatterboxOptError(f"row {name}: {loaded}")
+        self.load_seconds: float = loaded["load_seconds"]
+        self.dtype: str = loaded["dtype"]
+        self.plan: str = loaded["plan"]
+
+    def _ask(self, question: str | None) -> Any:
+        try:
+            if question is not None:
+                self._pipe.send(question)
+            return self._pipe.recv()
+        except (EOFError, BrokenPipeError) as error:
+            self._process.join()
+            raise ChatterboxOptError(
+                f"row {self.name} died (exit {self._process.exitcode}): out of memory? Leave it "
+                "out with --rows, or give less to say with --seconds"
+            ) from error
+
+    def run(self) -> dict[str, float]:
+        """One run: seconds by stage."""
+        seconds: dict[str, float] = self._ask("run")
+        return seconds
+
+    def quality(self) -> dict[str, torch.Tensor]:
+        """What the row gives for comparison."""
+        given: dict[str, torch.Tensor] = self._ask("quality")
+        return given
+
+    def stop(self) -> dict[str, Any]:
+        """End the process; what it took and what it warned of."""
+        rss, vram, notes = self._ask("stop")
+        self._process.join()
+        return {"peak_rss_mib": rss, "peak_vram_mib": vram, "notes": notes}
+
+    def kill(self) -> None:
+        """End the process whatever it does."""
+        self._process.kill()
+        self._process.join()
+
+
+def measure(job: Job, names: Sequence[str], say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure all rows; return the report (see report.py for its columns).
+
+    Args:
+        say: told what is being done, a line at a time.
+    """
+    card = facts(job, locate(job.model))
+    rows: list[Row] = []
+    try:
+        for name in names:
+            say(f"loading {name}")
+            rows.append(Row(job, name))
+        laps: dict[str, list[dict[str, float]]] = {row.name: [] for row in rows}
+        for turn in range(job.runs + 1):
+            for row in rows:
+                say(f"{'warm-up' if turn == 0 else f'run {turn} of {job.runs}'}: {row.name}")
+                seconds = row.run()
+                if turn:
+                    laps[row.name].append(seconds)
+        given = {row.name: row.quality() for row in rows}
+        ends = {row.name: row.stop() for row in rows}
+    finally:
+        for row in rows:
+            row.kill()
+    exact = given.get(STANDARD, {})
+    table = []
+    for row in rows:
+        entry = _entry(job, laps[row.name], card["ceiling_tokens_per_second"][row.dtype])
+        entry |= {"name": row.name, "plan": row.plan, "load_seconds": row.load_seconds}
+        table.append(entry | ends[row.name] | {"quality": closeness(given[row.name], exact)})
+    for base in (UPSTREAM, STANDARD):
+        _add_ratios(table, base)
+    return {"card": card, "rows": table}
+
+
+def _entry(job: Job, laps: list[dict[str, float]], ceiling: float) -> dict[str, Any]:
+    median = {stage: statistics.median(lap[stage] for lap in laps) for stage in STAGES}
+    whole = [sum(lap.values()) for lap in laps]
+    synthesis = statistics.median(whole)
+    audio = len(job.tokens) / TOKEN_RATE
+    rate = (len(job.tokens) - 1) / median["decode"]
+    return {
+        "t3_tokens_per_second": rate,
+        "t3_share_of_ceiling": rate / ceiling,
+        "prefill_seconds": median["prefill"],
+        "flow_seconds": median["flow"],
+        "vocoder_seconds": median["vocoder"],
+        "watermark_seconds": median["watermark"],
+        "synthesis_seconds": synthesis,
+        "audio_seconds": audio,
+        "realtime_x": audio / synthesis,
+        "first_audio_seconds": synthesis,  # one chunk: nothing is heard before it is whole
+        "noisy": (max(whole) - min(whole)) / synthesis > NOISY,
+    }
+
+
+def _add_ratios(table: list[dict[str, Any]], base: str) -> None:
+    reference = next((row for row in table if row["name"] == base), None)
+    for row in table:
+        row[f"vs_{'standard' if base == STANDARD else base}"] = reference and {
+            "t3": row["t3_tokens_per_second"] / reference["t3_tokens_per_second"],
+            "flow": reference["flow_seconds"] / row["flow_seconds"],
+            "vocoder": reference["vocoder_seconds"] / row["vocoder_seconds"],
+            "synthesis": reference["synthesis_seconds"] / row["synthesis_seconds"],
+        }
+
+
+def closeness(
+    given: Mapping[str, torch.Tensor], exact: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
+    """Compare with float32 on the same forced tokens.
+
+    Returns:
+        top1: share of steps whose likeliest token is the same; kl: mean KL divergence of the
+        distributions, in nats; log_mel_cosine: of the flow's mel; wer: None, no recognizer.
+    """
+    if not given or not exact:
+        return dict.fromkeys(("top1", "kl", "log_mel_cosine", "wer"))
+    ours, theirs = (torch.log_softmax(g["logits"], dim=-1) for g in (given, exact))
+    same = (ours.argmax(-1) == theirs.argmax(-1)).float().mean().item()
+    kl = (theirs.exp() * (theirs - ours)).sum(-1).mean().item()
+    mels = (given["mel"].flatten(), exact["mel"].flatten())
+    cosine = torch.nn.functional.cosine_similarity(*mels, dim=0).item()
+    return {"top1": same, "kl": kl, "log_mel_cosine": cosine, "wer": None}
+
+
+def facts(job: Job, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the machine can do at best, measured on the spot, and what a step needs of it."""
+    hardware = plan.probe(job.device)
+    device = torch.device(hardware.device)
+    shape = checkpoint.shapes.t3
+    layer = 4 * shape.width**2 + 3 * shape.width * shape.ffn
+    weights = shape.layers * layer + shape.speech_vocab * shape.width
+    read = _read_gb_s(device)
+    sizes = {"float32": 4, "bfloat16": 2, "float16": 2}
+    return {
+        "device": hardware.name,
+        "cores": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "read_gb_s": read,
+        "gemm_gflops": {name: _gemm_gflops(device, name) for name in ("float32", "bfloat16")},
+        "t3_weights_per_step": weights,
+        "ceiling_tokens_per_second": {n: read * 1e9 / (weights * s) for n, s in sizes.items()},
+        "made_weights": checkpoint.shapes.made,
+    }
+
+
+def _best(work: Callable[[], object], device: torch.device, tries: int = 7) -> float:
+    work()
+    clock = Clock(device)
+    for i in range(tries):
+        work()
+        clock.lap(str(i))
+    return min(clock.seconds.values())
+
+
+def _read_gb_s(device: torch.device) -> float:
+    """Read rate of a matrix too large for caches, in the kind of product that a step is made of."""
+    matrix = torch.zeros(1 << 16, 1 << 11, device=device)
+    rows = torch.zeros(2, 1 << 11, device=device)
+    return matrix.numel() * 4 / _best(lambda: rows @ matrix.T, device) / 1e9
+
+
+def _gemm_gflops(device: torch.device, dtype: str) -> float:
+    side = 2048
+    matrix = torch.zeros(side, side, device=device, dtype=getattr(torch, dtype))
+    return 2 * side**3 / _best(lambda: matrix @ matrix, device) / 1e9

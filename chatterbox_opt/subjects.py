@@ -1,0 +1,213 @@
+"""What a benchmark measures: our engine under a plan, and plain Chatterbox, saying the same tokens.
+
+Knows how to run one configuration stage by stage with a clock. Knows nothing of rows, processes or
+reports (see bench.py).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from chatterbox_opt import plan, text
+from chatterbox_opt.engine import Engine
+from chatterbox_opt.errors import InputError
+from chatterbox_opt.models import CONDITIONALS, locate
+from chatterbox_opt.pipeline import Pipeline, text_tokens
+from chatterbox_opt.sampler import guide
+from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.shapes import SPEECH_TOKENS, TOKEN_RATE, T3Shape
+from chatterbox_opt.t3 import T3, Prompt
+from chatterbox_opt.upstream import Upstream, conditionals
+from chatterbox_opt.voice import from_conditionals
+from chatterbox_opt.watermark import Watermark
+
+SENTENCE = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all."
+STANDARD = "float32"
+UPSTREAM = "upstream"
+ROWS: dict[str, dict[str, str]] = {  # name -> overrides of the plain profile "dev"
+    STANDARD: {},
+    "bfloat16": {"dtype": "bfloat16"},
+    "float16": {"dtype": "float16"},
+    "+compile": {"dtype": "float16", "compile": "cudagraphs"},
+    "+offload": {"dtype": "float16", "compile": "cudagraphs", "offload": "stages"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every row does.
+
+    Attributes:
+        model: name or directory, as for synth.
+        device: "auto", "cuda", "mps" or "cpu".
+        sentence: the text of the prefill.
+        tokens: the forced speech tokens.
+        runs: measured runs of each row, after one to warm up.
+    """
+
+    model: str
+    device: str = plan.AUTO
+    sentence: str = SENTENCE
+    tokens: tuple[int, ...] = ()
+    runs: int = 3
+
+
+class Subject(Protocol):
+    """A loaded configuration.
+
+    Attributes:
+        dtype: of the T3 weights that every step reads.
+        plan: one line, what is in force.
+    """
+
+    dtype: str
+    plan: str
+
+    def run(self) -> dict[str, float]:
+        """Say the tokens once; seconds by stage."""
+        ...
+
+    def quality(self) -> dict[str, Tensor]:
+        """Logits [tokens - 1, V] and mel [80, F] for comparison; empty where not to be had."""
+        ...
+
+
+def forced_tokens(seconds: float) -> tuple[int, ...]:
+    """Speech tokens for so many seconds of sound; always the same ones."""
+    count = max(2, round(seconds * TOKEN_RATE))
+    drawn = torch.randint(0, SPEECH_TOKENS, (count,), generator=torch.Generator().manual_seed(0))
+    return tuple(drawn.tolist())
+
+
+class Ours:
+    """Our engine under a plan."""
+
+    def __init__(self, job: Job, name: str) -> None:
+        known = name in ROWS
+        self._engine = Engine.load(
+            job.model,
+            "dev" if known else name,
+            device=job.device,
+            overrides=ROWS[name] if known else {},
+        )
+        speaker = self._engine._speaker
+        if not isinstance(speaker, Pipeline):
+            raise InputError("bench measures both: unset DISABLE_OPTIMIZATION")
+        self._pipeline, self._job = speaker, job
+        self.dtype, self.plan = self._engine.plan.t3, self._engine.plan.summary()
+        self._sampling = Sampling(seed=0, max_tokens=len(job.tokens))
+        self._voice = self._engine.voice().to(speaker.device)
+
+    def _say(self, record: list[Tensor] | None = None) -> tuple[dict[str, float], Tensor]:
+        """The pipeline's work, stage by stage, with forced tokens."""
+        pipeline, job, clock = self._pipeline, self._job, Clock(self._pipeline.device)
+        generator = torch.Generator(pipeline.device).manual_seed(0)
+        ids = text_tokens(pipeline.tokenizer, text.normalise(job.sentence))
+        prompt = Prompt(ids, self._voice.speaker, self._voice.prompt)
+        with pipeline.residency("t3") as stage:
+            t3 = cast(T3, stage)
+            step = pipeline.step or t3.step
+
+            def recorded(*args: Any) -> Tensor:
+                logits: Tensor = step(*args)
+                if record is not None:
+                    record.append(guide(logits.float(), self._sampling.cfg_weight).cpu())
+                return logits
+
+            spoken = t3.generate(prompt, self._sampling, generator, recorded, job.tokens)
+            next(spoken)
+            clock.lap("prefill")
+            for _ in spoken:
+                pass
+        clock.lap("decode")
+        tokens = torch.tensor(job.tokens, device=pipeline.device)[None]
+        with pipeline.residency("flow") as flow:
+            mel = flow(tokens, self._voice, generator)
+        clock.lap("flow")
+        with pipeline.residency("vocoder") as vocoder:
+            wave = vocoder(mel, generator).cpu().numpy()
+        clock.lap("vocoder")
+        if self._engine._watermark:
+            self._engine._watermark.apply(wave)
+        clock.lap("watermark")
+        return clock.seconds, mel[0].float().cpu()
+
+    def run(self) -> dict[str, float]:
+        """See ``Subject``."""
+        return self._say()[0]
+
+    def quality(self) -> dict[str, Tensor]:
+        """See ``Subject``."""
+        logits: list[Tensor] = []
+        _, mel = self._say(logits)
+        return {"logits": torch.cat(logits), "mel": mel}
+
+
+class Theirs:
+    """The installed chatterbox-tts, driven through its own functions."""
+
+    dtype = STANDARD
+    plan = "plain chatterbox-tts"
+
+    def __init__(self, job: Job, _: str) -> None:
+        checkpoint = locate(job.model)
+        device = torch.device(plan.probe(job.device).device)
+        self._tts: Any = Upstream.load(checkpoint, device).model
+        self._tts.t3.hp.stop_speech_token = -1  # never drawn: as many tokens as asked for
+        self._voice = from_conditionals(checkpoint.path(CONDITIONALS)).to(device)
+        self._watermark, self._job, self._device = Watermark(), job, device
+
+    def _t3(self, count: int) -> None:
+        tts = self._tts
+        ids = tts.tokenizer.text_to_tokens(text.normalise(self._job.sentence))
+        shape = T3Shape()
+        edges = ids.new_tensor([[shape.start_text], [shape.stop_text]])
+        tts.t3.hp.stop_text_token = shape.stop_text
+        ids = torch.cat((edges[:1], ids, edges[1:]), dim=1).repeat(2, 1).to(self._device)
+        condition = conditionals(self._voice, 0.5).t3
+        tts.t3.inference(t3_cond=condition, text_tokens=ids, max_new_tokens=count, top_p=1.0)
+
+    def run(self) -> dict[str, float]:
+        """See ``Subject``; decode is the time of all tokens less that of one."""
+        clock, gen = Clock(self._device), conditionals(self._voice, 0.5).gen
+        self._t3(1)
+        clock.lap("prefill")
+        self._t3(len(self._job.tokens))
+        clock.lap("decode")
+        clock.seconds["decode"] -= clock.seconds["prefill"]
+        tokens = torch.tensor(self._job.tokens, device=self._device)[None]
+        mel = self._tts.s3gen.flow_inference(tokens, ref_dict=gen, finalize=True)
+        clock.lap("flow")
+        wave, _ = self._tts.s3gen.hift_inference(mel)
+        samples = wave[0].cpu().numpy()
+        clock.lap("vocoder")
+        self._watermark.apply(samples)
+        clock.lap("watermark")
+        return clock.seconds
+
+    def quality(self) -> dict[str, Tensor]:
+        """Nothing: that upstream's numbers are ours in float32 is what the tests show."""
+        return {}
+
+
+class Clock:
+    """Seconds between laps, with the device's work done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self.seconds = device, {}  # type: tuple[torch.device, dict[str, float]]
+        self._last = self._now()
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Note the time since the last lap under ``name``."""
+        now = self._now()
+        self.seconds[name], self._last = now - self._last, now
