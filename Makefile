@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 # the built-in model once this version has one; until then random values, which speak noise
 MODEL := $(if $(wildcard chatterbox_opt/pico/t3_cfg.safetensors),pico,build/tiny)
+MADE := $(if $(filter build/%,$(MODEL)),$(MODEL)/conds.pt)
 
 .PHONY: demo test test-slow check clean
 
-demo: $(INSTALLED) $(filter build/%,$(MODEL))
+demo: $(INSTALLED) $(MADE)
 	$(BIN)/chatterbox-opt synth "The quick brown fox jumps over the lazy dog." --model $(MODEL) --voice samples/speaker.flac -o demo.wav
 
 test: $(INSTALLED)
@@ -25,7 +26,7 @@ check: $(INSTALLED)
 clean:
 	rm -rf build dist demo.wav .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-build/tiny: $(INSTALLED)
+build/tiny/conds.pt: $(INSTALLED)
 	$(BIN)/chatterbox-opt models make build/tiny --size tiny
 
 $(INSTALLED): pyproject.toml

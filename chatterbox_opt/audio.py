@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +69,22 @@ def check_writable(path: str) -> None:
         raise InputError(f"directory '{parent}' cannot be written to; choose another")
 
 
+class Sink:
+    """An open sound file. Writes in blocks: libsndfile's Vorbis crashes on minutes at once."""
+
+    BLOCK = 1 << 16
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def write(self, wave: Wave) -> None:
+        """Append float32 [n]."""
+        for start in range(0, len(wave), self.BLOCK):
+            self._file.write(wave[start : start + self.BLOCK])
+
+
 @contextmanager
-def writer(path: str, subtype: str | None = None) -> Iterator[Any]:
+def writer(path: str, subtype: str | None = None) -> Iterator[Sink]:
     """Open a mono 24 kHz sink with ``write(float32 [n])``; the file appears when the block ends.
 
     Whatever ends the block early, Ctrl-C included, leaves nothing behind, and an existing file as
@@ -85,7 +99,7 @@ def writer(path: str, subtype: str | None = None) -> Iterator[Any]:
     if path == STDOUT:
         memory = io.BytesIO()
         with soundfile.SoundFile(memory, "w", SAMPLE_RATE, 1, chosen, format=format_) as sink:
-            yield sink
+            yield Sink(sink)
         sys.stdout.buffer.write(memory.getvalue())
         sys.stdout.buffer.flush()
         return
@@ -94,7 +108,7 @@ def writer(path: str, subtype: str | None = None) -> Iterator[Any]:
             whole_file(Path(path)) as part,
             soundfile.SoundFile(part, "w", SAMPLE_RATE, 1, chosen, format=format_) as sink,
         ):
-            yield sink
+            yield Sink(sink)
     except (OSError, soundfile.LibsndfileError) as error:
         raise OutputError(
             f"could not write '{path}' ({error}): check the free space and the permissions"
@@ -126,30 +140,48 @@ def read_reference(path: Path) -> Wave:
         except _second_reader_errors() as error:
             raise VoiceError(_unreadable(path, "no reader knows the format")) from error
     if len(wave) < SHORTEST * SAMPLE_RATE:
-        raise VoiceError(
-            f"'{path}' lasts {len(wave) / SAMPLE_RATE:.1f} s; "
-            f"give at least {SHORTEST:.0f} s of speech, 6 to 10 s is best"
-        )
+        raise VoiceError(_too_short(path, len(wave) / SAMPLE_RATE))
     if np.abs(wave).max() < SILENCE:
         raise VoiceError(f"'{path}' is silent; give a recording with speech in it")
     return wave
 
 
 def check_reference(path: Path) -> None:
-    """Cheap checks that need no audio library.
+    """Look at the file and its header, in a moment.
 
     Raises:
-        VoiceError: no such file, a directory, or empty.
+        VoiceError: no such file, a directory, empty, not audio, or too short.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike pathlib's, these are no error for a name that is too long
         raise VoiceError(f"voice '{path}' is a directory; give an audio file")
-    if not path.exists():
+    if not os.path.exists(path):
         raise VoiceError(f"there is no voice file '{path}'; check the path")
     if path.stat().st_size == 0:
         raise VoiceError(f"voice file '{path}' is empty; give a recording of speech")
-    with suppress(PermissionError), path.open("rb"):
+    if not os.access(path, os.R_OK):
+        raise VoiceError(f"voice file '{path}' cannot be read; check its permissions")
+    _check_header(path)
+
+
+def _check_header(path: Path) -> None:
+    """Read what soundfile should be able to read; leave other formats to librosa's readers."""
+    import soundfile
+
+    try:
+        info = soundfile.info(path)
+    except soundfile.LibsndfileError as error:
+        if path.suffix.lower() in FORMATS:
+            raise VoiceError(_unreadable(path, error.error_string)) from error
         return
-    raise VoiceError(f"voice file '{path}' cannot be read; check its permissions")
+    if info.duration < SHORTEST:
+        raise VoiceError(_too_short(path, info.duration))
+
+
+def _too_short(path: Path, seconds: float) -> str:
+    return (
+        f"'{path}' lasts {seconds:.1f} s; give at least {SHORTEST:.0f} s of speech, "
+        "6 to 10 s is best"
+    )
 
 
 def _unreadable(path: Path, reason: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import platform
 import resource
 import statistics
@@ -26,7 +27,7 @@ from typing import Any
 
 import torch
 
-from chatterbox_opt import plan
+from chatterbox_opt import hardware, plan
 from chatterbox_opt.errors import ChatterboxOptError, InputError
 from chatterbox_opt.models import DEFAULT, Checkpoint, locate, must_download
 from chatterbox_opt.shapes import TOKEN_RATE
@@ -44,7 +45,7 @@ def choose_rows(rows: str | None, profiles: Sequence[str], device: str, *, tiny:
     Raises:
         InputError: an unknown row; ProfileError: an unknown profile.
     """
-    usual = CUDA_ROWS if plan.probe(device).device == "cuda" else CPU_ROWS
+    usual = CUDA_ROWS if hardware.probe(device).device == "cuda" else CPU_ROWS
     # upstream's code has its shapes built in: it cannot load tiny weights
     chosen = rows.split(",") if rows else [n for n in usual if not (tiny and n == UPSTREAM)]
     if unknown := [name for name in chosen if name not in (UPSTREAM, *ROWS)]:
@@ -72,6 +73,7 @@ def weights(model: str | None, *, tiny: bool, say: Callable[[str], None]) -> Ite
 def _serve(job: Job, name: str, asked: Connection, started: float) -> None:
     """A row's process: load, then answer "run", "quality" and "stop"."""
     warnings.simplefilter("ignore")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # upstream's bars
     notes = _Notes()
     logger = logging.getLogger("chatterbox_opt")
     logger.addHandler(notes)
@@ -246,16 +248,17 @@ def closeness(
 
 def facts(job: Job, checkpoint: Checkpoint) -> dict[str, Any]:
     """What the machine can do at best, measured on the spot, and what a step needs of it."""
-    hardware = plan.probe(job.device)
-    device = torch.device(hardware.device)
+    machine = hardware.probe(job.device)
+    device = torch.device(machine.device)
     shape = checkpoint.shapes.t3
     layer = 4 * shape.width**2 + 3 * shape.width * shape.ffn
     weights = shape.layers * layer + shape.speech_vocab * shape.width
     read = _read_gb_s(device)
     sizes = {"float32": 4, "bfloat16": 2, "float16": 2}
     return {
-        "device": hardware.name,
+        "device": machine.name,
         "cores": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,

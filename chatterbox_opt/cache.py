@@ -48,5 +48,5 @@ class StaticCache:
 
     def put(self, layer: int, position: Tensor, keys: Tensor, values: Tensor) -> None:
         """Write one position of one layer: [rows, heads, 1, head_dim] at ``position`` [1]."""
-        self.keys[layer].index_copy_(2, position, keys)
-        self.values[layer].index_copy_(2, position, values)
+        self.keys[layer][:, :, position] = keys  # not index_copy_: MPS has none
+        self.values[layer][:, :, position] = values

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -18,8 +19,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from chatterbox_opt import __version__, audio, commands, console, models, plan, text
-from chatterbox_opt.errors import ChatterboxOptError, InputError, OutputError, TextError
+from chatterbox_opt import __version__, audio, commands, console, hardware, models, plan, text
+from chatterbox_opt.errors import ChatterboxOptError, InputError, TextError
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.shapes import SAMPLE_RATE
 
@@ -98,8 +99,8 @@ def synth(
     ] = KNOBS.max_tokens,
     profile: Annotated[
         str, typer.Option(help="A profile's name, a .yaml file, or auto.")
-    ] = plan.AUTO,
-    device: Annotated[str, typer.Option(help=", ".join(plan.DEVICES))] = plan.AUTO,
+    ] = hardware.AUTO,
+    device: Annotated[str, typer.Option(help=", ".join(hardware.DEVICES))] = hardware.AUTO,
     dtype: Annotated[Optional[str], typer.Option(help=", ".join(plan.DTYPES))] = None,
     compile: Annotated[Optional[str], typer.Option(help=", ".join(plan.COMPILE))] = None,
     offload: Annotated[Optional[str], typer.Option(help=", ".join(plan.OFFLOAD))] = None,
@@ -137,10 +138,12 @@ def synth(
     if voice is not None:
         audio.check_reference(store.find(voice))
     models.check_name(model)
-    if device not in plan.DEVICES:
-        raise InputError(f"device is '{device}'; known: {', '.join(plan.DEVICES)}")
+    if device not in hardware.DEVICES:
+        raise InputError(f"device is '{device}'; known: {', '.join(hardware.DEVICES)}")
     plan.check_words(profile, overrides, os.environ)
     _quieten(talk, debug=debug)
+
+    import numpy as np
 
     from chatterbox_opt.engine import Engine, seeded
 
@@ -161,7 +164,7 @@ def synth(
             for piece in engine.pieces(spoken, speaker, sampling, show):
                 sink.write(piece.samples)
                 samples += len(piece.samples)
-                pieces.append(dataclasses.replace(piece, samples=piece.samples[:0]))
+                pieces.append(dataclasses.replace(piece, samples=np.empty(0, np.float32)))
         spent = time.perf_counter() - loaded
     result = _result(pieces, samples / SAMPLE_RATE, spent, sampling, output)
     result |= {"load_seconds": round(loaded - started, 3), "plan": engine.plan.summary()}
@@ -174,11 +177,19 @@ def _read_text(words: str | None, file: Path | None) -> str:
     try:
         if file is not None:
             return file.read_text(encoding="utf-8-sig")
-        return sys.stdin.read() if words == "-" else words or ""
+        if words == "-":
+            return _standard_input().decode("utf-8-sig")
+        return words or ""
     except UnicodeDecodeError as error:
         raise TextError(f"the text is not UTF-8 (byte {error.start}): save it as UTF-8") from error
     except OSError as error:
         raise InputError(f"'{file}' cannot be read ({error.strerror}): check the path") from error
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise InputError("standard input is closed; give the text as an argument or --file FILE")
+    return sys.stdin.buffer.read()
 
 
 def _check_output(output: str, subtype: str | None, *, as_json: bool) -> None:
@@ -199,7 +210,7 @@ def _given(**options: str | None) -> dict[str, str]:
 def _result(
     pieces: list[Any], duration: float, spent: float, sampling: Sampling, output: str
 ) -> dict[str, Any]:
-    from chatterbox_opt.engine import total_seconds
+    from chatterbox_opt.speech import total_seconds
 
     return {
         "output": output,
@@ -244,8 +255,10 @@ _CLICK_ERROR: type[Exception] = next(
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     sys.excepthook = _unexpected
+    signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = app(standalone_mode=False)
+        # through the command, not the Typer object: that would put its own hook in place of ours
+        code = typer.main.get_command(app)(standalone_mode=False)
         if code == INTERRUPTED:  # Typer turns Ctrl-C into this code
             raise KeyboardInterrupt
     except ChatterboxOptError as error:
@@ -260,9 +273,10 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody listens any more
         code = 1
     except OSError as error:
-        code = _fail(str(OutputError(f"{error.strerror}: '{error.filename}'")), 1, error)
+        where = f": '{error.filename}'" if error.filename else ""
+        code = _fail(f"{error.strerror or error}{where}", 1, error)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail("interrupted; nothing was written", INTERRUPTED, None)
+        code = _fail("interrupted", INTERRUPTED, None)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -271,6 +285,11 @@ def _fail(message: str, code: int, error: Exception | None) -> int:
         traceback.print_exception(error)
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+def _terminate(*_: object) -> None:
+    """Leave as after Ctrl-C, so that no half-written file stays behind."""
+    sys.exit(128 + signal.SIGTERM)
 
 
 def _unexpected(

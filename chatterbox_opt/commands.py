@@ -14,9 +14,10 @@ from typing import Annotated, Optional
 
 import typer
 
-from chatterbox_opt import audio, console, models, plan, report, voice_store
+from chatterbox_opt import audio, console, hardware, models, plan, report, voice_store
 from chatterbox_opt import files as files_
 from chatterbox_opt.errors import InputError
+from chatterbox_opt.shapes import read_shapes
 
 voices = typer.Typer(help="Name voices, so that --voice anna works.", no_args_is_help=True)
 models_app = typer.Typer(help="List models, or make one of random values.", no_args_is_help=True)
@@ -24,7 +25,7 @@ profiles = typer.Typer(help="Show hardware profiles, or what was detected here."
 
 StoreOption = Annotated[
     Optional[Path],
-    typer.Option("--voice-cache", envvar="CHATTERBOX_VOICE_CACHE", help="Where voices are kept."),
+    typer.Option("--voice-cache", help="Where voices are kept; or CHATTERBOX_VOICE_CACHE."),
 ]
 
 
@@ -61,6 +62,8 @@ def voices_clear(
 ) -> None:
     """Forget all saved and computed voices."""
     store = store_at(voice_cache)
+    if not yes and not sys.stdin.isatty():
+        raise InputError("nobody is here to ask; say --yes to forget all voices")
     if not yes and not typer.confirm(f"Forget all voices in {store.directory}?", err=True):
         raise typer.Exit(1)
     print(f"{store.clear()} files removed from {store.directory}", file=sys.stderr)
@@ -89,6 +92,8 @@ def models_make(
         raise InputError(f"size is '{size}'; known: tiny, full")
     if directory.exists() and not directory.is_dir():
         raise InputError(f"'{directory}' is a file; give a directory")
+    if any((directory / n).exists() for n in models.FILES) and not read_shapes(directory).made:
+        raise InputError(f"'{directory}' holds weights that were not made here; give another")
     warnings.simplefilter("ignore")
     from chatterbox_opt.random_weights import make
 
@@ -125,10 +130,10 @@ def profiles_show(name: str) -> None:
 
 @profiles.command("detect")
 def profiles_detect(
-    device: Annotated[str, typer.Option(help=", ".join(plan.DEVICES))] = plan.AUTO,
+    device: Annotated[str, typer.Option(help=", ".join(hardware.DEVICES))] = hardware.AUTO,
 ) -> None:
     """Look at this machine and say which profile auto takes, and why."""
-    how = plan.resolve(plan.AUTO, plan.probe(device))
+    how = plan.resolve(hardware.AUTO, hardware.probe(device))
     rows = [
         (f.name, str(getattr(how, f.name))) for f in dataclasses.fields(how) if f.name != "reasons"
     ]
@@ -158,7 +163,7 @@ def bench(
     profile: Annotated[
         Optional[list[str]], typer.Option(help="One more row: a profile; may be given again.")
     ] = None,
-    device: Annotated[str, typer.Option(help=", ".join(plan.DEVICES))] = plan.AUTO,
+    device: Annotated[str, typer.Option(help=", ".join(hardware.DEVICES))] = hardware.AUTO,
     seconds: Annotated[float, typer.Option(help="Sound that every row makes.")] = 5.0,
     runs: Annotated[int, typer.Option(help="Measured runs of each row, after a warm-up.")] = 3,
     words: Annotated[Optional[str], typer.Option("--text", help="The text of the prefill.")] = None,

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from chatterbox_opt import engine
+    from chatterbox_opt import speech
 
 TOKENS_PER_CHARACTER = 1.7  # English at a calm pace: 15 characters and 25 tokens a second
 
@@ -52,7 +52,7 @@ class Talk:
         self._console.print(f"warning: {line}", markup=False, style="yellow")
 
     @contextmanager
-    def bars(self, lengths: list[int]) -> Iterator[Callable[[engine.Progress], None]]:
+    def bars(self, lengths: list[int]) -> Iterator[Callable[[speech.Progress], None]]:
         """A bar per chunk with tokens per second, while the block runs; silent off a terminal.
 
         Args:
@@ -71,7 +71,7 @@ class Talk:
         with Progress(*columns, console=self._console, transient=True) as bars:
             tasks: list[tuple[int, float]] = []
 
-            def show(progress: engine.Progress) -> None:
+            def show(progress: speech.Progress) -> None:
                 while len(tasks) <= progress.chunk:
                     if tasks:  # the chunk before is done: its bar is full whatever was guessed
                         last = bars.tasks[-1]

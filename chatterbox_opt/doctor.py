@@ -8,7 +8,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 
-from chatterbox_opt import models, plan
+from chatterbox_opt import hardware, models, plan
 from chatterbox_opt.errors import ChatterboxOptError
 from chatterbox_opt.voice_store import VoiceStore
 
@@ -58,12 +58,10 @@ def _cuda() -> Finding:
     import torch
 
     if torch.cuda.is_available():
-        hardware = plan.probe("cuda")
-        memory = f"{hardware.free_mib:,} of {hardware.total_mib:,} MiB free"
-        capability = ".".join(map(str, hardware.capability))
-        return Finding(
-            "cuda", good=True, found=f"{hardware.name}, {memory}, capability {capability}"
-        )
+        card = hardware.probe("cuda")
+        memory = f"{card.free_mib:,} of {card.total_mib:,} MiB free"
+        capability = ".".join(map(str, card.capability))
+        return Finding("cuda", good=True, found=f"{card.name}, {memory}, capability {capability}")
     if shutil.which("nvidia-smi"):
         remedy = (
             f"torch was built for CUDA {torch.version.cuda}; update the driver or see the README"
@@ -83,7 +81,7 @@ def _perth() -> Finding:
 
 
 def _weights() -> list[Finding]:
-    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    offline = " (HF_HUB_OFFLINE is set)" if models.is_offline() else ""
     findings = []
     for name, repository in models.HUB.items():
         here = models.in_cache(repository)
@@ -102,7 +100,7 @@ def _voices(store: VoiceStore) -> Finding:
 
 def _profile() -> list[Finding]:
     try:
-        how = plan.resolve(plan.AUTO, plan.probe())
+        how = plan.resolve(hardware.AUTO, hardware.probe())
     except ChatterboxOptError as error:
         return [Finding("profile", good=False, found="none", remedy=str(error))]
     return [Finding("profile", good=True, found=f"{how.summary()} ({'; '.join(how.reasons)})")]

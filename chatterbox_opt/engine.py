@@ -12,22 +12,24 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from chatterbox_opt import loading, models, plan, voice_store
+from chatterbox_opt import hardware, loading, models, plan, voice_store
 from chatterbox_opt.audio import read_reference
-from chatterbox_opt.errors import InputError
+from chatterbox_opt.errors import InputError, SilenceError
 from chatterbox_opt.models import Checkpoint
 from chatterbox_opt.pipeline import OnToken, Pipeline
 from chatterbox_opt.plan import Plan
 from chatterbox_opt.sampling import Sampling, chunk_seed
 from chatterbox_opt.shapes import SAMPLE_RATE
+from chatterbox_opt.speech import Audio, Observer, Piece, Progress, total_seconds
 from chatterbox_opt.text import Chunk, split
 from chatterbox_opt.upstream import Upstream
 from chatterbox_opt.voice import Voice, from_conditionals
@@ -35,60 +37,8 @@ from chatterbox_opt.voice_store import VoiceStore
 from chatterbox_opt.watermark import Watermark
 
 log = logging.getLogger(__name__)
+ATTEMPTS = 3  # further seeds for a chunk of which the model says nothing
 Wave = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where the work is: chunk ``chunk`` (from 0) of ``chunks``, with so many speech tokens."""
-
-    chunk: int
-    chunks: int
-    tokens: int
-
-
-Observer = Callable[[Progress], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """The sound of one chunk with the silence after it.
-
-    Attributes:
-        samples: float32 [n] in [-1, 1] at 24 kHz.
-        text: the normalised chunk.
-        tokens: speech tokens in it.
-        seconds: of work, by stage (t3, flow, vocoder, watermark).
-    """
-
-    samples: Wave
-    text: str
-    tokens: int
-    seconds: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Audio:
-    """A whole synthesis.
-
-    Attributes:
-        samples: float32 [n] in [-1, 1].
-        sample_rate: 24000.
-        seed: gives the same samples again, on the same machine and plan.
-        tokens: speech tokens in all.
-        seconds: of work, by stage.
-    """
-
-    samples: Wave
-    sample_rate: int
-    seed: int
-    tokens: int
-    seconds: Mapping[str, float]
-
-    @property
-    def duration(self) -> float:
-        """Seconds of sound."""
-        return len(self.samples) / self.sample_rate
 
 
 class Engine:
@@ -120,9 +70,9 @@ class Engine:
     def load(
         cls,
         model: str = models.DEFAULT,
-        profile: str = plan.AUTO,
+        profile: str = hardware.AUTO,
         *,
-        device: str = plan.AUTO,
+        device: str = hardware.AUTO,
         overrides: Mapping[str, str] | None = None,
         store: VoiceStore | None = None,
         watermark: bool = True,
@@ -142,7 +92,8 @@ class Engine:
             WeightsError: weights missing or damaged.
             DeviceError: the device is not there.
         """
-        how = plan.resolve(profile, plan.probe(device), overrides)
+        how = plan.resolve(profile, hardware.probe(device), overrides)
+        mark = Watermark() if watermark and how.optimized else None  # before 3 GB are fetched
         checkpoint = models.locate(model)
         place = torch.device(how.device)
         if checkpoint.shapes.made:
@@ -152,13 +103,14 @@ class Engine:
             speaker = loading.load_pipeline(checkpoint, how)
         else:
             speaker = Upstream.load(checkpoint, place)
-            watermark = False  # upstream has put its own on
+            if not watermark:
+                log.warning("plain Chatterbox always leaves its watermark")
         return cls(
             how,
             checkpoint,
             speaker,
             store or VoiceStore(voice_store.default_directory()),
-            Watermark() if watermark else None,
+            mark,
         )
 
     def __enter__(self) -> Engine:
@@ -240,12 +192,19 @@ class Engine:
         seed, chunks = _seed(sampling), split(text)
         for i, chunk in enumerate(chunks):
             on_token = _reporter(observe, i, len(chunks))
-            yield self._piece(chunk, voice, sampling, chunk_seed(seed, i), on_token)
+            yield self._piece(chunk, voice, sampling, (seed, i), on_token)
 
     def _piece(
-        self, chunk: Chunk, voice: Voice, sampling: Sampling, seed: int, on_token: OnToken
+        self,
+        chunk: Chunk,
+        voice: Voice,
+        sampling: Sampling,
+        seed: tuple[int, int],
+        on_token: OnToken,
     ) -> Piece:
-        spoken = self._speaker.say(chunk.text, voice, sampling, seed, on_token)
+        spoken = _until_said(
+            seed, lambda drawn: self._speaker.say(chunk, voice, sampling, drawn, on_token)
+        )
         wave, seconds = spoken.wave, dict(spoken.seconds)
         if self._watermark:
             wave, seconds["watermark"] = _timed(self._watermark.apply, wave)
@@ -285,27 +244,36 @@ class Engine:
         Raises:
             InputError: plain upstream is in force, which does not give its tokens out.
         """
-        if isinstance(self._speaker, Upstream):
+        if not isinstance(self._speaker, Pipeline):
             raise InputError("plain Chatterbox gives no tokens out: unset DISABLE_OPTIMIZATION")
         voice, sampling = voice or self.voice(), sampling or Sampling()
-        seed, device, tokens = _seed(sampling), self._speaker.device, []
-        for i, chunk in enumerate(split(text)):
-            generator = torch.Generator(device).manual_seed(chunk_seed(seed, i))
-            tokens.append(
-                self._speaker.speech_tokens(
-                    chunk.text, voice.to(device), sampling, generator, _reporter(None, i, 1)
-                )
-            )
-        return torch.cat(tokens)
+        seed = _seed(sampling)
+        chunks = enumerate(split(text))
+        return torch.cat([self._tokens(c, voice, sampling, (seed, i)) for i, c in chunks])
+
+    def _tokens(
+        self, chunk: Chunk, voice: Voice, sampling: Sampling, seed: tuple[int, int]
+    ) -> Tensor:
+        speaker, voice = cast(Pipeline, self._speaker), voice.to(self._speaker.device)
+
+        def say(seed: int) -> Tensor:
+            generator = torch.Generator(speaker.device).manual_seed(seed)
+            return speaker.speech_tokens(chunk.text, voice, sampling, generator, _reporter(None))
+
+        return _until_said(seed, say)
 
 
-def total_seconds(pieces: list[Piece]) -> dict[str, float]:
-    """Sum the work of pieces, stage by stage."""
-    total: dict[str, float] = {}
-    for piece in pieces:
-        for stage, seconds in piece.seconds.items():
-            total[stage] = total.get(stage, 0.0) + seconds
-    return total
+Said = TypeVar("Said")
+
+
+def _until_said(seed: tuple[int, int], say: Callable[[int], Said]) -> Said:
+    """Ask again, with another seed each time, while the model stops before it says anything."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return say(chunk_seed(*seed, attempt))
+        except SilenceError as error:
+            log.warning("%s (asking again)", error)
+    return say(chunk_seed(*seed, ATTEMPTS))
 
 
 def seeded(sampling: Sampling) -> Sampling:
@@ -317,7 +285,7 @@ def _seed(sampling: Sampling) -> int:
     return secrets.randbits(32) if sampling.seed is None else sampling.seed
 
 
-def _reporter(observe: Observer | None, chunk: int, chunks: int) -> OnToken:
+def _reporter(observe: Observer | None, chunk: int = 0, chunks: int = 1) -> OnToken:
     if observe is None:
         return lambda tokens: None
     return lambda tokens: observe(Progress(chunk, chunks, tokens))

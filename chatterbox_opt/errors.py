@@ -8,7 +8,8 @@ ChatterboxOptError            exit 1   the root: the command line catches it in 
 ├── WeightsError              exit 1   weights missing, damaged or of other shapes
 ├── OutputError               exit 1   the sound could not be written
 ├── DeviceError               exit 1   the device is missing or out of memory
-└── NumericsError             exit 1   numbers that are not numbers, even in float32
+├── NumericsError             exit 1   numbers that are not numbers, even in float32
+└── SilenceError              exit 1   the model said nothing, however often it was asked
 
 Every message is one line and ends with what to do.
 """
@@ -52,3 +53,7 @@ class DeviceError(ChatterboxOptError):
 
 class NumericsError(ChatterboxOptError):
     """A stage produced NaN or infinity."""
+
+
+class SilenceError(ChatterboxOptError):
+    """The model ended its speech before it began."""

@@ -9,7 +9,8 @@ Knows residency and precision. Knows nothing of text, tokens or files.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol, TypeVar, cast
 
 import torch
@@ -34,63 +35,83 @@ class Castable(Protocol):
         ...
 
 
+@contextmanager
+def float32(module: torch.nn.Module) -> Iterator[None]:
+    """Work in float32 inside the block; the stage's own dtype comes back after it."""
+    stage = cast(Castable, module)
+    before = stage.dtype
+    if before == torch.float32:
+        yield
+        return
+    try:
+        stage.set_precision(torch.float32)
+        yield
+    finally:
+        stage.set_precision(before)
+
+
 class Ladder:
-    """Runs work on stages and heals what can be healed."""
+    """Runs work on stages and heals what can be healed, warning once of each kind."""
 
     def __init__(self, residency: Residency) -> None:
         self.residency = residency
+        self._warned: set[str] = set()
+
+    def warn_once(self, message: str) -> None:
+        """Log a warning that this engine has not given yet."""
+        if message not in self._warned:
+            self._warned.add(message)
+            log.warning(message)
 
     def run(
-        self, stage: str, work: Callable[[torch.nn.Module], Result], generator: torch.Generator
+        self,
+        stage: str,
+        work: Callable[[torch.nn.Module], Result],
+        generator: torch.Generator,
+        *,
+        wide: bool = False,
     ) -> Result:
-        """Run ``work`` with the stage on the device; a second try draws the same random numbers.
+        """Run ``work`` with the stage on the device; another try draws the same random numbers.
+
+        Args:
+            wide: begin in float32.
 
         Raises:
             DeviceError: out of memory even with only this stage on the device.
             NumericsError: not finite even in float32.
         """
         state = generator.get_state()
-        try:
-            return self._run(stage, work)
-        except torch.OutOfMemoryError as error:
-            if self.residency.offload:
-                raise DeviceError(_no_room(stage)) from error
-            log.warning("%s ran out of memory: stages now take turns on the card", stage)
-        except NumericsError as error:
-            return self._in_float32(stage, work, generator, state, error)
-        self.residency.start_offloading()
-        generator.set_state(state)
-        try:
-            return self._run(stage, work)
-        except torch.OutOfMemoryError as error:
-            raise DeviceError(_no_room(stage)) from error
+        while True:
+            try:
+                return self._attempt(stage, work, wide=wide)
+            except torch.OutOfMemoryError as error:
+                if self.residency.offload:
+                    raise DeviceError(_no_room(stage)) from error
+                self.warn_once(f"{stage} ran out of memory: stages now take turns on the card")
+                offload = True
+            except NumericsError as error:
+                if wide or not self.is_half(stage):
+                    remedy = "the weights may be damaged, get them again"
+                    raise NumericsError(f"{error}, in float32: {remedy}") from error
+                self.warn_once(f"{stage} gave numbers that are not finite: again in float32")
+                wide, offload = True, False
+            # out here the failure is forgotten, and with it the memory that its frames held
+            if offload:
+                self.residency.start_offloading()
+            generator.set_state(state)
 
-    def _run(self, stage: str, work: Callable[[torch.nn.Module], Result]) -> Result:
-        with self.residency(stage) as module:
-            return work(module)
+    def is_half(self, stage: str) -> bool:
+        """Whether the stage's arithmetic is narrower than float32."""
+        return cast(Castable, self.residency.module(stage)).dtype != torch.float32
 
-    def _in_float32(
-        self,
-        stage: str,
-        work: Callable[[torch.nn.Module], Result],
-        generator: torch.Generator,
-        state: torch.Tensor,
-        error: NumericsError,
+    def _attempt(
+        self, stage: str, work: Callable[[torch.nn.Module], Result], *, wide: bool
     ) -> Result:
         with self.residency(stage) as module:
-            half = cast(Castable, module).dtype
-            if half == torch.float32:
-                raise NumericsError(
-                    f"{error}, in float32: the weights may be damaged, get them again"
-                )
-            log.warning("%s: this chunk again in float32", error)
-            generator.set_state(state)
-            castable = cast(Castable, module)
-            castable.set_precision(torch.float32)
-            try:
+            if not wide:
                 return work(module)
-            finally:
-                castable.set_precision(half)
+            with float32(module):
+                return work(module)
 
 
 def _no_room(stage: str) -> str:

@@ -14,6 +14,12 @@ WARMUP = 2  # the first call traces and compiles, the second runs what was compi
 FAILURES = (RuntimeError, ImportError, OSError)  # dynamo's and inductor's errors are RuntimeErrors
 
 
+def failure(error: Exception) -> str:
+    """One line for the person."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"Compilation setup failed: {reason}; the t3 step runs eager"
+
+
 def compiled_step(model: T3, backend: str) -> Step:
     """Compile ``model.step`` with torch.compile and run it twice on an empty cache.
 

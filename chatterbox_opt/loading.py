@@ -174,7 +174,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
         content = json.loads(text)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise WeightsError(f"{path} is damaged ({error}): delete it and get it again") from error
-    if not isinstance(content, dict) or "type" not in content.get("model", {}):
+    if not isinstance(content, dict) or "type" not in (content.get("model") or {}):
         raise WeightsError(f"{path} is not a tokenizer: get it again")
     tokenizer = Tokenizer.from_str(text)
     if None in (tokenizer.token_to_id("[START]"), tokenizer.token_to_id("[STOP]")):
@@ -217,7 +217,12 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan) -> Pipeline:
     if plan.compute:
         store(stages["t3"], getattr(torch, plan.t3))
         store(stages["flow"], getattr(torch, plan.flow))
-    residency = Residency(stages, torch.device(plan.device), offload=plan.offload == "stages")
+    device, offload = torch.device(plan.device), plan.offload == "stages"
+    try:
+        residency = Residency(stages, device, offload=offload)
+    except torch.OutOfMemoryError:
+        log.warning("the card has no room for all stages: they take turns on it")
+        residency = Residency(stages, device, offload=True)
     step = None
     if plan.compile != "none":
         with residency("t3") as stage:
@@ -229,8 +234,7 @@ def _compiled(model: t3.T3, backend: str) -> t3.Step | None:
     try:
         return graphs.compiled_step(model, backend)
     except graphs.FAILURES as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        log.warning("Compilation setup failed: %s; the t3 step runs eager", reason)
+        log.warning("%s", graphs.failure(error))
         return None
 
 

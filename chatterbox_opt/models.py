@@ -87,7 +87,7 @@ def locate(model: str = DEFAULT) -> Checkpoint:
         WeightsError: files missing, or not to be had.
     """
     check_name(model)
-    if model in HUB and not Path(model).is_dir():
+    if model in HUB:  # a directory of that name is ./chatterbox
         # a complete cache is used as it is: no network, no waiting for one
         directory = in_cache(HUB[model]) or from_hub(HUB[model])
     elif model in BUILT_IN and built_in(model).is_dir():
@@ -144,11 +144,16 @@ def in_cache(repository: str) -> Path | None:
 
 def must_download(model: str) -> bool:
     """Whether ``locate`` will need the network for this model."""
-    return model in HUB and not Path(model).is_dir() and in_cache(HUB[model]) is None
+    return model in HUB and in_cache(HUB[model]) is None
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids the network, by the hub library's own reading."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _ways_out(repository: str, reason: str) -> str:
-    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    offline = " (HF_HUB_OFFLINE is set)" if is_offline() else ""
     pico = (
         "--model pico speaks with the small built-in model"
         if "pico" in available()

@@ -40,12 +40,16 @@ class Residency:
         if not self.offload:
             yield module
             return
-        module.to(self.device)
         try:
+            module.to(self.device)
             yield module
         finally:
             module.to(HOST)
             self._release()
+
+    def module(self, stage: str) -> nn.Module:
+        """The stage, wherever it is."""
+        return self._stages[stage]
 
     def start_offloading(self) -> None:
         """Move everything off the device and offload from now on (after running out of memory)."""

@@ -6,6 +6,7 @@ or profiles.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,16 +17,18 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from chatterbox_opt.errors import NumericsError
+from chatterbox_opt import graphs
+from chatterbox_opt.errors import NumericsError, SilenceError
 from chatterbox_opt.fallback import Ladder
 from chatterbox_opt.offload import Residency
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.shapes import SPEECH_TOKENS
 from chatterbox_opt.t3 import Prompt, Step
+from chatterbox_opt.text import Chunk
 from chatterbox_opt.voice import Voice
 
+log = logging.getLogger(__name__)
 OnToken = Callable[[int], None]
-STAGES = ("t3", "flow", "vocoder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +78,10 @@ class Pipeline:
         """Run t3 on one normalised chunk: int64 [T], only ids that are sound (below 6561).
 
         Raises:
-            NumericsError: the model said nothing at all.
+            SilenceError: the model said nothing at all.
         """
         prompt = Prompt(text_tokens(self.tokenizer, text), voice.speaker, voice.prompt)
+        state = generator.get_state()
 
         def work(t3: nn.Module) -> list[int]:
             tokens = []
@@ -86,33 +90,67 @@ class Pipeline:
                 on_token(len(tokens))
             return tokens
 
-        kept = [t for t in self._ladder.run("t3", work, generator) if t < SPEECH_TOKENS]
+        try:
+            said = self._ladder.run("t3", work, generator)
+        except graphs.FAILURES as error:
+            if self.step is None:
+                raise
+            log.warning("%s", graphs.failure(error))
+            self.step = None
+            generator.set_state(state)
+            said = self._ladder.run("t3", work, generator)
+        kept = [t for t in said if t < SPEECH_TOKENS]
         if not kept:
-            raise NumericsError(
-                f"the model stopped at once and said nothing for {text[:40]!r}: try another --seed"
-            )
+            raise SilenceError(f"the model said nothing for {text[:40]!r}: try another --seed")
         return torch.tensor(kept)
 
     def say(
-        self, text: str, voice: Voice, sampling: Sampling, seed: int, on_token: OnToken
+        self, chunk: Chunk, voice: Voice, sampling: Sampling, seed: int, on_token: OnToken
     ) -> Spoken:
-        """Speak one normalised chunk.
+        """Speak one chunk.
 
         One generator serves the three stages in turn, as upstream's global one does.
+
+        Raises:
+            SilenceError, NumericsError, DeviceError: after all fallbacks.
         """
         generator = torch.Generator(self.device).manual_seed(seed)
         voice = voice.to(self.device)
-        clock = [time.perf_counter()]
-        tokens = self.speech_tokens(text, voice, sampling, generator, on_token)
-        clock.append(time.perf_counter())
+        start = time.perf_counter()
+        tokens = self.speech_tokens(chunk.text, voice, sampling, generator, on_token)
+        spent = {"t3": time.perf_counter() - start}
+        state = generator.get_state()
+        try:
+            wave = self._sound(tokens, voice, generator, spent, wide=False)
+        except NumericsError:
+            # the vocoder is float32: what it choked on came from the flow
+            if not self._ladder.is_half("flow"):
+                raise
+            self._ladder.warn_once("vocoder choked on the flow's mel: flow again in float32")
+            generator.set_state(state)
+            wave = self._sound(tokens, voice, generator, spent, wide=True)
+        return Spoken(wave, len(tokens), spent)
+
+    def _sound(
+        self,
+        tokens: Tensor,
+        voice: Voice,
+        generator: torch.Generator,
+        spent: dict[str, float],
+        *,
+        wide: bool,
+    ) -> npt.NDArray[np.float32]:
+        """Run flow and vocoder, and note their seconds."""
+        start = time.perf_counter()
         rows = tokens[None].to(self.device)
-        mel = self._ladder.run("flow", lambda flow: flow(rows, voice, generator), generator)
-        clock.append(time.perf_counter())
+        mel = self._ladder.run(
+            "flow", lambda flow: flow(rows, voice, generator), generator, wide=wide
+        )
+        middle = time.perf_counter()
         wave = self._ladder.run("vocoder", lambda hift: hift(mel, generator), generator)
-        samples = wave.cpu().numpy()
-        clock.append(time.perf_counter())
-        spent = (after - before for before, after in zip(clock[:-1], clock[1:], strict=True))
-        return Spoken(samples, len(tokens), dict(zip(STAGES, spent, strict=True)))
+        samples: npt.NDArray[np.float32] = wave.cpu().numpy()
+        spent |= {"flow": middle - start, "vocoder": time.perf_counter() - middle}
+        return samples
 
 
 def text_tokens(tokenizer: Tokenizer, text: str) -> Tensor:

@@ -1,14 +1,13 @@
-"""How this machine will do it: Profile (a wish), Hardware (what is there), Plan (what is done).
+"""How this machine will do it: Profile (a wish) and Hardware (what is there) become a Plan.
 
-The only place that asks what the machine can do. Knows nothing of stages, weights or requests.
+Knows profiles, environment and precedence. Knows nothing of stages, weights or requests.
 A wish that the machine cannot meet is lowered, with a reason that the person can read; nothing
-that would change what is said is ever lowered in silence. Imports torch only in ``probe``.
+that would change what is said is ever lowered in silence. Imports no torch.
 """
 
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +15,13 @@ from typing import Any
 
 import yaml
 
-from chatterbox_opt.errors import DeviceError, ProfileError
+from chatterbox_opt.errors import ProfileError
+from chatterbox_opt.hardware import AUTO, Hardware, dotted
 
-AUTO = "auto"
 STAGES = ("t3", "flow", "vocoder")
 DTYPES = ("float32", "float16", "bfloat16")
 COMPILE = ("none", "cudagraphs", "inductor")
 OFFLOAD = ("none", "stages")
-DEVICES = (AUTO, "cuda", "mps", "cpu")
 
 BIG_MIB, MIDDLE_MIB = 15_000, 7_500  # total memory from which rtx4090 and rtx3080 are meant
 ROOM_MIB = 4_000  # free memory that all stages in half precision need, with room to work
@@ -59,17 +57,6 @@ class Profile:
     compute: str = ""
     compile: str = "none"
     offload: str = "none"
-
-
-@dataclass(frozen=True, slots=True)
-class Hardware:
-    """What was found. Memory in MiB; ``capability`` is CUDA's, (0, 0) elsewhere."""
-
-    device: str
-    name: str
-    total_mib: int = 0
-    free_mib: int = 0
-    capability: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +146,9 @@ def _parse(name: str, wishes: Mapping[str, Any]) -> Profile:
     _known(f"profile '{name}'", wishes, choices)
     values = {k: v for k, v in wishes.items() if k != "dtype"}
     dtype = wishes.get("dtype", "float32")
-    per_stage = (
-        dict.fromkeys(("t3", "flow"), dtype) if isinstance(dtype, str) else dict(dtype or {})
-    )
+    if not isinstance(dtype, (str, dict)):
+        raise ProfileError(f"profile '{name}': dtype is {dtype!r}; give a name, or one per stage")
+    per_stage = dict.fromkeys(("t3", "flow"), dtype) if isinstance(dtype, str) else dict(dtype)
     _known(f"profile '{name}', dtype", per_stage, dict.fromkeys(STAGES))
     if per_stage.pop("vocoder", "float32") != "float32":
         raise ProfileError(
@@ -180,55 +167,18 @@ def _known(where: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> No
         raise ProfileError(f"{where}: unknown key '{unknown[0]}'; known: {', '.join(known)}")
 
 
-def probe(device: str = AUTO) -> Hardware:
-    """Look at the machine (imports torch).
-
-    Raises:
-        DeviceError: the device asked for is not there.
-    """
-    import torch
-
-    found = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if device == AUTO:
-        device = next(name for name, there in found.items() if there)
-    if not found.get(device, False):
-        here = ", ".join(name for name, there in found.items() if there)
-        raise DeviceError(
-            f"there is no {device} device here (found: {here}); use --device auto, or see "
-            "chatterbox-opt doctor for the driver and the torch build"
-        )
-    if device != "cuda":
-        return Hardware(device, platform.processor() or platform.machine())
-    free, total = torch.cuda.mem_get_info()
-    return Hardware(
-        device="cuda",
-        name=torch.cuda.get_device_name(),
-        total_mib=total >> 20,
-        free_mib=free >> 20,
-        capability=torch.cuda.get_device_capability(),
-    )
-
-
 def choose(hardware: Hardware) -> tuple[str, str]:
     """Pick a shipped profile for a machine; return its name and the reason."""
     if hardware.device != "cuda":
         return ("cpu", "no CUDA card") if hardware.device == "cpu" else ("dev", "MPS runs eager")
     facts = f"{hardware.name}, {hardware.free_mib:,} of {hardware.total_mib:,} MiB free"
     if hardware.capability < HALF_FROM:
-        return "gtx1080", f"{facts}, compute capability {_dotted(hardware.capability)} below 7.0"
+        return "gtx1080", f"{facts}, compute capability {dotted(hardware.capability)} below 7.0"
     if hardware.free_mib < ROOM_MIB or hardware.total_mib < MIDDLE_MIB:
         return "memory-limited", f"{facts}: too little for all stages at once"
     if hardware.total_mib >= BIG_MIB:
         return "rtx4090", f"{facts}: room for everything"
     return "rtx3080", f"{facts}: between 8 and 16 GB"
-
-
-def _dotted(capability: tuple[int, int]) -> str:
-    return ".".join(map(str, capability))
 
 
 def resolve(
@@ -321,12 +271,19 @@ def _lower(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
     def lowered(**fields: str) -> Profile:
         return replace(wish, **fields)
 
+    if wish.compile == "cudagraphs":
+        wish = lowered(compile="none")
+        reasons.append(
+            "compile none: cudagraphs needs a CUDA card"
+            if hardware.device != "cuda"
+            else "compile none: CUDA graphs are not in this version yet; the step runs eager"
+        )
     if hardware.device != "cuda":
         if "float16" in (wish.t3, wish.flow) and hardware.device == "cpu":
             wish = lowered(t3=_wider(wish.t3), flow=_wider(wish.flow), compute="")
             reasons.append("dtype float32: a processor has no fast float16 arithmetic")
-        if wish.compile == "cudagraphs" or (wish.compile != "none" and hardware.device == "mps"):
-            reasons.append(f"compile none: {wish.compile} needs a CUDA card")
+        if wish.compile != "none" and hardware.device == "mps":
+            reasons.append("compile none: MPS runs eager")
             wish = lowered(compile="none")
         if wish.offload != "none":
             reasons.append("offload none: there is no card to move stages off")

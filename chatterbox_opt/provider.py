@@ -11,9 +11,10 @@ from types import TracebackType
 from typing import Any
 
 from chatterbox_opt import models
-from chatterbox_opt.engine import Audio, Engine
+from chatterbox_opt.engine import Engine
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.speech import Audio
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,12 +41,15 @@ class Sampling:
     def __post_init__(self) -> None:
         in_range = {
             "seed": (self.seed is None or 0 <= self.seed < SEED_LIMIT, "0 to 2^63 - 1"),
-            "temperature": (0 <= self.temperature <= 5, "0 (greedy) to 5"),
+            "temperature": (
+                self.temperature == 0 or 0.01 <= self.temperature <= 5,
+                "0 (greedy), or 0.01 to 5",
+            ),
             "cfg_weight": (0 <= self.cfg_weight <= 10, "0 (off) to 10"),
             "exaggeration": (0 <= self.exaggeration <= 5, "0 to 5"),
             "min_p": (0 <= self.min_p <= 1, "0 to 1"),
             "top_p": (0 < self.top_p <= 1, "above 0, up to 1"),
-            "repetition_penalty": (0 < self.repetition_penalty <= 10, "above 0, up to 10"),
+            "repetition_penalty": (0.1 <= self.repetition_penalty <= 10, "0.1 to 10"),
             "max_tokens": (1 <= self.max_tokens <= MAX_TOKENS, f"1 to {MAX_TOKENS}"),
         }
         for name, (good, bounds) in in_range.items():
@@ -54,11 +57,11 @@ class Sampling:
                 raise InputError(f"{name} is {getattr(self, name)}; give a value from {bounds}")
 
 
-def chunk_seed(seed: int, index: int) -> int:
+def chunk_seed(seed: int, index: int, attempt: int = 0) -> int:
     """Return the seed of chunk ``index``: the request's own for the first, so that a text of one
-    chunk draws as upstream draws after ``torch.manual_seed(seed)``; hashed for the others, so
-    that neighbouring seeds do not share chunks."""
-    if index == 0:
+    chunk draws as upstream draws after ``torch.manual_seed(seed)``; hashed for the others and for
+    further attempts, so that neighbouring seeds do not share chunks."""
+    if (index, attempt) == (0, 0):
         return seed
-    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{seed}/{index}/{attempt}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % SEED_LIMIT

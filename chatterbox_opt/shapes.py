@@ -150,6 +150,8 @@ def read_shapes(directory: Path) -> Shapes:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise WeightsError(f"{path} is not valid JSON ({error}); make or copy it again") from error
     parts = {part.name: part for part in dataclasses.fields(Shapes)}
+    if not isinstance(config, dict) or not set(config) & set(parts):
+        return Shapes()  # somebody else's: hub repositories and fine-tunes often carry one
     values: dict[str, Any] = {}
     for name, value in config.items():
         if name not in parts:
@@ -161,6 +163,8 @@ def read_shapes(directory: Path) -> Shapes:
 def _read_part(path: Path, name: str, given: dict[str, Any]) -> Any:
     part = type(getattr(Shapes(), name))
     known = [f.name for f in dataclasses.fields(part)]
+    if not isinstance(given, dict) or not all(isinstance(v, (int, float)) for v in given.values()):
+        raise WeightsError(f"{path}: {name} must map names to numbers; make or copy it again")
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise WeightsError(f"{path}: {name} has no '{unknown[0]}'; known: {', '.join(known)}")

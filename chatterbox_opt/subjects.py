@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from chatterbox_opt import plan, text
+from chatterbox_opt import hardware, text
 from chatterbox_opt.engine import Engine
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.models import CONDITIONALS, locate
@@ -51,7 +51,7 @@ class Job:
     """
 
     model: str
-    device: str = plan.AUTO
+    device: str = hardware.AUTO
     sentence: str = SENTENCE
     tokens: tuple[int, ...] = ()
     runs: int = 3
@@ -156,7 +156,7 @@ class Theirs:
 
     def __init__(self, job: Job, _: str) -> None:
         checkpoint = locate(job.model)
-        device = torch.device(plan.probe(job.device).device)
+        device = torch.device(hardware.probe(job.device).device)
         self._tts: Any = Upstream.load(checkpoint, device).model
         self._tts.t3.hp.stop_speech_token = -1  # never drawn: as many tokens as asked for
         self._voice = from_conditionals(checkpoint.path(CONDITIONALS)).to(device)

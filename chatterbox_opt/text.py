@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sentencex
 
@@ -38,7 +38,7 @@ _REPLACEMENTS = (
     ("’", "'"),
 )
 _ENDERS = (".", "!", "?", "-", ",")
-_CLAUSE = re.compile(r".+?(?:[,;:)\]—–]+(?:\s+|$)|[，、；：]+|$)", re.DOTALL)
+_CLAUSE = re.compile(r".+?(?:[,;:)\]—–](?:\s+|$)|[，、；：]|$)", re.DOTALL)
 _WORD = re.compile(r"\S+\s*|\s+")
 _PARAGRAPH = re.compile(r"\n\s*\n")
 
@@ -50,10 +50,12 @@ class Chunk:
     Attributes:
         text: normalised text, at most ``LIMIT`` characters unless another limit was asked for.
         pause: seconds of silence after it; 0 for the last chunk.
+        source: the same words before normalising (which is not the same when done twice).
     """
 
     text: str
     pause: float = 0.0
+    source: str = ""
 
 
 def normalise(text: str) -> str:
@@ -80,6 +82,8 @@ def clean(text: str) -> str:
             f"the text has a NUL byte at position {text.index(chr(0))}: "
             "it is not plain text; save it as UTF-8 and try again"
         )
+    if any(unicodedata.category(c) == "Cs" for c in text):
+        raise TextError("the text is not UTF-8: save it as UTF-8 and try again")
     kept = "".join(c for c in text if c.isspace() or unicodedata.category(c) != "Cc")
     kept = kept.replace("\ufeff", "")
     if not speakable(kept):
@@ -104,13 +108,13 @@ def split(text: str, limit: int = LIMIT) -> list[Chunk]:
     """
     text = clean(text)
     if _fits(text, limit):
-        return [Chunk(normalise(text))]  # not stripped: upstream sees leading blanks too
+        return [Chunk(normalise(text), source=text)]  # unstripped: upstream sees blanks too
     chunks: list[Chunk] = []
     for paragraph in filter(speakable, _PARAGRAPH.split(text)):
-        pieces = [p for p in _pack(paragraph.strip(), limit, 0) if speakable(p)]
-        chunks += [Chunk(normalise(piece.strip()), SENTENCE_PAUSE) for piece in pieces]
-        chunks[-1] = Chunk(chunks[-1].text, PARAGRAPH_PAUSE)
-    chunks[-1] = Chunk(chunks[-1].text)
+        pieces = [p.strip() for p in _pack(paragraph.strip(), limit, 0) if speakable(p)]
+        chunks += [Chunk(normalise(piece), SENTENCE_PAUSE, piece) for piece in pieces]
+        chunks[-1] = replace(chunks[-1], pause=PARAGRAPH_PAUSE)
+    chunks[-1] = replace(chunks[-1], pause=0.0)
     return chunks
 
 

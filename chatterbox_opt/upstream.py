@@ -17,8 +17,10 @@ from chatterbox_opt.errors import InputError
 from chatterbox_opt.models import Checkpoint
 from chatterbox_opt.pipeline import OnToken, Spoken
 from chatterbox_opt.sampling import Sampling
-from chatterbox_opt.shapes import TOKEN_RATE, Shapes
+from chatterbox_opt.shapes import SAMPLE_RATE, TOKEN_RATE, Shapes
+from chatterbox_opt.text import Chunk
 from chatterbox_opt.voice import Voice
+from chatterbox_opt.watermark import QUIETLY
 
 
 class Upstream:
@@ -43,7 +45,7 @@ class Upstream:
             )
         from chatterbox.tts import ChatterboxTTS
 
-        with contextlib.redirect_stdout(io.StringIO()):  # PerTh announces itself on stdout
+        with QUIETLY, contextlib.redirect_stdout(io.StringIO()):  # PerTh announces itself on stdout
             return cls(ChatterboxTTS.from_local(checkpoint.directory, device.type), device)
 
     def close(self) -> None:
@@ -53,7 +55,7 @@ class Upstream:
             torch.cuda.empty_cache()
 
     def say(
-        self, text: str, voice: Voice, sampling: Sampling, seed: int, on_token: OnToken
+        self, chunk: Chunk, voice: Voice, sampling: Sampling, seed: int, on_token: OnToken
     ) -> Spoken:
         """Speak one chunk with upstream's ``generate``; it owns its sampling loop and its bars.
 
@@ -74,7 +76,7 @@ class Upstream:
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             wave = self.model.generate(
-                text,
+                chunk.source,
                 repetition_penalty=sampling.repetition_penalty,
                 min_p=sampling.min_p,
                 top_p=sampling.top_p,
@@ -83,7 +85,7 @@ class Upstream:
                 temperature=sampling.temperature,
             )
         samples = wave[0].numpy()
-        tokens = round(len(samples) / 24_000 * TOKEN_RATE)
+        tokens = round(len(samples) / SAMPLE_RATE * TOKEN_RATE)
         on_token(tokens)
         return Spoken(samples, tokens, {"upstream": time.perf_counter() - start})
 

@@ -26,6 +26,9 @@ FLOW_SECONDS = 10  # of the recording condition the flow (upstream DEC_COND_LEN)
 T3_SECONDS = 6  # of the recording condition T3 (upstream ENC_COND_LEN)
 
 
+_MALFORMED = (EOFError, KeyError, TypeError, AttributeError, ValueError)
+
+
 @dataclass(frozen=True, slots=True)
 class Voice:
     """What the stages need of a speaker; float32 and int64 tensors, on one device.
@@ -83,7 +86,7 @@ def from_conditionals(path: Path) -> Voice:
             mel=gen["prompt_feat"].float(),
             xvector=torch.atleast_2d(gen["embedding"]).float(),
         )
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+    except (pickle.UnpicklingError, RuntimeError, *_MALFORMED) as error:
         reason = str(error).splitlines()[0]
         raise WeightsError(f"{path} is damaged ({reason}): delete it and get it again") from error
 
@@ -97,7 +100,6 @@ class Encoders(nn.Module):
         self.speaker_encoder: Any = _speaker_encoder(shape)
         self.voice_encoder: Any = _voice_encoder(shape, speaker)
 
-    @torch.inference_mode()
     def encode(self, wave: npt.NDArray[np.float32], prompt_tokens: int) -> Voice:
         """Turn a recording into a Voice as upstream's ``prepare_conditionals`` does (tts.py).
 
@@ -109,21 +111,22 @@ class Encoders(nn.Module):
         import librosa
         from torchaudio.transforms import Resample
 
-        narrow = librosa.resample(wave, orig_sr=SAMPLE_RATE, target_sr=ENCODER_RATE)
-        head = torch.from_numpy(wave[: FLOW_SECONDS * SAMPLE_RATE])[None]
-        mel = upstream("models.s3gen.utils.mel").mel_spectrogram(head).transpose(1, 2)
-        narrow_head = Resample(SAMPLE_RATE, ENCODER_RATE)(head)
-        tokens, _ = self.tokenizer(narrow_head)
-        prompt, _ = self.tokenizer([narrow[: T3_SECONDS * ENCODER_RATE]], max_len=prompt_tokens)
-        speaker = self.voice_encoder.embeds_from_wavs([narrow], sample_rate=ENCODER_RATE)
-        voice = Voice(
-            speaker=torch.from_numpy(speaker.mean(axis=0, keepdims=True)),
-            prompt=torch.atleast_2d(prompt),
-            tokens=tokens[:, : mel.shape[1] // 2],
-            mel=mel,
-            xvector=self.speaker_encoder.inference(narrow_head),
-        )
-        # leave inference mode: a cached voice must work anywhere
+        with torch.inference_mode():
+            narrow = librosa.resample(wave, orig_sr=SAMPLE_RATE, target_sr=ENCODER_RATE)
+            head = torch.from_numpy(wave[: FLOW_SECONDS * SAMPLE_RATE])[None]
+            mel = upstream("models.s3gen.utils.mel").mel_spectrogram(head).transpose(1, 2)
+            narrow_head = Resample(SAMPLE_RATE, ENCODER_RATE)(head)
+            tokens, _ = self.tokenizer(narrow_head)
+            prompt, _ = self.tokenizer([narrow[: T3_SECONDS * ENCODER_RATE]], max_len=prompt_tokens)
+            speaker = self.voice_encoder.embeds_from_wavs([narrow], sample_rate=ENCODER_RATE)
+            voice = Voice(
+                speaker=torch.from_numpy(speaker.mean(axis=0, keepdims=True)),
+                prompt=torch.atleast_2d(prompt),
+                tokens=tokens[:, : mel.shape[1] // 2],
+                mel=mel,
+                xvector=self.speaker_encoder.inference(narrow_head),
+            )
+        # outside inference mode: a voice must work anywhere, from the cache or not
         return Voice(**{name: tensor.clone() for name, tensor in voice.tensors().items()})
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -31,9 +32,11 @@ log = logging.getLogger(__name__)
 
 
 def default_directory() -> Path:
-    """The platform's cache directory for this tool (not created)."""
+    """``CHATTERBOX_VOICE_CACHE``, or the platform's cache directory for this tool (not created)."""
     import platformdirs
 
+    if chosen := os.environ.get("CHATTERBOX_VOICE_CACHE"):
+        return Path(chosen)
     return Path(platformdirs.user_cache_dir("chatterbox-opt")) / "voices"
 
 
@@ -70,11 +73,12 @@ class VoiceStore:
         Raises:
             VoiceError: neither.
         """
-        path = Path(voice)
-        if path.exists() or not _NAME.fullmatch(voice):
-            return path
         names = self.names()
+        if os.path.isfile(voice) or not (_NAME.fullmatch(voice) or voice in names):
+            return Path(voice)
         if voice not in names:
+            if os.path.isdir(voice):
+                raise VoiceError(f"voice '{voice}' is a directory; give an audio file")
             saved = ", ".join(names) or "none yet; chatterbox-opt voices add NAME FILE"
             raise VoiceError(f"there is no file and no saved voice '{voice}'; saved: {saved}")
         return names[voice]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from chatterbox_opt.errors import ChatterboxOptError
 from chatterbox_opt.shapes import SAMPLE_RATE
 
 Wave = npt.NDArray[np.float32]
+QUIETLY = threading.Lock()  # redirecting standard output is global: one at a time
 REMEDY = "pip install 'setuptools<81' resemble-perth, or speak without it (--no-watermark)"
 
 
@@ -37,7 +39,10 @@ class Watermark:
         # perth hides a missing pkg_resources (setuptools 81 dropped it) behind None
         if perth.PerthImplicitWatermarker is None:
             raise ChatterboxOptError(f"the watermarker lacks pkg_resources: {REMEDY}")
-        with contextlib.redirect_stdout(io.StringIO()):  # it announces itself where a wav may go
+        with (
+            QUIETLY,
+            contextlib.redirect_stdout(io.StringIO()),
+        ):  # it announces itself where a wav may go
             self._net: Any = perth.PerthImplicitWatermarker()
 
     def apply(self, wave: Wave) -> Wave:

@@ -78,6 +78,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_minutes_at_once_do_not_crash_vorbis(tmp_path):
+    """libsndfile dies of a block of 3.9 M frames (163 s, the most that one chunk can say)."""
+    with writer(str(tmp_path / "long.ogg")) as sink:
+        sink.write(np.zeros(4096 * 960, np.float32))
+    assert soundfile.info(tmp_path / "long.ogg").frames == 4096 * 960
+
+
 def test_permissions_follow_the_umask(tmp_path):
     old = os.umask(0o022)
     try:

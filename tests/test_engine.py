@@ -8,7 +8,7 @@ import torch
 from conftest import SAMPLE
 
 from chatterbox_opt import Engine, Sampling
-from chatterbox_opt.errors import DeviceError, InputError, NumericsError, TextError
+from chatterbox_opt.errors import DeviceError, InputError, SilenceError, TextError
 from chatterbox_opt.voice_store import VoiceStore
 
 LONG = "The first sentence is here. And here comes another one, longer than the first. " * 5
@@ -121,11 +121,24 @@ def test_a_missing_card_is_a_clear_error(tiny):
         Engine.load(str(tiny), device="cuda")
 
 
-def test_a_model_that_says_nothing_is_an_error_not_a_hole(engine, monkeypatch):
+def test_a_model_that_says_nothing_is_asked_again_then_is_an_error(engine, monkeypatch, caplog):
+    """A hole in the speech would be worse than an error, and a lost book worse than a retry."""
+    asked = []
     with engine._speaker.residency("t3") as t3:
+        speak = t3.generate
+
+        def silent(*args):
+            asked.append(args)
+            return iter([6561, 7000]) if len(asked) <= 2 else speak(*args)
+
+        monkeypatch.setattr(t3, "generate", silent)
+        sampling = Sampling(seed=1, **SHORT)
+        assert engine.synthesize("Hello.", None, sampling).tokens
+        assert len(asked) == 3
+        assert caplog.text.count("asking again") == 2
         monkeypatch.setattr(t3, "generate", lambda *_: iter([6561, 7000]))
-        with pytest.raises(NumericsError, match="another --seed"):
-            engine.synthesize("Hello.")
+        with pytest.raises(SilenceError, match="another --seed"):
+            engine.synthesize("Hello.", None, sampling)
 
 
 def test_the_watermark_is_there_and_can_be_left_out(tiny, engine, tmp_path):

@@ -93,7 +93,89 @@ def test_half_precision_that_is_not_finite_is_done_again_in_float32(
         monkeypatch.undo()
         assert np.isfinite(samples).all()
         assert np.array_equal(half.synthesize("Hello.", None, SAMPLING).samples, expected)
-    assert caplog.records[-1].message.endswith("this chunk again in float32")
+    assert caplog.records[-1].message.endswith("not finite: again in float32")
+
+
+def test_a_vocoder_that_chokes_on_a_half_precision_mel_gets_a_float32_one(
+    load, monkeypatch, caplog
+):
+    with load(dtype="bfloat16") as half, caplog.at_level(logging.WARNING, "chatterbox_opt"):
+        vocoder, flow, used = stage(half, "vocoder"), stage(half, "flow"), []
+        decode, solve = vocoder.net.decode, flow.solve
+
+        def choking(**inputs):
+            wave = decode(**inputs)
+            return wave * torch.nan if used[-1] == torch.bfloat16 else wave
+
+        monkeypatch.setattr(flow, "solve", lambda *a: used.append(flow.dtype) or solve(*a))
+        monkeypatch.setattr(vocoder.net, "decode", choking)
+        assert np.isfinite(half.synthesize("Hello.", None, SAMPLING).samples).all()
+        assert used == [torch.bfloat16, torch.float32]
+        assert flow.dtype == torch.bfloat16
+        half.synthesize("Hello.", None, SAMPLING)
+    told = [r.message for r in caplog.records if "flow again in float32" in r.message]
+    assert len(told) == 1, "once per engine"
+
+
+def test_out_of_memory_in_the_float32_retry_offloads_too(load, monkeypatch):
+    with load(dtype="bfloat16") as half:
+        module, tries = stage(half, "flow"), []
+        solve = module.solve
+
+        def failing(*args):
+            tries.append(module.dtype)
+            if len(tries) == 1:
+                return solve(*args) * torch.nan
+            if len(tries) == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return solve(*args)
+
+        monkeypatch.setattr(module, "solve", failing)
+        half.synthesize("Hello.", None, SAMPLING)
+        assert tries == [torch.bfloat16, torch.float32, torch.float32]
+        assert half._speaker.residency.offload
+        assert module.dtype == torch.bfloat16
+
+
+def test_out_of_memory_at_load_offloads(tiny, monkeypatch, caplog):
+    placed = []
+
+    class Full(Residency):
+        def __init__(self, stages, device, *, offload):
+            placed.append(offload)
+            if not offload:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            super().__init__(stages, device, offload=offload)
+
+    monkeypatch.setattr(loading, "Residency", Full)
+    with Engine.load(str(tiny), "dev", device="cpu", watermark=False) as engine:
+        assert engine.synthesize("Hello.", None, SAMPLING).duration
+    assert placed == [False, True]
+    assert "take turns" in caplog.text
+
+
+def test_a_compiled_step_that_fails_later_is_dropped(tiny, engine, monkeypatch, caplog):
+    """Warm-up sees two calls; a recompilation for another length may fail in mid-sentence."""
+    calls = []
+
+    def fragile(step, **_):
+        def call(*args):
+            calls.append(args)
+            if len(calls) == 5:
+                raise RuntimeError("recompilation failed")
+            return step(*args)
+
+        return call
+
+    expected = engine.synthesize("Hello.", None, SAMPLING).samples
+    monkeypatch.setattr(torch, "compile", fragile)
+    with Engine.load(
+        str(tiny), "dev", device="cpu", overrides={"compile": "inductor"}, watermark=False
+    ) as healed:
+        assert np.array_equal(healed.synthesize("Hello.", None, SAMPLING).samples, expected)
+        assert np.array_equal(healed.synthesize("Hello.", None, SAMPLING).samples, expected)
+    assert len(calls) == 5
+    assert "recompilation failed; the t3 step runs eager" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["t3", "flow", "vocoder"])

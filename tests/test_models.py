@@ -161,7 +161,9 @@ def test_missing_files_are_listed(copy):
     ("config", "message"),
     [
         ("{", "not valid JSON"),
-        (json.dumps({"t4": {}}), "unknown part 't4'; known: t3, flow"),
+        (json.dumps({"made": True, "t4": {}}), "unknown part 't4'; known: t3, flow"),
+        (json.dumps({"t3": 5}), "t3 must map names to numbers"),
+        (json.dumps({"t3": {"layers": "two"}}), "t3 must map names to numbers"),
         (json.dumps({"t3": {"layer": 2}}), "t3 has no 'layer'; known: layers"),
     ],
 )
@@ -173,6 +175,34 @@ def test_a_wrong_config(copy, config, message):
 
 def test_without_a_config_the_shapes_are_the_true_ones(tmp_path):
     assert read_shapes(tmp_path) == Shapes()
+
+
+@pytest.mark.parametrize("config", ["[]", json.dumps({"model_type": "llama", "dtype": "float32"})])
+def test_somebody_elses_config_is_not_ours(tmp_path, config):
+    """Hub repositories and fine-tunes often carry a config.json of their own."""
+    (tmp_path / "config.json").write_text(config)
+    assert read_shapes(tmp_path) == Shapes()
+
+
+def test_a_directory_does_not_hijack_a_known_name(tmp_path, monkeypatch):
+    (tmp_path / "chatterbox").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "in_cache", lambda repository: tmp_path / "from-the-hub")
+    with pytest.raises(WeightsError, match="from-the-hub"):
+        models.locate("chatterbox")
+    with pytest.raises(WeightsError, match="'chatterbox' lacks"):
+        models.locate("./chatterbox")
+
+
+def test_weights_that_were_not_made_here_are_not_overwritten(tmp_path):
+    from typer.testing import CliRunner
+
+    from chatterbox_opt.cli import app
+
+    (tmp_path / models.T3).write_bytes(b"precious")
+    result = CliRunner().invoke(app, ["models", "make", str(tmp_path)])
+    assert "not made here" in str(result.exception)
+    assert (tmp_path / models.T3).read_bytes() == b"precious"
 
 
 def test_an_unknown_model_names_the_known_ones():

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from chatterbox_opt import plan
+from chatterbox_opt import hardware, plan
 from chatterbox_opt.errors import ProfileError
-from chatterbox_opt.plan import Hardware, choose, load_profile, profile_names, resolve
+from chatterbox_opt.hardware import Hardware
+from chatterbox_opt.plan import choose, load_profile, profile_names, resolve
 
 CPU = Hardware("cpu", "some processor")
 MPS = Hardware("mps", "arm")
@@ -47,11 +48,12 @@ def test_auto_looks_at_total_and_free_memory_and_capability(hardware, profile):
 @pytest.mark.parametrize(
     ("profile", "hardware", "overrides", "expected"),
     [
-        ("rtx4090", card(), {}, ("float16", "", "cudagraphs", "none")),
-        ("rtx4090", card(), {"dtype": "bfloat16"}, ("bfloat16", "", "cudagraphs", "none")),
-        ("rtx4090", card(capability=(7, 5)), {"dtype": "bfloat16"}, ("float16", "", "cudagraphs", "none")),
+        ("rtx4090", card(), {}, ("float16", "", "none", "none")),
+        ("rtx4090", card(), {"dtype": "bfloat16"}, ("bfloat16", "", "none", "none")),
+        ("rtx4090", card(capability=(7, 5)), {"dtype": "bfloat16"}, ("float16", "", "none", "none")),
         ("dev", card(capability=(6, 1)), {"dtype": "bfloat16"}, ("float16", "float32", "none", "none")),
         ("gtx1080", card(capability=(6, 1)), {}, ("float16", "float32", "none", "stages")),
+        ("rtx3080", card(), {"compile": "inductor"}, ("float16", "", "inductor", "stages")),
         ("rtx3080", card(), {"compile": "none"}, ("float16", "", "none", "stages")),
         ("rtx3080", CPU, {}, ("float32", "", "none", "none")),
         ("gtx1080", CPU, {}, ("float32", "", "none", "none")),
@@ -78,10 +80,33 @@ def test_what_is_lowered_has_a_reason():
     assert "bfloat16 needs compute capability 8.0" in " ".join(old.reasons)
 
 
+def test_what_is_not_built_yet_is_lowered_with_a_reason():
+    made = resolve("dev", card(), {}, {"CHATTERBOX_COMPILATION": "TRUE"})
+    assert made.compile == "none"
+    assert "compile cudagraphs: from CHATTERBOX_COMPILATION" in made.reasons
+    assert "CUDA graphs are not in this version yet" in " ".join(made.reasons)
+
+
+@pytest.mark.parametrize(
+    ("capability", "built_for", "runs"),
+    [
+        ((8, 6), ["sm_80", "sm_90"], True),
+        ((12, 0), ["sm_50", "sm_80", "sm_90"], False),
+        ((12, 0), ["sm_90", "compute_90"], True),
+        ((6, 1), ["sm_60", "sm_70"], True),
+        ((6, 1), ["sm_75", "sm_80", "compute_80"], False),
+        ((9, 0), ["sm_90a"], True),
+        ((8, 0), [], False),
+    ],
+)
+def test_a_card_that_torch_was_not_built_for_is_seen(capability, built_for, runs):
+    assert hardware.has_kernels(capability, built_for) is runs
+
+
 def test_the_command_line_beats_the_environment_beats_the_profile():
     environment = {"CHATTERBOX_DTYPE": "bfloat16", "CHATTERBOX_CPU_OFFLOAD": "true"}
     made = resolve("rtx4090", card(), {"dtype": "float32"}, environment)
-    assert (made.t3, made.offload, made.compile) == ("float32", "stages", "cudagraphs")
+    assert (made.t3, made.offload, made.compile) == ("float32", "stages", "none")
     assert "dtype float32: from the command line" in made.reasons
     assert "offload stages: from CHATTERBOX_CPU_OFFLOAD" in made.reasons
 
@@ -90,7 +115,6 @@ def test_the_command_line_beats_the_environment_beats_the_profile():
     ("variable", "value", "field", "expected"),
     [
         ("CHATTERBOX_COMPILATION", "false", "compile", "none"),
-        ("CHATTERBOX_COMPILATION", "TRUE", "compile", "cudagraphs"),
         ("CHATTERBOX_CPU_OFFLOAD", "1", "offload", "stages"),
         ("CHATTERBOX_DTYPE", "float32", "t3", "float32"),
         ("DISABLE_OPTIMIZATION", "true", "optimized", False),
@@ -117,6 +141,8 @@ def test_a_wrong_word_in_the_environment_names_the_known_ones(variable):
         ("compile: no", "compile is False; known: none, cudagraphs, inductor"),
         ("offload: everything", "known: none, stages"),
         ("- a list", "must be a mapping"),
+        ("dtype: [float16]", "give a name, or one per stage"),
+        ("dtype: 5", "give a name, or one per stage"),
         ("a: [", "not valid YAML"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
     ],

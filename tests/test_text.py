@@ -109,6 +109,17 @@ def test_nul_is_refused_with_its_position():
         split("ab\0c")
 
 
+def test_what_was_not_utf8_is_refused():
+    with pytest.raises(TextError, match="not UTF-8"):
+        split("caf\udce9")
+
+
+def test_a_run_of_marks_in_a_long_word_is_not_quadratic():
+    start = time.perf_counter()
+    split("a" + ":" * 200_000 + "b")
+    assert time.perf_counter() - start < 30
+
+
 def test_control_characters_are_dropped():
     assert clean("\x1bHel\x07lo\x00"[:-1]) == "Hello"
 

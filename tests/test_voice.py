@@ -203,6 +203,39 @@ def test_conds_pt_cannot_run_code(tmp_path):
         from_conditionals(path)
 
 
+@pytest.mark.parametrize(
+    "saved", [{}, {"t3": None, "gen": {}}, {"t3": {"speaker_emb": None}, "gen": {}}, []]
+)
+def test_a_malformed_conds_pt_is_one_line(tmp_path, saved):
+    torch.save(saved, tmp_path / "conds.pt")
+    with pytest.raises(WeightsError, match="damaged"):
+        from_conditionals(tmp_path / "conds.pt")
+
+
+def test_a_voice_works_outside_inference_mode_fresh_or_cached(tiny, store):
+    with Engine.load(str(tiny), "cpu", device="cpu", store=store, watermark=False) as engine:
+        fresh = engine.voice(SAMPLE)
+    assert not any(t.is_inference() for t in fresh.tensors().values())
+
+
+def test_a_saved_name_wins_over_a_directory(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "anna").mkdir()
+    with pytest.raises(VoiceError, match="is a directory"):
+        store.find("anna")
+    store.add("anna", SAMPLE)
+    assert store.find("anna").is_file()
+    with pytest.raises(VoiceError, match="there is no voice file"):
+        from chatterbox_opt.audio import check_reference
+
+        check_reference(store.find("x" * 300))
+
+
+def test_the_environment_says_where_voices_are(monkeypatch, tmp_path):
+    monkeypatch.setenv("CHATTERBOX_VOICE_CACHE", str(tmp_path))
+    assert voice_store.default_directory() == tmp_path
+
+
 def test_the_models_own_voice(tiny):
     voice = from_conditionals(models.locate(str(tiny)).path(models.CONDITIONALS))
     assert voice.mel.shape == (1, 2 * voice.tokens.shape[1], 80)

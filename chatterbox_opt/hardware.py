@@ -1,0 +1,97 @@
+"""What is there: the only place that asks what the machine can do.
+
+Knows torch's questions to the card. Knows nothing of wishes or of what is done with the answers.
+Imports torch only in ``probe``.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from chatterbox_opt.errors import DeviceError
+
+AUTO = "auto"
+DEVICES = (AUTO, "cuda", "mps", "cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What was found. Memory in MiB; ``capability`` is CUDA's, (0, 0) elsewhere."""
+
+    device: str
+    name: str
+    total_mib: int = 0
+    free_mib: int = 0
+    capability: tuple[int, int] = (0, 0)
+
+
+def probe(device: str = AUTO) -> Hardware:
+    """Look at the machine (imports torch).
+
+    Raises:
+        DeviceError: the device asked for is not there.
+    """
+    import torch
+
+    found = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if device == AUTO:
+        device = next(name for name, there in found.items() if there)
+    if not found.get(device, False):
+        here = ", ".join(name for name, there in found.items() if there)
+        raise DeviceError(
+            f"there is no {device} device here (found: {here}); use --device auto, or see "
+            "chatterbox-opt doctor for the driver and the torch build"
+        )
+    if device != "cuda":
+        return Hardware(device, processor())
+    free, total = torch.cuda.mem_get_info()
+    capability = torch.cuda.get_device_capability()
+    if torch.version.hip is None and not has_kernels(capability, torch.cuda.get_arch_list()):
+        raise DeviceError(
+            f"torch {torch.__version__} has no kernels for {torch.cuda.get_device_name()} "
+            f"(capability {dotted(capability)}): install another torch, see RTX 50xx in the "
+            "README, or use --device cpu"
+        )
+    return Hardware(
+        device="cuda",
+        name=torch.cuda.get_device_name(),
+        total_mib=total >> 20,
+        free_mib=free >> 20,
+        capability=capability,
+    )
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def has_kernels(capability: tuple[int, int], built_for: list[str]) -> bool:
+    """Whether a torch built for these architectures (``sm_86``, ``compute_90``) runs on a card:
+    binary kernels run on the same major version from their minor one on, PTX on all later."""
+    major, minor = capability
+    for name in built_for:
+        kind, _, digits = name.partition("_")
+        version = int("".join(c for c in digits if c.isdigit()) or 0)
+        exact = divmod(version, 10)
+        if kind == "sm" and exact[0] == major and exact[1] <= minor:
+            return True
+        if kind == "compute" and exact <= capability:
+            return True
+    return False
+
+
+def dotted(capability: tuple[int, int]) -> str:
+    """A capability as people write it."""
+    return ".".join(map(str, capability))

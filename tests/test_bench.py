@@ -1,0 +1,172 @@
+"""The benchmark on tiny weights: real processes, the report's shape, quality, comparison."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+
+import pytest
+import torch
+from conftest import assert_close
+from typer.testing import CliRunner
+
+from chatterbox_opt import bench, report, subjects
+from chatterbox_opt.cli import app
+from chatterbox_opt.errors import ChatterboxOptError, InputError, ProfileError
+from chatterbox_opt.subjects import Job, Ours, forced_tokens
+
+
+@pytest.fixture(scope="module")
+def measured(tiny, tmp_path_factory):
+    """One run of the command with every output."""
+    home = tmp_path_factory.mktemp("bench")
+    files = {kind: home / f"out.{kind}" for kind in ("json", "csv", "markdown")}
+    args = ["bench", "--model", str(tiny), "--rows", "float32,bfloat16", "--profile", "memory-limited",
+            "--seconds", "0.4", "--runs", "2"]  # fmt: skip
+    for kind, path in files.items():
+        args += [f"--{kind}", str(path)]
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 0, result.output
+    return result.output, files
+
+
+def test_the_report_has_its_promised_shape(measured):
+    output, files = measured
+    found = json.loads(files["json"].read_text())
+    card = found["card"]
+    assert card["read_gb_s"] > 0
+    assert set(card["gemm_gflops"]) == {"float32", "bfloat16"}
+    assert card["made_weights"] is True
+    assert [row["name"] for row in found["rows"]] == ["float32", "bfloat16", "memory-limited"]
+    for row in found["rows"]:
+        for _, path, _ in report.COLUMNS:
+            if path not in ("peak_vram_mib", "vs_upstream.synthesis"):
+                assert report.value_at(row, path) is not None, path
+        assert row["audio_seconds"] == pytest.approx(0.4)
+        assert row["realtime_x"] == pytest.approx(row["audio_seconds"] / row["synthesis_seconds"])
+        assert row["vs_upstream"] is None
+        assert row["peak_rss_mib"] > 100
+        assert row["quality"]["wer"] is None
+        assert row["plan"].startswith("device cpu")
+    assert found["rows"][0]["vs_standard"] == {"t3": 1, "flow": 1, "vocoder": 1, "synthesis": 1}
+    assert "float32" in output
+    assert "GB/s" in output
+
+
+def test_quality_stands_beside_speed(measured):
+    rows = {
+        row["name"]: row["quality"] for row in json.loads(measured[1]["json"].read_text())["rows"]
+    }
+    assert rows["float32"] == {
+        "top1": 1.0,
+        "kl": 0.0,
+        "log_mel_cosine": pytest.approx(1.0),
+        "wer": None,
+    }
+    assert 0 < rows["bfloat16"]["kl"] < 0.1
+    assert 0.9 < rows["bfloat16"]["log_mel_cosine"] < 1
+    assert rows["memory-limited"]["kl"] == 0, "float16 is lowered to float32 on a processor"
+
+
+def test_the_files(measured):
+    _, files = measured
+    rows = list(csv.DictReader(io.StringIO(files["csv"].read_text())))
+    assert [row["name"] for row in rows] == ["float32", "bfloat16", "memory-limited"]
+    assert float(rows[0]["flow_seconds"]) > 0
+    table = [line for line in files["markdown"].read_text().splitlines() if line.startswith("|")]
+    assert len(table) == 5
+    assert len({line.count("|") for line in table}) == 1
+
+
+def test_compare(measured, tmp_path):
+    _, files = measured
+    new = json.loads(files["json"].read_text())
+    lines, worse = report.compare(new, new, 0.0)
+    assert lines
+    assert not worse
+    old = json.loads(files["json"].read_text())
+    old["rows"][0]["flow_seconds"] /= 2
+    lines, worse = report.compare(new, old, 0.5)
+    assert worse
+    assert [line[:2] for line in lines if line[-1] == "WORSE"] == [["float32", "flow_seconds"]]
+    old["rows"][0]["flow_seconds"] *= 4
+    assert not report.compare(new, old, 0.1)[1], "faster is not worse"
+    (tmp_path / "no.json").write_text("[]")
+    with pytest.raises(InputError, match="not a report"):
+        report.read(tmp_path / "no.json")
+    with pytest.raises(InputError, match="cannot be read"):
+        report.read(tmp_path / "missing.json")
+
+
+def test_all_rows_say_the_same_tokens_through_the_real_loop(tiny, engine):
+    """The recorded logits are those of the step after each forced token."""
+    job = Job(str(tiny), "cpu", tokens=forced_tokens(0.4))
+    ours = Ours(job, "float32")
+    given = ours.quality()
+    assert given["logits"].shape == (len(job.tokens) - 1, 8194)
+    assert given["mel"].shape == (80, 2 * len(job.tokens))
+    other = Job(str(tiny), "cpu", tokens=(*job.tokens[:5], 17, *job.tokens[6:]))
+    changed = Ours(other, "float32").quality()["logits"]
+    assert_close(changed[:5], given["logits"][:5], atol=1e-6)
+    assert (changed[5] - given["logits"][5]).abs().max() > 1e-2
+
+
+def test_closeness_is_what_it_says():
+    exact = {"logits": torch.log(torch.tensor([[0.5, 0.25, 0.25]])), "mel": torch.ones(80, 2)}
+    given = {"logits": torch.log(torch.tensor([[0.25, 0.5, 0.25]])), "mel": -torch.ones(80, 2)}
+    found = bench.closeness(given, exact)
+    assert found["top1"] == 0
+    assert found["kl"] == pytest.approx(0.25 * math.log(2), rel=1e-5)
+    assert found["log_mel_cosine"] == pytest.approx(-1)
+    assert bench.closeness({}, exact)["kl"] is None
+
+
+def test_noisy_rows_are_marked():
+    def laps(*decodes):
+        return [dict.fromkeys(bench.STAGES, 1.0) | {"decode": d} for d in decodes]
+
+    job = Job("x", tokens=tuple(range(25)))
+    assert bench._entry(job, laps(1.0, 1.1, 1.0), 10.0)["noisy"] is False
+    assert bench._entry(job, laps(1.0, 3.0, 1.0), 10.0)["noisy"] is True
+    assert bench._entry(job, laps(2.0), 24.0)["t3_share_of_ceiling"] == pytest.approx(0.5)
+
+
+def test_forced_tokens_are_the_same_every_time():
+    assert forced_tokens(1.0) == forced_tokens(1.0)
+    assert len(forced_tokens(10)) == 250
+    assert max(forced_tokens(100)) < 6561
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--rows", "float64"], "unknown row 'float64'; known: upstream, float32"),
+        (["--profile", "nope"], "unknown profile 'nope'"),
+        (["--seconds", "0"], "--seconds from above 0"),
+        (["--json", "no/such/dir/x.json"], "make it first"),
+        (["--compare", "missing.json"], "cannot be read"),
+    ],
+)
+def test_usage_errors(args, message):
+    result = CliRunner().invoke(app, ["bench", "--quick", *args])
+    assert isinstance(result.exception, (InputError, ProfileError))
+    assert message in str(result.exception)
+
+
+def test_a_row_that_cannot_be_measured_says_why(tiny):
+    job = Job(str(tiny), "cpu", tokens=forced_tokens(0.2))
+    with pytest.raises(ChatterboxOptError, match="row upstream: plain Chatterbox cannot load"):
+        bench.measure(job, ["upstream"], lambda _: None)
+
+
+def test_the_quick_trial_leaves_out_what_tiny_weights_cannot_do():
+    assert bench.choose_rows(None, [], "cpu", tiny=True) == ["float32", "bfloat16"]
+    assert bench.choose_rows(None, ["dev"], "cpu", tiny=False) == [
+        "upstream",
+        "float32",
+        "bfloat16",
+        "dev",
+    ]
+    assert subjects.ROWS["+offload"]["offload"] == "stages"
