@@ -70,7 +70,8 @@ def card_lines(report: Mapping[str, Any]) -> list[str]:
     rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in card["gemm_gflops"].items())
     ceilings = ", ".join(f"{n} {v:,.0f}" for n, v in card["ceiling_tokens_per_second"].items())
     lines = [
-        f"{card['device']} · {card['cores']} threads, {card['instructions']} · torch {card['torch']}",
+        f"{card['device']} · {card['cores']} threads of {card['instructions']} · "
+        f"torch {card['torch']}",
         f"reads {card['read_gb_s']:.1f} GB/s, multiplies (GFLOPS) {rates}",
         f"T3 reads {card['t3_weights_per_step'] / 1e6:,.0f} M weights a step: "
         f"at most {ceilings} tokens/s",
