@@ -7,7 +7,10 @@ INSTALLED := $(VENV)/installed
 MODEL := $(if $(wildcard chatterbox_opt/pico/t3_cfg.safetensors),pico,build/tiny)
 MADE := $(if $(filter build/%,$(MODEL)),$(MODEL)/conds.pt)
 
-.PHONY: demo test test-slow check clean
+# the name of this machine's file under bench/results/
+MACHINE ?= this-machine
+
+.PHONY: demo test test-slow check bench clean
 
 demo: $(INSTALLED) $(MADE)
 	$(BIN)/chatterbox-opt synth "The quick brown fox jumps over the lazy dog." --model $(MODEL) --voice samples/speaker.flac -o demo.wav
@@ -22,6 +25,11 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	mkdir -p bench/results
+	$(BIN)/chatterbox-opt bench --json bench/results/$(MACHINE).json --markdown bench/results/$(MACHINE).md
+	$(BIN)/python bench/readme.py bench/results/$(MACHINE).json
 
 clean:
 	rm -rf build dist demo.wav .pytest_cache .mypy_cache .ruff_cache .hypothesis

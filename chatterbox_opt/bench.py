@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import platform
 import resource
 import statistics
@@ -73,7 +72,6 @@ def weights(model: str | None, *, tiny: bool, say: Callable[[str], None]) -> Ite
 def _serve(job: Job, name: str, asked: Connection, started: float) -> None:
     """A row's process: load, then answer "run", "quality" and "stop"."""
     warnings.simplefilter("ignore")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # upstream's bars
     notes = _Notes()
     logger = logging.getLogger("chatterbox_opt")
     logger.addHandler(notes)

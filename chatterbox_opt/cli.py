@@ -142,6 +142,8 @@ def synth(
         raise InputError(f"device is '{device}'; known: {', '.join(hardware.DEVICES)}")
     plan.check_words(profile, overrides, os.environ)
     _quieten(talk, debug=debug)
+    if quiet:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the hub's and plain Chatterbox's bars
 
     import numpy as np
 

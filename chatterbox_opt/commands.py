@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -185,6 +186,7 @@ def bench(
         raise InputError("give --seconds from above 0 to 100 and --runs from 1 to 100")
     talk = console.Talk()
     console.be_quiet()
+    os.environ.setdefault("TQDM_DISABLE", "1")  # upstream's own bars, in the rows' processes
     from chatterbox_opt import bench, subjects
 
     chosen = bench.choose_rows(rows, profile or [], device, tiny=quick)

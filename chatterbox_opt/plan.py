@@ -198,17 +198,19 @@ def resolve(
         ProfileError: an unknown profile, key or value.
     """
     environment = os.environ if environment is None else environment
-    reasons: list[str] = []
+    why = "asked for"
     if profile == AUTO:
         profile, why = choose(hardware)
-        reasons.append(f"profile {profile}: {why}")
-    else:
-        reasons.append(f"profile {profile}: asked for")
     wish = load_profile(profile)
+    dtype = wish.t3 if wish.t3 == wish.flow else f"t3 {wish.t3}, flow {wish.flow}"
+    values = {"dtype": dtype, "compile": wish.compile, "offload": wish.offload}
+    sources = dict.fromkeys(values, f"profile {profile}")
     for key, value, source in _later_words(environment, overrides or {}):
         fields = {"t3": value, "flow": value, "compute": ""} if key == "dtype" else {key: value}
         wish = replace(wish, **fields)
-        reasons.append(f"{key} {value}: from {source}")
+        values[key], sources[key] = value, source
+    reasons = [f"profile {profile}: {why}"]
+    reasons += [f"{key} {value}: from {sources[key]}" for key, value in values.items()]
     wish = _lower(wish, hardware, reasons)
     return Plan(
         device=hardware.device,

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chatterbox_opt import packing
 from chatterbox_opt.cache import StaticCache
 from chatterbox_opt.errors import NumericsError, TextError
 from chatterbox_opt.sampler import NOT_FINITE, sample
@@ -137,6 +138,7 @@ class T3(nn.Module):
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm = RMSNorm(shape.width, shape.norm_eps)
         self.head = nn.Linear(shape.width, shape.speech_vocab, bias=False)
+        self.packs = False
         self.register_buffer("frequencies", rope_frequencies(shape), persistent=False)
 
     @property
@@ -150,9 +152,15 @@ class T3(nn.Module):
         return self.like.dtype
 
     def set_precision(self, dtype: torch.dtype) -> None:
-        """Cast all weights; the table of rotary frequencies stays in float32."""
+        """Cast all weights; the table of rotary frequencies stays in float32.
+
+        Packed matrices (packing.py) are unpacked, and packed again when bfloat16 comes back.
+        """
+        self.packs |= packing.unpack(self)
         for parameter in self.parameters():
             parameter.data = parameter.data.to(dtype)
+        if self.packs and dtype == torch.bfloat16:
+            packing.pack(self)
 
     def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines for int64 ``positions`` [n]: two of [n, head_dim], model dtype."""

@@ -14,7 +14,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "chatterbox_opt"
 LEVELS = [  # from the ground up; a level imports only from levels below it (or listed siblings)
     {"errors"},
-    {"files", "shapes", "text", "sampling", "lean", "hardware", "speech"},
+    {"files", "shapes", "text", "sampling", "lean", "hardware", "speech", "packing"},
     {
         "audio",
         "models",

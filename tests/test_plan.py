@@ -109,6 +109,7 @@ def test_the_command_line_beats_the_environment_beats_the_profile():
     assert (made.t3, made.offload, made.compile) == ("float32", "stages", "none")
     assert "dtype float32: from the command line" in made.reasons
     assert "offload stages: from CHATTERBOX_CPU_OFFLOAD" in made.reasons
+    assert "compile cudagraphs: from profile rtx4090" in made.reasons, "every value has a source"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import assert_close
 
-from chatterbox_opt import loading, models
+from chatterbox_opt import loading, models, packing
 from chatterbox_opt.sampling import Sampling
 
 
@@ -72,3 +72,33 @@ def test_the_flow_keeps_its_time_embedding_in_float32(checkpoint):
     for layer in (flow.estimator.time_in, flow.estimator.time_out):
         assert layer.weight.dtype == torch.float32
     assert flow.dtype == flow.estimator.mel.weight.dtype == torch.bfloat16
+
+
+@pytest.fixture
+def packed(checkpoint):
+    if not packing.supported():
+        pytest.skip("no packed bfloat16 products on this processor")
+    t3 = loading.load_t3(checkpoint, torch.bfloat16)
+    packing.pack(t3)
+    assert isinstance(t3.head, packing.PackedLinear)
+    return t3
+
+
+def test_packed_matrices_give_the_same_logits(checkpoint, engine, packed):
+    """The same bfloat16 products in another order of summing."""
+    plain = logits(loading.load_t3(checkpoint, torch.bfloat16), engine)
+    exact = logits(loading.load_t3(checkpoint, torch.float32), engine)
+    ours = logits(packed, engine)
+    assert (ours - exact).abs().mean() <= 1.2 * (plain - exact).abs().mean()
+
+
+def test_packed_matrices_unpack_for_float32_and_pack_again(checkpoint, engine, packed):
+    before = logits(packed, engine)
+    packed.set_precision(torch.float32)
+    assert isinstance(packed.head, torch.nn.Linear)
+    plain = loading.load_t3(checkpoint, torch.bfloat16)
+    plain.set_precision(torch.float32)
+    assert torch.equal(logits(packed, engine), logits(plain, engine))
+    packed.set_precision(torch.bfloat16)
+    assert isinstance(packed.blocks[0].down, packing.PackedLinear)
+    assert torch.equal(logits(packed, engine), before)

@@ -94,3 +94,12 @@ def test_the_tree_names_every_module():
     tree = README.split("## How it is built")[1]
     for path in (ROOT / "chatterbox_opt").glob("*.py"):
         assert path.name in tree or path.name == "__init__.py"
+
+
+def test_every_figure_in_the_speed_table_is_in_a_results_file():
+    from chatterbox_opt.report import markdown, read
+
+    shown = README.split("<!-- bench: start -->\n")[1].split("<!-- bench: end -->")[0]
+    name = re.search(r"bench/results/(\S+\.json)", shown)
+    assert name, "run make bench"
+    assert markdown(read(ROOT / "bench" / "results" / name[1])) in shown
