@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar, cast
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from chatterbox_opt import hardware, loading, models, plan, voice_store
-from chatterbox_opt.audio import read_reference
+from chatterbox_opt.audio import check_reference, read_reference
 from chatterbox_opt.errors import InputError, SilenceError
 from chatterbox_opt.models import Checkpoint
 from chatterbox_opt.pipeline import OnToken, Pipeline
@@ -95,14 +96,13 @@ class Engine:
         how = plan.resolve(profile, hardware.probe(device), overrides)
         mark = Watermark() if watermark and how.optimized else None  # before 3 GB are fetched
         checkpoint = models.locate(model)
-        place = torch.device(how.device)
         if checkpoint.shapes.made:
             log.warning("'%s' holds random values: what it says is noise", model)
         speaker: Pipeline | Upstream
         if how.optimized:
             speaker = loading.load_pipeline(checkpoint, how)
         else:
-            speaker = Upstream.load(checkpoint, place)
+            speaker = Upstream.load(checkpoint, torch.device(how.device))
             if not watermark:
                 log.warning("plain Chatterbox always leaves its watermark")
         return cls(
@@ -142,17 +142,10 @@ class Engine:
         if source is None:
             return self._own_voice()
         path = self._store.find(os.fspath(source))
-        wave: Wave | None = None
-        if not path.is_file():
-            wave = read_reference(path)  # says what is wrong with it
+        check_reference(path)
         key = voice_store.content_key(path, self.checkpoint.voice_identity)
         if key not in self._voices:
-            found = self._store.load(key)
-            if found is None:
-                wave = read_reference(path) if wave is None else wave
-                found = self._encode(wave)
-                self._store.save(key, found)
-            self._voices[key] = found
+            self._voices[key] = self._store.load(key) or self._computed(path, key)
         return self._voices[key]
 
     def _own_voice(self) -> Voice:
@@ -165,10 +158,13 @@ class Engine:
             self._voices[models.CONDITIONALS] = from_conditionals(path)
         return self._voices[models.CONDITIONALS]
 
-    def _encode(self, wave: Wave) -> Voice:
+    def _computed(self, path: Path, key: str) -> Voice:
+        wave = read_reference(path)
         # the encoders stay on the processor and go when done: 0.5 GB that a known voice never needs
         encoders = loading.load_encoders(self.checkpoint)
-        return encoders.encode(wave, self.checkpoint.shapes.t3.prompt_tokens)
+        voice = encoders.encode(wave, self.checkpoint.shapes.t3.prompt_tokens)
+        self._store.save(key, voice)
+        return voice
 
     def pieces(
         self,

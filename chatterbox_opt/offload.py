@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from chatterbox_opt.errors import InputError
+
 HOST = "cpu"
 
 
@@ -36,7 +38,7 @@ class Residency:
     @contextmanager
     def __call__(self, stage: str) -> Iterator[nn.Module]:
         """Yield the stage's module, on the device until the block ends."""
-        module = self._stages[stage]
+        module = self.module(stage)
         if not self.offload:
             yield module
             return
@@ -48,7 +50,13 @@ class Residency:
             self._release()
 
     def module(self, stage: str) -> nn.Module:
-        """The stage, wherever it is."""
+        """The stage, wherever it is.
+
+        Raises:
+            InputError: closed.
+        """
+        if not self._stages:
+            raise InputError("this engine is closed; load another")
         return self._stages[stage]
 
     def start_offloading(self) -> None:

@@ -43,6 +43,16 @@ def test_a_voice_is_not_changed_by_use(engine):
         assert torch.equal(tensor, before[name])
 
 
+def test_a_closed_engine_says_so(tiny, tmp_path):
+    engine = Engine.load(
+        str(tiny), "cpu", device="cpu", store=VoiceStore(tmp_path), watermark=False
+    )
+    voice = engine.voice()
+    engine.close()
+    with pytest.raises(InputError, match="closed"):
+        engine.synthesize("Hello.", voice)
+
+
 def test_the_global_generator_is_left_alone(engine):
     torch.manual_seed(5)
     expected = torch.rand(3)
