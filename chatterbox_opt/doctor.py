@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 
 from chatterbox_opt import hardware, models, plan
-from chatterbox_opt.errors import ChatterboxOptError
+from chatterbox_opt.errors import ChatterboxOptError, DeviceError
 from chatterbox_opt.voice_store import VoiceStore
 
 
@@ -58,10 +58,13 @@ def _cuda() -> Finding:
     import torch
 
     if torch.cuda.is_available():
-        card = hardware.probe("cuda")
+        try:
+            card = hardware.probe("cuda")
+        except DeviceError as error:
+            return Finding("cuda", good=False, found="an unusable card", remedy=str(error))
         memory = f"{card.free_mib:,} of {card.total_mib:,} MiB free"
-        capability = ".".join(map(str, card.capability))
-        return Finding("cuda", good=True, found=f"{card.name}, {memory}, capability {capability}")
+        facts = f"{card.name}, {memory}, capability {hardware.dotted(card.capability)}"
+        return Finding("cuda", good=True, found=facts)
     if shutil.which("nvidia-smi"):
         remedy = (
             f"torch was built for CUDA {torch.version.cuda}; update the driver or see the README"

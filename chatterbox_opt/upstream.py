@@ -59,16 +59,19 @@ class Upstream:
     ) -> Spoken:
         """Speak one chunk with upstream's ``generate``; it owns its sampling loop and its bars.
 
-        ``max_tokens`` does not apply (upstream's 1,000 does), temperature 0 and cfg_weight 0 fail
-        in upstream's own way, and its watermark is always on.
+        Its watermark is always on.
 
         Raises:
             InputError: a knob that upstream cannot do.
         """
-        if sampling.temperature == 0 or sampling.cfg_weight == 0:
+        usual = Sampling()
+        if (
+            0 in (sampling.temperature, sampling.cfg_weight)
+            or sampling.max_tokens != usual.max_tokens
+        ):
             raise InputError(
-                "plain Chatterbox cannot do temperature 0 or cfg_weight 0: "
-                "unset DISABLE_OPTIMIZATION"
+                "plain Chatterbox cannot do temperature 0, cfg_weight 0 or another max_tokens than "
+                f"{usual.max_tokens}: unset DISABLE_OPTIMIZATION"
             )
         self.model.conds = conditionals(voice.to(self.device), sampling.exaggeration)
         devices = [self.device] if self.device.type == "cuda" else []

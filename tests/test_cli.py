@@ -304,6 +304,23 @@ def test_models_and_profiles_commands(tmp_path):
     assert "no CUDA card" in detected
 
 
+def test_doctor_on_a_card_that_torch_has_no_kernels_for(monkeypatch):
+    import torch
+
+    from chatterbox_opt import doctor
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (30 << 30, 32 << 30))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GeForce RTX 5090")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (12, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90"])
+    found = doctor._cuda()
+    assert not found.good
+    assert "has no kernels for GeForce RTX 5090 (capability 12.0)" in found.remedy
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_90", "sm_120"])
+    assert doctor._cuda().found == ("GeForce RTX 5090, 30,720 of 32,768 MiB free, capability 12.0")
+
+
 def test_doctor_says_what_to_mend():
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 1, "the weights are not here"
