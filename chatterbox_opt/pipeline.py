@@ -118,38 +118,31 @@ class Pipeline:
         voice = voice.to(self.device)
         start = time.perf_counter()
         tokens = self.speech_tokens(chunk.text, voice, sampling, generator, on_token)
-        spent = {"t3": time.perf_counter() - start}
+        said = time.perf_counter()
         state = generator.get_state()
+        mel = self._mel(tokens, voice, generator, wide=False)
+        drawn = time.perf_counter()
         try:
-            wave = self._sound(tokens, voice, generator, spent, wide=False)
+            wave = self._wave(mel, generator)
         except NumericsError:
             # the vocoder is float32: what it choked on came from the flow
             if not self._ladder.is_half("flow"):
                 raise
             self._ladder.warn_once("vocoder choked on the flow's mel: flow again in float32")
             generator.set_state(state)
-            wave = self._sound(tokens, voice, generator, spent, wide=True)
+            wave = self._wave(self._mel(tokens, voice, generator, wide=True), generator)
+        spent = {"t3": said - start, "flow": drawn - said, "vocoder": time.perf_counter() - drawn}
         return Spoken(wave, len(tokens), spent)
 
-    def _sound(
-        self,
-        tokens: Tensor,
-        voice: Voice,
-        generator: torch.Generator,
-        spent: dict[str, float],
-        *,
-        wide: bool,
-    ) -> npt.NDArray[np.float32]:
-        """Run flow and vocoder, and note their seconds."""
-        start = time.perf_counter()
+    def _mel(
+        self, tokens: Tensor, voice: Voice, generator: torch.Generator, *, wide: bool
+    ) -> Tensor:
         rows = tokens[None].to(self.device)
-        mel = self._ladder.run(
-            "flow", lambda flow: flow(rows, voice, generator), generator, wide=wide
-        )
-        middle = time.perf_counter()
+        return self._ladder.run("flow", lambda f: f(rows, voice, generator), generator, wide=wide)
+
+    def _wave(self, mel: Tensor, generator: torch.Generator) -> npt.NDArray[np.float32]:
         wave = self._ladder.run("vocoder", lambda hift: hift(mel, generator), generator)
         samples: npt.NDArray[np.float32] = wave.cpu().numpy()
-        spent |= {"flow": middle - start, "vocoder": time.perf_counter() - middle}
         return samples
 
 

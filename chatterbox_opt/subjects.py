@@ -167,7 +167,6 @@ class Theirs:
         ids = tts.tokenizer.text_to_tokens(text.normalise(self._job.sentence))
         shape = T3Shape()
         edges = ids.new_tensor([[shape.start_text], [shape.stop_text]])
-        tts.t3.hp.stop_text_token = shape.stop_text
         ids = torch.cat((edges[:1], ids, edges[1:]), dim=1).repeat(2, 1).to(self._device)
         condition = conditionals(self._voice, 0.5).t3
         tts.t3.inference(t3_cond=condition, text_tokens=ids, max_new_tokens=count, top_p=1.0)
