@@ -161,8 +161,7 @@ def synth(
         speaker = engine.voice(voice)
         loaded = time.perf_counter()
         pieces, samples = [], 0
-        lengths = [len(chunk.text) for chunk in text.split(spoken)]
-        with audio.writer(output, subtype) as sink, talk.bars(lengths) as show:
+        with audio.writer(output, subtype) as sink, talk.bars() as show:
             for piece in engine.pieces(spoken, speaker, sampling, show):
                 sink.write(piece.samples)
                 samples += len(piece.samples)

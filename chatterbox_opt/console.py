@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -52,11 +51,10 @@ class Talk:
         self._console.print(f"warning: {line}", markup=False, style="yellow")
 
     @contextmanager
-    def bars(self, lengths: list[int]) -> Iterator[Callable[[speech.Progress], None]]:
+    def bars(self) -> Iterator[Callable[[speech.Progress], None]]:
         """A bar per chunk with tokens per second, while the block runs; silent off a terminal.
 
-        Args:
-            lengths: characters of each chunk, from which the bars guess their ends.
+        A bar's end is a guess from the chunk's characters.
         """
         if self.quiet or not self._console.is_terminal:
             yield lambda progress: None
@@ -69,16 +67,13 @@ class Talk:
             _Rate(),
         )
         with Progress(*columns, console=self._console, transient=True) as bars:
-            tasks: list[tuple[int, float]] = []
 
             def show(progress: speech.Progress) -> None:
-                while len(tasks) <= progress.chunk:
-                    if tasks:  # the chunk before is done: its bar is full whatever was guessed
-                        last = bars.tasks[-1]
-                        bars.update(last.id, total=last.completed, visible=False)
-                    name = f"chunk {len(tasks) + 1}/{progress.chunks}"
-                    guess = lengths[len(tasks)] * TOKENS_PER_CHARACTER
-                    tasks.append((bars.add_task(name, total=guess), time.monotonic()))
+                if len(bars.tasks) <= progress.chunk:
+                    for done in bars.tasks:
+                        bars.update(done.id, visible=False)
+                    guess = progress.characters * TOKENS_PER_CHARACTER
+                    bars.add_task(f"chunk {progress.chunk + 1}/{progress.chunks}", total=guess)
                 bars.update(bars.tasks[-1].id, completed=progress.tokens)
 
             yield show

@@ -187,7 +187,7 @@ class Engine:
         voice, sampling = voice or self.voice(), sampling or Sampling()
         seed, chunks = _seed(sampling), split(text)
         for i, chunk in enumerate(chunks):
-            on_token = _reporter(observe, i, len(chunks))
+            on_token = _reporter(observe, i, chunks)
             yield self._piece(chunk, voice, sampling, (seed, i), on_token)
 
     def _piece(
@@ -254,7 +254,7 @@ class Engine:
 
         def say(seed: int) -> Tensor:
             generator = torch.Generator(speaker.device).manual_seed(seed)
-            return speaker.speech_tokens(chunk.text, voice, sampling, generator, _reporter(None))
+            return speaker.speech_tokens(chunk.text, voice, sampling, generator, _ignore)
 
         return _until_said(seed, say)
 
@@ -281,10 +281,14 @@ def _seed(sampling: Sampling) -> int:
     return secrets.randbits(32) if sampling.seed is None else sampling.seed
 
 
-def _reporter(observe: Observer | None, chunk: int = 0, chunks: int = 1) -> OnToken:
+def _reporter(observe: Observer | None, i: int, chunks: list[Chunk]) -> OnToken:
     if observe is None:
-        return lambda tokens: None
-    return lambda tokens: observe(Progress(chunk, chunks, tokens))
+        return _ignore
+    return lambda tokens: observe(Progress(i, len(chunks), len(chunks[i].text), tokens))
+
+
+def _ignore(tokens: int) -> None:
+    """Nobody watches."""
 
 
 def _timed(work: Callable[[Wave], Wave], wave: Wave) -> tuple[Wave, float]:

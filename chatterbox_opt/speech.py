@@ -13,10 +13,12 @@ Wave = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where the work is: chunk ``chunk`` (from 0) of ``chunks``, with so many speech tokens."""
+    """Where the work is: chunk ``chunk`` (from 0) of ``chunks``, of so many characters, with so
+    many speech tokens said."""
 
     chunk: int
     chunks: int
+    characters: int
     tokens: int
 
 
