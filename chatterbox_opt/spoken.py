@@ -1,0 +1,299 @@
+"""English as written to the same in words: "Dr. Lee paid $5" to "Doctor Lee paid five dollars".
+
+Knows how English writes numbers, dates, money, abbreviations and initials. Knows nothing of
+tokens, of other languages or of meaning: what can be read in two ways is read in the likelier.
+
+The built-in model was trained on words in letters, so nothing else may reach it.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from re import Match
+
+from num2words import num2words
+
+
+def _table(pairs: str) -> dict[str, str]:
+    """Read "a:b c:d_e" as {"a": "b", "c": "d e"}."""
+    return {k: v.replace("_", " ") for k, v in (p.rsplit(":", 1) for p in pairs.split())}
+
+
+def _any(words: dict[str, str]) -> str:
+    return "(" + "|".join(map(re.escape, sorted(words, key=len, reverse=True))) + ")"
+
+
+# what Unicode's own decomposition does not turn into ASCII, or turns into the wrong thing
+_FOLDED = str.maketrans(
+    dict.fromkeys("‘’‚‛′ʼʻ`´‹›", "'")
+    | dict.fromkeys("“”„‟″«»", '"')
+    | dict.fromkeys("‐‑–−", "-")
+    | _table("—:_-_ ―:_-_ ™:_ ®:_ ©:_ {:( }:) ²:_squared ³:_cubed ×:_times_ ÷:_divided_by_")
+    | _table("ß:ss æ:ae Æ:Ae œ:oe Œ:Oe ø:o Ø:O ł:l Ł:L đ:d Đ:D ð:d Ð:D þ:th Þ:Th ı:i [:( ]:)")
+)
+_SYMBOLS = _table("&:and @:at %:percent +:plus =:equals £:pounds €:euros ¥:yen ₹:rupees °:degrees")
+_ADDRESS = _table(".:dot @:at /:slash -:dash _:underscore ::colon")
+_YEAR = "January February March April May June July August September October November December"
+_MONTHS = _YEAR.split()
+_MONTH = "(" + "|".join(rf"{m[:3]}(?:{m[3:]}|t?\b\.?)" for m in _MONTHS) + r")(?!\w)"
+_DAY = r"(0?[1-9]|[12]\d|3[01])"
+_HALF = r"([AaPp])(?:[Mm]\b|\.[Mm]\b\.?)"
+_NTH = r"(?:st|nd|rd|th)"
+_ANY_NUMBER = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+_NUMBER = rf"((?<![\d.])(?<!\d,){_ANY_NUMBER})"
+_COINS = _table("$:dollar_cent £:pound_penny €:euro_cent ¥:yen_ ₹:rupee_")
+_SIZES = _table("k:thousand K:thousand m:million M:million bn:billion B:billion 2:half 4:quarter")
+_UNITS = _table(
+    "km:kilometer m:meter cm:centimeter mm:millimeter mi:mile ft:foot kg:kilogram g:gram "
+    "mg:milligram lb:pound lbs:pound oz:ounce l:liter L:liter ml:milliliter mph:mile_per_hour "
+    "°C:degree_Celsius km/h:kilometer_per_hour °F:degree_Fahrenheit °:degree MB:megabyte "
+    "GB:gigabyte TB:terabyte MHz:megahertz GHz:gigahertz hr:hour min:minute sec:second ¢:cent"
+)
+_TITLES = _table(  # only before a capital
+    "Mr:Mister Mrs:Missus Ms:Miz Dr:Doctor Prof:Professor St:Saint Mt:Mount Rev:Reverend "
+    "Gen:General Col:Colonel Capt:Captain Sgt:Sergeant Lt:Lieutenant Gov:Governor Sen:Senator"
+)
+_SHORT = _table(
+    "etc:et_cetera vs:versus approx:approximately jr:junior sr:senior inc:incorporated ltd:limited "
+    "corp:corporation co:company dept:department ave:avenue rd:road blvd:boulevard st:street "
+    "dr:drive e.g:for_example i.e:that_is"
+)
+_BEFORE_DIGIT = _table("no:number p:page pp:pages vol:volume fig:figure ch:chapter apt:apartment")
+_WEEK = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
+_DATES = {d[:n]: d for d in f"{_YEAR} {_WEEK}".split() for n in (3, 4, 5) if len(d) > n}
+del _DATES["Marc"]  # a name
+_RULERS = "Henry|Elizabeth|Charles|George|Edward|James|William|Richard|Mary|Louis|Philip|John|Paul"
+_PARTS = "Chapter|Part|Act|Scene|Volume|Book|Section|Phase|Stage|Type|Class|Article|War|Level"
+# after "U.S." or "5 p.m." only these tell a new sentence: what follows may be a name
+_NEXT_SENTENCE = r"\W*$|\W+(?:Th\w+|An?|He|She|It|We|You|I|But|And|So|In|On|At|If|My|Her|Wh\w+)\b"
+# A word in capitals is initials if it has no vowel, if English could not say it in syllables, or if
+# it has two or three letters; but for these, which are words, and those after, which are initials.
+_WORDS = (
+    " AM AN AS AT BE BY DO GO HE IF IN IS ME MY NO OF OH ON OR SO TO UP WE AH HA HEY HI ALL AND "
+    "ANY ARE ASK BUT BUY CAN DAD DAY DID END FOR FUN GET GOD GOT HAD HAS HER HIM HIS HOT HOW ITS "
+    "LET MAN MAY MOM MUM NEW NOR NOT NOW OFF OLD ONE OUR OUT OWN PAY PUT RED RUN SAD SAW SAY SEE "
+    "SHE THE TOO TOP TRY TWO USE WAS WAY WHO WHY WIN WOW YES YET YOU RAM PIN SIM HMM SHH "
+)
+_INITIALS = (
+    " OK USA UK EU UN UAE UFO AI API CEO CFO CIA IBM AKA DIY EPA IRS IPO IQ ID IP IOU USB URL UCLA "
+    "ACLU ASAP USDA IEEE YMCA ETA LED LCD ADHD "
+)
+_C = "[BCDFGHJKLMNPQRSTVWXYZ]"
+_SYLLABLES = re.compile(
+    rf"(?:{_C}|[CSTPWGR]H|[KG]N|WR|QU|S?[CKPT]R|[BDFG]R|S?[CPK]L|[BFGS]L|S[CKMNPTW]|[TD]W|THR|SHR)?"
+    rf"[AEIOUY]+(?:{_C}{{1,4}}[AEIOUY]+)*(?:{_C}?|[LNRT]?[CST]H|[PG]H|CK|GHT|[LNRPCFSX]T|[LNR]D|"
+    rf"[LRS][KMP]|RN|M[BP]|N[CGK]|R[BCFGLV]|L[BFV]|W[DKLN]|SS|LL|FF|ZZ|DD)S?"
+)
+_CAPITALS = re.compile(
+    r"(\d ?)?(?<![A-Za-z])(?<![A-Za-z]')([A-Z]{2,})('?s|(?=&))?(?![A-Za-z]|'[A-Z])"
+)
+
+
+def spell_out(text: str) -> str:
+    """Return English ``text`` in words: only ASCII letters, single blanks and ``.,!?;:'"-()``.
+
+    Initials become single letters ("B B C"), accents are dropped, and so is what has no English
+    reading (emoji, other scripts). Every string is accepted; with nothing to speak it is empty.
+    """
+    text = _fold(text)
+    for pattern, reading in _RULES:
+        text = pattern.sub(reading, text)
+    return _tidy(text) if re.search("[A-Za-z]", text) else ""
+
+
+def _fold(text: str) -> str:
+    text = re.sub("[¼-¾⅐-⅞]", r" \g<0>", text.translate(_FOLDED))  # off the digit before it
+    plain = unicodedata.normalize("NFKD", text).replace("\u2044", "/")
+    return _tidy("".join(map(_ascii, plain)))
+
+
+def _ascii(c: str) -> str:
+    if c.isascii() or c in _SYMBOLS or c == "¢":
+        return c
+    if c.isdecimal():
+        return str(unicodedata.decimal(c))
+    return "" if unicodedata.category(c) in ("Mn", "Me", "Cf") else " "
+
+
+def _tidy(text: str) -> str:
+    text = " ".join(re.sub(r"\(\s*\)", " ", text).split())
+    return re.sub(r" +(?=[,;:!?]|\.(?!\d))|(?<=\() +| +(?=\))", "", text)
+
+
+def _words(number: int | str, to: str = "cardinal") -> str:
+    return str(num2words(int(number), to=to)).replace(",", "").replace("oh-", "oh ")
+
+
+def _digits(number: str) -> str:
+    return " ".join(map(_words, number))
+
+
+def _cardinal(number: str) -> str:
+    whole, _, fraction = number.replace(",", "").partition(".")
+    code = len(whole) > 12 or (len(whole) > 1 and whole[0] == "0")  # "007": digit by digit
+    words = [_digits(whole) if code else _words(whole)] if whole else []
+    return " ".join([*words, "point", _digits(fraction)] if fraction else words)
+
+
+def _plural(noun: str) -> str:
+    first, *rest = noun.split(" ")
+    many = {"penny": "pence", "yen": "yen", "foot": "feet", "half": "halves"}.get(first)
+    usual = first if first.endswith("hertz") else re.sub("y$", "ie", first) + "s"
+    return " ".join([many or usual, *rest])
+
+
+def _counted(number: str, noun: str) -> str:
+    return f"{_cardinal(number)} {noun if number == '1' else _plural(noun)}"
+
+
+def _short(m: Match[str], table: dict[str, str]) -> str:
+    words = table.get(m[1]) or table[m[1].lower()]
+    return (words[0].upper() if m[1][0].isupper() else words[0]) + words[1:] + _stop(m)
+
+
+def _stop(m: Match[str], capital: str = r"\W*$|\W+[A-Z]") -> str:
+    """Return the full stop of an abbreviation where it ends the sentence too."""
+    rest = m.string[m.end() : m.end() + 20]
+    ends = m[0].endswith(".") and rest[:1] in ("", " ", '"', "'", ")") and re.match(capital, rest)
+    return "." if ends else ""
+
+
+def _address(m: Match[str]) -> str:
+    address = re.sub(r"^https?://", "", m[0])
+    body = address.rstrip(".,!?;:'/")
+    spoken = re.sub(r"[.@/_:-]", lambda sign: f" {_ADDRESS[sign[0]]} ", body)
+    return re.sub(r"^www\b", "W W W", spoken) + address[len(body) :].strip("/")
+
+
+def _title(m: Match[str]) -> str:
+    before = m.string[max(0, m.start() - 30) : m.start()]  # "on Main St. Bob waited"
+    place = re.search(rf"[a-z\d] [A-Z][a-z]+ $|\d{_NTH} $", before)
+    road = {"St": "Street", "Dr": "Drive"}.get(m[1]) if place else None
+    return road + _stop(m) if road else _TITLES[m[1]]
+
+
+def _initials(m: Match[str]) -> str:
+    return " ".join(re.sub("[^A-Za-z]", "", m[0]).upper()) + _stop(m, _NEXT_SENTENCE)
+
+
+def _roman(numeral: str, to: str = "cardinal") -> str:
+    v = [{"I": 1, "V": 5, "X": 10, "L": 50}[c] for c in numeral.upper()]
+    return _words(abs(sum(-a if a < b else a for a, b in zip(v, [*v[1:], 0], strict=True))), to)
+
+
+def _is_word(word: str, *, shouted: bool) -> bool:
+    known = f" {word} " in _WORDS or (len(word) > 5 and re.search("[AEIOUY]", word))
+    known = known or (_SYLLABLES.fullmatch(word) and (shouted or len(word) > 3))
+    return bool(known) and f" {word} " not in _INITIALS and (shouted or word != "US")
+
+
+def _capitals(sentence: Match[str]) -> str:
+    """Read the initials of a sentence; where all of it is in capitals, short words are words."""
+    whole = sentence[0]
+    words = re.findall(r"[A-Za-z]{2,}", whole)
+    shouted = all(map(str.isupper, words)) and sum(_is_word(w, shouted=True) for w in words) > 1
+
+    def read(m: Match[str]) -> str:
+        before, word, plural = m.groups()
+        unit = before and (word in _UNITS or word in ("AM", "PM"))
+        beside = re.findall(r"([A-Z]{2,}) $", whole[max(0, m.start() - 20) : m.start()])
+        beside += re.findall(r"^ ([A-Z]{2,})\b", whole[m.end() : m.end() + 20])
+        near = any(_is_word(w, shouted=False) for w in beside)
+        if unit or (plural != "" and _is_word(word, shouted=shouted or near)):  # "AT&T"
+            return m[0]
+        return (before or "") + " ".join(word) + ("'s" if plural else "")
+
+    return _CAPITALS.sub(read, whole)
+
+
+def _time(m: Match[str]) -> str:
+    hour, minute, half = m.groups()
+    named = " oh " + _words(minute) if minute[:1] == "0" else f" {minute}"
+    if minute in ("", "00"):
+        named = "" if half else " o'clock" if 0 < int(hour) < 13 else " hundred"
+    return _words(hour) + named + (f" {half.upper()} M{_stop(m, _NEXT_SENTENCE)}" if half else "")
+
+
+def _date(month: str, day: str, year: str | None, *, day_first: bool = False) -> str:
+    name = _MONTHS[int(month) - 1] if month.isdigit() else _DATES.get(month[:3], month)
+    nth = _words(day, "ordinal")
+    year = year and _words(("" if year[2:] else "20" if year < "50" else "19") + year, "year")
+    return (f"{nth} of {name}" if day_first else f"{name} {nth}") + (f", {year}" if year else "")
+
+
+def _money(m: Match[str]) -> str:
+    coin, small = _COINS[m[1] or m[5]].split(" ")
+    amount, scale = m[2] or m[4], m[3]
+    if scale:
+        return f"{_cardinal(amount)} {_SIZES.get(scale, scale)} {_plural(coin)}"
+    whole, _, part = amount.partition(".")
+    if not small or len(part) not in (1, 2):
+        return _counted(amount, coin)
+    cents = str(int(part.ljust(2, "0")))
+    said = [_counted(whole, coin)] if whole.strip("0") or cents == "0" else []
+    return " and ".join(said if cents == "0" else [*said, _counted(cents, small)])
+
+
+# fmt: off
+_ORDER: tuple[tuple[str, str | Callable[[Match[str]], str]], ...] = (
+    (r"(?<!\S)[:;]'?-?[()DPp](?!\S)|[=+#%&@*_~]{3,}|(?<!\S)-{2,}(?!\S)", " "),
+    (r"(?:https?://|www\.)[^\s\"()]+|(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+|(?<![\w.-])[\w-]+"
+     r"(?:\.[\w-]+)*\.(?:com|org|net|edu|gov|io|ai|dev|info|uk)\b(?:/[^\s\"()]*)?", _address),
+    # abbreviations, numerals of kings and chapters, initials
+    (rf"\b{_any(_TITLES)}(?:\.|(?<=\bM[rst])|(?<=Mrs)|(?<=\bDr)|(?<=\bSt))(?= [A-Z])", _title),
+    (rf"\b(?i:{_any(_SHORT)})\.", lambda m: _short(m, _SHORT)),
+    (rf"\b(?i:{_any(_BEFORE_DIGIT)})\. ?(?=\d)", lambda m: _short(m, _BEFORE_DIGIT) + " "),
+    (rf"\b{_any(_DATES)}\.(?:(?<!Jan.|Mar.|Sat.|Sun.)|(?=,| [a-z\d])|(?<=[io]n ....))",
+     lambda m: _short(m, _DATES)),
+    (rf"\b((?:King|Queen|Pope|Emperor) [A-Z][a-z]+|{_RULERS}) (V|X|[IVX]{{2,}}|I(?=[,.;:!?)]|$| of|"
+     r" was))\b", lambda m: f"{m[1]} the {_roman(m[2], 'ordinal')}"),
+    (r"\b([IVX]{2,})(?= [Cc]entur)", lambda m: _roman(m[1], "ordinal")),
+    (rf"\b(?:({_PARTS}|(?:{_PARTS.lower()})(?= \w\w)) ([IVXL]+|[ivx]+)|([A-Z][a-z]+) ([IVX]{{2,}}))"
+     r"\b", lambda m: f"{m[1] or m[3]} {_roman(m[2] or m[4])}"),
+    (r"(?:[^.!?]|[.!?](?! ))+", _capitals),
+    (r"(?<![A-Za-z'.])(?<!\b[A-Z] )([A-HJ-Z])\.(?= [A-Z])", _initials),
+    # dates and times
+    (rf"(?<![\d-])(\d{{4}})-(0[1-9]|1[0-2])-{_DAY}(?![\d-])", lambda m: _date(m[2], m[3], m[1])),
+    (rf"(?<![\d/.])(?:(0?[1-9]|1[0-2])/{_DAY}/|{_DAY}[/.](0?[1-9]|1[0-2])[/.])(\d{{4}}|\d\d)"
+     r"(?![\d/.]*\d)", lambda m: _date(m[1] or m[4], m[2] or m[3], m[5])),
+    (rf"\b([Tt]he )?(?<![\d.,:/-]){_DAY}{_NTH}?(?: of)? {_MONTH}(?:,? (\d{{4}})\b)?", lambda m:
+     (m[1] or "the ") + _date(m[3], m[2], m[4], day_first=True) + _stop(m)),
+    (rf"\b({_MONTH} \d\d?) ?- ?{_DAY}\b", r"\1 to \3th"),
+    (rf"\b{_MONTH} {_DAY}{_NTH}?(?![\d:%/]|[.,]\d)(?:,? (\d{{4}})\b)?",
+     lambda m: _date(m[1], m[2], m[3])),
+    (rf"(?<![\d:.,])([01]?\d|2[0-4]):([0-5]\d)(?![\d:])(?: ?{_HALF})?", _time),
+    (rf"(?<![\d:.,$£€])(1[0-2]|0?[1-9])() ?{_HALF}", _time),
+    (r"\bPh\.?D\b\.?|(?<![A-Za-z.])(?:[A-Za-z]\.){2,}(?![A-Za-z])", _initials),
+    # telephones, amounts, plain numbers
+    (r"(?<![\d-])(?:\+?\d{1,3}[ -])?(?:\(\d{2,4}\) ?|\d{3}[ -])?\d{3}-\d{4}(?![\d-])|\+\d[\d -]{6,}"
+     r"\d|(?<!\d)0\d{2,4} \d{3,4} \d{3,4}(?!\d)|(?:(?<=[Cc]all )|(?<=[Dd]ial ))\d{3}(?! ?\d)",
+     lambda m: "plus " * (m[0][0] == "+") + ", ".join(map(_digits, re.findall(r"\d+", m[0])))),
+    (r"(?<=[\d%]) ?- ?(?=[$£€]?\d)|(?<=\d):(?=\d)", " to "),
+    (r"(?<![\w)])-(?=[$£€]?[\d.])", "minus "),
+    (r"(?<=[A-Za-z])(?=[\d$£€¥₹])", " "),
+    (rf"([$£€¥₹]) ?{_NUMBER}(?: ?(hundred|thousand|million|billion|trillion|k|K|m|M|bn|B)\b)?|"
+     rf"{_NUMBER} ?([£€])", _money),
+    (rf"{_NUMBER} ?{_any(_UNITS)}(?![A-Za-z])(?:\.(?= [a-z]))?",
+     lambda m: _counted(m[1], _UNITS[m[2]])),
+    (rf"(?<=\d)-{_any(_UNITS)}\b", lambda m: f"-{_UNITS[m[1]]}"),
+    (r"(\d)' ?(\d\d?)\"", r"\1 foot \2"),
+    (r"(?:(?<![\d/])(\d+) )?(?<![\d/])(1?\d)/([2-9]|10|12|16|100)(?![\d/])", lambda m: (m[1] or "")
+     + " and " * bool(m[1]) + _counted(m[2], _SIZES.get(m[3]) or _words(m[3], "ordinal"))),
+    (r"(?<=\w)/(?=(?:second|minute|hour|day|night|week|month|year|person)\b)", " per "),
+    (r"(?<!\w)'?(\d{0,3}[1-9]0|\d\d00)'?s\b", 
+     lambda m: re.sub("y$", "ie", _words(m[1], "year")) + "s"),
+    (rf"(?<![\d,.])(\d{{1,3}}(?:,\d{{3}}){{1,3}}|\d{{1,12}}){_NTH}\b",
+     lambda m: _words(m[1].replace(",", ""), "ordinal")),
+    (r"(?<=\d)\.(?=\d+\.\d)|(?<=\d\.\d)\.(?=\d)", " point "),
+    (r"#(?=(\d)|[A-Za-z])", lambda m: "number " if m[1] else "hashtag "),
+    (r"(?<![\d.,])(19\d\d|20\d\d|(?:(?<=[Ii]n )|(?<=ince )|(?<=from )|(?<=ntil )|(?<=year )|(?<="
+     r"fter )|(?<=fore )|(?<=ween ))1[0-8]\d\d)(?![\w%]|[.,]\d)", lambda m: _words(m[1], "year")),
+    (rf"{_ANY_NUMBER}(?=([A-Za-z])?)", lambda m: _cardinal(m[0]) + " " * bool(m[1])),
+    (r"(?<=[a-z]{2})\.(?=[a-z])", " dot "),
+    (f"[{''.join(_SYMBOLS)}]", lambda m: f" {_SYMBOLS[m[0]]} "),
+    (r"[^A-Za-z.,!?;:'\"()-]+", " "),
+    (r"(?<=[A-Za-z])([,;:!?])(?=[A-Za-z])", r"\1 "),
+)
+_RULES = [(re.compile(pattern, re.ASCII), reading) for pattern, reading in _ORDER]

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chatterbox_opt.spoken import spell_out
+
+TABLE = [
+    line.split(" => ")
+    for line in """
+I have 1,234 apples. => I have one thousand two hundred and thirty-four apples.
+It was -5 outside. => It was minus five outside.
+Pi is 3.14, half is .5 => Pi is three point one four, half is point five
+He came 1st, she came 22nd. => He came first, she came twenty-second.
+the 1,000th visitor => the one thousandth visitor
+Agent 007 => Agent zero zero seven
+a 5-year-old boy => a five-year-old boy
+10-15 people => ten to fifteen people
+Pages 10–15. => Pages ten to fifteen.
+12345678901234567 => one two three four five six seven eight nine zero one two three four five six seven
+1. First 2) then => one. First two) then
+version 3.10.2 => version three point ten point two
+In 1999 and 2024. => In nineteen ninety-nine and twenty twenty-four.
+in 1066 and in 1812 => in ten sixty-six and in eighteen twelve
+1990-1995 => nineteen ninety to nineteen ninety-five
+the 1990s and the '90s => the nineteen nineties and the nineties
+She is in her 30s. => She is in her thirties.
+the 1900s, the 1920's => the nineteen hundreds, the nineteen twenties
+On March 3, 2024 we met. => On March third, twenty twenty-four we met.
+On 3 March 2024 it rained. => On the third of March, twenty twenty-four it rained.
+the 3rd of March => the third of March
+Due 2024-03-03. => Due March third, twenty twenty-four.
+Due 3/14/2024. => Due March fourteenth, twenty twenty-four.
+Due 14/3/24. => Due March fourteenth, twenty twenty-four.
+Due 31.12.1999. => Due December thirty-first, nineteen ninety-nine.
+Jan. 5 to Feb. 7 => January fifth to February seventh
+March 3-5 => March third to fifth
+We met in Feb. and on Mon. at noon. => We met in February and on Monday at noon.
+Sat. 5 March. He sat. The Sun. => Saturday the fifth of March. He sat. The Sun.
+It is 3:45 pm. => It is three forty-five P M.
+At 10:00 we left. => At ten o'clock we left.
+He rose at 7am, or 7 a.m. => He rose at seven A M, or seven A M.
+At 5 p.m. Monday => At five P M Monday
+We met at 5 p.m. Then we left. => We met at five P M. Then we left.
+3:05 and 15:30 => three oh five and fifteen thirty
+It costs $12.50. => It costs twelve dollars and fifty cents.
+£5, €3.20, ¥100 => five pounds, three euros and twenty cents, one hundred yen
+$3 million, $2.5bn, $5k => three million dollars, two point five billion dollars, five thousand dollars
+$1, $0.99, £1.01 => one dollar, ninety-nine cents, one pound and one penny
+50¢ or 20€ => fifty cents or twenty euros
+-$5 => minus five dollars
+$5-$10 => five dollars to ten dollars
+$20/month => twenty dollars per month
+US$5 => U S five dollars
+50% of 12.5 % => fifty percent of twelve point five percent
+Call 555-0123. => Call five five five, zero one two three.
+(555) 555-0123 => five five five, five five five, zero one two three
++44 20 7946 0958 => plus four four, two zero, seven nine four six, zero nine five eight
+Call 911 now. => Call nine one one now.
+1/2 a cup, 3/4, 2 1/2 => one half a cup, three quarters, two and one half
+3½ cups => three and one half cups
+open 24/7 => open twenty-four seven
+5 km, 1 km, 10kg => five kilometers, one kilometer, ten kilograms
+70mph, 100 km/h => seventy miles per hour, one hundred kilometers per hour
+It is 20°C, not -5 °F. => It is twenty degrees Celsius, not minus five degrees Fahrenheit.
+a 10-km run => a ten-kilometer run
+6 ft. tall, or 5'10" => six feet tall, or five foot ten
+16 GB of RAM => sixteen gigabytes of RAM
+Mr. Smith, Mrs. Jones and Dr Lee => Mister Smith, Missus Jones and Doctor Lee
+Prof. Plum met Ms. White. => Professor Plum met Miz White.
+St. Paul's in St. Louis => Saint Paul's in Saint Louis
+He lives on Main St. in town. => He lives on Main Street in town.
+12 Oak Dr. is near. => twelve Oak Drive is near.
+Cats vs. dogs, etc. are fine. => Cats versus dogs, et cetera are fine.
+I like tea, etc. Do you? => I like tea, et cetera. Do you?
+E.g. this, i.e. that => For example this, that is that
+No. 5 is alive. No. I won't. => Number five is alive. No. I won't.
+approx. 5 => approximately five
+the U.S. Army in the U.S. The end. => the U S Army in the U S. The end.
+John Smith Jr. is here. => John Smith Junior is here.
+Tom & Jerry, AT&T => Tom and Jerry, A T and T
+#1 and #fun => number one and hashtag fun
+2+2=4 => two plus two equals four
+J. K. Rowling and George W. Bush => J K Rowling and George W Bush
+Plan B. Then go. => Plan B. Then go.
+the BBC, the USA and the FBI => the B B C, the U S A and the F B I
+NASA, NATO, UNESCO, LASER => NASA, NATO, UNESCO, LASER
+PCs, CDs and the BBC's man => P C's, C D's and the B B C's man
+The US and the UK. A UFO! => The U S and the U K. A U F O!
+STOP RIGHT NOW! => STOP RIGHT NOW!
+I TOLD YOU NOT TO GO. => I TOLD YOU NOT TO GO.
+I CAN'T BELIEVE IT! => I CAN'T BELIEVE IT!
+This is NOT fun. HELP! => This is NOT fun. HELP!
+THE BBC IS ON FIRE. => THE B B C IS ON FIRE.
+PAY $5 NOW! MEET AT 3:45 PM TODAY. => PAY five dollars NOW! MEET AT three forty-five P M TODAY.
+It was SO GOOD. => It was SO GOOD.
+MP3, COVID-19, 4K, F-16 => M P three, COVID-nineteen, four K, F-sixteen
+Henry VIII and Louis XIV's son => Henry the eighth and Louis the fourteenth's son
+Queen Elizabeth II => Queen Elizabeth the second
+Chapter IV, chapter iv, Part I => Chapter four, chapter four, Part one
+World War II, Rocky III => World War two, Rocky three
+the XIX century => the nineteenth century
+me@example.com => me at example dot com
+https://www.example.com/path/ => W W W dot example dot com slash path
+See example.org. Now. => See example dot org. Now.
+café, naïve, Zoë, Straße => cafe, naive, Zoe, Strasse
+“Hello,” she said — ‘yes’… => "Hello," she said - 'yes'...
+Hi 😀! 你好 Привет => Hi!
+ﬁne Ⅷ ５ ٣ co­operate => fine VIII five three cooperate
+rock 'n' roll; O'BRIEN; don't => rock 'n' roll; O'BRIEN; don't
+and/or (he/she) [sic] => and or (he she) (sic)
+""".strip().splitlines()
+]
+
+WRITTEN = re.compile(r"(?:[A-Za-z.,!?;:'\"()-]+(?: [A-Za-z.,!?;:'\"()-]+)*)?")
+
+
+@pytest.mark.parametrize(("written", "said"), TABLE)
+def test_what_is_written_is_said(written, said):
+    assert spell_out(written) == said
+
+
+@pytest.mark.parametrize("said", [said for _, said in TABLE])
+def test_words_stay_as_they_are(said):
+    assert spell_out(said) == said
+
+
+@pytest.mark.parametrize("text", ["", " ", "😀", "...", "你好", "()", "\0", "\ud800", "~~~"])
+def test_nothing_to_say_is_empty(text):
+    assert spell_out(text) == ""
+
+
+@given(st.text())
+@settings(max_examples=1000, deadline=None)
+def test_every_string_comes_out_in_letters(text):
+    assert WRITTEN.fullmatch(spell_out(text))
+
+
+@given(st.text(alphabet=" 0123456789.,:;/-$£€%°#@&+'\"()apmstMrJINXVIHe½²\n"))
+@settings(max_examples=2000, deadline=None)
+def test_whatever_looks_like_a_number_comes_out_in_letters(text):
+    said = spell_out(text)
+    assert WRITTEN.fullmatch(said)
+    assert said or not re.search(r"\d", text, re.ASCII)
+
+
+@given(st.lists(st.text(alphabet="abcdefghijklmnopqrstuvwxyz", min_size=1), min_size=1))
+@settings(max_examples=500, deadline=None)
+def test_no_ordinary_word_is_lost(words):
+    text = " ".join(words).capitalize()
+    assert spell_out(text) == text or re.search(r"\b[ivx]+\b", text)  # "part ii" is a numeral
+
+
+@pytest.mark.parametrize(
+    "piece", ["1", "a", "A ", "I", "1,", "1.", "a.", "a-", "$", "Mr. ", "1-", "AB "]
+)
+def test_a_long_text_takes_no_time(piece):
+    start = time.perf_counter()
+    spell_out(piece * 10_000)
+    assert time.perf_counter() - start < 5
