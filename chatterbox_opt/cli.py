@@ -97,6 +97,9 @@ def synth(
     max_tokens: Annotated[
         int, typer.Option(help="Bound for one chunk; 25 are a second.")
     ] = KNOBS.max_tokens,
+    cfm_steps: Annotated[
+        int, typer.Option(help="Steps of the flow; fewer are quicker and less exact.")
+    ] = KNOBS.cfm_steps,
     profile: Annotated[
         str, typer.Option(help="A profile's name, a .yaml file, or auto.")
     ] = hardware.AUTO,
@@ -130,14 +133,24 @@ def synth(
     talk = console.Talk(quiet=quiet, verbose=verbose)
     spoken = text.clean(_read_text(words, file))
     sampling = Sampling(
-        seed, temperature, cfg_weight, exaggeration, min_p, top_p, repetition_penalty, max_tokens
+        seed,
+        temperature,
+        cfg_weight,
+        exaggeration,
+        min_p,
+        top_p,
+        repetition_penalty,
+        max_tokens,
+        cfm_steps,
     )
     overrides = _given(dtype=dtype, compile=compile, offload=offload)
     store = commands.store_at(voice_cache, keep=not no_voice_cache)
     _check_output(output, subtype, as_json=as_json)
-    if voice is not None:
-        audio.check_reference(store.find(voice))
     models.check_name(model)
+    if voice is not None:
+        shipped = models.shipped_voices(model)
+        if (path := store.find(voice, shipped)) not in shipped.values():
+            audio.check_reference(path)
     if device not in hardware.DEVICES:
         raise InputError(f"device is '{device}'; known: {', '.join(hardware.DEVICES)}")
     plan.check_words(profile, overrides, os.environ)

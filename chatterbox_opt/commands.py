@@ -37,9 +37,12 @@ def store_at(directory: Path | None, *, keep: bool = True) -> voice_store.VoiceS
 
 @voices.command("list")
 def voices_list(voice_cache: StoreOption = None) -> None:
-    """List saved voices."""
+    """List saved voices, and those that come with a model."""
     store = store_at(voice_cache)
-    console.table(("voice", "recording"), ((name, str(p)) for name, p in store.names().items()))
+    rows = [(name, str(path)) for name, path in store.names().items()]
+    for model in models.BUILT_IN:
+        rows += [(name, f"comes with --model {model}") for name in models.shipped_voices(model)]
+    console.table(("voice", "recording"), rows)
     print(f"{store.computed()} computed in {store.directory}", file=sys.stderr)
 
 

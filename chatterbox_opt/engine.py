@@ -133,15 +133,18 @@ class Engine:
         """Return a Voice: computed on first sight of a recording, from the cache afterwards.
 
         Args:
-            source: an audio file, a name saved with ``chatterbox-opt voices add``, or None for
-                the model's own voice.
+            source: an audio file, a name saved with ``chatterbox-opt voices add``, the name of a
+                voice that comes with the model, or None for the model's own voice.
 
         Raises:
             VoiceError: not found, not audio, too short, silent.
         """
         if source is None:
             return self._own_voice()
-        path = self._store.find(os.fspath(source))
+        shipped = self.checkpoint.voices()
+        path = self._store.find(os.fspath(source), shipped)
+        if path in shipped.values():
+            return self._shipped_voice(path)
         check_reference(path)
         key = voice_store.content_key(path, self.checkpoint.voice_identity)
         if key not in self._voices:
@@ -157,6 +160,11 @@ class Engine:
         if models.CONDITIONALS not in self._voices:
             self._voices[models.CONDITIONALS] = from_conditionals(path)
         return self._voices[models.CONDITIONALS]
+
+    def _shipped_voice(self, path: Path) -> Voice:
+        if path.name not in self._voices:
+            self._voices[path.name] = loading.load_voice(path)
+        return self._voices[path.name]
 
     def _computed(self, path: Path, key: str) -> Voice:
         wave = read_reference(path)
@@ -185,10 +193,17 @@ class Engine:
             DeviceError, NumericsError: after all fallbacks.
         """
         voice, sampling = voice or self.voice(), sampling or Sampling()
-        seed, chunks = _seed(sampling), split(text)
+        seed, chunks = _seed(sampling), self._chunks(text)
         for i, chunk in enumerate(chunks):
             on_token = _reporter(observe, i, chunks)
             yield self._piece(chunk, voice, sampling, (seed, i), on_token)
+
+    def _chunks(self, text: str) -> list[Chunk]:
+        if not self.checkpoint.shapes.spelled:
+            return split(text)
+        from chatterbox_opt.spoken import spell_out  # only the built-in model needs its library
+
+        return split(text, spell=spell_out)
 
     def _piece(
         self,
@@ -244,7 +259,7 @@ class Engine:
             raise InputError("plain Chatterbox gives no tokens out: unset DISABLE_OPTIMIZATION")
         voice, sampling = voice or self.voice(), sampling or Sampling()
         seed = _seed(sampling)
-        chunks = enumerate(split(text))
+        chunks = enumerate(self._chunks(text))
         return torch.cat([self._tokens(c, voice, sampling, (seed, i)) for i, c in chunks])
 
     def _tokens(

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from chatterbox_opt.errors import NumericsError
 from chatterbox_opt.estimator import Estimator
 from chatterbox_opt.lean import upstream
+from chatterbox_opt.sampling import CFM_STEPS
 from chatterbox_opt.shapes import MEL_BINS, MEL_PER_TOKEN, SPEECH_TOKENS, FlowShape
 from chatterbox_opt.voice import Voice
 
-CFM_STEPS = 10  # upstream's number of Euler steps
 GUIDANCE = 0.7  # upstream's inference_cfg_rate (s3gen/configs.py)
 
 

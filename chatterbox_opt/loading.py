@@ -162,6 +162,19 @@ def load_encoders(checkpoint: Checkpoint) -> voice.Encoders:
     return encoders
 
 
+def load_voice(path: Path) -> voice.Voice:
+    """Read a named voice that comes with a checkpoint; stored in half precision, used in float32.
+
+    Raises:
+        WeightsError: damaged.
+    """
+    tensors = {n: t.float() if t.is_floating_point() else t for n, t in Tensors(path).items()}
+    try:
+        return voice.from_tensors(tensors)
+    except KeyError as error:
+        raise WeightsError(f"{path} is not a voice ({error}): get it again") from error
+
+
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """Read the text tokenizer.
 

@@ -22,6 +22,7 @@ TOKENIZER = "tokenizer.json"
 CONDITIONALS = "conds.pt"
 REQUIRED = (VOICE_ENCODER, T3, S3GEN, TOKENIZER)  # conds.pt may be absent, as upstream allows
 FILES = (*REQUIRED, CONDITIONALS)
+VOICES = "voices"  # folder of named voices that come with a model; the hub's have none
 
 DEFAULT = "chatterbox"
 HUB = {DEFAULT: "ResembleAI/chatterbox"}  # name -> hub repository
@@ -47,6 +48,10 @@ class Checkpoint:
     def path(self, file: str) -> Path:
         return self.directory / file
 
+    def voices(self) -> dict[str, Path]:
+        """Named voices that come with the model, see ``voice.from_tensors``."""
+        return _voices(self.directory)
+
 
 def available() -> dict[str, str]:
     """Known model names and where each comes from, for messages and tables."""
@@ -57,6 +62,17 @@ def available() -> dict[str, str]:
 def built_in(name: str) -> Path:
     """Directory of a model that ships inside the package; it may not exist."""
     return Path(__file__).parent / name
+
+
+def shipped_voices(model: str) -> dict[str, Path]:
+    """Named voices that come with a model, without network; none for one that is not here."""
+    if model in HUB:
+        return {}
+    return _voices(built_in(model) if model in BUILT_IN else Path(model))
+
+
+def _voices(directory: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted((directory / VOICES).glob("*.safetensors"))}
 
 
 def check_name(model: str) -> None:

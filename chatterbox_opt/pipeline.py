@@ -120,7 +120,8 @@ class Pipeline:
         tokens = self.speech_tokens(chunk.text, voice, sampling, generator, on_token)
         said = time.perf_counter()
         state = generator.get_state()
-        mel = self._mel(tokens, voice, generator, wide=False)
+        steps = sampling.cfm_steps
+        mel = self._mel(tokens, voice, generator, steps)
         drawn = time.perf_counter()
         try:
             wave = self._wave(mel, generator)
@@ -130,15 +131,23 @@ class Pipeline:
                 raise
             self._ladder.warn_once("vocoder choked on the flow's mel: flow again in float32")
             generator.set_state(state)
-            wave = self._wave(self._mel(tokens, voice, generator, wide=True), generator)
+            wave = self._wave(self._mel(tokens, voice, generator, steps, wide=True), generator)
         spent = {"t3": said - start, "flow": drawn - said, "vocoder": time.perf_counter() - drawn}
         return Spoken(wave, len(tokens), spent)
 
     def _mel(
-        self, tokens: Tensor, voice: Voice, generator: torch.Generator, *, wide: bool
+        self,
+        tokens: Tensor,
+        voice: Voice,
+        generator: torch.Generator,
+        steps: int,
+        *,
+        wide: bool = False,
     ) -> Tensor:
         rows = tokens[None].to(self.device)
-        return self._ladder.run("flow", lambda f: f(rows, voice, generator), generator, wide=wide)
+        return self._ladder.run(
+            "flow", lambda flow: flow(rows, voice, generator, steps), generator, wide=wide
+        )
 
     def _wave(self, mel: Tensor, generator: torch.Generator) -> npt.NDArray[np.float32]:
         wave = self._ladder.run("vocoder", lambda hift: hift(mel, generator), generator)

@@ -12,6 +12,7 @@ from chatterbox_opt.errors import InputError
 
 MAX_TOKENS = 4096  # T3's table of speech positions ends here (upstream t3_config.py)
 SEED_LIMIT = 2**63
+CFM_STEPS = 10  # upstream's number of Euler steps (flow_matching.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Sampling:
         top_p: nucleus sampling; 1 keeps all.
         repetition_penalty: above 1 discourages tokens already said.
         max_tokens: bound for one chunk; 25 tokens are a second of sound.
+        cfm_steps: Euler steps of the flow; fewer are quicker and less exact.
     """
 
     seed: int | None = None
@@ -37,6 +39,7 @@ class Sampling:
     top_p: float = 1.0
     repetition_penalty: float = 1.2
     max_tokens: int = 1000
+    cfm_steps: int = CFM_STEPS
 
     def __post_init__(self) -> None:
         in_range = {
@@ -50,6 +53,7 @@ class Sampling:
             "min_p": (0 <= self.min_p <= 1, "0 to 1"),
             "top_p": (0 < self.top_p <= 1, "above 0, up to 1"),
             "repetition_penalty": (0.1 <= self.repetition_penalty <= 10, "0.1 to 10"),
+            "cfm_steps": (1 <= self.cfm_steps <= 100, "1 to 100"),
             "max_tokens": (1 <= self.max_tokens <= MAX_TOKENS, f"1 to {MAX_TOKENS}"),
         }
         for name, (good, bounds) in in_range.items():

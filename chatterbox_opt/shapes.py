@@ -17,6 +17,7 @@ from typing import Any
 from chatterbox_opt.errors import WeightsError
 
 CONFIG_FILE = "config.json"
+FLAGS = ("made", "spelled")  # what config.json says besides the shapes of parts
 SAMPLE_RATE = 24_000  # Hz, of what is spoken (upstream S3GEN_SR)
 TOKEN_RATE = 25  # speech tokens per second
 SPEECH_TOKENS = 6561  # 3^8 codes; ids from here on are start, stop and unused
@@ -100,6 +101,8 @@ class Shapes:
 
     Attributes:
         made: the values are random (``models make``): speed is true, sound is noise.
+        spelled: the model reads words in English letters only: numbers, dates and abbreviations
+            are put into words first (spoken.py).
     """
 
     t3: T3Shape = field(default_factory=T3Shape)
@@ -107,6 +110,7 @@ class Shapes:
     vocoder: VocoderShape = field(default_factory=VocoderShape)
     voice: VoiceShape = field(default_factory=VoiceShape)
     made: bool = False
+    spelled: bool = False
 
 
 TINY = Shapes(
@@ -156,7 +160,7 @@ def read_shapes(directory: Path) -> Shapes:
     for name, value in config.items():
         if name not in parts:
             raise WeightsError(f"{path}: unknown part '{name}'; known: {', '.join(parts)}")
-        values[name] = value if name == "made" else _read_part(path, name, value)
+        values[name] = value if name in FLAGS else _read_part(path, name, value)
     return Shapes(**values)
 
 
@@ -174,7 +178,7 @@ def _read_part(path: Path, name: str, given: dict[str, Any]) -> Any:
 def write_shapes(directory: Path, shapes: Shapes) -> None:
     """Write the fields of ``shapes`` that differ from the true ones to ``config.json``."""
     true = Shapes()
-    config: dict[str, Any] = {"made": True} if shapes.made else {}
+    config: dict[str, Any] = {flag: True for flag in FLAGS if getattr(shapes, flag)}
     for part in ("t3", "flow", "vocoder", "voice"):
         given, default = (dataclasses.asdict(getattr(s, part)) for s in (shapes, true))
         if differing := {k: v for k, v in given.items() if v != default[k]}:

@@ -254,7 +254,8 @@ class T3(nn.Module):
         step: Step | None = None,
         forced: Sequence[int] | None = None,
     ) -> Iterator[int]:
-        """Yield speech tokens until the stop token (not yielded) or ``sampling.max_tokens``.
+        """Yield speech tokens until the stop token (not yielded), ``sampling.max_tokens``, or the
+        end of the model's table of speech positions.
 
         Args:
             generator: on the model's device; None draws from torch's global one.
@@ -269,11 +270,14 @@ class T3(nn.Module):
         shape, device = self.shape, self.like.device
         prefix = self.embed(prompt, sampling)
         length = prefix.shape[1]
-        cache = self.new_cache(prefix.shape[0], length + sampling.max_tokens)
+        bound = min(
+            sampling.max_tokens, shape.speech_positions - 1
+        )  # a small model's table is short
+        cache = self.new_cache(prefix.shape[0], length + bound)
         seen = torch.zeros(1, shape.speech_vocab, dtype=torch.bool, device=device)
         seen[:, shape.start_speech] = True
         logits = self.prefill(prefix, cache)
-        for i in range(sampling.max_tokens):
+        for i in range(bound):
             token = sample(logits, seen, sampling, generator)
             value = int(token)
             if value == NOT_FINITE:
@@ -284,7 +288,7 @@ class T3(nn.Module):
             if value == shape.stop_speech:
                 return
             yield value
-            if i + 1 == sampling.max_tokens:
+            if i + 1 == bound:
                 return
             seen[:, value] = True
             here = torch.full_like(token, length + i)

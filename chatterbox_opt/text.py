@@ -97,16 +97,23 @@ def speakable(text: str) -> bool:
     return any(c.isalnum() for c in text)
 
 
-def split(text: str, limit: int = LIMIT) -> list[Chunk]:
+def split(text: str, limit: int = LIMIT, spell: Callable[[str], str] | None = None) -> list[Chunk]:
     """Turn any text into chunks whose normalised form has at most ``limit`` characters.
 
     Boundaries are looked for at sentences, then clauses, then words, and only where a single
     word is longer than ``limit`` (scripts without spaces) between characters.
 
+    Args:
+        spell: puts a paragraph into words first, for a model that reads letters only.
+
     Raises:
         TextError: nothing to speak, see ``clean``.
     """
     text = clean(text)
+    if spell is not None:
+        text = "\n\n".join(filter(speakable, map(spell, _PARAGRAPH.split(text))))
+        if not text:
+            raise TextError("the text has no word that this model can read: it knows English only")
     if _fits(text, limit):
         return [Chunk(normalise(text), source=text)]  # unstripped: upstream sees blanks too
     chunks: list[Chunk] = []

@@ -64,14 +64,14 @@ class Upstream:
         Raises:
             InputError: a knob that upstream cannot do.
         """
-        usual = Sampling()
-        if (
-            0 in (sampling.temperature, sampling.cfg_weight)
-            or sampling.max_tokens != usual.max_tokens
+        usual, fixed = Sampling(), ("max_tokens", "cfm_steps")
+        if 0 in (sampling.temperature, sampling.cfg_weight) or any(
+            getattr(sampling, knob) != getattr(usual, knob) for knob in fixed
         ):
             raise InputError(
-                "plain Chatterbox cannot do temperature 0, cfg_weight 0 or another max_tokens than "
-                f"{usual.max_tokens}: unset DISABLE_OPTIMIZATION"
+                "plain Chatterbox cannot do temperature 0, cfg_weight 0, or other than "
+                f"{usual.max_tokens} max_tokens and {usual.cfm_steps} cfm_steps: "
+                "unset DISABLE_OPTIMIZATION"
             )
         self.model.conds = conditionals(voice.to(self.device), sampling.exaggeration)
         devices = [self.device] if self.device.type == "cuda" else []

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,20 +68,26 @@ class VoiceStore:
         found = sorted((self.directory / "named").glob("*"))
         return {path.stem: path for path in found if _NAME.fullmatch(path.stem)}
 
-    def find(self, voice: str) -> Path:
-        """Turn what a person typed after ``--voice``, a file or a name, into a recording's path.
+    def find(self, voice: str, shipped: Mapping[str, Path] | None = None) -> Path:
+        """Turn what a person typed after ``--voice``, a file or a name, into a path.
+
+        Args:
+            shipped: voices that come with the model; a saved recording of that name wins.
+
+        Returns:
+            a recording, or the file of a shipped voice.
 
         Raises:
             VoiceError: neither.
         """
-        names = self.names()
+        names = dict(shipped or {}) | self.names()
         if os.path.isfile(voice) or not (_NAME.fullmatch(voice) or voice in names):
             return Path(voice)
         if voice not in names:
             if os.path.isdir(voice):
                 raise VoiceError(f"voice '{voice}' is a directory; give an audio file")
-            saved = ", ".join(names) or "none yet; chatterbox-opt voices add NAME FILE"
-            raise VoiceError(f"there is no file and no saved voice '{voice}'; saved: {saved}")
+            known = ", ".join(names) or "none yet; chatterbox-opt voices add NAME FILE"
+            raise VoiceError(f"there is no file and no voice '{voice}'; known: {known}")
         return names[voice]
 
     def add(self, name: str, recording: Path) -> Path:

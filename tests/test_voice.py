@@ -107,7 +107,7 @@ def test_named_voices(store, tmp_path):
     store.add("anna", other)
     assert list(store.names()) == ["anna"], "a new recording replaces the old, whatever its type"
     store.remove("anna")
-    with pytest.raises(VoiceError, match="no file and no saved voice 'anna'"):
+    with pytest.raises(VoiceError, match="no file and no voice 'anna'"):
         store.find("anna")
     with pytest.raises(VoiceError, match="no saved voice"):
         store.remove("anna")
