@@ -10,7 +10,7 @@ MADE := $(if $(filter build/%,$(MODEL)),$(MODEL)/conds.pt)
 # the name of this machine's file under bench/results/
 MACHINE ?= this-machine
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo test test-slow test-quality check bench pico clean
 
 demo: $(INSTALLED) $(MADE)
 	$(BIN)/chatterbox-opt synth "The quick brown fox jumps over the lazy dog." --model $(MODEL) --voice samples/speaker.flac -o demo.wav
@@ -21,6 +21,10 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow --durations=5
 
+test-quality: $(INSTALLED)
+	$(BIN)/python -m pip install -q -e ".[ears]"
+	$(BIN)/pytest -m quality -s
+
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -30,6 +34,19 @@ bench: $(INSTALLED)
 	mkdir -p bench/results
 	$(BIN)/chatterbox-opt bench --json bench/results/$(MACHINE).json --markdown bench/results/$(MACHINE).md
 	$(BIN)/python bench/readme.py bench/results/$(MACHINE).json
+
+# the built-in model from nothing; Debian's wordnet-base has the text. Resumes where it stopped
+pico: $(INSTALLED)
+	$(BIN)/python -m pip install -q -e ".[ears]" --group recipe
+	$(BIN)/python -m pico.data sound --count 6500
+	$(BIN)/python -m pico.data codes --count 150000
+	$(BIN)/python -m pico.train_vocoder --minutes 25
+	$(BIN)/python -m pico.train_flow --minutes 55
+	$(BIN)/python -m pico.train_encoders --minutes 6
+	$(BIN)/python -m pico.train_t3 --minutes 116
+	$(BIN)/python -m pico.pack
+	$(BIN)/python -m pico.parts
+	$(BIN)/python -m pico.evaluate --recogniser tiny.en --recogniser base
 
 clean:
 	rm -rf build dist demo.wav .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The recipe of pico, the built-in model: data, training, evaluation, packing (README.md)."""

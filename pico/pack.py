@@ -1,0 +1,187 @@
+"""Packs what was trained into the package: upstream's files, named voices, in half precision.
+
+Knows names and files. Knows nothing of training.
+
+    python -m pico.pack
+
+The package reads upstream's names into its own modules (loading.py); here the same conversion is
+run backwards, by sending the place of every number through it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from chatterbox_opt import estimator, models, random_weights
+from chatterbox_opt.files import whole_file
+from chatterbox_opt.loading import FORGIVEN, t3_from_upstream
+from chatterbox_opt.models import VOICES
+from chatterbox_opt.shapes import write_shapes
+from chatterbox_opt.vocoder import Vocoder
+from chatterbox_opt.voice import Encoders, Voice
+from pico import teacher, train_flow, train_t3
+from pico.design import SHAPES, tokenizer
+from pico.teacher import Speaker, Teacher
+from pico.train_vocoder import mel_of
+from pico.training import trained
+from pico.utterances import WORK, utterance
+
+Tensors = Mapping[str, Tensor]
+PACKAGE = models.built_in("pico")
+PROMPT = "The morning was bright, and everyone walked slowly down to the old harbour."
+SPEAKERS = {  # the first is the model's own voice
+    "ada": Speaker(0.0, 1.0, 0.0),
+    "bruno": Speaker(-0.8, 0.87, -0.1),
+    "clara": Speaker(0.32, 1.09, 0.1),
+    "dora": Speaker(-0.2, 0.93, 0.5),
+    "emil": Speaker(-0.45, 0.95, -0.3),
+}
+
+
+def backwards(convert: Callable[[Tensors], Tensors], template: Tensors, ours: Tensors) -> Tensors:
+    """The tensors that ``convert`` turns into ``ours``; what it drops is zero.
+
+    Args:
+        convert: renames, joins, reshapes and permutes, but changes no number.
+        template: names and shapes of the result.
+    """
+    sizes = [tensor.numel() for tensor in template.values()]
+    places = torch.arange(1, sum(sizes) + 1, dtype=torch.float64).split(sizes)
+    shaped = {n: p.view(t.shape) for (n, t), p in zip(template.items(), places, strict=True)}
+    flat = torch.zeros(sum(sizes))
+    for name, place in convert(shaped).items():
+        flat[place.long() - 1] = ours[name].detach().float()
+    parts = zip(template.items(), flat.split(sizes), strict=True)
+    return {name: part.view(tensor.shape) for (name, tensor), part in parts}
+
+
+def flow_to_ours(theirs: Tensors) -> Tensors:
+    """Upstream's names of the flow's tensors to ours, as ``loading.load_flow`` reads them."""
+    prefix = "decoder.estimator."
+    inner = {n.removeprefix(prefix): t for n, t in theirs.items() if n.startswith(prefix)}
+    made = estimator.from_upstream(inner, SHAPES.flow)
+    outer = {n: t for n, t in theirs.items() if not n.startswith("decoder.")}
+    return outer | {f"estimator.{n}": t for n, t in made.items()}
+
+
+def half(tensors: Tensors) -> dict[str, Tensor]:
+    """Contiguous copies with floats in float16.
+
+    Raises:
+        OverflowError: a number does not fit.
+    """
+    made = {n: t.detach().half() if t.is_floating_point() else t for n, t in tensors.items()}
+    for name, tensor in made.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise OverflowError(f"{name} does not fit float16")
+    return {name: tensor.contiguous().clone() for name, tensor in made.items()}
+
+
+def files(out: Path) -> dict[str, dict[str, Tensor]]:
+    """The three weights files from what was trained."""
+    saved = torch.load(out / "t3.pt", weights_only=True, map_location="cpu")["model"]
+    reader = train_t3.Reader(saved["used"])
+    trained("t3", reader, out)
+    decoder = backwards(
+        lambda theirs: t3_from_upstream(theirs, SHAPES.t3, torch.float64).state_dict(),
+        random_weights.t3_template(SHAPES.t3),
+        reader.folded().state_dict(),
+    )
+    painter = train_flow.Painter()
+    trained("flow", painter, out)
+    flow = backwards(
+        flow_to_ours,
+        random_weights.upstream_flow(SHAPES.flow).state_dict(),
+        painter.folded().state_dict(),
+    )
+    encoders = Encoders(SHAPES.voice, SHAPES.t3.speaker)
+    vocoder = Vocoder(SHAPES.vocoder)
+    parts: dict[str, Tensors] = {
+        "flow": flow,
+        "mel2wav": _state("vocoder", vocoder, out, inner=vocoder.net),
+        "tokenizer": _state("tokenizer", encoders.tokenizer, out),
+        "speaker_encoder": _state("xvector", encoders.speaker_encoder, out),
+    }
+    s3gen = {f"{part}.{name}": t for part, state in parts.items() for name, t in state.items()}
+    return {
+        models.T3: half(decoder),
+        models.S3GEN: half({n: t for n, t in s3gen.items() if n not in FORGIVEN}),
+        models.VOICE_ENCODER: half(_state("voice_encoder", encoders.voice_encoder, out)),
+    }
+
+
+def _state(name: str, net: nn.Module, out: Path, inner: nn.Module | None = None) -> Tensors:
+    trained(name, net, out)
+    return (inner or net).state_dict()
+
+
+def voice_of(master: Teacher, speaker: Speaker) -> Voice:
+    """A named voice, from what is known of its speaker rather than from listening."""
+    one = utterance(master, PROMPT, np.random.default_rng(0), sound=True, speaker=speaker)
+    assert one is not None and one.wave is not None
+    codes = torch.from_numpy(one.codes.astype(np.int64))[None]
+    mel = mel_of(torch.from_numpy(one.wave.astype(np.float32) / 32768)[None]).transpose(1, 2)
+    return Voice(
+        speaker=torch.from_numpy(teacher.voice_vector(speaker, SHAPES.t3.speaker))[None],
+        prompt=codes[:, : SHAPES.t3.prompt_tokens],
+        tokens=codes,
+        mel=mel[:, : 2 * codes.shape[1]],
+        xvector=torch.from_numpy(teacher.x_vector(speaker, SHAPES.flow.xvector))[None],
+    )
+
+
+def conditionals(voice: Voice) -> dict[str, object]:
+    """A voice in the format of upstream's conds.pt (``Conditionals.save``)."""
+    return {
+        "t3": {
+            "speaker_emb": voice.speaker,
+            "clap_emb": None,
+            "cond_prompt_speech_tokens": voice.prompt,
+            "cond_prompt_speech_emb": None,
+            "emotion_adv": torch.full((1, 1, 1), 0.5),
+        },
+        "gen": {
+            "prompt_token": voice.tokens,
+            "prompt_token_len": torch.tensor([voice.tokens.shape[1]]),
+            "prompt_feat": voice.mel,
+            "prompt_feat_len": None,
+            "embedding": voice.xvector,
+        },
+    }
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of what was trained.")] = WORK,
+    target: Annotated[Path, typer.Option(help="Where the model goes.")] = PACKAGE,
+) -> None:
+    """Write the model's folder; texts that lie there (the model card) stay."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name, tensors in files(out).items():
+        with whole_file(target / name) as part:
+            save_file(tensors, part)
+    text = json.dumps(tokenizer(), ensure_ascii=False)
+    (target / models.TOKENIZER).write_text(text, encoding="utf-8")
+    write_shapes(target, SHAPES)
+    shutil.rmtree(target / VOICES, ignore_errors=True)
+    (target / VOICES).mkdir()
+    master = Teacher()
+    voices = {name: voice_of(master, speaker) for name, speaker in SPEAKERS.items()}
+    for name, voice in voices.items():
+        save_file(half(voice.tensors()), target / VOICES / f"{name}.safetensors")
+    torch.save(conditionals(next(iter(voices.values()))), target / models.CONDITIONALS)
+    total = sum(f.stat().st_size for f in target.rglob("*") if f.is_file())
+    print(f"{target}: {total / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    typer.run(main)
