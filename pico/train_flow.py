@@ -128,7 +128,13 @@ def main(
         losses: dict[str, Tensor] = net([usable[i] for i in picked], rng)
         return losses
 
-    train("flow", net, loss_of, minutes=minutes, rate=1.5e-3, out=out)
+    inner = [
+        module.weight
+        for part in (net.flow.encoder.encoders, net.flow.encoder.up_encoders, net.flow.estimator)
+        for name, module in part.named_modules()
+        if isinstance(module, nn.Linear) and name not in ("mel", "time_in", "time_out")
+    ]
+    train("flow", net, loss_of, minutes=minutes, rate=1.5e-3, out=out, inner=inner)
 
 
 if __name__ == "__main__":

@@ -280,7 +280,8 @@ def main(
             queue.extend(groups(examples, rng))
         return losses(model, Batch(queue.pop(), rng, noisy=True))
 
-    train("t3", model, loss_of, minutes=minutes, rate=rate, out=out)
+    inner = [p for p in model.t3.blocks.parameters() if p.dim() == 2]
+    train("t3", model, loss_of, minutes=minutes, rate=rate, out=out, inner=inner)
 
 
 def used_codes(examples: list[Example]) -> Tensor:
