@@ -232,16 +232,21 @@ def closeness(
 
     Returns:
         top1: share of steps whose likeliest token is the same; kl: mean KL divergence of the
-        distributions, in nats; log_mel_cosine: of the flow's mel; wer: None, no recognizer.
+        distributions, in nats; log_mel_cosine: of the flow's mel; wer: word error rate of some
+        sentences spoken freely, None without a recognizer or with random weights.
     """
     if not given or not exact:
         return dict.fromkeys(("top1", "kl", "log_mel_cosine", "wer"))
     ours, theirs = (torch.log_softmax(g["logits"], dim=-1) for g in (given, exact))
     same = (ours.argmax(-1) == theirs.argmax(-1)).float().mean().item()
     kl = (theirs.exp() * (theirs - ours)).sum(-1).mean().item()
+    wer = None
+    if "words" in given:
+        errors, words = given["words"].tolist()
+        wer = errors / words
     mels = (given["mel"].flatten(), exact["mel"].flatten())
     cosine = torch.nn.functional.cosine_similarity(*mels, dim=0).item()
-    return {"top1": same, "kl": kl, "log_mel_cosine": cosine, "wer": None}
+    return {"top1": same, "kl": kl, "log_mel_cosine": cosine, "wer": wer}
 
 
 def facts(job: Job, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -33,6 +33,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (  # heading, path in the row, forma
     ("top-1", "quality.top1", "{:.1%}"),
     ("KL", "quality.kl", "{:.1e}"),
     ("mel cosine", "quality.log_mel_cosine", "{:.5f}"),
+    ("WER", "quality.wer", "{:.1%}"),
 )
 # where more is better; in the others less is
 RISING = ("t3_tokens_per_second", "realtime_x")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from chatterbox_opt import hardware, text
+from chatterbox_opt.ears import Recogniser
 from chatterbox_opt.engine import Engine
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.models import CONDITIONALS, locate
@@ -25,8 +26,17 @@ from chatterbox_opt.t3 import T3, Prompt
 from chatterbox_opt.upstream import Upstream, conditionals
 from chatterbox_opt.voice import from_conditionals
 from chatterbox_opt.watermark import Watermark
+from chatterbox_opt.wer import word_errors
 
 SENTENCE = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all."
+HEARD = (  # what the recognizer listens to; everyday words, no two sentences alike
+    "The boat left the harbour early, long before the fog had lifted.",
+    "Could somebody help me carry these heavy boxes upstairs?",
+    "My grandmother always kept a jar of honey next to the teapot.",
+    "If the shop is closed, we will try again on Thursday morning.",
+    "He whistled quietly while he painted the garden gate green.",
+    "Nobody expected so much snow at the end of April!",
+)
 STANDARD = "float32"
 UPSTREAM = "upstream"
 ROWS: dict[str, dict[str, str]] = {  # name -> overrides of the plain profile "dev"
@@ -73,7 +83,8 @@ class Subject(Protocol):
         ...
 
     def quality(self) -> dict[str, Tensor]:
-        """Logits [tokens - 1, V] and mel [80, F] for comparison; empty where not to be had."""
+        """Logits [tokens - 1, V] and mel [80, F] for comparison, and [errors, words] of what a
+        recognizer heard; without what is not to be had."""
         ...
 
 
@@ -145,7 +156,23 @@ class Ours:
         """See ``Subject``."""
         logits: list[Tensor] = []
         _, mel = self._say(logits)
-        return {"logits": torch.cat(logits), "mel": mel}
+        return {"logits": torch.cat(logits), "mel": mel} | self._understood()
+
+    def _understood(self) -> dict[str, Tensor]:
+        """Word errors of some sentences spoken freely, where an ASR is installed and the
+        checkpoint speaks."""
+        if self._engine.checkpoint.shapes.made:
+            return {}
+        try:
+            listener = Recogniser.load(threads=torch.get_num_threads())
+        except InputError:
+            return {}  # the extra is not installed: the column stays empty
+        counts = []
+        for i, sentence in enumerate(HEARD):
+            audio = self._engine.synthesize(sentence, self._voice, Sampling(seed=i))
+            heard = listener.transcribe(audio.samples, audio.sample_rate)
+            counts.append(word_errors(sentence, heard))
+        return {"words": torch.tensor(counts).sum(0)}
 
 
 class Theirs:
