@@ -91,7 +91,7 @@ def train(  # noqa: PLR0913 - each is a choice of one part's recipe
     out: Path,
     betas: tuple[float, float] = (0.9, 0.98),
     inner: Iterable[Tensor] = (),
-    inner_rate: float = 0.02,
+    inner_rate: float = 0.006,
 ) -> None:
     """Train ``net`` and keep ``out/name.pt``; a second call goes on where the first one stopped.
 
