@@ -86,7 +86,18 @@ def main(
         }
         return {"loss": parts["stft"] + parts["mel"] + 0.3 * parts["pitch"], **parts}
 
-    train("vocoder", net, loss_of, minutes=minutes, rate=1.2e-3, out=out, betas=(0.8, 0.99))
+    inner = [p for name, p in net.named_parameters() if name.endswith("original1")]
+    train(
+        "vocoder",
+        net,
+        loss_of,
+        minutes=minutes,
+        rate=1.2e-3,
+        out=out,
+        betas=(0.8, 0.99),
+        inner=inner,
+        inner_rate=0.004,
+    )
 
 
 if __name__ == "__main__":

@@ -41,12 +41,13 @@ class Muon(torch.optim.Optimizer):
                 mean = state.setdefault("mean", torch.zeros_like(matrix))
                 mean.lerp_(matrix.grad, 1 - group["momentum"])
                 update = matrix.grad.lerp(mean, group["momentum"])
-                rows, columns = matrix.shape
+                update = update.flatten(1)  # a convolution's kernel is part of what it sees
+                rows, columns = update.shape
                 blocks = update.chunk(3) if rows == 3 * columns else (update,)
                 update = torch.cat([orthogonal(block) for block in blocks])
                 scale = max(1, rows / len(blocks) / columns) ** 0.5
                 matrix.mul_(1 - group["lr"] * DECAY)
-                matrix.add_(update, alpha=-group["lr"] * scale)
+                matrix.add_(update.view_as(matrix), alpha=-group["lr"] * scale)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
