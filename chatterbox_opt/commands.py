@@ -15,7 +15,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from chatterbox_opt import audio, console, hardware, models, plan, report, voice_store
+from chatterbox_opt import audio, chart, console, hardware, models, plan, report, voice_store
 from chatterbox_opt import files as files_
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.shapes import read_shapes
@@ -177,12 +177,15 @@ def bench(
     markdown_file: Annotated[
         Optional[Path], typer.Option("--markdown", help="Write the table.")
     ] = None,
+    plot: Annotated[Optional[Path], typer.Option(help="Draw a chart: .png or .svg.")] = None,
     compare: Annotated[Optional[Path], typer.Option(help="An older --json report.")] = None,
     tolerance: Annotated[float, typer.Option(help="How much worse a figure may be.")] = 0.1,
 ) -> None:
     """Measure this machine: plain Chatterbox, and each of our configurations beside it."""
     old = report.read(compare) if compare else None
-    files = [file for file in (json_file, csv_file, markdown_file) if file]
+    files = [file for file in (json_file, csv_file, markdown_file, plot) if file]
+    if plot:
+        chart.check(plot)
     for file in files:
         audio.check_writable(str(file))
     if not (0 < seconds <= 100 and 1 <= runs <= 100):
@@ -210,6 +213,8 @@ def bench(
         if target:
             with files_.whole_file(target) as part:
                 part.write_text(content + "\n" * (not content.endswith("\n")), encoding="utf-8")
+    if plot:
+        chart.draw(measured, plot)
     if old:
         lines, worse = report.compare(measured, old, tolerance)
         console.table(("row", "figure", "old", "new", "change", ""), lines)

@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from conftest import assert_close
+from conftest import ROOT, assert_close
 from typer.testing import CliRunner
 
 from chatterbox_opt import bench, report, subjects
@@ -170,3 +170,21 @@ def test_the_quick_trial_leaves_out_what_tiny_weights_cannot_do():
         "dev",
     ]
     assert subjects.ROWS["+offload"]["offload"] == "stages"
+
+
+def test_a_chart_is_drawn_from_a_report(tmp_path):
+    from chatterbox_opt import chart
+
+    kept = report.read(ROOT / "bench" / "results" / "xeon-amx-2-cores.json")
+    for row in kept["rows"]:
+        parts = chart.stage_seconds(row)
+        assert sum(parts.values()) == pytest.approx(row["synthesis_seconds"])
+        decoded = 25 * row["audio_seconds"] / row["t3_tokens_per_second"]
+        assert parts["t3"] == pytest.approx(row["prefill_seconds"] + decoded, rel=0.02)
+    chart.draw(kept, tmp_path / "speed.svg")
+    drawn = (tmp_path / "speed.svg").read_text()
+    assert drawn.startswith("<?xml") and len(drawn) > 5000
+    chart.draw(kept, tmp_path / "speed.png")
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="must end in"):
+        chart.check(tmp_path / "speed.gif")

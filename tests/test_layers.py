@@ -39,7 +39,7 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
     },
     {"voice", "t3", "vocoder", "fallback", "console", "ears"},
     {"flow", "graphs"},
-    {"pipeline", "report"},
+    {"pipeline", "report", "chart"},
     {"loading", "upstream"},
     {"engine", "random_weights", "doctor"},
     {"provider", "subjects"},
@@ -48,7 +48,7 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
     {"cli"},
 ]
 STAGES = ("t3", "flow", "estimator", "vocoder", "cache", "sampler", "graphs", "voice")
-LIGHT = ("errors", "ears", "wer", "spoken", "files", "shapes", "text", "sampling", "audio", "models", "plan",
+LIGHT = ("errors", "chart", "ears", "wer", "spoken", "files", "shapes", "text", "sampling", "audio", "models", "plan",
          "voice_store", "report", "console", "commands", "cli", "__init__")  # fmt: skip
 
 
