@@ -273,11 +273,11 @@ def test_debug_shows_the_traceback_and_sets_the_switches(tmp_path, monkeypatch, 
 
 
 def test_debug_switches(monkeypatch):
-    from chatterbox_opt import cli, console
+    from chatterbox_opt import console, options
 
     monkeypatch.delenv("CUDA_LAUNCH_BLOCKING", raising=False)
     monkeypatch.setenv("TORCH_LOGS", "+inductor")
-    cli._quieten(console.Talk(), debug=True)
+    options.quieten(console.Talk(), debug=True)
     assert os.environ["CUDA_LAUNCH_BLOCKING"] == "1"
     assert os.environ["TORCH_LOGS"] == "+inductor", "a person's own setting stays"
     monkeypatch.delenv("CUDA_LAUNCH_BLOCKING")
