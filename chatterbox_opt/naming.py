@@ -44,7 +44,9 @@ def check_pattern(pattern: str) -> None:
     if "/" in pattern or "\\" in pattern:
         raise InputError(f"--name '{pattern}' has a path in it: give a name, and --out-dir DIR")
     try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None]
+        parts = list(string.Formatter().parse(pattern))
+        fields = [name for _, name, _, _ in parts if name is not None]
+        fields += [spec for _, _, spec, _ in parts if spec and "{" in spec]  # no field in a field
         if unknown := [name for name in fields if name not in FIELDS]:
             known = ", ".join(f"{{{name}}}" for name in FIELDS)
             raise InputError(f"--name has no field '{unknown[0]}'; it has {known}")
