@@ -147,7 +147,7 @@ def test_a_usage_error_is_one_line_and_exit_2(tmp_path, monkeypatch, args, messa
     ("args", "code"),
     [
         (["--help"], 0), (["profiles"], 0), (["profiles", "show", "rtx4090"], 0), (["--version"], 0),
-        (["synth", "--help"], 0), (["synth", "?"], 2), (["synth", "hi", "--model", "nope"], 2),
+        (["synth", "--help"], 0), (["batch", "--help"], 0), (["synth", "?"], 2), (["synth", "hi", "--model", "nope"], 2),
         (["synth", "hi", "--voice", "nope.wav"], 2), (["nonsense"], 2), (["voices", "list"], 0),
     ],
 )  # fmt: skip

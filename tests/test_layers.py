@@ -6,7 +6,6 @@ A module may import at its top those in its row and in the rows above, and error
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
