@@ -32,7 +32,7 @@ from test_batch import Fake, go, work
 fake = Fake()
 def speak(requests):
     for result in fake(requests):
-        time.sleep(0.003)
+        time.sleep(0.01)
         yield result
 summary = go(Path(sys.argv[1]), work(f"Line {i}." for i in range(int(sys.argv[2]))), speak)
 sys.exit(bool(summary.failed() or summary.left))
@@ -62,34 +62,41 @@ def check_whole(directory: Path, count: int) -> None:
     assert {path.name for path in directory.iterdir()} == files
 
 
-def kill_and_resume(command: list[str], out: Path, cwd: Path, kills: int, longest: float) -> None:
+def kill_and_resume(command: list[str], out: Path, cwd: Path, kills: int, step: float) -> None:
+    """Kill at random moments, all over the job: up to two items of ``step`` seconds after a few
+    more were noted, or while it starts."""
     chance = random.Random(1)
     for _ in range(kills):
         before = len(noted(out))
         process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-        deadline = time.monotonic() + chance.uniform(0, longest)
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.001)
+        more, deadline = chance.randrange(5), time.monotonic() + 120
+        while len(noted(out)) < before + more and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 2 * step))
+        assert process.poll() is None, "it was to be killed at work"
         process.kill()
         process.wait()
         after = noted(out)
-        assert len(after) >= before, "what was noted stays"
+        assert len(after) >= before + more, "what was noted stays"
         for line in after:
             assert (out / line["file"]).stat().st_size == line["size"]
     assert subprocess.run(command, cwd=cwd).returncode == 0
 
 
-def test_kills_lose_at_most_the_item_in_work(tmp_path):
-    command = [sys.executable, "-c", FAKE, str(tmp_path / "out"), "60"]
-    kill_and_resume(command, tmp_path / "out", HERE, kills=5, longest=1.2)
-    check_whole(tmp_path / "out", 60)
+@pytest.mark.parametrize(
+    ("items", "kills"), [(40, 5), pytest.param(200, 50, marks=pytest.mark.slow)]
+)
+def test_kills_lose_at_most_the_item_in_work(tmp_path, items, kills):
+    command = [sys.executable, "-c", FAKE, str(tmp_path / "out"), str(items)]
+    kill_and_resume(command, tmp_path / "out", HERE, kills, step=0.02)
+    check_whole(tmp_path / "out", items)
 
 
 @pytest.mark.slow
 def test_fifty_kills_of_two_hundred_items_then_one_resume(tiny, tmp_path):
     (tmp_path / "job.txt").write_text("".join(f"This is line {i}.\n" for i in range(200)))
     args = ["job.txt", "--model", str(tiny), *QUICK, "-q", "--out-dir"]
-    kill_and_resume([*COMMAND, *args, "out"], tmp_path / "out", tmp_path, kills=50, longest=8)
+    kill_and_resume([*COMMAND, *args, "out"], tmp_path / "out", tmp_path, 50, step=0.06)
     check_whole(tmp_path / "out", 200)
     assert batch(*args, "straight", cwd=tmp_path).returncode == 0
     for line in noted(tmp_path / "out"):

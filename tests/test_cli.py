@@ -103,7 +103,7 @@ def test_ctrl_c_leaves_nothing(tiny, tmp_path):
         (["--file", "nul.txt"], "NUL byte at position 3"),
         (["--file", "latin1.txt"], "not UTF-8"),
         (["hello", "--voice", "missing.wav"], "there is no voice file"),
-        (["hello", "--voice", "anna"], "no saved voice 'anna'"),
+        (["hello", "--voice", "anna"], "no voice 'anna'"),
         (["hello", "--voice", "empty.wav"], "is empty"),
         (["hello", "--voice", "."], "is a directory"),
         (["hello", "--model", "nope"], "unknown model 'nope'; known: chatterbox"),
