@@ -15,24 +15,23 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
 from chatterbox_opt import audio, manifest
-from chatterbox_opt.errors import OutputError
+from chatterbox_opt.errors import ChatterboxOptError, OutputError
 from chatterbox_opt.jobs import Item
 from chatterbox_opt.manifest import Entry, Manifest
 from chatterbox_opt.sampling import chunk_seed
 from chatterbox_opt.shapes import SAMPLE_RATE
-from chatterbox_opt.speech import Request, Result
+from chatterbox_opt.speech import Piece, Request, Result
 from chatterbox_opt.verify import HearingError, Verifier
 
 log = logging.getLogger(__name__)
 Speak = Callable[[Iterable[Request]], Iterator[Result]]
 WHOLE = -1  # in place of a chunk's number, for the seed of an utterance that is spoken again
-WAV_LIMIT = 2**32 - 2**16  # bytes: a wav counts its own in 32 bits
+NAMED = 5  # faults of one item that are noted
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +203,7 @@ class Batch:
         attempts = self._heard.setdefault(result.id, [])
         if result.error is not None and not attempts:
             del self._heard[result.id]
-            self._note(self._failure(result.id, str(result.error) or repr(result.error)))
+            self._note(self._failure(result.id, _reason(result.error)))
             return
         if result.error is None:
             attempts.append(self._listen(result))
@@ -241,7 +240,7 @@ class Batch:
             self._unwritten(id, error)
             return
         self._full = 0
-        found = [fault for piece in pieces for fault in piece.faults]
+        found = _faults(pieces)
         self._note(
             Entry(
                 id,
@@ -300,6 +299,23 @@ class Batch:
         )
 
 
+def _reason(error: Exception) -> str:
+    """An error in words; one that is not ours needs its kind to be understood."""
+    ours = isinstance(error, ChatterboxOptError)
+    return str(error) if ours else f"{type(error).__name__}: {error}"
+
+
+def _faults(pieces: tuple[Piece, ...]) -> list[str]:
+    """What is wrong with an utterance, and in which chunk."""
+    found = [
+        fault if len(pieces) == 1 else f"chunk {number}: {fault}"
+        for number, piece in enumerate(pieces, 1)
+        for fault in piece.faults
+    ]
+    more = len(found) - NAMED
+    return found if more <= 0 else [*found[:NAMED], f"{more} more"]
+
+
 def _request(task: Task, attempt: int = 0) -> Request:
     """What the engine is asked; a further attempt has a seed derived from the row's, if any."""
     item = task.item
@@ -307,40 +323,3 @@ def _request(task: Task, attempt: int = 0) -> Request:
     if attempt and sampling.seed is not None:
         sampling = replace(sampling, seed=chunk_seed(sampling.seed, WHOLE, attempt))
     return Request(item.id, item.text, item.voice, sampling)
-
-
-def join(
-    items: Iterable[Item],
-    entries: Mapping[str, Entry],
-    directory: Path,
-    book: str,
-    pauses: tuple[float, float],
-) -> float:
-    """Write one file from those of all items, in the job's order, block by block.
-
-    Args:
-        pauses: seconds of silence between items, and before a chapter.
-
-    Returns:
-        seconds of sound.
-
-    Raises:
-        OutputError: disk full, a file gone or damaged, or longer than a wav can be.
-    """
-    import numpy as np
-    import soundfile
-
-    items = list(items)
-    gaps = [round(pauses[item.opens] * SAMPLE_RATE) for item in items[1:]]
-    length = sum(entries[item.id].duration for item in items) + sum(gaps) / SAMPLE_RATE
-    if Path(book).suffix.lower() == ".wav" and length * SAMPLE_RATE * 2 > WAV_LIMIT:
-        raise OutputError(
-            f"'{book}' would have {length / 3600:.0f} h, too long for a wav: give .flac"
-        )
-    with audio.writer(book) as sink:
-        for item, gap in zip(items, [0, *gaps], strict=True):
-            sink.write(np.zeros(gap, dtype=np.float32))
-            with soundfile.SoundFile(directory / entries[item.id].file) as file:
-                for block in file.blocks(1 << 16, dtype="float32"):
-                    sink.write(block)
-    return length

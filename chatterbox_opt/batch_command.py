@@ -29,8 +29,9 @@ from chatterbox_opt import (
     plan,
     voice_store,
 )
-from chatterbox_opt.batch import Batch, Summary, Task, join, tasks
+from chatterbox_opt.batch import Batch, Summary, Task, tasks
 from chatterbox_opt.batch_display import display, report
+from chatterbox_opt.book import join
 from chatterbox_opt.errors import InputError, OutputError, VoiceError
 from chatterbox_opt.models import Checkpoint
 from chatterbox_opt.sampling import Sampling
@@ -115,6 +116,8 @@ def batch(
         not no_watermark,
     )
     _check(format, name, retries, (pause, chapter_pause))
+    if book is not None:
+        audio.output_format(book)
     verifier = Verifier.of(verify, max_wer) if verify is not None else None
     machine.check(voice)
     items = jobs.read(file, _content(file), sampling, voice)
@@ -122,7 +125,6 @@ def batch(
     options.quieten(talk, debug=debug)
     with manifest.opened(out_dir, anew=force) as noted, display(talk, as_json=as_json) as show:
         if book is not None:
-            audio.output_format(book)
             audio.check_writable(book)
         work = Batch(
             noted,

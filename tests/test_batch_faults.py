@@ -15,9 +15,10 @@ import pytest
 import soundfile
 from conftest import SAMPLE
 from rich.console import Console
+from test_batch import Fake, work
 
 from chatterbox_opt import batch_display, console, manifest
-from chatterbox_opt.batch import Event, Summary
+from chatterbox_opt.batch import Batch, Event, Summary
 from chatterbox_opt.manifest import Entry
 
 COMMAND = [sys.executable, "-m", "chatterbox_opt.cli", "batch"]
@@ -170,6 +171,22 @@ def test_a_signal_finishes_the_item_and_the_next_run_goes_on(tiny, tmp_path, num
     assert "stopping when this item is finished" in told.decode()
     assert "not reached" in told.decode()
     check_whole(out, len(noted(out)))
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    from chatterbox_opt import batch_command
+
+    before = signal.getsignal(signal.SIGTERM)
+    with manifest.opened(tmp_path) as held:
+        running = Batch(held, work("abc"), lambda event: None)
+        with pytest.raises(SystemExit) as caught:
+            with batch_command._stoppable(running, console.Talk(quiet=True)) as numbers:
+                signal.raise_signal(signal.SIGTERM)
+                assert numbers == [signal.SIGTERM]
+                signal.raise_signal(signal.SIGTERM)
+    assert caught.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert running.run(Fake()).left == 3, "it takes no new item"
 
 
 def test_a_finished_job_loads_no_model_and_can_still_be_joined(tiny, tmp_path):
