@@ -105,6 +105,25 @@ def test_fifty_kills_of_two_hundred_items_then_one_resume(tiny, tmp_path):
         assert killed.read_bytes() == straight.read_bytes()
 
 
+def test_a_disk_that_takes_no_sound_ends_the_run(tmp_path):
+    """The system's own refusal in the middle of a file, as libsndfile meets it."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", FAKE, str(out), "9"]
+
+    def little_room() -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    full = subprocess.run(command, cwd=HERE, preexec_fn=little_room, capture_output=True)
+    assert full.returncode == 1, full.stderr.decode()
+    assert "Traceback" not in full.stderr.decode()
+    assert [line["status"] for line in noted(out)] == ["failed", "failed"]
+    assert {path.name for path in out.iterdir()} == {manifest.FILE, manifest.LOCK}
+    assert subprocess.run(command, cwd=HERE).returncode == 0
+    assert len(list(out.glob("*.wav"))) == 9
+
+
 def rows(good_voice: bool) -> str:
     cells = [{"text": f"This is row {i}.", "id": i} for i in range(1, 20)]
     cells[4]["text"] = "\0\0\0"
