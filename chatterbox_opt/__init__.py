@@ -12,13 +12,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from chatterbox_opt.engine import Engine
     from chatterbox_opt.sampling import Sampling
-    from chatterbox_opt.speech import Audio
+    from chatterbox_opt.speech import Audio, Request, Result
     from chatterbox_opt.voice import Voice
 
 __version__ = "0.1.0"
-__all__ = ["Audio", "Engine", "Sampling", "Voice"]
+__all__ = ["Audio", "Engine", "Request", "Result", "Sampling", "Voice"]
 
-_HOMES = {"Audio": "speech", "Engine": "engine", "Sampling": "sampling", "Voice": "voice"}
+_HOMES = {
+    "Audio": "speech",
+    "Engine": "engine",
+    "Request": "speech",
+    "Result": "speech",
+    "Sampling": "sampling",
+    "Voice": "voice",
+}
 
 
 def __getattr__(name: str) -> Any:

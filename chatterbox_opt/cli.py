@@ -19,7 +19,17 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from chatterbox_opt import __version__, audio, commands, console, hardware, models, plan, text
+from chatterbox_opt import (
+    __version__,
+    audio,
+    batch_command,
+    commands,
+    console,
+    hardware,
+    models,
+    options,
+    text,
+)
 from chatterbox_opt.errors import ChatterboxOptError, InputError, TextError
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.shapes import SAMPLE_RATE
@@ -37,6 +47,7 @@ app.add_typer(commands.models_app, name="models")
 app.add_typer(commands.profiles, name="profiles")
 app.command()(commands.doctor)
 app.command()(commands.bench)
+app.command()(batch_command.batch)
 
 DEBUG = "--debug"
 INTERRUPTED = 130
@@ -70,63 +81,32 @@ def synth(
         str,
         typer.Option("--output", "-o", help="wav, flac, ogg or mp3; - is WAV to standard output."),
     ] = "out.wav",
-    voice: Annotated[
-        Optional[str],
-        typer.Option(help="A recording, or a saved voice's name; else the model's own."),
-    ] = None,
-    model: Annotated[
-        str, typer.Option(help="A model's name, or a directory with its files.")
-    ] = models.DEFAULT,
-    seed: Annotated[Optional[int], typer.Option(help="The same seed gives the same wav.")] = None,
-    temperature: Annotated[
-        float, typer.Option(help="Spread of the speech; 0 is greedy.")
-    ] = KNOBS.temperature,
-    cfg_weight: Annotated[
-        float, typer.Option(help="How strongly the text steers; 0 is off.")
-    ] = KNOBS.cfg_weight,
-    exaggeration: Annotated[
-        float, typer.Option(help="Emotion; 0.5 is neutral.")
-    ] = KNOBS.exaggeration,
-    min_p: Annotated[
-        float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")
-    ] = KNOBS.min_p,
-    top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 keeps all.")] = KNOBS.top_p,
-    repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1 discourages repetition.")
-    ] = KNOBS.repetition_penalty,
-    max_tokens: Annotated[
-        int, typer.Option(help="Bound for one chunk; 25 are a second.")
-    ] = KNOBS.max_tokens,
-    cfm_steps: Annotated[
-        int, typer.Option(help="Steps of the flow; fewer are quicker and less exact.")
-    ] = KNOBS.cfm_steps,
-    profile: Annotated[
-        str, typer.Option(help="A profile's name, a .yaml file, or auto.")
-    ] = hardware.AUTO,
-    device: Annotated[str, typer.Option(help=", ".join(hardware.DEVICES))] = hardware.AUTO,
-    dtype: Annotated[Optional[str], typer.Option(help=", ".join(plan.DTYPES))] = None,
-    compile: Annotated[Optional[str], typer.Option(help=", ".join(plan.COMPILE))] = None,
-    offload: Annotated[Optional[str], typer.Option(help=", ".join(plan.OFFLOAD))] = None,
-    subtype: Annotated[
-        Optional[str], typer.Option(help="Sample format, such as PCM_24 or FLOAT for wav.")
-    ] = None,
-    no_watermark: Annotated[
-        bool, typer.Option("--no-watermark", help="Leave out the PerTh watermark.")
-    ] = False,
-    voice_cache: commands.StoreOption = None,
-    no_voice_cache: Annotated[
-        bool, typer.Option("--no-voice-cache", help="Compute the voice anew.")
-    ] = False,
+    voice: options.Voice = None,
+    model: options.Model = models.DEFAULT,
+    seed: options.Seed = None,
+    temperature: options.Temperature = KNOBS.temperature,
+    cfg_weight: options.CfgWeight = KNOBS.cfg_weight,
+    exaggeration: options.Exaggeration = KNOBS.exaggeration,
+    min_p: options.MinP = KNOBS.min_p,
+    top_p: options.TopP = KNOBS.top_p,
+    repetition_penalty: options.RepetitionPenalty = KNOBS.repetition_penalty,
+    max_tokens: options.MaxTokens = KNOBS.max_tokens,
+    cfm_steps: options.CfmSteps = KNOBS.cfm_steps,
+    profile: options.Profile = hardware.AUTO,
+    device: options.Device = hardware.AUTO,
+    dtype: options.Dtype = None,
+    compile: options.Compile = None,
+    offload: options.Offload = None,
+    subtype: options.Subtype = None,
+    no_watermark: options.NoWatermark = False,
+    voice_cache: options.Store = None,
+    no_voice_cache: options.NoStore = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one result object to standard output.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Say where each setting came from.")
-    ] = False,
-    debug: Annotated[
-        bool, typer.Option(DEBUG, help="Tracebacks, CUDA_LAUNCH_BLOCKING, TORCH_LOGS.")
-    ] = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
 ) -> None:
     """Speak a text and write it to a file."""
     started = time.perf_counter()
@@ -143,34 +123,24 @@ def synth(
         max_tokens,
         cfm_steps,
     )
-    overrides = _given(dtype=dtype, compile=compile, offload=offload)
-    store = commands.store_at(voice_cache, keep=not no_voice_cache)
+    machine = options.Machine(
+        model,
+        profile,
+        device,
+        options.given(dtype=dtype, compile=compile, offload=offload),
+        options.store_at(voice_cache, keep=not no_voice_cache),
+        not no_watermark,
+    )
     _check_output(output, subtype, as_json=as_json)
-    models.check_name(model)
-    if voice is not None:
-        shipped = models.shipped_voices(model)
-        if (path := store.find(voice, shipped)) not in shipped.values():
-            audio.check_reference(path)
-    if device not in hardware.DEVICES:
-        raise InputError(f"device is '{device}'; known: {', '.join(hardware.DEVICES)}")
-    plan.check_words(profile, overrides, os.environ)
-    _quieten(talk, debug=debug)
-    if quiet:
-        os.environ.setdefault("TQDM_DISABLE", "1")  # the hub's and plain Chatterbox's bars
+    machine.check(voice)
+    options.quieten(talk, debug=debug)
 
     import numpy as np
 
-    from chatterbox_opt.engine import Engine, seeded
+    from chatterbox_opt.engine import seeded
 
     sampling = seeded(sampling)
-    if models.must_download(model):
-        talk.say(f"fetching {models.HUB[model]} from the hub: 3 GB, once")
-    with Engine.load(
-        model, profile, device=device, overrides=overrides, store=store, watermark=not no_watermark
-    ) as engine:
-        talk.say(engine.plan.summary())
-        for reason in engine.plan.reasons:
-            talk.detail(f"  {reason}")
+    with machine.load(talk) as engine:
         speaker = engine.voice(voice)
         loaded = time.perf_counter()
         pieces, samples = [], 0
@@ -217,10 +187,6 @@ def _check_output(output: str, subtype: str | None, *, as_json: bool) -> None:
         )
 
 
-def _given(**options: str | None) -> dict[str, str]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
 def _result(
     pieces: list[Any], duration: float, spent: float, sampling: Sampling, output: str
 ) -> dict[str, Any]:
@@ -248,16 +214,6 @@ def _report(talk: console.Talk, result: dict[str, Any], *, as_json: bool) -> Non
     talk.detail(f"  load {result['load_seconds']:.2f}s, {stages}, {result['tokens']} tokens")
     if as_json:
         print(json.dumps(result))
-
-
-def _quieten(talk: console.Talk, *, debug: bool) -> None:
-    """Route the library's warnings to the person; with --debug let everything through."""
-    console.show_warnings(talk)
-    if debug:
-        os.environ.setdefault("CUDA_LAUNCH_BLOCKING", "1")
-        os.environ.setdefault("TORCH_LOGS", "+dynamo")
-    else:
-        console.be_quiet()
 
 
 # the base of usage errors; newer Typer carries its own click, so it is found by name

@@ -15,7 +15,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from chatterbox_opt import audio, chart, console, hardware, models, plan, report, voice_store
+from chatterbox_opt import audio, chart, console, hardware, models, options, plan, report
 from chatterbox_opt import files as files_
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.shapes import read_shapes
@@ -24,21 +24,11 @@ voices = typer.Typer(help="Name voices, so that --voice anna works.", no_args_is
 models_app = typer.Typer(help="List models, or make one of random values.", no_args_is_help=True)
 profiles = typer.Typer(help="Show hardware profiles, or what was detected here.")
 
-StoreOption = Annotated[
-    Optional[Path],
-    typer.Option("--voice-cache", help="Where voices are kept; or CHATTERBOX_VOICE_CACHE."),
-]
-
-
-def store_at(directory: Path | None, *, keep: bool = True) -> voice_store.VoiceStore:
-    """The store in a directory, or in the default one."""
-    return voice_store.VoiceStore(directory or voice_store.default_directory(), keep)
-
 
 @voices.command("list")
-def voices_list(voice_cache: StoreOption = None) -> None:
+def voices_list(voice_cache: options.Store = None) -> None:
     """List saved voices, and those that come with a model."""
-    store = store_at(voice_cache)
+    store = options.store_at(voice_cache)
     rows = [(name, str(path)) for name, path in store.names().items()]
     for model in models.BUILT_IN:
         rows += [(name, f"comes with --model {model}") for name in models.shipped_voices(model)]
@@ -47,25 +37,25 @@ def voices_list(voice_cache: StoreOption = None) -> None:
 
 
 @voices.command("add")
-def voices_add(name: str, file: Path, voice_cache: StoreOption = None) -> None:
+def voices_add(name: str, file: Path, voice_cache: options.Store = None) -> None:
     """Save a recording under a name (a copy; an older one of that name is replaced)."""
     audio.read_reference(file)
-    print(f"{name} -> {store_at(voice_cache).add(name, file)}", file=sys.stderr)
+    print(f"{name} -> {options.store_at(voice_cache).add(name, file)}", file=sys.stderr)
 
 
 @voices.command("remove")
-def voices_remove(name: str, voice_cache: StoreOption = None) -> None:
+def voices_remove(name: str, voice_cache: options.Store = None) -> None:
     """Forget a saved voice."""
-    store_at(voice_cache).remove(name)
+    options.store_at(voice_cache).remove(name)
 
 
 @voices.command("clear")
 def voices_clear(
-    voice_cache: StoreOption = None,
+    voice_cache: options.Store = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Forget all saved and computed voices."""
-    store = store_at(voice_cache)
+    store = options.store_at(voice_cache)
     if not yes and not sys.stdin.isatty():
         raise InputError("nobody is here to ask; say --yes to forget all voices")
     if not yes and not typer.confirm(f"Forget all voices in {store.directory}?", err=True):
@@ -144,11 +134,11 @@ def profiles_detect(
     console.table(("key", "value"), [*rows, *(("reason", reason) for reason in how.reasons)])
 
 
-def doctor(voice_cache: StoreOption = None) -> None:
+def doctor(voice_cache: options.Store = None) -> None:
     """Say what was found here, and what to mend."""
     from chatterbox_opt.doctor import examine
 
-    findings = examine(store_at(voice_cache))
+    findings = examine(options.store_at(voice_cache))
     console.table(
         ("what", "state", "found", "remedy"),
         ((f.what, "ok" if f.good else "MEND", f.found, f.remedy) for f in findings),

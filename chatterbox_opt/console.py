@@ -34,21 +34,36 @@ class Talk:
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
         self.quiet, self.verbose = quiet, verbose
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether somebody watches."""
+        return self.console.is_terminal
+
+    def table(self, rows: Iterable[tuple[str, str]]) -> None:
+        """A small table of names and figures, as part of the talk."""
+        grid = Table(show_header=False, box=None, pad_edge=False)
+        grid.add_column(style="bold")
+        grid.add_column(justify="right")
+        for name, value in rows:
+            grid.add_row(Text(name), Text(value))
+        if not self.quiet:
+            self.console.print(grid)
 
     def say(self, line: str) -> None:
         """A status line."""
         if not self.quiet:
-            self._console.print(line, markup=False)
+            self.console.print(line, markup=False)
 
     def detail(self, line: str) -> None:
         """A line for ``-v``."""
         if self.verbose and not self.quiet:
-            self._console.print(line, markup=False, style="dim")
+            self.console.print(line, markup=False, style="dim")
 
     def warn(self, line: str) -> None:
         """A warning: always shown."""
-        self._console.print(f"warning: {line}", markup=False, style="yellow")
+        self.console.print(f"warning: {line}", markup=False, style="yellow")
 
     @contextmanager
     def bars(self) -> Iterator[Callable[[speech.Progress], None]]:
@@ -56,7 +71,7 @@ class Talk:
 
         A bar's end is a guess from the chunk's characters.
         """
-        if self.quiet or not self._console.is_terminal:
+        if self.quiet or not self.console.is_terminal:
             yield lambda progress: None
             return
         columns = (
@@ -66,7 +81,7 @@ class Talk:
             TextColumn("{task.completed} tokens"),
             _Rate(),
         )
-        with Progress(*columns, console=self._console, transient=True) as bars:
+        with Progress(*columns, console=self.console, transient=True) as bars:
 
             def show(progress: speech.Progress) -> None:
                 if len(bars.tasks) <= progress.chunk:

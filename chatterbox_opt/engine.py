@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -24,13 +24,14 @@ from torch import Tensor
 
 from chatterbox_opt import hardware, loading, models, plan, voice_store
 from chatterbox_opt.audio import check_reference, read_reference
-from chatterbox_opt.errors import InputError, SilenceError
+from chatterbox_opt.errors import ChatterboxOptError, InputError, SilenceError
+from chatterbox_opt.guard import Guard, Take
 from chatterbox_opt.models import Checkpoint
-from chatterbox_opt.pipeline import OnToken, Pipeline
+from chatterbox_opt.pipeline import OnToken, Pipeline, Spoken
 from chatterbox_opt.plan import Plan
 from chatterbox_opt.sampling import Sampling, chunk_seed
 from chatterbox_opt.shapes import SAMPLE_RATE
-from chatterbox_opt.speech import Audio, Observer, Piece, Progress, total_seconds
+from chatterbox_opt.speech import Audio, Observer, Piece, Progress, Request, Result, join
 from chatterbox_opt.text import Chunk, split
 from chatterbox_opt.upstream import Upstream
 from chatterbox_opt.voice import Voice, from_conditionals
@@ -40,6 +41,8 @@ from chatterbox_opt.watermark import Watermark
 log = logging.getLogger(__name__)
 ATTEMPTS = 3  # further seeds for a chunk of which the model says nothing
 Wave = npt.NDArray[np.float32]
+# one request's failure, not the batch's; torch, numpy and file systems have their own kinds
+FAILURES = (ChatterboxOptError, RuntimeError, ValueError, LookupError, OSError, MemoryError)
 
 
 class Engine:
@@ -180,6 +183,7 @@ class Engine:
         voice: Voice | None = None,
         sampling: Sampling | None = None,
         observe: Observer | None = None,
+        guard: Guard | None = None,
     ) -> Iterator[Piece]:
         """Speak a text of any length, chunk by chunk: the primitive that all else collects.
 
@@ -187,6 +191,7 @@ class Engine:
             voice: from ``engine.voice``; None is the model's own.
             sampling: knobs; without a seed a new one is drawn.
             observe: called at every speech token.
+            guard: finds runaways, cut-offs and loops, and has such a chunk spoken again.
 
         Raises:
             TextError: nothing to speak.
@@ -196,7 +201,8 @@ class Engine:
         seed, chunks = _seed(sampling), self._chunks(text)
         for i, chunk in enumerate(chunks):
             on_token = _reporter(observe, i, chunks)
-            yield self._piece(chunk, voice, sampling, (seed, i), on_token)
+            say = self._speech_of(chunk, voice, sampling, (seed, i), on_token)
+            yield self._piece(chunk, guard.best(chunk.text, say) if guard else Take(say(0)))
 
     def _chunks(self, text: str) -> list[Chunk]:
         if not self.checkpoint.shapes.spelled:
@@ -205,22 +211,33 @@ class Engine:
 
         return split(text, spell=spell_out)
 
-    def _piece(
+    def _speech_of(
         self,
         chunk: Chunk,
         voice: Voice,
         sampling: Sampling,
         seed: tuple[int, int],
         on_token: OnToken,
-    ) -> Piece:
-        spoken = _until_said(
-            seed, lambda drawn: self._speaker.say(chunk, voice, sampling, drawn, on_token)
-        )
+    ) -> Callable[[int], Spoken]:
+        """A function from an attempt's number to the chunk's sound, each with seeds of its own."""
+
+        def say(attempt: int) -> Spoken:
+            return _until_said(
+                seed,
+                lambda drawn: self._speaker.say(chunk, voice, sampling, drawn, on_token),
+                first=attempt * (ATTEMPTS + 1),
+            )
+
+        return say
+
+    def _piece(self, chunk: Chunk, take: Take) -> Piece:
+        spoken = take.spoken
         wave, seconds = spoken.wave, dict(spoken.seconds)
         if self._watermark:
             wave, seconds["watermark"] = _timed(self._watermark.apply, wave)
         silence = np.zeros(round(chunk.pause * SAMPLE_RATE), dtype=np.float32)
-        return Piece(np.concatenate((wave, silence)), chunk.text, spoken.tokens, seconds)
+        samples = np.concatenate((wave, silence))
+        return Piece(samples, chunk.text, spoken.tokens, seconds, take.faults, take.attempts)
 
     def stream(
         self, text: str, voice: Voice | None = None, sampling: Sampling | None = None
@@ -239,13 +256,31 @@ class Engine:
         sampling = sampling or Sampling()
         seed = _seed(sampling)
         pieces = list(self.pieces(text, voice, replace(sampling, seed=seed), observe))
-        return Audio(
-            samples=np.concatenate([piece.samples for piece in pieces]),
-            sample_rate=SAMPLE_RATE,
-            seed=seed,
-            tokens=sum(piece.tokens for piece in pieces),
-            seconds=total_seconds(pieces),
-        )
+        return join(pieces, seed)
+
+    def batch(self, requests: Iterable[Request], guard: Guard | None = None) -> Iterator[Result]:
+        """Speak many texts; yield results as they finish, each with its request's id.
+
+        A request that fails gives its error as a value and does not end the others. Requests are
+        drawn as there is room for them, so a generator that ends early ends the batch with
+        nothing half done.
+
+        Args:
+            guard: as ``pieces``.
+        """
+        for request in requests:
+            yield self._result(request, guard)
+
+    def _result(self, request: Request, guard: Guard | None) -> Result:
+        sampling, voice = seeded(request.sampling), request.voice
+        seed = _seed(sampling)
+        try:
+            if not isinstance(voice, Voice):
+                voice = self.voice(voice)
+            pieces = tuple(self.pieces(request.text, voice, sampling, guard=guard))
+        except FAILURES as error:
+            return Result(request.id, seed, error=error)
+        return Result(request.id, seed, pieces)
 
     def speech_tokens(
         self, text: str, voice: Voice | None = None, sampling: Sampling | None = None
@@ -277,14 +312,15 @@ class Engine:
 Said = TypeVar("Said")
 
 
-def _until_said(seed: tuple[int, int], say: Callable[[int], Said]) -> Said:
+def _until_said(seed: tuple[int, int], say: Callable[[int], Said], first: int = 0) -> Said:
     """Ask again, with another seed each time, while the model stops before it says anything."""
-    for attempt in range(ATTEMPTS):
+    last = first + ATTEMPTS
+    for attempt in range(first, last):
         try:
             return say(chunk_seed(*seed, attempt))
         except SilenceError as error:
             log.warning("%s (asking again)", error)
-    return say(chunk_seed(*seed, ATTEMPTS))
+    return say(chunk_seed(*seed, last))
 
 
 def seeded(sampling: Sampling) -> Sampling:

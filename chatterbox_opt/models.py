@@ -158,6 +158,15 @@ def in_cache(repository: str) -> Path | None:
     return Path(found[0]).parent if found and all(isinstance(f, str) for f in found) else None  # type: ignore[arg-type]
 
 
+def identity(checkpoint: Checkpoint) -> str:
+    """Digest of everything that a model's sound depends on, as ``_voice_identity`` takes it."""
+    digest = hashlib.blake2b(repr(checkpoint.shapes).encode(), digest_size=12)
+    for name in FILES:
+        if checkpoint.path(name).is_file():
+            _add_file(digest, checkpoint.path(name))
+    return digest.hexdigest()
+
+
 def must_download(model: str) -> bool:
     """Whether ``locate`` will need the network for this model."""
     return model in HUB and in_cache(HUB[model]) is None
@@ -186,10 +195,14 @@ def _voice_identity(directory: Path) -> str:
     """Digest of what turns a recording into a Voice: all of the voice encoder (6 MB), and of
     s3gen's half gigabyte its header and 64 blocks spread over the file."""
     digest = hashlib.blake2b((directory / VOICE_ENCODER).read_bytes(), digest_size=16)
-    path = directory / S3GEN
+    _add_file(digest, directory / S3GEN)
+    return digest.hexdigest()
+
+
+def _add_file(digest: hashlib.blake2b, path: Path) -> None:
+    """Add a file's header and 64 blocks spread over it."""
     size, block = path.stat().st_size, 1 << 16
     with path.open("rb") as file:
         for i in range(64):
             file.seek(i * max(size - block, 0) // 63)
             digest.update(file.read(block))
-    return digest.hexdigest()

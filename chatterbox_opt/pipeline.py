@@ -39,11 +39,15 @@ class Spoken:
         wave: float32 [n] in [-1, 1] at 24 kHz, without watermark.
         tokens: how many speech tokens it was made of.
         seconds: of work, by stage.
+        codes: the speech tokens, where they are known (plain Chatterbox gives none out).
+        cut: T3 came to its limit without a stop token.
     """
 
     wave: npt.NDArray[np.float32]
     tokens: int
     seconds: Mapping[str, float]
+    codes: tuple[int, ...] = ()
+    cut: bool = False
 
 
 class Pipeline:
@@ -80,6 +84,17 @@ class Pipeline:
         Raises:
             SilenceError: the model said nothing at all.
         """
+        return self._said(text, voice, sampling, generator, on_token)[0]
+
+    def _said(
+        self,
+        text: str,
+        voice: Voice,
+        sampling: Sampling,
+        generator: torch.Generator,
+        on_token: OnToken,
+    ) -> tuple[Tensor, bool]:
+        """``speech_tokens``, and whether the limit cut them off."""
         prompt = Prompt(text_tokens(self.tokenizer, text), voice.speaker, voice.prompt)
         state = generator.get_state()
 
@@ -102,7 +117,8 @@ class Pipeline:
         kept = [t for t in said if t < SPEECH_TOKENS]
         if not kept:
             raise SilenceError(f"the model said nothing for {text[:40]!r}: try another --seed")
-        return torch.tensor(kept)
+        bound = self.residency.module("t3").bound(sampling)  # type: ignore[operator]
+        return torch.tensor(kept), len(said) >= bound
 
     def say(
         self, chunk: Chunk, voice: Voice, sampling: Sampling, seed: int, on_token: OnToken
@@ -117,7 +133,7 @@ class Pipeline:
         generator = torch.Generator(self.device).manual_seed(seed)
         voice = voice.to(self.device)
         start = time.perf_counter()
-        tokens = self.speech_tokens(chunk.text, voice, sampling, generator, on_token)
+        tokens, cut = self._said(chunk.text, voice, sampling, generator, on_token)
         said = time.perf_counter()
         state = generator.get_state()
         steps = sampling.cfm_steps
@@ -133,7 +149,7 @@ class Pipeline:
             generator.set_state(state)
             wave = self._wave(self._mel(tokens, voice, generator, steps, wide=True), generator)
         spent = {"t3": said - start, "flow": drawn - said, "vocoder": time.perf_counter() - drawn}
-        return Spoken(wave, len(tokens), spent)
+        return Spoken(wave, len(tokens), spent, tuple(tokens.tolist()), cut)
 
     def _mel(
         self,

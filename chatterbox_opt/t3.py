@@ -245,6 +245,10 @@ class T3(nn.Module):
             like=self.like,
         )
 
+    def bound(self, sampling: Sampling) -> int:
+        """The most tokens of one run: what was asked for, or a small model's table."""
+        return min(sampling.max_tokens, self.shape.speech_positions - 1)
+
     @torch.inference_mode()
     def generate(
         self,
@@ -270,9 +274,7 @@ class T3(nn.Module):
         shape, device = self.shape, self.like.device
         prefix = self.embed(prompt, sampling)
         length = prefix.shape[1]
-        bound = min(
-            sampling.max_tokens, shape.speech_positions - 1
-        )  # a small model's table is short
+        bound = self.bound(sampling)
         cache = self.new_cache(prefix.shape[0], length + bound)
         seen = torch.zeros(1, shape.speech_vocab, dtype=torch.bool, device=device)
         seen[:, shape.start_speech] = True

@@ -103,7 +103,7 @@ def test_ctrl_c_leaves_nothing(tiny, tmp_path):
         (["--file", "nul.txt"], "NUL byte at position 3"),
         (["--file", "latin1.txt"], "not UTF-8"),
         (["hello", "--voice", "missing.wav"], "there is no voice file"),
-        (["hello", "--voice", "anna"], "no saved voice 'anna'"),
+        (["hello", "--voice", "anna"], "no voice 'anna'"),
         (["hello", "--voice", "empty.wav"], "is empty"),
         (["hello", "--voice", "."], "is a directory"),
         (["hello", "--model", "nope"], "unknown model 'nope'; known: chatterbox"),
@@ -147,7 +147,7 @@ def test_a_usage_error_is_one_line_and_exit_2(tmp_path, monkeypatch, args, messa
     ("args", "code"),
     [
         (["--help"], 0), (["profiles"], 0), (["profiles", "show", "rtx4090"], 0), (["--version"], 0),
-        (["synth", "--help"], 0), (["synth", "?"], 2), (["synth", "hi", "--model", "nope"], 2),
+        (["synth", "--help"], 0), (["batch", "--help"], 0), (["synth", "?"], 2), (["synth", "hi", "--model", "nope"], 2),
         (["synth", "hi", "--voice", "nope.wav"], 2), (["nonsense"], 2), (["voices", "list"], 0),
     ],
 )  # fmt: skip
@@ -273,11 +273,11 @@ def test_debug_shows_the_traceback_and_sets_the_switches(tmp_path, monkeypatch, 
 
 
 def test_debug_switches(monkeypatch):
-    from chatterbox_opt import cli, console
+    from chatterbox_opt import console, options
 
     monkeypatch.delenv("CUDA_LAUNCH_BLOCKING", raising=False)
     monkeypatch.setenv("TORCH_LOGS", "+inductor")
-    cli._quieten(console.Talk(), debug=True)
+    options.quieten(console.Talk(), debug=True)
     assert os.environ["CUDA_LAUNCH_BLOCKING"] == "1"
     assert os.environ["TORCH_LOGS"] == "+inductor", "a person's own setting stays"
     monkeypatch.delenv("CUDA_LAUNCH_BLOCKING")

@@ -7,11 +7,11 @@ import sys
 import pytest
 
 import chatterbox_opt
-from chatterbox_opt import Audio, Engine, Sampling, Voice
+from chatterbox_opt import Audio, Engine, Request, Result, Sampling, Voice
 
 
 def test_the_names():
-    assert chatterbox_opt.__all__ == ["Audio", "Engine", "Sampling", "Voice"]
+    assert chatterbox_opt.__all__ == ["Audio", "Engine", "Request", "Result", "Sampling", "Voice"]
     assert all(getattr(chatterbox_opt, name) for name in chatterbox_opt.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Nope'"):
         chatterbox_opt.Nope  # noqa: B018
@@ -20,11 +20,12 @@ def test_the_names():
 def test_the_engine():
     public = [name for name in vars(Engine) if not name.startswith("_")]
     assert public == [
-        "load", "close", "voice", "pieces", "stream", "synthesize", "speech_tokens"
+        "load", "close", "voice", "pieces", "stream", "synthesize", "batch", "speech_tokens"
     ]  # fmt: skip
     assert list(inspect.signature(Engine.synthesize).parameters) == [
         "self", "text", "voice", "sampling", "observe"
     ]  # fmt: skip
+    assert list(inspect.signature(Engine.batch).parameters) == ["self", "requests", "guard"]
 
 
 def test_the_values():
@@ -32,6 +33,8 @@ def test_the_values():
     with pytest.raises(AttributeError):
         Sampling().seed = 3
     assert [f for f in Voice.__slots__] == ["speaker", "prompt", "tokens", "mel", "xvector"]
+    assert [f for f in Request.__slots__] == ["id", "text", "voice", "sampling"]
+    assert [f for f in Result.__slots__] == ["id", "seed", "pieces", "error"]
     assert [f for f in Audio.__slots__] == ["samples", "sample_rate", "seed", "tokens", "seconds"]
 
 

@@ -36,6 +36,9 @@ def workplace(tiny, tmp_path_factory):
     (repository / "refs" / "main").write_text(revision)
     shutil.copytree(ROOT / "samples", home / "samples")
     (home / "chapter.txt").write_text("It was a bright cold day in April. " * 20)
+    (home / "book.txt").write_text("Chapter one.\nIt was cold.\n\nChapter two.\n")
+    row = "a,Hello there.,samples/speaker.flac,0.3\n"
+    (home / "lines.csv").write_text(f"id,text,voice,cfg_weight\n{row}")
     (home / "bin").mkdir()
     script = home / "bin" / "chatterbox-opt"
     script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m chatterbox_opt.cli "$@"\n')
@@ -65,7 +68,9 @@ def test_every_command_runs_in_order(workplace):
     for command in COMMANDS:
         result = run(workplace, ["bash", "-euo", "pipefail", "-c", command])
         assert result.returncode == 0, f"{command}\n{result.stderr.decode()}"
-    for name in ("hello.wav", "cloned.wav", "anna.flac", "piped.wav", "chapter.mp3", "out.ogg"):
+    made = ("hello.wav", "cloned.wav", "anna.flac", "piped.wav", "chapter.mp3", "out.ogg",
+            "book/0003.wav", "book.flac", "lines/a-hello-there.ogg", "piped/0002.wav")  # fmt: skip
+    for name in made:
         assert (workplace / name).stat().st_size > 1000, name
 
 

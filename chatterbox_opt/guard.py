@@ -1,0 +1,128 @@
+"""The quality guard: finds speech that went wrong, without a recognizer, and asks again.
+
+Knows how long a text takes to say and what runaways, cut-offs and repeats look like in tokens and
+samples. Knows nothing of engines, files or seeds: it is given a function from an attempt's number
+to its sound. Bounds are wide: a false alarm costs a retry, and of all attempts the best is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from chatterbox_opt.shapes import SAMPLE_RATE, TOKEN_RATE
+
+if TYPE_CHECKING:
+    from chatterbox_opt.pipeline import Spoken
+
+    Say = Callable[[int], Spoken]
+
+FASTEST, SLOWEST = 30.0, 5.0  # letters a second; calm English has 15, hasty speech 22
+LEAD = 1.5  # seconds that a text may last on top: breaths, and the drawl of a single word
+SLACK = 0.3  # seconds that a text may miss
+WIDE = 3  # letters that a Han, kana or Hangul character counts for
+DIGIT = 4  # letters that a digit counts for: "7" is said "seven"
+LONGEST_SILENCE = 2.0  # seconds
+QUIET = 0.01  # of the loudest sample: -40 dB
+FRAME = SAMPLE_RATE // 50
+LOOP_TOKENS = 2 * TOKEN_RATE  # the same tokens over and over for this long
+LOOP_ROUNDS = 3  # and at least so often
+LONGEST_PERIOD = 3 * TOKEN_RATE
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """One chunk's sound, what is wrong with it, and how many attempts were made."""
+
+    spoken: Spoken
+    faults: tuple[str, ...] = ()
+    attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Speaks again what went wrong, at most ``retries`` times."""
+
+    retries: int = 2
+
+    def best(self, text: str, say: Say) -> Take:
+        """The first attempt without a fault, or the one with the fewest.
+
+        Among equals it is the one whose length is nearest to what the text should take.
+        """
+        takes: list[Take] = []
+        for attempt in range(self.retries + 1):
+            spoken = say(attempt)
+            takes.append(Take(spoken, faults(text, spoken)))
+            if not takes[-1].faults:
+                break
+        chosen = min(takes, key=lambda take: (len(take.faults), _oddness(text, take.spoken)))
+        stages = chosen.spoken.seconds
+        seconds = {stage: sum(t.spoken.seconds[stage] for t in takes) for stage in stages}
+        return Take(replace(chosen.spoken, seconds=seconds), chosen.faults, len(takes))
+
+
+def faults(text: str, spoken: Spoken) -> tuple[str, ...]:
+    """What is wrong with a chunk's sound, in words; empty for good speech."""
+    seconds = len(spoken.wave) / SAMPLE_RATE
+    letters = _letters(text)
+    found = []
+    if spoken.cut:
+        found.append("no end before the limit of tokens")
+    if seconds > letters / SLOWEST + LEAD:
+        found.append(f"too slow: {seconds:.1f} s for {letters} letters")
+    if seconds + SLACK < letters / FASTEST:
+        found.append(f"too fast: {seconds:.1f} s for {letters} letters")
+    if (looped := _loop(spoken.codes)) >= LOOP_TOKENS:
+        found.append(f"repeats itself for {looped / TOKEN_RATE:.1f} s")
+    if (silent := _longest_silence(spoken.wave)) > LONGEST_SILENCE:
+        found.append(f"silent for {silent:.1f} s")
+    return tuple(found)
+
+
+def _letters(text: str) -> int:
+    """Letters that take about the same time to say."""
+    return sum(
+        DIGIT if c.isdigit() else WIDE if "\u3040" <= c <= "\ud7ff" else 1
+        for c in text
+        if c.isalnum()
+    )
+
+
+def _oddness(text: str, spoken: Spoken) -> float:
+    """How far the length is from what the text should take: 0 is right, in both directions."""
+    usual = (_letters(text) + 1) / (FASTEST * SLOWEST) ** 0.5
+    return abs(float(np.log((len(spoken.wave) + 1) / SAMPLE_RATE / usual)))
+
+
+def _loop(codes: tuple[int, ...]) -> int:
+    """Length in tokens of the longest stretch that says the same again and again; 0 for none."""
+    said = np.asarray(codes, dtype=np.int64)
+    longest = 0
+    for period in range(1, LONGEST_PERIOD + 1):
+        if len(said) < LOOP_ROUNDS * period:
+            break
+        stretch = _longest_run(said[period:] == said[:-period]) + period
+        if stretch >= LOOP_ROUNDS * period:
+            longest = max(longest, stretch)
+    return longest
+
+
+def _longest_silence(wave: npt.NDArray[np.float32]) -> float:
+    """Seconds of the longest stretch far below the loudest sample."""
+    frames = len(wave) // FRAME
+    if not frames:
+        return 0.0
+    peaks = np.abs(wave[: frames * FRAME]).reshape(frames, FRAME).max(axis=1)
+    return _longest_run(peaks <= QUIET * peaks.max()) * FRAME / SAMPLE_RATE
+
+
+def _longest_run(flags: npt.NDArray[np.bool_]) -> int:
+    """How many True stand in a row at most."""
+    padded = np.concatenate(([False], flags, [False]))
+    edges = np.flatnonzero(padded[1:] != padded[:-1])
+    return int((edges[1::2] - edges[::2]).max(initial=0))
