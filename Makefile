@@ -3,17 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-# the built-in model once this version has one; until then random values, which speak noise
-MODEL := $(if $(wildcard chatterbox_opt/pico/t3_cfg.safetensors),pico,build/tiny)
-MADE := $(if $(filter build/%,$(MODEL)),$(MODEL)/conds.pt)
-
 # the name of this machine's file under bench/results/
 MACHINE ?= this-machine
 
 .PHONY: demo test test-slow test-quality check bench pico clean
 
-demo: $(INSTALLED) $(MADE)
-	$(BIN)/chatterbox-opt synth "The quick brown fox jumps over the lazy dog." --model $(MODEL) --voice samples/speaker.flac -o demo.wav
+demo: $(INSTALLED)
+	$(BIN)/chatterbox-opt synth "The quick brown fox jumps over the lazy dog." --model pico -o demo.wav
 
 test: $(INSTALLED)
 	$(BIN)/pytest
@@ -40,19 +36,16 @@ pico: $(INSTALLED)
 	$(BIN)/python -m pip install -q -e ".[ears]" --group recipe
 	$(BIN)/python -m pico.data sound --count 6500
 	$(BIN)/python -m pico.data codes --count 150000
-	$(BIN)/python -m pico.train_vocoder --minutes 25
-	$(BIN)/python -m pico.train_flow --minutes 55
-	$(BIN)/python -m pico.train_encoders --minutes 6
-	$(BIN)/python -m pico.train_t3 --minutes 116
+	$(BIN)/python -m pico.train_vocoder --minutes 68
+	$(BIN)/python -m pico.train_flow --minutes 65
+	$(BIN)/python -m pico.train_encoders --minutes 13
+	$(BIN)/python -m pico.train_t3 --minutes 85
 	$(BIN)/python -m pico.pack
 	$(BIN)/python -m pico.parts
 	$(BIN)/python -m pico.evaluate --recogniser tiny.en --recogniser base
 
 clean:
 	rm -rf build dist demo.wav .pytest_cache .mypy_cache .ruff_cache .hypothesis
-
-build/tiny/conds.pt: $(INSTALLED)
-	$(BIN)/chatterbox-opt models make build/tiny --size tiny
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -26,7 +26,7 @@ VOICES = "voices"  # folder of named voices that come with a model; the hub's ha
 
 DEFAULT = "chatterbox"
 HUB = {DEFAULT: "ResembleAI/chatterbox"}  # name -> hub repository
-BUILT_IN = ("pico",)  # name -> directory of that name in the package, where this version has one
+BUILT_IN = ("pico",)  # in directories of these names inside the package
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,11 @@ class Checkpoint:
 def available() -> dict[str, str]:
     """Known model names and where each comes from, for messages and tables."""
     known = {name: f"hub: {repository}" for name, repository in HUB.items()}
-    return known | {name: "built in" for name in BUILT_IN if built_in(name).is_dir()}
+    return known | dict.fromkeys(BUILT_IN, "built in")
 
 
 def built_in(name: str) -> Path:
-    """Directory of a model that ships inside the package; it may not exist."""
+    """Directory of a model that ships inside the package."""
     return Path(__file__).parent / name
 
 
@@ -83,10 +83,6 @@ def check_name(model: str) -> None:
     """
     if model in available() or Path(model).is_dir():
         return
-    if model in BUILT_IN:
-        raise InputError(
-            f"this version does not contain '{model}'; use --model {DEFAULT} or a directory"
-        )
     raise InputError(
         f"unknown model '{model}'; known: {', '.join(available())}, or a directory with {T3} in it"
     )
@@ -106,7 +102,7 @@ def locate(model: str = DEFAULT) -> Checkpoint:
     if model in HUB:  # a directory of that name is ./chatterbox
         # a complete cache is used as it is: no network, no waiting for one
         directory = in_cache(HUB[model]) or from_hub(HUB[model])
-    elif model in BUILT_IN and built_in(model).is_dir():
+    elif model in BUILT_IN:
         directory = built_in(model)
     else:
         directory = Path(model)
@@ -179,15 +175,11 @@ def is_offline() -> bool:
 
 def _ways_out(repository: str, reason: str) -> str:
     offline = " (HF_HUB_OFFLINE is set)" if is_offline() else ""
-    pico = (
-        "--model pico speaks with the small built-in model"
-        if "pico" in available()
-        else ("chatterbox-opt models make DIR writes random weights to try the machine")
-    )
     return (
         f"the weights of {repository} are {reason}{offline}. Three ways out: "
         "(1) connect and run again, with HF_TOKEN or HF_ENDPOINT if your network needs them; "
-        f"(2) --model DIR with a copy of {', '.join(FILES)}; (3) {pico}"
+        f"(2) --model DIR with a copy of {', '.join(FILES)}; "
+        f"(3) --model {BUILT_IN[0]} speaks with the small built-in model"
     )
 
 

@@ -11,6 +11,7 @@ run backwards, by sending the place of every number through it.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,6 +39,7 @@ from pico.utterances import WORK, utterance
 
 Tensors = Mapping[str, Tensor]
 PACKAGE = models.built_in("pico")
+LOUDER = 2.0  # dB: the teacher speaks at -28 LUFS, low voices louder; more would clip those
 PROMPT = "The morning was bright, and everyone walked slowly down to the old harbour."
 SPEAKERS = {  # the first is the model's own voice
     "ada": Speaker(0.0, 1.0, 0.0),
@@ -106,9 +108,13 @@ def files(out: Path) -> dict[str, dict[str, Tensor]]:
     )
     encoders = Encoders(SHAPES.voice, SHAPES.t3.speaker)
     vocoder = Vocoder(SHAPES.vocoder)
+    spoken = dict(_state("vocoder", vocoder, out, inner=vocoder.net))
+    bins = vocoder.net.istft_params["n_fft"] // 2 + 1  # their log magnitudes come out first
+    gain = torch.zeros_like(spoken["conv_post.bias"])
+    gain[:bins] = LOUDER / 20 * math.log(10)
     parts: dict[str, Tensors] = {
         "flow": flow,
-        "mel2wav": _state("vocoder", vocoder, out, inner=vocoder.net),
+        "mel2wav": spoken | {"conv_post.bias": spoken["conv_post.bias"] + gain},
         "tokenizer": _state("tokenizer", encoders.tokenizer, out),
         "speaker_encoder": _state("xvector", encoders.speaker_encoder, out),
     }

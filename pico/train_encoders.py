@@ -3,7 +3,7 @@
 Knows what each shall answer: the code of every moment, and the vectors that stand for the speaker
 (teacher.py). Knows nothing of speaking.
 
-    python -m pico.train_encoders --minutes 6     for each of the three
+    python -m pico.train_encoders --minutes 13    a third, four ninths and two ninths for the three
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def train_speaker(camp: Any, recordings: Recordings, minutes: float, out: Path) 
     features = upstream("models.s3gen.xvector").extract_feature
 
     def loss_of(rng: np.random.Generator) -> dict[str, Tensor]:
-        waves, whose, _ = recordings.draw(rng, 16, int(rng.integers(40, CODES)))
+        waves, whose, _ = recordings.draw(rng, 8, int(rng.integers(30, 55)))
         given = camp(features(waves)[0].float())
         wanted = np.stack([teacher.x_vector(u.speaker, SHAPES.flow.xvector) for u in whose])
         true = torch.from_numpy(wanted)
@@ -109,7 +109,7 @@ def train_voice(reader: Any, recordings: Recordings, minutes: float, out: Path) 
 
 
 def main(
-    minutes: Annotated[float, typer.Option(help="For each, earlier runs included.")],
+    minutes: Annotated[float, typer.Option(help="Of training in all, earlier runs included.")],
     out: Annotated[Path, typer.Option(help="Folder.")] = WORK,
 ) -> None:
     """Train and keep DIR/tokenizer.pt, xvector.pt and voice_encoder.pt."""
@@ -117,9 +117,9 @@ def main(
     torch.manual_seed(0)
     encoders = Encoders(SHAPES.voice, SHAPES.t3.speaker)
     recordings = Recordings(load("sound", out)[100:])
-    train_tokenizer(encoders.tokenizer, recordings, minutes, out)
-    train_speaker(encoders.speaker_encoder, recordings, minutes, out)
-    train_voice(encoders.voice_encoder, recordings, minutes, out)
+    train_tokenizer(encoders.tokenizer, recordings, minutes / 3, out)
+    train_speaker(encoders.speaker_encoder, recordings, minutes * 4 / 9, out)
+    train_voice(encoders.voice_encoder, recordings, minutes * 2 / 9, out)
 
 
 if __name__ == "__main__":

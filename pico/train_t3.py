@@ -197,7 +197,8 @@ class Batch:
         self.emotions = torch.tensor([e.emotion for e in examples], dtype=torch.float32)
         speakers = [teacher.voice_vector(teacher.draw_speaker(rng), SHAPE.speaker) for _ in blank]
         self.speakers = torch.from_numpy(np.stack(speakers))
-        self.prompts = torch.from_numpy(np.stack([_prompt(e.codes, rng) for e in examples]))
+        others = [*examples[1:], examples[0]]  # its own codes would tell what to say
+        self.prompts = torch.from_numpy(np.stack([_prompt(e.codes, rng) for e in others]))
         self._examples = [(i, e) for i, e in enumerate(examples) if not blank[i]]
 
     def guide(self, q: Tensor, k: Tensor) -> Tensor:
@@ -229,8 +230,8 @@ def _wrong(said: np.ndarray, where: np.ndarray, rng: np.random.Generator) -> np.
 
 
 def _prompt(said: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Codes for the voice's prompt, in any order: it says who speaks, not what."""
-    return said[(rng.integers(len(said)) + np.arange(SHAPE.prompt_tokens) * 7) % len(said)]
+    """Codes for the voice's prompt, from anywhere in another utterance."""
+    return said[(rng.integers(len(said)) + np.arange(SHAPE.prompt_tokens)) % len(said)]
 
 
 def groups(examples: list[Example], rng: np.random.Generator) -> list[list[Example]]:

@@ -92,11 +92,11 @@ def main(
         net,
         loss_of,
         minutes=minutes,
-        rate=1.2e-3,
+        rate=8e-4,
         out=out,
         betas=(0.8, 0.99),
         inner=inner,
-        inner_rate=0.004,
+        inner_rate=0.002,
     )
 
 

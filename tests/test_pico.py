@@ -1,0 +1,124 @@
+"""The built-in model: that it is whole, speaks by itself, and keeps its voices apart.
+
+What it says is judged by a recognizer where one is installed; the long form is test_quality.py.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import SAMPLE
+from typer.testing import CliRunner
+
+from chatterbox_opt import Engine, Sampling, models
+from chatterbox_opt.cli import app
+from chatterbox_opt.ears import Recogniser
+from chatterbox_opt.errors import InputError, VoiceError
+from chatterbox_opt.watermark import Watermark
+from chatterbox_opt.wer import word_error_rate
+
+SENTENCES = [
+    "The weather is lovely this morning, so we walked to the market.",
+    "Could you please close the window before you leave?",
+    "My sister bought three red apples and a loaf of bread.",
+    "He never drinks coffee after dinner.",
+]
+
+
+@pytest.fixture(scope="module")
+def pico():
+    with Engine.load("pico", "dev", device="cpu") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def recogniser():
+    try:
+        return Recogniser.load("tiny.en")
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+def test_all_of_it_is_small_and_complete():
+    folder = models.built_in("pico")
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as wheel:  # as a wheel is
+        for path in files:
+            wheel.write(path)
+    assert packed.tell() <= 32e6
+    assert {"README.md", *models.FILES} <= {path.name for path in files}
+    assert len(models.shipped_voices("pico")) >= 4
+
+
+def test_it_speaks_and_stops_by_itself(pico):
+    for i, sentence in enumerate([*SENTENCES, "Hello.", "Yes!", "No?"]):
+        audio = pico.synthesize(sentence, None, Sampling(seed=i))
+        assert 0.3 < audio.duration < 0.9 * len(sentence.split()) + 2.5
+        assert 0.05 < np.abs(audio.samples).max() < 1.0
+
+
+def test_it_is_understood(pico, recogniser):
+    heard = []
+    for i, sentence in enumerate(SENTENCES):
+        audio = pico.synthesize(sentence, None, Sampling(seed=i))
+        heard.append((sentence, recogniser.transcribe(audio.samples, audio.sample_rate)))
+    assert word_error_rate(heard).rate <= 0.4, heard  # 42 words; the model card has the real figure
+
+
+def test_numbers_are_spoken_as_words(pico):
+    written = pico.speech_tokens("It costs $5.", None, Sampling(seed=1))
+    spoken = pico.speech_tokens("It costs five dollars.", None, Sampling(seed=1))
+    assert torch.equal(written, spoken)
+
+
+def test_named_voices_differ_in_pitch(pico):
+    pitches = {}
+    for name in models.shipped_voices("pico"):
+        audio = pico.synthesize("The morning was quiet.", pico.voice(name), Sampling(seed=3))
+        pitches[name] = _pitch(audio.samples, audio.sample_rate)
+    order = sorted(pitches.values())
+    assert order[0] < 0.7 * order[-1], pitches
+    assert order[0] > 60 and order[-1] < 400, pitches
+
+
+def test_any_recording_is_a_voice(pico):
+    voice = pico.voice(SAMPLE)
+    assert voice.prompt.shape[1] <= pico.checkpoint.shapes.t3.prompt_tokens
+    assert pico.synthesize("Good evening.", voice, Sampling(seed=1)).duration > 0.3
+
+
+def test_faster_when_more_emotion_is_asked(pico):
+    slow, fast = (
+        sum(
+            len(pico.speech_tokens(SENTENCES[0], None, Sampling(seed=i, exaggeration=e)))
+            for i in range(3)
+        )
+        for e in (0.1, 0.9)
+    )
+    assert fast < slow
+
+
+def test_all_sound_is_marked(pico):
+    audio = pico.synthesize(SENTENCES[0], None, Sampling(seed=5))
+    assert Watermark().strength(audio.samples) > 0.9
+
+
+def test_a_name_nobody_has_lists_the_shipped_ones(tmp_path):
+    out = tmp_path / "x.wav"
+    args = ["synth", "Hi.", "--model", "pico", "--voice", "nobody", "-o", str(out)]
+    with pytest.raises(VoiceError, match="ada, bruno"):
+        CliRunner().invoke(app, args, catch_exceptions=False)
+    assert not out.exists()
+
+
+def _pitch(samples: np.ndarray, rate: int) -> float:
+    """Median F0 in Hz by librosa's pYIN over what is voiced."""
+    import librosa
+
+    f0, voiced, _ = librosa.pyin(samples, fmin=60, fmax=500, sr=rate)
+    return float(np.median(f0[voiced]))

@@ -1,0 +1,131 @@
+"""Ears: what each trick costs in words understood, on the built-in model (make test-quality).
+
+Every variant speaks the same held-out sentences with the same seeds and is bounded against
+float32; the figures are printed. Without the recognizer (extra ``ears``) all of it is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from chatterbox_opt import Engine, Sampling, models
+from chatterbox_opt.ears import Recogniser
+from chatterbox_opt.errors import InputError
+from chatterbox_opt.wer import WordErrorRate, word_error_rate
+
+pytestmark = pytest.mark.quality
+SENTENCES = ROOT / "pico" / "sentences"
+MUST = 0.25  # word error rate on everyday sentences
+
+
+def everyday(count: int = 100) -> list[str]:
+    return (SENTENCES / "everyday.txt").read_text(encoding="utf-8").splitlines()[:count]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to speak, and how many points of word error rate it may cost."""
+
+    name: str
+    allowed: float
+    overrides: dict[str, str] = field(default_factory=dict)
+    knobs: dict[str, float] = field(default_factory=dict)
+    streamed: bool = False
+
+
+VARIANTS = [
+    Variant("bfloat16", 0.05, {"dtype": "bfloat16"}),
+    Variant("streaming", 0.0, streamed=True),
+    Variant("7 CFM steps", 0.05, knobs={"cfm_steps": 7}),
+    Variant("5 CFM steps", 0.08, knobs={"cfm_steps": 5}),
+    Variant("no guidance", 0.15, knobs={"cfg_weight": 0.0}),
+]
+
+
+@pytest.fixture(scope="module")
+def recogniser():
+    try:
+        return Recogniser.load("tiny.en")
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def rate(recogniser) -> Callable[[Variant], WordErrorRate]:
+    """Word error rates, each measured once."""
+    known: dict[str, WordErrorRate] = {}
+
+    def measure(variant: Variant) -> WordErrorRate:
+        if variant.name not in known:
+            known[variant.name] = word_error_rate(spoken(variant, recogniser))
+            found = known[variant.name]
+            print(f"{variant.name}: {found.rate:.1%} of {found.words} words "
+                  f"({found.low:.1%} to {found.high:.1%})")  # fmt: skip
+        return known[variant.name]
+
+    return measure
+
+
+def spoken(variant: Variant, recogniser: Recogniser) -> list[tuple[str, str]]:
+    heard = []
+    with Engine.load("pico", "dev", device="cpu", overrides=variant.overrides) as engine:
+        names = list(models.shipped_voices("pico"))
+        for i, text in enumerate(everyday()):
+            sampling = replace(Sampling(seed=i), **variant.knobs)
+            voice = engine.voice(names[i % len(names)])
+            if variant.streamed:
+                samples = np.concatenate(list(engine.stream(text, voice, sampling)))
+            else:
+                samples = engine.synthesize(text, voice, sampling).samples
+            heard.append((text, recogniser.transcribe(samples, 24_000)))
+    return heard
+
+
+def test_everyday_sentences_are_understood(rate):
+    assert rate(Variant("float32", 0)).rate <= MUST
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
+def test_a_trick_costs_no_more_than_it_may(rate, variant):
+    assert rate(variant).rate <= rate(Variant("float32", 0)).rate + variant.allowed
+
+
+def test_it_stops_by_itself():
+    """500 texts of 1 to 40 words: at least 99 % end with the stop token, in good time."""
+    lines = (SENTENCES / "lengths.txt").read_text(encoding="utf-8").splitlines()
+    late = []
+    with Engine.load("pico", "dev", device="cpu", watermark=False) as engine:
+        for i, text in enumerate(lines):
+            tokens = engine.speech_tokens(text, None, Sampling(seed=i))
+            if len(tokens) > 60 + 25 * len(text.split()):  # a second a word is twice the usual
+                late.append((len(tokens), text))
+    print(f"{len(late)} of {len(lines)} did not stop", json.dumps(late))
+    assert len(late) <= len(lines) // 100
+
+
+def test_voices_are_told_apart():
+    """The voice encoder's embedding of new sentences is nearest to its own voice."""
+    with Engine.load("pico", "dev", device="cpu", watermark=False) as engine:
+        voices = {name: engine.voice(name) for name in models.shipped_voices("pico")}
+        from chatterbox_opt import loading
+
+        encoders = loading.load_encoders(engine.checkpoint)
+        right = total = 0
+        for i, text in enumerate(everyday(10)):
+            for name, voice in voices.items():
+                samples = engine.synthesize(text, voice, Sampling(seed=i)).samples
+                found = encoders.encode(samples, 75).speaker[0]
+                near = {
+                    n: torch.cosine_similarity(found, v.speaker[0], 0) for n, v in voices.items()
+                }
+                right += max(near, key=near.__getitem__) == name
+                total += 1
+    print(f"{right} of {total} voices recognised")
+    assert right >= 0.9 * total
