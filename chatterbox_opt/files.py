@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+PART = re.compile(r"\.[0-9a-f]{16}\.part")  # the temporary names of whole_file
 
 
 @contextmanager

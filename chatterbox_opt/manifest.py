@@ -15,7 +15,6 @@ import dataclasses
 import json
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from chatterbox_opt.errors import InputError, OutputError
+from chatterbox_opt.files import PART
 
 log = logging.getLogger(__name__)
 
 FILE = "manifest.jsonl"
 LOCK = "manifest.lock"
 DONE, FAILED = "done", "failed"
-_PART = re.compile(r"\.[0-9a-f]{16}\.part")  # of files.whole_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +141,7 @@ def opened(directory: Path, *, anew: bool = False) -> Iterator[Manifest]:
         lock = filelock.FileLock(directory / LOCK, timeout=0)
         with lock, _descriptor(directory / FILE, anew=anew) as descriptor:
             for left in directory.iterdir():
-                if _PART.fullmatch(left.name):
+                if PART.fullmatch(left.name):
                     left.unlink(missing_ok=True)
             entries = _read(descriptor, directory / FILE)
             yield Manifest(directory, descriptor, entries)

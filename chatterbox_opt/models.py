@@ -68,7 +68,16 @@ def shipped_voices(model: str) -> dict[str, Path]:
     """Named voices that come with a model, without network; none for one that is not here."""
     if model in HUB:
         return {}
-    return _voices(built_in(model) if model in BUILT_IN else Path(model))
+    return _voices(_on_disk(model))
+
+
+def _fetched(repository: str) -> Path:
+    # a complete cache is used as it is: no network, no waiting for one
+    return in_cache(repository) or from_hub(repository)
+
+
+def _on_disk(model: str) -> Path:
+    return built_in(model) if model in BUILT_IN else Path(model)
 
 
 def _voices(directory: Path) -> dict[str, Path]:
@@ -99,13 +108,8 @@ def locate(model: str = DEFAULT) -> Checkpoint:
         WeightsError: files missing, or not to be had.
     """
     check_name(model)
-    if model in HUB:  # a directory of that name is ./chatterbox
-        # a complete cache is used as it is: no network, no waiting for one
-        directory = in_cache(HUB[model]) or from_hub(HUB[model])
-    elif model in BUILT_IN:
-        directory = built_in(model)
-    else:
-        directory = Path(model)
+    # a directory with the hub's name is ./chatterbox
+    directory = _fetched(HUB[model]) if model in HUB else _on_disk(model)
     if missing := [name for name in REQUIRED if not (directory / name).is_file()]:
         raise WeightsError(
             f"'{directory}' lacks {', '.join(missing)}; a model directory needs "

@@ -95,16 +95,18 @@ class Machine:
 
     def locate(self, talk: console.Talk) -> models.Checkpoint:
         """The model's files, fetched if need be, which is said."""
+        self._announce(talk)
+        return models.locate(self.model)
+
+    def _announce(self, talk: console.Talk) -> None:
         if models.must_download(self.model):
             talk.say(f"fetching {models.HUB[self.model]} from the hub: 3 GB, once")
-        return models.locate(self.model)
 
     def load(self, talk: console.Talk) -> Engine:
         """Load the engine and say what it is."""
         from chatterbox_opt.engine import Engine
 
-        if models.must_download(self.model):
-            talk.say(f"fetching {models.HUB[self.model]} from the hub: 3 GB, once")
+        self._announce(talk)
         engine = Engine.load(
             self.model,
             self.profile,

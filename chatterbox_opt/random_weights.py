@@ -223,19 +223,12 @@ def conditionals(shapes: Shapes, size: str, generator: torch.Generator) -> dict[
         return torch.randint(0, SPEECH_TOKENS, (1, count), generator=generator)
 
     speaker = torch.rand(1, shapes.t3.speaker, generator=generator)
-    return {
-        "t3": {
-            "speaker_emb": speaker / speaker.norm(),
-            "clap_emb": None,
-            "cond_prompt_speech_tokens": ids(shapes.t3.prompt_tokens),
-            "cond_prompt_speech_emb": None,
-            "emotion_adv": torch.full((1, 1, 1), 0.5),
-        },
-        "gen": {
-            "prompt_token": ids(tokens),
-            "prompt_token_len": torch.tensor([tokens]),
-            "prompt_feat": torch.randn(1, 2 * tokens, MEL_BINS, generator=generator) * 2 - 5,
-            "prompt_feat_len": None,
-            "embedding": torch.randn(1, shapes.flow.xvector, generator=generator),
-        },
-    }
+    return voice.to_conditionals(
+        voice.Voice(  # in this order: the same seed gives the same bytes
+            speaker=speaker / speaker.norm(),
+            prompt=ids(shapes.t3.prompt_tokens),
+            tokens=ids(tokens),
+            mel=torch.randn(1, 2 * tokens, MEL_BINS, generator=generator) * 2 - 5,
+            xvector=torch.randn(1, shapes.flow.xvector, generator=generator),
+        )
+    )

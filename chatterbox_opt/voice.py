@@ -91,6 +91,26 @@ def from_conditionals(path: Path) -> Voice:
         raise WeightsError(f"{path} is damaged ({reason}): delete it and get it again") from error
 
 
+def to_conditionals(voice: Voice) -> dict[str, Any]:
+    """A voice in the format of upstream's conds.pt (``Conditionals.save``)."""
+    return {
+        "t3": {
+            "speaker_emb": voice.speaker,
+            "clap_emb": None,
+            "cond_prompt_speech_tokens": voice.prompt,
+            "cond_prompt_speech_emb": None,
+            "emotion_adv": torch.full((1, 1, 1), 0.5),
+        },
+        "gen": {
+            "prompt_token": voice.tokens,
+            "prompt_token_len": torch.tensor([voice.tokens.shape[1]]),
+            "prompt_feat": voice.mel,
+            "prompt_feat_len": None,
+            "embedding": voice.xvector,
+        },
+    }
+
+
 class Encoders(nn.Module):
     """Upstream's three readers of a recording: S3 tokenizer, CAMPPlus, voice encoder (float32)."""
 

@@ -29,7 +29,7 @@ from chatterbox_opt.loading import FORGIVEN, t3_from_upstream
 from chatterbox_opt.models import VOICES
 from chatterbox_opt.shapes import write_shapes
 from chatterbox_opt.vocoder import Vocoder
-from chatterbox_opt.voice import Encoders, Voice
+from chatterbox_opt.voice import Encoders, Voice, to_conditionals
 from pico import teacher, train_flow, train_t3
 from pico.design import SHAPES, tokenizer
 from pico.teacher import Speaker, Teacher
@@ -146,26 +146,6 @@ def voice_of(master: Teacher, speaker: Speaker) -> Voice:
     )
 
 
-def conditionals(voice: Voice) -> dict[str, object]:
-    """A voice in the format of upstream's conds.pt (``Conditionals.save``)."""
-    return {
-        "t3": {
-            "speaker_emb": voice.speaker,
-            "clap_emb": None,
-            "cond_prompt_speech_tokens": voice.prompt,
-            "cond_prompt_speech_emb": None,
-            "emotion_adv": torch.full((1, 1, 1), 0.5),
-        },
-        "gen": {
-            "prompt_token": voice.tokens,
-            "prompt_token_len": torch.tensor([voice.tokens.shape[1]]),
-            "prompt_feat": voice.mel,
-            "prompt_feat_len": None,
-            "embedding": voice.xvector,
-        },
-    }
-
-
 def main(
     out: Annotated[Path, typer.Option(help="Folder of what was trained.")] = WORK,
     target: Annotated[Path, typer.Option(help="Where the model goes.")] = PACKAGE,
@@ -184,7 +164,7 @@ def main(
     voices = {name: voice_of(master, speaker) for name, speaker in SPEAKERS.items()}
     for name, voice in voices.items():
         save_file(half(voice.tensors()), target / VOICES / f"{name}.safetensors")
-    torch.save(conditionals(next(iter(voices.values()))), target / models.CONDITIONALS)
+    torch.save(to_conditionals(next(iter(voices.values()))), target / models.CONDITIONALS)
     total = sum(f.stat().st_size for f in target.rglob("*") if f.is_file())
     print(f"{target}: {total / 1e6:.1f} MB")
 
