@@ -30,10 +30,10 @@ from chatterbox_opt.models import VOICES
 from chatterbox_opt.shapes import write_shapes
 from chatterbox_opt.vocoder import Vocoder
 from chatterbox_opt.voice import Encoders, Voice, to_conditionals
-from pico import teacher, train_flow, train_t3
+from pico import train_flow, train_t3
 from pico.design import SHAPES, tokenizer
+from pico.sound import voice_of
 from pico.teacher import Speaker, Teacher
-from pico.train_vocoder import mel_of
 from pico.training import trained
 from pico.utterances import WORK, utterance
 
@@ -131,19 +131,11 @@ def _state(name: str, net: nn.Module, out: Path, inner: nn.Module | None = None)
     return (inner or net).state_dict()
 
 
-def voice_of(master: Teacher, speaker: Speaker) -> Voice:
-    """A named voice, from what is known of its speaker rather than from listening."""
+def named_voice(master: Teacher, speaker: Speaker) -> Voice:
+    """The voice of a speaker who says ``PROMPT``."""
     one = utterance(master, PROMPT, np.random.default_rng(0), sound=True, speaker=speaker)
-    assert one is not None and one.wave is not None
-    codes = torch.from_numpy(one.codes.astype(np.int64))[None]
-    mel = mel_of(torch.from_numpy(one.wave.astype(np.float32) / 32768)[None]).transpose(1, 2)
-    return Voice(
-        speaker=torch.from_numpy(teacher.voice_vector(speaker, SHAPES.t3.speaker))[None],
-        prompt=codes[:, : SHAPES.t3.prompt_tokens],
-        tokens=codes,
-        mel=mel[:, : 2 * codes.shape[1]],
-        xvector=torch.from_numpy(teacher.x_vector(speaker, SHAPES.flow.xvector))[None],
-    )
+    assert one is not None
+    return voice_of(one)
 
 
 def main(
@@ -161,7 +153,7 @@ def main(
     shutil.rmtree(target / VOICES, ignore_errors=True)
     (target / VOICES).mkdir()
     master = Teacher()
-    voices = {name: voice_of(master, speaker) for name, speaker in SPEAKERS.items()}
+    voices = {name: named_voice(master, speaker) for name, speaker in SPEAKERS.items()}
     for name, voice in voices.items():
         save_file(half(voice.tensors()), target / VOICES / f"{name}.safetensors")
     torch.save(to_conditionals(next(iter(voices.values()))), target / models.CONDITIONALS)

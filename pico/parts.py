@@ -20,16 +20,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from torch import Tensor
 
 from chatterbox_opt import Engine, Sampling, loading, models
 from chatterbox_opt.voice import Encoders, Voice
 from pico import codes, teacher
 from pico.design import SHAPES
-from pico.train_vocoder import mel_of
-from pico.utterances import Utterance, load
-
-HELD_OUT = 100  # utterances at the head of sound.pkl that training leaves alone
+from pico.sound import mel_of, voice_of, wave_of
+from pico.utterances import HELD_OUT, Utterance, load
 
 
 def phones(said: np.ndarray) -> list[int]:
@@ -38,24 +35,6 @@ def phones(said: np.ndarray) -> list[int]:
     runs = both[np.concatenate(([True], both[1:] != both[:-1]))]
     pauses = 1 + len(codes.PAUSES)
     return [int(p) for p in runs if p >= pauses]
-
-
-def wave_of(one: Utterance) -> Tensor:
-    """float32 [n] at 24 kHz."""
-    assert one.wave is not None
-    return torch.from_numpy(one.wave.astype(np.float32) / 32768)
-
-
-def voice_of(one: Utterance, other: Utterance) -> Voice:
-    """The voice of ``one``, with the codes and mel of itself as the prompt of ``other``."""
-    assert one.speaker is not None
-    said = torch.from_numpy(one.codes.astype(np.int64))[None]
-    mel = mel_of(wave_of(one)[None]).transpose(1, 2)[:, : 2 * said.shape[1]]
-    speaker = teacher.voice_vector(one.speaker, SHAPES.t3.speaker)
-    xvector = teacher.x_vector(one.speaker, SHAPES.flow.xvector)
-    vectors = (torch.from_numpy(v)[None] for v in (speaker, xvector))
-    first, second = vectors
-    return Voice(first, said[:, : SHAPES.t3.prompt_tokens], said, mel, second)
 
 
 def t3_errors(engine: Engine, held: list[Utterance]) -> float:
@@ -76,7 +55,7 @@ def flow_distance(engine: Engine, held: list[Utterance]) -> float:
     """Mean distance of log-mel from the second half's codes, the first half as prompt."""
     stage, found = loading.load_flow(engine.checkpoint, torch.float32), []
     for i, one in enumerate(held):
-        voice, half = voice_of(one, one), len(one.codes) // 2
+        voice, half = voice_of(one), len(one.codes) // 2
         shown = Voice(
             voice.speaker,
             voice.prompt,

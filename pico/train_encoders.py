@@ -24,7 +24,7 @@ from chatterbox_opt.voice import ENCODER_RATE, Encoders
 from pico import codes, teacher
 from pico.design import SHAPES
 from pico.training import train
-from pico.utterances import WORK, Utterance, load
+from pico.utterances import HELD_OUT, WORK, Utterance, load
 
 PER_CODE = ENCODER_RATE // 25  # samples at 16 kHz
 CODES = 70  # of one row for the tokenizer
@@ -116,7 +116,7 @@ def main(
     logging.disable(logging.WARNING)
     torch.manual_seed(0)
     encoders = Encoders(SHAPES.voice, SHAPES.t3.speaker)
-    recordings = Recordings(load("sound", out)[100:])
+    recordings = Recordings(load("sound", out)[HELD_OUT:])
     train_tokenizer(encoders.tokenizer, recordings, minutes / 3, out)
     train_speaker(encoders.speaker_encoder, recordings, minutes * 4 / 9, out)
     train_voice(encoders.voice_encoder, recordings, minutes * 2 / 9, out)

@@ -26,9 +26,9 @@ from chatterbox_opt.flow import Flow
 from pico import teacher
 from pico.codes import BASE
 from pico.design import SHAPES
-from pico.train_vocoder import mel_of
+from pico.sound import mel_of, wave_of
 from pico.training import train
-from pico.utterances import WORK, Utterance, load
+from pico.utterances import HELD_OUT, WORK, Utterance, load
 
 FRAMES = 3000  # of one batch
 BLANK = 0.2  # share of rows without conditions
@@ -47,8 +47,8 @@ class Spoken:
 
 def spoken(one: Utterance) -> Spoken:
     """Prepare an utterance that has sound."""
-    assert one.wave is not None and one.speaker is not None
-    mel = mel_of(torch.from_numpy(one.wave.astype(np.float32) / 32768)[None])[0].T
+    assert one.speaker is not None
+    mel = mel_of(wave_of(one)[None])[0].T
     said = torch.from_numpy(one.codes.astype(np.int64))
     xvector = teacher.x_vector(one.speaker, SHAPES.flow.xvector)
     return Spoken(said, mel[: 2 * len(said)].half(), torch.from_numpy(xvector))
@@ -116,7 +116,7 @@ def main(
     """Train and keep DIR/flow.pt."""
     logging.disable(logging.WARNING)  # upstream's mel warns of every sample above 1
     torch.manual_seed(0)
-    usable = [spoken(u) for u in load("sound", out)[100:] if len(u.codes) >= 20]
+    usable = [spoken(u) for u in load("sound", out)[HELD_OUT:] if len(u.codes) >= 20]
     usable.sort(key=lambda s: len(s.codes))
     net = Painter()
     print(sum(p.numel() for p in net.flow.parameters()), "parameters", len(usable), "utterances")

@@ -274,7 +274,7 @@ def main(
     examples = [e for u in load("codes", out) if (e := example(u, reader)) is not None]
     model = Reader(used_codes(examples))
     print(sum(p.numel() for p in model.t3.parameters()), "parameters", len(examples), "texts")
-    queue: list[Batch] = []
+    queue: list[list[Example]] = []
 
     def loss_of(rng: np.random.Generator) -> dict[str, Tensor]:
         if not queue:

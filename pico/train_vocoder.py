@@ -20,21 +20,15 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
-from chatterbox_opt.lean import upstream
 from chatterbox_opt.vocoder import HOP, Vocoder
 from pico.design import SHAPES
+from pico.sound import mel_of
 from pico.training import train
-from pico.utterances import WORK, Utterance, load
+from pico.utterances import HELD_OUT, WORK, Utterance, load
 
 FRAMES, ROWS = 40, 8  # of a batch
 MARGIN = 2  # frames on either side, whose mel reflects at the edge
 WINDOWS = ((240, 60), (512, 128), (1024, 256), (2048, 512))
-
-
-def mel_of(wave: Tensor) -> Tensor:
-    """Upstream's log-mel: [rows, n] to [rows, 80, n / 480]."""
-    mel: Tensor = upstream("models.s3gen.utils.mel").mel_spectrogram(wave)
-    return mel
 
 
 def spectral_loss(made: Tensor, true: Tensor) -> Tensor:
@@ -67,7 +61,7 @@ def main(
     """Train and keep DIR/vocoder.pt."""
     logging.disable(logging.WARNING)  # upstream's mel warns of every sample above 1
     torch.manual_seed(0)
-    usable = [u for u in load("sound", out)[100:] if len(u.codes) * 2 > FRAMES + 2 * MARGIN]
+    usable = [u for u in load("sound", out)[HELD_OUT:] if len(u.codes) * 2 > FRAMES + 2 * MARGIN]
     net = Vocoder(SHAPES.vocoder)
     print(sum(p.numel() for p in net.parameters()), "parameters", len(usable), "utterances")
 

@@ -16,6 +16,7 @@ from pico import codes, teacher
 from pico.teacher import Speaker, Teacher
 
 WORK = Path("build/pico")
+HELD_OUT = 100  # utterances at the head of sound.pkl that training leaves alone
 
 
 @dataclass(frozen=True, slots=True)

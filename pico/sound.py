@@ -1,0 +1,41 @@
+"""An utterance's sound as tensors: wave, mel, and the voice that it is a sample of.
+
+Knows units and upstream's mel. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chatterbox_opt.lean import upstream
+from chatterbox_opt.voice import Voice
+from pico import teacher
+from pico.design import SHAPES
+from pico.utterances import Utterance
+
+
+def wave_of(one: Utterance) -> Tensor:
+    """float32 [n] at 24 kHz."""
+    assert one.wave is not None
+    return torch.from_numpy(one.wave.astype(np.float32) / 32768)
+
+
+def mel_of(wave: Tensor) -> Tensor:
+    """Upstream's log-mel: [rows, n] to [rows, 80, n / 480]."""
+    mel: Tensor = upstream("models.s3gen.utils.mel").mel_spectrogram(wave)
+    return mel
+
+
+def voice_of(one: Utterance) -> Voice:
+    """Its voice, from what is known of the speaker rather than from listening."""
+    assert one.speaker is not None
+    said = torch.from_numpy(one.codes.astype(np.int64))[None]
+    return Voice(
+        speaker=torch.from_numpy(teacher.voice_vector(one.speaker, SHAPES.t3.speaker))[None],
+        prompt=said[:, : SHAPES.t3.prompt_tokens],
+        tokens=said,
+        mel=mel_of(wave_of(one)[None]).transpose(1, 2)[:, : 2 * said.shape[1]],
+        xvector=torch.from_numpy(teacher.x_vector(one.speaker, SHAPES.flow.xvector))[None],
+    )
