@@ -63,6 +63,18 @@ def upstream(tiny: Path):
     return upstream_tts(tiny)
 
 
+@pytest.fixture(scope="session")
+def recogniser():
+    """Whisper tiny.en, where the extra ``ears`` is installed."""
+    from chatterbox_opt.ears import Recogniser
+    from chatterbox_opt.errors import InputError
+
+    try:
+        return Recogniser.load("tiny.en")
+    except InputError as error:
+        pytest.skip(str(error))
+
+
 def assert_close(actual, expected, *, atol: float) -> None:
     """Compare, and on failure say how far apart, and where that is much."""
     assert actual.shape == expected.shape, f"shapes {actual.shape} and {expected.shape}"

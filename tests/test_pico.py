@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 
 from chatterbox_opt import Engine, Sampling, loading, models
 from chatterbox_opt.cli import app
-from chatterbox_opt.ears import Recogniser
-from chatterbox_opt.errors import InputError, VoiceError
+from chatterbox_opt.errors import VoiceError
 from chatterbox_opt.lean import upstream
 from chatterbox_opt.watermark import Watermark
 from chatterbox_opt.wer import word_error_rate
@@ -34,14 +33,6 @@ SENTENCES = [
 def pico():
     with Engine.load("pico", "dev", device="cpu") as engine:
         yield engine
-
-
-@pytest.fixture(scope="module")
-def recogniser():
-    try:
-        return Recogniser.load("tiny.en")
-    except InputError as error:
-        pytest.skip(str(error))
 
 
 def test_all_of_it_is_small_and_complete():

@@ -17,7 +17,6 @@ from conftest import ROOT
 
 from chatterbox_opt import Engine, Sampling, models
 from chatterbox_opt.ears import Recogniser
-from chatterbox_opt.errors import InputError
 from chatterbox_opt.wer import WordErrorRate, word_error_rate
 
 pytestmark = pytest.mark.quality
@@ -47,14 +46,6 @@ VARIANTS = [
     Variant("5 CFM steps", 0.08, knobs={"cfm_steps": 5}),
     Variant("no guidance", 0.15, knobs={"cfg_weight": 0.0}),
 ]
-
-
-@pytest.fixture(scope="module")
-def recogniser():
-    try:
-        return Recogniser.load("tiny.en")
-    except InputError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
