@@ -39,7 +39,7 @@ pico: $(INSTALLED)
 	$(BIN)/python -m pico.train_vocoder --minutes 68
 	$(BIN)/python -m pico.train_flow --minutes 65
 	$(BIN)/python -m pico.train_encoders --minutes 13
-	$(BIN)/python -m pico.train_t3 --minutes 85
+	$(BIN)/python -m pico.train_t3 --minutes 96
 	$(BIN)/python -m pico.pack
 	$(BIN)/python -m pico.parts
 	$(BIN)/python -m pico.evaluate --recogniser tiny.en --recogniser base

@@ -304,7 +304,7 @@ class Engine:
 
         def say(seed: int) -> Tensor:
             generator = torch.Generator(speaker.device).manual_seed(seed)
-            return speaker.speech_tokens(chunk.text, voice, sampling, generator, _ignore)
+            return speaker.speech_tokens(chunk.text, voice, sampling, generator, _ignore)[0]
 
         return _until_said(seed, say)
 

@@ -78,23 +78,15 @@ class Pipeline:
         sampling: Sampling,
         generator: torch.Generator,
         on_token: OnToken,
-    ) -> Tensor:
-        """Run t3 on one normalised chunk: int64 [T], only ids that are sound (below 6561).
+    ) -> tuple[Tensor, bool]:
+        """Run t3 on one normalised chunk.
+
+        Returns:
+            int64 [T], only ids that are sound (below 6561), and whether the limit cut them off.
 
         Raises:
             SilenceError: the model said nothing at all.
         """
-        return self._said(text, voice, sampling, generator, on_token)[0]
-
-    def _said(
-        self,
-        text: str,
-        voice: Voice,
-        sampling: Sampling,
-        generator: torch.Generator,
-        on_token: OnToken,
-    ) -> tuple[Tensor, bool]:
-        """``speech_tokens``, and whether the limit cut them off."""
         prompt = Prompt(text_tokens(self.tokenizer, text), voice.speaker, voice.prompt)
         state = generator.get_state()
 
@@ -133,7 +125,7 @@ class Pipeline:
         generator = torch.Generator(self.device).manual_seed(seed)
         voice = voice.to(self.device)
         start = time.perf_counter()
-        tokens, cut = self._said(chunk.text, voice, sampling, generator, on_token)
+        tokens, cut = self.speech_tokens(chunk.text, voice, sampling, generator, on_token)
         said = time.perf_counter()
         state = generator.get_state()
         steps = sampling.cfm_steps

@@ -106,26 +106,19 @@ def train(  # noqa: PLR0913 - each is a choice of one part's recipe
         inner: matrices that Muon updates, at ``inner_rate``.
     """
     made = optimizers(net, rate, betas, list(inner), inner_rate)
-    path, spent, step, first = out / f"{name}.pt", 0.0, 0, 0
+    path, spent, step = out / f"{name}.pt", 0.0, 0
     if path.exists():
         saved = torch.load(path, weights_only=True)
         net.load_state_dict(saved["model"])
         spent, step = saved["spent"], saved["step"]
-        states = saved["optimizer"] if isinstance(saved["optimizer"], list) else []
-        if len(states) == len(made):
-            for optimizer, state in zip(made, states, strict=True):
-                optimizer.load_state_dict(state)
-            first = saved["first"]
-        else:
-            first = step  # other optimizers than before: warm up again
+        for optimizer, state in zip(made, saved["optimizer"], strict=True):
+            optimizer.load_state_dict(state)
     rng, started = np.random.default_rng([17, step]), time.time() - spent
     sums: dict[str, float] = {}
     share = spent / (60 * minutes)
     while share < 1:
         share = min(1.0, (time.time() - started) / (60 * minutes))
-        part = min(1, (step - first + 1) / WARM_UP) * (
-            0.01 + 0.495 * (1 + math.cos(math.pi * share))
-        )
+        part = min(1, (step + 1) / WARM_UP) * (0.01 + 0.495 * (1 + math.cos(math.pi * share)))
         parts = loss_of(rng)
         for optimizer in made:
             optimizer.zero_grad()
@@ -144,7 +137,7 @@ def train(  # noqa: PLR0913 - each is a choice of one part's recipe
             print(f"{name} {step} {time.time() - started:.0f} s {figures}", flush=True)
             sums.clear()
             saved = {"model": net.state_dict(), "optimizer": [o.state_dict() for o in made]}
-            saved |= {"spent": time.time() - started, "step": step, "first": first}
+            saved |= {"spent": time.time() - started, "step": step}
             torch.save(saved, f"{path}.part")
             Path(f"{path}.part").replace(path)
 
