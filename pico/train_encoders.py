@@ -3,7 +3,7 @@
 Knows what each shall answer: the code of every moment, and the vectors that stand for the speaker
 (teacher.py). Knows nothing of speaking.
 
-    python -m pico.train_encoders --minutes 13    a third, four ninths and two ninths for the three
+    python -m pico.train_encoders --minutes 30    a third for each
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ def main(
     encoders = Encoders(SHAPES.voice, SHAPES.t3.speaker)
     recordings = Recordings(load("sound", out)[HELD_OUT:])
     train_tokenizer(encoders.tokenizer, recordings, minutes / 3, out)
-    train_speaker(encoders.speaker_encoder, recordings, minutes * 4 / 9, out)
-    train_voice(encoders.voice_encoder, recordings, minutes * 2 / 9, out)
+    train_speaker(encoders.speaker_encoder, recordings, minutes / 3, out)
+    train_voice(encoders.voice_encoder, recordings, minutes / 3, out)
 
 
 if __name__ == "__main__":
