@@ -1,12 +1,15 @@
 """The engine: text, voice and knobs in, sound out. Start reading here.
 
-Composes the parts and owns the one loop: for every chunk of the text, t3, flow and vocoder
-(pipeline.py), then the watermark, then the pause. Whole files and streams collect it. Knows
-plans, models and the voice store; knows nothing of command lines, files to write or printing.
+Composes the parts. A text is cut into chunks (text.py); each goes through t3, flow and vocoder
+(pipeline.py), is spoken again if need be (attempts.py), and gets its watermark and its pause. One
+text is spoken chunk by chunk, many are spoken in company (schedule.py); whole files and streams
+collect it. Knows plans, models and the voice store; knows nothing of command lines, files to
+write or printing.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import secrets
@@ -15,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +25,16 @@ import torch
 from torch import Tensor
 
 from chatterbox_opt import hardware, loading, models, plan, voice_store
+from chatterbox_opt.attempts import Attempts, Speak, settle
 from chatterbox_opt.audio import check_reference, read_reference
-from chatterbox_opt.errors import ChatterboxOptError, InputError, SilenceError
+from chatterbox_opt.errors import InputError
 from chatterbox_opt.guard import Guard, Take
 from chatterbox_opt.models import Checkpoint
-from chatterbox_opt.pipeline import OnToken, Pipeline, Spoken
+from chatterbox_opt.pipeline import Pipeline
 from chatterbox_opt.plan import Plan
-from chatterbox_opt.sampling import Sampling, chunk_seed
+from chatterbox_opt.reader import OnToken
+from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.schedule import Schedule
 from chatterbox_opt.shapes import SAMPLE_RATE
 from chatterbox_opt.speech import Audio, Observer, Piece, Progress, Request, Result, join
 from chatterbox_opt.text import Chunk, split
@@ -39,10 +44,7 @@ from chatterbox_opt.voice_store import VoiceStore
 from chatterbox_opt.watermark import Watermark
 
 log = logging.getLogger(__name__)
-ATTEMPTS = 3  # further seeds for a chunk of which the model says nothing
 Wave = npt.NDArray[np.float32]
-# one request's failure, not the batch's; torch, numpy and file systems have their own kinds
-FAILURES = (ChatterboxOptError, RuntimeError, ValueError, LookupError, OSError, MemoryError)
 
 
 class Engine:
@@ -197,12 +199,16 @@ class Engine:
             TextError: nothing to speak.
             DeviceError, NumericsError: after all fallbacks.
         """
-        voice, sampling = voice or self.voice(), sampling or Sampling()
-        seed, chunks = _seed(sampling), self._chunks(text)
-        for i, chunk in enumerate(chunks):
-            on_token = _reporter(observe, i, chunks)
-            say = self._speech_of(chunk, voice, sampling, (seed, i), on_token)
-            yield self._piece(chunk, guard.best(chunk.text, say) if guard else Take(say(0)))
+        sampling = sampling or Sampling()
+        chunks = self._attempts(text, voice, sampling, _seed(sampling), guard, observe)
+        for attempts, kept in settle(_one_by_one(chunks), self._speech(sampling)):
+            if isinstance(kept, Exception):
+                raise kept
+            yield self._piece(attempts, kept)
+
+    def _speech(self, sampling: Sampling) -> Speak:
+        guided = sampling.cfg_weight > 0
+        return functools.partial(self._speaker.speak, slots=1, guided=guided)
 
     def _chunks(self, text: str) -> list[Chunk]:
         if not self.checkpoint.shapes.spelled:
@@ -211,27 +217,32 @@ class Engine:
 
         return split(text, spell=spell_out)
 
-    def _speech_of(
+    def _attempts(
         self,
-        chunk: Chunk,
-        voice: Voice,
+        text: str,
+        voice: Voice | None,
         sampling: Sampling,
-        seed: tuple[int, int],
-        on_token: OnToken,
-    ) -> Callable[[int], Spoken]:
-        """A function from an attempt's number to the chunk's sound, each with seeds of its own."""
-
-        def say(attempt: int) -> Spoken:
-            return _until_said(
-                seed,
-                lambda drawn: self._speaker.say(chunk, voice, sampling, drawn, on_token),
-                first=attempt * (ATTEMPTS + 1),
+        seed: int,
+        guard: Guard | None = None,
+        observe: Observer | None = None,
+    ) -> list[Attempts]:
+        """The chunks of a text, none of them spoken yet."""
+        voice, chunks = voice or self.voice(), self._chunks(text)
+        return [
+            Attempts(
+                chunk,
+                i,
+                voice,
+                sampling,
+                seed=seed,
+                on_token=_reporter(observe, i, chunks),
+                guard=guard,
             )
+            for i, chunk in enumerate(chunks)
+        ]
 
-        return say
-
-    def _piece(self, chunk: Chunk, take: Take) -> Piece:
-        spoken = take.spoken
+    def _piece(self, attempts: Attempts, take: Take) -> Piece:
+        chunk, spoken = attempts.chunk, take.spoken
         wave, seconds = spoken.wave, dict(spoken.seconds)
         if self._watermark:
             wave, seconds["watermark"] = _timed(self._watermark.apply, wave)
@@ -268,19 +279,20 @@ class Engine:
         Args:
             guard: as ``pieces``.
         """
-        for request in requests:
-            yield self._result(request, guard)
+        schedule = Schedule(
+            requests,
+            lambda request: _seed(request.sampling),
+            functools.partial(self._begin, guard),
+            self._piece,
+        )
+        slots = self.plan.slots
+        yield from schedule.results(functools.partial(self._speaker.speak, slots=slots))
 
-    def _result(self, request: Request, guard: Guard | None) -> Result:
-        sampling, voice = seeded(request.sampling), request.voice
-        seed = _seed(sampling)
-        try:
-            if not isinstance(voice, Voice):
-                voice = self.voice(voice)
-            pieces = tuple(self.pieces(request.text, voice, sampling, guard=guard))
-        except FAILURES as error:
-            return Result(request.id, seed, error=error)
-        return Result(request.id, seed, pieces)
+    def _begin(self, guard: Guard | None, request: Request, seed: int) -> list[Attempts]:
+        voice = request.voice
+        if not isinstance(voice, Voice):
+            voice = self.voice(voice)
+        return self._attempts(request.text, voice, request.sampling, seed, guard)
 
     def speech_tokens(
         self, text: str, voice: Voice | None = None, sampling: Sampling | None = None
@@ -292,35 +304,19 @@ class Engine:
         """
         if not isinstance(self._speaker, Pipeline):
             raise InputError("plain Chatterbox gives no tokens out: unset DISABLE_OPTIMIZATION")
-        voice, sampling = voice or self.voice(), sampling or Sampling()
-        seed = _seed(sampling)
-        chunks = enumerate(self._chunks(text))
-        return torch.cat([self._tokens(c, voice, sampling, (seed, i)) for i, c in chunks])
-
-    def _tokens(
-        self, chunk: Chunk, voice: Voice, sampling: Sampling, seed: tuple[int, int]
-    ) -> Tensor:
-        speaker, voice = cast(Pipeline, self._speaker), voice.to(self._speaker.device)
-
-        def say(seed: int) -> Tensor:
-            generator = torch.Generator(speaker.device).manual_seed(seed)
-            return speaker.speech_tokens(chunk.text, voice, sampling, generator, _ignore)[0]
-
-        return _until_said(seed, say)
+        sampling = sampling or Sampling()
+        chunks = self._attempts(text, voice, sampling, _seed(sampling))
+        codes: list[int] = []
+        for _, kept in settle(_one_by_one(chunks), self._speaker.codes):
+            if isinstance(kept, Exception):
+                raise kept
+            codes.extend(kept.spoken.codes)
+        return torch.tensor(codes)
 
 
-Said = TypeVar("Said")
-
-
-def _until_said(seed: tuple[int, int], say: Callable[[int], Said], first: int = 0) -> Said:
-    """Ask again, with another seed each time, while the model stops before it says anything."""
-    last = first + ATTEMPTS
-    for attempt in range(first, last):
-        try:
-            return say(chunk_seed(*seed, attempt))
-        except SilenceError as error:
-            log.warning("%s (asking again)", error)
-    return say(chunk_seed(*seed, last))
+def _one_by_one(chunks: list[Attempts]) -> Callable[[], Attempts | None]:
+    left = iter(chunks)
+    return lambda: next(left, None)
 
 
 def seeded(sampling: Sampling) -> Sampling:

@@ -9,7 +9,7 @@ Knows residency and precision. Knows nothing of text, tokens or files.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar, cast
 
@@ -67,7 +67,7 @@ class Ladder:
         self,
         stage: str,
         work: Callable[[torch.nn.Module], Result],
-        generator: torch.Generator,
+        generators: Sequence[torch.Generator],
         *,
         wide: bool = False,
     ) -> Result:
@@ -80,25 +80,35 @@ class Ladder:
             DeviceError: out of memory even with only this stage on the device.
             NumericsError: not finite even in float32.
         """
-        state = generator.get_state()
+        states = [generator.get_state() for generator in generators]
         while True:
             try:
                 return self._attempt(stage, work, wide=wide)
             except torch.OutOfMemoryError as error:
-                if self.residency.offload:
-                    raise DeviceError(_no_room(stage)) from error
-                self.warn_once(f"{stage} ran out of memory: stages now take turns on the card")
-                offload = True
+                full: torch.OutOfMemoryError | None = error
             except NumericsError as error:
                 if wide or not self.is_half(stage):
                     remedy = "the weights may be damaged, get them again"
                     raise NumericsError(f"{error}, in float32: {remedy}") from error
                 self.warn_once(f"{stage} gave numbers that are not finite: again in float32")
-                wide, offload = True, False
-            # out here the failure is forgotten, and with it the memory that its frames held
-            if offload:
-                self.residency.start_offloading()
-            generator.set_state(state)
+                wide, full = True, None
+            # out here the failure's frames are gone, and with them the memory that they held
+            if full is not None:
+                self.out_of_memory(stage, full)
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+
+    def out_of_memory(self, stage: str, error: torch.OutOfMemoryError) -> None:
+        """Offload from now on.
+
+        Raises:
+            DeviceError: that was done already.
+        """
+        error.__traceback__ = None  # it holds the frames, and they hold the memory
+        if self.residency.offload:
+            raise DeviceError(_no_room(stage)) from error
+        self.warn_once(f"{stage} ran out of memory: stages now take turns on the card")
+        self.residency.start_offloading()
 
     def is_half(self, stage: str) -> bool:
         """Whether the stage's arithmetic is narrower than float32."""

@@ -1,13 +1,13 @@
-"""The quality guard: finds speech that went wrong, without a recognizer, and asks again.
+"""The quality guard: finds speech that went wrong, without a recognizer.
 
 Knows how long a text takes to say and what runaways, cut-offs and repeats look like in tokens and
-samples. Knows nothing of engines, files or seeds: it is given a function from an attempt's number
-to its sound. Bounds are wide: a false alarm costs a retry, and of all attempts the best is kept.
+samples. Knows nothing of engines, files or seeds (attempts.py has it spoken again). Bounds are
+wide: a false alarm costs a retry, and of all attempts the best is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,6 @@ from chatterbox_opt.shapes import SAMPLE_RATE, TOKEN_RATE
 
 if TYPE_CHECKING:
     from chatterbox_opt.pipeline import Spoken
-
-    Say = Callable[[int], Spoken]
 
 FASTEST, SLOWEST = 30.0, 5.0  # letters a second; calm English has 15, hasty speech 22
 LEAD = 1.5  # seconds that a text may last on top: breaths, and the drawl of a single word
@@ -45,21 +43,15 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Speaks again what went wrong, at most ``retries`` times."""
+    """Has what went wrong spoken again, at most ``retries`` times, and keeps the best."""
 
     retries: int = 2
 
-    def best(self, text: str, say: Say) -> Take:
-        """The first attempt without a fault, or the one with the fewest.
+    def best(self, text: str, takes: Sequence[Take]) -> Take:
+        """The attempt with the fewest faults, with the work of all.
 
         Among equals it is the one whose length is nearest to what the text should take.
         """
-        takes: list[Take] = []
-        for attempt in range(self.retries + 1):
-            spoken = say(attempt)
-            takes.append(Take(spoken, faults(text, spoken)))
-            if not takes[-1].faults:
-                break
         chosen = min(takes, key=lambda take: (len(take.faults), _oddness(text, take.spoken)))
         stages = chosen.spoken.seconds
         seconds = {stage: sum(t.spoken.seconds[stage] for t in takes) for stage in stages}

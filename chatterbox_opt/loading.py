@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from chatterbox_opt import estimator, flow, graphs, models, packing, t3, vocoder, voice
+from chatterbox_opt.decoding import Forward
 from chatterbox_opt.errors import WeightsError
 from chatterbox_opt.models import Checkpoint
 from chatterbox_opt.offload import Residency
@@ -238,14 +239,14 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan) -> Pipeline:
     except torch.OutOfMemoryError:
         log.warning("the card has no room for all stages: they take turns on it")
         residency = Residency(stages, device, offload=True)
-    step = None
+    forward = None
     if plan.compile != "none":
         with residency("t3") as stage:
-            step = _compiled(cast(t3.T3, stage), plan.compile)
-    return Pipeline(load_tokenizer(checkpoint), residency, step)
+            forward = _compiled(cast(t3.T3, stage), plan.compile)
+    return Pipeline(load_tokenizer(checkpoint), residency, forward)
 
 
-def _compiled(model: t3.T3, backend: str) -> t3.Step | None:
+def _compiled(model: t3.T3, backend: str) -> Forward | None:
     try:
         return graphs.compiled_step(model, backend)
     except graphs.FAILURES as error:

@@ -1,4 +1,4 @@
-"""The three stages in a row: one chunk in, its sound out.
+"""The three stages in a row: lines in, their sound out.
 
 Knows the order of the stages and where each gets its inputs. Knows nothing of long texts, files
 or profiles.
@@ -6,44 +6,39 @@ or profiles.
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
-from chatterbox_opt import graphs
-from chatterbox_opt.errors import NumericsError, SilenceError
+from chatterbox_opt.decoding import Forward
+from chatterbox_opt.errors import NumericsError
 from chatterbox_opt.fallback import Ladder
 from chatterbox_opt.offload import Residency
-from chatterbox_opt.sampling import Sampling
-from chatterbox_opt.shapes import SPEECH_TOKENS
-from chatterbox_opt.t3 import Prompt, Step
-from chatterbox_opt.text import Chunk
-from chatterbox_opt.voice import Voice
+from chatterbox_opt.reader import FAILURES, Line, Read, Reader, TakeLine
 
-log = logging.getLogger(__name__)
-OnToken = Callable[[int], None]
+Wave = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """One chunk's sound.
+    """One line's sound.
 
     Attributes:
         wave: float32 [n] in [-1, 1] at 24 kHz, without watermark.
         tokens: how many speech tokens it was made of.
-        seconds: of work, by stage.
+        seconds: of work, by stage; its share where several were worked at together.
         codes: the speech tokens, where they are known (plain Chatterbox gives none out).
         cut: T3 came to its limit without a stop token.
     """
 
-    wave: npt.NDArray[np.float32]
+    wave: Wave
     tokens: int
     seconds: Mapping[str, float]
     codes: tuple[int, ...] = ()
@@ -51,118 +46,142 @@ class Spoken:
 
 
 class Pipeline:
-    """Our own engine for one chunk: t3, flow, vocoder."""
+    """Our own engine: t3, flow, vocoder."""
 
-    def __init__(self, tokenizer: Tokenizer, residency: Residency, step: Step | None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        residency: Residency,
+        forward: Forward | None,
+        group: int = 1,
+    ) -> None:
         """Take over loaded stages.
 
         Args:
             residency: holds t3, flow and vocoder.
-            step: a compiled form of T3's step, or None to run it eager.
+            forward: a compiled form of T3's step, or None to run it eager.
+            group: lines that flow and vocoder work at together.
         """
         self.tokenizer = tokenizer
         self.residency = residency
-        self._ladder = Ladder(residency)
-        self.step = step
+        self.forward = forward
+        self.group = group
         self.device = residency.device
+        self._ladder = Ladder(residency)
 
     def close(self) -> None:
         """Give the device's memory back."""
-        self.step = None
+        self.forward = None
         self.residency.close()
 
-    def speech_tokens(
-        self,
-        text: str,
-        voice: Voice,
-        sampling: Sampling,
-        generator: torch.Generator,
-        on_token: OnToken,
-    ) -> tuple[Tensor, bool]:
-        """Run t3 on one normalised chunk.
+    def read(
+        self, take: TakeLine, slots: int, most: int, *, guided: bool
+    ) -> Iterator[list[Read | tuple[Line, Exception]]]:
+        """Run t3 on lines, ``slots`` at once; yield them as they end, ``most`` at a time.
 
-        Returns:
-            int64 [T], only ids that are sound (below 6561), and whether the limit cut them off.
-
-        Raises:
-            SilenceError: the model said nothing at all.
+        Args:
+            take: asked whenever there is room; None if there is no line (for now).
+            guided: some line may have a cfg_weight above 0.
         """
-        prompt = Prompt(text_tokens(self.tokenizer, text), voice.speaker, voice.prompt)
-        state = generator.get_state()
+        each = 2 if guided else 1
+        reader = Reader(self.tokenizer, self._ladder, self.forward, slots, each)
+        while ended := reader.turn(take, most):
+            self.forward = reader.compiled
+            yield ended
+        self.forward = reader.compiled
 
-        def work(t3: nn.Module) -> list[int]:
-            tokens = []
-            for token in t3.generate(prompt, sampling, generator, self.step):  # type: ignore[operator]
-                tokens.append(token)
-                on_token(len(tokens))
-            return tokens
+    def speak(
+        self, take: TakeLine, slots: int = 1, *, guided: bool = True
+    ) -> Iterator[tuple[Line, Spoken | Exception]]:
+        """Speak lines; yield each as it is ready, with its sound or the reason why there is none.
 
-        try:
-            said = self._ladder.run("t3", work, generator)
-        except graphs.FAILURES as error:
-            if self.step is None:
-                raise
-            log.warning("%s", graphs.failure(error))
-            self.step = None
-            generator.set_state(state)
-            said = self._ladder.run("t3", work, generator)
-        kept = [t for t in said if t < SPEECH_TOKENS]
-        if not kept:
-            raise SilenceError(f"the model said nothing for {text[:40]!r}: try another --seed")
-        bound = self.residency.module("t3").bound(sampling)  # type: ignore[operator]
-        return torch.tensor(kept), len(said) >= bound
+        One generator serves the three stages of a line in turn, as upstream's global one does.
+        Arguments as ``read``. A line is taken when there is room for it, so with one slot the
+        next is taken after the last was yielded.
 
-    def say(
-        self, chunk: Chunk, voice: Voice, sampling: Sampling, seed: int, on_token: OnToken
-    ) -> Spoken:
-        """Speak one chunk.
-
-        One generator serves the three stages in turn, as upstream's global one does.
-
-        Raises:
-            SilenceError, NumericsError, DeviceError: after all fallbacks.
         """
-        generator = torch.Generator(self.device).manual_seed(seed)
-        voice = voice.to(self.device)
+        group = min(self.group, slots)
         start = time.perf_counter()
-        tokens, cut = self.speech_tokens(chunk.text, voice, sampling, generator, on_token)
-        said = time.perf_counter()
-        state = generator.get_state()
-        steps = sampling.cfm_steps
-        mel = self._mel(tokens, voice, generator, steps)
+        for ended in self.read(take, slots, group, guided=guided):
+            spent = (time.perf_counter() - start) / len(ended)
+            whole = [read for read in ended if isinstance(read, Read)]
+            yield from (failed for failed in ended if not isinstance(failed, Read))
+            whole.sort(key=lambda read: (read.line.sampling.cfm_steps, len(read.tokens)))
+            for _, alike in groupby(whole, key=lambda read: read.line.sampling.cfm_steps):
+                yield from self._sound(list(alike), spent)
+            start = time.perf_counter()
+
+    def codes(self, take: TakeLine) -> Iterator[tuple[Line, Spoken | Exception]]:
+        """As ``speak`` with one slot, but run only t3: what comes has codes and no wave."""
+        for ended in self.read(take, 1, 1, guided=True):
+            for read in ended:
+                if not isinstance(read, Read):
+                    yield read
+                    continue
+                codes = tuple(read.tokens.tolist())
+                yield read.line, Spoken(np.empty(0, np.float32), len(codes), {}, codes, read.cut)
+
+    def _sound(
+        self, reads: Sequence[Read], t3_seconds: float
+    ) -> Iterator[tuple[Line, Spoken | Exception]]:
+        """Flow and vocoder for lines that want as many steps; if they fail together, one by one."""
+        states = [read.generator.get_state() for read in reads]
+        try:
+            waves, seconds = self._waves(reads)
+        except FAILURES as error:
+            if len(reads) == 1:
+                yield reads[0].line, error
+                return
+            failed = True
+        else:
+            failed = False
+        if failed:
+            for read, state in zip(reads, states, strict=True):
+                read.generator.set_state(state)
+                yield from self._sound([read], t3_seconds)
+            return
+        spent = {"t3": t3_seconds} | {stage: s / len(reads) for stage, s in seconds.items()}
+        for read, wave in zip(reads, waves, strict=True):
+            codes = tuple(read.tokens.tolist())
+            yield read.line, Spoken(wave, len(codes), spent, codes, read.cut)
+
+    def _waves(self, reads: Sequence[Read]) -> tuple[list[Wave], dict[str, float]]:
+        generators = [read.generator for read in reads]
+        states = [generator.get_state() for generator in generators]
+        start = time.perf_counter()
+        mels = self._mels(reads)
         drawn = time.perf_counter()
         try:
-            wave = self._wave(mel, generator)
+            waves = self._vocode(mels, generators)
         except NumericsError:
             # the vocoder is float32: what it choked on came from the flow
             if not self._ladder.is_half("flow"):
                 raise
             self._ladder.warn_once("vocoder choked on the flow's mel: flow again in float32")
-            generator.set_state(state)
-            wave = self._wave(self._mel(tokens, voice, generator, steps, wide=True), generator)
-        spent = {"t3": said - start, "flow": drawn - said, "vocoder": time.perf_counter() - drawn}
-        return Spoken(wave, len(tokens), spent, tuple(tokens.tolist()), cut)
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+            waves = self._vocode(self._mels(reads, wide=True), generators)
+        return waves, {"flow": drawn - start, "vocoder": time.perf_counter() - drawn}
 
-    def _mel(
-        self,
-        tokens: Tensor,
-        voice: Voice,
-        generator: torch.Generator,
-        steps: int,
-        *,
-        wide: bool = False,
-    ) -> Tensor:
-        rows = tokens[None].to(self.device)
+    def _mels(self, reads: Sequence[Read], *, wide: bool = False) -> list[Tensor]:
+        tokens = [read.tokens.to(self.device) for read in reads]
+        voices = [read.line.voice.to(self.device) for read in reads]
+        generators = [read.generator for read in reads]
+        steps = reads[0].line.sampling.cfm_steps
         return self._ladder.run(
-            "flow", lambda flow: flow(rows, voice, generator, steps), generator, wide=wide
+            "flow",
+            lambda flow: [
+                flow(t[None], v, g, steps)
+                for t, v, g in zip(tokens, voices, generators, strict=True)
+            ],
+            generators,
+            wide=wide,
         )
 
-    def _wave(self, mel: Tensor, generator: torch.Generator) -> npt.NDArray[np.float32]:
-        wave = self._ladder.run("vocoder", lambda hift: hift(mel, generator), generator)
-        samples: npt.NDArray[np.float32] = wave.cpu().numpy()
-        return samples
-
-
-def text_tokens(tokenizer: Tokenizer, text: str) -> Tensor:
-    """Normalised text to int64 [T] (upstream tokenizer.py, EnTokenizer.encode)."""
-    return torch.tensor(tokenizer.encode(text.replace(" ", "[SPACE]")).ids, dtype=torch.long)
+    def _vocode(self, mels: Sequence[Tensor], generators: Sequence[torch.Generator]) -> list[Wave]:
+        waves = self._ladder.run(
+            "vocoder",
+            lambda hift: [hift(m, g) for m, g in zip(mels, generators, strict=True)],
+            generators,
+        )
+        return [wave.cpu().numpy() for wave in waves]

@@ -25,6 +25,8 @@ OFFLOAD = ("none", "stages")
 
 BIG_MIB, MIDDLE_MIB = 15_000, 7_500  # total memory from which rtx4090 and rtx3080 are meant
 ROOM_MIB = 4_000  # free memory that all stages in half precision need, with room to work
+CPU_SLOTS, CUDA_SLOTS = 8, 32
+SLOT_MIB = 280  # keys and values of one utterance in half precision
 BFLOAT16_FROM = (8, 0)  # torch reports bfloat16 from 7.5 on, where it is emulated and slow
 HALF_FROM = (7, 0)  # below, half-precision arithmetic is up to 64 times slower than float32
 
@@ -69,6 +71,7 @@ class Plan:
         t3, flow: dtype of the stored weights; the vocoder is always float32.
         compute: dtype of the arithmetic in t3 and flow where it differs, or "".
         compile, offload: see Profile.
+        slots: utterances of a batch that t3 works at together.
         optimized: False runs plain upstream.
         reasons: sentences: where each value came from, and what was lowered.
     """
@@ -80,6 +83,7 @@ class Plan:
     compute: str
     compile: str
     offload: str
+    slots: int = 1
     optimized: bool = True
     reasons: tuple[str, ...] = ()
 
@@ -220,9 +224,23 @@ def resolve(
         compute=wish.compute,
         compile=wish.compile,
         offload=wish.offload,
+        slots=slots_for(hardware, wish),
         optimized=not is_plain(environment),
         reasons=tuple(reasons),
     )
+
+
+def slots_for(hardware: Hardware, wish: Profile) -> int:
+    """How many utterances of a batch t3 works at together: what free memory has room for.
+
+    A slot is the keys and values of two rows of 1,200 positions at the true shapes. Without a card
+    the cost of a step grows with the rows, and eight slots are where little more is won.
+    """
+    if hardware.device != "cuda":
+        return CPU_SLOTS
+    wide = "float32" in (wish.t3, wish.compute)
+    room = hardware.free_mib - (2 * ROOM_MIB if wide else ROOM_MIB)
+    return max(1, min(CUDA_SLOTS, room // (2 * SLOT_MIB if wide else SLOT_MIB)))
 
 
 def is_plain(environment: Mapping[str, str]) -> bool:

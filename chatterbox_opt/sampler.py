@@ -1,8 +1,9 @@
-"""Logits to a token. Tensors only: knows nothing of the model, of text or of requests.
+"""Logits to tokens, a row for each utterance. Tensors only: knows nothing of the model or of text.
 
 Order of operations, and every rounding, as upstream's loop (t3.py, ``T3.inference``): CFG,
 repetition penalty, temperature, min-p, top-p, softmax, draw. So the same generator state gives
-the same token as upstream.
+the same token as upstream. Every knob is a tensor with a row for each utterance, and no value is
+read back to the host: a step that was captured once serves all later knobs and seeds.
 """
 
 from __future__ import annotations
@@ -15,67 +16,139 @@ from chatterbox_opt.sampling import Sampling
 NOT_FINITE = -1  # returned in place of a token when the logits hold NaN or infinity
 
 
-def guide(logits: Tensor, cfg_weight: float) -> Tensor:
-    """Combine rows under classifier-free guidance: [2, V] (cond, uncond) or [1, V] to [1, V].
+class Knobs:
+    """What each of ``rows`` utterances asks of the sampler.
+
+    Attributes:
+        values: float32 [rows, 5]; the properties are its columns, [rows, 1] each.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    @classmethod
+    def room(cls, rows: int, device: torch.device | str = "cpu") -> Knobs:
+        """Room for so many utterances, all of them with the usual knobs."""
+        made = cls(torch.empty(rows, 5, device=device))
+        for row in range(rows):
+            made.set(row, Sampling())
+        return made
+
+    def set(self, row: int, sampling: Sampling) -> None:
+        """Write one utterance's knobs."""
+        asked = (
+            sampling.cfg_weight,
+            sampling.repetition_penalty,
+            sampling.temperature,
+            sampling.min_p,
+            1 - sampling.top_p,  # in double precision, as upstream subtracts it
+        )
+        self.values[row] = torch.tensor(asked, device=self.values.device)
+
+    def slice(self, first: int, last: int) -> Knobs:
+        """Rows ``first`` to ``last``, sharing memory."""
+        return Knobs(self.values[first:last])
+
+    @property
+    def cfg_weight(self) -> Tensor:
+        """Strength of the guidance."""
+        return self.values[:, 0:1]
+
+    @property
+    def repetition_penalty(self) -> Tensor:
+        """Above 1 discourages what was said."""
+        return self.values[:, 1:2]
+
+    @property
+    def temperature(self) -> Tensor:
+        """0 is greedy."""
+        return self.values[:, 2:3]
+
+    @property
+    def min_p(self) -> Tensor:
+        """Share of the likeliest token's probability."""
+        return self.values[:, 3:4]
+
+    @property
+    def tail(self) -> Tensor:
+        """1 - top_p: the probability that the nucleus leaves out."""
+        return self.values[:, 4:5]
+
+
+def guide(logits: Tensor, cfg_weight: Tensor) -> Tensor:
+    """Combine conditional and unconditional rows under classifier-free guidance.
 
     cond + w * (cond - uncond), Ho & Salimans 2022 in upstream's form.
+
+    Args:
+        logits: [rows, V], nothing to guide; or [2 rows, V]: cond, uncond, cond, uncond, ...
+        cfg_weight: [rows, 1].
+
+    Returns:
+        [rows, V].
     """
-    if logits.shape[0] == 1:
+    rows = len(cfg_weight)
+    if len(logits) == rows:
         return logits
-    cond, uncond = logits[0:1], logits[1:2]
+    cond, uncond = logits.unflatten(0, (rows, 2)).unbind(1)
     return cond + cfg_weight * (cond - uncond)
 
 
-def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make tokens already said less likely (Keskar et al. 2019, CTRL): [1, V] both.
+def penalise(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
+    """Make tokens already said less likely (Keskar et al. 2019, CTRL): [rows, V] both.
 
     Args:
         logits: float32.
         seen: bool, true for every id in the history, the start token included.
-        penalty: positive logits are divided by it, negative ones multiplied.
+        penalty: [rows, 1]; positive logits are divided by it, negative ones multiplied.
     """
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-def truncate(logits: Tensor, min_p: float, top_p: float) -> Tensor:
+def truncate(logits: Tensor, min_p: Tensor, tail: Tensor, *, nucleus: bool) -> Tensor:
     """Set unlikely logits to -inf: min-p (Nguyen et al. 2024), then top-p (Holtzman et al. 2020).
 
-    At ``top_p = 1`` the nucleus is everything, and the full-vocabulary sort is skipped.
+    Args:
+        logits: float32 [rows, V].
+        min_p: [rows, 1].
+        tail: [rows, 1], 1 - top_p.
+        nucleus: some row's tail is above 0; otherwise the full-vocabulary sort is skipped. A row
+            whose tail is 0 is the same with the sort and without.
     """
     probabilities = torch.softmax(logits, dim=-1)
     threshold = min_p * probabilities.amax(dim=-1, keepdim=True)
     logits = logits.masked_fill(probabilities < threshold, -torch.inf)
-    if top_p < 1.0:
+    if nucleus:
         ascending, order = torch.sort(logits, descending=False, dim=-1)
-        outside = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        outside = ascending.softmax(dim=-1).cumsum(dim=-1) <= tail
         outside[..., -1] = False
         logits = logits.masked_fill(outside.scatter(1, order, outside), -torch.inf)
     return logits
 
 
-def sample(
-    logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator | None
-) -> Tensor:
-    """Draw the next token.
+def sample(logits: Tensor, seen: Tensor, knobs: Knobs, noise: Tensor, *, nucleus: bool) -> Tensor:
+    """Choose the next token of each row.
+
+    The draw is the exponential race: the largest p / e with e from Exp(1) falls on each token with
+    its probability p. It is what ``torch.multinomial`` does for one draw, with the numbers coming
+    from outside, so that every row has a generator of its own.
 
     Args:
-        logits: [rows, V] of the last position, any float dtype; rows as ``guide`` wants them.
-        seen: bool [1, V], see ``penalise``.
-        generator: on the logits' device; one draw is consumed, none at temperature 0.
+        logits: [rows or 2 rows, V] of the last position, any float dtype; see ``guide``.
+        seen: bool [rows, V], see ``penalise``.
+        noise: float32 [rows, V], fresh from Exp(1); not looked at where the temperature is 0.
+        nucleus: see ``truncate``.
 
     Returns:
-        int64 [1]: the token, or ``NOT_FINITE``. No value is read back to the host.
+        int64 [rows]: the tokens, or ``NOT_FINITE``. No value is read back to the host.
     """
-    logits = guide(logits.float(), sampling.cfg_weight)
-    finite = torch.isfinite(logits).all()
-    logits = torch.where(
-        finite, logits, torch.zeros_like(logits)
-    )  # a draw from NaN kills a CUDA context
-    logits = penalise(logits, seen, sampling.repetition_penalty)
-    if sampling.temperature == 0:
-        token = logits.argmax(dim=-1)
-    else:
-        logits = truncate(logits / sampling.temperature, sampling.min_p, sampling.top_p)
-        probabilities = torch.softmax(logits, dim=-1)
-        token = torch.multinomial(probabilities, 1, generator=generator).view(-1)
+    logits = guide(logits.float(), knobs.cfg_weight)
+    finite = torch.isfinite(logits).all(dim=-1)
+    logits = penalise(logits, seen, knobs.repetition_penalty)
+    greedy = logits.argmax(dim=-1)
+    still = knobs.temperature == 0
+    spread = logits / torch.where(still, torch.ones_like(knobs.temperature), knobs.temperature)
+    kept = truncate(spread, knobs.min_p, knobs.tail, nucleus=nucleus)
+    drawn = (torch.softmax(kept, dim=-1) / noise).argmax(dim=-1)
+    token = torch.where(still[:, 0], greedy, drawn)
     return torch.where(finite, token, torch.full_like(token, NOT_FINITE))

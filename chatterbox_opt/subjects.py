@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from chatterbox_opt import hardware, text
+from chatterbox_opt.decoding import Slots, Utterance, decode, stepping
 from chatterbox_opt.ears import Recogniser
 from chatterbox_opt.engine import Engine
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.models import CONDITIONALS, locate
-from chatterbox_opt.pipeline import Pipeline, text_tokens
+from chatterbox_opt.pipeline import Pipeline
+from chatterbox_opt.reader import text_tokens
 from chatterbox_opt.sampler import guide
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.shapes import SPEECH_TOKENS, TOKEN_RATE, T3Shape
@@ -83,7 +85,7 @@ class Subject(Protocol):
         ...
 
     def quality(self) -> dict[str, Tensor]:
-        """Logits [tokens - 1, V] and mel [80, F] for comparison, and [errors, words] of what a
+        """Logits [tokens, V] and mel [80, F] for comparison, and [errors, words] of what a
         recognizer heard; without what is not to be had."""
         ...
 
@@ -122,19 +124,18 @@ class Ours:
         prompt = Prompt(ids, self._voice.speaker, self._voice.prompt)
         with pipeline.residency("t3") as stage:
             t3 = cast(T3, stage)
-            step = pipeline.step or t3.step
+            slots = Slots(t3, 1, 2)
 
-            def recorded(*args: Any) -> Tensor:
-                logits: Tensor = step(*args)
+            def on_token(count: int) -> None:
+                if count == 1:
+                    clock.lap("prefill")
                 if record is not None:
-                    record.append(guide(logits.float(), self._sampling.cfg_weight).cpu())
-                return logits
+                    record.append(guide(slots.logits.float(), slots.knobs.cfg_weight).cpu())
 
-            spoken = t3.generate(prompt, self._sampling, generator, recorded, job.tokens)
-            next(spoken)
-            clock.lap("prefill")
-            for _ in spoken:
-                pass
+            said = Utterance(prompt, self._sampling, generator, on_token, job.tokens)
+            waiting = iter([said])
+            step = stepping(pipeline.forward or t3.step)
+            list(decode(t3, slots, lambda: next(waiting, None), step))
         clock.lap("decode")
         tokens = torch.tensor(job.tokens, device=pipeline.device)[None]
         with pipeline.residency("flow") as flow:

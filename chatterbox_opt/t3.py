@@ -3,17 +3,16 @@
 Knows the transformer and its conditioning. Knows nothing of files, devices, profiles, or what the
 tokens sound like.
 
-Three functions: ``prefill`` (the whole prefix, fills the cache), ``step`` (one token in, logits
-out; tensors only, no branch on their values) and ``generate``, the loop, which owns the stop
-conditions and nothing else. Upstream's loop (t3.py of chatterbox-tts 0.1.7) grows its cache,
-keeps all attentions and hidden states and sorts the vocabulary at every step; this one does the
-same arithmetic without that.
+Two functions do the work: ``prefill`` (the whole prefix, fills the cache) and ``step`` (one token
+of each utterance in, logits out; tensors only, no branch on their values). The loop around them
+is in decoding.py. Upstream's loop (t3.py of chatterbox-tts 0.1.7) grows its cache, keeps all
+attentions and hidden states and sorts the vocabulary at every step; ours does the same arithmetic
+without that.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,12 +21,9 @@ from torch import Tensor, nn
 
 from chatterbox_opt import packing
 from chatterbox_opt.cache import StaticCache
-from chatterbox_opt.errors import NumericsError, TextError
-from chatterbox_opt.sampler import NOT_FINITE, sample
+from chatterbox_opt.errors import TextError
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.shapes import T3Shape
-
-Step = Callable[[Tensor, Tensor, Tensor, StaticCache, int], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,18 +164,17 @@ class T3(nn.Module):
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos().to(self.like.dtype), angles.sin().to(self.like.dtype)
 
-    def embed(self, prompt: Prompt, sampling: Sampling) -> Tensor:
+    def embed(self, prompt: Prompt, exaggeration: float, rows: int) -> Tensor:
         """Build the prefix [rows, length, width]: conditioning, text, and two start-of-speech.
 
-        Two rows under CFG: the second row's text is zeroed before its positions are added
+        Two rows under CFG, else one: the second row's text is zeroed before its positions are added
         (upstream t3.py, prepare_input_embeds). The start token stands twice because upstream
         embeds it once there and once more before its loop.
         """
         shape, device, dtype = self.shape, self.like.device, self.like.dtype
-        rows = 2 if sampling.cfg_weight > 0 else 1
         spoken = prompt.speech_tokens.to(device)
         speech = self.speech_emb(spoken) + self.speech_pos.weight[: spoken.shape[1]]
-        emotion = torch.full((1, 1, 1), sampling.exaggeration, device=device, dtype=dtype)
+        emotion = torch.full((1, 1, 1), exaggeration, device=device, dtype=dtype)
         speaker = self.speaker(prompt.speaker.to(device, dtype))[:, None]
         conditioning = torch.cat((speaker, self.resampler(speech), self.emotion(emotion)), dim=1)
 
@@ -198,47 +193,56 @@ class T3(nn.Module):
             (conditioning.expand(rows, -1, -1), text, start.expand(rows, 2, -1)), dim=1
         )
 
-    def prefill(self, x: Tensor, cache: StaticCache) -> Tensor:
-        """Run the prefix [rows, length, width] and fill the cache; logits of its last position."""
+    def prefill(self, x: Tensor, cache: StaticCache, row: int = 0) -> Tensor:
+        """Run the prefix [rows, length, width] of one utterance and fill the cache from ``row`` on.
+
+        Returns:
+            logits [rows, speech_vocab] of the last position.
+        """
         rope = self.rope(torch.arange(x.shape[1], device=x.device))
         for i, block in enumerate(self.blocks):
             q, k, v = block.heads_of(x, rope)
-            cache.fill(i, k, v)
+            cache.fill(i, row, k, v)
             x = block.finish(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
         return self.head(self.norm(x[:, -1]))
 
     def step(
         self, token: Tensor, spoken: Tensor, position: Tensor, cache: StaticCache, span: int
     ) -> Tensor:
-        """Run one token through the decoder.
+        """Run one token of each of n utterances through the decoder.
+
+        No value is read back and nothing is branched on: the step can be captured.
 
         Args:
-            token: int64 [1].
-            spoken: int64 [1], its place among the speech tokens (the start token is 0).
-            position: int64 [1], its place in the cache.
-            cache: written at ``position``, read up to ``span``.
-            span: a multiple of the cache's block, above ``position``.
+            token: int64 [n].
+            spoken: int64 [n], its place among the speech tokens (the start token is 0).
+            position: int64 [n], its place in the cache.
+            cache: written at ``position``, read up to ``span``; n or 2 n of its rows are used, as
+                many for each utterance as the cache has for all it has room for.
+            span: a multiple of the cache's block, above all of ``position``.
 
         Returns:
-            logits [rows, speech_vocab].
+            logits [n or 2 n, speech_vocab].
         """
-        rows = cache.keys.shape[1]
-        x = (self.speech_emb(token) + self.speech_pos(spoken)).expand(rows, 1, -1)
-        rope = self.rope(position)
-        visible = (torch.arange(span, device=token.device) <= position)[None, None, None]
+        each = cache.each
+        x = self.speech_emb(token) + self.speech_pos(spoken)
+        x = x.repeat_interleave(each, dim=0)[:, None]
+        places = position.repeat_interleave(each, dim=0)
+        cos, sin = (part[:, None, None] for part in self.rope(places))
+        visible = cache.visible(places, span)
         for i, block in enumerate(self.blocks):
-            q, k, v = block.heads_of(x, rope)
-            cache.put(i, position, k, v)
-            keys, values = cache.keys[i, :, :, :span], cache.values[i, :, :, :span]
-            attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=visible)
-            x = block.finish(x, attended)
+            q, k, v = block.heads_of(x, (cos, sin))
+            cache.put(i, places, k[:, :, 0], v[:, :, 0])
+            keys, values = cache.read(i, len(places), span)
+            x = block.finish(x, F.scaled_dot_product_attention(q, keys, values, attn_mask=visible))
         return self.head(self.norm(x[:, -1]))
 
-    def new_cache(self, rows: int, capacity: int) -> StaticCache:
-        """A cache that fits this model."""
+    def new_cache(self, utterances: int, each: int, capacity: int) -> StaticCache:
+        """A cache that fits this model, with ``each`` rows for every utterance."""
         return StaticCache(
             layers=self.shape.layers,
-            rows=rows,
+            utterances=utterances,
+            each=each,
             heads=self.shape.heads,
             head_dim=self.shape.head_dim,
             capacity=capacity,
@@ -248,55 +252,6 @@ class T3(nn.Module):
     def bound(self, sampling: Sampling) -> int:
         """The most tokens of one run: what was asked for, or a small model's table."""
         return min(sampling.max_tokens, self.shape.speech_positions - 1)
-
-    @torch.inference_mode()
-    def generate(
-        self,
-        prompt: Prompt,
-        sampling: Sampling,
-        generator: torch.Generator | None = None,
-        step: Step | None = None,
-        forced: Sequence[int] | None = None,
-    ) -> Iterator[int]:
-        """Yield speech tokens until the stop token (not yielded), ``sampling.max_tokens``, or the
-        end of the model's table of speech positions.
-
-        Args:
-            generator: on the model's device; None draws from torch's global one.
-            step: a faster form of ``self.step``; the same result is its maker's promise.
-            forced: say these ids whatever is drawn, and no more (to measure like with like).
-
-        Raises:
-            NumericsError: the logits hold NaN or infinity.
-            TextError: more text tokens than the model has positions.
-        """
-        step = step or self.step
-        shape, device = self.shape, self.like.device
-        prefix = self.embed(prompt, sampling)
-        length = prefix.shape[1]
-        bound = self.bound(sampling)
-        cache = self.new_cache(prefix.shape[0], length + bound)
-        seen = torch.zeros(1, shape.speech_vocab, dtype=torch.bool, device=device)
-        seen[:, shape.start_speech] = True
-        logits = self.prefill(prefix, cache)
-        for i in range(bound):
-            token = sample(logits, seen, sampling, generator)
-            value = int(token)
-            if value == NOT_FINITE:
-                raise NumericsError(f"t3 gave numbers that are not finite at token {i}")
-            if forced is not None:
-                value = forced[i] if i < len(forced) else shape.stop_speech
-                token = torch.full_like(token, value)
-            if value == shape.stop_speech:
-                return
-            yield value
-            if i + 1 == bound:
-                return
-            seen[:, value] = True
-            here = torch.full_like(token, length + i)
-            logits = step(
-                token, torch.full_like(token, i + 1), here, cache, cache.span(length + i + 1)
-            )
 
 
 def rope_frequencies(shape: T3Shape) -> Tensor:

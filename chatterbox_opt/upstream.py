@@ -9,16 +9,17 @@ import contextlib
 import dataclasses
 import io
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.models import Checkpoint
-from chatterbox_opt.pipeline import OnToken, Spoken
+from chatterbox_opt.pipeline import Spoken
+from chatterbox_opt.reader import FAILURES, Line, TakeLine
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.shapes import SAMPLE_RATE, TOKEN_RATE, Shapes
-from chatterbox_opt.text import Chunk
 from chatterbox_opt.voice import Voice
 from chatterbox_opt.watermark import QUIETLY
 
@@ -54,9 +55,18 @@ class Upstream:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def say(
-        self, chunk: Chunk, voice: Voice, sampling: Sampling, seed: int, on_token: OnToken
-    ) -> Spoken:
+    def speak(
+        self, take: TakeLine, slots: int = 1, *, guided: bool = True
+    ) -> Iterator[tuple[Line, Spoken | Exception]]:
+        """Speak lines one by one; see ``Pipeline.speak``, whose other arguments have no meaning
+        here."""
+        while (line := take()) is not None:
+            try:
+                yield line, self._say(line)
+            except FAILURES as error:
+                yield line, error
+
+    def _say(self, line: Line) -> Spoken:
         """Speak one chunk with upstream's ``generate``; it owns its sampling loop and its bars.
 
         Its watermark is always on.
@@ -64,6 +74,7 @@ class Upstream:
         Raises:
             InputError: a knob that upstream cannot do.
         """
+        sampling = line.sampling
         usual, fixed = Sampling(), ("max_tokens", "cfm_steps")
         if 0 in (sampling.temperature, sampling.cfg_weight) or any(
             getattr(sampling, knob) != getattr(usual, knob) for knob in fixed
@@ -73,13 +84,13 @@ class Upstream:
                 f"{usual.max_tokens} max_tokens and {usual.cfm_steps} cfm_steps: "
                 "unset DISABLE_OPTIMIZATION"
             )
-        self.model.conds = conditionals(voice.to(self.device), sampling.exaggeration)
+        self.model.conds = conditionals(line.voice.to(self.device), sampling.exaggeration)
         devices = [self.device] if self.device.type == "cuda" else []
         start = time.perf_counter()
         with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
+            torch.manual_seed(line.seed)
             wave = self.model.generate(
-                chunk.source,
+                line.chunk.source,
                 repetition_penalty=sampling.repetition_penalty,
                 min_p=sampling.min_p,
                 top_p=sampling.top_p,
@@ -89,7 +100,7 @@ class Upstream:
             )
         samples = wave[0].numpy()
         tokens = round(len(samples) / SAMPLE_RATE * TOKEN_RATE)
-        on_token(tokens)
+        line.on_token(tokens)
         return Spoken(samples, tokens, {"upstream": time.perf_counter() - start})
 
 

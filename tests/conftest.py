@@ -75,6 +75,36 @@ def recogniser():
         pytest.skip(str(error))
 
 
+def prompt_for(engine, text: str):
+    """A normalised text in the model's own voice."""
+    from chatterbox_opt.reader import text_tokens
+    from chatterbox_opt.t3 import Prompt
+
+    voice = engine.voice()
+    return Prompt(text_tokens(engine._speaker.tokenizer, text), voice.speaker, voice.prompt)
+
+
+def utterance(engine, text: str, sampling, **more):
+    """A normalised text to be said once under the sampling's seed."""
+    import torch
+
+    from chatterbox_opt.decoding import Utterance
+
+    generator = torch.Generator().manual_seed(sampling.seed or 0)
+    return Utterance(prompt_for(engine, text), sampling, generator, lambda count: None, **more)
+
+
+def say_all(t3, utterances, *, slots: int = 1, each: int = 2, step=None, stride: int = 1):
+    """What became of the utterances, in their order."""
+    from chatterbox_opt.decoding import Slots, decode, stepping
+
+    left = iter(utterances)
+    step = step or stepping(t3.step)
+    said = decode(t3, Slots(t3, slots, each), lambda: next(left, None), step, stride)
+    found = {one.utterance: one for one in said}
+    return [found[one] for one in utterances]
+
+
 def assert_close(actual, expected, *, atol: float) -> None:
     """Compare, and on failure say how far apart, and where that is much."""
     assert actual.shape == expected.shape, f"shapes {actual.shape} and {expected.shape}"

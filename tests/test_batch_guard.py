@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import SAMPLE
 
 from chatterbox_opt import Request, Sampling
-from chatterbox_opt.errors import TextError, VoiceError
+from chatterbox_opt.attempts import Attempts
+from chatterbox_opt.errors import NumericsError, SilenceError, TextError, VoiceError
 from chatterbox_opt.guard import Guard, faults
 from chatterbox_opt.pipeline import Spoken
+from chatterbox_opt.reader import Line
 from chatterbox_opt.shapes import SAMPLE_RATE
+from chatterbox_opt.text import Chunk
 
 SENTENCE = "The quick brown fox jumps over the lazy dog."
 NOISE = np.random.default_rng(0)
@@ -63,18 +68,40 @@ def test_bad_speech_is_found(sound, fault):
     assert found.startswith(fault)
 
 
+def judged(retries: int, takes: list[Spoken]):
+    """What is kept of a chunk whose attempts sound like this."""
+    attempts = Attempts(
+        Chunk(SENTENCE), 0, None, SHORT, seed=1, on_token=print, guard=Guard(retries)
+    )
+    seeds = set()
+    for number, sound in enumerate(takes, 1):
+        seeds.add(attempts.line().seed)
+        if (kept := attempts.hear(sound)) is not None:
+            assert (len(seeds), number) == (len(takes), len(takes)), "each has its own seed"
+            return kept
+    raise AssertionError("there were not enough attempts")
+
+
 def test_the_best_of_the_attempts_is_kept():
     bad, worse, good = spoken(20), spoken(30, cut=True), spoken(2.6)
-    takes = [worse, bad, good]
-    best = Guard(retries=5).best(SENTENCE, takes.__getitem__)
+    best = judged(5, [worse, bad, good])
     assert best.spoken.wave is good.wave
     assert (best.faults, best.attempts, best.spoken.seconds) == ((), 3, {"t3": 3.0})
-    best = Guard(retries=1).best(SENTENCE, takes.__getitem__)
+    best = judged(1, [worse, bad])
     assert best.spoken.wave is bad.wave
     assert len(best.faults) == 1
-    assert Guard(retries=0).best(SENTENCE, takes.__getitem__).attempts == 1
-    nearer = Guard(retries=2).best(SENTENCE, [spoken(90), spoken(20), spoken(60)].__getitem__)
+    assert judged(0, [worse]).attempts == 1
+    nearer = judged(2, [spoken(90), spoken(20), spoken(60)])
     assert len(nearer.spoken.wave) == 20 * SAMPLE_RATE
+
+
+def test_an_attempt_that_fails_does_not_cost_the_ones_before():
+    bad = spoken(20)
+    silent = SilenceError("nothing")
+    assert judged(2, [bad, NumericsError("not finite")]).spoken.wave is bad.wave
+    assert isinstance(judged(2, [NumericsError("not finite")]), NumericsError)
+    assert judged(2, [bad, silent, silent, silent, silent]).spoken.wave is bad.wave
+    assert judged(2, [silent] * 4) is silent
 
 
 def test_results_have_ids_and_errors_are_values(engine, tmp_path):
@@ -87,8 +114,8 @@ def test_results_have_ids_and_errors_are_values(engine, tmp_path):
         Request("f", "Hello there.", engine.voice(SAMPLE), Sampling(max_tokens=12)),
     ]
     results = {result.id: result for result in engine.batch(iter(requests))}
-    assert list(results) == list("abcdef")
-    kinds = [type(r.error) for r in results.values()]
+    assert sorted(results) == list("abcdef")
+    kinds = [type(results[id].error) for id in "abcdef"]
     assert kinds == [type(None), TextError, TextError, VoiceError, type(None), type(None)]
     with pytest.raises(VoiceError):
         results["d"].audio()
@@ -104,21 +131,27 @@ def test_results_have_ids_and_errors_are_values(engine, tmp_path):
 
 
 def test_what_torch_raises_for_one_text_ends_only_that(engine, monkeypatch):
-    plain = engine._speaker.say
+    plain = engine._speaker.tokenizer
 
-    def say(chunk, *rest):
-        if "odd" in chunk.text:
-            raise RuntimeError("index out of range")
-        return plain(chunk, *rest)
+    class Fragile:
+        def encode(self, text):
+            if "odd" in text:
+                raise RuntimeError("index out of range")
+            return plain.encode(text)
 
-    monkeypatch.setattr(engine._speaker, "say", say)
-    results = list(
-        engine.batch(Request(t, t, None, SHORT) for t in ("Odd.", "An odd one.", "Even."))
-    )
-    assert [type(r.error) for r in results] == [type(None), RuntimeError, type(None)]
+    monkeypatch.setattr(engine._speaker, "tokenizer", Fragile())
+    texts = ["Odd.", "An odd one.", "Even.", "Another odd one.", "More."]
+    expected = {t: engine.synthesize(t, None, SHORT).samples for t in texts if " odd" not in t}
+    results = {r.id: r for r in engine.batch(Request(t, t, None, SHORT) for t in texts)}
+    assert set(results) == set(texts)
+    for text, result in results.items():
+        if text in expected:
+            assert np.array_equal(result.audio().samples, expected[text])
+        else:
+            assert type(result.error) is RuntimeError
 
 
-def test_requests_are_drawn_as_there_is_room(engine):
+def test_requests_are_drawn_as_there_is_room(engine, monkeypatch):
     drawn = []
 
     def feed():
@@ -126,9 +159,11 @@ def test_requests_are_drawn_as_there_is_room(engine):
             drawn.append(id)
             yield Request(id, "Hello.", None, SHORT)
 
+    monkeypatch.setattr(engine, "plan", replace(engine.plan, slots=2))
     results = engine.batch(feed())
     next(results)
-    assert drawn == ["a"]
+    assert drawn == ["a", "b"]
+    assert len(list(results)) == 2
 
 
 def test_a_guarded_engine_speaks_chunks_again_with_seeds_of_their_own(engine):
@@ -142,8 +177,11 @@ def test_a_guarded_engine_speaks_chunks_again_with_seeds_of_their_own(engine):
     assert np.array_equal(guarded.samples, again.samples), "retries repeat too"
     [single] = engine.pieces(text, None, SHORT, guard=Guard(retries=0))
     assert np.array_equal(single.samples, plain.samples), "the first attempt is the plain one"
-    cut = engine._speaker.say(
-        next(iter(engine._chunks(text))), engine.voice(), Sampling(max_tokens=5), 1, lambda n: None
-    )
+    [(_, cut)] = engine._speaker.speak(iter([line(engine, max_tokens=5), None]).__next__)
     assert cut.cut
     assert len(cut.codes) == cut.tokens
+
+
+def line(engine, **knobs) -> Line:
+    chunk = next(iter(engine._chunks("Hello there, this is a sentence.")))
+    return Line(chunk, engine.voice(), Sampling(**knobs), 1, lambda count: None)

@@ -47,7 +47,7 @@ def stage(engine, name):
 
 def inject(monkeypatch, engine, name, error, times):
     module = stage(engine, name)
-    method = "generate" if name == "t3" else "forward"
+    method = "step" if name == "t3" else "forward"
     monkeypatch.setattr(module, method, Failing(getattr(module, method), error, times))
 
 
@@ -261,7 +261,7 @@ def test_a_retry_draws_the_same_numbers():
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     Ladder(Residency({"t3": torch.nn.Identity()}, torch.device("cpu"), offload=False)).run(
-        "t3", work, generator
+        "t3", work, [generator]
     )
     assert drawn[0] == drawn[1]
 

@@ -41,8 +41,11 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
         "estimator",
     },
     {"voice", "t3", "vocoder", "fallback", "console", "ears", "verify"},
-    {"flow", "graphs", "batch", "batch_display", "book", "options"},
-    {"pipeline", "report", "chart"},
+    {"flow", "decoding", "batch", "batch_display", "book", "options"},
+    {"graphs"},
+    {"reader"},
+    {"attempts", "pipeline", "report", "chart"},
+    {"schedule"},
     {"loading", "upstream"},
     {"engine", "random_weights", "doctor"},
     {"provider", "subjects"},
@@ -50,7 +53,7 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
     {"commands", "batch_command"},
     {"cli"},
 ]
-STAGES = ("t3", "flow", "estimator", "vocoder", "cache", "sampler", "graphs", "voice")
+STAGES = ("t3", "flow", "estimator", "vocoder", "cache", "sampler", "decoding", "graphs", "voice")
 LIGHT = ("errors", "chart", "ears", "wer", "spoken", "files", "shapes", "text", "sampling", "audio", "models", "plan",
          "voice_store", "report", "console", "commands", "cli", "__init__",
          "speech", "guard", "jobs", "manifest", "naming", "verify", "batch", "book", "batch_display", "batch_command", "options")  # fmt: skip

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import assert_close
+from conftest import assert_close, prompt_for
 
 from chatterbox_opt import loading, models, packing
-from chatterbox_opt.sampling import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -16,11 +15,9 @@ def checkpoint(tiny):
 
 
 def logits(t3, engine):
-    from test_t3_parity import prompt_for
-
     with torch.inference_mode():
-        prefix = t3.embed(prompt_for(engine, "Hello there."), Sampling())
-        return t3.prefill(prefix, t3.new_cache(2, prefix.shape[1])).float()
+        prefix = t3.embed(prompt_for(engine, "Hello there."), 0.5, 2)
+        return t3.prefill(prefix, t3.new_cache(1, 2, prefix.shape[1])).float()
 
 
 def mel(flow, engine):

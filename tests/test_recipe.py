@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import assert_close
+from conftest import assert_close, say_all
 from tokenizers import Tokenizer
 
-from chatterbox_opt import estimator, random_weights
+from chatterbox_opt import decoding, estimator, random_weights
 from chatterbox_opt.loading import t3_from_upstream
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.t3 import Prompt
@@ -90,13 +90,15 @@ def test_training_runs_the_decoder_that_speaks(reader):
             batch.prompts[row : row + 1],
         )
         knobs = Sampling(cfg_weight=0.0, temperature=0.0)
-        given: list[torch.Tensor] = []
+        script = tuple(int(c) for c in e.codes)
+        said = decoding.Utterance(prompt, knobs, torch.Generator(), lambda count: None, script)
+        given, plain_step = [], decoding.stepping(plain.step)
 
-        def step(*args, seen=given):
-            seen.append(plain.step(*args))
-            return seen[-1]
+        def step(slots, *args, seen=given, plain_step=plain_step, **more):
+            plain_step(slots, *args, **more)
+            seen.append(slots.logits.clone())
 
-        list(plain.generate(prompt, knobs, step=step, forced=[int(c) for c in e.codes]))
+        say_all(plain, [said], each=1, step=step)
         mine = logits[row * 7 + 1 : row * 7 + 7, : len(reader.used)]  # after each of six codes
         theirs = torch.cat(given)[:, reader.used]
         assert_close(mine, theirs, atol=1e-4)

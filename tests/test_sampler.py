@@ -11,8 +11,17 @@ from transformers.generation.logits_process import (
 )
 
 from chatterbox_opt.errors import InputError
-from chatterbox_opt.sampler import NOT_FINITE, guide, penalise, sample, truncate
+from chatterbox_opt.sampler import NOT_FINITE, Knobs, guide, penalise, sample, truncate
 from chatterbox_opt.sampling import Sampling, chunk_seed
+
+
+def draw(logits, seen, sampling, seed, *, nucleus=False):
+    """One row's token."""
+    knobs, noise = Knobs.room(1), torch.empty(1, logits.shape[-1])
+    knobs.set(0, sampling)
+    noise.exponential_(generator=torch.Generator().manual_seed(seed))
+    return sample(logits, seen, knobs, noise, nucleus=nucleus)
+
 
 LOGITS = torch.randn(40, 1, 200, generator=torch.Generator().manual_seed(0)) * 3
 
@@ -22,7 +31,8 @@ LOGITS = torch.randn(40, 1, 200, generator=torch.Generator().manual_seed(0)) * 3
 def test_truncation_keeps_the_same_tokens(min_p, top_p):
     for logits in LOGITS:
         expected = TopPLogitsWarper(top_p)(None, MinPLogitsWarper(min_p)(None, logits))
-        ours = truncate(logits, min_p, top_p)
+        rows = torch.tensor([[min_p]]), torch.tensor([[1 - top_p]])
+        ours = truncate(logits, *rows, nucleus=top_p < 1)
         assert torch.equal(torch.softmax(ours, -1), torch.softmax(expected, -1))
 
 
@@ -33,11 +43,11 @@ def test_penalty(penalty):
     seen[0, ids[0]] = True
     for logits in LOGITS:
         expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits.clone())
-        assert torch.equal(penalise(logits, seen, penalty), expected)
+        assert torch.equal(penalise(logits, seen, torch.tensor([[penalty]])), expected)
 
 
 def test_guidance_of_one_row_is_that_row():
-    assert torch.equal(guide(LOGITS[0], 0.0), LOGITS[0])
+    assert torch.equal(guide(LOGITS[0], torch.zeros(1, 1)), LOGITS[0])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -46,15 +56,14 @@ def test_numbers_that_are_not_finite_are_reported_not_sampled(bad, temperature):
     logits = LOGITS[:2, 0].clone()
     logits[1, 5] = bad
     seen = torch.zeros(1, 200, dtype=torch.bool)
-    token = sample(logits, seen, Sampling(temperature=temperature), torch.Generator())
+    token = draw(logits, seen, Sampling(temperature=temperature), 0)
     assert token.item() == NOT_FINITE
 
 
 def test_half_precision_logits_are_sampled_in_float32():
     seen = torch.zeros(1, 200, dtype=torch.bool)
     half = LOGITS[0].half()
-    a = sample(half, seen, Sampling(), torch.Generator().manual_seed(1))
-    b = sample(half.float(), seen, Sampling(), torch.Generator().manual_seed(1))
+    a, b = draw(half, seen, Sampling(), 1), draw(half.float(), seen, Sampling(), 1)
     assert torch.equal(a, b)
 
 

@@ -7,14 +7,12 @@ import itertools
 import pytest
 import reference
 import torch
-from conftest import assert_close
+from conftest import assert_close, prompt_for, say_all, utterance
 from reference import greedy_tokens, sampled_tokens
 from texts import TEXTS
 
-from chatterbox_opt.pipeline import text_tokens
 from chatterbox_opt.sampler import guide
 from chatterbox_opt.sampling import Sampling
-from chatterbox_opt.t3 import Prompt
 from chatterbox_opt.text import normalise
 
 MAX_TOKENS = 24
@@ -22,23 +20,21 @@ CFG_WEIGHTS, EXAGGERATIONS = (0.5, 1.0), (0.25, 0.5, 1.0)
 CASES = list(itertools.product(CFG_WEIGHTS, EXAGGERATIONS))
 
 
-def prompt_for(engine, text: str) -> Prompt:
-    voice = engine.voice()
-    ids = text_tokens(engine._speaker.tokenizer, text)
-    return Prompt(ids, voice.speaker, voice.prompt)
+def each_of(sampling: Sampling) -> int:
+    return 2 if sampling.cfg_weight > 0 else 1
 
 
 def first_logits(engine, text: str, sampling: Sampling) -> torch.Tensor:
     with engine._speaker.residency("t3") as t3, torch.inference_mode():
-        prefix = t3.embed(prompt_for(engine, text), sampling)
-        return t3.prefill(prefix, t3.new_cache(len(prefix), prefix.shape[1]))
+        prefix = t3.embed(prompt_for(engine, text), sampling.exaggeration, each_of(sampling))
+        return t3.prefill(prefix, t3.new_cache(1, len(prefix), prefix.shape[1]))
 
 
 def raw_tokens(engine, text: str, sampling: Sampling) -> list[int]:
     """All of T3's tokens, before the ids that are no sound are dropped."""
-    generator = torch.Generator().manual_seed(sampling.seed or 0)
     with engine._speaker.residency("t3") as t3:
-        return list(t3.generate(prompt_for(engine, text), sampling, generator))
+        [said] = say_all(t3, [utterance(engine, text, sampling)], each=each_of(sampling))
+        return list(said.tokens)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -94,7 +90,7 @@ def test_every_knob_moves_the_logits_and_as_upstreams(engine, upstream):
         knobs = {"cfg_weight": cfg_weight, "exaggeration": exaggeration}
         ours = first_logits(engine, text, Sampling(**knobs))
         assert_close(ours, reference.first_logits(upstream, text, **knobs), atol=1e-5)
-        all_logits.append(guide(ours, cfg_weight))
+        all_logits.append(guide(ours, torch.tensor([[cfg_weight]])))
     for one, other in itertools.combinations(all_logits, 2):
         assert (one - other).abs().max() > 1e-3
 

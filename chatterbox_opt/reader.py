@@ -1,0 +1,210 @@
+"""T3 at work on lines: text in, speech tokens out, with what can be healed healed.
+
+Knows decoding, residency and the fallbacks of the t3 stage. Knows nothing of sound, of whole
+texts, or of why a line is said again.
+
+    out of device memory            -> half as many slots, then offload, then DeviceError
+    a compiled step that fails      -> the eager one
+    NaN or infinity in half         -> that line again in float32 -> NumericsError
+    any other failure in company    -> those lines one by one: it is one line's, not the batch's
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from chatterbox_opt import graphs
+from chatterbox_opt.decoding import Forward, Said, Slots, Utterance, decode, stepping
+from chatterbox_opt.errors import ChatterboxOptError, DeviceError, NumericsError, SilenceError
+from chatterbox_opt.fallback import Ladder, float32
+from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.shapes import SPEECH_TOKENS
+from chatterbox_opt.t3 import T3, Prompt
+from chatterbox_opt.text import Chunk
+from chatterbox_opt.voice import Voice
+
+log = logging.getLogger(__name__)
+OnToken = Callable[[int], None]
+# what may go wrong with one line; torch, numpy and file systems have their own kinds
+FAILURES = (ChatterboxOptError, RuntimeError, ValueError, LookupError, OSError, MemoryError)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Line:
+    """One chunk of text that is to be said once.
+
+    Attributes:
+        seed: of this line alone; ``sampling.seed`` is not looked at.
+        on_token: told at every speech token how many there are.
+    """
+
+    chunk: Chunk
+    voice: Voice
+    sampling: Sampling
+    seed: int
+    on_token: OnToken
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A line as speech tokens.
+
+    Attributes:
+        tokens: int64 [T] on the processor, only ids that are sound (below 6561).
+        cut: T3 came to its limit without a stop token.
+        generator: in the state in which T3 left it; flow and vocoder go on drawing from it.
+    """
+
+    line: Line
+    tokens: Tensor
+    cut: bool
+    generator: torch.Generator
+
+
+Outcome = Read | tuple[Line, Exception]
+TakeLine = Callable[[], Line | None]
+
+
+class Reader:
+    """The t3 stage for one run over lines."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, ladder: Ladder, forward: Forward | None, slots: int, each: int
+    ) -> None:
+        """Prepare for ``slots`` lines at once.
+
+        Args:
+            forward: a compiled T3.step, or None; ``compiled`` tells whether it is still in use.
+            each: rows of a line: 2, or 1 if no line wants guidance.
+        """
+        self._tokenizer, self._ladder = tokenizer, ladder
+        self._forward, self._slots, self._each = forward, slots, each
+        self._work: dict[Utterance, Line] = {}
+        self._again: deque[Line] = deque()
+        self._one_by_one = False
+        self._loop: Iterator[Said] | None = None
+        self._ended: list[Outcome] = []
+
+    @property
+    def compiled(self) -> Forward | None:
+        """The compiled step, None after it failed."""
+        return self._forward
+
+    def turn(self, take: TakeLine, most: int) -> list[Outcome]:
+        """Decode until ``most`` lines have ended; fewer only if there are no more, then none.
+
+        Args:
+            take: asked whenever a slot is free; None if there is nothing (for now).
+
+        Raises:
+            Exception: a failure with no line in work.
+        """
+        while True:
+            try:
+                with self._ladder.residency("t3") as stage:
+                    self._decode(cast(T3, stage), take, most)
+                ended, self._ended = self._ended, []
+                return ended
+            except torch.OutOfMemoryError as error:
+                self._make_room(error)
+            except FAILURES as error:
+                if self._forward is not None:
+                    log.warning("%s", graphs.failure(error))
+                    self._forward = None
+                elif len(self._work) > 1:
+                    self._one_by_one = True
+                else:
+                    self._blame(error)
+            # all that was in work is asked again: its seeds make it the same
+            self._again.extendleft(reversed(self._work.values()))
+            self._work.clear()
+            self._loop = None
+
+    def _make_room(self, error: torch.OutOfMemoryError) -> None:
+        if self._slots > 1:
+            self._slots //= 2
+            log.warning("t3 ran out of memory: it goes on with %d slots", self._slots)
+            return
+        try:
+            self._ladder.out_of_memory("t3", error)
+        except DeviceError as final:
+            self._blame(final)
+
+    def _blame(self, error: Exception) -> None:
+        """It is the failure of the one line in work, or else of no line."""
+        if not self._work:
+            raise error
+        (line,) = self._work.values()
+        self._ended.append((line, error))
+        self._work.clear()
+
+    def _decode(self, t3: T3, take: TakeLine, most: int) -> None:
+        while len(self._ended) < most:
+            if self._loop is None:
+                self._loop = self._start(t3, take)
+            said = next(self._loop, None)
+            if said is not None:
+                self._ended.append(self._outcome(t3, said))
+                del self._work[said.utterance]
+                continue
+            self._loop = None
+            if not self._one_by_one:
+                return
+            self._one_by_one = False
+
+    def _start(self, t3: T3, take: TakeLine) -> Iterator[Said]:
+        alone = self._one_by_one
+
+        def next_utterance() -> Utterance | None:
+            while True:
+                line = self._again.popleft() if self._again else None if alone else take()
+                if line is None:
+                    return None
+                try:
+                    utterance = self._utterance(line, t3)
+                except FAILURES as error:
+                    self._ended.append((line, error))
+                    continue
+                self._work[utterance] = line
+                return utterance
+
+        slots = Slots(t3, 1 if alone else self._slots, self._each)
+        return decode(t3, slots, next_utterance, stepping(self._forward or t3.step))
+
+    def _utterance(self, line: Line, t3: T3) -> Utterance:
+        ids = text_tokens(self._tokenizer, line.chunk.text)
+        generator = torch.Generator(t3.like.device).manual_seed(line.seed)
+        prompt = Prompt(ids, line.voice.speaker, line.voice.prompt)
+        return Utterance(prompt, line.sampling, generator, line.on_token)
+
+    def _outcome(self, t3: T3, said: Said) -> Outcome:
+        line = self._work[said.utterance]
+        if isinstance(said.error, NumericsError) and t3.dtype != torch.float32:
+            self._ladder.warn_once("t3 gave numbers that are not finite: again in float32")
+            with float32(t3):
+                slots, alone = Slots(t3, 1, self._each), iter([self._utterance(line, t3)])
+                [said] = decode(t3, slots, lambda: next(alone, None), stepping(t3.step))
+        if isinstance(said.error, NumericsError):
+            return line, NumericsError(
+                f"{said.error}, in float32: the weights may be damaged, get them again"
+            )
+        if said.error is not None:
+            return line, said.error
+        kept = [token for token in said.tokens if token < SPEECH_TOKENS]
+        if not kept:
+            text = line.chunk.text[:40]
+            return line, SilenceError(f"the model said nothing for {text!r}: try another --seed")
+        return Read(line, torch.tensor(kept), said.cut, said.utterance.generator)
+
+
+def text_tokens(tokenizer: Tokenizer, text: str) -> Tensor:
+    """Normalised text to int64 [T] (upstream tokenizer.py, EnTokenizer.encode)."""
+    return torch.tensor(tokenizer.encode(text.replace(" ", "[SPACE]")).ids, dtype=torch.long)

@@ -1,0 +1,225 @@
+"""Many utterances side by side: each says what it says alone, whatever its neighbours are."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import deque
+
+import pytest
+import torch
+from conftest import SAMPLE, prompt_for, say_all, utterance
+
+from chatterbox_opt import decoding, loading, models
+from chatterbox_opt.decoding import Slots, Utterance, decode, stepping
+from chatterbox_opt.errors import NumericsError, TextError
+from chatterbox_opt.sampler import Knobs
+from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.t3 import Prompt
+
+TEXTS = ["hello.", "a much longer sentence, with a comma in it.", "one two three four.", "no!"] * 3
+
+
+def knobs(i: int) -> Sampling:
+    """Knobs of every kind, no two alike, some greedy, some without guidance."""
+    return Sampling(
+        seed=i,
+        temperature=[0.0, 0.8, 1.7][i % 3],
+        cfg_weight=[0.5, 0.0, 1.0, 0.3][i % 4],
+        exaggeration=0.25 * (i % 5),
+        min_p=[0.05, 0.0, 0.3][i % 3],
+        top_p=[1.0, 0.7, 1.0, 1.0, 0.9][i % 5],
+        repetition_penalty=[1.2, 1.0, 2.0][i % 3],
+        max_tokens=[20, 3, 41, 2, 33][i % 5],
+    )
+
+
+def some(engine, order: list[int] | None = None) -> list[Utterance]:
+    return [utterance(engine, TEXTS[i], knobs(i)) for i in order or range(len(TEXTS))]
+
+
+@pytest.fixture(scope="module")
+def t3(engine):
+    with engine._speaker.residency("t3") as stage:
+        yield stage
+
+
+@pytest.fixture(scope="module")
+def alone(engine, t3) -> list[tuple[int, ...]]:
+    return [say_all(t3, [one])[0].tokens for one in some(engine)]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5, 12])
+def test_tokens_do_not_depend_on_the_company(engine, t3, alone, slots):
+    """Different knobs, seeds and lengths share the steps; slots are refilled in mid-flight."""
+    together = say_all(t3, some(engine), slots=slots)
+    assert [said.tokens for said in together] == alone
+    assert len(set(alone)) == len(alone), "or equal tokens would prove nothing"
+
+
+def test_tokens_do_not_depend_on_the_order(engine, t3, alone):
+    order = list(range(len(TEXTS)))
+    random.Random(0).shuffle(order)
+    together = say_all(t3, some(engine, order), slots=4)
+    assert [said.tokens for said in together] == [alone[i] for i in order]
+
+
+@pytest.mark.parametrize("stride", [2, 7])
+def test_looking_rarely_changes_nothing(engine, t3, alone, stride):
+    """What was drawn after an end is dropped, and steps after an end stay inside their tables."""
+    assert [s.tokens for s in say_all(t3, some(engine), slots=3, stride=stride)] == alone
+
+
+def test_another_voice_is_another_matter(engine, t3):
+    other = engine.voice(SAMPLE)
+    ids = prompt_for(engine, TEXTS[0]).text_tokens
+
+    def both() -> list[Utterance]:
+        mine = utterance(engine, TEXTS[0], knobs(2))
+        prompt = Prompt(ids, other.speaker, other.prompt)
+        theirs = Utterance(prompt, knobs(2), torch.Generator().manual_seed(2), lambda count: None)
+        return [mine, theirs]
+
+    together = [said.tokens for said in say_all(t3, both(), slots=2)]
+    assert together == [say_all(t3, [one])[0].tokens for one in both()]
+    assert together[0] != together[1]
+
+
+def test_a_script_is_said_and_ends(engine, t3):
+    said = [utterance(engine, "hello.", knobs(1), script=(5, 9, 5)) for _ in range(2)]
+    said.append(utterance(engine, "hello.", knobs(0)))
+    one, two, free = say_all(t3, said, slots=3)
+    assert one.tokens == two.tokens == (5, 9, 5)
+    assert free.tokens == say_all(t3, [utterance(engine, "hello.", knobs(0))])[0].tokens
+
+
+def test_tokens_are_told_as_they_are_said(engine, t3):
+    heard: list[int] = []
+    prompt, sampling = prompt_for(engine, "hello."), Sampling(seed=3, max_tokens=6)
+    one = Utterance(prompt, sampling, torch.Generator().manual_seed(3), heard.append)
+    assert heard == list(range(1, len(say_all(t3, [one])[0].tokens) + 1))
+
+
+def test_a_text_that_is_too_long_fails_alone(engine, t3, alone):
+    said = some(engine)
+    said.insert(3, utterance(engine, "word " * 1000, knobs(0)))
+    together = say_all(t3, said, slots=4)
+    assert isinstance(together.pop(3).error, TextError)
+    assert [one.tokens for one in together] == alone
+
+
+def test_numbers_that_are_not_finite_stay_in_their_slot(engine, t3, alone):
+    """One row's cache is spoiled; its slot is used again by others, who must not notice."""
+    spoiled = utterance(engine, "hello.", Sampling(seed=1, max_tokens=300))
+    queue = deque([spoiled, *some(engine)])
+    slots, steps = Slots(t3, 2, 2), 0
+    plain = stepping(t3.step)
+
+    def step(slots, count, span, *, nucleus):
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            slots.cache.keys[0, :2, :, 3] = torch.nan
+        plain(slots, count, span, nucleus=nucleus)
+
+    found = {
+        one.utterance: one
+        for one in decode(t3, slots, lambda: queue.popleft() if queue else None, step)
+    }
+    assert isinstance(found.pop(spoiled).error, NumericsError)
+    assert [one.tokens for one in found.values()] != []
+    assert sorted(one.tokens for one in found.values()) == sorted(alone)
+
+
+def test_a_late_line_is_taken_when_there_is_room(engine, t3, alone):
+    """``take`` may have nothing now and something later: what was said decides what is next."""
+    utterances = some(engine)
+    queue = deque(utterances[:1])
+    heard = []
+    for said in decode(
+        t3, Slots(t3, 2, 2), lambda: queue.popleft() if queue else None, stepping(t3.step)
+    ):
+        heard.append(said.tokens)
+        if len(heard) < len(utterances):
+            queue.append(utterances[len(heard)])
+    assert heard == alone
+
+
+def test_bfloat16_rows_do_not_depend_on_the_company(engine, tiny):
+    """Half precision rounds each row by itself too, on one machine with one kernel."""
+    half = loading.load_t3(models.locate(str(tiny)), torch.bfloat16)
+    together = say_all(half, some(engine), slots=3)
+    again = say_all(half, some(engine), slots=3)
+    assert [said.tokens for said in together] == [said.tokens for said in again]
+
+
+STATIC = ("token", "spoken", "position", "logits", "seen", "noise", "said")
+
+
+def buffers(slots: Slots) -> list[torch.Tensor]:
+    """All tensors that a step reads or writes, the weights left out."""
+    cached = [slots.cache.keys, slots.cache.values, slots.knobs.values]
+    return [getattr(slots, name) for name in STATIC] + cached
+
+
+def over(slots: Slots, tensors: list[torch.Tensor]) -> Slots:
+    """The same slots over other buffers."""
+    made = copy.copy(slots)
+    for name, tensor in zip(STATIC, tensors, strict=False):
+        setattr(made, name, tensor)
+    made.cache = copy.copy(slots.cache)
+    made.cache.keys, made.cache.values = tensors[-3], tensors[-2]
+    made.knobs = Knobs(tensors[-1])
+    return made
+
+
+class TestTrace:
+    """The step is shown capture-safe: traced once, replayed over the static buffers.
+
+    ``make_fx`` on the processor freezes Python numbers and refuses ``.item()``, as a CUDA graph's
+    capture does. Two traces for the two lengths of the cache that are met; all else is a tensor.
+    """
+
+    @staticmethod
+    def replaying(t3, traced: dict):
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        plain = stepping(t3.step)
+
+        def step(slots: Slots, count: int, span: int, *, nucleus: bool) -> None:
+            key, static = (count, span, nucleus, slots.cache.capacity), buffers(slots)
+            if key not in traced:
+
+                def body(*tensors):
+                    plain(over(slots, tensors), count, span, nucleus=nucleus)
+                    return tensors
+
+                copies = [tensor.clone() for tensor in static]  # tracing runs the step once
+                traced[key] = make_fx(body)(*copies)
+            traced[key](*static)
+
+        return step
+
+    def test_replayed_tokens_are_the_eager_ones(self, engine, t3, alone):
+        traced: dict = {}
+        step = self.replaying(t3, traced)
+        found = [say_all(t3, [one], step=step)[0].tokens for one in some(engine)]
+        assert found == alone
+        assert len(traced) <= 4, "knobs, voices, texts and seeds changed; the program did not"
+
+    def test_replayed_in_company_too(self, engine, t3, alone):
+        traced: dict = {}
+        together = say_all(t3, some(engine), slots=3, step=self.replaying(t3, traced), stride=4)
+        assert [said.tokens for said in together] == alone
+
+    def test_a_step_that_looks_at_a_value_cannot_be_traced(self, engine, t3, monkeypatch):
+        """Guards the tests above: the tracer would have noticed."""
+
+        def looking(*args, **kwargs):
+            drawn = sample(*args, **kwargs)
+            return drawn if int(drawn[0]) else drawn
+
+        sample = decoding.sample
+        monkeypatch.setattr(decoding, "sample", looking)
+        with pytest.raises(Exception, match="item|data-dependent|untracked|concrete"):
+            say_all(t3, some(engine)[:1], step=self.replaying(t3, {}))
