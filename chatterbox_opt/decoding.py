@@ -101,14 +101,14 @@ class Slots:
         """Run an utterance's prefix into a slot; return its length.
 
         Args:
-            surplus: positions kept free for steps that come after the end.
+            surplus: positions wanted behind the prefix.
 
         Raises:
             TextError: more text tokens than the model has positions.
         """
         prefix = t3.embed(utterance.prompt, utterance.sampling.exaggeration, self.each)
         length = prefix.shape[1]
-        self.cache.reserve(length + t3.bound(utterance.sampling) + surplus)
+        self.cache.reserve(length + surplus)
         row = slot * self.each
         self.logits[row : row + self.each] = t3.prefill(prefix, self.cache, row)
         self.position[slot], self.spoken[slot] = length, 0
@@ -275,5 +275,7 @@ def _advance(slots: Slots, speaking: list[_Speaking], step: Step, stride: int) -
             one.prepare(slots, slot)
             one.position += 1
             one.fresh += 1
-        span = min(blocks(max(one.position for one in speaking)), slots.cache.capacity)
+        # a cache no longer than what is read lies in one piece, and products need no copy of it
+        span = blocks(max(one.position for one in speaking))
+        slots.cache.reserve(span)
         step(slots, len(speaking), span, nucleus=nucleus)

@@ -62,6 +62,27 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
+def attend(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
+    """Attention of one query for each row over a static cache (Vaswani et al. 2017).
+
+    On a processor, plain products: its fused kernel takes three times as long in bfloat16, where
+    one query uses an eighth of the tile that it multiplies.
+
+    Args:
+        q: [rows, heads, 1, head_dim].
+        keys, values: [rows, heads, span, head_dim].
+        visible: bool [rows, 1, 1, span].
+
+    Returns:
+        [rows, heads, 1, head_dim].
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=visible)
+    scores = (keys @ (q * q.shape[-1] ** -0.5).transpose(2, 3)).transpose(2, 3)
+    weights = torch.softmax(scores.float().masked_fill(~visible, -torch.inf), dim=-1)
+    return weights.to(values.dtype) @ values
+
+
 class Block(nn.Module):
     """One Llama layer with q/k/v in one product and gate/up in another."""
 
@@ -234,7 +255,7 @@ class T3(nn.Module):
             q, k, v = block.heads_of(x, (cos, sin))
             cache.put(i, places, k[:, :, 0], v[:, :, 0])
             keys, values = cache.read(i, len(places), span)
-            x = block.finish(x, F.scaled_dot_product_attention(q, keys, values, attn_mask=visible))
+            x = block.finish(x, attend(q, keys, values, visible))
         return self.head(self.norm(x[:, -1]))
 
     def new_cache(self, utterances: int, each: int, capacity: int) -> StaticCache:
