@@ -13,7 +13,6 @@ import functools
 import logging
 import os
 import secrets
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,14 +27,14 @@ from chatterbox_opt import hardware, loading, models, plan, voice_store
 from chatterbox_opt.attempts import Attempts, Speak, settle
 from chatterbox_opt.audio import check_reference, read_reference
 from chatterbox_opt.errors import InputError
-from chatterbox_opt.guard import Guard, Take
+from chatterbox_opt.finishing import Finisher, piece
+from chatterbox_opt.guard import Guard
 from chatterbox_opt.models import Checkpoint
 from chatterbox_opt.pipeline import Pipeline
 from chatterbox_opt.plan import Plan
 from chatterbox_opt.reader import OnToken
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.schedule import Schedule
-from chatterbox_opt.shapes import SAMPLE_RATE
 from chatterbox_opt.speech import Audio, Observer, Piece, Progress, Request, Result, join
 from chatterbox_opt.text import Chunk, split
 from chatterbox_opt.upstream import Upstream
@@ -204,7 +203,7 @@ class Engine:
         for attempts, kept in settle(_one_by_one(chunks), self._speech(sampling)):
             if isinstance(kept, Exception):
                 raise kept
-            yield self._piece(attempts, kept)
+            yield piece(attempts, kept, self._watermark)
 
     def _speech(self, sampling: Sampling) -> Speak:
         guided = sampling.cfg_weight > 0
@@ -241,15 +240,6 @@ class Engine:
             for i, chunk in enumerate(chunks)
         ]
 
-    def _piece(self, attempts: Attempts, take: Take) -> Piece:
-        chunk, spoken = attempts.chunk, take.spoken
-        wave, seconds = spoken.wave, dict(spoken.seconds)
-        if self._watermark:
-            wave, seconds["watermark"] = _timed(self._watermark.apply, wave)
-        silence = np.zeros(round(chunk.pause * SAMPLE_RATE), dtype=np.float32)
-        samples = np.concatenate((wave, silence))
-        return Piece(samples, chunk.text, spoken.tokens, seconds, take.faults, take.attempts)
-
     def stream(
         self, text: str, voice: Voice | None = None, sampling: Sampling | None = None
     ) -> Iterator[Wave]:
@@ -279,14 +269,16 @@ class Engine:
         Args:
             guard: as ``pieces``.
         """
-        schedule = Schedule(
-            requests,
-            lambda request: _seed(request.sampling),
-            functools.partial(self._begin, guard),
-            self._piece,
-        )
         slots = self.plan.slots
-        yield from schedule.results(functools.partial(self._speaker.speak, slots=slots))
+        aside = self.plan.device != "cpu"
+        with Finisher(self._watermark, aside=aside) as finisher:
+            schedule = Schedule(
+                requests,
+                lambda request: _seed(request.sampling),
+                functools.partial(self._begin, guard),
+                finisher.finish,
+            )
+            yield from schedule.results(functools.partial(self._speaker.speak, slots=slots))
 
     def _begin(self, guard: Guard | None, request: Request, seed: int) -> list[Attempts]:
         voice = request.voice
@@ -336,8 +328,3 @@ def _reporter(observe: Observer | None, i: int, chunks: list[Chunk]) -> OnToken:
 
 def _ignore(tokens: int) -> None:
     """Nobody watches."""
-
-
-def _timed(work: Callable[[Wave], Wave], wave: Wave) -> tuple[Wave, float]:
-    start = time.perf_counter()
-    return work(wave), time.perf_counter() - start

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from chatterbox_opt.attempts import Attempts, Speak, settle
@@ -16,16 +17,27 @@ from chatterbox_opt.reader import FAILURES
 from chatterbox_opt.speech import Piece, Request, Result
 
 Begin = Callable[[Request, int], list[Attempts]]
+Finish = Callable[[Attempts, Take], "Future[Piece]"]
 
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """A request in work: its pieces as far as they are there."""
+    """A request in work: its pieces as far as they are there, or under way."""
 
     id: str
     seed: int
-    pieces: list[Piece | None]
+    pieces: list[Future[Piece] | None]
     failed: bool = False
+
+    def result(self) -> Result:
+        """Wait for the pieces."""
+        pieces = tuple(piece.result() for piece in self.pieces if piece is not None)
+        return Result(self.id, self.seed, pieces)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing has to be waited for."""
+        return all(piece is not None and piece.done() for piece in self.pieces)
 
 
 class Schedule:
@@ -36,20 +48,21 @@ class Schedule:
         requests: Iterable[Request],
         seed_of: Callable[[Request], int],
         begin: Begin,
-        piece: Callable[[Attempts, Take], Piece],
+        finish: Finish,
     ) -> None:
         """Prepare.
 
         Args:
             seed_of: a request's own seed, or one that is drawn.
             begin: a request and its seed to its chunks; may raise one of ``FAILURES``.
-            piece: a chunk and what is kept of it to its sound.
+            finish: a chunk and what is kept of it to its piece, here or in another thread.
         """
         self._requests = iter(requests)
-        self._seed_of, self._begin, self._piece = seed_of, begin, piece
+        self._seed_of, self._begin, self._finish = seed_of, begin, finish
         self._chunks: deque[tuple[Attempts, _Job]] = deque()
         self._jobs: dict[Attempts, _Job] = {}
-        self._ready: deque[Result] = deque()
+        self._failed: deque[Result] = deque()
+        self._whole: deque[_Job] = deque()
         self._broken: Exception | None = None
 
     def results(self, speak: Speak) -> Iterator[Result]:
@@ -60,14 +73,15 @@ class Schedule:
         """
         for attempts, kept in settle(self._more, speak):
             self._settled(attempts, self._jobs.pop(attempts), kept)
-            yield from self._finished()
-        yield from self._finished()
+            while self._failed:
+                yield self._failed.popleft()
+            while self._whole and self._whole[0].finished:
+                yield self._whole.popleft().result()
+        yield from self._failed
+        for job in self._whole:
+            yield job.result()
         if self._broken is not None:
             raise self._broken
-
-    def _finished(self) -> Iterator[Result]:
-        while self._ready:
-            yield self._ready.popleft()
 
     def _more(self) -> Attempts | None:
         """The next chunk, of a new request if need be."""
@@ -90,7 +104,7 @@ class Schedule:
         try:
             chunks = self._begin(request, seed)
         except FAILURES as error:
-            self._ready.append(Result(request.id, seed, error=error))
+            self._failed.append(Result(request.id, seed, error=error))
             return
         job = _Job(request.id, seed, [None] * len(chunks))
         self._chunks.extend((attempts, job) for attempts in chunks)
@@ -100,9 +114,8 @@ class Schedule:
             return
         if isinstance(kept, Exception):
             job.failed = True
-            self._ready.append(Result(job.id, job.seed, error=kept))
+            self._failed.append(Result(job.id, job.seed, error=kept))
             return
-        job.pieces[attempts.index] = self._piece(attempts, kept)
-        pieces = tuple(piece for piece in job.pieces if piece is not None)
-        if len(pieces) == len(job.pieces):
-            self._ready.append(Result(job.id, job.seed, pieces))
+        job.pieces[attempts.index] = self._finish(attempts, kept)
+        if None not in job.pieces:
+            self._whole.append(job)

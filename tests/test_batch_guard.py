@@ -185,3 +185,28 @@ def test_a_guarded_engine_speaks_chunks_again_with_seeds_of_their_own(engine):
 def line(engine, **knobs) -> Line:
     chunk = next(iter(engine._chunks("Hello there, this is a sentence.")))
     return Line(chunk, engine.voice(), Sampling(**knobs), 1, lambda count: None)
+
+
+def test_the_sound_is_finished_beside_the_work_on_a_card_and_is_the_same(engine, monkeypatch):
+    texts = ["Hello there. " * 30, "Hello.", "Something else."]
+
+    def spoken_with(device: str) -> dict[str, np.ndarray]:
+        monkeypatch.setattr(engine, "plan", replace(engine.plan, device=device, slots=3))
+        requests = (Request(text, text, None, SHORT) for text in texts)
+        return {result.id: result.audio().samples for result in engine.batch(requests)}
+
+    here, aside = spoken_with("cpu"), spoken_with("cuda")
+    assert set(here) == set(aside) == set(texts)
+    for text in texts:
+        assert np.array_equal(here[text], aside[text])
+
+
+def test_a_list_of_requests_that_breaks_is_raised_when_what_was_begun_is_done(engine):
+    def feed():
+        yield Request("a", "Hello.", None, SHORT)
+        raise OSError("the pipe is gone")
+
+    results = engine.batch(feed())
+    assert next(results).id == "a"
+    with pytest.raises(OSError, match="the pipe is gone"):
+        next(results)

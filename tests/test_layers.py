@@ -45,7 +45,7 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
     {"graphs"},
     {"reader"},
     {"attempts", "pipeline", "report", "chart"},
-    {"schedule"},
+    {"schedule", "finishing"},
     {"loading", "upstream"},
     {"engine", "random_weights", "doctor"},
     {"provider", "subjects"},
