@@ -29,6 +29,7 @@ from chatterbox_opt.files import whole_file
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.shapes import SAMPLE_RATE
 from chatterbox_opt.speech import Progress
+from pico.sound import loudness
 
 if TYPE_CHECKING:
     from chatterbox_opt import Engine
@@ -42,7 +43,6 @@ OFFSET = 0.005  # mean sample from which a wave is off centre
 EDGE = round(0.005 * SAMPLE_RATE)  # samples at either end that must be quiet, else it clicks
 QUIET = 10 ** (-40 / 20)  # their peak, -40 dBFS
 MARKED = 0.75  # watermark strength; unmarked sound stays below 0.6, marked is above 0.9
-BLOCK = round(0.4 * SAMPLE_RATE)  # loudness is measured in blocks of this (ITU-R BS.1770-4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,16 +166,6 @@ def inspect(wave: Wave, mark: Watermark) -> Sound:
         loudness=loudness(wave),
         watermark=mark.strength(wave),
     )
-
-
-def loudness(wave: Wave) -> float | None:
-    """Integrated loudness in LUFS (ITU-R BS.1770-4) of float32 [n] at 24 kHz; None: silence."""
-    import pyloudnorm
-
-    # one word may be shorter than a block; silence is gated away, so it changes nothing else
-    padded = np.pad(wave.astype(np.float64), (0, max(0, BLOCK - len(wave))))
-    found = float(pyloudnorm.Meter(SAMPLE_RATE).integrated_loudness(padded))
-    return found if np.isfinite(found) else None
 
 
 def listen(recogniser: ears.Recogniser, said: Said) -> Heard:

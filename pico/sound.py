@@ -6,20 +6,38 @@ Knows units and upstream's mel. Knows nothing of training.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from chatterbox_opt.lean import upstream
+from chatterbox_opt.shapes import SAMPLE_RATE
 from chatterbox_opt.voice import Voice
 from pico import teacher
 from pico.design import SHAPES
 from pico.utterances import Utterance
 
+BLOCK = round(0.4 * SAMPLE_RATE)  # loudness is measured in blocks of this
+LOUDNESS = -23.0  # LUFS, of all that pico learns to say
+
 
 def wave_of(one: Utterance) -> Tensor:
-    """float32 [n] at 24 kHz."""
+    """float32 [n] at 24 kHz, as loud as all others: the teacher's low voices are much louder."""
     assert one.wave is not None
-    return torch.from_numpy(one.wave.astype(np.float32) / 32768)
+    wave = one.wave.astype(np.float32) / 32768
+    level = loudness(wave)
+    assert level is not None
+    return torch.from_numpy(wave * np.float32(10 ** ((LOUDNESS - level) / 20)))
+
+
+def loudness(wave: npt.NDArray[np.float32]) -> float | None:
+    """Integrated loudness in LUFS (ITU-R BS.1770-4) of float32 [n] at 24 kHz; None: silence."""
+    import pyloudnorm
+
+    # one word may be shorter than a block; silence is gated away, so it changes nothing else
+    padded = np.pad(wave.astype(np.float64), (0, max(0, BLOCK - len(wave))))
+    found = float(pyloudnorm.Meter(SAMPLE_RATE).integrated_loudness(padded))
+    return found if np.isfinite(found) else None
 
 
 def mel_of(wave: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from chatterbox_opt import Engine, Sampling, graphs, loading
+from chatterbox_opt import Engine, Request, Sampling, graphs, loading
 from chatterbox_opt.errors import DeviceError, NumericsError
 from chatterbox_opt.fallback import Ladder
 from chatterbox_opt.offload import Residency
@@ -274,3 +274,87 @@ def test_loading_draws_nothing_from_the_global_generator(tiny):
     torch.manual_seed(1)
     loading.load_flow(models.locate(str(tiny)), torch.float32)
     assert torch.equal(torch.rand(1), expected)
+
+
+def batch(engine, texts):
+    """Waves by text, or the error."""
+    requests = (Request(t, t, None, SAMPLING) for t in texts)
+    results = {r.id: r for r in engine.batch(requests)}
+    assert set(results) == set(texts)
+    return {t: r.error or r.audio().samples for t, r in results.items()}
+
+
+TEXTS = ["Hello.", "Something else.", "A third one.", "And one more.", "The last."]
+
+
+def same(ours, expected) -> bool:
+    return all(np.array_equal(ours[t], expected[t]) for t in TEXTS)
+
+
+def test_a_batch_that_runs_out_of_memory_goes_on_with_fewer_slots(
+    load, engine, monkeypatch, caplog
+):
+    expected = batch(engine, TEXTS)
+    with load() as fragile:
+        module, seen = stage(fragile, "t3"), []
+        plain = module.step
+
+        def step(token, *rest):
+            seen.append(len(token))
+            if len(token) > 2 and len(seen) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return plain(token, *rest)
+
+        monkeypatch.setattr(module, "step", step)
+        assert same(batch(fragile, TEXTS), expected)
+        assert not fragile._speaker.residency.offload, "fewer slots were enough"
+        assert max(seen) == 5 and seen[-1] <= 2
+    assert "goes on with 4 slots" in caplog.text and "goes on with 2 slots" in caplog.text
+
+
+def test_a_batch_without_any_room_fails_line_by_line_and_says_why(load, monkeypatch):
+    with load() as full:
+        error = torch.OutOfMemoryError("CUDA out of memory")
+        monkeypatch.setattr(stage(full, "t3"), "step", Failing(None, error, 10_000))
+        for failed in batch(full, TEXTS).values():
+            assert isinstance(failed, DeviceError)
+
+
+def test_a_row_that_is_not_finite_in_half_precision_is_done_again_alone(load, monkeypatch, caplog):
+    with load(dtype="bfloat16") as half:
+        expected = batch(half, TEXTS)
+        module, spoiled = stage(half, "t3"), []
+        prefill = module.prefill
+
+        def overflowing(x, *rest):
+            logits = prefill(x, *rest)
+            if module.dtype == torch.bfloat16 and len(spoiled) == 2:
+                spoiled.append("this one")
+                return logits * torch.nan
+            spoiled.append("not")
+            return logits
+
+        monkeypatch.setattr(module, "prefill", overflowing)
+        ours = batch(half, TEXTS)
+        assert module.dtype == torch.bfloat16
+        different = [t for t in TEXTS if not np.array_equal(ours[t], expected[t])]
+        assert different == [TEXTS[2]], "in float32 it is another sound, the others are the same"
+        assert np.isfinite(ours[TEXTS[2]]).all()
+    assert caplog.text.count("again in float32") == 1
+
+
+def test_lines_that_flow_and_vocoder_cannot_do_together_are_done_alone(load, engine, monkeypatch):
+    expected = batch(engine, TEXTS)
+    with load() as odd:
+        odd._speaker.group = 4
+        module = stage(odd, "vocoder")
+        forward = module.forward
+
+        def picky(mels, generators):
+            if len(mels) > 1:
+                raise RuntimeError("too many")
+            return forward(mels, generators)
+
+        monkeypatch.setattr(module, "forward", picky)
+        ours = batch(odd, TEXTS)
+        assert same(ours, expected)
