@@ -141,9 +141,9 @@ def load_flow(checkpoint: Checkpoint, dtype: torch.dtype) -> flow.Flow:
 def load_vocoder(checkpoint: Checkpoint) -> vocoder.Vocoder:
     """Read the vocoder in float32."""
     with uninitialised():
-        stage = vocoder.Vocoder(checkpoint.shapes.vocoder)
-    fill(stage.net, Tensors(checkpoint.path(models.S3GEN), "mel2wav."), "vocoder")
-    return stage.eval()
+        net = vocoder.build(checkpoint.shapes.vocoder)
+    fill(net, Tensors(checkpoint.path(models.S3GEN), "mel2wav."), "vocoder")
+    return vocoder.Vocoder(net).eval()
 
 
 def load_encoders(checkpoint: Checkpoint) -> voice.Encoders:

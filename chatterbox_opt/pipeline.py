@@ -152,14 +152,16 @@ class Pipeline:
         *,
         wide: bool = False,
     ) -> Tensor:
-        rows = tokens[None].to(self.device)
-        return self._ladder.run(
-            "flow", lambda flow: flow(rows, voice, generator, steps), generator, wide=wide
+        rows = [tokens.to(self.device)]
+        mels = self._ladder.run(
+            "flow", lambda flow: flow(rows, [voice], [generator], steps), generator, wide=wide
         )
+        mel: Tensor = mels[0]
+        return mel
 
     def _wave(self, mel: Tensor, generator: torch.Generator) -> npt.NDArray[np.float32]:
-        wave = self._ladder.run("vocoder", lambda hift: hift(mel, generator), generator)
-        samples: npt.NDArray[np.float32] = wave.cpu().numpy()
+        waves = self._ladder.run("vocoder", lambda hift: hift([mel], [generator]), generator)
+        samples: npt.NDArray[np.float32] = waves[0].cpu().numpy()
         return samples
 
 

@@ -28,9 +28,8 @@ from chatterbox_opt.files import whole_file
 from chatterbox_opt.loading import FORGIVEN, t3_from_upstream
 from chatterbox_opt.models import VOICES
 from chatterbox_opt.shapes import write_shapes
-from chatterbox_opt.vocoder import Vocoder
 from chatterbox_opt.voice import Encoders, Voice, to_conditionals
-from pico import train_flow, train_t3
+from pico import train_flow, train_t3, train_vocoder
 from pico.design import SHAPES, tokenizer
 from pico.sound import voice_of
 from pico.teacher import Speaker, Teacher
@@ -107,9 +106,9 @@ def files(out: Path) -> dict[str, dict[str, Tensor]]:
         painter.folded().state_dict(),
     )
     encoders = Encoders(SHAPES.voice, SHAPES.t3.speaker)
-    vocoder = Vocoder(SHAPES.vocoder)
-    spoken = dict(_state("vocoder", vocoder, out, inner=vocoder.net))
-    bins = vocoder.net.istft_params["n_fft"] // 2 + 1  # their log magnitudes come out first
+    sounder = train_vocoder.Sounder()
+    spoken = dict(_state("vocoder", sounder, out, inner=sounder.net))
+    bins = sounder.net.istft_params["n_fft"] // 2 + 1  # their log magnitudes come out first
     gain = torch.zeros_like(spoken["conv_post.bias"])
     gain[:bins] = LOUDER / 20 * math.log(10)
     parts: dict[str, Tensors] = {

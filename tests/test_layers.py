@@ -39,9 +39,10 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
         "voice_store",
         "watermark",
         "estimator",
+        "rows",
     },
-    {"voice", "t3", "vocoder", "fallback", "console", "ears", "verify"},
-    {"flow", "graphs", "batch", "batch_display", "book", "options"},
+    {"voice", "t3", "hift", "fallback", "console", "ears", "verify"},
+    {"flow", "vocoder", "graphs", "batch", "batch_display", "book", "options"},
     {"pipeline", "report", "chart"},
     {"loading", "upstream"},
     {"engine", "random_weights", "doctor"},
@@ -50,7 +51,18 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
     {"commands", "batch_command"},
     {"cli"},
 ]
-STAGES = ("t3", "flow", "estimator", "vocoder", "cache", "sampler", "graphs", "voice")
+STAGES = (
+    "t3",
+    "flow",
+    "estimator",
+    "vocoder",
+    "hift",
+    "rows",
+    "cache",
+    "sampler",
+    "graphs",
+    "voice",
+)
 LIGHT = ("errors", "chart", "ears", "wer", "spoken", "files", "shapes", "text", "sampling", "audio", "models", "plan",
          "voice_store", "report", "console", "commands", "cli", "__init__",
          "speech", "guard", "jobs", "manifest", "naming", "verify", "batch", "book", "batch_display", "batch_command", "options")  # fmt: skip
