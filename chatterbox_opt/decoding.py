@@ -181,7 +181,7 @@ def stepping(forward: Forward) -> Step:
         position = slots.position[:count]
         logits = forward(slots.token[:count], slots.spoken[:count], position, slots.cache, span)
         slots.logits[: count * slots.each].copy_(logits)
-        position.add_(1).clamp_(max=slots.cache.capacity - 1)
+        position.add_(1)
         slots.draw(0, count, nucleus=nucleus)
 
     return step

@@ -3,14 +3,19 @@
 Knows one forward pass of the estimator. Knows nothing of noise, steps, guidance or voices.
 
 Upstream (decoder.py, after Matcha-TTS) keeps channels first, transposes around every layer norm
-and every attention, adds a mask that is all ones for one utterance, and embeds the time in each
-row. Here time comes before channels throughout: a causal convolution is one matrix product over
-three neighbouring frames, q/k/v are one product, and nothing is transposed.
+and every attention, masks in every layer, and embeds the time in each row. Here time comes before
+channels throughout: a causal convolution is one matrix product over three neighbouring frames,
+q/k/v are one product, and nothing is transposed. Convolutions look back only, so padding on the
+right matters to attention alone. What the steps of one solution share (the conditions' part of the
+first block, which is linear in its inputs, and the times) is computed once.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +24,15 @@ from torch import Tensor, nn
 from chatterbox_opt.shapes import MEL_BINS, FlowShape
 
 KERNEL = 3  # frames that a causal convolution sees: this one and the two before
+CONDITIONS = 3 * MEL_BINS  # mu, speaker, prompt
 
 
-class CausalConv(nn.Linear):
+class CausalConv(nn.Module):
     """Conv1d over [rows, frames, channels] that sees the past only (upstream CausalConv1d)."""
 
-    def __init__(self, channels: int, out: int) -> None:
-        super().__init__(KERNEL * channels, out)
+    def __init__(self, channels: int, out: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.product = nn.Linear(KERNEL * channels, out, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         rows, frames, channels = x.shape
@@ -33,7 +40,8 @@ class CausalConv(nn.Linear):
         # KERNEL neighbouring frames lie one after the other in memory
         strides = (padded.stride(0), channels, 1)
         windows = padded.as_strided((rows, frames, KERNEL * channels), strides)
-        return super().forward(windows)
+        convolved: Tensor = self.product(windows)
+        return convolved
 
 
 class ConvNorm(nn.Module):
@@ -57,8 +65,42 @@ class ResNet(nn.Module):
         self.time = nn.Linear(time, out)
         self.skip = nn.Linear(channels, out)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return self.second(self.first(x) + self.time(time)) + self.skip(x)
+    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+        convolved: Tensor = self.second(self.first(x) + shift)
+        return convolved + self.skip(x)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What all steps share.
+
+    Attributes:
+        first, skip: [rows, frames, width], the conditions' part of the first block.
+        mask: bool [rows, 1, 1, frames], which frames may be attended to; None for all.
+    """
+
+    first: Tensor
+    skip: Tensor
+    mask: Tensor | None
+
+
+class Entry(nn.Module):
+    """The first residual block: what depends on the noisy mel, and what does not, apart."""
+
+    def __init__(self, out: int, time: int) -> None:
+        super().__init__()
+        self.mel, self.given = CausalConv(MEL_BINS, out), CausalConv(CONDITIONS, out, bias=False)
+        self.norm, self.second = nn.LayerNorm(out), ConvNorm(out, out)
+        self.time = nn.Linear(time, out)
+        self.mel_skip = nn.Linear(MEL_BINS, out)
+        self.given_skip = nn.Linear(CONDITIONS, out, bias=False)
+
+    def forward(self, x: Tensor, given: Given, shift: Tensor) -> Tensor:
+        """[n, frames, 80] with ``rows`` conditions, a multiple of n, to [rows, frames, width]."""
+        times = (given.first.shape[0] // x.shape[0], 1, 1)
+        first = F.mish(self.norm(self.mel(x).repeat(times) + given.first))
+        convolved: Tensor = self.second(first + shift)
+        return convolved + self.mel_skip(x).repeat(times) + given.skip
 
 
 class Transformer(nn.Module):
@@ -73,9 +115,10 @@ class Transformer(nn.Module):
         self.out = nn.Linear(inner, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         q, k, v = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        attended = F.scaled_dot_product_attention(*(y.transpose(1, 2) for y in (q, k, v)))
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.down(F.gelu(self.up(self.ffn_norm(x))))
 
@@ -83,20 +126,26 @@ class Transformer(nn.Module):
 class Level(nn.Module):
     """A residual block and the transformers after it."""
 
-    def __init__(self, channels: int, shape: FlowShape) -> None:
+    def __init__(self, resnet: Entry | ResNet, shape: FlowShape) -> None:
         super().__init__()
         width = shape.estimator_width
-        self.resnet = ResNet(channels, width, 4 * width)
-        self.transformers = nn.Sequential(
-            *(
-                Transformer(width, shape.estimator_heads, shape.estimator_head_dim)
-                for _ in range(shape.estimator_blocks)
-            )
+        self.resnet = resnet
+        self.transformers = nn.ModuleList(
+            Transformer(width, shape.estimator_heads, shape.estimator_head_dim)
+            for _ in range(shape.estimator_blocks)
         )
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        transformed: Tensor = self.transformers(self.resnet(x, time))
-        return transformed
+    def shift(self, time: Tensor) -> Tensor:
+        """An embedded time [..., 4 width] as the residual block adds it, [..., width]."""
+        shifted: Tensor = self.resnet.time(time)
+        return shifted
+
+    def forward(self, mask: Tensor | None, *inputs: object) -> Tensor:
+        """``inputs`` are the residual block's."""
+        x: Tensor = self.resnet(*inputs)
+        for transformer in self.transformers:
+            x = transformer(x, mask)
+        return x
 
 
 class Estimator(nn.Module):
@@ -104,18 +153,21 @@ class Estimator(nn.Module):
 
     def __init__(self, shape: FlowShape) -> None:
         super().__init__()
-        width, inputs = shape.estimator_width, 4 * MEL_BINS
-        self.time_in, self.time_out = nn.Linear(inputs, 4 * width), nn.Linear(4 * width, 4 * width)
-        self.enter = Level(inputs, shape)
+        width, inputs = shape.estimator_width, MEL_BINS + CONDITIONS
+        time = 4 * width
+        self.time_in, self.time_out = nn.Linear(inputs, time), nn.Linear(time, time)
+        self.enter = Level(Entry(width, time), shape)
         self.enter_conv = CausalConv(width, width)
-        self.middle = nn.ModuleList(Level(width, shape) for _ in range(shape.estimator_mid))
-        self.leave = Level(2 * width, shape)
+        self.middle = nn.ModuleList(
+            Level(ResNet(width, width, time), shape) for _ in range(shape.estimator_mid)
+        )
+        self.leave = Level(ResNet(2 * width, width, time), shape)
         self.leave_conv = CausalConv(width, width)
         self.final = ConvNorm(width, width)
         self.mel = nn.Linear(width, MEL_BINS)
 
     def times(self, times: Tensor) -> Tensor:
-        """Embed float32 times [n] in [0, 1]: [n, 4 width], once for all steps and rows.
+        """Embed float32 times [n] in [0, 1]: [levels, n, width], once for all steps and rows.
 
         Sines and cosines of 1000 t (upstream matcha/decoder.py, SinusoidalPosEmb) through two
         layers that stay in float32: half precision is off by half a radian there.
@@ -124,24 +176,43 @@ class Estimator(nn.Module):
         exponents = torch.arange(half, device=times.device) * (-math.log(10_000) / (half - 1))
         angles = 1000 * times[:, None] * exponents.exp()[None]
         features = torch.cat((angles.sin(), angles.cos()), dim=-1)
-        embedded = self.time_out(F.silu(self.time_in(features)))
-        return F.mish(embedded).to(self.mel.weight.dtype)
+        embedded = F.mish(self.time_out(F.silu(self.time_in(features)))).to(self.dtype)
+        levels: tuple[Any, ...] = (self.enter, *self.middle, self.leave)
+        return torch.stack([level.shift(embedded) for level in levels])
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the arithmetic."""
+        return self.final.norm.weight.dtype
+
+    def given(self, conditions: Tensor, mask: Tensor | None) -> Given:
+        """Compute what all steps share.
+
+        Args:
+            conditions: [rows, frames, 240]: mu, speaker and prompt side by side.
+            mask: bool [rows, frames], which frames are there; None for all.
+        """
+        entry = cast(Entry, self.enter.resnet)
+        keys = None if mask is None else mask[:, None, None]
+        return Given(entry.given(conditions), entry.given_skip(conditions), keys)
+
+    def forward(self, x: Tensor, given: Given, shifts: Tensor) -> Tensor:
         """One evaluation.
 
         Args:
-            x: [rows, frames, 320]: noisy mel, mu, speaker and prompt side by side.
-            time: [4 width], a row of ``times``.
+            x: noisy mel [n, frames, 80]; rows are n or a multiple of it.
+            shifts: [levels, width], one time of ``times``; [levels, rows, 1, width] for a time of
+                each row's own.
 
         Returns:
             [rows, frames, 80].
         """
-        entered = self.enter(x, time)
+        mask, (enter, *middle, leave) = given.mask, shifts
+        entered = self.enter(mask, x, given, enter)
         x = self.enter_conv(entered)
-        for level in self.middle:
-            x = level(x, time)
-        x = self.leave(torch.cat((x, entered), dim=-1), time)
+        for level, shift in zip(self.middle, middle, strict=True):
+            x = level(mask, x, shift)
+        x = self.leave(mask, torch.cat((x, entered), dim=-1), leave)
         return self.mel(self.final(self.leave_conv(x)))
 
 
@@ -151,40 +222,62 @@ def from_upstream(state: dict[str, Tensor], shape: FlowShape) -> dict[str, Tenso
     Raises:
         KeyError: a name is missing.
     """
-    ours: dict[str, Tensor] = {}
+    made = _Conversion(state, {})
+    made.take("time_in", "time_mlp.linear_1")
+    made.take("time_out", "time_mlp.linear_2")
+    enter, first = "enter.resnet", "down_blocks.0.0"
+    made.level("enter", "down_blocks.0", shape.estimator_blocks)
+    made.apart(f"{enter}.mel.product", f"{enter}.given.product", f"{first}.block1.block.0")
+    made.take(f"{enter}.norm", f"{first}.block1.block.2")
+    made.apart(f"{enter}.mel_skip", f"{enter}.given_skip", f"{first}.res_conv")
+    made.take("enter_conv.product", "down_blocks.0.2")
+    levels = [(f"middle.{i}", f"mid_blocks.{i}") for i in range(shape.estimator_mid)]
+    for mine, theirs in (*levels, ("leave", "up_blocks.0")):
+        made.level(mine, theirs, shape.estimator_blocks)
+        made.norm(f"{mine}.resnet.first", f"{theirs}.0.block1")
+        made.take(f"{mine}.resnet.skip", f"{theirs}.0.res_conv")
+    made.take("leave_conv.product", "up_blocks.0.2")
+    made.norm("final", "final_block")
+    made.take("mel", "final_proj")
+    return made.ours
 
-    def take(mine: str, theirs: str, *kinds: str) -> None:
-        for kind in kinds or ("weight", "bias"):
-            tensor = state[f"{theirs}.{kind}"]
+
+@dataclass(frozen=True, slots=True)
+class _Conversion:
+    state: dict[str, Tensor]
+    ours: dict[str, Tensor]
+
+    def take(self, mine: str, theirs: str, kinds: Sequence[str] = ("weight", "bias")) -> None:
+        """A layer under another name; a convolution's kernel beside its inputs."""
+        for kind in kinds:
+            tensor = self.state[f"{theirs}.{kind}"]
             if tensor.dim() == 3:  # [out, in, kernel] to [out, kernel * in]
                 tensor = tensor.transpose(1, 2).flatten(1)
-            ours[f"{mine}.{kind}"] = tensor
+            self.ours[f"{mine}.{kind}"] = tensor
 
-    def level(mine: str, theirs: str) -> None:
-        for name, block in (("first", "block1"), ("second", "block2")):
-            take(f"{mine}.resnet.{name}.conv", f"{theirs}.0.{block}.block.0")
-            take(f"{mine}.resnet.{name}.norm", f"{theirs}.0.{block}.block.2")
-        take(f"{mine}.resnet.time", f"{theirs}.0.mlp.1")
-        take(f"{mine}.resnet.skip", f"{theirs}.0.res_conv")
-        for i in range(shape.estimator_blocks):
+    def norm(self, mine: str, theirs: str) -> None:
+        """A ``ConvNorm``."""
+        self.take(f"{mine}.conv.product", f"{theirs}.block.0")
+        self.take(f"{mine}.norm", f"{theirs}.block.2")
+
+    def apart(self, mel: str, given: str, theirs: str) -> None:
+        """The inputs' columns: the noisy mel's with the bias, and the conditions'."""
+        weight = self.state[f"{theirs}.weight"].transpose(1, 2)
+        columns = weight.split((MEL_BINS, CONDITIONS), dim=2)
+        for mine, part in zip((mel, given), columns, strict=True):
+            self.ours[f"{mine}.weight"] = part.flatten(1)
+        self.take(mel, theirs, ("bias",))
+
+    def level(self, mine: str, theirs: str, blocks: int) -> None:
+        """What the first level shares with the others."""
+        self.take(f"{mine}.resnet.time", f"{theirs}.0.mlp.1")
+        self.norm(f"{mine}.resnet.second", f"{theirs}.0.block2")
+        for i in range(blocks):
             one, other = f"{mine}.transformers.{i}", f"{theirs}.1.{i}"
-            qkv = [state[f"{other}.attn1.to_{p}.weight"] for p in "qkv"]
-            ours[f"{one}.qkv.weight"] = torch.cat(qkv)
-            take(f"{one}.out", f"{other}.attn1.to_out.0")
-            take(f"{one}.attention_norm", f"{other}.norm1")
-            take(f"{one}.ffn_norm", f"{other}.norm3")
-            take(f"{one}.up", f"{other}.ff.net.0.proj")
-            take(f"{one}.down", f"{other}.ff.net.2")
-
-    take("time_in", "time_mlp.linear_1")
-    take("time_out", "time_mlp.linear_2")
-    level("enter", "down_blocks.0")
-    take("enter_conv", "down_blocks.0.2")
-    for i in range(shape.estimator_mid):
-        level(f"middle.{i}", f"mid_blocks.{i}")
-    level("leave", "up_blocks.0")
-    take("leave_conv", "up_blocks.0.2")
-    take("final.conv", "final_block.block.0")
-    take("final.norm", "final_block.block.2")
-    take("mel", "final_proj")
-    return ours
+            qkv = [self.state[f"{other}.attn1.to_{p}.weight"] for p in "qkv"]
+            self.ours[f"{one}.qkv.weight"] = torch.cat(qkv)
+            self.take(f"{one}.out", f"{other}.attn1.to_out.0")
+            self.take(f"{one}.attention_norm", f"{other}.norm1")
+            self.take(f"{one}.ffn_norm", f"{other}.norm3")
+            self.take(f"{one}.up", f"{other}.ff.net.0.proj")
+            self.take(f"{one}.down", f"{other}.ff.net.2")

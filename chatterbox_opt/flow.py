@@ -1,4 +1,4 @@
-"""The flow stage: speech tokens and voice to a mel spectrogram.
+"""The flow stage: speech tokens and voices to mel spectrograms.
 
 Knows the conformer encoder, the Euler loop and its guidance. Knows nothing of text, voice files,
 devices or waves.
@@ -11,15 +11,18 @@ another sound.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from chatterbox_opt.errors import NumericsError
 from chatterbox_opt.estimator import Estimator
 from chatterbox_opt.lean import upstream
+from chatterbox_opt.rows import together
 from chatterbox_opt.sampling import CFM_STEPS
 from chatterbox_opt.shapes import MEL_BINS, MEL_PER_TOKEN, SPEECH_TOKENS, FlowShape
 from chatterbox_opt.voice import Voice
@@ -56,35 +59,53 @@ class Flow(nn.Module):
     @torch.inference_mode()
     def forward(
         self,
-        tokens: Tensor,
-        voice: Voice,
-        generator: torch.Generator | None = None,
+        tokens: Sequence[Tensor],
+        voices: Sequence[Voice],
+        generators: Sequence[torch.Generator | None],
         steps: int = CFM_STEPS,
-    ) -> Tensor:
-        """Turn speech tokens into a mel spectrogram.
+    ) -> list[Tensor]:
+        """Turn utterances' speech tokens into mel spectrograms, each as if it were alone.
 
         Args:
-            tokens: int64 [1, T], each below 6561, T at least 1.
-            voice: on the same device.
-            generator: on the same device; [1, 80, prompt + 2 T] normal numbers are drawn.
+            tokens: int64 [T_i] each, below 6561, each T_i at least 1.
+            voices: one for each, on the same device.
+            generators: one for each, on the same device; [1, 80, prompt + 2 T_i] normal numbers
+                are drawn.
             steps: Euler steps of the ODE.
 
         Returns:
-            float32 [1, 80, 2 T], the voice's prompt cut off.
+            float32 [80, 2 T_i] each, the voice's prompt cut off.
 
         Raises:
-            NumericsError: the mel holds NaN or infinity.
+            NumericsError: a mel holds NaN or infinity.
         """
-        conditions = self.encode(tokens, voice)
-        frames = conditions.shape[1]
-        noise = torch.randn(1, MEL_BINS, frames, generator=generator, device=tokens.device)
-        mel = self.solve(noise.transpose(1, 2), conditions, steps)[:, voice.mel.shape[1] :]
-        if not torch.isfinite(mel).all():
+        lengths = [
+            voice.tokens.shape[1] + len(said) for said, voice in zip(tokens, voices, strict=True)
+        ]
+        mels: dict[int, Tensor] = {}
+        for rows in together([MEL_PER_TOKEN * n for n in lengths], tokens[0].device):
+            conditions = [self.encode(tokens[i][None], voices[i])[0] for i in rows]
+            noises = [
+                torch.randn(1, MEL_BINS, len(c), generator=generators[i], device=c.device)[0].T
+                for i, c in zip(rows, conditions, strict=True)
+            ]
+            frames = [len(noise) for noise in noises]
+            noise, given = (pad_sequence(x, batch_first=True) for x in (noises, conditions))
+            for i, length, mel in zip(
+                rows, frames, self.solve(noise, given, frames, steps), strict=True
+            ):
+                mels[i] = mel[voices[i].mel.shape[1] : length].T.contiguous()
+        if not all(torch.isfinite(mel).all() for mel in mels.values()):
             raise NumericsError("flow gave a mel spectrogram with numbers that are not finite")
-        return mel.transpose(1, 2).contiguous()
+        return [mels[i] for i in range(len(tokens))]
 
     def encode(self, tokens: Tensor, voice: Voice) -> Tensor:
         """Condition on the voice (upstream flow.py, inference).
+
+        One utterance at a time: the encoder's convolution looks ahead, and would see padding.
+
+        Args:
+            tokens: int64 [1, T].
 
         Returns:
             [1, F, 240] over prompt and new frames: mu (the encoder's estimate), the speaker, and
@@ -100,26 +121,31 @@ class Flow(nn.Module):
         prompt[:, : voice.mel.shape[1]] = voice.mel
         return torch.cat((mu, speaker[:, None].expand_as(mu), prompt), dim=-1)
 
-    def solve(self, noise: Tensor, conditions: Tensor, steps: int) -> Tensor:
+    def solve(self, noise: Tensor, conditions: Tensor, frames: Sequence[int], steps: int) -> Tensor:
         """Integrate the ODE from noise to mel on a cosine schedule (upstream solve_euler).
 
         The state stays in float32; only the estimator works in its own dtype. Conditional and
         unconditional rows go together: v = (1 + w) v_cond - w v_uncond.
 
         Args:
-            noise: float32 [1, F, 80].
-            conditions: see ``encode``.
+            noise: float32 [rows, F, 80].
+            conditions: [rows, F, 240], see ``encode``.
+            frames: how many of F each row has; what is beyond them is not seen by the others.
 
         Returns:
-            float32 [1, F, 80].
+            float32 [rows, F, 80]; whatever beyond each row's frames.
         """
-        times = 1 - torch.cos(torch.linspace(0, 1, steps + 1, device=noise.device) * 0.5 * torch.pi)
-        embedded = self.estimator.times(times[:-1])
-        rows = torch.cat((conditions, torch.zeros_like(conditions)))
-        x = noise
+        x, mask = noise, None
+        if min(frames) < x.shape[1]:  # kernels without a mask are faster on a card
+            kept = torch.tensor(frames, device=x.device)[:, None]
+            mask = (torch.arange(x.shape[1], device=x.device) < kept).repeat(2, 1)
+        estimator = self.estimator
+        given = estimator.given(torch.cat((conditions, torch.zeros_like(conditions))), mask)
+        times = 1 - torch.cos(torch.linspace(0, 1, steps + 1, device=x.device) * 0.5 * torch.pi)
+        shifts = estimator.times(times[:-1])
         for i in range(steps):
-            inputs = torch.cat((x.to(rows.dtype).expand(2, -1, -1), rows), dim=-1)
-            cond, uncond = self.estimator(inputs, embedded[i]).float().split(1)
+            both = estimator(x.to(conditions.dtype), given, shifts[:, i]).float()
+            cond, uncond = both.chunk(2)
             velocity = (1.0 + GUIDANCE) * cond - GUIDANCE * uncond
             x = x + (times[i + 1] - times[i]) * velocity
         return x

@@ -32,6 +32,7 @@ from chatterbox_opt.shapes import T3Shape
 
 log = logging.getLogger(__name__)
 
+GROUP = 8  # utterances that flow and vocoder of a card work at together
 # buffers that upstream computes and its loading forgives (S3Tokenizer.ignore_state_dict_missing)
 FORGIVEN = ("tokenizer._mel_filters", "tokenizer.window")
 
@@ -142,9 +143,9 @@ def load_flow(checkpoint: Checkpoint, dtype: torch.dtype) -> flow.Flow:
 def load_vocoder(checkpoint: Checkpoint) -> vocoder.Vocoder:
     """Read the vocoder in float32."""
     with uninitialised():
-        stage = vocoder.Vocoder(checkpoint.shapes.vocoder)
-    fill(stage.net, Tensors(checkpoint.path(models.S3GEN), "mel2wav."), "vocoder")
-    return stage.eval()
+        net = vocoder.build(checkpoint.shapes.vocoder)
+    fill(net, Tensors(checkpoint.path(models.S3GEN), "mel2wav."), "vocoder")
+    return vocoder.Vocoder(net).eval()
 
 
 def load_encoders(checkpoint: Checkpoint) -> voice.Encoders:
@@ -243,7 +244,8 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan) -> Pipeline:
     if plan.compile != "none":
         with residency("t3") as stage:
             forward = _compiled(cast(t3.T3, stage), plan.compile)
-    return Pipeline(load_tokenizer(checkpoint), residency, forward)
+    group = 1 if plan.device == "cpu" else GROUP
+    return Pipeline(load_tokenizer(checkpoint), residency, forward, group)
 
 
 def _compiled(model: t3.T3, backend: str) -> Forward | None:

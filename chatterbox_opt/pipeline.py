@@ -169,19 +169,9 @@ class Pipeline:
         generators = [read.generator for read in reads]
         steps = reads[0].line.sampling.cfm_steps
         return self._ladder.run(
-            "flow",
-            lambda flow: [
-                flow(t[None], v, g, steps)
-                for t, v, g in zip(tokens, voices, generators, strict=True)
-            ],
-            generators,
-            wide=wide,
+            "flow", lambda flow: flow(tokens, voices, generators, steps), generators, wide=wide
         )
 
     def _vocode(self, mels: Sequence[Tensor], generators: Sequence[torch.Generator]) -> list[Wave]:
-        waves = self._ladder.run(
-            "vocoder",
-            lambda hift: [hift(m, g) for m, g in zip(mels, generators, strict=True)],
-            generators,
-        )
+        waves = self._ladder.run("vocoder", lambda hift: hift(mels, generators), generators)
         return [wave.cpu().numpy() for wave in waves]

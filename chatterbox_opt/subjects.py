@@ -137,17 +137,18 @@ class Ours:
             step = stepping(pipeline.forward or t3.step)
             list(decode(t3, slots, lambda: next(waiting, None), step))
         clock.lap("decode")
-        tokens = torch.tensor(job.tokens, device=pipeline.device)[None]
+        tokens = torch.tensor(job.tokens, device=pipeline.device)
         with pipeline.residency("flow") as flow:
-            mel = flow(tokens, self._voice, generator)
+            (mel,) = flow([tokens], [self._voice], [generator])
         clock.lap("flow")
         with pipeline.residency("vocoder") as vocoder:
-            wave = vocoder(mel, generator).cpu().numpy()
+            (wave,) = vocoder([mel], [generator])
+            wave = wave.cpu().numpy()
         clock.lap("vocoder")
         if self._engine._watermark:
             self._engine._watermark.apply(wave)
         clock.lap("watermark")
-        return clock.seconds, mel[0].float().cpu()
+        return clock.seconds, mel.cpu()
 
     def run(self) -> dict[str, float]:
         """See ``Subject``."""

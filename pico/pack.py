@@ -27,9 +27,8 @@ from chatterbox_opt.files import whole_file
 from chatterbox_opt.loading import FORGIVEN, t3_from_upstream
 from chatterbox_opt.models import VOICES
 from chatterbox_opt.shapes import write_shapes
-from chatterbox_opt.vocoder import Vocoder
 from chatterbox_opt.voice import Encoders, Voice, to_conditionals
-from pico import train_flow, train_t3
+from pico import train_flow, train_t3, train_vocoder
 from pico.design import SHAPES, tokenizer
 from pico.sound import voice_of
 from pico.teacher import Speaker, Teacher
@@ -105,10 +104,10 @@ def files(out: Path) -> dict[str, dict[str, Tensor]]:
         painter.folded().state_dict(),
     )
     encoders = Encoders(SHAPES.voice, SHAPES.t3.speaker)
-    vocoder = Vocoder(SHAPES.vocoder)
+    sounder = train_vocoder.Sounder()
     parts: dict[str, Tensors] = {
         "flow": flow,
-        "mel2wav": _state("vocoder", vocoder, out, inner=vocoder.net),
+        "mel2wav": _state("vocoder", sounder, out, inner=sounder.net),
         "tokenizer": _state("tokenizer", encoders.tokenizer, out),
         "speaker_encoder": _state("xvector", encoders.speaker_encoder, out),
     }

@@ -63,8 +63,8 @@ def flow_distance(engine: Engine, held: list[Utterance]) -> float:
             voice.mel[:, : 2 * half],
             voice.xvector,
         )
-        made = stage(voice.tokens[:, half:], shown, torch.Generator().manual_seed(i))
-        true = voice.mel[:, 2 * half :].transpose(1, 2)
+        (made,) = stage([voice.tokens[0, half:]], [shown], [torch.Generator().manual_seed(i)])
+        true = voice.mel[0, 2 * half :].T
         found.append((made[..., : true.shape[-1]] - true).abs().mean().item())
     return float(np.mean(found))
 
@@ -74,8 +74,9 @@ def vocoder_distance(engine: Engine, held: list[Utterance]) -> tuple[float, floa
     stage = loading.load_vocoder(engine.checkpoint)
     window, distances, cents = torch.hann_window(1024), [], []
     for i, one in enumerate(held):
-        wave, mel = wave_of(one), mel_of(wave_of(one)[None])
-        made = stage(mel, torch.Generator().manual_seed(i))[: len(wave)]
+        wave, mel = wave_of(one), mel_of(wave_of(one)[None])[0]
+        (made,) = stage([mel], [torch.Generator().manual_seed(i)])
+        made = made[: len(wave)]
         spectra = [
             torch.stft(w, 1024, 256, window=window, return_complex=True).abs().clamp(min=1e-3)
             for w in (made, wave[: len(made)])
@@ -84,7 +85,7 @@ def vocoder_distance(engine: Engine, held: list[Utterance]) -> tuple[float, floa
         distances.append(decibels.pow(2).mean(0).sqrt().mean().item())
         assert one.f0 is not None
         true = torch.from_numpy(one.f0.astype(np.float32))
-        guess = stage.net.f0_predictor(mel)[0][: len(true)].detach()
+        guess = stage.pitch(mel[None])[0][: len(true)]
         voiced = (true > 40) & (guess > 40)
         cents.append(1200 * (guess[voiced] / true[voiced]).log2().abs().median().item())
     return float(np.mean(distances)), float(np.mean(cents))

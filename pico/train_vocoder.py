@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from torch import Tensor
+from torch import Tensor, nn
 
-from chatterbox_opt.vocoder import HOP, Vocoder
+from chatterbox_opt.vocoder import HOP, build, source
 from pico.design import SHAPES
 from pico.sound import mel_of
 from pico.training import train
@@ -29,6 +29,19 @@ from pico.utterances import HELD_OUT, WORK, Utterance, load
 FRAMES, ROWS = 40, 8  # of a batch
 MARGIN = 2  # frames on either side, whose mel reflects at the edge
 WINDOWS = ((240, 60), (512, 128), (1024, 256), (2048, 512))
+
+
+class Sounder(nn.Module):
+    """Upstream's HiFT, with the weight norm that the package folds when it loads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net: Any = build(SHAPES.vocoder)
+
+    def forward(self, mel: Tensor, pitch: Tensor) -> tuple[Tensor, Tensor]:
+        """Mel [rows, 80, F] to F0 [rows, F]; with the true one for a source, wave [rows, 480 F]."""
+        hum = source(self.net.m_source.l_linear, pitch, None)
+        return self.net.f0_predictor(mel), self.net.decode(x=mel, s=hum[:, None])
 
 
 def spectral_loss(made: Tensor, true: Tensor) -> Tensor:
@@ -62,7 +75,7 @@ def main(
     logging.disable(logging.WARNING)  # upstream's mel warns of every sample above 1
     torch.manual_seed(0)
     usable = [u for u in load("sound", out)[HELD_OUT:] if len(u.codes) * 2 > FRAMES + 2 * MARGIN]
-    net = Vocoder(SHAPES.vocoder)
+    net = Sounder()
     print(sum(p.numel() for p in net.parameters()), "parameters", len(usable), "utterances")
 
     def loss_of(rng: np.random.Generator) -> dict[str, Tensor]:
@@ -71,8 +84,7 @@ def main(
         pitch = torch.from_numpy(np.stack([f0 for _, f0 in drawn])).float()
         mel = mel_of(padded)[..., MARGIN:-MARGIN]
         true = padded[:, MARGIN * HOP : -MARGIN * HOP]
-        guessed = net.net.f0_predictor(mel)
-        made = net.net.decode(x=mel, s=net.source(pitch, None))
+        guessed, made = net(mel, pitch)
         parts = {
             "stft": spectral_loss(made, true),
             "mel": (mel_of(made) - mel_of(true)).abs().mean(),

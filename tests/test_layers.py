@@ -39,9 +39,10 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
         "voice_store",
         "watermark",
         "estimator",
+        "rows",
     },
-    {"voice", "t3", "vocoder", "fallback", "console", "ears", "verify"},
-    {"flow", "decoding", "batch", "batch_display", "book", "options"},
+    {"voice", "t3", "hift", "fallback", "console", "ears", "verify"},
+    {"flow", "vocoder", "decoding", "batch", "batch_display", "book", "options"},
     {"graphs"},
     {"reader"},
     {"attempts", "pipeline", "report", "chart"},
@@ -53,7 +54,19 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
     {"commands", "batch_command"},
     {"cli"},
 ]
-STAGES = ("t3", "flow", "estimator", "vocoder", "cache", "sampler", "decoding", "graphs", "voice")
+STAGES = (
+    "t3",
+    "flow",
+    "estimator",
+    "vocoder",
+    "hift",
+    "rows",
+    "cache",
+    "sampler",
+    "decoding",
+    "graphs",
+    "voice",
+)
 LIGHT = ("errors", "chart", "ears", "wer", "spoken", "files", "shapes", "text", "sampling", "audio", "models", "plan",
          "voice_store", "report", "console", "commands", "cli", "__init__",
          "speech", "guard", "jobs", "manifest", "naming", "verify", "batch", "book", "batch_display", "batch_command", "options")  # fmt: skip

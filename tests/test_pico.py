@@ -70,7 +70,7 @@ def test_numbers_are_spoken_as_words(pico):
 
 def test_named_voices_differ_in_pitch(pico):
     """By the vocoder's own pitch reader, over the mel of what was spoken."""
-    reader = loading.load_vocoder(pico.checkpoint).net.f0_predictor
+    reader = loading.load_vocoder(pico.checkpoint).pitch
     pitches = {}
     for name in models.shipped_voices("pico"):
         audio = pico.synthesize("The morning was quiet.", pico.voice(name), Sampling(seed=3))

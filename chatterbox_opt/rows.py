@@ -1,0 +1,56 @@
+"""Utterances of different lengths side by side: groups, padding on the right, tails.
+
+Knows lengths and time as the last axis. Knows nothing of what the numbers mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PARTS = 8  # buckets from one power of two to the next: at most an eighth is padding
+ALONE = 1  # a limit of frames that puts every utterance into a group of its own
+FRAMES_AT_ONCE = {"cpu": ALONE}  # arithmetic is all there is to win there: padding would cost
+MANY_FRAMES = 8192  # elsewhere: bounds the memory that a group takes
+
+
+def bucket(length: int) -> int:
+    """The smallest bucket that holds ``length``: ``PARTS`` steps to each power of two.
+
+    A processor's convolutions are prepared anew for each length that they have not seen.
+    """
+    step = max(1, 1 << max(0, (length - 1).bit_length() - 1) >> (PARTS.bit_length() - 1))
+    return -(-length // step) * step
+
+
+def together(lengths: Sequence[int], device: torch.device) -> list[list[int]]:
+    """Group the indices of ``lengths`` so that little is padding and memory is bounded.
+
+    Returns:
+        groups of indices, like lengths together; within a group, rows times the longest length
+        stay below the device's limit of frames unless the group is one utterance.
+    """
+    limit = FRAMES_AT_ONCE.get(device.type, MANY_FRAMES)
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if groups and (len(groups[-1]) + 1) * lengths[i] <= limit:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def padded(rows: Sequence[Tensor], length: int) -> Tensor:
+    """Stack [..., T_i] to [rows, ..., length], zeros on the right."""
+    return torch.stack([F.pad(row, (0, length - row.shape[-1])) for row in rows])
+
+
+def zero_tails(x: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Zero each row of [rows, channels, time] beyond its length, in place; the tails only."""
+    for row, length in zip(x, lengths, strict=True):
+        if length < row.shape[-1]:
+            row[:, length:] = 0
+    return x

@@ -1,0 +1,140 @@
+"""One and many are one path: a row beside others is what it is alone, whatever its length."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import assert_close
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chatterbox_opt import estimator, hift, rows
+
+ATOL = 1e-4
+SCALE = 1.0  # of the mels
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def side_by_side(monkeypatch):
+    """Groups as on a card: many rows at once."""
+    monkeypatch.setattr(rows, "FRAMES_AT_ONCE", {})
+
+
+def alone(count: int) -> torch.Generator:
+    return torch.Generator().manual_seed(count)
+
+
+def said(engine, sample):
+    """Tokens of mixed lengths from 1 up, in mixed voices."""
+    counts = (7, 1, 60, 7, 33)
+    tokens = [torch.randint(0, 6561, (n,), generator=alone(n)) for n in counts]
+    return tokens, [engine.voice(sample if i % 2 else None) for i in range(len(counts))]
+
+
+def mel(frames):
+    """Small enough that the last layer does not blow one last bit up."""
+    return torch.randn(80, frames, generator=alone(frames)) * SCALE
+
+
+def mels():
+    lengths = (30, 2, 121, 57, 64)
+    return [mel(n) for n in lengths]
+
+
+def many(stage, *lists):
+    return stage(*lists, [alone(i) for i in range(len(lists[0]))])
+
+
+def singly(stage, *lists):
+    return [
+        stage(*([item] for item in row), [alone(i)])[0]
+        for i, row in enumerate(zip(*lists, strict=True))
+    ]
+
+
+def assert_rows_close(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, atol=ATOL)
+
+
+def test_mels_in_company_are_mels_alone(engine, side_by_side):
+    from conftest import SAMPLE
+
+    with engine._speaker.residency("flow") as flow:
+        tokens, voices = said(engine, SAMPLE)
+        found, expected = many(flow, tokens, voices), singly(flow, tokens, voices)
+    assert [made.shape for made in found] == [(80, 2 * len(t)) for t in tokens]
+    assert_rows_close(found, expected)
+
+
+def test_without_its_mask_a_short_row_would_hear_the_padding(engine, side_by_side, monkeypatch):
+    """Guards the test above: the difference that the mask makes is not small."""
+    from conftest import SAMPLE
+
+    kept = estimator.Estimator.given
+    with engine._speaker.residency("flow") as flow:
+        tokens, voices = said(engine, SAMPLE)
+        expected = singly(flow, tokens, voices)
+        monkeypatch.setattr(estimator.Estimator, "given", lambda net, c, _: kept(net, c, None))
+        found = many(flow, tokens, voices)
+    assert (found[1] - expected[1]).abs().max() > 10 * ATOL
+
+
+def test_rows_of_one_length_need_no_mask(engine, side_by_side, monkeypatch):
+    masks, kept = [], estimator.Estimator.given
+    monkeypatch.setattr(
+        estimator.Estimator, "given", lambda net, c, mask: masks.append(mask) or kept(net, c, mask)
+    )
+    tokens, voices = [torch.arange(9), torch.arange(9) * 7], [engine.voice()] * 2
+    with engine._speaker.residency("flow") as flow:
+        found = many(flow, tokens, voices)
+        assert masks == [None]
+        assert_rows_close(found, singly(flow, tokens, voices))
+
+
+def test_waves_in_company_are_waves_alone(engine, side_by_side):
+    with engine._speaker.residency("vocoder") as vocoder:
+        found, expected = many(vocoder, mels()), singly(vocoder, mels())
+    assert [len(wave) for wave in found] == [480 * one.shape[-1] for one in mels()]
+    assert_rows_close(found, expected)
+
+
+def test_tails_left_alone_would_be_heard(engine, side_by_side, monkeypatch):
+    """Guards the test above, and the one of buckets."""
+    with engine._speaker.residency("vocoder") as vocoder:
+        expected = singly(vocoder, mels())
+        monkeypatch.setattr(hift, "zero_tails", lambda x, _: x)
+        found = many(vocoder, mels())
+    worst = [(one - other).abs().max() for one, other in zip(found, expected, strict=True)]
+    assert max(worst[:2]) > 10 * ATOL
+
+
+@pytest.mark.parametrize("frames", [3, 17, 35, 125])
+def test_a_bucket_changes_nothing(engine, monkeypatch, frames):
+    assert frames < 16 or rows.bucket(frames) > frames
+    with engine._speaker.residency("vocoder") as vocoder:
+        (found,) = vocoder([mel(frames)], [alone(0)])
+        monkeypatch.setattr("chatterbox_opt.vocoder.bucket", lambda length: length)
+        (expected,) = vocoder([mel(frames)], [alone(0)])
+    assert_close(found, expected, atol=ATOL)
+
+
+@given(st.integers(1, 100_000))
+def test_buckets_are_few_and_waste_little(length):
+    held = rows.bucket(length)
+    assert length <= held < length * (1 + 1 / rows.PARTS)
+    assert rows.bucket(held) == held
+
+
+def test_sixty_seconds_have_few_buckets():
+    assert len({rows.bucket(n) for n in range(50, 3001)}) <= 50
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=40))
+def test_groups_hold_everyone_once_within_the_limit(lengths):
+    groups = rows.together(lengths, torch.device("cuda"))
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    for group in groups:
+        assert len(group) * max(lengths[i] for i in group) <= rows.MANY_FRAMES
+    assert all(len(group) == 1 for group in rows.together(lengths, CPU))
