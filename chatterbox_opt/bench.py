@@ -34,7 +34,7 @@ from chatterbox_opt.subjects import ROWS, STANDARD, UPSTREAM, Clock, Job, Ours, 
 
 NOISY = 0.15  # spread of the whole, relative to its median, from which a row is marked
 STAGES = ("prefill", "decode", "flow", "vocoder", "watermark")
-CPU_ROWS = (UPSTREAM, STANDARD, "bfloat16")
+CPU_ROWS = (UPSTREAM, STANDARD, "bfloat16", "int8", "int4")
 CUDA_ROWS = (UPSTREAM, STANDARD, "bfloat16", "float16", "+compile", "+offload")
 
 
@@ -257,7 +257,7 @@ def facts(job: Job, checkpoint: Checkpoint) -> dict[str, Any]:
     layer = 4 * shape.width**2 + 3 * shape.width * shape.ffn
     weights = shape.layers * layer + shape.speech_vocab * shape.width
     read = _read_gb_s(device)
-    sizes = {"float32": 4, "bfloat16": 2, "float16": 2}
+    sizes = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "int4": 0.5}
     return {
         "device": machine.name,
         "cores": torch.get_num_threads(),

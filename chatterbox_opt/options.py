@@ -43,7 +43,7 @@ MaxTokens = Annotated[int, typer.Option(help="Bound for one chunk; 25 are a seco
 CfmSteps = Annotated[int, typer.Option(help="Steps of the flow; fewer are quicker and less exact.")]
 Profile = Annotated[str, typer.Option(help="A profile's name, a .yaml file, or auto.")]
 Device = Annotated[str, typer.Option(help=", ".join(hardware.DEVICES))]
-Dtype = Annotated[Optional[str], typer.Option(help=", ".join(plan.DTYPES))]
+Dtype = Annotated[Optional[str], typer.Option(help=", ".join(plan.T3_DTYPES))]
 Compile = Annotated[Optional[str], typer.Option(help=", ".join(plan.COMPILE))]
 Offload = Annotated[Optional[str], typer.Option(help=", ".join(plan.OFFLOAD))]
 Subtype = Annotated[

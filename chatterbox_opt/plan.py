@@ -20,17 +20,24 @@ from chatterbox_opt.hardware import AUTO, Hardware, dotted
 
 STAGES = ("t3", "flow", "vocoder")
 DTYPES = ("float32", "float16", "bfloat16")
+QUANTISED = {  # t3 only, on the processor; what each costs (docs/performance-log.md)
+    "int8": "99.3 % of T3's choices as in float32, KL divergence 4.5e-4, on the built-in model",
+    "int4": "98.4 % of T3's choices as in float32, KL divergence 5.3e-3, on the built-in model",
+}
+T3_DTYPES = (*DTYPES, *QUANTISED)
+WIDER = {"int4": "int8", "int8": "bfloat16", "bfloat16": "float32"}  # the next best on a processor
 COMPILE = ("none", "cudagraphs", "inductor")
 OFFLOAD = ("none", "stages")
 
 BIG_MIB, MIDDLE_MIB = 15_000, 7_500  # total memory from which rtx4090 and rtx3080 are meant
 ROOM_MIB = 4_000  # free memory that all stages in half precision need, with room to work
+ON_A_CARD = "integer matrices are for the processor, in this version"
 BFLOAT16_FROM = (8, 0)  # torch reports bfloat16 from 7.5 on, where it is emulated and slow
 HALF_FROM = (7, 0)  # below, half-precision arithmetic is up to 64 times slower than float32
 
 # environment variable -> profile key, and its words -> values
 ENVIRONMENT: dict[str, tuple[str, dict[str, str]]] = {
-    "CHATTERBOX_DTYPE": ("dtype", {name: name for name in DTYPES}),
+    "CHATTERBOX_DTYPE": ("dtype", {name: name for name in T3_DTYPES}),
     "CHATTERBOX_COMPILATION": ("compile", {"true": "cudagraphs", "false": "none"}),
     "CHATTERBOX_CPU_OFFLOAD": ("offload", {"true": "stages", "false": "none"}),
 }
@@ -44,7 +51,8 @@ class Profile:
     Attributes:
         name: of the file, or its path.
         description: which hardware it is for.
-        t3, flow: dtype of the stage's weights, one of ``DTYPES``. The vocoder is float32.
+        t3: dtype of its weights, one of ``T3_DTYPES``.
+        flow: dtype of its weights, one of ``DTYPES``. The vocoder is float32.
         compute: dtype of arithmetic when it shall differ from the stored one, or "".
         compile: how the T3 step is compiled, one of ``COMPILE``.
         offload: "stages" keeps only the working stage on the card.
@@ -148,18 +156,28 @@ def _parse(name: str, wishes: Mapping[str, Any]) -> Profile:
     dtype = wishes.get("dtype", "float32")
     if not isinstance(dtype, (str, dict)):
         raise ProfileError(f"profile '{name}': dtype is {dtype!r}; give a name, or one per stage")
-    per_stage = dict.fromkeys(("t3", "flow"), dtype) if isinstance(dtype, str) else dict(dtype)
+    per_stage = stages_in(dtype) if isinstance(dtype, str) else dict(dtype)
     _known(f"profile '{name}', dtype", per_stage, dict.fromkeys(STAGES))
     if per_stage.pop("vocoder", "float32") != "float32":
         raise ProfileError(
             f"profile '{name}': the vocoder is float32 only; half precision is audible"
         )
     for key, value in (values | per_stage).items():
-        allowed = DTYPES if key in STAGES else choices[key]
+        allowed = {"t3": T3_DTYPES, "flow": DTYPES}.get(key) or choices[key]
         # YAML reads a bare `none` as text but `no`, `off` and `~` as other things
         if allowed and value not in allowed:
             raise ProfileError(f"profile '{name}': {key} is {value!r}; known: {', '.join(allowed)}")
+    if wishes.get("compute") and per_stage.get("t3") in QUANTISED:
+        raise ProfileError(
+            f"profile '{name}': compute is for halves; {per_stage['t3']} is computed in float32"
+        )
     return Profile(name=name, **values, **per_stage)
+
+
+def stages_in(dtype: str) -> dict[str, str]:
+    """What one word for all stages means for each: integers are for T3, whose step waits for its
+    matrices; the flow, which computes, takes bfloat16 beside them."""
+    return {"t3": dtype, "flow": "bfloat16" if dtype in QUANTISED else dtype}
 
 
 def _known(where: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
@@ -206,7 +224,7 @@ def resolve(
     values = {"dtype": dtype, "compile": wish.compile, "offload": wish.offload}
     sources = dict.fromkeys(values, f"profile {profile}")
     for key, value, source in _later_words(environment, overrides or {}):
-        fields = {"t3": value, "flow": value, "compute": ""} if key == "dtype" else {key: value}
+        fields = stages_in(value) | {"compute": ""} if key == "dtype" else {key: value}
         wish = replace(wish, **fields)
         values[key], sources[key] = value, source
     reasons = [f"profile {profile}: {why}"]
@@ -250,7 +268,7 @@ def _later_words(
     for variable, (key, values) in ENVIRONMENT.items():
         if value := _word(environment, variable, values):
             words.append((key, value, variable))
-    allowed = {"dtype": DTYPES, "compile": COMPILE, "offload": OFFLOAD}
+    allowed = {"dtype": T3_DTYPES, "compile": COMPILE, "offload": OFFLOAD}
     _known("options", overrides, allowed)
     for key, value in overrides.items():
         if value not in allowed[key]:
@@ -281,9 +299,7 @@ def _lower(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
             else "compile none: CUDA graphs are not in this version yet; the step runs eager"
         )
     if hardware.device != "cuda":
-        if "float16" in (wish.t3, wish.flow) and hardware.device == "cpu":
-            wish = lowered(t3=_wider(wish.t3), flow=_wider(wish.flow), compute="")
-            reasons.append("dtype float32: a processor has no fast float16 arithmetic")
+        wish = _narrowest(wish, hardware, reasons)
         if wish.compile != "none" and hardware.device == "mps":
             reasons.append("compile none: MPS runs eager")
             wish = lowered(compile="none")
@@ -291,6 +307,9 @@ def _lower(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
             reasons.append("offload none: there is no card to move stages off")
             wish = lowered(offload="none")
         return wish
+    if wish.t3 in QUANTISED:
+        wish = lowered(t3="bfloat16")
+        reasons.append(f"t3 bfloat16: {ON_A_CARD}")
     if hardware.capability < BFLOAT16_FROM and "bfloat16" in (wish.t3, wish.flow):
         half = {"bfloat16": "float16"}
         wish = lowered(t3=half.get(wish.t3, wish.t3), flow=half.get(wish.flow, wish.flow))
@@ -301,5 +320,22 @@ def _lower(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
     return wish
 
 
-def _wider(dtype: str) -> str:
-    return "float32" if dtype == "float16" else dtype
+def _narrowest(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
+    """The narrowest dtypes up to those wished for that an MPS device or a processor has."""
+    if hardware.device == "mps":
+        if wish.t3 not in QUANTISED:
+            return wish
+        reasons.append(f"dtype float16: {ON_A_CARD}")
+        return replace(wish, t3="float16", flow="float16")
+    if "float16" in (wish.t3, wish.flow):
+        wide = {"float16": "float32"}
+        t3, flow = (wide.get(dtype, dtype) for dtype in (wish.t3, wish.flow))
+        wish = replace(wish, t3=t3, flow=flow, compute="")
+        reasons.append("dtype float32: a processor has no fast float16 arithmetic")
+    for stage in ("t3", "flow"):
+        while why := hardware.lacks.get(dtype := getattr(wish, stage)):
+            wish = replace(wish, **{stage: WIDER[dtype]})
+            reasons.append(f"{stage} {WIDER[dtype]}: {why}")
+    if wish.t3 in QUANTISED:
+        reasons.append(f"t3 {wish.t3}: {QUANTISED[wish.t3]}")
+    return wish

@@ -58,7 +58,7 @@ def test_auto_looks_at_total_and_free_memory_and_capability(hardware, profile):
         ("rtx3080", CPU, {}, ("float32", "", "none", "none")),
         ("gtx1080", CPU, {}, ("float32", "", "none", "none")),
         ("cpu", CPU, {"dtype": "bfloat16"}, ("bfloat16", "", "none", "none")),
-        ("cpu", CPU, {"compile": "inductor"}, ("float32", "", "inductor", "none")),
+        ("dev", CPU, {"compile": "inductor"}, ("float32", "", "inductor", "none")),
         ("rtx4090", MPS, {"compile": "inductor"}, ("float16", "", "none", "none")),
     ],
 )  # fmt: skip
