@@ -41,6 +41,7 @@ class Variant:
 
 VARIANTS = [
     Variant("bfloat16", 0.05, {"dtype": "bfloat16"}),
+    Variant("int8", 0.05, {"dtype": "int8"}),
     Variant("streaming", 0.0, streamed=True),
     Variant("7 CFM steps", 0.05, knobs={"cfm_steps": 7}),
     Variant("5 CFM steps", 0.08, knobs={"cfm_steps": 5}),
