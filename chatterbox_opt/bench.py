@@ -26,15 +26,16 @@ from typing import Any
 
 import torch
 
-from chatterbox_opt import hardware, plan
+from chatterbox_opt import hardware
 from chatterbox_opt.errors import ChatterboxOptError, InputError
 from chatterbox_opt.models import DEFAULT, Checkpoint, locate, must_download
+from chatterbox_opt.profile import load_profile
 from chatterbox_opt.shapes import TOKEN_RATE
 from chatterbox_opt.subjects import ROWS, STANDARD, UPSTREAM, Clock, Job, Ours, Subject, Theirs
 
 NOISY = 0.15  # spread of the whole, relative to its median, from which a row is marked
 STAGES = ("prefill", "decode", "flow", "vocoder", "watermark")
-CPU_ROWS = (UPSTREAM, STANDARD, "bfloat16")
+CPU_ROWS = (UPSTREAM, STANDARD, "bfloat16", "int8", "int4")
 CUDA_ROWS = (UPSTREAM, STANDARD, "bfloat16", "float16", "+compile", "+offload")
 
 
@@ -50,7 +51,7 @@ def choose_rows(rows: str | None, profiles: Sequence[str], device: str, *, tiny:
     if unknown := [name for name in chosen if name not in (UPSTREAM, *ROWS)]:
         raise InputError(f"unknown row '{unknown[0]}'; known: {UPSTREAM}, {', '.join(ROWS)}")
     for name in profiles:
-        plan.load_profile(name)
+        load_profile(name)
     return [*chosen, *profiles]
 
 
@@ -257,7 +258,7 @@ def facts(job: Job, checkpoint: Checkpoint) -> dict[str, Any]:
     layer = 4 * shape.width**2 + 3 * shape.width * shape.ffn
     weights = shape.layers * layer + shape.speech_vocab * shape.width
     read = _read_gb_s(device)
-    sizes = {"float32": 4, "bfloat16": 2, "float16": 2}
+    sizes = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "int4": 0.5}
     return {
         "device": machine.name,
         "cores": torch.get_num_threads(),

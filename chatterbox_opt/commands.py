@@ -18,6 +18,7 @@ import typer
 from chatterbox_opt import audio, chart, console, hardware, models, options, plan, report
 from chatterbox_opt import files as files_
 from chatterbox_opt.errors import InputError
+from chatterbox_opt.profile import load_profile, profile_names
 from chatterbox_opt.shapes import read_shapes
 
 voices = typer.Typer(help="Name voices, so that --voice anna works.", no_args_is_help=True)
@@ -105,7 +106,7 @@ def profiles_root(context: typer.Context) -> None:
 @profiles.command("list")
 def profiles_list() -> None:
     """List the shipped profiles."""
-    found = [plan.load_profile(name) for name in plan.profile_names()]
+    found = [load_profile(name) for name in profile_names()]
     console.table(
         ("profile", "t3", "flow", "compute", "compile", "offload", "for"),
         (
@@ -118,7 +119,7 @@ def profiles_list() -> None:
 @profiles.command("show")
 def profiles_show(name: str) -> None:
     """Show one profile, shipped or your own (.yaml)."""
-    found = dataclasses.asdict(plan.load_profile(name))
+    found = dataclasses.asdict(load_profile(name))
     console.table(("key", "value"), ((key, str(value)) for key, value in found.items()))
 
 

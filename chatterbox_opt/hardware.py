@@ -7,7 +7,8 @@ Imports torch only in ``probe``.
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from chatterbox_opt.errors import DeviceError
@@ -18,13 +19,15 @@ DEVICES = (AUTO, "cuda", "mps", "cpu")
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What was found. Memory in MiB; ``capability`` is CUDA's, (0, 0) elsewhere."""
+    """What was found. Memory in MiB; ``capability`` is CUDA's, (0, 0) elsewhere; ``lacks`` names a
+    processor's missing or slow narrow dtypes, each with the reason."""
 
     device: str
     name: str
     total_mib: int = 0
     free_mib: int = 0
     capability: tuple[int, int] = (0, 0)
+    lacks: Mapping[str, str] = field(default_factory=dict)
 
 
 def probe(device: str = AUTO) -> Hardware:
@@ -48,7 +51,11 @@ def probe(device: str = AUTO) -> Hardware:
             f"there is no {device} device here (found: {here}); use --device auto, or see "
             "chatterbox-opt doctor for the driver and the torch build"
         )
-    if device != "cuda":
+    if device == "cpu":
+        from chatterbox_opt import packing
+
+        return Hardware(device, processor(), lacks=packing.lacks())
+    if device == "mps":
         return Hardware(device, processor())
     free, total = torch.cuda.mem_get_info()
     capability = torch.cuda.get_device_capability()

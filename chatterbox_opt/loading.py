@@ -38,7 +38,11 @@ FORGIVEN = ("tokenizer._mel_filters", "tokenizer.window")
 
 
 class Tensors(Mapping[str, Tensor]):
-    """The tensors of a safetensors file below a prefix, read when asked for."""
+    """The tensors of a safetensors file below a prefix, read when asked for.
+
+    The file is mapped anew for each tensor: pages that were read count as this process's memory
+    until the mapping ends, and one mapping for all would hold the whole file by the last tensor.
+    """
 
     def __init__(self, path: Path, prefix: str = "") -> None:
         """Open the file.
@@ -46,19 +50,21 @@ class Tensors(Mapping[str, Tensor]):
         Raises:
             WeightsError: missing, damaged or half downloaded.
         """
+        self._path = path
         try:
-            self._file = safe_open(path, framework="pt")
+            with safe_open(path, framework="pt") as file:
+                names = list(file.keys())
         except (SafetensorError, OSError) as error:
             raise WeightsError(
                 f"{path} is damaged or half downloaded ({error}): delete it and get it again"
             ) from error
-        names = self._file.keys()
         if names and all(name.startswith("model.") for name in names):
             prefix = "model." + prefix  # a state dict saved with its wrapper
         self._names = {n[len(prefix) :]: n for n in names if n.startswith(prefix)}
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(self._names[name])
+        with safe_open(self._path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(self._names[name])
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -117,10 +123,10 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     module.eval().requires_grad_(False)
 
 
-def load_t3(checkpoint: Checkpoint, dtype: torch.dtype) -> t3.T3:
-    """Read T3, strictly, in ``dtype``."""
+def load_t3(checkpoint: Checkpoint, dtype: torch.dtype, layout: str = "") -> t3.T3:
+    """Read T3, strictly, in ``dtype``, its matrices laid out as packing.py knows."""
     tensors = Tensors(checkpoint.path(models.T3))
-    return t3_from_upstream(tensors, checkpoint.shapes.t3, dtype)
+    return t3_from_upstream(tensors, checkpoint.shapes.t3, dtype, layout)
 
 
 def load_flow(checkpoint: Checkpoint, dtype: torch.dtype) -> flow.Flow:
@@ -223,14 +229,16 @@ def store(module: nn.Module, dtype: torch.dtype) -> None:
 
 def load_pipeline(checkpoint: Checkpoint, plan: Plan) -> Pipeline:
     """Load the stages as the plan says: cast or store, place, compile."""
-    t3_dtype, flow_dtype = (getattr(torch, plan.compute or name) for name in (plan.t3, plan.flow))
+    t3_dtype, flow_dtype = (packing.arithmetic(plan.compute or n) for n in (plan.t3, plan.flow))
+    layout = packing.layout(plan.compute or plan.t3, plan.device)
+    # the flow is read whole before it is narrowed: first, while there is nothing beside it
+    flow_stage, hift = load_flow(checkpoint, flow_dtype), load_vocoder(checkpoint)
+    packing.trim()
     stages = {
-        "t3": load_t3(checkpoint, t3_dtype),
-        "flow": load_flow(checkpoint, flow_dtype),
-        "vocoder": load_vocoder(checkpoint),
+        "t3": load_t3(checkpoint, t3_dtype, layout),
+        "flow": flow_stage,
+        "vocoder": hift,
     }
-    if plan.device == "cpu" and t3_dtype == torch.bfloat16 and packing.supported():
-        packing.pack(stages["t3"])
     if plan.compute:
         store(stages["t3"], getattr(torch, plan.t3))
         store(stages["flow"], getattr(torch, plan.flow))
@@ -292,8 +300,12 @@ def t3_upstream_names(shape: T3Shape) -> dict[str, tuple[str, ...]]:
 UNUSED = ("tfmr.embed_tokens.weight", "text_head.weight")  # in the file, never read when speaking
 
 
-def t3_from_upstream(state: Mapping[str, Tensor], shape: T3Shape, dtype: torch.dtype) -> t3.T3:
+def t3_from_upstream(
+    state: Mapping[str, Tensor], shape: T3Shape, dtype: torch.dtype, layout: str = ""
+) -> t3.T3:
     """Build the decoder from upstream's state dict, as strictly as upstream loads it.
+
+    One tensor at a time: with a ``layout`` no more than one matrix is ever there as a plain one.
 
     Raises:
         WeightsError: a tensor is missing, unknown, or of another shape than ``shape`` says.
@@ -319,7 +331,14 @@ def t3_from_upstream(state: Mapping[str, Tensor], shape: T3Shape, dtype: torch.d
                 f"t3 {theirs[0]} is {list(tensor.shape)} where {list(parameters[mine].shape)} is "
                 "expected: the file and its config.json do not belong together"
             )
-        loaded[mine] = tensor
+        owner, _, name = mine.removesuffix(".weight").rpartition(".")
+        if layout and packing.packable(model.get_submodule(mine.rpartition(".")[0])):
+            packed = packing.layer(name, tensor, layout)
+            setattr(model.get_submodule(owner), name, packed)
+            del tensor
+            packing.trim()
+        else:
+            loaded[mine] = tensor
     model.load_state_dict(loaded, assign=True)
     model.frequencies = t3.rope_frequencies(shape)  # a derived table, not in the file
     return model.eval().requires_grad_(False)

@@ -16,6 +16,7 @@ import typer
 
 from chatterbox_opt import audio, console, hardware, models, plan, voice_store
 from chatterbox_opt.errors import InputError
+from chatterbox_opt.profile import COMPILE, OFFLOAD, T3_DTYPES
 from chatterbox_opt.voice_store import VoiceStore
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ MaxTokens = Annotated[int, typer.Option(help="Bound for one chunk; 25 are a seco
 CfmSteps = Annotated[int, typer.Option(help="Steps of the flow; fewer are quicker and less exact.")]
 Profile = Annotated[str, typer.Option(help="A profile's name, a .yaml file, or auto.")]
 Device = Annotated[str, typer.Option(help=", ".join(hardware.DEVICES))]
-Dtype = Annotated[Optional[str], typer.Option(help=", ".join(plan.DTYPES))]
-Compile = Annotated[Optional[str], typer.Option(help=", ".join(plan.COMPILE))]
-Offload = Annotated[Optional[str], typer.Option(help=", ".join(plan.OFFLOAD))]
+Dtype = Annotated[Optional[str], typer.Option(help=", ".join(T3_DTYPES))]
+Compile = Annotated[Optional[str], typer.Option(help=", ".join(COMPILE))]
+Offload = Annotated[Optional[str], typer.Option(help=", ".join(OFFLOAD))]
 Subtype = Annotated[
     Optional[str], typer.Option(help="Sample format, such as PCM_24 or FLOAT for wav.")
 ]

@@ -1,6 +1,7 @@
-"""Matrices laid out for the processor: oneDNN's blocked bfloat16.
+"""Matrices laid out for the processor: oneDNN's blocked bfloat16, and integers (quantised.py).
 
-Knows one layer and its layout. Knows nothing of the model around it.
+Knows the layouts, which of them work here, and how the matrices of a model change places with them.
+Knows nothing of the model around them.
 
 A step of T3 multiplies two rows with every matrix. PyTorch's plain bfloat16 product takes 56 to 74
 ms for all of them on two cores with AMX, the same as float32 does; over oneDNN's own layout it
@@ -9,30 +10,40 @@ takes 43. The layout cannot be read by other operations: a stage that changes it
 
 from __future__ import annotations
 
+import ctypes
+import platform
+import sys
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from chatterbox_opt.quantised import Int4Linear, Int8Linear, lacks_int4, lacks_int8
+
 ROWS = 2  # the layout is tuned for so many rows; it serves any number
+QUANTISED = ("int8", "int4")
 
 
 class PackedLinear(nn.Module):
     """``nn.Linear`` without bias over a packed bfloat16 matrix."""
 
-    def __init__(self, plain: nn.Linear) -> None:
+    def __init__(self, weight: Tensor) -> None:
+        """Pack bfloat16 ``weight`` [out, in]; it is not kept."""
         super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.data, ROWS)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out], bfloat16."""
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
         return out
 
-    def unpacked(self) -> nn.Linear:
-        """The plain layer again, with the same values."""
-        weight = self.packed.to_dense()
-        plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        plain.weight = nn.Parameter(weight, requires_grad=False)
+    def matrix(self) -> Tensor:
+        """The same values, bfloat16 [out, in]."""
+        plain: Tensor = self.packed.to_dense()
         return plain
+
+
+Layer = PackedLinear | Int8Linear | Int4Linear
 
 
 def supported() -> bool:
@@ -44,22 +55,84 @@ def supported() -> bool:
     )
 
 
+def lacks() -> dict[str, str]:
+    """The narrow dtypes that are missing or slow on this processor, each with the reason."""
+    found = {"bfloat16": _lacks_bfloat16(), "int8": lacks_int8(), "int4": lacks_int4()}
+    return {dtype: reason for dtype, reason in found.items() if reason}
+
+
+def _lacks_bfloat16() -> str:
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    # on x86 oneDNN also says yes where it only emulates, at half of float32's speed
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "" if supported() and (native or not x86) else "this processor computes no bfloat16"
+
+
+def arithmetic(dtype: str) -> torch.dtype:
+    """The dtype of the values between matrices that are stored as ``dtype``."""
+    found: torch.dtype = torch.float32 if dtype in QUANTISED else getattr(torch, dtype)
+    return found
+
+
+def layout(dtype: str, device: str) -> str:
+    """How to lay out the matrices of a stage with ``dtype`` on ``device``, "" for plainly."""
+    if dtype in QUANTISED:
+        return dtype
+    return "bfloat16" if (dtype, device) == ("bfloat16", "cpu") and supported() else ""
+
+
+def layer(name: str, weight: Tensor, layout: str) -> Layer:
+    """The matrix called ``name`` in ``layout``.
+
+    The head stays int8 in a 4-bit model: its rows are the words to choose between.
+    """
+    makers: dict[str, Callable[[Tensor], Layer]] = {
+        "bfloat16": PackedLinear,
+        "int8": Int8Linear,
+        "int4": Int8Linear if name.startswith("head") else Int4Linear,
+    }
+    return makers[layout](weight)
+
+
+def trim() -> None:
+    """Give freed memory back to the system, where its allocator must be asked (glibc).
+
+    Of the float32 matrices that a narrow T3 is made of, holes of 340 MB stayed with the process.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+def packable(module: nn.Module) -> bool:
+    """Whether a layer is one that the layouts are for: a matrix without bias."""
+    return isinstance(module, nn.Linear) and module.bias is None and module.in_features > 1
+
+
 def pack(module: nn.Module) -> None:
     """Replace every bias-free bfloat16 linear layer inside ``module`` by a packed one."""
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if not isinstance(child, nn.Linear) or child.bias is not None:
-                continue
-            if child.weight.dtype == torch.bfloat16:
-                setattr(parent, name, PackedLinear(child))
+    for parent, name, child in _children(module):
+        if not isinstance(child, nn.Linear) or not packable(child):
+            continue
+        if child.weight.dtype == torch.bfloat16:
+            setattr(parent, name, PackedLinear(child.weight.data))
 
 
 def unpack(module: nn.Module) -> bool:
-    """Put plain layers back; return whether there were packed ones."""
+    """Put plain layers back, integers as the float32 values that they stand for.
+
+    Returns:
+        Whether there were packed bfloat16 ones, which ``pack`` can bring back as they were.
+    """
     found = False
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, PackedLinear):
-                setattr(parent, name, child.unpacked())
-                found = True
+    for parent, name, child in _children(module):
+        if isinstance(child, Layer):
+            weight = child.matrix()
+            plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+            plain.weight = nn.Parameter(weight, requires_grad=False)
+            setattr(parent, name, plain)
+            found |= isinstance(child, PackedLinear)
     return found
+
+
+def _children(module: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    return [(p, name, c) for p in module.modules() for name, c in p.named_children()]

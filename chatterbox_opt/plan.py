@@ -1,6 +1,6 @@
 """How this machine will do it: Profile (a wish) and Hardware (what is there) become a Plan.
 
-Knows profiles, environment and precedence. Knows nothing of stages, weights or requests.
+Knows environment, precedence and what hardware can do. Knows nothing of weights or requests.
 A wish that the machine cannot meet is lowered, with a reason that the person can read; nothing
 that would change what is said is ever lowered in silence. Imports no torch.
 """
@@ -10,55 +10,36 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
-
-import yaml
 
 from chatterbox_opt.errors import ProfileError
 from chatterbox_opt.hardware import AUTO, Hardware, dotted
+from chatterbox_opt.profile import (
+    COMPILE,
+    OFFLOAD,
+    QUANTISED,
+    T3_DTYPES,
+    Profile,
+    known,
+    load_profile,
+    stages_in,
+)
 
-STAGES = ("t3", "flow", "vocoder")
-DTYPES = ("float32", "float16", "bfloat16")
-COMPILE = ("none", "cudagraphs", "inductor")
-OFFLOAD = ("none", "stages")
-
+WIDER = {"int4": "int8", "int8": "bfloat16", "bfloat16": "float32"}  # the next best on a processor
 BIG_MIB, MIDDLE_MIB = 15_000, 7_500  # total memory from which rtx4090 and rtx3080 are meant
 ROOM_MIB = 4_000  # free memory that all stages in half precision need, with room to work
 CPU_SLOTS, CUDA_SLOTS = 8, 32
 SLOT_MIB = 280  # keys and values of one utterance in half precision
+ON_A_CARD = "integer matrices are for the processor, in this version"
 BFLOAT16_FROM = (8, 0)  # torch reports bfloat16 from 7.5 on, where it is emulated and slow
 HALF_FROM = (7, 0)  # below, half-precision arithmetic is up to 64 times slower than float32
 
 # environment variable -> profile key, and its words -> values
 ENVIRONMENT: dict[str, tuple[str, dict[str, str]]] = {
-    "CHATTERBOX_DTYPE": ("dtype", {name: name for name in DTYPES}),
+    "CHATTERBOX_DTYPE": ("dtype", {name: name for name in T3_DTYPES}),
     "CHATTERBOX_COMPILATION": ("compile", {"true": "cudagraphs", "false": "none"}),
     "CHATTERBOX_CPU_OFFLOAD": ("offload", {"true": "stages", "false": "none"}),
 }
 PLAIN = "DISABLE_OPTIMIZATION"
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """What a YAML file asks for.
-
-    Attributes:
-        name: of the file, or its path.
-        description: which hardware it is for.
-        t3, flow: dtype of the stage's weights, one of ``DTYPES``. The vocoder is float32.
-        compute: dtype of arithmetic when it shall differ from the stored one, or "".
-        compile: how the T3 step is compiled, one of ``COMPILE``.
-        offload: "stages" keeps only the working stage on the card.
-    """
-
-    name: str
-    description: str = ""
-    t3: str = "float32"
-    flow: str = "float32"
-    compute: str = ""
-    compile: str = "none"
-    offload: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,77 +81,6 @@ class Plan:
         )
 
 
-def profiles_directory() -> Path:
-    """Where the shipped profiles are: in the installed package, or at the top of a checkout."""
-    inside = Path(__file__).parent / "profiles"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "profiles"
-
-
-def profile_names() -> list[str]:
-    """Names of the shipped profiles."""
-    return sorted(path.stem for path in profiles_directory().glob("*.yaml"))
-
-
-def load_profile(name: str) -> Profile:
-    """Read a shipped profile by name, or one of your own by path (``*.yaml``).
-
-    Raises:
-        ProfileError: not found, not YAML, or an unknown key or value (the known ones are named).
-    """
-    own = name.endswith((".yaml", ".yml"))
-    path = Path(name) if own else profiles_directory() / f"{name}.yaml"
-    if not own and name not in profile_names():
-        raise ProfileError(
-            f"unknown profile '{name}'; "
-            f"known: {', '.join([AUTO, *profile_names()])}, or a .yaml file"
-        )
-    try:
-        wishes = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ProfileError(f"profile '{name}' cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ProfileError(f"profile '{name}' is not valid YAML ({_first_line(error)})") from error
-    if not isinstance(wishes, dict):
-        raise ProfileError(f"profile '{name}' must be a mapping of keys to values")
-    return _parse(name, wishes)
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _parse(name: str, wishes: Mapping[str, Any]) -> Profile:
-    choices = {
-        "description": None,
-        "dtype": None,
-        "compute": DTYPES,
-        "compile": COMPILE,
-        "offload": OFFLOAD,
-    }
-    _known(f"profile '{name}'", wishes, choices)
-    values = {k: v for k, v in wishes.items() if k != "dtype"}
-    dtype = wishes.get("dtype", "float32")
-    if not isinstance(dtype, (str, dict)):
-        raise ProfileError(f"profile '{name}': dtype is {dtype!r}; give a name, or one per stage")
-    per_stage = dict.fromkeys(("t3", "flow"), dtype) if isinstance(dtype, str) else dict(dtype)
-    _known(f"profile '{name}', dtype", per_stage, dict.fromkeys(STAGES))
-    if per_stage.pop("vocoder", "float32") != "float32":
-        raise ProfileError(
-            f"profile '{name}': the vocoder is float32 only; half precision is audible"
-        )
-    for key, value in (values | per_stage).items():
-        allowed = DTYPES if key in STAGES else choices[key]
-        # YAML reads a bare `none` as text but `no`, `off` and `~` as other things
-        if allowed and value not in allowed:
-            raise ProfileError(f"profile '{name}': {key} is {value!r}; known: {', '.join(allowed)}")
-    return Profile(name=name, **values, **per_stage)
-
-
-def _known(where: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    if unknown := sorted(str(key) for key in set(given) - set(known)):
-        raise ProfileError(f"{where}: unknown key '{unknown[0]}'; known: {', '.join(known)}")
-
-
 def choose(hardware: Hardware) -> tuple[str, str]:
     """Pick a shipped profile for a machine; return its name and the reason."""
     if hardware.device != "cuda":
@@ -210,7 +120,7 @@ def resolve(
     values = {"dtype": dtype, "compile": wish.compile, "offload": wish.offload}
     sources = dict.fromkeys(values, f"profile {profile}")
     for key, value, source in _later_words(environment, overrides or {}):
-        fields = {"t3": value, "flow": value, "compute": ""} if key == "dtype" else {key: value}
+        fields = stages_in(value) | {"compute": ""} if key == "dtype" else {key: value}
         wish = replace(wish, **fields)
         values[key], sources[key] = value, source
     reasons = [f"profile {profile}: {why}"]
@@ -268,8 +178,8 @@ def _later_words(
     for variable, (key, values) in ENVIRONMENT.items():
         if value := _word(environment, variable, values):
             words.append((key, value, variable))
-    allowed = {"dtype": DTYPES, "compile": COMPILE, "offload": OFFLOAD}
-    _known("options", overrides, allowed)
+    allowed = {"dtype": T3_DTYPES, "compile": COMPILE, "offload": OFFLOAD}
+    known("options", overrides, allowed)
     for key, value in overrides.items():
         if value not in allowed[key]:
             raise ProfileError(f"{key} is '{value}'; known: {', '.join(allowed[key])}")
@@ -299,9 +209,7 @@ def _lower(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
             else "compile none: CUDA graphs are not in this version yet; the step runs eager"
         )
     if hardware.device != "cuda":
-        if "float16" in (wish.t3, wish.flow) and hardware.device == "cpu":
-            wish = lowered(t3=_wider(wish.t3), flow=_wider(wish.flow), compute="")
-            reasons.append("dtype float32: a processor has no fast float16 arithmetic")
+        wish = _narrowest(wish, hardware, reasons)
         if wish.compile != "none" and hardware.device == "mps":
             reasons.append("compile none: MPS runs eager")
             wish = lowered(compile="none")
@@ -309,6 +217,9 @@ def _lower(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
             reasons.append("offload none: there is no card to move stages off")
             wish = lowered(offload="none")
         return wish
+    if wish.t3 in QUANTISED:
+        wish = lowered(t3="bfloat16")
+        reasons.append(f"t3 bfloat16: {ON_A_CARD}")
     if hardware.capability < BFLOAT16_FROM and "bfloat16" in (wish.t3, wish.flow):
         half = {"bfloat16": "float16"}
         wish = lowered(t3=half.get(wish.t3, wish.t3), flow=half.get(wish.flow, wish.flow))
@@ -319,5 +230,22 @@ def _lower(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
     return wish
 
 
-def _wider(dtype: str) -> str:
-    return "float32" if dtype == "float16" else dtype
+def _narrowest(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
+    """The narrowest dtypes up to those wished for that an MPS device or a processor has."""
+    if hardware.device == "mps":
+        if wish.t3 not in QUANTISED:
+            return wish
+        reasons.append(f"dtype float16: {ON_A_CARD}")
+        return replace(wish, t3="float16", flow="float16")
+    if "float16" in (wish.t3, wish.flow):
+        wide = {"float16": "float32"}
+        t3, flow = (wide.get(dtype, dtype) for dtype in (wish.t3, wish.flow))
+        wish = replace(wish, t3=t3, flow=flow, compute="")
+        reasons.append("dtype float32: a processor has no fast float16 arithmetic")
+    for stage in ("t3", "flow"):
+        while why := hardware.lacks.get(dtype := getattr(wish, stage)):
+            wish = replace(wish, **{stage: WIDER[dtype]})
+            reasons.append(f"{stage} {WIDER[dtype]}: {why}")
+    if wish.t3 in QUANTISED:
+        reasons.append(f"t3 {wish.t3}: {QUANTISED[wish.t3]}")
+    return wish

@@ -58,7 +58,7 @@ class OptimizedChatterboxProvider:
 
         Args:
             device: "cuda", "mps", "cpu" or "auto".
-            dtype: of t3 and flow: "float32", "float16" or "bfloat16"; the vocoder is float32.
+            dtype: of t3 and flow, as --dtype; the vocoder is float32.
             use_compilation: compile the T3 step where the device can.
             cpu_offload: keep only the working stage on the card.
             model: a known name, or a directory.

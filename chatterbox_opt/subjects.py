@@ -44,6 +44,8 @@ UPSTREAM = "upstream"
 ROWS: dict[str, dict[str, str]] = {  # name -> overrides of the plain profile "dev"
     STANDARD: {},
     "bfloat16": {"dtype": "bfloat16"},
+    "int8": {"dtype": "int8"},
+    "int4": {"dtype": "int4"},
     "float16": {"dtype": "float16"},
     "+compile": {"dtype": "float16", "compile": "cudagraphs"},
     "+offload": {"dtype": "float16", "compile": "cudagraphs", "offload": "stages"},

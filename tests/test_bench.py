@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, assert_close
 from typer.testing import CliRunner
 
-from chatterbox_opt import bench, report, subjects
+from chatterbox_opt import bench, hardware, report, subjects
 from chatterbox_opt.cli import app
 from chatterbox_opt.errors import ChatterboxOptError, InputError, ProfileError
 from chatterbox_opt.subjects import Job, Ours, forced_tokens
@@ -65,8 +65,8 @@ def test_quality_stands_beside_speed(measured):
         "log_mel_cosine": pytest.approx(1.0),
         "wer": None,
     }
-    assert 0 < rows["bfloat16"]["kl"] < 0.1
-    assert 0.9 < rows["bfloat16"]["log_mel_cosine"] < 1
+    assert 0 < rows["bfloat16"]["kl"] < 0.1 or "bfloat16" in hardware.probe("cpu").lacks
+    assert 0.9 < rows["bfloat16"]["log_mel_cosine"] <= 1
     assert rows["memory-limited"]["kl"] == 0, "float16 is lowered to float32 on a processor"
 
 
@@ -162,11 +162,13 @@ def test_a_row_that_cannot_be_measured_says_why(tiny):
 
 
 def test_the_quick_trial_leaves_out_what_tiny_weights_cannot_do():
-    assert bench.choose_rows(None, [], "cpu", tiny=True) == ["float32", "bfloat16"]
+    assert bench.choose_rows(None, [], "cpu", tiny=True) == ["float32", "bfloat16", "int8", "int4"]
     assert bench.choose_rows(None, ["dev"], "cpu", tiny=False) == [
         "upstream",
         "float32",
         "bfloat16",
+        "int8",
+        "int4",
         "dev",
     ]
     assert subjects.ROWS["+offload"]["offload"] == "stages"

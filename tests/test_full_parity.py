@@ -40,7 +40,7 @@ def full_engine(full, tmp_path_factory):
     from chatterbox_opt.voice_store import VoiceStore
 
     voices = VoiceStore(tmp_path_factory.mktemp("voices"))
-    with Engine.load(str(full), "cpu", device="cpu", store=voices, watermark=False) as engine:
+    with Engine.load(str(full), "dev", device="cpu", store=voices, watermark=False) as engine:
         yield engine
     gc.collect()
 

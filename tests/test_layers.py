@@ -12,7 +12,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "chatterbox_opt"
 LEVELS = [  # from the ground up; a level imports only from levels below it (or listed siblings)
-    {"errors"},
+    {"errors", "quantised"},
     {
         "files",
         "shapes",
@@ -25,6 +25,7 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
         "spoken",
         "wer",
     },
+    {"profile"},
     {
         "audio",
         "speech",
@@ -67,7 +68,7 @@ STAGES = (
     "graphs",
     "voice",
 )
-LIGHT = ("errors", "chart", "ears", "wer", "spoken", "files", "shapes", "text", "sampling", "audio", "models", "plan",
+LIGHT = ("errors", "chart", "ears", "wer", "spoken", "files", "shapes", "text", "sampling", "audio", "models", "plan", "profile",
          "voice_store", "report", "console", "commands", "cli", "__init__",
          "speech", "guard", "jobs", "manifest", "naming", "verify", "batch", "book", "batch_display", "batch_command", "options")  # fmt: skip
 

@@ -5,7 +5,8 @@ import pytest
 from chatterbox_opt import hardware, plan
 from chatterbox_opt.errors import ProfileError
 from chatterbox_opt.hardware import Hardware
-from chatterbox_opt.plan import choose, load_profile, profile_names, resolve
+from chatterbox_opt.plan import choose, resolve
+from chatterbox_opt.profile import load_profile, profile_names
 
 CPU = Hardware("cpu", "some processor")
 MPS = Hardware("mps", "arm")
@@ -58,7 +59,7 @@ def test_auto_looks_at_total_and_free_memory_and_capability(hardware, profile):
         ("rtx3080", CPU, {}, ("float32", "", "none", "none")),
         ("gtx1080", CPU, {}, ("float32", "", "none", "none")),
         ("cpu", CPU, {"dtype": "bfloat16"}, ("bfloat16", "", "none", "none")),
-        ("cpu", CPU, {"compile": "inductor"}, ("float32", "", "inductor", "none")),
+        ("dev", CPU, {"compile": "inductor"}, ("float32", "", "inductor", "none")),
         ("rtx4090", MPS, {"compile": "inductor"}, ("float16", "", "none", "none")),
     ],
 )  # fmt: skip
@@ -138,6 +139,8 @@ def test_a_wrong_word_in_the_environment_names_the_known_ones(variable):
         ("dtpye: float16", "unknown key 'dtpye'; known: description, dtype"),
         ("dtype: {t3: float16, t4: float16}", "unknown key 't4'; known: t3, flow, vocoder"),
         ("dtype: float8", "is 'float8'; known: float32, float16, bfloat16"),
+        ("dtype: {flow: int8}", "flow is 'int8'; known: float32, float16, bfloat16"),
+        ("dtype: {t3: int8}\ncompute: float32", "compute is for halves"),
         ("dtype: {vocoder: float16}", "vocoder is float32 only"),
         ("compile: no", "compile is False; known: none, cudagraphs, inductor"),
         ("offload: everything", "known: none, stages"),
@@ -166,3 +169,56 @@ def test_your_own_profile(tmp_path):
 def test_an_unknown_profile_names_the_known_ones(name):
     with pytest.raises(ProfileError, match="known: auto, cpu, dev"):
         load_profile(name)
+
+
+WITHOUT_VNNI = Hardware("cpu", "old", lacks={"int8": "products saturate", "bfloat16": "none here"})
+
+
+@pytest.mark.parametrize(
+    ("hardware", "dtype", "expected"),
+    [
+        (CPU, "int8", ("int8", "bfloat16")),
+        (CPU, "int4", ("int4", "bfloat16")),
+        (Hardware("cpu", "x", lacks={"int4": "none"}), "int4", ("int8", "bfloat16")),
+        (Hardware("cpu", "x", lacks={"bfloat16": "none"}), "int8", ("int8", "float32")),
+        (Hardware("cpu", "x", lacks={"int8": "none"}), "int8", ("bfloat16", "bfloat16")),
+        (WITHOUT_VNNI, "int8", ("float32", "float32")),
+        (WITHOUT_VNNI, "bfloat16", ("float32", "float32")),
+        (card(), "int8", ("bfloat16", "bfloat16")),
+        (card(capability=(7, 5)), "int4", ("float16", "float16")),
+        (MPS, "int8", ("float16", "float16")),
+    ],
+)
+def test_integers_become_what_the_machine_has(hardware, dtype, expected):
+    made = resolve("dev", hardware, {"dtype": dtype}, {})
+    assert (made.t3, made.flow) == expected
+    assert f"dtype {dtype}: from the command line" in made.reasons
+    said = " | ".join(made.reasons)
+    for narrow in {dtype, "bfloat16"} & set(hardware.lacks):
+        assert hardware.lacks[narrow] in said
+    if hardware.device != "cpu":
+        assert "integer matrices are for the processor" in said
+
+
+def test_a_quantised_plan_says_what_it_costs():
+    reasons = " | ".join(resolve("cpu", CPU, {}, {}).reasons)
+    assert "99.3 %" in reasons
+    assert "98.4 %" in " | ".join(resolve("cpu", CPU, {"dtype": "int4"}, {}).reasons)
+    assert "KL" not in " | ".join(resolve("cpu", WITHOUT_VNNI, {}, {}).reasons)
+
+
+def test_the_cpu_profile_takes_the_fastest_that_this_processor_has():
+    assert (resolve("cpu", CPU, {}, {}).t3, resolve("cpu", CPU, {}, {}).flow) == (
+        "int8",
+        "bfloat16",
+    )
+    old = resolve("cpu", WITHOUT_VNNI, {}, {})
+    assert (old.t3, old.flow) == ("float32", "float32")
+    assert "t3 bfloat16: products saturate" in old.reasons
+    assert "t3 float32: none here" in old.reasons
+
+
+def test_a_processor_is_asked_for_what_it_lacks():
+    found = hardware.probe("cpu")
+    assert set(found.lacks) <= {"bfloat16", "int8", "int4"}
+    assert all(found.lacks.values())

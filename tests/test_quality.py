@@ -44,6 +44,7 @@ class Variant:
 
 VARIANTS = [
     Variant("bfloat16", 0.05, {"dtype": "bfloat16"}),
+    Variant("int8", 0.05, {"dtype": "int8"}),
     Variant("streaming", 0.0, streamed=True),
     Variant("eight at once", 0.0, together=True),
     Variant("7 CFM steps", 0.05, knobs={"cfm_steps": 7}),

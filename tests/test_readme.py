@@ -81,7 +81,7 @@ def test_every_python_block_runs(workplace, code):
 
 
 def test_the_profile_table_is_the_profiles():
-    from chatterbox_opt.plan import load_profile, profile_names
+    from chatterbox_opt.profile import load_profile, profile_names
 
     for name in profile_names():
         profile = load_profile(name)

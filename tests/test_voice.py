@@ -45,28 +45,28 @@ def test_the_key_is_content_and_model_not_name(tmp_path):
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", None])
 def test_a_damaged_cache_entry_is_computed_again(tiny, store, caplog, damage):
-    with Engine.load(str(tiny), "cpu", device="cpu", store=store, watermark=False) as engine:
+    with Engine.load(str(tiny), "dev", device="cpu", store=store, watermark=False) as engine:
         voice = engine.voice(SAMPLE)
     [entry] = (store.directory / "computed").glob("*.safetensors")
     entry.write_bytes(entry.read_bytes()[:-100] if damage is None else damage)
-    with Engine.load(str(tiny), "cpu", device="cpu", store=store, watermark=False) as engine:
+    with Engine.load(str(tiny), "dev", device="cpu", store=store, watermark=False) as engine:
         assert same(engine.voice(SAMPLE), voice)
     assert "computed again" in caplog.text
     assert same(store.load(entry.stem), voice)
 
 
 def test_a_cached_voice_needs_no_encoders(tiny, store, monkeypatch):
-    with Engine.load(str(tiny), "cpu", device="cpu", store=store, watermark=False) as engine:
+    with Engine.load(str(tiny), "dev", device="cpu", store=store, watermark=False) as engine:
         voice = engine.voice(SAMPLE)
     monkeypatch.setattr(loading, "load_encoders", lambda _: pytest.fail("encoders were loaded"))
-    with Engine.load(str(tiny), "cpu", device="cpu", store=store, watermark=False) as engine:
+    with Engine.load(str(tiny), "dev", device="cpu", store=store, watermark=False) as engine:
         assert same(engine.voice(SAMPLE), voice)
         assert engine.voice(SAMPLE) is engine.voice(str(SAMPLE)), "memory cache"
 
 
 def test_without_a_cache_nothing_is_kept(tiny, tmp_path):
     store = VoiceStore(tmp_path / "voices", keep_computed=False)
-    with Engine.load(str(tiny), "cpu", device="cpu", store=store, watermark=False) as engine:
+    with Engine.load(str(tiny), "dev", device="cpu", store=store, watermark=False) as engine:
         engine.voice(SAMPLE)
     assert not store.directory.exists()
 
@@ -74,7 +74,7 @@ def test_without_a_cache_nothing_is_kept(tiny, tmp_path):
 def test_an_unwritable_cache_costs_time_not_the_result(tiny, tmp_path, caplog):
     (tmp_path / "voices").write_text("a file in the way")
     store = VoiceStore(tmp_path / "voices")
-    with Engine.load(str(tiny), "cpu", device="cpu", store=store, watermark=False) as engine:
+    with Engine.load(str(tiny), "dev", device="cpu", store=store, watermark=False) as engine:
         assert engine.voice(SAMPLE).mel.shape[2] == 80
     assert "was not cached" in caplog.text
 
@@ -186,7 +186,7 @@ def _bytes(path: Path, content: bytes) -> Path:
 
 def test_a_voice_of_one_second_works(tiny, store, tmp_path):
     path = write(tmp_path / "one.wav", SPEECH[:24_000])
-    with Engine.load(str(tiny), "cpu", device="cpu", store=store, watermark=False) as engine:
+    with Engine.load(str(tiny), "dev", device="cpu", store=store, watermark=False) as engine:
         from chatterbox_opt import Sampling
 
         assert engine.synthesize("Hi.", engine.voice(path), Sampling(seed=0, max_tokens=9)).duration
@@ -213,7 +213,7 @@ def test_a_malformed_conds_pt_is_one_line(tmp_path, saved):
 
 
 def test_a_voice_works_outside_inference_mode_fresh_or_cached(tiny, store):
-    with Engine.load(str(tiny), "cpu", device="cpu", store=store, watermark=False) as engine:
+    with Engine.load(str(tiny), "dev", device="cpu", store=store, watermark=False) as engine:
         fresh = engine.voice(SAMPLE)
     assert not any(t.is_inference() for t in fresh.tensors().values())
 

@@ -1,0 +1,131 @@
+"""Profiles: what a YAML file asks for, checked word by word.
+
+Knows keys, values and where the shipped files are. Knows nothing of machines (plan.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from chatterbox_opt.errors import ProfileError
+from chatterbox_opt.hardware import AUTO
+
+STAGES = ("t3", "flow", "vocoder")
+DTYPES = ("float32", "float16", "bfloat16")
+QUANTISED = {  # t3 only, on the processor; what each costs (docs/performance-log.md)
+    "int8": "99.3 % of T3's choices as in float32, KL divergence 4.5e-4, on the built-in model",
+    "int4": "98.4 % of T3's choices as in float32, KL divergence 5.3e-3, on the built-in model",
+}
+T3_DTYPES = (*DTYPES, *QUANTISED)
+COMPILE = ("none", "cudagraphs", "inductor")
+OFFLOAD = ("none", "stages")
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a YAML file asks for.
+
+    Attributes:
+        name: of the file, or its path.
+        description: which hardware it is for.
+        t3: dtype of its weights, one of ``T3_DTYPES``.
+        flow: dtype of its weights, one of ``DTYPES``. The vocoder is float32.
+        compute: dtype of arithmetic when it shall differ from the stored one, or "".
+        compile: how the T3 step is compiled, one of ``COMPILE``.
+        offload: "stages" keeps only the working stage on the card.
+    """
+
+    name: str
+    description: str = ""
+    t3: str = "float32"
+    flow: str = "float32"
+    compute: str = ""
+    compile: str = "none"
+    offload: str = "none"
+
+
+def profiles_directory() -> Path:
+    """Where the shipped profiles are: in the installed package, or at the top of a checkout."""
+    inside = Path(__file__).parent / "profiles"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "profiles"
+
+
+def profile_names() -> list[str]:
+    """Names of the shipped profiles."""
+    return sorted(path.stem for path in profiles_directory().glob("*.yaml"))
+
+
+def load_profile(name: str) -> Profile:
+    """Read a shipped profile by name, or one of your own by path (``*.yaml``).
+
+    Raises:
+        ProfileError: not found, not YAML, or an unknown key or value (the known ones are named).
+    """
+    own = name.endswith((".yaml", ".yml"))
+    path = Path(name) if own else profiles_directory() / f"{name}.yaml"
+    if not own and name not in profile_names():
+        raise ProfileError(
+            f"unknown profile '{name}'; "
+            f"known: {', '.join([AUTO, *profile_names()])}, or a .yaml file"
+        )
+    try:
+        wishes = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProfileError(f"profile '{name}' cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ProfileError(f"profile '{name}' is not valid YAML ({_first_line(error)})") from error
+    if not isinstance(wishes, dict):
+        raise ProfileError(f"profile '{name}' must be a mapping of keys to values")
+    return _parse(name, wishes)
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _parse(name: str, wishes: Mapping[str, Any]) -> Profile:
+    choices = {
+        "description": None,
+        "dtype": None,
+        "compute": DTYPES,
+        "compile": COMPILE,
+        "offload": OFFLOAD,
+    }
+    known(f"profile '{name}'", wishes, choices)
+    values = {k: v for k, v in wishes.items() if k != "dtype"}
+    dtype = wishes.get("dtype", "float32")
+    if not isinstance(dtype, (str, dict)):
+        raise ProfileError(f"profile '{name}': dtype is {dtype!r}; give a name, or one per stage")
+    per_stage = stages_in(dtype) if isinstance(dtype, str) else dict(dtype)
+    known(f"profile '{name}', dtype", per_stage, dict.fromkeys(STAGES))
+    if per_stage.pop("vocoder", "float32") != "float32":
+        raise ProfileError(
+            f"profile '{name}': the vocoder is float32 only; half precision is audible"
+        )
+    for key, value in (values | per_stage).items():
+        allowed = {"t3": T3_DTYPES, "flow": DTYPES}.get(key) or choices[key]
+        # YAML reads a bare `none` as text but `no`, `off` and `~` as other things
+        if allowed and value not in allowed:
+            raise ProfileError(f"profile '{name}': {key} is {value!r}; known: {', '.join(allowed)}")
+    if wishes.get("compute") and per_stage.get("t3") in QUANTISED:
+        raise ProfileError(
+            f"profile '{name}': compute is for halves; {per_stage['t3']} is computed in float32"
+        )
+    return Profile(name=name, **values, **per_stage)
+
+
+def stages_in(dtype: str) -> dict[str, str]:
+    """What one word for all stages means for each: integers are for T3, whose step waits for its
+    matrices; the flow, which computes, takes bfloat16 beside them."""
+    return {"t3": dtype, "flow": "bfloat16" if dtype in QUANTISED else dtype}
+
+
+def known(where: str, given: Mapping[str, Any], keys: Mapping[str, Any]) -> None:
+    """Raise ProfileError for a key that is not among ``keys``; ``where`` says whose it is."""
+    if unknown := sorted(str(key) for key in set(given) - set(keys)):
+        raise ProfileError(f"{where}: unknown key '{unknown[0]}'; known: {', '.join(keys)}")
