@@ -15,13 +15,26 @@ from typing import Annotated, Optional
 
 import typer
 
-from chatterbox_opt import audio, chart, console, hardware, models, options, plan, report
+from chatterbox_opt import (
+    audio,
+    chart,
+    console,
+    hardware,
+    models,
+    options,
+    plan,
+    report,
+    weight_cache,
+)
 from chatterbox_opt import files as files_
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.shapes import read_shapes
 
 voices = typer.Typer(help="Name voices, so that --voice anna works.", no_args_is_help=True)
-models_app = typer.Typer(help="List models, or make one of random values.", no_args_is_help=True)
+models_app = typer.Typer(
+    help="List models, make a random one, forget conversions.",
+    no_args_is_help=True,
+)
 profiles = typer.Typer(help="Show hardware profiles, or what was detected here.")
 
 
@@ -71,6 +84,14 @@ def models_list() -> None:
         here = models.in_cache(models.HUB[name]) if name in models.HUB else models.built_in(name)
         rows.append((name, origin, str(here) if here else "not downloaded yet"))
     console.table(("model", "from", "here"), rows)
+
+
+@models_app.command("clear")
+def models_clear() -> None:
+    """Forget converted weights, which the next start converts again; downloads stay."""
+    cache = weight_cache.default()
+    where = cache.directory or "nowhere"
+    print(f"{cache.clear() >> 20:,} MiB removed from {where}", file=sys.stderr)
 
 
 @models_app.command("make")

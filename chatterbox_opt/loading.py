@@ -10,24 +10,24 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.overrides import TorchFunctionMode
 
 from chatterbox_opt import estimator, flow, graphs, models, packing, t3, vocoder, voice
+from chatterbox_opt.blank import uninitialised
 from chatterbox_opt.errors import WeightsError
 from chatterbox_opt.models import Checkpoint
 from chatterbox_opt.offload import Residency
 from chatterbox_opt.pipeline import Pipeline
 from chatterbox_opt.plan import Plan
 from chatterbox_opt.shapes import T3Shape
+from chatterbox_opt.weight_cache import WeightCache
 
 log = logging.getLogger(__name__)
 
@@ -66,43 +66,21 @@ class Tensors(Mapping[str, Tensor]):
         return len(self._names)
 
 
-class _SkipInit(TorchFunctionMode):
-    """Leave new parameters as they are: all are overwritten from the file a moment later."""
-
-    NAMES = frozenset(
-        ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_")
-    )
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in self.NAMES:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def uninitialised() -> Iterator[None]:
-    """Build modules without drawing initial values (2 s for upstream's flow, and a draw from the
-    global generator that is none of ours)."""
-    with _SkipInit():
-        yield
-
-
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+def fill(
+    module: nn.Module, tensors: Mapping[str, Tensor], what: str, *, assign: bool = False
+) -> None:
     """Load ``tensors`` into ``module``; every parameter must be there, further ones are ignored
     (upstream loads S3Gen with ``strict=False``; we do not forgive a missing layer).
+
+    Args:
+        assign: take the tensors themselves, with their dtype, in place of copies.
 
     Raises:
         WeightsError: a tensor is missing or of another shape.
     """
     try:
-        missing = module.load_state_dict(dict(tensors), strict=False).missing_keys
+        loaded = module.load_state_dict(dict(tensors), strict=False, assign=assign)
+        missing = loaded.missing_keys
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise WeightsError(
@@ -115,14 +93,33 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     module.eval().requires_grad_(False)
 
 
-def load_t3(checkpoint: Checkpoint, dtype: torch.dtype) -> t3.T3:
-    """Read T3, strictly, in ``dtype``."""
-    tensors = Tensors(checkpoint.path(models.T3))
-    return t3_from_upstream(tensors, checkpoint.shapes.t3, dtype)
+def load_t3(checkpoint: Checkpoint, dtype: torch.dtype, cache: WeightCache | None = None) -> t3.T3:
+    """Read T3, strictly, in ``dtype``; converted weights come from the cache where it has them."""
+
+    def convert() -> dict[str, Tensor]:
+        read = Tensors(checkpoint.path(models.T3))
+        return t3_from_upstream(read, checkpoint.shapes.t3, dtype).state_dict()
+
+    tensors = _kept(cache).tensors(checkpoint, "t3", _name(dtype), convert)
+    return _t3_of(tensors, checkpoint.shapes.t3)
 
 
-def load_flow(checkpoint: Checkpoint, dtype: torch.dtype) -> flow.Flow:
-    """Read the flow in ``dtype``."""
+def load_flow(
+    checkpoint: Checkpoint, dtype: torch.dtype, cache: WeightCache | None = None
+) -> flow.Flow:
+    """Read the flow in ``dtype``; converted weights come from the cache where it has them."""
+    tensors = _kept(cache).tensors(
+        checkpoint, "flow", _name(dtype), lambda: _read_flow(checkpoint, dtype).state_dict()
+    )
+    with uninitialised():
+        stage = flow.Flow(checkpoint.shapes.flow)
+    fill(stage, tensors, "flow", assign=True)
+    if dtype != torch.float32:
+        stage.set_precision(dtype)  # tables that are in no file
+    return stage.eval()
+
+
+def _read_flow(checkpoint: Checkpoint, dtype: torch.dtype) -> flow.Flow:
     with uninitialised():
         stage = flow.Flow(checkpoint.shapes.flow)
     tensors = dict(Tensors(checkpoint.path(models.S3GEN), "flow."))
@@ -135,7 +132,15 @@ def load_flow(checkpoint: Checkpoint, dtype: torch.dtype) -> flow.Flow:
     fill(stage, tensors | {f"estimator.{n}": t for n, t in ours.items()}, "flow")
     if dtype != torch.float32:
         stage.set_precision(dtype)
-    return stage.eval()
+    return stage
+
+
+def _kept(cache: WeightCache | None) -> WeightCache:
+    return cache or WeightCache(None)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def load_vocoder(checkpoint: Checkpoint) -> vocoder.Vocoder:
@@ -219,12 +224,12 @@ def store(module: nn.Module, dtype: torch.dtype) -> None:
             parametrize.register_parametrization(part, "weight", _Widen(wide), unsafe=True)
 
 
-def load_pipeline(checkpoint: Checkpoint, plan: Plan) -> Pipeline:
+def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None = None) -> Pipeline:
     """Load the stages as the plan says: cast or store, place, compile."""
     t3_dtype, flow_dtype = (getattr(torch, plan.compute or name) for name in (plan.t3, plan.flow))
     stages = {
-        "t3": load_t3(checkpoint, t3_dtype),
-        "flow": load_flow(checkpoint, flow_dtype),
+        "t3": load_t3(checkpoint, t3_dtype, cache),
+        "flow": load_flow(checkpoint, flow_dtype, cache),
         "vocoder": load_vocoder(checkpoint),
     }
     if plan.device == "cpu" and t3_dtype == torch.bfloat16 and packing.supported():
@@ -295,8 +300,7 @@ def t3_from_upstream(state: Mapping[str, Tensor], shape: T3Shape, dtype: torch.d
     Raises:
         WeightsError: a tensor is missing, unknown, or of another shape than ``shape`` says.
     """
-    with torch.device("meta"):
-        model = t3.T3(shape)
+    parameters = _blank_t3(shape).state_dict()
     names = t3_upstream_names(shape)
     expected = {name for group in names.values() for name in group} | set(UNUSED)
     if missing := sorted(expected - set(state)):
@@ -307,7 +311,6 @@ def t3_from_upstream(state: Mapping[str, Tensor], shape: T3Shape, dtype: torch.d
         raise WeightsError(
             f"t3 has {len(unknown)} unknown tensors, first {unknown[0]}: wrong model?"
         )
-    parameters = dict(model.named_parameters())
     loaded: dict[str, Tensor] = {}
     for mine, theirs in names.items():
         tensor = torch.cat([state[name].to(dtype) for name in theirs])
@@ -317,6 +320,15 @@ def t3_from_upstream(state: Mapping[str, Tensor], shape: T3Shape, dtype: torch.d
                 "expected: the file and its config.json do not belong together"
             )
         loaded[mine] = tensor
-    model.load_state_dict(loaded, assign=True)
-    model.frequencies = t3.rope_frequencies(shape)  # a derived table, not in the file
+    return _t3_of(loaded, shape)
+
+
+def _t3_of(tensors: Mapping[str, Tensor], shape: T3Shape) -> t3.T3:
+    model = _blank_t3(shape)
+    model.load_state_dict(dict(tensors), assign=True)
     return model.eval().requires_grad_(False)
+
+
+def _blank_t3(shape: T3Shape) -> t3.T3:
+    with uninitialised():  # its pages are never touched; the meta device would import sympy
+        return t3.T3(shape)

@@ -24,6 +24,7 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
         "packing",
         "spoken",
         "wer",
+        "blank",
     },
     {
         "audio",
@@ -40,7 +41,7 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
         "watermark",
         "estimator",
     },
-    {"voice", "t3", "vocoder", "fallback", "console", "ears", "verify"},
+    {"voice", "t3", "vocoder", "fallback", "console", "ears", "verify", "weight_cache"},
     {"flow", "graphs", "batch", "batch_display", "book", "options"},
     {"pipeline", "report", "chart"},
     {"loading", "upstream"},
@@ -52,7 +53,7 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
 ]
 STAGES = ("t3", "flow", "estimator", "vocoder", "cache", "sampler", "graphs", "voice")
 LIGHT = ("errors", "chart", "ears", "wer", "spoken", "files", "shapes", "text", "sampling", "audio", "models", "plan",
-         "voice_store", "report", "console", "commands", "cli", "__init__",
+         "voice_store", "weight_cache", "report", "console", "commands", "cli", "__init__",
          "speech", "guard", "jobs", "manifest", "naming", "verify", "batch", "book", "batch_display", "batch_command", "options")  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chatterbox_opt import loading, models
+from chatterbox_opt.blank import uninitialised
 from chatterbox_opt.errors import InputError, WeightsError
 from chatterbox_opt.random_weights import make, t3_template, upstream_flow
 from chatterbox_opt.shapes import Shapes, read_shapes
@@ -40,7 +41,7 @@ def test_true_shapes_build_upstreams_own_s3gen():
 
     from chatterbox_opt import vocoder, voice
 
-    with loading.uninitialised():
+    with uninitialised():
         true = S3Gen().state_dict()
         encoders = voice.Encoders(Shapes().voice, Shapes().t3.speaker)
         parts = {
