@@ -182,6 +182,9 @@ def bench(
     seconds: Annotated[float, typer.Option(help="Sound that every row makes.")] = 5.0,
     runs: Annotated[int, typer.Option(help="Measured runs of each row, after a warm-up.")] = 3,
     words: Annotated[Optional[str], typer.Option("--text", help="The text of the prefill.")] = None,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Time whole processes too, from start to wav.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny random weights: a trial.")] = False,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the report.")] = None,
     csv_file: Annotated[Optional[Path], typer.Option("--csv", help="Write the rows.")] = None,
@@ -214,6 +217,7 @@ def bench(
             words or subjects.SENTENCE,
             subjects.forced_tokens(min(seconds, 2.0) if quick else seconds),
             min(runs, 2) if quick else runs,
+            cold,
         )
         measured = bench.measure(job, chosen, talk.say)
     for line in report.card_lines(measured):

@@ -108,20 +108,22 @@ def load_flow(
     checkpoint: Checkpoint, dtype: torch.dtype, cache: WeightCache | None = None
 ) -> flow.Flow:
     """Read the flow in ``dtype``; converted weights come from the cache where it has them."""
-    tensors = _kept(cache).tensors(
-        checkpoint, "flow", _name(dtype), lambda: _read_flow(checkpoint, dtype).state_dict()
-    )
     with uninitialised():
         stage = flow.Flow(checkpoint.shapes.flow)
-    fill(stage, tensors, "flow", assign=True)
-    if dtype != torch.float32:
-        stage.set_precision(dtype)  # tables that are in no file
+
+    def convert() -> dict[str, Tensor]:
+        _read_flow(stage, checkpoint)
+        _cast_flow(stage, dtype)
+        return stage.state_dict()
+
+    fill(
+        stage, _kept(cache).tensors(checkpoint, "flow", _name(dtype), convert), "flow", assign=True
+    )
+    _cast_flow(stage, dtype)  # the tables that are in no state dict
     return stage.eval()
 
 
-def _read_flow(checkpoint: Checkpoint, dtype: torch.dtype) -> flow.Flow:
-    with uninitialised():
-        stage = flow.Flow(checkpoint.shapes.flow)
+def _read_flow(stage: flow.Flow, checkpoint: Checkpoint) -> None:
     tensors = dict(Tensors(checkpoint.path(models.S3GEN), "flow."))
     prefix = "decoder.estimator."
     theirs = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
@@ -130,9 +132,11 @@ def _read_flow(checkpoint: Checkpoint, dtype: torch.dtype) -> flow.Flow:
     except KeyError as error:
         raise WeightsError(f"flow lacks {prefix}{error.args[0]}: wrong or old file?") from error
     fill(stage, tensors | {f"estimator.{n}": t for n, t in ours.items()}, "flow")
+
+
+def _cast_flow(stage: flow.Flow, dtype: torch.dtype) -> None:
     if dtype != torch.float32:
         stage.set_precision(dtype)
-    return stage
 
 
 def _kept(cache: WeightCache | None) -> WeightCache:

@@ -58,6 +58,7 @@ class Job:
         sentence: the text of the prefill.
         tokens: the forced speech tokens.
         runs: measured runs of each row, after one to warm up.
+        cold: whether whole processes are measured too, see cold.py.
     """
 
     model: str
@@ -65,6 +66,7 @@ class Job:
     sentence: str = SENTENCE
     tokens: tuple[int, ...] = ()
     runs: int = 3
+    cold: bool = False
 
 
 class Subject(Protocol):

@@ -34,7 +34,8 @@ REMEDY = "pip install 'setuptools<81' resemble-perth, or speak without it (--no-
 NETWORK = "perth_net.perth_net_implicit"
 WEIGHTS = "perth_net/pretrained/implicit"
 FLOOR, HEADROOM = 180.0, 15.0  # dB: what counts as silence, and room above full scale
-_DAMAGED = (OSError, RuntimeError, KeyError, ValueError, IndexError, pickle.UnpicklingError)
+_DAMAGED = (ImportError, OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError,
+            pickle.UnpicklingError)  # fmt: skip
 
 
 class Watermark:
@@ -53,7 +54,7 @@ class Watermark:
             )
         try:
             self._load(package)
-        except (ImportError, *_DAMAGED) as error:
+        except _DAMAGED as error:
             first = " ".join(str(error).split())[:200]
             raise ChatterboxOptError(
                 f"the watermarker cannot be loaded ({first}): {REMEDY}"

@@ -47,6 +47,7 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
     {"loading", "upstream"},
     {"engine", "random_weights", "doctor"},
     {"provider", "subjects"},
+    {"cold"},
     {"bench"},
     {"commands", "batch_command"},
     {"cli"},
