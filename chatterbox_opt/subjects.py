@@ -21,11 +21,10 @@ from chatterbox_opt.models import CONDITIONALS, locate
 from chatterbox_opt.pipeline import Pipeline, text_tokens
 from chatterbox_opt.sampler import guide
 from chatterbox_opt.sampling import Sampling
-from chatterbox_opt.shapes import SPEECH_TOKENS, TOKEN_RATE, T3Shape
+from chatterbox_opt.shapes import SAMPLE_RATE, SPEECH_TOKENS, TOKEN_RATE, T3Shape
 from chatterbox_opt.t3 import T3, Prompt
 from chatterbox_opt.upstream import Upstream, conditionals
 from chatterbox_opt.voice import from_conditionals
-from chatterbox_opt.watermark import Watermark
 from chatterbox_opt.wer import word_errors
 
 SENTENCE = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all."
@@ -189,7 +188,7 @@ class Theirs:
         self._tts: Any = Upstream.load(checkpoint, device).model
         self._tts.t3.hp.stop_speech_token = -1  # never drawn: as many tokens as asked for
         self._voice = from_conditionals(checkpoint.path(CONDITIONALS)).to(device)
-        self._watermark, self._job, self._device = Watermark(), job, device
+        self._job, self._device = job, device
 
     def _t3(self, count: int) -> None:
         tts = self._tts
@@ -214,7 +213,7 @@ class Theirs:
         wave, _ = self._tts.s3gen.hift_inference(mel)
         samples = wave[0].cpu().numpy()
         clock.lap("vocoder")
-        self._watermark.apply(samples)
+        self._tts.watermarker.apply_watermark(samples, sample_rate=SAMPLE_RATE)
         clock.lap("watermark")
         return clock.seconds
 
