@@ -10,6 +10,7 @@ the installed chatterbox-tts itself, its own loop, its own S3Gen, in its own pro
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing
 import platform
@@ -26,7 +27,7 @@ from typing import Any
 
 import torch
 
-from chatterbox_opt import hardware
+from chatterbox_opt import cold, hardware
 from chatterbox_opt.errors import ChatterboxOptError, InputError
 from chatterbox_opt.models import DEFAULT, Checkpoint, locate, must_download
 from chatterbox_opt.profile import load_profile
@@ -186,11 +187,15 @@ def measure(job: Job, names: Sequence[str], say: Callable[[str], None]) -> dict[
     exact = given.get(STANDARD, {})
     table = []
     for row in rows:
-        entry = _entry(job, laps[row.name], card["ceiling_tokens_per_second"][row.dtype])
-        entry |= {"name": row.name, "plan": row.plan, "load_seconds": row.load_seconds}
-        table.append(entry | ends[row.name] | {"quality": closeness(given[row.name], exact)})
+        measured = _entry(job, laps[row.name], card["ceiling_tokens_per_second"][row.dtype])
+        measured |= {"name": row.name, "plan": row.plan, "load_seconds": row.load_seconds}
+        table.append(measured | ends[row.name] | {"quality": closeness(given[row.name], exact)})
     for base in (UPSTREAM, STANDARD):
         _add_ratios(table, base)
+    starts = cold.measure(job, names, say) if job.cold else []
+    unmeasured: dict[str, Any] = dict.fromkeys(cold.FIGURES)
+    for entry, figures in itertools.zip_longest(table, starts, fillvalue=unmeasured):
+        entry |= figures
     return {"card": card, "rows": table}
 
 

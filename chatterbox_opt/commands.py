@@ -15,14 +15,27 @@ from typing import Annotated, Optional
 
 import typer
 
-from chatterbox_opt import audio, chart, console, hardware, models, options, plan, report
+from chatterbox_opt import (
+    audio,
+    chart,
+    console,
+    hardware,
+    models,
+    options,
+    plan,
+    report,
+    weight_cache,
+)
 from chatterbox_opt import files as files_
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.profile import load_profile, profile_names
 from chatterbox_opt.shapes import read_shapes
 
 voices = typer.Typer(help="Name voices, so that --voice anna works.", no_args_is_help=True)
-models_app = typer.Typer(help="List models, or make one of random values.", no_args_is_help=True)
+models_app = typer.Typer(
+    help="List models, make a random one, forget conversions.",
+    no_args_is_help=True,
+)
 profiles = typer.Typer(help="Show hardware profiles, or what was detected here.")
 
 
@@ -72,6 +85,14 @@ def models_list() -> None:
         here = models.in_cache(models.HUB[name]) if name in models.HUB else models.built_in(name)
         rows.append((name, origin, str(here) if here else "not downloaded yet"))
     console.table(("model", "from", "here"), rows)
+
+
+@models_app.command("clear")
+def models_clear() -> None:
+    """Forget converted weights, which the next start converts again; downloads stay."""
+    cache = weight_cache.default()
+    where = cache.directory or "nowhere"
+    print(f"{cache.clear() >> 20:,} MiB removed from {where}", file=sys.stderr)
 
 
 @models_app.command("make")
@@ -162,6 +183,9 @@ def bench(
     seconds: Annotated[float, typer.Option(help="Sound that every row makes.")] = 5.0,
     runs: Annotated[int, typer.Option(help="Measured runs of each row, after a warm-up.")] = 3,
     words: Annotated[Optional[str], typer.Option("--text", help="The text of the prefill.")] = None,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Time whole processes too, from start to wav.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny random weights: a trial.")] = False,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the report.")] = None,
     csv_file: Annotated[Optional[Path], typer.Option("--csv", help="Write the rows.")] = None,
@@ -194,6 +218,7 @@ def bench(
             words or subjects.SENTENCE,
             subjects.forced_tokens(min(seconds, 2.0) if quick else seconds),
             min(runs, 2) if quick else runs,
+            cold,
         )
         measured = bench.measure(job, chosen, talk.say)
     for line in report.card_lines(measured):

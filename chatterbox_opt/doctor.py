@@ -8,7 +8,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 
-from chatterbox_opt import hardware, models, plan
+from chatterbox_opt import hardware, models, plan, weight_cache
 from chatterbox_opt.errors import ChatterboxOptError, DeviceError
 from chatterbox_opt.voice_store import VoiceStore
 
@@ -42,6 +42,7 @@ def examine(store: VoiceStore) -> list[Finding]:
         _perth(),
         *_weights(),
         _voices(store),
+        _converted(),
         *_profile(),
     ]
     return [Finding(c.what, c.good, c.found, "" if c.good else c.remedy) for c in checks]
@@ -99,6 +100,14 @@ def _voices(store: VoiceStore) -> Finding:
     good = os.access(parent, os.W_OK)
     found = f"{len(store.names())} named, {store.computed()} computed in {store.directory}"
     return Finding("voices", good, found, "not writable: give --voice-cache DIR")
+
+
+def _converted() -> Finding:
+    cache = weight_cache.default()
+    files = cache.entries()
+    size = sum(path.stat().st_size for path in files) >> 20
+    found = f"{len(files)} kept, {size:,} MiB in {cache.directory}" if cache.directory else "off"
+    return Finding("converted weights", good=True, found=found)
 
 
 def _profile() -> list[Finding]:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from chatterbox_opt import hardware, loading, models, plan, voice_store
+from chatterbox_opt import hardware, loading, models, plan, voice_store, weight_cache
 from chatterbox_opt.attempts import Attempts, Speak, settle
 from chatterbox_opt.audio import check_reference, read_reference
 from chatterbox_opt.errors import InputError
@@ -41,6 +41,7 @@ from chatterbox_opt.upstream import Upstream
 from chatterbox_opt.voice import Voice, from_conditionals
 from chatterbox_opt.voice_store import VoiceStore
 from chatterbox_opt.watermark import Watermark
+from chatterbox_opt.weight_cache import WeightCache
 
 log = logging.getLogger(__name__)
 Wave = npt.NDArray[np.float32]
@@ -81,6 +82,7 @@ class Engine:
         overrides: Mapping[str, str] | None = None,
         store: VoiceStore | None = None,
         watermark: bool = True,
+        weights: WeightCache | None = None,
     ) -> Engine:
         """Find the weights, make a plan for this machine and load.
 
@@ -91,6 +93,7 @@ class Engine:
             overrides: ``dtype``, ``compile``, ``offload``; they win over environment and profile.
             store: where voices are kept; None takes the platform's cache directory.
             watermark: mark all sound with PerTh, as upstream does.
+            weights: where converted weights are kept; None takes the platform's cache directory.
 
         Raises:
             InputError: unknown model, profile, key or value.
@@ -104,7 +107,7 @@ class Engine:
             log.warning("'%s' holds random values: what it says is noise", model)
         speaker: Pipeline | Upstream
         if how.optimized:
-            speaker = loading.load_pipeline(checkpoint, how)
+            speaker = loading.load_pipeline(checkpoint, how, weights or weight_cache.default())
         else:
             speaker = Upstream.load(checkpoint, torch.device(how.device))
             if not watermark:

@@ -10,25 +10,25 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.overrides import TorchFunctionMode
 
 from chatterbox_opt import estimator, flow, graphs, models, packing, t3, vocoder, voice
+from chatterbox_opt.blank import uninitialised
 from chatterbox_opt.decoding import Forward
 from chatterbox_opt.errors import WeightsError
 from chatterbox_opt.models import Checkpoint
 from chatterbox_opt.offload import Residency
 from chatterbox_opt.pipeline import Pipeline
 from chatterbox_opt.plan import Plan
-from chatterbox_opt.shapes import T3Shape
+from chatterbox_opt.t3_weights import t3_from_upstream, t3_of
+from chatterbox_opt.weight_cache import WeightCache
 
 log = logging.getLogger(__name__)
 
@@ -74,43 +74,21 @@ class Tensors(Mapping[str, Tensor]):
         return len(self._names)
 
 
-class _SkipInit(TorchFunctionMode):
-    """Leave new parameters as they are: all are overwritten from the file a moment later."""
-
-    NAMES = frozenset(
-        ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_")
-    )
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in self.NAMES:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def uninitialised() -> Iterator[None]:
-    """Build modules without drawing initial values (2 s for upstream's flow, and a draw from the
-    global generator that is none of ours)."""
-    with _SkipInit():
-        yield
-
-
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+def fill(
+    module: nn.Module, tensors: Mapping[str, Tensor], what: str, *, assign: bool = False
+) -> None:
     """Load ``tensors`` into ``module``; every parameter must be there, further ones are ignored
     (upstream loads S3Gen with ``strict=False``; we do not forgive a missing layer).
+
+    Args:
+        assign: take the tensors themselves, with their dtype, in place of copies.
 
     Raises:
         WeightsError: a tensor is missing or of another shape.
     """
     try:
-        missing = module.load_state_dict(dict(tensors), strict=False).missing_keys
+        loaded = module.load_state_dict(dict(tensors), strict=False, assign=assign)
+        missing = loaded.missing_keys
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise WeightsError(
@@ -123,16 +101,46 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     module.eval().requires_grad_(False)
 
 
-def load_t3(checkpoint: Checkpoint, dtype: torch.dtype, layout: str = "") -> t3.T3:
-    """Read T3, strictly, in ``dtype``, its matrices laid out as packing.py knows."""
-    tensors = Tensors(checkpoint.path(models.T3))
-    return t3_from_upstream(tensors, checkpoint.shapes.t3, dtype, layout)
+def load_t3(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    layout: str = "",
+    cache: WeightCache | None = None,
+) -> t3.T3:
+    """Read T3, strictly, in ``dtype``, its matrices laid out as packing.py knows; converted weights
+    come from the cache where it has them."""
+    shape, built = checkpoint.shapes.t3, []
+
+    def convert() -> dict[str, Tensor]:
+        read = Tensors(checkpoint.path(models.T3))
+        built.append(t3_from_upstream(read, shape, dtype, layout))
+        # without a cache nothing is written, and nothing has to be laid out for it
+        return packing.tensors(built[0]) if cache and cache.directory else {}
+
+    tensors = _kept(cache).tensors(checkpoint, "t3", layout or _name(dtype), convert)
+    return built[0] if built else t3_of(tensors, shape)
 
 
-def load_flow(checkpoint: Checkpoint, dtype: torch.dtype) -> flow.Flow:
-    """Read the flow in ``dtype``."""
+def load_flow(
+    checkpoint: Checkpoint, dtype: torch.dtype, cache: WeightCache | None = None
+) -> flow.Flow:
+    """Read the flow in ``dtype``; converted weights come from the cache where it has them."""
     with uninitialised():
         stage = flow.Flow(checkpoint.shapes.flow)
+
+    def convert() -> dict[str, Tensor]:
+        _read_flow(stage, checkpoint)
+        _cast_flow(stage, dtype)
+        return stage.state_dict()
+
+    fill(
+        stage, _kept(cache).tensors(checkpoint, "flow", _name(dtype), convert), "flow", assign=True
+    )
+    _cast_flow(stage, dtype)  # the tables that are in no state dict
+    return stage.eval()
+
+
+def _read_flow(stage: flow.Flow, checkpoint: Checkpoint) -> None:
     tensors = dict(Tensors(checkpoint.path(models.S3GEN), "flow."))
     prefix = "decoder.estimator."
     theirs = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
@@ -141,9 +149,19 @@ def load_flow(checkpoint: Checkpoint, dtype: torch.dtype) -> flow.Flow:
     except KeyError as error:
         raise WeightsError(f"flow lacks {prefix}{error.args[0]}: wrong or old file?") from error
     fill(stage, tensors | {f"estimator.{n}": t for n, t in ours.items()}, "flow")
+
+
+def _cast_flow(stage: flow.Flow, dtype: torch.dtype) -> None:
     if dtype != torch.float32:
         stage.set_precision(dtype)
-    return stage.eval()
+
+
+def _kept(cache: WeightCache | None) -> WeightCache:
+    return cache or WeightCache(None)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def load_vocoder(checkpoint: Checkpoint) -> vocoder.Vocoder:
@@ -227,15 +245,15 @@ def store(module: nn.Module, dtype: torch.dtype) -> None:
             parametrize.register_parametrization(part, "weight", _Widen(wide), unsafe=True)
 
 
-def load_pipeline(checkpoint: Checkpoint, plan: Plan) -> Pipeline:
+def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None = None) -> Pipeline:
     """Load the stages as the plan says: cast or store, place, compile."""
     t3_dtype, flow_dtype = (packing.arithmetic(plan.compute or n) for n in (plan.t3, plan.flow))
     layout = packing.layout(plan.compute or plan.t3, plan.device)
     # the flow is read whole before it is narrowed: first, while there is nothing beside it
-    flow_stage, hift = load_flow(checkpoint, flow_dtype), load_vocoder(checkpoint)
+    flow_stage, hift = load_flow(checkpoint, flow_dtype, cache), load_vocoder(checkpoint)
     packing.trim()
     stages = {
-        "t3": load_t3(checkpoint, t3_dtype, layout),
+        "t3": load_t3(checkpoint, t3_dtype, layout, cache),
         "flow": flow_stage,
         "vocoder": hift,
     }
@@ -262,83 +280,3 @@ def _compiled(model: t3.T3, backend: str) -> Forward | None:
     except graphs.FAILURES as error:
         log.warning("%s", graphs.failure(error))
         return None
-
-
-def t3_upstream_names(shape: T3Shape) -> dict[str, tuple[str, ...]]:
-    """Our parameter names, each with the upstream names whose rows it stacks, in order."""
-    names: dict[str, tuple[str, ...]] = {
-        "text_emb.weight": ("text_emb.weight",),
-        "text_pos.weight": ("text_pos_emb.emb.weight",),
-        "speech_emb.weight": ("speech_emb.weight",),
-        "speech_pos.weight": ("speech_pos_emb.emb.weight",),
-        "speaker.weight": ("cond_enc.spkr_enc.weight",),
-        "speaker.bias": ("cond_enc.spkr_enc.bias",),
-        "emotion.weight": ("cond_enc.emotion_adv_fc.weight",),
-        "resampler.queries": ("cond_enc.perceiver.pre_attention_query",),
-        "norm.weight": ("tfmr.norm.weight",),
-        "head.weight": ("speech_head.weight",),
-    }
-    ours = {"norm": "norm", "q": "to_q", "k": "to_k", "v": "to_v", "out": "proj_out"}
-    for mine, theirs in ours.items():
-        for kind in ("weight", "bias"):
-            names[f"resampler.{mine}.{kind}"] = (f"cond_enc.perceiver.attn.{theirs}.{kind}",)
-    for i in range(shape.layers):
-        layer = f"tfmr.layers.{i}."
-        attention = [f"{layer}self_attn.{p}_proj.weight" for p in ("q", "k", "v", "o")]
-        ffn = [f"{layer}mlp.{p}_proj.weight" for p in ("gate", "up", "down")]
-        names |= {
-            f"blocks.{i}.attention_norm.weight": (f"{layer}input_layernorm.weight",),
-            f"blocks.{i}.qkv.weight": tuple(attention[:3]),
-            f"blocks.{i}.out.weight": (attention[3],),
-            f"blocks.{i}.ffn_norm.weight": (f"{layer}post_attention_layernorm.weight",),
-            f"blocks.{i}.gate_up.weight": tuple(ffn[:2]),
-            f"blocks.{i}.down.weight": (ffn[2],),
-        }
-    return names
-
-
-UNUSED = ("tfmr.embed_tokens.weight", "text_head.weight")  # in the file, never read when speaking
-
-
-def t3_from_upstream(
-    state: Mapping[str, Tensor], shape: T3Shape, dtype: torch.dtype, layout: str = ""
-) -> t3.T3:
-    """Build the decoder from upstream's state dict, as strictly as upstream loads it.
-
-    One tensor at a time: with a ``layout`` no more than one matrix is ever there as a plain one.
-
-    Raises:
-        WeightsError: a tensor is missing, unknown, or of another shape than ``shape`` says.
-    """
-    with torch.device("meta"):
-        model = t3.T3(shape)
-    names = t3_upstream_names(shape)
-    expected = {name for group in names.values() for name in group} | set(UNUSED)
-    if missing := sorted(expected - set(state)):
-        raise WeightsError(
-            f"t3 lacks {len(missing)} tensors, first {missing[0]}: wrong or old file?"
-        )
-    if unknown := sorted(set(state) - expected):
-        raise WeightsError(
-            f"t3 has {len(unknown)} unknown tensors, first {unknown[0]}: wrong model?"
-        )
-    parameters = dict(model.named_parameters())
-    loaded: dict[str, Tensor] = {}
-    for mine, theirs in names.items():
-        tensor = torch.cat([state[name].to(dtype) for name in theirs])
-        if tensor.shape != parameters[mine].shape:
-            raise WeightsError(
-                f"t3 {theirs[0]} is {list(tensor.shape)} where {list(parameters[mine].shape)} is "
-                "expected: the file and its config.json do not belong together"
-            )
-        owner, _, name = mine.removesuffix(".weight").rpartition(".")
-        if layout and packing.packable(model.get_submodule(mine.rpartition(".")[0])):
-            packed = packing.layer(name, tensor, layout)
-            setattr(model.get_submodule(owner), name, packed)
-            del tensor
-            packing.trim()
-        else:
-            loaded[mine] = tensor
-    model.load_state_dict(loaded, assign=True)
-    model.frequencies = t3.rope_frequencies(shape)  # a derived table, not in the file
-    return model.eval().requires_grad_(False)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from chatterbox_opt import audio, console, hardware, models, plan, voice_store
+from chatterbox_opt import audio, console, hardware, models, plan, voice_store, weight_cache
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.profile import COMPILE, OFFLOAD, T3_DTYPES
 from chatterbox_opt.voice_store import VoiceStore
@@ -26,7 +26,14 @@ Store = Annotated[
     Optional[Path],
     typer.Option("--voice-cache", help="Where voices are kept; or CHATTERBOX_VOICE_CACHE."),
 ]
-NoStore = Annotated[bool, typer.Option("--no-voice-cache", help="Compute the voice anew.")]
+NoStore = Annotated[
+    bool,
+    typer.Option(
+        "--no-cache",
+        "--no-voice-cache",
+        help="Compute the voice and convert the weights anew; keep neither.",
+    ),
+]
 Voice = Annotated[
     Optional[str], typer.Option(help="A recording, or a saved voice's name; else the model's own.")
 ]
@@ -115,6 +122,7 @@ class Machine:
             overrides=self.overrides,
             store=self.store,
             watermark=self.watermark,
+            weights=weight_cache.default(keep=self.store.keep_computed),
         )
         talk.say(engine.plan.summary())
         for reason in engine.plan.reasons:

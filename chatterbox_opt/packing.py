@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,15 @@ class PackedLinear(nn.Module):
         """The same values, bfloat16 [out, in]."""
         plain: Tensor = self.packed.to_dense()
         return plain
+
+    def kept(self) -> dict[str, Tensor]:
+        """What ``of_kept`` makes the same layer of."""
+        return {"bfloat16": self.matrix()}
+
+    @classmethod
+    def of_kept(cls, kept: Mapping[str, Tensor]) -> PackedLinear:
+        """The layer again."""
+        return cls(kept["bfloat16"])
 
 
 Layer = PackedLinear | Int8Linear | Int4Linear
@@ -92,6 +101,34 @@ def layer(name: str, weight: Tensor, layout: str) -> Layer:
         "int4": Int8Linear if name.startswith("head") else Int4Linear,
     }
     return makers[layout](weight)
+
+
+KINDS: dict[str, type[PackedLinear] | type[Int8Linear] | type[Int4Linear]] = {
+    "bfloat16": PackedLinear,
+    "int8": Int8Linear,
+    "int4": Int4Linear,
+}
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module with packed layers, as plain tensors by name."""
+    found = dict(module.state_dict())
+    for path, layer in module.named_modules():
+        if isinstance(layer, Layer):
+            found |= {f"{path}.{name}": tensor for name, tensor in layer.kept().items()}
+    return found
+
+
+def restore(module: nn.Module, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put the packed layers of ``tensors`` into a module of plain ones; return what is left."""
+    left = dict(kept)
+    for kind, maker in KINDS.items():
+        for path in [name[: -len(kind) - 1] for name in kept if name.endswith(f".{kind}")]:
+            own = [name for name in left if name.rpartition(".")[0] == path]
+            parts = {name.rpartition(".")[2]: left.pop(name) for name in own}
+            owner, _, name = path.rpartition(".")
+            setattr(module.get_submodule(owner), name, maker.of_kept(parts))
+    return left
 
 
 def trim() -> None:

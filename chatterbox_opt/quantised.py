@@ -10,7 +10,7 @@ it: what a sentence sounds like does not depend on what is spoken together with 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -49,7 +49,9 @@ class Int8Linear(nn.Module):
         largest = torch.maximum(wide.amax(1), -wide.amin(1))  # no second matrix, as abs() makes
         scales = (largest / LEVELS).clamp_min(TINY).double()
         zeros = torch.zeros(len(scales), dtype=torch.long)
-        rounded = torch.quantize_per_channel(wide, scales, zeros, 0, torch.qint8)
+        self._pack(torch.quantize_per_channel(wide, scales, zeros, 0, torch.qint8))
+
+    def _pack(self, rounded: Tensor) -> None:
         with _engine():
             self.packed = torch.ops.quantized.linear_prepack(rounded, None)
 
@@ -67,6 +69,21 @@ class Int8Linear(nn.Module):
         rounded, _ = torch.ops.quantized.linear_unpack(self.packed)
         wide: Tensor = rounded.dequantize()
         return wide
+
+    def kept(self) -> dict[str, Tensor]:
+        """What ``of_kept`` makes the same layer of: int8 [out, in] and float64 [out]."""
+        rounded, _ = torch.ops.quantized.linear_unpack(self.packed)
+        return {"int8": rounded.int_repr(), "scales": rounded.q_per_channel_scales()}
+
+    @classmethod
+    def of_kept(cls, kept: Mapping[str, Tensor]) -> Int8Linear:
+        """The layer again."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        scales = kept["scales"]
+        zeros = torch.zeros(len(scales), dtype=torch.long)
+        made._pack(torch._make_per_channel_quantized_tensor(kept["int8"], scales, zeros, 0))
+        return made
 
 
 class Int4Linear(nn.Module):
@@ -108,6 +125,20 @@ class Int4Linear(nn.Module):
         """The rounded values, float32 [out, in]: what the layer makes of the identity."""
         wide: Tensor = self(torch.eye(self.inputs)).t().contiguous()
         return wide
+
+    def kept(self) -> dict[str, Tensor]:
+        """What ``of_kept`` makes the same layer of."""
+        size = torch.tensor([self.outputs, self.inputs])
+        return {"int4": self.packed, "scales": self.scales, "size": size}
+
+    @classmethod
+    def of_kept(cls, kept: Mapping[str, Tensor]) -> Int4Linear:
+        """The layer again."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.outputs, made.inputs = kept["size"].tolist()
+        made.packed, made.scales = kept["int4"], kept["scales"]
+        return made
 
 
 def lacks_int8() -> str:

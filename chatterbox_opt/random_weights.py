@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from chatterbox_opt import flow, models, vocoder, voice
+from chatterbox_opt.blank import uninitialised
 from chatterbox_opt.files import whole_file
-from chatterbox_opt.loading import FORGIVEN, uninitialised
+from chatterbox_opt.loading import FORGIVEN
 from chatterbox_opt.shapes import (
     MEL_BINS,
     SPEECH_TOKENS,

@@ -2,6 +2,12 @@
 
 Knows the columns and their units. Knows nothing of measuring, and imports no torch. The report is
 plain data, ``{"card": {...}, "rows": [...]}``; absent figures are None.
+
+A row's ``cold_*`` figures come from ``--cold`` (cold.py) and are None without it. They time whole
+processes, from the command to the finished wav: ``cold_seconds`` with what an earlier start left on
+disk, ``cold_first_seconds`` without (None for upstream, which leaves nothing), ``cold_spread`` is
+the range of the former over its median, ``cold_audio_seconds`` the sound that was written, and
+``cold_vs_upstream`` how many times quicker than upstream's example.
 """
 
 from __future__ import annotations
@@ -27,6 +33,9 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (  # heading, path in the row, forma
     ("x real time", "realtime_x", "{:.2f}"),
     ("x upstream", "vs_upstream.synthesis", "{:.2f}"),
     ("x standard", "vs_standard.synthesis", "{:.2f}"),
+    ("cold 1st s", "cold_first_seconds", "{:.1f}"),
+    ("cold s", "cold_seconds", "{:.1f}"),
+    ("cold x upstream", "cold_vs_upstream", "{:.2f}"),
     ("load s", "load_seconds", "{:.1f}"),
     ("RSS MiB", "peak_rss_mib", "{:.0f}"),
     ("VRAM MiB", "peak_vram_mib", "{:.0f}"),
@@ -40,6 +49,7 @@ RISING = ("t3_tokens_per_second", "realtime_x")
 COMPARED = (
     *RISING,
     *(f"{stage}_seconds" for stage in ("prefill", "flow", "vocoder", "synthesis", "load")),
+    "cold_seconds",
     "peak_rss_mib",
 )
 
@@ -94,9 +104,10 @@ def csv_text(report: Mapping[str, Any]) -> str:
     """All columns with unrounded values."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([path for _, path, _ in COLUMNS] + ["noisy"])
+    paths = [path for _, path, _ in COLUMNS] + ["cold_spread", "cold_audio_seconds", "noisy"]
+    writer.writerow(paths)
     for row in report["rows"]:
-        writer.writerow([value_at(row, path) for _, path, _ in COLUMNS] + [row["noisy"]])
+        writer.writerow([value_at(row, path) for path in paths])
     return out.getvalue()
 
 

@@ -23,11 +23,10 @@ from chatterbox_opt.pipeline import Pipeline
 from chatterbox_opt.reader import text_tokens
 from chatterbox_opt.sampler import guide
 from chatterbox_opt.sampling import Sampling
-from chatterbox_opt.shapes import SPEECH_TOKENS, TOKEN_RATE, T3Shape
+from chatterbox_opt.shapes import SAMPLE_RATE, SPEECH_TOKENS, TOKEN_RATE, T3Shape
 from chatterbox_opt.t3 import T3, Prompt
 from chatterbox_opt.upstream import Upstream, conditionals
 from chatterbox_opt.voice import from_conditionals
-from chatterbox_opt.watermark import Watermark
 from chatterbox_opt.wer import word_errors
 
 SENTENCE = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all."
@@ -62,6 +61,7 @@ class Job:
         sentence: the text of the prefill.
         tokens: the forced speech tokens.
         runs: measured runs of each row, after one to warm up.
+        cold: whether whole processes are measured too, see cold.py.
     """
 
     model: str
@@ -69,6 +69,7 @@ class Job:
     sentence: str = SENTENCE
     tokens: tuple[int, ...] = ()
     runs: int = 3
+    cold: bool = False
 
 
 class Subject(Protocol):
@@ -191,7 +192,7 @@ class Theirs:
         self._tts: Any = Upstream.load(checkpoint, device).model
         self._tts.t3.hp.stop_speech_token = -1  # never drawn: as many tokens as asked for
         self._voice = from_conditionals(checkpoint.path(CONDITIONALS)).to(device)
-        self._watermark, self._job, self._device = Watermark(), job, device
+        self._job, self._device = job, device
 
     def _t3(self, count: int) -> None:
         tts = self._tts
@@ -216,7 +217,7 @@ class Theirs:
         wave, _ = self._tts.s3gen.hift_inference(mel)
         samples = wave[0].cpu().numpy()
         clock.lap("vocoder")
-        self._watermark.apply(samples)
+        self._tts.watermarker.apply_watermark(samples, sample_rate=SAMPLE_RATE)
         clock.lap("watermark")
         return clock.seconds
 

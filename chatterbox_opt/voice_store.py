@@ -57,7 +57,7 @@ class VoiceStore:
 
     Attributes:
         directory: made when first written to.
-        keep_computed: whether computed Voices are read and written (``--no-voice-cache``: no).
+        keep_computed: whether computed Voices are read and written (``--no-cache``: no).
     """
 
     directory: Path

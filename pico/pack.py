@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from chatterbox_opt import estimator, models, random_weights
 from chatterbox_opt.files import whole_file
-from chatterbox_opt.loading import FORGIVEN, t3_from_upstream
+from chatterbox_opt.loading import FORGIVEN
 from chatterbox_opt.models import VOICES
 from chatterbox_opt.shapes import write_shapes
+from chatterbox_opt.t3_weights import t3_from_upstream
 from chatterbox_opt.voice import Encoders, Voice, to_conditionals
 from pico import train_flow, train_t3, train_vocoder
 from pico.design import SHAPES, tokenizer

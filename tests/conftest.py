@@ -19,6 +19,7 @@ os.environ.pop("DISABLE_OPTIMIZATION", None)
 os.environ["TQDM_DISABLE"] = "1"  # upstream's bars would drown a failure's message
 os.environ["HF_HOME"] = f"{_SCRATCH}/hf"
 os.environ["CHATTERBOX_VOICE_CACHE"] = f"{_SCRATCH}/voices"
+os.environ["CHATTERBOX_WEIGHT_CACHE"] = f"{_SCRATCH}/weights"
 
 settings.register_profile("repeatable", derandomize=True)  # the suite does not flake
 settings.load_profile("repeatable")

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, assert_close
 from typer.testing import CliRunner
 
-from chatterbox_opt import bench, hardware, report, subjects
+from chatterbox_opt import bench, cold, hardware, report, subjects
 from chatterbox_opt.cli import app
 from chatterbox_opt.errors import ChatterboxOptError, InputError, ProfileError
 from chatterbox_opt.subjects import Job, Ours, forced_tokens
@@ -42,7 +42,9 @@ def test_the_report_has_its_promised_shape(measured):
     assert [row["name"] for row in found["rows"]] == ["float32", "bfloat16", "memory-limited"]
     for row in found["rows"]:
         for _, path, _ in report.COLUMNS:
-            if path not in ("peak_vram_mib", "vs_upstream.synthesis", "quality.wer"):
+            if path.startswith("cold_"):
+                assert row[path] is None, "measured only when asked for"
+            elif path not in ("peak_vram_mib", "vs_upstream.synthesis", "quality.wer"):
                 assert report.value_at(row, path) is not None, path
         assert row["audio_seconds"] == pytest.approx(0.4)
         assert row["realtime_x"] == pytest.approx(row["audio_seconds"] / row["synthesis_seconds"])
@@ -78,6 +80,51 @@ def test_the_files(measured):
     table = [line for line in files["markdown"].read_text().splitlines() if line.startswith("|")]
     assert len(table) == 5
     assert len({line.count("|") for line in table}) == 1
+
+
+def test_cold_starts_are_whole_processes(tiny, tmp_path):
+    args = ["bench", "--model", str(tiny), "--rows", "bfloat16", "--profile", "cpu",
+            "--seconds", "0.4", "--runs", "1", "--cold"]  # fmt: skip
+    files = [word for kind in ("json", "csv") for word in (f"--{kind}", str(tmp_path / kind))]
+    result = CliRunner().invoke(app, [*args, *files])
+    assert result.exit_code == 0, result.output
+    assert "cold s" in result.output
+    for row in json.loads((tmp_path / "json").read_text())["rows"]:
+        assert set(cold.FIGURES) <= set(row)
+        assert row["cold_seconds"] > row["cold_audio_seconds"] > 0.05
+        assert row["cold_first_seconds"] > 0
+        assert row["cold_spread"] == 0, "one run"
+        assert row["cold_vs_upstream"] is None, "upstream was not measured"
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "csv").read_text())))
+    assert float(lines[0]["cold_seconds"]) > 0
+
+
+def test_cold_starts_are_compared_with_upstreams(monkeypatch):
+    """Programs take turns; ours starts twice over one cache, which the next turn does not see."""
+    seen = []
+
+    def run(name, command, environment):
+        seen.append((name, environment.get("CHATTERBOX_WEIGHT_CACHE")))
+        return {"upstream": 20.0, "float32": 5.0, "mine": 4.0}[name]
+
+    monkeypatch.setattr(cold, "_run", run)
+    monkeypatch.setattr(cold, "_length", lambda output: {"audio": 3.0})
+    monkeypatch.setattr(cold, "_theirs", lambda job, output: [])
+    names = ["upstream", "float32", "mine"]
+    found = cold.measure(Job("x", runs=2), names, lambda line: None)
+    assert [f["cold_vs_upstream"] for f in found] == [1, 4, 5]
+    assert [f["cold_first_seconds"] for f in found] == [None, 5, 4]
+    turn = ["upstream", "float32", "float32", "mine", "mine"]
+    assert [name for name, _ in seen] == turn * 2
+    homes = [home for _, home in seen if home]
+    assert homes[0::2] == homes[1::2]
+    assert len(set(homes)) == 4
+
+
+def test_a_cold_start_that_fails_says_why(tmp_path):
+    job = Job(str(tmp_path), "cpu", tokens=(1,), runs=1)
+    with pytest.raises(ChatterboxOptError, match="row float32: its cold start failed.*lacks ve"):
+        cold.measure(job, ["float32"], lambda line: None)
 
 
 def test_compare(measured, tmp_path):

@@ -24,6 +24,7 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
         "packing",
         "spoken",
         "wer",
+        "blank",
     },
     {"profile"},
     {
@@ -42,15 +43,16 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
         "estimator",
         "rows",
     },
-    {"voice", "t3", "hift", "fallback", "console", "ears", "verify"},
+    {"voice", "t3", "hift", "fallback", "console", "ears", "verify", "weight_cache"},
     {"flow", "vocoder", "decoding", "batch", "batch_display", "book", "options"},
-    {"graphs"},
+    {"graphs", "t3_weights"},
     {"reader"},
     {"attempts", "pipeline", "report", "chart"},
     {"schedule", "finishing"},
     {"loading", "upstream"},
     {"engine", "random_weights", "doctor"},
     {"provider", "subjects"},
+    {"cold"},
     {"bench"},
     {"commands", "batch_command"},
     {"cli"},
@@ -69,7 +71,7 @@ STAGES = (
     "voice",
 )
 LIGHT = ("errors", "chart", "ears", "wer", "spoken", "files", "shapes", "text", "sampling", "audio", "models", "plan", "profile",
-         "voice_store", "report", "console", "commands", "cli", "__init__",
+         "voice_store", "weight_cache", "report", "console", "commands", "cli", "__init__",
          "speech", "guard", "jobs", "manifest", "naming", "verify", "batch", "book", "batch_display", "batch_command", "options")  # fmt: skip
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from chatterbox_opt import loading, models
+from chatterbox_opt import loading, models, t3_weights
+from chatterbox_opt.blank import uninitialised
 from chatterbox_opt.errors import InputError, WeightsError
 from chatterbox_opt.random_weights import make, t3_template, upstream_flow
 from chatterbox_opt.shapes import Shapes, read_shapes
@@ -31,8 +32,8 @@ def test_the_template_is_upstreams_t3():
         true = T3().state_dict()
     made = t3_template(Shapes().t3)
     assert {n: t.shape for n, t in made.items()} == {n: t.shape for n, t in true.items()}
-    names = loading.t3_upstream_names(Shapes().t3)
-    assert {n for group in names.values() for n in group} | set(loading.UNUSED) == set(true)
+    names = t3_weights.t3_upstream_names(Shapes().t3)
+    assert {n for group in names.values() for n in group} | set(t3_weights.UNUSED) == set(true)
 
 
 def test_true_shapes_build_upstreams_own_s3gen():
@@ -40,7 +41,7 @@ def test_true_shapes_build_upstreams_own_s3gen():
 
     from chatterbox_opt import vocoder, voice
 
-    with loading.uninitialised():
+    with uninitialised():
         true = S3Gen().state_dict()
         encoders = voice.Encoders(Shapes().voice, Shapes().t3.speaker)
         parts = {

@@ -6,13 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import assert_close
+from conftest import assert_close, say_all
 
 from chatterbox_opt import hardware, loading, models, packing, quantised
+from chatterbox_opt.decoding import Slots, Utterance, decode, stepping
 from chatterbox_opt.plan import resolve
 from chatterbox_opt.quantised import Int4Linear, Int8Linear
+from chatterbox_opt.reader import text_tokens
 from chatterbox_opt.sampler import guide
 from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.t3 import Prompt
+from chatterbox_opt.voice import from_conditionals
 
 LACKS = packing.lacks()
 needs_int8 = pytest.mark.skipif("int8" in LACKS, reason=LACKS.get("int8", ""))
@@ -83,33 +87,29 @@ def pico():
 def said(pico):
     """What pico says in float32, and its guided logits at each of those steps."""
     t3 = loading.load_t3(pico, torch.float32)
-    tokens = list(t3.generate(prompt(pico), SAMPLING, torch.Generator().manual_seed(0)))
-    return tokens, logits(t3, pico, tokens)
+    [free] = say_all(t3, [line(pico)])
+    return free.tokens, logits(t3, pico, free.tokens)
 
 
 SAMPLING = Sampling(max_tokens=120)
 
 
-def prompt(pico):
-    from chatterbox_opt.pipeline import text_tokens
-    from chatterbox_opt.t3 import Prompt
-    from chatterbox_opt.voice import from_conditionals
-
+def line(pico, script=(), told=lambda count: None):
     voice = from_conditionals(pico.path(models.CONDITIONALS))
     ids = text_tokens(loading.load_tokenizer(pico), "The boat left the harbour early.")
-    return Prompt(ids, voice.speaker, voice.prompt)
+    prompt = Prompt(ids, voice.speaker, voice.prompt)
+    return Utterance(prompt, SAMPLING, torch.Generator().manual_seed(0), told, script)
 
 
 def logits(t3, pico, tokens):
-    found = []
+    """Guided log-probabilities from which each of the tokens is drawn."""
+    slots, found = Slots(t3, 1, 2), []
 
-    def step(*args):
-        out = t3.step(*args)
-        found.append(guide(out.float(), SAMPLING.cfg_weight))
-        return out
+    def told(_):
+        found.append(guide(slots.logits.float(), slots.knobs.cfg_weight))
 
-    drawn = torch.Generator().manual_seed(0)
-    list(t3.generate(prompt(pico), SAMPLING, drawn, step, tokens))
+    waiting = iter([line(pico, tokens, told)])
+    list(decode(t3, slots, lambda: next(waiting, None), stepping(t3.step)))
     return torch.log_softmax(torch.cat(found), dim=-1)
 
 

@@ -11,9 +11,9 @@ from conftest import assert_close, say_all
 from tokenizers import Tokenizer
 
 from chatterbox_opt import decoding, estimator, random_weights
-from chatterbox_opt.loading import t3_from_upstream
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.t3 import Prompt
+from chatterbox_opt.t3_weights import t3_from_upstream
 from pico import codes, pack, teacher, texts, train_flow, train_t3, training
 from pico.design import SHAPES, tokenizer
 from pico.utterances import Utterance

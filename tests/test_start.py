@@ -1,0 +1,78 @@
+"""Start-up: what replaces heavy imports gives the same numbers, and the imports stay away."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import SAMPLE
+
+from chatterbox_opt import audio, lean
+from chatterbox_opt.errors import ChatterboxOptError
+from chatterbox_opt.watermark import Watermark
+
+
+@pytest.mark.parametrize("length", [1500, 24_000, 95_999, 96_001])
+def test_the_mark_is_perths_to_the_last_bit(length):
+    import perth
+
+    wave = audio.read_reference(SAMPLE)[5000 : 5000 + length]
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs = perth.PerthImplicitWatermarker()
+    marked = theirs.apply_watermark(wave, sample_rate=24_000)
+    assert np.array_equal(Watermark().apply(wave), np.clip(marked, -1, 1))
+
+
+def test_a_missing_or_broken_watermarker_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(lean, "place", lambda package: None)
+    with pytest.raises(ChatterboxOptError, match="cannot be loaded.*--no-watermark"):
+        Watermark()
+    package = tmp_path / "perth"
+    package.mkdir()
+    monkeypatch.setattr(lean, "place", lambda _: package)
+    monkeypatch.setattr(lean, "layers", lambda *_: sys)
+    with pytest.raises(ChatterboxOptError, match="cannot be loaded") as caught:
+        Watermark()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_window_is_scipys():
+    from scipy.signal import get_window
+
+    for length in (16, 20, 1024):
+        ours = lean.hann("hann", length, fftbins=True)
+        assert np.array_equal(ours, get_window("hann", length, fftbins=True))
+    with pytest.raises(ValueError, match="Hann"):
+        lean.hann("blackman", 16, fftbins=True)
+
+
+def test_a_first_word_needs_none_of_these(tmp_path):
+    """The built-in model with its watermark: five seconds of imports that stay away."""
+    script = (
+        "import sys\n"
+        "sys.argv = ['chatterbox-opt', 'synth', 'It is 5 o.', '--model', 'pico', '-q',"
+        " '--max-tokens', '9', '--seed', '1', '-o', 'x.wav']\n"
+        "from chatterbox_opt.cli import main\n"
+        "try:\n    main()\n"
+        "finally:\n    print(*sys.modules)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr.decode()
+    loaded = set(result.stdout.decode().split())
+    assert "soxr" in loaded, "it was marked"
+    assert not loaded & {
+        "librosa",
+        "numba",
+        "scipy.signal",
+        "scipy.stats",
+        "perth",
+        "pkg_resources",
+        "sympy",
+        "torchaudio",
+        "torch._dynamo",
+        "s3tokenizer",
+    }

@@ -1,0 +1,240 @@
+"""Converted weights on disk: the same sound with and without them, and never an error."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from chatterbox_opt import Engine, Sampling, loading, models, packing, weight_cache
+from chatterbox_opt.weight_cache import WeightCache
+
+HALF = torch.bfloat16
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return WeightCache(tmp_path / "weights", least=0)
+
+
+@pytest.fixture
+def copy(tiny, tmp_path):
+    return shutil.copytree(tiny, tmp_path / "model")
+
+
+def load(directory, cache):
+    checkpoint = models.locate(str(directory))
+    stages = (
+        loading.load_t3(checkpoint, HALF, cache=cache),
+        loading.load_flow(checkpoint, HALF, cache),
+    )
+    return [stage.state_dict() for stage in stages]
+
+
+def same(one, other):
+    return all(
+        a.keys() == b.keys()
+        and all(a[n].dtype == b[n].dtype and torch.equal(a[n], b[n]) for n in a)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def names(cache):
+    return sorted(path.name.split("-", 2)[2] for path in cache.entries())
+
+
+def never():
+    raise AssertionError("converted, though it was kept")
+
+
+def test_kept_weights_say_bit_for_bit_the_same(tiny, cache):
+    def speak():
+        with Engine.load(str(tiny), "dev", device="cpu", overrides={"dtype": "bfloat16"},
+                         watermark=False, weights=cache) as engine:  # fmt: skip
+            return engine.synthesize("Hello there.", sampling=Sampling(seed=4, max_tokens=12))
+
+    fresh = speak()
+    assert names(cache) == ["flow-bfloat16.pt", "t3-bfloat16.pt"]
+    kept = speak()
+    assert np.array_equal(kept.samples, fresh.samples)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_integer_matrices_are_kept_too(tiny, cache, dtype, monkeypatch):
+    if why := packing.lacks().get(dtype):
+        pytest.skip(why)
+
+    def speak():
+        with Engine.load(str(tiny), "dev", device="cpu", overrides={"dtype": dtype},
+                         watermark=False, weights=cache) as engine:  # fmt: skip
+            return engine.synthesize("Hello there.", sampling=Sampling(seed=4, max_tokens=12))
+
+    fresh = speak()
+    assert f"t3-{dtype}.pt" in names(cache)
+    monkeypatch.setattr(loading, "t3_from_upstream", lambda *_: never())
+    assert np.array_equal(speak().samples, fresh.samples)
+
+
+def test_kept_tensors_are_mapped_not_converted_again(tiny, cache, monkeypatch):
+    fresh = load(tiny, cache)
+    monkeypatch.setattr(loading, "t3_from_upstream", lambda *_: never())
+    monkeypatch.setattr(loading, "_read_flow", lambda *_: never())
+    kept = load(tiny, cache)
+    assert same(kept, fresh)
+    assert {t.data_ptr() % 64 for state in kept for t in state.values()} == {0}
+
+
+def test_tables_outside_the_state_dict_are_cast_too(tiny, cache):
+    checkpoint = models.locate(str(tiny))
+    fresh, kept = (loading.load_flow(checkpoint, HALF, cache) for _ in range(2))
+    assert {n: b.dtype for n, b in kept.named_buffers()} == {
+        n: b.dtype for n, b in fresh.named_buffers()
+    }
+    t3s = [loading.load_t3(checkpoint, HALF, cache=cache) for _ in range(2)]
+    assert torch.equal(t3s[0].frequencies, t3s[1].frequencies)
+
+
+def test_any_tensors_come_back_as_they_went_in(tiny, cache):
+    """What a quantised form needs: integers beside scales, views of larger storages."""
+    checkpoint = models.locate(str(tiny))
+    wide = torch.arange(600, dtype=torch.int8).reshape(20, 30)
+    given = {
+        "a.weight": wide[:, ::2].t(),
+        "a.scale": torch.rand(20),
+        "b": torch.tensor(3, dtype=torch.uint8),
+    }
+    cache.tensors(checkpoint, "t3", "int8", lambda: given)
+    found = cache.tensors(checkpoint, "t3", "int8", never)
+    assert found.keys() == given.keys()
+    assert all(found[n].dtype == t.dtype and torch.equal(found[n], t) for n, t in given.items())
+    assert cache.entries()[0].stat().st_size < 10_000
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"{}" * 999),
+        lambda path: torch.save({"tensors": {}}, path),
+        lambda path: torch.save([1], path),
+        lambda path: torch.save({"name": "another", "tensors": {}}, path),
+        lambda path: (path.unlink(), path.mkdir()),
+    ],
+)
+def test_damage_is_mended(tiny, cache, damage, caplog):
+    fresh = load(tiny, cache)
+    whole = [path.stat().st_size for path in sorted(cache.entries())]
+    for path in cache.entries():
+        damage(path)
+    with caplog.at_level(logging.INFO):
+        assert same(load(tiny, cache), fresh)
+    assert "damaged" in caplog.text
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+    if all(path.is_file() for path in cache.entries()):
+        assert [path.stat().st_size for path in sorted(cache.entries())] == whole
+
+
+def test_where_nothing_can_be_written_nothing_is_said(tiny, tmp_path, caplog, monkeypatch):
+    (tmp_path / "file").touch()
+    with caplog.at_level(logging.DEBUG, "chatterbox_opt"):
+        fresh = load(tiny, WeightCache(None))
+        assert same(load(tiny, WeightCache(tmp_path / "file" / "weights", least=0)), fresh)
+        assert caplog.text.count("were not kept") == 2
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: os.terminal_size((0, 0)))
+        full = type("Usage", (), {"free": 1000})
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+        cache = WeightCache(tmp_path / "weights", least=0)
+        assert same(load(tiny, cache), fresh)
+    assert "MiB free" in caplog.text
+    assert not cache.entries()
+    assert not [r for r in caplog.records if r.levelno > logging.DEBUG]
+
+
+def test_a_disk_that_fills_up_while_writing(tiny, cache, monkeypatch, caplog):
+    def full(*_):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    monkeypatch.setattr(torch, "save", full)
+    with caplog.at_level(logging.DEBUG, "chatterbox_opt"):
+        load(tiny, cache)
+    assert "were not kept" in caplog.text
+    assert not list(cache.directory.iterdir())
+
+
+def test_another_checkpoint_in_the_same_place_is_converted_anew(tiny, copy, tmp_path, cache):
+    from chatterbox_opt.random_weights import make
+
+    first, elsewhere = load(copy, cache), load(tiny, cache)
+    assert same(first, elsewhere)
+    assert len(cache.entries()) == 4, "two places, two parts"
+    old = set(cache.entries())
+    make(copy, "tiny", seed=9)
+    assert not same(load(copy, cache), first)
+    assert len(cache.entries()) == 4
+    assert len(old & set(cache.entries())) == 2, "only the replaced checkpoint's files went"
+
+
+def test_a_file_that_was_touched_is_not_trusted(copy, cache):
+    load(copy, cache)
+    before = set(cache.entries())
+    os.utime(copy / models.T3, (1, 1))
+    load(copy, cache)
+    assert len(cache.entries()) == 2
+    assert not before & set(cache.entries())
+
+
+def test_what_lies_there_is_bounded(tiny, cache):
+    checkpoint = models.locate(str(tiny))
+    bounded = WeightCache(cache.directory, least=0, most=5000)
+    for i, form in enumerate(("a", "b", "c", "d")):
+        bounded.tensors(checkpoint, "t3", form, lambda: {"x": torch.zeros(300)})
+        newest = max(bounded.entries(), key=lambda path: path.name)
+        os.utime(newest, (i, i))
+    assert 1 <= len(bounded.entries()) < 4
+    assert sum(path.stat().st_size for path in bounded.entries()) <= 5000
+    assert "t3-d.pt" in names(bounded), "the newest stays"
+    left = cache.directory / f".{'0' * 16}.part"
+    left.touch()
+    os.utime(left, (time.time() - 1e6,) * 2)
+    bounded.tensors(checkpoint, "t3", "e", lambda: {"x": torch.zeros(3)})
+    assert not left.exists()
+    assert bounded.clear() > 0
+    assert not bounded.entries()
+
+
+def test_small_and_float32_weights_are_not_kept(tiny, tmp_path):
+    cache = WeightCache(tmp_path / "weights")
+    load(tiny, cache)
+    cache = WeightCache(tmp_path / "weights", least=0)
+    loading.load_t3(models.locate(str(tiny)), torch.float32, cache=cache)
+    assert not cache.entries()
+
+
+def test_the_switches(monkeypatch, tmp_path):
+    monkeypatch.setenv(weight_cache.VARIABLE, str(tmp_path))
+    assert weight_cache.default().directory == tmp_path
+    assert weight_cache.default(keep=False).directory is None, "--no-cache"
+    for word in ("false", "0", "FALSE", ""):
+        monkeypatch.setenv(weight_cache.VARIABLE, word)
+        assert weight_cache.default().directory is None
+    monkeypatch.delenv(weight_cache.VARIABLE)
+    assert weight_cache.default().directory.name == "weights"
+
+
+def test_the_commands(monkeypatch, tmp_path):
+    from typer.testing import CliRunner
+
+    from chatterbox_opt.cli import app
+
+    monkeypatch.setenv(weight_cache.VARIABLE, str(tmp_path))
+    (tmp_path / "x.pt").write_bytes(b"0" * (3 << 20))
+    runner = CliRunner()
+    assert "1 kept, 3 MiB in" in runner.invoke(app, ["doctor"], env={"COLUMNS": "400"}).output
+    assert "3 MiB removed" in runner.invoke(app, ["models", "clear"]).output
+    assert not list(tmp_path.iterdir())
