@@ -41,9 +41,10 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
         "estimator",
     },
     {"voice", "t3", "vocoder", "fallback", "console", "ears", "verify"},
-    {"flow", "graphs", "batch", "batch_display", "book", "options"},
-    {"pipeline", "report", "chart"},
-    {"loading", "upstream"},
+    {"flow", "graphs", "batch", "batch_display", "book", "options", "workers"},
+    {"pipeline", "report", "chart", "processes", "cluster"},
+    {"loading", "upstream", "executors"},
+    {"speakers"},
     {"engine", "random_weights", "doctor"},
     {"provider", "subjects"},
     {"bench"},
@@ -53,7 +54,8 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
 STAGES = ("t3", "flow", "estimator", "vocoder", "cache", "sampler", "graphs", "voice")
 LIGHT = ("errors", "chart", "ears", "wer", "spoken", "files", "shapes", "text", "sampling", "audio", "models", "plan",
          "voice_store", "report", "console", "commands", "cli", "__init__",
-         "speech", "guard", "jobs", "manifest", "naming", "verify", "batch", "book", "batch_display", "batch_command", "options")  # fmt: skip
+         "speech", "guard", "jobs", "manifest", "naming", "verify", "batch", "book", "batch_display", "batch_command", "options",
+         "workers", "processes", "cluster", "executors")  # fmt: skip
 
 
 FACES = ("cli", "commands", "console", "options", "batch_command", "batch_display")
