@@ -6,7 +6,9 @@ the same version of this package; ``--model DIR`` must be there too. Voices come
 
 from __future__ import annotations
 
+import os
 import queue
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from chatterbox_opt.speech import Request
 from chatterbox_opt.workers import Gone, Message, Opening, forward_logs, serve
 
 REMEDY = 'pip install "chatterbox-opt[ray]"'
+TIMEOUT = 10.0  # seconds for a cluster to pick up
 Answer = TypeVar("Answer")
 
 
@@ -37,14 +40,16 @@ def connected(address: str | None, environment: Mapping[str, str]) -> Iterator[C
         import ray
     except ImportError as error:
         raise InputError(f"--executor ray needs Ray, which is not installed: {REMEDY}") from error
+    address = address or os.environ.get("RAY_ADDRESS")
     try:
+        _check_port(address or "")
         ray.init(
             address,
             log_to_driver=False,
             logging_level="WARNING",
             runtime_env={"env_vars": dict(environment)},
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         where = f"at {address}" if address else "to be had"
         reason = " ".join(str(error).split())
         raise InputError(f"no Ray cluster {where} ({reason}): check --ray-address") from error
@@ -52,6 +57,13 @@ def connected(address: str | None, environment: Mapping[str, str]) -> Iterator[C
         yield Cluster()
     finally:
         ray.shutdown()
+
+
+def _check_port(address: str) -> None:
+    """Raise OSError if nobody listens at an address; Ray itself would try for minutes."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), TIMEOUT).close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +111,7 @@ def _inherited(environment: Mapping[str, str]) -> Iterator[None]:
     os.environ.update(environment)
     deaf = hasattr(signal, "pthread_sigmask")
     if deaf:
+        resource_tracker.ensure_running()  # the first process starts it, and it opens our ears
         ours = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
