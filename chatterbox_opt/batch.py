@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 
 from chatterbox_opt import audio, manifest
-from chatterbox_opt.errors import ChatterboxOptError, OutputError, WorkerError, in_words
+from chatterbox_opt.errors import ChatterboxOptError, OutputError, in_words
 from chatterbox_opt.jobs import Item
 from chatterbox_opt.manifest import Entry, Manifest
 from chatterbox_opt.sampling import chunk_seed
@@ -188,7 +188,7 @@ class Batch:
                     self._finish(result)
             for id in list(self._heard):  # heard, and to be spoken again when the stop came
                 self._save_best(id)
-        except (OutputError, WorkerError) as error:
+        except ChatterboxOptError as error:  # of all items: what is one's own comes as a value
             self.summary.stopped = error
         self.summary.left = self.left
         self._event("end")

@@ -149,6 +149,7 @@ class Pool:
 
         Raises:
             WorkerError: workers die one after the other, whatever they are given.
+            ChatterboxOptError: why none can load any more.
         """
         self._source, self._dry = iter(requests), False
         while True:
@@ -206,13 +207,22 @@ class Pool:
             if place.ready or place.number == 0:  # all would say the same while they load
                 logging.getLogger(message.name).handle(message)
         elif isinstance(message, ChatterboxOptError):
-            raise message
+            self._leave_out(place, message)
         elif message == READY:
             place.ready, place.loads = True, 0
         else:
             suspect = bool(self._again) and self._is_suspect(self._again[0])
             # one that is to be alone waits until a place is empty
             self._give(place, None if place.alone or suspect else self._next())
+
+    def _leave_out(self, place: _Place, error: ChatterboxOptError) -> None:
+        """Go on without one that cannot load, as long as there are others."""
+        if not any(other.ready for other in self._places):
+            raise error
+        assert place.worker is not None
+        place.worker.close()
+        place.worker = None
+        log.warning("worker %d is left out: %s", place.number, error)
 
     def _bury(self, place: _Place, cause: str) -> Iterator[Result]:
         """Have its work done again, and put another in its place."""
