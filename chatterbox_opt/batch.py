@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,16 +21,15 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 
 from chatterbox_opt import audio, manifest
-from chatterbox_opt.errors import ChatterboxOptError, OutputError
+from chatterbox_opt.errors import ChatterboxOptError, OutputError, in_words
 from chatterbox_opt.jobs import Item
 from chatterbox_opt.manifest import Entry, Manifest
 from chatterbox_opt.sampling import chunk_seed
 from chatterbox_opt.shapes import SAMPLE_RATE
-from chatterbox_opt.speech import Piece, Request, Result
+from chatterbox_opt.speech import Piece, Request, Result, Speak
 from chatterbox_opt.verify import HearingError, Verifier
 
 log = logging.getLogger(__name__)
-Speak = Callable[[Iterable[Request]], Iterator[Result]]
 WHOLE = -1  # in place of a chunk's number, for the seed of an utterance that is spoken again
 NAMED = 5  # faults of one item that are noted
 
@@ -82,7 +82,7 @@ class Summary:
     entries: dict[str, Entry] = field(default_factory=dict)
     skipped: int = 0
     left: int = 0
-    stopped: OutputError | None = None
+    stopped: ChatterboxOptError | None = None
 
     def failed(self) -> list[Entry]:
         """Items without a result."""
@@ -188,7 +188,7 @@ class Batch:
                     self._finish(result)
             for id in list(self._heard):  # heard, and to be spoken again when the stop came
                 self._save_best(id)
-        except OutputError as error:
+        except ChatterboxOptError as error:  # of all items: what is one's own comes as a value
             self.summary.stopped = error
         self.summary.left = self.left
         self._event("end")
@@ -203,7 +203,7 @@ class Batch:
         attempts = self._heard.setdefault(result.id, [])
         if result.error is not None and not attempts:
             del self._heard[result.id]
-            self._note(self._failure(result.id, _reason(result.error)))
+            self._note(self._failure(result.id, in_words(result.error)))
             return
         if result.error is None:
             attempts.append(self._listen(result))
@@ -299,12 +299,6 @@ class Batch:
         )
 
 
-def _reason(error: Exception) -> str:
-    """An error in words; one that is not ours needs its kind to be understood."""
-    ours = isinstance(error, ChatterboxOptError)
-    return str(error) if ours else f"{type(error).__name__}: {error}"
-
-
 def _faults(pieces: tuple[Piece, ...]) -> list[str]:
     """What is wrong with an utterance, and in which chunk."""
     found = [
@@ -317,9 +311,14 @@ def _faults(pieces: tuple[Piece, ...]) -> list[str]:
 
 
 def _request(task: Task, attempt: int = 0) -> Request:
-    """What the engine is asked; a further attempt has a seed derived from the row's, if any."""
-    item = task.item
-    sampling = item.sampling
-    if attempt and sampling.seed is not None:
-        sampling = replace(sampling, seed=chunk_seed(sampling.seed, WHOLE, attempt))
-    return Request(item.id, item.text, item.voice, sampling)
+    """What the engine is asked; a further attempt has a seed derived from the row's.
+
+    A row without a seed gets one here, each time anew, so that who speaks it does not matter, nor
+    how often a worker dies of it.
+    """
+    item, seed = task.item, task.item.sampling.seed
+    if seed is None:
+        seed = secrets.randbits(32)
+    elif attempt:
+        seed = chunk_seed(seed, WHOLE, attempt)
+    return Request(item.id, item.text, item.voice, replace(item.sampling, seed=seed))

@@ -10,8 +10,8 @@ import functools
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -20,6 +20,7 @@ import typer
 from chatterbox_opt import (
     audio,
     console,
+    executors,
     hardware,
     jobs,
     manifest,
@@ -35,6 +36,7 @@ from chatterbox_opt.book import join
 from chatterbox_opt.errors import InputError, OutputError, VoiceError
 from chatterbox_opt.models import Checkpoint
 from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.speech import Speak
 from chatterbox_opt.verify import MAX_WER, Verifier
 
 KNOBS = Sampling()
@@ -92,6 +94,15 @@ def batch(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
+    workers: Annotated[
+        Optional[int], typer.Option(help="Engines at a time; each has a card, or a share of cores.")
+    ] = None,
+    executor: Annotated[
+        str, typer.Option(help="process, or ray: on a cluster's machines.")
+    ] = executors.PROCESS,
+    ray_address: Annotated[
+        Optional[str], typer.Option(help="Of a cluster; or RAY_ADDRESS; else one is started here.")
+    ] = None,
 ) -> None:
     """Speak every line of a file; run again to go on where it stopped."""
     started = time.monotonic()
@@ -116,6 +127,7 @@ def batch(
         not no_watermark,
     )
     _check(format, name, retries, (pause, chapter_pause))
+    executors.check(executor, workers, ray_address)
     if book is not None:
         audio.output_format(book)
     verifier = Verifier.of(verify, max_wer) if verify is not None else None
@@ -123,18 +135,25 @@ def batch(
     items = jobs.read(file, _content(file), sampling, voice)
     files = _files(items, name, format, book, out_dir)
     options.quieten(talk, debug=debug)
-    with manifest.opened(out_dir, anew=force) as noted, display(talk, as_json=as_json) as show:
+    with (
+        executors.chosen(executor, workers, ray_address) as place,
+        manifest.opened(out_dir, anew=force) as noted,
+        display(talk, as_json=as_json) as show,
+    ):
         if book is not None:
             audio.check_writable(book)
+        machine.announce(talk)
+        how = plan.resolve(machine.profile, place.probe(machine.device), machine.overrides)
         work = Batch(
             noted,
-            _tasks(machine, items, files, talk),
+            _tasks(machine, how, items, files),
             show,
             verifier=verifier,
             retries=retries,
             fail_fast=fail_fast,
         )
-        summary, caught = _work(work, machine, talk, retries)
+        speech = executors.Speech(machine, retries, debug)
+        summary, caught = _work(work, lambda: place.speaking(speech, how, talk), talk)
     report(talk, summary, {item.id: item.row for item in items}, time.monotonic() - started)
     if summary.stopped is not None:
         raise summary.stopped
@@ -175,11 +194,10 @@ def _files(
 
 
 def _tasks(
-    machine: options.Machine, items: list[jobs.Item], files: list[str], talk: console.Talk
+    machine: options.Machine, how: plan.Plan, items: list[jobs.Item], files: list[str]
 ) -> list[Task]:
     """What is asked, hashed with all that its sound depends on: no model is loaded for it."""
-    checkpoint = machine.locate(talk)
-    how = plan.resolve(machine.profile, hardware.probe(machine.device), machine.overrides)
+    checkpoint = models.locate(machine.model)
     precision = [how.t3, how.flow, how.compute] if how.optimized else ["plain"]
     mark = "marked" if machine.watermark else "unmarked"
     made_by = " ".join([models.identity(checkpoint), *precision, mark])
@@ -197,21 +215,19 @@ def _voice_key(store: voice_store.VoiceStore, checkpoint: Checkpoint, voice: str
 
 
 def _work(
-    work: Batch, machine: options.Machine, talk: console.Talk, retries: int
+    work: Batch, speaking: Callable[[], AbstractContextManager[Speak]], talk: console.Talk
 ) -> tuple[Summary, int]:
     """Run it, with a model only if something is left; also return the signal that ended it."""
     if not work.left:
         return work.run(lambda requests: iter(())), 0
-    from chatterbox_opt.guard import Guard
-
-    with machine.load(talk) as engine, _stoppable(work, talk) as caught:
-        summary = work.run(functools.partial(engine.batch, guard=Guard(retries)))
+    with speaking() as speak, _stoppable(work, talk) as caught:
+        summary = work.run(speak)
     return summary, caught[0] if caught else 0
 
 
 @contextmanager
 def _stoppable(work: Batch, talk: console.Talk) -> Iterator[list[int]]:
-    """The first Ctrl-C or SIGTERM lets the item in work be finished, the second does not."""
+    """The first Ctrl-C or SIGTERM lets what is in work be finished, the second does not."""
     caught: list[int] = []
 
     def stop(number: int, _: Any) -> None:
@@ -219,7 +235,7 @@ def _stoppable(work: Batch, talk: console.Talk) -> Iterator[list[int]]:
             raise SystemExit(128 + number)
         caught.append(number)
         work.stop()
-        talk.say("stopping when this item is finished; once more to stop at once")
+        talk.say("stopping when what is in work is finished; once more to stop at once")
 
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in numbers}

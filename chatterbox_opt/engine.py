@@ -15,7 +15,6 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -25,7 +24,6 @@ from torch import Tensor
 
 from chatterbox_opt import hardware, loading, models, plan, voice_store, weight_cache
 from chatterbox_opt.attempts import Attempts, Speak, settle
-from chatterbox_opt.audio import check_reference, read_reference
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.finishing import Finisher, piece
 from chatterbox_opt.guard import Guard
@@ -35,10 +33,11 @@ from chatterbox_opt.plan import Plan
 from chatterbox_opt.reader import OnToken
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.schedule import Schedule
+from chatterbox_opt.speakers import Speakers
 from chatterbox_opt.speech import Audio, Observer, Piece, Progress, Request, Result, join
 from chatterbox_opt.text import Chunk, split
 from chatterbox_opt.upstream import Upstream
-from chatterbox_opt.voice import Voice, from_conditionals
+from chatterbox_opt.voice import Voice
 from chatterbox_opt.voice_store import VoiceStore
 from chatterbox_opt.watermark import Watermark
 from chatterbox_opt.weight_cache import WeightCache
@@ -62,15 +61,14 @@ class Engine:
         plan: Plan,
         checkpoint: Checkpoint,
         speaker: Pipeline | Upstream,
-        store: VoiceStore,
+        voices: Speakers,
         watermark: Watermark | None,
     ) -> None:
         self.plan = plan
         self.checkpoint = checkpoint
         self._speaker = speaker
-        self._store = store
+        self._voices = voices
         self._watermark = watermark
-        self._voices: dict[str, Voice] = {}
 
     @classmethod
     def load(
@@ -116,7 +114,7 @@ class Engine:
             how,
             checkpoint,
             speaker,
-            store or VoiceStore(voice_store.default_directory()),
+            Speakers(checkpoint, store or VoiceStore(voice_store.default_directory())),
             mark,
         )
 
@@ -146,40 +144,7 @@ class Engine:
         Raises:
             VoiceError: not found, not audio, too short, silent.
         """
-        if source is None:
-            return self._own_voice()
-        shipped = self.checkpoint.voices()
-        path = self._store.find(os.fspath(source), shipped)
-        if path in shipped.values():
-            return self._shipped_voice(path)
-        check_reference(path)
-        key = voice_store.content_key(path, self.checkpoint.voice_identity)
-        if key not in self._voices:
-            self._voices[key] = self._store.load(key) or self._computed(path, key)
-        return self._voices[key]
-
-    def _own_voice(self) -> Voice:
-        path = self.checkpoint.path(models.CONDITIONALS)
-        if not path.is_file():
-            raise InputError(
-                f"'{self.checkpoint.name}' has no voice of its own; give one with --voice"
-            )
-        if models.CONDITIONALS not in self._voices:
-            self._voices[models.CONDITIONALS] = from_conditionals(path)
-        return self._voices[models.CONDITIONALS]
-
-    def _shipped_voice(self, path: Path) -> Voice:
-        if path.name not in self._voices:
-            self._voices[path.name] = loading.load_voice(path)
-        return self._voices[path.name]
-
-    def _computed(self, path: Path, key: str) -> Voice:
-        wave = read_reference(path)
-        # the encoders stay on the processor and go when done: 0.5 GB that a known voice never needs
-        encoders = loading.load_encoders(self.checkpoint)
-        voice = encoders.encode(wave, self.checkpoint.shapes.t3.prompt_tokens)
-        self._store.save(key, voice)
-        return voice
+        return self._voices.voice(source)
 
     def pieces(
         self,

@@ -9,7 +9,8 @@ ChatterboxOptError            exit 1   the root: the command line catches it in 
 ├── OutputError               exit 1   the sound could not be written
 ├── DeviceError               exit 1   the device is missing or out of memory
 ├── NumericsError             exit 1   numbers that are not numbers, even in float32
-└── SilenceError              exit 1   the model said nothing, however often it was asked
+├── SilenceError              exit 1   the model said nothing, however often it was asked
+└── WorkerError               exit 1   processes that speak for a batch died
 
 Every message is one line and ends with what to do.
 """
@@ -57,3 +58,13 @@ class NumericsError(ChatterboxOptError):
 
 class SilenceError(ChatterboxOptError):
     """The model ended its speech before it began."""
+
+
+class WorkerError(ChatterboxOptError):
+    """Processes that speak for a batch died."""
+
+
+def in_words(error: Exception) -> str:
+    """An error for people; one that is not ours needs its kind to be understood."""
+    ours = isinstance(error, ChatterboxOptError)
+    return str(error) if ours else f"{type(error).__name__}: {error}"

@@ -6,6 +6,7 @@ Imports torch only in ``probe``.
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -72,6 +73,16 @@ def probe(device: str = AUTO) -> Hardware:
         free_mib=free >> 20,
         capability=capability,
     )
+
+
+def cards() -> list[str]:
+    """Names of the cards that this process may use, as CUDA_VISIBLE_DEVICES has them."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    names = [name.strip() for name in visible if name.strip()]
+    count = torch.cuda.device_count()
+    return names[:count] or [str(number) for number in range(count)]
 
 
 def processor() -> str:

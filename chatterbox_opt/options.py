@@ -101,12 +101,8 @@ class Machine:
             raise InputError(f"device is '{self.device}'; known: {', '.join(hardware.DEVICES)}")
         plan.check_words(self.profile, self.overrides, os.environ)
 
-    def locate(self, talk: console.Talk) -> models.Checkpoint:
-        """The model's files, fetched if need be, which is said."""
-        self._announce(talk)
-        return models.locate(self.model)
-
-    def _announce(self, talk: console.Talk) -> None:
+    def announce(self, talk: console.Talk) -> None:
+        """Say so if the model's files have to be fetched first."""
         if models.must_download(self.model):
             talk.say(f"fetching {models.HUB[self.model]} from the hub: 3 GB, once")
 
@@ -114,7 +110,7 @@ class Machine:
         """Load the engine and say what it is."""
         from chatterbox_opt.engine import Engine
 
-        self._announce(talk)
+        self.announce(talk)
         engine = Engine.load(
             self.model,
             self.profile,

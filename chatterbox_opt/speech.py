@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -119,6 +119,9 @@ class Result:
         if self.error is not None:
             raise self.error
         return join(list(self.pieces), self.seed)
+
+
+Speak = Callable[[Iterable[Request]], Iterator[Result]]  # as Engine.batch, in whatever order
 
 
 def join(pieces: list[Piece], seed: int) -> Audio:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import SAMPLE
+from conftest import ROOT, SAMPLE
 
-from chatterbox_opt import Request, Sampling
+from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.attempts import Attempts
 from chatterbox_opt.errors import NumericsError, SilenceError, TextError, VoiceError
 from chatterbox_opt.guard import Guard, faults
@@ -36,7 +37,7 @@ def spoken(seconds: float, *, codes=None, cut=False, silence=(0.0, 0.0)) -> Spok
     [
         (SENTENCE, spoken(2.6)),
         (SENTENCE, spoken(4.5)),
-        (SENTENCE, spoken(1.5)),
+        (SENTENCE, spoken(1.9)),
         (SENTENCE, spoken(4.0, silence=(1.0, 2.5))),  # a pause for effect
         (SENTENCE, spoken(3.0, codes=[*range(30), *[4218] * 40, *range(30)])),  # silence's token
         ("Hi.", spoken(0.3)),
@@ -57,6 +58,8 @@ def test_good_speech_has_no_fault(text, sound):
         (spoken(2.6, cut=True), "no end before the limit"),
         (spoken(20), "too slow: 20.0 s for 35 letters"),
         (spoken(0.5), "too fast: 0.5 s"),
+        (spoken(1.3), "too fast: 1.3 s for 35 letters"),  # half of it
+        (spoken(6.0), "too slow: 6.0 s"),
         (spoken(4.0, codes=[*range(20), *[5, 6, 7, 8] * 20]), "repeats itself for 3.2 s"),
         (spoken(4.0, codes=[1] * 99), "repeats itself for 4.0 s"),
         (spoken(4.5, silence=(1.0, 3.4)), "silent for 2.4 s"),
@@ -80,6 +83,39 @@ def judged(retries: int, takes: list[Spoken]):
             assert (len(seeds), number) == (len(takes), len(takes)), "each has its own seed"
             return kept
     raise AssertionError("there were not enough attempts")
+
+
+@pytest.mark.slow
+def test_the_bounds_on_trained_speech():
+    """What the guard's docstring says, on a few of those sentences: no alarm, all faults found."""
+    with Engine.load("pico", "dev", device="cpu", watermark=False) as speaker:
+        names = [None, *speaker.checkpoint.voices()]
+        texts = [
+            "Hello!",
+            "Well done!",
+            *(ROOT / "pico/sentences/everyday.txt").read_text().splitlines()[:18],
+        ]
+        for i, text in enumerate(texts):
+            [chunk] = speaker._chunks(text)
+            voice = speaker.voice(names[i % len(names)])
+            said = Line(chunk, voice, Sampling(), i, lambda n: None)
+            [(_, good)] = speaker._speaker.speak(iter([said, None]).__next__)
+            assert faults(chunk.text, good) == (), text
+            for fault, planted in plant(good):
+                assert faults(chunk.text, planted), f"{fault}: {text}"
+
+
+def plant(good: Spoken) -> Iterator[tuple[str, Spoken]]:
+    """A good utterance in which something goes wrong."""
+    wave, codes = good.wave, good.codes
+    middle = len(codes) // 2
+    edge = middle * SAMPLE_RATE // 25
+    yield "cut in half", replace(good, wave=wave[:edge], codes=codes[:middle])
+    yield "without a beginning", replace(good, wave=wave[edge:], codes=codes[middle:])
+    for period in (1, 4, 12):
+        again = (*codes[:period] * (1 + 53 // period), *codes)
+        yield f"loop of {period}", replace(good, codes=again)
+    yield "runaway", replace(good, wave=np.resize(wave, 40 * SAMPLE_RATE))
 
 
 def test_the_best_of_the_attempts_is_kept():

@@ -44,12 +44,13 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
         "rows",
     },
     {"voice", "t3", "hift", "fallback", "console", "ears", "verify", "weight_cache"},
-    {"flow", "vocoder", "decoding", "batch", "batch_display", "book", "options"},
+    {"flow", "vocoder", "decoding", "batch", "batch_display", "book", "options", "workers"},
     {"graphs", "t3_weights"},
     {"reader"},
-    {"attempts", "pipeline", "report", "chart"},
+    {"attempts", "pipeline", "report", "chart", "processes", "cluster"},
     {"schedule", "finishing"},
-    {"loading", "upstream"},
+    {"loading", "upstream", "executors"},
+    {"speakers"},
     {"engine", "random_weights", "doctor"},
     {"provider", "subjects"},
     {"cold"},
@@ -72,7 +73,8 @@ STAGES = (
 )
 LIGHT = ("errors", "chart", "ears", "wer", "spoken", "files", "shapes", "text", "sampling", "audio", "models", "plan", "profile",
          "voice_store", "weight_cache", "report", "console", "commands", "cli", "__init__",
-         "speech", "guard", "jobs", "manifest", "naming", "verify", "batch", "book", "batch_display", "batch_command", "options")  # fmt: skip
+         "speech", "guard", "jobs", "manifest", "naming", "verify", "batch", "book", "batch_display", "batch_command", "options",
+         "workers", "processes", "cluster", "executors")  # fmt: skip
 
 
 FACES = ("cli", "commands", "console", "options", "batch_command", "batch_display")
