@@ -92,6 +92,8 @@ def test_the_profile_table_is_the_profiles():
             if not profile.compute
             else f"{profile.t3} stored, {profile.compute} computed"
         )
+        if profile.flow != profile.t3:
+            dtype += f", flow {profile.flow}"
         assert cells[2:] == [dtype, profile.compile, profile.offload]
 
 
