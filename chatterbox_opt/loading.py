@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from chatterbox_opt import estimator, flow, graphs, models, packing, t3, vocoder, voice
+from chatterbox_opt import blocked, estimator, flow, graphs, models, packing, t3, vocoder, voice
 from chatterbox_opt.errors import WeightsError
 from chatterbox_opt.models import Checkpoint
 from chatterbox_opt.offload import Residency
@@ -229,6 +229,8 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan) -> Pipeline:
     }
     if plan.device == "cpu" and t3_dtype == torch.bfloat16 and packing.supported():
         packing.pack(stages["t3"])
+    if plan.device == "cpu" and not plan.compute and blocked.supported():
+        blocked.block(stages["flow"])
     if plan.compute:
         store(stages["t3"], getattr(torch, plan.t3))
         store(stages["flow"], getattr(torch, plan.flow))
