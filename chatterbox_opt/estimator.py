@@ -172,7 +172,7 @@ class Estimator(nn.Module):
         Sines and cosines of 1000 t (upstream matcha/decoder.py, SinusoidalPosEmb) through two
         layers that stay in float32: half precision is off by half a radian there.
         """
-        half = self.time_in.in_features // 2
+        half = (MEL_BINS + CONDITIONS) // 2
         exponents = torch.arange(half, device=times.device) * (-math.log(10_000) / (half - 1))
         angles = 1000 * times[:, None] * exponents.exp()[None]
         features = torch.cat((angles.sin(), angles.cos()), dim=-1)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from chatterbox_opt import blocked
 from chatterbox_opt.errors import NumericsError
 from chatterbox_opt.estimator import Estimator
 from chatterbox_opt.lean import upstream
@@ -48,13 +49,19 @@ class Flow(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the arithmetic."""
-        return self.encoder_proj.weight.dtype
+        return self.estimator.dtype
 
     def set_precision(self, dtype: torch.dtype) -> None:
-        """Cast for arithmetic in ``dtype``; the time embedding stays in float32."""
+        """Cast for arithmetic in ``dtype``; the time embedding stays in float32.
+
+        Blocked matrices (blocked.py) are blocked again.
+        """
+        was_blocked = blocked.unblock(self)
         self.to(dtype)
         self.estimator.time_in.float()
         self.estimator.time_out.float()
+        if was_blocked:
+            blocked.block(self)
 
     @torch.inference_mode()
     def forward(

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from chatterbox_opt import estimator, flow, graphs, models, packing, t3, vocoder, voice
+from chatterbox_opt import blocked, estimator, flow, graphs, models, packing, t3, vocoder, voice
 from chatterbox_opt.blank import uninitialised
 from chatterbox_opt.decoding import Forward
 from chatterbox_opt.errors import WeightsError
@@ -257,6 +257,8 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None 
         "flow": flow_stage,
         "vocoder": hift,
     }
+    if plan.device == "cpu" and not plan.compute and blocked.supported():
+        blocked.block(stages["flow"])
     if plan.compute:
         store(stages["t3"], getattr(torch, plan.t3))
         store(stages["flow"], getattr(torch, plan.flow))

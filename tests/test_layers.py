@@ -14,6 +14,7 @@ PACKAGE = ROOT / "chatterbox_opt"
 LEVELS = [  # from the ground up; a level imports only from levels below it (or listed siblings)
     {"errors", "quantised"},
     {
+        "blocked",
         "files",
         "shapes",
         "text",

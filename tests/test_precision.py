@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import assert_close, prompt_for
 
-from chatterbox_opt import loading, models, packing
+from chatterbox_opt import blocked, loading, models, packing
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +99,24 @@ def test_packed_matrices_unpack_for_float32_and_pack_again(checkpoint, engine, p
     packed.set_precision(torch.bfloat16)
     assert isinstance(packed.blocks[0].down, packing.PackedLinear)
     assert torch.equal(logits(packed, engine), before)
+
+
+@pytest.mark.skipif(not blocked.supported(), reason="no AVX-512")
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 0.3)])
+def test_a_blocked_flow_is_the_flow(checkpoint, engine, dtype, bound):
+    flow = loading.load_flow(checkpoint, dtype)
+    exact = mel(loading.load_flow(checkpoint, torch.float32), engine)
+    plain = [name for name, layer in flow.named_modules() if isinstance(layer, torch.nn.Linear)]
+    blocked.block(flow)
+    assert plain, "there was something to block"
+    assert not any(isinstance(layer, torch.nn.Linear) for layer in flow.modules())
+    before = mel(flow, engine)
+    assert_close(before, exact, atol=bound)
+    flow.set_precision(torch.float32)
+    assert flow.dtype == torch.float32
+    flow.set_precision(dtype)
+    assert torch.equal(mel(flow, engine), before)
+    assert flow.estimator.time_in.blocked.dtype == torch.float32
+    assert blocked.unblock(flow)
+    back = [name for name, layer in flow.named_modules() if isinstance(layer, torch.nn.Linear)]
+    assert back == plain
