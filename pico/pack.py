@@ -43,8 +43,8 @@ SPEAKERS = {  # the first is the model's own voice
     "ada": Speaker(0.0, 1.0, 0.0),
     "bruno": Speaker(-0.65, 0.89, -0.1),
     "clara": Speaker(0.32, 1.09, 0.1),
-    "dora": Speaker(-0.2, 0.93, 0.5),
-    "emil": Speaker(-0.45, 0.95, -0.3),
+    "dora": Speaker(-0.15, 0.92, 0.1),
+    "emil": Speaker(-0.42, 1.03, -0.1),
 }
 
 

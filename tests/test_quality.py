@@ -15,9 +15,10 @@ import pytest
 import torch
 from conftest import ROOT
 
-from chatterbox_opt import Engine, Request, Sampling, models
+from chatterbox_opt import Engine, Request, Sampling, loading, models
 from chatterbox_opt.ears import Recogniser
 from chatterbox_opt.speech import Wave
+from chatterbox_opt.voice import Voice
 from chatterbox_opt.wer import WordErrorRate, word_error_rate
 
 pytestmark = pytest.mark.quality
@@ -121,25 +122,28 @@ def test_it_stops_by_itself():
     assert len(late) <= len(lines) // 100
 
 
-@pytest.mark.xfail(
-    reason="the voice encoder has had three minutes of training: 6 of 25 on 2026-11-25", strict=True
-)
 def test_voices_are_told_apart():
-    """The voice encoder's embedding of new sentences is nearest to its own voice."""
+    """CAMPPlus's x-vector of new sentences is nearest to its own voice's; so, less often, is the
+    voice encoder's embedding, which is printed."""
     with Engine.load("pico", "dev", device="cpu", watermark=False) as engine:
         voices = {name: engine.voice(name) for name in models.shipped_voices("pico")}
-        from chatterbox_opt import loading
-
         encoders = loading.load_encoders(engine.checkpoint)
-        right = total = 0
+        right, total = {"xvector": 0, "speaker": 0}, 0
         for i, text in enumerate(everyday(10)):
             for name, voice in voices.items():
                 samples = engine.synthesize(text, voice, Sampling(seed=i)).samples
-                found = encoders.encode(samples, 75).speaker[0]
-                near = {
-                    n: torch.cosine_similarity(found, v.speaker[0], 0) for n, v in voices.items()
-                }
-                right += max(near, key=near.__getitem__) == name
+                found = encoders.encode(samples, 75)
                 total += 1
-    print(f"{right} of {total} voices recognised")
-    assert right >= 0.9 * total
+                for kind in right:
+                    right[kind] += nearest(found, voices, kind) == name
+    print(f"of {total} recognised: {right}")
+    assert right["xvector"] >= 0.9 * total
+
+
+def nearest(found: Voice, voices: dict[str, Voice], kind: str) -> str:
+    """The voice whose vector of this kind points most nearly the same way."""
+    near = {
+        name: torch.cosine_similarity(getattr(found, kind)[0], getattr(voice, kind)[0], 0)
+        for name, voice in voices.items()
+    }
+    return max(near, key=near.__getitem__)
