@@ -301,7 +301,7 @@ class _Forward(QueueHandler):
     """Sends a record, put into words, to where the person is."""
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        """See ``QueueHandler``."""
+        """See ``QueueHandler``: a picklable record comes in."""
         self.queue(record)  # type: ignore[operator]
 
 

@@ -63,14 +63,18 @@ def check_whole(directory: Path, count: int) -> None:
     assert {path.name for path in directory.iterdir()} == files
 
 
-def kill_and_resume(command: list[str], out: Path, cwd: Path, kills: int, step: float) -> None:
+def kill_and_resume(
+    command: list[str], out: Path, cwd: Path, *, items: int, kills: int, step: float
+) -> None:
     """Kill at random moments, all over the job: up to two items of ``step`` seconds after a few
-    more were noted, or while it starts."""
+    more were noted, or while it starts: so often that there is work left for each kill, however
+    quick the machine is."""
     chance = random.Random(1)
-    for _ in range(kills):
+    for number in range(1, kills + 1):
         before = len(noted(out))
         process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-        more, deadline = chance.randrange(5), time.monotonic() + 120
+        due = items * number // (kills + 1) - before
+        more, deadline = chance.randrange(max(1, min(5, due + 1))), time.monotonic() + 120
         while len(noted(out)) < before + more and time.monotonic() < deadline:
             time.sleep(0.002)
         time.sleep(chance.uniform(0, 2 * step))
@@ -89,7 +93,7 @@ def kill_and_resume(command: list[str], out: Path, cwd: Path, kills: int, step: 
 )
 def test_kills_lose_at_most_the_item_in_work(tmp_path, items, kills):
     command = [sys.executable, "-c", FAKE, str(tmp_path / "out"), str(items)]
-    kill_and_resume(command, tmp_path / "out", HERE, kills, step=0.02)
+    kill_and_resume(command, tmp_path / "out", HERE, items=items, kills=kills, step=0.02)
     check_whole(tmp_path / "out", items)
 
 
@@ -97,7 +101,8 @@ def test_kills_lose_at_most_the_item_in_work(tmp_path, items, kills):
 def test_fifty_kills_of_two_hundred_items_then_one_resume(tiny, tmp_path):
     (tmp_path / "job.txt").write_text("".join(f"This is line {i}.\n" for i in range(200)))
     args = ["job.txt", "--model", str(tiny), *QUICK, "-q", "--out-dir"]
-    kill_and_resume([*COMMAND, *args, "out"], tmp_path / "out", tmp_path, 50, step=0.06)
+    command = [*COMMAND, *args, "out"]
+    kill_and_resume(command, tmp_path / "out", tmp_path, items=200, kills=50, step=0.06)
     check_whole(tmp_path / "out", 200)
     assert batch(*args, "straight", cwd=tmp_path).returncode == 0
     for line in noted(tmp_path / "out"):
