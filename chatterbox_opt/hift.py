@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chatterbox_opt.blank import uninitialised
 from chatterbox_opt.rows import zero_tails
 
 SMALL = 1e-6  # Snake with a smaller factor is the identity in float32
@@ -35,7 +36,8 @@ SLOPE = 0.1  # of the leaky ReLU between stages (upstream lrelu_slope)
 def folded(weight: Tensor, bias: Tensor, **layout: int) -> nn.Conv1d:
     """A float32 convolution with this weight [out, in, kernel] and bias [out]."""
     out, channels, kernel = weight.shape
-    conv = nn.Conv1d(channels, out, kernel, device="meta", **layout)  # type: ignore[arg-type]
+    with uninitialised():
+        conv = nn.Conv1d(channels, out, kernel, **layout)  # type: ignore[arg-type]
     conv.weight = nn.Parameter(weight.float().contiguous(), requires_grad=False)
     conv.bias = nn.Parameter(bias.float().contiguous(), requires_grad=False)
     return conv
