@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 # the name of this machine's file under bench/results/
 MACHINE ?= this-machine
 
-.PHONY: demo test test-slow test-quality check bench pico clean
+.PHONY: demo test test-slow test-quality check bench gpu-check pico clean
 
 demo: $(INSTALLED)
 	$(BIN)/chatterbox-opt synth "The quick brown fox jumps over the lazy dog." --model pico -o demo.wav
@@ -30,6 +30,11 @@ bench: $(INSTALLED)
 	mkdir -p bench/results
 	$(BIN)/chatterbox-opt bench --json bench/results/$(MACHINE).json --markdown bench/results/$(MACHINE).md
 	$(BIN)/python bench/readme.py bench/results/$(MACHINE).json
+
+# all that needs a CUDA card
+gpu-check: $(INSTALLED)
+	mkdir -p bench/results
+	$(BIN)/python bench/gpu_check.py --json bench/results/$(MACHINE).json
 
 # the built-in model from nothing; Debian's wordnet-base has the text. Resumes where it stopped
 pico: $(INSTALLED)

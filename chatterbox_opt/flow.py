@@ -11,19 +11,19 @@ another sound.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from chatterbox_opt import blocked
 from chatterbox_opt.errors import NumericsError
 from chatterbox_opt.estimator import Estimator
 from chatterbox_opt.lean import upstream
-from chatterbox_opt.rows import together
+from chatterbox_opt.rows import Direct, Through, together
 from chatterbox_opt.sampling import CFM_STEPS
 from chatterbox_opt.shapes import MEL_BINS, MEL_PER_TOKEN, SPEECH_TOKENS, FlowShape
 from chatterbox_opt.voice import Voice
@@ -45,6 +45,7 @@ class Flow(nn.Module):
         self.encoder: Any = build_encoder(shape)
         self.encoder_proj = nn.Linear(width, MEL_BINS)
         self.estimator = Estimator(shape)
+        self.through: Through = Direct()  # how the ODE is solved: launched, or replayed
 
     @property
     def dtype(self) -> torch.dtype:
@@ -97,7 +98,11 @@ class Flow(nn.Module):
                 for i, c in zip(rows, conditions, strict=True)
             ]
             frames = [len(noise) for noise in noises]
-            noise, given = (pad_sequence(x, batch_first=True) for x in (noises, conditions))
+            longest = self.through.room(max(frames))
+            noise, given = (
+                torch.stack([F.pad(row, (0, 0, 0, longest - len(row))) for row in each])
+                for each in (noises, conditions)
+            )
             for i, length, mel in zip(
                 rows, frames, self.solve(noise, given, frames, steps), strict=True
             ):
@@ -142,11 +147,23 @@ class Flow(nn.Module):
         Returns:
             float32 [rows, F, 80]; whatever beyond each row's frames.
         """
-        x, mask = noise, None
-        if min(frames) < x.shape[1]:  # kernels without a mask are faster on a card
-            kept = torch.tensor(frames, device=x.device)[:, None]
-            mask = (torch.arange(x.shape[1], device=x.device) < kept).repeat(2, 1)
+        masks: tuple[Tensor, ...] = ()
+        if min(frames) < noise.shape[1]:  # kernels without a mask are faster on a card
+            kept = torch.tensor(frames, device=noise.device)[:, None]
+            masks = (torch.arange(noise.shape[1], device=noise.device) < kept,)
+        solve = functools.partial(self._integrate, steps)
+        return self.through(steps, solve, noise, conditions, *masks)
+
+    def _integrate(
+        self, steps: int, x: Tensor, conditions: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """See ``solve``; all of it is tensors, so that it can be recorded.
+
+        Args:
+            mask: bool [rows, F], which frames are there; None for all.
+        """
         estimator = self.estimator
+        mask = None if mask is None else mask.repeat(2, 1)
         given = estimator.given(torch.cat((conditions, torch.zeros_like(conditions))), mask)
         times = 1 - torch.cos(torch.linspace(0, 1, steps + 1, device=x.device) * 0.5 * torch.pi)
         shifts = estimator.times(times[:-1])

@@ -1,36 +1,213 @@
-"""T3's step, compiled. Knows how to compile and warm up one step; refuses nothing silently.
+"""Work that Python launches once and the device repeats: recorded, replayed, dropped when stale.
 
-What cannot be compiled on this card or this PyTorch raises, and the caller runs eager.
+Knows recordings, what they depend on, and torch.compile. Knows nothing of what the work means.
+
+A CUDA graph is a list of launches with their addresses and numbers frozen in it. Everything that
+may differ between two runs must therefore be a tensor at the same place: the decode step works over
+its slots (slots.py), which live as long as the recordings; other work gets its arguments copied
+into tensors of the recording's own. Work is run the first time that it is met (libraries set
+themselves up then, and kernels are compiled), recorded the second time, and replayed from then on.
+What cannot be recorded is said once and run without.
 """
 
 from __future__ import annotations
 
-import torch
+import logging
+import weakref
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
-from chatterbox_opt.cache import SPAN
-from chatterbox_opt.decoding import Forward
+import torch
+from torch import Tensor, nn
+
+from chatterbox_opt import card
+from chatterbox_opt.cache import SPAN, blocks
+from chatterbox_opt.card import Work
+from chatterbox_opt.decoding import Forward, Step, stepping
+from chatterbox_opt.rows import bucket
+from chatterbox_opt.slots import Slots
 from chatterbox_opt.t3 import T3
 
+log = logging.getLogger(__name__)
+
+STRIDE = 8  # steps between two looks: at 1,500 tokens/s the host looks every 5 ms
+GROWTH = 4 * SPAN  # a cache that grows moves, and recordings over it are void: grow rarely
+KEPT = 48  # recordings of one stage; each holds its launches and a share of the memory pool
 WARMUP = 2  # the first call traces and compiles, the second runs what was compiled
-FAILURES = (RuntimeError, ImportError, OSError)  # dynamo's and inductor's errors are RuntimeErrors
+FAILURES = (RuntimeError, ImportError, OSError)  # dynamo's, inductor's and CUDA's are RuntimeErrors
+
+Recorder = Callable[[Work], Work]  # notes what the work does, without doing it; returns the replay
 
 
-def failure(error: Exception) -> str:
+def failure(error: Exception, what: str = "the t3 step") -> str:
     """One line for the person."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"Compilation setup failed: {reason}; the t3 step runs eager"
+    return f"Compilation setup failed: {reason}; {what} runs eager"
 
 
-def compiled_step(model: T3, backend: str) -> Forward:
-    """Compile ``model.step`` with torch.compile and run it twice on an empty cache.
+@dataclass(slots=True, eq=False)
+class Recording:
+    """One piece of work.
 
-    Args:
-        backend: "cudagraphs" or "inductor".
+    Attributes:
+        met: it was done once, unrecorded.
+        replay: does it again; None until it is recorded.
+        arguments, result: of a function of tensors, where the recording has them.
+    """
+
+    met: bool = False
+    replay: Work | None = None
+    arguments: tuple[Tensor, ...] = ()
+    result: Tensor | None = None
+
+
+class Recordings:
+    """Recordings by key, for as long as what they work over stays where it is."""
+
+    def __init__(self, record: Recorder, what: str) -> None:
+        """Keep nothing yet.
+
+        Args:
+            what: the work, for a warning.
+        """
+        self._record: Recorder | None = record
+        self._what = what
+        self._known: dict[Hashable, Recording] = {}
+        self._place: Hashable = None
+
+    def find(self, key: Hashable, place: Hashable) -> Recording:
+        """The recording under ``key``; all are dropped if ``place`` is another one.
+
+        Args:
+            key: all that shapes the work, apart from values in tensors.
+            place: the addresses that the recordings depend on.
+        """
+        if place != self._place:
+            self._known.clear()
+            self._place = place
+        found = self._known.pop(key, None) or Recording()
+        if len(self._known) == KEPT:
+            del self._known[next(iter(self._known))]
+        self._known[key] = found  # the last is the one used last
+        return found
+
+    def run(self, recording: Recording, work: Work) -> None:
+        """Do ``work``: the first time as it is, the second time recorded, then by replay."""
+        if recording.replay is None and recording.met and self._record is not None:
+            try:
+                recording.replay = self._record(work)
+            except FAILURES as error:
+                log.warning("%s", failure(error, self._what))
+                self._record = None
+        recording.met = True
+        (recording.replay or work)()
+
+
+def addresses(module: nn.Module) -> tuple[int, ...]:
+    """Where a module's numbers are."""
+    held = (*module.parameters(), *module.buffers())
+    return tuple(tensor.data_ptr() for tensor in held)
+
+
+def grown(positions: int) -> int:
+    """Room of a cache for so many positions, in large pieces."""
+    return -(-blocks(positions) // GROWTH) * GROWTH
+
+
+class Captured:
+    """A way to decode: each step one replay, over slots that live as long as the recordings.
+
+    See ``decoding.Way``.
+    """
+
+    stride = STRIDE
+
+    def __init__(self, record: Recorder, forward: Forward | None = None) -> None:
+        """Take a recorder, and a compiled ``T3.step`` to be recorded, or none."""
+        self.forward = forward
+        self._recordings = Recordings(record, "the t3 step")
+        self._slots: Slots | None = None
+        self._fits: tuple[int, int, torch.dtype] | None = None
+        self._allocations = 0
+
+    def slots(self, t3: T3, count: int, each: int) -> Slots:
+        """The slots of last time if they fit, else new ones."""
+        fits = (count, each, t3.dtype)
+        if self._slots is None or fits != self._fits:
+            self._slots = None  # before there are others: they are large
+            self._slots, self._fits = Slots(t3, count, each, grown), fits
+            self._allocations += 1
+        return self._slots
+
+    def step(self, t3: T3) -> Step:
+        """See ``Way``; recordings over weights that have moved are dropped."""
+        weights, plain = addresses(t3), stepping(self.forward or t3.step)
+
+        def step(slots: Slots, count: int, span: int, *, ranked: bool) -> None:
+            # few distinct programs: slots beyond those in work are stepped along, unheard
+            count = min(slots.count, 1 << (count - 1).bit_length())
+            place = (weights, slots.cache.keys.data_ptr(), self._allocations)
+            recording = self._recordings.find((count, span, ranked), place)
+            self._recordings.run(recording, lambda: plain(slots, count, span, ranked=ranked))
+
+        return step
+
+    def arriving(self, tokens: Tensor) -> Callable[[], list[list[int]]]:
+        """See ``Way``: the next steps are launched while these numbers travel."""
+        return card.arriving(tokens) if tokens.is_cuda else tokens.tolist
+
+
+class Replayed:
+    """Calls a module's functions by recordings, one for each key and set of shapes.
+
+    See ``rows.Through``.
+    """
+
+    def __init__(self, record: Recorder, module: nn.Module, what: str) -> None:
+        """Prepare.
+
+        Args:
+            module: whose weights the functions read.
+            what: the work, for a warning.
+        """
+        self._recordings = Recordings(record, what)
+        self._module = weakref.ref(module)  # which has this as its attribute: no cycle, so that
+        # what a closed engine held is free at once
+
+    def room(self, length: int) -> int:
+        """A bucket: few recordings serve all lengths."""
+        return bucket(length)
+
+    def __call__(self, key: Hashable, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """See ``rows.Through``."""
+        module = self._module()
+        assert module is not None  # its functions are called
+        shapes = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+        recording = self._recordings.find((key, shapes), addresses(module))
+        if not recording.arguments:
+            recording.arguments = tuple(torch.empty_like(tensor) for tensor in tensors)
+        for mine, given in zip(recording.arguments, tensors, strict=True):
+            mine.copy_(given)
+
+        def work() -> None:
+            made = function(*recording.arguments)
+            if recording.result is None:
+                recording.result = made
+            else:
+                recording.result.copy_(made)
+
+        self._recordings.run(recording, work)
+        assert recording.result is not None
+        return recording.result.clone()
+
+
+def compiled_step(model: T3) -> Forward:
+    """Compile ``model.step`` by inductor and run it twice on an empty cache.
 
     Raises:
-        One of ``FAILURES``: no compiler, no Triton, an operation that cannot be captured.
+        One of ``FAILURES``: no compiler, no Triton, an operation that cannot be compiled.
     """
-    step: Forward = torch.compile(model.step, backend=backend, fullgraph=True)
+    step: Forward = torch.compile(model.step, backend="inductor", fullgraph=True)
     zero = torch.zeros(1, dtype=torch.long, device=model.like.device)
     with torch.inference_mode():
         cache = model.new_cache(utterances=1, each=2, capacity=SPAN)

@@ -21,7 +21,8 @@ from torch.nn.utils import parametrize
 
 from chatterbox_opt import blocked, estimator, flow, graphs, models, packing, t3, vocoder, voice
 from chatterbox_opt.blank import uninitialised
-from chatterbox_opt.decoding import Forward
+from chatterbox_opt.card import CudaRecorder
+from chatterbox_opt.decoding import Eager, Forward, Way
 from chatterbox_opt.errors import WeightsError
 from chatterbox_opt.models import Checkpoint
 from chatterbox_opt.offload import Residency
@@ -268,17 +269,27 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None 
     except torch.OutOfMemoryError:
         log.warning("the card has no room for all stages: they take turns on it")
         residency = Residency(stages, device, offload=True)
-    forward = None
-    if plan.compile != "none":
-        with residency("t3") as stage:
-            forward = _compiled(cast(t3.T3, stage), plan.compile)
     group = 1 if plan.device == "cpu" else GROUP
-    return Pipeline(load_tokenizer(checkpoint), residency, forward, group)
+    return Pipeline(load_tokenizer(checkpoint), residency, _way(plan.compile, residency), group)
 
 
-def _compiled(model: t3.T3, backend: str) -> Forward | None:
+def _way(compile: str, residency: Residency) -> Way:
+    """How T3's steps are run; on a card, the flow's are recorded too when T3's are."""
+    forward = None
+    if compile == "inductor":
+        with residency("t3") as stage:
+            forward = _compiled(cast(t3.T3, stage))
+    if compile == "none" or residency.device.type != "cuda":
+        return Eager(forward)
+    record = CudaRecorder(residency.device)
+    solver = cast(flow.Flow, residency.module("flow"))
+    solver.through = graphs.Replayed(record, solver, "the flow")
+    return graphs.Captured(record, forward)
+
+
+def _compiled(model: t3.T3) -> Forward | None:
     try:
-        return graphs.compiled_step(model, backend)
+        return graphs.compiled_step(model)
     except graphs.FAILURES as error:
         log.warning("%s", graphs.failure(error))
         return None

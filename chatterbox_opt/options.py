@@ -46,6 +46,7 @@ MinP = Annotated[
     float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")
 ]
 TopP = Annotated[float, typer.Option(help="Nucleus sampling; 1 keeps all.")]
+TopK = Annotated[int, typer.Option(help="Keep so many of the likeliest; 0 keeps all.")]
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 discourages repetition.")]
 MaxTokens = Annotated[int, typer.Option(help="Bound for one chunk; 25 are a second.")]
 CfmSteps = Annotated[int, typer.Option(help="Steps of the flow; fewer are quicker and less exact.")]

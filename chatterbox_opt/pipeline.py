@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from chatterbox_opt.decoding import Forward
+from chatterbox_opt.decoding import Eager, Way
 from chatterbox_opt.errors import NumericsError
 from chatterbox_opt.fallback import Ladder
 from chatterbox_opt.offload import Residency
@@ -52,26 +52,26 @@ class Pipeline:
         self,
         tokenizer: Tokenizer,
         residency: Residency,
-        forward: Forward | None,
+        way: Way,
         group: int = 1,
     ) -> None:
         """Take over loaded stages.
 
         Args:
             residency: holds t3, flow and vocoder.
-            forward: a compiled form of T3's step, or None to run it eager.
+            way: how T3's steps are run.
             group: lines that flow and vocoder work at together.
         """
         self.tokenizer = tokenizer
         self.residency = residency
-        self.forward = forward
+        self.way = way
         self.group = group
         self.device = residency.device
         self._ladder = Ladder(residency)
 
     def close(self) -> None:
         """Give the device's memory back."""
-        self.forward = None
+        self.way = Eager()  # recordings hold memory of the device
         self.residency.close()
 
     def read(
@@ -84,11 +84,11 @@ class Pipeline:
             guided: some line may have a cfg_weight above 0.
         """
         each = 2 if guided else 1
-        reader = Reader(self.tokenizer, self._ladder, self.forward, slots, each)
+        reader = Reader(self.tokenizer, self._ladder, self.way, slots, each)
         while ended := reader.turn(take, most):
-            self.forward = reader.compiled
+            self.way = reader.way
             yield ended
-        self.forward = reader.compiled
+        self.way = reader.way
 
     def speak(
         self, take: TakeLine, slots: int = 1, *, guided: bool = True

@@ -201,13 +201,9 @@ def _lower(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
     def lowered(**fields: str) -> Profile:
         return replace(wish, **fields)
 
-    if wish.compile == "cudagraphs":
+    if wish.compile == "cudagraphs" and hardware.device != "cuda":
         wish = lowered(compile="none")
-        reasons.append(
-            "compile none: cudagraphs needs a CUDA card"
-            if hardware.device != "cuda"
-            else "compile none: CUDA graphs are not in this version yet; the step runs eager"
-        )
+        reasons.append("compile none: cudagraphs needs a CUDA card")
     if hardware.device != "cuda":
         wish = _narrowest(wish, hardware, reasons)
         if wish.compile != "none" and hardware.device == "mps":

@@ -4,7 +4,7 @@ Knows decoding, residency and the fallbacks of the t3 stage. Knows nothing of so
 texts, or of why a line is said again.
 
     out of device memory            -> half as many slots, then offload, then DeviceError
-    a compiled step that fails      -> the eager one
+    a compiled step that fails      -> eager steps
     NaN or infinity in half         -> that line again in float32 -> NumericsError
     any other failure in company    -> those lines one by one: it is one line's, not the batch's
 """
@@ -22,11 +22,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from chatterbox_opt import graphs
-from chatterbox_opt.decoding import Forward, Said, Slots, Utterance, decode, stepping
+from chatterbox_opt.decoding import Eager, Way, decode
 from chatterbox_opt.errors import ChatterboxOptError, DeviceError, NumericsError, SilenceError
 from chatterbox_opt.fallback import Ladder, float32
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.shapes import SPEECH_TOKENS
+from chatterbox_opt.slots import Said, Utterance
 from chatterbox_opt.t3 import T3, Prompt
 from chatterbox_opt.text import Chunk
 from chatterbox_opt.voice import Voice
@@ -77,26 +78,21 @@ class Reader:
     """The t3 stage for one run over lines."""
 
     def __init__(
-        self, tokenizer: Tokenizer, ladder: Ladder, forward: Forward | None, slots: int, each: int
+        self, tokenizer: Tokenizer, ladder: Ladder, way: Way, slots: int, each: int
     ) -> None:
         """Prepare for ``slots`` lines at once.
 
         Args:
-            forward: a compiled T3.step, or None; ``compiled`` tells whether it is still in use.
+            way: how steps are run; ``way`` tells whether it is still that one.
             each: rows of a line: 2, or 1 if no line wants guidance.
         """
         self._tokenizer, self._ladder = tokenizer, ladder
-        self._forward, self._slots, self._each = forward, slots, each
+        self.way, self._slots, self._each = way, slots, each
         self._work: dict[Utterance, Line] = {}
         self._again: deque[Line] = deque()
         self._one_by_one = False
         self._loop: Iterator[Said] | None = None
         self._ended: list[Outcome] = []
-
-    @property
-    def compiled(self) -> Forward | None:
-        """The compiled step, None after it failed."""
-        return self._forward
 
     def turn(self, take: TakeLine, most: int) -> list[Outcome]:
         """Decode until ``most`` lines have ended; fewer only if there are no more, then none.
@@ -116,9 +112,9 @@ class Reader:
             except torch.OutOfMemoryError as error:
                 self._make_room(error)
             except FAILURES as error:
-                if self._forward is not None:
+                if self.way.forward is not None:
                     log.warning("%s", graphs.failure(error))
-                    self._forward = None
+                    self.way = Eager()
                 elif len(self._work) > 1:
                     self._one_by_one = True
                 else:
@@ -176,8 +172,8 @@ class Reader:
                 self._work[utterance] = line
                 return utterance
 
-        slots = Slots(t3, 1 if alone else self._slots, self._each)
-        return decode(t3, slots, next_utterance, stepping(self._forward or t3.step))
+        slots = self.way.slots(t3, 1 if alone else self._slots, self._each)
+        return decode(t3, slots, next_utterance, self.way)
 
     def _utterance(self, line: Line, t3: T3) -> Utterance:
         ids = text_tokens(self._tokenizer, line.chunk.text)
@@ -190,8 +186,9 @@ class Reader:
         if isinstance(said.error, NumericsError) and t3.dtype != torch.float32:
             self._ladder.warn_once("t3 gave numbers that are not finite: again in float32")
             with float32(t3):
-                slots, alone = Slots(t3, 1, self._each), iter([self._utterance(line, t3)])
-                [said] = decode(t3, slots, lambda: next(alone, None), stepping(t3.step))
+                eager, alone = Eager(), iter([self._utterance(line, t3)])
+                slots = eager.slots(t3, 1, self._each)
+                [said] = decode(t3, slots, lambda: next(alone, None), eager)
         if isinstance(said.error, NumericsError):
             return line, NumericsError(
                 f"{said.error}, in float32: the weights may be damaged, get them again"

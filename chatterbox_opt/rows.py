@@ -1,11 +1,13 @@
 """Utterances of different lengths side by side: groups, padding on the right, tails.
 
-Knows lengths and time as the last axis. Knows nothing of what the numbers mean.
+Knows lengths and time as the last axis, and how a function of such rows is called. Knows nothing
+of what the numbers mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,30 @@ PARTS = 8  # buckets from one power of two to the next: at most an eighth is pad
 ALONE = 1  # a limit of frames that puts every utterance into a group of its own
 FRAMES_AT_ONCE = {"cpu": ALONE}  # arithmetic is all there is to win there: padding would cost
 MANY_FRAMES = 8192  # elsewhere: bounds the memory that a group takes
+
+
+class Through(Protocol):
+    """How a stage calls its functions of tensors; graphs.py has another way than ``Direct``."""
+
+    def room(self, length: int) -> int:
+        """To what length rows are best padded."""
+        ...
+
+    def __call__(self, key: Hashable, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """``function(*tensors)``; ``key`` tells functions apart that differ in more than shapes."""
+        ...
+
+
+class Direct:
+    """Calls them."""
+
+    def room(self, length: int) -> int:
+        """No padding is needed."""
+        return length
+
+    def __call__(self, key: Hashable, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """See ``Through``."""
+        return function(*tensors)
 
 
 def bucket(length: int) -> int:

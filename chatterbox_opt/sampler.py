@@ -1,9 +1,10 @@
 """Logits to tokens, a row for each utterance. Tensors only: knows nothing of the model or of text.
 
 Order of operations, and every rounding, as upstream's loop (t3.py, ``T3.inference``): CFG,
-repetition penalty, temperature, min-p, top-p, softmax, draw. So the same generator state gives
-the same token as upstream. Every knob is a tensor with a row for each utterance, and no value is
-read back to the host: a step that was captured once serves all later knobs and seeds.
+repetition penalty, temperature, min-p, top-p, softmax, draw. So the same generator state gives the
+same token as upstream. Top-k, which upstream has not, comes before top-p. Every knob is a tensor
+with a row for each utterance, and no value is read back to the host: a step that was captured once
+serves all later knobs and seeds.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Knobs:
     """What each of ``rows`` utterances asks of the sampler.
 
     Attributes:
-        values: float32 [rows, 5]; the properties are its columns, [rows, 1] each.
+        values: float32 [rows, 6]; the properties are its columns, [rows, 1] each.
     """
 
     def __init__(self, values: Tensor) -> None:
@@ -29,7 +30,7 @@ class Knobs:
     @classmethod
     def room(cls, rows: int, device: torch.device | str = "cpu") -> Knobs:
         """Room for so many utterances, all of them with the usual knobs."""
-        made = cls(torch.empty(rows, 5, device=device))
+        made = cls(torch.empty(rows, 6, device=device))
         for row in range(rows):
             made.set(row, Sampling())
         return made
@@ -42,6 +43,7 @@ class Knobs:
             sampling.temperature,
             sampling.min_p,
             1 - sampling.top_p,  # in double precision, as upstream subtracts it
+            sampling.top_k,
         )
         self.values[row] = torch.tensor(asked, device=self.values.device)
 
@@ -74,6 +76,11 @@ class Knobs:
         """1 - top_p: the probability that the nucleus leaves out."""
         return self.values[:, 4:5]
 
+    @property
+    def top_k(self) -> Tensor:
+        """How many of the likeliest tokens are kept; 0 keeps all."""
+        return self.values[:, 5:6]
+
 
 def guide(logits: Tensor, cfg_weight: Tensor) -> Tensor:
     """Combine conditional and unconditional rows under classifier-free guidance.
@@ -105,28 +112,30 @@ def penalise(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-def truncate(logits: Tensor, min_p: Tensor, tail: Tensor, *, nucleus: bool) -> Tensor:
-    """Set unlikely logits to -inf: min-p (Nguyen et al. 2024), then top-p (Holtzman et al. 2020).
+def truncate(logits: Tensor, knobs: Knobs, *, ranked: bool) -> Tensor:
+    """Set unlikely logits to -inf: min-p (Nguyen et al. 2024), top-k (Fan et al. 2018), then top-p
+    (Holtzman et al. 2020).
 
     Args:
         logits: float32 [rows, V].
-        min_p: [rows, 1].
-        tail: [rows, 1], 1 - top_p.
-        nucleus: some row's tail is above 0; otherwise the full-vocabulary sort is skipped. A row
-            whose tail is 0 is the same with the sort and without.
+        ranked: some row has a top_p or a top_k; otherwise the full-vocabulary sort is skipped. A
+            row that has neither is the same with the sort and without.
     """
     probabilities = torch.softmax(logits, dim=-1)
-    threshold = min_p * probabilities.amax(dim=-1, keepdim=True)
+    threshold = knobs.min_p * probabilities.amax(dim=-1, keepdim=True)
     logits = logits.masked_fill(probabilities < threshold, -torch.inf)
-    if nucleus:
+    if ranked:
         ascending, order = torch.sort(logits, descending=False, dim=-1)
-        outside = ascending.softmax(dim=-1).cumsum(dim=-1) <= tail
+        rank = torch.arange(logits.shape[-1], 0, -1, device=logits.device)  # 1 is the likeliest
+        beyond = (rank > knobs.top_k) & (knobs.top_k > 0)
+        ascending = ascending.masked_fill(beyond, -torch.inf)
+        outside = beyond | (ascending.softmax(dim=-1).cumsum(dim=-1) <= knobs.tail)
         outside[..., -1] = False
         logits = logits.masked_fill(outside.scatter(1, order, outside), -torch.inf)
     return logits
 
 
-def sample(logits: Tensor, seen: Tensor, knobs: Knobs, noise: Tensor, *, nucleus: bool) -> Tensor:
+def sample(logits: Tensor, seen: Tensor, knobs: Knobs, noise: Tensor, *, ranked: bool) -> Tensor:
     """Choose the next token of each row.
 
     The draw is the exponential race: the largest p / e with e from Exp(1) falls on each token with
@@ -137,7 +146,7 @@ def sample(logits: Tensor, seen: Tensor, knobs: Knobs, noise: Tensor, *, nucleus
         logits: [rows or 2 rows, V] of the last position, any float dtype; see ``guide``.
         seen: bool [rows, V], see ``penalise``.
         noise: float32 [rows, V], fresh from Exp(1); not looked at where the temperature is 0.
-        nucleus: see ``truncate``.
+        ranked: see ``truncate``.
 
     Returns:
         int64 [rows]: the tokens, or ``NOT_FINITE``. No value is read back to the host.
@@ -148,7 +157,7 @@ def sample(logits: Tensor, seen: Tensor, knobs: Knobs, noise: Tensor, *, nucleus
     greedy = logits.argmax(dim=-1)
     still = knobs.temperature == 0
     spread = logits / torch.where(still, torch.ones_like(knobs.temperature), knobs.temperature)
-    kept = truncate(spread, knobs.min_p, knobs.tail, nucleus=nucleus)
+    kept = truncate(spread, knobs, ranked=ranked)
     drawn = (torch.softmax(kept, dim=-1) / noise).argmax(dim=-1)
     token = torch.where(still[:, 0], greedy, drawn)
     return torch.where(finite, token, torch.full_like(token, NOT_FINITE))

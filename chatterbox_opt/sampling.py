@@ -26,6 +26,7 @@ class Sampling:
         exaggeration: emotion; 0.5 is neutral, above 1 grows unstable.
         min_p: tokens less likely than ``min_p`` times the likeliest are dropped.
         top_p: nucleus sampling; 1 keeps all.
+        top_k: only so many of the likeliest tokens; 0 keeps all. Upstream has no such knob.
         repetition_penalty: above 1 discourages tokens already said.
         max_tokens: bound for one chunk; 25 tokens are a second of sound.
         cfm_steps: Euler steps of the flow; fewer are quicker and less exact.
@@ -37,6 +38,7 @@ class Sampling:
     exaggeration: float = 0.5
     min_p: float = 0.05
     top_p: float = 1.0
+    top_k: int = 0
     repetition_penalty: float = 1.2
     max_tokens: int = 1000
     cfm_steps: int = CFM_STEPS
@@ -52,6 +54,7 @@ class Sampling:
             "exaggeration": (0 <= self.exaggeration <= 5, "0 to 5"),
             "min_p": (0 <= self.min_p <= 1, "0 to 1"),
             "top_p": (0 < self.top_p <= 1, "above 0, up to 1"),
+            "top_k": (self.top_k >= 0, "0 (off) up"),
             "repetition_penalty": (0.1 <= self.repetition_penalty <= 10, "0.1 to 10"),
             "cfm_steps": (1 <= self.cfm_steps <= 100, "1 to 100"),
             "max_tokens": (1 <= self.max_tokens <= MAX_TOKENS, f"1 to {MAX_TOKENS}"),
@@ -59,6 +62,11 @@ class Sampling:
         for name, (good, bounds) in in_range.items():
             if not good:
                 raise InputError(f"{name} is {getattr(self, name)}; give a value from {bounds}")
+
+    @property
+    def truncates(self) -> bool:
+        """Whether tokens are dropped by their rank: top_p or top_k is at work."""
+        return self.top_p < 1 or self.top_k > 0
 
 
 def chunk_seed(seed: int, index: int, attempt: int = 0) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from chatterbox_opt import hardware, text
-from chatterbox_opt.decoding import Slots, Utterance, decode, stepping
+from chatterbox_opt.decoding import decode
 from chatterbox_opt.ears import Recogniser
 from chatterbox_opt.engine import Engine
 from chatterbox_opt.errors import InputError
@@ -24,6 +24,7 @@ from chatterbox_opt.reader import text_tokens
 from chatterbox_opt.sampler import guide
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.shapes import SAMPLE_RATE, SPEECH_TOKENS, TOKEN_RATE, T3Shape
+from chatterbox_opt.slots import Utterance
 from chatterbox_opt.t3 import T3, Prompt
 from chatterbox_opt.upstream import Upstream, conditionals
 from chatterbox_opt.voice import from_conditionals
@@ -127,7 +128,7 @@ class Ours:
         prompt = Prompt(ids, self._voice.speaker, self._voice.prompt)
         with pipeline.residency("t3") as stage:
             t3 = cast(T3, stage)
-            slots = Slots(t3, 1, 2)
+            slots = pipeline.way.slots(t3, 1, 2)
 
             def on_token(count: int) -> None:
                 if count == 1:
@@ -137,8 +138,7 @@ class Ours:
 
             said = Utterance(prompt, self._sampling, generator, on_token, job.tokens)
             waiting = iter([said])
-            step = stepping(pipeline.forward or t3.step)
-            list(decode(t3, slots, lambda: next(waiting, None), step))
+            list(decode(t3, slots, lambda: next(waiting, None), pipeline.way))
         clock.lap("decode")
         tokens = torch.tensor(job.tokens, device=pipeline.device)
         with pipeline.residency("flow") as flow:

@@ -75,12 +75,12 @@ class Upstream:
             InputError: a knob that upstream cannot do.
         """
         sampling = line.sampling
-        usual, fixed = Sampling(), ("max_tokens", "cfm_steps")
+        usual, fixed = Sampling(), ("max_tokens", "cfm_steps", "top_k")
         if 0 in (sampling.temperature, sampling.cfg_weight) or any(
             getattr(sampling, knob) != getattr(usual, knob) for knob in fixed
         ):
             raise InputError(
-                "plain Chatterbox cannot do temperature 0, cfg_weight 0, or other than "
+                "plain Chatterbox cannot do temperature 0, cfg_weight 0, top_k, or other than "
                 f"{usual.max_tokens} max_tokens and {usual.cfm_steps} cfm_steps: "
                 "unset DISABLE_OPTIMIZATION"
             )

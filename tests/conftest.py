@@ -89,7 +89,7 @@ def utterance(engine, text: str, sampling, **more):
     """A normalised text to be said once under the sampling's seed."""
     import torch
 
-    from chatterbox_opt.decoding import Utterance
+    from chatterbox_opt.slots import Utterance
 
     generator = torch.Generator().manual_seed(sampling.seed or 0)
     return Utterance(prompt_for(engine, text), sampling, generator, lambda count: None, **more)
@@ -97,11 +97,13 @@ def utterance(engine, text: str, sampling, **more):
 
 def say_all(t3, utterances, *, slots: int = 1, each: int = 2, step=None, stride: int = 1):
     """What became of the utterances, in their order."""
-    from chatterbox_opt.decoding import Slots, decode, stepping
+    from chatterbox_opt.decoding import Eager, decode
 
-    left = iter(utterances)
-    step = step or stepping(t3.step)
-    said = decode(t3, Slots(t3, slots, each), lambda: next(left, None), step, stride)
+    left, way = iter(utterances), Eager()
+    way.stride = stride
+    if step is not None:
+        way.step = lambda model: step
+    said = decode(t3, way.slots(t3, slots, each), lambda: next(left, None), way)
     found = {one.utterance: one for one in said}
     return [found[one] for one in utterances]
 

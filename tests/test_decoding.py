@@ -10,11 +10,13 @@ import pytest
 import torch
 from conftest import SAMPLE, prompt_for, say_all, utterance
 
-from chatterbox_opt import decoding, loading, models
-from chatterbox_opt.decoding import Slots, Utterance, decode, stepping
+from chatterbox_opt import loading, models
+from chatterbox_opt import slots as slots_module
+from chatterbox_opt.decoding import Eager, decode, stepping
 from chatterbox_opt.errors import NumericsError, TextError
 from chatterbox_opt.sampler import Knobs
 from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.slots import Slots, Utterance
 from chatterbox_opt.t3 import Prompt
 
 TEXTS = ["hello.", "a much longer sentence, with a comma in it.", "one two three four.", "no!"] * 3
@@ -29,6 +31,7 @@ def knobs(i: int) -> Sampling:
         exaggeration=0.25 * (i % 5),
         min_p=[0.05, 0.0, 0.3][i % 3],
         top_p=[1.0, 0.7, 1.0, 1.0, 0.9][i % 5],
+        top_k=[0, 0, 0, 12][i % 4],
         repetition_penalty=[1.2, 1.0, 2.0][i % 3],
         max_tokens=[20, 3, 41, 2, 33][i % 5],
     )
@@ -66,8 +69,17 @@ def test_tokens_do_not_depend_on_the_order(engine, t3, alone):
 
 @pytest.mark.parametrize("stride", [2, 7])
 def test_looking_rarely_changes_nothing(engine, t3, alone, stride):
-    """What was drawn after an end is dropped, and steps after an end stay inside their tables."""
-    assert [s.tokens for s in say_all(t3, some(engine), slots=3, stride=stride)] == alone
+    """What was drawn after an end is dropped, and steps after an end stay inside their tables.
+
+    The generator too is left as the last token left it: the flow goes on drawing from it.
+    """
+    often, rarely = (
+        say_all(t3, some(engine), slots=3, stride=steps_between) for steps_between in (1, stride)
+    )
+    assert [said.tokens for said in rarely] == alone
+    for one, other in zip(often, rarely, strict=True):
+        states = [said.utterance.generator.get_state() for said in (one, other)]
+        assert torch.equal(*states)
 
 
 def test_another_voice_is_another_matter(engine, t3):
@@ -112,20 +124,18 @@ def test_numbers_that_are_not_finite_stay_in_their_slot(engine, t3, alone):
     """One row's cache is spoiled; its slot is used again by others, who must not notice."""
     spoiled = utterance(engine, "hello.", Sampling(seed=1, max_tokens=300))
     queue = deque([spoiled, *some(engine)])
-    slots, steps = Slots(t3, 2, 2), 0
-    plain = stepping(t3.step)
+    steps, way, plain = 0, Eager(), stepping(t3.step)
 
-    def step(slots, count, span, *, nucleus):
+    def step(slots, count, span, *, ranked):
         nonlocal steps
         steps += 1
         if steps == 5:
             slots.cache.keys[0, :2, :, 3] = torch.nan
-        plain(slots, count, span, nucleus=nucleus)
+        plain(slots, count, span, ranked=ranked)
 
-    found = {
-        one.utterance: one
-        for one in decode(t3, slots, lambda: queue.popleft() if queue else None, step)
-    }
+    way.step = lambda model: step
+    said = decode(t3, way.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, way)
+    found = {one.utterance: one for one in said}
     assert isinstance(found.pop(spoiled).error, NumericsError)
     assert [one.tokens for one in found.values()] != []
     assert sorted(one.tokens for one in found.values()) == sorted(alone)
@@ -135,10 +145,8 @@ def test_a_late_line_is_taken_when_there_is_room(engine, t3, alone):
     """``take`` may have nothing now and something later: what was said decides what is next."""
     utterances = some(engine)
     queue = deque(utterances[:1])
-    heard = []
-    for said in decode(
-        t3, Slots(t3, 2, 2), lambda: queue.popleft() if queue else None, stepping(t3.step)
-    ):
+    heard, way = [], Eager()
+    for said in decode(t3, way.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, way):
         heard.append(said.tokens)
         if len(heard) < len(utterances):
             queue.append(utterances[len(heard)])
@@ -186,12 +194,12 @@ class TestTrace:
 
         plain = stepping(t3.step)
 
-        def step(slots: Slots, count: int, span: int, *, nucleus: bool) -> None:
-            key, static = (count, span, nucleus, slots.cache.capacity), buffers(slots)
+        def step(slots: Slots, count: int, span: int, *, ranked: bool) -> None:
+            key, static = (count, span, ranked, slots.cache.capacity), buffers(slots)
             if key not in traced:
 
                 def body(*tensors):
-                    plain(over(slots, tensors), count, span, nucleus=nucleus)
+                    plain(over(slots, tensors), count, span, ranked=ranked)
                     return tensors
 
                 copies = [tensor.clone() for tensor in static]  # tracing runs the step once
@@ -219,7 +227,7 @@ class TestTrace:
             drawn = sample(*args, **kwargs)
             return drawn if int(drawn[0]) else drawn
 
-        sample = decoding.sample
-        monkeypatch.setattr(decoding, "sample", looking)
+        sample = slots_module.sample
+        monkeypatch.setattr(slots_module, "sample", looking)
         with pytest.raises(Exception, match="item|data-dependent|untracked|concrete"):
             say_all(t3, some(engine)[:1], step=self.replaying(t3, {}))

@@ -12,7 +12,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "chatterbox_opt"
 LEVELS = [  # from the ground up; a level imports only from levels below it (or listed siblings)
-    {"errors", "quantised"},
+    {"errors", "quantised", "card"},
     {
         "blocked",
         "files",
@@ -45,6 +45,7 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
         "rows",
     },
     {"voice", "t3", "hift", "fallback", "console", "ears", "verify", "weight_cache"},
+    {"slots"},
     {"flow", "vocoder", "decoding", "batch", "batch_display", "book", "options", "workers"},
     {"graphs", "t3_weights"},
     {"reader"},
@@ -69,6 +70,7 @@ STAGES = (
     "cache",
     "sampler",
     "decoding",
+    "slots",
     "graphs",
     "voice",
 )
@@ -146,7 +148,7 @@ def test_only_the_command_line_prints_and_exits(name):
     }
 
 
-@pytest.mark.parametrize("name", [n for n in MODULES if n not in ("hardware", "doctor")])
+@pytest.mark.parametrize("name", [n for n in MODULES if n not in ("hardware", "doctor", "card")])
 def test_only_hardware_asks_the_card(name):
     asked = {c for c in calls(MODULES[name]) if c.startswith("torch.cuda.")}
     measuring = {"torch.cuda.synchronize", "torch.cuda.max_memory_allocated"}

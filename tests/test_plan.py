@@ -49,9 +49,9 @@ def test_auto_looks_at_total_and_free_memory_and_capability(hardware, profile):
 @pytest.mark.parametrize(
     ("profile", "hardware", "overrides", "expected"),
     [
-        ("rtx4090", card(), {}, ("float16", "", "none", "none")),
-        ("rtx4090", card(), {"dtype": "bfloat16"}, ("bfloat16", "", "none", "none")),
-        ("rtx4090", card(capability=(7, 5)), {"dtype": "bfloat16"}, ("float16", "", "none", "none")),
+        ("rtx4090", card(), {}, ("float16", "", "cudagraphs", "none")),
+        ("rtx4090", card(), {"dtype": "bfloat16"}, ("bfloat16", "", "cudagraphs", "none")),
+        ("rtx4090", card(capability=(7, 5)), {"dtype": "bfloat16"}, ("float16", "", "cudagraphs", "none")),
         ("dev", card(capability=(6, 1)), {"dtype": "bfloat16"}, ("float16", "float32", "none", "none")),
         ("gtx1080", card(capability=(6, 1)), {}, ("float16", "float32", "none", "stages")),
         ("rtx3080", card(), {"compile": "inductor"}, ("float16", "", "inductor", "stages")),
@@ -81,11 +81,10 @@ def test_what_is_lowered_has_a_reason():
     assert "bfloat16 needs compute capability 8.0" in " ".join(old.reasons)
 
 
-def test_what_is_not_built_yet_is_lowered_with_a_reason():
+def test_graphs_are_kept_where_there_is_a_card():
     made = resolve("dev", card(), {}, {"CHATTERBOX_COMPILATION": "TRUE"})
-    assert made.compile == "none"
+    assert made.compile == "cudagraphs"
     assert "compile cudagraphs: from CHATTERBOX_COMPILATION" in made.reasons
-    assert "CUDA graphs are not in this version yet" in " ".join(made.reasons)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +106,7 @@ def test_a_card_that_torch_was_not_built_for_is_seen(capability, built_for, runs
 def test_the_command_line_beats_the_environment_beats_the_profile():
     environment = {"CHATTERBOX_DTYPE": "bfloat16", "CHATTERBOX_CPU_OFFLOAD": "true"}
     made = resolve("rtx4090", card(), {"dtype": "float32"}, environment)
-    assert (made.t3, made.offload, made.compile) == ("float32", "stages", "none")
+    assert (made.t3, made.offload, made.compile) == ("float32", "stages", "cudagraphs")
     assert "dtype float32: from the command line" in made.reasons
     assert "offload stages: from CHATTERBOX_CPU_OFFLOAD" in made.reasons
     assert "compile cudagraphs: from profile rtx4090" in made.reasons, "every value has a source"

@@ -9,12 +9,13 @@ import torch
 from conftest import assert_close, say_all
 
 from chatterbox_opt import hardware, loading, models, packing, quantised
-from chatterbox_opt.decoding import Slots, Utterance, decode, stepping
+from chatterbox_opt.decoding import Eager, decode
 from chatterbox_opt.plan import resolve
 from chatterbox_opt.quantised import Int4Linear, Int8Linear
 from chatterbox_opt.reader import text_tokens
 from chatterbox_opt.sampler import guide
 from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.slots import Utterance
 from chatterbox_opt.t3 import Prompt
 from chatterbox_opt.voice import from_conditionals
 
@@ -103,13 +104,14 @@ def line(pico, script=(), told=lambda count: None):
 
 def logits(t3, pico, tokens):
     """Guided log-probabilities from which each of the tokens is drawn."""
-    slots, found = Slots(t3, 1, 2), []
+    way, found = Eager(), []
+    slots = way.slots(t3, 1, 2)
 
     def told(_):
         found.append(guide(slots.logits.float(), slots.knobs.cfg_weight))
 
     waiting = iter([line(pico, tokens, told)])
-    list(decode(t3, slots, lambda: next(waiting, None), stepping(t3.step)))
+    list(decode(t3, slots, lambda: next(waiting, None), way))
     return torch.log_softmax(torch.cat(found), dim=-1)
 
 

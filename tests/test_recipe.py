@@ -10,7 +10,7 @@ import torch
 from conftest import assert_close, say_all
 from tokenizers import Tokenizer
 
-from chatterbox_opt import decoding, estimator, random_weights
+from chatterbox_opt import decoding, estimator, random_weights, slots
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.t3 import Prompt
 from chatterbox_opt.t3_weights import t3_from_upstream
@@ -91,12 +91,12 @@ def test_training_runs_the_decoder_that_speaks(reader):
         )
         knobs = Sampling(cfg_weight=0.0, temperature=0.0)
         script = tuple(int(c) for c in e.codes)
-        said = decoding.Utterance(prompt, knobs, torch.Generator(), lambda count: None, script)
+        said = slots.Utterance(prompt, knobs, torch.Generator(), lambda count: None, script)
         given, plain_step = [], decoding.stepping(plain.step)
 
-        def step(slots, *args, seen=given, plain_step=plain_step, **more):
-            plain_step(slots, *args, **more)
-            seen.append(slots.logits.clone())
+        def step(held, *args, seen=given, plain_step=plain_step, **more):
+            plain_step(held, *args, **more)
+            seen.append(held.logits.clone())
 
         say_all(plain, [said], each=1, step=step)
         mine = logits[row * 7 + 1 : row * 7 + 7, : len(reader.used)]  # after each of six codes

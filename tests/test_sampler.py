@@ -7,6 +7,7 @@ import torch
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
@@ -15,12 +16,12 @@ from chatterbox_opt.sampler import NOT_FINITE, Knobs, guide, penalise, sample, t
 from chatterbox_opt.sampling import Sampling, chunk_seed
 
 
-def draw(logits, seen, sampling, seed, *, nucleus=False):
+def draw(logits, seen, sampling, seed, *, ranked=False):
     """One row's token."""
     knobs, noise = Knobs.room(1), torch.empty(1, logits.shape[-1])
     knobs.set(0, sampling)
     noise.exponential_(generator=torch.Generator().manual_seed(seed))
-    return sample(logits, seen, knobs, noise, nucleus=nucleus)
+    return sample(logits, seen, knobs, noise, ranked=ranked)
 
 
 LOGITS = torch.randn(40, 1, 200, generator=torch.Generator().manual_seed(0)) * 3
@@ -31,9 +32,24 @@ LOGITS = torch.randn(40, 1, 200, generator=torch.Generator().manual_seed(0)) * 3
 def test_truncation_keeps_the_same_tokens(min_p, top_p):
     for logits in LOGITS:
         expected = TopPLogitsWarper(top_p)(None, MinPLogitsWarper(min_p)(None, logits))
-        rows = torch.tensor([[min_p]]), torch.tensor([[1 - top_p]])
-        ours = truncate(logits, *rows, nucleus=top_p < 1)
+        knobs = Knobs.room(1)
+        knobs.set(0, Sampling(min_p=min_p, top_p=top_p))
+        ours = truncate(logits, knobs, ranked=top_p < 1)
         assert torch.equal(torch.softmax(ours, -1), torch.softmax(expected, -1))
+
+
+@pytest.mark.parametrize("top_k", [1, 7, 500])
+@pytest.mark.parametrize("top_p", [0.5, 1.0])
+def test_top_k_comes_between_min_p_and_top_p(top_k, top_p):
+    knobs = Knobs.room(2)
+    knobs.set(0, Sampling(min_p=0.02, top_p=top_p, top_k=top_k))
+    knobs.set(1, Sampling(min_p=0.02))
+    for logits in LOGITS:
+        likely = MinPLogitsWarper(0.02)(None, logits)
+        expected = TopPLogitsWarper(top_p)(None, TopKLogitsWarper(top_k)(None, likely))
+        ours, neighbour = truncate(logits.repeat(2, 1), knobs, ranked=True)
+        assert torch.equal(torch.softmax(ours, -1), torch.softmax(expected[0], -1))
+        assert torch.equal(neighbour, likely[0]), "a row without it must not notice"
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.0, 1.2, 4.0])

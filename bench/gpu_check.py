@@ -1,0 +1,285 @@
+"""Everything that needs a card, in one run: is it right, how fast is it, does it leak.
+
+    python bench/gpu_check.py --json bench/results/NAME.json
+
+Needs no real weights (random ones of the true shapes are made) and no network. The file is that of
+``chatterbox-opt bench`` with a ``checks`` section besides. Exits 1 if a check failed.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import torch
+import torch.nn.functional as F
+import typer
+
+from chatterbox_opt import Engine, Request, Sampling, bench, hardware
+from chatterbox_opt.decoding import Eager, Way, decode
+from chatterbox_opt.flow import Flow
+from chatterbox_opt.graphs import Captured
+from chatterbox_opt.offload import Residency
+from chatterbox_opt.pipeline import Pipeline
+from chatterbox_opt.reader import text_tokens
+from chatterbox_opt.rows import Direct
+from chatterbox_opt.shapes import SAMPLE_RATE
+from chatterbox_opt.slots import Utterance
+from chatterbox_opt.subjects import SENTENCE, Clock, Job, forced_tokens
+from chatterbox_opt.t3 import T3, Prompt
+
+TEXTS = ("hello.", "a much longer sentence, with a comma in it.", "one two three four.", "no!")
+LENGTHS = (2.0, 5.0, 10.0, 20.0, 40.0)  # seconds of sound
+UTTERANCES = 200  # of the leak and drift check
+SPANS = (256, 512, 1024)  # positions of the cache, for the kernels of one query
+DRIFT = 1.2  # the last tenth may take so much more time than the first
+LIBRARIES = 64 << 20  # bytes that cuBLAS keeps for itself as long as the process lives
+MEL_CLOSE = 1e-3  # float32, padded and replayed against launched
+
+
+def pipeline_of(engine: Engine) -> Pipeline:
+    """The engine's own stages."""
+    return cast(Pipeline, engine._speaker)
+
+
+@contextmanager
+def on_device(engine: Engine, stage: str) -> Iterator[Any]:
+    """A stage, there."""
+    residency: Residency = pipeline_of(engine).residency
+    with residency(stage) as module:
+        yield module
+
+
+def utterances(engine: Engine, count: int, tokens: int) -> list[Utterance]:
+    """Texts with knobs of every kind, no two alike."""
+    device, voice, made = pipeline_of(engine).device, engine.voice(), []
+    for i in range(count):
+        sampling = Sampling(
+            seed=i,
+            temperature=(0.0, 0.8, 1.7)[i % 3],
+            cfg_weight=(0.5, 0.0, 1.0, 0.3)[i % 4],
+            exaggeration=0.25 * (i % 5),
+            min_p=(0.05, 0.0, 0.3)[i % 3],
+            top_k=(0, 0, 0, 12)[i % 4],
+            repetition_penalty=(1.2, 1.0, 2.0)[i % 3],
+            max_tokens=tokens + i,
+        )
+        ids = text_tokens(pipeline_of(engine).tokenizer, TEXTS[i % len(TEXTS)])
+        prompt = Prompt(ids, voice.speaker, voice.prompt)
+        generator = torch.Generator(device).manual_seed(i)
+        made.append(Utterance(prompt, sampling, generator, lambda count: None))
+    return made
+
+
+def said(t3: T3, way: Way, spoken: list[Utterance], slots: int) -> list[tuple[int, ...]]:
+    """Tokens of each, in their order."""
+    left = iter(spoken)
+    found = {
+        s.utterance: s for s in decode(t3, way.slots(t3, slots, 2), lambda: next(left, None), way)
+    }
+    return [found[one].tokens for one in spoken]
+
+
+def token_parity(
+    engine: Engine, way: Way, slots: int, count: int = 12, tokens: int = 60
+) -> dict[str, Any]:
+    """Replayed steps against launched ones, ``slots`` at once: exact, whatever the knobs."""
+    with on_device(engine, "t3") as t3:
+        plain, replayed = (
+            said(t3, how, utterances(engine, count, tokens), slots) for how in (Eager(), way)
+        )
+    return {
+        "equal": sum(a == b for a, b in zip(plain, replayed, strict=True)),
+        "of": count,
+        "tokens": sum(map(len, plain)),
+        "good": plain == replayed,
+    }
+
+
+def flow_parity(engine: Engine, seconds: float = 3.1) -> dict[str, Any]:
+    """A replayed and padded flow against a launched one: the largest difference of the mel."""
+    pipeline, voice = pipeline_of(engine), engine.voice().to(pipeline_of(engine).device)
+    tokens = torch.tensor(forced_tokens(seconds), device=pipeline.device)
+
+    def mel(flow: Flow) -> torch.Tensor:
+        generator = torch.Generator(pipeline.device).manual_seed(0)
+        return flow([tokens], [voice], [generator])[0]
+
+    with on_device(engine, "flow") as flow:
+        replayed, through = [mel(flow) for _ in range(3)], flow.through
+        flow.through = Direct()
+        plain, flow.through = mel(flow), through
+    apart = max((r - plain).abs().max().item() for r in replayed)
+    return {"largest_difference": apart, "good": apart < MEL_CLOSE or flow.dtype != torch.float32}
+
+
+def s3gen_by_length(engine: Engine, lengths: tuple[float, ...] = LENGTHS) -> list[dict[str, float]]:
+    """Seconds of flow and vocoder, warm, for sound of several lengths."""
+    pipeline, voice = pipeline_of(engine), engine.voice().to(pipeline_of(engine).device)
+    rows = []
+    for seconds in lengths:
+        tokens = torch.tensor(forced_tokens(seconds), device=pipeline.device)
+        for _ in range(4):  # met, recorded, replayed; the last counts
+            generator, clock = (
+                torch.Generator(pipeline.device).manual_seed(0),
+                Clock(pipeline.device),
+            )
+            with on_device(engine, "flow") as flow:
+                mels = flow([tokens], [voice], [generator])
+            clock.lap("flow")
+            with on_device(engine, "vocoder") as vocoder:
+                vocoder(mels, [generator])
+            clock.lap("vocoder")
+        rows.append({"audio_seconds": seconds} | clock.seconds)
+    return rows
+
+
+def warm_up_seconds(engine: Engine) -> dict[str, float]:
+    """The first synthesis, the second (which records) and the third."""
+    times = {}
+    for name in ("first", "second", "third"):
+        start = time.perf_counter()
+        engine.synthesize(SENTENCE, None, Sampling(seed=0, max_tokens=250))
+        times[name] = time.perf_counter() - start
+    return times
+
+
+def drift(engine: Engine, count: int = UTTERANCES, tokens: int = 50) -> dict[str, Any]:
+    """Many short utterances: memory and time of the first and last tenth."""
+    tenth, times, held = count // 10, [], []
+    for i in range(count):
+        start = time.perf_counter()
+        engine.synthesize(TEXTS[i % 4], None, Sampling(seed=i, max_tokens=tokens + i % 7))
+        times.append(time.perf_counter() - start)
+        held.append(allocated())
+    grown = held[-1] - max(held[: 2 * tenth])
+    first, last = sum(sorted(times[tenth : 2 * tenth])), sum(times[-tenth:])
+    return {
+        "utterances": count,
+        "grown_mib": grown / 2**20,
+        "last_tenth_over_second": last / first,
+        "good": grown <= 2**20 and last <= DRIFT * first,
+    }
+
+
+def allocated() -> int:
+    """Bytes of tensors on the card."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+
+
+def decode_kernels(t3: T3, spans: tuple[int, ...] = SPANS) -> list[dict[str, Any]]:
+    """Microseconds of one query's attention by kernel; recorded, as the step is."""
+    shape, rows = t3.shape, []
+    device, dtype = t3.like.device, t3.dtype
+    for span in spans:
+        q = torch.randn(2, shape.heads, 1, shape.head_dim, device=device, dtype=dtype)
+        k, v = (
+            torch.randn(2, shape.heads, span, shape.head_dim, device=device, dtype=dtype)
+            for _ in range(2)
+        )
+        visible = torch.ones(2, 1, 1, span, dtype=torch.bool, device=device)
+        ways: dict[str, Callable[[], object]] = {
+            "sdpa": functools.partial(F.scaled_dot_product_attention, q, k, v, visible),
+            "products": functools.partial(_products, q, k, v, visible),
+        }
+        rows.append({"span": span} | {n: 1e6 * bench._best(w, device) for n, w in ways.items()})
+    return rows
+
+
+def _products(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor
+) -> torch.Tensor:
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+    return torch.softmax(scores.float().masked_fill(~visible, -torch.inf), -1).to(v.dtype) @ v
+
+
+def throughput(engine: Engine, lines: int = 64) -> dict[str, Any]:
+    """Lines of 5 to 12 s, one by one and side by side."""
+    requests = [
+        Request(str(i), SENTENCE, None, Sampling(seed=i, max_tokens=125 + (i * 37) % 175))
+        for i in range(lines)
+    ]
+    found: dict[str, Any] = {}
+    for slots in (1, engine.plan.slots):
+        engine.plan = replace(engine.plan, slots=slots)
+        start, seconds = time.perf_counter(), 0.0
+        for result in engine.batch(requests if slots > 1 else requests[: max(1, lines // 8)]):
+            seconds += len(result.audio().samples) / SAMPLE_RATE
+        found[f"{slots} at once"] = {"realtime_x": seconds / (time.perf_counter() - start)}
+    return found
+
+
+def checks(model: str, device: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """All but the table."""
+    found: dict[str, Any] = {}
+    before = allocated()
+    for dtype in ("float32", "float16"):
+        say(f"parity in {dtype}")
+        overrides = {"dtype": dtype, "compile": "cudagraphs"}
+        with Engine.load(model, "dev", device=device, overrides=overrides) as engine:
+            way = pipeline_of(engine).way
+            found[f"captured_{dtype}"] = {"good": isinstance(way, Captured)}
+            for slots in (1, 4):
+                found[f"tokens_{dtype}_{slots}_at_once"] = token_parity(engine, way, slots)
+            found[f"flow_{dtype}"] = flow_parity(engine)
+            if dtype == "float32":
+                continue
+            say("lengths, warm-up, kernels, drift, batch")
+            found["s3gen_by_length"] = s3gen_by_length(engine)
+            found["warm_up_seconds"] = warm_up_seconds(engine)
+            with on_device(engine, "t3") as t3:
+                found["decode_attention_us"] = decode_kernels(t3)
+            found["drift"] = drift(engine)
+            found["batch"] = throughput(engine)
+    del engine, way
+    gc.collect()
+    left = allocated() - before
+    found["closed"] = {"left_mib": left / 2**20, "good": left <= LIBRARIES}
+    return found
+
+
+def failed(found: dict[str, Any]) -> list[str]:
+    """Names of the checks that are not good."""
+    return [
+        name for name, one in found.items() if isinstance(one, dict) and not one.get("good", True)
+    ]
+
+
+def main(
+    output: Annotated[Path | None, typer.Option("--json", help="bench/results/NAME.json")] = None,
+    seconds: Annotated[float, typer.Option(help="Of sound, for the table.")] = 10.0,
+    runs: Annotated[int, typer.Option(help="Of every row of the table.")] = 3,
+    model: Annotated[str | None, typer.Option(help="None makes random weights.")] = None,
+) -> None:
+    """Check and measure."""
+    if hardware.probe(hardware.AUTO).device != "cuda":
+        typer.echo(
+            "error: there is no CUDA card here; make test proves what can be without", err=True
+        )
+        raise typer.Exit(1)
+
+    def say(line: str) -> None:
+        typer.echo(f"{time.strftime('%H:%M:%S')} {line}", err=True)
+
+    with bench.weights(model, tiny=False, say=say) as path:
+        found = checks(path, "cuda", say)
+        job = Job(path, "cuda", tokens=forced_tokens(seconds), runs=runs)
+        report = bench.measure(job, bench.choose_rows(None, [], "cuda", tiny=False), say)
+    text = json.dumps(report | {"checks": found}, indent=1)
+    typer.echo(text) if output is None else output.write_text(text + "\n", encoding="utf-8")
+    for name in failed(found):
+        typer.echo(f"failed: {name}: {found[name]}", err=True)
+    sys.exit(1 if failed(found) else 0)
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    typer.run(main)

@@ -1,0 +1,82 @@
+"""A recorder for machines without a card, as strict as a CUDA graph's capture.
+
+It notes every operation of torch with the very tensors that it had: numbers are frozen, addresses
+are frozen, reading a value back is refused, and what was there before is untouched by recording.
+A replay does the same operations on the same memory, whatever has become of it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+REFUSED = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal")
+
+
+class Tape(TorchDispatchMode):
+    """Operations as they are met."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+        self.before = {}  # storage -> (a tensor over it, its numbers before recording)
+        self.own = set()  # storages made while recording
+        self.held = []  # so that no storage made here is taken for another
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func._schema.name.split("::")[1]
+        if name in REFUSED:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
+        for spec, given in zip(func._schema.arguments, args, strict=False):
+            if spec.alias_info is not None and spec.alias_info.is_write:
+                for tensor in tree_leaves(given):
+                    self._remember(tensor)
+        made = func(*args, **kwargs)
+        tensors = [x for x in tree_leaves(made) if isinstance(x, torch.Tensor)]
+        known = {_place(x) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        fresh = [x for x in tensors if _place(x) not in known]
+        self.own |= {_place(x) for x in fresh}
+        self.held += fresh
+        # a parameter may be given other numbers elsewhere: what is frozen is the place
+        self.operations.append((func, *tree_map(_here, (args, kwargs, made))))
+        return made
+
+    def _remember(self, tensor):
+        place = _place(tensor)
+        if place not in self.own and place not in self.before:
+            whole = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
+            self.before[place] = (whole, whole.clone())
+
+    def rewind(self):
+        """Undo what recording did to what was there before."""
+        for whole, numbers in self.before.values():
+            whole.copy_(numbers)
+
+    def replay(self):
+        for func, args, kwargs, made in self.operations:
+            again = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(made), tree_leaves(again), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+def _here(value):
+    """The same memory, whatever becomes of the parameter."""
+    if isinstance(value, torch.nn.Parameter):
+        return torch.empty(0, dtype=value.dtype).set_(value)
+    return value
+
+
+def _place(tensor):
+    return tensor.untyped_storage()._cdata
+
+
+def record(work):
+    """A ``graphs.Recorder``."""
+    with Tape() as tape:
+        work()
+    tape.rewind()
+    assert tape.operations, "nothing was recorded"
+    return tape.replay

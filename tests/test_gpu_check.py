@@ -1,0 +1,73 @@
+"""The card's own check, with a tape in place of the card: what it would find, it can find."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import pytest
+import tape
+import torch
+from conftest import ROOT
+from test_graphs import capture
+
+from chatterbox_opt import Engine
+from chatterbox_opt.graphs import Captured
+
+
+@pytest.fixture(scope="module")
+def check():
+    spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "bench" / "gpu_check.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_check"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["gpu_check"]
+
+
+@pytest.fixture
+def engine(tiny):
+    with Engine.load(str(tiny), "dev", device="cpu", watermark=False) as engine:
+        capture(engine, tape.record)
+        yield engine
+
+
+def test_it_finds_an_exact_engine_good(check, engine):
+    found = {
+        "tokens": check.token_parity(engine, engine._speaker.way, 2, 4, 10),
+        "flow": max(
+            (check.flow_parity(engine, seconds) for seconds in (0.6, 0.76)),
+            key=lambda one: one["largest_difference"],
+        ),
+        "drift": check.drift(engine, 20, 4) | {"good": True},  # times mean nothing here
+    }
+    assert check.failed(found) == [], found
+    assert found["tokens"]["tokens"] > 20
+    assert 0 < found["flow"]["largest_difference"] < 1e-3, "padded, so not the same arithmetic"
+
+
+def test_it_finds_stale_recordings(check, engine, monkeypatch):
+    """A way that forgets to look where the weights are."""
+    monkeypatch.setattr("chatterbox_opt.graphs.addresses", lambda module: ())
+    stale = Captured(tape.record)
+    assert check.token_parity(engine, stale, 1, 2, 6)["good"]
+    for parameter in engine._speaker.residency.module("t3").parameters():
+        parameter.data = parameter.data.roll(1, -1)
+    assert not check.token_parity(engine, stale, 1, 2, 6)["good"]
+
+
+def test_its_figures_are_figures(check, engine):
+    [row] = check.s3gen_by_length(engine, (0.5,))
+    assert row["flow"] > 0 and row["vocoder"] > 0
+    assert check.warm_up_seconds(engine)["third"] > 0
+    with check.on_device(engine, "t3") as t3:
+        [row] = check.decode_kernels(t3, (128,))
+    assert row["sdpa"] > 0 and row["products"] > 0
+    assert set(check.throughput(engine, 2)) == {"1 at once", f"{engine.plan.slots} at once"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_without_a_card_it_says_so(check, capsys):
+    with pytest.raises(check.typer.Exit):
+        check.main()
+    assert "no CUDA card" in capsys.readouterr().err

@@ -1,0 +1,242 @@
+"""Recorded work: replays say what plain work says, and are dropped when they are stale.
+
+The recorder here is tape.py, which freezes what a CUDA graph freezes.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import weakref
+
+import numpy as np
+import pytest
+import tape
+import torch
+from conftest import SAMPLE, say_all, utterance
+from test_decoding import some  # noqa: F401 - the utterances of every kind
+
+from chatterbox_opt import Engine, Request, Sampling, blocked, graphs
+from chatterbox_opt.decoding import Eager, decode
+from chatterbox_opt.graphs import Captured, Recordings, Replayed
+from chatterbox_opt.rows import Direct
+from chatterbox_opt.voice_store import VoiceStore
+
+
+class Counting:
+    """A recorder that counts what it is asked for."""
+
+    def __init__(self, error: Exception | None = None):
+        self.recorded, self.error = 0, error
+
+    def __call__(self, work):
+        self.recorded += 1
+        if self.error:
+            raise self.error
+        return tape.record(work)
+
+
+def capture(engine: Engine, record) -> None:
+    """Give an engine what a card would give it."""
+    pipeline = engine._speaker
+    flow = pipeline.residency.module("flow")
+    blocked.unblock(flow)  # oneDNN's own layout is no memory that a tape can follow
+    flow.through = Replayed(record, flow, "the flow")
+    pipeline.way = Captured(record)
+
+
+@pytest.fixture
+def fresh(tiny, tmp_path):
+    def load():
+        return Engine.load(
+            str(tiny), "dev", device="cpu", store=VoiceStore(tmp_path), watermark=False
+        )
+
+    return load
+
+
+@pytest.fixture
+def t3(engine):
+    with engine._speaker.residency("t3") as stage:
+        yield stage
+
+
+@pytest.fixture
+def alone(engine, t3):
+    return [say_all(t3, [one])[0].tokens for one in some(engine)]
+
+
+def say_captured(t3, utterances, way, slots=1):
+    left = iter(utterances)
+    said = decode(t3, way.slots(t3, slots, 2), lambda: next(left, None), way)
+    found = {one.utterance: one for one in said}
+    return [found[one] for one in utterances]
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8])
+def test_replayed_tokens_are_the_plain_ones(engine, t3, alone, slots):
+    """Every knob, voice, text length and seed differs; the recordings serve them all."""
+    record = Counting()
+    way = Captured(record)
+    together = say_captured(t3, some(engine), way, slots)
+    assert [said.tokens for said in together] == alone
+    assert 0 < record.recorded <= 4 * slots
+    before = record.recorded
+    assert [said.tokens for said in say_captured(t3, some(engine), way, slots)] == alone
+    assert record.recorded <= before + 4, "the second time there is next to nothing to record"
+
+
+def test_one_by_one_over_the_same_slots(engine, t3, alone):
+    record = Counting()
+    way = Captured(record)
+    assert [say_captured(t3, [one], way)[0].tokens for one in some(engine)] == alone
+    assert record.recorded <= 4, "two lengths of the cache, with a ranking of tokens and without"
+
+
+def test_the_generator_is_left_as_the_last_token_left_it(engine, t3):
+    plain, replayed = some(engine), some(engine)
+    say_all(t3, plain)
+    say_captured(t3, replayed, Captured(tape.record), slots=3)
+    for one, other in zip(plain, replayed, strict=True):
+        assert torch.equal(one.generator.get_state(), other.generator.get_state())
+
+
+def test_a_cache_that_grows_makes_recordings_void(engine, t3, monkeypatch):
+    """It moves: a replay over where it was would read and write what is no longer the cache."""
+    monkeypatch.setattr(graphs, "GROWTH", graphs.SPAN)
+    texts, knobs = ["hello.", "word " * 60], Sampling(seed=5, max_tokens=150, temperature=1.5)
+    record = Counting()
+    way, grown = Captured(record), set()
+    for text in texts:
+        [said] = say_captured(t3, [utterance(engine, text, knobs)], way)
+        [plain] = say_all(t3, [utterance(engine, text, knobs)])
+        assert said.tokens == plain.tokens
+        grown.add(way.slots(t3, 1, 2).cache.capacity)
+    assert len(grown) == 2 and record.recorded >= 3
+
+
+def test_weights_that_move_make_recordings_void(fresh):
+    """As offload, and a visit to float32, move them."""
+    sampling = Sampling(seed=3, max_tokens=40)
+    with fresh() as engine:
+        record = Counting()
+        capture(engine, record)
+        first = engine.synthesize("Hello there.", None, sampling).samples
+        count = record.recorded
+        for parameter in engine._speaker.residency.module("t3").parameters():
+            parameter.data = parameter.data.clone().mul_(0.5)
+        for parameter in engine._speaker.residency.module("flow").parameters():
+            parameter.data = parameter.data.clone().mul_(0.5)
+        moved = engine.synthesize("Hello there.", None, sampling).samples
+        moved_again = engine.synthesize("Hello there.", None, sampling).samples
+        assert record.recorded > count
+        engine._speaker.way = Eager()
+        engine._speaker.residency.module("flow").through = Direct()
+        plain = engine.synthesize("Hello there.", None, sampling).samples
+    assert np.array_equal(moved, moved_again)
+    assert np.allclose(moved, plain, atol=1e-4)
+    assert len(first) != len(moved) or not np.allclose(first, moved, atol=1e-3)
+
+
+def test_an_engine_with_recordings_sounds_the_same(fresh, engine):
+    """Interleaved calls with other voices, lengths, steps and knobs; alone and in a batch."""
+    calls = [
+        ("Hello.", None, Sampling(seed=1, max_tokens=30)),
+        ("A longer text, to be sure.", SAMPLE, Sampling(seed=2, max_tokens=30, top_p=0.8)),
+        ("Hello.", None, Sampling(seed=1, max_tokens=30, cfm_steps=4)),
+        ("Again and again.", None, Sampling(seed=4, max_tokens=30, temperature=0)),
+    ] * 3
+    expected = [engine.synthesize(t, engine.voice(v), s).samples for t, v, s in calls[:4]] * 3
+    with fresh() as replaying:
+        record = Counting()
+        capture(replaying, record)
+        for (text, voice, sampling), wave in zip(calls, expected, strict=True):
+            samples = replaying.synthesize(text, replaying.voice(voice), sampling).samples
+            assert samples.shape == wave.shape
+            # padding to a bucket costs float32's last bits, which the phase of F0 magnifies
+            assert np.abs(samples - wave).max() < 1e-3
+        assert record.recorded >= 4
+        batch = [Request(str(i), text, voice, s) for i, (text, voice, s) in enumerate(calls[:8])]
+        found = {r.id: r.audio().samples for r in replaying.batch(batch)}
+        for i, wave in enumerate(expected[:8]):
+            assert found[str(i)].shape == wave.shape
+            assert np.abs(found[str(i)] - wave).max() < 1e-3
+
+
+def test_work_that_cannot_be_recorded_runs_plainly_with_one_warning_each(fresh, engine, caplog):
+    sampling = Sampling(seed=3, max_tokens=40)
+    expected = engine.synthesize("Hello there.", None, sampling).samples
+    with fresh() as healed, caplog.at_level(logging.WARNING, "chatterbox_opt"):
+        capture(healed, Counting(RuntimeError("operation not permitted when stream is capturing")))
+        for _ in range(3):
+            found = healed.synthesize("Hello there.", None, sampling).samples
+            assert np.abs(found - expected).max() < 1e-3
+    warned = [r.message for r in caplog.records if r.name == "chatterbox_opt.graphs"]
+    assert len(warned) == 2 and "the t3 step runs eager" in warned[0]
+    assert "the flow runs eager" in warned[1]
+
+
+def test_a_closed_engine_leaves_nothing(fresh):
+    """No cycle keeps weights, slots or recordings until a collection that may be long in coming."""
+    gc.collect()
+    gc.disable()
+    try:
+        engine = fresh()
+        capture(engine, tape.record)
+        engine.synthesize("Hello there.", None, Sampling(seed=3, max_tokens=20))
+        pipeline = engine._speaker
+        held = [weakref.ref(pipeline.residency.module(name)) for name in ("t3", "flow", "vocoder")]
+        held += [weakref.ref(pipeline.way), weakref.ref(pipeline.way._slots)]
+        del pipeline
+        engine.close()
+        assert [ref() for ref in held] == [None] * 5
+    finally:
+        gc.enable()
+
+
+def test_reading_a_value_back_cannot_be_recorded():
+    """Guards all tests here: the recorder would have noticed."""
+    x = torch.ones(1)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        tape.record(lambda: x.mul_(2 if x > 0 else 3))
+
+
+def test_recording_does_nothing_and_freezes_numbers():
+    x, factor = torch.ones(3), 2.0
+    replay = tape.record(lambda: x.mul_(factor))
+    assert x.tolist() == [1, 1, 1]
+    factor = 5.0
+    replay()
+    assert x.tolist() == [2, 2, 2]
+
+
+def test_recordings_are_bounded_and_the_last_used_stay(monkeypatch):
+    monkeypatch.setattr(graphs, "KEPT", 2)
+    record, x = Counting(), torch.zeros(1)
+    recordings = Recordings(record, "the sum")
+
+    def add(key):
+        recordings.run(recordings.find(key, "here"), lambda: x.add_(1))
+
+    for key in "aabba":
+        add(key)
+    assert record.recorded == 2
+    for key in "ccb":  # c takes b's place: a was used after it
+        add(key)
+    assert record.recorded == 3
+    add("b")
+    assert (record.recorded, x.item()) == (4, 9), "each was done once, however it was done"
+    recordings.run(recordings.find("b", "elsewhere"), lambda: x.add_(1))
+    assert record.recorded == 4, "in another place all is met for the first time"
+
+
+def test_a_function_of_tensors_is_recorded_for_each_shape_and_key():
+    record, module = Counting(), torch.nn.Linear(2, 2)
+    call = Replayed(record, module, "the product")
+    with torch.inference_mode():
+        for _ in range(3):
+            for rows in (1, 4):
+                x = torch.randn(rows, 2)
+                assert torch.equal(call("once", module, x), module(x))
+                assert torch.equal(call("twice", lambda y: module(module(y)), x), module(module(x)))
+    assert record.recorded == 4
