@@ -2,8 +2,9 @@
 
     python bench/batch.py --model DIR --lines 16 --slots 8 --json bench/results/NAME-batch.json
 
-Lines of 5 to 12 s of forced length (the model never stops by itself), the same ones in every way;
-plain Chatterbox says ``--upstream`` of them. Ways take turns, and stages are timed apart.
+Lines of 5 to 12 s of forced length (the model never stops by itself), the same ones in every way:
+all of them through T3 alone, the first ``--whole`` through all stages too; plain Chatterbox says
+``--upstream`` of them. Ways take turns.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +23,8 @@ import typer
 from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.bench import facts
 from chatterbox_opt.models import locate
+from chatterbox_opt.pipeline import Pipeline
+from chatterbox_opt.reader import Read
 from chatterbox_opt.shapes import TOKEN_RATE
 from chatterbox_opt.subjects import SENTENCE, Job, Theirs, forced_tokens
 
@@ -49,6 +53,18 @@ def ours(engine: Engine, lines: list[Request], slots: int) -> dict[str, float]:
     return figures(tokens, whole, stages) | {"slots": slots}
 
 
+def t3_alone(engine: Engine, lines: list[Request], slots: int) -> dict[str, float]:
+    """Tokens per second of T3, prefill included."""
+    pipeline = cast(Pipeline, engine._speaker)
+    begun = [engine._begin(None, line, line.sampling.seed or 0) for line in lines]
+    left = iter([attempts.line() for chunks in begun for attempts in chunks])
+    start, tokens = time.perf_counter(), 0
+    for ended in pipeline.read(lambda: next(left, None), slots, 1, guided=True):
+        tokens += sum(len(read.tokens) for read in ended if isinstance(read, Read))
+    seconds = time.perf_counter() - start
+    return {"tokens": tokens, "seconds": seconds, "t3_tokens_per_second": tokens / seconds}
+
+
 def figures(tokens: int, whole: float, stages: dict[str, float]) -> dict[str, Any]:
     return {
         "tokens": tokens,
@@ -74,6 +90,7 @@ def main(
     model: Annotated[str, typer.Option(help="A checkpoint of random values will do.")],
     lines: Annotated[int, typer.Option(help="How many.")] = 64,
     slots: Annotated[list[int] | None, typer.Option(help="Ways to batch.")] = None,
+    whole: Annotated[int, typer.Option(help="Lines through all stages.")] = 8,
     dtype: Annotated[str, typer.Option(help="As for synth.")] = "bfloat16",
     runs: Annotated[int, typer.Option(help="Turns of every way.")] = 1,
     upstream_lines: Annotated[
@@ -89,11 +106,12 @@ def main(
             t3.shape = replace(t3.shape, stop_speech=NEVER)  # type: ignore[arg-type, type-var]
         ways_to_go = slots or [1, engine.plan.slots]
         ours(engine, asked[:2], 2)  # warm
-        for _ in range(runs):
-            for ways in ways_to_go:
-                row = ours(engine, asked, ways)
-                rows.setdefault(f"{ways} at once", []).append(row)
-                typer.echo(f"{ways} at once: {json.dumps(row)}", err=True)
+        for _, (name, measure, count), ways in product(
+            range(runs), (("t3", t3_alone, lines), ("whole", ours, whole)), ways_to_go
+        ):
+            row = measure(engine, asked[:count], ways)
+            rows.setdefault(f"{name}, {ways} at once", []).append(row)
+            typer.echo(f"{name}, {ways} at once: {json.dumps(row)}", err=True)
     if upstream_lines:
         rows["upstream"] = [upstream(model, asked[:upstream_lines])]
         typer.echo(f"upstream: {json.dumps(rows['upstream'][0])}", err=True)
