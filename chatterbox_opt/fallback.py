@@ -2,7 +2,7 @@
 
 Knows residency and precision. Knows nothing of text, tokens or files.
 
-    out of device memory      -> offload stages, again      -> DeviceError
+    out of device memory      -> offload, then offload more -> DeviceError
     NaN or infinity in half   -> that work again in float32 -> NumericsError
 """
 
@@ -16,10 +16,14 @@ from typing import Protocol, TypeVar, cast
 import torch
 
 from chatterbox_opt.errors import DeviceError, NumericsError
-from chatterbox_opt.offload import Residency
+from chatterbox_opt.offload import ALL_BUT_ACTIVE, STAGES, Residency
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+HAPPENED = {
+    STAGES: "stages now take turns on the card",
+    ALL_BUT_ACTIVE: "only the stage that works is on the card now",
+}
 
 
 class Castable(Protocol):
@@ -37,7 +41,10 @@ class Castable(Protocol):
 
 @contextmanager
 def float32(module: torch.nn.Module) -> Iterator[None]:
-    """Work in float32 inside the block; the stage's own dtype comes back after it."""
+    """Work in float32 inside the block; the stage's own dtype comes back after it.
+
+    The numbers come back as they were, but in other memory: ``Residency.version`` tells.
+    """
     stage = cast(Castable, module)
     before = stage.dtype
     if before == torch.float32:
@@ -99,16 +106,16 @@ class Ladder:
                 generator.set_state(state)
 
     def out_of_memory(self, stage: str, error: torch.OutOfMemoryError) -> None:
-        """Offload from now on.
+        """Offload, or offload more, from now on.
 
         Raises:
-            DeviceError: that was done already.
+            DeviceError: the working stage is alone already.
         """
         error.__traceback__ = None  # it holds the frames, and they hold the memory
-        if self.residency.offload:
+        if self.residency.offload == ALL_BUT_ACTIVE:
             raise DeviceError(_no_room(stage)) from error
-        self.warn_once(f"{stage} ran out of memory: stages now take turns on the card")
-        self.residency.start_offloading()
+        self.residency.offload_more()
+        self.warn_once(f"{stage} ran out of memory: {HAPPENED[self.residency.offload]}")
 
     def is_half(self, stage: str) -> bool:
         """Whether the stage's arithmetic is narrower than float32."""

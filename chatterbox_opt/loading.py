@@ -25,7 +25,7 @@ from chatterbox_opt.card import CudaRecorder
 from chatterbox_opt.decoding import Eager, Forward, Way
 from chatterbox_opt.errors import WeightsError
 from chatterbox_opt.models import Checkpoint
-from chatterbox_opt.offload import Residency
+from chatterbox_opt.offload import STAGES, Residency
 from chatterbox_opt.pipeline import Pipeline
 from chatterbox_opt.plan import Plan
 from chatterbox_opt.t3_weights import t3_from_upstream, t3_of
@@ -263,12 +263,12 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None 
     if plan.compute:
         store(stages["t3"], getattr(torch, plan.t3))
         store(stages["flow"], getattr(torch, plan.flow))
-    device, offload = torch.device(plan.device), plan.offload == "stages"
+    device = torch.device(plan.device)
     try:
-        residency = Residency(stages, device, offload=offload)
+        residency = Residency(stages, device, offload=plan.offload)
     except torch.OutOfMemoryError:
         log.warning("the card has no room for all stages: they take turns on it")
-        residency = Residency(stages, device, offload=True)
+        residency = Residency(stages, device, offload=STAGES)
     group = 1 if plan.device == "cpu" else GROUP
     return Pipeline(load_tokenizer(checkpoint), residency, _way(plan.compile, residency), group)
 

@@ -23,7 +23,7 @@ QUANTISED = {  # t3 only, on the processor; what each costs (docs/performance-lo
 }
 T3_DTYPES = (*DTYPES, *QUANTISED)
 COMPILE = ("none", "cudagraphs", "inductor")
-OFFLOAD = ("none", "stages")
+OFFLOAD = ("none", "stages", "all-but-active")  # from most memory on the card to least
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,8 @@ class Profile:
         flow: dtype of its weights, one of ``DTYPES``. The vocoder is float32.
         compute: dtype of arithmetic when it shall differ from the stored one, or "".
         compile: how the T3 step is compiled, one of ``COMPILE``.
-        offload: "stages" keeps only the working stage on the card.
+        offload: one of ``OFFLOAD``: "stages" has them take turns on the card, the next one fetched
+            while one works; "all-but-active" has only the working one there.
     """
 
     name: str

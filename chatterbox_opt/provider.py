@@ -60,7 +60,7 @@ class OptimizedChatterboxProvider:
             device: "cuda", "mps", "cpu" or "auto".
             dtype: of t3 and flow, as --dtype; the vocoder is float32.
             use_compilation: compile the T3 step where the device can.
-            cpu_offload: keep only the working stage on the card.
+            cpu_offload: stages take turns on the card.
             model: a known name, or a directory.
 
         Raises:

@@ -17,8 +17,11 @@ from conftest import SAMPLE, say_all, utterance
 from test_decoding import some  # noqa: F401 - the utterances of every kind
 
 from chatterbox_opt import Engine, Request, Sampling, blocked, graphs
+from chatterbox_opt.copier import Plain
 from chatterbox_opt.decoding import Eager, decode
+from chatterbox_opt.fallback import Ladder
 from chatterbox_opt.graphs import Captured, Recordings, Replayed
+from chatterbox_opt.offload import Residency
 from chatterbox_opt.rows import Direct
 from chatterbox_opt.voice_store import VoiceStore
 
@@ -136,6 +139,21 @@ def test_weights_that_move_make_recordings_void(fresh):
     assert np.array_equal(moved, moved_again)
     assert np.allclose(moved, plain, atol=1e-4)
     assert len(first) != len(moved) or not np.allclose(first, moved, atol=1e-3)
+
+
+@pytest.mark.parametrize("offload", ["stages", "all-but-active"])
+def test_stages_that_take_turns_sound_the_same(fresh, engine, offload):
+    """Their weights come back to the same memory or to another: recordings follow."""
+    sampling = Sampling(seed=3, max_tokens=40)
+    expected = engine.synthesize("Hello there.", None, sampling).samples
+    with fresh() as turning:
+        capture(turning, tape.record)
+        stages, cpu = turning._speaker.residency._stages, torch.device("cpu")
+        turning._speaker.residency = Residency(stages, cpu, offload=offload, copier=Plain(cpu))
+        turning._speaker._ladder = Ladder(turning._speaker.residency)
+        for _ in range(4):
+            found = turning.synthesize("Hello there.", None, sampling).samples
+            assert np.abs(found - expected).max() < 1e-3
 
 
 def test_an_engine_with_recordings_sounds_the_same(fresh, engine):

@@ -142,7 +142,7 @@ def test_a_wrong_word_in_the_environment_names_the_known_ones(variable):
         ("dtype: {t3: int8}\ncompute: float32", "compute is for halves"),
         ("dtype: {vocoder: float16}", "vocoder is float32 only"),
         ("compile: no", "compile is False; known: none, cudagraphs, inductor"),
-        ("offload: everything", "known: none, stages"),
+        ("offload: everything", "known: none, stages, all-but-active"),
         ("- a list", "must be a mapping"),
         ("dtype: [float16]", "give a name, or one per stage"),
         ("dtype: 5", "give a name, or one per stage"),

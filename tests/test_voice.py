@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import multiprocessing
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from conftest import SAMPLE
 from chatterbox_opt import Engine, loading, models, voice_store
 from chatterbox_opt.audio import read_reference
 from chatterbox_opt.errors import VoiceError, WeightsError
+from chatterbox_opt.speakers import Speakers
 from chatterbox_opt.voice import Voice, from_conditionals
 from chatterbox_opt.voice_store import VoiceStore
 
@@ -62,6 +65,34 @@ def test_a_cached_voice_needs_no_encoders(tiny, store, monkeypatch):
     with Engine.load(str(tiny), "dev", device="cpu", store=store, watermark=False) as engine:
         assert same(engine.voice(SAMPLE), voice)
         assert engine.voice(SAMPLE) is engine.voice(str(SAMPLE)), "memory cache"
+
+
+def test_the_encoders_of_a_new_voice_stay_on_the_processor_and_go(tiny, store, monkeypatch):
+    """Whatever the device of the stages: 0.5 GB that the card never sees and nobody keeps."""
+    read, seen, devices = loading.load_encoders, [], set()
+
+    def watched(checkpoint):
+        encoders = read(checkpoint)
+        seen.append(weakref.ref(encoders))
+        encode = encoders.encode
+
+        def watching(*args):
+            voice = encode(*args)
+            devices.update(t.device.type for t in (*encoders.parameters(), *encoders.buffers()))
+            return voice
+
+        encoders.encode = watching
+        return encoders
+
+    monkeypatch.setattr(loading, "load_encoders", watched)
+    speakers = Speakers(models.locate(str(tiny)), store)
+    voice = speakers.voice(SAMPLE)
+    gc.collect()
+    assert devices == {"cpu"}
+    assert [ref() for ref in seen] == [None]
+    assert {tensor.device.type for tensor in voice.tensors().values()} == {"cpu"}
+    assert speakers.voice(SAMPLE) is voice
+    assert len(seen) == 1
 
 
 def test_without_a_cache_nothing_is_kept(tiny, tmp_path):
