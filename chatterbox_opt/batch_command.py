@@ -115,10 +115,10 @@ def batch(
         exaggeration,
         min_p,
         top_p,
-        top_k,
         repetition_penalty,
         max_tokens,
         cfm_steps,
+        top_k,
     )
     machine = options.Machine(
         model,

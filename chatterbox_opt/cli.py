@@ -123,10 +123,10 @@ def synth(
         exaggeration,
         min_p,
         top_p,
-        top_k,
         repetition_penalty,
         max_tokens,
         cfm_steps,
+        top_k,
     )
     machine = options.Machine(
         model,

@@ -26,10 +26,10 @@ class Sampling:
         exaggeration: emotion; 0.5 is neutral, above 1 grows unstable.
         min_p: tokens less likely than ``min_p`` times the likeliest are dropped.
         top_p: nucleus sampling; 1 keeps all.
-        top_k: only so many of the likeliest tokens; 0 keeps all. Upstream has no such knob.
         repetition_penalty: above 1 discourages tokens already said.
         max_tokens: bound for one chunk; 25 tokens are a second of sound.
         cfm_steps: Euler steps of the flow; fewer are quicker and less exact.
+        top_k: only so many of the likeliest tokens; 0 keeps all. Upstream has no such knob.
     """
 
     seed: int | None = None
@@ -38,10 +38,10 @@ class Sampling:
     exaggeration: float = 0.5
     min_p: float = 0.05
     top_p: float = 1.0
-    top_k: int = 0
     repetition_penalty: float = 1.2
     max_tokens: int = 1000
     cfm_steps: int = CFM_STEPS
+    top_k: int = 0
 
     def __post_init__(self) -> None:
         in_range = {

@@ -29,7 +29,7 @@ def test_the_engine():
 
 
 def test_the_values():
-    assert Sampling() == Sampling(None, 0.8, 0.5, 0.5, 0.05, 1.0, 1.2, 1000, 10)
+    assert Sampling() == Sampling(None, 0.8, 0.5, 0.5, 0.05, 1.0, 1.2, 1000, 10, 0)
     with pytest.raises(AttributeError):
         Sampling().seed = 3
     assert [f for f in Voice.__slots__] == ["speaker", "prompt", "tokens", "mel", "xvector"]
