@@ -27,7 +27,7 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
         "wer",
         "blank",
     },
-    {"profile"},
+    {"profile", "attention"},
     {
         "audio",
         "speech",
@@ -63,6 +63,7 @@ STAGES = (
     "t3",
     "flow",
     "estimator",
+    "attention",
     "vocoder",
     "hift",
     "rows",
