@@ -41,10 +41,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _multiplies(q: Tensor) -> bool:
-    """Whether products serve: not on a card, and not in training, for oneDNN's know no gradient."""
+    """Whether products serve: not on a card, and not in training, for oneDNN's know no gradient.
+
+    Not with Intel's AMX either: there MKL is quick, and the fused kernel ahead in both precisions.
+    """
     if q.device.type != "cpu" or q.requires_grad:
         return False
-    return q.dtype in (torch.float32, torch.bfloat16) and blocked.supported()
+    known = q.dtype in (torch.float32, torch.bfloat16) and blocked.supported()
+    return known and not torch.cpu._is_amx_tile_supported()
 
 
 def _head(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:

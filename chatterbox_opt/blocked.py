@@ -39,7 +39,7 @@ class BlockedLinear(nn.Module):
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear`` through oneDNN: [..., in] and [out, in], blocked or plain, to [..., out].
 
-    Both lie in one piece: over other strides oneDNN takes its reference code, 500 times slower.
+    A matrix in one piece: over other strides oneDNN takes its reference code, 500 times slower.
     """
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return out
