@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chatterbox_opt.attention import attend
 from chatterbox_opt.shapes import MEL_BINS, FlowShape
 
 KERNEL = 3  # frames that a causal convolution sees: this one and the two before
@@ -118,8 +119,7 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         q, k, v = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).unbind(2)
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        x = x + self.out(attend(q, k, v, mask))
         return x + self.down(F.gelu(self.up(self.ffn_norm(x))))
 
 

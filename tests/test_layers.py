@@ -29,7 +29,7 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
         "wer",
         "blank",
     },
-    {"profile"},
+    {"profile", "attention"},
     {
         "audio",
         "speech",
@@ -66,6 +66,7 @@ STAGES = (
     "t3",
     "flow",
     "estimator",
+    "attention",
     "vocoder",
     "hift",
     "rows",
