@@ -19,7 +19,18 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from chatterbox_opt import blocked, estimator, flow, graphs, models, packing, t3, vocoder, voice
+from chatterbox_opt import (
+    blocked,
+    estimator,
+    flow,
+    graphs,
+    heap,
+    models,
+    packing,
+    t3,
+    vocoder,
+    voice,
+)
 from chatterbox_opt.blank import uninitialised
 from chatterbox_opt.card import CudaRecorder
 from chatterbox_opt.decoding import Eager, Forward, Way
@@ -252,12 +263,14 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None 
     layout = packing.layout(plan.compute or plan.t3, plan.device)
     # the flow is read whole before it is narrowed: first, while there is nothing beside it
     flow_stage, hift = load_flow(checkpoint, flow_dtype, cache), load_vocoder(checkpoint)
-    packing.trim()
+    heap.trim()
     stages = {
         "t3": load_t3(checkpoint, t3_dtype, layout, cache),
         "flow": flow_stage,
         "vocoder": hift,
     }
+    if plan.device == "cpu":
+        heap.keep()
     if plan.device == "cpu" and not plan.compute and blocked.supported():
         blocked.block(stages["flow"])
     if plan.compute:

@@ -10,9 +10,7 @@ takes 43. The layout cannot be read by other operations: a stage that changes it
 
 from __future__ import annotations
 
-import ctypes
 import platform
-import sys
 from collections.abc import Callable, Mapping
 
 import torch
@@ -129,15 +127,6 @@ def restore(module: nn.Module, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
             owner, _, name = path.rpartition(".")
             setattr(module.get_submodule(owner), name, maker.of_kept(parts))
     return left
-
-
-def trim() -> None:
-    """Give freed memory back to the system, where its allocator must be asked (glibc).
-
-    Of the float32 matrices that a narrow T3 is made of, holes of 340 MB stayed with the process.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
 
 
 def packable(module: nn.Module) -> bool:

@@ -27,7 +27,7 @@ from chatterbox_opt.profile import (
 WIDER = {"int4": "int8", "int8": "bfloat16", "bfloat16": "float32"}  # the next best on a processor
 BIG_MIB, MIDDLE_MIB = 15_000, 7_500  # total memory from which rtx4090 and rtx3080 are meant
 ROOM_MIB = 4_000  # free memory that all stages in half precision need, with room to work
-CPU_SLOTS, CUDA_SLOTS = 8, 32
+CPU_SLOTS, CUDA_SLOTS = 12, 32
 SLOT_MIB = 280  # keys and values of one utterance in half precision
 ON_A_CARD = "integer matrices are for the processor, in this version"
 BFLOAT16_FROM = (8, 0)  # torch reports bfloat16 from 7.5 on, where it is emulated and slow
@@ -144,7 +144,7 @@ def slots_for(hardware: Hardware, wish: Profile) -> int:
     """How many utterances of a batch t3 works at together: what free memory has room for.
 
     A slot is the keys and values of two rows of 1,200 positions at the true shapes. Without a card
-    the cost of a step grows with the rows, and eight slots are where little more is won.
+    the cost of a step grows with the rows, and twelve slots are where little more is won.
     """
     if hardware.device != "cuda":
         return CPU_SLOTS

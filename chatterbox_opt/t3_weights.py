@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from chatterbox_opt import packing, t3
+from chatterbox_opt import heap, packing, t3
 from chatterbox_opt.blank import uninitialised
 from chatterbox_opt.errors import WeightsError
 from chatterbox_opt.shapes import T3Shape
@@ -87,7 +87,7 @@ def t3_from_upstream(
             packed = packing.layer(name, tensor, layout)
             setattr(model.get_submodule(owner), name, packed)
             del tensor
-            packing.trim()
+            heap.trim()
         else:
             loaded[mine] = tensor
     model.load_state_dict(loaded, assign=True)
