@@ -1,10 +1,12 @@
-"""Linear layers over many rows on the processor: oneDNN's own product over its own layout.
+"""Linear layers on the processor: oneDNN's own product over its own layout.
 
 Knows one layer and where it can stand in. Knows nothing of the model around it.
 
 PyTorch multiplies float32 matrices through MKL, which on processors not made by Intel leaves half
-of the arithmetic unused: 99 GFLOPS on one EPYC core where oneDNN reaches 220. The layout cannot be
-read by other operations: a stage that changes its precision puts plain layers back first.
+of the arithmetic unused: 99 GFLOPS on one EPYC core where oneDNN reaches 220. Where few rows wait
+for a matrix it leaves three quarters of the rate of memory: 194 ms for a decode step, oneDNN
+44. The layout cannot be read by other operations: a stage that changes its precision puts plain
+layers back first.
 """
 
 from __future__ import annotations

@@ -269,14 +269,18 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None 
         "flow": flow_stage,
         "vocoder": hift,
     }
-    if plan.device == "cpu":
-        heap.keep()
     if plan.device == "cpu" and not plan.compute and blocked.supported():
         blocked.block(stages["flow"])
+        # narrower ones have layouts of their own, and a compiler wants plain layers
+        if (plan.t3, plan.compile) == ("float32", "none"):
+            blocked.block(stages["t3"])
     if plan.compute:
         store(stages["t3"], getattr(torch, plan.t3))
         store(stages["flow"], getattr(torch, plan.flow))
     device = torch.device(plan.device)
+    if plan.device == "cpu":
+        heap.trim()
+        heap.keep()
     try:
         residency = Residency(stages, device, offload=plan.offload)
     except torch.OutOfMemoryError:

@@ -16,7 +16,7 @@ import torch
 from conftest import SAMPLE, say_all, utterance
 from test_decoding import some  # noqa: F401 - the utterances of every kind
 
-from chatterbox_opt import Engine, Request, Sampling, blocked, graphs
+from chatterbox_opt import Engine, Request, Sampling, blocked, graphs, loading, models
 from chatterbox_opt.copier import Plain
 from chatterbox_opt.decoding import Eager, decode
 from chatterbox_opt.fallback import Ladder
@@ -43,7 +43,8 @@ def capture(engine: Engine, record) -> None:
     """Give an engine what a card would give it."""
     pipeline = engine._speaker
     flow = pipeline.residency.module("flow")
-    blocked.unblock(flow)  # oneDNN's own layout is no memory that a tape can follow
+    for stage in (flow, pipeline.residency.module("t3")):
+        blocked.unblock(stage)  # oneDNN's own layout is no memory that a tape can follow
     flow.through = Replayed(record, flow, "the flow")
     pipeline.way = Captured(record)
 
@@ -58,10 +59,9 @@ def fresh(tiny, tmp_path):
     return load
 
 
-@pytest.fixture
-def t3(engine):
-    with engine._speaker.residency("t3") as stage:
-        yield stage
+@pytest.fixture(scope="module")
+def t3(tiny):
+    return loading.load_t3(models.locate(str(tiny)), torch.float32)
 
 
 @pytest.fixture
