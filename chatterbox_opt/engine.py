@@ -15,6 +15,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -102,7 +103,7 @@ class Engine:
         mark = Watermark() if watermark and how.optimized else None  # before 3 GB are fetched
         checkpoint = models.locate(model)
         if checkpoint.shapes.made:
-            log.warning("'%s' holds random values: what it says is noise", model)
+            log.warning("'%s' holds random values: what it says is noise", Path(model).name)
         speaker: Pipeline | Upstream
         if how.optimized:
             speaker = loading.load_pipeline(checkpoint, how, weights or weight_cache.default())
