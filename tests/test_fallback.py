@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -281,6 +282,7 @@ def test_a_batch_that_runs_out_of_memory_goes_on_with_fewer_slots(
             return plain(token, *rest)
 
         monkeypatch.setattr(module, "step", step)
+        fragile.plan = replace(fragile.plan, slots=8)
         assert same(batch(fragile, TEXTS), expected)
         assert fragile._speaker.residency.offload == "none", "fewer slots were enough"
         assert max(seen) == 5 and seen[-1] <= 2
