@@ -11,8 +11,9 @@ MACHINE ?= this-machine
 demo: $(INSTALLED)
 	$(BIN)/chatterbox-opt synth "The quick brown fox jumps over the lazy dog." --model pico -o demo.wav
 
+# a process a core, each with one thread: half of the time
 test: $(INSTALLED)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow --durations=5
