@@ -15,26 +15,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
+import batch
 import torch
 import torch.nn.functional as F
 import typer
 
-from chatterbox_opt import Engine, Request, Sampling, bench, hardware
+from chatterbox_opt import Engine, Sampling, bench, hardware
+from chatterbox_opt.card import CudaRecorder
 from chatterbox_opt.decoding import Eager, Way, decode
 from chatterbox_opt.flow import Flow
-from chatterbox_opt.graphs import Captured
+from chatterbox_opt.graphs import Captured, Recorder, Recordings
 from chatterbox_opt.offload import Residency
 from chatterbox_opt.pipeline import Pipeline
 from chatterbox_opt.reader import text_tokens
 from chatterbox_opt.rows import Direct
-from chatterbox_opt.shapes import SAMPLE_RATE
 from chatterbox_opt.slots import Utterance
 from chatterbox_opt.subjects import SENTENCE, Clock, Job, forced_tokens
-from chatterbox_opt.t3 import T3, Prompt
+from chatterbox_opt.t3 import T3, Prompt, products
 
 TEXTS = ("hello.", "a much longer sentence, with a comma in it.", "one two three four.", "no!")
 LENGTHS = (2.0, 5.0, 10.0, 20.0, 40.0)  # seconds of sound
@@ -128,10 +128,8 @@ def s3gen_by_length(engine: Engine, lengths: tuple[float, ...] = LENGTHS) -> lis
     for seconds in lengths:
         tokens = torch.tensor(forced_tokens(seconds), device=pipeline.device)
         for _ in range(4):  # met, recorded, replayed; the last counts
-            generator, clock = (
-                torch.Generator(pipeline.device).manual_seed(0),
-                Clock(pipeline.device),
-            )
+            generator = torch.Generator(pipeline.device).manual_seed(0)
+            clock = Clock(pipeline.device)
             with on_device(engine, "flow") as flow:
                 mels = flow([tokens], [voice], [generator])
             clock.lap("flow")
@@ -175,7 +173,9 @@ def allocated() -> int:
     return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
 
 
-def decode_kernels(t3: T3, spans: tuple[int, ...] = SPANS) -> list[dict[str, Any]]:
+def decode_kernels(
+    t3: T3, record: Recorder, spans: tuple[int, ...] = SPANS
+) -> list[dict[str, Any]]:
     """Microseconds of one query's attention by kernel; recorded, as the step is."""
     shape, rows = t3.shape, []
     device, dtype = t3.like.device, t3.dtype
@@ -186,35 +186,24 @@ def decode_kernels(t3: T3, spans: tuple[int, ...] = SPANS) -> list[dict[str, Any
             for _ in range(2)
         )
         visible = torch.ones(2, 1, 1, span, dtype=torch.bool, device=device)
-        ways: dict[str, Callable[[], object]] = {
-            "sdpa": functools.partial(F.scaled_dot_product_attention, q, k, v, visible),
-            "products": functools.partial(_products, q, k, v, visible),
-        }
-        rows.append({"span": span} | {n: 1e6 * bench._best(w, device) for n, w in ways.items()})
+        row: dict[str, Any] = {"span": span}
+        for name, kernel in (("sdpa", F.scaled_dot_product_attention), ("products", products)):
+            recordings = Recordings(record, name)
+            once = functools.partial(kernel, q, k, v, visible)
+            work = functools.partial(recordings.run, recordings.find(span, None), once)
+            row[name] = 1e6 * bench._best(work, device)
+        rows.append(row)
     return rows
 
 
-def _products(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor
-) -> torch.Tensor:
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
-    return torch.softmax(scores.float().masked_fill(~visible, -torch.inf), -1).to(v.dtype) @ v
-
-
 def throughput(engine: Engine, lines: int = 64) -> dict[str, Any]:
-    """Lines of 5 to 12 s, one by one and side by side."""
-    requests = [
-        Request(str(i), SENTENCE, None, Sampling(seed=i, max_tokens=125 + (i * 37) % 175))
-        for i in range(lines)
-    ]
-    found: dict[str, Any] = {}
-    for slots in (1, engine.plan.slots):
-        engine.plan = replace(engine.plan, slots=slots)
-        start, seconds = time.perf_counter(), 0.0
-        for result in engine.batch(requests if slots > 1 else requests[: max(1, lines // 8)]):
-            seconds += len(result.audio().samples) / SAMPLE_RATE
-        found[f"{slots} at once"] = {"realtime_x": seconds / (time.perf_counter() - start)}
-    return found
+    """Lines of 5 to 12 s side by side, and an eighth of them one by one."""
+    batch.never_stop(engine)
+    asked, many = batch.requests(lines), engine.plan.slots
+    return {
+        f"{slots} at once": batch.ours(engine, asked[:count], slots)
+        for slots, count in ((1, max(1, lines // 8)), (many, lines))
+    }
 
 
 def checks(model: str, device: str, say: Callable[[str], None]) -> dict[str, Any]:
@@ -236,7 +225,7 @@ def checks(model: str, device: str, say: Callable[[str], None]) -> dict[str, Any
             found["s3gen_by_length"] = s3gen_by_length(engine)
             found["warm_up_seconds"] = warm_up_seconds(engine)
             with on_device(engine, "t3") as t3:
-                found["decode_attention_us"] = decode_kernels(t3)
+                found["decode_attention_us"] = decode_kernels(t3, CudaRecorder(t3.like.device))
             found["drift"] = drift(engine)
             found["batch"] = throughput(engine)
     del engine, way

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from chatterbox_opt import blocked
 from chatterbox_opt.quantised import Int4Linear, Int8Linear, lacks_int4, lacks_int8
 
 ROWS = 2  # the layout is tuned for so many rows; it serves any number
@@ -32,8 +33,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out], bfloat16."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
-        return out
+        return blocked.product(x, self.packed)
 
     def matrix(self) -> Tensor:
         """The same values, bfloat16 [out, in]."""
@@ -53,15 +53,6 @@ class PackedLinear(nn.Module):
 Layer = PackedLinear | Int8Linear | Int4Linear
 
 
-def supported() -> bool:
-    """Whether this processor and this torch have bfloat16 products over packed matrices."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    return hasattr(torch.ops.mkldnn, "_linear_pointwise") and bool(
-        torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
-
-
 def lacks() -> dict[str, str]:
     """The narrow dtypes that are missing or slow on this processor, each with the reason."""
     found = {"bfloat16": _lacks_bfloat16(), "int8": lacks_int8(), "int4": lacks_int4()}
@@ -72,7 +63,9 @@ def _lacks_bfloat16() -> str:
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     # on x86 oneDNN also says yes where it only emulates, at half of float32's speed
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "" if supported() and (native or not x86) else "this processor computes no bfloat16"
+    return (
+        "" if blocked.supported() and (native or not x86) else "this processor computes no bfloat16"
+    )
 
 
 def arithmetic(dtype: str) -> torch.dtype:
@@ -85,7 +78,7 @@ def layout(dtype: str, device: str) -> str:
     """How to lay out the matrices of a stage with ``dtype`` on ``device``, "" for plainly."""
     if dtype in QUANTISED:
         return dtype
-    return "bfloat16" if (dtype, device) == ("bfloat16", "cpu") and supported() else ""
+    return "bfloat16" if (dtype, device) == ("bfloat16", "cpu") and blocked.supported() else ""
 
 
 def layer(name: str, weight: Tensor, layout: str) -> Layer:

@@ -78,6 +78,11 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=visible)
+    return products(q, keys, values, visible)
+
+
+def products(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
+    """``attend`` by plain products, softmax in float32."""
     scores = (keys @ (q * q.shape[-1] ** -0.5).transpose(2, 3)).transpose(2, 3)
     weights = torch.softmax(scores.float().masked_fill(~visible, -torch.inf), dim=-1)
     return weights.to(values.dtype) @ values

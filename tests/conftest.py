@@ -95,14 +95,22 @@ def utterance(engine, text: str, sampling, **more):
     return Utterance(prompt_for(engine, text), sampling, generator, lambda count: None, **more)
 
 
-def say_all(t3, utterances, *, slots: int = 1, each: int = 2, step=None, stride: int = 1):
-    """What became of the utterances, in their order."""
-    from chatterbox_opt.decoding import Eager, decode
+def looking(stride: int = 1, step=None):
+    """An eager way that looks at the tokens so rarely, and may have another step."""
+    from chatterbox_opt.decoding import Eager
 
-    left, way = iter(utterances), Eager()
+    way = Eager()
     way.stride = stride
     if step is not None:
         way.step = lambda model: step
+    return way
+
+
+def say_all(t3, utterances, *, slots: int = 1, each: int = 2, way=None):
+    """What became of the utterances, in their order."""
+    from chatterbox_opt.decoding import decode
+
+    left, way = iter(utterances), way or looking()
     said = decode(t3, way.slots(t3, slots, each), lambda: next(left, None), way)
     found = {one.utterance: one for one in said}
     return [found[one] for one in utterances]

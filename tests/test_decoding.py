@@ -8,7 +8,7 @@ from collections import deque
 
 import pytest
 import torch
-from conftest import SAMPLE, prompt_for, say_all, utterance
+from conftest import SAMPLE, looking, prompt_for, say_all, utterance
 
 from chatterbox_opt import loading, models
 from chatterbox_opt import slots as slots_module
@@ -74,7 +74,8 @@ def test_looking_rarely_changes_nothing(engine, t3, alone, stride):
     The generator too is left as the last token left it: the flow goes on drawing from it.
     """
     often, rarely = (
-        say_all(t3, some(engine), slots=3, stride=steps_between) for steps_between in (1, stride)
+        say_all(t3, some(engine), slots=3, way=looking(steps_between))
+        for steps_between in (1, stride)
     )
     assert [said.tokens for said in rarely] == alone
     for one, other in zip(often, rarely, strict=True):
@@ -124,7 +125,7 @@ def test_numbers_that_are_not_finite_stay_in_their_slot(engine, t3, alone):
     """One row's cache is spoiled; its slot is used again by others, who must not notice."""
     spoiled = utterance(engine, "hello.", Sampling(seed=1, max_tokens=300))
     queue = deque([spoiled, *some(engine)])
-    steps, way, plain = 0, Eager(), stepping(t3.step)
+    steps, plain = 0, stepping(t3.step)
 
     def step(slots, count, span, *, ranked):
         nonlocal steps
@@ -133,7 +134,7 @@ def test_numbers_that_are_not_finite_stay_in_their_slot(engine, t3, alone):
             slots.cache.keys[0, :2, :, 3] = torch.nan
         plain(slots, count, span, ranked=ranked)
 
-    way.step = lambda model: step
+    way = looking(step=step)
     said = decode(t3, way.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, way)
     found = {one.utterance: one for one in said}
     assert isinstance(found.pop(spoiled).error, NumericsError)
@@ -211,23 +212,23 @@ class TestTrace:
     def test_replayed_tokens_are_the_eager_ones(self, engine, t3, alone):
         traced: dict = {}
         step = self.replaying(t3, traced)
-        found = [say_all(t3, [one], step=step)[0].tokens for one in some(engine)]
+        found = [say_all(t3, [one], way=looking(step=step))[0].tokens for one in some(engine)]
         assert found == alone
         assert len(traced) <= 4, "knobs, voices, texts and seeds changed; the program did not"
 
     def test_replayed_in_company_too(self, engine, t3, alone):
         traced: dict = {}
-        together = say_all(t3, some(engine), slots=3, step=self.replaying(t3, traced), stride=4)
+        together = say_all(t3, some(engine), slots=3, way=looking(4, self.replaying(t3, traced)))
         assert [said.tokens for said in together] == alone
 
     def test_a_step_that_looks_at_a_value_cannot_be_traced(self, engine, t3, monkeypatch):
         """Guards the tests above: the tracer would have noticed."""
 
-        def looking(*args, **kwargs):
+        def peeking(*args, **kwargs):
             drawn = sample(*args, **kwargs)
             return drawn if int(drawn[0]) else drawn
 
         sample = slots_module.sample
-        monkeypatch.setattr(slots_module, "sample", looking)
+        monkeypatch.setattr(slots_module, "sample", peeking)
         with pytest.raises(Exception, match="item|data-dependent|untracked|concrete"):
-            say_all(t3, some(engine)[:1], step=self.replaying(t3, {}))
+            say_all(t3, some(engine)[:1], way=looking(step=self.replaying(t3, {})))

@@ -14,11 +14,11 @@ import pytest
 import tape
 import torch
 from conftest import SAMPLE, say_all, utterance
-from test_decoding import some  # noqa: F401 - the utterances of every kind
+from test_decoding import some
 
 from chatterbox_opt import Engine, Request, Sampling, blocked, graphs, loading, models
 from chatterbox_opt.copier import Plain
-from chatterbox_opt.decoding import Eager, decode
+from chatterbox_opt.decoding import Eager
 from chatterbox_opt.fallback import Ladder
 from chatterbox_opt.graphs import Captured, Recordings, Replayed
 from chatterbox_opt.offload import Residency
@@ -69,37 +69,30 @@ def alone(engine, t3):
     return [say_all(t3, [one])[0].tokens for one in some(engine)]
 
 
-def say_captured(t3, utterances, way, slots=1):
-    left = iter(utterances)
-    said = decode(t3, way.slots(t3, slots, 2), lambda: next(left, None), way)
-    found = {one.utterance: one for one in said}
-    return [found[one] for one in utterances]
-
-
 @pytest.mark.parametrize("slots", [1, 3, 8])
 def test_replayed_tokens_are_the_plain_ones(engine, t3, alone, slots):
     """Every knob, voice, text length and seed differs; the recordings serve them all."""
     record = Counting()
     way = Captured(record)
-    together = say_captured(t3, some(engine), way, slots)
+    together = say_all(t3, some(engine), slots=slots, way=way)
     assert [said.tokens for said in together] == alone
     assert 0 < record.recorded <= 4 * slots
     before = record.recorded
-    assert [said.tokens for said in say_captured(t3, some(engine), way, slots)] == alone
+    assert [said.tokens for said in say_all(t3, some(engine), slots=slots, way=way)] == alone
     assert record.recorded <= before + 4, "the second time there is next to nothing to record"
 
 
 def test_one_by_one_over_the_same_slots(engine, t3, alone):
     record = Counting()
     way = Captured(record)
-    assert [say_captured(t3, [one], way)[0].tokens for one in some(engine)] == alone
+    assert [say_all(t3, [one], way=way)[0].tokens for one in some(engine)] == alone
     assert record.recorded <= 4, "two lengths of the cache, with a ranking of tokens and without"
 
 
 def test_the_generator_is_left_as_the_last_token_left_it(engine, t3):
     plain, replayed = some(engine), some(engine)
     say_all(t3, plain)
-    say_captured(t3, replayed, Captured(tape.record), slots=3)
+    say_all(t3, replayed, slots=3, way=Captured(tape.record))
     for one, other in zip(plain, replayed, strict=True):
         assert torch.equal(one.generator.get_state(), other.generator.get_state())
 
@@ -111,7 +104,7 @@ def test_a_cache_that_grows_makes_recordings_void(engine, t3, monkeypatch):
     record = Counting()
     way, grown = Captured(record), set()
     for text in texts:
-        [said] = say_captured(t3, [utterance(engine, text, knobs)], way)
+        [said] = say_all(t3, [utterance(engine, text, knobs)], way=way)
         [plain] = say_all(t3, [utterance(engine, text, knobs)])
         assert said.tokens == plain.tokens
         grown.add(way.slots(t3, 1, 2).cache.capacity)

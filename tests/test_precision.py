@@ -73,7 +73,7 @@ def test_the_flow_keeps_its_time_embedding_in_float32(checkpoint):
 
 @pytest.fixture
 def packed(checkpoint):
-    if not packing.supported():
+    if not blocked.supported():
         pytest.skip("no packed bfloat16 products on this processor")
     t3 = loading.load_t3(checkpoint, torch.bfloat16)
     packing.pack(t3)
