@@ -24,6 +24,7 @@ import torch.nn.functional as F
 import typer
 
 from chatterbox_opt import Engine, Sampling, bench, hardware
+from chatterbox_opt.cache import products
 from chatterbox_opt.card import CudaRecorder
 from chatterbox_opt.decoding import Eager, Way, decode
 from chatterbox_opt.flow import Flow
@@ -34,7 +35,7 @@ from chatterbox_opt.reader import text_tokens
 from chatterbox_opt.rows import Direct
 from chatterbox_opt.slots import Utterance
 from chatterbox_opt.subjects import SENTENCE, Clock, Job, forced_tokens
-from chatterbox_opt.t3 import T3, Prompt, products
+from chatterbox_opt.t3 import T3, Prompt
 
 TEXTS = ("hello.", "a much longer sentence, with a comma in it.", "one two three four.", "no!")
 LENGTHS = (2.0, 5.0, 10.0, 20.0, 40.0)  # seconds of sound

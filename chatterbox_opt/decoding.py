@@ -20,13 +20,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from chatterbox_opt.cache import StaticCache, blocks
+from chatterbox_opt.cache import Cache, StaticCache, blocks
 from chatterbox_opt.errors import NumericsError, TextError
+from chatterbox_opt.ragged import RaggedCache
 from chatterbox_opt.sampler import NOT_FINITE
 from chatterbox_opt.slots import Said, Slots, Utterance
 from chatterbox_opt.t3 import T3
 
-Forward = Callable[[Tensor, Tensor, Tensor, StaticCache, int], Tensor]  # T3.step, or a compiled one
+Forward = Callable[[Tensor, Tensor, Tensor, Cache, int], Tensor]  # T3.step, or a compiled one
 
 
 class Step(Protocol):
@@ -91,8 +92,10 @@ class Eager:
         self.forward = forward
 
     def slots(self, t3: T3, count: int, each: int) -> Slots:
-        """See ``Way``."""
-        return Slots(t3, count, each)
+        """See ``Way``; what is compiled, or runs far from the host, wants a static cache."""
+        ragged = t3.like.device.type == "cpu" and self.forward is None
+        kind = RaggedCache if ragged else StaticCache
+        return Slots(t3, count, kind(utterances=count, each=each, shape=t3.cached, like=t3.like))
 
     def step(self, t3: T3) -> Step:
         """See ``Way``."""
@@ -201,8 +204,7 @@ def _settle(slots: Slots, speaking: list[_Speaking], look: _Look, stop: int) -> 
         if said is None:
             continue
         ended.append(said)
-        if said.error is not None:
-            slots.cache.clear(slot)
+        slots.cache.clear(slot)
         last = speaking.pop()
         if slot < len(speaking):  # the last one fills the gap: slots in work stay together
             slots.move(len(speaking), slot)
@@ -218,7 +220,6 @@ def _advance(slots: Slots, speaking: list[_Speaking], step: Step, stride: int) -
             one.prepare(slots, slot)
             one.position += 1
             one.fresh += 1
-        # a cache no longer than what is read lies in one piece, and products need no copy of it
+            slots.cache.reserve(slot, one.position)
         span = blocks(max(one.position for one in speaking))
-        slots.reserve(span)
         step(slots, len(speaking), span, ranked=ranked)

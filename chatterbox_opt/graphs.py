@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from chatterbox_opt import card
-from chatterbox_opt.cache import SPAN, blocks
+from chatterbox_opt.cache import SPAN, StaticCache, blocks
 from chatterbox_opt.card import Work
 from chatterbox_opt.decoding import Forward, Step, stepping
 from chatterbox_opt.rows import bucket
@@ -135,7 +135,10 @@ class Captured:
         fits = (count, each, t3.dtype)
         if self._slots is None or fits != self._fits:
             self._slots = None  # before there are others: they are large
-            self._slots, self._fits = Slots(t3, count, each, grown), fits
+            cache = StaticCache(
+                utterances=count, each=each, shape=t3.cached, like=t3.like, room=grown
+            )
+            self._slots, self._fits = Slots(t3, count, cache), fits
             self._allocations += 1
         return self._slots
 
@@ -146,6 +149,7 @@ class Captured:
         def step(slots: Slots, count: int, span: int, *, ranked: bool) -> None:
             # few distinct programs: slots beyond those in work are stepped along, unheard
             count = min(slots.count, 1 << (count - 1).bit_length())
+            assert isinstance(slots.cache, StaticCache)
             place = (weights, slots.cache.keys.data_ptr(), self._allocations)
             recording = self._recordings.find((count, span, ranked), place)
             self._recordings.run(recording, lambda: plain(slots, count, span, ranked=ranked))
@@ -210,7 +214,8 @@ def compiled_step(model: T3) -> Forward:
     step: Forward = torch.compile(model.step, backend="inductor", fullgraph=True)
     zero = torch.zeros(1, dtype=torch.long, device=model.like.device)
     with torch.inference_mode():
-        cache = model.new_cache(utterances=1, each=2, capacity=SPAN)
+        cache = StaticCache(utterances=1, each=2, shape=model.cached, like=model.like)
+        cache.reserve(0, SPAN)
         for _ in range(WARMUP):
             step(zero, zero, zero, cache, SPAN)
     return step

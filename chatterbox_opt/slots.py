@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chatterbox_opt.cache import blocks
+from chatterbox_opt.cache import Cache
 from chatterbox_opt.errors import NumericsError, TextError
 from chatterbox_opt.sampler import Knobs, sample
 from chatterbox_opt.sampling import Sampling
@@ -73,14 +73,14 @@ class Slots:
         cache: keys and values.
     """
 
-    def __init__(self, t3: T3, count: int, each: int, room: Callable[[int], int] = blocks) -> None:
-        """Allocate on the model's device; the cache grows to what the utterances need.
+    def __init__(self, t3: T3, count: int, cache: Cache) -> None:
+        """Allocate on the model's device.
 
         Args:
-            room: positions of the cache when so many are needed.
+            cache: an empty one for ``count`` utterances.
         """
-        shape, device = t3.shape, t3.like.device
-        self.count, self.each, self._room = count, each, room
+        shape, device, each = t3.shape, t3.like.device, cache.each
+        self.count, self.each, self.cache = count, each, cache
         self.token, self.spoken, self.position = (
             torch.zeros(count, dtype=torch.long, device=device) for _ in range(3)
         )
@@ -91,7 +91,6 @@ class Slots:
         self.said = torch.full(
             (count, shape.speech_positions), FREE, dtype=torch.long, device=device
         )
-        self.cache = t3.new_cache(count, each, 0)
 
     def enter(self, slot: int, utterance: Utterance, t3: T3, surplus: int) -> int:
         """Run an utterance's prefix into a slot; return its length.
@@ -104,9 +103,9 @@ class Slots:
         """
         prefix = t3.embed(utterance.prompt, utterance.sampling.exaggeration, self.each)
         length = prefix.shape[1]
-        self.reserve(length + surplus)
+        self.cache.reserve(slot, length + surplus)
         row = slot * self.each
-        self.logits[row : row + self.each] = t3.prefill(prefix, self.cache, row)
+        self.logits[row : row + self.each] = t3.prefill(prefix, self.cache, slot)
         self.position[slot], self.spoken[slot] = length, 0
         self.seen[slot] = False
         self.seen[slot, t3.shape.start_speech] = True
@@ -116,10 +115,6 @@ class Slots:
             script = torch.tensor([*utterance.script, t3.shape.stop_speech])
             self.said[slot, : len(script)] = script.to(self.said.device)
         return length
-
-    def reserve(self, positions: int) -> None:
-        """Let the cache have room for so many positions; its buffers move if it grows."""
-        self.cache.reserve(self._room(positions))
 
     def draw(self, first: int, last: int, *, ranked: bool) -> None:
         """Choose the next token of slots ``first`` to ``last``, tensors only.

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chatterbox_opt import packing
-from chatterbox_opt.cache import StaticCache
+from chatterbox_opt.cache import Cache
 from chatterbox_opt.errors import TextError
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.shapes import T3Shape
@@ -60,32 +60,6 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = rope
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
-def attend(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
-    """Attention of one query for each row over a static cache (Vaswani et al. 2017).
-
-    On a processor, plain products: its fused kernel takes three times as long in bfloat16, where
-    one query uses an eighth of the tile that it multiplies.
-
-    Args:
-        q: [rows, heads, 1, head_dim].
-        keys, values: [rows, heads, span, head_dim].
-        visible: bool [rows, 1, 1, span].
-
-    Returns:
-        [rows, heads, 1, head_dim].
-    """
-    if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=visible)
-    return products(q, keys, values, visible)
-
-
-def products(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
-    """``attend`` by plain products, softmax in float32."""
-    scores = (keys @ (q * q.shape[-1] ** -0.5).transpose(2, 3)).transpose(2, 3)
-    weights = torch.softmax(scores.float().masked_fill(~visible, -torch.inf), dim=-1)
-    return weights.to(values.dtype) @ values
 
 
 class Block(nn.Module):
@@ -169,6 +143,11 @@ class T3(nn.Module):
         return self.norm.weight
 
     @property
+    def cached(self) -> tuple[int, int, int]:
+        """What a cache keeps of a position: layers, heads, head_dim."""
+        return self.shape.layers, self.shape.heads, self.shape.head_dim
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of the arithmetic."""
         return self.like.dtype
@@ -219,8 +198,8 @@ class T3(nn.Module):
             (conditioning.expand(rows, -1, -1), text, start.expand(rows, 2, -1)), dim=1
         )
 
-    def prefill(self, x: Tensor, cache: StaticCache, row: int = 0) -> Tensor:
-        """Run the prefix [rows, length, width] of one utterance and fill the cache from ``row`` on.
+    def prefill(self, x: Tensor, cache: Cache, utterance: int = 0) -> Tensor:
+        """Run the prefix [rows, length, width] of one utterance and fill the cache with it.
 
         Returns:
             logits [rows, speech_vocab] of the last position.
@@ -228,52 +207,36 @@ class T3(nn.Module):
         rope = self.rope(torch.arange(x.shape[1], device=x.device))
         for i, block in enumerate(self.blocks):
             q, k, v = block.heads_of(x, rope)
-            cache.fill(i, row, k, v)
+            cache.fill(i, utterance, k, v)
             x = block.finish(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
         return self.head(self.norm(x[:, -1]))
 
     def step(
-        self, token: Tensor, spoken: Tensor, position: Tensor, cache: StaticCache, span: int
+        self, token: Tensor, spoken: Tensor, position: Tensor, cache: Cache, span: int
     ) -> Tensor:
         """Run one token of each of n utterances through the decoder.
 
-        No value is read back and nothing is branched on: the step can be captured.
+        No value is read back and nothing is branched on: over a static cache the step can be
+        captured.
 
         Args:
             token: int64 [n].
             spoken: int64 [n], its place among the speech tokens (the start token is 0).
             position: int64 [n], its place in the cache.
-            cache: written at ``position``, read up to ``span``; n or 2 n of its rows are used, as
-                many for each utterance as the cache has for all it has room for.
-            span: a multiple of the cache's block, above all of ``position``.
+            cache: written at ``position`` and read up to there.
+            span: see ``Cache.at``.
 
         Returns:
             logits [n or 2 n, speech_vocab].
         """
-        each = cache.each
         x = self.speech_emb(token) + self.speech_pos(spoken)
-        x = x.repeat_interleave(each, dim=0)[:, None]
-        places = position.repeat_interleave(each, dim=0)
+        x = x.repeat_interleave(cache.each, dim=0)[:, None]
+        places = position.repeat_interleave(cache.each, dim=0)
         cos, sin = (part[:, None, None] for part in self.rope(places))
-        visible = cache.visible(places, span)
+        attend = cache.at(position, span)
         for i, block in enumerate(self.blocks):
-            q, k, v = block.heads_of(x, (cos, sin))
-            cache.put(i, places, k[:, :, 0], v[:, :, 0])
-            keys, values = cache.read(i, len(places), span)
-            x = block.finish(x, attend(q, keys, values, visible))
+            x = block.finish(x, attend(i, *block.heads_of(x, (cos, sin))))
         return self.head(self.norm(x[:, -1]))
-
-    def new_cache(self, utterances: int, each: int, capacity: int) -> StaticCache:
-        """A cache that fits this model, with ``each`` rows for every utterance."""
-        return StaticCache(
-            layers=self.shape.layers,
-            utterances=utterances,
-            each=each,
-            heads=self.shape.heads,
-            head_dim=self.shape.head_dim,
-            capacity=capacity,
-            like=self.like,
-        )
 
     def bound(self, sampling: Sampling) -> int:
         """The most tokens of one run: what was asked for, or a small model's table."""

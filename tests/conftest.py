@@ -95,14 +95,31 @@ def utterance(engine, text: str, sampling, **more):
     return Utterance(prompt_for(engine, text), sampling, generator, lambda count: None, **more)
 
 
-def looking(stride: int = 1, step=None):
-    """An eager way that looks at the tokens so rarely, and may have another step."""
+def room_for(t3, prefix):
+    """A cache that has room for one utterance's prefix [rows, length, width]."""
+    from chatterbox_opt.cache import StaticCache
+
+    cache = StaticCache(utterances=1, each=len(prefix), shape=t3.cached, like=t3.like)
+    cache.reserve(0, prefix.shape[1])
+    return cache
+
+
+def looking(stride: int = 1, step=None, static: bool = False):
+    """An eager way that looks at the tokens so rarely, and may have another step or cache."""
+    from chatterbox_opt.cache import StaticCache
     from chatterbox_opt.decoding import Eager
+    from chatterbox_opt.slots import Slots
+
+    def slots(t3, count, each):
+        cache = StaticCache(utterances=count, each=each, shape=t3.cached, like=t3.like)
+        return Slots(t3, count, cache)
 
     way = Eager()
     way.stride = stride
     if step is not None:
         way.step = lambda model: step
+    if static:
+        way.slots = slots
     return way
 
 

@@ -1,55 +1,102 @@
+"""Both caches: what attention makes of them, and what becomes of an utterance's rows."""
+
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from conftest import assert_close
 
 from chatterbox_opt.cache import SPAN, StaticCache, blocks
+from chatterbox_opt.ragged import STRIP, RaggedCache
+
+LAYERS, HEADS, WIDTH, EACH = 2, 3, 8, 2
+KINDS = (StaticCache, RaggedCache)
 
 
-def test_a_static_cache_attends_as_a_growing_one():
+def empty(kind, utterances: int, dtype=torch.float32):
+    like = torch.zeros(1, dtype=dtype)
+    return kind(utterances=utterances, each=EACH, shape=(LAYERS, HEADS, WIDTH), like=like)
+
+
+class Growing:
+    """Upstream's way: keys and values as they come, one utterance, attention over all of them."""
+
+    def __init__(self, prefix: int, generator: torch.Generator) -> None:
+        size = (LAYERS, EACH, HEADS, prefix, WIDTH)
+        self.keys, self.values = (torch.randn(size, generator=generator) for _ in range(2))
+
+    def attend(self, steps: torch.Tensor) -> torch.Tensor:
+        """q, k, v of each layer: [layers, 3, each, heads, 1, width] to [layers, each, ...]."""
+        self.keys = torch.cat((self.keys, steps[:, 1]), dim=3)
+        self.values = torch.cat((self.values, steps[:, 2]), dim=3)
+        return F.scaled_dot_product_attention(steps[:, 0], self.keys, self.values)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-6), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_attends_as_a_growing_cache(kind, dtype, atol):
+    """Utterances of several lengths, over the edges of blocks and strips; one leaves midway and
+    another takes its place."""
     generator = torch.Generator().manual_seed(0)
-    rows, heads, width, prefix, steps = 2, 3, 8, SPAN - 3, 6  # crosses a block boundary
-    cache = StaticCache(
-        layers=1, utterances=1, each=rows, heads=heads, head_dim=width, capacity=prefix + steps, like=torch.zeros(1)
-    )  # fmt: skip
-    keys = torch.randn(rows, heads, prefix, width, generator=generator)
-    values = torch.randn(rows, heads, prefix, width, generator=generator)
-    cache.fill(0, 0, keys, values)
-    for i in range(steps):
-        position = torch.tensor([prefix + i] * rows)
-        q, k, v = torch.randn(3, rows, heads, 1, width, generator=generator)
-        keys, values = torch.cat((keys, k), 2), torch.cat((values, v), 2)
-        cache.put(0, position, k[:, :, 0], v[:, :, 0])
-        span = blocks(prefix + i + 1)
-        mask = cache.visible(position, span)
-        ours = F.scaled_dot_product_attention(q, *cache.read(0, rows, span), attn_mask=mask)
-        assert_close(ours, F.scaled_dot_product_attention(q, keys, values), atol=1e-6)
+    prefixes = [SPAN - 3, 5, STRIP - 1]
+    grown = [Growing(length, generator) for length in prefixes]
+    cache = empty(kind, len(prefixes), dtype)
+
+    def enter(utterance: int) -> None:
+        one = grown[utterance]
+        cache.reserve(utterance, one.keys.shape[3])
+        for layer in range(LAYERS):
+            cache.fill(layer, utterance, one.keys[layer].to(dtype), one.values[layer].to(dtype))
+
+    for utterance in range(len(grown)):
+        enter(utterance)
+    for turn in range(8):
+        if turn == 4:
+            cache.clear(0)
+            cache.move(2, 0)
+            grown[0] = grown.pop()
+        if turn == 6:
+            grown.append(Growing(2, generator))
+            enter(2)
+        steps = torch.randn(len(grown), LAYERS, 3, EACH, HEADS, 1, WIDTH, generator=generator)
+        positions = [one.keys.shape[3] for one in grown]
+        for utterance, position in enumerate(positions):
+            cache.reserve(utterance, position + 1)
+        attend = cache.at(torch.tensor(positions), blocks(max(positions) + 1))
+        expected = torch.stack([one.attend(s) for one, s in zip(grown, steps, strict=True)])
+        for layer in range(LAYERS):
+            given = steps[:, layer].to(dtype).transpose(0, 1).flatten(1, 2)
+            assert_close(attend(layer, *given), expected[:, layer].flatten(0, 1), atol=atol)
 
 
-def small(utterances: int) -> StaticCache:
-    like = torch.zeros(1)
-    return StaticCache(
-        layers=1, utterances=utterances, each=2, heads=1, head_dim=2, capacity=SPAN + 1, like=like
-    )
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_not_finite_is_gone_once_cleared(kind):
+    """A weight of 0 times NaN is NaN: nothing may be left of it where others read."""
+    cache = empty(kind, 1)
+    bad = torch.full((EACH, HEADS, 70, WIDTH), torch.nan)
+    good = torch.ones(EACH, HEADS, 3, WIDTH)
+    for prefix in (bad, good):
+        cache.reserve(0, prefix.shape[2] + 1)
+        for layer in range(LAYERS):
+            cache.fill(layer, 0, prefix, prefix)
+        attend = cache.at(torch.tensor([prefix.shape[2]]), SPAN)
+        one = torch.ones(EACH, HEADS, 1, WIDTH)
+        found = [attend(layer, one, one, one) for layer in range(LAYERS)]
+        cache.clear(0)
+    assert all(torch.allclose(x, torch.ones(())) for x in found)
 
 
-def test_capacity_is_whole_blocks():
-    assert small(1).capacity == 2 * SPAN
+def test_a_static_cache_is_whole_blocks_and_never_smaller():
     assert (blocks(1), blocks(SPAN), blocks(SPAN + 1)) == (SPAN, SPAN, 2 * SPAN)
+    cache = empty(StaticCache, 3)
+    for wanted, capacity in ((SPAN + 1, 2 * SPAN), (1, 2 * SPAN), (2 * SPAN + 1, 3 * SPAN)):
+        cache.reserve(1, wanted)
+        assert cache.capacity == capacity
 
 
-def test_a_cache_grows_moves_and_clears_utterance_by_utterance():
-    cache = small(3)
-    filled = torch.arange(8.0).view(2, 1, 2, 2) + 1
-    cache.fill(0, 4, filled, -filled)
-    cache.reserve(SPAN)
-    assert cache.capacity == 2 * SPAN, "never smaller"
-    cache.reserve(2 * SPAN + 1)
-    assert cache.capacity == 3 * SPAN
-    assert cache.visible(torch.tensor([2 * SPAN + 5]), 3 * SPAN).sum() == 2 * SPAN + 6
-    cache.move(2, 0)
-    cache.clear(2)
-    assert torch.equal(cache.keys[0, :2, :, :2], filled)
-    assert torch.equal(cache.values[0, :2, :, :2], -filled)
-    assert not cache.keys[0, 2:].any() and not cache.values[0, 2:].any()
+def test_a_ragged_cache_holds_no_more_than_a_strip_in_excess():
+    cache = empty(RaggedCache, 2)
+    cache.reserve(0, 3 * STRIP + 1)
+    cache.reserve(1, 5)
+    assert [keys.shape[3] for keys, _ in cache._strips] == [4 * STRIP, STRIP]

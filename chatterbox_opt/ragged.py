@@ -1,0 +1,102 @@
+"""A cache for the processor: a buffer for each utterance, hardly longer than what is in it.
+
+Knows how processors read. Knows nothing of weights, tokens or sampling.
+
+A decode step on a processor is bound by what it reads. In one buffer for all (cache.py) every
+utterance is read as far as the longest of them, and the keys of one head are followed by room that
+nobody reads; here each is read as far as it goes, and in one piece. Its positions are known to the
+host, so nothing of this can be captured.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from chatterbox_opt.cache import Attend
+
+STRIP = 64  # positions by which a buffer grows: the copy and the room in excess cost the same
+
+
+class RaggedCache:
+    """Keys and values of several utterances. See ``cache.Cache``."""
+
+    def __init__(self, *, utterances: int, each: int, shape: tuple[int, int, int], like: Tensor):
+        """Allocate nothing yet.
+
+        Args:
+            shape: layers, heads, head_dim.
+            like: has the device and dtype.
+        """
+        self.each, self._like = each, like
+        self._layers, self._heads, self._head_dim = shape
+        self._empty = self._room(0)
+        self._strips = [self._empty] * utterances
+
+    def _room(self, positions: int) -> tuple[Tensor, Tensor]:
+        """Keys [layers, each, heads, n, head_dim] and values [layers, each, heads, head_dim, n]:
+        either product then adds up along the axis that lies in one piece."""
+        n = -(-positions // STRIP) * STRIP
+        start = (self._layers, self.each, self._heads)
+        return (
+            self._like.new_empty(*start, n, self._head_dim),
+            self._like.new_empty(*start, self._head_dim, n),
+        )
+
+    def reserve(self, utterance: int, positions: int) -> None:
+        """See ``Cache``."""
+        keys, values = self._strips[utterance]
+        held = keys.shape[3]
+        if positions <= held:
+            return
+        longer = self._room(positions)
+        longer[0][:, :, :, :held] = keys
+        longer[1][..., :held] = values
+        # weight 0 times what happens to lie there must be 0
+        longer[0][:, :, :, held:] = 0
+        longer[1][..., held:] = 0
+        self._strips[utterance] = longer
+
+    def fill(self, layer: int, utterance: int, keys: Tensor, values: Tensor) -> None:
+        """See ``Cache``."""
+        length = keys.shape[2]
+        self._strips[utterance][0][layer, :, :, :length] = keys
+        self._strips[utterance][1][layer, ..., :length] = values.transpose(2, 3)
+
+    def at(self, position: Tensor, span: int) -> Attend:  # noqa: ARG002 - each has its own
+        """See ``Cache``."""
+        work = list(zip(position.tolist(), self._strips, strict=False))
+
+        def layer(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q = q * q.shape[-1] ** -0.5
+            made = torch.empty_like(q)
+            parts = zip(work, *(x.split(self.each) for x in (q, k, v, made)), strict=True)
+            for (place, (keys, values)), query, key, value, out in parts:
+                keys[i, :, :, place] = key[:, :, 0]
+                values[i, ..., place] = value[:, :, 0]
+                scores = _product(keys[i], query).float()
+                scores[..., place + 1 :] = -torch.inf
+                weights = torch.softmax(scores, dim=-1).to(q.dtype)
+                out.copy_(_product(values[i], weights))
+            return made
+
+        return layer
+
+    def move(self, source: int, target: int) -> None:
+        """See ``Cache``."""
+        self._strips[target] = self._strips[source]
+        self.clear(source)
+
+    def clear(self, utterance: int) -> None:
+        """See ``Cache``."""
+        self._strips[utterance] = self._empty
+
+
+def _product(matrix: Tensor, vector: Tensor) -> Tensor:
+    """[..., n, m] times each [..., 1, m]: [..., 1, n].
+
+    MKL reads a float32 matrix fastest from the left, oneDNN a bfloat16 one from the right.
+    """
+    if matrix.dtype == torch.bfloat16:
+        return vector @ matrix.transpose(-1, -2)
+    return (matrix @ vector.transpose(-1, -2)).transpose(-1, -2)
