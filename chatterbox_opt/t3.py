@@ -56,10 +56,13 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply rotary positions (Su et al. 2021; halves as in HF Llama): [..., length, head_dim]."""
+    """Apply rotary positions (Su et al. 2021; halves as in HF Llama): [..., length, head_dim].
+
+    Args:
+        rope: from ``T3.rope``: the minus of the second half is in the sines.
+    """
     cos, sin = rope
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
 class Block(nn.Module):
@@ -79,8 +82,9 @@ class Block(nn.Module):
         """[rows, length, width] to rotated q, k and plain v: [rows, heads, length, head_dim]."""
         rows, length, _ = x.shape
         split = self.qkv(self.attention_norm(x)).view(rows, length, 3, self.heads, self.head_dim)
-        q, k, v = split.permute(2, 0, 3, 1, 4)
-        return rotate(q, rope), rotate(k, rope), v
+        split = split.permute(2, 0, 3, 1, 4)
+        q, k = rotate(split[:2], rope)
+        return q, k, split[2]
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add attention's output and the SwiGLU feed-forward to the residual stream."""
@@ -164,10 +168,14 @@ class T3(nn.Module):
             packing.pack(self)
 
     def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines for int64 ``positions`` [n]: two of [n, head_dim], model dtype."""
+        """Cosines and sines for int64 ``positions`` [n]: two of [n, head_dim], model dtype.
+
+        The first half of the sines is negative, for ``rotate``.
+        """
         angles = positions.float()[:, None] * self.frequencies[None]
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos().to(self.like.dtype), angles.sin().to(self.like.dtype)
+        cos, sin = angles.cos(), angles.sin()
+        pairs = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+        return pairs[0].to(self.like.dtype), pairs[1].to(self.like.dtype)
 
     def embed(self, prompt: Prompt, exaggeration: float, rows: int) -> Tensor:
         """Build the prefix [rows, length, width]: conditioning, text, and two start-of-speech.
