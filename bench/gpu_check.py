@@ -95,7 +95,8 @@ def token_parity(
     """Replayed steps against launched ones, ``slots`` at once: exact, whatever the knobs."""
     with on_device(engine, "t3") as t3:
         plain, replayed = (
-            said(t3, how, utterances(engine, count, tokens), slots) for how in (Eager(), way)
+            said(t3, how, utterances(engine, count, tokens), slots)
+            for how in (Eager(fused=way.fused), way)
         )
     return {
         "equal": sum(a == b for a, b in zip(plain, replayed, strict=True)),
@@ -175,9 +176,13 @@ def allocated() -> int:
 
 
 def decode_kernels(
-    t3: T3, record: Recorder, spans: tuple[int, ...] = SPANS
+    t3: T3, record: Recorder, spans: tuple[int, ...] = SPANS, *, fused: bool = False
 ) -> list[dict[str, Any]]:
-    """Microseconds of one query's attention by kernel; recorded, as the step is."""
+    """Microseconds of one query's attention by kernel; recorded, as the step is.
+
+    Args:
+        fused: whether the kernel of our own can be run here.
+    """
     shape, rows = t3.shape, []
     device, dtype = t3.like.device, t3.dtype
     for span in spans:
@@ -187,10 +192,18 @@ def decode_kernels(
             for _ in range(2)
         )
         visible = torch.ones(2, 1, 1, span, dtype=torch.bool, device=device)
+        places = torch.full((2,), span - 1, device=device)
+        candidates = {
+            "sdpa": functools.partial(F.scaled_dot_product_attention, q, k, v, visible),
+            "products": functools.partial(products, q, k, v, visible),
+        }
+        if fused:
+            from chatterbox_opt import kernels  # Triton is not everywhere
+
+            candidates["fused"] = functools.partial(kernels.attend, q, k, v, places)
         row: dict[str, Any] = {"span": span}
-        for name, kernel in (("sdpa", F.scaled_dot_product_attention), ("products", products)):
+        for name, once in candidates.items():
             recordings = Recordings(record, name)
-            once = functools.partial(kernel, q, k, v, visible)
             work = functools.partial(recordings.run, recordings.find(span, None), once)
             row[name] = 1e6 * bench._best(work, device)
         rows.append(row)
@@ -211,7 +224,7 @@ def checks(model: str, device: str, say: Callable[[str], None]) -> dict[str, Any
     """All but the table."""
     found: dict[str, Any] = {}
     before = allocated()
-    for dtype in ("float32", "float16"):
+    for dtype in ("float32", "int8", "float16"):
         say(f"parity in {dtype}")
         overrides = {"dtype": dtype, "compile": "cudagraphs"}
         with Engine.load(model, "dev", device=device, overrides=overrides) as engine:
@@ -220,13 +233,15 @@ def checks(model: str, device: str, say: Callable[[str], None]) -> dict[str, Any
             for slots in (1, 4):
                 found[f"tokens_{dtype}_{slots}_at_once"] = token_parity(engine, way, slots)
             found[f"flow_{dtype}"] = flow_parity(engine)
-            if dtype == "float32":
+            if dtype != "float16":
                 continue
             say("lengths, warm-up, kernels, drift, batch")
             found["s3gen_by_length"] = s3gen_by_length(engine)
             found["warm_up_seconds"] = warm_up_seconds(engine)
             with on_device(engine, "t3") as t3:
-                found["decode_attention_us"] = decode_kernels(t3, CudaRecorder(t3.like.device))
+                found["decode_attention_us"] = decode_kernels(
+                    t3, CudaRecorder(t3.like.device), fused=way.fused
+                )
             found["drift"] = drift(engine)
             found["batch"] = throughput(engine)
     del engine, way

@@ -37,7 +37,7 @@ from chatterbox_opt.subjects import ROWS, STANDARD, UPSTREAM, Clock, Job, Ours, 
 NOISY = 0.15  # spread of the whole, relative to its median, from which a row is marked
 STAGES = ("prefill", "decode", "flow", "vocoder", "watermark")
 CPU_ROWS = (UPSTREAM, STANDARD, "bfloat16", "int8", "int4")
-CUDA_ROWS = (UPSTREAM, STANDARD, "bfloat16", "float16", "+compile", "+offload")
+CUDA_ROWS = (UPSTREAM, STANDARD, "bfloat16", "float16", "+compile", "+offload", "+int8")
 
 
 def choose_rows(rows: str | None, profiles: Sequence[str], device: str, *, tiny: bool) -> list[str]:

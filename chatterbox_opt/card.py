@@ -6,12 +6,16 @@ or copied, and is only used where there is a card.
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 Work = Callable[[], None]
+TRITON_FROM = (7, 0)  # compute capability
+UNABLE = (RuntimeError, ImportError, OSError, subprocess.CalledProcessError)  # no C compiler, ...
 
 
 class CudaRecorder:
@@ -56,3 +60,24 @@ def arriving(numbers: Tensor) -> Callable[[], list[list[int]]]:
         return found
 
     return arrived
+
+
+def lacks_triton(capability: tuple[int, int]) -> str:
+    """Why the kernels of our own (kernels.py) cannot be used on this card, or "".
+
+    A small product is tried: Triton builds its launchers with the system's C compiler.
+    """
+    if torch.version.hip is None and capability < TRITON_FROM:
+        return "Triton's kernels need compute capability 7.0"
+    if importlib.util.find_spec("triton") is None:
+        return "this torch comes without Triton"
+    rows, weight = torch.ones(2, 64), torch.ones(8, 64, dtype=torch.int8)
+    try:
+        from chatterbox_opt import kernels
+
+        found = kernels.int8_product(rows.cuda(), weight.cuda(), torch.ones(8).cuda())
+        right = torch.equal(found.cpu(), torch.full((2, 8), 64.0))
+    except UNABLE as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"Triton cannot build kernels here ({reason})"
+    return "" if right else "Triton's kernels are wrong here"

@@ -64,10 +64,12 @@ class Way(Protocol):
             with more, the next steps are under way while it looks, and what was drawn after an
             end is dropped.
         forward: a compiled ``T3.step``, or None.
+        fused: see ``StaticCache``.
     """
 
     stride: int
     forward: Forward | None
+    fused: bool
 
     def slots(self, t3: T3, count: int, each: int) -> Slots:
         """Buffers for ``count`` utterances, in any state; those given out last are void."""
@@ -87,15 +89,25 @@ class Eager:
 
     stride = 1
 
-    def __init__(self, forward: Forward | None = None) -> None:
-        """Take a compiled ``T3.step``, or none."""
-        self.forward = forward
+    def __init__(self, forward: Forward | None = None, *, fused: bool = False) -> None:
+        """Take a compiled ``T3.step``, or none.
+
+        Args:
+            fused: see ``StaticCache``.
+        """
+        self.forward, self.fused = forward, fused
 
     def slots(self, t3: T3, count: int, each: int) -> Slots:
         """See ``Way``; what is compiled, or runs far from the host, wants a static cache."""
-        ragged = t3.like.device.type == "cpu" and self.forward is None
-        kind = RaggedCache if ragged else StaticCache
-        return Slots(t3, count, kind(utterances=count, each=each, shape=t3.cached, like=t3.like))
+        shape, like = t3.cached, t3.like
+        cache: Cache
+        if like.device.type == "cpu" and self.forward is None:
+            cache = RaggedCache(utterances=count, each=each, shape=shape, like=like)
+        else:
+            cache = StaticCache(
+                utterances=count, each=each, shape=shape, like=like, fused=self.fused
+            )
+        return Slots(t3, count, cache)
 
     def step(self, t3: T3) -> Step:
         """See ``Way``."""

@@ -122,9 +122,15 @@ class Captured:
 
     stride = STRIDE
 
-    def __init__(self, record: Recorder, forward: Forward | None = None) -> None:
-        """Take a recorder, and a compiled ``T3.step`` to be recorded, or none."""
-        self.forward = forward
+    def __init__(
+        self, record: Recorder, forward: Forward | None = None, *, fused: bool = False
+    ) -> None:
+        """Take a recorder, and a compiled ``T3.step`` to be recorded, or none.
+
+        Args:
+            fused: see ``StaticCache``.
+        """
+        self.forward, self.fused = forward, fused
         self._recordings = Recordings(record, "the t3 step")
         self._slots: Slots | None = None
         self._fits: tuple[int, int, torch.dtype] | None = None
@@ -136,7 +142,12 @@ class Captured:
         if self._slots is None or fits != self._fits:
             self._slots = None  # before there are others: they are large
             cache = StaticCache(
-                utterances=count, each=each, shape=t3.cached, like=t3.like, room=grown
+                utterances=count,
+                each=each,
+                shape=t3.cached,
+                like=t3.like,
+                room=grown,
+                fused=self.fused,
             )
             self._slots, self._fits = Slots(t3, count, cache), fits
             self._allocations += 1

@@ -21,7 +21,7 @@ DEVICES = (AUTO, "cuda", "mps", "cpu")
 @dataclass(frozen=True, slots=True)
 class Hardware:
     """What was found. Memory in MiB; ``capability`` is CUDA's, (0, 0) elsewhere; ``lacks`` names a
-    processor's missing or slow narrow dtypes, each with the reason."""
+    processor's missing or slow narrow dtypes, or "triton" on a card, each with the reason."""
 
     device: str
     name: str
@@ -58,6 +58,8 @@ def probe(device: str = AUTO) -> Hardware:
         return Hardware(device, processor(), lacks=packing.lacks())
     if device == "mps":
         return Hardware(device, processor())
+    from chatterbox_opt import card
+
     free, total = torch.cuda.mem_get_info()
     capability = torch.cuda.get_device_capability()
     if torch.version.hip is None and not has_kernels(capability, torch.cuda.get_arch_list()):
@@ -72,6 +74,7 @@ def probe(device: str = AUTO) -> Hardware:
         total_mib=total >> 20,
         free_mib=free >> 20,
         capability=capability,
+        lacks={"triton": why} if (why := card.lacks_triton(capability)) else {},
     )
 
 

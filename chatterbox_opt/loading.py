@@ -261,6 +261,8 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None 
     """Load the stages as the plan says: cast or store, place, compile."""
     t3_dtype, flow_dtype = (packing.arithmetic(plan.compute or n) for n in (plan.t3, plan.flow))
     layout = packing.layout(plan.compute or plan.t3, plan.device)
+    if layout == packing.WEIGHT_ONLY:
+        t3_dtype = flow_dtype  # the values between its matrices are the card's halves
     # the flow is read whole before it is narrowed: first, while there is nothing beside it
     flow_stage, hift = load_flow(checkpoint, flow_dtype, cache), load_vocoder(checkpoint)
     heap.trim()
@@ -287,21 +289,22 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None 
         log.warning("the card has no room for all stages: they take turns on it")
         residency = Residency(stages, device, offload=STAGES)
     group = 1 if plan.device == "cpu" else GROUP
-    return Pipeline(load_tokenizer(checkpoint), residency, _way(plan.compile, residency), group)
+    return Pipeline(load_tokenizer(checkpoint), residency, _way(plan, residency), group)
 
 
-def _way(compile: str, residency: Residency) -> Way:
+def _way(plan: Plan, residency: Residency) -> Way:
     """How T3's steps are run; on a card, the flow's are recorded too when T3's are."""
-    forward = None
+    forward, compile = None, plan.compile
     if compile == "inductor":
         with residency("t3") as stage:
             forward = _compiled(cast(t3.T3, stage))
+    fused = plan.fused and forward is None  # inductor makes kernels of its own
     if compile == "none" or residency.device.type != "cuda":
-        return Eager(forward)
+        return Eager(forward, fused=fused)
     record = CudaRecorder(residency.device)
     solver = cast(flow.Flow, residency.module("flow"))
     solver.through = graphs.Replayed(record, solver, "the flow")
-    return graphs.Captured(record, forward)
+    return graphs.Captured(record, forward, fused=fused)
 
 
 def _compiled(model: t3.T3) -> Forward | None:

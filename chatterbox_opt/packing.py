@@ -1,4 +1,5 @@
-"""Matrices laid out for the processor: oneDNN's blocked bfloat16, and integers (quantised.py).
+"""Matrices laid out for the processor: oneDNN's blocked bfloat16, and integers (quantised.py); and
+integers for a card (weight_only.py).
 
 Knows the layouts, which of them work here, and how the matrices of a model change places with them.
 Knows nothing of the model around them.
@@ -18,18 +19,20 @@ from torch import Tensor, nn
 
 from chatterbox_opt import blocked
 from chatterbox_opt.quantised import Int4Linear, Int8Linear, lacks_int4, lacks_int8
+from chatterbox_opt.weight_only import WeightOnlyLinear
 
 ROWS = 2  # the layout is tuned for so many rows; it serves any number
 QUANTISED = ("int8", "int4")
+WEIGHT_ONLY = "weight-only"  # int8 for a card
 
 
 class PackedLinear(nn.Module):
     """``nn.Linear`` without bias over a packed bfloat16 matrix."""
 
     def __init__(self, weight: Tensor) -> None:
-        """Pack bfloat16 ``weight`` [out, in]; it is not kept."""
+        """Pack ``weight`` [out, in] of any float dtype; it is not kept."""
         super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16(), ROWS)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out], bfloat16."""
@@ -50,7 +53,7 @@ class PackedLinear(nn.Module):
         return cls(kept["bfloat16"])
 
 
-Layer = PackedLinear | Int8Linear | Int4Linear
+Layer = PackedLinear | Int8Linear | Int4Linear | WeightOnlyLinear
 
 
 def lacks() -> dict[str, str]:
@@ -77,7 +80,7 @@ def arithmetic(dtype: str) -> torch.dtype:
 def layout(dtype: str, device: str) -> str:
     """How to lay out the matrices of a stage with ``dtype`` on ``device``, "" for plainly."""
     if dtype in QUANTISED:
-        return dtype
+        return dtype if device == "cpu" else WEIGHT_ONLY
     return "bfloat16" if (dtype, device) == ("bfloat16", "cpu") and blocked.supported() else ""
 
 
@@ -90,14 +93,16 @@ def layer(name: str, weight: Tensor, layout: str) -> Layer:
         "bfloat16": PackedLinear,
         "int8": Int8Linear,
         "int4": Int8Linear if name.startswith("head") else Int4Linear,
+        WEIGHT_ONLY: WeightOnlyLinear,
     }
     return makers[layout](weight)
 
 
-KINDS: dict[str, type[PackedLinear] | type[Int8Linear] | type[Int4Linear]] = {
+KINDS: dict[str, type[Layer]] = {
     "bfloat16": PackedLinear,
     "int8": Int8Linear,
     "int4": Int4Linear,
+    WEIGHT_ONLY: WeightOnlyLinear,
 }
 
 
@@ -137,14 +142,15 @@ def pack(module: nn.Module) -> None:
 
 
 def unpack(module: nn.Module) -> bool:
-    """Put plain layers back, integers as the float32 values that they stand for.
+    """Put plain layers back, integers as the float32 values that they stand for; those for a card
+    multiply rows of any dtype, and stay.
 
     Returns:
         Whether there were packed bfloat16 ones, which ``pack`` can bring back as they were.
     """
     found = False
     for parent, name, child in _children(module):
-        if isinstance(child, Layer):
+        if isinstance(child, Layer) and not isinstance(child, WeightOnlyLinear):
             weight = child.matrix()
             plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
             plain.weight = nn.Parameter(weight, requires_grad=False)

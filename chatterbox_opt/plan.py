@@ -29,7 +29,7 @@ BIG_MIB, MIDDLE_MIB = 15_000, 7_500  # total memory from which rtx4090 and rtx30
 ROOM_MIB = 4_000  # free memory that all stages in half precision need, with room to work
 CPU_SLOTS, CUDA_SLOTS = 12, 32
 SLOT_MIB = 280  # keys and values of one utterance in half precision
-ON_A_CARD = "integer matrices are for the processor, in this version"
+NOT_ON_MPS = "integer matrices are for processors and CUDA cards"
 BFLOAT16_FROM = (8, 0)  # torch reports bfloat16 from 7.5 on, where it is emulated and slow
 HALF_FROM = (7, 0)  # below, half-precision arithmetic is up to 64 times slower than float32
 
@@ -53,6 +53,7 @@ class Plan:
         compute: dtype of the arithmetic in t3 and flow where it differs, or "".
         compile, offload: see Profile.
         slots: utterances of a batch that t3 works at together.
+        fused: the card's kernels of our own serve.
         optimized: False runs plain upstream.
         reasons: sentences: where each value came from, and what was lowered.
     """
@@ -65,6 +66,7 @@ class Plan:
     compile: str
     offload: str
     slots: int = 1
+    fused: bool = False
     optimized: bool = True
     reasons: tuple[str, ...] = ()
 
@@ -135,6 +137,7 @@ def resolve(
         compile=wish.compile,
         offload=wish.offload,
         slots=slots_for(hardware, wish),
+        fused=hardware.device == "cuda" and "triton" not in hardware.lacks,
         optimized=not is_plain(environment),
         reasons=tuple(reasons),
     )
@@ -213,9 +216,21 @@ def _lower(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
             reasons.append("offload none: there is no card to move stages off")
             wish = lowered(offload="none")
         return wish
-    if wish.t3 in QUANTISED:
+    return _on_a_card(wish, hardware, reasons)
+
+
+def _on_a_card(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
+    """The dtypes that a card has."""
+
+    def lowered(**fields: str) -> Profile:
+        return replace(wish, **fields)
+
+    if wish.t3 == "int4":
+        wish = lowered(t3="int8")
+        reasons.append("t3 int8: int4 matrices are for the processor")
+    if wish.t3 == "int8" and (why := hardware.lacks.get("triton")):
         wish = lowered(t3="bfloat16")
-        reasons.append(f"t3 bfloat16: {ON_A_CARD}")
+        reasons.append(f"t3 bfloat16: {why}")
     if hardware.capability < BFLOAT16_FROM and "bfloat16" in (wish.t3, wish.flow):
         half = {"bfloat16": "float16"}
         wish = lowered(t3=half.get(wish.t3, wish.t3), flow=half.get(wish.flow, wish.flow))
@@ -223,6 +238,8 @@ def _lower(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
     if hardware.capability < HALF_FROM and "float16" in (wish.t3, wish.flow) and not wish.compute:
         wish = lowered(compute="float32")
         reasons.append("computed in float32: float16 arithmetic is slow below capability 7.0")
+    if wish.t3 in QUANTISED:
+        reasons.append(f"t3 {wish.t3}: weights only, the rest {wish.flow}")
     return wish
 
 
@@ -231,7 +248,7 @@ def _narrowest(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile
     if hardware.device == "mps":
         if wish.t3 not in QUANTISED:
             return wish
-        reasons.append(f"dtype float16: {ON_A_CARD}")
+        reasons.append(f"dtype float16: {NOT_ON_MPS}")
         return replace(wish, t3="float16", flow="float16")
     if "float16" in (wish.t3, wish.flow):
         wide = {"float16": "float32"}

@@ -114,7 +114,7 @@ class Reader:
             except FAILURES as error:
                 if self.way.forward is not None:
                     log.warning("%s", graphs.failure(error))
-                    self.way = Eager()
+                    self.way = Eager(fused=self.way.fused)
                 elif len(self._work) > 1:
                     self._one_by_one = True
                 else:

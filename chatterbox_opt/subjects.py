@@ -49,6 +49,7 @@ ROWS: dict[str, dict[str, str]] = {  # name -> overrides of the plain profile "d
     "float16": {"dtype": "float16"},
     "+compile": {"dtype": "float16", "compile": "cudagraphs"},
     "+offload": {"dtype": "float16", "compile": "cudagraphs", "offload": "stages"},
+    "+int8": {"dtype": "int8", "compile": "cudagraphs", "offload": "stages"},
 }
 
 
@@ -129,7 +130,12 @@ class Ours:
         with pipeline.residency("t3") as stage:
             t3 = cast(T3, stage)
             # logits are looked at after every step, which a way that looks rarely cannot offer
-            way = _Timed(pipeline.way if record is None else Eager(pipeline.way.forward), clock)
+            way = _Timed(
+                pipeline.way
+                if record is None
+                else Eager(pipeline.way.forward, fused=pipeline.way.fused),
+                clock,
+            )
             slots = way.slots(t3, 1, 2)
 
             def on_token(_: int) -> None:
@@ -231,7 +237,7 @@ class _Timed:
 
     def __init__(self, way: Way, clock: Clock) -> None:
         self._way, self._clock = way, clock
-        self.stride, self.forward = way.stride, way.forward
+        self.stride, self.forward, self.fused = way.stride, way.forward, way.fused
         self.slots, self.arriving = way.slots, way.arriving
 
     def step(self, t3: T3) -> Step:

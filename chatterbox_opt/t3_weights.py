@@ -76,14 +76,16 @@ def t3_from_upstream(
         )
     loaded: dict[str, Tensor] = {}
     for mine, theirs in names.items():
-        tensor = torch.cat([state[name].to(dtype) for name in theirs])
+        owner, _, name = mine.removesuffix(".weight").rpartition(".")
+        packs = layout and packing.packable(model.get_submodule(mine.rpartition(".")[0]))
+        # what is rounded to integers is not rounded to a half before
+        tensor = torch.cat([state[n] if packs else state[n].to(dtype) for n in theirs])
         if tensor.shape != parameters[mine].shape:
             raise WeightsError(
                 f"t3 {theirs[0]} is {list(tensor.shape)} where {list(parameters[mine].shape)} is "
                 "expected: the file and its config.json do not belong together"
             )
-        owner, _, name = mine.removesuffix(".weight").rpartition(".")
-        if layout and packing.packable(model.get_submodule(mine.rpartition(".")[0])):
+        if packs:
             packed = packing.layer(name, tensor, layout)
             setattr(model.get_submodule(owner), name, packed)
             del tensor

@@ -12,7 +12,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "chatterbox_opt"
 LEVELS = [  # from the ground up; a level imports only from levels below it (or listed siblings)
-    {"blocked", "errors", "quantised", "card", "heap"},
+    {"blocked", "errors", "quantised", "weight_only", "kernels", "card", "heap"},
     {
         "copier",
         "files",
@@ -71,6 +71,7 @@ STAGES = (
     "rows",
     "cache",
     "ragged",
+    "kernels",
     "sampler",
     "decoding",
     "slots",
@@ -198,6 +199,8 @@ def test_house_limits():
                 body = (node.end_lineno or 0) - node.body[0].lineno + 1
                 lengths.append(body)
                 assert body <= 80, f"{name}.{node.name} has {body} lines"
+                if any(ast.unparse(d) == "triton.jit" for d in node.decorator_list):
+                    continue  # a card's kernel gets all as arguments, typed when it is compiled
                 every = [*node.args.args, *node.args.kwonlyargs]
                 assert all(a.annotation or a.arg in ("self", "cls") for a in every), node.name
                 assert len(every) <= 9 or name in FACES, f"{name}.{node.name}"

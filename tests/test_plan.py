@@ -12,8 +12,9 @@ CPU = Hardware("cpu", "some processor")
 MPS = Hardware("mps", "arm")
 
 
-def card(name="card", total=24_000, free=None, capability=(8, 9)):
-    return Hardware("cuda", name, total, total - 500 if free is None else free, capability)
+def card(name="card", total=24_000, free=None, capability=(8, 9), lacks=()):
+    free = total - 500 if free is None else free
+    return Hardware("cuda", name, total, free, capability, dict(lacks))
 
 
 def test_the_shipped_profiles_load():
@@ -183,8 +184,11 @@ WITHOUT_VNNI = Hardware("cpu", "old", lacks={"int8": "products saturate", "bfloa
         (Hardware("cpu", "x", lacks={"int8": "none"}), "int8", ("bfloat16", "bfloat16")),
         (WITHOUT_VNNI, "int8", ("float32", "float32")),
         (WITHOUT_VNNI, "bfloat16", ("float32", "float32")),
-        (card(), "int8", ("bfloat16", "bfloat16")),
-        (card(capability=(7, 5)), "int4", ("float16", "float16")),
+        (card(), "int8", ("int8", "bfloat16")),
+        (card(), "int4", ("int8", "bfloat16")),
+        (card(capability=(7, 5)), "int8", ("int8", "float16")),
+        (card(lacks={"triton": "no compiler"}), "int8", ("bfloat16", "bfloat16")),
+        (card(capability=(6, 1), lacks={"triton": "too old"}), "int8", ("float16", "float16")),
         (MPS, "int8", ("float16", "float16")),
     ],
 )
@@ -193,10 +197,11 @@ def test_integers_become_what_the_machine_has(hardware, dtype, expected):
     assert (made.t3, made.flow) == expected
     assert f"dtype {dtype}: from the command line" in made.reasons
     said = " | ".join(made.reasons)
-    for narrow in {dtype, "bfloat16"} & set(hardware.lacks):
+    for narrow in {dtype, "bfloat16", "triton"} & set(hardware.lacks):
         assert hardware.lacks[narrow] in said
-    if hardware.device != "cpu":
-        assert "integer matrices are for the processor" in said
+    if hardware.device == "mps":
+        assert "integer matrices are for processors and CUDA cards" in said
+    assert made.fused == (hardware.device == "cuda" and not hardware.lacks)
 
 
 def test_a_quantised_plan_says_what_it_costs():

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import assert_close, say_all
+from conftest import assert_close, say_all, utterance
 
 from chatterbox_opt import hardware, loading, models, packing, quantised
 from chatterbox_opt.blocked import BlockedLinear
@@ -19,6 +19,8 @@ from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.slots import Utterance
 from chatterbox_opt.t3 import Prompt
 from chatterbox_opt.voice import from_conditionals
+from chatterbox_opt.weight_cache import WeightCache
+from chatterbox_opt.weight_only import WeightOnlyLinear
 
 LACKS = packing.lacks()
 needs_int8 = pytest.mark.skipif("int8" in LACKS, reason=LACKS.get("int8", ""))
@@ -198,3 +200,43 @@ def test_the_process_keeps_its_quantised_engine():
     before = torch.backends.quantized.engine
     quantised.lacks_int8()
     assert torch.backends.quantized.engine == before
+
+
+class TestWeightOnly:
+    """The integer matrices of a card, by their plain arithmetic; test_kernels.py has the kernel."""
+
+    def test_only_the_weights_are_rounded(self):
+        weight, x = drawn(96, 256), drawn(5, 256, seed=1)
+        layer = WeightOnlyLinear(weight)
+        step = weight.abs().amax(1, keepdim=True) / 127
+        rounded = layer.weight * layer.scales[:, None]
+        assert ((rounded - weight).abs() <= 0.5 * step + 1e-7).all()
+        assert_close(layer(x), x @ rounded.t(), atol=1e-4)
+        assert layer(x.half()).dtype == torch.float16
+
+    def test_a_row_of_zeros_stays_zero(self):
+        assert not WeightOnlyLinear(torch.zeros(4, 8))(torch.ones(2, 8)).any()
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_t3_comes_back_from_the_cache_as_it_was(self, tiny, tmp_path, dtype, engine):
+        checkpoint = models.locate(str(tiny))
+        cache = WeightCache(tmp_path)
+        plain = loading.load_t3(checkpoint, dtype, packing.WEIGHT_ONLY)
+        first, again = (
+            loading.load_t3(checkpoint, dtype, packing.WEIGHT_ONLY, cache) for _ in range(2)
+        )
+        layers = [m for m in again.modules() if isinstance(m, WeightOnlyLinear)]
+        assert len(layers) == 4 * again.shape.layers + 1
+        said = [
+            say_all(t3, [utterance(engine, "hello.", Sampling(seed=3, max_tokens=12))])[0].tokens
+            for t3 in (plain, first, again)
+        ]
+        assert said[0] == said[1] == said[2]
+
+    def test_numbers_that_are_not_finite_are_met_in_float32(self, tiny, engine):
+        """The ladder widens a stage in place: integers multiply rows of any dtype."""
+        t3 = loading.load_t3(models.locate(str(tiny)), torch.bfloat16, packing.WEIGHT_ONLY)
+        t3.set_precision(torch.float32)
+        [said] = say_all(t3, [utterance(engine, "hello.", Sampling(seed=3, max_tokens=6))])
+        assert said.error is None and len(said.tokens) == 6
+        assert isinstance(t3.blocks[0].qkv, WeightOnlyLinear)

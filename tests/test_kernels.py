@@ -1,0 +1,63 @@
+"""Triton's kernels without a card: what they compute, by its interpreter, and that they compile."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+triton = pytest.importorskip("triton", reason="this torch comes without Triton")
+
+CARDS = (75, 80, 86, 90)  # Turing, A100, RTX 30xx, H100
+
+
+def test_they_compute_what_they_should():
+    tests = str(ROOT / "tests" / "interpreted_kernels.py")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+
+
+def compiled(kernel, signature: dict[str, str], constants: dict[str, int], card: int) -> bytes:
+    """The machine code for a card of compute capability ``card``."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature = {**signature, **dict.fromkeys(constants, "constexpr")}
+    names = inspect.signature(ASTSource.__init__).parameters
+    word = "constexprs" if "constexprs" in names else "constants"  # newer, older
+    source = ASTSource(fn=kernel, signature=signature, **{word: constants})
+    return triton.compile(source, target=GPUTarget("cuda", card, 32)).asm["cubin"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is for Linux")
+@pytest.mark.parametrize("card", CARDS)
+def test_they_compile_for_cards_that_are_not_here(card, tmp_path, monkeypatch):
+    """True shapes' constants, down to machine code. Turing has no bfloat16: float16 there."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernels = pytest.importorskip("chatterbox_opt.kernels")
+    half = TYPES[torch.float16 if card < 80 else torch.bfloat16]
+    sizes = dict.fromkeys(("rows", "n", "k"), "i32")
+    product = {"x": half, "weight": "*i8", "scales": "*fp32", "out": half, **sizes}
+    tiles = {"COLUMNS": kernels.COLUMNS, "DEPTH": kernels.DEPTH}
+    assert compiled(kernels.few_rows, product, {"ROWS": 2, **tiles}, card)
+    tiles = {"COLUMNS": kernels.TILE_COLUMNS, "DEPTH": kernels.TILE_DEPTH}
+    assert compiled(kernels.many_rows, product, {"ROWS": kernels.TILE_ROWS, **tiles}, card)
+    pointers = dict.fromkeys(("q", "keys", "values"), half)
+    strides = dict.fromkeys(("heads", "row_stride", "head_stride"), "i32")
+    query = {**pointers, "places": "*i64", "out": half, "scale": "fp32", **strides}
+    assert compiled(kernels.one_query, query, {"WIDTH": 64, "KEYS": kernels.KEYS}, card)
