@@ -25,8 +25,11 @@ TINY = 1e-30  # a row of zeros is divided by this
 
 
 @contextmanager
-def _engine() -> Iterator[None]:
-    """The engine that packs; the packed matrix itself knows who multiplies it."""
+def packing_engine() -> Iterator[None]:
+    """The engine that packs; the packed matrix itself knows who multiplies it.
+
+    It is the process's: threads that pack side by side must have it set around all of them.
+    """
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = ENGINE
     try:
@@ -52,7 +55,7 @@ class Int8Linear(nn.Module):
         self._pack(torch.quantize_per_channel(wide, scales, zeros, 0, torch.qint8))
 
     def _pack(self, rounded: Tensor) -> None:
-        with _engine():
+        with packing_engine():
             self.packed = torch.ops.quantized.linear_prepack(rounded, None)
 
     def forward(self, x: Tensor) -> Tensor:
