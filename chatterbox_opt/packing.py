@@ -131,7 +131,9 @@ def restore(module: nn.Module, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for path in paths:
             own = [name for name in left if name.rpartition(".")[0] == path]
             parts.append({name.rpartition(".")[2]: left.pop(name) for name in own})
-        layers = _side_by_side(parts) if maker is Int8Linear else map(maker.of_kept, parts)
+        layers = (
+            _side_by_side(parts) if parts and maker is Int8Linear else map(maker.of_kept, parts)
+        )
         for path, layer in zip(paths, layers, strict=True):
             owner, _, name = path.rpartition(".")
             setattr(module.get_submodule(owner), name, layer)
