@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pico import written
+
 WORDNET = Path("/usr/share/wordnet")  # Debian's wordnet-base; WordNet 3.0 licence
 SENTENCES = Path(__file__).parent / "sentences"
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z',; -]+[.!?]?")
@@ -152,7 +154,7 @@ def spelled(rng: np.random.Generator, words: list[str], weights: np.ndarray) -> 
 
 
 def training(count: int, seed: int) -> list[str]:
-    """``count`` texts: WordNet, salad, everyday, letters, each alone or up to four in a row."""
+    """``count`` texts: WordNet, salad, everyday, written, letters; alone or up to four in a row."""
     rng = np.random.default_rng(seed)
     base, (words, weights) = wordnet(), common_words()
     banned, texts = held_out(), []
@@ -160,12 +162,14 @@ def training(count: int, seed: int) -> list[str]:
         parts = []
         for _ in range(int(rng.choice([1, 2, 3, 4], p=[0.72, 0.16, 0.08, 0.04]))):
             kind = rng.random()
-            if kind < 0.42:
+            if kind < 0.36:
                 parts.append(base[rng.integers(len(base))])
-            elif kind < 0.72:
+            elif kind < 0.60:
                 parts.append(salad(rng, words, weights))
-            elif kind < 0.97:
+            elif kind < 0.77:
                 parts.append(everyday(rng))
+            elif kind < 0.97:
+                parts.append(written.sentence(rng))
             else:
                 parts.append(spelled(rng, words, weights))
         if banned.isdisjoint(letters(p) for p in parts):

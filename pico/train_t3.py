@@ -272,7 +272,7 @@ def main(
     torch.manual_seed(0)
     reader = Tokenizer.from_str(json.dumps(tokenizer()))
     examples = [e for u in load("codes", out) if (e := example(u, reader)) is not None]
-    model = Reader(used_codes(examples))
+    model = Reader(kept_codes(out) if (out / "t3.pt").exists() else used_codes(examples))
     print(sum(p.numel() for p in model.t3.parameters()), "parameters", len(examples), "texts")
     queue: list[list[Example]] = []
 
@@ -283,6 +283,12 @@ def main(
 
     inner = [p for p in model.t3.blocks.parameters() if p.dim() == 2]
     train("t3", model, loss_of, minutes=minutes, rate=rate, out=out, inner=inner)
+
+
+def kept_codes(out: Path) -> Tensor:
+    """Those of a run that goes on: the texts may have changed since, its rows have not."""
+    used: Tensor = torch.load(out / "t3.pt", weights_only=True, map_location="cpu")["model"]["used"]
+    return used
 
 
 def used_codes(examples: list[Example]) -> Tensor:
