@@ -100,6 +100,7 @@ def spell_out(text: str) -> str:
     text = _fold(text)
     for pattern, reading in _RULES:
         text = pattern.sub(reading, text)
+    text = re.sub(r"(?<!\.)\.(?=[,;:])", "", text)  # of an abbreviation in mid-sentence
     return _tidy(text) if re.search("[A-Za-z]", text) else ""
 
 

@@ -116,7 +116,7 @@ Heat it to {tens}°C, wait {small} min., then stop.
 
 
 def sentence(rng: Rng) -> str:
-    """A sentence from the patterns, in words."""
+    """A sentence from the patterns, in words; it may begin with a small letter."""
     pattern = PATTERNS[rng.integers(len(PATTERNS))]
     parts = pattern.split("{")
     made = parts[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from chatterbox_opt import decoding, estimator, random_weights, slots
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.t3 import Prompt
 from chatterbox_opt.t3_weights import t3_from_upstream
-from pico import codes, pack, teacher, texts, train_flow, train_t3, training
+from pico import codes, pack, sound, teacher, texts, train_flow, train_t3, training, written
 from pico.design import SHAPES, tokenizer
 from pico.utterances import Utterance
 
@@ -70,6 +71,42 @@ def test_evaluation_sentences_are_kept_out():
     banned = texts.held_out()
     assert len(banned) > 650
     assert texts.letters("The kettle is boiling, so would you like a cup of tea?") in banned
+
+
+def test_what_is_written_is_learned_in_words():
+    rng = np.random.default_rng(0)
+    made = [written.sentence(rng) for _ in range(400)]
+    assert all(re.fullmatch(r"[A-Za-z][A-Za-z',; -]*[A-Za-z.?!]+", text) for text in made)
+    assert len(set(made)) > 380
+    assert {"one", "eleven", "twelve", "thirteen", "thirty", "hundred", "thousand", "third"} <= {
+        word for text in made for word in re.split(r"[^a-z]+", text.lower())
+    }
+
+
+def test_patterns_are_not_taken_from_the_evaluation():
+    """No three words in a row in common: learning them by heart would be no reading."""
+
+    def threes(text: str) -> set[tuple[str, ...]]:
+        words = texts.letters(text).split()
+        return set(zip(words, words[1:], words[2:], strict=False))
+
+    lines = [line for f in texts.SENTENCES.glob("*.txt") for line in f.read_text().splitlines()]
+    asked = set().union(*map(threes, lines))
+    for pattern in written.PATTERNS:
+        for piece in re.split(r"\{\w+\}", pattern):
+            assert not threes(piece) & asked, pattern
+
+
+def test_a_booming_syllable_is_evened_out():
+    time = np.arange(3 * 24000) / 24000
+    quiet, loud = 0.08, 0.6
+    wave = np.where((time > 1) & (time < 1.3), loud, quiet) * np.sin(2 * np.pi * 110 * time)
+    wave = wave.astype(np.float32)
+    even = sound.evened(wave)
+    assert np.array_equal(even[:20000], wave[:20000]), "what is not above the limit is as it was"
+    rise = 20 * np.log10(np.abs(even[26000:30000]).max() / 10 ** (sound.LIMIT / 20) / 2**0.5)
+    before = 20 * np.log10(loud / 10 ** (sound.LIMIT / 20) / 2**0.5)
+    assert abs(rise - before / sound.RATIO) < 0.5
 
 
 def test_training_runs_the_decoder_that_speaks(reader):
