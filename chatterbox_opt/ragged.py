@@ -17,6 +17,8 @@ from chatterbox_opt.cache import Attend
 
 STRIP = 64  # positions by which a buffer grows: the copy and the room in excess cost the same
 
+Strip = tuple[Tensor, Tensor]  # of one layer, see ``RaggedCache._room``
+
 
 class RaggedCache:
     """Keys and values of several utterances. See ``cache.Cache``."""
@@ -30,39 +32,36 @@ class RaggedCache:
         """
         self.each, self._like = each, like
         self._layers, self._heads, self._head_dim = shape
-        self._empty = self._room(0)
-        self._strips = [self._empty] * utterances
+        self._empty = [self._room(0)] * self._layers
+        # a buffer for each layer: small enough to come from the heap, which keeps what is freed
+        self._strips: list[list[Strip]] = [self._empty] * utterances
 
-    def _room(self, positions: int) -> tuple[Tensor, Tensor]:
-        """Keys [layers, each * heads, n, head_dim] and values [layers, each * heads, head_dim, n]:
-        either product then adds up along the axis that lies in one piece."""
+    def _room(self, positions: int) -> Strip:
+        """Keys [each * heads, n, head_dim] and values [each * heads, head_dim, n]: either product
+        then adds up along the axis that lies in one piece."""
         n = -(-positions // STRIP) * STRIP
-        start = (self._layers, self.each * self._heads)
-        return (
-            self._like.new_empty(*start, n, self._head_dim),
-            self._like.new_empty(*start, self._head_dim, n),
-        )
+        rows, width = self.each * self._heads, self._head_dim
+        return self._like.new_empty(rows, n, width), self._like.new_empty(rows, width, n)
 
     def reserve(self, utterance: int, positions: int) -> None:
         """See ``Cache``."""
-        keys, values = self._strips[utterance]
-        held = keys.shape[2]
-        if positions <= held:
+        if positions <= self._strips[utterance][0][0].shape[1]:
             return
-        longer = self._room(positions)
-        longer[0][:, :, :held] = keys
-        longer[1][..., :held] = values
-        # weight 0 times what happens to lie there must be 0
-        longer[0][:, :, held:] = 0
-        longer[1][..., held:] = 0
-        self._strips[utterance] = longer
+        self._strips[utterance] = strips = list(self._strips[utterance])
+        for layer, (keys, values) in enumerate(strips):
+            held, longer = keys.shape[1], self._room(positions)
+            longer[0][:, :held] = keys
+            longer[1][..., :held] = values
+            # weight 0 times what happens to lie there must be 0
+            longer[0][:, held:] = 0
+            longer[1][..., held:] = 0
+            strips[layer] = longer
 
     def fill(self, layer: int, utterance: int, keys: Tensor, values: Tensor) -> None:
         """See ``Cache``."""
-        length = keys.shape[2]
-        held = self._strips[utterance]
-        held[0][layer, :, :length] = keys.flatten(0, 1)
-        held[1][layer, ..., :length] = values.flatten(0, 1).transpose(1, 2)
+        length, held = keys.shape[2], self._strips[utterance][layer]
+        held[0][:, :length] = keys.flatten(0, 1)
+        held[1][..., :length] = values.flatten(0, 1).transpose(1, 2)
 
     def at(self, position: Tensor, span: int) -> Attend:  # noqa: ARG002 - each has its own
         """See ``Cache``."""
@@ -74,10 +73,11 @@ class RaggedCache:
             made = torch.empty_like(q)
             flat = (x.flatten(0, 1) for x in (q * q.shape[-1] ** -0.5, k, v, made))
             parts = zip(work, *(x.split(one) for x in flat), strict=True)
-            for (place, (keys, values)), query, key, value, out in parts:
-                keys[i, :, place] = key[:, 0]
-                values[i, :, :, place] = value[:, 0]
-                attend(keys[i], values[i], query, place, out)
+            for (place, strips), query, key, value, out in parts:
+                keys, values = strips[i]
+                keys[:, place] = key[:, 0]
+                values[..., place] = value[:, 0]
+                attend(keys, values, query, place, out)
             return made
 
         return layer

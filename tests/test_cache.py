@@ -99,4 +99,4 @@ def test_a_ragged_cache_holds_no_more_than_a_strip_in_excess():
     cache = empty(RaggedCache, 2)
     cache.reserve(0, 3 * STRIP + 1)
     cache.reserve(1, 5)
-    assert [keys.shape[2] for keys, _ in cache._strips] == [4 * STRIP, STRIP]
+    assert [layers[0][0].shape[1] for layers in cache._strips] == [4 * STRIP, STRIP]
