@@ -6,7 +6,9 @@ import inspect
 import os
 import subprocess
 import sys
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -16,6 +18,19 @@ triton = pytest.importorskip("triton", reason="this torch comes without Triton")
 CARDS = (75, 80, 86, 90)  # Turing, A100, RTX 30xx, H100
 
 
+def one_element_arrays_are_numbers() -> bool:
+    """Triton's interpreter (3.2 to 3.6) takes it for granted; numpy 2.5 refuses."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return int(np.array([3])) == 3
+    except TypeError:
+        return False
+
+
+@pytest.mark.skipif(
+    not one_element_arrays_are_numbers(), reason="Triton's interpreter does not run on this numpy"
+)
 def test_they_compute_what_they_should():
     tests = str(ROOT / "tests" / "interpreted_kernels.py")
     run = subprocess.run(
