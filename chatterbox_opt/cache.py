@@ -57,7 +57,8 @@ class Cache(Protocol):
         ...
 
     def move(self, source: int, target: int) -> None:
-        """Put utterance ``source`` in the place of ``target``; ``source`` is void then."""
+        """Put utterance ``source`` in the place of ``target``; ``source`` is void then, and must be
+        cleared before another one enters there."""
         ...
 
     def clear(self, utterance: int) -> None:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 Work = Callable[[], None]
-TRITON_FROM = (7, 0)  # compute capability
+TRITON_FROM = (7, 5)  # compute capability; for 7.0 its compiler ends the process
+BFLOAT16_FROM = (8, 0)
 UNABLE = (RuntimeError, ImportError, OSError, subprocess.CalledProcessError)  # no C compiler, ...
 
 
@@ -62,21 +63,21 @@ def arriving(numbers: Tensor) -> Callable[[], list[list[int]]]:
     return arrived
 
 
-def lacks_triton(capability: tuple[int, int]) -> str:
+def lacks_triton(capability: tuple[int, int], device: str = "cuda") -> str:
     """Why the kernels of our own (kernels.py) cannot be used on this card, or "".
 
-    A small product is tried: Triton builds its launchers with the system's C compiler.
+    All of them are tried in the card's dtypes: Triton compiles them the first time, and builds
+    what launches them with the system's C compiler.
     """
     if torch.version.hip is None and capability < TRITON_FROM:
-        return "Triton's kernels need compute capability 7.0"
+        return f"Triton's kernels need compute capability {'.'.join(map(str, TRITON_FROM))}"
     if importlib.util.find_spec("triton") is None:
         return "this torch comes without Triton"
-    rows, weight = torch.ones(2, 64), torch.ones(8, 64, dtype=torch.int8)
+    half = torch.float16 if capability < BFLOAT16_FROM else torch.bfloat16
     try:
         from chatterbox_opt import kernels
 
-        found = kernels.int8_product(rows.cuda(), weight.cuda(), torch.ones(8).cuda())
-        right = torch.equal(found.cpu(), torch.full((2, 8), 64.0))
+        right = all(kernels.right(torch.device(device), d) for d in (half, torch.float32))
     except UNABLE as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return f"Triton cannot build kernels here ({reason})"

@@ -216,7 +216,6 @@ def _settle(slots: Slots, speaking: list[_Speaking], look: _Look, stop: int) -> 
         if said is None:
             continue
         ended.append(said)
-        slots.cache.clear(slot)
         last = speaking.pop()
         if slot < len(speaking):  # the last one fills the gap: slots in work stay together
             slots.move(len(speaking), slot)

@@ -58,8 +58,6 @@ def probe(device: str = AUTO) -> Hardware:
         return Hardware(device, processor(), lacks=packing.lacks())
     if device == "mps":
         return Hardware(device, processor())
-    from chatterbox_opt import card
-
     free, total = torch.cuda.mem_get_info()
     capability = torch.cuda.get_device_capability()
     if torch.version.hip is None and not has_kernels(capability, torch.cuda.get_arch_list()):
@@ -74,8 +72,21 @@ def probe(device: str = AUTO) -> Hardware:
         total_mib=total >> 20,
         free_mib=free >> 20,
         capability=capability,
-        lacks={"triton": why} if (why := card.lacks_triton(capability)) else {},
+        lacks={"triton": why} if (why := _lacks_triton(capability)) else {},
     )
+
+
+def _lacks_triton(capability: tuple[int, int]) -> str:
+    """Why the kernels of our own cannot be used on the card, or ""."""
+    import torch
+
+    from chatterbox_opt import card
+
+    binaries = [name for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
+    if torch.version.hip is None and not has_kernels(capability, binaries):
+        # a card that torch only knows by PTX is newer than its Triton, which may end the process
+        return f"this torch's Triton is older than the card ({dotted(capability)})"
+    return card.lacks_triton(capability)
 
 
 def cards() -> list[str]:

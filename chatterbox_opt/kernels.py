@@ -9,10 +9,14 @@ bus once, as the byte that it is, and is widened in registers. cuBLAS has no suc
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.errors import TritonError
 
 FEW = 4  # rows up to which multiply-and-add keeps up with memory; beyond, the matrix units
 COLUMNS, DEPTH = 4, 512  # of the matrix in one program's hands, for few rows
@@ -101,6 +105,16 @@ def one_query(
     tl.store(out + (row * heads + head) * WIDTH + lane, mixed / weight_sum)
 
 
+@contextmanager
+def _launching() -> Iterator[None]:
+    """Triton's errors, which are no RuntimeErrors as all others of a device are, made such."""
+    try:
+        yield
+    except TritonError as error:
+        raise RuntimeError(f"Triton: {str(error).strip() or type(error).__name__}") from error
+
+
+@_launching()
 def int8_product(x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
     """``F.linear`` over an int8 matrix, summed in float32.
 
@@ -125,6 +139,7 @@ def int8_product(x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
     return out
 
 
+@_launching()
 def attend(q: Tensor, keys: Tensor, values: Tensor, places: Tensor) -> Tensor:
     """Attention of one query for each row over a static cache (Vaswani et al. 2017).
 
@@ -144,3 +159,18 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, places: Tensor) -> Tensor:
         q, keys, values, places, out, width**-0.5, heads, *strides, WIDTH=width, KEYS=KEYS
     )
     return out
+
+
+def right(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether every kernel gives here what is known beforehand; small whole numbers, so exactly."""
+    weight = torch.ones(8, 64, dtype=torch.int8, device=device)
+    scales = torch.full((8,), 0.5, device=device)
+    for rows in (FEW, SMALLEST_TILE):
+        x = torch.ones(rows, 64, dtype=dtype, device=device)
+        if not torch.equal(int8_product(x, weight, scales), torch.full_like(x[:, :8], 32.0)):
+            return False
+    values = torch.full((1, 1, 2 * KEYS, 64), torch.nan, dtype=dtype, device=device)
+    values[..., : KEYS + 1, :] = 3.0
+    q, places = torch.ones_like(values[:, :, :1]), torch.tensor([KEYS], device=device)
+    found = attend(q, torch.zeros_like(values), values, places)
+    return bool(torch.equal(found, torch.full_like(q, 3.0)))

@@ -129,7 +129,10 @@ def load_t3(
         # without a cache nothing is written, and nothing has to be laid out for it
         return packing.tensors(built[0]) if cache and cache.directory else {}
 
-    tensors = _kept(cache).tensors(checkpoint, "t3", layout or _name(dtype), convert)
+    form = layout or _name(dtype)
+    if layout == packing.WEIGHT_ONLY:
+        form = f"{layout}-{_name(dtype)}"  # beside its integers are tensors of that dtype
+    tensors = _kept(cache).tensors(checkpoint, "t3", form, convert)
     return built[0] if built else t3_of(tensors, shape)
 
 

@@ -12,20 +12,13 @@ takes 43. The layout cannot be read by other operations: a stage that changes it
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from chatterbox_opt import blocked
-from chatterbox_opt.quantised import (
-    Int4Linear,
-    Int8Linear,
-    lacks_int4,
-    lacks_int8,
-    packing_engine,
-)
+from chatterbox_opt.quantised import Int4Linear, Int8Linear, lacks_int4, lacks_int8
 from chatterbox_opt.weight_only import WeightOnlyLinear
 
 ROWS = 2  # the layout is tuned for so many rows; it serves any number
@@ -131,19 +124,12 @@ def restore(module: nn.Module, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for path in paths:
             own = [name for name in left if name.rpartition(".")[0] == path]
             parts.append({name.rpartition(".")[2]: left.pop(name) for name in own})
-        layers = (
-            _side_by_side(parts) if parts and maker is Int8Linear else map(maker.of_kept, parts)
-        )
+        at_once = maker is Int8Linear and parts
+        layers = Int8Linear.side_by_side(parts) if at_once else map(maker.of_kept, parts)
         for path, layer in zip(paths, layers, strict=True):
             owner, _, name = path.rpartition(".")
             setattr(module.get_submodule(owner), name, layer)
     return left
-
-
-def _side_by_side(parts: Sequence[Mapping[str, Tensor]]) -> list[Int8Linear]:
-    """FBGEMM packs a matrix on one core, and does not hold the interpreter's lock meanwhile."""
-    with packing_engine(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return list(pool.map(Int8Linear.of_kept, parts))
 
 
 def packable(module: nn.Module) -> bool:

@@ -151,7 +151,8 @@ def slots_for(hardware: Hardware, wish: Profile) -> int:
     """
     if hardware.device != "cuda":
         return CPU_SLOTS
-    wide = "float32" in (wish.t3, wish.compute)
+    between = wish.flow if wish.t3 in QUANTISED else wish.t3  # its integer matrices
+    wide = "float32" in (between, wish.compute)
     room = hardware.free_mib - (2 * ROOM_MIB if wide else ROOM_MIB)
     return max(1, min(CUDA_SLOTS, room // (2 * SLOT_MIB if wide else SLOT_MIB)))
 
@@ -235,6 +236,9 @@ def _on_a_card(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile
         half = {"bfloat16": "float16"}
         wish = lowered(t3=half.get(wish.t3, wish.t3), flow=half.get(wish.flow, wish.flow))
         reasons.append("dtype float16: bfloat16 needs compute capability 8.0")
+    if hardware.capability < BFLOAT16_FROM and wish.compute == "bfloat16":
+        wish = lowered(compute="float32")
+        reasons.append("computed in float32: bfloat16 needs compute capability 8.0")
     if hardware.capability < HALF_FROM and "float16" in (wish.t3, wish.flow) and not wish.compute:
         wish = lowered(compute="float32")
         reasons.append("computed in float32: float16 arithmetic is slow below capability 7.0")

@@ -17,7 +17,7 @@ from chatterbox_opt.hardware import AUTO
 
 STAGES = ("t3", "flow", "vocoder")
 DTYPES = ("float32", "float16", "bfloat16")
-QUANTISED = {  # t3 only, on the processor; what each costs (docs/performance-log.md)
+QUANTISED = {  # t3 only; what each costs on a processor (docs/performance-log.md)
     "int8": "99.3 % of T3's choices as in float32, KL divergence 4.5e-4, on the built-in model",
     "int4": "98.4 % of T3's choices as in float32, KL divergence 5.3e-3, on the built-in model",
 }
@@ -115,7 +115,7 @@ def _parse(name: str, wishes: Mapping[str, Any]) -> Profile:
             raise ProfileError(f"profile '{name}': {key} is {value!r}; known: {', '.join(allowed)}")
     if wishes.get("compute") and per_stage.get("t3") in QUANTISED:
         raise ProfileError(
-            f"profile '{name}': compute is for halves; {per_stage['t3']} is computed in float32"
+            f"profile '{name}': compute is for halves; {per_stage['t3']} has its own"
         )
     return Profile(name=name, **values, **per_stage)
 

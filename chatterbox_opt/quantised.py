@@ -10,7 +10,9 @@ it: what a sentence sounds like does not depend on what is spoken together with 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -24,18 +26,22 @@ BLOCK = 16  # int4: the kernel takes rows of the matrix by so many
 TINY = 1e-30  # a row of zeros is divided by this
 
 
+_SWITCH = threading.Lock()  # guards torch's engine, which is the whole process's
+
+
 @contextmanager
-def packing_engine() -> Iterator[None]:
+def _packing_engine() -> Iterator[None]:
     """The engine that packs; the packed matrix itself knows who multiplies it.
 
-    It is the process's: threads that pack side by side must have it set around all of them.
+    Threads that pack side by side have it set around all of them.
     """
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = ENGINE
-    try:
-        yield
-    finally:
-        torch.backends.quantized.engine = before
+    with _SWITCH:
+        before = torch.backends.quantized.engine
+        torch.backends.quantized.engine = ENGINE
+        try:
+            yield
+        finally:
+            torch.backends.quantized.engine = before
 
 
 class Int8Linear(nn.Module):
@@ -52,11 +58,11 @@ class Int8Linear(nn.Module):
         largest = torch.maximum(wide.amax(1), -wide.amin(1))  # no second matrix, as abs() makes
         scales = (largest / LEVELS).clamp_min(TINY).double()
         zeros = torch.zeros(len(scales), dtype=torch.long)
-        self._pack(torch.quantize_per_channel(wide, scales, zeros, 0, torch.qint8))
+        with _packing_engine():
+            self._pack(torch.quantize_per_channel(wide, scales, zeros, 0, torch.qint8))
 
     def _pack(self, rounded: Tensor) -> None:
-        with packing_engine():
-            self.packed = torch.ops.quantized.linear_prepack(rounded, None)
+        self.packed = torch.ops.quantized.linear_prepack(rounded, None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Float32 [..., in] to float32 [..., out]."""
@@ -81,6 +87,16 @@ class Int8Linear(nn.Module):
     @classmethod
     def of_kept(cls, kept: Mapping[str, Tensor]) -> Int8Linear:
         """The layer again."""
+        return cls.side_by_side([kept])[0]
+
+    @classmethod
+    def side_by_side(cls, kept: Sequence[Mapping[str, Tensor]]) -> list[Int8Linear]:
+        """Many layers again: FBGEMM packs a matrix on one core, and needs no interpreter then."""
+        with _packing_engine(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            return list(pool.map(cls._again, kept))
+
+    @classmethod
+    def _again(cls, kept: Mapping[str, Tensor]) -> Int8Linear:
         made = cls.__new__(cls)
         nn.Module.__init__(made)
         scales = kept["scales"]

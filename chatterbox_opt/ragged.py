@@ -70,7 +70,7 @@ class RaggedCache:
         one = self.each * self._heads
 
         def layer(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            made = torch.empty_like(q)
+            made = torch.empty_like(q, memory_format=torch.contiguous_format)
             flat = (x.flatten(0, 1) for x in (q * q.shape[-1] ** -0.5, k, v, made))
             parts = zip(work, *(x.split(one) for x in flat), strict=True)
             for (place, strips), query, key, value, out in parts:

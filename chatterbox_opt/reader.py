@@ -112,9 +112,9 @@ class Reader:
             except torch.OutOfMemoryError as error:
                 self._make_room(error)
             except FAILURES as error:
-                if self.way.forward is not None:
+                if self.way.forward is not None or self.way.fused:
                     log.warning("%s", graphs.failure(error))
-                    self.way = Eager(fused=self.way.fused)
+                    self.way = Eager()
                 elif len(self._work) > 1:
                     self._one_by_one = True
                 else:

@@ -103,6 +103,7 @@ class Slots:
         """
         prefix = t3.embed(utterance.prompt, utterance.sampling.exaggeration, self.each)
         length = prefix.shape[1]
+        self.cache.clear(slot)  # of whoever was here: a weight of 0 times NaN is NaN
         self.cache.reserve(slot, length + surplus)
         row = slot * self.each
         self.logits[row : row + self.each] = t3.prefill(prefix, self.cache, slot)

@@ -6,8 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import assert_close, looking, say_all, utterance
+from triton.runtime.errors import OutOfResources
 
-from chatterbox_opt import kernels
+from chatterbox_opt import card, kernels
 from chatterbox_opt.cache import StaticCache, products
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.slots import Slots
@@ -54,6 +55,38 @@ def test_great_scores_do_not_overflow():
     values = torch.arange(200.0)[None, None, :, None].expand(1, 1, 200, 16).contiguous()
     made = kernels.attend(q, keys, values, torch.tensor([180]))
     assert torch.equal(made, torch.full_like(made, 150.0))
+
+
+class TestTrying:
+    """What the card is asked before it is given these kernels; float16 as for Turing."""
+
+    def test_right_kernels_are_found_right(self):
+        assert card.lacks_triton((7, 5), "cpu") == ""
+
+    @pytest.mark.parametrize("name", ["int8_product", "attend"])
+    def test_wrong_ones_are_found_wrong(self, name, monkeypatch):
+        exact = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *given: exact(*given) * 1.01)
+        assert card.lacks_triton((7, 5), "cpu") == "Triton's kernels are wrong here"
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            OutOfResources(200_000, 101_376, "shared memory"),
+            RuntimeError("no C compiler"),
+            OSError("x"),
+        ],
+    )
+    def test_what_cannot_be_built_is_a_reason(self, monkeypatch, error):
+        class Failing:
+            def __getitem__(self, grid):
+                raise error
+
+        monkeypatch.setattr(kernels, "many_rows", Failing())
+        assert "Triton cannot build kernels here" in card.lacks_triton((7, 5), "cpu")
+
+    def test_old_cards_are_not_asked(self):
+        assert "need compute capability 7.5" in card.lacks_triton((7, 0), "cpu")
 
 
 def test_t3_says_the_same_with_it(engine):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from chatterbox_opt import Engine, Request, Sampling, graphs, loading
+from chatterbox_opt.decoding import Eager
 from chatterbox_opt.errors import DeviceError, NumericsError
 from chatterbox_opt.fallback import Ladder
 from chatterbox_opt.offload import Residency
@@ -63,6 +64,23 @@ def test_out_of_memory_starts_offloading_and_says_what_is_right(
         assert fragile._speaker.residency.offload == "stages"
     assert len(caplog.records) == 2  # noise of a made model, and the one warning
     assert f"{name} ran out of memory: stages now take turns" in caplog.records[1].message
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Triton: out of shared memory"), OSError("no cc")])
+def test_a_kernel_of_our_own_that_fails_makes_way_for_torchs(load, engine, caplog, error):
+    """On a card the cache is read by Triton: if that cannot be, the line is said again without."""
+    expected = engine.synthesize("Hello.", None, SAMPLING).samples
+
+    class Broken(Eager):
+        def step(self, t3):
+            raise error
+
+    with load() as fragile, caplog.at_level(logging.WARNING, "chatterbox_opt"):
+        fragile._speaker.way = Broken(fused=True)
+        for _ in range(2):
+            assert np.array_equal(fragile.synthesize("Hello.", None, SAMPLING).samples, expected)
+    told = [r.message for r in caplog.records if "runs eager" in r.message]
+    assert len(told) == 1 and str(error) in told[0]
 
 
 def test_out_of_memory_with_nothing_left_to_move_is_a_clear_error(load, monkeypatch, caplog):

@@ -220,11 +220,14 @@ class TestWeightOnly:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_t3_comes_back_from_the_cache_as_it_was(self, tiny, tmp_path, dtype, engine):
         checkpoint = models.locate(str(tiny))
-        cache = WeightCache(tmp_path)
+        cache = WeightCache(tmp_path, least=0)
         plain = loading.load_t3(checkpoint, dtype, packing.WEIGHT_ONLY)
-        first, again = (
-            loading.load_t3(checkpoint, dtype, packing.WEIGHT_ONLY, cache) for _ in range(2)
-        )
+        other = torch.float16 if dtype == torch.bfloat16 else torch.bfloat16
+        loading.load_t3(checkpoint, other, packing.WEIGHT_ONLY, cache)
+        first = loading.load_t3(checkpoint, dtype, packing.WEIGHT_ONLY, cache)
+        assert len(list(tmp_path.iterdir())) == 2, "a form for each dtype beside the integers"
+        again = loading.load_t3(checkpoint, dtype, packing.WEIGHT_ONLY, cache)
+        assert again.dtype == first.dtype == dtype
         layers = [m for m in again.modules() if isinstance(m, WeightOnlyLinear)]
         assert len(layers) == 4 * again.shape.layers + 1
         said = [
