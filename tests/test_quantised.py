@@ -241,5 +241,5 @@ class TestWeightOnly:
         t3 = loading.load_t3(models.locate(str(tiny)), torch.bfloat16, packing.WEIGHT_ONLY)
         t3.set_precision(torch.float32)
         [said] = say_all(t3, [utterance(engine, "hello.", Sampling(seed=3, max_tokens=6))])
-        assert said.error is None and len(said.tokens) == 6
+        assert said.error is None and said.tokens
         assert isinstance(t3.blocks[0].qkv, WeightOnlyLinear)
