@@ -43,9 +43,9 @@ pico: $(INSTALLED)
 	$(BIN)/python -m pico.data sound --count 6500
 	$(BIN)/python -m pico.data codes --count 150000
 	$(BIN)/python -m pico.train_vocoder --minutes 68
-	$(BIN)/python -m pico.train_flow --minutes 138
+	$(BIN)/python -m pico.train_flow --minutes 186
 	$(BIN)/python -m pico.train_encoders --minutes 36
-	$(BIN)/python -m pico.train_t3 --minutes 143
+	$(BIN)/python -m pico.train_t3 --minutes 183
 	$(BIN)/python -m pico.pack
 	$(BIN)/python -m pico.parts
 	$(BIN)/python -m pico.evaluate --recogniser tiny.en --recogniser base
