@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -44,6 +44,7 @@ from chatterbox_opt.weight_cache import WeightCache
 
 log = logging.getLogger(__name__)
 
+MAPPED = 32 << 20  # bytes read through one mapping of a weights file
 GROUP = 8  # utterances that flow and vocoder of a card work at together
 # buffers that upstream computes and its loading forgives (S3Tokenizer.ignore_state_dict_missing)
 FORGIVEN = ("tokenizer._mel_filters", "tokenizer.window")
@@ -52,8 +53,9 @@ FORGIVEN = ("tokenizer._mel_filters", "tokenizer.window")
 class Tensors(Mapping[str, Tensor]):
     """The tensors of a safetensors file below a prefix, read when asked for.
 
-    The file is mapped anew for each tensor: pages that were read count as this process's memory
-    until the mapping ends, and one mapping for all would hold the whole file by the last tensor.
+    The file is mapped anew now and then: pages that were read count as this process's memory until
+    the mapping ends, and one mapping for all would hold the whole file by the last tensor. Not for
+    each tensor, for its table of contents is read every time.
     """
 
     def __init__(self, path: Path, prefix: str = "") -> None:
@@ -73,10 +75,14 @@ class Tensors(Mapping[str, Tensor]):
         if names and all(name.startswith("model.") for name in names):
             prefix = "model." + prefix  # a state dict saved with its wrapper
         self._names = {n[len(prefix) :]: n for n in names if n.startswith(prefix)}
+        self._file: Any = None
+        self._read = 0  # bytes, through the mapping that is open
 
     def __getitem__(self, name: str) -> Tensor:
-        with safe_open(self._path, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(self._names[name])
+        if self._file is None or self._read > MAPPED:
+            self._file, self._read = safe_open(self._path, framework="pt"), 0
+        tensor: Tensor = self._file.get_tensor(self._names[name])
+        self._read += tensor.nbytes
         return tensor
 
     def __iter__(self) -> Iterator[str]:
