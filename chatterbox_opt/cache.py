@@ -47,12 +47,12 @@ class Cache(Protocol):
         """Write the prefix of one layer: [each, heads, length, head_dim] from position 0 on."""
         ...
 
-    def at(self, position: Tensor, span: int) -> Attend:
+    def at(self, places: Tensor, span: int) -> Attend:
         """The attention of a step of the first n utterances.
 
         Args:
-            position: int64 [n], where each one's new key goes.
-            span: a multiple of ``SPAN`` above all of ``position``.
+            places: int64 [n * each], where each row's new key goes; the same for an utterance.
+            span: a multiple of ``SPAN`` above all of ``places``.
         """
         ...
 
@@ -145,9 +145,8 @@ class StaticCache:
         self.keys[layer, rows, :, :length] = keys
         self.values[layer, rows, :, :length] = values
 
-    def at(self, position: Tensor, span: int) -> Attend:
+    def at(self, places: Tensor, span: int) -> Attend:
         """See ``Cache``."""
-        places = position.repeat_interleave(self.each, dim=0)
         rows = self._rows[: len(places)]
 
         def written(i: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

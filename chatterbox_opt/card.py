@@ -7,7 +7,6 @@ or copied, and is only used where there is a card.
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 from collections.abc import Callable
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 Work = Callable[[], None]
 TRITON_FROM = (7, 5)  # compute capability; for 7.0 its compiler ends the process
 BFLOAT16_FROM = (8, 0)
-UNABLE = (RuntimeError, ImportError, OSError, subprocess.CalledProcessError)  # no C compiler, ...
+FAILURES = (RuntimeError, ImportError, OSError)  # dynamo's, inductor's and CUDA's are RuntimeErrors
 
 
 class CudaRecorder:
@@ -78,7 +77,7 @@ def lacks_triton(capability: tuple[int, int], device: str = "cuda") -> str:
         from chatterbox_opt import kernels
 
         right = all(kernels.right(torch.device(device), d) for d in (half, torch.float32))
-    except UNABLE as error:
+    except FAILURES as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return f"Triton cannot build kernels here ({reason})"
     return "" if right else "Triton's kernels are wrong here"

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from chatterbox_opt import card
 from chatterbox_opt.cache import SPAN, StaticCache, blocks
-from chatterbox_opt.card import Work
+from chatterbox_opt.card import FAILURES, Work
 from chatterbox_opt.decoding import Forward, Step, stepping
 from chatterbox_opt.rows import bucket
 from chatterbox_opt.slots import Slots
@@ -34,7 +34,6 @@ STRIDE = 8  # steps between two looks: at 1,500 tokens/s the host looks every 5 
 GROWTH = 4 * SPAN  # a cache that grows moves, and recordings over it are void: grow rarely
 KEPT = 48  # recordings of one stage; each holds its launches and a share of the memory pool
 WARMUP = 2  # the first call traces and compiles, the second runs what was compiled
-FAILURES = (RuntimeError, ImportError, OSError)  # dynamo's, inductor's and CUDA's are RuntimeErrors
 
 Recorder = Callable[[Work], Work]  # notes what the work does, without doing it; returns the replay
 

@@ -9,6 +9,7 @@ bus once, as the byte that it is, and is widened in registers. cuBLAS has no suc
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,20 +19,30 @@ import triton.language as tl
 from torch import Tensor
 from triton.errors import TritonError
 
-FEW = 4  # rows up to which multiply-and-add keeps up with memory; beyond, the matrix units
-COLUMNS, DEPTH = 4, 512  # of the matrix in one program's hands, for few rows
-TILE_COLUMNS, TILE_DEPTH, TILE_ROWS = 32, 128, 64  # and for many; tl.dot wants 16 rows or more
-SMALLEST_TILE = 16
+FEW = 4  # rows up to which multiplying and adding keeps up with memory
+SMALLEST_TILE, LARGEST_TILE = 16, 64  # rows at once in the matrix units, which want 16 or more
 KEYS = 128  # that attention holds at a time
 
 
+def tiles(rows: int) -> dict[str, int]:
+    """The constants of ``product`` for so many rows."""
+    whole = triton.next_power_of_2(rows)
+    if rows <= FEW:
+        return {"ROWS": whole, "COLUMNS": 4, "DEPTH": 512, "UNITS": False}
+    whole = min(LARGEST_TILE, max(SMALLEST_TILE, whole))
+    return {"ROWS": whole, "COLUMNS": 32, "DEPTH": 128, "UNITS": True}
+
+
 @triton.jit
-def few_rows(
+def product(
     x, weight, scales, out, rows, n, k,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
-    """out[rows, n] = x[rows, k] times weight[n, k], times scales[n]; one program a few columns."""
-    row = tl.arange(0, ROWS)
+    """out[rows, n] = x[rows, k] times weight[n, k], times scales[n]; one program a tile of both.
+
+    UNITS: by the matrix units, else by multiplying and adding.
+    """
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, k, DEPTH):
@@ -43,32 +54,12 @@ def few_rows(
         whole = tl.load(
             weight + column[:, None] * k + inner[None, :], (column < n)[:, None] & here[None, :], 0
         )
-        terms = given.to(tl.float32)[:, None, :] * whole.to(tl.float32)[None, :, :]
-        total += tl.sum(terms, axis=2)
-    total *= tl.load(scales + column, column < n, 0.0)[None, :]
-    place = out + row[:, None] * n + column[None, :]
-    tl.store(place, total, (row < rows)[:, None] & (column < n)[None, :])
-
-
-@triton.jit
-def many_rows(
-    x, weight, scales, out, rows, n, k,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
-    """The same; one program a tile of rows and columns."""
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for start in range(0, k, DEPTH):
-        inner = start + tl.arange(0, DEPTH)
-        here = inner < k
-        given = tl.load(
-            x + row[:, None] * k + inner[None, :], (row < rows)[:, None] & here[None, :], 0.0
-        )
-        whole = tl.load(
-            weight + column[None, :] * k + inner[:, None], (column < n)[None, :] & here[:, None], 0
-        )
-        total = tl.dot(given, whole.to(given.dtype), total, input_precision="ieee")
+        if UNITS:
+            other = tl.trans(whole.to(given.dtype))
+            total = tl.dot(given, other, total, input_precision="ieee")
+        else:
+            terms = given.to(tl.float32)[:, None, :] * whole.to(tl.float32)[None, :, :]
+            total += tl.sum(terms, axis=2)
     total *= tl.load(scales + column, column < n, 0.0)[None, :]
     place = out + row[:, None] * n + column[None, :]
     tl.store(place, total, (row < rows)[:, None] & (column < n)[None, :])
@@ -107,10 +98,11 @@ def one_query(
 
 @contextmanager
 def _launching() -> Iterator[None]:
-    """Triton's errors, which are no RuntimeErrors as all others of a device are, made such."""
+    """Errors of Triton, and of the C compiler that it calls, made RuntimeErrors as all others of a
+    device are."""
     try:
         yield
-    except TritonError as error:
+    except (TritonError, subprocess.CalledProcessError) as error:
         raise RuntimeError(f"Triton: {str(error).strip() or type(error).__name__}") from error
 
 
@@ -128,14 +120,9 @@ def int8_product(x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
     """
     (rows, k), n = x.shape, weight.shape[0]
     x, out = x.contiguous(), x.new_empty(rows, n)
-    given = (x, weight, scales, out, rows, n, k)
-    if rows <= FEW:
-        tile = triton.next_power_of_2(rows)
-        few_rows[(triton.cdiv(n, COLUMNS),)](*given, ROWS=tile, COLUMNS=COLUMNS, DEPTH=DEPTH)
-        return out
-    tile = min(TILE_ROWS, max(SMALLEST_TILE, triton.next_power_of_2(rows)))
-    grid = (triton.cdiv(n, TILE_COLUMNS), triton.cdiv(rows, tile))
-    many_rows[grid](*given, ROWS=tile, COLUMNS=TILE_COLUMNS, DEPTH=TILE_DEPTH)
+    tile = tiles(rows)
+    grid = (triton.cdiv(n, tile["COLUMNS"]), triton.cdiv(rows, tile["ROWS"]))
+    product[grid](x, weight, scales, out, rows, n, k, **tile)
     return out
 
 

@@ -32,7 +32,7 @@ from chatterbox_opt import (
     voice,
 )
 from chatterbox_opt.blank import uninitialised
-from chatterbox_opt.card import CudaRecorder
+from chatterbox_opt.card import FAILURES, CudaRecorder
 from chatterbox_opt.decoding import Eager, Forward, Way
 from chatterbox_opt.errors import WeightsError
 from chatterbox_opt.models import Checkpoint
@@ -319,6 +319,6 @@ def _way(plan: Plan, residency: Residency) -> Way:
 def _compiled(model: t3.T3) -> Forward | None:
     try:
         return graphs.compiled_step(model)
-    except graphs.FAILURES as error:
+    except FAILURES as error:
         log.warning("%s", graphs.failure(error))
         return None

@@ -202,20 +202,17 @@ def _word(environment: Mapping[str, str], variable: str, values: Mapping[str, st
 def _lower(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
     """Replace what the machine cannot do, and say so."""
 
-    def lowered(**fields: str) -> Profile:
-        return replace(wish, **fields)
-
     if wish.compile == "cudagraphs" and hardware.device != "cuda":
-        wish = lowered(compile="none")
+        wish = replace(wish, compile="none")
         reasons.append("compile none: cudagraphs needs a CUDA card")
     if hardware.device != "cuda":
         wish = _narrowest(wish, hardware, reasons)
         if wish.compile != "none" and hardware.device == "mps":
             reasons.append("compile none: MPS runs eager")
-            wish = lowered(compile="none")
+            wish = replace(wish, compile="none")
         if wish.offload != "none":
             reasons.append("offload none: there is no card to move stages off")
-            wish = lowered(offload="none")
+            wish = replace(wish, offload="none")
         return wish
     return _on_a_card(wish, hardware, reasons)
 
@@ -223,24 +220,21 @@ def _lower(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
 def _on_a_card(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
     """The dtypes that a card has."""
 
-    def lowered(**fields: str) -> Profile:
-        return replace(wish, **fields)
-
     if wish.t3 == "int4":
-        wish = lowered(t3="int8")
+        wish = replace(wish, t3="int8")
         reasons.append("t3 int8: int4 matrices are for the processor")
     if wish.t3 == "int8" and (why := hardware.lacks.get("triton")):
-        wish = lowered(t3="bfloat16")
+        wish = replace(wish, t3="bfloat16")
         reasons.append(f"t3 bfloat16: {why}")
     if hardware.capability < BFLOAT16_FROM and "bfloat16" in (wish.t3, wish.flow):
         half = {"bfloat16": "float16"}
-        wish = lowered(t3=half.get(wish.t3, wish.t3), flow=half.get(wish.flow, wish.flow))
+        wish = replace(wish, t3=half.get(wish.t3, wish.t3), flow=half.get(wish.flow, wish.flow))
         reasons.append("dtype float16: bfloat16 needs compute capability 8.0")
     if hardware.capability < BFLOAT16_FROM and wish.compute == "bfloat16":
-        wish = lowered(compute="float32")
+        wish = replace(wish, compute="float32")
         reasons.append("computed in float32: bfloat16 needs compute capability 8.0")
     if hardware.capability < HALF_FROM and "float16" in (wish.t3, wish.flow) and not wish.compute:
-        wish = lowered(compute="float32")
+        wish = replace(wish, compute="float32")
         reasons.append("computed in float32: float16 arithmetic is slow below capability 7.0")
     if wish.t3 in QUANTISED:
         reasons.append(f"t3 {wish.t3}: weights only, the rest {wish.flow}")

@@ -44,6 +44,12 @@ def _packing_engine() -> Iterator[None]:
             torch.backends.quantized.engine = before
 
 
+def symmetric_scales(matrix: Tensor) -> Tensor:
+    """What int8 levels of each row of float32 [out, in] stand for, zero for zero: [out]."""
+    largest = torch.maximum(matrix.amax(1), -matrix.amin(1))  # no second matrix, as abs() makes
+    return (largest / LEVELS).clamp_min(TINY)
+
+
 class Int8Linear(nn.Module):
     """``nn.Linear`` without bias in integers: int8 x int8, summed in int32.
 
@@ -55,8 +61,7 @@ class Int8Linear(nn.Module):
         """Round ``weight`` [out, in] of any float dtype; it is not kept."""
         super().__init__()
         wide = weight.float()
-        largest = torch.maximum(wide.amax(1), -wide.amin(1))  # no second matrix, as abs() makes
-        scales = (largest / LEVELS).clamp_min(TINY).double()
+        scales = symmetric_scales(wide).double()
         zeros = torch.zeros(len(scales), dtype=torch.long)
         with _packing_engine():
             self._pack(torch.quantize_per_channel(wide, scales, zeros, 0, torch.qint8))

@@ -63,9 +63,9 @@ class RaggedCache:
         held[0][:, :length] = keys.flatten(0, 1)
         held[1][..., :length] = values.flatten(0, 1).transpose(1, 2)
 
-    def at(self, position: Tensor, span: int) -> Attend:  # noqa: ARG002 - each has its own
+    def at(self, places: Tensor, span: int) -> Attend:  # noqa: ARG002 - each has its own
         """See ``Cache``."""
-        work = list(zip(position.tolist(), self._strips, strict=False))
+        work = list(zip(places[:: self.each].tolist(), self._strips, strict=False))
         attend = _by_rows if self._like.dtype == torch.bfloat16 else _by_columns
         one = self.each * self._heads
 

@@ -241,7 +241,7 @@ class T3(nn.Module):
         x = x.repeat_interleave(cache.each, dim=0)[:, None]
         places = position.repeat_interleave(cache.each, dim=0)
         cos, sin = (part[:, None, None] for part in self.rope(places))
-        attend = cache.at(position, span)
+        attend = cache.at(places, span)
         for i, block in enumerate(self.blocks):
             x = block.finish(x, attend(i, *block.heads_of(x, (cos, sin))))
         return self.head(self.norm(x[:, -1]))

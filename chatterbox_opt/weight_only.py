@@ -12,8 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-LEVELS = 127  # from -127 to 127
-TINY = 1e-30  # a row of zeros is divided by this
+from chatterbox_opt.quantised import symmetric_scales
 
 
 class WeightOnlyLinear(nn.Module):
@@ -26,8 +25,7 @@ class WeightOnlyLinear(nn.Module):
         """Round ``weight`` [out, in] of any float dtype; it is not kept."""
         super().__init__()
         wide = weight.float()
-        largest = torch.maximum(wide.amax(1), -wide.amin(1))  # no second matrix, as abs() makes
-        scales = (largest / LEVELS).clamp_min(TINY)
+        scales = symmetric_scales(wide)
         self._keep((wide / scales[:, None]).round_().to(torch.int8), scales)
 
     def _keep(self, weight: Tensor, scales: Tensor) -> None:

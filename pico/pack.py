@@ -89,8 +89,7 @@ def half(tensors: Tensors) -> dict[str, Tensor]:
 
 def files(out: Path) -> dict[str, dict[str, Tensor]]:
     """The three weights files from what was trained."""
-    saved = torch.load(out / "t3.pt", weights_only=True, map_location="cpu")["model"]
-    reader = train_t3.Reader(saved["used"])
+    reader = train_t3.Reader(train_t3.kept_codes(out))
     trained("t3", reader, out)
     decoder = backwards(
         lambda theirs: t3_from_upstream(theirs, SHAPES.t3, torch.float64).state_dict(),

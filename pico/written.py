@@ -7,6 +7,7 @@ words, here as when the model speaks.
 from __future__ import annotations
 
 import numpy as np
+from num2words import num2words
 
 from chatterbox_opt.spoken import spell_out
 
@@ -139,9 +140,7 @@ def _number(rng: Rng) -> int:
 
 
 def _ordinal(rng: Rng) -> str:
-    n = int(rng.integers(1, 32))
-    ending = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
-    return f"{n}{ending}"
+    return str(num2words(int(rng.integers(1, 32)), to="ordinal_num"))
 
 
 def _money(rng: Rng) -> str:

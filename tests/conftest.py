@@ -104,14 +104,14 @@ def room_for(t3, prefix):
     return cache
 
 
-def looking(stride: int = 1, step=None, static: bool = False):
+def looking(stride: int = 1, step=None, static: bool = False, fused: bool = False):
     """An eager way that looks at the tokens so rarely, and may have another step or cache."""
     from chatterbox_opt.cache import StaticCache
     from chatterbox_opt.decoding import Eager
     from chatterbox_opt.slots import Slots
 
     def slots(t3, count, each):
-        cache = StaticCache(utterances=count, each=each, shape=t3.cached, like=t3.like)
+        cache = StaticCache(utterances=count, each=each, shape=t3.cached, like=t3.like, fused=fused)
         return Slots(t3, count, cache)
 
     way = Eager()

@@ -9,9 +9,8 @@ from conftest import assert_close, looking, say_all, utterance
 from triton.runtime.errors import OutOfResources
 
 from chatterbox_opt import card, kernels
-from chatterbox_opt.cache import StaticCache, products
+from chatterbox_opt.cache import products
 from chatterbox_opt.sampling import Sampling
-from chatterbox_opt.slots import Slots
 
 ATOL = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 4e-2}  # values up to 4
 CASES = [(rows, dtype) for rows in (1, 2, 3, 5, 70) for dtype in ATOL]
@@ -82,7 +81,7 @@ class TestTrying:
             def __getitem__(self, grid):
                 raise error
 
-        monkeypatch.setattr(kernels, "many_rows", Failing())
+        monkeypatch.setattr(kernels, "product", Failing())
         assert "Triton cannot build kernels here" in card.lacks_triton((7, 5), "cpu")
 
     def test_old_cards_are_not_asked(self):
@@ -94,15 +93,11 @@ def test_t3_says_the_same_with_it(engine):
     sampling = [Sampling(seed=seed, max_tokens=5 + 3 * seed) for seed in range(3)]
     texts = ("hello.", "a longer one, with a comma.", "no!")
     spoken = [utterance(engine, text, knobs) for text, knobs in zip(texts, sampling, strict=True)]
-    fused = looking()
-
-    def slots(t3, count, each):
-        cache = StaticCache(utterances=count, each=each, shape=t3.cached, like=t3.like, fused=True)
-        return Slots(t3, count, cache)
-
-    fused.slots = slots
     with engine._speaker.residency("t3") as t3:
-        found = [said.tokens for said in say_all(t3, spoken, slots=2, way=fused)]
+        found = [
+            said.tokens
+            for said in say_all(t3, spoken, slots=2, way=looking(static=True, fused=True))
+        ]
         again = [utterance(engine, t, k) for t, k in zip(texts, sampling, strict=True)]
         assert found == [said.tokens for said in say_all(t3, again, slots=2)]
     assert sum(map(len, found)) > 15

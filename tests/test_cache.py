@@ -63,7 +63,9 @@ def test_attends_as_a_growing_cache(kind, dtype, atol):
         positions = [one.keys.shape[3] for one in grown]
         for utterance, position in enumerate(positions):
             cache.reserve(utterance, position + 1)
-        attend = cache.at(torch.tensor(positions), blocks(max(positions) + 1))
+        attend = cache.at(
+            torch.tensor(positions).repeat_interleave(EACH), blocks(max(positions) + 1)
+        )
         expected = torch.stack([one.attend(s) for one, s in zip(grown, steps, strict=True)])
         for layer in range(LAYERS):
             given = steps[:, layer].to(dtype).transpose(0, 1).flatten(1, 2)
@@ -80,7 +82,7 @@ def test_what_was_not_finite_is_gone_once_cleared(kind):
         cache.reserve(0, prefix.shape[2] + 1)
         for layer in range(LAYERS):
             cache.fill(layer, 0, prefix, prefix)
-        attend = cache.at(torch.tensor([prefix.shape[2]]), SPAN)
+        attend = cache.at(torch.tensor([prefix.shape[2]] * EACH), SPAN)
         one = torch.ones(EACH, HEADS, 1, WIDTH)
         found = [attend(layer, one, one, one) for layer in range(LAYERS)]
         cache.clear(0)

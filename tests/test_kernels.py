@@ -73,12 +73,8 @@ def test_they_compile_for_cards_that_are_not_here(card, narrow, tmp_path, monkey
     given = half if narrow else TYPES[torch.float32]
     sizes = dict.fromkeys(("rows", "n", "k"), "i32")
     product = {"x": given, "weight": "*i8", "scales": "*fp32", "out": given, **sizes}
-    tiles = {"COLUMNS": kernels.COLUMNS, "DEPTH": kernels.DEPTH}
-    for rows in (2, kernels.FEW):
-        machine_code(kernels.few_rows, product, {"ROWS": rows, **tiles}, card)
-    tiles = {"COLUMNS": kernels.TILE_COLUMNS, "DEPTH": kernels.TILE_DEPTH}
-    for rows in (kernels.SMALLEST_TILE, kernels.TILE_ROWS):
-        machine_code(kernels.many_rows, product, {"ROWS": rows, **tiles}, card)
+    for rows in (2, kernels.FEW, kernels.SMALLEST_TILE, kernels.LARGEST_TILE):
+        machine_code(kernels.product, product, kernels.tiles(rows), card)
     pointers = dict.fromkeys(("q", "keys", "values"), given)
     strides = dict.fromkeys(("heads", "row_stride", "head_stride"), "i32")
     query = {**pointers, "places": "*i64", "out": given, "scale": "fp32", **strides}
