@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 
 Work = Callable[[], None]
-TRITON_FROM = (7, 5)  # compute capability; for 7.0 its compiler ends the process
-BFLOAT16_FROM = (8, 0)
 FAILURES = (RuntimeError, ImportError, OSError)  # dynamo's, inductor's and CUDA's are RuntimeErrors
 
 
@@ -62,17 +60,14 @@ def arriving(numbers: Tensor) -> Callable[[], list[list[int]]]:
     return arrived
 
 
-def lacks_triton(capability: tuple[int, int], device: str = "cuda") -> str:
+def lacks_triton(half: torch.dtype, device: str = "cuda") -> str:
     """Why the kernels of our own (kernels.py) cannot be used on this card, or "".
 
-    All of them are tried in the card's dtypes: Triton compiles them the first time, and builds
-    what launches them with the system's C compiler.
+    All of them are tried, in float32 and in ``half``: Triton compiles them the first time, and
+    builds what launches them with the system's C compiler.
     """
-    if torch.version.hip is None and capability < TRITON_FROM:
-        return f"Triton's kernels need compute capability {'.'.join(map(str, TRITON_FROM))}"
     if importlib.util.find_spec("triton") is None:
         return "this torch comes without Triton"
-    half = torch.float16 if capability < BFLOAT16_FROM else torch.bfloat16
     try:
         from chatterbox_opt import kernels
 

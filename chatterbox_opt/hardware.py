@@ -16,6 +16,10 @@ from chatterbox_opt.errors import DeviceError
 
 AUTO = "auto"
 DEVICES = (AUTO, "cuda", "mps", "cpu")
+# compute capabilities
+BFLOAT16_FROM = (8, 0)  # torch reports bfloat16 from 7.5 on, where it is emulated and slow
+TRITON_FROM = (7, 5)  # for 7.0 its compiler ends the process
+HALF_FROM = (7, 0)  # below, half-precision arithmetic is up to 64 times slower than float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +86,14 @@ def _lacks_triton(capability: tuple[int, int]) -> str:
 
     from chatterbox_opt import card
 
+    nvidia = torch.version.hip is None
+    if nvidia and capability < TRITON_FROM:
+        return f"Triton's kernels need compute capability {dotted(TRITON_FROM)}"
     binaries = [name for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
-    if torch.version.hip is None and not has_kernels(capability, binaries):
+    if nvidia and not has_kernels(capability, binaries):
         # a card that torch only knows by PTX is newer than its Triton, which may end the process
         return f"this torch's Triton is older than the card ({dotted(capability)})"
-    return card.lacks_triton(capability)
+    return card.lacks_triton(torch.float16 if capability < BFLOAT16_FROM else torch.bfloat16)
 
 
 def cards() -> list[str]:

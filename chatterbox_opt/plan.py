@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from chatterbox_opt.errors import ProfileError
-from chatterbox_opt.hardware import AUTO, Hardware, dotted
+from chatterbox_opt.hardware import AUTO, BFLOAT16_FROM, HALF_FROM, Hardware, dotted
 from chatterbox_opt.profile import (
     COMPILE,
     OFFLOAD,
@@ -30,8 +30,6 @@ ROOM_MIB = 4_000  # free memory that all stages in half precision need, with roo
 CPU_SLOTS, CUDA_SLOTS = 12, 32
 SLOT_MIB = 280  # keys and values of one utterance in half precision
 NOT_ON_MPS = "integer matrices are for processors and CUDA cards"
-BFLOAT16_FROM = (8, 0)  # torch reports bfloat16 from 7.5 on, where it is emulated and slow
-HALF_FROM = (7, 0)  # below, half-precision arithmetic is up to 64 times slower than float32
 
 # environment variable -> profile key, and its words -> values
 ENVIRONMENT: dict[str, tuple[str, dict[str, str]]] = {
@@ -219,7 +217,6 @@ def _lower(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
 
 def _on_a_card(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
     """The dtypes that a card has."""
-
     if wish.t3 == "int4":
         wish = replace(wish, t3="int8")
         reasons.append("t3 int8: int4 matrices are for the processor")

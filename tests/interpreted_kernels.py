@@ -8,7 +8,7 @@ import torch
 from conftest import assert_close, looking, say_all, utterance
 from triton.runtime.errors import OutOfResources
 
-from chatterbox_opt import card, kernels
+from chatterbox_opt import card, hardware, kernels
 from chatterbox_opt.cache import products
 from chatterbox_opt.sampling import Sampling
 
@@ -60,13 +60,13 @@ class TestTrying:
     """What the card is asked before it is given these kernels; float16 as for Turing."""
 
     def test_right_kernels_are_found_right(self):
-        assert card.lacks_triton((7, 5), "cpu") == ""
+        assert card.lacks_triton(torch.float16, "cpu") == ""
 
     @pytest.mark.parametrize("name", ["int8_product", "attend"])
     def test_wrong_ones_are_found_wrong(self, name, monkeypatch):
         exact = getattr(kernels, name)
         monkeypatch.setattr(kernels, name, lambda *given: exact(*given) * 1.01)
-        assert card.lacks_triton((7, 5), "cpu") == "Triton's kernels are wrong here"
+        assert card.lacks_triton(torch.float16, "cpu") == "Triton's kernels are wrong here"
 
     @pytest.mark.parametrize(
         "error",
@@ -82,10 +82,10 @@ class TestTrying:
                 raise error
 
         monkeypatch.setattr(kernels, "product", Failing())
-        assert "Triton cannot build kernels here" in card.lacks_triton((7, 5), "cpu")
+        assert "Triton cannot build kernels here" in card.lacks_triton(torch.float16, "cpu")
 
     def test_old_cards_are_not_asked(self):
-        assert "need compute capability 7.5" in card.lacks_triton((7, 0), "cpu")
+        assert "need compute capability 7.5" in hardware._lacks_triton((7, 0))
 
 
 def test_t3_says_the_same_with_it(engine):
