@@ -20,8 +20,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from chatterbox_opt import integer_step
 from chatterbox_opt.cache import Cache, StaticCache, blocks
 from chatterbox_opt.errors import NumericsError, TextError
+from chatterbox_opt.integer_step import IntegerStep
 from chatterbox_opt.ragged import RaggedCache
 from chatterbox_opt.sampler import NOT_FINITE
 from chatterbox_opt.slots import Said, Slots, Utterance
@@ -96,12 +98,16 @@ class Eager:
             fused: see ``StaticCache``.
         """
         self.forward, self.fused = forward, fused
+        self._integers: IntegerStep | None = None
 
     def slots(self, t3: T3, count: int, each: int) -> Slots:
         """See ``Way``; what is compiled, or runs far from the host, wants a static cache."""
         shape, like = t3.cached, t3.like
         cache: Cache
+        self._integers = None
         if like.device.type == "cpu" and self.forward is None:
+            if integer_step.serves(t3):
+                self._integers, like = IntegerStep(t3), like.to(integer_step.KEPT)
             cache = RaggedCache(utterances=count, each=each, shape=shape, like=like)
         else:
             cache = StaticCache(
@@ -111,7 +117,7 @@ class Eager:
 
     def step(self, t3: T3) -> Step:
         """See ``Way``."""
-        return stepping(self.forward or t3.step)
+        return stepping(self.forward or self._integers or t3.step)
 
     def arriving(self, tokens: Tensor) -> Callable[[], list[list[int]]]:
         """See ``Way``."""

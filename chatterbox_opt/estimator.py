@@ -21,11 +21,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chatterbox_opt import cpu_bfloat16
 from chatterbox_opt.attention import attend
 from chatterbox_opt.shapes import MEL_BINS, FlowShape
 
 KERNEL = 3  # frames that a causal convolution sees: this one and the two before
 CONDITIONS = 3 * MEL_BINS  # mu, speaker, prompt
+
+
+def normed(layer: nn.LayerNorm, x: Tensor, *, mish: bool = False) -> Tensor:
+    """Layer norm, and Mish (Misra 2019) after it: the same shape."""
+    if cpu_bfloat16.serves(x):
+        return cpu_bfloat16.norm(layer, x, mish=mish)
+    plain: Tensor = layer(x)
+    return F.mish(plain) if mish else plain
+
+
+def sum_and_norm(layer: nn.LayerNorm, x: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+    """``x + more``, and its layer norm. ``x`` may have changed: it is the residual stream."""
+    if cpu_bfloat16.serves(x):
+        return x, cpu_bfloat16.add_norm(layer, x, more)
+    x = x + more
+    return x, layer(x)
 
 
 class CausalConv(nn.Module):
@@ -54,7 +71,7 @@ class ConvNorm(nn.Module):
         self.norm = nn.LayerNorm(out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.mish(self.norm(self.conv(x)))
+        return normed(self.norm, self.conv(x), mish=True)
 
 
 class ResNet(nn.Module):
@@ -99,7 +116,7 @@ class Entry(nn.Module):
     def forward(self, x: Tensor, given: Given, shift: Tensor) -> Tensor:
         """[n, frames, 80] with ``rows`` conditions, a multiple of n, to [rows, frames, width]."""
         times = (given.first.shape[0] // x.shape[0], 1, 1)
-        first = F.mish(self.norm(self.mel(x).repeat(times) + given.first))
+        first = normed(self.norm, self.mel(x).repeat(times) + given.first, mish=True)
         convolved: Tensor = self.second(first + shift)
         return convolved + self.mel_skip(x).repeat(times) + given.skip
 
@@ -117,10 +134,10 @@ class Transformer(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
-        x = x + self.out(attend(q, k, v, mask))
-        return x + self.down(F.gelu(self.up(self.ffn_norm(x))))
+        qkv = self.qkv(normed(self.attention_norm, x))
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).transpose(1, 3).unbind(2)
+        x, inner = sum_and_norm(self.ffn_norm, x, self.out(attend(q, k, v, mask)))
+        return x + self.down(F.gelu(self.up(inner)))
 
 
 class Level(nn.Module):

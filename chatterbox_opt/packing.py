@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from chatterbox_opt import blocked
-from chatterbox_opt.quantised import Int4Linear, Int8Linear, lacks_int4, lacks_int8
+from chatterbox_opt import blocked, quantised
+from chatterbox_opt.quantised import Int4Linear, Int8Linear
 from chatterbox_opt.weight_only import WeightOnlyLinear
 
 ROWS = 2  # the layout is tuned for so many rows; it serves any number
@@ -58,7 +58,8 @@ Layer = PackedLinear | Int8Linear | Int4Linear | WeightOnlyLinear
 
 def lacks() -> dict[str, str]:
     """The narrow dtypes that are missing or slow on this processor, each with the reason."""
-    found = {"bfloat16": _lacks_bfloat16(), "int8": lacks_int8(), "int4": lacks_int4()}
+    integers = quantised.lacks()
+    found = {"bfloat16": _lacks_bfloat16(), "int8": integers, "int4": integers}
     return {dtype: reason for dtype, reason in found.items() if reason}
 
 
@@ -120,15 +121,11 @@ def restore(module: nn.Module, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
     left = dict(kept)
     for kind, maker in KINDS.items():
         paths = [name[: -len(kind) - 1] for name in kept if name.endswith(f".{kind}")]
-        parts = []
         for path in paths:
             own = [name for name in left if name.rpartition(".")[0] == path]
-            parts.append({name.rpartition(".")[2]: left.pop(name) for name in own})
-        at_once = maker is Int8Linear and parts
-        layers = Int8Linear.side_by_side(parts) if at_once else map(maker.of_kept, parts)
-        for path, layer in zip(paths, layers, strict=True):
+            part = {name.rpartition(".")[2]: left.pop(name) for name in own}
             owner, _, name = path.rpartition(".")
-            setattr(module.get_submodule(owner), name, layer)
+            setattr(module.get_submodule(owner), name, maker.of_kept(part))
     return left
 
 

@@ -1,7 +1,8 @@
 """Linear layers over integer matrices, for the processor: int8 and int4.
 
-Knows how one matrix is rounded and multiplied. Knows nothing of the model around it, of packed
-bfloat16 (packing.py) or of which layers shall be quantised.
+Knows how one matrix is rounded, packed and multiplied. Knows nothing of the model around it, of
+packed bfloat16 (packing.py) or of which layers shall be quantised. The arithmetic is in
+compiled_t3.py.
 
 A step of T3 reads every matrix to multiply a handful of rows with it, so narrower numbers are time
 as well as memory. Both layers take and give float32, and no row's result depends on the rows beside
@@ -10,38 +11,21 @@ it: what a sentence sounds like does not depend on what is spoken together with 
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
+
+from chatterbox_opt import team
 
 LEVELS = 127  # int8 from -127 to 127, for weights and for activations
-ZERO = 128  # the kernel wants activations unsigned
-ENGINE = "fbgemm"
-GROUP = 32  # int4: columns that share a scale and an offset
-BLOCK = 16  # int4: the kernel takes rows of the matrix by so many
+ZERO = 128  # weights are stored unsigned
+GROUP = 32  # int4: columns that share a scale and a minimum
+LANES, STEP, BLOCK = 16, 4, 64  # outputs of a vector, columns of a lane, outputs of a block
 TINY = 1e-30  # a row of zeros is divided by this
-
-
-_SWITCH = threading.Lock()  # guards torch's engine, which is the whole process's
-
-
-@contextmanager
-def _packing_engine() -> Iterator[None]:
-    """The engine that packs; the packed matrix itself knows who multiplies it.
-
-    Threads that pack side by side have it set around all of them.
-    """
-    with _SWITCH:
-        before = torch.backends.quantized.engine
-        torch.backends.quantized.engine = ENGINE
-        try:
-            yield
-        finally:
-            torch.backends.quantized.engine = before
 
 
 def symmetric_scales(matrix: Tensor) -> Tensor:
@@ -50,148 +34,150 @@ def symmetric_scales(matrix: Tensor) -> Tensor:
     return (largest / LEVELS).clamp_min(TINY)
 
 
-class Int8Linear(nn.Module):
-    """``nn.Linear`` without bias in integers: int8 x int8, summed in int32.
+class IntegerLinear(nn.Module):
+    """``nn.Linear`` without bias over a packed matrix; rows are rounded to int8, sums are exact.
 
-    Weights have one scale for each output, symmetric. Activations are divided by their row's
-    largest value first, so that the kernel's one scale is the constant 1/127 and fits every row.
+    Attributes:
+        outputs, inputs: of the matrix; it is padded with zeros to whole blocks and groups.
+        packed: uint8, see ``_pack``.
+        scales: see ``_pack``.
     """
+
+    BITS: ClassVar[int]
+    KIND: ClassVar[str]
 
     def __init__(self, weight: Tensor) -> None:
         """Round ``weight`` [out, in] of any float dtype; it is not kept."""
         super().__init__()
-        wide = weight.float()
-        scales = symmetric_scales(wide).double()
-        zeros = torch.zeros(len(scales), dtype=torch.long)
-        with _packing_engine():
-            self._pack(torch.quantize_per_channel(wide, scales, zeros, 0, torch.qint8))
-
-    def _pack(self, rounded: Tensor) -> None:
-        self.packed = torch.ops.quantized.linear_prepack(rounded, None)
+        self.outputs, self.inputs = weight.shape
+        missing = (0, -self.inputs % GROUP, 0, -self.outputs % BLOCK)
+        self.packed, self.scales = self._pack(nn.functional.pad(weight.float(), missing))
 
     def forward(self, x: Tensor) -> Tensor:
         """Float32 [..., in] to float32 [..., out]."""
-        # not vector_norm(inf), which is not vectorised: 100 times slower on 300 rows
-        largest = x.abs().amax(-1, keepdim=True).clamp_min_(TINY)
-        out: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            x / largest, 1 / LEVELS, ZERO, self.packed
-        )
-        return out.mul_(largest)
+        from chatterbox_opt import compiled_t3  # numba is only needed here
+
+        rows = x.reshape(-1, self.inputs).contiguous()
+        out = x.new_empty(len(rows), self.outputs)
+        task, matrix = np.zeros(1, compiled_t3.PRODUCT), self.described()
+        scratch = rounding_room(len(rows), self.padded)
+        begin(task, len(rows), scratch)
+        task["matrix"], task["x"], task["out"] = matrix.ctypes.data, rows.data_ptr(), out.data_ptr()
+        team.of_torch().run(compiled_t3.product.address, task.ctypes.data)
+        return out.unflatten(0, x.shape[:-1])
+
+    @property
+    def padded(self) -> int:
+        """Inputs that are stored."""
+        return self.inputs + -self.inputs % GROUP
+
+    def described(self) -> Any:
+        """compiled_t3.MATRIX [1], with addresses that are good as long as the layer lives."""
+        from chatterbox_opt import compiled_t3
+
+        made = np.zeros(1, compiled_t3.MATRIX)
+        made["weights"], made["scales"] = self.packed.data_ptr(), self.scales.data_ptr()
+        made["outputs"], made["inputs"], made["bits"] = self.outputs, self.inputs, self.BITS
+        made["padded"] = self.padded
+        return made
 
     def matrix(self) -> Tensor:
         """The rounded values, float32 [out, in]."""
-        rounded, _ = torch.ops.quantized.linear_unpack(self.packed)
-        wide: Tensor = rounded.dequantize()
-        return wide
-
-    def kept(self) -> dict[str, Tensor]:
-        """What ``of_kept`` makes the same layer of: int8 [out, in] and float64 [out]."""
-        rounded, _ = torch.ops.quantized.linear_unpack(self.packed)
-        return {"int8": rounded.int_repr(), "scales": rounded.q_per_channel_scales()}
-
-    @classmethod
-    def of_kept(cls, kept: Mapping[str, Tensor]) -> Int8Linear:
-        """The layer again."""
-        return cls.side_by_side([kept])[0]
-
-    @classmethod
-    def side_by_side(cls, kept: Sequence[Mapping[str, Tensor]]) -> list[Int8Linear]:
-        """Many layers again: FBGEMM packs a matrix on one core, and needs no interpreter then."""
-        with _packing_engine(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            return list(pool.map(cls._again, kept))
-
-    @classmethod
-    def _again(cls, kept: Mapping[str, Tensor]) -> Int8Linear:
-        made = cls.__new__(cls)
-        nn.Module.__init__(made)
-        scales = kept["scales"]
-        zeros = torch.zeros(len(scales), dtype=torch.long)
-        made._pack(torch._make_per_channel_quantized_tensor(kept["int8"], scales, zeros, 0))
-        return made
-
-
-class Int4Linear(nn.Module):
-    """``nn.Linear`` without bias over 4-bit weights; products in bfloat16, sums in float32.
-
-    Each ``GROUP`` columns of a row have a scale and an offset of their own: value = (q - 8) *
-    scale + offset, q from 0 to 15.
-    """
-
-    def __init__(self, weight: Tensor) -> None:
-        """Round ``weight`` [out, in] of any float dtype; it is not kept.
-
-        Raises:
-            RuntimeError: ``in`` is no multiple of ``GROUP``.
-        """
-        super().__init__()
-        self.outputs, self.inputs = weight.shape
-        # rows up to a whole block, zeros, that forward() leaves out again
-        missing = -self.outputs % BLOCK
-        wide = nn.functional.pad(weight.float(), (0, 0, 0, missing))
-        groups = wide.unflatten(1, (-1, GROUP))
-        low, high = groups.amin(-1), groups.amax(-1)
-        scale = ((high - low) / 15).clamp_min(TINY).bfloat16()
-        offset = (low + 8 * scale.float()).bfloat16()
-        q = (groups - offset.float()[..., None]) / scale.float()[..., None] + 8
-        q = q.round().clamp(0, 15).to(torch.int32).flatten(1)
-        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
-        self.scales = torch.stack((scale, offset), dim=-1).transpose(0, 1).contiguous()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Float32 [..., in] to float32 [..., out]."""
-        rows = x.reshape(-1, self.inputs).bfloat16()
-        out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            rows, self.packed, GROUP, self.scales
-        )
-        return out[:, : self.outputs].float().unflatten(0, x.shape[:-1])
-
-    def matrix(self) -> Tensor:
-        """The rounded values, float32 [out, in]: what the layer makes of the identity."""
-        wide: Tensor = self(torch.eye(self.inputs)).t().contiguous()
-        return wide
+        return self._unpack()[: self.outputs, : self.inputs].contiguous()
 
     def kept(self) -> dict[str, Tensor]:
         """What ``of_kept`` makes the same layer of."""
         size = torch.tensor([self.outputs, self.inputs])
-        return {"int4": self.packed, "scales": self.scales, "size": size}
+        return {self.KIND: self.packed, "scales": self.scales, "size": size}
 
     @classmethod
-    def of_kept(cls, kept: Mapping[str, Tensor]) -> Int4Linear:
+    def of_kept(cls, kept: Mapping[str, Tensor]) -> Self:
         """The layer again."""
         made = cls.__new__(cls)
         nn.Module.__init__(made)
         made.outputs, made.inputs = kept["size"].tolist()
-        made.packed, made.scales = kept["int4"], kept["scales"]
+        made.packed, made.scales = kept[cls.KIND], kept["scales"]
         return made
 
+    def _pack(self, wide: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
 
-def lacks_int8() -> str:
-    """Why int8 matrices cannot be multiplied here, or "".
+    def _unpack(self) -> Tensor:
+        raise NotImplementedError
 
-    The largest values of all are multiplied and compared with the exact sum: without VNNI
-    instructions the kernel's 16-bit sums saturate, and would do so without a word.
+
+class Int8Linear(IntegerLinear):
+    """One scale for each output, symmetric."""
+
+    BITS, KIND = 8, "int8"
+
+    def _pack(self, wide: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [out / LANES, in / STEP, LANES, STEP], and float32 [out]: one vector's bytes are 4
+        columns of 16 outputs."""
+        scales = symmetric_scales(wide)
+        codes = (wide / scales[:, None]).round_().add_(ZERO).to(torch.uint8)
+        tiles = codes.view(-1, LANES, codes.shape[1] // STEP, STEP).transpose(1, 2)
+        return tiles.contiguous(), scales
+
+    def _unpack(self) -> Tensor:
+        codes = self.packed.transpose(1, 2).reshape(-1, self.padded).float() - ZERO
+        return codes * self.scales[:, None]
+
+
+class Int4Linear(IntegerLinear):
+    """Each ``GROUP`` columns of an output have a scale and a minimum of their own.
+
+    value = q * scale + minimum, q from 0 to 15.
     """
-    if ENGINE not in torch.backends.quantized.supported_engines:
-        return "this processor or this torch has no int8 products"
-    side = 64
-    weight, rows = torch.full((side, side), 1.0), torch.tensor([[1.0], [-1.0]]).expand(2, side)
+
+    BITS, KIND = 4, "int4"
+
+    def _pack(self, wide: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [out / LANES, in / GROUP, 4, LANES, STEP], and bfloat16 [out / LANES, in / GROUP,
+        2, LANES] (scales, minima): low nibbles are the first 16 columns of a group."""
+        groups = wide.unflatten(1, (-1, GROUP))
+        least = groups.amin(-1).bfloat16()
+        scale = ((groups.amax(-1) - least.float()) / 15).clamp_min(TINY).bfloat16()
+        q = (groups - least.float()[..., None]) / scale.float()[..., None]
+        codes = q.round_().clamp_(0, 15).to(torch.uint8)
+        tiles = codes.view(-1, LANES, codes.shape[1], 2, 4, STEP).permute(0, 2, 3, 4, 1, 5)
+        packed = tiles[:, :, 0] | (tiles[:, :, 1] << 4)
+        pairs = torch.stack((scale, least), dim=2).view(-1, LANES, codes.shape[1], 2)
+        return packed.contiguous(), pairs.permute(0, 2, 3, 1).contiguous()
+
+    def _unpack(self) -> Tensor:
+        nibbles = torch.stack((self.packed & 15, self.packed >> 4), dim=2)
+        q = nibbles.permute(0, 4, 1, 2, 3, 5).flatten(0, 1).flatten(2).float()
+        scale, least = self.scales.float().permute(2, 0, 3, 1).flatten(1, 2)
+        return (q * scale[..., None] + least[..., None]).flatten(1)
+
+
+def rounding_room(rows: int, padded: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scratch of compiled_t3.py for rounding so many rows of so many columns."""
+    codes = torch.empty(rows, padded, dtype=torch.int8)
+    sums = torch.empty(rows, padded // GROUP + 1, dtype=torch.int32)
+    return codes, sums, torch.empty(rows)
+
+
+def begin(task: Any, rows: int, scratch: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Write the fields that all tasks of compiled_t3.py begin with."""
+    threads = team.of_torch()
+    task["number"], task["size"], task["barrier"] = threads.number, threads.size, threads.barrier
+    task["rows"] = rows
+    task["codes"], task["sums"], task["scales"] = (part.data_ptr() for part in scratch)
+
+
+def lacks() -> str:
+    """Why integer matrices cannot be multiplied here, or ""."""
     try:
-        out = Int8Linear(weight)(rows)
-    except (RuntimeError, AttributeError) as error:  # refused, or not in this torch
-        return f"torch {torch.__version__} has no such int8 products ({_first_line(error)})"
-    if not torch.allclose(out, side * rows[:, :1].expand(2, side), rtol=1e-3):
-        return "this processor's int8 products saturate (no VNNI instructions)"
-    return ""
-
-
-def lacks_int4() -> str:
-    """Why int4 matrices cannot be multiplied here, or ""."""
+        from chatterbox_opt import lanes
+    except ImportError as error:
+        return f"numba is not there ({error})"
+    if not lanes.VNNI:
+        return "this processor multiplies no bytes (no VNNI instructions)"
+    largest, rows = torch.ones(BLOCK, BLOCK), torch.tensor([[1.0], [-1.0]]).expand(2, BLOCK)
     try:
-        out = Int4Linear(torch.eye(64))(torch.eye(64))
-    except (RuntimeError, AttributeError) as error:
-        return f"torch {torch.__version__} has no int4 products ({_first_line(error)})"
-    return "" if torch.allclose(out, torch.eye(64), atol=0.02) else "int4 products are wrong here"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        out = Int8Linear(largest)(rows)
+    except (ImportError, RuntimeError) as error:  # LLVM's errors, and nowhere to keep its code
+        return f"numba cannot compile here ({(str(error) or type(error).__name__).splitlines()[0]})"
+    return "" if torch.allclose(out, BLOCK * rows, rtol=1e-3) else "integer products are wrong here"

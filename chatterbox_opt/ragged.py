@@ -21,7 +21,12 @@ Strip = tuple[Tensor, Tensor]  # of one layer, see ``RaggedCache._room``
 
 
 class RaggedCache:
-    """Keys and values of several utterances. See ``cache.Cache``."""
+    """Keys and values of several utterances. See ``cache.Cache``.
+
+    Attributes:
+        addresses: int64 [layers, utterances, 2], of keys and values, for compiled code.
+        room: int64 [utterances], positions that each one's buffers have.
+    """
 
     def __init__(self, *, utterances: int, each: int, shape: tuple[int, int, int], like: Tensor):
         """Allocate nothing yet.
@@ -35,6 +40,8 @@ class RaggedCache:
         self._empty = [self._room(0)] * self._layers
         # a buffer for each layer: small enough to come from the heap, which keeps what is freed
         self._strips: list[list[Strip]] = [self._empty] * utterances
+        self.addresses = torch.zeros(self._layers, utterances, 2, dtype=torch.long)
+        self.room = torch.zeros(utterances, dtype=torch.long)
 
     def _room(self, positions: int) -> Strip:
         """Keys [each * heads, n, head_dim] and values [each * heads, head_dim, n]: either product
@@ -56,6 +63,14 @@ class RaggedCache:
             longer[0][:, held:] = 0
             longer[1][..., held:] = 0
             strips[layer] = longer
+        self._note(utterance)
+
+    def _note(self, utterance: int) -> None:
+        strips = self._strips[utterance]
+        self.room[utterance] = strips[0][0].shape[1]
+        self.addresses[:, utterance] = torch.tensor(
+            [(keys.data_ptr(), values.data_ptr()) for keys, values in strips]
+        )
 
     def fill(self, layer: int, utterance: int, keys: Tensor, values: Tensor) -> None:
         """See ``Cache``."""
@@ -85,11 +100,13 @@ class RaggedCache:
     def move(self, source: int, target: int) -> None:
         """See ``Cache``."""
         self._strips[target] = self._strips[source]
+        self._note(target)
         self.clear(source)
 
     def clear(self, utterance: int) -> None:
         """See ``Cache``."""
         self._strips[utterance] = self._empty
+        self._note(utterance)
 
 
 # MKL reads a float32 matrix fastest from the left, oneDNN a bfloat16 one from the right.

@@ -237,14 +237,24 @@ class T3(nn.Module):
         Returns:
             logits [n or 2 n, speech_vocab].
         """
-        x = self.speech_emb(token) + self.speech_pos(spoken)
-        x = x.repeat_interleave(cache.each, dim=0)[:, None]
-        places = position.repeat_interleave(cache.each, dim=0)
-        cos, sin = (part[:, None, None] for part in self.rope(places))
-        attend = cache.at(places, span)
+        x, *rope = self.entering(token, spoken, position, cache.each)
+        x, (cos, sin) = x[:, None], (part[:, None, None] for part in rope)
+        attend = cache.at(position.repeat_interleave(cache.each, dim=0), span)
         for i, block in enumerate(self.blocks):
             x = block.finish(x, attend(i, *block.heads_of(x, (cos, sin))))
         return self.head(self.norm(x[:, -1]))
+
+    def entering(
+        self, token: Tensor, spoken: Tensor, position: Tensor, each: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What a step's first layer gets: [n * each, width], and two of [n * each, head_dim]."""
+        x = self.speech_emb(token) + self.speech_pos(spoken)
+        cos, sin = self.rope(position)
+        return (
+            x.repeat_interleave(each, dim=0),
+            cos.repeat_interleave(each, dim=0),
+            sin.repeat_interleave(each, dim=0),
+        )
 
     def bound(self, sampling: Sampling) -> int:
         """The most tokens of one run: what was asked for, or a small model's table."""

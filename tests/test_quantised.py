@@ -8,11 +8,12 @@ import pytest
 import torch
 from conftest import assert_close, say_all, utterance
 
-from chatterbox_opt import hardware, loading, models, packing, quantised
+from chatterbox_opt import hardware, integer_step, lanes, loading, models, packing, quantised
 from chatterbox_opt.blocked import BlockedLinear
 from chatterbox_opt.decoding import Eager, decode
 from chatterbox_opt.plan import resolve
 from chatterbox_opt.quantised import Int4Linear, Int8Linear
+from chatterbox_opt.ragged import RaggedCache
 from chatterbox_opt.reader import text_tokens
 from chatterbox_opt.sampler import guide
 from chatterbox_opt.sampling import Sampling
@@ -87,25 +88,42 @@ def pico():
     return models.locate("pico")
 
 
+TEXTS = [
+    "The boat left the harbour early.",
+    "She had never seen so many people in one place before.",
+    "Please bring the keys to the office when you come tomorrow.",
+    "It rained all night, and the river rose above the bridge.",
+]
+
+
 @pytest.fixture(scope="module")
 def said(pico):
-    """What pico says in float32, and its guided logits at each of those steps."""
+    """What pico says in float32 for each text, and its guided logits at each of those steps."""
     t3 = loading.load_t3(pico, torch.float32)
-    [free] = say_all(t3, [line(pico)])
-    return free.tokens, logits(t3, pico, free.tokens)
+    tokens = [say_all(t3, [line(pico, text)])[0].tokens for text in TEXTS]
+    return tokens, heard(t3, pico, tokens)
+
+
+def heard(t3, pico, tokens):
+    """Log-probabilities of all texts, one after the other."""
+    return torch.cat([logits(t3, pico, *one) for one in zip(tokens, TEXTS, strict=True)])
 
 
 SAMPLING = Sampling(max_tokens=120)
 
 
-def line(pico, script=(), told=lambda count: None):
+def prompt(pico, text):
     voice = from_conditionals(pico.path(models.CONDITIONALS))
-    ids = text_tokens(loading.load_tokenizer(pico), "The boat left the harbour early.")
-    prompt = Prompt(ids, voice.speaker, voice.prompt)
-    return Utterance(prompt, SAMPLING, torch.Generator().manual_seed(0), told, script)
+    ids = text_tokens(loading.load_tokenizer(pico), text)
+    return Prompt(ids, voice.speaker, voice.prompt)
 
 
-def logits(t3, pico, tokens):
+def line(pico, text=TEXTS[0], script=(), told=lambda count: None):
+    generator = torch.Generator().manual_seed(0)
+    return Utterance(prompt(pico, text), SAMPLING, generator, told, script)
+
+
+def logits(t3, pico, tokens, text=TEXTS[0]):
     """Guided log-probabilities from which each of the tokens is drawn."""
     way, found = Eager(), []
     slots = way.slots(t3, 1, 2)
@@ -113,7 +131,7 @@ def logits(t3, pico, tokens):
     def told(_):
         found.append(guide(slots.logits.float(), slots.knobs.cfg_weight))
 
-    waiting = iter([line(pico, tokens, told)])
+    waiting = iter([line(pico, text, tokens, told)])
     list(decode(t3, slots, lambda: next(waiting, None), way))
     return torch.log_softmax(torch.cat(found), dim=-1)
 
@@ -129,8 +147,8 @@ BOUNDS = [  # the project's goals for a default, wider for int4, which is none
 @pytest.mark.parametrize(("layout", "dtype", "top1", "kl"), BOUNDS)
 def test_a_trained_model_says_the_same_with_narrow_matrices(pico, said, layout, dtype, top1, kl):
     tokens, exact = said
-    given = logits(loading.load_t3(pico, dtype, layout), pico, tokens)
-    assert len(given) > 40
+    given = heard(loading.load_t3(pico, dtype, layout), pico, tokens)
+    assert len(given) > 200
     assert (given.argmax(-1) == exact.argmax(-1)).float().mean() >= top1
     divergence = (exact.exp() * (exact - given)).sum(-1).mean()
     assert 0 < divergence <= kl
@@ -178,28 +196,75 @@ def test_the_plan_is_what_is_loaded(checkpoint):
     assert type(plain.residency.module("t3").head) in (torch.nn.Linear, BlockedLinear)
 
 
-def test_a_torch_without_the_products_says_so(monkeypatch):
-    def absent(*_):
-        raise AttributeError("no attribute 'linear_prepack'")
+def test_an_installation_that_cannot_compile_says_so(monkeypatch):
+    def nowhere(*_):
+        raise RuntimeError("cannot cache function: no locator available")
 
-    monkeypatch.setattr(Int8Linear, "__init__", absent)
-    monkeypatch.setattr(Int4Linear, "__init__", absent)
-    assert "has no such int8 products" in quantised.lacks_int8()
-    assert "has no int4 products" in packing.lacks()["int4"]
+    monkeypatch.setattr(lanes, "VNNI", True)
+    monkeypatch.setattr(Int8Linear, "forward", nowhere)
+    assert "numba cannot compile here (cannot cache function" in packing.lacks()["int8"]
 
 
-@needs_int8
-def test_products_that_saturate_are_found_out(monkeypatch):
-    """As on a processor without VNNI: 16-bit sums of two products end at 32767."""
+def test_products_that_are_wrong_are_found_out(monkeypatch):
+    monkeypatch.setattr(lanes, "VNNI", True)
     exact = Int8Linear.forward
     monkeypatch.setattr(Int8Linear, "forward", lambda self, x: exact(self, x).clamp(max=33.0))
-    assert "saturate" in quantised.lacks_int8()
+    assert "wrong here" in quantised.lacks()
 
 
-def test_the_process_keeps_its_quantised_engine():
-    before = torch.backends.quantized.engine
-    quantised.lacks_int8()
-    assert torch.backends.quantized.engine == before
+def test_a_processor_without_the_instructions_says_so(monkeypatch):
+    monkeypatch.setattr(lanes, "VNNI", False)
+    assert "no VNNI" in packing.lacks()["int4"]
+
+
+@layers
+def test_what_is_kept_is_what_was_made(dtype, layer):
+    made, x = layer(drawn(70, 96)), drawn(3, 96, seed=1)
+    again = layer.of_kept({name: tensor.clone() for name, tensor in made.kept().items()})
+    assert torch.equal(again(x), made(x))
+    assert torch.equal(again.matrix(), made.matrix())
+    assert made.matrix().shape == (70, 96)
+
+
+@layers
+def test_a_step_in_one_call_is_the_step_of_modules(pico, monkeypatch, dtype, layer):
+    """The same numbers, but for the order of sums: which now and then turns a rounding to int8.
+
+    Keys and values are rounded to float16 for the modules too.
+    """
+    rounded = RaggedCache.at
+
+    def at(self, places, span):
+        attend = rounded(self, places, span)
+        return lambda i, q, k, v: attend(i, q, k.half().float(), v.half().float())
+
+    fill = RaggedCache.fill
+    narrow = loading.load_t3(pico, torch.float32, dtype)
+    tokens = tuple(range(100, 140))
+    one_call = logits(narrow, pico, tokens)
+    monkeypatch.setattr(integer_step, "serves", lambda t3: False)
+    monkeypatch.setattr(RaggedCache, "at", at)
+    monkeypatch.setattr(
+        RaggedCache, "fill", lambda self, *a: fill(self, *a[:2], *(x.half().float() for x in a[2:]))
+    )
+    worst = (logits(narrow, pico, tokens) - one_call).abs().amax(-1)
+    assert worst[0] == 0, "a prefill has no step in it"
+    assert (worst[:4] < 1e-3).all(), worst
+    assert (worst < 1.5).all(), worst
+
+
+@layers
+def test_neighbours_change_nothing_in_one_call(pico, dtype, layer):
+    """Utterances of other lengths, slots refilled, cache longer than a strip: the same tokens."""
+    narrow = loading.load_t3(pico, torch.float32, dtype)
+
+    def spoken(slots):
+        way = Eager()
+        waiting = iter([line(pico, text) for text in TEXTS])
+        said = list(decode(narrow, way.slots(narrow, slots, 2), lambda: next(waiting, None), way))
+        return sorted(one.tokens for one in said)
+
+    assert spoken(1) == spoken(3)
 
 
 class TestWeightOnly:

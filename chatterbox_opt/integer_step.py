@@ -1,0 +1,72 @@
+"""T3's step over integer matrices on the processor: all layers and the head in one call.
+
+Knows where T3's tensors lie. Knows nothing of their arithmetic, which is compiled_t3.py's (and the
+same as ``T3.step``'s but for keys and values in float16), or of the loop around a step.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chatterbox_opt import team
+from chatterbox_opt.cache import Cache
+from chatterbox_opt.quantised import LANES, IntegerLinear, begin, rounding_room
+from chatterbox_opt.ragged import RaggedCache
+from chatterbox_opt.t3 import T3
+
+KEPT = torch.float16  # of keys and values: a step at 300 positions reads 74 MB of them, not 147
+
+
+def serves(t3: T3) -> bool:
+    """Whether this is a T3 of integer matrices."""
+    return isinstance(t3.head, IntegerLinear)
+
+
+class IntegerStep:
+    """Call it as ``T3.step``, with a RaggedCache of ``KEPT``. Good until T3's weights change."""
+
+    def __init__(self, t3: T3) -> None:
+        from chatterbox_opt import compiled_t3  # numba is only needed here
+
+        self._t3, self._work = t3, compiled_t3.layers.address
+        layers = [
+            layer
+            for block in t3.blocks
+            for layer in (block.qkv, block.out, block.gate_up, block.down)
+        ]
+        self._matrices = np.concatenate([layer.described() for layer in (*layers, t3.head)])
+        norms = [n.weight for block in t3.blocks for n in (block.attention_norm, block.ffn_norm)]
+        self._norms = torch.stack((*norms, t3.norm.weight)).float()
+        shape, self._task = t3.shape, np.zeros(1, compiled_t3.LAYERS)
+        self._task["matrices"] = self._matrices.ctypes.data
+        self._task["norms"] = self._norms.data_ptr()
+        for name in ("layers", "heads", "head_dim", "ffn"):
+            self._task[name] = getattr(shape, name)
+        self._task["eps"] = shape.norm_eps
+
+    def __call__(
+        self, token: Tensor, spoken: Tensor, position: Tensor, cache: Cache, span: int
+    ) -> Tensor:
+        """See ``T3.step``."""
+        assert isinstance(cache, RaggedCache)
+        t3, shape, task = self._t3, self._t3.shape, self._task
+        x, cos, sin = t3.entering(token, spoken, position, cache.each)
+        rows, position = len(x), position.contiguous()
+        wide = x.new_empty(rows, max(3 * shape.width, 2 * shape.ffn))
+        narrow, logits = torch.empty_like(x), x.new_empty(rows, shape.speech_vocab)
+        longest = int(cache.room.max()) + LANES
+        weights = x.new_empty(rows * shape.heads, longest)
+        scratch = rounding_room(rows, int(self._matrices["padded"].max()))
+        begin(task, rows, scratch)
+        task["each"], task["utterances"], task["longest"] = cache.each, len(cache.room), longest
+        tensors = {
+            "x": x, "cos": cos, "sin": sin, "logits": logits, "strips": cache.addresses,
+            "room": cache.room, "places": position, "wide": wide, "narrow": narrow,
+            "weights": weights,
+        }  # fmt: skip
+        for name, tensor in tensors.items():
+            task[name] = tensor.data_ptr()
+        team.of_torch().run(self._work, task.ctypes.data)
+        return logits

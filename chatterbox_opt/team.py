@@ -1,0 +1,69 @@
+"""PyTorch's own threads, lent to compiled code of ours (compiled_t3.py, compiled_flow.py).
+
+Knows OpenMP's entry points inside the library that PyTorch has loaded. Knows nothing of the work.
+
+A second team of threads in the process would fight the first for the cores: either one spins for a
+while when it has nothing to do. So there is only one. Starting it takes 2 us and waiting for each
+other 0.4 us on two cores. Where PyTorch's library is another one (Windows, macOS), work of ours is
+done by the thread that asks for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MAPS = "/proc/self/maps"  # what is loaded into this process, on Linux
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """Addresses of C functions; 0 where there are none, and then one thread does it all.
+
+    Attributes:
+        parallel: void (*)(void (*work)(void *), void *data, unsigned threads, unsigned flags).
+        number: int (*)(void), which of the team's threads asks.
+        size: int (*)(void), how many they are.
+        barrier: void (*)(void), waits until all of them are there.
+    """
+
+    parallel: int = 0
+    number: int = 0
+    size: int = 0
+    barrier: int = 0
+
+    def run(self, work: int, data: int) -> None:
+        """Call the C function at ``work`` with ``data`` in as many threads as PyTorch uses.
+
+        The interpreter's lock is free meanwhile.
+        """
+        if self.parallel:
+            _PARALLEL(self.parallel)(work, data, torch.get_num_threads(), 0)
+        else:
+            _WORK(work)(data)
+
+
+_PARALLEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+_WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@functools.cache
+def of_torch() -> Team:
+    """The team of the GNU OpenMP library that PyTorch brings."""
+    inside = str(Path(torch.__file__).parent.parent)  # in torch/lib or beside it, torch.libs
+    maps = Path(MAPS)
+    loaded = {line.split()[-1] for line in maps.read_text().splitlines()} if maps.exists() else ()
+    for path in sorted(p for p in loaded if "libgomp" in p and p.startswith(inside)):
+        library = ctypes.CDLL(path)
+        names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier")
+        return Team(*(_address(library, name) for name in names))
+    return Team()
+
+
+def _address(library: Any, name: str) -> int:
+    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0

@@ -1,0 +1,156 @@
+"""Code of our own for the processor: one thread or more, with the instructions and without."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, assert_close
+from torch import nn
+
+from chatterbox_opt import cpu_bfloat16, team
+from chatterbox_opt.quantised import Int4Linear, Int8Linear
+
+half = pytest.mark.skipif(
+    not cpu_bfloat16.serves(torch.zeros(1, dtype=torch.bfloat16)),
+    reason="this processor computes no bfloat16, or PyTorch does it better",
+)
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", ["compiled_t3", "compiled_flow"])
+def test_what_numba_keeps_is_not_older_than_what_it_was_made_of(name):
+    """It looks at the file of the function alone: that one must change whenever lanes.py does."""
+    package = ROOT / "chatterbox_opt"
+    digest = hashlib.sha256((package / "lanes.py").read_bytes()).hexdigest()[:8]
+    assert f'LANES_OF = "{digest}"' in (package / f"{name}.py").read_text(), digest
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not team.of_torch().parallel, reason="PyTorch's threads are not to be had")
+@pytest.mark.parametrize("layer", [Int8Linear, Int4Linear])
+def test_as_many_threads_as_one_likes(threads, layer):
+    made, x = layer(drawn(200, 96)), drawn(7, 96, seed=1)
+    results = []
+    for count in (1, 2, 3, 5):
+        threads(count)
+        results.append(made(x))
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_without_a_team_one_thread_does_it(monkeypatch):
+    made, x = Int8Linear(drawn(200, 96)), drawn(7, 96, seed=1)
+    exact = made(x)
+    monkeypatch.setattr(team, "of_torch", team.Team)
+    assert torch.equal(made(x), exact)
+
+
+ELSEWHERE = """
+import torch
+from chatterbox_opt import lanes, quantised
+assert not lanes.VNNI and quantised.lacks().startswith("this processor multiplies no bytes")
+for layer in (quantised.Int8Linear, quantised.Int4Linear):
+    made = layer(torch.randn(130, 70))
+    x = torch.randn(9, 70)
+    largest = x.abs().amax(1, keepdim=True)
+    rows = (x * (127 / largest)).round() * largest / 127
+    assert torch.allclose(made(x), rows @ made.matrix().T, atol=0.05), layer
+    exact = (made(x) - rows @ made.matrix().T).abs().median()
+    assert exact < 1e-5, exact
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="it is told to be another x86")
+def test_a_processor_without_the_instruction_counts_the_same(tmp_path):
+    """In a process of its own: numba is told of another processor when it is imported."""
+    env = os.environ | {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c"}
+    env |= {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE], env=env, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+@half
+@pytest.mark.parametrize("frames", [1, 5, 63, 64, 65, 150])
+@pytest.mark.parametrize("head_dim", [32, 64])
+def test_attention_of_any_length(frames, head_dim):
+    q, k, v = (2 * drawn(3, frames, 3, 4, head_dim)).bfloat16().transpose(1, 3).unbind(2)
+    lengths = torch.tensor([frames, max(1, frames // 2), 1])
+    mask = (torch.arange(frames) < lengths[:, None])[:, None, None]
+    for given in (None, mask):
+        exact = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=given)
+        found = cpu_bfloat16.attend(q, k, v, given)
+        assert found.shape == (3, frames, 4 * head_dim)
+        assert_close(found.float(), exact.transpose(1, 2).flatten(2), atol=0.05)
+
+
+@half
+def test_hidden_frames_may_hold_anything():
+    q, k, v = drawn(2, 70, 3, 4, 32).bfloat16().transpose(1, 3).unbind(2)
+    mask = (torch.arange(70) < torch.tensor([70, 41])[:, None])[:, None, None]
+    exact = cpu_bfloat16.attend(q, k, v, mask)
+    dirty = [x.clone() for x in (k, v)]
+    for x in dirty:
+        x[1, :, 41:] = 3e38
+    assert torch.equal(cpu_bfloat16.attend(q.clone(), *dirty, mask)[1, :41], exact[1, :41])
+
+
+@half
+def test_what_is_not_finite_does_not_vanish():
+    q, k, v = drawn(1, 70, 3, 4, 32).bfloat16().transpose(1, 3).unbind(2)
+    k[0, 1, 3, 5] = float("nan")
+    found = cpu_bfloat16.attend(q, k, v, None).unflatten(-1, (4, 32))
+    assert found[0, :, 1].isnan().all()
+    assert found[0, :, 0].isfinite().all()
+    layer, x = nn.LayerNorm(64).bfloat16(), drawn(3, 64).bfloat16()
+    x[1, 7] = float("inf")
+    for mish in (False, True):
+        found = cpu_bfloat16.norm(layer, x, mish=mish)
+        assert not found[1].isfinite().any()
+        assert found[0].isfinite().all()
+
+
+@half
+@pytest.mark.parametrize("mish", [False, True])
+def test_a_norm_and_what_follows_it(mish):
+    layer = nn.LayerNorm(96).requires_grad_(False)
+    layer.weight.copy_(drawn(96) * 20)
+    layer.bias.copy_(drawn(96, seed=1))
+    layer.bfloat16()
+    x = drawn(2, 70, 96, seed=2).bfloat16()
+    exact = F.layer_norm(x.float(), (96,), layer.weight.float(), layer.bias.float())
+    exact = F.mish(exact) if mish else exact
+    found = cpu_bfloat16.norm(layer, x, mish=mish).float()
+    assert ((found - exact).abs() <= 0.005 * exact.abs() + 1e-3).all()
+
+
+@half
+def test_a_sum_and_its_norm():
+    layer = nn.LayerNorm(96).bfloat16().requires_grad_(False)
+    x, more = drawn(2, 70, 96).bfloat16(), drawn(2, 70, 96, seed=1).bfloat16()
+    exact = x + more
+    found = cpu_bfloat16.add_norm(layer, x, more)
+    assert torch.equal(x, exact)
+    assert torch.equal(found, cpu_bfloat16.norm(layer, exact))
+
+
+def test_training_keeps_what_knows_gradients():
+    x = torch.zeros(1, dtype=torch.bfloat16, requires_grad=True)
+    assert not cpu_bfloat16.serves(x)
+    assert not cpu_bfloat16.serves(torch.zeros(1))
