@@ -25,11 +25,12 @@ from chatterbox_opt.lanes import (
     place,
     pointer,
     rint,
+    rounded,
     settle,
 )
 
 # numba keeps what it compiled until this file changes: so it must change when lanes.py does
-LANES_OF = "07437bfe"
+LANES_OF = "7ef0d9d4"
 
 QUERIES = 6  # that are worked at together
 
@@ -67,14 +68,6 @@ NORM = np.dtype(
 
 more: 0, or what is added to x, where x lies, before. weight, bias: bfloat16 [width].
 """
-
-
-@_compile
-def _rounded(x):
-    """Float32 to the bits of bfloat16, to nearest even; NaN stays NaN."""
-    bits = bits_of(x)
-    odd = np.int32(np.int32(bits >> np.int32(16)) & np.int32(1))
-    return np.uint16(np.int32(np.int32(bits + np.int32(0x7FFF)) + odd) >> np.int32(16))
 
 
 @_compile
@@ -153,16 +146,21 @@ def _share(scores, scale, shares):
     for i in range(len(scores)):
         share = _power((scores[i] - top) * scale)
         total += share
-        shares[i] = _rounded(share)
+        shares[i] = rounded(share)
     return total
 
 
 @_compile
-def _attend(t, unit, first, scores, shares):
-    """Up to six queries of a head, from ``first`` on."""
+def _attend(t, unit, first, scores, shares, queries, read, totals):
+    """Up to six queries of a head, from ``first`` on; what follows is scratch.
+
+    Args:
+        scores, shares: float32 and uint16 [QUERIES, padded frames].
+        queries, read: uint16 [QUERIES, head_dim], float32 [QUERIES, BLOCK].
+        totals: float32 [QUERIES].
+    """
     row, head = unit // t.heads, unit % t.heads
     d, padded = t.head_dim, _padded(t.frames)
-    queries, read = np.zeros((QUERIES, d), np.uint16), np.empty((QUERIES, BLOCK), np.float32)
     count = min(QUERIES, t.frames - first)
     for i in range(count):
         place_q = t.q + (row * t.row + head * t.head + (first + i) * t.frame) * 2
@@ -173,7 +171,6 @@ def _attend(t, unit, first, scores, shares):
         here = keys + block * BLOCK * d * 2
         out = scores.ctypes.data + block * BLOCK * 4
         halves_6(here, d * 2, queries.ctypes.data, out, padded * 4, here + BLOCK * d * 2)
-    totals = np.ones(QUERIES, np.float32)
     scale = np.float32(1.44269504) / np.sqrt(np.float32(d))  # to powers of 2
     for i in range(count):
         totals[i] = _share(scores[i, :visible], scale, shares[i, :visible])
@@ -187,7 +184,7 @@ def _attend(t, unit, first, scores, shares):
     for i in range(count):
         factor = np.float32(1) / totals[i]
         for j in range(d):
-            outs[row, first + i, head, j] = _rounded(read[i, j] * factor)
+            outs[row, first + i, head, j] = rounded(read[i, j] * factor)
 
 
 @_compile
@@ -215,7 +212,7 @@ def _norm_row(t, row, weight, bias, wide):
     if t.more:
         more = _halves(t.more + at, n)
         for i in range(n):
-            x[i] = _rounded(_exact(x[i]) + _exact(more[i]))
+            x[i] = rounded(_exact(x[i]) + _exact(more[i]))
     for i in range(n):
         wide[i] = _exact(x[i])
         total += wide[i]
@@ -230,10 +227,10 @@ def _norm_row(t, row, weight, bias, wide):
             # tanh(log(1 + e^y)) is 1 to the last bit from there on
             e = exp(y if y < np.float32(20) else np.float32(20))
             e = e * e + np.float32(2) * e
-            out[i] = _rounded(y * (e / (e + np.float32(2))))
+            out[i] = rounded(y * (e / (e + np.float32(2))))
     else:
         for i in range(n):
-            out[i] = _rounded(wide[i] * factor * weight[i] + bias[i])
+            out[i] = rounded(wide[i] * factor * weight[i] + bias[i])
 
 
 @cfunc(types.void(types.voidptr), cache=True, **_HOW)
@@ -261,7 +258,12 @@ def attention(data):
     padded = _padded(t.frames)
     scores = np.empty((QUERIES, padded), np.float32)
     shares = np.zeros((QUERIES, padded), np.uint16)
+    queries, read = (
+        np.zeros((QUERIES, t.head_dim), np.uint16),
+        np.empty((QUERIES, BLOCK), np.float32),
+    )
+    totals = np.empty(QUERIES, np.float32)
     sixes = (t.frames + QUERIES - 1) // QUERIES
     work = t.rows * t.heads * sixes
     for six in range(work * part // parts, work * (part + 1) // parts):
-        _attend(t, six // sixes, six % sixes * QUERIES, scores, shares)
+        _attend(t, six // sixes, six % sixes * QUERIES, scores, shares, queries, read, totals)

@@ -258,6 +258,18 @@ wait = _simple(types.int64(types.int64), _wait_there)
 rint = _simple(types.float32(types.float32), _round)
 bits_of = _simple(types.int32(types.float32), lambda b, v: b.bitcast(v, _I32))
 of_bits = _simple(types.float32(types.int32), lambda b, v: b.bitcast(v, ir.FloatType()))
+
+
+class _BFloat(ir.Type):
+    """What llvmlite's own language has no name for."""
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+
+rounded = _simple(
+    types.uint16(types.float32), lambda b, v: b.bitcast(b.fptrunc(v, _BFloat()), _I16)
+)
 narrowed = _simple(
     types.uint16(types.float32), lambda b, v: b.bitcast(b.fptrunc(v, ir.HalfType()), _I16)
 )

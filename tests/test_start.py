@@ -66,7 +66,6 @@ def test_a_first_word_needs_none_of_these(tmp_path):
     assert "soxr" in loaded, "it was marked"
     assert not loaded & {
         "librosa",
-        "numba",
         "scipy.signal",
         "scipy.stats",
         "perth",
