@@ -50,7 +50,7 @@ class Spoken:
     cut: bool = False
 
 
-class Stage(Protocol):
+class Ask(Protocol):
     """How a stage is asked: ``Ladder.run`` or ``Ladder.once``."""
 
     def __call__(
@@ -216,14 +216,14 @@ class Pipeline:
             waves = self._vocode(mels, reads, self._ladder.run)
         return waves, {"flow": drawn - start, "vocoder": time.perf_counter() - drawn}
 
-    def _mels(self, reads: Sequence[Read], ask: Stage) -> list[Tensor]:
+    def _mels(self, reads: Sequence[Read], ask: Ask) -> list[Tensor]:
         tokens = [read.tokens.to(self.device) for read in reads]
         voices = [read.line.voice.to(self.device) for read in reads]
         generators = [read.generator for read in reads]
         steps = reads[0].line.sampling.cfm_steps
         return ask("flow", lambda flow: flow(tokens, voices, generators, steps), generators)
 
-    def _vocode(self, mels: Sequence[Tensor], reads: Sequence[Read], ask: Stage) -> list[Wave]:
+    def _vocode(self, mels: Sequence[Tensor], reads: Sequence[Read], ask: Ask) -> list[Wave]:
         generators = [read.generator for read in reads]
         waves: list[Tensor] = ask("vocoder", lambda hift: hift(mels, generators), generators)
         return [wave.cpu().numpy() for wave in waves]
