@@ -15,15 +15,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import batch
+import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
 
 from chatterbox_opt import Engine, Sampling, bench, hardware
+from chatterbox_opt.beside import Here, Sound
 from chatterbox_opt.cache import products
 from chatterbox_opt.card import CudaRecorder
 from chatterbox_opt.decoding import Eager, Way, decode
@@ -31,6 +34,7 @@ from chatterbox_opt.flow import Flow
 from chatterbox_opt.graphs import Captured, Recorder, Recordings
 from chatterbox_opt.offload import Residency
 from chatterbox_opt.pipeline import Pipeline
+from chatterbox_opt.plan import HERE
 from chatterbox_opt.reader import text_tokens
 from chatterbox_opt.rows import Direct
 from chatterbox_opt.slots import Utterance
@@ -211,13 +215,57 @@ def decode_kernels(
 
 
 def throughput(engine: Engine, lines: int = 64) -> dict[str, Any]:
-    """Lines of 5 to 12 s side by side, and an eighth of them one by one."""
+    """Lines of 5 to 12 s side by side, their sound made in turn with T3 and, if the plan says so,
+    beside it; and an eighth of them one by one."""
     batch.never_stop(engine)
     asked, many = batch.requests(lines), engine.plan.slots
-    return {
-        f"{slots} at once": batch.ours(engine, asked[:count], slots)
-        for slots, count in ((1, max(1, lines // 8)), (many, lines))
-    }
+    rows: dict[str, Any] = {"1 at once": batch.ours(engine, asked[: max(1, lines // 8)], 1)}
+    for who, sound in sounds(engine).items():
+        with made_by(engine, sound):
+            rows[f"{many} at once, sound {who}"] = batch.ours(engine, asked, many)
+    if len(rows) > 2:
+        here, beside = (row["seconds"] for row in list(rows.values())[1:])
+        rows["overlap_speedup"] = here / beside
+    return rows
+
+
+def sounds(engine: Engine) -> dict[str, Sound]:
+    """Who can make the sound of a batch: always T3's own thread, and whom the plan has."""
+    return {HERE: Here(), engine.plan.sound: pipeline_of(engine).sound}
+
+
+@contextmanager
+def made_by(engine: Engine, sound: Sound) -> Iterator[None]:
+    """Have another make it."""
+    pipeline = pipeline_of(engine)
+    before, pipeline.sound = pipeline.sound, sound
+    try:
+        yield
+    finally:
+        pipeline.sound = before
+
+
+def sound_parity(engine: Engine, lines: int = 40) -> dict[str, Any]:
+    """Waves made beside T3 against those made in turn, bit by bit; and whether what was recorded
+    beside it went well."""
+    batch.never_stop(engine)
+    asked = [
+        replace(one, sampling=replace(one.sampling, max_tokens=20 + i % 50, cfm_steps=4 + i % 2))
+        for i, one in enumerate(batch.requests(lines))
+    ]
+
+    def waves(sound: Sound) -> dict[str, np.ndarray]:
+        with made_by(engine, sound):
+            return {result.id: result.audio().samples for result in engine.batch(asked)}
+
+    pipeline = pipeline_of(engine)
+    planned, way = pipeline.sound, pipeline.way
+    for _ in range(2):  # met, recorded
+        waves(planned)
+    here, *others = waves(Here()), waves(planned), waves(Here()), waves(planned)
+    equal = sum(all(np.array_equal(one[id], here[id]) for id in here) for one in others)
+    kept = pipeline.way is way and not getattr(planned, "over", False)
+    return {"equal": equal, "of": len(others), "kept": kept, "good": kept and equal == len(others)}
 
 
 def checks(model: str, device: str, say: Callable[[str], None]) -> dict[str, Any]:
@@ -243,6 +291,7 @@ def checks(model: str, device: str, say: Callable[[str], None]) -> dict[str, Any
                     t3, CudaRecorder(t3.like.device), fused=way.fused
                 )
             found["drift"] = drift(engine)
+            found["sound_beside"] = sound_parity(engine)
             found["batch"] = throughput(engine)
     del engine, way
     gc.collect()

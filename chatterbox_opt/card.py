@@ -1,4 +1,4 @@
-"""The CUDA runtime beneath tensors: graphs, and copies that nobody waits for.
+"""The CUDA runtime beneath tensors: graphs, copies that nobody waits for, streams for threads.
 
 Knows streams, events and capture; the same calls serve ROCm. Knows nothing of what is recorded
 or copied, and is only used where there is a card.
@@ -7,12 +7,15 @@ or copied, and is only used where there is a card.
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 Work = Callable[[], None]
+Result = TypeVar("Result")
 FAILURES = (RuntimeError, ImportError, OSError)  # dynamo's, inductor's and CUDA's are RuntimeErrors
 
 
@@ -20,12 +23,22 @@ class CudaRecorder:
     """Records work into CUDA graphs that share one pool of memory.
 
     They may share it because they never run at the same time and leave their results in tensors
-    that are not the pool's.
+    that are not the pool's. Work that runs beside them is recorded by ``apart``.
     """
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        # nobody else's: what another thread launches on it would be recorded, and the workspace
+        # of matrix products, which replays use, belongs to the stream they are recorded on
         self._stream = torch.cuda.Stream(device)
+        self._one_at_a_time = threading.Lock()
+
+    def apart(self) -> CudaRecorder:
+        """A recorder for another thread, whose graphs may run while this one's do."""
+        other = CudaRecorder(self._device)
+        other._one_at_a_time = self._one_at_a_time
+        return other
 
     def __call__(self, work: Work) -> Work:
         """Note what ``work`` does, without doing it; return what does it.
@@ -33,17 +46,58 @@ class CudaRecorder:
         Raises:
             RuntimeError: it cannot be captured.
         """
-        graph, stream = torch.cuda.CUDAGraph(), self._stream
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            # other threads may go on using the card meanwhile
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                work()
-            finally:
-                graph.capture_end()
-        torch.cuda.current_stream().wait_stream(stream)
-        return graph.replay
+        graph, stream, turn = torch.cuda.CUDAGraph(), self._stream, self._one_at_a_time
+        # in torch 2.6 every graph takes the default generator along, used or not; while one is
+        # captured, a replay in another thread finds that generator in capture and is refused
+        with turn:
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                # other threads may go on using the card meanwhile
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    work()
+                finally:
+                    graph.capture_end()
+            torch.cuda.current_stream().wait_stream(stream)
+
+        def replay() -> None:
+            with turn:  # for as long as a launch takes
+                graph.replay()
+
+        return replay
+
+
+class Side:
+    """A stream for the work of another thread: see ``beside.Lane``.
+
+    What crosses streams needs no record in the caching allocator, because no memory is used by two
+    streams at once: this stream begins after all that was launched before the work was given, and
+    has come to its end when the work is returned, failed or not. What passes between the threads in
+    the meantime is nothing on the card: tokens come and waves go by the host, and a generator's
+    state, seed and offset, is on the host and moves when a draw is launched.
+
+    Made once and kept: streams come out of a small pool that goes round, and one made anew for each
+    run would some day be the one on which another thread records.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # does not wait for the default stream: T3's
+
+    def __call__(self, work: Callable[[], Result]) -> Callable[[], Result]:
+        """See ``beside.Lane``."""
+        given = torch.cuda.current_stream(self._device).record_event()
+
+        def worked() -> Result:
+            # a thread has a current stream, and a current device, of its own
+            with torch.cuda.stream(self._stream):
+                self._stream.wait_event(given)
+                try:
+                    return work()
+                finally:
+                    self._stream.synchronize()
+
+        return worked
 
 
 def arriving(numbers: Tensor) -> Callable[[], list[list[int]]]:

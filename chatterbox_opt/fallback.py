@@ -4,11 +4,15 @@ Knows residency and precision. Knows nothing of text, tokens or files.
 
     out of device memory      -> offload, then offload more -> DeviceError
     NaN or infinity in half   -> that work again in float32 -> NumericsError
+
+Flow and vocoder may be asked by two threads (beside.py). They work for one at a time, and stages
+are moved only while neither works.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar, cast
@@ -16,7 +20,7 @@ from typing import Protocol, TypeVar, cast
 import torch
 
 from chatterbox_opt.errors import DeviceError, NumericsError
-from chatterbox_opt.offload import ALL_BUT_ACTIVE, STAGES, Residency
+from chatterbox_opt.offload import ALL_BUT_ACTIVE, NONE, STAGES, Residency
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -58,11 +62,16 @@ def float32(module: torch.nn.Module) -> Iterator[None]:
 
 
 class Ladder:
-    """Runs work on stages and heals what can be healed, warning once of each kind."""
+    """Runs work on stages and heals what can be healed, warning once of each kind.
+
+    Attributes:
+        alone: held by whoever works on flow or vocoder, or moves stages.
+    """
 
     def __init__(self, residency: Residency) -> None:
         self.residency = residency
         self._warned: set[str] = set()
+        self.alone = threading.RLock()
 
     def warn_once(self, message: str) -> None:
         """Log a warning that this engine has not given yet."""
@@ -87,6 +96,33 @@ class Ladder:
             DeviceError: out of memory even with only this stage on the device.
             NumericsError: not finite even in float32.
         """
+        with self.alone:
+            return self._run(stage, work, generators, wide=wide)
+
+    def once(
+        self,
+        stage: str,
+        work: Callable[[torch.nn.Module], Result],
+        generators: Sequence[torch.Generator],
+    ) -> Result:
+        """Run ``work`` and heal nothing: for a thread beside the one that T3 works in.
+
+        Raises:
+            DeviceError: stages move; that is not for two threads.
+        """
+        with self.alone:
+            if self.residency.offload != NONE:
+                raise DeviceError(f"{stage} has to take turns with the others")
+            return self._attempt(stage, work, wide=False)
+
+    def _run(
+        self,
+        stage: str,
+        work: Callable[[torch.nn.Module], Result],
+        generators: Sequence[torch.Generator],
+        *,
+        wide: bool,
+    ) -> Result:
         states = [generator.get_state() for generator in generators]
         while True:
             try:
@@ -114,7 +150,8 @@ class Ladder:
         error.__traceback__ = None  # it holds the frames, and they hold the memory
         if self.residency.offload == ALL_BUT_ACTIVE:
             raise DeviceError(_no_room(stage)) from error
-        self.residency.offload_more()
+        with self.alone:
+            self.residency.offload_more()
         self.warn_once(f"{stage} ran out of memory: {HAPPENED[self.residency.offload]}")
 
     def is_half(self, stage: str) -> bool:

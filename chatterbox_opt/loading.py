@@ -31,14 +31,15 @@ from chatterbox_opt import (
     vocoder,
     voice,
 )
+from chatterbox_opt.beside import Beside, Here
 from chatterbox_opt.blank import uninitialised
-from chatterbox_opt.card import FAILURES, CudaRecorder
+from chatterbox_opt.card import FAILURES, CudaRecorder, Side
 from chatterbox_opt.decoding import Eager, Forward, Way
 from chatterbox_opt.errors import WeightsError
 from chatterbox_opt.models import Checkpoint
-from chatterbox_opt.offload import STAGES, Residency
+from chatterbox_opt.offload import NONE, STAGES, Residency
 from chatterbox_opt.pipeline import Pipeline
-from chatterbox_opt.plan import Plan
+from chatterbox_opt.plan import BESIDE, Plan
 from chatterbox_opt.t3_weights import t3_from_upstream, t3_of
 from chatterbox_opt.weight_cache import WeightCache
 
@@ -298,11 +299,18 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None 
         log.warning("the card has no room for all stages: they take turns on it")
         residency = Residency(stages, device, offload=STAGES)
     group = 1 if plan.device == "cpu" else GROUP
-    return Pipeline(load_tokenizer(checkpoint), residency, _way(plan, residency), group)
+    beside = plan.sound == BESIDE and residency.offload == NONE
+    sound = Beside(Side(device)) if beside else Here()
+    way = _way(plan, residency, beside=beside)
+    return Pipeline(load_tokenizer(checkpoint), residency, way, group, sound)
 
 
-def _way(plan: Plan, residency: Residency) -> Way:
-    """How T3's steps are run; on a card, the flow's are recorded too when T3's are."""
+def _way(plan: Plan, residency: Residency, *, beside: bool) -> Way:
+    """How T3's steps are run; on a card, the flow's are recorded too when T3's are.
+
+    Args:
+        beside: the flow may work while T3 does.
+    """
     forward, compile = None, plan.compile
     if compile == "inductor":
         with residency("t3") as stage:
@@ -312,7 +320,8 @@ def _way(plan: Plan, residency: Residency) -> Way:
         return Eager(forward, fused=fused)
     record = CudaRecorder(residency.device)
     solver = cast(flow.Flow, residency.module("flow"))
-    solver.through = graphs.Replayed(record, solver, "the flow")
+    apart = record.apart() if beside else record  # one pool of memory is enough for turns
+    solver.through = graphs.Replayed(apart, solver, "the flow")
     return graphs.Captured(record, forward, fused=fused)
 
 

@@ -29,6 +29,7 @@ BIG_MIB, MIDDLE_MIB = 15_000, 7_500  # total memory from which rtx4090 and rtx30
 ROOM_MIB = 4_000  # free memory that all stages in half precision need, with room to work
 CPU_SLOTS, CUDA_SLOTS = 12, 32
 SLOT_MIB = 280  # keys and values of one utterance in half precision
+HERE, BESIDE = "here", "beside"  # who makes the sound of a batch
 NOT_ON_MPS = "integer matrices are for processors and CUDA cards"
 
 # environment variable -> profile key, and its words -> values
@@ -51,6 +52,8 @@ class Plan:
         compute: dtype of the arithmetic in t3 and flow where it differs, or "".
         compile, offload: see Profile.
         slots: utterances of a batch that t3 works at together.
+        sound: "beside" if flow and vocoder of a batch's last lines work while t3 reads the next,
+            "here" if they take turns with it.
         fused: the card's kernels of our own serve.
         optimized: False runs plain upstream.
         reasons: sentences: where each value came from, and what was lowered.
@@ -64,6 +67,7 @@ class Plan:
     compile: str
     offload: str
     slots: int = 1
+    sound: str = HERE
     fused: bool = False
     optimized: bool = True
     reasons: tuple[str, ...] = ()
@@ -126,6 +130,7 @@ def resolve(
     reasons = [f"profile {profile}: {why}"]
     reasons += [f"{key} {value}: from {sources[key]}" for key, value in values.items()]
     wish = _lower(wish, hardware, reasons)
+    slots = slots_for(hardware, wish)
     return Plan(
         device=hardware.device,
         profile=profile,
@@ -134,7 +139,8 @@ def resolve(
         compute=wish.compute,
         compile=wish.compile,
         offload=wish.offload,
-        slots=slots_for(hardware, wish),
+        slots=slots,
+        sound=_sound(hardware, wish, slots, reasons),
         fused=hardware.device == "cuda" and "triton" not in hardware.lacks,
         optimized=not is_plain(environment),
         reasons=tuple(reasons),
@@ -153,6 +159,14 @@ def slots_for(hardware: Hardware, wish: Profile) -> int:
     wide = "float32" in (between, wish.compute)
     room = hardware.free_mib - (2 * ROOM_MIB if wide else ROOM_MIB)
     return max(1, min(CUDA_SLOTS, room // (2 * SLOT_MIB if wide else SLOT_MIB)))
+
+
+def _sound(hardware: Hardware, wish: Profile, slots: int, reasons: list[str]) -> str:
+    """Beside t3 where a card does both at once; a processor's cores are busy with either."""
+    if hardware.device != "cuda" or wish.offload != "none" or slots == 1:
+        return HERE
+    reasons.append("sound beside t3: the card holds all stages, and lines of a batch overlap")
+    return BESIDE
 
 
 def is_plain(environment: Mapping[str, str]) -> bool:

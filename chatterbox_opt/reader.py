@@ -3,7 +3,8 @@
 Knows decoding, residency and the fallbacks of the t3 stage. Knows nothing of sound, of whole
 texts, or of why a line is said again.
 
-    out of device memory            -> half as many slots, then offload, then DeviceError
+    out of device memory            -> no sound beside it, then half as many slots, then offload,
+                                       then DeviceError
     a compiled step that fails      -> eager steps
     NaN or infinity in half         -> that line again in float32 -> NumericsError
     any other failure in company    -> those lines one by one: it is one line's, not the batch's
@@ -78,15 +79,22 @@ class Reader:
     """The t3 stage for one run over lines."""
 
     def __init__(
-        self, tokenizer: Tokenizer, ladder: Ladder, way: Way, slots: int, each: int
+        self,
+        tokenizer: Tokenizer,
+        ladder: Ladder,
+        way: Way,
+        slots: int,
+        each: int,
+        rest: Callable[[], bool] = lambda: False,
     ) -> None:
         """Prepare for ``slots`` lines at once.
 
         Args:
             way: how steps are run; ``way`` tells whether it is still that one.
             each: rows of a line: 2, or 1 if no line wants guidance.
+            rest: has others leave the device's memory to T3; whether there were any.
         """
-        self._tokenizer, self._ladder = tokenizer, ladder
+        self._tokenizer, self._ladder, self._rest = tokenizer, ladder, rest
         self.way, self._slots, self._each = way, slots, each
         self._work: dict[Utterance, Line] = {}
         self._again: deque[Line] = deque()
@@ -125,6 +133,8 @@ class Reader:
             self._loop = None
 
     def _make_room(self, error: torch.OutOfMemoryError) -> None:
+        if self._rest():
+            return
         if self._slots > 1:
             self._slots //= 2
             log.warning("t3 ran out of memory: it goes on with %d slots", self._slots)

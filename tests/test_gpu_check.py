@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 
 import pytest
 import tape
@@ -12,6 +13,7 @@ from conftest import ROOT
 from test_graphs import capture
 
 from chatterbox_opt import Engine
+from chatterbox_opt.beside import Beside
 from chatterbox_opt.graphs import Captured
 
 
@@ -61,7 +63,24 @@ def test_its_figures_are_figures(check, engine):
     with check.on_device(engine, "t3") as t3:
         [row] = check.decode_kernels(t3, tape.record, (128,))
     assert row["sdpa"] > 0 and row["products"] > 0
-    assert set(check.throughput(engine, 2)) == {"1 at once", f"{engine.plan.slots} at once"}
+    many = engine.plan.slots
+    assert set(check.throughput(engine, 2)) == {"1 at once", f"{many} at once, sound here"}
+
+
+def test_it_compares_sound_made_beside_t3(check, engine):
+    engine.plan = replace(engine.plan, sound="beside", slots=3)
+    engine._speaker.sound, engine._speaker.group = Beside(), 2
+    assert check.sound_parity(engine, 6) == {"equal": 3, "of": 3, "kept": True, "good": True}
+    rows = check.throughput(engine, 4)
+    assert set(rows) == {
+        "1 at once",
+        "3 at once, sound here",
+        "3 at once, sound beside",
+        "overlap_speedup",
+    }
+    assert isinstance(engine._speaker.sound, Beside)
+    engine._speaker.sound.end()
+    assert not check.sound_parity(engine, 2)["good"], "it did not stay beside"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")

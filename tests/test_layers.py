@@ -52,6 +52,7 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
     {"flow", "vocoder", "decoding", "batch", "batch_display", "book", "options", "workers"},
     {"graphs", "t3_weights"},
     {"reader"},
+    {"beside"},
     {"attempts", "pipeline", "report", "chart", "processes", "cluster"},
     {"schedule", "finishing"},
     {"loading", "upstream", "executors"},

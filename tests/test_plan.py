@@ -104,6 +104,28 @@ def test_a_card_that_torch_was_not_built_for_is_seen(capability, built_for, runs
     assert hardware.has_kernels(capability, built_for) is runs
 
 
+@pytest.mark.parametrize(
+    ("profile", "hardware", "overrides", "sound"),
+    [
+        ("rtx4090", card(), {}, "beside"),
+        ("dev", card(), {}, "beside"),
+        ("rtx4090", card(), {"offload": "stages"}, "here"),
+        ("memory-limited", card(), {}, "here"),
+        ("rtx4090", card(free=4_500), {}, "here"),  # room for one line at a time
+        ("rtx4090", CPU, {}, "here"),
+        ("rtx4090", MPS, {}, "here"),
+    ],
+)
+def test_sound_is_made_beside_t3_on_a_card_that_holds_all_stages(
+    profile, hardware, overrides, sound
+):
+    made = resolve(profile, hardware, overrides, {})
+    assert made.sound == sound
+    assert any(reason.startswith("sound beside t3") for reason in made.reasons) == (
+        sound == "beside"
+    )
+
+
 def test_the_command_line_beats_the_environment_beats_the_profile():
     environment = {"CHATTERBOX_DTYPE": "bfloat16", "CHATTERBOX_CPU_OFFLOAD": "true"}
     made = resolve("rtx4090", card(), {"dtype": "float32"}, environment)
