@@ -260,7 +260,7 @@ bits_of = _simple(types.int32(types.float32), lambda b, v: b.bitcast(v, _I32))
 of_bits = _simple(types.float32(types.int32), lambda b, v: b.bitcast(v, ir.FloatType()))
 
 
-class _BFloat(ir.Type):
+class _BFloat(ir.Type):  # type: ignore[misc]
     """What llvmlite's own language has no name for."""
 
     def __str__(self) -> str:
