@@ -18,6 +18,7 @@ from chatterbox_opt.lanes import (
     BLOCK,
     LANES,
     bits_of,
+    exact,
     exp,
     halves_6,
     halves_6_short,
@@ -29,8 +30,8 @@ from chatterbox_opt.lanes import (
     settle,
 )
 
-# numba keeps what it compiled until this file changes: so it must change when lanes.py does
-LANES_OF = "66be9e28"
+# numba keeps what it compiled until this file changes: so it must change when what it uses does
+MADE_OF = {"lanes": "7848d24d"}
 
 QUERIES = 6  # that are worked at together
 
@@ -188,12 +189,6 @@ def _attend(t, unit, first, scores, shares, queries, read, totals):
 
 
 @_compile
-def _exact(bits):
-    """Bits of bfloat16 to float32."""
-    return of_bits(np.int32(np.int32(bits) << np.int32(16)))
-
-
-@_compile
 def _halves(address, count):
     return carray(pointer(address), count, np.uint16)
 
@@ -212,9 +207,9 @@ def _norm_row(t, row, weight, bias, wide):
     if t.more:
         more = _halves(t.more + at, n)
         for i in range(n):
-            x[i] = rounded(_exact(x[i]) + _exact(more[i]))
+            x[i] = rounded(exact(x[i]) + exact(more[i]))
     for i in range(n):
-        wide[i] = _exact(x[i])
+        wide[i] = exact(x[i])
         total += wide[i]
     mean, spread = total / np.float32(n), np.float32(0)
     for i in range(n):
@@ -241,7 +236,7 @@ def norm(data):
     weight, bias = np.empty(t.width, np.float32), np.empty(t.width, np.float32)
     given, more = _halves(t.weight, t.width), _halves(t.bias, t.width)
     for i in range(t.width):
-        weight[i], bias[i] = _exact(given[i]), _exact(more[i])
+        weight[i], bias[i] = exact(given[i]), exact(more[i])
     wide = np.empty(t.width, np.float32)
     for row in range(t.rows * part // parts, t.rows * (part + 1) // parts):
         _norm_row(t, row, weight, bias, wide)

@@ -1,15 +1,11 @@
-"""Compiled code for the processor (numba): products of integer matrices, and T3's whole step.
+"""Compiled code for the processor (numba): T3's whole step over integer matrices.
 
-Knows bytes, vectors and threads. Knows nothing of modules, files or sampling. quantised.py and
-integer_step.py are its callers, and hold what it gets addresses of.
+Knows layers as bytes, vectors and threads. Knows nothing of modules, files or sampling.
+integer_step.py is its caller, and holds what it gets addresses of.
 
 A step of T3 at two rows is bound by reading its weights. PyTorch's integer products read them at
 three quarters of memory's rate, and between the products some 2,000 small operations and the
 interpreter take as long again. Here a step is one call: all layers, on PyTorch's threads (team.py).
-
-Rows are rounded to int8 with one scale each (so no row depends on its neighbours), multiplied with
-bytes and summed in int32, exactly. The inner loop is LLVM's, four products to a lane: one
-instruction where the processor has VNNI, and plain widening elsewhere.
 """
 
 from __future__ import annotations
@@ -17,55 +13,16 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, cfunc, njit, types
 
-from chatterbox_opt.lanes import (
-    BLOCK,
-    GROUP,
-    LANES,
-    bits_of,
-    bytes_1,
-    bytes_2,
-    bytes_4,
-    bytes_6,
-    exp,
-    narrowed,
-    nibbles_1,
-    nibbles_2,
-    nibbles_4,
-    nibbles_6,
-    of_bits,
-    place,
-    pointer,
-    rint,
-    settle,
-    widened,
-)
+from chatterbox_opt.compiled_integers import MATRIX, ROWS, multiply, quantise
+from chatterbox_opt.lanes import LANES, exp, narrowed, place, pointer, settle, widened
 
-# numba keeps what it compiled until this file changes: so it must change when lanes.py does
-LANES_OF = "66be9e28"
-
-ZERO = 128  # int8 weights are stored as unsigned bytes with this for 0
-LEVELS = 127  # int8 codes of rows: from -127 to 127
-TINY = np.float32(1e-30)  # a row of zeros is divided by this
-
-# Addresses are int64, in records as numpy lays them out.
-MATRIX = np.dtype(
-    [(name, "i8") for name in ("weights", "scales", "outputs", "inputs", "padded", "bits")]
-)
-"""One matrix [outputs, inputs] as quantised.py packs it: of each row ``padded`` inputs are there,
-a multiple of GROUP, and outputs up to a multiple of BLOCK."""
-
-_ROWS = ("number", "size", "barrier", "rows", "codes", "sums", "scales")
-PRODUCT = np.dtype([(name, "i8") for name in (*_ROWS, "matrix", "x", "out")])
-"""x float32 [rows, inputs] times matrix to out float32 [rows, outputs].
-
-number, size, barrier: see team.py. Scratch: codes int8 [rows, padded], sums int32 [rows,
-padded / GROUP + 1] (the last is of all), scales float32 [rows].
-"""
+# numba keeps what it compiled until this file changes: so it must change when what it uses does
+MADE_OF = {"lanes": "7848d24d", "compiled_integers": "adc5d12c"}
 
 _SHAPE = ("layers", "each", "heads", "head_dim", "ffn", "utterances")
 _TENSORS = ("matrices", "norms", "x", "cos", "sin", "logits", "strips", "room", "places")
 LAYERS = np.dtype(
-    [(name, "i8") for name in (*_ROWS, *_SHAPE, *_TENSORS, "wide", "narrow", "weights")]
+    [(name, "i8") for name in (*ROWS, *_SHAPE, *_TENSORS, "wide", "narrow", "weights")]
     + [("longest", "i8"), ("eps", "f8")]
 )
 """T3's layers and head, over one position of each row.
@@ -76,113 +33,13 @@ head_dim] as ``T3.rope`` gives them. logits: float32 [rows, vocabulary]. strips:
 utterances, 2], addresses of keys and values in float16 (ragged.py); room, places: int64
 [utterances], how many positions there are and which is to be written. Scratch: wide float32 [rows,
 3 width or 2 ffn], narrow float32 [rows, width], weights float32 [rows * heads, longest], and as in
-PRODUCT.
+compiled_integers.PRODUCT.
 """
 
 # sums in any order, so that loops become vectors; NaN and infinity stay what they are
 _HOW = {"error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
 _compile = njit(nogil=True, **_HOW)
 _FLOAT = np.float32
-
-
-@_compile
-def _eight(m, t, first, row, rows, turn, totals):
-    """Rows from ``row`` on times int8 outputs from ``first`` on: float32 [rows, BLOCK].
-
-    Turn by turn, of the four that go through the same weights, the next ones are brought nearer.
-    """
-    counts = np.empty((6, BLOCK), np.int32)
-    n, out = m.padded, counts.ctypes.data
-    weights, codes = m.weights + first * n, t.codes + row * n
-    ahead = weights + BLOCK * n + (turn % 4 * LANES * n if rows > 2 else 0)
-    if rows == 6:
-        bytes_6(weights, n, codes, out, 4 * BLOCK, ahead)
-    elif rows == 4:
-        bytes_4(weights, n, codes, out, 4 * BLOCK, ahead)
-    elif rows == 2:
-        bytes_2(weights, n, codes, out, 4 * BLOCK, ahead)
-    else:
-        bytes_1(weights, n, codes, out, 4 * BLOCK, ahead)
-    sums = carray(pointer(t.sums), (t.rows, n // GROUP + 1), np.int32)
-    scales = carray(pointer(m.scales + first * 4), BLOCK, np.float32)
-    for i in range(rows):
-        zero = np.int32(ZERO) * sums[row + i, -1]
-        for j in range(BLOCK):
-            totals[i, j] = _FLOAT(counts[i, j] - zero) * scales[j]
-
-
-@_compile
-def _four(m, t, first, row, rows, turn, totals):
-    """The same with int4 weights."""
-    n = m.padded
-    codes, sums = t.codes + row * n, t.sums + row * (n // GROUP + 1) * 4
-    for half in range(2):
-        outputs = first + half * BLOCK // 2
-        weights, scales = m.weights + outputs * n // 2, m.scales + outputs * n // GROUP * 4
-        out = totals.ctypes.data + half * BLOCK // 2 * 4
-        ahead = weights + (BLOCK * n + turn % 2 * LANES * n if rows > 2 else BLOCK // 2 * n) // 2
-        if rows == 6:
-            nibbles_6(weights, scales, n, codes, sums, out, ahead)
-        elif rows == 4:
-            nibbles_4(weights, scales, n, codes, sums, out, ahead)
-        elif rows == 2:
-            nibbles_2(weights, scales, n, codes, sums, out, ahead)
-        else:
-            nibbles_1(weights, scales, n, codes, sums, out, ahead)
-
-
-@_compile
-def _product(m, t, out, add, part, parts):
-    """Quantised rows times a part of the outputs of a matrix, to or onto out [rows, outputs]."""
-    totals, scales = np.empty((6, BLOCK), np.float32), carray(pointer(t.scales), t.rows, np.float32)
-    blocks = (m.outputs + BLOCK - 1) // BLOCK
-    for block in range(blocks * part // parts, blocks * (part + 1) // parts):
-        first, row, turn = block * BLOCK, 0, 0
-        last = min(BLOCK, m.outputs - first)
-        while row < t.rows:
-            left = t.rows - row
-            rows = 6 if left >= 6 else 4 if left >= 4 else 2 if left >= 2 else 1
-            if m.bits == 8:
-                _eight(m, t, first, row, rows, turn, totals)
-            else:
-                _four(m, t, first, row, rows, turn, totals)
-            for i in range(rows):
-                scale = scales[row + i]
-                if add:
-                    for j in range(last):
-                        out[row + i, first + j] += totals[i, j] * scale
-                else:
-                    for j in range(last):
-                        out[row + i, first + j] = totals[i, j] * scale
-            row += rows
-            turn += 1
-
-
-@_compile
-def _quantise(x, row, m, t):
-    """Round one row float32 [inputs] for a matrix.
-
-    The largest is found among bits as integers, which order like the numbers, NaN above all.
-    """
-    groups = m.padded // GROUP
-    codes = carray(pointer(t.codes + row * m.padded), m.padded, np.int8)
-    sums = carray(pointer(t.sums + row * (groups + 1) * 4), groups + 1, np.int32)
-    scales = carray(pointer(t.scales), t.rows, np.float32)
-    largest = bits_of(TINY)
-    for i in range(m.inputs):
-        largest = max(largest, bits_of(x[i]) & np.int32(0x7FFFFFFF))
-    factor = _FLOAT(LEVELS) / of_bits(largest)
-    for i in range(m.inputs):
-        codes[i] = np.int8(np.int32(rint(x[i] * factor)))
-    codes[m.inputs :] = 0
-    sums[groups] = 0
-    for group in range(groups):
-        total = np.int32(0)
-        for i in range(group * GROUP, (group + 1) * GROUP):
-            total += np.int32(codes[i])
-        sums[group] = total
-        sums[groups] += total
-    scales[row] = of_bits(largest) / _FLOAT(LEVELS)
 
 
 @_compile
@@ -247,7 +104,7 @@ def _norm_rows(t, x, weight, m, part, parts):
     narrow = carray(pointer(t.narrow), x.shape, np.float32)
     for row in range(part, t.rows, parts):
         _normed(x[row], weight, t.eps, narrow[row])
-        _quantise(narrow[row], row, m, t)
+        quantise(narrow[row], row, m, t)
     settle(t)
 
 
@@ -262,26 +119,26 @@ def _layer(t, i, part, parts):
     qkv = carray(pointer(t.wide), (rows, 3 * width), np.float32)
     both = carray(pointer(t.wide), (rows, 2 * t.ffn), np.float32)
     _norm_rows(t, x, norms[2 * i], matrices[4 * i], part, parts)
-    _product(matrices[4 * i], t, qkv, False, part, parts)
+    multiply(matrices[4 * i], t, qkv, False, part, parts)
     settle(t)
     for n in range(part, rows * t.heads, parts):
         _attend(t, i, n)
     settle(t)
     for row in range(part, rows, parts):
-        _quantise(narrow[row], row, matrices[4 * i + 1], t)
+        quantise(narrow[row], row, matrices[4 * i + 1], t)
     settle(t)
-    _product(matrices[4 * i + 1], t, x, True, part, parts)
+    multiply(matrices[4 * i + 1], t, x, True, part, parts)
     settle(t)
     _norm_rows(t, x, norms[2 * i + 1], matrices[4 * i + 2], part, parts)
-    _product(matrices[4 * i + 2], t, both, False, part, parts)
+    multiply(matrices[4 * i + 2], t, both, False, part, parts)
     settle(t)
     for row in range(part, rows, parts):
         gate, up = both[row, : t.ffn], both[row, t.ffn :]
         for j in range(t.ffn):
             gate[j] = gate[j] / (_FLOAT(1) + exp(-gate[j])) * up[j]
-        _quantise(gate, row, matrices[4 * i + 3], t)
+        quantise(gate, row, matrices[4 * i + 3], t)
     settle(t)
-    _product(matrices[4 * i + 3], t, x, True, part, parts)
+    multiply(matrices[4 * i + 3], t, x, True, part, parts)
     settle(t)
 
 
@@ -301,17 +158,4 @@ def layers(data):
     x = carray(pointer(t.x), (t.rows, width), np.float32)
     _norm_rows(t, x, norms[2 * t.layers], head, part, parts)
     logits = carray(pointer(t.logits), (t.rows, head.outputs), np.float32)
-    _product(head, t, logits, False, part, parts)
-
-
-@cfunc(_ENTRY, cache=True, **_HOW)
-def product(data):
-    """Work for a team: a PRODUCT."""
-    t = carray(data, 1, PRODUCT)[0]
-    part, parts = place(t)
-    m = carray(pointer(t.matrix), 1, MATRIX)[0]
-    x = carray(pointer(t.x), (t.rows, m.inputs), np.float32)
-    for row in range(part, t.rows, parts):
-        _quantise(x[row], row, m, t)
-    settle(t)
-    _product(m, t, carray(pointer(t.out), (t.rows, m.outputs), np.float32), False, part, parts)
+    multiply(head, t, logits, False, part, parts)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chatterbox_opt import blocked
+from chatterbox_opt import blocked, packing
 from chatterbox_opt.errors import NumericsError
 from chatterbox_opt.estimator import Estimator
 from chatterbox_opt.lean import upstream
@@ -55,9 +55,10 @@ class Flow(nn.Module):
     def set_precision(self, dtype: torch.dtype) -> None:
         """Cast for arithmetic in ``dtype``; the time embedding stays in float32.
 
-        Blocked matrices (blocked.py) are blocked again.
+        Blocked matrices (blocked.py) are blocked again; integers stay the numbers they stand for.
         """
         was_blocked = blocked.unblock(self)
+        packing.unpack(self)
         self.to(dtype)
         self.estimator.time_in.float()
         self.estimator.time_out.float()

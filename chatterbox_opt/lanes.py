@@ -1,4 +1,4 @@
-"""What the compiled code is made of (compiled_t3.py): vectors, bytes and bits, as LLVM has them.
+"""What the compiled code is made of (compiled_*.py): vectors, bytes and bits, as LLVM has them.
 
 Knows instructions. Knows nothing of matrices, layers or threads.
 
@@ -25,6 +25,13 @@ BLOCK = 4 * LANES  # outputs that are worked at together
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _INTS, _FLOATS = ir.VectorType(_I32, LANES), ir.VectorType(ir.FloatType(), LANES)
+
+
+class _BFloat(ir.Type):  # type: ignore[misc]
+    """What llvmlite's own language has no name for."""
+
+    def __str__(self) -> str:
+        return "bfloat"
 
 
 def _has(feature: str) -> bool:
@@ -153,6 +160,55 @@ def _tile(rows: int, blocks: int, dot: Any, nothing: Any) -> Any:
     return tile
 
 
+def _halves_tile(rows: int, blocks: int) -> Any:
+    """The same from bytes to finished bfloat16: (sum - zero) * factor * scale + bias.
+
+    More arguments: scales, float32 of each row; sums, int32 of each row, of which 128 times as much
+    is the zero, and the bytes from one to the next; factors and bias, float32 of each output.
+    """
+
+    @intrinsic
+    def tile(  # noqa: PLR0913 - LLVM knows no records
+        context, weights, size, values, out, apart, ahead, scales, sums, sums_apart, factors, bias
+    ):
+        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            weights, size, values, out, apart, ahead, scales, sums, sums_apart, *columns = arguments
+            vectors = _pointers(b, weights, b.mul(size, _I64(LANES)), blocks, _INTS)
+            scalars = _pointers(b, values, size, rows, _I32)
+
+            def body(i: Any, counts: list[Any]) -> list[Any]:
+                _prefetch(b, b.add(ahead, b.shl(i, _I64(6))))
+                loaded = [b.load(b.gep(p, [i]), align=1) for p in vectors]
+                return _add_products(b, counts, loaded, scalars, i, _dot_bytes)
+
+            times = b.sdiv(size, _I64(STEP))
+            counts = _loop(b, times, [_every(0)] * (rows * blocks), body)
+            kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+            fma = cgutils.get_or_insert_function(b.module, kind, "llvm.fma.v16f32")
+            factors, bias = (
+                [b.load(p, align=4) for p in _pointers(b, column, _I64(4 * LANES), blocks, _FLOATS)]
+                for column in columns
+            )
+            halves = ir.VectorType(_BFloat(), LANES)
+            outs = _pointers(b, out, apart, rows, halves)
+            rows_of = (
+                _pointers(b, scales, _I64(4), rows, _I32),
+                _pointers(b, sums, sums_apart, rows, _I32),
+            )
+            for row, (scale, total) in enumerate(zip(*rows_of, strict=True)):
+                zero = _splat(b, b.shl(b.load(total, align=4), _I32(7)))
+                factor = b.bitcast(_splat(b, b.load(scale, align=4)), _FLOATS)
+                for j in range(blocks):
+                    counted = b.sitofp(b.sub(counts[row * blocks + j], zero), _FLOATS)
+                    made = b.call(fma, [b.fmul(counted, factors[j]), factor, bias[j]])
+                    b.store(b.fptrunc(made, halves), b.gep(outs[row], [_I64(j)]), align=2)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 11), generate
+
+    return tile
+
+
 def _nibbles_tile(rows: int, blocks: int) -> Any:
     """The same from nibbles, scaled by group: float32 [rows, BLOCK].
 
@@ -223,6 +279,9 @@ bytes_1, bytes_2, bytes_4, bytes_6 = (
 halves_6, halves_6_short = (  # short ones give half a BLOCK of outputs
     _tile(6, blocks, _dot_halves, ir.Constant(_FLOATS, [0.0] * LANES)) for blocks in (4, 2)
 )
+finished_1, finished_2, finished_4, finished_6 = (
+    _halves_tile(rows, BLOCK // LANES) for rows in (1, 2, 4, 6)
+)
 nibbles_1, nibbles_2, nibbles_4, nibbles_6 = (
     _nibbles_tile(rows, BLOCK // LANES // 2) for rows in (1, 2, 4, 6)
 )
@@ -258,13 +317,6 @@ wait = _simple(types.int64(types.int64), _wait_there)
 rint = _simple(types.float32(types.float32), _round)
 bits_of = _simple(types.int32(types.float32), lambda b, v: b.bitcast(v, _I32))
 of_bits = _simple(types.float32(types.int32), lambda b, v: b.bitcast(v, ir.FloatType()))
-
-
-class _BFloat(ir.Type):  # type: ignore[misc]
-    """What llvmlite's own language has no name for."""
-
-    def __str__(self) -> str:
-        return "bfloat"
 
 
 rounded = _simple(
@@ -307,3 +359,9 @@ def settle(t):
     """Wait until all threads are here: ``t`` has ``barrier``."""
     if t.barrier:
         wait(t.barrier)
+
+
+@njit(nogil=True)
+def exact(bits):
+    """Bits of bfloat16, uint16, to float32."""
+    return of_bits(np.int32(np.int32(bits) << np.int32(16)))

@@ -27,6 +27,7 @@ from chatterbox_opt import (
     heap,
     models,
     packing,
+    quantised,
     t3,
     vocoder,
     voice,
@@ -269,7 +270,9 @@ def store(module: nn.Module, dtype: torch.dtype) -> None:
 
 def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None = None) -> Pipeline:
     """Load the stages as the plan says: cast or store, place, compile."""
-    t3_dtype, flow_dtype = (packing.arithmetic(plan.compute or n) for n in (plan.t3, plan.flow))
+    t3_dtype = packing.arithmetic(plan.compute or plan.t3)
+    integers = plan.flow == "int8"  # its values are bfloat16
+    flow_dtype = packing.arithmetic(plan.compute or ("bfloat16" if integers else plan.flow))
     layout = packing.layout(plan.compute or plan.t3, plan.device)
     if layout == packing.WEIGHT_ONLY:
         t3_dtype = flow_dtype  # the values between its matrices are the card's halves
@@ -281,6 +284,8 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None 
         "flow": flow_stage,
         "vocoder": hift,
     }
+    if integers:
+        quantised.round_transformers(flow_stage, estimator.Transformer)
     if plan.device == "cpu" and not plan.compute and blocked.supported():
         blocked.block(stages["flow"])
         # narrower ones have layouts of their own, and a compiler wants plain layers

@@ -17,12 +17,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from chatterbox_opt import blocked, quantised
+from chatterbox_opt import blocked, cpu_bfloat16, quantised
 from chatterbox_opt.quantised import Int4Linear, Int8Linear
 from chatterbox_opt.weight_only import WeightOnlyLinear
 
 ROWS = 2  # the layout is tuned for so many rows; it serves any number
 QUANTISED = ("int8", "int4")
+INT8_FLOW = "int8 flow"
 WEIGHT_ONLY = "weight-only"  # int8 for a card
 
 
@@ -57,9 +58,11 @@ Layer = PackedLinear | Int8Linear | Int4Linear | WeightOnlyLinear
 
 
 def lacks() -> dict[str, str]:
-    """The narrow dtypes that are missing or slow on this processor, each with the reason."""
-    integers = quantised.lacks()
+    """The narrow dtypes that are missing or slow on this processor, each with the reason; and
+    ``INT8_FLOW``, which multiplies rows of bfloat16."""
+    integers, halves = quantised.lacks(), cpu_bfloat16.serves(torch.zeros(1, dtype=torch.bfloat16))
     found = {"bfloat16": _lacks_bfloat16(), "int8": integers, "int4": integers}
+    found[INT8_FLOW] = integers or ("" if halves else "bfloat16 is as fast here, or is not there")
     return {dtype: reason for dtype, reason in found.items() if reason}
 
 
@@ -156,6 +159,8 @@ def unpack(module: nn.Module) -> bool:
             weight = child.matrix()
             plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
             plain.weight = nn.Parameter(weight, requires_grad=False)
+            if isinstance(child, Int8Linear) and child.bias is not None:
+                plain.bias = nn.Parameter(child.bias[: child.outputs], requires_grad=False)
             setattr(parent, name, plain)
             found |= isinstance(child, PackedLinear)
     return found

@@ -15,6 +15,7 @@ from chatterbox_opt.errors import ProfileError
 from chatterbox_opt.hardware import AUTO, BFLOAT16_FROM, HALF_FROM, Hardware, dotted
 from chatterbox_opt.profile import (
     COMPILE,
+    INT8_FLOW,
     OFFLOAD,
     QUANTISED,
     T3_DTYPES,
@@ -234,6 +235,8 @@ def _on_a_card(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile
     if wish.t3 == "int4":
         wish = replace(wish, t3="int8")
         reasons.append("t3 int8: int4 matrices are for the processor")
+    if wish.flow == "int8":
+        wish = replace(wish, flow="bfloat16")  # computed, not waited for: bytes win nothing
     if wish.t3 == "int8" and (why := hardware.lacks.get("triton")):
         wish = replace(wish, t3="bfloat16")
         reasons.append(f"t3 bfloat16: {why}")
@@ -255,7 +258,7 @@ def _on_a_card(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile
 def _narrowest(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
     """The narrowest dtypes up to those wished for that an MPS device or a processor has."""
     if hardware.device == "mps":
-        if wish.t3 not in QUANTISED:
+        if wish.t3 not in QUANTISED and wish.flow != "int8":
             return wish
         reasons.append(f"dtype float16: {NOT_ON_MPS}")
         return replace(wish, t3="float16", flow="float16")
@@ -265,9 +268,16 @@ def _narrowest(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile
         wish = replace(wish, t3=t3, flow=flow, compute="")
         reasons.append("dtype float32: a processor has no fast float16 arithmetic")
     for stage in ("t3", "flow"):
-        while why := hardware.lacks.get(dtype := getattr(wish, stage)):
+        while why := hardware.lacks.get(_lacking(stage, dtype := getattr(wish, stage))):
             wish = replace(wish, **{stage: WIDER[dtype]})
             reasons.append(f"{stage} {WIDER[dtype]}: {why}")
     if wish.t3 in QUANTISED:
         reasons.append(f"t3 {wish.t3}: {QUANTISED[wish.t3]}")
+    if wish.flow == "int8":
+        reasons.append(f"flow int8: {INT8_FLOW}")
     return wish
+
+
+def _lacking(stage: str, dtype: str) -> str:
+    """The name in ``Hardware.lacks`` of a stage's dtype."""
+    return "int8 flow" if (stage, dtype) == ("flow", "int8") else dtype

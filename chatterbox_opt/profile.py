@@ -17,11 +17,12 @@ from chatterbox_opt.hardware import AUTO
 
 STAGES = ("t3", "flow", "vocoder")
 DTYPES = ("float32", "float16", "bfloat16")
-QUANTISED = {  # t3 only; what each costs on a processor (docs/performance-log.md)
+QUANTISED = {  # what each costs on a processor (docs/performance-log.md)
     "int8": "99.3 % of T3's choices as in float32, KL divergence 4.5e-4, on the built-in model",
     "int4": "98.4 % of T3's choices as in float32, KL divergence 5.3e-3, on the built-in model",
 }
-T3_DTYPES = (*DTYPES, *QUANTISED)
+T3_DTYPES, FLOW_DTYPES = (*DTYPES, *QUANTISED), (*DTYPES, "int8")
+INT8_FLOW = "log-mel cosine to float32 0.99996 on the built-in model, where bfloat16 has 0.99997"
 COMPILE = ("none", "cudagraphs", "inductor")
 OFFLOAD = ("none", "stages", "all-but-active")  # from most memory on the card to least
 
@@ -34,7 +35,8 @@ class Profile:
         name: of the file, or its path.
         description: which hardware it is for.
         t3: dtype of its weights, one of ``T3_DTYPES``.
-        flow: dtype of its weights, one of ``DTYPES``. The vocoder is float32.
+        flow: dtype of its weights, one of ``FLOW_DTYPES``; int8 is of its transformers, with
+            bfloat16 between. The vocoder is float32.
         compute: dtype of arithmetic when it shall differ from the stored one, or "".
         compile: how the T3 step is compiled, one of ``COMPILE``.
         offload: one of ``OFFLOAD``: "stages" has them take turns on the card, the next one fetched
@@ -109,7 +111,7 @@ def _parse(name: str, wishes: Mapping[str, Any]) -> Profile:
             f"profile '{name}': the vocoder is float32 only; half precision is audible"
         )
     for key, value in (values | per_stage).items():
-        allowed = {"t3": T3_DTYPES, "flow": DTYPES}.get(key) or choices[key]
+        allowed = {"t3": T3_DTYPES, "flow": FLOW_DTYPES}.get(key) or choices[key]
         # YAML reads a bare `none` as text but `no`, `off` and `~` as other things
         if allowed and value not in allowed:
             raise ProfileError(f"profile '{name}': {key} is {value!r}; known: {', '.join(allowed)}")
@@ -121,9 +123,9 @@ def _parse(name: str, wishes: Mapping[str, Any]) -> Profile:
 
 
 def stages_in(dtype: str) -> dict[str, str]:
-    """What one word for all stages means for each: integers are for T3, whose step waits for its
-    matrices; the flow, which computes, takes bfloat16 beside them."""
-    return {"t3": dtype, "flow": "bfloat16" if dtype in QUANTISED else dtype}
+    """What one word for all stages means for each: 4 bits are for T3, whose step waits for its
+    matrices, and not for the flow, which computes."""
+    return {"t3": dtype, "flow": "int8" if dtype in QUANTISED else dtype}
 
 
 def known(where: str, given: Mapping[str, Any], keys: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""PyTorch's own threads, lent to compiled code of ours (compiled_t3.py, compiled_flow.py).
+"""PyTorch's own threads, lent to compiled code of ours (compiled_*.py).
 
 Knows OpenMP's entry points inside the library that PyTorch has loaded. Knows nothing of the work.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 import platform
@@ -17,6 +18,7 @@ from torch import nn
 from chatterbox_opt import cpu_bfloat16, team
 from chatterbox_opt.quantised import Int4Linear, Int8Linear
 
+PACKAGE = ROOT / "chatterbox_opt"
 half = pytest.mark.skipif(
     not cpu_bfloat16.serves(torch.zeros(1, dtype=torch.bfloat16)),
     reason="this processor computes no bfloat16, or PyTorch does it better",
@@ -27,12 +29,25 @@ def drawn(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("name", ["compiled_t3", "compiled_flow"])
+@pytest.mark.parametrize("name", ["compiled_integers", "compiled_t3", "compiled_flow"])
 def test_what_numba_keeps_is_not_older_than_what_it_was_made_of(name):
-    """It looks at the file of the function alone: that one must change whenever lanes.py does."""
-    package = ROOT / "chatterbox_opt"
-    digest = hashlib.sha256((package / "lanes.py").read_bytes()).hexdigest()[:8]
-    assert f'LANES_OF = "{digest}"' in (package / f"{name}.py").read_text(), digest
+    """It looks at the file of the function alone: that one must change whenever another does."""
+    tree = ast.parse((PACKAGE / f"{name}.py").read_text())
+    used = {
+        node.module.split(".")[1]
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("chatterbox_opt.")
+    }
+    [made_of] = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MADE_OF"
+    ]
+    assert made_of == {file: digest(file) for file in used}
+
+
+def digest(name):
+    return hashlib.sha256((PACKAGE / f"{name}.py").read_bytes()).hexdigest()[:8]
 
 
 @pytest.fixture
