@@ -16,12 +16,9 @@ from numba import carray, cfunc, njit, types
 
 from chatterbox_opt.lanes import (
     BLOCK,
-    LANES,
     bits_of,
     exact,
     exp,
-    halves_6,
-    halves_6_short,
     of_bits,
     place,
     pointer,
@@ -29,9 +26,13 @@ from chatterbox_opt.lanes import (
     rounded,
     settle,
 )
+from chatterbox_opt.tiles import (
+    halves_6,
+    halves_6_short,
+)
 
 # numba keeps what it compiled until this file changes: so it must change when what it uses does
-MADE_OF = {"lanes": "7848d24d"}
+MADE_OF = {"tiles": "9a686c9f", "lanes": "faf79519"}
 
 QUERIES = 6  # that are worked at together
 
@@ -51,7 +52,7 @@ _TENSORS = ("q", "k", "v", "visible", "out", "keys", "values")
 ATTENTION = np.dtype([(name, "i8") for name in (*_NAMES, *_TENSORS)])
 """q, k, v: bfloat16, element [r, h, f, i] lies r * row + h * head + f * frame + i further on.
 
-number, size, barrier: see team.py. head_dim is a multiple of 16, at most 64. visible: int64 [rows],
+number, size, barrier: see team.py. head_dim is 32 or 64. visible: int64 [rows],
 how many frames can be seen, from the first on. out: bfloat16 [rows, frames, heads, head_dim].
 Scratch: keys bfloat16 [rows * heads, padded frames, head_dim], values bfloat16 [rows * heads,
 BLOCK, padded frames]; frames are padded to a multiple of BLOCK.
@@ -85,7 +86,7 @@ def _padded(frames):
 
 @_compile
 def _pack(t, unit):
-    """Lay out a head's keys and values as lanes.py wants its weights, zeros behind the last frame.
+    """Lay out a head's keys and values as tiles.py wants its weights, zeros behind the last frame.
 
     Keys: outputs are frames, two dimensions side by side. Values: outputs are dimensions, two
     frames side by side.
@@ -95,31 +96,28 @@ def _pack(t, unit):
     place_k = t.k + (row * t.row + head * t.head) * 2
     place_v = t.v + (row * t.row + head * t.head) * 2
     keys = carray(
-        pointer(t.keys + unit * padded * d * 2), (padded // LANES, d // 2, LANES), np.uint32
+        pointer(t.keys + unit * padded * d * 2), (padded // BLOCK, d // 2, BLOCK), np.uint32
     )
     values = carray(
         pointer(t.values + unit * padded * BLOCK * 2),
-        (BLOCK // LANES, padded // 2, LANES),
+        (padded // 2, d),
         np.uint32,
     )
     for f in range(padded):
         if f < n:
             pairs = carray(pointer(place_k + f * t.frame * 2), d // 2, np.uint32)
             for i in range(d // 2):
-                keys[f // LANES, i, f % LANES] = pairs[i]
+                keys[f // BLOCK, i, f % BLOCK] = pairs[i]
         else:
-            keys[f // LANES, :, f % LANES] = 0
+            keys[f // BLOCK, :, f % BLOCK] = 0
     for f in range(0, padded, 2):
         # behind the last frame the first one stands in, and is taken out again
         first = carray(pointer(place_v + (f if f < n else 0) * t.frame * 2), d, np.uint16)
         second = carray(pointer(place_v + (f + 1 if f + 1 < n else 0) * t.frame * 2), d, np.uint16)
         kept = np.uint32(0xFFFFFFFF if f + 1 < n else 0xFFFF if f < n else 0)
-        for block in range(d // LANES):
-            for i in range(LANES):
-                at = block * LANES + i
-                pair = np.uint32(first[at]) | (np.uint32(second[at]) << np.uint32(16))
-                values[block, f // 2, i] = pair & kept
-        values[d // LANES :, f // 2] = 0
+        for i in range(d):
+            pair = np.uint32(first[i]) | (np.uint32(second[i]) << np.uint32(16))
+            values[f // 2, i] = pair & kept
 
 
 @_compile

@@ -5,7 +5,7 @@ caller, and holds what it gets addresses of; compiled_t3.py has all of T3's step
 
 Rows are rounded to int8 with one scale each (so no row depends on its neighbours), multiplied with
 bytes and summed in int32, exactly. The inner loop is LLVM's, four products to a lane: one
-instruction where the processor has VNNI, and plain widening elsewhere (lanes.py).
+instruction where the processor has VNNI, and plain widening elsewhere (tiles.py).
 """
 
 from __future__ import annotations
@@ -18,11 +18,18 @@ from chatterbox_opt.lanes import (
     GROUP,
     LANES,
     bits_of,
+    exact,
+    of_bits,
+    place,
+    pointer,
+    rint,
+    settle,
+)
+from chatterbox_opt.tiles import (
     bytes_1,
     bytes_2,
     bytes_4,
     bytes_6,
-    exact,
     finished_1,
     finished_2,
     finished_4,
@@ -31,15 +38,10 @@ from chatterbox_opt.lanes import (
     nibbles_2,
     nibbles_4,
     nibbles_6,
-    of_bits,
-    place,
-    pointer,
-    rint,
-    settle,
 )
 
 # numba keeps what it compiled until this file changes: so it must change when what it uses does
-MADE_OF = {"lanes": "7848d24d"}
+MADE_OF = {"tiles": "9a686c9f", "lanes": "faf79519"}
 
 ZERO = 128  # int8 weights are stored as unsigned bytes with this for 0
 LEVELS = 127  # int8 codes of rows: from -127 to 127
@@ -71,7 +73,7 @@ _FLOAT = np.float32
 
 @_compile
 def _at_once(left):
-    """How many of ``left`` rows lanes.py multiplies together."""
+    """How many of ``left`` rows tiles.py multiplies together."""
     return 6 if left >= 6 else 4 if left >= 4 else 2 if left >= 2 else 1
 
 

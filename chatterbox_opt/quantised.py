@@ -26,6 +26,7 @@ LEVELS = 127  # int8 from -127 to 127, for weights and for activations
 ZERO = 128  # weights are stored unsigned
 GROUP = 32  # int4: columns that share a scale and a minimum
 LANES, STEP, BLOCK = 16, 4, 64  # outputs of a vector, columns of a lane, outputs of a block
+HALF = BLOCK // 2  # outputs of nibbles that are worked at together
 TINY = 1e-30  # a row of zeros is divided by this
 
 
@@ -123,11 +124,11 @@ class Int8Linear(IntegerLinear):
     BITS, KIND = 8, "int8"
 
     def _pack(self, wide: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [out / LANES, in / STEP, LANES, STEP], and float32 [out]: one vector's bytes are 4
-        columns of 16 outputs."""
+        """uint8 [out / BLOCK, in / STEP, BLOCK, STEP], and float32 [out]: four vectors' bytes are 4
+        columns of 64 outputs."""
         scales = symmetric_scales(wide)
         codes = (wide / scales[:, None]).round_().add_(ZERO).to(torch.uint8)
-        tiles = codes.view(-1, LANES, codes.shape[1] // STEP, STEP).transpose(1, 2)
+        tiles = codes.view(-1, BLOCK, codes.shape[1] // STEP, STEP).transpose(1, 2)
         return tiles.contiguous(), scales
 
     def _unpack(self) -> Tensor:
@@ -144,14 +145,14 @@ class Int4Linear(IntegerLinear):
     BITS, KIND = 4, "int4"
 
     def _pack(self, wide: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [out / LANES, in / GROUP, 4, LANES, STEP], and bfloat16 [out / LANES, in / GROUP,
+        """uint8 [out / HALF, in / GROUP, 4, HALF, STEP], and bfloat16 [out / LANES, in / GROUP,
         2, LANES] (scales, minima): low nibbles are the first 16 columns of a group."""
         groups = wide.unflatten(1, (-1, GROUP))
         least = groups.amin(-1).bfloat16()
         scale = ((groups.amax(-1) - least.float()) / 15).clamp_min(TINY).bfloat16()
         q = (groups - least.float()[..., None]) / scale.float()[..., None]
         codes = q.round_().clamp_(0, 15).to(torch.uint8)
-        tiles = codes.view(-1, LANES, codes.shape[1], 2, 4, STEP).permute(0, 2, 3, 4, 1, 5)
+        tiles = codes.view(-1, HALF, codes.shape[1], 2, 4, STEP).permute(0, 2, 3, 4, 1, 5)
         packed = tiles[:, :, 0] | (tiles[:, :, 1] << 4)
         pairs = torch.stack((scale, least), dim=2).view(-1, LANES, codes.shape[1], 2)
         return packed.contiguous(), pairs.permute(0, 2, 3, 1).contiguous()

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of the tensors' names and layout; a change here converts all again
+FORMAT = 3  # of the tensors' names and layout; a change here converts all again
 AS_READ = "float32"  # the form of the checkpoint's own files
 LEAST = 64 << 20  # bytes; smaller parts load in no time
 MOST = 8 << 30  # bytes in the directory; what was used longest ago goes first

@@ -87,6 +87,8 @@ for layer in (quantised.Int8Linear, quantised.Int4Linear):
     assert torch.allclose(made(x), rows @ made.matrix().T, atol=0.05), layer
     exact = (made(x) - rows @ made.matrix().T).abs().median()
     assert exact < 1e-5, exact
+made = quantised.Int8Linear(torch.randn(130, 70), torch.randn(130))
+assert torch.allclose(made(x.bfloat16()).float(), made(x) + made.bias[:130], atol=0.2)
 """
 
 

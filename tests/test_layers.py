@@ -13,7 +13,9 @@ from conftest import ROOT
 PACKAGE = ROOT / "chatterbox_opt"
 LEVELS = [  # from the ground up; a level imports only from levels below it (or listed siblings)
     {"blocked", "errors", "kernels", "card", "heap", "lanes", "team"},
-    {"compiled_t3", "compiled_flow", "quantised", "cpu_bfloat16"},
+    {"tiles"},
+    {"compiled_integers", "compiled_flow", "quantised", "cpu_bfloat16"},
+    {"compiled_t3"},
     {"weight_only"},
     {
         "copier",
@@ -64,7 +66,13 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
     {"commands", "batch_command"},
     {"cli"},
 ]
-COMPILED = ("lanes", "compiled_t3", "compiled_flow")  # by numba, when they are imported
+COMPILED = (
+    "lanes",
+    "tiles",
+    "compiled_integers",
+    "compiled_t3",
+    "compiled_flow",
+)  # by numba, when they are imported
 STAGES = (
     "t3",
     "flow",

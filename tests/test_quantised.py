@@ -191,7 +191,11 @@ def test_the_plan_is_what_is_loaded(checkpoint):
     how = resolve("dev", here, {"dtype": "int8"}, {})
     pipeline = loading.load_pipeline(checkpoint, how)
     assert type(pipeline.residency.module("t3").head) is Int8Linear
-    assert pipeline.residency.module("flow").dtype == getattr(torch, how.flow)
+    block = pipeline.residency.module("flow").estimator.middle[0].transformers[0]
+    assert (type(block.up) is Int8Linear) == (how.flow == "int8")
+    assert pipeline.residency.module("flow").dtype == packing.arithmetic(
+        "bfloat16" if how.flow == "int8" else how.flow
+    )
     plain = loading.load_pipeline(checkpoint, replace(how, t3="float32", flow="float32"))
     assert type(plain.residency.module("t3").head) in (torch.nn.Linear, BlockedLinear)
 
