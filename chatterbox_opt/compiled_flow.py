@@ -16,6 +16,7 @@ from numba import carray, cfunc, njit, types
 
 from chatterbox_opt.lanes import (
     BLOCK,
+    LANES,
     bits_of,
     exact,
     exp,
@@ -29,10 +30,11 @@ from chatterbox_opt.lanes import (
 from chatterbox_opt.tiles import (
     halves_6,
     halves_6_short,
+    scores_6,
 )
 
 # numba keeps what it compiled until this file changes: so it must change when what it uses does
-MADE_OF = {"tiles": "9a686c9f", "lanes": "faf79519"}
+MADE_OF = {"tiles": "7a2974c9", "lanes": "faf79519"}
 
 QUERIES = 6  # that are worked at together
 
@@ -70,13 +72,6 @@ NORM = np.dtype(
 
 more: 0, or what is added to x, where x lies, before. weight, bias: bfloat16 [width].
 """
-
-
-@_compile
-def _turned(bits):
-    """Bits to an integer that orders like the number, NaN above all; and back."""
-    sign = np.int32(bits >> np.int32(31))
-    return np.int32(bits ^ np.int32(sign & np.int32(0x7FFFFFFF)))
 
 
 @_compile
@@ -135,13 +130,18 @@ def _power(x):
 
 
 @_compile
-def _share(scores, scale, shares):
-    """Softmax of one query's scores into bfloat16; return what the shares are to be divided by."""
-    highest = np.int32(-0x7FFFFFFF)
-    for i in range(len(scores)):
-        new = _turned(bits_of(scores[i]))
-        highest = new if new > highest else highest
-    top, total = of_bits(_turned(highest)), np.float32(0)
+def _share(scores, highest, scale, shares):
+    """Softmax of one query's scores into bfloat16; return what the shares are to be divided by.
+
+    Args:
+        highest: float32 [LANES], of all whole blocks.
+    """
+    top = highest[0]
+    for i in range(1, LANES):
+        top = highest[i] if highest[i] > top else top
+    for i in range(len(scores) // BLOCK * BLOCK, len(scores)):
+        top = scores[i] if scores[i] > top else top
+    total = np.float32(0)
     for i in range(len(scores)):
         share = _power((scores[i] - top) * scale)
         total += share
@@ -150,13 +150,13 @@ def _share(scores, scale, shares):
 
 
 @_compile
-def _attend(t, unit, first, scores, shares, queries, read, totals):
+def _attend(t, unit, first, scores, shares, queries, read, highest):
     """Up to six queries of a head, from ``first`` on; what follows is scratch.
 
     Args:
         scores, shares: float32 and uint16 [QUERIES, padded frames].
         queries, read: uint16 [QUERIES, head_dim], float32 [QUERIES, BLOCK].
-        totals: float32 [QUERIES].
+        highest: float32 [QUERIES, LANES].
     """
     row, head = unit // t.heads, unit % t.heads
     d, padded = t.head_dim, _padded(t.frames)
@@ -166,22 +166,27 @@ def _attend(t, unit, first, scores, shares, queries, read, totals):
         queries[i] = carray(pointer(place_q), d, np.uint16)
     visible = carray(pointer(t.visible), t.rows, np.int64)[row]
     keys = t.keys + unit * padded * d * 2
-    for block in range((visible + BLOCK - 1) // BLOCK):
-        here = keys + block * BLOCK * d * 2
-        out = scores.ctypes.data + block * BLOCK * 4
-        halves_6(here, d * 2, queries.ctypes.data, out, padded * 4, here + BLOCK * d * 2)
+    highest[:] = -np.inf
+    for first_key in range(0, visible, BLOCK):
+        here, out = keys + first_key * d * 2, scores.ctypes.data + first_key * 4
+        ahead = here + BLOCK * d * 2
+        if first_key + BLOCK <= visible:
+            most = highest.ctypes.data
+            scores_6(here, d * 2, queries.ctypes.data, ahead, out, padded * 4, most)
+        else:
+            halves_6(here, d * 2, queries.ctypes.data, ahead, out, padded * 4)
     scale = np.float32(1.44269504) / np.sqrt(np.float32(d))  # to powers of 2
     for i in range(count):
-        totals[i] = _share(scores[i, :visible], scale, shares[i, :visible])
+        highest[i, 0] = _share(scores[i, :visible], highest[i], scale, shares[i, :visible])
         shares[i, visible:] = 0
     values = t.values + unit * padded * BLOCK * 2
     if d > BLOCK // 2:
-        halves_6(values, padded * 2, shares.ctypes.data, read.ctypes.data, 4 * BLOCK, values)
+        halves_6(values, padded * 2, shares.ctypes.data, values, read.ctypes.data, 4 * BLOCK)
     else:
-        halves_6_short(values, padded * 2, shares.ctypes.data, read.ctypes.data, 4 * BLOCK, values)
+        halves_6_short(values, padded * 2, shares.ctypes.data, values, read.ctypes.data, 4 * BLOCK)
     outs = carray(pointer(t.out), (t.rows, t.frames, t.heads, d), np.uint16)
     for i in range(count):
-        factor = np.float32(1) / totals[i]
+        factor = np.float32(1) / highest[i, 0]  # their sum, by now
         for j in range(d):
             outs[row, first + i, head, j] = rounded(read[i, j] * factor)
 
@@ -255,8 +260,8 @@ def attention(data):
         np.zeros((QUERIES, t.head_dim), np.uint16),
         np.empty((QUERIES, BLOCK), np.float32),
     )
-    totals = np.empty(QUERIES, np.float32)
+    highest = np.empty((QUERIES, LANES), np.float32)
     sixes = (t.frames + QUERIES - 1) // QUERIES
     work = t.rows * t.heads * sixes
     for six in range(work * part // parts, work * (part + 1) // parts):
-        _attend(t, six // sixes, six % sixes * QUERIES, scores, shares, queries, read, totals)
+        _attend(t, six // sixes, six % sixes * QUERIES, scores, shares, queries, read, highest)

@@ -41,7 +41,7 @@ from chatterbox_opt.tiles import (
 )
 
 # numba keeps what it compiled until this file changes: so it must change when what it uses does
-MADE_OF = {"tiles": "9a686c9f", "lanes": "faf79519"}
+MADE_OF = {"tiles": "7a2974c9", "lanes": "faf79519"}
 
 ZERO = 128  # int8 weights are stored as unsigned bytes with this for 0
 LEVELS = 127  # int8 codes of rows: from -127 to 127
@@ -92,13 +92,13 @@ def _eight(m, t, first, row, rows, turn, totals):
     weights, codes = m.weights + first * n, t.codes + row * n
     ahead = _ahead(m, first, rows, turn)
     if rows == 6:
-        bytes_6(weights, n, codes, out, 4 * BLOCK, ahead)
+        bytes_6(weights, n, codes, ahead, out, 4 * BLOCK)
     elif rows == 4:
-        bytes_4(weights, n, codes, out, 4 * BLOCK, ahead)
+        bytes_4(weights, n, codes, ahead, out, 4 * BLOCK)
     elif rows == 2:
-        bytes_2(weights, n, codes, out, 4 * BLOCK, ahead)
+        bytes_2(weights, n, codes, ahead, out, 4 * BLOCK)
     else:
-        bytes_1(weights, n, codes, out, 4 * BLOCK, ahead)
+        bytes_1(weights, n, codes, ahead, out, 4 * BLOCK)
     sums = carray(pointer(t.sums), (t.rows, n // GROUP + 1), np.int32)
     scales = carray(pointer(m.scales + first * 4), BLOCK, np.float32)
     for i in range(rows):
@@ -205,13 +205,13 @@ def _halves(m, t, start, end, wide):
             out, ahead = t.out + row * apart + first * 2, _ahead(m, first, rows, turn)
             more = (scales, sums, sums_apart, factors, bias)
             if rows == 6:
-                finished_6(weights, n, codes, out, apart, ahead, *more)
+                finished_6(weights, n, codes, ahead, out, apart, *more)
             elif rows == 4:
-                finished_4(weights, n, codes, out, apart, ahead, *more)
+                finished_4(weights, n, codes, ahead, out, apart, *more)
             elif rows == 2:
-                finished_2(weights, n, codes, out, apart, ahead, *more)
+                finished_2(weights, n, codes, ahead, out, apart, *more)
             else:
-                finished_1(weights, n, codes, out, apart, ahead, *more)
+                finished_1(weights, n, codes, ahead, out, apart, *more)
             row += rows
             turn += 1
 

@@ -17,7 +17,7 @@ from chatterbox_opt.compiled_integers import MATRIX, ROWS, multiply, quantise
 from chatterbox_opt.lanes import LANES, exp, narrowed, place, pointer, settle, widened
 
 # numba keeps what it compiled until this file changes: so it must change when what it uses does
-MADE_OF = {"lanes": "faf79519", "compiled_integers": "dd54aa77"}
+MADE_OF = {"lanes": "faf79519", "compiled_integers": "ac7c6525"}
 
 _SHAPE = ("layers", "each", "heads", "head_dim", "ffn", "utterances")
 _TENSORS = ("matrices", "norms", "x", "cos", "sin", "logits", "strips", "room", "places")

@@ -37,8 +37,10 @@ def normed(layer: nn.LayerNorm, x: Tensor, *, mish: bool = False) -> Tensor:
     return F.mish(plain) if mish else plain
 
 
-def sum_and_norm(layer: nn.LayerNorm, x: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+def sum_and_norm(layer: nn.LayerNorm, x: Tensor, more: Tensor | None) -> tuple[Tensor, Tensor]:
     """``x + more``, and its layer norm. ``x`` may have changed: it is the residual stream."""
+    if more is None:
+        return x, normed(layer, x)
     if cpu_bfloat16.serves(x):
         return x, cpu_bfloat16.add_norm(layer, x, more)
     x = x + more
@@ -133,11 +135,13 @@ class Transformer(nn.Module):
         self.out = nn.Linear(inner, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        qkv = self.qkv(normed(self.attention_norm, x))
+    def forward(self, x: Tensor, more: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The residual stream and what is still to be added to it, before and after."""
+        x, inner = sum_and_norm(self.attention_norm, x, more)
+        qkv = self.qkv(inner)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).transpose(1, 3).unbind(2)
         x, inner = sum_and_norm(self.ffn_norm, x, self.out(attend(q, k, v, mask)))
-        return x + self.down(F.gelu(self.up(inner)))
+        return x, self.down(F.gelu(self.up(inner)))
 
 
 class Level(nn.Module):
@@ -160,9 +164,10 @@ class Level(nn.Module):
     def forward(self, mask: Tensor | None, *inputs: object) -> Tensor:
         """``inputs`` are the residual block's."""
         x: Tensor = self.resnet(*inputs)
+        more: Tensor | None = None
         for transformer in self.transformers:
-            x = transformer(x, mask)
-        return x
+            x, more = transformer(x, more, mask)
+        return x if more is None else x + more
 
 
 class Estimator(nn.Module):

@@ -35,6 +35,8 @@ from chatterbox_opt.lanes import (
     to_bfloat,
 )
 
+_NOTHING = ir.Constant(FLOATS, [0.0] * LANES)
+
 
 def _loop(b: Any, times: Any, starts: list[Any], body: Any) -> list[Any]:
     """Run ``body(i, values)`` so often, at least once, values in registers; return the last."""
@@ -78,34 +80,62 @@ def _store(b: Any, values: list[Any], rows: int, out: Any, apart: Any) -> None:
             b.store(values[row * blocks + j], b.gep(p, [I64(j)]), align=4)
 
 
+def _sums(b: Any, tile: tuple[int, int], dot: Any, nothing: Any, arguments: Any) -> list[Any]:
+    """Rows and blocks of a tile: the sums [rows * blocks] of its first arguments, see ``_tile``."""
+    rows, blocks = tile
+    weights, size, values, ahead = arguments
+    vectors = b.inttoptr(weights, INTS.as_pointer())
+    scalars = pointers(b, values, size, rows, I32)
+
+    def body(i: Any, sums: list[Any]) -> list[Any]:
+        if rows > 2:
+            prefetch(b, b.add(ahead, b.shl(i, I64(6))))
+        return _add_products(b, sums, _loaded(b, vectors, i, blocks), scalars, i, dot)
+
+    return _loop(b, b.sdiv(size, I64(STEP)), [nothing] * (rows * blocks), body)
+
+
 def _tile(rows: int, blocks: int, dot: Any, nothing: Any) -> Any:
     """Make a function: rows times ``blocks`` times 16 outputs, each of 4 bytes.
 
     Its arguments, addresses and sizes: weights, of which 64 bytes are 4 bytes of each of 16
-    outputs, blocks side by side; bytes of a row, and of the weights of an output; rows; where to
-    put the outputs of the first row, and how many bytes further on those of the next; and where
-    what comes next lies: of it as much as one block is brought into the cache, but for a row or
-    two, which go through the weights once and leave no time for it.
+    outputs, blocks side by side; bytes of a row, and of the weights of an output; rows; where what
+    comes next lies: of it as much as one block is brought into the cache, but for a row or two,
+    which go through the weights once and leave no time for it; where to put the outputs of the
+    first row, and how many bytes further on those of the next.
     """
 
     @intrinsic
-    def tile(context, weights, size, values, out, apart, ahead):
+    def tile(context, weights, size, values, ahead, out, apart):
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            weights, size, values, out, apart, ahead = arguments
-            vectors = b.inttoptr(weights, INTS.as_pointer())
-            scalars = pointers(b, values, size, rows, I32)
-
-            def body(i: Any, sums: list[Any]) -> list[Any]:
-                if rows > 2:
-                    prefetch(b, b.add(ahead, b.shl(i, I64(6))))
-                loaded = _loaded(b, vectors, i, blocks)
-                return _add_products(b, sums, loaded, scalars, i, dot)
-
-            times = b.sdiv(size, I64(STEP))
-            _store(b, _loop(b, times, [nothing] * (rows * blocks), body), rows, out, apart)
+            *given, out, apart = arguments
+            _store(b, _sums(b, (rows, blocks), dot, nothing, given), rows, out, apart)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 6), generate
+
+    return tile
+
+
+def _scores_tile(rows: int, blocks: int) -> Any:
+    """The same of bfloat16, and the largest so far: one more argument, float32 [rows, LANES], of
+    which each is replaced by what is larger among its row's outputs there. NaN counts for nothing.
+    """
+
+    @intrinsic
+    def tile(context, weights, size, values, ahead, out, apart, highest):
+        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            *given, out, apart, highest = arguments
+            sums = _sums(b, (rows, blocks), dot_halves, _NOTHING, given)
+            _store(b, sums, rows, out, apart)
+            for row, p in enumerate(pointers(b, highest, I64(4 * LANES), rows, FLOATS)):
+                most = b.load(p, align=4)
+                for new in sums[row * blocks : (row + 1) * blocks]:
+                    most = b.select(b.fcmp_ordered(">", new, most), new, most)
+                b.store(most, p, align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 7), generate
 
     return tile
 
@@ -119,20 +149,12 @@ def _halves_tile(rows: int, blocks: int) -> Any:
 
     @intrinsic
     def tile(  # noqa: PLR0913 - LLVM knows no records
-        context, weights, size, values, out, apart, ahead, scales, sums, sums_apart, factors, bias
+        context, weights, size, values, ahead, out, apart, scales, sums, sums_apart, factors, bias
     ):
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            weights, size, values, out, apart, ahead, scales, sums, sums_apart, *columns = arguments
-            vectors = b.inttoptr(weights, INTS.as_pointer())
-            scalars = pointers(b, values, size, rows, I32)
-
-            def body(i: Any, counts: list[Any]) -> list[Any]:
-                prefetch(b, b.add(ahead, b.shl(i, I64(6))))
-                loaded = _loaded(b, vectors, i, blocks)
-                return _add_products(b, counts, loaded, scalars, i, dot_bytes)
-
-            times = b.sdiv(size, I64(STEP))
-            counts = _loop(b, times, [every(0)] * (rows * blocks), body)
+            *given, out, apart, scales, sums, sums_apart, factors, bias = arguments
+            columns = (factors, bias)
+            counts = _sums(b, (rows, blocks), dot_bytes, every(0), given)
             kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
             fma = cgutils.get_or_insert_function(b.module, kind, "llvm.fma.v16f32")
             factors, bias = (
@@ -211,8 +233,7 @@ def _nibbles_tile(rows: int, blocks: int) -> Any:
                         )
                 return after
 
-            nothing = ir.Constant(FLOATS, [0.0] * LANES)
-            sums = _loop(b, groups, [nothing] * (rows * blocks), body)
+            sums = _loop(b, groups, [_NOTHING] * (rows * blocks), body)
             _store(b, sums, rows, out, I64(4 * BLOCK))
             return context.get_dummy_value()
 
@@ -226,8 +247,9 @@ bytes_1, bytes_2, bytes_4, bytes_6 = (
     _tile(rows, BLOCK // LANES, dot_bytes, every(0)) for rows in (1, 2, 4, 6)
 )
 halves_6, halves_6_short = (  # short ones give half a BLOCK of outputs
-    _tile(6, blocks, dot_halves, ir.Constant(FLOATS, [0.0] * LANES)) for blocks in (4, 2)
+    _tile(6, blocks, dot_halves, _NOTHING) for blocks in (4, 2)
 )
+scores_6 = _scores_tile(6, BLOCK // LANES)
 finished_1, finished_2, finished_4, finished_6 = (
     _halves_tile(rows, BLOCK // LANES) for rows in (1, 2, 4, 6)
 )
