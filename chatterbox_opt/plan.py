@@ -268,7 +268,7 @@ def _narrowest(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile
         wish = replace(wish, t3=t3, flow=flow, compute="")
         reasons.append("dtype float32: a processor has no fast float16 arithmetic")
     for stage in ("t3", "flow"):
-        while why := hardware.lacks.get(_lacking(stage, dtype := getattr(wish, stage))):
+        while why := _lacking(hardware, stage, dtype := getattr(wish, stage)):
             wish = replace(wish, **{stage: WIDER[dtype]})
             reasons.append(f"{stage} {WIDER[dtype]}: {why}")
     if wish.t3 in QUANTISED:
@@ -278,6 +278,7 @@ def _narrowest(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile
     return wish
 
 
-def _lacking(stage: str, dtype: str) -> str:
-    """The name in ``Hardware.lacks`` of a stage's dtype."""
-    return "int8 flow" if (stage, dtype) == ("flow", "int8") else dtype
+def _lacking(hardware: Hardware, stage: str, dtype: str) -> str:
+    """Why a stage cannot have a dtype on a processor, or ""; an int8 flow is bfloat16 besides."""
+    names = ("int8 flow", "int8", "bfloat16") if (stage, dtype) == ("flow", "int8") else (dtype,)
+    return next((why for name in names if (why := hardware.lacks.get(name))), "")

@@ -115,10 +115,9 @@ def _parse(name: str, wishes: Mapping[str, Any]) -> Profile:
         # YAML reads a bare `none` as text but `no`, `off` and `~` as other things
         if allowed and value not in allowed:
             raise ProfileError(f"profile '{name}': {key} is {value!r}; known: {', '.join(allowed)}")
-    if wishes.get("compute") and per_stage.get("t3") in QUANTISED:
-        raise ProfileError(
-            f"profile '{name}': compute is for halves; {per_stage['t3']} has its own"
-        )
+    integers = [dtype for dtype in per_stage.values() if dtype in QUANTISED]
+    if wishes.get("compute") and integers:
+        raise ProfileError(f"profile '{name}': compute is for halves; {integers[0]} has its own")
     return Profile(name=name, **values, **per_stage)
 
 

@@ -161,8 +161,9 @@ def test_a_wrong_word_in_the_environment_names_the_known_ones(variable):
         ("dtpye: float16", "unknown key 'dtpye'; known: description, dtype"),
         ("dtype: {t3: float16, t4: float16}", "unknown key 't4'; known: t3, flow, vocoder"),
         ("dtype: float8", "is 'float8'; known: float32, float16, bfloat16"),
-        ("dtype: {flow: int8}", "flow is 'int8'; known: float32, float16, bfloat16"),
+        ("dtype: {flow: int4}", "flow is 'int4'; known: float32, float16, bfloat16, int8"),
         ("dtype: {t3: int8}\ncompute: float32", "compute is for halves"),
+        ("dtype: {flow: int8}\ncompute: float32", "compute is for halves"),
         ("dtype: {vocoder: float16}", "vocoder is float32 only"),
         ("compile: no", "compile is False; known: none, cudagraphs, inductor"),
         ("offload: everything", "known: none, stages, all-but-active"),
@@ -199,9 +200,10 @@ WITHOUT_VNNI = Hardware("cpu", "old", lacks={"int8": "products saturate", "bfloa
 @pytest.mark.parametrize(
     ("hardware", "dtype", "expected"),
     [
-        (CPU, "int8", ("int8", "bfloat16")),
-        (CPU, "int4", ("int4", "bfloat16")),
-        (Hardware("cpu", "x", lacks={"int4": "none"}), "int4", ("int8", "bfloat16")),
+        (CPU, "int8", ("int8", "int8")),
+        (CPU, "int4", ("int4", "int8")),
+        (Hardware("cpu", "x", lacks={"int4": "none"}), "int4", ("int8", "int8")),
+        (Hardware("cpu", "x", lacks={"int8 flow": "AMX"}), "int8", ("int8", "bfloat16")),
         (Hardware("cpu", "x", lacks={"bfloat16": "none"}), "int8", ("int8", "float32")),
         (Hardware("cpu", "x", lacks={"int8": "none"}), "int8", ("bfloat16", "bfloat16")),
         (WITHOUT_VNNI, "int8", ("float32", "float32")),
@@ -246,5 +248,5 @@ def test_the_cpu_profile_takes_the_fastest_that_this_processor_has():
 
 def test_a_processor_is_asked_for_what_it_lacks():
     found = hardware.probe("cpu")
-    assert set(found.lacks) <= {"bfloat16", "int8", "int4"}
+    assert set(found.lacks) <= {"bfloat16", "int8", "int4", "int8 flow"}
     assert all(found.lacks.values())
