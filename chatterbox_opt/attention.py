@@ -29,7 +29,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     Returns:
         [rows, frames, heads * head_dim].
     """
-    if cpu_bfloat16.serves(q) and q.shape[-1] in cpu_bfloat16.HEADS:
+    if cpu_bfloat16.serves(q, k, v) and q.shape[-1] in cpu_bfloat16.HEADS:
         return cpu_bfloat16.attend(q, k, v, mask)
     if not _multiplies(q):
         fused = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

@@ -20,13 +20,14 @@ BLOCK = 64  # frames are padded to a multiple of it
 HEADS = (32, 64)  # dimensions of a head that attention is written for
 
 
-def serves(x: Tensor) -> bool:
-    """Whether ``x`` and its like are for the functions of this module.
+def serves(*tensors: Tensor) -> bool:
+    """Whether these, of what goes into one of this module's functions, are for it.
 
     Training is not: they know no gradient. Nor is a processor with AMX, where PyTorch's own are
     quick; nor one where numba is missing, or has nowhere to keep what it compiles.
     """
-    if x.device.type != "cpu" or x.dtype != torch.bfloat16 or x.requires_grad:
+    fit = (x.device.type == "cpu" and x.dtype == torch.bfloat16 for x in tensors)
+    if not all(fit) or any(x.requires_grad for x in tensors):
         return False
     return _compiled() is not None
 

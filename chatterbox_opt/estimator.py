@@ -31,7 +31,7 @@ CONDITIONS = 3 * MEL_BINS  # mu, speaker, prompt
 
 def normed(layer: nn.LayerNorm, x: Tensor, *, mish: bool = False) -> Tensor:
     """Layer norm, and Mish (Misra 2019) after it: the same shape."""
-    if cpu_bfloat16.serves(x):
+    if cpu_bfloat16.serves(x, layer.weight):
         return cpu_bfloat16.norm(layer, x, mish=mish)
     plain: Tensor = layer(x)
     return F.mish(plain) if mish else plain
@@ -41,7 +41,7 @@ def sum_and_norm(layer: nn.LayerNorm, x: Tensor, more: Tensor | None) -> tuple[T
     """``x + more``, and its layer norm. ``x`` may have changed: it is the residual stream."""
     if more is None:
         return x, normed(layer, x)
-    if cpu_bfloat16.serves(x):
+    if cpu_bfloat16.serves(x, more, layer.weight):
         return x, cpu_bfloat16.add_norm(layer, x, more)
     x = x + more
     return x, layer(x)

@@ -223,6 +223,9 @@ def _lower(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
         if wish.compile != "none" and hardware.device == "mps":
             reasons.append("compile none: MPS runs eager")
             wish = replace(wish, compile="none")
+        if wish.compile == "inductor" and wish.t3 in QUANTISED:
+            reasons.append("compile none: a step over integers is one call already")
+            wish = replace(wish, compile="none")
         if wish.offload != "none":
             reasons.append("offload none: there is no card to move stages off")
             wish = replace(wish, offload="none")

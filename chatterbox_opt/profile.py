@@ -18,11 +18,11 @@ from chatterbox_opt.hardware import AUTO
 STAGES = ("t3", "flow", "vocoder")
 DTYPES = ("float32", "float16", "bfloat16")
 QUANTISED = {  # what each costs on a processor (docs/performance-log.md)
-    "int8": "99.3 % of T3's choices as in float32, KL divergence 4.5e-4, on the built-in model",
-    "int4": "98.4 % of T3's choices as in float32, KL divergence 5.3e-3, on the built-in model",
+    "int8": "99.6 % of T3's choices as in float32, KL divergence 5.7e-4, on the built-in model",
+    "int4": "98.3 % of T3's choices as in float32, KL divergence 7.4e-3, on the built-in model",
 }
 T3_DTYPES, FLOW_DTYPES = (*DTYPES, *QUANTISED), (*DTYPES, "int8")
-INT8_FLOW = "log-mel cosine to float32 0.99996 on the built-in model, where bfloat16 has 0.99997"
+INT8_FLOW = "log-mel cosine to float32 0.99997 on the built-in model, where bfloat16 has 0.99998"
 COMPILE = ("none", "cudagraphs", "inductor")
 OFFLOAD = ("none", "stages", "all-but-active")  # from most memory on the card to least
 

@@ -55,7 +55,8 @@ _WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 @functools.cache
 def of_torch() -> Team:
     """The team of the GNU OpenMP library that PyTorch brings."""
-    inside = str(Path(torch.__file__).parent.parent)  # in torch/lib or beside it, torch.libs
+    package = Path(torch.__file__).parent  # in its lib, or beside it; others bring their own
+    inside = (f"{package}/", f"{package}.libs/")
     maps = Path(MAPS)
     loaded = {line.split()[-1] for line in maps.read_text().splitlines()} if maps.exists() else ()
     for path in sorted(p for p in loaded if "libgomp" in p and p.startswith(inside)):

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -168,6 +169,15 @@ def test_a_sum_and_its_norm():
 
 
 def test_training_keeps_what_knows_gradients():
-    x = torch.zeros(1, dtype=torch.bfloat16, requires_grad=True)
-    assert not cpu_bfloat16.serves(x)
-    assert not cpu_bfloat16.serves(torch.zeros(1))
+    half = torch.zeros(1, dtype=torch.bfloat16)
+    assert not cpu_bfloat16.serves(half, torch.zeros(1, dtype=torch.bfloat16, requires_grad=True))
+    assert not cpu_bfloat16.serves(half, torch.zeros(1)), "as under autocast"
+
+
+def test_of_all_openmp_libraries_it_takes_pytorchs(tmp_path, monkeypatch):
+    """scikit-learn and others bring their own, which would be a second team."""
+    maps = tmp_path / "maps"
+    theirs = Path(torch.__file__).parent.parent / "scikit_learn.libs" / "libgomp-1.so"
+    maps.write_text(f"7f-80 r-xp 0 0 1 {theirs}\n")
+    monkeypatch.setattr(team, "MAPS", str(maps))
+    assert team.of_torch.__wrapped__() == team.Team()

@@ -228,10 +228,17 @@ def test_integers_become_what_the_machine_has(hardware, dtype, expected):
     assert made.fused == (hardware.device == "cuda" and not hardware.lacks)
 
 
+def test_a_step_over_integers_is_not_compiled_again():
+    found = resolve("cpu", CPU, {"dtype": "int8", "compile": "inductor"}, {})
+    assert found.compile == "none"
+    assert "one call" in " | ".join(found.reasons)
+    assert resolve("dev", CPU, {"compile": "inductor"}, {}).compile == "inductor"
+
+
 def test_a_quantised_plan_says_what_it_costs():
     reasons = " | ".join(resolve("cpu", CPU, {}, {}).reasons)
-    assert "99.3 %" in reasons
-    assert "98.4 %" in " | ".join(resolve("cpu", CPU, {"dtype": "int4"}, {}).reasons)
+    assert "99.6 %" in reasons
+    assert "98.3 %" in " | ".join(resolve("cpu", CPU, {"dtype": "int4"}, {}).reasons)
     assert "KL" not in " | ".join(resolve("cpu", WITHOUT_VNNI, {}, {}).reasons)
 
 
