@@ -34,7 +34,7 @@ from chatterbox_opt.tiles import (
 )
 
 # numba keeps what it compiled until this file changes: so it must change when what it uses does
-MADE_OF = {"tiles": "7a2974c9", "lanes": "faf79519"}
+MADE_OF = {"tiles": "7a2974c9", "lanes": "a14381d7"}
 
 QUERIES = 6  # that are worked at together
 
@@ -192,7 +192,7 @@ def _attend(t, unit, first, scores, shares, queries, read, highest):
 
 
 @_compile
-def _halves(address, count):
+def _bits_at(address, count):
     return carray(pointer(address), count, np.uint16)
 
 
@@ -205,10 +205,10 @@ def _norm_row(t, row, weight, bias, wide):
         wide: scratch of the same shape.
     """
     n, at = t.width, row * t.width * 2
-    x, out = _halves(t.x + at, n), _halves(t.out + at, n)
+    x, out = _bits_at(t.x + at, n), _bits_at(t.out + at, n)
     total = np.float32(0)
     if t.more:
-        more = _halves(t.more + at, n)
+        more = _bits_at(t.more + at, n)
         for i in range(n):
             x[i] = rounded(exact(x[i]) + exact(more[i]))
     for i in range(n):
@@ -237,7 +237,7 @@ def norm(data):
     t = carray(data, 1, NORM)[0]
     part, parts = place(t)
     weight, bias = np.empty(t.width, np.float32), np.empty(t.width, np.float32)
-    given, more = _halves(t.weight, t.width), _halves(t.bias, t.width)
+    given, more = _bits_at(t.weight, t.width), _bits_at(t.bias, t.width)
     for i in range(t.width):
         weight[i], bias[i] = exact(given[i]), exact(more[i])
     wide = np.empty(t.width, np.float32)

@@ -41,7 +41,7 @@ from chatterbox_opt.tiles import (
 )
 
 # numba keeps what it compiled until this file changes: so it must change when what it uses does
-MADE_OF = {"tiles": "7a2974c9", "lanes": "faf79519"}
+MADE_OF = {"tiles": "7a2974c9", "lanes": "a14381d7"}
 
 ZERO = 128  # int8 weights are stored as unsigned bytes with this for 0
 LEVELS = 127  # int8 codes of rows: from -127 to 127
@@ -85,9 +85,8 @@ def _ahead(m, first, rows, turn):
 
 
 @_compile
-def _eight(m, t, first, row, rows, turn, totals):
+def _eight(m, t, first, row, rows, turn, counts, totals):
     """Rows from ``row`` on times int8 outputs from ``first`` on: float32 [rows, BLOCK]."""
-    counts = np.empty((6, BLOCK), np.int32)
     n, out = m.padded, counts.ctypes.data
     weights, codes = m.weights + first * n, t.codes + row * n
     ahead = _ahead(m, first, rows, turn)
@@ -130,7 +129,8 @@ def _four(m, t, first, row, rows, turn, totals):
 @_compile
 def multiply(m, t, out, add, part, parts):
     """Quantised rows times a part of the outputs of a matrix, to or onto out [rows, outputs]."""
-    totals, scales = np.empty((6, BLOCK), np.float32), carray(pointer(t.scales), t.rows, np.float32)
+    counts, totals = np.empty((6, BLOCK), np.int32), np.empty((6, BLOCK), np.float32)
+    scales = carray(pointer(t.scales), t.rows, np.float32)
     blocks = (m.outputs + BLOCK - 1) // BLOCK
     for block in range(blocks * part // parts, blocks * (part + 1) // parts):
         first, row, turn = block * BLOCK, 0, 0
@@ -138,7 +138,7 @@ def multiply(m, t, out, add, part, parts):
         while row < t.rows:
             rows = _at_once(t.rows - row)
             if m.bits == 8:
-                _eight(m, t, first, row, rows, turn, totals)
+                _eight(m, t, first, row, rows, turn, counts, totals)
             else:
                 _four(m, t, first, row, rows, turn, totals)
             for i in range(rows):

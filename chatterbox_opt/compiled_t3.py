@@ -17,7 +17,7 @@ from chatterbox_opt.compiled_integers import MATRIX, ROWS, multiply, quantise
 from chatterbox_opt.lanes import LANES, exp, narrowed, place, pointer, settle, widened
 
 # numba keeps what it compiled until this file changes: so it must change when what it uses does
-MADE_OF = {"lanes": "faf79519", "compiled_integers": "ac7c6525"}
+MADE_OF = {"lanes": "a14381d7", "compiled_integers": "e6501a05"}
 
 _SHAPE = ("layers", "each", "heads", "head_dim", "ffn", "utterances")
 _TENSORS = ("matrices", "norms", "x", "cos", "sin", "logits", "strips", "room", "places")
@@ -54,6 +54,14 @@ def _normed(x, weight, eps, out):
 
 
 @_compile
+def _kept(x):
+    """To float16; at the end of its range, not beyond."""
+    x = _FLOAT(65504) if x > _FLOAT(65504) else x  # NaN stays
+    x = _FLOAT(-65504) if x < _FLOAT(-65504) else x
+    return narrowed(x)
+
+
+@_compile
 def _attend(t, layer, number):
     """Head ``number`` of all rows' heads: turn and keep its key, keep its value, read the rest."""
     row, head = number // t.heads, number % t.heads
@@ -65,7 +73,7 @@ def _attend(t, layer, number):
     n, utterance = t.head_dim, row // t.each
     strips = carray(pointer(t.strips), (t.layers, t.utterances, 2), np.int64)
     room = carray(pointer(t.room), t.utterances, np.int64)[utterance]
-    place = carray(pointer(t.places), t.utterances, np.int64)[utterance]
+    last = carray(pointer(t.places), t.utterances, np.int64)[utterance]
     offset = ((row % t.each) * t.heads + head) * room * n * 2
     keys = carray(pointer(strips[layer, utterance, 0] + offset), (room, n), np.uint16)
     values = carray(pointer(strips[layer, utterance, 1] + offset), (n, room), np.uint16)
@@ -75,23 +83,23 @@ def _attend(t, layer, number):
         j = i + half
         query[i] = (q[i] * cos[i] + q[j] * sin[i]) * scale
         query[j] = (q[j] * cos[j] + q[i] * sin[j]) * scale
-        keys[place, i] = narrowed(k[i] * cos[i] + k[j] * sin[i])
-        keys[place, j] = narrowed(k[j] * cos[j] + k[i] * sin[j])
+        keys[last, i] = _kept(k[i] * cos[i] + k[j] * sin[i])
+        keys[last, j] = _kept(k[j] * cos[j] + k[i] * sin[j])
     for i in range(n):
-        values[i, place] = narrowed(v[i])
+        values[i, last] = _kept(v[i])
     highest = _FLOAT(-np.inf)
-    for p in range(place + 1):
+    for p in range(last + 1):
         score = _FLOAT(0)
         for i in range(n):
             score += query[i] * widened(keys[p, i])
         weights[p] = score
         highest = max(highest, score)
     total = _FLOAT(0)
-    for p in range(place + 1):
+    for p in range(last + 1):
         weights[p] = exp(weights[p] - highest)
         total += weights[p]
-    read = (place // LANES + 1) * LANES  # whole vectors; there is nothing but zeros behind
-    weights[place + 1 : read] = 0
+    read = (last // LANES + 1) * LANES  # whole vectors; there is nothing but zeros behind
+    weights[last + 1 : read] = 0
     for i in range(n):
         attended = _FLOAT(0)
         for p in range(read):

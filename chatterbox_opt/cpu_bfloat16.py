@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chatterbox_opt import team
@@ -29,26 +30,40 @@ def serves(*tensors: Tensor) -> bool:
     fit = (x.device.type == "cpu" and x.dtype == torch.bfloat16 for x in tensors)
     if not all(fit) or any(x.requires_grad for x in tensors):
         return False
-    return _compiled() is not None
+    return not _lacks()
 
 
 @functools.cache
-def _compiled() -> ModuleType | None:
+def _lacks() -> str:
     if not torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
-        return None
-    try:
-        from chatterbox_opt import compiled_flow, lanes
-    except (ImportError, RuntimeError):
-        return None
-    return compiled_flow if lanes.BFLOAT16 else None
+        return "no bfloat16, or a faster way"
+    return team.trial(_wrong)
+
+
+def _wrong() -> str:
+    from chatterbox_opt import lanes
+
+    if not lanes.BFLOAT16:
+        return "numba compiles for less than this processor"
+    x = torch.linspace(-2, 2, 3 * 2 * HEADS[0]).bfloat16().view(1, 3, 2, HEADS[0]).transpose(1, 2)
+    wide = x.float()
+    found, exact = attend(x, x, x, None), F.scaled_dot_product_attention(wide, wide, wide)
+    layer = nn.LayerNorm(HEADS[0], device="cpu", dtype=torch.bfloat16)
+    near = (
+        torch.allclose(found.float(), exact.transpose(1, 2).flatten(2), atol=0.05),
+        torch.allclose(norm(layer, x).float(), layer(x).float(), atol=0.05),
+    )
+    return "" if all(near) else "attention or norms are wrong here"
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """See ``attention.attend``; head_dim is one of ``HEADS``."""
     compiled = _code()
+    assert q.stride() == k.stride() == v.stride(), "one layout"
+    assert q.stride(-1) == 1 and q.shape[-1] in HEADS, "whole heads"
     rows, heads, frames, head_dim = q.shape
     padded = frames + -frames % BLOCK
-    visible = torch.full((rows,), frames) if mask is None else mask.flatten(1).sum(1)
+    visible = torch.full((rows,), frames, device="cpu") if mask is None else mask.flatten(1).sum(1)
     keys = q.new_empty(rows * heads, padded, head_dim)
     values = q.new_empty(rows * heads, BLOCK, padded)
     attended = q.new_empty(rows, frames, heads, head_dim)
@@ -71,6 +86,7 @@ def add_norm(layer: nn.LayerNorm, x: Tensor, more: Tensor) -> Tensor:
 
 
 def _normed(layer: nn.LayerNorm, x: Tensor, more: Tensor | None, *, mish: bool) -> Tensor:
+    assert x.is_contiguous(), "in one piece"
     compiled, out = _code(), torch.empty_like(x)
     task = _task(compiled.NORM)
     task["width"], task["eps"], task["mish"] = x.shape[-1], layer.eps, mish
@@ -83,9 +99,9 @@ def _normed(layer: nn.LayerNorm, x: Tensor, more: Tensor | None, *, mish: bool) 
 
 
 def _code() -> ModuleType:
-    compiled = _compiled()
-    assert compiled is not None, "ask serves() first"
-    return compiled
+    from chatterbox_opt import compiled_flow  # numba is only needed here
+
+    return compiled_flow
 
 
 def _task(kind: Any) -> Any:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chatterbox_opt import blocked, packing
+from chatterbox_opt import blocked, quantised
 from chatterbox_opt.errors import NumericsError
 from chatterbox_opt.estimator import Estimator
 from chatterbox_opt.lean import upstream
@@ -45,6 +45,7 @@ class Flow(nn.Module):
         self.encoder: Any = build_encoder(shape)
         self.encoder_proj = nn.Linear(width, MEL_BINS)
         self.estimator = Estimator(shape)
+        self._aside: list[tuple[nn.Module, str, quantised.Int8Linear]] = []
         self.through: Through = Direct()  # how the ODE is solved: launched, or replayed
 
     @property
@@ -55,10 +56,16 @@ class Flow(nn.Module):
     def set_precision(self, dtype: torch.dtype) -> None:
         """Cast for arithmetic in ``dtype``; the time embedding stays in float32.
 
-        Blocked matrices (blocked.py) are blocked again; integers stay the numbers they stand for.
+        Blocked matrices (blocked.py) are blocked again. Integers become the float32 numbers that
+        they stand for, and come back with bfloat16.
         """
         was_blocked = blocked.unblock(self)
-        packing.unpack(self)
+        if dtype == torch.bfloat16:
+            for owner, name, layer in self._aside:
+                setattr(owner, name, layer)
+            self._aside = []
+        else:
+            self._aside += quantised.set_aside(self)
         self.to(dtype)
         self.estimator.time_in.float()
         self.estimator.time_out.float()

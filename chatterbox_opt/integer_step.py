@@ -31,12 +31,14 @@ class IntegerStep:
         from chatterbox_opt import compiled_t3  # numba is only needed here
 
         self._t3, self._work = t3, compiled_t3.layers.address
+        assert t3.dtype == torch.float32, "what is between the matrices"
         layers = [
             layer
             for block in t3.blocks
             for layer in (block.qkv, block.out, block.gate_up, block.down)
         ]
-        self._matrices = np.concatenate([layer.described() for layer in (*layers, t3.head)])
+        self._layers = (*layers, t3.head)  # whose addresses are kept here
+        self._matrices = np.concatenate([layer.described() for layer in self._layers])
         norms = [n.weight for block in t3.blocks for n in (block.attention_norm, block.ffn_norm)]
         self._norms = torch.stack((*norms, t3.norm.weight)).float()
         shape, self._task = t3.shape, np.zeros(1, compiled_t3.LAYERS)
@@ -54,6 +56,7 @@ class IntegerStep:
         t3, shape, task = self._t3, self._t3.shape, self._task
         x, cos, sin = t3.entering(token, spoken, position, cache.each)
         rows, position = len(x), position.contiguous()
+        assert bool((position < cache.room[: len(position)]).all()), "reserve() comes first"
         wide = x.new_empty(rows, max(3 * shape.width, 2 * shape.ffn))
         narrow, logits = torch.empty_like(x), x.new_empty(rows, shape.speech_vocab)
         longest = int(cache.room.max()) + LANES

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils, config
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 LANES = 16  # outputs that one vector sums for
@@ -34,10 +34,9 @@ class _BFloat(ir.Type):  # type: ignore[misc]
 
 
 def _has(feature: str) -> bool:
-    asked = config.CPU_FEATURES  # numba's own setting, for trying other processors
-    if asked is not None:
-        return f"+{feature}" in asked
-    return bool(llvmlite.binding.get_host_cpu_features().get(feature))
+    # what numba compiles for, which may be less than what the processor has
+    asked = config.CPU_FEATURES
+    return f"+{feature}" in (get_host_cpu_features() if asked is None else asked).split(",")
 
 
 VNNI, BFLOAT16 = _has("avx512vnni"), _has("avx512bf16")

@@ -284,7 +284,7 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None 
         "flow": flow_stage,
         "vocoder": hift,
     }
-    if integers:
+    if integers:  # of bfloat16 numbers: their rounding is a thirtieth of that to int8
         quantised.round_transformers(flow_stage, estimator.Transformer)
     if plan.device == "cpu" and not plan.compute and blocked.supported():
         blocked.block(stages["flow"])

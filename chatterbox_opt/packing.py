@@ -159,8 +159,6 @@ def unpack(module: nn.Module) -> bool:
             weight = child.matrix()
             plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
             plain.weight = nn.Parameter(weight, requires_grad=False)
-            if isinstance(child, Int8Linear) and child.bias is not None:
-                plain.bias = nn.Parameter(child.bias[: child.outputs], requires_grad=False)
             setattr(parent, name, plain)
             found |= isinstance(child, PackedLinear)
     return found

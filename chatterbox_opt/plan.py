@@ -15,7 +15,7 @@ from chatterbox_opt.errors import ProfileError
 from chatterbox_opt.hardware import AUTO, BFLOAT16_FROM, HALF_FROM, Hardware, dotted
 from chatterbox_opt.profile import (
     COMPILE,
-    INT8_FLOW,
+    INT8_FLOW_COSTS,
     OFFLOAD,
     QUANTISED,
     T3_DTYPES,
@@ -277,7 +277,7 @@ def _narrowest(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile
     if wish.t3 in QUANTISED:
         reasons.append(f"t3 {wish.t3}: {QUANTISED[wish.t3]}")
     if wish.flow == "int8":
-        reasons.append(f"flow int8: {INT8_FLOW}")
+        reasons.append(f"flow int8: {INT8_FLOW_COSTS}")
     return wish
 
 

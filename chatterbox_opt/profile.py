@@ -22,7 +22,9 @@ QUANTISED = {  # what each costs on a processor (docs/performance-log.md)
     "int4": "98.3 % of T3's choices as in float32, KL divergence 7.4e-3, on the built-in model",
 }
 T3_DTYPES, FLOW_DTYPES = (*DTYPES, *QUANTISED), (*DTYPES, "int8")
-INT8_FLOW = "log-mel cosine to float32 0.99997 on the built-in model, where bfloat16 has 0.99998"
+INT8_FLOW_COSTS = (
+    "log-mel cosine to float32 0.99997 on the built-in model, where bfloat16 has 0.99998"
+)
 COMPILE = ("none", "cudagraphs", "inductor")
 OFFLOAD = ("none", "stages", "all-but-active")  # from most memory on the card to least
 

@@ -40,7 +40,7 @@ class IntegerLinear(nn.Module):
     """``nn.Linear`` over a packed matrix; rows are rounded to int8, sums are exact.
 
     Attributes:
-        bias: float32 [out, whole blocks] or None; added to rows in bfloat16 alone.
+        bias: float32 [out, whole blocks] or None.
         outputs, inputs: of the matrix; it is padded with zeros to whole blocks and groups.
         packed: uint8, see ``_pack``.
         scales: see ``_pack``.
@@ -64,7 +64,9 @@ class IntegerLinear(nn.Module):
         from chatterbox_opt import compiled_integers  # numba is only needed here
 
         rows = x.reshape(-1, self.inputs).contiguous()
-        halves = x.dtype == torch.bfloat16
+        halves = x.dtype == torch.bfloat16 and self.BITS == 8
+        if not (halves or x.dtype == torch.float32) or x.device.type != "cpu":
+            raise TypeError(f"{self.BITS}-bit products of {x.dtype} on {x.device} are not known")
         width = self.outputs + (-self.outputs % BLOCK if halves else 0)
         out, bias = x.new_empty(len(rows), width), self.bias
         task, matrix = np.zeros(1, compiled_integers.PRODUCT), self.described()
@@ -72,9 +74,11 @@ class IntegerLinear(nn.Module):
         begin(task, len(rows), scratch)
         task["matrix"], task["x"], task["out"] = matrix.ctypes.data, rows.data_ptr(), out.data_ptr()
         if halves:
-            bias = torch.zeros(width) if bias is None else bias
+            bias = torch.zeros(width, dtype=torch.float32) if bias is None else bias
             task["halves"], task["bias"] = 1, bias.data_ptr()
         team.of_torch().run(compiled_integers.product.address, task.ctypes.data)
+        if not halves and bias is not None:
+            out += bias[: self.outputs]
         return out[:, : self.outputs].unflatten(0, x.shape[:-1])
 
     @property
@@ -172,11 +176,26 @@ def round_transformers(module: nn.Module, kind: type[nn.Module]) -> None:
                 setattr(owner, name, Int8Linear(layer.weight.data, layer.bias))
 
 
+def set_aside(module: nn.Module) -> list[tuple[nn.Module, str, Int8Linear]]:
+    """Put plain float32 layers of the same numbers in place of int8; what to bring back where."""
+    found = []
+    for owner in list(module.modules()):
+        for name, layer in list(owner.named_children()):
+            if isinstance(layer, Int8Linear):
+                plain = nn.Linear(layer.inputs, layer.outputs, bias=False, device="meta")
+                plain.weight = nn.Parameter(layer.matrix(), requires_grad=False)
+                if layer.bias is not None:
+                    plain.bias = nn.Parameter(layer.bias[: layer.outputs], requires_grad=False)
+                setattr(owner, name, plain)
+                found.append((owner, name, layer))
+    return found
+
+
 def rounding_room(rows: int, padded: int) -> tuple[Tensor, Tensor, Tensor]:
     """Scratch of compiled_integers.py for rounding so many rows of so many columns."""
     codes = torch.empty(rows, padded, dtype=torch.int8)
     sums = torch.empty(rows, padded // GROUP + 1, dtype=torch.int32)
-    return codes, sums, torch.empty(rows)
+    return codes, sums, torch.empty(rows, dtype=torch.float32)
 
 
 def begin(task: Any, rows: int, scratch: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -189,15 +208,19 @@ def begin(task: Any, rows: int, scratch: tuple[Tensor, Tensor, Tensor]) -> None:
 
 def lacks() -> str:
     """Why integer matrices cannot be multiplied here, or ""."""
-    try:
-        from chatterbox_opt import lanes
-    except ImportError as error:
-        return f"numba is not there ({error})"
+    return team.trial(_wrong)
+
+
+def _wrong() -> str:
+    from chatterbox_opt import lanes
+
     if not lanes.VNNI:
         return "this processor multiplies no bytes (no VNNI instructions)"
+    from chatterbox_opt import compiled_t3  # noqa: F401 - it is compiled now, not in mid-sentence
+
     largest, rows = torch.ones(BLOCK, BLOCK), torch.tensor([[1.0], [-1.0]]).expand(2, BLOCK)
-    try:
-        out = Int8Linear(largest)(rows)
-    except (ImportError, RuntimeError) as error:  # LLVM's errors, and nowhere to keep its code
-        return f"numba cannot compile here ({(str(error) or type(error).__name__).splitlines()[0]})"
-    return "" if torch.allclose(out, BLOCK * rows, rtol=1e-3) else "integer products are wrong here"
+    near = (torch.allclose(kind(largest)(rows), BLOCK * rows, rtol=0.01) for kind in KINDS)
+    return "" if all(near) else "integer products are wrong here"
+
+
+KINDS = (Int8Linear, Int4Linear)

@@ -17,6 +17,8 @@ from chatterbox_opt.cache import Attend
 
 STRIP = 64  # positions by which a buffer grows: the copy and the room in excess cost the same
 
+HALF_MOST = 65504.0  # the largest number of float16
+
 Strip = tuple[Tensor, Tensor]  # of one layer, see ``RaggedCache._room``
 
 
@@ -75,6 +77,8 @@ class RaggedCache:
     def fill(self, layer: int, utterance: int, keys: Tensor, values: Tensor) -> None:
         """See ``Cache``."""
         length, held = keys.shape[2], self._strips[utterance][layer]
+        if self._like.dtype == torch.float16:  # at the end of its range, not beyond
+            keys, values = (x.clamp(-HALF_MOST, HALF_MOST) for x in (keys, values))
         held[0][:, :length] = keys.flatten(0, 1)
         held[1][..., :length] = values.flatten(0, 1).transpose(1, 2)
 

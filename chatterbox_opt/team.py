@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,13 @@ _WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 @functools.cache
 def of_torch() -> Team:
     """The team of the GNU OpenMP library that PyTorch brings."""
-    package = Path(torch.__file__).parent  # in its lib, or beside it; others bring their own
+    package = (
+        Path(torch.__file__).resolve().parent
+    )  # in its lib, or beside it; others bring their own
     inside = (f"{package}/", f"{package}.libs/")
     maps = Path(MAPS)
-    loaded = {line.split()[-1] for line in maps.read_text().splitlines()} if maps.exists() else ()
+    lines = maps.read_text(errors="surrogateescape").splitlines() if maps.exists() else []
+    loaded = {line.split(maxsplit=5)[-1] for line in lines}
     for path in sorted(p for p in loaded if "libgomp" in p and p.startswith(inside)):
         library = ctypes.CDLL(path)
         names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier")
@@ -68,3 +72,26 @@ def of_torch() -> Team:
 
 def _address(library: Any, name: str) -> int:
     return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+
+
+def trial(work: Callable[[], str]) -> str:
+    """Try code of ours: why it cannot serve here, or "".
+
+    Args:
+        work: imports it, runs a little of it, and says what is wrong.
+    """
+    if not of_torch().parallel and torch.get_num_threads() > 1:
+        return "PyTorch's threads cannot be lent here (no libgomp of its own)"
+    try:
+        from numba.core.errors import NumbaError
+    except (ImportError, OSError, AttributeError) as error:
+        return f"numba cannot be loaded ({_first_line(error)})"
+    try:
+        return work()
+    except (NumbaError, ImportError, OSError, RuntimeError, AttributeError) as error:
+        # RuntimeError: LLVM's, or nowhere to keep what is compiled; OSError: a full disk
+        return f"numba cannot compile here ({_first_line(error)})"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

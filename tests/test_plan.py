@@ -243,10 +243,7 @@ def test_a_quantised_plan_says_what_it_costs():
 
 
 def test_the_cpu_profile_takes_the_fastest_that_this_processor_has():
-    assert (resolve("cpu", CPU, {}, {}).t3, resolve("cpu", CPU, {}, {}).flow) == (
-        "int8",
-        "bfloat16",
-    )
+    assert (resolve("cpu", CPU, {}, {}).t3, resolve("cpu", CPU, {}, {}).flow) == ("int8", "int8")
     old = resolve("cpu", WITHOUT_VNNI, {}, {})
     assert (old.t3, old.flow) == ("float32", "float32")
     assert "t3 bfloat16: products saturate" in old.reasons

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import assert_close, say_all, utterance
 
 from chatterbox_opt import hardware, integer_step, lanes, loading, models, packing, quantised
@@ -269,6 +270,30 @@ def test_neighbours_change_nothing_in_one_call(pico, dtype, layer):
         return sorted(one.tokens for one in said)
 
     assert spoken(1) == spoken(3)
+
+
+@needs_int8
+def test_a_flow_in_integers_goes_to_float32_and_comes_back(pico):
+    how = resolve("cpu", hardware.probe("cpu"), {}, {})
+    if how.flow != "int8":
+        pytest.skip("no int8 flow here")
+    flow = loading.load_pipeline(pico, how).residency.module("flow")
+    voice = from_conditionals(pico.path(models.CONDITIONALS))
+
+    def mel():
+        tokens = torch.arange(100, 160)
+        return flow([tokens], [voice], [torch.Generator().manual_seed(1)], 4)[0]
+
+    before = mel()
+    flow.set_precision(torch.float32)
+    wide = mel()
+    assert not any(isinstance(part, Int8Linear) for part in flow.modules())
+    flow.set_precision(torch.bfloat16)
+    assert torch.equal(mel(), before)
+    exact = loading.load_pipeline(pico, replace(how, t3="float32", flow="float32"))
+    flow = exact.residency.module("flow")
+    for given, bound in ((before, 0.999), (wide, 0.9999)):
+        assert F.cosine_similarity(given.flatten(), mel().flatten(), dim=0) > bound
 
 
 class TestWeightOnly:
