@@ -72,7 +72,7 @@ def weights(model: str | None, *, tiny: bool, say: Callable[[str], None]) -> Ite
 
 
 def _serve(job: Job, name: str, asked: Connection, started: float) -> None:
-    """A row's process: load, then answer "run", "quality" and "stop"."""
+    """A row's process: load, then answer what a ``Subject`` can, until "stop"."""
     warnings.simplefilter("ignore")
     notes = _Notes()
     logger = logging.getLogger("chatterbox_opt")
@@ -86,8 +86,9 @@ def _serve(job: Job, name: str, asked: Connection, started: float) -> None:
     asked.send(
         {"load_seconds": time.time() - started, "dtype": subject.dtype, "plan": subject.plan}
     )
+    answers = {"run": subject.run, "quality": subject.quality, "attention": subject.attention}
     while (question := asked.recv()) != "stop":
-        asked.send(subject.run() if question == "run" else subject.quality())
+        asked.send(answers[question]())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     vram = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
     asked.send((peak, vram, notes.messages))
@@ -148,6 +149,11 @@ class Row:
         given: dict[str, torch.Tensor] = self._ask("quality")
         return given
 
+    def attention(self) -> list[str]:
+        """Which attention kernels ran."""
+        names: list[str] = self._ask("attention")
+        return names
+
     def stop(self) -> dict[str, Any]:
         """End the process; what it took and what it warned of."""
         rss, vram, notes = self._ask("stop")
@@ -182,6 +188,7 @@ def measure(job: Job, names: Sequence[str], say: Callable[[str], None]) -> dict[
                     laps[row.name].append(seconds)
                     reads[row.name].append(_read_gb_s(device))  # a neighbour may read beside us
         given = {row.name: row.quality() for row in rows}
+        kernels = {row.name: row.attention() for row in rows}
         ends = {row.name: row.stop() for row in rows}
     finally:
         for row in rows:
@@ -195,6 +202,7 @@ def measure(job: Job, names: Sequence[str], say: Callable[[str], None]) -> dict[
         ceiling = _ceilings(card, reads[row.name])[row.dtype]
         measured = _entry(job, laps[row.name], ceiling)
         measured |= {"name": row.name, "plan": row.plan, "load_seconds": row.load_seconds}
+        measured |= {"attention_kernels": kernels[row.name]}
         table.append(measured | ends[row.name] | {"quality": closeness(given[row.name], exact)})
     for base in (UPSTREAM, STANDARD):
         _add_ratios(table, base)

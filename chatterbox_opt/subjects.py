@@ -6,8 +6,10 @@ reports (see bench.py).
 
 from __future__ import annotations
 
+import re
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import torch
@@ -39,6 +41,8 @@ HEARD = (  # what the recognizer listens to; everyday words, no two sentences al
     "He whistled quietly while he painted the garden gate green.",
     "Nobody expected so much snow at the end of April!",
 )
+PROFILED = 24  # tokens of which the kernels are listed: a recorded step is replayed by then
+ATTENTION = ("scaled_dot_product", "flash", "fmha", "cudnn", "efficient", "one_query")  # and ours
 STANDARD = "float32"
 UPSTREAM = "upstream"
 ROWS: dict[str, dict[str, str]] = {  # name -> overrides of the plain profile "dev"
@@ -89,6 +93,11 @@ class Subject(Protocol):
         """Say the tokens once; seconds by stage."""
         ...
 
+    def attention(self) -> list[str]:
+        """Names of the attention kernels that ran, as PyTorch's profiler has them: a card's; on a
+        processor PyTorch's operations, without code of ours. Upstream's are not listed."""
+        ...
+
     def quality(self) -> dict[str, Tensor]:
         """Logits [tokens, V] and mel [80, F] for comparison, and [errors, words] of what a
         recognizer heard; without what is not to be had."""
@@ -100,6 +109,12 @@ def forced_tokens(seconds: float) -> tuple[int, ...]:
     count = max(2, round(seconds * TOKEN_RATE))
     drawn = torch.randint(0, SPEECH_TOKENS, (count,), generator=torch.Generator().manual_seed(0))
     return tuple(drawn.tolist())
+
+
+def attention_among(names: Sequence[str]) -> list[str]:
+    """Those of the profiler's names that are attention, without their types and arguments."""
+    short = {re.split(r"[<(]", name.removeprefix("void "))[0].strip() for name in names}
+    return sorted(name for name in short if any(part in name for part in ATTENTION))
 
 
 class Ours:
@@ -121,8 +136,11 @@ class Ours:
         self._sampling = Sampling(seed=0, max_tokens=len(job.tokens))
         self._voice = self._engine.voice().to(speaker.device)
 
-    def _say(self, record: list[Tensor] | None = None) -> tuple[dict[str, float], Tensor]:
-        """The pipeline's work, stage by stage, with forced tokens."""
+    def _say(
+        self, record: list[Tensor] | None = None, most: int | None = None
+    ) -> tuple[dict[str, float], Tensor]:
+        """The pipeline's work, stage by stage, with forced tokens, or the first few of them."""
+        script = self._job.tokens[:most]
         pipeline, job, clock = self._pipeline, self._job, Clock(self._pipeline.device)
         generator = torch.Generator(pipeline.device).manual_seed(0)
         ids = text_tokens(pipeline.tokenizer, text.normalise(job.sentence))
@@ -142,11 +160,12 @@ class Ours:
                 if record is not None:
                     record.append(guide(slots.logits.float(), slots.knobs.cfg_weight).cpu())
 
-            said = Utterance(prompt, self._sampling, generator, on_token, job.tokens)
+            sampling = replace(self._sampling, max_tokens=len(script))
+            said = Utterance(prompt, sampling, generator, on_token, script)
             waiting = iter([said])
             list(decode(t3, slots, lambda: next(waiting, None), way))
         clock.lap("decode")
-        tokens = torch.tensor(job.tokens, device=pipeline.device)
+        tokens = torch.tensor(script, device=pipeline.device)
         with pipeline.residency("flow") as flow:
             (mel,) = flow([tokens], [self._voice], [generator])
         clock.lap("flow")
@@ -168,6 +187,12 @@ class Ours:
         logits: list[Tensor] = []
         _, mel = self._say(logits)
         return {"logits": torch.cat(logits), "mel": mel} | self._understood()
+
+    def attention(self) -> list[str]:
+        """See ``Subject``."""
+        with torch.profiler.profile() as seen:
+            self._say(most=PROFILED)
+        return attention_among([event.key for event in seen.key_averages()])
 
     def _understood(self) -> dict[str, Tensor]:
         """Word errors of some sentences spoken freely, where an ASR is installed and the
@@ -226,6 +251,10 @@ class Theirs:
         self._tts.watermarker.apply_watermark(samples, sample_rate=SAMPLE_RATE)
         clock.lap("watermark")
         return clock.seconds
+
+    def attention(self) -> list[str]:
+        """Nothing: see ``Subject``."""
+        return []
 
     def quality(self) -> dict[str, Tensor]:
         """Nothing: that upstream's numbers are ours in float32 is what the tests show."""

@@ -54,9 +54,25 @@ def test_the_report_has_its_promised_shape(measured):
         assert row["peak_rss_mib"] > 100
         assert row["quality"]["wer"] is None
         assert row["plan"].startswith("device cpu")
+        assert any("scaled_dot_product" in name for name in row["attention_kernels"])
     assert found["rows"][0]["vs_standard"] == {"t3": 1, "flow": 1, "vocoder": 1, "synthesis": 1}
     assert "float32" in output
     assert "GB/s" in output
+
+
+def test_attention_kernels_by_name():
+    ran = [
+        "void pytorch_flash::flash_fwd_splitkv_kernel<Flash_fwd_kernel_traits<64, 64>, true>(args)",
+        "fmha_cutlassF_bf16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::Params)",
+        "one_query",
+        "void at::native::elementwise_kernel<128, 2>(int)",
+        "aten::linear",
+    ]
+    assert subjects.attention_among(ran) == [
+        "fmha_cutlassF_bf16_aligned_64x64_rf_sm80",
+        "one_query",
+        "pytorch_flash::flash_fwd_splitkv_kernel",
+    ]
 
 
 def test_quality_stands_beside_speed(measured):
