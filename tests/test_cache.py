@@ -102,3 +102,14 @@ def test_a_ragged_cache_holds_no_more_than_a_strip_in_excess():
     cache.reserve(0, 3 * STRIP + 1)
     cache.reserve(1, 5)
     assert [layers[0][0].shape[1] for layers in cache._strips] == [4 * STRIP, STRIP]
+
+
+def test_float16_keys_end_at_its_range():
+    """Infinity times a weight of 0 would be no number, and a whole sentence lost."""
+    like = torch.empty(0, dtype=torch.float16)
+    cache = RaggedCache(utterances=1, each=1, shape=(1, 1, 4), like=like)
+    cache.reserve(0, 3)
+    far = torch.tensor([1e9, -1e9, 2.0, 65504.0]).expand(1, 1, 3, 4)
+    cache.fill(0, 0, far, far)
+    keys, values = cache._strips[0][0]
+    assert keys[0, 0].tolist() == values[0, :, 0].tolist() == [65504.0, -65504.0, 2.0, 65504.0]
