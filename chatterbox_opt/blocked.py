@@ -31,11 +31,16 @@ class BlockedLinear(nn.Module):
 
     def plain(self) -> nn.Linear:
         """The plain layer again, with the same values."""
-        weight = self.blocked.to_dense()
-        plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        plain.weight = nn.Parameter(weight, requires_grad=False)
-        plain.bias = self.bias
-        return plain
+        return plain(self.blocked.to_dense(), self.bias)
+
+
+def plain(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A linear layer of these very tensors, [out, in] and [out]."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        made.bias = nn.Parameter(bias, requires_grad=False)
+    return made
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -58,7 +63,7 @@ def supported() -> bool:
 
 def block(module: nn.Module) -> None:
     """Replace every float32 or bfloat16 linear layer inside ``module``."""
-    for parent, name, child in _children(module):
+    for parent, name, child in children(module):
         if isinstance(child, nn.Linear) and child.weight.dtype in (torch.float32, torch.bfloat16):
             setattr(parent, name, BlockedLinear(child))
 
@@ -66,12 +71,13 @@ def block(module: nn.Module) -> None:
 def unblock(module: nn.Module) -> bool:
     """Put plain layers back; return whether there were blocked ones."""
     found = False
-    for parent, name, child in _children(module):
+    for parent, name, child in children(module):
         if isinstance(child, BlockedLinear):
             setattr(parent, name, child.plain())
             found = True
     return found
 
 
-def _children(module: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+def children(module: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    """All modules inside, each with its owner and its name there."""
     return [(p, name, c) for p in module.modules() for name, c in p.named_children()]

@@ -14,6 +14,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from chatterbox_opt.errors import first_line
+
 Work = Callable[[], None]
 Result = TypeVar("Result")
 FAILURES = (RuntimeError, ImportError, OSError)  # dynamo's, inductor's and CUDA's are RuntimeErrors
@@ -127,6 +129,6 @@ def lacks_triton(half: torch.dtype, device: str = "cuda") -> str:
 
         right = all(kernels.right(torch.device(device), d) for d in (half, torch.float32))
     except FAILURES as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         return f"Triton cannot build kernels here ({reason})"
     return "" if right else "Triton's kernels are wrong here"

@@ -16,6 +16,7 @@ from numba import carray, cfunc, njit, types
 
 from chatterbox_opt.lanes import (
     BLOCK,
+    HOW,
     LANES,
     bits_of,
     exact,
@@ -27,14 +28,10 @@ from chatterbox_opt.lanes import (
     rounded,
     settle,
 )
-from chatterbox_opt.tiles import (
-    halves_6,
-    halves_6_short,
-    scores_6,
-)
+from chatterbox_opt.tiles import halves_6, halves_6_short, scores_6
 
 # numba keeps what it compiled until this file changes: so it must change when what it uses does
-MADE_OF = {"tiles": "7a2974c9", "lanes": "a14381d7"}
+MADE_OF = {"tiles": "e61627ab", "lanes": "170b6e3b"}
 
 QUERIES = 6  # that are worked at together
 
@@ -60,8 +57,7 @@ Scratch: keys bfloat16 [rows * heads, padded frames, head_dim], values bfloat16 
 BLOCK, padded frames]; frames are padded to a multiple of BLOCK.
 """
 
-_HOW = {"error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
-_compile = njit(nogil=True, **_HOW)
+_compile = njit(nogil=True, **HOW)
 
 
 _ROWS = ("number", "size", "barrier", "rows", "width", "mish")
@@ -231,7 +227,7 @@ def _norm_row(t, row, weight, bias, wide):
             out[i] = rounded(wide[i] * factor * weight[i] + bias[i])
 
 
-@cfunc(types.void(types.voidptr), cache=True, **_HOW)
+@cfunc(types.void(types.voidptr), cache=True, **HOW)
 def norm(data):
     """Work for a team: a NORM."""
     t = carray(data, 1, NORM)[0]
@@ -245,7 +241,7 @@ def norm(data):
         _norm_row(t, row, weight, bias, wide)
 
 
-@cfunc(types.void(types.voidptr), cache=True, **_HOW)
+@cfunc(types.void(types.voidptr), cache=True, **HOW)
 def attention(data):
     """Work for a team: an ATTENTION."""
     t = carray(data, 1, ATTENTION)[0]

@@ -16,6 +16,7 @@ from numba import carray, cfunc, njit, types
 from chatterbox_opt.lanes import (
     BLOCK,
     GROUP,
+    HOW,
     LANES,
     bits_of,
     exact,
@@ -41,7 +42,7 @@ from chatterbox_opt.tiles import (
 )
 
 # numba keeps what it compiled until this file changes: so it must change when what it uses does
-MADE_OF = {"tiles": "7a2974c9", "lanes": "a14381d7"}
+MADE_OF = {"tiles": "e61627ab", "lanes": "170b6e3b"}
 
 ZERO = 128  # int8 weights are stored as unsigned bytes with this for 0
 LEVELS = 127  # int8 codes of rows: from -127 to 127
@@ -65,9 +66,7 @@ Scratch: codes int8 [rows, padded], sums int32 [rows, padded / GROUP + 1] (the l
 scales float32 [rows].
 """
 
-# sums in any order, so that loops become vectors; NaN and infinity stay what they are
-_HOW = {"error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
-_compile = njit(nogil=True, **_HOW)
+_compile = njit(nogil=True, **HOW)
 _FLOAT = np.float32
 
 
@@ -216,7 +215,7 @@ def _halves(m, t, start, end, wide):
             turn += 1
 
 
-@cfunc(types.void(types.voidptr), cache=True, **_HOW)
+@cfunc(types.void(types.voidptr), cache=True, **HOW)
 def product(data):
     """Work for a team: a PRODUCT. Rows of halves are many, and shared; else outputs are."""
     t = carray(data, 1, PRODUCT)[0]

@@ -14,10 +14,10 @@ import numpy as np
 from numba import carray, cfunc, njit, types
 
 from chatterbox_opt.compiled_integers import MATRIX, ROWS, multiply, quantise
-from chatterbox_opt.lanes import LANES, exp, narrowed, place, pointer, settle, widened
+from chatterbox_opt.lanes import HOW, LANES, exp, narrowed, place, pointer, settle, widened
 
 # numba keeps what it compiled until this file changes: so it must change when what it uses does
-MADE_OF = {"lanes": "a14381d7", "compiled_integers": "e6501a05"}
+MADE_OF = {"lanes": "170b6e3b", "compiled_integers": "1e16a832"}
 
 _SHAPE = ("layers", "each", "heads", "head_dim", "ffn", "utterances")
 _TENSORS = ("matrices", "norms", "x", "cos", "sin", "logits", "strips", "room", "places")
@@ -36,9 +36,7 @@ utterances, 2], addresses of keys and values in float16 (ragged.py); room, place
 compiled_integers.PRODUCT.
 """
 
-# sums in any order, so that loops become vectors; NaN and infinity stay what they are
-_HOW = {"error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
-_compile = njit(nogil=True, **_HOW)
+_compile = njit(nogil=True, **HOW)
 _FLOAT = np.float32
 
 
@@ -153,7 +151,7 @@ def _layer(t, i, part, parts):
 _ENTRY = types.void(types.voidptr)
 
 
-@cfunc(_ENTRY, cache=True, **_HOW)
+@cfunc(_ENTRY, cache=True, **HOW)
 def layers(data):
     """Work for a team: a step of LAYERS."""
     t = carray(data, 1, LAYERS)[0]

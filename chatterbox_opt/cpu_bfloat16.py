@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import functools
 from types import ModuleType
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,10 +65,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     keys = q.new_empty(rows * heads, padded, head_dim)
     values = q.new_empty(rows * heads, BLOCK, padded)
     attended = q.new_empty(rows, frames, heads, head_dim)
-    task = _task(compiled.ATTENTION)
+    task = team.of_torch().task(compiled.ATTENTION)
     task["rows"], task["heads"], task["frames"], task["head_dim"] = q.shape
     task["row"], task["head"], task["frame"], _ = q.stride()
-    _place(task, q=q, k=k, v=v, visible=visible, out=attended, keys=keys, values=values)
+    team.place(task, q=q, k=k, v=v, visible=visible, out=attended, keys=keys, values=values)
     team.of_torch().run(compiled.attention.address, task.ctypes.data)
     return attended.flatten(2)
 
@@ -88,12 +86,12 @@ def add_norm(layer: nn.LayerNorm, x: Tensor, more: Tensor) -> Tensor:
 def _normed(layer: nn.LayerNorm, x: Tensor, more: Tensor | None, *, mish: bool) -> Tensor:
     assert x.is_contiguous(), "in one piece"
     compiled, out = _code(), torch.empty_like(x)
-    task = _task(compiled.NORM)
+    task = team.of_torch().task(compiled.NORM)
     task["width"], task["eps"], task["mish"] = x.shape[-1], layer.eps, mish
     task["rows"] = x.numel() // x.shape[-1]
-    _place(task, x=x, weight=layer.weight, bias=layer.bias, out=out)
+    team.place(task, x=x, weight=layer.weight, bias=layer.bias, out=out)
     if more is not None:
-        _place(task, more=more)
+        team.place(task, more=more)
     team.of_torch().run(compiled.norm.address, task.ctypes.data)
     return out
 
@@ -102,14 +100,3 @@ def _code() -> ModuleType:
     from chatterbox_opt import compiled_flow  # numba is only needed here
 
     return compiled_flow
-
-
-def _task(kind: Any) -> Any:
-    task, threads = np.zeros(1, kind), team.of_torch()
-    task["number"], task["size"], task["barrier"] = threads.number, threads.size, threads.barrier
-    return task
-
-
-def _place(task: Any, **tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        task[name] = tensor.data_ptr()

@@ -68,3 +68,8 @@ def in_words(error: Exception) -> str:
     """An error for people; one that is not ours needs its kind to be understood."""
     ours = isinstance(error, ChatterboxOptError)
     return str(error) if ours else f"{type(error).__name__}: {error}"
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, or its kind if it says nothing, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

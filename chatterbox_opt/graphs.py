@@ -24,6 +24,7 @@ from chatterbox_opt import card
 from chatterbox_opt.cache import SPAN, StaticCache, blocks
 from chatterbox_opt.card import FAILURES, Work
 from chatterbox_opt.decoding import Forward, Step, stepping
+from chatterbox_opt.errors import first_line
 from chatterbox_opt.rows import bucket
 from chatterbox_opt.slots import Slots
 from chatterbox_opt.t3 import T3
@@ -40,7 +41,7 @@ Recorder = Callable[[Work], Work]  # notes what the work does, without doing it;
 
 def failure(error: Exception, what: str = "the t3 step") -> str:
     """One line for the person."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     return f"Compilation setup failed: {reason}; {what} runs eager"
 
 

@@ -41,7 +41,7 @@ class IntegerStep:
         self._matrices = np.concatenate([layer.described() for layer in self._layers])
         norms = [n.weight for block in t3.blocks for n in (block.attention_norm, block.ffn_norm)]
         self._norms = torch.stack((*norms, t3.norm.weight)).float()
-        shape, self._task = t3.shape, np.zeros(1, compiled_t3.LAYERS)
+        shape, self._task = t3.shape, team.of_torch().task(compiled_t3.LAYERS)
         self._task["matrices"] = self._matrices.ctypes.data
         self._task["norms"] = self._norms.data_ptr()
         for name in ("layers", "heads", "head_dim", "ffn"):
@@ -64,12 +64,8 @@ class IntegerStep:
         scratch = rounding_room(rows, int(self._matrices["padded"].max()))
         begin(task, rows, scratch)
         task["each"], task["utterances"], task["longest"] = cache.each, len(cache.room), longest
-        tensors = {
-            "x": x, "cos": cos, "sin": sin, "logits": logits, "strips": cache.addresses,
-            "room": cache.room, "places": position, "wide": wide, "narrow": narrow,
-            "weights": weights,
-        }  # fmt: skip
-        for name, tensor in tensors.items():
-            task[name] = tensor.data_ptr()
+        team.place(task, x=x, cos=cos, sin=sin, logits=logits, places=position)
+        team.place(task, strips=cache.addresses, room=cache.room)
+        team.place(task, wide=wide, narrow=narrow, weights=weights)
         team.of_torch().run(self._work, task.ctypes.data)
         return logits

@@ -21,6 +21,8 @@ LANES = 16  # outputs that one vector sums for
 STEP = 4  # columns that one lane multiplies at a time
 GROUP = 32  # columns whose codes are summed together; int4: they share a scale and a minimum
 BLOCK = 4 * LANES  # outputs that are worked at together
+# how numba compiles: sums in any order, so that loops become vectors; NaN and infinity stay
+HOW = {"error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 INTS, FLOATS = ir.VectorType(I32, LANES), ir.VectorType(ir.FloatType(), LANES)
@@ -100,6 +102,12 @@ def pointers(b: Any, first: Any, stride: Any, count: int, kind: Any) -> list[Any
     return [
         b.inttoptr(b.add(first, b.mul(stride, I64(i))), kind.as_pointer()) for i in range(count)
     ]
+
+
+def fma(b: Any, x: Any, y: Any, z: Any) -> Any:
+    """x * y + z of vectors of float32, rounded once."""
+    kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
+    return b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.fma.v16f32"), [x, y, z])
 
 
 def prefetch(b: Any, address: Any) -> None:

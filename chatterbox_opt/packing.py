@@ -11,8 +11,9 @@ takes 43. The layout cannot be read by other operations: a stage that changes it
 
 from __future__ import annotations
 
+import functools
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -57,13 +58,42 @@ class PackedLinear(nn.Module):
 Layer = PackedLinear | Int8Linear | Int4Linear | WeightOnlyLinear
 
 
-def lacks() -> dict[str, str]:
+class Lacks(Mapping[str, str]):
+    """Reasons by name, each looked for when it is asked for: looking for integers may compile."""
+
+    def __init__(self, reasons: Mapping[str, Callable[[], str]]) -> None:
+        """Take what finds each reason, or "" where nothing is lacking."""
+        self._reasons = {name: functools.cache(reason) for name, reason in reasons.items()}
+
+    def __getitem__(self, name: str) -> str:
+        if reason := self._reasons[name]():
+            return reason
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._reasons if name in self)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+def lacks() -> Lacks:
     """The narrow dtypes that are missing or slow on this processor, each with the reason; and
     ``INT8_FLOW``, which multiplies rows of bfloat16."""
-    integers, halves = quantised.lacks(), cpu_bfloat16.serves(torch.zeros(1, dtype=torch.bfloat16))
-    found = {"bfloat16": _lacks_bfloat16(), "int8": integers, "int4": integers}
-    found[INT8_FLOW] = integers or ("" if halves else "bfloat16 is as fast here, or is not there")
-    return {dtype: reason for dtype, reason in found.items() if reason}
+    integers = functools.cache(quantised.lacks)
+    return Lacks(
+        {
+            "bfloat16": _lacks_bfloat16,
+            "int8": integers,
+            "int4": integers,
+            INT8_FLOW: lambda: integers() or _lacks_halves(),
+        }
+    )
+
+
+def _lacks_halves() -> str:
+    serves = cpu_bfloat16.serves(torch.zeros(1, dtype=torch.bfloat16))
+    return "" if serves else "bfloat16 is as fast here, or is not there"
 
 
 def _lacks_bfloat16() -> str:
@@ -139,7 +169,7 @@ def packable(module: nn.Module) -> bool:
 
 def pack(module: nn.Module) -> None:
     """Replace every bias-free bfloat16 linear layer inside ``module`` by a packed one."""
-    for parent, name, child in _children(module):
+    for parent, name, child in blocked.children(module):
         if not isinstance(child, nn.Linear) or not packable(child):
             continue
         if child.weight.dtype == torch.bfloat16:
@@ -154,15 +184,8 @@ def unpack(module: nn.Module) -> bool:
         Whether there were packed bfloat16 ones, which ``pack`` can bring back as they were.
     """
     found = False
-    for parent, name, child in _children(module):
+    for parent, name, child in blocked.children(module):
         if isinstance(child, Layer) and not isinstance(child, WeightOnlyLinear):
-            weight = child.matrix()
-            plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-            plain.weight = nn.Parameter(weight, requires_grad=False)
-            setattr(parent, name, plain)
+            setattr(parent, name, blocked.plain(child.matrix()))
             found |= isinstance(child, PackedLinear)
     return found
-
-
-def _children(module: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
-    return [(p, name, c) for p in module.modules() for name, c in p.named_children()]

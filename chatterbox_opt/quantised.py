@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from chatterbox_opt import team
+from chatterbox_opt import blocked, team
 
 LEVELS = 127  # int8 from -127 to 127, for weights and for activations
 ZERO = 128  # weights are stored unsigned
@@ -69,14 +69,19 @@ class IntegerLinear(nn.Module):
             raise TypeError(f"{self.BITS}-bit products of {x.dtype} on {x.device} are not known")
         width = self.outputs + (-self.outputs % BLOCK if halves else 0)
         out, bias = x.new_empty(len(rows), width), self.bias
-        task, matrix = np.zeros(1, compiled_integers.PRODUCT), self.described()
-        scratch = rounding_room(len(rows), self.padded)
+        threads, matrix = team.of_torch(), self.described()
+        task, scratch = (
+            threads.task(compiled_integers.PRODUCT),
+            rounding_room(len(rows), self.padded),
+        )
         begin(task, len(rows), scratch)
-        task["matrix"], task["x"], task["out"] = matrix.ctypes.data, rows.data_ptr(), out.data_ptr()
+        task["matrix"] = matrix.ctypes.data
+        team.place(task, x=rows, out=out)
         if halves:
             bias = torch.zeros(width, dtype=torch.float32) if bias is None else bias
-            task["halves"], task["bias"] = 1, bias.data_ptr()
-        team.of_torch().run(compiled_integers.product.address, task.ctypes.data)
+            task["halves"] = 1
+            team.place(task, bias=bias)
+        threads.run(compiled_integers.product.address, task.ctypes.data)
         if not halves and bias is not None:
             out += bias[: self.outputs]
         return out[:, : self.outputs].unflatten(0, x.shape[:-1])
@@ -170,24 +175,19 @@ class Int4Linear(IntegerLinear):
 
 def round_transformers(module: nn.Module, kind: type[nn.Module]) -> None:
     """Put int8 in place of the linear layers of every ``kind`` inside ``module``."""
-    for owner in [part for part in module.modules() if isinstance(part, kind)]:
-        for name, layer in list(owner.named_children()):
-            if isinstance(layer, nn.Linear):
-                setattr(owner, name, Int8Linear(layer.weight.data, layer.bias))
+    for owner, name, layer in blocked.children(module):
+        if isinstance(owner, kind) and isinstance(layer, nn.Linear):
+            setattr(owner, name, Int8Linear(layer.weight.data, layer.bias))
 
 
 def set_aside(module: nn.Module) -> list[tuple[nn.Module, str, Int8Linear]]:
     """Put plain float32 layers of the same numbers in place of int8; what to bring back where."""
     found = []
-    for owner in list(module.modules()):
-        for name, layer in list(owner.named_children()):
-            if isinstance(layer, Int8Linear):
-                plain = nn.Linear(layer.inputs, layer.outputs, bias=False, device="meta")
-                plain.weight = nn.Parameter(layer.matrix(), requires_grad=False)
-                if layer.bias is not None:
-                    plain.bias = nn.Parameter(layer.bias[: layer.outputs], requires_grad=False)
-                setattr(owner, name, plain)
-                found.append((owner, name, layer))
+    for owner, name, layer in blocked.children(module):
+        if isinstance(layer, Int8Linear):
+            bias = None if layer.bias is None else layer.bias[: layer.outputs]
+            setattr(owner, name, blocked.plain(layer.matrix(), bias))
+            found.append((owner, name, layer))
     return found
 
 
@@ -199,11 +199,10 @@ def rounding_room(rows: int, padded: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def begin(task: Any, rows: int, scratch: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Write the fields that all tasks of compiled_integers.py begin with."""
-    threads = team.of_torch()
-    task["number"], task["size"], task["barrier"] = threads.number, threads.size, threads.barrier
+    """Write what tasks of compiled_integers.py have in common."""
     task["rows"] = rows
-    task["codes"], task["sums"], task["scales"] = (part.data_ptr() for part in scratch)
+    codes, sums, scales = scratch
+    team.place(task, codes=codes, sums=sums, scales=scales)
 
 
 def lacks() -> str:

@@ -4,8 +4,8 @@ Knows OpenMP's entry points inside the library that PyTorch has loaded. Knows no
 
 A second team of threads in the process would fight the first for the cores: either one spins for a
 while when it has nothing to do. So there is only one. Starting it takes 2 us and waiting for each
-other 0.4 us on two cores. Where PyTorch's library is another one (Windows, macOS), work of ours is
-done by the thread that asks for it.
+other 0.4 us on two cores. Where PyTorch's library is another one (Windows, macOS), work of ours
+could only be done by the thread that asks for it, and is refused if PyTorch has more (``trial``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
+
+from chatterbox_opt.errors import first_line
 
 MAPS = "/proc/self/maps"  # what is loaded into this process, on Linux
 
@@ -48,6 +52,18 @@ class Team:
         else:
             _WORK(work)(data)
 
+    def task(self, kind: Any) -> Any:
+        """A record [1] of a compiled_*.py, zeros but for what its threads ask each other with."""
+        made = np.zeros(1, kind)
+        made["number"], made["size"], made["barrier"] = self.number, self.size, self.barrier
+        return made
+
+
+def place(task: Any, **tensors: Tensor) -> None:
+    """Write where tensors lie; they have to live until the work is done."""
+    for name, tensor in tensors.items():
+        task[name] = tensor.data_ptr()
+
 
 _PARALLEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
 _WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -56,10 +72,8 @@ _WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 @functools.cache
 def of_torch() -> Team:
     """The team of the GNU OpenMP library that PyTorch brings."""
-    package = (
-        Path(torch.__file__).resolve().parent
-    )  # in its lib, or beside it; others bring their own
-    inside = (f"{package}/", f"{package}.libs/")
+    package = Path(torch.__file__).resolve().parent
+    inside = (f"{package}/", f"{package}.libs/")  # others bring their own
     maps = Path(MAPS)
     lines = maps.read_text(errors="surrogateescape").splitlines() if maps.exists() else []
     loaded = {line.split(maxsplit=5)[-1] for line in lines}
@@ -85,13 +99,9 @@ def trial(work: Callable[[], str]) -> str:
     try:
         from numba.core.errors import NumbaError
     except (ImportError, OSError, AttributeError) as error:
-        return f"numba cannot be loaded ({_first_line(error)})"
+        return f"numba cannot be loaded ({first_line(error)})"
     try:
         return work()
     except (NumbaError, ImportError, OSError, RuntimeError, AttributeError) as error:
         # RuntimeError: LLVM's, or nowhere to keep what is compiled; OSError: a full disk
-        return f"numba cannot compile here ({_first_line(error)})"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"numba cannot compile here ({first_line(error)})"

@@ -13,7 +13,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from chatterbox_opt.lanes import (
@@ -29,6 +28,7 @@ from chatterbox_opt.lanes import (
     dot_bytes,
     dot_halves,
     every,
+    fma,
     pointers,
     prefetch,
     splat,
@@ -140,7 +140,7 @@ def _scores_tile(rows: int, blocks: int) -> Any:
     return tile
 
 
-def _halves_tile(rows: int, blocks: int) -> Any:
+def _finished_tile(rows: int, blocks: int) -> Any:
     """The same from bytes to finished bfloat16: (sum - zero) * factor * scale + bias.
 
     More arguments: scales, float32 of each row; sums, int32 of each row, of which 128 times as much
@@ -155,8 +155,6 @@ def _halves_tile(rows: int, blocks: int) -> Any:
             *given, out, apart, scales, sums, sums_apart, factors, bias = arguments
             columns = (factors, bias)
             counts = _sums(b, (rows, blocks), dot_bytes, every(0), given)
-            kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
-            fma = cgutils.get_or_insert_function(b.module, kind, "llvm.fma.v16f32")
             factors, bias = (
                 [b.load(p, align=4) for p in pointers(b, column, I64(4 * LANES), blocks, FLOATS)]
                 for column in columns
@@ -171,7 +169,7 @@ def _halves_tile(rows: int, blocks: int) -> Any:
                 factor = b.bitcast(splat(b, b.load(scale, align=4)), FLOATS)
                 for j in range(blocks):
                     counted = b.sitofp(b.sub(counts[row * blocks + j], zero), FLOATS)
-                    made = b.call(fma, [b.fmul(counted, factors[j]), factor, bias[j]])
+                    made = fma(b, b.fmul(counted, factors[j]), factor, bias[j])
                     b.store(to_bfloat(b, made), b.gep(outs[row], [I64(j)]), align=2)
             return context.get_dummy_value()
 
@@ -183,8 +181,9 @@ def _halves_tile(rows: int, blocks: int) -> Any:
 def _nibbles_tile(rows: int, blocks: int) -> Any:
     """The same from nibbles, scaled by group: float32 [rows, BLOCK].
 
-    Two more arguments: scales, and the int32 sums of groups of codes, whose rows are one longer
-    than there are groups. 64 bytes are 4 columns, the low nibbles, and those 16 further on.
+    Its arguments: weights, scales, padded columns, codes, the int32 sums of their groups, whose
+    rows are one longer than there are groups, where to put it, and what comes next. 64 bytes are
+    4 columns, the low nibbles, and those 16 further on.
     """
 
     @intrinsic
@@ -199,8 +198,6 @@ def _nibbles_tile(rows: int, blocks: int) -> Any:
             scalars = pointers(b, codes, padded, rows, I32)
             stride = b.mul(b.add(groups, I64(1)), I64(4))
             added = pointers(b, sums, stride, rows, I32)
-            kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
-            fma = cgutils.get_or_insert_function(b.module, kind, "llvm.fma.v16f32")
 
             def widen(p: Any, i: Any) -> Any:  # bfloat16 is the upper half of float32
                 bits = b.zext(b.load(b.gep(p, [i]), align=2), INTS)
@@ -226,11 +223,8 @@ def _nibbles_tile(rows: int, blocks: int) -> Any:
                     for j in range(blocks):
                         at = row * blocks + j
                         counted = b.sitofp(counts[at], FLOATS)
-                        after.append(
-                            b.call(
-                                fma, [scale[j], counted, b.call(fma, [least[j], total, totals[at]])]
-                            )
-                        )
+                        old = fma(b, least[j], total, totals[at])
+                        after.append(fma(b, scale[j], counted, old))
                 return after
 
             sums = _loop(b, groups, [_NOTHING] * (rows * blocks), body)
@@ -251,7 +245,7 @@ halves_6, halves_6_short = (  # short ones give half a BLOCK of outputs
 )
 scores_6 = _scores_tile(6, BLOCK // LANES)
 finished_1, finished_2, finished_4, finished_6 = (
-    _halves_tile(rows, BLOCK // LANES) for rows in (1, 2, 4, 6)
+    _finished_tile(rows, BLOCK // LANES) for rows in (1, 2, 4, 6)
 )
 nibbles_1, nibbles_2, nibbles_4, nibbles_6 = (
     _nibbles_tile(rows, BLOCK // LANES // 2) for rows in (1, 2, 4, 6)
