@@ -13,9 +13,9 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -30,7 +30,6 @@ from chatterbox_opt.beside import Here, Sound
 from chatterbox_opt.cache import products
 from chatterbox_opt.card import CudaRecorder
 from chatterbox_opt.decoding import Eager, Way, decode
-from chatterbox_opt.flow import Flow
 from chatterbox_opt.graphs import Captured, Recorder, Recordings
 from chatterbox_opt.offload import Residency
 from chatterbox_opt.pipeline import Pipeline
@@ -42,12 +41,34 @@ from chatterbox_opt.subjects import SENTENCE, Clock, Job, forced_tokens
 from chatterbox_opt.t3 import T3, Prompt
 
 TEXTS = ("hello.", "a much longer sentence, with a comma in it.", "one two three four.", "no!")
-LENGTHS = (2.0, 5.0, 10.0, 20.0, 40.0)  # seconds of sound
-UTTERANCES = 200  # of the leak and drift check
-SPANS = (256, 512, 1024)  # positions of the cache, for the kernels of one query
 DRIFT = 1.2  # the last tenth may take so much more time than the first
 LIBRARIES = 64 << 20  # bytes that cuBLAS keeps for itself as long as the process lives
-MEL_CLOSE = 1e-3  # float32, padded and replayed against launched
+CLOSE = 1e-3  # float32, padded and replayed against launched: mels, and waves of one mel
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is done.
+
+    Attributes:
+        said, tokens: utterances whose tokens are compared, and the fewest of each.
+        lengths: seconds of sound.
+        texts: characters of texts for the prefill.
+        spans: positions of the cache, for the kernels of one query.
+        drifting, drifted: utterances of the leak and drift check, and the fewest tokens of each.
+        beside: lines whose sound is made beside T3 and compared.
+        lines: of the batch.
+    """
+
+    said: int = 12
+    tokens: int = 60
+    lengths: tuple[float, ...] = (2.0, 5.0, 10.0, 20.0, 40.0)
+    texts: tuple[int, ...] = (10, 100, 300)
+    spans: tuple[int, ...] = (256, 512, 1024)
+    drifting: int = 200
+    drifted: int = 50
+    beside: int = 40
+    lines: int = 64
 
 
 def pipeline_of(engine: Engine) -> Pipeline:
@@ -63,25 +84,27 @@ def on_device(engine: Engine, stage: str) -> Iterator[Any]:
         yield module
 
 
+def utterance(engine: Engine, i: int, text: str, tokens: int) -> Utterance:
+    """A text with the i-th set of knobs, no two alike."""
+    pipeline, voice = pipeline_of(engine), engine.voice()
+    sampling = Sampling(
+        seed=i,
+        temperature=(0.0, 0.8, 1.7)[i % 3],
+        cfg_weight=(0.5, 0.0, 1.0, 0.3)[i % 4],
+        exaggeration=0.25 * (i % 5),
+        min_p=(0.05, 0.0, 0.3)[i % 3],
+        top_k=(0, 0, 0, 12)[i % 4],
+        repetition_penalty=(1.2, 1.0, 2.0)[i % 3],
+        max_tokens=tokens,
+    )
+    prompt = Prompt(text_tokens(pipeline.tokenizer, text), voice.speaker, voice.prompt)
+    generator = torch.Generator(pipeline.device).manual_seed(i)
+    return Utterance(prompt, sampling, generator, lambda count: None)
+
+
 def utterances(engine: Engine, count: int, tokens: int) -> list[Utterance]:
-    """Texts with knobs of every kind, no two alike."""
-    device, voice, made = pipeline_of(engine).device, engine.voice(), []
-    for i in range(count):
-        sampling = Sampling(
-            seed=i,
-            temperature=(0.0, 0.8, 1.7)[i % 3],
-            cfg_weight=(0.5, 0.0, 1.0, 0.3)[i % 4],
-            exaggeration=0.25 * (i % 5),
-            min_p=(0.05, 0.0, 0.3)[i % 3],
-            top_k=(0, 0, 0, 12)[i % 4],
-            repetition_penalty=(1.2, 1.0, 2.0)[i % 3],
-            max_tokens=tokens + i,
-        )
-        ids = text_tokens(pipeline_of(engine).tokenizer, TEXTS[i % len(TEXTS)])
-        prompt = Prompt(ids, voice.speaker, voice.prompt)
-        generator = torch.Generator(device).manual_seed(i)
-        made.append(Utterance(prompt, sampling, generator, lambda count: None))
-    return made
+    """Texts with knobs of every kind."""
+    return [utterance(engine, i, TEXTS[i % len(TEXTS)], tokens + i) for i in range(count)]
 
 
 def said(t3: T3, way: Way, spoken: list[Utterance], slots: int) -> list[tuple[int, ...]]:
@@ -93,9 +116,7 @@ def said(t3: T3, way: Way, spoken: list[Utterance], slots: int) -> list[tuple[in
     return [found[one].tokens for one in spoken]
 
 
-def token_parity(
-    engine: Engine, way: Way, slots: int, count: int = 12, tokens: int = 60
-) -> dict[str, Any]:
+def token_parity(engine: Engine, way: Way, slots: int, count: int, tokens: int) -> dict[str, Any]:
     """Replayed steps against launched ones, ``slots`` at once: exact, whatever the knobs."""
     with on_device(engine, "t3") as t3:
         plain, replayed = (
@@ -110,24 +131,81 @@ def token_parity(
     }
 
 
-def flow_parity(engine: Engine, seconds: float = 3.1) -> dict[str, Any]:
-    """A replayed and padded flow against a launched one: the largest difference of the mel."""
+@contextmanager
+def float32_convolutions() -> Iterator[None]:
+    """Have cuDNN multiply all 24 bits, where by default it takes 11 of them (TF32): another
+    algorithm would be another sound."""
+    cudnn = torch.backends.cudnn
+    before, cudnn.allow_tf32 = cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
+
+
+@contextmanager
+def launched(engine: Engine) -> Iterator[None]:
+    """Have flow and vocoder launched, not replayed."""
+    pipeline = pipeline_of(engine)
+    stages: list[Any] = [pipeline.residency.module(name) for name in ("flow", "vocoder")]
+    before = [stage.through for stage in stages]
+    for stage in stages:
+        stage.through = Direct()
+    try:
+        yield
+    finally:
+        for stage, through in zip(stages, before, strict=True):
+            stage.through = through
+
+
+def sound_parity(engine: Engine, seconds: float = 3.1) -> dict[str, Any]:
+    """Replayed and padded flow and vocoder against launched ones: the largest difference of the
+    mel, and of the wave of one mel."""
     pipeline, voice = pipeline_of(engine), engine.voice().to(pipeline_of(engine).device)
     tokens = torch.tensor(forced_tokens(seconds), device=pipeline.device)
 
-    def mel(flow: Flow) -> torch.Tensor:
-        generator = torch.Generator(pipeline.device).manual_seed(0)
-        return flow([tokens], [voice], [generator])[0]
+    def generator() -> torch.Generator:
+        return torch.Generator(pipeline.device).manual_seed(0)
 
-    with on_device(engine, "flow") as flow:
-        replayed, through = [mel(flow) for _ in range(3)], flow.through
-        flow.through = Direct()
-        plain, flow.through = mel(flow), through
-    apart = max((r - plain).abs().max().item() for r in replayed)
-    return {"largest_difference": apart, "good": apart < MEL_CLOSE or flow.dtype != torch.float32}
+    def mel() -> torch.Tensor:
+        with on_device(engine, "flow") as flow:
+            return cast(torch.Tensor, flow([tokens], [voice], [generator()])[0])
+
+    def wave(mel: torch.Tensor) -> torch.Tensor:
+        with on_device(engine, "vocoder") as vocoder:
+            return cast(torch.Tensor, vocoder([mel], [generator()])[0])
+
+    with float32_convolutions():
+        with launched(engine):
+            plain_mel = mel()
+            plain_wave = wave(plain_mel)
+        mels = max((mel() - plain_mel).abs().max().item() for _ in range(3))
+        waves = max((wave(plain_mel) - plain_wave).abs().max().item() for _ in range(3))
+    exact = engine.plan.flow == "float32"
+    return {"mel": mels, "wave": waves, "good": waves < CLOSE and (mels < CLOSE or not exact)}
 
 
-def s3gen_by_length(engine: Engine, lengths: tuple[float, ...] = LENGTHS) -> list[dict[str, float]]:
+def prefill_by_length(
+    engine: Engine, t3: T3, ways: Mapping[str, Way], texts: tuple[int, ...]
+) -> list[dict[str, float]]:
+    """Seconds from a prompt to its logits by the length of its text, warm."""
+    device, rows = pipeline_of(engine).device, []
+    for characters in texts:
+        text = (TEXTS[1] * 20)[:characters]
+        row: dict[str, float] = {"characters": characters}
+        for name, way in ways.items():
+            slots, spoken = way.slots(t3, 1, 2), utterance(engine, 0, text, 2)
+            with torch.inference_mode():
+                for _ in range(4):  # met, recorded, replayed; the last counts
+                    clock = Clock(device)
+                    slots.enter(0, spoken, t3, way.prefill(t3), way.stride)
+                    clock.lap(name)
+            row |= clock.seconds
+        rows.append(row)
+    return rows
+
+
+def s3gen_by_length(engine: Engine, lengths: tuple[float, ...]) -> list[dict[str, float]]:
     """Seconds of flow and vocoder, warm, for sound of several lengths."""
     pipeline, voice = pipeline_of(engine), engine.voice().to(pipeline_of(engine).device)
     rows = []
@@ -156,7 +234,7 @@ def warm_up_seconds(engine: Engine) -> dict[str, float]:
     return times
 
 
-def drift(engine: Engine, count: int = UTTERANCES, tokens: int = 50) -> dict[str, Any]:
+def drift(engine: Engine, count: int, tokens: int) -> dict[str, Any]:
     """Many short utterances: memory and time of the first and last tenth."""
     tenth, times, held = count // 10, [], []
     for i in range(count):
@@ -180,7 +258,7 @@ def allocated() -> int:
 
 
 def decode_kernels(
-    t3: T3, record: Recorder, spans: tuple[int, ...] = SPANS, *, fused: bool = False
+    t3: T3, record: Recorder, spans: tuple[int, ...], *, fused: bool = False
 ) -> list[dict[str, Any]]:
     """Microseconds of one query's attention by kernel; recorded, as the step is.
 
@@ -214,7 +292,7 @@ def decode_kernels(
     return rows
 
 
-def throughput(engine: Engine, lines: int = 64) -> dict[str, Any]:
+def throughput(engine: Engine, lines: int) -> dict[str, Any]:
     """Lines of 5 to 12 s side by side, their sound made in turn with T3 and, if the plan says so,
     beside it; and an eighth of them one by one."""
     batch.never_stop(engine)
@@ -245,7 +323,7 @@ def made_by(engine: Engine, sound: Sound) -> Iterator[None]:
         pipeline.sound = before
 
 
-def sound_parity(engine: Engine, lines: int = 40) -> dict[str, Any]:
+def beside_parity(engine: Engine, lines: int) -> dict[str, Any]:
     """Waves made beside T3 against those made in turn, bit by bit; and whether what was recorded
     beside it went well."""
     batch.never_stop(engine)
@@ -268,7 +346,7 @@ def sound_parity(engine: Engine, lines: int = 40) -> dict[str, Any]:
     return {"equal": equal, "of": len(others), "kept": kept, "good": kept and equal == len(others)}
 
 
-def checks(model: str, device: str, say: Callable[[str], None]) -> dict[str, Any]:
+def checks(model: str, device: str, say: Callable[[str], None], sizes: Sizes) -> dict[str, Any]:
     """All but the table."""
     found: dict[str, Any] = {}
     before = allocated()
@@ -279,20 +357,25 @@ def checks(model: str, device: str, say: Callable[[str], None]) -> dict[str, Any
             way = pipeline_of(engine).way
             found[f"captured_{dtype}"] = {"good": isinstance(way, Captured)}
             for slots in (1, 4):
-                found[f"tokens_{dtype}_{slots}_at_once"] = token_parity(engine, way, slots)
-            found[f"flow_{dtype}"] = flow_parity(engine)
+                name = f"tokens_{dtype}_{slots}_at_once"
+                found[name] = token_parity(engine, way, slots, sizes.said, sizes.tokens)
+            found[f"sound_{dtype}"] = sound_parity(engine)
             if dtype != "float16":
                 continue
             say("lengths, warm-up, kernels, drift, batch")
-            found["s3gen_by_length"] = s3gen_by_length(engine)
             found["warm_up_seconds"] = warm_up_seconds(engine)
+            found["s3gen_by_length"] = s3gen_by_length(engine, sizes.lengths)
+            with launched(engine):
+                found["s3gen_launched_by_length"] = s3gen_by_length(engine, sizes.lengths)
             with on_device(engine, "t3") as t3:
+                ways = {"launched": Eager(fused=way.fused), "replayed": way}
+                found["prefill_by_length"] = prefill_by_length(engine, t3, ways, sizes.texts)
                 found["decode_attention_us"] = decode_kernels(
-                    t3, CudaRecorder(t3.like.device), fused=way.fused
+                    t3, CudaRecorder(t3.like.device), sizes.spans, fused=way.fused
                 )
-            found["drift"] = drift(engine)
-            found["sound_beside"] = sound_parity(engine)
-            found["batch"] = throughput(engine)
+            found["drift"] = drift(engine, sizes.drifting, sizes.drifted)
+            found["sound_beside"] = beside_parity(engine, sizes.beside)
+            found["batch"] = throughput(engine, sizes.lines)
     del engine, way
     gc.collect()
     left = allocated() - before
@@ -324,7 +407,7 @@ def main(
         typer.echo(f"{time.strftime('%H:%M:%S')} {line}", err=True)
 
     with bench.weights(model, tiny=False, say=say) as path:
-        found = checks(path, "cuda", say)
+        found = checks(path, "cuda", say, Sizes())
         job = Job(path, "cuda", tokens=forced_tokens(seconds), runs=runs)
         report = bench.measure(job, bench.choose_rows(None, [], "cuda", tiny=False), say)
     text = json.dumps(report | {"checks": found}, indent=1)

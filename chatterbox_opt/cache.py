@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SPAN = 128  # attention reads whole blocks of this many positions: few distinct shapes per run
+PREFIX = 64  # so do prefixes, whose every position is computed
 
 
 def blocks(positions: int) -> int:
@@ -43,8 +44,17 @@ class Cache(Protocol):
         """Make room for so many positions of an utterance; what is there is kept, but may move."""
         ...
 
-    def fill(self, layer: int, utterance: int, keys: Tensor, values: Tensor) -> None:
-        """Write the prefix of one layer: [each, heads, length, head_dim] from position 0 on."""
+    def prefix(self, length: int) -> int:
+        """To what length a prefix is best padded; what is beyond it is never seen."""
+        ...
+
+    def fill(self, layer: int, utterance: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Write the prefix of one layer.
+
+        Args:
+            utterance: int64 [1].
+            keys, values: [each, heads, length, head_dim], from position 0 on.
+        """
         ...
 
     def at(self, places: Tensor, span: int) -> Attend:
@@ -139,11 +149,15 @@ class StaticCache:
             self.keys, self.values = (F.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
             self._places = torch.arange(self.capacity, device=self.keys.device)
 
-    def fill(self, layer: int, utterance: int, keys: Tensor, values: Tensor) -> None:
-        """See ``Cache``."""
-        rows, length = self._rows_of(utterance), keys.shape[2]
-        self.keys[layer, rows, :, :length] = keys
-        self.values[layer, rows, :, :length] = values
+    def prefix(self, length: int) -> int:
+        """See ``Cache``: few distinct shapes, so that a prefill can be recorded."""
+        return -(-length // PREFIX) * PREFIX
+
+    def fill(self, layer: int, utterance: Tensor, keys: Tensor, values: Tensor) -> None:
+        """See ``Cache``; tensors only."""
+        rows, length = self._rows[: self.each] + utterance * self.each, keys.shape[2]
+        self.keys[layer][rows, :, :length] = keys
+        self.values[layer][rows, :, :length] = values
 
     def at(self, places: Tensor, span: int) -> Attend:
         """See ``Cache``."""

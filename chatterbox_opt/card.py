@@ -102,6 +102,13 @@ class Side:
         return worked
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on any device; a card's host does not wait until work before it ends."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def arriving(numbers: Tensor) -> Callable[[], list[list[int]]]:
     """Start copying int64 [n, m] to the host; what is returned waits until it is there."""
     there, copy = torch.cuda.Event(), torch.empty_like(numbers, device="cpu", pin_memory=True)

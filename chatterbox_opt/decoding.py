@@ -26,7 +26,7 @@ from chatterbox_opt.errors import NumericsError, TextError
 from chatterbox_opt.integer_step import IntegerStep
 from chatterbox_opt.ragged import RaggedCache
 from chatterbox_opt.sampler import NOT_FINITE
-from chatterbox_opt.slots import Said, Slots, Utterance
+from chatterbox_opt.slots import Prefill, Said, Slots, Utterance
 from chatterbox_opt.t3 import T3
 
 Forward = Callable[[Tensor, Tensor, Tensor, Cache, int], Tensor]  # T3.step, or a compiled one
@@ -58,8 +58,18 @@ def stepping(forward: Forward) -> Step:
     return step
 
 
+def prefilling(t3: T3) -> Prefill:
+    """The model's prefill, in the slots' buffers; tensors only, as a step."""
+
+    def prefill(slots: Slots, prefix: Tensor) -> None:
+        logits = t3.prefill(prefix, slots.last, slots.cache, slots.entering)
+        slots.logits.unflatten(0, (slots.count, slots.each))[slots.entering] = logits
+
+    return prefill
+
+
 class Way(Protocol):
-    """How steps are run.
+    """How steps and prefills are run.
 
     Attributes:
         stride: steps between two looks at the tokens. With 1 the host looks before it goes on;
@@ -75,6 +85,10 @@ class Way(Protocol):
 
     def slots(self, t3: T3, count: int, each: int) -> Slots:
         """Buffers for ``count`` utterances, in any state; those given out last are void."""
+        ...
+
+    def prefill(self, t3: T3) -> Prefill:
+        """The prefill for the weights as they are now."""
         ...
 
     def step(self, t3: T3) -> Step:
@@ -114,6 +128,10 @@ class Eager:
                 utterances=count, each=each, shape=shape, like=like, fused=self.fused
             )
         return Slots(t3, count, cache)
+
+    def prefill(self, t3: T3) -> Prefill:
+        """See ``Way``."""
+        return prefilling(t3)
 
     def step(self, t3: T3) -> Step:
         """See ``Way``."""
@@ -196,7 +214,7 @@ def decode(t3: T3, slots: Slots, take: Callable[[], Utterance | None], way: Way)
         while len(speaking) < slots.count and (utterance := take()) is not None:
             slot = len(speaking)
             try:
-                length = slots.enter(slot, utterance, t3, way.stride)
+                length = slots.enter(slot, utterance, t3, way.prefill(t3), way.stride)
             except TextError as error:
                 yield Said(utterance, error=error)
                 continue

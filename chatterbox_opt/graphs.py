@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from chatterbox_opt import card
 from chatterbox_opt.cache import SPAN, StaticCache, blocks
 from chatterbox_opt.card import FAILURES, Work
-from chatterbox_opt.decoding import Forward, Step, stepping
+from chatterbox_opt.decoding import Forward, Step, prefilling, stepping
 from chatterbox_opt.errors import first_line
-from chatterbox_opt.rows import bucket
-from chatterbox_opt.slots import Slots
+from chatterbox_opt.rows import Masked, Tails, bucket
+from chatterbox_opt.slots import Prefill, Slots
 from chatterbox_opt.t3 import T3
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,8 @@ def grown(positions: int) -> int:
 
 
 class Captured:
-    """A way to decode: each step one replay, over slots that live as long as the recordings.
+    """A way to decode: a step is one replay, and so is a prefill, over slots that live as long as
+    the recordings.
 
     See ``decoding.Way``.
     """
@@ -153,6 +154,20 @@ class Captured:
             self._allocations += 1
         return self._slots
 
+    def prefill(self, t3: T3) -> Prefill:
+        """See ``Way``; one recording for each length that prefixes are padded to."""
+        weights, plain = addresses(t3), prefilling(t3)
+
+        def prefill(slots: Slots, prefix: Tensor) -> None:
+            recording = self._find(slots, weights, ("prefix", prefix.shape[1]))
+            if not recording.arguments:
+                recording.arguments = (torch.empty_like(prefix),)
+            (mine,) = recording.arguments
+            mine.copy_(prefix)
+            self._recordings.run(recording, lambda: plain(slots, mine))
+
+        return prefill
+
     def step(self, t3: T3) -> Step:
         """See ``Way``; recordings over weights that have moved are dropped."""
         weights, plain = addresses(t3), stepping(self.forward or t3.step)
@@ -160,12 +175,15 @@ class Captured:
         def step(slots: Slots, count: int, span: int, *, ranked: bool) -> None:
             # few distinct programs: slots beyond those in work are stepped along, unheard
             count = min(slots.count, 1 << (count - 1).bit_length())
-            assert isinstance(slots.cache, StaticCache)
-            place = (weights, slots.cache.keys.data_ptr(), self._allocations)
-            recording = self._recordings.find((count, span, ranked), place)
+            recording = self._find(slots, weights, (count, span, ranked))
             self._recordings.run(recording, lambda: plain(slots, count, span, ranked=ranked))
 
         return step
+
+    def _find(self, slots: Slots, weights: tuple[int, ...], key: Hashable) -> Recording:
+        assert isinstance(slots.cache, StaticCache)
+        place = (weights, slots.cache.keys.data_ptr(), self._allocations)
+        return self._recordings.find(key, place)
 
     def arriving(self, tokens: Tensor) -> Callable[[], list[list[int]]]:
         """See ``Way``: the next steps are launched while these numbers travel."""
@@ -192,6 +210,10 @@ class Replayed:
     def room(self, length: int) -> int:
         """A bucket: few recordings serve all lengths."""
         return bucket(length)
+
+    def tails(self, lengths: Tensor) -> Tails:
+        """See ``rows.Through``."""
+        return Masked(lengths)
 
     def __call__(self, key: Hashable, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         """See ``rows.Through``."""

@@ -19,7 +19,6 @@ that the next one finds there what it would find beside the utterance alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chatterbox_opt.blank import uninitialised
-from chatterbox_opt.rows import zero_tails
+from chatterbox_opt.rows import Tails
 
 SMALL = 1e-6  # Snake with a smaller factor is the identity in float32
 SLOPE = 0.1  # of the leaky ReLU between stages (upstream lrelu_slope)
@@ -77,9 +76,9 @@ class Pair(nn.Module):
         factor: Tensor = snake.alpha.double()
         return torch.where(factor.abs() < SMALL, SMALL, factor)
 
-    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
-        y = zero_tails(self.wide(snake_(x * self.frequency)), lengths)
-        return zero_tails(self.narrow(snake_(y)), lengths).add_(x)
+    def forward(self, x: Tensor, tails: Tails) -> Tensor:
+        y = tails.zero_(self.wide(snake_(x * self.frequency)))
+        return tails.zero_(self.narrow(snake_(y))).add_(x)
 
 
 class Residual(nn.Module):
@@ -90,9 +89,9 @@ class Residual(nn.Module):
         parts = (block.convs1, block.convs2, block.activations1, block.activations2)
         self.pairs = nn.ModuleList(Pair(*pair) for pair in zip(*parts, strict=True))
 
-    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+    def forward(self, x: Tensor, tails: Tails) -> Tensor:
         for pair in self.pairs:
-            x = pair(x, lengths)
+            x = pair(x, tails)
         return x
 
 
@@ -144,22 +143,18 @@ class Stage(nn.Module):
         blocks = net.resblocks[index * count : (index + 1) * count]
         self.blocks = nn.ModuleList(Residual(block) for block in blocks)
 
-    def grown(self, length: int) -> int:
-        """The length after this stage of ``length`` before it."""
-        return int(length * self.up.rate + self.up.lead)
-
-    def forward(self, x: Tensor, spectrum: Tensor, lengths: Sequence[int]) -> Tensor:
+    def forward(self, x: Tensor, spectrum: Tensor, tails: Tails) -> Tensor:
         """[rows, 2 C, T] and the source's spectrum to [rows, C, rate T + lead].
 
         Args:
-            lengths: of the result.
+            tails: of the result.
         """
-        x = zero_tails(self.up(F.leaky_relu(x, SLOPE)), lengths)
-        source = zero_tails(self.source_down(spectrum), lengths)
-        x += self.source_block(source, lengths)
-        total: Tensor = self.blocks[0](x, lengths)
+        x = tails.zero_(self.up(F.leaky_relu(x, SLOPE)))
+        source = tails.zero_(self.source_down(spectrum))
+        x += self.source_block(source, tails)
+        total: Tensor = self.blocks[0](x, tails)
         for block in self.blocks[1:]:
-            total += block(x, lengths)
+            total += block(x, tails)
         return total
 
 
@@ -173,23 +168,23 @@ class Generator(nn.Module):
         self.stages = nn.ModuleList(Stage(net, i) for i in range(net.num_upsamples))
         self.leave = plain(net.conv_post, 1 / net.num_kernels)
 
-    def forward(self, mel: Tensor, spectrum: Tensor, lengths: Sequence[int]) -> Tensor:
+    def forward(self, mel: Tensor, spectrum: Tensor, tails: Tails) -> Tensor:
         """One pass.
 
         Args:
             mel: float32 [rows, 80, F], zero beyond each row's length.
             spectrum: float32 [rows, 18, 120 F + 1], real above imaginary parts, zero beyond each
                 row's 120 F_i + 1.
-            lengths: F_i.
+            tails: of the mel.
 
         Returns:
             float32 [rows, 18, 120 F + 1]: log magnitudes above phases' arguments; whatever beyond
             each row's length.
         """
-        x = zero_tails(self.enter(mel), lengths)
+        x = tails.zero_(self.enter(mel))
         for stage in self.stages:
-            lengths = [stage.grown(length) for length in lengths]
-            x = stage(x, spectrum, lengths)
+            tails = tails.grown(stage.up.rate, stage.up.lead)
+            x = stage(x, spectrum, tails)
         return self.leave(F.leaky_relu_(x))
 
 

@@ -311,7 +311,7 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None 
 
 
 def _way(plan: Plan, residency: Residency, *, beside: bool) -> Way:
-    """How T3's steps are run; on a card, the flow's are recorded too when T3's are.
+    """How T3's steps are run; on a card, flow and vocoder are recorded too when T3 is.
 
     Args:
         beside: the flow may work while T3 does.
@@ -327,6 +327,8 @@ def _way(plan: Plan, residency: Residency, *, beside: bool) -> Way:
     solver = cast(flow.Flow, residency.module("flow"))
     apart = record.apart() if beside else record  # one pool of memory is enough for turns
     solver.through = graphs.Replayed(apart, solver, "the flow")
+    hift = cast(vocoder.Vocoder, residency.module("vocoder"))
+    hift.through = graphs.Replayed(apart, hift, "the vocoder")
     return graphs.Captured(record, forward, fused=fused)
 
 

@@ -74,9 +74,13 @@ class RaggedCache:
             [(keys.data_ptr(), values.data_ptr()) for keys, values in strips]
         )
 
-    def fill(self, layer: int, utterance: int, keys: Tensor, values: Tensor) -> None:
+    def prefix(self, length: int) -> int:
+        """See ``Cache``: as it is."""
+        return length
+
+    def fill(self, layer: int, utterance: Tensor, keys: Tensor, values: Tensor) -> None:
         """See ``Cache``."""
-        length, held = keys.shape[2], self._strips[utterance][layer]
+        length, held = keys.shape[2], self._strips[int(utterance)][layer]
         if self._like.dtype == torch.float16:  # at the end of its range, not beyond
             keys, values = (x.clamp(-HALF_MOST, HALF_MOST) for x in (keys, values))
         held[0][:, :length] = keys.flatten(0, 1)

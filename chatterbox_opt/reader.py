@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from chatterbox_opt import graphs
+from chatterbox_opt.card import sent
 from chatterbox_opt.decoding import Eager, Way, decode
 from chatterbox_opt.errors import ChatterboxOptError, DeviceError, NumericsError, SilenceError
 from chatterbox_opt.fallback import Ladder, float32
@@ -186,9 +187,10 @@ class Reader:
         return decode(t3, slots, next_utterance, self.way)
 
     def _utterance(self, line: Line, t3: T3) -> Utterance:
+        device, voice = t3.like.device, line.voice
         ids = text_tokens(self._tokenizer, line.chunk.text)
-        generator = torch.Generator(t3.like.device).manual_seed(line.seed)
-        prompt = Prompt(ids, line.voice.speaker, line.voice.prompt)
+        prompt = Prompt(*(sent(x, device) for x in (ids, voice.speaker, voice.prompt)))
+        generator = torch.Generator(device).manual_seed(line.seed)
         return Utterance(prompt, line.sampling, generator, line.on_token)
 
     def _outcome(self, t3: T3, said: Said) -> Outcome:

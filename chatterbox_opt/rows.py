@@ -7,6 +7,7 @@ of what the numbers mean.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -19,11 +20,61 @@ FRAMES_AT_ONCE = {"cpu": ALONE}  # arithmetic is all there is to win there: padd
 MANY_FRAMES = 8192  # elsewhere: bounds the memory that a group takes
 
 
+class Tails(Protocol):
+    """What is beyond each row's length."""
+
+    def zero_(self, x: Tensor) -> Tensor:
+        """Zero it in [rows, channels, time], in place."""
+        ...
+
+    def grown(self, rate: int, lead: int) -> Tails:
+        """Those after a layer that makes n * ``rate`` + ``lead`` of n."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Slices:
+    """Lengths that the host knows: nothing but the tails is touched."""
+
+    lengths: tuple[int, ...]
+
+    def zero_(self, x: Tensor) -> Tensor:
+        """See ``Tails``."""
+        for row, length in zip(x, self.lengths, strict=True):
+            if length < row.shape[-1]:
+                row[:, length:] = 0
+        return x
+
+    def grown(self, rate: int, lead: int) -> Slices:
+        """See ``Tails``."""
+        return Slices(tuple(length * rate + lead for length in self.lengths))
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """Lengths int64 [rows] that are tensors only, so that one recording serves all lengths."""
+
+    lengths: Tensor
+
+    def zero_(self, x: Tensor) -> Tensor:
+        """See ``Tails``."""
+        times = torch.arange(x.shape[-1], device=x.device)
+        return x.masked_fill_(times >= self.lengths[:, None, None], 0)
+
+    def grown(self, rate: int, lead: int) -> Masked:
+        """See ``Tails``."""
+        return Masked(self.lengths * rate + lead)
+
+
 class Through(Protocol):
     """How a stage calls its functions of tensors; graphs.py has another way than ``Direct``."""
 
     def room(self, length: int) -> int:
         """To what length rows are best padded."""
+        ...
+
+    def tails(self, lengths: Tensor) -> Tails:
+        """How a function finds the ends of rows of these lengths, int64 [rows]."""
         ...
 
     def __call__(self, key: Hashable, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
@@ -37,6 +88,10 @@ class Direct:
     def room(self, length: int) -> int:
         """No padding is needed."""
         return length
+
+    def tails(self, lengths: Tensor) -> Tails:
+        """See ``Through``."""
+        return Slices(tuple(lengths.tolist()))
 
     def __call__(self, key: Hashable, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         """See ``Through``."""
@@ -72,11 +127,3 @@ def together(lengths: Sequence[int], device: torch.device) -> list[list[int]]:
 def padded(rows: Sequence[Tensor], length: int) -> Tensor:
     """Stack [..., T_i] to [rows, ..., length], zeros on the right."""
     return torch.stack([F.pad(row, (0, length - row.shape[-1])) for row in rows])
-
-
-def zero_tails(x: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Zero each row of [rows, channels, time] beyond its length, in place; the tails only."""
-    for row, length in zip(x, lengths, strict=True):
-        if length < row.shape[-1]:
-            row[:, length:] = 0
-    return x

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from chatterbox_opt.card import sent
 from chatterbox_opt.sampling import Sampling
 
 NOT_FINITE = -1  # returned in place of a token when the logits hold NaN or infinity
@@ -45,7 +46,7 @@ class Knobs:
             1 - sampling.top_p,  # in double precision, as upstream subtracts it
             sampling.top_k,
         )
-        self.values[row] = torch.tensor(asked, device=self.values.device)
+        self.values[row] = sent(torch.tensor(asked), self.values.device)
 
     def slice(self, first: int, last: int) -> Knobs:
         """Rows ``first`` to ``last``, sharing memory."""

@@ -10,15 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox_opt.cache import Cache
+from chatterbox_opt.card import sent
 from chatterbox_opt.errors import NumericsError, TextError
 from chatterbox_opt.sampler import Knobs, sample
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.t3 import T3, Prompt
 
 FREE = -1  # in ``Slots.said``: nothing is prescribed here
+
+# A prefix [each, length, width] into the cache and the logits of slot ``Slots.entering``, its last
+# position being ``Slots.last``; what is behind that is padding.
+Prefill = Callable[["Slots", Tensor], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +76,7 @@ class Slots:
         knobs: of the sampler.
         noise: float32 [count, speech_vocab], Exp(1) for the next draw.
         said: int64 [count, speech_positions], what was drawn; ahead of that the script, or FREE.
+        entering, last: int64 [1], for ``Prefill``.
         cache: keys and values.
     """
 
@@ -84,6 +91,7 @@ class Slots:
         self.token, self.spoken, self.position = (
             torch.zeros(count, dtype=torch.long, device=device) for _ in range(3)
         )
+        self.entering, self.last = torch.zeros(2, 1, dtype=torch.long, device=device)
         self.logits = torch.zeros(count * each, shape.speech_vocab, dtype=t3.dtype, device=device)
         self.seen = torch.zeros(count, shape.speech_vocab, dtype=torch.bool, device=device)
         self.knobs = Knobs.room(count, device)
@@ -92,10 +100,11 @@ class Slots:
             (count, shape.speech_positions), FREE, dtype=torch.long, device=device
         )
 
-    def enter(self, slot: int, utterance: Utterance, t3: T3, surplus: int) -> int:
+    def enter(self, slot: int, utterance: Utterance, t3: T3, prefill: Prefill, surplus: int) -> int:
         """Run an utterance's prefix into a slot; return its length.
 
         Args:
+            prefill: of the way that steps are run.
             surplus: positions wanted behind the prefix.
 
         Raises:
@@ -103,10 +112,12 @@ class Slots:
         """
         prefix = t3.embed(utterance.prompt, utterance.sampling.exaggeration, self.each)
         length = prefix.shape[1]
+        room = self.cache.prefix(length)
         self.cache.clear(slot)  # of whoever was here: a weight of 0 times NaN is NaN
-        self.cache.reserve(slot, length + surplus)
-        row = slot * self.each
-        self.logits[row : row + self.each] = t3.prefill(prefix, self.cache, slot)
+        self.cache.reserve(slot, max(room, length + surplus))
+        self.entering.fill_(slot)
+        self.last.fill_(length - 1)
+        prefill(self, F.pad(prefix, (0, 0, 0, room - length)))
         self.position[slot], self.spoken[slot] = length, 0
         self.seen[slot] = False
         self.seen[slot, t3.shape.start_speech] = True
@@ -114,7 +125,7 @@ class Slots:
         self.said[slot] = FREE
         if utterance.script:
             script = torch.tensor([*utterance.script, t3.shape.stop_speech])
-            self.said[slot, : len(script)] = script.to(self.said.device)
+            self.said[slot, : len(script)] = sent(script, self.said.device)
         return length
 
     def draw(self, first: int, last: int, *, ranked: bool) -> None:

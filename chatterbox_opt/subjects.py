@@ -267,7 +267,7 @@ class _Timed:
     def __init__(self, way: Way, clock: Clock) -> None:
         self._way, self._clock = way, clock
         self.stride, self.forward, self.fused = way.stride, way.forward, way.fused
-        self.slots, self.arriving = way.slots, way.arriving
+        self.slots, self.prefill, self.arriving = way.slots, way.prefill, way.arriving
 
     def step(self, t3: T3) -> Step:
         """See ``decoding.Way``."""

@@ -191,8 +191,8 @@ class T3(nn.Module):
         speaker = self.speaker(prompt.speaker.to(device, dtype))[:, None]
         conditioning = torch.cat((speaker, self.resampler(speech), self.emotion(emotion)), dim=1)
 
-        edges = prompt.text_tokens.new_tensor([shape.start_text, shape.stop_text]).to(device)
-        ids = torch.cat((edges[:1], prompt.text_tokens.to(device), edges[1:]))
+        ids = F.pad(prompt.text_tokens.to(device), (1, 0), value=shape.start_text)
+        ids = F.pad(ids, (0, 1), value=shape.stop_text)
         if len(ids) > shape.text_positions:
             raise TextError(
                 f"one chunk has {len(ids)} text tokens and the model takes {shape.text_positions}: "
@@ -206,18 +206,25 @@ class T3(nn.Module):
             (conditioning.expand(rows, -1, -1), text, start.expand(rows, 2, -1)), dim=1
         )
 
-    def prefill(self, x: Tensor, cache: Cache, utterance: int = 0) -> Tensor:
-        """Run the prefix [rows, length, width] of one utterance and fill the cache with it.
+    def prefill(self, x: Tensor, last: Tensor, cache: Cache, utterance: Tensor) -> Tensor:
+        """Run the prefix of one utterance and fill the cache with it.
+
+        Like ``step`` it can be captured.
+
+        Args:
+            x: [rows, length, width], see ``embed``; padded on the right or not.
+            last: int64 [1], the position of the last that is no padding.
+            utterance: int64 [1], whose rows of the cache are filled.
 
         Returns:
-            logits [rows, speech_vocab] of the last position.
+            logits [rows, speech_vocab] of position ``last``.
         """
         rope = self.rope(torch.arange(x.shape[1], device=x.device))
         for i, block in enumerate(self.blocks):
             q, k, v = block.heads_of(x, rope)
             cache.fill(i, utterance, k, v)
             x = block.finish(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
-        return self.head(self.norm(x[:, -1]))
+        return self.head(self.norm(x.index_select(1, last)[:, 0]))
 
     def step(
         self, token: Tensor, spoken: Tensor, position: Tensor, cache: Cache, span: int

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from chatterbox_opt.errors import NumericsError
 from chatterbox_opt.hift import Generator, PitchReader
 from chatterbox_opt.lean import upstream
-from chatterbox_opt.rows import bucket, padded, together
+from chatterbox_opt.rows import Direct, Through, bucket, padded, together
 from chatterbox_opt.shapes import MEL_BINS, SAMPLE_RATE, VocoderShape
 
 HOP = 480  # samples per mel frame
@@ -45,6 +45,7 @@ class Vocoder(nn.Module):
             self.pitch, self.generator = PitchReader(net.f0_predictor), Generator(net)
         self.merge: nn.Linear = net.m_source.l_linear
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
+        self.through: Through = Direct()  # how the layers are run: launched, or replayed
 
     @property
     def dtype(self) -> torch.dtype:
@@ -88,8 +89,14 @@ class Vocoder(nn.Module):
         size = bucket(max(lengths))
         spectra = [self._hum(mel, g) for mel, g in zip(mels, generators, strict=True)]
         spectrum = padded(spectra, size * HOP // STRIDE + 1)
-        made = self.generator(padded(mels, size), spectrum, lengths)
+        rows = padded(mels, size), spectrum, torch.tensor(lengths, device=spectrum.device)
+        made = self.through("layers", self._layers, *rows)
         return [self._wave(row[:, : s.shape[1]]) for row, s in zip(made, spectra, strict=True)]
+
+    def _layers(self, mel: Tensor, spectrum: Tensor, lengths: Tensor) -> Tensor:
+        """All that can be recorded: tensors only, where ``through`` replays them."""
+        made: Tensor = self.generator(mel, spectrum, self.through.tails(lengths))
+        return made
 
     def _hum(self, mel: Tensor, generator: torch.Generator | None) -> Tensor:
         """[80, F] to the source's short-time spectrum [18, 120 F + 1], real above imaginary."""

@@ -76,6 +76,22 @@ def recogniser():
         pytest.skip(str(error))
 
 
+@pytest.fixture(scope="module")
+def check():
+    """bench/gpu_check.py as a module."""
+    import importlib.util
+    import sys
+
+    sys.path.insert(0, str(ROOT / "bench"))  # as for a script that is run there
+    spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "bench" / "gpu_check.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_check"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["gpu_check"]
+    sys.path.remove(str(ROOT / "bench"))
+
+
 def prompt_for(engine, text: str):
     """A normalised text in the model's own voice."""
     from chatterbox_opt.reader import text_tokens
@@ -95,13 +111,15 @@ def utterance(engine, text: str, sampling, **more):
     return Utterance(prompt_for(engine, text), sampling, generator, lambda count: None, **more)
 
 
-def room_for(t3, prefix):
-    """A cache that has room for one utterance's prefix [rows, length, width]."""
+def prefilled(t3, prefix):
+    """The logits [rows, vocabulary] of the last position of one utterance's prefix."""
+    import torch
+
     from chatterbox_opt.cache import StaticCache
 
     cache = StaticCache(utterances=1, each=len(prefix), shape=t3.cached, like=t3.like)
     cache.reserve(0, prefix.shape[1])
-    return cache
+    return t3.prefill(prefix, torch.tensor([prefix.shape[1] - 1]), cache, torch.tensor([0]))
 
 
 def looking(stride: int = 1, step=None, static: bool = False, fused: bool = False):

@@ -47,7 +47,12 @@ def test_attends_as_a_growing_cache(kind, dtype, atol):
         one = grown[utterance]
         cache.reserve(utterance, one.keys.shape[3])
         for layer in range(LAYERS):
-            cache.fill(layer, utterance, one.keys[layer].to(dtype), one.values[layer].to(dtype))
+            cache.fill(
+                layer,
+                torch.tensor([utterance]),
+                one.keys[layer].to(dtype),
+                one.values[layer].to(dtype),
+            )
 
     for utterance in range(len(grown)):
         enter(utterance)
@@ -81,7 +86,7 @@ def test_what_was_not_finite_is_gone_once_cleared(kind):
     for prefix in (bad, good):
         cache.reserve(0, prefix.shape[2] + 1)
         for layer in range(LAYERS):
-            cache.fill(layer, 0, prefix, prefix)
+            cache.fill(layer, torch.tensor([0]), prefix, prefix)
         attend = cache.at(torch.tensor([prefix.shape[2]] * EACH), SPAN)
         one = torch.ones(EACH, HEADS, 1, WIDTH)
         found = [attend(layer, one, one, one) for layer in range(LAYERS)]
@@ -110,6 +115,6 @@ def test_float16_keys_end_at_its_range():
     cache = RaggedCache(utterances=1, each=1, shape=(1, 1, 4), like=like)
     cache.reserve(0, 3)
     far = torch.tensor([1e9, -1e9, 2.0, 65504.0]).expand(1, 1, 3, 4)
-    cache.fill(0, 0, far, far)
+    cache.fill(0, torch.tensor([0]), far, far)
     keys, values = cache._strips[0][0]
     assert keys[0, 0].tolist() == values[0, :, 0].tolist() == [65504.0, -65504.0, 2.0, 65504.0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import assert_close, prompt_for, room_for
+from conftest import assert_close, prefilled, prompt_for
 
 from chatterbox_opt import blocked, loading, models, packing
 
@@ -17,7 +17,7 @@ def checkpoint(tiny):
 def logits(t3, engine):
     with torch.inference_mode():
         prefix = t3.embed(prompt_for(engine, "Hello there."), 0.5, 2)
-        return t3.prefill(prefix, room_for(t3, prefix)).float()
+        return prefilled(t3, prefix).float()
 
 
 def mel(flow, engine):

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import reference
 import torch
-from conftest import assert_close, prompt_for, room_for, say_all, utterance
+from conftest import assert_close, prefilled, prompt_for, say_all, utterance
 from reference import greedy_tokens, sampled_tokens
 from texts import TEXTS
 
@@ -27,7 +27,7 @@ def each_of(sampling: Sampling) -> int:
 def first_logits(engine, text: str, sampling: Sampling) -> torch.Tensor:
     with engine._speaker.residency("t3") as t3, torch.inference_mode():
         prefix = t3.embed(prompt_for(engine, text), sampling.exaggeration, each_of(sampling))
-        return t3.prefill(prefix, room_for(t3, prefix))
+        return prefilled(t3, prefix)
 
 
 def raw_tokens(engine, text: str, sampling: Sampling) -> list[int]:

@@ -1,0 +1,493 @@
+"""A card that is not there: PyTorch on the processor, with account kept of what would be on a card.
+
+Every tensor is the processor's. What a program would see of a card is answered here, and what a
+card would refuse is refused:
+
+- tensors of two devices in one operation, a generator of the other device, numpy of a card's tensor;
+- an operation that PyTorch has no CUDA kernel for;
+- while a graph is captured: reading a value back, copies from and to the host, random numbers;
+- on several streams: reading or writing what another stream, or a copy that nobody waited for, may
+  still be at work on (vector clocks; Mattern 1989). Numbers are right all the same: that it was not
+  ordered is the finding.
+
+It knows what memory tensors would take, and how often the host waited. It knows nothing of
+kernels' numbers or speed, of the allocator's pieces, or of dtypes that a kernel lacks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from tape import Tape
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+TOTAL = 24 << 30  # bytes of the card
+KERNELS = ("CUDA", "CompositeExplicitAutograd", "CompositeImplicitAutograd", "BackendSelect")
+# the processor's form of what a card has in a form of its own
+IN_PLACE_OF = {
+    "aten::_scaled_dot_product_flash_attention_for_cpu": "aten::_scaled_dot_product_flash_attention"
+}
+READS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")  # the host waits for the numbers
+INDICES = ("index", "index_put_", "_index_put_impl_", "_unsafe_index")  # may be the host's
+PLACES = ("set_",)  # no numbers move
+Clock = Counter  # stream -> launches that are known to have ended
+
+
+class RaceError(AssertionError):
+    """Two streams, or a stream and the host, at one piece of memory in no order."""
+
+
+@dataclass(slots=True)
+class Memory:
+    """A storage that is the card's, or the host's and pinned."""
+
+    alive: StorageWeakRef
+    size: int
+    pinned: bool
+    written: tuple[int, int] = (0, 0)  # stream and launch
+    read: Clock = field(default_factory=Clock)
+
+
+class Card:
+    """The account. ``with Card().plugged(monkeypatch):`` makes it what torch.cuda tells of."""
+
+    def __init__(self, capability: tuple[int, int] = (9, 0)):
+        self.capability = capability
+        self.syncs: list[str] = []  # why the host waited
+        self.captures = self.replays = 0
+        self.peak = 0
+        self._memory: dict[int, Memory] = {}
+        self._lock = threading.RLock()
+        self._launched = Clock()
+        self._streams = 0
+        self.thread = _Thread(self)
+
+    # -- places
+
+    def home(self, tensor) -> torch.device:
+        kept = self._find(tensor)
+        return CPU if kept is None or kept.pinned else CUDA
+
+    def _find(self, tensor) -> Memory | None:
+        if tensor.layout != torch.strided:
+            return None
+        return self._memory.get(tensor.untyped_storage()._cdata)
+
+    def keep(self, tensor, *, pinned: bool = False) -> None:
+        storage = tensor.untyped_storage()
+        with self._lock:
+            self._memory[storage._cdata] = Memory(StorageWeakRef(storage), storage.nbytes(), pinned)
+            if sum(m.size for m in self._memory.values() if not m.pinned) > self.peak:
+                self.peak = max(self.peak, self.allocated())
+
+    def allocated(self) -> int:
+        with self._lock:
+            for key in [k for k, m in self._memory.items() if m.alive.expired()]:
+                del self._memory[key]
+            return sum(m.size for m in self._memory.values() if not m.pinned)
+
+    # -- order
+
+    def stream(self) -> int:
+        self._streams += 1
+        return self._streams
+
+    def launch(self, reads, writes, what: str) -> None:
+        """Work of the current stream over memory of the card and pinned memory of the host."""
+        if self.thread.capturing:
+            return  # nothing is done
+        with self._lock:
+            stream = self.thread.stream
+            stream.known |= self.thread.known
+            self._launched[stream.number] += 1
+            now = stream.known[stream.number] = self._launched[stream.number]
+            self._order(reads, writes, stream.known, what)
+            for memory in reads:
+                memory.read[stream.number] = now
+            for memory in writes:
+                memory.written, memory.read = (stream.number, now), Clock()
+
+    def touch(self, reads, writes, what: str) -> None:
+        """Work of the host over pinned memory."""
+        self._order(reads, writes, self.thread.known, f"{what} by the host")
+
+    def _order(self, reads, writes, known: Clock, what: str) -> None:
+        for memory in (*reads, *writes):
+            stream, launch = memory.written
+            if known[stream] < launch:
+                raise RaceError(f"{what}: stream {stream} may still write what is used here")
+        for memory in writes:
+            if any(known[stream] < launch for stream, launch in memory.read.items()):
+                raise RaceError(f"{what}: another stream may still read what is written here")
+
+    def sync(self, why: str, known: Clock | None = None) -> None:
+        self.refuse_in_capture(why)
+        self.syncs.append(why)
+        self.thread.known |= self.thread.stream.known if known is None else known
+
+    def refuse_in_capture(self, what: str) -> None:
+        if self.thread.capturing:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
+
+    # -- operations
+
+    def operation(self, func, args, kwargs):
+        name, tensors = func._schema.name, _tensors((args, kwargs))
+        short = name.split("::")[1]
+        homes = {self.home(t) for t in tensors if t.dim() or self.home(t) == CUDA}
+        on_card = CUDA in homes or (not tensors and self.thread.making == CUDA)
+        crossing = short == "copy_" and len({self.home(t) for t in tensors[:2]}) == 2
+        if on_card and not crossing:
+            self._refuse(func, name, short, tensors, homes, args, kwargs)
+        made = func(*args, **kwargs)
+        outputs = _tensors(made)
+        for out in outputs:
+            if on_card and not crossing and out.layout == torch.strided and not self._find(out):
+                known = {t.untyped_storage()._cdata for t in tensors if t.layout == torch.strided}
+                assert out.untyped_storage()._cdata not in known, f"{name} moved the host's memory"
+                self.keep(out)
+        if short in PLACES:
+            return made
+        written = _written(func, args) + [o for o in outputs if not any(o is t for t in tensors)]
+        if not func._schema.is_mutable and _is_view(func):
+            return made
+        reads, writes = (
+            [m for t in some if (m := self._find(t)) is not None] for some in (tensors, written)
+        )
+        if on_card or crossing:
+            self.launch(reads, writes, name)
+            self._wait(short, args, kwargs, crossing=crossing)
+        else:
+            self.touch(reads, writes, name)
+        return made
+
+    def _refuse(self, func, name, short, tensors, homes, args, kwargs) -> None:
+        """Raise what a card would."""
+        if len(homes) > 1 and short not in (*INDICES, *PLACES):
+            raise RuntimeError(f"Expected all tensors to be on the same device: {name}")
+        card_name = IN_PLACE_OF.get(name, name)
+        overload = func._schema.overload_name
+        full = f"{card_name}.{overload}" if overload and card_name == name else card_name
+        if not any(torch._C._dispatch_has_kernel_for_dispatch_key(full, k) for k in KERNELS):
+            raise NotImplementedError(f"{full} has no kernel for CUDA")
+        if short in ("mm", "addmm", "bmm") and not tensors[-1].is_floating_point():
+            raise NotImplementedError(f"{name} not implemented for integers on a card")
+        if self.thread.capturing:
+            # attention draws for its dropout only, which nothing here has
+            if torch.Tag.nondeterministic_seeded in func.tags and "attention" not in short:
+                self.refuse_in_capture(f"{name}, which draws")
+            # fill_: a number that indexing writes, which comes as a number where there is a card
+            if any(self.home(t) == CPU for t in tensors) and short not in (*PLACES, "fill_"):
+                self.refuse_in_capture(f"{name} with a tensor of the host")
+
+    def _wait(self, short: str, args, kwargs, *, crossing: bool) -> None:
+        """The host, for what it reads or has copied."""
+        masks = short in INDICES and any(
+            t is not None and (t.dtype == torch.bool or self.home(t) == CPU) for t in args[1]
+        )
+        if crossing:
+            self.refuse_in_capture("a copy from or to the host")
+            blocking = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
+            host = args[0] if self.home(args[0]) == CPU else args[1]
+            number = args[0] is not host and host.dim() == 0  # which indexing writes: see above
+            if not number and (blocking or self._find(host) is None):
+                self.sync("copy")
+        elif short in READS or masks:
+            self.sync(short)
+
+    def function(self, func, args, kwargs):
+        """What a program asks of torch by name."""
+        if isinstance(func, torch._ops.OpOverload):
+            return func(*args, **kwargs)  # a tape's
+        if args and isinstance(args[0], torch.Tensor):
+            answer = self._answers().get(func)
+            if answer is not None:
+                return answer(*args, **kwargs)
+        device = kwargs.get("device")
+        if device is not None:
+            kwargs = {**kwargs, "device": "cpu"}
+        pinned = kwargs.get("pin_memory", False)
+        kwargs = {k: v for k, v in kwargs.items() if k != "pin_memory"}
+        if device is None and any(self.home(t) == CUDA for t in _tensors((args, kwargs))):
+            device = CUDA
+        device = CPU if device is None else torch.device(device)
+        if (drawn := kwargs.get("generator")) and drawn.device.type != device.type:
+            raise RuntimeError(f"Expected a '{device.type}' device type for generator: {func}")
+        if func in (torch.tensor, torch.as_tensor) and device.type == "cuda":
+            return self.moved(func(*args, **kwargs), CUDA)
+        with self.thread.makes(device):
+            made = func(*args, **kwargs)
+        if pinned:
+            self.keep(made, pinned=True)
+        return made
+
+    def _answers(self):
+        T = torch.Tensor
+        return {
+            T.device.__get__: lambda t: self.home(t),
+            T.is_cuda.__get__: lambda t: self.home(t) == CUDA,
+            T.is_cpu.__get__: lambda t: self.home(t) == CPU,
+            T.to: self._to,
+            T.cpu: lambda t: self._to(t, CPU),
+            T.cuda: lambda t: self._to(t, CUDA),
+            T.pin_memory: self._pinned,
+            T.numpy: lambda t, **more: self._numpy(t, T.numpy, **more),
+            T.__array__: lambda t, *more: self._numpy(t, T.__array__, *more),
+            T.tolist: self._tolist,
+            T.is_pinned: lambda t: bool((m := self._find(t)) and m.pinned),
+        }
+
+    def _to(self, tensor, *args, **kwargs):
+        named = {k: v for k, v in kwargs.items() if k in ("device", "dtype")}
+        rest = {k: v for k, v in kwargs.items() if k in ("non_blocking", "copy")}
+        for one in args:
+            if isinstance(one, torch.Tensor):
+                named |= {"device": self.home(one), "dtype": one.dtype}
+            elif isinstance(one, torch.dtype):
+                named["dtype"] = one
+            elif isinstance(one, (str, torch.device)):
+                named["device"] = one
+            elif isinstance(one, bool):
+                rest["non_blocking"] = one
+        device = torch.device(named.get("device") or self.home(tensor))
+        dtype = named.get("dtype") or tensor.dtype
+        if device.type == self.home(tensor).type:
+            return torch.Tensor.to(tensor, dtype, copy=rest.get("copy", False))
+        return self.moved(tensor, device, dtype, non_blocking=rest.get("non_blocking") or False)
+
+    def moved(self, tensor, device, dtype=None, *, non_blocking: bool = False):
+        with self.thread.makes(torch.device(device)):
+            shape, stride = tensor.shape, tensor.stride()
+            dense = tensor.is_contiguous() or torch._prims_common.is_non_overlapping_and_dense(
+                tensor
+            )
+            dtype = dtype or tensor.dtype
+            new = (
+                torch.empty_strided(shape, stride, dtype=dtype)
+                if dense
+                else torch.empty(shape, dtype=dtype)
+            )
+        return new.copy_(tensor, non_blocking=non_blocking)
+
+    def _pinned(self, tensor):
+        pinned = tensor.clone()
+        self.keep(pinned, pinned=True)
+        return pinned
+
+    def _numpy(self, tensor, how, *args, **kwargs):
+        if self.home(tensor) == CUDA:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        self.touch([m for m in [self._find(tensor)] if m], [], "numpy")
+        return how(tensor, *args, **kwargs)
+
+    def _tolist(self, tensor):
+        if self.home(tensor) == CUDA:
+            self.sync("tolist")
+        else:
+            self.touch([m for m in [self._find(tensor)] if m], [], "tolist")
+        return torch.Tensor.tolist(tensor)
+
+    # -- what torch.cuda tells
+
+    @contextmanager
+    def plugged(self, patch):
+        """Have torch find this card, in this thread and in those that take a stream of it."""
+        cuda, generator = torch.cuda, torch.Generator
+
+        class Generator(generator):
+            def __new__(cls, device="cpu"):
+                made = super().__new__(cls)
+                made.home = torch.device(device)
+                return made
+
+            @property
+            def device(self):
+                return self.home
+
+        for name, value in {
+            "is_available": lambda: True,
+            "device_count": lambda: 1,
+            "current_device": lambda: 0,
+            "get_device_name": lambda *_: "a card that is not there",
+            "get_device_capability": lambda *_: self.capability,
+            "get_arch_list": lambda: ["sm_{}{}".format(*self.capability)],
+            "mem_get_info": lambda *_: (TOTAL - self.allocated(), TOTAL),
+            "memory_allocated": lambda *_: self.allocated(),
+            "max_memory_allocated": lambda *_: self.peak,
+            "reset_peak_memory_stats": self._forget_peak,
+            "empty_cache": lambda: None,
+            "synchronize": lambda *_: self.sync("synchronize", self._launched),
+            "current_stream": lambda *_: self.thread.stream,
+            "Stream": lambda *_, **__: Stream(self),
+            "Event": lambda *_, **__: Event(self),
+            "stream": self.thread.on,
+            "CUDAGraph": lambda: Graph(self),
+            "graph_pool_handle": object,
+        }.items():
+            patch.setattr(cuda, name, value)
+        patch.setattr(torch, "Generator", Generator)
+        # freed memory is never given away here
+        patch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+        set_result, result = Future.set_result, Future.result
+
+        def setting(future, value):
+            future.known = Clock(self.thread.known)
+            set_result(future, value)
+
+        def resulting(future, timeout=None):
+            value = result(future, timeout)
+            self.thread.known |= getattr(future, "known", Clock())
+            return value
+
+        patch.setattr(Future, "set_result", setting)  # what one thread knows, the next one learns
+        patch.setattr(Future, "result", resulting)
+        with self.thread.modes():
+            yield self
+
+    def _forget_peak(self, *_) -> None:
+        self.peak = self.allocated()
+
+
+class _Thread(threading.local):
+    """What each host thread has of its own."""
+
+    default = None
+
+    def __init__(self, card: Card):
+        self.card = card
+        self.known = Clock()
+        if card.__dict__.get("default") is None:
+            card.default = Stream(card)
+        self.stream = card.default
+        self.making, self.capturing, self._deep = CPU, False, False
+
+    @contextmanager
+    def makes(self, device):
+        before, self.making = self.making, torch.device(device)
+        self.making = CUDA if self.making.type == "cuda" else CPU
+        try:
+            yield
+        finally:
+            self.making = before
+
+    @contextmanager
+    def modes(self):
+        with ExitStack() as stack:
+            if not self._deep:
+                self._deep = True
+                stack.callback(setattr, self, "_deep", False)
+                stack.enter_context(_Operations(self.card))
+                stack.enter_context(_Functions(self.card))
+            yield
+
+    @contextmanager
+    def on(self, stream):
+        with self.modes():
+            before, self.stream = self.stream, stream
+            try:
+                yield
+            finally:
+                self.stream = before
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self, card):
+        super().__init__()
+        self.card = card
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return self.card.operation(func, args, kwargs or {})
+
+
+class _Functions(TorchFunctionMode):
+    def __init__(self, card):
+        super().__init__()
+        self.card = card
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return self.card.function(func, args, kwargs or {})
+
+
+class Stream:
+    """Launches in their order."""
+
+    def __init__(self, card):
+        self.card, self.number, self.known = card, card.stream(), Clock()
+
+    def record_event(self, event=None):
+        event = event or Event(self.card)
+        event.record(self)
+        return event
+
+    def wait_event(self, event):
+        self.known |= event.known
+
+    def wait_stream(self, stream):
+        self.known |= stream.known
+
+    def synchronize(self):
+        self.card.sync("stream", self.known)
+
+
+class Event:
+    """A place in a stream."""
+
+    def __init__(self, card):
+        self.card, self.known = card, Clock()
+
+    def record(self, stream=None):
+        stream = stream or self.card.thread.stream
+        self.known = Clock(stream.known | self.card.thread.known)
+
+    def synchronize(self):
+        self.card.sync("event", self.known)
+
+
+class Graph:
+    """A tape."""
+
+    def __init__(self, card):
+        self.card, self.tape = card, None
+
+    def capture_begin(self, pool=None, capture_error_mode="global"):
+        assert self.card.thread.stream is not self.card.default, "capture needs a stream of its own"
+        self.tape = Tape()
+        self.tape.__enter__()
+        self.card.thread.capturing = True
+        self.card.captures += 1
+
+    def capture_end(self):
+        self.tape.__exit__(None, None, None)
+        self.tape.rewind()
+        self.card.thread.capturing = False
+
+    def replay(self):
+        self.card.replays += 1
+        with self.card.thread.makes(CUDA):
+            self.tape.replay()
+
+
+def _tensors(value) -> list[torch.Tensor]:
+    return [x for x in tree_leaves(value) if isinstance(x, torch.Tensor)]
+
+
+def _written(func, args) -> list[torch.Tensor]:
+    return [
+        tensor
+        for spec, given in zip(func._schema.arguments, args, strict=False)
+        if spec.alias_info is not None and spec.alias_info.is_write
+        for tensor in _tensors(given)
+    ]
+
+
+def _is_view(func) -> bool:
+    return any(spec.alias_info is not None for spec in func._schema.returns)

@@ -1,0 +1,277 @@
+"""The engine on a card that is not there (pretend_card.py): what a card would refuse, it refuses."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import threading
+
+import numpy as np
+import pytest
+import torch
+from conftest import SAMPLE
+from pretend_card import Card, RaceError
+
+from chatterbox_opt import Engine, Request, Sampling, card, kernels
+from chatterbox_opt.bench import CUDA_ROWS
+from chatterbox_opt.cache import products
+from chatterbox_opt.flat import tensors
+from chatterbox_opt.graphs import STRIDE, Captured
+from chatterbox_opt.subjects import Job, Ours, forced_tokens
+from chatterbox_opt.voice_store import VoiceStore
+
+WAYS = {
+    "dev": {},
+    "dev, recorded": {"compile": "cudagraphs"},
+    "rtx4090": {},
+    "rtx3080": {},
+    "memory-limited": {},
+    "gtx1080": {},
+    "rtx4090, int8": {"dtype": "int8"},
+    "rtx3080, int8": {"dtype": "int8"},
+    "dev, turns": {"compile": "cudagraphs", "offload": "stages"},
+    "dev, alone": {"compile": "cudagraphs", "offload": "all-but-active"},
+}
+USUAL = ("dev, turns", "rtx4090, int8", "gtx1080")  # the others are slow tests
+EXACT = [name for name in WAYS if name.startswith("dev")]
+
+
+@pytest.fixture
+def there(monkeypatch):
+    """A card; its Triton kernels are what they compute, in operations that a tape can follow."""
+    monkeypatch.setattr(card, "lacks_triton", lambda *_: "")
+
+    def int8_product(x, weight, scales):
+        return ((x.float() @ weight.float().t()) * scales).to(x.dtype)
+
+    def attend(q, keys, values, places):
+        rows, visible = len(q), torch.arange(keys.shape[2], device=q.device) <= places[:, None]
+        return products(q, keys[:rows], values[:rows], visible[:, None, None])
+
+    monkeypatch.setattr(kernels, "int8_product", int8_product)
+    monkeypatch.setattr(kernels, "attend", attend)
+    with Card().plugged(monkeypatch) as plugged:
+        yield plugged
+
+
+@pytest.fixture
+def on_card(there, tiny, tmp_path):
+    def load(way: str = "dev") -> Engine:
+        there.capability = (6, 1) if way.startswith("gtx") else (9, 0)
+        profile, _, _ = way.partition(",")
+        return Engine.load(
+            str(tiny),
+            profile,
+            device="cuda",
+            overrides=WAYS[way],
+            store=VoiceStore(tmp_path),
+            watermark=False,
+        )
+
+    return load
+
+
+CALLS = [
+    ("A longer text, to be sure.", SAMPLE, Sampling(seed=2, max_tokens=17, top_p=0.8, cfm_steps=2)),
+    ("Hello.", None, Sampling(seed=1, max_tokens=11, cfg_weight=0, cfm_steps=3)),
+]
+
+
+@pytest.fixture(scope="module")
+def expected(engine):
+    return [engine.synthesize(t, engine.voice(v), s).samples for t, v, s in CALLS]
+
+
+@pytest.mark.parametrize(
+    "way", [name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in WAYS]
+)
+def test_every_way_speaks_on_a_card(on_card, there, expected, way):
+    """Three times each, alone and in a batch: met, recorded, replayed."""
+
+    def check(i: int, found: np.ndarray) -> None:
+        assert np.isfinite(found).all()
+        if way in EXACT:
+            assert found.shape == expected[i].shape
+            assert np.abs(found - expected[i]).max() < 1e-3
+
+    with on_card(way) as engine:
+        recorded = isinstance(engine._speaker.way, Captured)
+        assert recorded == (engine.plan.compile == "cudagraphs")
+        voices = [engine.voice(voice) for _, voice, _ in CALLS]
+        for _ in range(3):
+            for i, (text, _, sampling) in enumerate(CALLS):
+                check(i, engine.synthesize(text, voices[i], sampling).samples)
+        asked = [
+            Request(f"{i} {turn}", text, voices[i], sampling)
+            for turn in range(3)
+            for i, (text, _, sampling) in enumerate(CALLS)
+        ]
+        for result in engine.batch(asked):
+            check(int(result.id.split()[0]), result.audio().samples)
+        assert bool(there.replays) == recorded
+    gc.collect()
+    assert there.allocated() == 0, "what is left after close()"
+
+
+def test_sound_beside_t3_is_ordered(on_card, there, expected):
+    """Two threads, two streams, recordings of both; every operation's order was looked at."""
+    with on_card("rtx4090") as engine:
+        assert engine.plan.sound == "beside" and engine.plan.slots > 8
+        lines = [
+            Request(str(i), "Hello.", None, Sampling(seed=i, max_tokens=9 + i % 9, cfm_steps=2))
+            for i in range(30)
+        ]
+        first, again = (
+            {result.id: result.audio().samples for result in engine.batch(lines)} for _ in range(2)
+        )
+        assert not engine._speaker.sound.over
+    assert all(np.abs(first[id] - again[id]).max() < 1e-2 for id in first)
+    assert there.captures and there.replays > there.captures
+
+
+def test_the_host_hardly_waits_while_t3_works(on_card, there):
+    """Once for ``STRIDE`` tokens, by an event that is long past; not in a step."""
+    with on_card("rtx4090") as engine:
+        for _ in range(3):
+            there.syncs.clear()
+            words = engine.speech_tokens("Hello.", None, Sampling(seed=1, max_tokens=40))
+    assert len(words) > 2 * STRIDE
+    events = there.syncs.count("event")
+    assert events <= len(words) // STRIDE + 3
+    # what it is given comes from the host: not once for each token
+    assert len(there.syncs) - events < 10, there.syncs
+
+
+def test_memory_of_stages_that_take_turns(on_card, there):
+    """What stays there between two calls, and the most that was there; a tape's own copies aside."""
+    held, peak, stages = {}, {}, {}
+    for offload in ("none", "stages", "all-but-active"):
+        WAYS["dev, moved"] = {"offload": offload}
+        with on_card("dev, moved") as engine:
+            for _ in range(3):
+                there._forget_peak()
+                engine.synthesize(CALLS[0][0], None, CALLS[0][2])
+            held[offload], peak[offload] = there.allocated(), there.peak
+            stages = {
+                name: sum(tensor.nbytes for _, _, tensor in tensors(module))
+                for name, module in engine._speaker.residency._stages.items()
+            }
+        gc.collect()
+    whole, largest = sum(stages.values()), max(stages.values())
+    assert whole <= held["none"] < 1.02 * whole and held["all-but-active"] == 0
+    working = peak["none"] - held["none"]
+    assert peak["all-but-active"] <= largest + working
+    assert peak["stages"] <= whole - min(stages.values()) + working
+
+
+@pytest.mark.slow
+def test_the_cards_own_check_passes_there(there, tiny, check):
+    """bench/gpu_check.py, less; its times mean nothing."""
+    sizes = check.Sizes(4, 10, (0.5,), (50,), (128,), 20, 4, 12, 4)
+    found = check.checks(str(tiny), "cuda", lambda line: None, sizes)
+    found["drift"]["good"] = found["drift"]["grown_mib"] <= 1
+    assert check.failed(found) == [], found
+    assert found["batch"]["overlap_speedup"] > 0
+
+
+@pytest.mark.parametrize("name", CUDA_ROWS[1:])
+@pytest.mark.slow
+def test_the_rows_of_its_table_run_there(there, tiny, name):
+    row = Ours(Job(str(tiny), "cuda", tokens=forced_tokens(0.5)), name)
+    for _ in range(3):
+        assert row.run()["decode"] > 0
+    quality = row.quality()
+    assert quality["logits"].device.type == quality["mel"].device.type == "cpu"
+    assert torch.isfinite(quality["logits"]).all()
+
+
+class TestTheCard:
+    """What it refuses; else no test above could fail."""
+
+    def test_two_devices(self, there):
+        there_, here = torch.ones(2, device="cuda"), torch.ones(2)
+        with pytest.raises(RuntimeError, match="same device"):
+            there_ + here
+        with pytest.raises(TypeError, match="numpy"):
+            there_.numpy()
+        assert (there_ + torch.tensor(1.0)).tolist() == [2, 2], "a number may come along"
+        assert there_.device.type == "cuda" and there_.cpu().device.type == "cpu"
+        module = torch.nn.Linear(2, 2)
+        with pytest.raises(RuntimeError, match="same device"):
+            module(there_)
+        assert module.to("cuda")(there_).is_cuda
+
+    def test_a_generator_of_the_host(self, there):
+        with pytest.raises(RuntimeError, match="generator"):
+            torch.randn(2, device="cuda", generator=torch.Generator())
+        assert torch.randn(2, device="cuda", generator=torch.Generator("cuda")).is_cuda
+
+    def test_no_kernel(self, there):
+        with pytest.raises(NotImplementedError, match="no kernel for CUDA"):
+            torch._C._nn.mkldnn_reorder_conv2d_weight(torch.ones(1, 1, 1, 1, device="cuda"))
+
+    @pytest.mark.parametrize(
+        "work",
+        [
+            lambda x: x.sum().item(),
+            lambda x: x.tolist(),
+            lambda x: x[x > 0],
+            lambda x: x.cpu(),
+            lambda x: torch.tensor([1.0], device=x.device),
+            lambda x: x.exponential_(),
+            lambda x: x * torch.tensor(2.0),
+        ],
+    )
+    def test_capture(self, there, work):
+        x, record = torch.ones(3, device="cuda"), card.CudaRecorder(torch.device("cuda"))
+        with pytest.raises(RuntimeError, match="capturing"):
+            record(functools.partial(work, x))
+        replay = record(lambda: x.mul_(2))
+        assert x.tolist() == [1, 1, 1]
+        replay()
+        assert x.tolist() == [2, 2, 2]
+
+    def test_streams_in_no_order(self, there):
+        x, other = torch.ones(3, device="cuda"), torch.cuda.Stream()
+        with torch.cuda.stream(other), pytest.raises(RaceError):
+            x.sum()
+        other.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(other):
+            x.sum()
+        with pytest.raises(RaceError):
+            x.mul_(2)
+        torch.cuda.current_stream().wait_event(other.record_event())
+        x.mul_(2)
+
+    def test_a_copy_that_nobody_waited_for(self, there):
+        x, host = torch.ones(3, device="cuda"), torch.empty(3, pin_memory=True)
+        host.copy_(x, non_blocking=True)
+        with pytest.raises(RaceError):
+            host.tolist()
+        arrived = torch.cuda.Event()
+        arrived.record()
+        arrived.synchronize()
+        assert host.tolist() == [1, 1, 1]
+        assert there.syncs == ["event"]
+
+    def test_memory(self, there):
+        assert there.allocated() == 0
+        x = torch.ones(1 << 10, device="cuda")
+        y = x[:5]
+        assert there.allocated() == 4 << 10
+        del x
+        assert there.allocated() == 4 << 10, "a view holds it"
+        del y
+        assert (there.allocated(), there.peak) == (0, 4 << 10)
+
+    def test_another_thread(self, there):
+        found = []
+
+        def work():
+            with torch.cuda.stream(torch.cuda.Stream()):
+                found.append(torch.ones(1, device="cuda").is_cuda)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert found == [True]
