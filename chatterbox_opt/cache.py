@@ -119,17 +119,14 @@ class StaticCache:
         shape: tuple[int, int, int],
         like: Tensor,
         room: Callable[[int], int] = blocks,
-        fused: bool = False,
     ) -> None:
         """Allocate nothing yet; later on the device and in the dtype of ``like``.
 
         Args:
             shape: layers, heads, head_dim.
             room: positions to allocate when so many are needed.
-            fused: read by our own kernel, each row as far as its position; else by PyTorch's, as
-                far as the step's span and with a mask.
         """
-        self.each, self._room, self._fused = each, room, fused
+        self.each, self._room = each, room
         layers, heads, head_dim = shape
         empty = (layers, utterances * each, heads, 0, head_dim)
         self.keys = torch.zeros(empty, dtype=like.dtype, device=like.device)
@@ -162,21 +159,12 @@ class StaticCache:
     def at(self, places: Tensor, span: int) -> Attend:
         """See ``Cache``."""
         rows = self._rows[: len(places)]
-
-        def written(i: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-            keys, values = self.keys[i], self.values[i]
-            keys[rows, :, places] = k[:, :, 0]  # not index_copy_: MPS has none
-            values[rows, :, places] = v[:, :, 0]
-            return keys, values
-
-        if self._fused:
-            from chatterbox_opt import kernels  # Triton is not everywhere
-
-            return lambda i, q, k, v: kernels.attend(q, *written(i, k, v), places)
         visible = (self._places[:span] <= places[:, None])[:, None, None]
 
         def layer(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = written(i, k, v)
+            keys, values = self.keys[i], self.values[i]
+            keys[rows, :, places] = k[:, :, 0]  # not index_copy_: MPS has none
+            values[rows, :, places] = v[:, :, 0]
             return attend(q, keys[: len(q), :, :span], values[: len(q), :, :span], visible)
 
         return layer

@@ -20,9 +20,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from chatterbox_opt import integer_step
+from chatterbox_opt import fused_step, integer_step
 from chatterbox_opt.cache import Cache, StaticCache, blocks
 from chatterbox_opt.errors import NumericsError, TextError
+from chatterbox_opt.fused_step import FusedStep
 from chatterbox_opt.integer_step import IntegerStep
 from chatterbox_opt.ragged import RaggedCache
 from chatterbox_opt.sampler import NOT_FINITE
@@ -58,6 +59,13 @@ def stepping(forward: Forward) -> Step:
     return step
 
 
+def launching(way: Way, t3: T3) -> Forward:
+    """What a step of this way launches."""
+    if way.forward is not None:
+        return way.forward
+    return FusedStep(t3) if way.fused and fused_step.serves(t3) else t3.step
+
+
 def prefilling(t3: T3) -> Prefill:
     """The model's prefill, in the slots' buffers; tensors only, as a step."""
 
@@ -76,7 +84,7 @@ class Way(Protocol):
             with more, the next steps are under way while it looks, and what was drawn after an
             end is dropped.
         forward: a compiled ``T3.step``, or None.
-        fused: see ``StaticCache``.
+        fused: steps run by kernels of our own where those serve (fused_step.py).
     """
 
     stride: int
@@ -109,7 +117,7 @@ class Eager:
         """Take a compiled ``T3.step``, or none.
 
         Args:
-            fused: see ``StaticCache``.
+            fused: see ``Way``.
         """
         self.forward, self.fused = forward, fused
         self._integers: IntegerStep | None = None
@@ -124,9 +132,7 @@ class Eager:
                 self._integers, like = IntegerStep(t3), like.to(integer_step.KEPT)
             cache = RaggedCache(utterances=count, each=each, shape=shape, like=like)
         else:
-            cache = StaticCache(
-                utterances=count, each=each, shape=shape, like=like, fused=self.fused
-            )
+            cache = StaticCache(utterances=count, each=each, shape=shape, like=like)
         return Slots(t3, count, cache)
 
     def prefill(self, t3: T3) -> Prefill:
@@ -135,7 +141,7 @@ class Eager:
 
     def step(self, t3: T3) -> Step:
         """See ``Way``."""
-        return stepping(self.forward or self._integers or t3.step)
+        return stepping(self._integers or launching(self, t3))
 
     def arriving(self, tokens: Tensor) -> Callable[[], list[list[int]]]:
         """See ``Way``."""

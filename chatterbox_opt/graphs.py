@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from chatterbox_opt import card
 from chatterbox_opt.cache import SPAN, StaticCache, blocks
 from chatterbox_opt.card import FAILURES, Work
-from chatterbox_opt.decoding import Forward, Step, prefilling, stepping
+from chatterbox_opt.decoding import Forward, Step, launching, prefilling, stepping
 from chatterbox_opt.errors import first_line
 from chatterbox_opt.rows import Masked, Tails, bucket
 from chatterbox_opt.slots import Prefill, Slots
@@ -129,7 +129,7 @@ class Captured:
         """Take a recorder, and a compiled ``T3.step`` to be recorded, or none.
 
         Args:
-            fused: see ``StaticCache``.
+            fused: see ``decoding.Way``.
         """
         self.forward, self.fused = forward, fused
         self._recordings = Recordings(record, "the t3 step")
@@ -148,7 +148,6 @@ class Captured:
                 shape=t3.cached,
                 like=t3.like,
                 room=grown,
-                fused=self.fused,
             )
             self._slots, self._fits = Slots(t3, count, cache), fits
             self._allocations += 1
@@ -170,7 +169,7 @@ class Captured:
 
     def step(self, t3: T3) -> Step:
         """See ``Way``; recordings over weights that have moved are dropped."""
-        weights, plain = addresses(t3), stepping(self.forward or t3.step)
+        weights, plain = addresses(t3), stepping(launching(self, t3))
 
         def step(slots: Slots, count: int, span: int, *, ranked: bool) -> None:
             # few distinct programs: slots beyond those in work are stepped along, unheard

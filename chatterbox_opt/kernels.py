@@ -1,10 +1,12 @@
-"""Kernels of our own for a card, in Triton: products with an int8 matrix, attention of one query.
+"""Kernels of our own for a card, in Triton: a decode step's products and attention, all in one.
 
 Knows arithmetic on a card's tensors. Knows nothing of layers, caches or when these are used.
 Imports Triton, so it is imported only where there is a card (or Triton's interpreter).
 
 A decode step reads every matrix for a handful of rows: what counts is that each weight crosses the
-bus once, as the byte that it is, and is widened in registers. cuBLAS has no such product.
+bus once, as the byte that it is if it is one, and that little else is launched. A kernel of a
+replayed graph takes two microseconds however little it does, and T3's step has nine hundred of
+PyTorch's; with what stands before and behind each product done by the product it has five a layer.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -21,76 +24,168 @@ from triton.errors import TritonError
 
 FEW = 4  # rows up to which multiplying and adding keeps up with memory
 SMALLEST_TILE, LARGEST_TILE = 16, 64  # rows at once in the matrix units, which want 16 or more
-KEYS = 128  # that attention holds at a time
+KEYS, WARPS = 256, 8  # positions that attention holds at a time, and threads / 32 that hold them
 
 
-def tiles(rows: int) -> dict[str, int]:
-    """The constants of ``product`` for so many rows."""
+def tiles(rows: int, *, gated: bool = False) -> dict[str, int]:
+    """The constants of ``product`` for so many rows.
+
+    Few rows: a program has 8 KiB of halves on their way at once, which times the programs that a
+    card holds is what covers its memory's latency; of T3's matrices most are 1,024 deep, one turn.
+    """
     whole = triton.next_power_of_2(rows)
     if rows <= FEW:
-        return {"ROWS": whole, "COLUMNS": 4, "DEPTH": 512, "UNITS": False}
+        columns, depth = (2 if gated else 4), (1024 if rows <= 2 else 512)
+        return {"ROWS": whole, "COLUMNS": columns, "DEPTH": depth, "UNITS": False}
     whole = min(LARGEST_TILE, max(SMALLEST_TILE, whole))
-    return {"ROWS": whole, "COLUMNS": 32, "DEPTH": 128, "UNITS": True}
+    return {"ROWS": whole, "COLUMNS": 16, "DEPTH": 64, "UNITS": True}
+
+
+@triton.jit
+def factors(x, row, there, k, eps, DEPTH: tl.constexpr):
+    """1 / rms of rows of x [rows, k]."""
+    squares = tl.zeros(row.shape, tl.float32)
+    for start in range(0, k, DEPTH):
+        inner = start + tl.arange(0, DEPTH)
+        place = x + row[:, None] * k + inner[None, :]
+        given = tl.load(place, there & (inner < k)[None, :], 0.0).to(tl.float32)
+        squares += tl.sum(given * given, axis=1)
+    return tl.rsqrt(squares / k + eps)
+
+
+@triton.jit
+def normed(given, squares, factor, norm, UNITS: tl.constexpr):
+    """A tile of x on its way through RMSNorm, and the squares so far.
+
+    The matrix units multiply halves, so for them the tile is divided, and rounded, as T3's own norm
+    does. Else all is float32 and the division comes last.
+    """
+    if UNITS:
+        made = (given.to(tl.float32) * factor[:, None]).to(given.dtype) * norm[None, :]
+    else:
+        wide = given.to(tl.float32)
+        squares += wide * wide
+        made = wide * norm.to(tl.float32)[None, :]
+    return made, squares
+
+
+@triton.jit
+def nothing(ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, UNITS: tl.constexpr):
+    """A sum's beginning. Without the matrix units each thread adds up its own terms as long as it
+    can: to add across threads at every turn would take longer than the turn."""
+    if UNITS:
+        made = tl.zeros((ROWS, COLUMNS), tl.float32)
+    else:
+        made = tl.zeros((ROWS, COLUMNS, DEPTH), tl.float32)
+    return made
+
+
+@triton.jit
+def more(total, given, tile, UNITS: tl.constexpr):
+    """total plus given [rows, k] times tile [n, k]."""
+    if UNITS:
+        made = tl.dot(given, tl.trans(tile.to(given.dtype)), total, input_precision="ieee")
+    else:
+        made = total + given.to(tl.float32)[:, None, :] * tile.to(tl.float32)[None, :, :]
+    return made
+
+
+@triton.jit
+def settled(total, UNITS: tl.constexpr):
+    """The sum [rows, n]."""
+    return total if UNITS else tl.sum(total, axis=2)
 
 
 @triton.jit
 def product(
-    x, weight, scales, out, rows, n, k,
+    x, weight, scales, norm, residual, out, rows, n, k, eps,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, UNITS: tl.constexpr,
+    SCALED: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr,
 ):  # fmt: skip
-    """out[rows, n] = x[rows, k] times weight[n, k], times scales[n]; one program a tile of both.
+    """out[rows, n] = x[rows, k] times weight[n, k], one program a tile of both.
 
-    UNITS: by the matrix units, else by multiplying and adding.
+    UNITS: by the matrix units, else by multiplying and adding, all of it in float32.
+    SCALED: times scales[n]. NORMED: of x / rms(x) * norm[k]. GATED: weight has 2 n rows, the result
+    is silu(first half) * second half. ADDED: plus residual[rows, n].
     """
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    there, wanted = (row < rows)[:, None], column < n
+    total = nothing(ROWS, COLUMNS, DEPTH, UNITS)
+    second = total
+    squares = tl.zeros((ROWS, DEPTH), tl.float32)
+    factor = tl.zeros((ROWS,), tl.float32)
+    if NORMED and UNITS:
+        factor = factors(x, row, there, k, eps, DEPTH)
     for start in range(0, k, DEPTH):
         inner = start + tl.arange(0, DEPTH)
         here = inner < k
-        given = tl.load(
-            x + row[:, None] * k + inner[None, :], (row < rows)[:, None] & here[None, :], 0.0
-        )
-        whole = tl.load(
-            weight + column[:, None] * k + inner[None, :], (column < n)[:, None] & here[None, :], 0
-        )
-        if UNITS:
-            other = tl.trans(whole.to(given.dtype))
-            total = tl.dot(given, other, total, input_precision="ieee")
-        else:
-            terms = given.to(tl.float32)[:, None, :] * whole.to(tl.float32)[None, :, :]
-            total += tl.sum(terms, axis=2)
-    total *= tl.load(scales + column, column < n, 0.0)[None, :]
-    place = out + row[:, None] * n + column[None, :]
-    tl.store(place, total, (row < rows)[:, None] & (column < n)[None, :])
+        given = tl.load(x + row[:, None] * k + inner[None, :], there & here[None, :], 0.0)
+        if NORMED:
+            by = tl.load(norm + inner, here, 0.0)
+            given, squares = normed(given, squares, factor, by, UNITS)
+        place = weight + column[:, None] * k + inner[None, :]
+        inside = wanted[:, None] & here[None, :]
+        total = more(total, given, tl.load(place, inside, 0), UNITS)
+        if GATED:
+            second = more(second, given, tl.load(place + n * k, inside, 0), UNITS)
+    total, second = settled(total, UNITS), settled(second, UNITS)
+    if NORMED and not UNITS:
+        factor = tl.rsqrt(tl.sum(squares, axis=1) / k + eps)
+        total *= factor[:, None]
+        second *= factor[:, None]
+    if SCALED:
+        total *= tl.load(scales + column, wanted, 0.0)[None, :]
+    if GATED:
+        if SCALED:
+            second *= tl.load(scales + n + column, wanted, 0.0)[None, :]
+        total = total * tl.sigmoid(total) * second
+    inside = there & wanted[None, :]
+    place = row[:, None] * n + column[None, :]
+    if ADDED:
+        total += tl.load(residual + place, inside, 0.0).to(tl.float32)
+    tl.store(out + place, total, inside)
 
 
 @triton.jit
 def one_query(
-    q, keys, values, places, out, scale, heads, row_stride, head_stride,
+    qkv, cos, sin, keys, values, places, out, scale, each, heads, row_stride, head_stride,
     WIDTH: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Attention of a row's only query, one program a head: softmax as it goes (Milakov &
-    Gimelshein 2018), up to the row's own position and no further."""
+    """A row's position turned (Su et al. 2021), kept, and its attention, one program a head:
+    softmax as it goes (Milakov & Gimelshein 2018), over the row's own past and no further."""
     row, head = tl.program_id(0), tl.program_id(1)
     lane = tl.arange(0, WIDTH)
-    query = tl.load(q + (row * heads + head) * WIDTH + lane).to(tl.float32) * scale
+    opposite = (lane + WIDTH // 2) % WIDTH
+    given = qkv + (3 * row * heads + head) * WIDTH
+    turned = row // each * WIDTH + lane
+    along, across = tl.load(cos + turned).to(tl.float32), tl.load(sin + turned).to(tl.float32)
+    query = tl.load(given + lane).to(tl.float32) * along
+    query += tl.load(given + opposite).to(tl.float32) * across
+    given += heads * WIDTH
+    key = tl.load(given + lane).to(tl.float32) * along
+    key += tl.load(given + opposite).to(tl.float32) * across
+    key = key.to(keys.dtype.element_ty)
+    value = tl.load(given + heads * WIDTH + lane)
     start_of_head = row.to(tl.int64) * row_stride + head * head_stride
-    last = tl.load(places + row)
-    # one more than the highest score so far would give the same: any finite number is a start
-    highest, weight_sum = -1e30, 0.0
-    mixed = tl.zeros((WIDTH,), tl.float32)
-    for start in range(0, last + 1, KEYS):
+    last = tl.load(places + row // each)
+    tl.store(keys + start_of_head + last * WIDTH + lane, key)
+    tl.store(values + start_of_head + last * WIDTH + lane, value)
+    # its own key and value are at hand: what was just written is not read back
+    query *= scale
+    highest = tl.sum(query * key.to(tl.float32), axis=0)
+    mixed, weight_sum = value.to(tl.float32), 1.0
+    for start in range(0, last, KEYS):
         position = start + tl.arange(0, KEYS)
-        seen = position <= last
+        seen = position < last
         place = start_of_head + position[:, None] * WIDTH + lane[None, :]
-        key = tl.load(keys + place, seen[:, None], 0.0).to(tl.float32)
-        score = tl.where(seen, tl.sum(key * query[None, :], axis=1), float("-inf"))
+        past = tl.load(keys + place, seen[:, None], 0.0).to(tl.float32)
+        score = tl.where(seen, tl.sum(past * query[None, :], axis=1), float("-inf"))
         higher = tl.maximum(highest, tl.max(score, axis=0))
         weight = tl.exp(score - higher)
         fade = tl.exp(highest - higher)
-        value = tl.load(values + place, seen[:, None], 0.0).to(tl.float32)
-        mixed = mixed * fade + tl.sum(weight[:, None] * value, axis=0)
+        past = tl.load(values + place, seen[:, None], 0.0).to(tl.float32)
+        mixed = mixed * fade + tl.sum(weight[:, None] * past, axis=0)
         weight_sum = weight_sum * fade + tl.sum(weight, axis=0)
         highest = higher
     tl.store(out + (row * heads + head) * WIDTH + lane, mixed / weight_sum)
@@ -107,57 +202,105 @@ def _launching() -> Iterator[None]:
 
 
 @_launching()
-def int8_product(x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
-    """``F.linear`` over an int8 matrix, summed in float32.
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    scales: Tensor | None = None,
+    *,
+    norm: tuple[Tensor, float] | None = None,
+    gated: bool = False,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """``F.linear`` and what stands around it, summed in float32.
 
     Args:
         x: [rows, in] of any float dtype.
-        weight: int8 [out, in].
-        scales: float32 [out].
+        weight: [out, in], or [2 out, in] if ``gated``: x's dtype, or int8.
+        scales: float32, one for each row of an int8 weight.
+        norm: [in] in x's dtype, and epsilon: RMSNorm of x (Zhang & Sennrich 2019) comes first.
+        gated: SwiGLU (Shazeer 2020): silu of the first half times the second.
+        residual: [rows, out] to be added.
 
     Returns:
         [rows, out] in x's dtype.
     """
-    (rows, k), n = x.shape, weight.shape[0]
+    (rows, k), n = x.shape, weight.shape[0] // (2 if gated else 1)
     x, out = x.contiguous(), x.new_empty(rows, n)
-    tile = tiles(rows)
+    by, eps = norm or (x, 0.0)
+    tile = tiles(rows, gated=gated)
     grid = (triton.cdiv(n, tile["COLUMNS"]), triton.cdiv(rows, tile["ROWS"]))
-    product[grid](x, weight, scales, out, rows, n, k, **tile)
-    return out
-
-
-@_launching()
-def attend(q: Tensor, keys: Tensor, values: Tensor, places: Tensor) -> Tensor:
-    """Attention of one query for each row over a static cache (Vaswani et al. 2017).
-
-    Args:
-        q: [rows, heads, 1, head_dim]; head_dim a power of two.
-        keys, values: [at least rows, heads, capacity, head_dim], laid out alike, a head in one
-            piece.
-        places: int64 [rows], the last position that each row may see.
-
-    Returns:
-        [rows, heads, 1, head_dim].
-    """
-    rows, heads, _, width = q.shape
-    q, out = q.contiguous(), torch.empty_like(q, memory_format=torch.contiguous_format)
-    strides = (keys.stride(0), keys.stride(1))
-    one_query[(rows, heads)](
-        q, keys, values, places, out, width**-0.5, heads, *strides, WIDTH=width, KEYS=KEYS
+    product[grid](
+        x,
+        weight,
+        x if scales is None else scales,
+        by,
+        x if residual is None else residual.contiguous(),
+        out,
+        rows,
+        n,
+        k,
+        eps,
+        **tile,
+        SCALED=scales is not None,
+        NORMED=norm is not None,
+        GATED=gated,
+        ADDED=residual is not None,
     )
     return out
 
 
+@_launching()
+def attend(
+    qkv: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, places: Tensor
+) -> Tensor:
+    """Attention of one query for each row over a static cache (Vaswani et al. 2017), which gets
+    the row's key and value.
+
+    Args:
+        qkv: [rows, 3 * heads * head_dim]: queries, keys and values, not yet turned to their
+            positions; head_dim a power of two.
+        rope: two of [utterances, head_dim], see ``T3.rope``.
+        keys, values: [at least rows, heads, capacity, head_dim], laid out alike, a head in one
+            piece.
+        places: int64 [utterances], where each one's rows go, and up to where they see.
+
+    Returns:
+        [rows, heads * head_dim].
+    """
+    rows, (_, heads, _, width) = len(qkv), keys.shape
+    out = qkv.new_empty(rows, heads * width)
+    given = (qkv.contiguous(), *(part.contiguous() for part in rope), keys, values, places, out)
+    sizes = (rows // len(places), heads, keys.stride(0), keys.stride(1))
+    one_query[(rows, heads)](*given, width**-0.5, *sizes, WIDTH=width, KEYS=KEYS, num_warps=WARPS)
+    return out
+
+
 def right(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether every kernel gives here what is known beforehand; small whole numbers, so exactly."""
-    weight = torch.ones(8, 64, dtype=torch.int8, device=device)
-    scales = torch.full((8,), 0.5, device=device)
-    for rows in (FEW, SMALLEST_TILE):
-        x = torch.ones(rows, 64, dtype=dtype, device=device)
-        if not torch.equal(int8_product(x, weight, scales), torch.full_like(x[:, :8], 32.0)):
+    """Whether both kernels give here what PyTorch gives; tried in the forms that ask the most."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    weight, scales, by = drawn(16, 64), torch.full((16,), 0.1, device=device), drawn(64)
+    for rows in (2, SMALLEST_TILE):
+        x, residual = drawn(rows, 64), drawn(rows, 8)
+        found = linear(x, weight, norm=(by, 1e-5), gated=True, residual=residual)
+        gate, up = F.linear(F.rms_norm(x, (64,), by, 1e-5), weight).chunk(2, dim=-1)
+        if not _alike(found, F.silu(gate) * up + residual):
             return False
-    values = torch.full((1, 1, 2 * KEYS, 64), torch.nan, dtype=dtype, device=device)
-    values[..., : KEYS + 1, :] = 3.0
-    q, places = torch.ones_like(values[:, :, :1]), torch.tensor([KEYS], device=device)
-    found = attend(q, torch.zeros_like(values), values, places)
-    return bool(torch.equal(found, torch.full_like(q, 3.0)))
+        whole = (16 * weight).round().to(torch.int8)
+        if not _alike(linear(x, whole, scales), F.linear(x, 0.1 * whole.to(dtype))):
+            return False
+    keys, values = drawn(1, 1, 2 * KEYS, 64), drawn(1, 1, 2 * KEYS, 64)
+    qkv, last = drawn(1, 192), KEYS + 1
+    q, k, v = qkv.view(3, 1, 1, 1, 64)
+    behind = torch.cat((keys[:, :, :last], k), 2), torch.cat((values[:, :, :last], v), 2)
+    expected = F.scaled_dot_product_attention(q, behind[0], behind[1]).view(1, 64)
+    still, places = (drawn(1, 64) * 0 + 1, drawn(1, 64) * 0), torch.tensor([last], device=device)
+    return _alike(attend(qkv, still, keys, values, places), expected)
+
+
+def _alike(found: Tensor, expected: Tensor) -> bool:
+    scale = expected.float().abs().max().clamp(min=1.0)
+    return bool((found.float() - expected.float()).abs().max() < 0.03 * scale)

@@ -39,7 +39,7 @@ class WeightOnlyLinear(nn.Module):
         from chatterbox_opt import kernels  # Triton is not everywhere
 
         rows = x.reshape(-1, x.shape[-1])
-        return kernels.int8_product(rows, self.weight, self.scales).unflatten(0, x.shape[:-1])
+        return kernels.linear(rows, self.weight, self.scales).unflatten(0, x.shape[:-1])
 
     def kept(self) -> dict[str, Tensor]:
         """What ``of_kept`` makes the same layer of."""

@@ -129,10 +129,10 @@ def looking(stride: int = 1, step=None, static: bool = False, fused: bool = Fals
     from chatterbox_opt.slots import Slots
 
     def slots(t3, count, each):
-        cache = StaticCache(utterances=count, each=each, shape=t3.cached, like=t3.like, fused=fused)
+        cache = StaticCache(utterances=count, each=each, shape=t3.cached, like=t3.like)
         return Slots(t3, count, cache)
 
-    way = Eager()
+    way = Eager(fused=fused)
     way.stride = stride
     if step is not None:
         way.step = lambda model: step

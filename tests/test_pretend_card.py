@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import SAMPLE
 from pretend_card import Card, RaceError
 
@@ -18,6 +19,7 @@ from chatterbox_opt.cache import products
 from chatterbox_opt.flat import tensors
 from chatterbox_opt.graphs import STRIDE, Captured
 from chatterbox_opt.subjects import Job, Ours, forced_tokens
+from chatterbox_opt.t3 import rotate
 from chatterbox_opt.voice_store import VoiceStore
 
 WAYS = {
@@ -36,19 +38,38 @@ USUAL = ("dev, turns", "rtx4090, int8", "gtx1080")  # the others are slow tests
 EXACT = [name for name in WAYS if name.startswith("dev")]
 
 
+def linear(x, weight, scales=None, *, norm=None, gated=False, residual=None):
+    """``kernels.linear`` in operations that a tape can follow."""
+    made = (
+        x.float() if norm is None else F.rms_norm(x.float(), x.shape[1:], norm[0].float(), norm[1])
+    )
+    made = made @ weight.float().t()
+    made = made if scales is None else made * scales
+    if gated:
+        first, second = made.chunk(2, dim=-1)
+        made = F.silu(first) * second
+    return (made if residual is None else made + residual).to(x.dtype)
+
+
+def attend(qkv, rope, keys, values, places):
+    """``kernels.attend``, the same."""
+    rows, each = len(qkv), len(qkv) // len(places)
+    every = places.repeat_interleave(each)
+    q, k, v = qkv.view(rows, 3, keys.shape[1], 1, -1).unbind(1)
+    rope = [part.repeat_interleave(each, dim=0)[:, None, None] for part in rope]
+    for kept, new in ((keys, rotate(k, rope)), (values, v)):
+        kept[torch.arange(rows, device=q.device), :, every] = new[:, :, 0]
+    visible = torch.arange(keys.shape[2], device=q.device) <= every[:, None]
+    made = products(rotate(q, rope), keys[:rows], values[:rows], visible[:, None, None])
+    return made.transpose(1, 2).flatten(1)
+
+
 @pytest.fixture
 def there(monkeypatch):
     """A card; its Triton kernels are what they compute, in operations that a tape can follow."""
     monkeypatch.setattr(card, "lacks_triton", lambda *_: "")
 
-    def int8_product(x, weight, scales):
-        return ((x.float() @ weight.float().t()) * scales).to(x.dtype)
-
-    def attend(q, keys, values, places):
-        rows, visible = len(q), torch.arange(keys.shape[2], device=q.device) <= places[:, None]
-        return products(q, keys[:rows], values[:rows], visible[:, None, None])
-
-    monkeypatch.setattr(kernels, "int8_product", int8_product)
+    monkeypatch.setattr(kernels, "linear", linear)
     monkeypatch.setattr(kernels, "attend", attend)
     with Card().plugged(monkeypatch) as plugged:
         yield plugged

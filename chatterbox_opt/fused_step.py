@@ -1,0 +1,60 @@
+"""T3's step on a card in few launches: five a layer, by kernels of our own.
+
+Knows which of T3's operations go together. Knows nothing of their arithmetic, which is that of
+kernels.py, or of the loop around a step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from chatterbox_opt.cache import Cache, StaticCache
+from chatterbox_opt.t3 import T3, RMSNorm
+from chatterbox_opt.weight_only import WeightOnlyLinear
+
+
+def serves(t3: T3) -> bool:
+    """Whether all of T3's matrices are such as the kernels read."""
+    layers = [part for block in t3.blocks for part in block.children()] + [t3.head]
+    matrices = [part for part in layers if not isinstance(part, RMSNorm)]
+    return all(
+        type(part) in (nn.Linear, WeightOnlyLinear) and not parametrize.is_parametrized(part)
+        for part in matrices
+    )
+
+
+class FusedStep:
+    """Call it as ``T3.step``, with a StaticCache; it has no weights of its own."""
+
+    def __init__(self, t3: T3) -> None:
+        self._t3 = t3
+
+    def __call__(
+        self, token: Tensor, spoken: Tensor, position: Tensor, cache: Cache, span: int
+    ) -> Tensor:
+        """See ``T3.step``; ``span`` is not needed, for each row is read as far as it goes."""
+        from chatterbox_opt import kernels  # Triton is not everywhere
+
+        assert isinstance(cache, StaticCache)
+        t3 = self._t3
+        x = (t3.speech_emb(token) + t3.speech_pos(spoken)).repeat_interleave(cache.each, dim=0)
+        rope = t3.rope(position)
+        for i, block in enumerate(t3.blocks):
+            qkv = kernels.linear(x, *_matrix(block.qkv), norm=_norm(block.attention_norm))
+            attended = kernels.attend(qkv, rope, cache.keys[i], cache.values[i], position)
+            x = kernels.linear(attended, *_matrix(block.out), residual=x)
+            matrix, norm = _matrix(block.gate_up), _norm(block.ffn_norm)
+            gated = kernels.linear(x, *matrix, norm=norm, gated=True)
+            x = kernels.linear(gated, *_matrix(block.down), residual=x)
+        return kernels.linear(x, *_matrix(t3.head), norm=_norm(t3.norm))
+
+
+def _matrix(layer: Any) -> tuple[Tensor, Tensor | None]:
+    return layer.weight, layer.scales if isinstance(layer, WeightOnlyLinear) else None
+
+
+def _norm(layer: Any) -> tuple[Tensor, float]:
+    return layer.weight, layer.eps
