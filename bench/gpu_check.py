@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -25,7 +26,7 @@ import torch
 import torch.nn.functional as F
 import typer
 
-from chatterbox_opt import Engine, Sampling, bench, hardware
+from chatterbox_opt import Engine, Sampling, bench, fused_step, hardware
 from chatterbox_opt.beside import Here, Sound
 from chatterbox_opt.cache import products
 from chatterbox_opt.card import CudaRecorder
@@ -41,6 +42,7 @@ from chatterbox_opt.subjects import SENTENCE, Clock, Job, forced_tokens
 from chatterbox_opt.t3 import T3, Prompt
 
 TEXTS = ("hello.", "a much longer sentence, with a comma in it.", "one two three four.", "no!")
+PRODUCTS = {"qkv": "norm", "out": "residual", "gate_up": "gated", "down": "residual"}
 DRIFT = 1.2  # the last tenth may take so much more time than the first
 LIBRARIES = 64 << 20  # bytes that cuBLAS keeps for itself as long as the process lives
 CLOSE = 1e-3  # float32, padded and replayed against launched: mels, and waves of one mel
@@ -55,6 +57,7 @@ class Sizes:
         lengths: seconds of sound.
         texts: characters of texts for the prefill.
         spans: positions of the cache, for the kernels of one query.
+        rows: of a step, for its products.
         drifting, drifted: utterances of the leak and drift check, and the fewest tokens of each.
         beside: lines whose sound is made beside T3 and compared.
         lines: of the batch.
@@ -65,6 +68,7 @@ class Sizes:
     lengths: tuple[float, ...] = (2.0, 5.0, 10.0, 20.0, 40.0)
     texts: tuple[int, ...] = (10, 100, 300)
     spans: tuple[int, ...] = (256, 512, 1024)
+    rows: tuple[int, ...] = (2, 48)
     drifting: int = 200
     drifted: int = 50
     beside: int = 40
@@ -282,14 +286,63 @@ def decode_kernels(
         if fused:
             from chatterbox_opt import kernels  # Triton is not everywhere
 
-            candidates["fused"] = functools.partial(kernels.attend, q, k, v, places)
+            qkv = torch.randn(2, 3 * shape.width, device=device, dtype=dtype)
+            candidates["fused"] = functools.partial(
+                kernels.attend, qkv, t3.rope(places), k, v, places
+            )
         row: dict[str, Any] = {"span": span}
-        for name, once in candidates.items():
-            recordings = Recordings(record, name)
-            work = functools.partial(recordings.run, recordings.find(span, None), once)
-            row[name] = 1e6 * bench._best(work, device)
+        row |= {name: microseconds(record, once, device, 30) for name, once in candidates.items()}
         rows.append(row)
     return rows
+
+
+def microseconds(
+    record: Recorder, once: Callable[[], Any], device: torch.device, times: int
+) -> float:
+    """Of some work, recorded so many times in a row: one of a kernel would be that of a launch."""
+
+    def often() -> None:
+        for _ in range(times):
+            once()
+
+    recordings = Recordings(record, "some work")
+    work = functools.partial(recordings.run, recordings.find("once", None), often)
+    return 1e6 * bench._best(work, device) / times
+
+
+def step_products(t3: T3, record: Recorder, rows: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Microseconds of a layer's products, with what stands around them, by tile; through all
+    layers, so that no matrix waits in the cache. To choose ``kernels.tiles`` by."""
+    from chatterbox_opt import kernels  # Triton is not everywhere
+
+    found, device, usual = [], t3.like.device, kernels.tiles
+    for (name, more), count in product(PRODUCTS.items(), rows):
+        matrices = [fused_step._matrix(getattr(block, name)) for block in t3.blocks]
+        x = torch.randn(count, matrices[0][0].shape[1], device=device, dtype=t3.dtype)
+        around: dict[str, Any] = {"gated": more == "gated"}
+        if more == "residual":
+            around["residual"] = torch.zeros_like(x[:, :1]).expand(-1, len(matrices[0][0]))
+        else:
+            around["norm"] = (torch.ones_like(x[0]), 1e-5)
+
+        def layers(x: Any = x, matrices: Any = matrices, around: Any = around) -> None:
+            for matrix in matrices:
+                kernels.linear(x, *matrix, **around)
+
+        given = usual(count, gated=more == "gated")
+        others = [] if given["UNITS"] else product((1, 2, 4, 8), (512, 1024))
+        tried = [(given["COLUMNS"], given["DEPTH"]), *others]
+        for columns, depth in dict.fromkeys(tried):
+            tile = given | {"COLUMNS": columns, "DEPTH": depth}
+            kernels.tiles = lambda *_, tile=tile, **__: tile
+            try:
+                each = microseconds(record, layers, device, 1) / len(matrices)
+            finally:
+                kernels.tiles = usual
+            size = matrices[0][0].nbytes
+            row = {"matrix": name, "rows": count, "columns": columns, "depth": depth}
+            found.append(row | {"us": each, "gb_per_second": size / each / 1e3})
+    return found
 
 
 def throughput(engine: Engine, lines: int) -> dict[str, Any]:
@@ -373,6 +426,10 @@ def checks(model: str, device: str, say: Callable[[str], None], sizes: Sizes) ->
                 found["decode_attention_us"] = decode_kernels(
                     t3, CudaRecorder(t3.like.device), sizes.spans, fused=way.fused
                 )
+                if way.fused:
+                    found["step_products"] = step_products(
+                        t3, CudaRecorder(t3.like.device), sizes.rows
+                    )
             found["drift"] = drift(engine, sizes.drifting, sizes.drifted)
             found["sound_beside"] = beside_parity(engine, sizes.beside)
             found["batch"] = throughput(engine, sizes.lines)

@@ -132,9 +132,9 @@ def lacks_triton(half: torch.dtype, device: str = "cuda") -> str:
     if importlib.util.find_spec("triton") is None:
         return "this torch comes without Triton"
     try:
-        from chatterbox_opt import kernels
+        from chatterbox_opt import kernel_trial
 
-        right = all(kernels.right(torch.device(device), d) for d in (half, torch.float32))
+        right = all(kernel_trial.right(torch.device(device), d) for d in (half, torch.float32))
     except FAILURES as error:
         reason = first_line(error)
         return f"Triton cannot build kernels here ({reason})"

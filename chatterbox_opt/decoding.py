@@ -26,7 +26,7 @@ from chatterbox_opt.errors import NumericsError, TextError
 from chatterbox_opt.fused_step import FusedStep
 from chatterbox_opt.integer_step import IntegerStep
 from chatterbox_opt.ragged import RaggedCache
-from chatterbox_opt.sampler import NOT_FINITE
+from chatterbox_opt.sampler import NOT_FINITE, Sample, sample
 from chatterbox_opt.slots import Prefill, Said, Slots, Utterance
 from chatterbox_opt.t3 import T3
 
@@ -64,6 +64,11 @@ def launching(way: Way, t3: T3) -> Forward:
     if way.forward is not None:
         return way.forward
     return FusedStep(t3) if way.fused and fused_step.serves(t3) else t3.step
+
+
+def sampling(way: Way) -> Sample:
+    """How a step of this way draws."""
+    return fused_step.sample if way.fused else sample
 
 
 def prefilling(t3: T3) -> Prefill:
@@ -133,7 +138,7 @@ class Eager:
             cache = RaggedCache(utterances=count, each=each, shape=shape, like=like)
         else:
             cache = StaticCache(utterances=count, each=each, shape=shape, like=like)
-        return Slots(t3, count, cache)
+        return Slots(t3, count, cache, sampling(self))
 
     def prefill(self, t3: T3) -> Prefill:
         """See ``Way``."""

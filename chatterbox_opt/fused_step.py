@@ -1,4 +1,4 @@
-"""T3's step on a card in few launches: five a layer, by kernels of our own.
+"""T3's step on a card in few launches: five a layer and one for the draw, by kernels of our own.
 
 Knows which of T3's operations go together. Knows nothing of their arithmetic, which is that of
 kernels.py, or of the loop around a step.
@@ -11,7 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from chatterbox_opt import sampler
 from chatterbox_opt.cache import Cache, StaticCache
+from chatterbox_opt.sampler import Knobs
 from chatterbox_opt.t3 import T3, RMSNorm
 from chatterbox_opt.weight_only import WeightOnlyLinear
 
@@ -50,6 +52,15 @@ class FusedStep:
             gated = kernels.linear(x, *matrix, norm=norm, gated=True)
             x = kernels.linear(gated, *_matrix(block.down), residual=x)
         return kernels.linear(x, *_matrix(t3.head), norm=_norm(t3.norm))
+
+
+def sample(logits: Tensor, seen: Tensor, knobs: Knobs, noise: Tensor, *, ranked: bool) -> Tensor:
+    """``sampler.sample``, in one launch where nothing is ranked."""
+    if ranked:
+        return sampler.sample(logits, seen, knobs, noise, ranked=True)
+    from chatterbox_opt import kernels  # Triton is not everywhere
+
+    return kernels.sample(logits, seen, knobs.values, noise, sampler.NOT_FINITE)
 
 
 def _matrix(layer: Any) -> tuple[Tensor, Tensor | None]:

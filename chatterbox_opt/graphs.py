@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from chatterbox_opt import card
 from chatterbox_opt.cache import SPAN, StaticCache, blocks
 from chatterbox_opt.card import FAILURES, Work
-from chatterbox_opt.decoding import Forward, Step, launching, prefilling, stepping
+from chatterbox_opt.decoding import Forward, Step, launching, prefilling, sampling, stepping
 from chatterbox_opt.errors import first_line
 from chatterbox_opt.rows import Masked, Tails, bucket
 from chatterbox_opt.slots import Prefill, Slots
@@ -149,7 +149,7 @@ class Captured:
                 like=t3.like,
                 room=grown,
             )
-            self._slots, self._fits = Slots(t3, count, cache), fits
+            self._slots, self._fits = Slots(t3, count, cache, sampling(self)), fits
             self._allocations += 1
         return self._slots
 

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -25,6 +24,7 @@ from triton.errors import TritonError
 FEW = 4  # rows up to which multiplying and adding keeps up with memory
 SMALLEST_TILE, LARGEST_TILE = 16, 64  # rows at once in the matrix units, which want 16 or more
 KEYS, WARPS = 256, 8  # positions that attention holds at a time, and threads / 32 that hold them
+WIDE_WARPS = 16  # threads / 32 that hold a vocabulary
 
 
 def tiles(rows: int, *, gated: bool = False) -> dict[str, int]:
@@ -191,6 +191,37 @@ def one_query(
     tl.store(out + (row * heads + head) * WIDTH + lane, mixed / weight_sum)
 
 
+@triton.jit
+def chosen(
+    logits, seen, knobs, noise, token, words, not_finite,
+    EACH: tl.constexpr, COLUMNS: tl.constexpr, WORDS: tl.constexpr,
+):  # fmt: skip
+    """An utterance's token, one program: ``sampler.sample`` without a ranking, in its order."""
+    row = tl.program_id(0)
+    word = tl.arange(0, WORDS)
+    there = word < words
+    asked = knobs + row * COLUMNS
+    given = tl.load(logits + row * EACH * words + word, there, 0.0).to(tl.float32)
+    if EACH == 2:
+        uncond = tl.load(logits + (2 * row + 1) * words + word, there, 0.0).to(tl.float32)
+        given += tl.load(asked) * (given - uncond)
+    odd = tl.sum(tl.where(tl.abs(given) < float("inf"), 0, 1), axis=0)
+    penalty = tl.load(asked + 1)
+    said = tl.load(seen + row * words + word, there, 0) != 0
+    given = tl.where(said, tl.where(given < 0, given * penalty, given / penalty), given)
+    given = tl.where(there, given, float("-inf"))
+    temperature, min_p = tl.load(asked + 2), tl.load(asked + 3)
+    greedy = tl.argmax(given, axis=0)
+    given /= tl.where(temperature == 0, 1.0, temperature)
+    likely = tl.exp(given - tl.max(given, axis=0))
+    probability = likely / tl.sum(likely, axis=0)
+    kept = tl.where(probability < min_p * tl.max(probability, axis=0), 0.0, likely)
+    lots = tl.load(noise + row * words + word, there, 1.0)
+    drawn = tl.argmax(kept / tl.sum(kept, axis=0) / lots, axis=0)
+    made = tl.where(temperature == 0, greedy, drawn)
+    tl.store(token + row, tl.where(odd == 0, made, not_finite).to(tl.int64))
+
+
 @contextmanager
 def _launching() -> Iterator[None]:
     """Errors of Triton, and of the C compiler that it calls, made RuntimeErrors as all others of a
@@ -275,32 +306,24 @@ def attend(
     return out
 
 
-def right(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether both kernels give here what PyTorch gives; tried in the forms that ask the most."""
-    generator = torch.Generator().manual_seed(0)
+@_launching()
+def sample(logits: Tensor, seen: Tensor, knobs: Tensor, noise: Tensor, not_finite: int) -> Tensor:
+    """``sampler.sample`` without a ranking.
 
-    def drawn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device, dtype)
+    Args:
+        logits: [rows or 2 rows, V] of any float dtype.
+        seen: bool [rows, V].
+        knobs: float32 [rows, 6], see ``sampler.Knobs``.
+        noise: float32 [rows, V].
+        not_finite: in place of a token.
 
-    weight, scales, by = drawn(16, 64), torch.full((16,), 0.1, device=device), drawn(64)
-    for rows in (2, SMALLEST_TILE):
-        x, residual = drawn(rows, 64), drawn(rows, 8)
-        found = linear(x, weight, norm=(by, 1e-5), gated=True, residual=residual)
-        gate, up = F.linear(F.rms_norm(x, (64,), by, 1e-5), weight).chunk(2, dim=-1)
-        if not _alike(found, F.silu(gate) * up + residual):
-            return False
-        whole = (16 * weight).round().to(torch.int8)
-        if not _alike(linear(x, whole, scales), F.linear(x, 0.1 * whole.to(dtype))):
-            return False
-    keys, values = drawn(1, 1, 2 * KEYS, 64), drawn(1, 1, 2 * KEYS, 64)
-    qkv, last = drawn(1, 192), KEYS + 1
-    q, k, v = qkv.view(3, 1, 1, 1, 64)
-    behind = torch.cat((keys[:, :, :last], k), 2), torch.cat((values[:, :, :last], v), 2)
-    expected = F.scaled_dot_product_attention(q, behind[0], behind[1]).view(1, 64)
-    still, places = (drawn(1, 64) * 0 + 1, drawn(1, 64) * 0), torch.tensor([last], device=device)
-    return _alike(attend(qkv, still, keys, values, places), expected)
-
-
-def _alike(found: Tensor, expected: Tensor) -> bool:
-    scale = expected.float().abs().max().clamp(min=1.0)
-    return bool((found.float() - expected.float()).abs().max() < 0.03 * scale)
+    Returns:
+        int64 [rows].
+    """
+    rows, words = seen.shape
+    token = torch.empty(rows, dtype=torch.long, device=logits.device)
+    sizes = {"EACH": len(logits) // rows, "COLUMNS": knobs.shape[1]}
+    given = (logits, seen.view(torch.uint8), knobs, noise, token)
+    room = triton.next_power_of_2(words)
+    chosen[(rows,)](*given, words, not_finite, **sizes, WORDS=room, num_warps=WIDE_WARPS)
+    return token

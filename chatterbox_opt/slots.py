@@ -16,7 +16,7 @@ from torch import Tensor
 from chatterbox_opt.cache import Cache
 from chatterbox_opt.card import sent
 from chatterbox_opt.errors import NumericsError, TextError
-from chatterbox_opt.sampler import Knobs, sample
+from chatterbox_opt.sampler import Knobs, Sample, sample
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.t3 import T3, Prompt
 
@@ -80,12 +80,14 @@ class Slots:
         cache: keys and values.
     """
 
-    def __init__(self, t3: T3, count: int, cache: Cache) -> None:
+    def __init__(self, t3: T3, count: int, cache: Cache, sample: Sample = sample) -> None:
         """Allocate on the model's device.
 
         Args:
             cache: an empty one for ``count`` utterances.
+            sample: as ``sampler.sample``.
         """
+        self._sample = sample
         shape, device, each = t3.shape, t3.like.device, cache.each
         self.count, self.each, self.cache = count, each, cache
         self.token, self.spoken, self.position = (
@@ -135,7 +137,7 @@ class Slots:
             ranked: see ``sampler.truncate``.
         """
         rows = slice(first, last)
-        token = sample(
+        token = self._sample(
             self.logits[first * self.each : last * self.each],
             self.seen[rows],
             self.knobs.slice(first, last),

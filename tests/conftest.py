@@ -125,12 +125,12 @@ def prefilled(t3, prefix):
 def looking(stride: int = 1, step=None, static: bool = False, fused: bool = False):
     """An eager way that looks at the tokens so rarely, and may have another step or cache."""
     from chatterbox_opt.cache import StaticCache
-    from chatterbox_opt.decoding import Eager
+    from chatterbox_opt.decoding import Eager, sampling
     from chatterbox_opt.slots import Slots
 
     def slots(t3, count, each):
         cache = StaticCache(utterances=count, each=each, shape=t3.cached, like=t3.like)
-        return Slots(t3, count, cache)
+        return Slots(t3, count, cache, sampling(way))
 
     way = Eager(fused=fused)
     way.stride = stride

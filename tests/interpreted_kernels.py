@@ -8,7 +8,7 @@ import torch
 from conftest import assert_close, looking, say_all, utterance
 from triton.runtime.errors import OutOfResources
 
-from chatterbox_opt import card, hardware, kernels
+from chatterbox_opt import card, hardware, kernels, sampler
 from chatterbox_opt.cache import products
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.t3 import rotate
@@ -109,13 +109,40 @@ def test_great_scores_do_not_overflow():
     assert torch.equal(made, torch.full_like(made, 150.0))
 
 
+@pytest.mark.parametrize("each", [1, 2])
+def test_it_draws_what_the_sampler_draws(each):
+    """Rows with knobs of all kinds, one of them not finite."""
+    generator = torch.Generator().manual_seed(0)
+    asked = [
+        Sampling(temperature=t, cfg_weight=w, min_p=p, repetition_penalty=r)
+        for t in (0.0, 0.5, 1.0, 2.0)
+        for w, p in ((0.5, 0.05), (0.0, 0.0), (1.0, 1.0), (0.3, 0.4))
+        for r in (1.0, 1.2, 3.0)
+    ]
+    rows, words = len(asked), 300
+    knobs = sampler.Knobs.room(rows)
+    for row, one in enumerate(asked):
+        knobs.set(row, one)
+    logits = 3 * torch.randn(each * rows, words, generator=generator)
+    logits[each * (rows - 1), 5] = torch.nan
+    logits[each * (rows - 2), 299] = torch.inf
+    seen = torch.rand(rows, words, generator=generator) < 0.1
+    for _ in range(5):
+        noise = torch.empty(rows, words).exponential_(generator=generator)
+        found = kernels.sample(logits, seen, knobs.values, noise, sampler.NOT_FINITE)
+        expected = sampler.sample(logits, seen, knobs, noise, ranked=False)
+        assert torch.equal(found, expected)
+        assert expected[-2:].tolist() == [sampler.NOT_FINITE] * 2
+    assert len(set(expected.tolist())) > rows / 4
+
+
 class TestTrying:
     """What the card is asked before it is given these kernels; float16 as for Turing."""
 
     def test_right_kernels_are_found_right(self):
         assert card.lacks_triton(torch.float16, "cpu") == ""
 
-    @pytest.mark.parametrize("name", ["linear", "attend"])
+    @pytest.mark.parametrize("name", ["linear", "attend", "sample"])
     def test_wrong_ones_are_found_wrong(self, name, monkeypatch):
         exact = getattr(kernels, name)
         monkeypatch.setattr(kernels, name, lambda *given, **more: exact(*given, **more) * 1.1)

@@ -102,3 +102,6 @@ def test_they_compile_for_cards_that_are_not_here(card, narrow, tmp_path, monkey
     strides = dict.fromkeys(("each", "heads", "row_stride", "head_stride"), "i32")
     query = {**pointers, "places": "*i64", "out": given, "scale": "fp32", **strides}
     machine_code(kernels.one_query, query, {"WIDTH": 64, "KEYS": kernels.KEYS}, card)
+    draw = {"logits": given, "seen": "*u8", "knobs": "*fp32", "noise": "*fp32", "token": "*i64"}
+    sizes = {"EACH": 2, "COLUMNS": 6, "WORDS": 16384}
+    machine_code(kernels.chosen, draw | {"words": "i32", "not_finite": "i32"}, sizes, card)

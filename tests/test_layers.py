@@ -14,7 +14,7 @@ PACKAGE = ROOT / "chatterbox_opt"
 LEVELS = [  # from the ground up; a level imports only from levels below it (or listed siblings)
     {"errors"},
     {"blocked", "kernels", "card", "heap", "lanes", "team"},
-    {"tiles"},
+    {"tiles", "kernel_trial"},
     {"compiled_integers", "compiled_flow", "quantised", "cpu_bfloat16"},
     {"compiled_t3"},
     {"weight_only"},
@@ -90,6 +90,7 @@ STAGES = (
     "cpu_bfloat16",
     *COMPILED,
     "kernels",
+    "kernel_trial",
     "sampler",
     "decoding",
     "slots",

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from conftest import SAMPLE
 from pretend_card import Card, RaceError
 
-from chatterbox_opt import Engine, Request, Sampling, card, kernels
+from chatterbox_opt import Engine, Request, Sampling, card, kernels, sampler
 from chatterbox_opt.bench import CUDA_ROWS
 from chatterbox_opt.cache import products
 from chatterbox_opt.flat import tensors
@@ -64,6 +64,12 @@ def attend(qkv, rope, keys, values, places):
     return made.transpose(1, 2).flatten(1)
 
 
+def sample(logits, seen, knobs, noise, not_finite):
+    """``kernels.sample``."""
+    assert not_finite == sampler.NOT_FINITE
+    return sampler.sample(logits, seen, sampler.Knobs(knobs), noise, ranked=False)
+
+
 @pytest.fixture
 def there(monkeypatch):
     """A card; its Triton kernels are what they compute, in operations that a tape can follow."""
@@ -71,6 +77,7 @@ def there(monkeypatch):
 
     monkeypatch.setattr(kernels, "linear", linear)
     monkeypatch.setattr(kernels, "attend", attend)
+    monkeypatch.setattr(kernels, "sample", sample)
     with Card().plugged(monkeypatch) as plugged:
         yield plugged
 
@@ -188,7 +195,7 @@ def test_memory_of_stages_that_take_turns(on_card, there):
 @pytest.mark.slow
 def test_the_cards_own_check_passes_there(there, tiny, check):
     """bench/gpu_check.py, less; its times mean nothing."""
-    sizes = check.Sizes(4, 10, (0.5,), (50,), (128,), 20, 4, 12, 4)
+    sizes = check.Sizes(4, 10, (0.5,), (50,), (128,), (2,), 20, 4, 12, 4)
     found = check.checks(str(tiny), "cuda", lambda line: None, sizes)
     found["drift"]["good"] = found["drift"]["grown_mib"] <= 1
     assert check.failed(found) == [], found
