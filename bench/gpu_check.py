@@ -399,6 +399,26 @@ def beside_parity(engine: Engine, lines: int) -> dict[str, Any]:
     return {"equal": equal, "of": len(others), "kept": kept, "good": kept and equal == len(others)}
 
 
+def timings(engine: Engine, way: Way, sizes: Sizes) -> dict[str, Any]:
+    """How fast it is, alone and in a batch, and whether it stays so."""
+    found: dict[str, Any] = {}
+    found["warm_up_seconds"] = warm_up_seconds(engine)
+    found["s3gen_by_length"] = s3gen_by_length(engine, sizes.lengths)
+    with launched(engine):
+        found["s3gen_launched_by_length"] = s3gen_by_length(engine, sizes.lengths)
+    with on_device(engine, "t3") as t3:
+        record = CudaRecorder(t3.like.device)
+        ways = {"launched": Eager(fused=way.fused), "replayed": way}
+        found["prefill_by_length"] = prefill_by_length(engine, t3, ways, sizes.texts)
+        found["decode_attention_us"] = decode_kernels(t3, record, sizes.spans, fused=way.fused)
+        if way.fused:
+            found["step_products"] = step_products(t3, record, sizes.rows)
+    found["drift"] = drift(engine, sizes.drifting, sizes.drifted)
+    found["sound_beside"] = beside_parity(engine, sizes.beside)
+    found["batch"] = throughput(engine, sizes.lines)
+    return found
+
+
 def checks(model: str, device: str, say: Callable[[str], None], sizes: Sizes) -> dict[str, Any]:
     """All but the table."""
     found: dict[str, Any] = {}
@@ -413,26 +433,9 @@ def checks(model: str, device: str, say: Callable[[str], None], sizes: Sizes) ->
                 name = f"tokens_{dtype}_{slots}_at_once"
                 found[name] = token_parity(engine, way, slots, sizes.said, sizes.tokens)
             found[f"sound_{dtype}"] = sound_parity(engine)
-            if dtype != "float16":
-                continue
-            say("lengths, warm-up, kernels, drift, batch")
-            found["warm_up_seconds"] = warm_up_seconds(engine)
-            found["s3gen_by_length"] = s3gen_by_length(engine, sizes.lengths)
-            with launched(engine):
-                found["s3gen_launched_by_length"] = s3gen_by_length(engine, sizes.lengths)
-            with on_device(engine, "t3") as t3:
-                ways = {"launched": Eager(fused=way.fused), "replayed": way}
-                found["prefill_by_length"] = prefill_by_length(engine, t3, ways, sizes.texts)
-                found["decode_attention_us"] = decode_kernels(
-                    t3, CudaRecorder(t3.like.device), sizes.spans, fused=way.fused
-                )
-                if way.fused:
-                    found["step_products"] = step_products(
-                        t3, CudaRecorder(t3.like.device), sizes.rows
-                    )
-            found["drift"] = drift(engine, sizes.drifting, sizes.drifted)
-            found["sound_beside"] = beside_parity(engine, sizes.beside)
-            found["batch"] = throughput(engine, sizes.lines)
+            if dtype == "float16":
+                say("lengths, warm-up, kernels, drift, batch")
+                found |= timings(engine, way, sizes)
     del engine, way
     gc.collect()
     left = allocated() - before
