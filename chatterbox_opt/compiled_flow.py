@@ -5,8 +5,8 @@ Knows bytes, vectors and threads. Knows nothing of the layers around. cpu_bfloat
 is its caller, and holds what it gets addresses of.
 
 PyTorch's fused kernel multiplies through MKL, at a fifth of what an EPYC core can do; by oneDNN's
-products the scores of a head go through memory four times. Here six queries at a time see all
-keys: scores stay in float32 and in the first-level cache from product to softmax to product.
+products the scores of a head go through memory four times. Here six queries at a time, 16 with
+AMX, see all keys: scores stay in float32 and in a near cache from product to softmax to product.
 """
 
 from __future__ import annotations
@@ -14,26 +14,25 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, cfunc, njit, types
 
+from chatterbox_opt import amx, softmax, tiles
 from chatterbox_opt.lanes import (
     BLOCK,
     HOW,
     LANES,
-    bits_of,
     exact,
     exp,
-    of_bits,
     place,
     pointer,
-    rint,
     rounded,
     settle,
 )
-from chatterbox_opt.tiles import halves_6, halves_6_short, scores_6
 
 # numba keeps what it compiled until this file changes: so it must change when what it uses does
-MADE_OF = {"tiles": "e61627ab", "lanes": "170b6e3b"}
+MADE_OF = {"tiles": "1f196589", "lanes": "8b85c900", "amx": "2ca88e28", "softmax": "7fba0c80"}
 
-QUERIES = 6  # that are worked at together
+QUERIES = amx.ROWS if amx.AMX else 6  # that are worked at together
+# 16 rows a power of two apart would fight for the same places of the cache; six have room there
+SPARE = 2 * LANES if amx.AMX else 0
 
 _NAMES = (
     "number",
@@ -111,46 +110,116 @@ def _pack(t, unit):
             values[f // 2, i] = pair & kept
 
 
-@_compile
-def _power(x):
-    """2 to the power of x, at most 0, by the series: 3e-6 off, where bfloat16 is 4e-3."""
-    x = np.float32(-126) if x < np.float32(-126) else x  # NaN stays
-    n = rint(x)
-    x -= n
-    y = np.float32(0.00133335581) * x + np.float32(0.00961812911)
-    y = y * x + np.float32(0.0555041087)
-    y = y * x + np.float32(0.240226507)
-    y = y * x + np.float32(0.693147181)
-    y = y * x + np.float32(1)
-    return of_bits(np.int32(bits_of(y) + np.int32(np.int32(n) << np.int32(23))))
+# By vectors, six queries, or by tiles, 16. Arguments are addresses: a view of an array costs as
+# much as the exponentials of a hundred scores.
 
 
 @_compile
-def _share(scores, highest, scale, shares):
-    """Softmax of one query's scores into bfloat16; return what the shares are to be divided by.
+def _score_by_vectors(keys, d, visible, queries, scores, apart, most):
+    """Scores of queries bfloat16 [6, d]: float32, ``apart`` bytes from row to row, -inf behind the
+    last that is visible; in each lane the highest: ``most``, float32 [6, LANES]."""
+    for first in range(0, visible, BLOCK):
+        here, out = keys + first * d * 2, scores + first * 4
+        ahead = here + BLOCK * d * 2
+        if first + BLOCK <= visible:
+            tiles.scores_6(here, d * 2, queries, ahead, out, apart, most)
+        else:
+            tiles.halves_6(here, d * 2, queries, ahead, out, apart)
+            for i in range(QUERIES):
+                _hide(out + i * apart, visible - first)
+                softmax.highest(out + i * apart, 1, most + i * 4 * LANES)
 
-    Args:
-        highest: float32 [LANES], of all whole blocks.
-    """
-    top = highest[0]
-    for i in range(1, LANES):
-        top = highest[i] if highest[i] > top else top
-    for i in range(len(scores) // BLOCK * BLOCK, len(scores)):
-        top = scores[i] if scores[i] > top else top
-    total = np.float32(0)
-    for i in range(len(scores)):
-        share = _power((scores[i] - top) * scale)
-        total += share
-        shares[i] = rounded(share)
-    return total
+
+@_compile
+def _score_by_tiles(keys, d, visible, queries, scores, apart, most):
+    """The same of 16."""
+    if d == 64:
+        amx.queries_64(queries)
+    else:
+        amx.queries_32(queries)
+    blocks = _padded(visible) // BLOCK
+    for block in range(blocks):
+        here, out = keys + block * BLOCK * d * 2, scores + block * BLOCK * 4
+        if d == 64:
+            amx.scores_64(here, out, apart)
+        else:
+            amx.scores_32(here, out, apart)
+    for i in range(QUERIES):
+        if visible % BLOCK:
+            _hide(scores + i * apart + (blocks - 1) * BLOCK * 4, visible % BLOCK)
+        softmax.highest(scores + i * apart, blocks, most + i * 4 * LANES)
+
+
+@_compile
+def _hide(scores, first):
+    """Make the last scores of a block, from ``first`` on, -inf."""
+    block = carray(pointer(scores), BLOCK, np.float32)
+    for i in range(first, BLOCK):
+        block[i] = -np.inf
+
+
+@_compile
+def _read_by_vectors(values, d, visible, shares, twice, padded, read):
+    """Values by six queries' shares, rows ``twice`` bytes apart: float32 [6, d] into rows of
+    BLOCK."""
+    for i in range(QUERIES):
+        rest = carray(pointer(shares + i * twice), padded, np.uint16)
+        for j in range(_padded(visible), padded):
+            rest[j] = 0
+    if d > BLOCK // 2:
+        tiles.halves_6(values, padded * 2, shares, values, read, 4 * BLOCK)
+    else:
+        tiles.halves_6_short(values, padded * 2, shares, values, read, 4 * BLOCK)
+
+
+@_compile
+def _read_by_tiles(values, d, visible, shares, twice, padded, read):
+    """The same of 16."""
+    if d == 64:
+        amx.begin_64(0)
+        for first in range(0, visible, amx.DEPTH):
+            amx.mix_64(shares + first * 2, twice, values + first * d * 2)
+        amx.end_64(read)
+    else:
+        amx.begin_32(0)
+        for first in range(0, visible, amx.DEPTH):
+            amx.mix_32(shares + first * 2, twice, values + first * d * 2)
+        amx.end_32(read)
+
+
+@_compile
+def _start_tiles():
+    """This thread's tile registers: palette 1, all of 16 rows of 64 bytes."""
+    asked = np.zeros(64, np.uint8)
+    asked[0] = 1
+    asked[16:32:2] = amx.WIDE
+    asked[48:56] = amx.ROWS
+    amx.configure(asked.ctypes.data)
+
+
+@_compile
+def _stop_tiles():
+    amx.release(0)
+
+
+@_compile
+def _nothing():
+    pass
+
+
+# the others would be instructions that this processor has not
+_score, _read = (
+    (_score_by_tiles, _read_by_tiles) if amx.AMX else (_score_by_vectors, _read_by_vectors)
+)
+_start, _stop = (_start_tiles, _stop_tiles) if amx.AMX else (_nothing, _nothing)
 
 
 @_compile
 def _attend(t, unit, first, scores, shares, queries, read, highest):
-    """Up to six queries of a head, from ``first`` on; what follows is scratch.
+    """Up to ``QUERIES`` of a head, from ``first`` on; what follows is scratch.
 
     Args:
-        scores, shares: float32 and uint16 [QUERIES, padded frames].
+        scores, shares: float32 and uint16 [QUERIES, padded frames and more].
         queries, read: uint16 [QUERIES, head_dim], float32 [QUERIES, BLOCK].
         highest: float32 [QUERIES, LANES].
     """
@@ -159,32 +228,27 @@ def _attend(t, unit, first, scores, shares, queries, read, highest):
     count = min(QUERIES, t.frames - first)
     for i in range(count):
         place_q = t.q + (row * t.row + head * t.head + (first + i) * t.frame) * 2
-        queries[i] = carray(pointer(place_q), d, np.uint16)
-    visible = carray(pointer(t.visible), t.rows, np.int64)[row]
-    keys = t.keys + unit * padded * d * 2
-    highest[:] = -np.inf
-    for first_key in range(0, visible, BLOCK):
-        here, out = keys + first_key * d * 2, scores.ctypes.data + first_key * 4
-        ahead = here + BLOCK * d * 2
-        if first_key + BLOCK <= visible:
-            most = highest.ctypes.data
-            scores_6(here, d * 2, queries.ctypes.data, ahead, out, padded * 4, most)
-        else:
-            halves_6(here, d * 2, queries.ctypes.data, ahead, out, padded * 4)
-    scale = np.float32(1.44269504) / np.sqrt(np.float32(d))  # to powers of 2
-    for i in range(count):
-        highest[i, 0] = _share(scores[i, :visible], highest[i], scale, shares[i, :visible])
-        shares[i, visible:] = 0
-    values = t.values + unit * padded * BLOCK * 2
-    if d > BLOCK // 2:
-        halves_6(values, padded * 2, shares.ctypes.data, values, read.ctypes.data, 4 * BLOCK)
-    else:
-        halves_6_short(values, padded * 2, shares.ctypes.data, values, read.ctypes.data, 4 * BLOCK)
-    outs = carray(pointer(t.out), (t.rows, t.frames, t.heads, d), np.uint16)
-    for i in range(count):
-        factor = np.float32(1) / highest[i, 0]  # their sum, by now
+        query = carray(pointer(place_q), d, np.uint16)
         for j in range(d):
-            outs[row, first + i, head, j] = rounded(read[i, j] * factor)
+            queries[i, j] = query[j]
+    for i in range(QUERIES):
+        for j in range(LANES):
+            highest[i, j] = -np.inf
+    visible = carray(pointer(t.visible), t.rows, np.int64)[row]
+    at, apart, most = scores.ctypes.data, scores.shape[1] * 4, highest.ctypes.data
+    shared, twice, mixed = shares.ctypes.data, shares.shape[1] * 2, read.ctypes.data
+    _score(t.keys + unit * padded * d * 2, d, visible, queries.ctypes.data, at, apart, most)
+    scale = np.float32(1.44269504) / np.sqrt(np.float32(d))  # to powers of 2
+    blocks = _padded(visible) // BLOCK
+    for i in range(count):
+        lanes = most + i * 4 * LANES
+        total = softmax.shares(at + i * apart, blocks, lanes, scale, shared + i * twice)
+        highest[i, 0] = total
+    _read(t.values + unit * padded * BLOCK * 2, d, visible, shared, twice, padded, mixed)
+    for i in range(count):
+        frame = (row * t.frames + first + i) * t.heads + head
+        factor = np.float32(1) / highest[i, 0]
+        softmax.scaled(mixed + i * 4 * BLOCK, factor, d // LANES, t.out + frame * d * 2)
 
 
 @_compile
@@ -250,14 +314,16 @@ def attention(data):
         _pack(t, unit)
     settle(t)
     padded = _padded(t.frames)
-    scores = np.empty((QUERIES, padded), np.float32)
-    shares = np.zeros((QUERIES, padded), np.uint16)
+    scores = np.empty((QUERIES, padded + SPARE), np.float32)
+    shares = np.zeros((QUERIES, padded + SPARE), np.uint16)
     queries, read = (
         np.zeros((QUERIES, t.head_dim), np.uint16),
         np.empty((QUERIES, BLOCK), np.float32),
     )
     highest = np.empty((QUERIES, LANES), np.float32)
-    sixes = (t.frames + QUERIES - 1) // QUERIES
-    work = t.rows * t.heads * sixes
-    for six in range(work * part // parts, work * (part + 1) // parts):
-        _attend(t, six // sixes, six % sixes * QUERIES, scores, shares, queries, read, highest)
+    turns = (t.frames + QUERIES - 1) // QUERIES
+    work = t.rows * t.heads * turns
+    _start()
+    for turn in range(work * part // parts, work * (part + 1) // parts):
+        _attend(t, turn // turns, turn % turns * QUERIES, scores, shares, queries, read, highest)
+    _stop()

@@ -22,8 +22,8 @@ HEADS = (32, 64)  # dimensions of a head that attention is written for
 def serves(*tensors: Tensor) -> bool:
     """Whether these, of what goes into one of this module's functions, are for it.
 
-    Training is not: they know no gradient. Nor is a processor with AMX, where PyTorch's own are
-    quick; nor one where numba is missing, or has nowhere to keep what it compiles.
+    Training is not: they know no gradient. Nor is a processor where numba is missing, or has
+    nowhere to keep what it compiles.
     """
     fit = (x.device.type == "cpu" and x.dtype == torch.bfloat16 for x in tensors)
     if not all(fit) or any(x.requires_grad for x in tensors):
@@ -33,8 +33,10 @@ def serves(*tensors: Tensor) -> bool:
 
 @functools.cache
 def _lacks() -> str:
-    if not torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
-        return "no bfloat16, or a faster way"
+    if not torch.cpu._is_avx512_bf16_supported():
+        return "no bfloat16"
+    if torch.cpu._is_amx_tile_supported() and not torch.cpu._init_amx():
+        return "the system does not lend AMX"
     return team.trial(_wrong)
 
 

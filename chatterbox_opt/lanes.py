@@ -35,13 +35,13 @@ class _BFloat(ir.Type):  # type: ignore[misc]
         return "bfloat"
 
 
-def _has(feature: str) -> bool:
-    # what numba compiles for, which may be less than what the processor has
+def has(feature: str) -> bool:
+    """Whether numba compiles for a feature; the processor may have more."""
     asked = config.CPU_FEATURES
     return f"+{feature}" in (get_host_cpu_features() if asked is None else asked).split(",")
 
 
-VNNI, BFLOAT16 = _has("avx512vnni"), _has("avx512bf16")
+VNNI, BFLOAT16 = has("avx512vnni"), has("avx512bf16")
 
 
 def every(value: int) -> Any:

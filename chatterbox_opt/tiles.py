@@ -35,10 +35,10 @@ from chatterbox_opt.lanes import (
     to_bfloat,
 )
 
-_NOTHING = ir.Constant(FLOATS, [0.0] * LANES)
+NOTHING = ir.Constant(FLOATS, [0.0] * LANES)
 
 
-def _loop(b: Any, times: Any, starts: list[Any], body: Any) -> list[Any]:
+def loop(b: Any, times: Any, starts: list[Any], body: Any) -> list[Any]:
     """Run ``body(i, values)`` so often, at least once, values in registers; return the last."""
     before, again = b.block, b.append_basic_block("again")
     done = b.append_basic_block("done")
@@ -92,7 +92,7 @@ def _sums(b: Any, tile: tuple[int, int], dot: Any, nothing: Any, arguments: Any)
             prefetch(b, b.add(ahead, b.shl(i, I64(6))))
         return _add_products(b, sums, _loaded(b, vectors, i, blocks), scalars, i, dot)
 
-    return _loop(b, b.sdiv(size, I64(STEP)), [nothing] * (rows * blocks), body)
+    return loop(b, b.sdiv(size, I64(STEP)), [nothing] * (rows * blocks), body)
 
 
 def _tile(rows: int, blocks: int, dot: Any, nothing: Any) -> Any:
@@ -126,7 +126,7 @@ def _scores_tile(rows: int, blocks: int) -> Any:
     def tile(context, weights, size, values, ahead, out, apart, highest):
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
             *given, out, apart, highest = arguments
-            sums = _sums(b, (rows, blocks), dot_halves, _NOTHING, given)
+            sums = _sums(b, (rows, blocks), dot_halves, NOTHING, given)
             _store(b, sums, rows, out, apart)
             for row, p in enumerate(pointers(b, highest, I64(4 * LANES), rows, FLOATS)):
                 most = b.load(p, align=4)
@@ -227,7 +227,7 @@ def _nibbles_tile(rows: int, blocks: int) -> Any:
                         after.append(fma(b, scale[j], counted, old))
                 return after
 
-            sums = _loop(b, groups, [_NOTHING] * (rows * blocks), body)
+            sums = loop(b, groups, [NOTHING] * (rows * blocks), body)
             _store(b, sums, rows, out, I64(4 * BLOCK))
             return context.get_dummy_value()
 
@@ -241,7 +241,7 @@ bytes_1, bytes_2, bytes_4, bytes_6 = (
     _tile(rows, BLOCK // LANES, dot_bytes, every(0)) for rows in (1, 2, 4, 6)
 )
 halves_6, halves_6_short = (  # short ones give half a BLOCK of outputs
-    _tile(6, blocks, dot_halves, _NOTHING) for blocks in (4, 2)
+    _tile(6, blocks, dot_halves, NOTHING) for blocks in (4, 2)
 )
 scores_6 = _scores_tile(6, BLOCK // LANES)
 finished_1, finished_2, finished_4, finished_6 = (

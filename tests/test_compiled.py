@@ -34,11 +34,9 @@ def drawn(*shape, seed=0):
 def test_what_numba_keeps_is_not_older_than_what_it_was_made_of(name):
     """It looks at the file of the function alone: that one must change whenever another does."""
     tree = ast.parse((PACKAGE / f"{name}.py").read_text())
-    used = {
-        node.module.split(".")[1]
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("chatterbox_opt.")
-    }
+    imported = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    used = {n.module.split(".")[1] for n in imported if n.module.startswith("chatterbox_opt.")}
+    used |= {a.name for n in imported if n.module == "chatterbox_opt" for a in n.names}
     [made_of] = [
         ast.literal_eval(node.value)
         for node in tree.body

@@ -15,6 +15,7 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
     {"errors"},
     {"blocked", "kernels", "card", "heap", "lanes", "team"},
     {"tiles", "kernel_trial"},
+    {"amx", "softmax"},
     {"compiled_integers", "compiled_flow", "quantised", "cpu_bfloat16"},
     {"compiled_t3"},
     {"weight_only"},
@@ -70,6 +71,8 @@ LEVELS = [  # from the ground up; a level imports only from levels below it (or 
 COMPILED = (
     "lanes",
     "tiles",
+    "amx",
+    "softmax",
     "compiled_integers",
     "compiled_t3",
     "compiled_flow",

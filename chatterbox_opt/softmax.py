@@ -1,0 +1,126 @@
+"""Softmax of a row of scores, in vectors as wide as the processor has (compiled_flow.py).
+
+Knows exponentials and bfloat16. Knows nothing of where scores come from. It is written in LLVM's
+own language because a compiler is shy of the widest vectors on Intel's processors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from chatterbox_opt.lanes import FLOATS, I16, I32, I64, INTS, LANES, every, fma, splat, to_bfloat
+from chatterbox_opt.tiles import NOTHING, loop
+
+# 2 to the power of a number from -0.5 to 0.5, the highest power first: 3e-6 off
+_SERIES = (0.00133335581, 0.00961812911, 0.0555041087, 0.240226507, 0.693147181, 1.0)
+_LEAST = -126.0  # the power of 2 below which float32 knows only 0
+
+
+def _constant(number: float) -> Any:
+    return ir.Constant(FLOATS, [number] * LANES)
+
+
+def _power(b: Any, x: Any) -> Any:
+    """2 to the power of each lane, at most 0; 0 below the least; NaN stays."""
+    small = b.fcmp_ordered("<", x, _constant(_LEAST))
+    x = b.select(small, _constant(_LEAST), x)
+    kind = ir.FunctionType(FLOATS, [FLOATS])
+    n = b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.rint.v16f32"), [x])
+    x, y = b.fsub(x, n), _constant(_SERIES[0])
+    for coefficient in _SERIES[1:]:
+        y = fma(b, y, x, _constant(coefficient))
+    exponent = b.shl(b.fptosi(n, INTS), every(23))
+    return b.select(small, NOTHING, b.bitcast(b.add(b.bitcast(y, INTS), exponent), FLOATS))
+
+
+def _higher(b: Any, x: Any, y: Any) -> Any:
+    """NaN counts for nothing."""
+    return b.select(b.fcmp_ordered(">", x, y), x, y)
+
+
+def _reduced(b: Any, name: str, *given: Any) -> Any:
+    kind = ir.FunctionType(ir.FloatType(), [value.type for value in given])
+    name = f"llvm.vector.reduce.{name}.v16f32"
+    return b.call(cgutils.get_or_insert_function(b.module, kind, name), given)
+
+
+@intrinsic
+def highest(context, scores, blocks, most):
+    """Replace each lane of ``most``, float32 [LANES], by what is higher in some of float32
+    [blocks, BLOCK]."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        scores, blocks, most = arguments
+        vectors, kept = (b.inttoptr(place, FLOATS.as_pointer()) for place in (scores, most))
+
+        def body(i: Any, tops: list[Any]) -> list[Any]:
+            first = b.mul(i, I64(len(tops)))
+            places = [b.gep(vectors, [b.add(first, I64(j))]) for j in range(len(tops))]
+            given = [b.load(place, align=4) for place in places]
+            return [_higher(b, x, y) for x, y in zip(given, tops, strict=True)]
+
+        first, second, third, fourth = loop(b, blocks, [b.load(kept, align=4)] * 4, body)
+        b.store(_higher(b, _higher(b, first, second), _higher(b, third, fourth)), kept, align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), generate
+
+
+@intrinsic
+def shares(context, scores, blocks, most, scale, out):
+    """Softmax's numerators, 2 ** ((scores - top) * scale), of float32 [blocks, BLOCK] in bfloat16;
+    returned is their sum. The top is the highest lane of ``most``, float32 [LANES]."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        scores, blocks, most, scale, out = arguments
+        top = _reduced(b, "fmax", b.load(b.inttoptr(most, FLOATS.as_pointer()), align=4))
+        top, scale = (
+            b.bitcast(splat(b, b.bitcast(number, I32)), FLOATS) for number in (top, scale)
+        )
+        vectors = b.inttoptr(scores, FLOATS.as_pointer())
+        halves = b.inttoptr(out, ir.VectorType(I16, LANES).as_pointer())
+
+        def body(i: Any, sums: list[Any]) -> list[Any]:
+            after = []
+            for j, total in enumerate(sums):
+                at = b.add(b.mul(i, I64(len(sums))), I64(j))
+                given = b.load(b.gep(vectors, [at]), align=4)
+                made = _power(b, b.fmul(b.fsub(given, top), scale))
+                b.store(to_bfloat(b, made), b.gep(halves, [at]), align=2)
+                after.append(b.fadd(total, made))
+            return after
+
+        first, second, third, fourth = loop(b, blocks, [NOTHING] * 4, body)
+        total = b.fadd(b.fadd(first, second), b.fadd(third, fourth))
+        call = _reduced(b, "fadd", ir.Constant(ir.FloatType(), 0.0), total)
+        call.fastmath.add("reassoc")
+        return call
+
+    given = (types.int64, types.int64, types.int64, types.float32, types.int64)
+    return types.float32(*given), generate
+
+
+@intrinsic
+def scaled(context, numbers, factor, vectors, out):
+    """So many vectors of float32 times ``factor``, in bfloat16."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        numbers, factor, vectors, out = arguments
+        by = b.bitcast(splat(b, b.bitcast(factor, I32)), FLOATS)
+        given = b.inttoptr(numbers, FLOATS.as_pointer())
+        halves = b.inttoptr(out, ir.VectorType(I16, LANES).as_pointer())
+
+        def body(i: Any, _: list[Any]) -> list[Any]:
+            made = b.fmul(b.load(b.gep(given, [i]), align=4), by)
+            b.store(to_bfloat(b, made), b.gep(halves, [i]), align=2)
+            return []
+
+        loop(b, vectors, [], body)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32, types.int64, types.int64), generate
