@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chatterbox_opt.quantised import symmetric_scales
+
+FEW = 64  # rows; for more, as in a prefill, arithmetic counts more than bytes, and cuBLAS is best
 
 
 class WeightOnlyLinear(nn.Module):
@@ -34,12 +37,12 @@ class WeightOnlyLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out], in x's dtype."""
-        if not x.is_cuda:
-            return ((x @ self.weight.to(x.dtype).t()).float() * self.scales).to(x.dtype)
-        from chatterbox_opt import kernels  # Triton is not everywhere
-
         rows = x.reshape(-1, x.shape[-1])
-        return kernels.linear(rows, self.weight, self.scales).unflatten(0, x.shape[:-1])
+        if x.is_cuda and len(rows) <= FEW:
+            from chatterbox_opt import kernels  # Triton is not everywhere
+
+            return kernels.linear(rows, self.weight, self.scales).unflatten(0, x.shape[:-1])
+        return F.linear(x, self.weight.to(x.dtype) * self.scales[:, None].to(x.dtype))
 
     def kept(self) -> dict[str, Tensor]:
         """What ``of_kept`` makes the same layer of."""

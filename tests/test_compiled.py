@@ -117,6 +117,35 @@ def test_attention_of_any_length(frames, head_dim):
         assert_close(found.float(), exact.transpose(1, 2).flatten(2), atol=0.05)
 
 
+BY_VECTORS = """
+import torch, torch.nn.functional as F
+from chatterbox_opt import amx, cpu_bfloat16
+assert not amx.AMX
+for frames in (1, 70, 150):
+    q, k, v = torch.randn(3, 2, 4, frames, 64).bfloat16()
+    mask = (torch.arange(frames) < torch.tensor([[frames], [1]]))[:, None, None]
+    exact = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
+    found = cpu_bfloat16.attend(q, k, v, mask).float()
+    assert (found - exact.transpose(1, 2).flatten(2)).abs().max() < 0.05, frames
+assert not cpu_bfloat16.serves(q), "PyTorch's are quicker than these"
+"""
+
+
+@half
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="all that is tested here is so")
+def test_attention_by_vectors_where_there_would_be_tiles(tmp_path):
+    from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
+
+    features = get_host_cpu_features()
+    features |= dict.fromkeys((name for name in features if name.startswith("amx")), False)
+    env = os.environ | {"NUMBA_CPU_NAME": get_host_cpu_name(), "PYTHONPATH": str(ROOT)}
+    env |= {"NUMBA_CPU_FEATURES": features.flatten(), "NUMBA_CACHE_DIR": str(tmp_path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", BY_VECTORS], env=env, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
 @half
 def test_hidden_frames_may_hold_anything():
     q, k, v = drawn(2, 70, 3, 4, 32).bfloat16().transpose(1, 3).unbind(2)
