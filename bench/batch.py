@@ -22,6 +22,7 @@ import typer
 
 from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.bench import facts
+from chatterbox_opt.hardware import AUTO
 from chatterbox_opt.models import locate
 from chatterbox_opt.pipeline import Pipeline
 from chatterbox_opt.reader import Read
@@ -81,11 +82,12 @@ def figures(tokens: int, whole: float, stages: dict[str, float]) -> dict[str, An
     }
 
 
-def upstream(model: str, lines: list[Request]) -> dict[str, Any]:
+def upstream(model: str, lines: list[Request], device: str = AUTO) -> dict[str, Any]:
     tokens, stages = 0, {}  # type: tuple[int, dict[str, float]]
+    theirs = Theirs(Job(model, device), "")
     for line in lines:
         count = line.sampling.max_tokens
-        seconds = Theirs(Job(model, tokens=forced_tokens(count / TOKEN_RATE)), "").run()
+        seconds = theirs.run(forced_tokens(count / TOKEN_RATE))
         seconds["t3"] = seconds.pop("prefill") + seconds.pop("decode")
         stages = {stage: stages.get(stage, 0.0) + s for stage, s in seconds.items()}
         tokens += count

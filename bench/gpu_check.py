@@ -11,10 +11,11 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -31,6 +32,7 @@ from chatterbox_opt.beside import Here, Sound
 from chatterbox_opt.cache import products
 from chatterbox_opt.card import CudaRecorder
 from chatterbox_opt.decoding import Eager, Way, decode
+from chatterbox_opt.errors import InputError
 from chatterbox_opt.graphs import Captured, Recorder, Recordings
 from chatterbox_opt.offload import Residency
 from chatterbox_opt.pipeline import Pipeline
@@ -43,6 +45,7 @@ from chatterbox_opt.t3 import T3, Prompt
 
 TEXTS = ("hello.", "a much longer sentence, with a comma in it.", "one two three four.", "no!")
 PRODUCTS = {"qkv": "norm", "out": "residual", "gate_up": "gated", "down": "residual"}
+UPSTREAM_LINES = 3  # of a batch
 DRIFT = 1.2  # the last tenth may take so much more time than the first
 LIBRARIES = 64 << 20  # bytes that cuBLAS keeps for itself as long as the process lives
 CLOSE = 1e-3  # float32, padded and replayed against launched: mels, and waves of one mel
@@ -347,16 +350,20 @@ def step_products(t3: T3, record: Recorder, rows: tuple[int, ...]) -> list[dict[
 
 def throughput(engine: Engine, lines: int) -> dict[str, Any]:
     """Lines of 5 to 12 s side by side, their sound made in turn with T3 and, if the plan says so,
-    beside it; and an eighth of them one by one."""
+    beside it; an eighth of them one by one, and some by plain Chatterbox."""
     batch.never_stop(engine)
     asked, many = batch.requests(lines), engine.plan.slots
     rows: dict[str, Any] = {"1 at once": batch.ours(engine, asked[: max(1, lines // 8)], 1)}
     for who, sound in sounds(engine).items():
         with made_by(engine, sound):
             rows[f"{many} at once, sound {who}"] = batch.ours(engine, asked, many)
+    last = rows[f"{many} at once, sound {engine.plan.sound}"]
     if len(rows) > 2:
-        here, beside = (row["seconds"] for row in list(rows.values())[1:])
-        rows["overlap_speedup"] = here / beside
+        rows["overlap_speedup"] = rows[f"{many} at once, sound {HERE}"]["seconds"] / last["seconds"]
+    with suppress(InputError):  # a model whose shapes are not upstream's
+        model, device = str(engine.checkpoint.directory), engine.plan.device
+        rows["upstream"] = batch.upstream(model, asked[:UPSTREAM_LINES], device)
+        rows["over_upstream"] = last["realtime_x"] / rows["upstream"]["realtime_x"]
     return rows
 
 
@@ -399,9 +406,8 @@ def beside_parity(engine: Engine, lines: int) -> dict[str, Any]:
     return {"equal": equal, "of": len(others), "kept": kept, "good": kept and equal == len(others)}
 
 
-def timings(engine: Engine, way: Way, sizes: Sizes) -> dict[str, Any]:
-    """How fast it is, alone and in a batch, and whether it stays so."""
-    found: dict[str, Any] = {}
+def timings(engine: Engine, way: Way, sizes: Sizes, found: dict[str, Any]) -> None:
+    """How fast it is, alone and in a batch, and whether it stays so; into ``found``."""
     found["warm_up_seconds"] = warm_up_seconds(engine)
     found["s3gen_by_length"] = s3gen_by_length(engine, sizes.lengths)
     with launched(engine):
@@ -416,12 +422,12 @@ def timings(engine: Engine, way: Way, sizes: Sizes) -> dict[str, Any]:
     found["drift"] = drift(engine, sizes.drifting, sizes.drifted)
     found["sound_beside"] = beside_parity(engine, sizes.beside)
     found["batch"] = throughput(engine, sizes.lines)
-    return found
 
 
-def checks(model: str, device: str, say: Callable[[str], None], sizes: Sizes) -> dict[str, Any]:
-    """All but the table."""
-    found: dict[str, Any] = {}
+def checks(
+    model: str, device: str, say: Callable[[str], None], sizes: Sizes, found: dict[str, Any]
+) -> None:
+    """All but the table, one by one into ``found``: what comes later may end the process."""
     before = allocated()
     for dtype in ("float32", "int8", "float16"):
         say(f"parity in {dtype}")
@@ -435,12 +441,11 @@ def checks(model: str, device: str, say: Callable[[str], None], sizes: Sizes) ->
             found[f"sound_{dtype}"] = sound_parity(engine)
             if dtype == "float16":
                 say("lengths, warm-up, kernels, drift, batch")
-                found |= timings(engine, way, sizes)
+                timings(engine, way, sizes, found)
     del engine, way
     gc.collect()
     left = allocated() - before
     found["closed"] = {"left_mib": left / 2**20, "good": left <= LIBRARIES}
-    return found
 
 
 def failed(found: dict[str, Any]) -> list[str]:
@@ -466,12 +471,17 @@ def main(
     def say(line: str) -> None:
         typer.echo(f"{time.strftime('%H:%M:%S')} {line}", err=True)
 
-    with bench.weights(model, tiny=False, say=say) as path:
-        found = checks(path, "cuda", say, Sizes())
-        job = Job(path, "cuda", tokens=forced_tokens(seconds), runs=runs)
-        report = bench.measure(job, bench.choose_rows(None, [], "cuda", tiny=False), say)
-    text = json.dumps(report | {"checks": found}, indent=1)
-    typer.echo(text) if output is None else output.write_text(text + "\n", encoding="utf-8")
+    found: dict[str, Any] = {}
+    report: dict[str, Any] = {}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # out of time
+    try:
+        with bench.weights(model, tiny=False, say=say) as path:
+            checks(path, "cuda", say, Sizes(), found)
+            job = Job(path, "cuda", tokens=forced_tokens(seconds), runs=runs)
+            report = bench.measure(job, bench.choose_rows(None, [], "cuda", tiny=False), say)
+    finally:  # whatever was found until then
+        text = json.dumps(report | {"checks": found}, indent=1)
+        typer.echo(text) if output is None else output.write_text(text + "\n", encoding="utf-8")
     for name in failed(found):
         typer.echo(f"failed: {name}: {found[name]}", err=True)
     sys.exit(1 if failed(found) else 0)

@@ -234,16 +234,21 @@ class Theirs:
         condition = conditionals(self._voice, 0.5).t3
         tts.t3.inference(t3_cond=condition, text_tokens=ids, max_new_tokens=count, top_p=1.0)
 
-    def run(self) -> dict[str, float]:
-        """See ``Subject``; decode is the time of all tokens less that of one."""
+    def run(self, tokens: tuple[int, ...] = ()) -> dict[str, float]:
+        """See ``Subject``; decode is the time of all tokens less that of one.
+
+        Args:
+            tokens: others than the job's.
+        """
         clock, gen = Clock(self._device), conditionals(self._voice, 0.5).gen
+        said = tokens or self._job.tokens
         self._t3(1)
         clock.lap("prefill")
-        self._t3(len(self._job.tokens))
+        self._t3(len(said))
         clock.lap("decode")
         clock.seconds["decode"] -= clock.seconds["prefill"]
-        tokens = torch.tensor(self._job.tokens, device=self._device)[None]
-        mel = self._tts.s3gen.flow_inference(tokens, ref_dict=gen, finalize=True)
+        codes = torch.tensor(said, device=self._device)[None]
+        mel = self._tts.s3gen.flow_inference(codes, ref_dict=gen, finalize=True)
         clock.lap("flow")
         wave, _ = self._tts.s3gen.hift_inference(mel)
         samples = wave[0].cpu().numpy()

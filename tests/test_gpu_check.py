@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -80,3 +83,23 @@ def test_without_a_card_it_says_so(check, capsys):
     with pytest.raises(check.typer.Exit):
         check.main()
     assert "no CUDA card" in capsys.readouterr().err
+
+
+def test_what_was_found_before_it_ended_is_kept(check, monkeypatch, tmp_path):
+    """A card may be lent for some minutes only."""
+
+    def checks(model, device, say, sizes, found):
+        found["tokens"] = {"good": True}
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(check.hardware, "probe", lambda _: check.hardware.Hardware("cuda", "x"))
+    monkeypatch.setattr(check, "checks", checks)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit):
+            check.main(tmp_path / "found.json", model="a model")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert json.loads((tmp_path / "found.json").read_text()) == {
+        "checks": {"tokens": {"good": True}}
+    }

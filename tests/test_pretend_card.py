@@ -196,7 +196,8 @@ def test_memory_of_stages_that_take_turns(on_card, there):
 def test_the_cards_own_check_passes_there(there, tiny, check):
     """bench/gpu_check.py, less; its times mean nothing."""
     sizes = check.Sizes(4, 10, (0.5,), (50,), (128,), (2,), 20, 4, 12, 4)
-    found = check.checks(str(tiny), "cuda", lambda line: None, sizes)
+    found = {}
+    check.checks(str(tiny), "cuda", lambda line: None, sizes, found)
     found["drift"]["good"] = True  # a tape keeps all that it made, and a clock of this says nothing
     assert check.failed(found) == [], found
     assert found["batch"]["overlap_speedup"] > 0
