@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import math
 import signal
 import sys
 import time
@@ -309,8 +310,9 @@ def microseconds(
             once()
 
     recordings = Recordings(record, "some work")
-    work = functools.partial(recordings.run, recordings.find("once", None), often)
-    return 1e6 * bench._best(work, device) / times
+    recording = recordings.find("once", None)
+    best = bench._best(functools.partial(recordings.run, recording, often), device)
+    return 1e6 * best / times if recording.replay else math.nan  # a launch's time says nothing
 
 
 def step_products(t3: T3, record: Recorder, rows: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -324,7 +326,7 @@ def step_products(t3: T3, record: Recorder, rows: tuple[int, ...]) -> list[dict[
         x = torch.randn(count, matrices[0][0].shape[1], device=device, dtype=t3.dtype)
         around: dict[str, Any] = {"gated": more == "gated"}
         if more == "residual":
-            around["residual"] = torch.zeros_like(x[:, :1]).expand(-1, len(matrices[0][0]))
+            around["residual"] = x.new_zeros(count, len(matrices[0][0]))
         else:
             around["norm"] = (torch.ones_like(x[0]), 1e-5)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ class CudaRecorder:
 
     They may share it because they never run at the same time and leave their results in tensors
     that are not the pool's. Work that runs beside them is recorded by ``apart``.
+
+    A pool that has no graph any more refuses the next one (an assertion of the allocator), and
+    recordings come and go; so one graph of nothing to speak of stays as long as this.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -35,6 +39,7 @@ class CudaRecorder:
         # of matrix products, which replays use, belongs to the stream they are recorded on
         self._stream = torch.cuda.Stream(device)
         self._one_at_a_time = threading.Lock()
+        self._anchor: torch.cuda.CUDAGraph | None = None
 
     def apart(self) -> CudaRecorder:
         """A recorder for another thread, whose graphs may run while this one's do."""
@@ -48,25 +53,41 @@ class CudaRecorder:
         Raises:
             RuntimeError: it cannot be captured.
         """
-        graph, stream, turn = torch.cuda.CUDAGraph(), self._stream, self._one_at_a_time
+        turn = self._one_at_a_time
         # in torch 2.6 every graph takes the default generator along, used or not; while one is
         # captured, a replay in another thread finds that generator in capture and is refused
         with turn:
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                # other threads may go on using the card meanwhile
-                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-                try:
-                    work()
-                finally:
-                    graph.capture_end()
-            torch.cuda.current_stream().wait_stream(stream)
+            if self._anchor is None:
+                self._anchor = self._captured(self._little, self._pool)
+            try:
+                graph = self._captured(work, self._pool)
+            except FAILURES:
+                # a capture that was broken off leaves that generator in capture; another ends it
+                with suppress(*FAILURES):
+                    self._captured(self._little, torch.cuda.graph_pool_handle())
+                raise
 
         def replay() -> None:
             with turn:  # for as long as a launch takes
                 graph.replay()
 
         return replay
+
+    def _little(self) -> None:
+        torch.zeros(1, device=self._device)
+
+    def _captured(self, work: Work, pool: Any) -> torch.cuda.CUDAGraph:
+        graph, stream = torch.cuda.CUDAGraph(), self._stream
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            # other threads may go on using the card meanwhile
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream().wait_stream(stream)
+        return graph
 
 
 class Side:

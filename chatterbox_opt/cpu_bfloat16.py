@@ -35,14 +35,14 @@ def serves(*tensors: Tensor) -> bool:
 def _lacks() -> str:
     if not torch.cpu._is_avx512_bf16_supported():
         return "no bfloat16"
-    if torch.cpu._is_amx_tile_supported() and not torch.cpu._init_amx():
-        return "the system does not lend AMX"
     return team.trial(_wrong)
 
 
 def _wrong() -> str:
     from chatterbox_opt import amx, lanes
 
+    if amx.AMX and not torch.cpu._init_amx():  # whatever PyTorch thinks of this processor
+        return "the system does not lend AMX"
     # without its tiles ours takes longer than PyTorch's on a processor that has AMX
     if not lanes.BFLOAT16 or torch.cpu._is_amx_tile_supported() > amx.AMX:
         return "numba compiles for less than this processor"

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chatterbox_opt import blocked, quantised
+from chatterbox_opt.card import sent
 from chatterbox_opt.errors import NumericsError
 from chatterbox_opt.estimator import Estimator
 from chatterbox_opt.lean import upstream
@@ -134,7 +135,7 @@ class Flow(nn.Module):
         speaker = F.normalize(voice.xvector, dim=1).to(self.dtype)
         speaker = self.spk_embed_affine_layer(speaker)
         whole = torch.cat((voice.tokens, tokens), dim=1)
-        length = torch.tensor([whole.shape[1]], device=whole.device)
+        length = sent(torch.tensor([whole.shape[1]]), whole.device)
         hidden, _ = self.encoder(self.input_embedding(whole), length)
         mu = self.encoder_proj(hidden)
         prompt = torch.zeros_like(mu)
@@ -157,7 +158,7 @@ class Flow(nn.Module):
         """
         masks: tuple[Tensor, ...] = ()
         if min(frames) < noise.shape[1]:  # kernels without a mask are faster on a card
-            kept = torch.tensor(frames, device=noise.device)[:, None]
+            kept = sent(torch.tensor(frames), noise.device)[:, None]
             masks = (torch.arange(noise.shape[1], device=noise.device) < kept,)
         solve = functools.partial(self._integrate, steps)
         return self.through(steps, solve, noise, conditions, *masks)

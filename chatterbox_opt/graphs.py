@@ -25,6 +25,7 @@ from chatterbox_opt.cache import SPAN, StaticCache, blocks
 from chatterbox_opt.card import FAILURES, Work
 from chatterbox_opt.decoding import Forward, Step, launching, prefilling, sampling, stepping
 from chatterbox_opt.errors import first_line
+from chatterbox_opt.fused_step import FusedStep
 from chatterbox_opt.rows import Masked, Tails, bucket
 from chatterbox_opt.slots import Prefill, Slots
 from chatterbox_opt.t3 import T3
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 STRIDE = 8  # steps between two looks: at 1,500 tokens/s the host looks every 5 ms
 GROWTH = 4 * SPAN  # a cache that grows moves, and recordings over it are void: grow rarely
 KEPT = 48  # recordings of one stage; each holds its launches and a share of the memory pool
+HELD = 256 << 20  # bytes of their own arguments and results, of one stage
 WARMUP = 2  # the first call traces and compiles, the second runs what was compiled
 
 Recorder = Callable[[Work], Work]  # notes what the work does, without doing it; returns the replay
@@ -52,13 +54,21 @@ class Recording:
     Attributes:
         met: it was done once, unrecorded.
         replay: does it again; None until it is recorded.
-        arguments, result: of a function of tensors, where the recording has them.
+        gives: shape and dtype of a function's result, once it is met.
+        arguments, result: of such a function, where the recording has them.
     """
 
     met: bool = False
     replay: Work | None = None
+    gives: tuple[torch.Size, torch.dtype] | None = None
     arguments: tuple[Tensor, ...] = ()
     result: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of arguments and result."""
+        held = (*self.arguments, self.result)
+        return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
 class Recordings:
@@ -86,10 +96,13 @@ class Recordings:
             self._known.clear()
             self._place = place
         found = self._known.pop(key, None) or Recording()
-        if len(self._known) == KEPT:
+        while self._known and (len(self._known) >= KEPT or self._size() > HELD):
             del self._known[next(iter(self._known))]
         self._known[key] = found  # the last is the one used last
         return found
+
+    def _size(self) -> int:
+        return sum(recording.size for recording in self._known.values())
 
     def run(self, recording: Recording, work: Work) -> None:
         """Do ``work``: the first time as it is, the second time recorded, then by replay."""
@@ -100,7 +113,16 @@ class Recordings:
                 log.warning("%s", failure(error, self._what))
                 self._record = None
         recording.met = True
-        (recording.replay or work)()
+        if recording.replay is not None:
+            try:
+                recording.replay()
+            except FAILURES as error:  # nothing was launched
+                log.warning("%s", failure(error, self._what))
+                self._record = None
+                self._known.clear()
+            else:
+                return
+        work()
 
 
 def addresses(module: nn.Module) -> tuple[int, ...]:
@@ -169,11 +191,15 @@ class Captured:
 
     def step(self, t3: T3) -> Step:
         """See ``Way``; recordings over weights that have moved are dropped."""
-        weights, plain = addresses(t3), stepping(launching(self, t3))
+        weights, forward = addresses(t3), launching(self, t3)
+        plain = stepping(forward)
 
         def step(slots: Slots, count: int, span: int, *, ranked: bool) -> None:
             # few distinct programs: slots beyond those in work are stepped along, unheard
             count = min(slots.count, 1 << (count - 1).bit_length())
+            if isinstance(forward, FusedStep):  # which reads each as far as it goes
+                assert isinstance(slots.cache, StaticCache)
+                span = slots.cache.capacity
             recording = self._find(slots, weights, (count, span, ranked))
             self._recordings.run(recording, lambda: plain(slots, count, span, ranked=ranked))
 
@@ -220,21 +246,23 @@ class Replayed:
         assert module is not None  # its functions are called
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
         recording = self._recordings.find((key, shapes), addresses(module))
-        if not recording.arguments:
+        if recording.gives is None:  # it may be the only time: nothing is kept for it
+            made = function(*tensors)
+            recording.met, recording.gives = True, (made.shape, made.dtype)
+            return made
+        if recording.result is None:
+            shape, dtype = recording.gives
             recording.arguments = tuple(torch.empty_like(tensor) for tensor in tensors)
+            recording.result = tensors[0].new_empty(shape, dtype=dtype)
+        result = recording.result
         for mine, given in zip(recording.arguments, tensors, strict=True):
             mine.copy_(given)
 
         def work() -> None:
-            made = function(*recording.arguments)
-            if recording.result is None:
-                recording.result = made
-            else:
-                recording.result.copy_(made)
+            result.copy_(function(*recording.arguments))
 
         self._recordings.run(recording, work)
-        assert recording.result is not None
-        return recording.result.clone()
+        return result.clone()
 
 
 def compiled_step(model: T3) -> Forward:

@@ -6,11 +6,16 @@ Imports Triton, as kernels.py does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox_opt import kernels
+
+DEEP, WIDE = 1088, 48  # of the matrices: several turns and a rest of one, whatever the tile
+HEADS, WIDTH, WORDS = 16, 64, 8194  # as T3 has them: other numbers would be other kernels
 
 
 def right(device: torch.device, dtype: torch.dtype) -> bool:
@@ -20,29 +25,53 @@ def right(device: torch.device, dtype: torch.dtype) -> bool:
     def drawn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
-    weight, scales, by = drawn(16, 64), torch.full((16,), 0.1, device=device), drawn(64)
-    for rows in (2, kernels.SMALLEST_TILE):
-        x, residual = drawn(rows, 64), drawn(rows, 8)
+    return _products(drawn) and _attention(drawn) and _draw(drawn)
+
+
+def _products(drawn: Callable[..., Tensor]) -> bool:
+    weight, by = drawn(2 * WIDE, DEEP) / DEEP**0.5, drawn(DEEP)
+    scales = torch.full((2 * WIDE,), 0.01, device=weight.device)
+    whole = (100 * weight).round().to(torch.int8)
+    for rows in (2, kernels.SMALLEST_TILE, kernels.LARGEST_TILE):
+        x, residual = drawn(rows, DEEP), drawn(rows, WIDE)
         found = kernels.linear(x, weight, norm=(by, 1e-5), gated=True, residual=residual)
-        gate, up = F.linear(F.rms_norm(x, (64,), by, 1e-5), weight).chunk(2, dim=-1)
+        gate, up = F.linear(F.rms_norm(x, (DEEP,), by, 1e-5), weight).chunk(2, dim=-1)
         if not _alike(found, F.silu(gate) * up + residual):
             return False
-        whole = (16 * weight).round().to(torch.int8)
-        if not _alike(kernels.linear(x, whole, scales), F.linear(x, 0.1 * whole.to(dtype))):
+        if not _alike(kernels.linear(x, whole, scales), F.linear(x, 0.01 * whole.to(x.dtype))):
             return False
-    keys, values = drawn(1, 1, 2 * kernels.KEYS, 64), drawn(1, 1, 2 * kernels.KEYS, 64)
-    qkv, last = drawn(1, 192), kernels.KEYS + 1
-    q, k, v = qkv.view(3, 1, 1, 1, 64)
-    behind = torch.cat((keys[:, :, :last], k), 2), torch.cat((values[:, :, :last], v), 2)
-    expected = F.scaled_dot_product_attention(q, behind[0], behind[1]).view(1, 64)
-    still, places = (drawn(1, 64) * 0 + 1, drawn(1, 64) * 0), torch.tensor([last], device=device)
-    if not _alike(kernels.attend(qkv, still, keys, values, places), expected):
-        return False
-    logits, seen = drawn(2, 100), torch.zeros(1, 100, dtype=torch.bool, device=device)
-    logits[:, 7], logits[:, 8], seen[:, 8] = 8.0, 9.0, True  # which the penalty makes the second
-    knobs = torch.tensor([[0.5, 2.0, 0.8, 0.9, 0.0, 0.0]], device=device)
-    found = kernels.sample(logits, seen, knobs, torch.ones(1, 100, device=device), -1)
-    return found.tolist() == [7]
+    return True
+
+
+def _attention(drawn: Callable[..., Tensor]) -> bool:
+    """Two utterances of two rows at different places; what is kept is looked at too."""
+    lasts, each = (3, kernels.KEYS + 1), 2
+    keys, values = (drawn(4, HEADS, 2 * kernels.KEYS, WIDTH) for _ in range(2))
+    qkv, cos, sin = drawn(4, 3 * HEADS * WIDTH), drawn(2, WIDTH), drawn(2, WIDTH)
+    places = torch.tensor(lasts, device=keys.device)
+    found = kernels.attend(qkv, (cos, sin), keys, values, places)
+    for row in range(4):
+        last, along, across = lasts[row // each], cos[row // each], sin[row // each]
+        q, k, v = qkv[row].view(3, HEADS, 1, WIDTH)
+        q, k = (x * along + x.roll(WIDTH // 2, -1) * across for x in (q, k))
+        past = keys[row, :, :last], values[row, :, :last]
+        kept = keys[row, :, last : last + 1], values[row, :, last : last + 1]
+        seen = [torch.cat(pair, 1) for pair in zip(past, (k, v), strict=True)]
+        attended = F.scaled_dot_product_attention(q, seen[0], seen[1]).view(-1)
+        alike = (_alike(found[row], attended), _alike(kept[0], k), _alike(kept[1], v))
+        if not all(alike):
+            return False
+    return True
+
+
+def _draw(drawn: Callable[..., Tensor]) -> bool:
+    """The likeliest word is said, so the penalty makes another one likelier."""
+    logits = drawn(2, WORDS)
+    seen = torch.zeros(1, WORDS, dtype=torch.bool, device=logits.device)
+    logits[:, 7000], logits[:, 8], seen[:, 8] = 18.0, 19.0, True
+    knobs = torch.tensor([[0.5, 2.0, 0.8, 0.9, 0.0, 0.0]], device=logits.device)
+    noise = torch.ones(1, WORDS, device=logits.device)
+    return kernels.sample(logits, seen, knobs, noise, -1).tolist() == [7000]
 
 
 def _alike(found: Tensor, expected: Tensor) -> bool:

@@ -191,7 +191,8 @@ def one_query(
     tl.store(out + (row * heads + head) * WIDTH + lane, mixed / weight_sum)
 
 
-@triton.jit
+# a slot's rows begin anywhere: one kernel for all of them
+@triton.jit(do_not_specialize_on_alignment=("logits", "seen", "knobs", "noise", "token"))
 def chosen(
     logits, seen, knobs, noise, token, words, not_finite,
     EACH: tl.constexpr, COLUMNS: tl.constexpr, WORDS: tl.constexpr,

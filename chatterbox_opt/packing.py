@@ -92,7 +92,7 @@ def lacks() -> Lacks:
 
 
 def _lacks_halves() -> str:
-    if torch.cpu._is_amx_tile_supported():
+    if torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx():
         return "AMX multiplies bfloat16 faster"
     serves = cpu_bfloat16.serves(torch.zeros(1, dtype=torch.bfloat16))
     return "" if serves else "there is no bfloat16 between its matrices"

@@ -27,15 +27,16 @@ def _constant(number: float) -> Any:
 
 def _power(b: Any, x: Any) -> Any:
     """2 to the power of each lane, at most 0; 0 below the least; NaN stays."""
-    small = b.fcmp_ordered("<", x, _constant(_LEAST))
-    x = b.select(small, _constant(_LEAST), x)
+    usual = b.fcmp_ordered(">=", x, _constant(_LEAST))
+    other = b.select(b.fcmp_ordered("<", x, _constant(_LEAST)), NOTHING, x)
+    x = b.select(usual, x, _constant(_LEAST))
     kind = ir.FunctionType(FLOATS, [FLOATS])
     n = b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.rint.v16f32"), [x])
     x, y = b.fsub(x, n), _constant(_SERIES[0])
     for coefficient in _SERIES[1:]:
         y = fma(b, y, x, _constant(coefficient))
     exponent = b.shl(b.fptosi(n, INTS), every(23))
-    return b.select(small, NOTHING, b.bitcast(b.add(b.bitcast(y, INTS), exponent), FLOATS))
+    return b.select(usual, b.bitcast(b.add(b.bitcast(y, INTS), exponent), FLOATS), other)
 
 
 def _higher(b: Any, x: Any, y: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chatterbox_opt.card import sent
 from chatterbox_opt.errors import NumericsError
 from chatterbox_opt.hift import Generator, PitchReader
 from chatterbox_opt.lean import upstream
@@ -89,7 +90,7 @@ class Vocoder(nn.Module):
         size = bucket(max(lengths))
         spectra = [self._hum(mel, g) for mel, g in zip(mels, generators, strict=True)]
         spectrum = padded(spectra, size * HOP // STRIDE + 1)
-        rows = padded(mels, size), spectrum, torch.tensor(lengths, device=spectrum.device)
+        rows = padded(mels, size), spectrum, sent(torch.tensor(lengths), spectrum.device)
         made = self.through("layers", self._layers, *rows)
         return [self._wave(row[:, : s.shape[1]]) for row, s in zip(made, spectra, strict=True)]
 

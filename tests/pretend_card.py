@@ -17,6 +17,7 @@ kernels' numbers or speed, of the allocator's pieces, or of dtypes that a kernel
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import Counter
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
@@ -279,6 +280,8 @@ class Card:
         return new.copy_(tensor, non_blocking=non_blocking)
 
     def _pinned(self, tensor):
+        if self.home(tensor) == CUDA:
+            raise RuntimeError("only dense CPU tensors can be pinned")
         pinned = tensor.clone()
         self.keep(pinned, pinned=True)
         return pinned
@@ -331,7 +334,7 @@ class Card:
             "Event": lambda *_, **__: Event(self),
             "stream": self.thread.on,
             "CUDAGraph": lambda: Graph(self),
-            "graph_pool_handle": object,
+            "graph_pool_handle": Pool,
         }.items():
             patch.setattr(cuda, name, value)
         patch.setattr(torch, "Generator", Generator)
@@ -452,6 +455,19 @@ class Event:
         self.card.sync("event", self.known)
 
 
+class Pool:
+    """Memory of graphs, which is given up with the last of them."""
+
+    def __init__(self):
+        self.graphs, self.used = weakref.WeakSet(), False
+
+    def take(self, graph):
+        if self.used and not self.graphs:
+            raise RuntimeError("INTERNAL ASSERT FAILED: it->second->use_count > 0")
+        self.used = True
+        self.graphs.add(graph)
+
+
 class Graph:
     """A tape."""
 
@@ -460,6 +476,7 @@ class Graph:
 
     def capture_begin(self, pool=None, capture_error_mode="global"):
         assert self.card.thread.stream is not self.card.default, "capture needs a stream of its own"
+        pool.take(self)
         self.tape = Tape()
         self.tape.__enter__()
         self.card.thread.capturing = True

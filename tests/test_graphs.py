@@ -245,6 +245,37 @@ def test_recordings_are_bounded_and_the_last_used_stay(monkeypatch):
     assert record.recorded == 4, "in another place all is met for the first time"
 
 
+def test_what_the_recordings_hold_is_bounded(monkeypatch):
+    record, module = Counting(), torch.nn.Linear(2, 2)
+    call = Replayed(record, module, "the product")
+    monkeypatch.setattr(graphs, "HELD", 2 * 2 * 40 * 4)  # arguments and result of 40 rows
+    with torch.inference_mode():
+        for rows in (10, 11, 12, 40, 10, 11):
+            for _ in range(2):
+                x = torch.randn(rows, 2)
+                assert torch.equal(call("once", module, x), module(x))
+    assert record.recorded == 5, "11 was dropped for 40, and recorded again"
+    assert sum(recording.size > 0 for recording in call._recordings._known.values()) < 4
+
+
+def test_a_replay_that_fails_is_done_plainly_and_recording_ends(caplog):
+    x, failing = torch.zeros(1), []
+
+    def record(work):
+        def replay():
+            if failing:
+                raise RuntimeError("Offset increment outside graph capture")
+            work()
+
+        return replay
+
+    recordings = Recordings(record, "the sum")
+    for turn in range(5):
+        failing += [turn] if turn == 3 else []
+        recordings.run(recordings.find("one", "here"), lambda: x.add_(1))
+    assert x.item() == 5 and caplog.text.count("the sum runs eager") == 1
+
+
 def test_a_function_of_tensors_is_recorded_for_each_shape_and_key():
     record, module = Counting(), torch.nn.Linear(2, 2)
     call = Replayed(record, module, "the product")

@@ -304,3 +304,20 @@ class TestTheCard:
         thread.start()
         thread.join()
         assert found == [True]
+
+    def test_a_pool_without_graphs_is_none(self, there):
+        """So a recorder keeps one of its own."""
+        pool, stream, graphs = torch.cuda.graph_pool_handle(), torch.cuda.Stream(), []
+        for _ in range(2):
+            with torch.cuda.stream(stream):
+                graphs.append(torch.cuda.CUDAGraph())
+                graphs[-1].capture_begin(pool=pool)
+                graphs[-1].capture_end()
+        graphs.clear()
+        gc.collect()
+        with torch.cuda.stream(stream), pytest.raises(RuntimeError, match="use_count"):
+            torch.cuda.CUDAGraph().capture_begin(pool=pool)
+        record, x = card.CudaRecorder(torch.device("cuda")), torch.ones(2, device="cuda")
+        for _ in range(3):
+            record(lambda: x.add_(1))()
+        assert x.tolist() == [4, 4]
