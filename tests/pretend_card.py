@@ -266,17 +266,12 @@ class Card:
         return self.moved(tensor, device, dtype, non_blocking=rest.get("non_blocking") or False)
 
     def moved(self, tensor, device, dtype=None, *, non_blocking: bool = False):
+        dtype = dtype or tensor.dtype
         with self.thread.makes(torch.device(device)):
-            shape, stride = tensor.shape, tensor.stride()
-            dense = tensor.is_contiguous() or torch._prims_common.is_non_overlapping_and_dense(
-                tensor
-            )
-            dtype = dtype or tensor.dtype
-            new = (
-                torch.empty_strided(shape, stride, dtype=dtype)
-                if dense
-                else torch.empty(shape, dtype=dtype)
-            )
+            if _in_one_piece(tensor):
+                new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype)
+            else:
+                new = torch.empty(tensor.shape, dtype=dtype)
         return new.copy_(tensor, non_blocking=non_blocking)
 
     def _pinned(self, tensor):
@@ -491,6 +486,16 @@ class Graph:
         self.card.replays += 1
         with self.card.thread.makes(CUDA):
             self.tape.replay()
+
+
+def _in_one_piece(tensor) -> bool:
+    """Whether it fills its memory without gaps, in whatever order."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def _tensors(value) -> list[torch.Tensor]:
