@@ -322,7 +322,7 @@ def step_products(t3: T3, record: Recorder, rows: tuple[int, ...]) -> list[dict[
 
     found, device, usual = [], t3.like.device, kernels.tiles
     for (name, more), count in product(PRODUCTS.items(), rows):
-        matrices = [fused_step._matrix(getattr(block, name)) for block in t3.blocks]
+        matrices = [fused_step.matrix(getattr(block, name)) for block in t3.blocks]
         x = torch.randn(count, matrices[0][0].shape[1], device=device, dtype=t3.dtype)
         around: dict[str, Any] = {"gated": more == "gated"}
         if more == "residual":

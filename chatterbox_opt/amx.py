@@ -37,7 +37,7 @@ def _at(b: Any, address: Any, offset: int = 0) -> Any:
 
 
 def _instruction(count: int, emit: Any) -> Any:
-    """An intrinsic of so many int64 that returns nothing, emitted by ``emit(builder, *values)``."""
+    """An intrinsic of one or three int64 without a result: ``emit(builder, *values)`` emits it."""
     signature = types.void(*[types.int64] * count)
 
     def generate(context: Any, b: Any, signature: Any, values: Any) -> Any:
@@ -49,14 +49,10 @@ def _instruction(count: int, emit: Any) -> Any:
         return signature, generate
 
     @intrinsic
-    def two(context, first, second):
-        return signature, generate
-
-    @intrinsic
     def three(context, first, second, third):
         return signature, generate
 
-    return (one, two, three)[count - 1]
+    return {1: one, 3: three}[count]
 
 
 def _queries(dims: int) -> Any:

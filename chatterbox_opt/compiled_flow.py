@@ -28,7 +28,7 @@ from chatterbox_opt.lanes import (
 )
 
 # numba keeps what it compiled until this file changes: so it must change when what it uses does
-MADE_OF = {"tiles": "1f196589", "lanes": "8b85c900", "amx": "2ca88e28", "softmax": "5b47785c"}
+MADE_OF = {"tiles": "1f196589", "lanes": "8b85c900", "amx": "ba221b10", "softmax": "5b47785c"}
 
 QUERIES = amx.ROWS if amx.AMX else 6  # that are worked at together
 # 16 rows a power of two apart would fight for the same places of the cache; six have room there

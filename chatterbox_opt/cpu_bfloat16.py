@@ -44,7 +44,7 @@ def _wrong() -> str:
     if amx.AMX and not torch.cpu._init_amx():  # whatever PyTorch thinks of this processor
         return "the system does not lend AMX"
     # without its tiles ours takes longer than PyTorch's on a processor that has AMX
-    if not lanes.BFLOAT16 or torch.cpu._is_amx_tile_supported() > amx.AMX:
+    if not lanes.BFLOAT16 or (torch.cpu._is_amx_tile_supported() and not amx.AMX):
         return "numba compiles for less than this processor"
     x = torch.linspace(-2, 2, 3 * 2 * HEADS[0]).bfloat16().view(1, 3, 2, HEADS[0]).transpose(1, 2)
     wide = x.float()

@@ -45,13 +45,13 @@ class FusedStep:
         x = (t3.speech_emb(token) + t3.speech_pos(spoken)).repeat_interleave(cache.each, dim=0)
         rope = t3.rope(position)
         for i, block in enumerate(t3.blocks):
-            qkv = kernels.linear(x, *_matrix(block.qkv), norm=_norm(block.attention_norm))
+            qkv = kernels.linear(x, *matrix(block.qkv), norm=_norm(block.attention_norm))
             attended = kernels.attend(qkv, rope, cache.keys[i], cache.values[i], position)
-            x = kernels.linear(attended, *_matrix(block.out), residual=x)
-            matrix, norm = _matrix(block.gate_up), _norm(block.ffn_norm)
-            gated = kernels.linear(x, *matrix, norm=norm, gated=True)
-            x = kernels.linear(gated, *_matrix(block.down), residual=x)
-        return kernels.linear(x, *_matrix(t3.head), norm=_norm(t3.norm))
+            x = kernels.linear(attended, *matrix(block.out), residual=x)
+            norm = _norm(block.ffn_norm)
+            gated = kernels.linear(x, *matrix(block.gate_up), norm=norm, gated=True)
+            x = kernels.linear(gated, *matrix(block.down), residual=x)
+        return kernels.linear(x, *matrix(t3.head), norm=_norm(t3.norm))
 
 
 def sample(logits: Tensor, seen: Tensor, knobs: Knobs, noise: Tensor, *, ranked: bool) -> Tensor:
@@ -63,7 +63,8 @@ def sample(logits: Tensor, seen: Tensor, knobs: Knobs, noise: Tensor, *, ranked:
     return kernels.sample(logits, seen, knobs.values, noise, sampler.NOT_FINITE)
 
 
-def _matrix(layer: Any) -> tuple[Tensor, Tensor | None]:
+def matrix(layer: Any) -> tuple[Tensor, Tensor | None]:
+    """What ``kernels.linear`` wants of a layer: its weight, and the scales of an int8 one."""
     return layer.weight, layer.scales if isinstance(layer, WeightOnlyLinear) else None
 
 

@@ -56,6 +56,7 @@ class Recording:
         replay: does it again; None until it is recorded.
         gives: shape and dtype of a function's result, once it is met.
         arguments, result: of such a function, where the recording has them.
+        size: bytes of those; noted once, for every step asks.
     """
 
     met: bool = False
@@ -63,12 +64,13 @@ class Recording:
     gives: tuple[torch.Size, torch.dtype] | None = None
     arguments: tuple[Tensor, ...] = ()
     result: Tensor | None = None
+    size: int = 0
 
-    @property
-    def size(self) -> int:
-        """Bytes of arguments and result."""
-        held = (*self.arguments, self.result)
-        return sum(tensor.nbytes for tensor in held if tensor is not None)
+    def hold(self, arguments: tuple[Tensor, ...], result: Tensor | None = None) -> None:
+        """Have these for its own."""
+        self.arguments, self.result = arguments, result
+        held = arguments if result is None else (*arguments, result)
+        self.size = sum(tensor.nbytes for tensor in held)
 
 
 class Recordings:
@@ -182,7 +184,7 @@ class Captured:
         def prefill(slots: Slots, prefix: Tensor) -> None:
             recording = self._find(slots, weights, ("prefix", prefix.shape[1]))
             if not recording.arguments:
-                recording.arguments = (torch.empty_like(prefix),)
+                recording.hold((torch.empty_like(prefix),))
             (mine,) = recording.arguments
             mine.copy_(prefix)
             self._recordings.run(recording, lambda: plain(slots, mine))
@@ -252,9 +254,10 @@ class Replayed:
             return made
         if recording.result is None:
             shape, dtype = recording.gives
-            recording.arguments = tuple(torch.empty_like(tensor) for tensor in tensors)
-            recording.result = tensors[0].new_empty(shape, dtype=dtype)
+            arguments = tuple(torch.empty_like(tensor) for tensor in tensors)
+            recording.hold(arguments, tensors[0].new_empty(shape, dtype=dtype))
         result = recording.result
+        assert result is not None
         for mine, given in zip(recording.arguments, tensors, strict=True):
             mine.copy_(given)
 

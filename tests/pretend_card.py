@@ -148,7 +148,7 @@ class Card:
         on_card = CUDA in homes or (not tensors and self.thread.making == CUDA)
         crossing = short == "copy_" and len({self.home(t) for t in tensors[:2]}) == 2
         if on_card and not crossing:
-            self._refuse(func, name, short, tensors, homes, args, kwargs)
+            self._refuse(func, name, short, tensors, homes)
         made = func(*args, **kwargs)
         outputs = _tensors(made)
         for out in outputs:
@@ -171,7 +171,7 @@ class Card:
             self.touch(reads, writes, name)
         return made
 
-    def _refuse(self, func, name, short, tensors, homes, args, kwargs) -> None:
+    def _refuse(self, func, name, short, tensors, homes) -> None:
         """Raise what a card would."""
         if len(homes) > 1 and short not in (*INDICES, *PLACES):
             raise RuntimeError(f"Expected all tensors to be on the same device: {name}")

@@ -84,14 +84,14 @@ def there(monkeypatch):
 
 @pytest.fixture
 def on_card(there, tiny, tmp_path):
-    def load(way: str = "dev") -> Engine:
+    def load(way: str = "dev", **overrides: str) -> Engine:
         there.capability = (6, 1) if way.startswith("gtx") else (9, 0)
         profile, _, _ = way.partition(",")
         return Engine.load(
             str(tiny),
             profile,
             device="cuda",
-            overrides=WAYS[way],
+            overrides=WAYS[way] | overrides,
             store=VoiceStore(tmp_path),
             watermark=False,
         )
@@ -174,8 +174,7 @@ def test_memory_of_stages_that_take_turns(on_card, there):
     """What stays there between two calls, and the most that was there; a tape's own copies aside."""
     held, peak, stages = {}, {}, {}
     for offload in ("none", "stages", "all-but-active"):
-        WAYS["dev, moved"] = {"offload": offload}
-        with on_card("dev, moved") as engine:
+        with on_card(offload=offload) as engine:
             for _ in range(3):
                 there._forget_peak()
                 engine.synthesize(CALLS[0][0], None, CALLS[0][2])
