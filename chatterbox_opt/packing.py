@@ -76,6 +76,10 @@ class Lacks(Mapping[str, str]):
     def __len__(self) -> int:
         return len(list(iter(self)))
 
+    def __reduce__(self) -> tuple[type, tuple[dict[str, str]]]:
+        """To another process goes what was found in this one, all of it."""
+        return dict, (dict(self),)
+
 
 def lacks() -> Lacks:
     """The narrow dtypes that are missing or slow on this processor, each with the reason; and

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
-from chatterbox_opt import hardware, plan
+from chatterbox_opt import hardware, packing, plan
 from chatterbox_opt.errors import ProfileError
 from chatterbox_opt.hardware import Hardware
 from chatterbox_opt.plan import choose, resolve
@@ -254,3 +256,12 @@ def test_a_processor_is_asked_for_what_it_lacks():
     found = hardware.probe("cpu")
     assert set(found.lacks) <= {"bfloat16", "int8", "int4", "int8 flow"}
     assert all(found.lacks.values())
+
+
+def test_what_another_machine_found_travels(monkeypatch):
+    """As plain values: what looks for them, each when it is asked, stays there (Ray, cluster.py)."""
+    reasons = {"int8": lambda: "no VNNI", "bfloat16": lambda: ""}
+    monkeypatch.setattr(packing, "lacks", lambda: packing.Lacks(reasons))
+    here = hardware.probe("cpu")
+    there = pickle.loads(pickle.dumps(here))
+    assert there == here and there.lacks == {"int8": "no VNNI"}
