@@ -335,19 +335,44 @@ def step_products(t3: T3, record: Recorder, rows: tuple[int, ...]) -> list[dict[
                 kernels.linear(x, *matrix, **around)
 
         given = usual(count, gated=more == "gated")
-        others = [] if given["UNITS"] else product((1, 2, 4, 8), (512, 1024))
-        tried = [(given["COLUMNS"], given["DEPTH"]), *others]
-        for columns, depth in dict.fromkeys(tried):
-            tile = given | {"COLUMNS": columns, "DEPTH": depth}
+        tried = [given]
+        if count <= kernels.FEW:
+            tried += [
+                kernels.tile_of_few(given["ROWS"], columns=columns, depth=depth)
+                for columns, depth in product((1, 2, 4, 8), (512, 1024))
+            ]
+        for tile in tried:
             kernels.tiles = lambda *_, tile=tile, **__: tile
             try:
                 each = microseconds(record, layers, device, 1) / len(matrices)
             finally:
                 kernels.tiles = usual
             size = matrices[0][0].nbytes
-            row = {"matrix": name, "rows": count, "columns": columns, "depth": depth}
+            row = {"matrix": name, "rows": count} | {key.lower(): tile[key] for key in tile}
             found.append(row | {"us": each, "gb_per_second": size / each / 1e3})
     return found
+
+
+def early_kernels(engine: Engine, t3: T3, count: int, tokens: int) -> dict[str, Any]:
+    """Kernels that begin while the one before them works, against none that do: the same tokens,
+    and how fast they come, one utterance at a time."""
+    from chatterbox_opt import kernel_launch  # imports Triton, which is not everywhere
+
+    device, usual = t3.like.device, kernel_launch.early
+    found: dict[str, Any] = {"here": usual(device)}
+    tokens_said = []
+    try:
+        for name, early in (("early", usual), ("in turn", lambda _: False)):
+            kernel_launch.early = early
+            way = Captured(CudaRecorder(device), fused=True)
+            for _ in range(3):  # met, recorded, replayed; the last counts
+                spoken, clock = utterances(engine, count, tokens), Clock(device)
+                tokens_said.append(said(t3, way, spoken, 1))
+                clock.lap("seconds")
+            found[name] = sum(map(len, tokens_said[-1])) / clock.seconds["seconds"]
+    finally:
+        kernel_launch.early = usual
+    return found | {"good": all(one == tokens_said[0] for one in tokens_said)}
 
 
 def throughput(engine: Engine, lines: int) -> dict[str, Any]:
@@ -420,6 +445,7 @@ def timings(engine: Engine, way: Way, sizes: Sizes, found: dict[str, Any]) -> No
         found["prefill_by_length"] = prefill_by_length(engine, t3, ways, sizes.texts)
         found["decode_attention_us"] = decode_kernels(t3, record, sizes.spans, fused=way.fused)
         if way.fused:
+            found["early_kernels"] = early_kernels(engine, t3, sizes.said, sizes.tokens)
             found["step_products"] = step_products(t3, record, sizes.rows)
     found["drift"] = drift(engine, sizes.drifting, sizes.drifted)
     found["sound_beside"] = beside_parity(engine, sizes.beside)

@@ -6,6 +6,7 @@ or copied, and is only used where there is a card.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import threading
 from collections.abc import Callable
@@ -121,6 +122,14 @@ class Side:
                     self._stream.synchronize()
 
         return worked
+
+
+@functools.cache
+def generation(device: torch.device) -> int:
+    """The major version of an NVIDIA card's compute capability, or 0."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return 0
+    return torch.cuda.get_device_capability(device)[0]
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

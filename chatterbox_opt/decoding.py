@@ -26,8 +26,8 @@ from chatterbox_opt.errors import NumericsError, TextError
 from chatterbox_opt.fused_step import FusedStep
 from chatterbox_opt.integer_step import IntegerStep
 from chatterbox_opt.ragged import RaggedCache
-from chatterbox_opt.sampler import NOT_FINITE, Sample, sample
-from chatterbox_opt.slots import Prefill, Said, Slots, Utterance
+from chatterbox_opt.sampler import NOT_FINITE
+from chatterbox_opt.slots import Draw, Prefill, Said, Slots, Utterance, draw
 from chatterbox_opt.t3 import T3
 
 Forward = Callable[[Tensor, Tensor, Tensor, Cache, int], Tensor]  # T3.step, or a compiled one
@@ -53,7 +53,6 @@ def stepping(forward: Forward) -> Step:
         position = slots.position[:count].clamp(max=span - 1)
         logits = forward(slots.token[:count], slots.spoken[:count], position, slots.cache, span)
         slots.logits[: count * slots.each].copy_(logits)
-        slots.position[:count].add_(1)
         slots.draw(0, count, ranked=ranked)
 
     return step
@@ -66,9 +65,9 @@ def launching(way: Way, t3: T3) -> Forward:
     return FusedStep(t3) if way.fused and fused_step.serves(t3) else t3.step
 
 
-def sampling(way: Way) -> Sample:
+def drawing(way: Way) -> Draw:
     """How a step of this way draws."""
-    return fused_step.sample if way.fused else sample
+    return fused_step.draw if way.fused else draw
 
 
 def prefilling(t3: T3) -> Prefill:
@@ -138,7 +137,7 @@ class Eager:
             cache = RaggedCache(utterances=count, each=each, shape=shape, like=like)
         else:
             cache = StaticCache(utterances=count, each=each, shape=shape, like=like)
-        return Slots(t3, count, cache, sampling(self))
+        return Slots(t3, count, cache, drawing(self))
 
     def prefill(self, t3: T3) -> Prefill:
         """See ``Way``."""

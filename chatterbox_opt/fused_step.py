@@ -1,7 +1,8 @@
-"""T3's step on a card in few launches: five a layer and one for the draw, by kernels of our own.
+"""T3's step on a card in few launches: five a layer, and one before and one behind them, by kernels
+of our own.
 
 Knows which of T3's operations go together. Knows nothing of their arithmetic, which is that of
-kernels.py, or of the loop around a step.
+kernels.py and kernel_ends.py, or of the loop around a step.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from chatterbox_opt import sampler
+from chatterbox_opt import slots as plain
 from chatterbox_opt.cache import Cache, StaticCache
-from chatterbox_opt.sampler import Knobs
+from chatterbox_opt.sampler import NOT_FINITE
+from chatterbox_opt.slots import Slots
 from chatterbox_opt.t3 import T3, RMSNorm
 from chatterbox_opt.weight_only import WeightOnlyLinear
 
@@ -38,12 +40,12 @@ class FusedStep:
         self, token: Tensor, spoken: Tensor, position: Tensor, cache: Cache, span: int
     ) -> Tensor:
         """See ``T3.step``; ``span`` is not needed, for each row is read as far as it goes."""
-        from chatterbox_opt import kernels  # Triton is not everywhere
+        from chatterbox_opt import kernel_ends, kernels  # Triton is not everywhere
 
         assert isinstance(cache, StaticCache)
         t3 = self._t3
-        x = (t3.speech_emb(token) + t3.speech_pos(spoken)).repeat_interleave(cache.each, dim=0)
-        rope = t3.rope(position)
+        counters, tables = (token, spoken, position), (t3.speech_emb.weight, t3.speech_pos.weight)
+        x, rope = kernel_ends.enter(counters, tables, t3.frequencies, cache.each)
         for i, block in enumerate(t3.blocks):
             qkv = kernels.linear(x, *matrix(block.qkv), norm=_norm(block.attention_norm))
             attended = kernels.attend(qkv, rope, cache.keys[i], cache.values[i], position)
@@ -54,13 +56,24 @@ class FusedStep:
         return kernels.linear(x, *matrix(t3.head), norm=_norm(t3.norm))
 
 
-def sample(logits: Tensor, seen: Tensor, knobs: Knobs, noise: Tensor, *, ranked: bool) -> Tensor:
-    """``sampler.sample``, in one launch where nothing is ranked."""
+def draw(slots: Slots, first: int, last: int, *, ranked: bool) -> None:
+    """``slots.draw``, in one launch where nothing is ranked."""
     if ranked:
-        return sampler.sample(logits, seen, knobs, noise, ranked=True)
-    from chatterbox_opt import kernels  # Triton is not everywhere
+        plain.draw(slots, first, last, ranked=True)
+        return
+    from chatterbox_opt import kernel_ends  # Triton is not everywhere
 
-    return kernels.sample(logits, seen, knobs.values, noise, sampler.NOT_FINITE)
+    rows, each = slice(first, last), slots.each
+    kernel_ends.draw(
+        slots.logits[first * each : last * each],
+        slots.seen[rows],
+        slots.knobs.values[rows],
+        slots.noise[rows],
+        slots.said[rows],
+        (slots.token[rows], slots.spoken[rows], slots.position[rows]),
+        free=plain.FREE,
+        not_finite=NOT_FINITE,
+    )
 
 
 def matrix(layer: Any) -> tuple[Tensor, Tensor | None]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from chatterbox_opt import card
 from chatterbox_opt.cache import SPAN, StaticCache, blocks
 from chatterbox_opt.card import FAILURES, Work
-from chatterbox_opt.decoding import Forward, Step, launching, prefilling, sampling, stepping
+from chatterbox_opt.decoding import Forward, Step, drawing, launching, prefilling, stepping
 from chatterbox_opt.errors import first_line
 from chatterbox_opt.fused_step import FusedStep
 from chatterbox_opt.rows import Masked, Tails, bucket
@@ -173,7 +173,7 @@ class Captured:
                 like=t3.like,
                 room=grown,
             )
-            self._slots, self._fits = Slots(t3, count, cache, sampling(self)), fits
+            self._slots, self._fits = Slots(t3, count, cache, drawing(self)), fits
             self._allocations += 1
         return self._slots
 

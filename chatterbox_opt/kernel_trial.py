@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox_opt import kernels
+from chatterbox_opt import kernel_ends, kernels
 
 DEEP, WIDE = 1088, 48  # of the matrices: several turns and a rest of one, whatever the tile
 HEADS, WIDTH, WORDS = 16, 64, 8194  # as T3 has them: other numbers would be other kernels
@@ -25,7 +25,7 @@ def right(device: torch.device, dtype: torch.dtype) -> bool:
     def drawn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
-    return _products(drawn) and _attention(drawn) and _draw(drawn)
+    return all(tried(drawn) for tried in (_products, _attention, _entering, _draw))
 
 
 def _products(drawn: Callable[..., Tensor]) -> bool:
@@ -64,14 +64,36 @@ def _attention(drawn: Callable[..., Tensor]) -> bool:
     return True
 
 
+def _entering(drawn: Callable[..., Tensor]) -> bool:
+    """At a position whose angles are great."""
+    tables, frequencies = (drawn(9, DEEP), drawn(7, DEEP)), drawn(WIDTH // 2).float()
+    here = frequencies.device
+    counters = [torch.tensor(row, device=here) for row in ((8, 2), (6, 0), (3000, 1))]
+    x, rope = kernel_ends.enter((counters[0], counters[1], counters[2]), tables, frequencies, 2)
+    angles = counters[2][:, None] * frequencies
+    angles = torch.cat((angles, angles), dim=1)
+    sines = torch.cat((-angles.sin()[:, : WIDTH // 2], angles.sin()[:, : WIDTH // 2]), dim=1)
+    embedded = (tables[0][counters[0]] + tables[1][counters[1]]).repeat_interleave(2, dim=0)
+    return all(map(_alike, (x, *rope), (embedded, angles.cos(), sines)))
+
+
 def _draw(drawn: Callable[..., Tensor]) -> bool:
-    """The likeliest word is said, so the penalty makes another one likelier."""
+    """The likeliest word is said, so the penalty makes another one likelier; then another is
+    prescribed."""
     logits = drawn(2, WORDS)
     seen = torch.zeros(1, WORDS, dtype=torch.bool, device=logits.device)
     logits[:, 7000], logits[:, 8], seen[:, 8] = 18.0, 19.0, True
     knobs = torch.tensor([[0.5, 2.0, 0.8, 0.9, 0.0, 0.0]], device=logits.device)
     noise = torch.ones(1, WORDS, device=logits.device)
-    return kernels.sample(logits, seen, knobs, noise, -1).tolist() == [7000]
+    said = torch.tensor([[-1, 9, -1]], device=logits.device)
+    token, spoken, position = torch.zeros(3, 1, dtype=torch.long, device=logits.device)
+    counters = token, spoken, position
+    for told in (7000, 9):
+        kernel_ends.draw(logits, seen, knobs, noise, said, counters, free=-1, not_finite=-1)
+        if token.item() != told:
+            return False
+    heard = seen.nonzero()[:, 1].tolist() == [8, 9, 7000]
+    return heard and said.tolist() == [[7000, 9, -1]] and [*spoken, *position] == [2, 2]
 
 
 def _alike(found: Tensor, expected: Tensor) -> bool:

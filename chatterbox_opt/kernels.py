@@ -11,150 +11,217 @@ PyTorch's; with what stands before and behind each product done by the product i
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.errors import TritonError
+
+from chatterbox_opt.kernel_launch import (
+    beginning,
+    launching,
+    next_may_begin,
+    wait_for_those_before,
+)
 
 FEW = 4  # rows up to which multiplying and adding keeps up with memory
 SMALLEST_TILE, LARGEST_TILE = 16, 64  # rows at once in the matrix units, which want 16 or more
+PIECE = tl.constexpr(8)  # numbers next to each other that a thread loads at once
 KEYS, WARPS = 256, 8  # positions that attention holds at a time, and threads / 32 that hold them
-WIDE_WARPS = 16  # threads / 32 that hold a vocabulary
 
 
 def tiles(rows: int, *, gated: bool = False) -> dict[str, int]:
-    """The constants of ``product`` for so many rows.
+    """The constants of ``few`` or ``many`` for so many rows.
 
-    Few rows: a program has 8 KiB of halves on their way at once, which times the programs that a
-    card holds is what covers its memory's latency; of T3's matrices most are 1,024 deep, one turn.
+    Few: a program has 8 KiB of halves on their way at once, which times the programs that a card
+    holds is what covers its memory's latency; of T3's matrices most are 1,024 deep, one turn. With
+    more than two rows half of that, twice, or its sums would not fit into registers.
     """
     whole = triton.next_power_of_2(rows)
     if rows <= FEW:
-        columns, depth = (2 if gated else 4), (1024 if rows <= 2 else 512)
-        return {"ROWS": whole, "COLUMNS": columns, "DEPTH": depth, "UNITS": False}
+        part = 1 if rows <= 2 else 2
+        return tile_of_few(whole, columns=(2 if gated else 4) // part, depth=1024 // part)
     whole = min(LARGEST_TILE, max(SMALLEST_TILE, whole))
-    return {"ROWS": whole, "COLUMNS": 16, "DEPTH": 64, "UNITS": True}
+    return {"ROWS": whole, "COLUMNS": 16, "DEPTH": 64, "num_warps": 4}
+
+
+def tile_of_few(rows: int, *, columns: int, depth: int) -> dict[str, int]:
+    """As many warps as have one piece of the depth each, so that none has another row or column."""
+    warps = max(1, depth // (32 * PIECE.value))
+    return {"ROWS": rows, "COLUMNS": columns, "DEPTH": depth, "num_warps": warps}
+
+
+@triton.jit
+def scaling(scales, column, n, SCALED: tl.constexpr, GATED: tl.constexpr):
+    """The scales of a tile's columns, and of the second half's."""
+    first, second = 1.0, 1.0
+    if SCALED:
+        first = tl.load(scales + column, column < n, 0.0)[None, :]
+        if GATED:
+            second = tl.load(scales + n + column, column < n, 0.0)[None, :]
+    return first, second
+
+
+@triton.jit
+def finish(total, other, first, second, before, place, inside, GATED: tl.constexpr):
+    """Scale, gate, add and store a tile; ``before`` is the residual."""
+    total *= first
+    if GATED:
+        total = total * tl.sigmoid(total) * (other * second)
+    tl.store(place, total + before, inside)
+
+
+@triton.jit
+def sent_for(
+    weight, norm, column, start, n, k,
+    DEPTH: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    """A turn's tiles [1, columns, depth] of the weight and, if GATED, of its second half, and the
+    norm's [1, 1, depth] if NORMED."""
+    # bytes in such pieces too, so that threads hold them as they hold the halves of x
+    inner = start + tl.max_contiguous(tl.arange(0, DEPTH), [PIECE])[None, :]
+    place = tl.expand_dims(weight + column[:, None] * k + inner, 0)
+    inside = tl.expand_dims((column < n)[:, None] & (inner < k), 0)
+    tile = tl.load(place, inside, 0)
+    second, by = tile, inner
+    if GATED:
+        second = tl.load(place + n * k, inside, 0)
+    if NORMED:
+        by = tl.load(tl.expand_dims(norm + inner, 0), tl.expand_dims(inner < k, 0), 0.0)
+    return tile, second, by
+
+
+@triton.jit
+def few(
+    x, weight, scales, norm, residual, out, rows, n, k, eps,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    SCALED: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    """out[rows, n] = x[rows, k] times weight[n, k] in float32, by multiplying and adding; one
+    program a tile.
+
+    SCALED: times scales[n]. NORMED: of x / rms(x) * norm[k]. GATED: weight has 2 n rows, the result
+    is silu(first half) * second half. ADDED: plus residual[rows, n]. EARLY: see kernel_launch.py.
+
+    Each thread adds up its own terms [rows, columns, depth] as long as it can: to add across
+    threads at every turn would take longer than the turn. All tiles have these three axes when they
+    are loaded, so that all lie in threads alike: another layout would go through shared memory at
+    every turn.
+    """
+    if EARLY:
+        next_may_begin()
+    row, column = tl.arange(0, ROWS), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    there = (row < rows)[:, None]
+    place, inside = row[:, None] * n + column[None, :], there & (column < n)[None, :]
+    total = tl.zeros((ROWS, COLUMNS, DEPTH), tl.float32)
+    other, before = total, 0.0
+    squares = tl.zeros((ROWS, 1, DEPTH), tl.float32)
+    first, second = scaling(scales, column, n, SCALED, GATED)
+    tile, gate, by = sent_for(weight, norm, column, 0, n, k, DEPTH, NORMED, GATED)
+    if EARLY:
+        wait_for_those_before()
+    if ADDED:
+        before = tl.load(residual + place, inside, 0.0).to(tl.float32)
+    for start in range(0, k, DEPTH):
+        inner = start + tl.arange(0, DEPTH)[None, :]
+        given = tl.expand_dims(x + row[:, None] * k + inner, 1)
+        given = tl.load(given, tl.expand_dims(there & (inner < k), 1), 0.0).to(tl.float32)
+        if NORMED:
+            squares += given * given
+            given *= by.to(tl.float32)
+        total += given * tile.to(tl.float32)
+        if GATED:
+            other += given * gate.to(tl.float32)
+        tile, gate, by = sent_for(weight, norm, column, start + DEPTH, n, k, DEPTH, NORMED, GATED)
+    summed, gates = tl.sum(total, axis=2), tl.sum(other, axis=2)
+    if NORMED:
+        factor = tl.rsqrt(tl.sum(squares, axis=2) / k + eps)
+        summed *= factor
+        gates *= factor
+    finish(summed, gates, first, second, before, out + place, inside, GATED)
 
 
 @triton.jit
 def factors(x, row, there, k, eps, DEPTH: tl.constexpr):
-    """1 / rms of rows of x [rows, k]."""
+    """1 / rms of rows of x [rows, k]: [rows, 1]."""
     squares = tl.zeros(row.shape, tl.float32)
     for start in range(0, k, DEPTH):
-        inner = start + tl.arange(0, DEPTH)
-        place = x + row[:, None] * k + inner[None, :]
-        given = tl.load(place, there & (inner < k)[None, :], 0.0).to(tl.float32)
+        inner = start + tl.arange(0, DEPTH)[None, :]
+        given = tl.load(x + row[:, None] * k + inner, there & (inner < k), 0.0).to(tl.float32)
         squares += tl.sum(given * given, axis=1)
-    return tl.rsqrt(squares / k + eps)
+    return tl.rsqrt(squares / k + eps)[:, None]
 
 
 @triton.jit
-def normed(given, squares, factor, norm, UNITS: tl.constexpr):
-    """A tile of x on its way through RMSNorm, and the squares so far.
-
-    The matrix units multiply halves, so for them the tile is divided, and rounded, as T3's own norm
-    does. Else all is float32 and the division comes last.
-    """
-    if UNITS:
-        made = (given.to(tl.float32) * factor[:, None]).to(given.dtype) * norm[None, :]
-    else:
-        wide = given.to(tl.float32)
-        squares += wide * wide
-        made = wide * norm.to(tl.float32)[None, :]
-    return made, squares
+def times(given, place, inside, total):
+    """total plus given times the tile [columns, depth] at ``place``."""
+    tile = tl.load(place, inside, 0).to(given.dtype)
+    return tl.dot(given, tl.trans(tile), total, input_precision="ieee")
 
 
 @triton.jit
-def nothing(ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, UNITS: tl.constexpr):
-    """A sum's beginning. Without the matrix units each thread adds up its own terms as long as it
-    can: to add across threads at every turn would take longer than the turn."""
-    if UNITS:
-        made = tl.zeros((ROWS, COLUMNS), tl.float32)
-    else:
-        made = tl.zeros((ROWS, COLUMNS, DEPTH), tl.float32)
-    return made
-
-
-@triton.jit
-def more(total, given, tile, UNITS: tl.constexpr):
-    """total plus given [rows, k] times tile [n, k]."""
-    if UNITS:
-        made = tl.dot(given, tl.trans(tile.to(given.dtype)), total, input_precision="ieee")
-    else:
-        made = total + given.to(tl.float32)[:, None, :] * tile.to(tl.float32)[None, :, :]
-    return made
-
-
-@triton.jit
-def settled(total, UNITS: tl.constexpr):
-    """The sum [rows, n]."""
-    return total if UNITS else tl.sum(total, axis=2)
-
-
-@triton.jit
-def product(
+def many(
     x, weight, scales, norm, residual, out, rows, n, k, eps,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, UNITS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     SCALED: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
-    """out[rows, n] = x[rows, k] times weight[n, k], one program a tile of both.
-
-    UNITS: by the matrix units, else by multiplying and adding, all of it in float32.
-    SCALED: times scales[n]. NORMED: of x / rms(x) * norm[k]. GATED: weight has 2 n rows, the result
-    is silu(first half) * second half. ADDED: plus residual[rows, n].
-    """
+    """As ``few``, by the matrix units. They multiply halves, so RMSNorm divides, and rounds, before
+    them, as T3's own does."""
+    if EARLY:
+        next_may_begin()
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    there, wanted = (row < rows)[:, None], column < n
-    total = nothing(ROWS, COLUMNS, DEPTH, UNITS)
-    second = total
-    squares = tl.zeros((ROWS, DEPTH), tl.float32)
-    factor = tl.zeros((ROWS,), tl.float32)
-    if NORMED and UNITS:
+    there, wanted = (row < rows)[:, None], (column < n)[:, None]
+    place, inside = row[:, None] * n + column[None, :], there & (column < n)[None, :]
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    other, before, factor = total, 0.0, 1.0
+    first, second = scaling(scales, column, n, SCALED, GATED)
+    if EARLY:
+        wait_for_those_before()
+    if ADDED:
+        before = tl.load(residual + place, inside, 0.0).to(tl.float32)
+    if NORMED:
         factor = factors(x, row, there, k, eps, DEPTH)
     for start in range(0, k, DEPTH):
-        inner = start + tl.arange(0, DEPTH)
+        inner = start + tl.arange(0, DEPTH)[None, :]
         here = inner < k
-        given = tl.load(x + row[:, None] * k + inner[None, :], there & here[None, :], 0.0)
+        given = tl.load(x + row[:, None] * k + inner, there & here, 0.0)
         if NORMED:
             by = tl.load(norm + inner, here, 0.0)
-            given, squares = normed(given, squares, factor, by, UNITS)
-        place = weight + column[:, None] * k + inner[None, :]
-        inside = wanted[:, None] & here[None, :]
-        total = more(total, given, tl.load(place, inside, 0), UNITS)
+            given = (given.to(tl.float32) * factor).to(given.dtype) * by
+        matrix = weight + column[:, None] * k + inner
+        total = times(given, matrix, wanted & here, total)
         if GATED:
-            second = more(second, given, tl.load(place + n * k, inside, 0), UNITS)
-    total, second = settled(total, UNITS), settled(second, UNITS)
-    if NORMED and not UNITS:
-        factor = tl.rsqrt(tl.sum(squares, axis=1) / k + eps)
-        total *= factor[:, None]
-        second *= factor[:, None]
-    if SCALED:
-        total *= tl.load(scales + column, wanted, 0.0)[None, :]
-    if GATED:
-        if SCALED:
-            second *= tl.load(scales + n + column, wanted, 0.0)[None, :]
-        total = total * tl.sigmoid(total) * second
-    inside = there & wanted[None, :]
-    place = row[:, None] * n + column[None, :]
-    if ADDED:
-        total += tl.load(residual + place, inside, 0.0).to(tl.float32)
-    tl.store(out + place, total, inside)
+            other = times(given, matrix + n * k, wanted & here, other)
+    finish(total, other, first, second, before, out + place, inside, GATED)
+
+
+@triton.jit
+def past(
+    keys, values, start_of_head, start, last,
+    WIDTH: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """Keys and values of a turn's positions before ``last``; all on their way at once."""
+    position = start + tl.arange(0, KEYS)
+    place = start_of_head + position[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    seen = (position < last)[:, None]
+    return tl.load(keys + place, seen, 0.0), tl.load(values + place, seen, 0.0)
 
 
 @triton.jit
 def one_query(
     qkv, cos, sin, keys, values, places, out, scale, each, heads, row_stride, head_stride,
-    WIDTH: tl.constexpr, KEYS: tl.constexpr,
+    WIDTH: tl.constexpr, KEYS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """A row's position turned (Su et al. 2021), kept, and its attention, one program a head:
     softmax as it goes (Milakov & Gimelshein 2018), over the row's own past and no further."""
+    if EARLY:
+        next_may_begin()
+        wait_for_those_before()
     row, head = tl.program_id(0), tl.program_id(1)
+    start_of_head = row.to(tl.int64) * row_stride + head * head_stride
+    last = tl.load(places + row // each)
+    told, meant = past(keys, values, start_of_head, 0, last, WIDTH, KEYS)
     lane = tl.arange(0, WIDTH)
     opposite = (lane + WIDTH // 2) % WIDTH
     given = qkv + (3 * row * heads + head) * WIDTH
@@ -162,78 +229,32 @@ def one_query(
     along, across = tl.load(cos + turned).to(tl.float32), tl.load(sin + turned).to(tl.float32)
     query = tl.load(given + lane).to(tl.float32) * along
     query += tl.load(given + opposite).to(tl.float32) * across
+    query *= scale
     given += heads * WIDTH
     key = tl.load(given + lane).to(tl.float32) * along
     key += tl.load(given + opposite).to(tl.float32) * across
     key = key.to(keys.dtype.element_ty)
     value = tl.load(given + heads * WIDTH + lane)
-    start_of_head = row.to(tl.int64) * row_stride + head * head_stride
-    last = tl.load(places + row // each)
-    tl.store(keys + start_of_head + last * WIDTH + lane, key)
-    tl.store(values + start_of_head + last * WIDTH + lane, value)
-    # its own key and value are at hand: what was just written is not read back
-    query *= scale
+    # its own key and value are at hand, and kept last: what is written is not read here
     highest = tl.sum(query * key.to(tl.float32), axis=0)
     mixed, weight_sum = value.to(tl.float32), 1.0
     for start in range(0, last, KEYS):
-        position = start + tl.arange(0, KEYS)
-        seen = position < last
-        place = start_of_head + position[:, None] * WIDTH + lane[None, :]
-        past = tl.load(keys + place, seen[:, None], 0.0).to(tl.float32)
-        score = tl.where(seen, tl.sum(past * query[None, :], axis=1), float("-inf"))
+        seen = start + tl.arange(0, KEYS) < last
+        score = tl.sum(told.to(tl.float32) * query[None, :], axis=1)
+        score = tl.where(seen, score, float("-inf"))
         higher = tl.maximum(highest, tl.max(score, axis=0))
         weight = tl.exp(score - higher)
         fade = tl.exp(highest - higher)
-        past = tl.load(values + place, seen[:, None], 0.0).to(tl.float32)
-        mixed = mixed * fade + tl.sum(weight[:, None] * past, axis=0)
+        mixed = mixed * fade + tl.sum(weight[:, None] * meant.to(tl.float32), axis=0)
         weight_sum = weight_sum * fade + tl.sum(weight, axis=0)
         highest = higher
+        told, meant = past(keys, values, start_of_head, start + KEYS, last, WIDTH, KEYS)
     tl.store(out + (row * heads + head) * WIDTH + lane, mixed / weight_sum)
+    tl.store(keys + start_of_head + last * WIDTH + lane, key)
+    tl.store(values + start_of_head + last * WIDTH + lane, value)
 
 
-# a slot's rows begin anywhere: one kernel for all of them
-@triton.jit(do_not_specialize_on_alignment=("logits", "seen", "knobs", "noise", "token"))
-def chosen(
-    logits, seen, knobs, noise, token, words, not_finite,
-    EACH: tl.constexpr, COLUMNS: tl.constexpr, WORDS: tl.constexpr,
-):  # fmt: skip
-    """An utterance's token, one program: ``sampler.sample`` without a ranking, in its order."""
-    row = tl.program_id(0)
-    word = tl.arange(0, WORDS)
-    there = word < words
-    asked = knobs + row * COLUMNS
-    given = tl.load(logits + row * EACH * words + word, there, 0.0).to(tl.float32)
-    if EACH == 2:
-        uncond = tl.load(logits + (2 * row + 1) * words + word, there, 0.0).to(tl.float32)
-        given += tl.load(asked) * (given - uncond)
-    odd = tl.sum(tl.where(tl.abs(given) < float("inf"), 0, 1), axis=0)
-    penalty = tl.load(asked + 1)
-    said = tl.load(seen + row * words + word, there, 0) != 0
-    given = tl.where(said, tl.where(given < 0, given * penalty, given / penalty), given)
-    given = tl.where(there, given, float("-inf"))
-    temperature, min_p = tl.load(asked + 2), tl.load(asked + 3)
-    greedy = tl.argmax(given, axis=0)
-    given /= tl.where(temperature == 0, 1.0, temperature)
-    likely = tl.exp(given - tl.max(given, axis=0))
-    probability = likely / tl.sum(likely, axis=0)
-    kept = tl.where(probability < min_p * tl.max(probability, axis=0), 0.0, likely)
-    lots = tl.load(noise + row * words + word, there, 1.0)
-    drawn = tl.argmax(kept / tl.sum(kept, axis=0) / lots, axis=0)
-    made = tl.where(temperature == 0, greedy, drawn)
-    tl.store(token + row, tl.where(odd == 0, made, not_finite).to(tl.int64))
-
-
-@contextmanager
-def _launching() -> Iterator[None]:
-    """Errors of Triton, and of the C compiler that it calls, made RuntimeErrors as all others of a
-    device are."""
-    try:
-        yield
-    except (TritonError, subprocess.CalledProcessError) as error:
-        raise RuntimeError(f"Triton: {str(error).strip() or type(error).__name__}") from error
-
-
-@_launching()
+@launching()
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -261,7 +282,7 @@ def linear(
     by, eps = norm or (x, 0.0)
     tile = tiles(rows, gated=gated)
     grid = (triton.cdiv(n, tile["COLUMNS"]), triton.cdiv(rows, tile["ROWS"]))
-    product[grid](
+    (few if rows <= FEW else many)[grid](
         x,
         weight,
         x if scales is None else scales,
@@ -277,11 +298,12 @@ def linear(
         NORMED=norm is not None,
         GATED=gated,
         ADDED=residual is not None,
+        **beginning(x.device),
     )
     return out
 
 
-@_launching()
+@launching()
 def attend(
     qkv: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, places: Tensor
 ) -> Tensor:
@@ -303,28 +325,6 @@ def attend(
     out = qkv.new_empty(rows, heads * width)
     given = (qkv.contiguous(), *(part.contiguous() for part in rope), keys, values, places, out)
     sizes = (rows // len(places), heads, keys.stride(0), keys.stride(1))
-    one_query[(rows, heads)](*given, width**-0.5, *sizes, WIDTH=width, KEYS=KEYS, num_warps=WARPS)
+    constants = {"WIDTH": width, "KEYS": KEYS, **beginning(qkv.device)}
+    one_query[(rows, heads)](*given, width**-0.5, *sizes, **constants, num_warps=WARPS)
     return out
-
-
-@_launching()
-def sample(logits: Tensor, seen: Tensor, knobs: Tensor, noise: Tensor, not_finite: int) -> Tensor:
-    """``sampler.sample`` without a ranking.
-
-    Args:
-        logits: [rows or 2 rows, V] of any float dtype.
-        seen: bool [rows, V].
-        knobs: float32 [rows, 6], see ``sampler.Knobs``.
-        noise: float32 [rows, V].
-        not_finite: in place of a token.
-
-    Returns:
-        int64 [rows].
-    """
-    rows, words = seen.shape
-    token = torch.empty(rows, dtype=torch.long, device=logits.device)
-    sizes = {"EACH": len(logits) // rows, "COLUMNS": knobs.shape[1]}
-    given = (logits, seen.view(torch.uint8), knobs, noise, token)
-    room = triton.next_power_of_2(words)
-    chosen[(rows,)](*given, words, not_finite, **sizes, WORDS=room, num_warps=WIDE_WARPS)
-    return token

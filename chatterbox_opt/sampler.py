@@ -9,24 +9,11 @@ serves all later knobs and seeds.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
 from chatterbox_opt.card import sent
 from chatterbox_opt.sampling import Sampling
-
-
-class Sample(Protocol):
-    """``sample``, or what stands in for it."""
-
-    def __call__(
-        self, logits: Tensor, seen: Tensor, knobs: Knobs, noise: Tensor, *, ranked: bool
-    ) -> Tensor:
-        """See ``sample``."""
-        ...
-
 
 NOT_FINITE = -1  # returned in place of a token when the logits hold NaN or infinity
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor
 from chatterbox_opt.cache import Cache
 from chatterbox_opt.card import sent
 from chatterbox_opt.errors import NumericsError, TextError
-from chatterbox_opt.sampler import Knobs, Sample, sample
+from chatterbox_opt.sampler import Knobs, sample
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.t3 import T3, Prompt
 
@@ -63,6 +64,40 @@ class Said:
     error: NumericsError | TextError | None = None
 
 
+class Draw(Protocol):
+    """``draw``, or what stands in for it."""
+
+    def __call__(self, slots: Slots, first: int, last: int, *, ranked: bool) -> None:
+        """See ``draw``."""
+        ...
+
+
+def draw(slots: Slots, first: int, last: int, *, ranked: bool) -> None:
+    """Choose the next token of slots ``first`` to ``last`` and note it; tensors only.
+
+    Args:
+        ranked: see ``sampler.truncate``.
+    """
+    rows, each = slice(first, last), slots.each
+    token = sample(
+        slots.logits[first * each : last * each],
+        slots.seen[rows],
+        slots.knobs.slice(first, last),
+        slots.noise[rows],
+        ranked=ranked,
+    )
+    place = slots.spoken[rows][:, None]
+    script = slots.said[rows].gather(1, place)[:, 0]
+    token = torch.where(script == FREE, token, script)
+    slots.said[rows].scatter_(1, place, token[:, None])
+    token = token.clamp(min=0)  # NOT_FINITE is no row of a table
+    slots.token[rows].copy_(token)
+    slots.seen[rows].scatter_(1, token[:, None], value=True)
+    slots.position[rows].add_(1)
+    # a slot that ended may be stepped a little further: it must not leave its tables
+    slots.spoken[rows].add_(1).clamp_(max=slots.said.shape[1] - 1)
+
+
 class Slots:
     """Static buffers for ``count`` utterances in work.
 
@@ -70,7 +105,7 @@ class Slots:
         each: rows of one utterance: 2 with classifier-free guidance, else 1.
         token: int64 [count], drawn last and not yet run through the model.
         spoken: int64 [count], how many tokens were drawn.
-        position: int64 [count], where in the cache the token goes.
+        position: int64 [count], where in the cache ``token`` goes.
         logits: [count * each, speech_vocab], of the model's last position.
         seen: bool [count, speech_vocab], the history for the repetition penalty.
         knobs: of the sampler.
@@ -80,14 +115,14 @@ class Slots:
         cache: keys and values.
     """
 
-    def __init__(self, t3: T3, count: int, cache: Cache, sample: Sample = sample) -> None:
+    def __init__(self, t3: T3, count: int, cache: Cache, draw: Draw = draw) -> None:
         """Allocate on the model's device.
 
         Args:
             cache: an empty one for ``count`` utterances.
-            sample: as ``sampler.sample``.
+            draw: as ``slots.draw``.
         """
-        self._sample = sample
+        self._draw = draw
         shape, device, each = t3.shape, t3.like.device, cache.each
         self.count, self.each, self.cache = count, each, cache
         self.token, self.spoken, self.position = (
@@ -120,7 +155,7 @@ class Slots:
         self.entering.fill_(slot)
         self.last.fill_(length - 1)
         prefill(self, F.pad(prefix, (0, 0, 0, room - length)))
-        self.position[slot], self.spoken[slot] = length, 0
+        self.position[slot], self.spoken[slot] = length - 1, 0
         self.seen[slot] = False
         self.seen[slot, t3.shape.start_speech] = True
         self.knobs.set(slot, utterance.sampling)
@@ -131,28 +166,8 @@ class Slots:
         return length
 
     def draw(self, first: int, last: int, *, ranked: bool) -> None:
-        """Choose the next token of slots ``first`` to ``last``, tensors only.
-
-        Args:
-            ranked: see ``sampler.truncate``.
-        """
-        rows = slice(first, last)
-        token = self._sample(
-            self.logits[first * self.each : last * self.each],
-            self.seen[rows],
-            self.knobs.slice(first, last),
-            self.noise[rows],
-            ranked=ranked,
-        )
-        place = self.spoken[rows][:, None]
-        script = self.said[rows].gather(1, place)[:, 0]
-        token = torch.where(script == FREE, token, script)
-        self.said[rows].scatter_(1, place, token[:, None])
-        token = token.clamp(min=0)  # NOT_FINITE is no row of a table
-        self.token[rows].copy_(token)
-        self.seen[rows].scatter_(1, token[:, None], value=True)
-        # a slot that ended may be stepped a little further: it must not leave its tables
-        self.spoken[rows].add_(1).clamp_(max=self.said.shape[1] - 1)
+        """See ``slots.draw``."""
+        self._draw(self, first, last, ranked=ranked)
 
     def latest(self, slots: int, count: int) -> Tensor:
         """The last ``count`` tokens of each of the first ``slots`` slots: int64 [slots, count]."""

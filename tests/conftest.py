@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -122,15 +123,27 @@ def prefilled(t3, prefix):
     return t3.prefill(prefix, torch.tensor([prefix.shape[1] - 1]), cache, torch.tensor([0]))
 
 
+@contextmanager
+def as_on_a_card(t3):
+    """With plain matrices: a processor has layouts of its own, which no kernel of a card reads."""
+    from chatterbox_opt import blocked, fused_step
+
+    changed = blocked.unblock(t3)
+    assert fused_step.serves(t3)
+    yield
+    if changed:
+        blocked.block(t3)
+
+
 def looking(stride: int = 1, step=None, static: bool = False, fused: bool = False):
     """An eager way that looks at the tokens so rarely, and may have another step or cache."""
     from chatterbox_opt.cache import StaticCache
-    from chatterbox_opt.decoding import Eager, sampling
+    from chatterbox_opt.decoding import Eager, drawing
     from chatterbox_opt.slots import Slots
 
     def slots(t3, count, each):
         cache = StaticCache(utterances=count, each=each, shape=t3.cached, like=t3.like)
-        return Slots(t3, count, cache, sampling(way))
+        return Slots(t3, count, cache, drawing(way))
 
     way = Eager(fused=fused)
     way.stride = stride

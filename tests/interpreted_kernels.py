@@ -3,12 +3,14 @@ for Triton decides when it is imported whether it interprets."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from conftest import assert_close, looking, say_all, utterance
+from conftest import as_on_a_card, assert_close, looking, say_all, utterance
 from triton.runtime.errors import OutOfResources
 
-from chatterbox_opt import card, hardware, kernels, sampler
+from chatterbox_opt import card, fused_step, hardware, kernel_ends, kernels, sampler, slots
 from chatterbox_opt.cache import products
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.t3 import rotate
@@ -110,8 +112,9 @@ def test_great_scores_do_not_overflow():
 
 
 @pytest.mark.parametrize("each", [1, 2])
-def test_it_draws_what_the_sampler_draws(each):
-    """Rows with knobs of all kinds, one of them not finite."""
+def test_it_draws_what_the_slots_draw(each):
+    """Rows with knobs of all kinds, two of them not finite; now and then a token is prescribed, and
+    some have come to the end of their tables."""
     generator = torch.Generator().manual_seed(0)
     asked = [
         Sampling(temperature=t, cfg_weight=w, min_p=p, repetition_penalty=r)
@@ -119,21 +122,173 @@ def test_it_draws_what_the_sampler_draws(each):
         for w, p in ((0.5, 0.05), (0.0, 0.0), (1.0, 1.0), (0.3, 0.4))
         for r in (1.0, 1.2, 3.0)
     ]
-    rows, words = len(asked), 300
+    rows, words, places, steps = len(asked), 300, 12, 8
+    said = torch.full((rows, places), slots.FREE)
+    said[3, 2], said[rows - 1, 1] = 299, 0  # whatever the logits are
+    state = {
+        "logits": 3 * torch.randn(each * rows, words, generator=generator),
+        "seen": torch.rand(rows, words, generator=generator) < 0.1,
+        "noise": torch.ones(rows, words),
+        "said": said,
+        "token": torch.zeros(rows, dtype=torch.long),
+        "spoken": torch.arange(rows) % 7,
+        "position": 40 + torch.arange(rows),
+    }
+    state["logits"][each * (rows - 1), 5] = torch.nan
+    state["logits"][each * (rows - 2), 299] = torch.inf
+    state["spoken"][rows - 1] = 0
     knobs = sampler.Knobs.room(rows)
     for row, one in enumerate(asked):
         knobs.set(row, one)
-    logits = 3 * torch.randn(each * rows, words, generator=generator)
-    logits[each * (rows - 1), 5] = torch.nan
-    logits[each * (rows - 2), 299] = torch.inf
-    seen = torch.rand(rows, words, generator=generator) < 0.1
-    for _ in range(5):
-        noise = torch.empty(rows, words).exponential_(generator=generator)
-        found = kernels.sample(logits, seen, knobs.values, noise, sampler.NOT_FINITE)
-        expected = sampler.sample(logits, seen, knobs, noise, ranked=False)
-        assert torch.equal(found, expected)
-        assert expected[-2:].tolist() == [sampler.NOT_FINITE] * 2
-    assert len(set(expected.tolist())) > rows / 4
+    mine, theirs = (
+        SimpleNamespace(each=each, knobs=knobs, **{k: v.clone() for k, v in state.items()})
+        for _ in range(2)
+    )
+    for _ in range(steps):
+        lots = torch.empty(rows, words).exponential_(generator=generator)
+        mine.noise.copy_(lots)
+        theirs.noise.copy_(lots)
+        slots.draw(theirs, 0, rows, ranked=False)
+        for first, last in ((0, 1), (1, rows)):
+            fused_step.draw(mine, first, last, ranked=False)
+        for name in ("seen", "said", "token", "spoken", "position"):
+            assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
+    assert len(set(mine.said.flatten().tolist())) > rows
+    assert mine.said[rows - 1, :3].tolist() == [sampler.NOT_FINITE, 0, sampler.NOT_FINITE]
+    assert mine.spoken.max() == places - 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("each", [1, 2])
+def test_a_step_begins_as_the_model_begins_it(engine, dtype, each):
+    with engine._speaker.residency("t3") as t3:
+        tables = t3.speech_emb.weight.to(dtype), t3.speech_pos.weight.to(dtype)
+        counters = tuple(torch.tensor(row) for row in ((3, 0, 50), (0, 7, 2), (0, 700, 4000)))
+        x, rope = kernel_ends.enter(counters, tables, t3.frequencies, each)
+        expected, *turned = t3.entering(*counters, 1)
+    assert torch.equal(
+        x, (tables[0][counters[0]] + tables[1][counters[1]]).repeat_interleave(each, 0)
+    )
+    assert_close(x.float(), expected.repeat_interleave(each, 0).float(), atol=ATOL[dtype])
+    for found, wanted in zip(rope, turned, strict=True):
+        assert_close(found, wanted.to(dtype), atol=ATOL[dtype])
+
+
+def wrong(tensor):
+    """Other numbers, where a kernel may read without harm."""
+    if tensor.dtype == torch.bool:
+        return ~tensor
+    return torch.full_like(tensor, torch.nan if tensor.is_floating_point() else 1)
+
+
+class TestBeginningEarly:
+    """A kernel that begins while the one before it works (kernel_launch.py): what others write is
+    wrong until it has waited."""
+
+    @pytest.fixture
+    def waits(self, monkeypatch):
+        """How often was waited, and the tensors that others write."""
+        written, right, counted = [], [], []
+
+        def next_may_begin():
+            assert len(right) == 0, "every program waits"
+            right.extend(tensor.clone() for tensor in written)
+            for tensor in written:
+                tensor.copy_(wrong(tensor))
+
+        def wait_for_those_before():
+            for tensor in written:
+                tensor.copy_(right.pop(0))
+            counted.append(1)
+
+        for module in (kernels, kernel_ends):
+            monkeypatch.setattr(module, "beginning", lambda device: {"EARLY": True})
+            monkeypatch.setattr(module, "next_may_begin", next_may_begin)
+            monkeypatch.setattr(module, "wait_for_those_before", wait_for_those_before)
+        yield written, counted
+        assert not right
+
+    def check(self, waits, call, given, programs):
+        """``call`` gives the same as without, also in what it changes."""
+        written, counted = waits
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (kernels, kernel_ends):
+                patch.setattr(module, "beginning", lambda device: {"EARLY": False})
+            plain = [tensor.clone() for tensor in given]
+            expected = call(*plain)
+        written += given
+        found = call(*given)
+        assert len(counted) == programs
+        for a, b in zip(flat([found, *given]), flat([expected, *plain]), strict=True):
+            assert torch.equal(a, b) and (not a.is_floating_point() or a.isfinite().all())
+
+    @pytest.mark.parametrize("rows", [2, 5])
+    @pytest.mark.parametrize("form", FORMS)
+    def test_a_product(self, waits, rows, form):
+        is_normed, gated, added, whole = form
+        generator = torch.Generator().manual_seed(rows)
+        weight = torch.randn(40, 600, generator=generator)
+        scales = torch.rand(40, generator=generator) if whole else None
+        weight = (9 * weight).to(torch.int8) if whole else weight
+        norm = (torch.randn(600, generator=generator), 1e-3) if is_normed else None
+        outputs = 20 if gated else 40
+
+        def call(x, residual):
+            return kernels.linear(
+                x, weight, scales, norm=norm, gated=gated, residual=residual if added else None
+            )
+
+        x, residual = (torch.randn(rows, n, generator=generator) for n in (600, outputs))
+        columns = kernels.tiles(rows, gated=gated)["COLUMNS"]
+        self.check(waits, call, [x, residual], -(-outputs // columns))
+
+    def test_attention(self, waits):
+        generator = torch.Generator().manual_seed(0)
+        rope = torch.randn(2, 2, 16, generator=generator)
+        buffers = torch.randn(2, 4, 3, 300, 16, generator=generator)
+        qkv, places = torch.randn(4, 3 * 3 * 16, generator=generator), torch.tensor([5, 280])
+
+        def call(qkv, rope, buffers, places):
+            return kernels.attend(qkv, (rope[0], rope[1]), *buffers, places)
+
+        self.check(waits, call, [qkv, rope, buffers, places], 4 * 3)
+
+    def test_the_beginning_of_a_step(self, waits):
+        generator = torch.Generator().manual_seed(0)
+        tables = torch.randn(2, 9, 64, generator=generator)
+        frequencies = torch.rand(8, generator=generator)
+
+        def call(counters):
+            return kernel_ends.enter(tuple(counters), tuple(tables), frequencies, 2)
+
+        self.check(waits, call, [torch.tensor([[3, 8], [5, 0], [700, 9]])], 2)
+
+    def test_the_draw(self, waits):
+        generator = torch.Generator().manual_seed(0)
+        knobs = sampler.Knobs.room(2).values
+        state = [
+            torch.randn(4, 300, generator=generator),
+            torch.rand(2, 300, generator=generator) < 0.3,
+            knobs,
+            torch.rand(2, 300, generator=generator) + 0.1,
+            torch.full((2, 9), slots.FREE),
+            torch.tensor([[3, 8], [5, 0], [40, 9]]),
+        ]
+
+        def call(logits, seen, knobs, noise, said, counters):
+            free = {"free": slots.FREE, "not_finite": sampler.NOT_FINITE}
+            kernel_ends.draw(logits, seen, knobs, noise, said, tuple(counters), **free)
+
+        self.check(waits, call, state, 2)
+
+
+def flat(values):
+    """All tensors in there."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif value is not None:
+            yield from flat(value)
 
 
 class TestTrying:
@@ -142,10 +297,31 @@ class TestTrying:
     def test_right_kernels_are_found_right(self):
         assert card.lacks_triton(torch.float16, "cpu") == ""
 
-    @pytest.mark.parametrize("name", ["linear", "attend", "sample"])
+    @pytest.mark.parametrize("name", ["linear", "attend"])
     def test_wrong_ones_are_found_wrong(self, name, monkeypatch):
         exact = getattr(kernels, name)
         monkeypatch.setattr(kernels, name, lambda *given, **more: exact(*given, **more) * 1.1)
+        assert card.lacks_triton(torch.float16, "cpu") == "Triton's kernels are wrong here"
+
+    def test_a_wrong_beginning_is_found_wrong(self, monkeypatch):
+        exact = kernel_ends.enter
+
+        def swapped(*given):
+            x, (cos, sin) = exact(*given)
+            return x, (cos, -sin)
+
+        monkeypatch.setattr(kernel_ends, "enter", swapped)
+        assert card.lacks_triton(torch.float16, "cpu") == "Triton's kernels are wrong here"
+
+    @pytest.mark.parametrize("i", range(3))
+    def test_a_wrong_end_is_found_wrong(self, i, monkeypatch):
+        exact = kernel_ends.draw
+
+        def beyond(*given, **more):
+            exact(*given, **more)
+            given[5][i].add_(1)  # a counter
+
+        monkeypatch.setattr(kernel_ends, "draw", beyond)
         assert card.lacks_triton(torch.float16, "cpu") == "Triton's kernels are wrong here"
 
     @pytest.mark.parametrize(
@@ -161,19 +337,25 @@ class TestTrying:
             def __getitem__(self, grid):
                 raise error
 
-        monkeypatch.setattr(kernels, "product", Failing())
+        monkeypatch.setattr(kernels, "few", Failing())
         assert "Triton cannot build kernels here" in card.lacks_triton(torch.float16, "cpu")
 
     def test_old_cards_are_not_asked(self):
         assert "need compute capability 7.5" in hardware._lacks_triton((7, 0))
 
 
-def test_t3_says_the_same_with_it(engine):
-    """The whole loop: utterances of several lengths side by side, one slot used twice."""
+def test_t3_says_the_same_with_it(engine, monkeypatch):
+    """The whole loop: utterances of several lengths side by side, one slot used twice. By large
+    tiles, for the interpreter takes a millisecond a program."""
+
+    def tiles(rows, *, gated=False):
+        return kernels.tile_of_few(rows, columns=512, depth=64)
+
+    monkeypatch.setattr(kernels, "tiles", tiles)
     sampling = [Sampling(seed=seed, max_tokens=5 + 3 * seed) for seed in range(3)]
     texts = ("hello.", "a longer one, with a comma.", "no!")
     spoken = [utterance(engine, text, knobs) for text, knobs in zip(texts, sampling, strict=True)]
-    with engine._speaker.residency("t3") as t3:
+    with engine._speaker.residency("t3") as t3, as_on_a_card(t3):
         found = [
             said.tokens
             for said in say_all(t3, spoken, slots=2, way=looking(static=True, fused=True))

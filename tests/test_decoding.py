@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import SAMPLE, looking, prompt_for, say_all, utterance
 
-from chatterbox_opt import decoding, loading, models
+from chatterbox_opt import loading, models, slots
 from chatterbox_opt.decoding import Eager, decode, stepping
 from chatterbox_opt.errors import NumericsError, TextError
 from chatterbox_opt.sampler import Knobs
@@ -262,7 +262,7 @@ class TestTrace:
             drawn = sample(*args, **kwargs)
             return drawn if int(drawn[0]) else drawn
 
-        sample = decoding.sample
-        monkeypatch.setattr(decoding, "sample", peeking)
+        sample = slots.sample
+        monkeypatch.setattr(slots, "sample", peeking)
         with pytest.raises(Exception, match="item|data-dependent|untracked|concrete"):
             say_all(t3, some(engine)[:1], way=looking(step=self.replaying(t3, {}), static=True))

@@ -15,7 +15,14 @@ from conftest import ROOT
 
 triton = pytest.importorskip("triton", reason="this torch comes without Triton")
 
-CARDS = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227}  # KiB of shared memory a program may take
+CARDS = {
+    75: 64,
+    80: 163,
+    86: 99,
+    89: 99,
+    90: 227,
+    100: 227,
+}  # KiB of shared memory a program may take
 
 
 def one_element_arrays_are_numbers() -> bool:
@@ -47,18 +54,27 @@ def test_they_compute_what_they_should():
 TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 
 
-def machine_code(kernel, signature: dict[str, str], constants: dict[str, int], card: int) -> None:
+def machine_code(kernel, types: dict[str, str], constants: dict[str, int], card: int) -> None:
     """Compile for a card of compute capability ``card``, and see that it would fit there."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    signature = {**signature, **dict.fromkeys(constants, "constexpr")}
+    from chatterbox_opt.kernel_launch import EARLY_ON, wait_for_those_before
+
+    early = wait_for_those_before is not None and card // 10 in EARLY_ON
+    options = {"num_warps": constants.pop("num_warps")} if "num_warps" in constants else {}
+    constants = constants | {"EARLY": early}
+    parameters = inspect.signature(kernel.fn).parameters
+    signature = {name: types[name] for name in parameters if name in types}
+    signature |= dict.fromkeys(constants, "constexpr")
     names = inspect.signature(ASTSource.__init__).parameters
     word = "constexprs" if "constexprs" in names else "constants"  # newer, older
     source = ASTSource(fn=kernel, signature=signature, **{word: constants})
-    made = triton.compile(source, target=GPUTarget("cuda", card, 32))
+    made = triton.compile(source, target=GPUTarget("cuda", card, 32), options=options)
     assert made.asm["cubin"]
     assert made.metadata.shared <= CARDS[card] * 1024
+    for word in ("griddepcontrol.launch_dependents", "griddepcontrol.wait"):
+        assert made.asm["ptx"].count(word) == early
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is for Linux")
@@ -74,17 +90,15 @@ def test_they_compile_for_cards_that_are_not_here(card, narrow, tmp_path, monkey
     """True shapes' constants, down to machine code; without what Triton would learn of alignment
     from the real arguments. Turing has no bfloat16: float16 there."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kernels = pytest.importorskip("chatterbox_opt.kernels")
+    from chatterbox_opt import kernel_ends, kernel_launch, kernels
+
+    if card >= 100 and kernel_launch.wait_for_those_before is None:
+        pytest.skip("this Triton is older than the card")
     half = TYPES[torch.float16 if card < 80 else torch.bfloat16]
     given = half if narrow else TYPES[torch.float32]
     sizes = dict.fromkeys(("rows", "n", "k"), "i32")
     floats = dict.fromkeys(("x", "norm", "residual", "out"), given)
     product = {**floats, "weight": given, "scales": "*fp32", **sizes, "eps": "fp32"}
-    product = {
-        name: product[name]
-        for name in inspect.signature(kernels.product.fn).parameters
-        if name in product
-    }
     plain, all_of_it = ("NORMED", "GATED"), ("NORMED", "GATED", "ADDED", "SCALED")
     for rows, form in (
         (2, plain),
@@ -97,11 +111,18 @@ def test_they_compile_for_cards_that_are_not_here(card, narrow, tmp_path, monkey
             name: name in form for name in all_of_it
         }
         weight = {"weight": "*i8"} if "SCALED" in form else {}
-        machine_code(kernels.product, product | weight, constants, card)
+        kernel = kernels.few if rows <= kernels.FEW else kernels.many
+        machine_code(kernel, product | weight, constants, card)
     pointers = dict.fromkeys(("qkv", "cos", "sin", "keys", "values"), given)
     strides = dict.fromkeys(("each", "heads", "row_stride", "head_stride"), "i32")
     query = {**pointers, "places": "*i64", "out": given, "scale": "fp32", **strides}
-    machine_code(kernels.one_query, query, {"WIDTH": 64, "KEYS": kernels.KEYS}, card)
-    draw = {"logits": given, "seen": "*u8", "knobs": "*fp32", "noise": "*fp32", "token": "*i64"}
-    sizes = {"EACH": 2, "COLUMNS": 6, "WORDS": 16384}
-    machine_code(kernels.chosen, draw | {"words": "i32", "not_finite": "i32"}, sizes, card)
+    constants = {"WIDTH": 64, "KEYS": kernels.KEYS, "num_warps": kernels.WARPS}
+    machine_code(kernels.one_query, query, constants, card)
+    kept = dict.fromkeys(("said", "token", "spoken", "position"), "*i64")
+    sizes = dict.fromkeys(("words", "places", "free", "not_finite"), "i32")
+    draw = {"logits": given, "seen": "*u8", "knobs": "*fp32", "noise": "*fp32", **kept, **sizes}
+    constants = {"EACH": 2, "COLUMNS": 6, "WORDS": 16384, "num_warps": kernel_ends.WIDE_WARPS}
+    machine_code(kernel_ends.chosen, draw, constants, card)
+    floats = dict.fromkeys(("words", "places", "x", "cos", "sin"), given)
+    enter = {**floats, **kept, "frequencies": "*fp32", "width": "i32"}
+    machine_code(kernel_ends.entered, enter, {"EACH": 2, "ROOM": 1024, "HALF": 32}, card)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import gc
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SAMPLE
+from conftest import SAMPLE, as_on_a_card, looking
 from pretend_card import Card, RaceError
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from chatterbox_opt import Engine, Request, Sampling, card, kernels, sampler
+from chatterbox_opt import Engine, Request, Sampling, card, kernel_ends, kernels, sampler, slots
 from chatterbox_opt.bench import CUDA_ROWS
 from chatterbox_opt.cache import products
 from chatterbox_opt.flat import tensors
@@ -64,10 +66,31 @@ def attend(qkv, rope, keys, values, places):
     return made.transpose(1, 2).flatten(1)
 
 
-def sample(logits, seen, knobs, noise, not_finite):
-    """``kernels.sample``."""
-    assert not_finite == sampler.NOT_FINITE
-    return sampler.sample(logits, seen, sampler.Knobs(knobs), noise, ranked=False)
+def enter(counters, tables, frequencies, each):
+    """``kernel_ends.enter``."""
+    token, spoken, position = counters
+    angles = position.float()[:, None] * frequencies
+    cos, sin = angles.cos(), angles.sin()
+    x = (tables[0][token] + tables[1][spoken]).repeat_interleave(each, dim=0)
+    return x, (torch.cat((cos, cos), -1).to(x.dtype), torch.cat((-sin, sin), -1).to(x.dtype))
+
+
+def draw(logits, seen, knobs, noise, said, counters, *, free, not_finite):
+    """``kernel_ends.draw``."""
+    assert (free, not_finite) == (slots.FREE, sampler.NOT_FINITE)
+    token, spoken, position = counters
+    held = SimpleNamespace(
+        each=len(logits) // len(seen),
+        logits=logits,
+        seen=seen,
+        knobs=sampler.Knobs(knobs),
+        noise=noise,
+        said=said,
+        token=token,
+        spoken=spoken,
+        position=position,
+    )
+    slots.draw(held, 0, len(seen), ranked=False)
 
 
 @pytest.fixture
@@ -77,7 +100,8 @@ def there(monkeypatch):
 
     monkeypatch.setattr(kernels, "linear", linear)
     monkeypatch.setattr(kernels, "attend", attend)
-    monkeypatch.setattr(kernels, "sample", sample)
+    monkeypatch.setattr(kernel_ends, "enter", enter)
+    monkeypatch.setattr(kernel_ends, "draw", draw)
     with Card().plugged(monkeypatch) as plugged:
         yield plugged
 
@@ -168,6 +192,50 @@ def test_the_host_hardly_waits_while_t3_works(on_card, there):
     assert events <= len(words) // STRIDE + 3
     # what it is given comes from the host: not once for each token
     assert len(there.syncs) - events < 10, there.syncs
+
+
+class Launches(TorchDispatchMode):
+    """Counts what a card would launch: views and room for results are free."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view and "empty" not in func._schema.name
+        return func(*args, **(kwargs or {}))
+
+    def as_one(self, kernel):
+        """Whatever a stand-in does, a kernel is one launch."""
+
+        def launched(*args, **kwargs):
+            self.count += 1
+            with _disable_current_modes():
+                return kernel(*args, **kwargs)
+
+        return launched
+
+
+def test_a_step_is_few_launches(engine, monkeypatch):
+    """Each takes a card a microsecond or two however little it does."""
+    launches = Launches()
+    monkeypatch.setattr(kernels, "linear", launches.as_one(linear))
+    monkeypatch.setattr(kernels, "attend", launches.as_one(attend))
+    monkeypatch.setattr(kernel_ends, "enter", launches.as_one(enter))
+    monkeypatch.setattr(kernel_ends, "draw", launches.as_one(draw))
+    found = {}
+    with engine._speaker.residency("t3") as t3, torch.inference_mode(), as_on_a_card(t3):
+        for fused in (False, True):
+            way = looking(static=True, fused=fused)
+            held = way.slots(t3, 2, 2)
+            held.cache.reserve(0, 128)
+            launches.count = 0
+            with launches:
+                way.step(t3)(held, 2, 128, ranked=False)
+            found[fused] = launches.count
+        layers = t3.shape.layers
+    assert found[True] == 5 * layers + 5
+    assert found[False] > 20 * layers + 50
 
 
 def test_memory_of_stages_that_take_turns(on_card, there):
