@@ -46,6 +46,14 @@ from chatterbox_opt.weight_cache import WeightCache
 log = logging.getLogger(__name__)
 Wave = npt.NDArray[np.float32]
 
+WARM_UP = (  # 1, 5 and 12 seconds
+    "Hello, hello.",
+    "This is said so that nobody has to wait for it later, and nobody hears it.",
+    "What is done for the first time takes longer: kernels are compiled, libraries look at the "
+    "machine, and a card records what it will repeat. So it is done once, before anyone listens.",
+)
+SLOW = 3  # speech tokens a letter: slower than anyone speaks
+
 
 class Engine:
     """A loaded model on a device. Use it as a context manager, or call ``close``.
@@ -146,6 +154,25 @@ class Engine:
             VoiceError: not found, not audio, too short, silent.
         """
         return self._voices.voice(source)
+
+    def warm_up(self, *texts: str, voice: Voice | None = None) -> None:
+        """Do now what the first calls would do besides speaking: compile, record, set libraries up.
+
+        On a card flow and vocoder are recorded by length and T3's prefill by that of the text, each
+        at its second time; so it is best to say what will be said, or texts as long.
+
+        Args:
+            texts: said twice each, unheard; none takes three sentences from short to long.
+            voice: as ``pieces``.
+
+        Raises:
+            TextError, DeviceError, NumericsError: as ``pieces``.
+        """
+        for text in texts or WARM_UP:
+            sampling = Sampling(seed=0, max_tokens=SLOW * len(text))
+            for _ in range(2):
+                for _ in self.pieces(text, voice, sampling):
+                    pass  # unheard
 
     def pieces(
         self,

@@ -108,6 +108,15 @@ def test_progress_is_reported(engine):
     assert set(audio.seconds) == {"t3", "flow", "vocoder"}
 
 
+def test_warming_up_changes_nothing(engine):
+    sampling = Sampling(seed=5, max_tokens=20)
+    before = engine.synthesize("Hello there.", sampling=sampling).samples
+    engine.warm_up("Hi.", voice=engine.voice(SAMPLE))
+    assert np.array_equal(engine.synthesize("Hello there.", sampling=sampling).samples, before)
+    with pytest.raises(TextError):
+        engine.warm_up("?!")
+
+
 def test_nothing_to_speak(engine):
     with pytest.raises(TextError):
         engine.synthesize("...")

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from chatterbox_opt import Engine, Request, Sampling, card, kernel_ends, kernels, sampler, slots
 from chatterbox_opt.bench import CUDA_ROWS
 from chatterbox_opt.cache import products
+from chatterbox_opt.engine import SLOW
 from chatterbox_opt.flat import tensors
 from chatterbox_opt.graphs import STRIDE, Captured
 from chatterbox_opt.subjects import Job, Ours, forced_tokens
@@ -163,6 +164,19 @@ def test_every_way_speaks_on_a_card(on_card, there, expected, way):
         assert bool(there.replays) == recorded
     gc.collect()
     assert there.allocated() == 0, "what is left after close()"
+
+
+def test_after_warming_up_nothing_is_recorded(on_card, there):
+    text = "Said twice, unheard."
+    sampling = Sampling(seed=0, max_tokens=SLOW * len(text))
+    with on_card("rtx4090") as engine:
+        first = engine.synthesize(text, sampling=sampling).samples
+        engine.warm_up(text)
+        captures, replays = there.captures, there.replays
+        assert captures
+        again = engine.synthesize(text, sampling=sampling).samples
+        assert there.captures == captures and there.replays > replays
+    assert np.abs(again - first).max() < 1e-2
 
 
 def test_sound_beside_t3_is_ordered(on_card, there, expected):
