@@ -291,9 +291,10 @@ def decode_kernels(
             from chatterbox_opt import kernels  # Triton is not everywhere
 
             qkv = torch.randn(2, 3 * shape.width, device=device, dtype=dtype)
-            candidates["fused"] = functools.partial(
-                kernels.attend, qkv, t3.rope(places), k, v, places
-            )
+            for turn in (kernels.KEYS // 2, kernels.KEYS):
+                candidates[f"fused, {turn} a turn"] = functools.partial(
+                    kernels.attend, qkv, t3.rope(places), k, v, places, turn
+                )
         row: dict[str, Any] = {"span": span}
         row |= {name: microseconds(record, once, device, 30) for name, once in candidates.items()}
         rows.append(row)
@@ -337,7 +338,7 @@ def step_products(t3: T3, record: Recorder, rows: tuple[int, ...]) -> list[dict[
         given = usual(count, gated=more == "gated")
         tried = [given]
         if count <= kernels.FEW:
-            tried += [
+            tried = [
                 kernels.tile_of_few(given["ROWS"], columns=columns, depth=depth)
                 for columns, depth in product((1, 2, 4, 8), (512, 1024))
             ]
@@ -359,7 +360,9 @@ def early_kernels(engine: Engine, t3: T3, count: int, tokens: int) -> dict[str, 
     from chatterbox_opt import kernel_launch  # imports Triton, which is not everywhere
 
     device, usual = t3.like.device, kernel_launch.early
-    found: dict[str, Any] = {"here": usual(device)}
+    if not usual(device):
+        return {"here": False}
+    found: dict[str, Any] = {"here": True}
     tokens_said = []
     try:
         for name, early in (("early", usual), ("in turn", lambda _: False)):

@@ -6,7 +6,6 @@ or copied, and is only used where there is a card.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import threading
 from collections.abc import Callable
@@ -124,7 +123,6 @@ class Side:
         return worked
 
 
-@functools.cache
 def generation(device: torch.device) -> int:
     """The major version of an NVIDIA card's compute capability, or 0."""
     if device.type != "cuda" or torch.version.hip is not None:

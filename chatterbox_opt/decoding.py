@@ -27,7 +27,7 @@ from chatterbox_opt.fused_step import FusedStep
 from chatterbox_opt.integer_step import IntegerStep
 from chatterbox_opt.ragged import RaggedCache
 from chatterbox_opt.sampler import NOT_FINITE
-from chatterbox_opt.slots import Draw, Prefill, Said, Slots, Utterance, draw
+from chatterbox_opt.slots import Prefill, Said, Slots, Utterance
 from chatterbox_opt.t3 import T3
 
 Forward = Callable[[Tensor, Tensor, Tensor, Cache, int], Tensor]  # T3.step, or a compiled one
@@ -58,16 +58,11 @@ def stepping(forward: Forward) -> Step:
     return step
 
 
-def launching(way: Way, t3: T3) -> Forward:
-    """What a step of this way launches."""
-    if way.forward is not None:
-        return way.forward
-    return FusedStep(t3) if way.fused and fused_step.serves(t3) else t3.step
-
-
-def drawing(way: Way) -> Draw:
-    """How a step of this way draws."""
-    return fused_step.draw if way.fused else draw
+def fastest(way: Way, t3: T3) -> Step:
+    """The step of this way for the weights as they are now."""
+    if way.forward is None and way.fused and fused_step.serves(t3):
+        return FusedStep(t3)
+    return stepping(way.forward or t3.step)
 
 
 def prefilling(t3: T3) -> Prefill:
@@ -137,7 +132,7 @@ class Eager:
             cache = RaggedCache(utterances=count, each=each, shape=shape, like=like)
         else:
             cache = StaticCache(utterances=count, each=each, shape=shape, like=like)
-        return Slots(t3, count, cache, drawing(self))
+        return Slots(t3, count, cache)
 
     def prefill(self, t3: T3) -> Prefill:
         """See ``Way``."""
@@ -145,7 +140,7 @@ class Eager:
 
     def step(self, t3: T3) -> Step:
         """See ``Way``."""
-        return stepping(self._integers or launching(self, t3))
+        return stepping(self._integers) if self._integers else fastest(self, t3)
 
     def arriving(self, tokens: Tensor) -> Callable[[], list[list[int]]]:
         """See ``Way``."""

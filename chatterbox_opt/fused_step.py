@@ -12,10 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from chatterbox_opt import slots as plain
-from chatterbox_opt.cache import Cache, StaticCache
+from chatterbox_opt.cache import StaticCache
 from chatterbox_opt.sampler import NOT_FINITE
-from chatterbox_opt.slots import Slots
+from chatterbox_opt.slots import FREE, Slots
 from chatterbox_opt.t3 import T3, RMSNorm
 from chatterbox_opt.weight_only import WeightOnlyLinear
 
@@ -31,47 +30,47 @@ def serves(t3: T3) -> bool:
 
 
 class FusedStep:
-    """Call it as ``T3.step``, with a StaticCache; it has no weights of its own."""
+    """See ``decoding.Step``; for slots over a StaticCache. It has no weights of its own."""
 
     def __init__(self, t3: T3) -> None:
         self._t3 = t3
 
-    def __call__(
-        self, token: Tensor, spoken: Tensor, position: Tensor, cache: Cache, span: int
-    ) -> Tensor:
-        """See ``T3.step``; ``span`` is not needed, for each row is read as far as it goes."""
+    def __call__(self, slots: Slots, count: int, span: int, *, ranked: bool) -> None:
+        """See ``decoding.Step``; each row is read as far as it goes, whatever ``span`` is."""
         from chatterbox_opt import kernel_ends, kernels  # Triton is not everywhere
 
+        cache, t3 = slots.cache, self._t3
         assert isinstance(cache, StaticCache)
-        t3 = self._t3
-        counters, tables = (token, spoken, position), (t3.speech_emb.weight, t3.speech_pos.weight)
-        x, rope = kernel_ends.enter(counters, tables, t3.frequencies, cache.each)
+        counters = slots.token[:count], slots.spoken[:count], slots.position[:count]
+        tables = t3.speech_emb.weight, t3.speech_pos.weight
+        x, rope, places = kernel_ends.enter(counters, tables, t3.frequencies, cache.each, span)
         for i, block in enumerate(t3.blocks):
             qkv = kernels.linear(x, *matrix(block.qkv), norm=_norm(block.attention_norm))
-            attended = kernels.attend(qkv, rope, cache.keys[i], cache.values[i], position)
+            attended = kernels.attend(qkv, rope, cache.keys[i], cache.values[i], places)
             x = kernels.linear(attended, *matrix(block.out), residual=x)
             norm = _norm(block.ffn_norm)
             gated = kernels.linear(x, *matrix(block.gate_up), norm=norm, gated=True)
             x = kernels.linear(gated, *matrix(block.down), residual=x)
-        return kernels.linear(x, *matrix(t3.head), norm=_norm(t3.norm))
+        logits = slots.logits[: len(x)]
+        kernels.linear(x, *matrix(t3.head), norm=_norm(t3.norm), out=logits)
+        if ranked:
+            slots.draw(0, count, ranked=True)
+        else:
+            draw(slots, count)
 
 
-def draw(slots: Slots, first: int, last: int, *, ranked: bool) -> None:
-    """``slots.draw``, in one launch where nothing is ranked."""
-    if ranked:
-        plain.draw(slots, first, last, ranked=True)
-        return
+def draw(slots: Slots, count: int) -> None:
+    """``Slots.draw`` of the first ``count`` slots in one launch, nothing being ranked."""
     from chatterbox_opt import kernel_ends  # Triton is not everywhere
 
-    rows, each = slice(first, last), slots.each
     kernel_ends.draw(
-        slots.logits[first * each : last * each],
-        slots.seen[rows],
-        slots.knobs.values[rows],
-        slots.noise[rows],
-        slots.said[rows],
-        (slots.token[rows], slots.spoken[rows], slots.position[rows]),
-        free=plain.FREE,
+        slots.logits[: count * slots.each],
+        slots.seen[:count],
+        slots.knobs.values[:count],
+        slots.noise[:count],
+        slots.said[:count],
+        (slots.token[:count], slots.spoken[:count], slots.position[:count]),
+        free=FREE,
         not_finite=NOT_FINITE,
     )
 

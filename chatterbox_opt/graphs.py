@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from chatterbox_opt import card
 from chatterbox_opt.cache import SPAN, StaticCache, blocks
 from chatterbox_opt.card import FAILURES, Work
-from chatterbox_opt.decoding import Forward, Step, drawing, launching, prefilling, stepping
+from chatterbox_opt.decoding import Forward, Step, fastest, prefilling
 from chatterbox_opt.errors import first_line
 from chatterbox_opt.fused_step import FusedStep
 from chatterbox_opt.rows import Masked, Tails, bucket
@@ -173,7 +173,7 @@ class Captured:
                 like=t3.like,
                 room=grown,
             )
-            self._slots, self._fits = Slots(t3, count, cache, drawing(self)), fits
+            self._slots, self._fits = Slots(t3, count, cache), fits
             self._allocations += 1
         return self._slots
 
@@ -193,13 +193,12 @@ class Captured:
 
     def step(self, t3: T3) -> Step:
         """See ``Way``; recordings over weights that have moved are dropped."""
-        weights, forward = addresses(t3), launching(self, t3)
-        plain = stepping(forward)
+        weights, plain = addresses(t3), fastest(self, t3)
 
         def step(slots: Slots, count: int, span: int, *, ranked: bool) -> None:
             # few distinct programs: slots beyond those in work are stepped along, unheard
             count = min(slots.count, 1 << (count - 1).bit_length())
-            if isinstance(forward, FusedStep):  # which reads each as far as it goes
+            if isinstance(plain, FusedStep):  # which reads each as far as it goes
                 assert isinstance(slots.cache, StaticCache)
                 span = slots.cache.capacity
             recording = self._find(slots, weights, (count, span, ranked))

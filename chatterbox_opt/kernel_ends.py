@@ -26,7 +26,7 @@ WIDE_WARPS = 16  # threads / 32 that hold a vocabulary
 # a slot's rows begin anywhere: one kernel for all of them
 @triton.jit(do_not_specialize_on_alignment=("token", "spoken", "position"))
 def entered(
-    token, spoken, position, words, places, frequencies, x, cos, sin, width,
+    token, spoken, position, words, spots, frequencies, x, cos, sin, places, width, beyond,
     EACH: tl.constexpr, ROOM: tl.constexpr, HALF: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """An utterance's token and its place, embedded, and its position's angles, one program."""
@@ -39,10 +39,12 @@ def entered(
     if EARLY:
         wait_for_those_before()
     word = tl.load(words + tl.load(token + row) * width + lane, inside, 0.0).to(tl.float32)
-    place = tl.load(places + tl.load(spoken + row) * width + lane, inside, 0.0).to(tl.float32)
+    spot = tl.load(spots + tl.load(spoken + row) * width + lane, inside, 0.0).to(tl.float32)
     for each in tl.static_range(EACH):
-        tl.store(x + (row * EACH + each) * width + lane, word + place, inside)
-    angle = tl.load(position + row).to(tl.float32) * frequency
+        tl.store(x + (row * EACH + each) * width + lane, word + spot, inside)
+    place = tl.minimum(tl.load(position + row), beyond - 1)
+    tl.store(places + row, place)
+    angle = place.to(tl.float32) * frequency
     along, across = tl.cos(angle), tl.sin(angle)
     turned = row * 2 * HALF + pair
     tl.store(cos + turned, along)
@@ -91,9 +93,9 @@ def chosen(
     made = tl.where(temperature == 0, greedy, drawn)
     made = tl.where(odd == 0, made, not_finite).to(tl.int64)
     made = tl.where(script == free, made, script)
-    tl.debug_barrier()  # all threads have read what is written now
+    tl.debug_barrier()  # what is written now was read: by all threads, whoever writes
     tl.store(said + row * places + count, made)
-    made = tl.maximum(made, 0)
+    made = tl.minimum(tl.maximum(made, 0), words - 1)  # no row of a table, whatever was drawn
     tl.store(token + row, made)
     tl.store(seen + row * words + made, 1)
     tl.store(spoken + row, tl.minimum(count + 1, places - 1))
@@ -106,25 +108,27 @@ def enter(
     tables: tuple[Tensor, Tensor],
     frequencies: Tensor,
     each: int,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """What a step's first layer gets, and ``T3.rope``.
+    beyond: int,
+) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+    """What a step's first layer gets, ``T3.rope``, and where in the cache keys and values go.
 
     Args:
         counters: int64 [n] each, as of ``T3.step``: token, spoken, position.
         tables: embeddings of tokens and of their places: [V, width] and [P, width].
         frequencies: float32 [head_dim / 2], a power of two; of rotary positions (Su et al. 2021).
         each: rows of one utterance.
+        beyond: positions stay below: a slot that ended may be stepped further.
 
     Returns:
-        [n * each, width], and two of [n, head_dim], in the tables' dtype.
+        [n * each, width]; two of [n, head_dim], in the tables' dtype; int64 [n].
     """
     (n,), width, half = counters[0].shape, tables[0].shape[1], len(frequencies)
     x = tables[0].new_empty(n * each, width)
-    cos, sin = x.new_empty(2, n, 2 * half)
+    (cos, sin), places = x.new_empty(2, n, 2 * half), counters[2].new_empty(n)
     sizes = {"EACH": each, "ROOM": triton.next_power_of_2(width), "HALF": half}
-    given = (*counters, *tables, frequencies, x, cos, sin, width)
+    given = (*counters, *tables, frequencies, x, cos, sin, places, width, beyond)
     entered[(n,)](*given, **sizes, **beginning(x.device))
-    return x, (cos, sin)
+    return x, (cos, sin), places
 
 
 @launching()

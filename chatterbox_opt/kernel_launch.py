@@ -6,40 +6,84 @@ compute. Imports Triton, as kernels.py does.
 From Hopper on a kernel may be launched while the one before it works (CUDA C++ Programming Guide,
 4.5), which hides the microsecond or two between them. Each of ours, where ``EARLY``, says at its
 beginning that the next may come, sends for what no kernel writes (weights), and then waits until
-all before it is done and to be seen. Before that wait nothing is read that a kernel writes, and
-nothing is written; every kernel waits, so whoever has waited has waited for all.
+all before it is done and to be seen. Two things make that right. Before its wait a kernel reads
+nothing that any such kernel writes, and writes nothing; and all of them wait, so whoever has waited
+has waited for all. Other kernels and copies never begin early and are waited for in full: weights
+may be theirs to write, never those of a kernel that lets others begin.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from triton.errors import TritonError
 from triton.language.extra import cuda
 
 from chatterbox_opt import card
+from chatterbox_opt.errors import first_line
+
+log = logging.getLogger(__name__)
 
 # for kernels, where ``EARLY``; Triton has them from 3.4 on
 next_may_begin: Any = getattr(cuda, "gdc_launch_dependents", None)
 wait_for_those_before: Any = getattr(cuda, "gdc_wait", None)
 
-# Major versions. RTX 50xx (12) is left out: captures with such launches were refused there
-# (sgl-project/sglang, pull request 18596).
+# Major versions: Hopper and the large Blackwell. RTX 50xx (12) is left out: others' captures with
+# such launches were refused there (sgl-project/sglang, pull request 18596).
 EARLY_ON = (9, 10)
+AHEAD: dict[str, Any] = {"EARLY": True, "launch_pdl": True}
+IN_TURN: dict[str, Any] = {"EARLY": False}
 
 
+@triton.jit
+def counted(x, y, EARLY: tl.constexpr):
+    """y = x + 1, for the trial."""
+    if EARLY:
+        next_may_begin()
+        wait_for_those_before()
+    tl.store(y + tl.program_id(0), tl.load(x + tl.program_id(0)) + 1)
+
+
+@functools.cache
 def early(device: torch.device) -> bool:
-    """Whether kernels may begin early there: the card and this Triton know how."""
-    return wait_for_those_before is not None and card.generation(device) in EARLY_ON
+    """Whether kernels may begin early there: the card and this Triton know how, and a recorded
+    chain of them, with a copy between, counts right. A driver that refuses would cost T3 its
+    recordings."""
+    if wait_for_those_before is None or card.generation(device) not in EARLY_ON:
+        return False
+    here, there, aside = torch.zeros(3, 512, dtype=torch.long, device=device)
+    grid = (len(here),)
+
+    def chain() -> None:
+        for _ in range(8):
+            for source, target in ((here, there), (there, aside)):
+                counted[grid](source, target, **AHEAD)
+            here.copy_(aside)
+            counted[grid](here, here, **AHEAD)
+
+    try:
+        with launching():
+            chain()
+            replay = card.CudaRecorder(device)(chain)
+            for _ in range(3):
+                replay()
+    except card.FAILURES as error:
+        log.info("kernels do not begin early here: %s", first_line(error))
+        return False
+    return bool((here == 4 * 3 * 8).all())
 
 
 def beginning(device: torch.device) -> dict[str, Any]:
     """The constant ``EARLY`` of a kernel, and the launch's option."""
-    return {"EARLY": True, "launch_pdl": True} if early(device) else {"EARLY": False}
+    return AHEAD if early(device) else IN_TURN
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def _products(drawn: Callable[..., Tensor]) -> bool:
     weight, by = drawn(2 * WIDE, DEEP) / DEEP**0.5, drawn(DEEP)
     scales = torch.full((2 * WIDE,), 0.01, device=weight.device)
     whole = (100 * weight).round().to(torch.int8)
-    for rows in (2, kernels.SMALLEST_TILE, kernels.LARGEST_TILE):
+    for rows in (1, 2, kernels.FEW, kernels.SMALLEST_TILE, kernels.LARGEST_TILE):
         x, residual = drawn(rows, DEEP), drawn(rows, WIDE)
         found = kernels.linear(x, weight, norm=(by, 1e-5), gated=True, residual=residual)
         gate, up = F.linear(F.rms_norm(x, (DEEP,), by, 1e-5), weight).chunk(2, dim=-1)
@@ -65,35 +65,49 @@ def _attention(drawn: Callable[..., Tensor]) -> bool:
 
 
 def _entering(drawn: Callable[..., Tensor]) -> bool:
-    """At a position whose angles are great."""
+    """At a position whose angles are great, and at one beyond the cache."""
     tables, frequencies = (drawn(9, DEEP), drawn(7, DEEP)), drawn(WIDTH // 2).float()
-    here = frequencies.device
-    counters = [torch.tensor(row, device=here) for row in ((8, 2), (6, 0), (3000, 1))]
-    x, rope = kernel_ends.enter((counters[0], counters[1], counters[2]), tables, frequencies, 2)
-    angles = counters[2][:, None] * frequencies
-    angles = torch.cat((angles, angles), dim=1)
-    sines = torch.cat((-angles.sin()[:, : WIDTH // 2], angles.sin()[:, : WIDTH // 2]), dim=1)
-    embedded = (tables[0][counters[0]] + tables[1][counters[1]]).repeat_interleave(2, dim=0)
-    return all(map(_alike, (x, *rope), (embedded, angles.cos(), sines)))
+    token, spoken, position = torch.tensor(
+        [[8, 2], [6, 0], [3000, 5000]], device=frequencies.device
+    )
+    for each in (1, 2):
+        x, rope, places = kernel_ends.enter(
+            (token, spoken, position), tables, frequencies, each, 4000
+        )
+        angles = position.clamp(max=3999)[:, None] * frequencies
+        cos, sin = angles.cos(), angles.sin()
+        expected = (
+            (tables[0][token] + tables[1][spoken]).repeat_interleave(each, dim=0),
+            torch.cat((cos, cos), dim=1),
+            torch.cat((-sin, sin), dim=1),
+        )
+        if places.tolist() != [3000, 3999] or not all(map(_alike, (x, *rope), expected)):
+            return False
+    return True
 
 
 def _draw(drawn: Callable[..., Tensor]) -> bool:
     """The likeliest word is said, so the penalty makes another one likelier; then another is
     prescribed."""
     logits = drawn(2, WORDS)
-    seen = torch.zeros(1, WORDS, dtype=torch.bool, device=logits.device)
-    logits[:, 7000], logits[:, 8], seen[:, 8] = 18.0, 19.0, True
     knobs = torch.tensor([[0.5, 2.0, 0.8, 0.9, 0.0, 0.0]], device=logits.device)
     noise = torch.ones(1, WORDS, device=logits.device)
-    said = torch.tensor([[-1, 9, -1]], device=logits.device)
-    token, spoken, position = torch.zeros(3, 1, dtype=torch.long, device=logits.device)
-    counters = token, spoken, position
-    for told in (7000, 9):
-        kernel_ends.draw(logits, seen, knobs, noise, said, counters, free=-1, not_finite=-1)
-        if token.item() != told:
+    logits[:, 7000], logits[:, 8] = 18.0, 19.0
+    for each in (1, 2):
+        seen = torch.zeros(1, WORDS, dtype=torch.bool, device=logits.device)
+        seen[:, 8] = True
+        said = torch.tensor([[-1, 9, -1]], device=logits.device)
+        token, spoken, position = torch.zeros(3, 1, dtype=torch.long, device=logits.device)
+        state = seen, knobs, noise, said, (token, spoken, position)
+        for told in (7000, 9):
+            kernel_ends.draw(logits[:each], *state, free=-1, not_finite=-1)
+            if token.item() != told:
+                return False
+        if seen.nonzero()[:, 1].tolist() != [8, 9, 7000] or said.tolist() != [[7000, 9, -1]]:
             return False
-    heard = seen.nonzero()[:, 1].tolist() == [8, 9, 7000]
-    return heard and said.tolist() == [[7000, 9, -1]] and [*spoken, *position] == [2, 2]
+        if [*spoken, *position] != [2, 2]:
+            return False
+    return True
 
 
 def _alike(found: Tensor, expected: Tensor) -> bool:

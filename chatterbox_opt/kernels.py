@@ -263,6 +263,7 @@ def linear(
     norm: tuple[Tensor, float] | None = None,
     gated: bool = False,
     residual: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """``F.linear`` and what stands around it, summed in float32.
 
@@ -273,12 +274,13 @@ def linear(
         norm: [in] in x's dtype, and epsilon: RMSNorm of x (Zhang & Sennrich 2019) comes first.
         gated: SwiGLU (Shazeer 2020): silu of the first half times the second.
         residual: [rows, out] to be added.
+        out: [rows, out] to be written, in one piece; None makes one.
 
     Returns:
-        [rows, out] in x's dtype.
+        ``out``, in x's dtype.
     """
     (rows, k), n = x.shape, weight.shape[0] // (2 if gated else 1)
-    x, out = x.contiguous(), x.new_empty(rows, n)
+    x, out = x.contiguous(), x.new_empty(rows, n) if out is None else out
     by, eps = norm or (x, 0.0)
     tile = tiles(rows, gated=gated)
     grid = (triton.cdiv(n, tile["COLUMNS"]), triton.cdiv(rows, tile["ROWS"]))
@@ -305,7 +307,12 @@ def linear(
 
 @launching()
 def attend(
-    qkv: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, places: Tensor
+    qkv: Tensor,
+    rope: tuple[Tensor, Tensor],
+    keys: Tensor,
+    values: Tensor,
+    places: Tensor,
+    turn: int = KEYS,
 ) -> Tensor:
     """Attention of one query for each row over a static cache (Vaswani et al. 2017), which gets
     the row's key and value.
@@ -317,6 +324,7 @@ def attend(
         keys, values: [at least rows, heads, capacity, head_dim], laid out alike, a head in one
             piece.
         places: int64 [utterances], where each one's rows go, and up to where they see.
+        turn: positions that are looked at at once; a power of two.
 
     Returns:
         [rows, heads * head_dim].
@@ -325,6 +333,6 @@ def attend(
     out = qkv.new_empty(rows, heads * width)
     given = (qkv.contiguous(), *(part.contiguous() for part in rope), keys, values, places, out)
     sizes = (rows // len(places), heads, keys.stride(0), keys.stride(1))
-    constants = {"WIDTH": width, "KEYS": KEYS, **beginning(qkv.device)}
+    constants = {"WIDTH": width, "KEYS": turn, **beginning(qkv.device)}
     one_query[(rows, heads)](*given, width**-0.5, *sizes, **constants, num_warps=WARPS)
     return out

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -64,40 +63,6 @@ class Said:
     error: NumericsError | TextError | None = None
 
 
-class Draw(Protocol):
-    """``draw``, or what stands in for it."""
-
-    def __call__(self, slots: Slots, first: int, last: int, *, ranked: bool) -> None:
-        """See ``draw``."""
-        ...
-
-
-def draw(slots: Slots, first: int, last: int, *, ranked: bool) -> None:
-    """Choose the next token of slots ``first`` to ``last`` and note it; tensors only.
-
-    Args:
-        ranked: see ``sampler.truncate``.
-    """
-    rows, each = slice(first, last), slots.each
-    token = sample(
-        slots.logits[first * each : last * each],
-        slots.seen[rows],
-        slots.knobs.slice(first, last),
-        slots.noise[rows],
-        ranked=ranked,
-    )
-    place = slots.spoken[rows][:, None]
-    script = slots.said[rows].gather(1, place)[:, 0]
-    token = torch.where(script == FREE, token, script)
-    slots.said[rows].scatter_(1, place, token[:, None])
-    token = token.clamp(min=0)  # NOT_FINITE is no row of a table
-    slots.token[rows].copy_(token)
-    slots.seen[rows].scatter_(1, token[:, None], value=True)
-    slots.position[rows].add_(1)
-    # a slot that ended may be stepped a little further: it must not leave its tables
-    slots.spoken[rows].add_(1).clamp_(max=slots.said.shape[1] - 1)
-
-
 class Slots:
     """Static buffers for ``count`` utterances in work.
 
@@ -115,14 +80,12 @@ class Slots:
         cache: keys and values.
     """
 
-    def __init__(self, t3: T3, count: int, cache: Cache, draw: Draw = draw) -> None:
+    def __init__(self, t3: T3, count: int, cache: Cache) -> None:
         """Allocate on the model's device.
 
         Args:
             cache: an empty one for ``count`` utterances.
-            draw: as ``slots.draw``.
         """
-        self._draw = draw
         shape, device, each = t3.shape, t3.like.device, cache.each
         self.count, self.each, self.cache = count, each, cache
         self.token, self.spoken, self.position = (
@@ -166,8 +129,29 @@ class Slots:
         return length
 
     def draw(self, first: int, last: int, *, ranked: bool) -> None:
-        """See ``slots.draw``."""
-        self._draw(self, first, last, ranked=ranked)
+        """Choose the next token of slots ``first`` to ``last`` and note it; tensors only.
+
+        Args:
+            ranked: see ``sampler.truncate``.
+        """
+        rows = slice(first, last)
+        token = sample(
+            self.logits[first * self.each : last * self.each],
+            self.seen[rows],
+            self.knobs.slice(first, last),
+            self.noise[rows],
+            ranked=ranked,
+        )
+        place = self.spoken[rows][:, None]
+        script = self.said[rows].gather(1, place)[:, 0]
+        token = torch.where(script == FREE, token, script)
+        self.said[rows].scatter_(1, place, token[:, None])
+        token = token.clamp(min=0)  # NOT_FINITE is no row of a table
+        self.token[rows].copy_(token)
+        self.seen[rows].scatter_(1, token[:, None], value=True)
+        self.position[rows].add_(1)
+        # a slot that ended may be stepped a little further: it must not leave its tables
+        self.spoken[rows].add_(1).clamp_(max=self.said.shape[1] - 1)
 
     def latest(self, slots: int, count: int) -> Tensor:
         """The last ``count`` tokens of each of the first ``slots`` slots: int64 [slots, count]."""

@@ -129,21 +129,23 @@ def as_on_a_card(t3):
     from chatterbox_opt import blocked, fused_step
 
     changed = blocked.unblock(t3)
-    assert fused_step.serves(t3)
-    yield
-    if changed:
-        blocked.block(t3)
+    try:
+        assert fused_step.serves(t3)
+        yield
+    finally:
+        if changed:
+            blocked.block(t3)
 
 
 def looking(stride: int = 1, step=None, static: bool = False, fused: bool = False):
     """An eager way that looks at the tokens so rarely, and may have another step or cache."""
     from chatterbox_opt.cache import StaticCache
-    from chatterbox_opt.decoding import Eager, drawing
+    from chatterbox_opt.decoding import Eager
     from chatterbox_opt.slots import Slots
 
     def slots(t3, count, each):
         cache = StaticCache(utterances=count, each=each, shape=t3.cached, like=t3.like)
-        return Slots(t3, count, cache, drawing(way))
+        return Slots(t3, count, cache)
 
     way = Eager(fused=fused)
     way.stride = stride

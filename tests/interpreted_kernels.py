@@ -10,9 +10,10 @@ import torch
 from conftest import as_on_a_card, assert_close, looking, say_all, utterance
 from triton.runtime.errors import OutOfResources
 
-from chatterbox_opt import card, fused_step, hardware, kernel_ends, kernels, sampler, slots
+from chatterbox_opt import card, fused_step, hardware, kernel_ends, kernel_launch, kernels, sampler
 from chatterbox_opt.cache import products
 from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.slots import FREE, Slots
 from chatterbox_opt.t3 import rotate
 
 ATOL = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}  # values up to 6
@@ -123,7 +124,7 @@ def test_it_draws_what_the_slots_draw(each):
         for r in (1.0, 1.2, 3.0)
     ]
     rows, words, places, steps = len(asked), 300, 12, 8
-    said = torch.full((rows, places), slots.FREE)
+    said = torch.full((rows, places), FREE)
     said[3, 2], said[rows - 1, 1] = 299, 0  # whatever the logits are
     state = {
         "logits": 3 * torch.randn(each * rows, words, generator=generator),
@@ -148,9 +149,8 @@ def test_it_draws_what_the_slots_draw(each):
         lots = torch.empty(rows, words).exponential_(generator=generator)
         mine.noise.copy_(lots)
         theirs.noise.copy_(lots)
-        slots.draw(theirs, 0, rows, ranked=False)
-        for first, last in ((0, 1), (1, rows)):
-            fused_step.draw(mine, first, last, ranked=False)
+        Slots.draw(theirs, 0, rows, ranked=False)
+        fused_step.draw(mine, rows)
         for name in ("seen", "said", "token", "spoken", "position"):
             assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
     assert len(set(mine.said.flatten().tolist())) > rows
@@ -164,8 +164,10 @@ def test_a_step_begins_as_the_model_begins_it(engine, dtype, each):
     with engine._speaker.residency("t3") as t3:
         tables = t3.speech_emb.weight.to(dtype), t3.speech_pos.weight.to(dtype)
         counters = tuple(torch.tensor(row) for row in ((3, 0, 50), (0, 7, 2), (0, 700, 4000)))
-        x, rope = kernel_ends.enter(counters, tables, t3.frequencies, each)
+        x, rope, places = kernel_ends.enter(counters, tables, t3.frequencies, each, 3500)
+        counters[2].clamp_(max=3499)
         expected, *turned = t3.entering(*counters, 1)
+    assert torch.equal(places, counters[2])
     assert torch.equal(
         x, (tables[0][counters[0]] + tables[1][counters[1]]).repeat_interleave(each, 0)
     )
@@ -259,7 +261,7 @@ class TestBeginningEarly:
         frequencies = torch.rand(8, generator=generator)
 
         def call(counters):
-            return kernel_ends.enter(tuple(counters), tuple(tables), frequencies, 2)
+            return kernel_ends.enter(tuple(counters), tuple(tables), frequencies, 2, 500)
 
         self.check(waits, call, [torch.tensor([[3, 8], [5, 0], [700, 9]])], 2)
 
@@ -271,15 +273,52 @@ class TestBeginningEarly:
             torch.rand(2, 300, generator=generator) < 0.3,
             knobs,
             torch.rand(2, 300, generator=generator) + 0.1,
-            torch.full((2, 9), slots.FREE),
+            torch.full((2, 9), FREE),
             torch.tensor([[3, 8], [5, 0], [40, 9]]),
         ]
 
         def call(logits, seen, knobs, noise, said, counters):
-            free = {"free": slots.FREE, "not_finite": sampler.NOT_FINITE}
+            free = {"free": FREE, "not_finite": sampler.NOT_FINITE}
             kernel_ends.draw(logits, seen, knobs, noise, said, tuple(counters), **free)
 
         self.check(waits, call, state, 2)
+
+
+class TestTryingToBeginEarly:
+    @pytest.fixture
+    def asked(self, monkeypatch):
+        """Whether kernels begin early on a card that records like this."""
+        monkeypatch.setattr(card, "generation", lambda device: 9)
+        monkeypatch.setattr(kernel_launch, "next_may_begin", lambda: None)
+        monkeypatch.setattr(kernel_launch, "wait_for_those_before", lambda: None)
+        monkeypatch.setattr(
+            kernel_launch, "AHEAD", {"EARLY": True}
+        )  # the interpreter knows no more
+
+        def asked(record):
+            monkeypatch.setattr(card, "CudaRecorder", lambda device: record)
+            return kernel_launch.early.__wrapped__(torch.device("cpu"))
+
+        return asked
+
+    def test_where_a_recorded_chain_counts_right_they_do(self, asked):
+        assert asked(lambda work: work)
+
+    def test_where_it_counts_wrong_they_do_not(self, asked):
+        assert not asked(lambda work: lambda: None)
+
+    def test_where_it_is_refused_they_do_not(self, asked, caplog):
+        def refuse(work):
+            raise RuntimeError("CUDA error: invalid resource handle")
+
+        with caplog.at_level("INFO"):
+            assert not asked(refuse)
+        assert "kernels do not begin early here: CUDA error" in caplog.text
+
+    @pytest.mark.parametrize("generation", [0, 7, 8, 12])
+    def test_other_cards_are_not_asked(self, asked, monkeypatch, generation):
+        monkeypatch.setattr(card, "generation", lambda device: generation)
+        assert not asked(lambda work: work)
 
 
 def flat(values):
@@ -307,8 +346,8 @@ class TestTrying:
         exact = kernel_ends.enter
 
         def swapped(*given):
-            x, (cos, sin) = exact(*given)
-            return x, (cos, -sin)
+            x, (cos, sin), places = exact(*given)
+            return x, (cos, -sin), places
 
         monkeypatch.setattr(kernel_ends, "enter", swapped)
         assert card.lacks_triton(torch.float16, "cpu") == "Triton's kernels are wrong here"

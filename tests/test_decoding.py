@@ -149,8 +149,11 @@ def test_numbers_that_are_not_finite_are_not_left_where_a_slot_moved_from(engine
     """The last slot fills a gap while it is being spoiled: who enters in its old place reads on."""
     short = utterance(engine, "no!", Sampling(seed=2, max_tokens=6))
     spoiled = utterance(engine, "hello.", Sampling(seed=1, max_tokens=300))
-    knobs = Sampling(seed=5, max_tokens=30)
-    [expected] = say_all(t3, [utterance(engine, "one.", knobs)])
+    for seed in range(5, 50):  # until one says enough: another torch makes other weights
+        knobs = Sampling(seed=seed, max_tokens=30)
+        [expected] = say_all(t3, [utterance(engine, "one.", knobs)])
+        if len(expected.tokens) > 6:
+            break
     late = utterance(engine, "one.", knobs)
     queue = deque([short, spoiled, late])
     steps, plain = 0, stepping(t3.step)

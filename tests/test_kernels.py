@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -73,8 +74,37 @@ def machine_code(kernel, types: dict[str, str], constants: dict[str, int], card:
     made = triton.compile(source, target=GPUTarget("cuda", card, 32), options=options)
     assert made.asm["cubin"]
     assert made.metadata.shared <= CARDS[card] * 1024
-    for word in ("griddepcontrol.launch_dependents", "griddepcontrol.wait"):
-        assert made.asm["ptx"].count(word) == early
+    if early:
+        tensors = {name for name, kind in signature.items() if kind.startswith("*")}
+        read = read_before_the_wait(made.asm["ptx"], list(signature)) & tensors
+        assert read <= NEVER_WRITTEN
+        assert ("weight" in read) == (kernel.fn.__name__ == "few")
+    else:
+        assert "griddepcontrol" not in made.asm["ptx"]
+
+
+# by any of our kernels: all that one may read before it has waited (kernel_launch.py)
+NEVER_WRITTEN = {"weight", "scales", "norm", "frequencies"}
+
+
+def read_before_the_wait(ptx: str, names: list[str]) -> set[str]:
+    """Which of a kernel's parameters are where it reads from before it waits; it writes nothing."""
+    start, wait, _ = ptx.partition("griddepcontrol.wait")
+    assert wait and "griddepcontrol.launch_dependents" in start
+    assert "st.global" not in start and "ld.global.nc" not in start
+    comes_from: dict[str, set[str]] = {}
+    read = set()
+    for line in start.splitlines():
+        line = re.sub(r"^\s*(@!?%p\d+ )?", "", line.replace("{", " ").replace("}", " "))
+        registers = re.findall(r"%[a-z]+\d+", line)
+        given = set().union(*(comes_from.get(register, set()) for register in registers))
+        if parameter := re.search(r"_param_(\d+)", line):
+            given = {names[int(parameter[1])]}
+        if "ld.global" in line:
+            read |= set().union(*(comes_from.get(r, set()) for r in re.findall(r"%rd\d+", line)))
+        elif registers:
+            comes_from[registers[0]] = given
+    return read
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is for Linux")
@@ -123,6 +153,7 @@ def test_they_compile_for_cards_that_are_not_here(card, narrow, tmp_path, monkey
     draw = {"logits": given, "seen": "*u8", "knobs": "*fp32", "noise": "*fp32", **kept, **sizes}
     constants = {"EACH": 2, "COLUMNS": 6, "WORDS": 16384, "num_warps": kernel_ends.WIDE_WARPS}
     machine_code(kernel_ends.chosen, draw, constants, card)
-    floats = dict.fromkeys(("words", "places", "x", "cos", "sin"), given)
-    enter = {**floats, **kept, "frequencies": "*fp32", "width": "i32"}
+    floats = dict.fromkeys(("words", "spots", "x", "cos", "sin"), given)
+    places = {"places": "*i64", "width": "i32", "beyond": "i32"}
+    enter = {**floats, **kept, **places, "frequencies": "*fp32"}
     machine_code(kernel_ends.entered, enter, {"EACH": 2, "ROOM": 1024, "HALF": 32}, card)
