@@ -335,21 +335,20 @@ def step_products(t3: T3, record: Recorder, rows: tuple[int, ...]) -> list[dict[
             for matrix in matrices:
                 kernels.linear(x, *matrix, **around)
 
-        given = usual(count, gated=more == "gated")
-        tried = [given]
+        whole = usual(count, t3.dtype.itemsize)["ROWS"]
         if count <= kernels.FEW:
-            tried = [
-                kernels.tile_of_few(given["ROWS"], columns=columns, depth=depth)
-                for columns, depth in product((1, 2, 4, 8), (512, 1024))
-            ]
-        for tile in tried:
+            tile_of, tried = kernels.tile_of_few, product((1, 2, 4, 8), (512, 1024))
+        else:
+            tile_of, tried = kernels.tile_of_many, product((16, 32), (64, 128))
+        for columns, depth in tried:
+            tile = tile_of(whole, columns=columns, depth=depth)
             kernels.tiles = lambda *_, tile=tile, **__: tile
             try:
                 each = microseconds(record, layers, device, 1) / len(matrices)
             finally:
                 kernels.tiles = usual
             size = matrices[0][0].nbytes
-            row = {"matrix": name, "rows": count} | {key.lower(): tile[key] for key in tile}
+            row = {"matrix": name, "rows": count, "columns": columns, "depth": depth}
             found.append(row | {"us": each, "gb_per_second": size / each / 1e3})
     return found
 

@@ -28,25 +28,32 @@ PIECE = tl.constexpr(8)  # numbers next to each other that a thread loads at onc
 KEYS, WARPS = 256, 8  # positions that attention holds at a time, and threads / 32 that hold them
 
 
-def tiles(rows: int, *, gated: bool = False) -> dict[str, int]:
-    """The constants of ``few`` or ``many`` for so many rows.
+def tiles(rows: int, wide: int, *, gated: bool = False) -> dict[str, int]:
+    """The constants of ``few`` or ``many`` for so many rows of numbers of ``wide`` bytes.
 
-    Few: a program has 8 KiB of halves on their way at once, which times the programs that a card
-    holds is what covers its memory's latency; of T3's matrices most are 1,024 deep, one turn. With
-    more than two rows half of that, twice, or its sums would not fit into registers.
+    What covers a memory's latency is what all programs that a card holds have on their way at once.
+    Few rows: 8 KiB of halves each; of T3's matrices most are 1,024 deep, one turn. With more than
+    two rows half of that, twice, or the sums would not fit into registers. Many: 4 KiB in each of
+    three turns ahead, as there may be no more than 64 programs for 132 processors.
     """
     whole = triton.next_power_of_2(rows)
     if rows <= FEW:
         part = 1 if rows <= 2 else 2
         return tile_of_few(whole, columns=(2 if gated else 4) // part, depth=1024 // part)
     whole = min(LARGEST_TILE, max(SMALLEST_TILE, whole))
-    return {"ROWS": whole, "COLUMNS": 16, "DEPTH": 64, "num_warps": 4}
+    return tile_of_many(whole, columns=16, depth=256 // wide)
 
 
 def tile_of_few(rows: int, *, columns: int, depth: int) -> dict[str, int]:
     """As many warps as have one piece of the depth each, so that none has another row or column."""
     warps = max(1, depth // (32 * PIECE.value))
     return {"ROWS": rows, "COLUMNS": columns, "DEPTH": depth, "num_warps": warps}
+
+
+def tile_of_many(rows: int, *, columns: int, depth: int) -> dict[str, int]:
+    """By the matrix units; turns ahead wait in shared memory."""
+    sizes = {"ROWS": rows, "COLUMNS": columns, "DEPTH": depth}
+    return {**sizes, "num_warps": 4, "num_stages": 4}
 
 
 @triton.jit
@@ -141,17 +148,6 @@ def few(
 
 
 @triton.jit
-def factors(x, row, there, k, eps, DEPTH: tl.constexpr):
-    """1 / rms of rows of x [rows, k]: [rows, 1]."""
-    squares = tl.zeros(row.shape, tl.float32)
-    for start in range(0, k, DEPTH):
-        inner = start + tl.arange(0, DEPTH)[None, :]
-        given = tl.load(x + row[:, None] * k + inner, there & (inner < k), 0.0).to(tl.float32)
-        squares += tl.sum(given * given, axis=1)
-    return tl.rsqrt(squares / k + eps)[:, None]
-
-
-@triton.jit
 def times(given, place, inside, total):
     """total plus given times the tile [columns, depth] at ``place``."""
     tile = tl.load(place, inside, 0).to(given.dtype)
@@ -165,8 +161,11 @@ def many(
     SCALED: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """As ``few``, by the matrix units. They multiply halves, so RMSNorm divides, and rounds, before
-    them, as T3's own does."""
+    """As ``few``, by the matrix units. They multiply halves: x * norm is rounded before, once
+    (T3's own norm rounds twice); what is beyond a half then is infinite, and found as such.
+
+    The compiler sends for turns ahead of x and the weight; the norm is sent for here.
+    """
     if EARLY:
         next_may_begin()
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
@@ -174,25 +173,34 @@ def many(
     there, wanted = (row < rows)[:, None], (column < n)[:, None]
     place, inside = row[:, None] * n + column[None, :], there & (column < n)[None, :]
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    other, before, factor = total, 0.0, 1.0
+    other, before = total, 0.0
+    squares = tl.zeros((ROWS, DEPTH), tl.float32)
+    inner = tl.arange(0, DEPTH)[None, :]
+    by = inner
+    if NORMED:
+        by = tl.load(norm + inner, inner < k, 0.0)
     first, second = scaling(scales, column, n, SCALED, GATED)
     if EARLY:
         wait_for_those_before()
     if ADDED:
         before = tl.load(residual + place, inside, 0.0).to(tl.float32)
-    if NORMED:
-        factor = factors(x, row, there, k, eps, DEPTH)
     for start in range(0, k, DEPTH):
         inner = start + tl.arange(0, DEPTH)[None, :]
         here = inner < k
         given = tl.load(x + row[:, None] * k + inner, there & here, 0.0)
         if NORMED:
-            by = tl.load(norm + inner, here, 0.0)
-            given = (given.to(tl.float32) * factor).to(given.dtype) * by
+            wide = given.to(tl.float32)
+            squares += wide * wide
+            given = (wide * by.to(tl.float32)).to(given.dtype)
+            by = tl.load(norm + inner + DEPTH, inner + DEPTH < k, 0.0)
         matrix = weight + column[:, None] * k + inner
         total = times(given, matrix, wanted & here, total)
         if GATED:
             other = times(given, matrix + n * k, wanted & here, other)
+    if NORMED:
+        factor = tl.rsqrt(tl.sum(squares, axis=1) / k + eps)[:, None]
+        total *= factor
+        other *= factor
     finish(total, other, first, second, before, out + place, inside, GATED)
 
 
@@ -282,7 +290,7 @@ def linear(
     (rows, k), n = x.shape, weight.shape[0] // (2 if gated else 1)
     x, out = x.contiguous(), x.new_empty(rows, n) if out is None else out
     by, eps = norm or (x, 0.0)
-    tile = tiles(rows, gated=gated)
+    tile = tiles(rows, x.element_size(), gated=gated)
     grid = (triton.cdiv(n, tile["COLUMNS"]), triton.cdiv(rows, tile["ROWS"]))
     (few if rows <= FEW else many)[grid](
         x,

@@ -241,7 +241,7 @@ class TestBeginningEarly:
             )
 
         x, residual = (torch.randn(rows, n, generator=generator) for n in (600, outputs))
-        columns = kernels.tiles(rows, gated=gated)["COLUMNS"]
+        columns = kernels.tiles(rows, 4, gated=gated)["COLUMNS"]
         self.check(waits, call, [x, residual], -(-outputs // columns))
 
     def test_attention(self, waits):
@@ -387,7 +387,7 @@ def test_t3_says_the_same_with_it(engine, monkeypatch):
     """The whole loop: utterances of several lengths side by side, one slot used twice. By large
     tiles, for the interpreter takes a millisecond a program."""
 
-    def tiles(rows, *, gated=False):
+    def tiles(rows, wide, *, gated=False):
         return kernels.tile_of_few(rows, columns=512, depth=64)
 
     monkeypatch.setattr(kernels, "tiles", tiles)

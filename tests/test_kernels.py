@@ -63,7 +63,8 @@ def machine_code(kernel, types: dict[str, str], constants: dict[str, int], card:
     from chatterbox_opt.kernel_launch import EARLY_ON, wait_for_those_before
 
     early = wait_for_those_before is not None and card // 10 in EARLY_ON
-    options = {"num_warps": constants.pop("num_warps")} if "num_warps" in constants else {}
+    options = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
+    constants = {name: constants[name] for name in constants if name not in options}
     constants = constants | {"EARLY": early}
     parameters = inspect.signature(kernel.fn).parameters
     signature = {name: types[name] for name in parameters if name in types}
@@ -137,7 +138,7 @@ def test_they_compile_for_cards_that_are_not_here(card, narrow, tmp_path, monkey
         (kernels.SMALLEST_TILE, all_of_it),
         (kernels.LARGEST_TILE, plain),
     ):
-        constants = kernels.tiles(rows, gated="GATED" in form) | {
+        constants = kernels.tiles(rows, 2 if narrow else 4, gated="GATED" in form) | {
             name: name in form for name in all_of_it
         }
         weight = {"weight": "*i8"} if "SCALED" in form else {}

@@ -20,7 +20,8 @@ def test_the_names():
 def test_the_engine():
     public = [name for name in vars(Engine) if not name.startswith("_")]
     assert public == [
-        "load", "close", "voice", "pieces", "stream", "synthesize", "batch", "speech_tokens"
+        "load", "close", "voice", "warm_up",
+        "pieces", "stream", "synthesize", "batch", "speech_tokens"
     ]  # fmt: skip
     assert list(inspect.signature(Engine.synthesize).parameters) == [
         "self", "text", "voice", "sampling", "observe"
