@@ -40,6 +40,7 @@ from chatterbox_opt.pipeline import Pipeline
 from chatterbox_opt.plan import HERE
 from chatterbox_opt.reader import text_tokens
 from chatterbox_opt.rows import Direct
+from chatterbox_opt.shapes import FlowShape
 from chatterbox_opt.slots import Utterance
 from chatterbox_opt.subjects import SENTENCE, Clock, Job, forced_tokens
 from chatterbox_opt.t3 import T3, Prompt
@@ -61,6 +62,7 @@ class Sizes:
         lengths: seconds of sound.
         texts: characters of texts for the prefill.
         spans: positions of the cache, for the kernels of one query.
+        frames: of the flow, for its attention.
         rows: of a step, for its products.
         drifting, drifted: utterances of the leak and drift check, and the fewest tokens of each.
         beside: lines whose sound is made beside T3 and compared.
@@ -72,6 +74,7 @@ class Sizes:
     lengths: tuple[float, ...] = (2.0, 5.0, 10.0, 20.0, 40.0)
     texts: tuple[int, ...] = (10, 100, 300)
     spans: tuple[int, ...] = (256, 512, 1024)
+    frames: tuple[int, ...] = (500, 1000, 2000)
     rows: tuple[int, ...] = (2, 48)
     drifting: int = 200
     drifted: int = 50
@@ -301,6 +304,40 @@ def decode_kernels(
     return rows
 
 
+def frame_kernels(
+    shape: FlowShape,
+    record: Recorder,
+    device: torch.device,
+    frames: tuple[int, ...],
+    *,
+    fused: bool,
+) -> list[dict[str, Any]]:
+    """Microseconds of the flow's attention by kernel, in halves: two rows, a tenth is padding.
+
+    Args:
+        fused: whether the kernel of our own can be run here.
+    """
+    found = []
+    for count in frames:
+        sizes = (2, count, 3, shape.estimator_heads, shape.estimator_head_dim)
+        qkv = torch.randn(sizes, device=device, dtype=torch.float16)
+        q, k, v = qkv.transpose(1, 3).unbind(2)
+        lengths = torch.full((2,), count - count // 10, dtype=torch.int32, device=device)
+        mask = (torch.arange(count, device=device) < lengths[:, None])[:, None, None]
+        candidates = {
+            "sdpa, all": functools.partial(F.scaled_dot_product_attention, q, k, v),
+            "sdpa, masked": functools.partial(F.scaled_dot_product_attention, q, k, v, mask),
+        }
+        if fused:
+            from chatterbox_opt import flow_kernels  # Triton is not everywhere
+
+            candidates["fused"] = functools.partial(flow_kernels.attend, q, k, v, lengths)
+        row: dict[str, Any] = {"frames": count}
+        row |= {name: microseconds(record, once, device, 30) for name, once in candidates.items()}
+        found.append(row)
+    return found
+
+
 def microseconds(
     record: Recorder, once: Callable[[], Any], device: torch.device, times: int
 ) -> float:
@@ -446,6 +483,9 @@ def timings(engine: Engine, way: Way, sizes: Sizes, found: dict[str, Any]) -> No
         ways = {"launched": Eager(fused=way.fused), "replayed": way}
         found["prefill_by_length"] = prefill_by_length(engine, t3, ways, sizes.texts)
         found["decode_attention_us"] = decode_kernels(t3, record, sizes.spans, fused=way.fused)
+        found["flow_attention_us"] = frame_kernels(
+            engine.checkpoint.shapes.flow, record, t3.like.device, sizes.frames, fused=way.fused
+        )
         if way.fused:
             found["early_kernels"] = early_kernels(engine, t3, sizes.said, sizes.tokens)
             found["step_products"] = step_products(t3, record, sizes.rows)

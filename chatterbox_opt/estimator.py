@@ -13,7 +13,6 @@ first block, which is linear in its inputs, and the times) is computed once.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -29,22 +28,46 @@ KERNEL = 3  # frames that a causal convolution sees: this one and the two before
 CONDITIONS = 3 * MEL_BINS  # mu, speaker, prompt
 
 
-def normed(layer: nn.LayerNorm, x: Tensor, *, mish: bool = False) -> Tensor:
-    """Layer norm, and Mish (Misra 2019) after it: the same shape."""
-    if cpu_bfloat16.serves(x, layer.weight):
-        return cpu_bfloat16.norm(layer, x, mish=mish)
-    plain: Tensor = layer(x)
-    return F.mish(plain) if mish else plain
+class Norm(nn.LayerNorm):
+    """Layer norm with what stands around it.
+
+    Attributes:
+        fused: on a card, halves go through a kernel of our own (flow_kernels.py).
+    """
+
+    fused = False
+
+    def forward(self, x: Tensor, *, mish: bool = False) -> Tensor:
+        """The norm, and Mish (Misra 2019) after it: the same shape."""
+        if cpu_bfloat16.serves(x, self.weight):
+            return cpu_bfloat16.norm(self, x, mish=mish)
+        if self.fused and is_half(x):
+            return self._fused(x, None, mish=mish)[1]
+        plain = super().forward(x)
+        return F.mish(plain) if mish else plain
+
+    def of_sum(self, x: Tensor, more: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``x + more``, and its norm. ``x`` may have changed: it is the residual stream."""
+        if more is None:
+            return x, self(x)
+        if cpu_bfloat16.serves(x, more, self.weight):
+            return x, cpu_bfloat16.add_norm(self, x, more)
+        if self.fused and is_half(x):
+            return self._fused(x, more)
+        x = x + more
+        return x, self(x)
+
+    def _fused(
+        self, x: Tensor, more: Tensor | None, *, mish: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        from chatterbox_opt import flow_kernels  # Triton is not everywhere
+
+        return flow_kernels.norm(x, self.weight, self.bias, self.eps, more, mish=mish)
 
 
-def sum_and_norm(layer: nn.LayerNorm, x: Tensor, more: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``x + more``, and its layer norm. ``x`` may have changed: it is the residual stream."""
-    if more is None:
-        return x, normed(layer, x)
-    if cpu_bfloat16.serves(x, more, layer.weight):
-        return x, cpu_bfloat16.add_norm(layer, x, more)
-    x = x + more
-    return x, layer(x)
+def is_half(x: Tensor) -> bool:
+    """Whether x is in a half precision: those the kernels are tried for."""
+    return x.dtype in (torch.float16, torch.bfloat16)
 
 
 class CausalConv(nn.Module):
@@ -70,10 +93,10 @@ class ConvNorm(nn.Module):
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
         self.conv = CausalConv(channels, out)
-        self.norm = nn.LayerNorm(out)
+        self.norm = Norm(out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return normed(self.norm, self.conv(x), mish=True)
+        return cast(Tensor, self.norm(self.conv(x), mish=True))
 
 
 class ResNet(nn.Module):
@@ -97,11 +120,13 @@ class Given:
     Attributes:
         first, skip: [rows, frames, width], the conditions' part of the first block.
         mask: bool [rows, 1, 1, frames], which frames may be attended to; None for all.
+        lengths: int32 [rows], how many those are, the first ones; None for all.
     """
 
     first: Tensor
     skip: Tensor
     mask: Tensor | None
+    lengths: Tensor | None
 
 
 class Entry(nn.Module):
@@ -110,7 +135,7 @@ class Entry(nn.Module):
     def __init__(self, out: int, time: int) -> None:
         super().__init__()
         self.mel, self.given = CausalConv(MEL_BINS, out), CausalConv(CONDITIONS, out, bias=False)
-        self.norm, self.second = nn.LayerNorm(out), ConvNorm(out, out)
+        self.norm, self.second = Norm(out), ConvNorm(out, out)
         self.time = nn.Linear(time, out)
         self.mel_skip = nn.Linear(MEL_BINS, out)
         self.given_skip = nn.Linear(CONDITIONS, out, bias=False)
@@ -118,30 +143,43 @@ class Entry(nn.Module):
     def forward(self, x: Tensor, given: Given, shift: Tensor) -> Tensor:
         """[n, frames, 80] with ``rows`` conditions, a multiple of n, to [rows, frames, width]."""
         times = (given.first.shape[0] // x.shape[0], 1, 1)
-        first = normed(self.norm, self.mel(x).repeat(times) + given.first, mish=True)
+        first = self.norm(self.mel(x).repeat(times) + given.first, mish=True)
         convolved: Tensor = self.second(first + shift)
         return convolved + self.mel_skip(x).repeat(times) + given.skip
 
 
 class Transformer(nn.Module):
-    """Self-attention over all frames and a feed-forward (diffusers' BasicTransformerBlock)."""
+    """Self-attention over all frames and a feed-forward (diffusers' BasicTransformerBlock).
+
+    Attributes:
+        fused: as of ``Norm``.
+    """
+
+    fused = False
 
     def __init__(self, width: int, heads: int, head_dim: int) -> None:
         super().__init__()
         inner = heads * head_dim
         self.heads = heads
-        self.attention_norm, self.ffn_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention_norm, self.ffn_norm = Norm(width), Norm(width)
         self.qkv = nn.Linear(width, 3 * inner, bias=False)
         self.out = nn.Linear(inner, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, more: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, more: Tensor | None, given: Given) -> tuple[Tensor, Tensor]:
         """The residual stream and what is still to be added to it, before and after."""
-        x, inner = sum_and_norm(self.attention_norm, x, more)
+        x, inner = self.attention_norm.of_sum(x, more)
         qkv = self.qkv(inner)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).transpose(1, 3).unbind(2)
-        x, inner = sum_and_norm(self.ffn_norm, x, self.out(attend(q, k, v, mask)))
+        x, inner = self.ffn_norm.of_sum(x, self.out(self._attend(q, k, v, given)))
         return x, self.down(F.gelu(self.up(inner)))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, given: Given) -> Tensor:
+        if self.fused and is_half(q):
+            from chatterbox_opt import flow_kernels  # Triton is not everywhere
+
+            return flow_kernels.attend(q, k, v, given.lengths)
+        return attend(q, k, v, given.mask)
 
 
 class Level(nn.Module):
@@ -161,12 +199,12 @@ class Level(nn.Module):
         shifted: Tensor = self.resnet.time(time)
         return shifted
 
-    def forward(self, mask: Tensor | None, *inputs: object) -> Tensor:
+    def forward(self, given: Given, *inputs: object) -> Tensor:
         """``inputs`` are the residual block's."""
         x: Tensor = self.resnet(*inputs)
         more: Tensor | None = None
         for transformer in self.transformers:
-            x, more = transformer(x, more, mask)
+            x, more = transformer(x, more, given)
         return x if more is None else x + more
 
 
@@ -187,6 +225,12 @@ class Estimator(nn.Module):
         self.leave_conv = CausalConv(width, width)
         self.final = ConvNorm(width, width)
         self.mel = nn.Linear(width, MEL_BINS)
+
+    def fuse(self) -> None:
+        """Have halves go through a card's kernels of our own from now on."""
+        for part in self.modules():
+            if isinstance(part, Norm | Transformer):
+                part.fused = True
 
     def times(self, times: Tensor) -> Tensor:
         """Embed float32 times [n] in [0, 1]: [levels, n, width], once for all steps and rows.
@@ -212,11 +256,13 @@ class Estimator(nn.Module):
 
         Args:
             conditions: [rows, frames, 240]: mu, speaker and prompt side by side.
-            mask: bool [rows, frames], which frames are there; None for all.
+            mask: bool [rows, frames], which frames are there, the first ones; None for all.
         """
         entry = cast(Entry, self.enter.resnet)
-        keys = None if mask is None else mask[:, None, None]
-        return Given(entry.given(conditions), entry.given_skip(conditions), keys)
+        first, skip = entry.given(conditions), entry.given_skip(conditions)
+        if mask is None:
+            return Given(first, skip, None, None)
+        return Given(first, skip, mask[:, None, None], mask.sum(dim=-1, dtype=torch.int32))
 
     def forward(self, x: Tensor, given: Given, shifts: Tensor) -> Tensor:
         """One evaluation.
@@ -229,77 +275,10 @@ class Estimator(nn.Module):
         Returns:
             [rows, frames, 80].
         """
-        mask, (enter, *middle, leave) = given.mask, shifts
-        entered = self.enter(mask, x, given, enter)
+        enter, *middle, leave = shifts
+        entered = self.enter(given, x, given, enter)
         x = self.enter_conv(entered)
         for level, shift in zip(self.middle, middle, strict=True):
-            x = level(mask, x, shift)
-        x = self.leave(mask, torch.cat((x, entered), dim=-1), leave)
+            x = level(given, x, shift)
+        x = self.leave(given, torch.cat((x, entered), dim=-1), leave)
         return self.mel(self.final(self.leave_conv(x)))
-
-
-def from_upstream(state: dict[str, Tensor], shape: FlowShape) -> dict[str, Tensor]:
-    """Rename and reshape upstream's parameters (names below ``decoder.estimator.``) to ours.
-
-    Raises:
-        KeyError: a name is missing.
-    """
-    made = _Conversion(state, {})
-    made.take("time_in", "time_mlp.linear_1")
-    made.take("time_out", "time_mlp.linear_2")
-    enter, first = "enter.resnet", "down_blocks.0.0"
-    made.level("enter", "down_blocks.0", shape.estimator_blocks)
-    made.apart(f"{enter}.mel.product", f"{enter}.given.product", f"{first}.block1.block.0")
-    made.take(f"{enter}.norm", f"{first}.block1.block.2")
-    made.apart(f"{enter}.mel_skip", f"{enter}.given_skip", f"{first}.res_conv")
-    made.take("enter_conv.product", "down_blocks.0.2")
-    levels = [(f"middle.{i}", f"mid_blocks.{i}") for i in range(shape.estimator_mid)]
-    for mine, theirs in (*levels, ("leave", "up_blocks.0")):
-        made.level(mine, theirs, shape.estimator_blocks)
-        made.norm(f"{mine}.resnet.first", f"{theirs}.0.block1")
-        made.take(f"{mine}.resnet.skip", f"{theirs}.0.res_conv")
-    made.take("leave_conv.product", "up_blocks.0.2")
-    made.norm("final", "final_block")
-    made.take("mel", "final_proj")
-    return made.ours
-
-
-@dataclass(frozen=True, slots=True)
-class _Conversion:
-    state: dict[str, Tensor]
-    ours: dict[str, Tensor]
-
-    def take(self, mine: str, theirs: str, kinds: Sequence[str] = ("weight", "bias")) -> None:
-        """A layer under another name; a convolution's kernel beside its inputs."""
-        for kind in kinds:
-            tensor = self.state[f"{theirs}.{kind}"]
-            if tensor.dim() == 3:  # [out, in, kernel] to [out, kernel * in]
-                tensor = tensor.transpose(1, 2).flatten(1)
-            self.ours[f"{mine}.{kind}"] = tensor
-
-    def norm(self, mine: str, theirs: str) -> None:
-        """A ``ConvNorm``."""
-        self.take(f"{mine}.conv.product", f"{theirs}.block.0")
-        self.take(f"{mine}.norm", f"{theirs}.block.2")
-
-    def apart(self, mel: str, given: str, theirs: str) -> None:
-        """The inputs' columns: the noisy mel's with the bias, and the conditions'."""
-        weight = self.state[f"{theirs}.weight"].transpose(1, 2)
-        columns = weight.split((MEL_BINS, CONDITIONS), dim=2)
-        for mine, part in zip((mel, given), columns, strict=True):
-            self.ours[f"{mine}.weight"] = part.flatten(1)
-        self.take(mel, theirs, ("bias",))
-
-    def level(self, mine: str, theirs: str, blocks: int) -> None:
-        """What the first level shares with the others."""
-        self.take(f"{mine}.resnet.time", f"{theirs}.0.mlp.1")
-        self.norm(f"{mine}.resnet.second", f"{theirs}.0.block2")
-        for i in range(blocks):
-            one, other = f"{mine}.transformers.{i}", f"{theirs}.1.{i}"
-            qkv = [self.state[f"{other}.attn1.to_{p}.weight"] for p in "qkv"]
-            self.ours[f"{one}.qkv.weight"] = torch.cat(qkv)
-            self.take(f"{one}.out", f"{other}.attn1.to_out.0")
-            self.take(f"{one}.attention_norm", f"{other}.norm1")
-            self.take(f"{one}.ffn_norm", f"{other}.norm3")
-            self.take(f"{one}.up", f"{other}.ff.net.0.proj")
-            self.take(f"{one}.down", f"{other}.ff.net.2")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox_opt import kernel_ends, kernels
+from chatterbox_opt import flow_kernels, kernel_ends, kernels
 
 DEEP, WIDE = 1088, 48  # of the matrices: several turns and a rest of one, whatever the tile
 HEADS, WIDTH, WORDS = 16, 64, 8194  # as T3 has them: other numbers would be other kernels
@@ -25,7 +25,8 @@ def right(device: torch.device, dtype: torch.dtype) -> bool:
     def drawn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
-    return all(tried(drawn) for tried in (_products, _attention, _entering, _draw))
+    t3, flow = (_products, _attention, _entering, _draw), (_frames, _norms)
+    return all(tried(drawn) for tried in (*t3, *flow))
 
 
 def _products(drawn: Callable[..., Tensor]) -> bool:
@@ -106,6 +107,32 @@ def _draw(drawn: Callable[..., Tensor]) -> bool:
         if seen.nonzero()[:, 1].tolist() != [8, 9, 7000] or said.tolist() != [[7000, 9, -1]]:
             return False
         if [*spoken, *position] != [2, 2]:
+            return False
+    return True
+
+
+def _frames(drawn: Callable[..., Tensor]) -> bool:
+    """The flow's attention: several turns and a rest, rows of two lengths, and without a mask."""
+    frames = 2 * flow_kernels.QUERIES + 3
+    qkv = drawn(2, frames, 3, HEADS // 2, WIDTH).transpose(1, 3)
+    q, k, v = qkv.unbind(2)
+    lengths = torch.tensor([frames - 70, frames], dtype=torch.int32, device=q.device)
+    mask = (torch.arange(frames, device=q.device) < lengths[:, None])[:, None, None]
+    for seen, given in ((mask, lengths), (None, None)):
+        expected = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        if not _alike(flow_kernels.attend(q, k, v, given), expected.transpose(1, 2).flatten(2)):
+            return False
+    return True
+
+
+def _norms(drawn: Callable[..., Tensor]) -> bool:
+    x, more, weight, bias = drawn(3, 5, 256), drawn(3, 5, 256), drawn(256), drawn(256)
+    for add, mish in ((more, False), (None, True)):
+        total = x if add is None else x + add
+        expected = F.layer_norm(total, (256,), weight, bias)
+        expected = F.mish(expected) if mish else expected
+        found = flow_kernels.norm(x, weight, bias, 1e-5, add, mish=mish)
+        if not (_alike(found[0], total) and _alike(found[1], expected)):
             return False
     return True
 

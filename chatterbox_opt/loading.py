@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 from chatterbox_opt import (
     blocked,
     estimator,
+    estimator_weights,
     flow,
     graphs,
     heap,
@@ -168,7 +169,7 @@ def _read_flow(stage: flow.Flow, checkpoint: Checkpoint) -> None:
     prefix = "decoder.estimator."
     theirs = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     try:
-        ours = estimator.from_upstream(theirs, checkpoint.shapes.flow)
+        ours = estimator_weights.from_upstream(theirs, checkpoint.shapes.flow)
     except KeyError as error:
         raise WeightsError(f"flow lacks {prefix}{error.args[0]}: wrong or old file?") from error
     fill(stage, tensors | {f"estimator.{n}": t for n, t in ours.items()}, "flow")
@@ -291,6 +292,8 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None 
         # narrower ones have layouts of their own, and a compiler wants plain layers
         if (plan.t3, plan.compile) == ("float32", "none"):
             blocked.block(stages["t3"])
+    if plan.fused:
+        flow_stage.estimator.fuse()
     if plan.compute:
         store(stages["t3"], getattr(torch, plan.t3))
         store(stages["flow"], getattr(torch, plan.flow))

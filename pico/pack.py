@@ -22,7 +22,7 @@ import typer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from chatterbox_opt import estimator, models, random_weights
+from chatterbox_opt import estimator_weights, models, random_weights
 from chatterbox_opt.files import whole_file
 from chatterbox_opt.loading import FORGIVEN
 from chatterbox_opt.models import VOICES
@@ -69,7 +69,7 @@ def flow_to_ours(theirs: Tensors) -> Tensors:
     """Upstream's names of the flow's tensors to ours, as ``loading.load_flow`` reads them."""
     prefix = "decoder.estimator."
     inner = {n.removeprefix(prefix): t for n, t in theirs.items() if n.startswith(prefix)}
-    made = estimator.from_upstream(inner, SHAPES.flow)
+    made = estimator_weights.from_upstream(inner, SHAPES.flow)
     outer = {n: t for n, t in theirs.items() if not n.startswith("decoder.")}
     return outer | {f"estimator.{n}": t for n, t in made.items()}
 

@@ -10,9 +10,20 @@ import torch
 from conftest import as_on_a_card, assert_close, looking, say_all, utterance
 from triton.runtime.errors import OutOfResources
 
-from chatterbox_opt import card, fused_step, hardware, kernel_ends, kernel_launch, kernels, sampler
+from chatterbox_opt import (
+    card,
+    flow_kernels,
+    fused_step,
+    hardware,
+    kernel_ends,
+    kernel_launch,
+    kernels,
+    sampler,
+)
 from chatterbox_opt.cache import products
+from chatterbox_opt.estimator import Estimator, Transformer
 from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.shapes import TINY
 from chatterbox_opt.slots import FREE, Slots
 from chatterbox_opt.t3 import rotate
 
@@ -176,6 +187,74 @@ def test_a_step_begins_as_the_model_begins_it(engine, dtype, each):
         assert_close(found, wanted.to(dtype), atol=ATOL[dtype])
 
 
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.float16, 4e-3)])
+@pytest.mark.parametrize("frames", [1, flow_kernels.KEYS, flow_kernels.QUERIES + 9])
+def test_frames_attend_to_those_that_are_there(dtype, atol, frames):
+    """Rows of several lengths; behind each lies what nobody may read. Laid out as the flow has it."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.tensor([1, (frames + 1) // 2, frames])
+    qkv = 2 * torch.randn(3, frames, 3, 2, 32, generator=generator)
+    there = torch.arange(frames) < lengths[:, None]
+    q, k, v = qkv.to(dtype).transpose(1, 3).unbind(2)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(x.double() for x in (q, k, v)), attn_mask=there[:, None, None]
+    )
+    k.masked_fill_(~there[:, None, :, None], 1e4)
+    v.masked_fill_(~there[:, None, :, None], torch.nan)
+    made = flow_kernels.attend(q, k, v, lengths.int())
+    assert made.shape == (3, frames, 64) and made.dtype == dtype
+    assert_close(made, expected.transpose(1, 2).flatten(2).to(dtype), atol=atol)
+    alone = flow_kernels.attend(q[2:], k[2:], v[2:], None)
+    assert_close(alone, made[2:], atol=0)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.float16, 1e-2)])
+@pytest.mark.parametrize("width", [256, 96])
+def test_a_norm_and_what_stands_around_it(dtype, atol, width):
+    generator = torch.Generator().manual_seed(0)
+    x, more = (5 * torch.randn(3, 7, width, generator=generator).to(dtype) for _ in range(2))
+    weight, bias = (torch.randn(width, generator=generator).to(dtype) for _ in range(2))
+    layer = torch.nn.functional.layer_norm
+    for add in (None, more):
+        for mish in (False, True):
+            total = x if add is None else x + add
+            exact = layer(total.double(), (width,), weight.double(), bias.double(), 1e-5)
+            exact = torch.nn.functional.mish(exact) if mish else exact
+            found = flow_kernels.norm(x, weight, bias, 1e-5, add, mish=mish)
+            assert torch.equal(found[0], total)
+            assert_close(found[1], exact.to(dtype), atol=atol)
+
+
+def test_the_flow_is_the_same_with_them(engine, monkeypatch):
+    """The whole velocity field in float16, padded rows: by the kernels, and by PyTorch's."""
+    asked = []
+    for name in ("attend", "norm"):
+        kernel = getattr(flow_kernels, name)
+
+        def counted(*given, _kernel=kernel, _name=name, **more):
+            asked.append(_name)
+            return _kernel(*given, **more)
+
+        monkeypatch.setattr(flow_kernels, name, counted)
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        half = Estimator(TINY.flow).half().eval()
+        for parameter in half.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 6)
+        half.time_in.float(), half.time_out.float()
+        mask = torch.arange(40) < torch.tensor([[40], [31]])
+        given = half.given(torch.randn(2, 40, 240, generator=generator).half(), mask)
+        x = torch.randn(1, 40, 80, generator=generator).half()
+        [shifts] = half.times(torch.tensor([0.3])).unbind(1)
+        expected = half(x, given, shifts)
+        assert not asked
+        half.fuse()
+        found = half(x, given, shifts)
+    blocks = sum(isinstance(part, Transformer) for part in half.modules())
+    assert asked.count("attend") == blocks and asked.count("norm") > 2 * blocks
+    assert_close(found[mask], expected[mask], atol=0.02 * expected.abs().max().item())
+
+
 def wrong(tensor):
     """Other numbers, where a kernel may read without harm."""
     if tensor.dtype == torch.bool:
@@ -336,10 +415,23 @@ class TestTrying:
     def test_right_kernels_are_found_right(self):
         assert card.lacks_triton(torch.float16, "cpu") == ""
 
-    @pytest.mark.parametrize("name", ["linear", "attend"])
-    def test_wrong_ones_are_found_wrong(self, name, monkeypatch):
-        exact = getattr(kernels, name)
-        monkeypatch.setattr(kernels, name, lambda *given, **more: exact(*given, **more) * 1.1)
+    @pytest.mark.parametrize(
+        ("module", "name"),
+        [
+            (kernels, "linear"),
+            (kernels, "attend"),
+            (flow_kernels, "attend"),
+            (flow_kernels, "norm"),
+        ],
+    )
+    def test_wrong_ones_are_found_wrong(self, module, name, monkeypatch):
+        exact = getattr(module, name)
+
+        def off(*given, **more):
+            made = exact(*given, **more)
+            return (made[0], made[1] * 1.1) if name == "norm" else made * 1.1
+
+        monkeypatch.setattr(module, name, off)
         assert card.lacks_triton(torch.float16, "cpu") == "Triton's kernels are wrong here"
 
     def test_a_wrong_beginning_is_found_wrong(self, monkeypatch):

@@ -56,6 +56,9 @@ def test_its_figures_are_figures(check, engine):
     with check.on_device(engine, "t3") as t3:
         [row] = check.decode_kernels(t3, tape.record, (128,))
         assert row["sdpa"] > 0 and row["products"] > 0
+        shape, here = engine.checkpoint.shapes.flow, t3.like.device
+        [row] = check.frame_kernels(shape, tape.record, here, (20,), fused=False)
+        assert row["sdpa, all"] > 0 and row["sdpa, masked"] > 0
         [row] = check.prefill_by_length(engine, t3, {"some way": engine._speaker.way}, (50,))
         assert row["some way"] > 0
     many = engine.plan.slots

@@ -62,11 +62,11 @@ def machine_code(kernel, types: dict[str, str], constants: dict[str, int], card:
 
     from chatterbox_opt.kernel_launch import EARLY_ON, wait_for_those_before
 
-    early = wait_for_those_before is not None and card // 10 in EARLY_ON
+    parameters = inspect.signature(kernel.fn).parameters
+    early = "EARLY" in parameters and wait_for_those_before is not None and card // 10 in EARLY_ON
     options = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
     constants = {name: constants[name] for name in constants if name not in options}
-    constants = constants | {"EARLY": early}
-    parameters = inspect.signature(kernel.fn).parameters
+    constants |= {"EARLY": early} if "EARLY" in parameters else {}
     signature = {name: types[name] for name in parameters if name in types}
     signature |= dict.fromkeys(constants, "constexpr")
     names = inspect.signature(ASTSource.__init__).parameters
@@ -121,7 +121,7 @@ def test_they_compile_for_cards_that_are_not_here(card, narrow, tmp_path, monkey
     """True shapes' constants, down to machine code; without what Triton would learn of alignment
     from the real arguments. Turing has no bfloat16: float16 there."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    from chatterbox_opt import kernel_ends, kernel_launch, kernels
+    from chatterbox_opt import flow_kernels, kernel_ends, kernel_launch, kernels
 
     if card >= 100 and kernel_launch.wait_for_those_before is None:
         pytest.skip("this Triton is older than the card")
@@ -158,3 +158,17 @@ def test_they_compile_for_cards_that_are_not_here(card, narrow, tmp_path, monkey
     places = {"places": "*i64", "width": "i32", "beyond": "i32"}
     enter = {**floats, **kept, **places, "frequencies": "*fp32"}
     machine_code(kernel_ends.entered, enter, {"EACH": 2, "ROOM": 1024, "HALF": 32}, card)
+    if not narrow:
+        return  # those of the flow are for halves
+    strides = dict.fromkeys(("row_stride", "frame_stride", "head_stride"), "i32")
+    sizes = {"scale": "fp32", **dict.fromkeys(("heads", "frames"), "i32"), **strides}
+    frames = {**dict.fromkeys("qkv", given), "lengths": "*i32", "out": given, **sizes}
+    constants = {"PADDED": True, "WIDTH": 64, "num_warps": flow_kernels.warps_for(card // 10)}
+    constants |= {"QUERIES": flow_kernels.QUERIES, "KEYS": flow_kernels.KEYS}
+    machine_code(flow_kernels.attended, frames, constants, card)
+    floats = dict.fromkeys(("x", "more", "weight", "bias", "total", "out"), given)
+    norm = {**floats, "rows": "i32", "width": "i32", "eps": "fp32"}
+    for form in ("ADDED", "MISH"):
+        constants = {name: name == form for name in ("ADDED", "MISH")}
+        constants |= {"ROWS": flow_kernels.ROWS, "ROOM": 256}
+        machine_code(flow_kernels.normed, norm, constants, card)

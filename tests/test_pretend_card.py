@@ -15,7 +15,16 @@ from conftest import SAMPLE, as_on_a_card, looking
 from pretend_card import Card, RaceError
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from chatterbox_opt import Engine, Request, Sampling, card, kernel_ends, kernels, sampler
+from chatterbox_opt import (
+    Engine,
+    Request,
+    Sampling,
+    card,
+    flow_kernels,
+    kernel_ends,
+    kernels,
+    sampler,
+)
 from chatterbox_opt.bench import CUDA_ROWS
 from chatterbox_opt.cache import products
 from chatterbox_opt.engine import SLOW
@@ -98,6 +107,22 @@ def draw(logits, seen, knobs, noise, said, counters, *, free, not_finite):
     Slots.draw(held, 0, len(seen), ranked=False)
 
 
+def attend_frames(q, k, v, lengths):
+    """``flow_kernels.attend``."""
+    mask = None
+    if lengths is not None:
+        mask = (torch.arange(q.shape[2], device=q.device) < lengths[:, None])[:, None, None]
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return attended.transpose(1, 2).flatten(2)
+
+
+def norm(x, weight, bias, eps, more=None, *, mish=False):
+    """``flow_kernels.norm``."""
+    total = x if more is None else x + more
+    made = F.layer_norm(total, weight.shape, weight, bias, eps)
+    return total, F.mish(made) if mish else made
+
+
 @pytest.fixture
 def there(monkeypatch):
     """A card; its Triton kernels are what they compute, in operations that a tape can follow."""
@@ -107,6 +132,8 @@ def there(monkeypatch):
     monkeypatch.setattr(kernels, "attend", attend)
     monkeypatch.setattr(kernel_ends, "enter", enter)
     monkeypatch.setattr(kernel_ends, "draw", draw)
+    monkeypatch.setattr(flow_kernels, "attend", attend_frames)
+    monkeypatch.setattr(flow_kernels, "norm", norm)
     with Card().plugged(monkeypatch) as plugged:
         yield plugged
 
