@@ -6,6 +6,7 @@ The network is closed by pytest-socket; every cache lives in a temporary directo
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,12 @@ settings.register_profile("repeatable", derandomize=True)  # the suite does not 
 settings.load_profile("repeatable")
 
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_unconfigure():
+    shutil.rmtree(_SCRATCH, ignore_errors=True)
+
+
 SAMPLE = ROOT / "samples" / "speaker.flac"
 
 
