@@ -127,18 +127,19 @@ def said(t3: T3, way: Way, spoken: list[Utterance], slots: int) -> list[tuple[in
     return [found[one].tokens for one in spoken]
 
 
-def token_parity(engine: Engine, way: Way, slots: int, count: int, tokens: int) -> dict[str, Any]:
-    """Replayed steps against launched ones, ``slots`` at once: exact, whatever the knobs."""
+def token_parity(
+    engine: Engine, way: Way, plain: Way, slots: int, count: int, tokens: int
+) -> dict[str, Any]:
+    """Steps of two ways, ``slots`` at once: exact, whatever the knobs."""
     with on_device(engine, "t3") as t3:
-        plain, replayed = (
-            said(t3, how, utterances(engine, count, tokens), slots)
-            for how in (Eager(fused=way.fused), way)
+        expected, found = (
+            said(t3, how, utterances(engine, count, tokens), slots) for how in (plain, way)
         )
     return {
-        "equal": sum(a == b for a, b in zip(plain, replayed, strict=True)),
+        "equal": sum(a == b for a, b in zip(expected, found, strict=True)),
         "of": count,
-        "tokens": sum(map(len, plain)),
-        "good": plain == replayed,
+        "tokens": sum(map(len, expected)),
+        "good": expected == found,
     }
 
 
@@ -507,7 +508,11 @@ def checks(
             found[f"captured_{dtype}"] = {"good": isinstance(way, Captured)}
             for slots in (1, 4):
                 name = f"tokens_{dtype}_{slots}_at_once"
-                found[name] = token_parity(engine, way, slots, sizes.said, sizes.tokens)
+                launched = Eager(fused=way.fused)
+                found[name] = token_parity(engine, way, launched, slots, sizes.said, sizes.tokens)
+            # by kernels of our own against PyTorch's; narrower, they round elsewhere
+            by = token_parity(engine, way, Eager(), 2, sizes.said, sizes.tokens)
+            found[f"tokens_{dtype}_by_pytorch"] = by | {"good": by["good"] or dtype != "float32"}
             found[f"sound_{dtype}"] = sound_parity(engine)
             if dtype == "float16":
                 say("lengths, warm-up, kernels, drift, batch")

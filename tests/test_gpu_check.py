@@ -14,6 +14,7 @@ from test_graphs import capture
 
 from chatterbox_opt import Engine
 from chatterbox_opt.beside import Beside
+from chatterbox_opt.decoding import Eager
 from chatterbox_opt.graphs import Captured
 
 
@@ -26,7 +27,7 @@ def engine(tiny):
 
 def test_it_finds_an_exact_engine_good(check, engine):
     found = {
-        "tokens": check.token_parity(engine, engine._speaker.way, 2, 4, 10),
+        "tokens": check.token_parity(engine, engine._speaker.way, Eager(), 2, 4, 10),
         "sound": check.sound_parity(engine, 0.76),
         "drift": check.drift(engine, 20, 4) | {"good": True},  # times mean nothing here
     }
@@ -43,10 +44,10 @@ def test_it_finds_stale_recordings(check, engine, monkeypatch):
     """A way that forgets to look where the weights are."""
     monkeypatch.setattr("chatterbox_opt.graphs.addresses", lambda module: ())
     stale = Captured(tape.record)
-    assert check.token_parity(engine, stale, 1, 2, 6)["good"]
+    assert check.token_parity(engine, stale, Eager(), 1, 2, 6)["good"]
     for parameter in engine._speaker.residency.module("t3").parameters():
         parameter.data = parameter.data.roll(1, -1)
-    assert not check.token_parity(engine, stale, 1, 2, 6)["good"]
+    assert not check.token_parity(engine, stale, Eager(), 1, 2, 6)["good"]
 
 
 def test_its_figures_are_figures(check, engine):
