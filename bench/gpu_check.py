@@ -31,7 +31,7 @@ import typer
 from chatterbox_opt import Engine, Sampling, bench, fused_step, hardware
 from chatterbox_opt.beside import Here, Sound
 from chatterbox_opt.cache import products
-from chatterbox_opt.card import CudaRecorder
+from chatterbox_opt.card import FAILURES, CudaRecorder
 from chatterbox_opt.decoding import Eager, Way, decode
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.graphs import Captured, Recorder, Recordings
@@ -383,6 +383,8 @@ def step_products(t3: T3, record: Recorder, rows: tuple[int, ...]) -> list[dict[
             kernels.tiles = lambda *_, tile=tile, **__: tile
             try:
                 each = microseconds(record, layers, device, 1) / len(matrices)
+            except FAILURES:  # a tile that is too large for this card
+                each = math.nan
             finally:
                 kernels.tiles = usual
             size = matrices[0][0].nbytes

@@ -6,6 +6,7 @@ or copied, and is only used where there is a card.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import threading
 from collections.abc import Callable
@@ -123,6 +124,7 @@ class Side:
         return worked
 
 
+@functools.cache
 def generation(device: torch.device) -> int:
     """The major version of an NVIDIA card's compute capability, or 0."""
     if device.type != "cuda" or torch.version.hip is not None:
@@ -151,18 +153,21 @@ def arriving(numbers: Tensor) -> Callable[[], list[list[int]]]:
     return arrived
 
 
-def lacks_triton(half: torch.dtype, device: str = "cuda") -> str:
-    """Why the kernels of our own (kernels.py) cannot be used on this card, or "".
+def lacks_kernels(stage: str, dtype: torch.dtype, device: str = "cuda") -> str:
+    """Why the kernels of our own for a stage cannot be used on this card in a dtype, or "".
 
-    All of them are tried, in float32 and in ``half``: Triton compiles them the first time, and
-    builds what launches them with the system's C compiler.
+    All of them are tried: Triton compiles them the first time, and builds what launches them with
+    the system's C compiler.
+
+    Args:
+        stage: "t3" or "flow".
     """
     if importlib.util.find_spec("triton") is None:
         return "this torch comes without Triton"
     try:
         from chatterbox_opt import kernel_trial
 
-        right = all(kernel_trial.right(torch.device(device), d) for d in (half, torch.float32))
+        right = kernel_trial.right(stage, torch.device(device), dtype)
     except FAILURES as error:
         reason = first_line(error)
         return f"Triton cannot build kernels here ({reason})"

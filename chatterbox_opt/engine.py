@@ -32,7 +32,7 @@ from chatterbox_opt.models import Checkpoint
 from chatterbox_opt.pipeline import Pipeline
 from chatterbox_opt.plan import Plan
 from chatterbox_opt.reader import OnToken
-from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.sampling import MAX_TOKENS, Sampling
 from chatterbox_opt.schedule import Schedule
 from chatterbox_opt.speakers import Speakers
 from chatterbox_opt.speech import Audio, Observer, Piece, Progress, Request, Result, join
@@ -52,7 +52,7 @@ WARM_UP = (  # 1, 5 and 12 seconds
     "What is done for the first time takes longer: kernels are compiled, libraries look at the "
     "machine, and a card records what it will repeat. So it is done once, before anyone listens.",
 )
-SLOW = 3  # speech tokens a letter: slower than anyone speaks
+SLOW, SECOND = 4, 25  # speech tokens: of a letter, slowly spoken; of a second
 
 
 class Engine:
@@ -169,7 +169,7 @@ class Engine:
             TextError, DeviceError, NumericsError: as ``pieces``.
         """
         for text in texts or WARM_UP:
-            sampling = Sampling(seed=0, max_tokens=SLOW * len(text))
+            sampling = Sampling(seed=0, max_tokens=min(MAX_TOKENS, SECOND + SLOW * len(text)))
             for _ in range(2):
                 for _ in self.pieces(text, voice, sampling):
                     pass  # unheard

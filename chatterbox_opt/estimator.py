@@ -66,7 +66,7 @@ class Norm(nn.LayerNorm):
 
 
 def is_half(x: Tensor) -> bool:
-    """Whether x is in a half precision: those the kernels are tried for."""
+    """Whether x is in a half precision; the kernels are for those."""
     return x.dtype in (torch.float16, torch.bfloat16)
 
 
@@ -160,7 +160,7 @@ class Transformer(nn.Module):
     def __init__(self, width: int, heads: int, head_dim: int) -> None:
         super().__init__()
         inner = heads * head_dim
-        self.heads = heads
+        self.heads, self.head_dim = heads, head_dim
         self.attention_norm, self.ffn_norm = Norm(width), Norm(width)
         self.qkv = nn.Linear(width, 3 * inner, bias=False)
         self.out = nn.Linear(inner, width)
@@ -229,8 +229,10 @@ class Estimator(nn.Module):
     def fuse(self) -> None:
         """Have halves go through a card's kernels of our own from now on."""
         for part in self.modules():
-            if isinstance(part, Norm | Transformer):
+            if isinstance(part, Norm):
                 part.fused = True
+            elif isinstance(part, Transformer):
+                part.fused = part.head_dim >= 16 and part.head_dim.bit_count() == 1
 
     def times(self, times: Tensor) -> Tensor:
         """Embed float32 times [n] in [0, 1]: [levels, n, width], once for all steps and rows.

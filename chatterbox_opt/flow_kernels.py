@@ -90,9 +90,9 @@ def normed(
 
 
 def warps_for(generation: int) -> int:
-    """Threads / 32 of attention's programs: from Hopper on four multiply together; before, four
-    would not have the registers."""
-    return 4 if generation >= 9 else 8
+    """Threads / 32 of attention's programs: on Hopper and the large Blackwells four multiply
+    together; elsewhere four would not have the registers."""
+    return 4 if generation in (9, 10) else 8
 
 
 @launching()

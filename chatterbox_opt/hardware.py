@@ -6,6 +6,7 @@ Imports torch only in ``probe``.
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from collections.abc import Mapping
@@ -13,19 +14,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chatterbox_opt.errors import DeviceError
+from chatterbox_opt.lacks import Lacks
 
 AUTO = "auto"
 DEVICES = (AUTO, "cuda", "mps", "cpu")
 # compute capabilities
 BFLOAT16_FROM = (8, 0)  # torch reports bfloat16 from 7.5 on, where it is emulated and slow
-TRITON_FROM = (7, 5)  # for 7.0 its compiler ends the process
+# for 7.0 Triton's compiler ends the process; for 7.5 its newer versions multiply without the units
+TRITON_FROM = {"t3": (7, 5), "flow": (8, 0)}
 HALF_FROM = (7, 0)  # below, half-precision arithmetic is up to 64 times slower than float32
+
+# what there are kernels of our own for, on a card
+KERNELS = {"t3": ("float32", "float16", "bfloat16"), "flow": ("float16", "bfloat16")}
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
     """What was found. Memory in MiB; ``capability`` is CUDA's, (0, 0) elsewhere; ``lacks`` names a
-    processor's missing or slow narrow dtypes, or "triton" on a card, each with the reason."""
+    processor's missing or slow narrow dtypes, or a card's ``kernels`` that cannot be used, each
+    with the reason."""
 
     device: str
     name: str
@@ -76,24 +83,35 @@ def probe(device: str = AUTO) -> Hardware:
         total_mib=total >> 20,
         free_mib=free >> 20,
         capability=capability,
-        lacks={"triton": why} if (why := _lacks_triton(capability)) else {},
+        lacks=Lacks(
+            {
+                kernels(stage, dtype): functools.partial(_lacks_kernels, stage, dtype, capability)
+                for stage, dtypes in KERNELS.items()
+                for dtype in dtypes
+            }
+        ),
     )
 
 
-def _lacks_triton(capability: tuple[int, int]) -> str:
-    """Why the kernels of our own cannot be used on the card, or ""."""
+def kernels(stage: str, dtype: str) -> str:
+    """The name in ``lacks`` of the kernels of our own for a stage on a card."""
+    return f"{stage} kernels, {dtype}"
+
+
+def _lacks_kernels(stage: str, dtype: str, capability: tuple[int, int]) -> str:
+    """Why they cannot be used on the card, or ""."""
     import torch
 
     from chatterbox_opt import card
 
-    nvidia = torch.version.hip is None
-    if nvidia and capability < TRITON_FROM:
-        return f"Triton's kernels need compute capability {dotted(TRITON_FROM)}"
+    nvidia, since = torch.version.hip is None, TRITON_FROM[stage]
+    if nvidia and capability < since:
+        return f"{stage}'s kernels need compute capability {dotted(since)}"
     binaries = [name for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
     if nvidia and not has_kernels(capability, binaries):
         # a card that torch only knows by PTX is newer than its Triton, which may end the process
         return f"this torch's Triton is older than the card ({dotted(capability)})"
-    return card.lacks_triton(torch.float16 if capability < BFLOAT16_FROM else torch.bfloat16)
+    return card.lacks_kernels(stage, getattr(torch, dtype))
 
 
 def cards() -> list[str]:

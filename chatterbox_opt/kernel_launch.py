@@ -8,8 +8,8 @@ From Hopper on a kernel may be launched while the one before it works (CUDA C++ 
 beginning that the next may come, sends for what no kernel writes (weights), and then waits until
 all before it is done and to be seen. Two things make that right. Before its wait a kernel reads
 nothing that any such kernel writes, and writes nothing; and all of them wait, so whoever has waited
-has waited for all. Other kernels and copies never begin early and are waited for in full: weights
-may be theirs to write, never those of a kernel that lets others begin.
+has waited for all. Other kernels and copies never begin early, and let none begin before they have
+ended: weights may be theirs to write, never those of a kernel that lets others begin.
 """
 
 from __future__ import annotations
@@ -75,10 +75,11 @@ def early(device: torch.device) -> bool:
             replay = card.CudaRecorder(device)(chain)
             for _ in range(3):
                 replay()
+            right = bool((here == 4 * 3 * 8).all())
     except card.FAILURES as error:
         log.info("kernels do not begin early here: %s", first_line(error))
         return False
-    return bool((here == 4 * 3 * 8).all())
+    return right
 
 
 def beginning(device: torch.device) -> dict[str, Any]:

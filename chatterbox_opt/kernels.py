@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from chatterbox_opt import card
 from chatterbox_opt.kernel_launch import (
     beginning,
     launching,
@@ -24,24 +25,26 @@ from chatterbox_opt.kernel_launch import (
 
 FEW = 4  # rows up to which multiplying and adding keeps up with memory
 SMALLEST_TILE, LARGEST_TILE = 16, 64  # rows at once in the matrix units, which want 16 or more
+ROOM_ABOVE = tl.constexpr(16.0)  # times the largest half, for x * norm in float16
 PIECE = tl.constexpr(8)  # numbers next to each other that a thread loads at once
 KEYS, WARPS = 256, 8  # positions that attention holds at a time, and threads / 32 that hold them
 
 
-def tiles(rows: int, wide: int, *, gated: bool = False) -> dict[str, int]:
+def tiles(rows: int, wide: int, generation: int = 9, *, gated: bool = False) -> dict[str, int]:
     """The constants of ``few`` or ``many`` for so many rows of numbers of ``wide`` bytes.
 
     What covers a memory's latency is what all programs that a card holds have on their way at once.
     Few rows: 8 KiB of halves each; of T3's matrices most are 1,024 deep, one turn. With more than
     two rows half of that, twice, or the sums would not fit into registers. Many: 4 KiB in each of
-    three turns ahead, as there may be no more than 64 programs for 132 processors.
+    three turns ahead, as there may be no more than 64 programs for 132 processors; before Ampere
+    nothing waits in shared memory, and turns are as long as registers allow.
     """
     whole = triton.next_power_of_2(rows)
     if rows <= FEW:
         part = 1 if rows <= 2 else 2
         return tile_of_few(whole, columns=(2 if gated else 4) // part, depth=1024 // part)
     whole = min(LARGEST_TILE, max(SMALLEST_TILE, whole))
-    return tile_of_many(whole, columns=16, depth=256 // wide)
+    return tile_of_many(whole, columns=16, depth=256 // wide if generation >= 8 else 64)
 
 
 def tile_of_few(rows: int, *, columns: int, depth: int) -> dict[str, int]:
@@ -162,7 +165,7 @@ def many(
     EARLY: tl.constexpr,
 ):  # fmt: skip
     """As ``few``, by the matrix units. They multiply halves: x * norm is rounded before, once
-    (T3's own norm rounds twice); what is beyond a half then is infinite, and found as such.
+    (T3's own norm rounds twice), with room for great numbers; what is beyond is found infinite.
 
     The compiler sends for turns ahead of x and the weight; the norm is sent for here.
     """
@@ -191,14 +194,14 @@ def many(
         if NORMED:
             wide = given.to(tl.float32)
             squares += wide * wide
-            given = (wide * by.to(tl.float32)).to(given.dtype)
+            given = (wide * (by.to(tl.float32) / ROOM_ABOVE)).to(given.dtype)
             by = tl.load(norm + inner + DEPTH, inner + DEPTH < k, 0.0)
         matrix = weight + column[:, None] * k + inner
         total = times(given, matrix, wanted & here, total)
         if GATED:
             other = times(given, matrix + n * k, wanted & here, other)
     if NORMED:
-        factor = tl.rsqrt(tl.sum(squares, axis=1) / k + eps)[:, None]
+        factor = ROOM_ABOVE * tl.rsqrt(tl.sum(squares, axis=1) / k + eps)[:, None]
         total *= factor
         other *= factor
     finish(total, other, first, second, before, out + place, inside, GATED)
@@ -290,7 +293,7 @@ def linear(
     (rows, k), n = x.shape, weight.shape[0] // (2 if gated else 1)
     x, out = x.contiguous(), x.new_empty(rows, n) if out is None else out
     by, eps = norm or (x, 0.0)
-    tile = tiles(rows, x.element_size(), gated=gated)
+    tile = tiles(rows, x.element_size(), card.generation(x.device), gated=gated)
     grid = (triton.cdiv(n, tile["COLUMNS"]), triton.cdiv(rows, tile["ROWS"]))
     (few if rows <= FEW else many)[grid](
         x,

@@ -292,7 +292,7 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None 
         # narrower ones have layouts of their own, and a compiler wants plain layers
         if (plan.t3, plan.compile) == ("float32", "none"):
             blocked.block(stages["t3"])
-    if plan.fused:
+    if "flow" in plan.fused:
         flow_stage.estimator.fuse()
     if plan.compute:
         store(stages["t3"], getattr(torch, plan.t3))
@@ -323,7 +323,7 @@ def _way(plan: Plan, residency: Residency, *, beside: bool) -> Way:
     if compile == "inductor":
         with residency("t3") as stage:
             forward = _compiled(cast(t3.T3, stage))
-    fused = plan.fused and forward is None  # inductor makes kernels of its own
+    fused = "t3" in plan.fused and forward is None  # inductor makes kernels of its own
     if compile == "none" or residency.device.type != "cuda":
         return Eager(forward, fused=fused)
     record = CudaRecorder(residency.device)

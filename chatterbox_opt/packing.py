@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from chatterbox_opt import blocked, cpu_bfloat16, quantised
+from chatterbox_opt.lacks import Lacks
 from chatterbox_opt.quantised import Int4Linear, Int8Linear
 from chatterbox_opt.weight_only import WeightOnlyLinear
 
@@ -56,29 +57,6 @@ class PackedLinear(nn.Module):
 
 
 Layer = PackedLinear | Int8Linear | Int4Linear | WeightOnlyLinear
-
-
-class Lacks(Mapping[str, str]):
-    """Reasons by name, each looked for when it is asked for: looking for integers may compile."""
-
-    def __init__(self, reasons: Mapping[str, Callable[[], str]]) -> None:
-        """Take what finds each reason, or "" where nothing is lacking."""
-        self._reasons = {name: functools.cache(reason) for name, reason in reasons.items()}
-
-    def __getitem__(self, name: str) -> str:
-        if reason := self._reasons[name]():
-            return reason
-        raise KeyError(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self._reasons if name in self)
-
-    def __len__(self) -> int:
-        return len(list(iter(self)))
-
-    def __reduce__(self) -> tuple[type, tuple[dict[str, str]]]:
-        """To another process goes what was found in this one, all of it."""
-        return dict, (dict(self),)
 
 
 def lacks() -> Lacks:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from chatterbox_opt.errors import ProfileError
-from chatterbox_opt.hardware import AUTO, BFLOAT16_FROM, HALF_FROM, Hardware, dotted
+from chatterbox_opt.hardware import AUTO, BFLOAT16_FROM, HALF_FROM, Hardware, dotted, kernels
 from chatterbox_opt.profile import (
     COMPILE,
     INT8_FLOW_COSTS,
@@ -55,7 +55,7 @@ class Plan:
         slots: utterances of a batch that t3 works at together.
         sound: "beside" if flow and vocoder of a batch's last lines work while t3 reads the next,
             "here" if they take turns with it.
-        fused: the card's kernels of our own serve.
+        fused: stages that kernels of our own serve on a card.
         optimized: False runs plain upstream.
         reasons: sentences: where each value came from, and what was lowered.
     """
@@ -69,7 +69,7 @@ class Plan:
     offload: str
     slots: int = 1
     sound: str = HERE
-    fused: bool = False
+    fused: tuple[str, ...] = ()
     optimized: bool = True
     reasons: tuple[str, ...] = ()
 
@@ -130,7 +130,7 @@ def resolve(
         values[key], sources[key] = value, source
     reasons = [f"profile {profile}: {why}"]
     reasons += [f"{key} {value}: from {sources[key]}" for key, value in values.items()]
-    wish = _lower(wish, hardware, reasons)
+    wish, optimized = _lower(wish, hardware, reasons), not is_plain(environment)
     slots = slots_for(hardware, wish)
     return Plan(
         device=hardware.device,
@@ -142,10 +142,33 @@ def resolve(
         offload=wish.offload,
         slots=slots,
         sound=_sound(hardware, wish, slots, reasons),
-        fused=hardware.device == "cuda" and "triton" not in hardware.lacks,
-        optimized=not is_plain(environment),
+        fused=_fused(hardware, wish, reasons) if optimized else (),
+        optimized=optimized,
         reasons=tuple(reasons),
     )
+
+
+def _fused(hardware: Hardware, wish: Profile, reasons: list[str]) -> tuple[str, ...]:
+    """Which stages have kernels of our own, in the dtypes that they will have, healed ones too."""
+    if hardware.device != "cuda":
+        return ()
+    dtypes = {"t3": {arithmetic_of(wish), "float32"}, "flow": {wish.compute or wish.flow}}
+    if wish.compile == "none" or dtypes["flow"] == {"float32"}:
+        del dtypes["flow"]  # launched one by one they win nothing, and float32 has none
+    found = []
+    for stage, used in dtypes.items():
+        names = [kernels(stage, dtype) for dtype in sorted(used)]
+        why = next((why for name in names if (why := hardware.lacks.get(name))), "")
+        if why:
+            reasons.append(f"{stage} by PyTorch's operations: {why}")
+        else:
+            found.append(stage)
+    return tuple(found)
+
+
+def arithmetic_of(wish: Profile) -> str:
+    """The dtype of the values between t3's matrices on a card."""
+    return wish.compute or (wish.flow if wish.t3 in QUANTISED else wish.t3)
 
 
 def slots_for(hardware: Hardware, wish: Profile) -> int:
@@ -156,8 +179,7 @@ def slots_for(hardware: Hardware, wish: Profile) -> int:
     """
     if hardware.device != "cuda":
         return CPU_SLOTS
-    between = wish.flow if wish.t3 in QUANTISED else wish.t3  # its integer matrices
-    wide = "float32" in (between, wish.compute)
+    wide = arithmetic_of(wish) == "float32"
     room = hardware.free_mib - (2 * ROOM_MIB if wide else ROOM_MIB)
     return max(1, min(CUDA_SLOTS, room // (2 * SLOT_MIB if wide else SLOT_MIB)))
 
@@ -240,13 +262,13 @@ def _on_a_card(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile
         reasons.append("t3 int8: int4 matrices are for the processor")
     if wish.flow == "int8":
         wish = replace(wish, flow="bfloat16")  # computed, not waited for: bytes win nothing
-    if wish.t3 == "int8" and (why := hardware.lacks.get("triton")):
-        wish = replace(wish, t3="bfloat16")
-        reasons.append(f"t3 bfloat16: {why}")
     if hardware.capability < BFLOAT16_FROM and "bfloat16" in (wish.t3, wish.flow):
         half = {"bfloat16": "float16"}
         wish = replace(wish, t3=half.get(wish.t3, wish.t3), flow=half.get(wish.flow, wish.flow))
         reasons.append("dtype float16: bfloat16 needs compute capability 8.0")
+    if wish.t3 == "int8" and (why := hardware.lacks.get(kernels("t3", wish.flow))):
+        wish = replace(wish, t3=wish.flow)
+        reasons.append(f"t3 {wish.flow}: {why}")
     if hardware.capability < BFLOAT16_FROM and wish.compute == "bfloat16":
         wish = replace(wish, compute="float32")
         reasons.append("computed in float32: bfloat16 needs compute capability 8.0")

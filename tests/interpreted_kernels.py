@@ -82,6 +82,18 @@ def test_a_product_and_what_stands_around_it(rows, dtype, form):
     assert_close(made, exact.to(dtype), atol=ATOL[dtype])
 
 
+def test_one_great_number_does_not_overflow_a_half():
+    """As residual streams have them; alone (few rows) and in company, by the matrix units."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 64, generator=generator)
+    x[:, 5] = 30_000.0
+    by, weight = torch.full((64,), 8.0), torch.randn(20, 64, generator=generator) / 8
+    expected = torch.nn.functional.rms_norm(x, (64,), by, 1e-5) @ weight.t()
+    for rows in (2, 8):
+        made = kernels.linear(x[:rows].half(), weight.half(), norm=(by.half(), 1e-5))
+        assert_close(made.float(), expected[:rows], atol=0.02 * expected.abs().max().item())
+
+
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.bfloat16, 6e-2)])
 @pytest.mark.parametrize("each", [1, 2])
 def test_one_query_attends_up_to_its_place(dtype, atol, each):
@@ -410,10 +422,11 @@ def flat(values):
 
 
 class TestTrying:
-    """What the card is asked before it is given these kernels; float16 as for Turing."""
+    """What the card is asked before it is given these kernels."""
 
-    def test_right_kernels_are_found_right(self):
-        assert card.lacks_triton(torch.float16, "cpu") == ""
+    @pytest.mark.parametrize("stage", ["t3", "flow"])
+    def test_right_kernels_are_found_right(self, stage):
+        assert card.lacks_kernels(stage, torch.float16, "cpu") == ""
 
     @pytest.mark.parametrize(
         ("module", "name"),
@@ -432,7 +445,8 @@ class TestTrying:
             return (made[0], made[1] * 1.1) if name == "norm" else made * 1.1
 
         monkeypatch.setattr(module, name, off)
-        assert card.lacks_triton(torch.float16, "cpu") == "Triton's kernels are wrong here"
+        stage = "flow" if module is flow_kernels else "t3"
+        assert card.lacks_kernels(stage, torch.float16, "cpu") == "Triton's kernels are wrong here"
 
     def test_a_wrong_beginning_is_found_wrong(self, monkeypatch):
         exact = kernel_ends.enter
@@ -442,7 +456,7 @@ class TestTrying:
             return x, (cos, -sin), places
 
         monkeypatch.setattr(kernel_ends, "enter", swapped)
-        assert card.lacks_triton(torch.float16, "cpu") == "Triton's kernels are wrong here"
+        assert card.lacks_kernels("t3", torch.float16, "cpu") == "Triton's kernels are wrong here"
 
     @pytest.mark.parametrize("i", range(3))
     def test_a_wrong_end_is_found_wrong(self, i, monkeypatch):
@@ -453,7 +467,7 @@ class TestTrying:
             given[5][i].add_(1)  # a counter
 
         monkeypatch.setattr(kernel_ends, "draw", beyond)
-        assert card.lacks_triton(torch.float16, "cpu") == "Triton's kernels are wrong here"
+        assert card.lacks_kernels("t3", torch.float16, "cpu") == "Triton's kernels are wrong here"
 
     @pytest.mark.parametrize(
         "error",
@@ -469,17 +483,18 @@ class TestTrying:
                 raise error
 
         monkeypatch.setattr(kernels, "few", Failing())
-        assert "Triton cannot build kernels here" in card.lacks_triton(torch.float16, "cpu")
+        assert "Triton cannot build kernels here" in card.lacks_kernels("t3", torch.float16, "cpu")
 
     def test_old_cards_are_not_asked(self):
-        assert "need compute capability 7.5" in hardware._lacks_triton((7, 0))
+        assert "need compute capability 7.5" in hardware._lacks_kernels("t3", "float32", (7, 0))
+        assert "need compute capability 8.0" in hardware._lacks_kernels("flow", "float16", (7, 5))
 
 
 def test_t3_says_the_same_with_it(engine, monkeypatch):
     """The whole loop: utterances of several lengths side by side, one slot used twice. By large
     tiles, for the interpreter takes a millisecond a program."""
 
-    def tiles(rows, wide, *, gated=False):
+    def tiles(rows, wide, generation, *, gated=False):
         return kernels.tile_of_few(rows, columns=512, depth=64)
 
     monkeypatch.setattr(kernels, "tiles", tiles)

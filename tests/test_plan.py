@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import pytest
 
 from chatterbox_opt import hardware, packing, plan
 from chatterbox_opt.errors import ProfileError
-from chatterbox_opt.hardware import Hardware
+from chatterbox_opt.hardware import Hardware, kernels
+from chatterbox_opt.lacks import Lacks
 from chatterbox_opt.plan import choose, resolve
 from chatterbox_opt.profile import load_profile, profile_names
 
@@ -196,6 +198,9 @@ def test_an_unknown_profile_names_the_known_ones(name):
         load_profile(name)
 
 
+WITHOUT_KERNELS = {
+    kernels(stage, dtype): "no compiler" for stage, ds in hardware.KERNELS.items() for dtype in ds
+}
 WITHOUT_VNNI = Hardware("cpu", "old", lacks={"int8": "products saturate", "bfloat16": "none here"})
 
 
@@ -213,8 +218,8 @@ WITHOUT_VNNI = Hardware("cpu", "old", lacks={"int8": "products saturate", "bfloa
         (card(), "int8", ("int8", "bfloat16")),
         (card(), "int4", ("int8", "bfloat16")),
         (card(capability=(7, 5)), "int8", ("int8", "float16")),
-        (card(lacks={"triton": "no compiler"}), "int8", ("bfloat16", "bfloat16")),
-        (card(capability=(6, 1), lacks={"triton": "too old"}), "int8", ("float16", "float16")),
+        (card(lacks=WITHOUT_KERNELS), "int8", ("bfloat16", "bfloat16")),
+        (card(capability=(6, 1), lacks=WITHOUT_KERNELS), "int8", ("float16", "float16")),
         (MPS, "int8", ("float16", "float16")),
     ],
 )
@@ -223,11 +228,36 @@ def test_integers_become_what_the_machine_has(hardware, dtype, expected):
     assert (made.t3, made.flow) == expected
     assert f"dtype {dtype}: from the command line" in made.reasons
     said = " | ".join(made.reasons)
-    for narrow in {dtype, "bfloat16", "triton"} & set(hardware.lacks):
+    for narrow in {dtype, "bfloat16", kernels("t3", made.flow)} & set(hardware.lacks):
         assert hardware.lacks[narrow] in said
     if hardware.device == "mps":
         assert "integer matrices are for processors and CUDA cards" in said
-    assert made.fused == (hardware.device == "cuda" and not hardware.lacks)
+    assert made.fused == (("t3",) if hardware.device == "cuda" and not hardware.lacks else ())
+
+
+def test_kernels_are_for_the_stages_and_dtypes_that_have_them():
+    """Only what will be used is asked for: asking compiles."""
+    asked = []
+
+    def lacks(name, why):
+        return name, lambda: asked.append(name) or why
+
+    def fused(why="", **wish):
+        names = [kernels(s, d) for s, dtypes in hardware.KERNELS.items() for d in dtypes]
+        reasons = dict(lacks(name, why if name.startswith("flow") else "") for name in names)
+        asked.clear()
+        return resolve("rtx4090", replace(card(), lacks=Lacks(reasons)), wish, {})
+
+    assert fused().fused == ("t3", "flow")
+    assert asked == [
+        kernels(*one) for one in (("t3", "float16"), ("t3", "float32"), ("flow", "float16"))
+    ]
+    made = fused("no registers")
+    assert made.fused == ("t3",) and "flow by PyTorch's operations: no registers" in made.reasons
+    assert fused(dtype="float32").fused == ("t3",)
+    assert fused(compile="none").fused == ("t3",)
+    plain = resolve("rtx4090", card(lacks=WITHOUT_KERNELS), {}, {"DISABLE_OPTIMIZATION": "true"})
+    assert plain.fused == () and "no compiler" not in " ".join(plain.reasons)
 
 
 def test_a_step_over_integers_is_not_compiled_again():
@@ -261,7 +291,7 @@ def test_a_processor_is_asked_for_what_it_lacks():
 def test_what_another_machine_found_travels(monkeypatch):
     """As plain values: what looks for them, each when it is asked, stays there (Ray, cluster.py)."""
     reasons = {"int8": lambda: "no VNNI", "bfloat16": lambda: ""}
-    monkeypatch.setattr(packing, "lacks", lambda: packing.Lacks(reasons))
+    monkeypatch.setattr(packing, "lacks", lambda: Lacks(reasons))
     here = hardware.probe("cpu")
     there = pickle.loads(pickle.dumps(here))
     assert there == here and there.lacks == {"int8": "no VNNI"}
