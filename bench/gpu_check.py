@@ -475,54 +475,67 @@ def beside_parity(engine: Engine, lines: int) -> dict[str, Any]:
     return {"equal": equal, "of": len(others), "kept": kept, "good": kept and equal == len(others)}
 
 
-def timings(engine: Engine, way: Way, sizes: Sizes, found: dict[str, Any]) -> None:
-    """How fast it is, alone and in a batch, and whether it stays so; into ``found``."""
-    found["warm_up_seconds"] = warm_up_seconds(engine)
-    found["s3gen_by_length"] = s3gen_by_length(engine, sizes.lengths)
-    with launched(engine):
-        found["s3gen_launched_by_length"] = s3gen_by_length(engine, sizes.lengths)
-    with on_device(engine, "t3") as t3:
-        record = CudaRecorder(t3.like.device)
-        ways = {"launched": Eager(fused=way.fused), "replayed": way}
-        found["prefill_by_length"] = prefill_by_length(engine, t3, ways, sizes.texts)
-        found["decode_attention_us"] = decode_kernels(t3, record, sizes.spans, fused=way.fused)
-        found["flow_attention_us"] = frame_kernels(
-            engine.checkpoint.shapes.flow, record, t3.like.device, sizes.frames, fused=way.fused
-        )
-        if way.fused:
-            found["early_kernels"] = early_kernels(engine, t3, sizes.said, sizes.tokens)
-            found["step_products"] = step_products(t3, record, sizes.rows)
-    found["drift"] = drift(engine, sizes.drifting, sizes.drifted)
-    found["sound_beside"] = beside_parity(engine, sizes.beside)
-    found["batch"] = throughput(engine, sizes.lines)
+@contextmanager
+def of(model: str, device: str, dtype: str) -> Iterator[Engine]:
+    """An engine that records, with nothing left of it afterwards."""
+    overrides = {"dtype": dtype, "compile": "cudagraphs"}
+    with Engine.load(model, "dev", device=device, overrides=overrides) as engine:
+        yield engine
 
 
 def checks(
     model: str, device: str, say: Callable[[str], None], sizes: Sizes, found: dict[str, Any]
 ) -> None:
-    """All but the table, one by one into ``found``: what comes later may end the process."""
+    """Whether it is right, one by one into ``found``: what comes later may end the process."""
     before = allocated()
     for dtype in ("float32", "int8", "float16"):
         say(f"parity in {dtype}")
-        overrides = {"dtype": dtype, "compile": "cudagraphs"}
-        with Engine.load(model, "dev", device=device, overrides=overrides) as engine:
+        with of(model, device, dtype) as engine:
             way = pipeline_of(engine).way
             found[f"captured_{dtype}"] = {"good": isinstance(way, Captured)}
             for slots in (1, 4):
-                name = f"tokens_{dtype}_{slots}_at_once"
-                launched = Eager(fused=way.fused)
+                name, launched = f"tokens_{dtype}_{slots}_at_once", Eager(fused=way.fused)
                 found[name] = token_parity(engine, way, launched, slots, sizes.said, sizes.tokens)
             # by kernels of our own against PyTorch's; narrower, they round elsewhere
             by = token_parity(engine, way, Eager(), 2, sizes.said, sizes.tokens)
             found[f"tokens_{dtype}_by_pytorch"] = by | {"good": by["good"] or dtype != "float32"}
             found[f"sound_{dtype}"] = sound_parity(engine)
-            if dtype == "float16":
-                say("lengths, warm-up, kernels, drift, batch")
-                timings(engine, way, sizes, found)
+    say("sound beside T3, drift")
+    with of(model, device, "float16") as engine:
+        found["sound_beside"] = beside_parity(engine, sizes.beside)
+        found["drift"] = drift(engine, sizes.drifting, sizes.drifted)
     del engine, way
     gc.collect()
     left = allocated() - before
     found["closed"] = {"left_mib": left / 2**20, "good": left <= LIBRARIES}
+
+
+def timings(
+    model: str, device: str, say: Callable[[str], None], sizes: Sizes, found: dict[str, Any]
+) -> None:
+    """What the table does not tell, into ``found``: batches, lengths, and kernel by kernel."""
+    say("warm-up, lengths, a batch")
+    with of(model, device, "float16") as engine:
+        way = pipeline_of(engine).way
+        found["warm_up_seconds"] = warm_up_seconds(engine)
+        found["s3gen_by_length"] = s3gen_by_length(engine, sizes.lengths)
+        found["batch"] = throughput(engine, sizes.lines)
+    say("kernels")
+    with of(model, device, "float16") as engine, on_device(engine, "t3") as t3:
+        way, record = pipeline_of(engine).way, CudaRecorder(t3.like.device)
+        if way.fused:
+            found["early_kernels"] = early_kernels(engine, t3, sizes.said, sizes.tokens)
+        ways = {"launched": Eager(fused=way.fused), "replayed": way}
+        found["prefill_by_length"] = prefill_by_length(engine, t3, ways, sizes.texts)
+        found["decode_attention_us"] = decode_kernels(t3, record, sizes.spans, fused=way.fused)
+        shape, fused = engine.checkpoint.shapes.flow, "flow" in engine.plan.fused
+        found["flow_attention_us"] = frame_kernels(
+            shape, record, t3.like.device, sizes.frames, fused=fused
+        )
+        with launched(engine):
+            found["s3gen_launched_by_length"] = s3gen_by_length(engine, sizes.lengths)
+        if way.fused:
+            found["step_products"] = step_products(t3, record, sizes.rows)
 
 
 def failed(found: dict[str, Any]) -> list[str]:
@@ -556,6 +569,7 @@ def main(
             checks(path, "cuda", say, Sizes(), found)
             job = Job(path, "cuda", tokens=forced_tokens(seconds), runs=runs)
             report = bench.measure(job, bench.choose_rows(None, [], "cuda", tiny=False), say)
+            timings(path, "cuda", say, Sizes(), found)
     finally:  # whatever was found until then
         text = json.dumps(report | {"checks": found}, indent=1)
         typer.echo(text) if output is None else output.write_text(text + "\n", encoding="utf-8")

@@ -307,12 +307,26 @@ def test_memory_of_stages_that_take_turns(on_card, there):
 @pytest.mark.slow
 def test_the_cards_own_check_passes_there(there, tiny, check):
     """bench/gpu_check.py, less; its times mean nothing."""
-    sizes = check.Sizes(4, 10, (0.5,), (50,), (128,), (2,), 20, 4, 12, 4)
+    sizes = check.Sizes(
+        said=4,
+        tokens=10,
+        lengths=(0.5,),
+        texts=(50,),
+        spans=(128,),
+        frames=(30,),
+        rows=(2,),
+        drifting=20,
+        drifted=4,
+        beside=12,
+        lines=4,
+    )
     found = {}
-    check.checks(str(tiny), "cuda", lambda line: None, sizes, found)
+    for part in (check.checks, check.timings):
+        part(str(tiny), "cuda", lambda line: None, sizes, found)
     found["drift"]["good"] = True  # a tape keeps all that it made, and a clock of this says nothing
     assert check.failed(found) == [], found
     assert found["batch"]["overlap_speedup"] > 0
+    assert found["step_products"] and found["flow_attention_us"][0]["fused"] > 0
 
 
 @pytest.mark.parametrize("name", CUDA_ROWS[1:])
