@@ -28,7 +28,7 @@ from chatterbox_opt.lanes import (
 )
 
 # numba keeps what it compiled until this file changes: so it must change when what it uses does
-MADE_OF = {"tiles": "1f196589", "lanes": "8b85c900", "amx": "ba221b10", "softmax": "5b47785c"}
+MADE_OF = {"tiles": "1f196589", "lanes": "8b85c900", "amx": "ba221b10", "softmax": "b624bf50"}
 
 QUERIES = amx.ROWS if amx.AMX else 6  # that are worked at together
 # 16 rows a power of two apart would fight for the same places of the cache; six have room there
@@ -144,10 +144,10 @@ def _score_by_tiles(keys, d, visible, queries, scores, apart, most):
             amx.scores_64(here, out, apart)
         else:
             amx.scores_32(here, out, apart)
-    for i in range(QUERIES):
-        if visible % BLOCK:
-            _hide(scores + i * apart + (blocks - 1) * BLOCK * 4, visible % BLOCK)
-        softmax.highest(scores + i * apart, blocks, most + i * 4 * LANES)
+        for i in range(QUERIES):  # while the block is near
+            if block == blocks - 1 and visible % BLOCK:
+                _hide(out + i * apart, visible % BLOCK)
+            softmax.highest(out + i * apart, 1, most + i * 4 * LANES)
 
 
 @_compile

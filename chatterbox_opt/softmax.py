@@ -13,30 +13,32 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from chatterbox_opt.lanes import FLOATS, I16, I32, I64, INTS, LANES, every, fma, splat, to_bfloat
+from chatterbox_opt.lanes import FLOATS, I16, I32, I64, LANES, fma, splat, to_bfloat
 from chatterbox_opt.tiles import NOTHING, loop
 
-# 2 to the power of a number from -0.5 to 0.5, the highest power first: 3e-6 off
-_SERIES = (0.00133335581, 0.00961812911, 0.0555041087, 0.240226507, 0.693147181, 1.0)
-_LEAST = -126.0  # the power of 2 below which float32 knows only 0
+# 2 to the power of a number from 0 to 1, the highest power first: 3e-6 off; fitted here
+_SERIES = (0.0135341456, 0.0520114920, 0.2414427465, 0.6930038341, 1.0000025936)
+_ABOVE_FLOOR = 9  # of a number: what is above the next lower whole one; and no exception
 
 
 def _constant(number: float) -> Any:
     return ir.Constant(FLOATS, [number] * LANES)
 
 
+def _instruction(b: Any, name: str, x: Any, y: Any) -> Any:
+    """One of AVX-512's, of all lanes, rounding as usual."""
+    given = [x, y, x, ir.Constant(I16, -1), I32(4)]
+    kind = ir.FunctionType(FLOATS, [value.type for value in given])
+    name = f"llvm.x86.avx512.mask.{name}.ps.512"
+    return b.call(cgutils.get_or_insert_function(b.module, kind, name), given)
+
+
 def _power(b: Any, x: Any) -> Any:
-    """2 to the power of each lane, at most 0; 0 below the least; NaN stays."""
-    usual = b.fcmp_ordered(">=", x, _constant(_LEAST))
-    other = b.select(b.fcmp_ordered("<", x, _constant(_LEAST)), NOTHING, x)
-    x = b.select(usual, x, _constant(_LEAST))
-    kind = ir.FunctionType(FLOATS, [FLOATS])
-    n = b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.rint.v16f32"), [x])
-    x, y = b.fsub(x, n), _constant(_SERIES[0])
+    """2 to the power of each lane; 0 of minus infinity, and NaN stays."""
+    rest, y = _instruction(b, "reduce", x, I32(_ABOVE_FLOOR)), _constant(_SERIES[0])
     for coefficient in _SERIES[1:]:
-        y = fma(b, y, x, _constant(coefficient))
-    exponent = b.shl(b.fptosi(n, INTS), every(23))
-    return b.select(usual, b.bitcast(b.add(b.bitcast(y, INTS), exponent), FLOATS), other)
+        y = fma(b, y, rest, _constant(coefficient))
+    return _instruction(b, "scalef", y, x)
 
 
 def _higher(b: Any, x: Any, y: Any) -> Any:
@@ -80,8 +82,9 @@ def shares(context, scores, blocks, most, scale, out):
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
         scores, blocks, most, scale, out = arguments
         top = _reduced(b, "fmax", b.load(b.inttoptr(most, FLOATS.as_pointer()), align=4))
-        top, scale = (
-            b.bitcast(splat(b, b.bitcast(number, I32)), FLOATS) for number in (top, scale)
+        below = b.fneg(b.fmul(top, scale))
+        below, scale = (
+            b.bitcast(splat(b, b.bitcast(number, I32)), FLOATS) for number in (below, scale)
         )
         vectors = b.inttoptr(scores, FLOATS.as_pointer())
         halves = b.inttoptr(out, ir.VectorType(I16, LANES).as_pointer())
@@ -91,7 +94,7 @@ def shares(context, scores, blocks, most, scale, out):
             for j, total in enumerate(sums):
                 at = b.add(b.mul(i, I64(len(sums))), I64(j))
                 given = b.load(b.gep(vectors, [at]), align=4)
-                made = _power(b, b.fmul(b.fsub(given, top), scale))
+                made = _power(b, fma(b, given, scale, below))
                 b.store(to_bfloat(b, made), b.gep(halves, [at]), align=2)
                 after.append(b.fadd(total, made))
             return after
