@@ -475,12 +475,10 @@ def beside_parity(engine: Engine, lines: int) -> dict[str, Any]:
     return {"equal": equal, "of": len(others), "kept": kept, "good": kept and equal == len(others)}
 
 
-@contextmanager
-def of(model: str, device: str, dtype: str) -> Iterator[Engine]:
-    """An engine that records, with nothing left of it afterwards."""
+def recording(model: str, device: str, dtype: str) -> Engine:
+    """An engine that records."""
     overrides = {"dtype": dtype, "compile": "cudagraphs"}
-    with Engine.load(model, "dev", device=device, overrides=overrides) as engine:
-        yield engine
+    return Engine.load(model, "dev", device=device, overrides=overrides)
 
 
 def checks(
@@ -490,18 +488,18 @@ def checks(
     before = allocated()
     for dtype in ("float32", "int8", "float16"):
         say(f"parity in {dtype}")
-        with of(model, device, dtype) as engine:
+        with recording(model, device, dtype) as engine:
             way = pipeline_of(engine).way
             found[f"captured_{dtype}"] = {"good": isinstance(way, Captured)}
             for slots in (1, 4):
-                name, launched = f"tokens_{dtype}_{slots}_at_once", Eager(fused=way.fused)
-                found[name] = token_parity(engine, way, launched, slots, sizes.said, sizes.tokens)
+                name, plain = f"tokens_{dtype}_{slots}_at_once", Eager(fused=way.fused)
+                found[name] = token_parity(engine, way, plain, slots, sizes.said, sizes.tokens)
             # by kernels of our own against PyTorch's; narrower, they round elsewhere
             by = token_parity(engine, way, Eager(), 2, sizes.said, sizes.tokens)
             found[f"tokens_{dtype}_by_pytorch"] = by | {"good": by["good"] or dtype != "float32"}
             found[f"sound_{dtype}"] = sound_parity(engine)
     say("sound beside T3, drift")
-    with of(model, device, "float16") as engine:
+    with recording(model, device, "float16") as engine:
         found["sound_beside"] = beside_parity(engine, sizes.beside)
         found["drift"] = drift(engine, sizes.drifting, sizes.drifted)
     del engine, way
@@ -515,13 +513,12 @@ def timings(
 ) -> None:
     """What the table does not tell, into ``found``: batches, lengths, and kernel by kernel."""
     say("warm-up, lengths, a batch")
-    with of(model, device, "float16") as engine:
-        way = pipeline_of(engine).way
+    with recording(model, device, "float16") as engine:
         found["warm_up_seconds"] = warm_up_seconds(engine)
         found["s3gen_by_length"] = s3gen_by_length(engine, sizes.lengths)
         found["batch"] = throughput(engine, sizes.lines)
     say("kernels")
-    with of(model, device, "float16") as engine, on_device(engine, "t3") as t3:
+    with recording(model, device, "float16") as engine, on_device(engine, "t3") as t3:
         way, record = pipeline_of(engine).way, CudaRecorder(t3.like.device)
         if way.fused:
             found["early_kernels"] = early_kernels(engine, t3, sizes.said, sizes.tokens)
