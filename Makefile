@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-# the name of this machine's file under bench/results/
+# the name of this machine's file under benchmarks/results/
 MACHINE ?= this-machine
 
 .PHONY: demo test test-slow test-quality check bench gpu-check pico clean
@@ -28,14 +28,14 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
-	mkdir -p bench/results
-	$(BIN)/chatterbox-opt bench --json bench/results/$(MACHINE).json --markdown bench/results/$(MACHINE).md
-	$(BIN)/python bench/readme.py bench/results/$(MACHINE).json
+	mkdir -p benchmarks/results
+	$(BIN)/chatterbox-opt bench --json benchmarks/results/$(MACHINE).json --markdown benchmarks/results/$(MACHINE).md
+	$(BIN)/python benchmarks/readme.py benchmarks/results/$(MACHINE).json
 
 # all that needs a CUDA card
 gpu-check: $(INSTALLED)
-	mkdir -p bench/results
-	$(BIN)/python bench/gpu_check.py --json bench/results/$(MACHINE).json
+	mkdir -p benchmarks/results
+	$(BIN)/python benchmarks/gpu_check.py --json benchmarks/results/$(MACHINE).json
 
 # the built-in model from nothing; Debian's wordnet-base has the text. Resumes where it stopped
 pico: $(INSTALLED)

@@ -252,7 +252,7 @@ def test_the_quick_trial_leaves_out_what_tiny_weights_cannot_do():
 def test_a_chart_is_drawn_from_a_report(tmp_path):
     from chatterbox_opt import chart
 
-    kept = report.read(ROOT / "bench" / "results" / "xeon-amx-2-cores.json")
+    kept = report.read(ROOT / "benchmarks" / "results" / "xeon-amx-2-cores.json")
     for row in kept["rows"]:
         parts = chart.stage_seconds(row)
         assert sum(parts.values()) == pytest.approx(row["synthesis_seconds"])

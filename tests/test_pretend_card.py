@@ -306,7 +306,7 @@ def test_memory_of_stages_that_take_turns(on_card, there):
 
 @pytest.mark.slow
 def test_the_cards_own_check_passes_there(there, tiny, check):
-    """bench/gpu_check.py, less; its times mean nothing."""
+    """benchmarks/gpu_check.py, less; its times mean nothing."""
     sizes = check.Sizes(
         said=4,
         tokens=10,

@@ -107,6 +107,6 @@ def test_every_figure_in_the_speed_table_is_in_a_results_file():
     from chatterbox_opt.report import markdown, read
 
     shown = README.split("<!-- bench: start -->\n")[1].split("<!-- bench: end -->")[0]
-    name = re.search(r"bench/results/(\S+\.json)", shown)
+    name = re.search(r"benchmarks/results/(\S+\.json)", shown)
     assert name, "run make bench"
-    assert markdown(read(ROOT / "bench" / "results" / name[1])) in shown
+    assert markdown(read(ROOT / "benchmarks" / "results" / name[1])) in shown

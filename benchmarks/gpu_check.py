@@ -1,6 +1,6 @@
 """Everything that needs a card, in one run: is it right, how fast is it, does it leak.
 
-    python bench/gpu_check.py --json bench/results/NAME.json
+    python benchmarks/gpu_check.py --json benchmarks/results/NAME.json
 
 Needs no real weights (random ones of the true shapes are made) and no network. The file is that of
 ``chatterbox-opt bench`` with a ``checks`` section besides. Exits 1 if a check failed.
@@ -543,7 +543,7 @@ def failed(found: dict[str, Any]) -> list[str]:
 
 
 def main(
-    output: Annotated[Path | None, typer.Option("--json", help="bench/results/NAME.json")] = None,
+    output: Annotated[Path | None, typer.Option("--json", help="benchmarks/results/NAME.json")] = None,
     seconds: Annotated[float, typer.Option(help="Of sound, for the table.")] = 10.0,
     runs: Annotated[int, typer.Option(help="Of every row of the table.")] = 3,
     model: Annotated[str | None, typer.Option(help="None makes random weights.")] = None,

@@ -1,6 +1,6 @@
 """Throughput of a batch: the same lines one by one, side by side, and by plain Chatterbox.
 
-    python bench/batch.py --model DIR --lines 16 --slots 8 --json bench/results/NAME-batch.json
+    python benchmarks/batch.py --model DIR --lines 16 --slots 8 --json benchmarks/results/NAME-batch.json
 
 Lines of 5 to 12 s of forced length (the model never stops by itself), the same ones in every way:
 all of them through T3 alone, the first ``--whole`` through all stages too; plain Chatterbox says

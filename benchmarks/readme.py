@@ -1,6 +1,6 @@
 """Write a report's table into the README, between the two marks: make bench calls this.
 
-The README never carries a figure that is not in a file under bench/results/ (a test holds it).
+The README never carries a figure that is not in a file under benchmarks/results/ (a test holds it).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def main() -> None:
     readme = Path(__file__).parent.parent / "README.md"
     before, _, rest = readme.read_text(encoding="utf-8").partition(START)
     _, _, after = rest.partition(END)
-    table = f"From `bench/results/{source.name}`:\n\n{markdown(read(source))}"
+    table = f"From `benchmarks/results/{source.name}`:\n\n{markdown(read(source))}"
     readme.write_text(before + START + table + END + after, encoding="utf-8")
 
 
