@@ -27,6 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from chatterbox_opt import card
 from chatterbox_opt.kernel_launch import (
     beginning,
     launching,
@@ -35,6 +36,7 @@ from chatterbox_opt.kernel_launch import (
 )
 
 KEYS, WARPS = 64, 4  # positions of a tile, and threads / 32 that hold it
+SMALLER = {7: 32, 10: 32, 12: 32}  # on generations where a larger tile would spill registers
 PROGRAMS, MOST_SPLITS = 256, 8  # about two for each SM of a large GPU
 FLOOR = tl.constexpr(-1e30)  # below every score; unlike -inf it may be subtracted from itself
 LOG2_E = 1.4426950408889634  # powers of two are quicker
@@ -179,7 +181,7 @@ def attend(
     places: Tensor,
     scales: tuple[Tensor, Tensor] | None = None,
     arrivals: Tensor | None = None,
-    tile: int = KEYS,
+    tile: int = 0,
 ) -> Tensor:
     """Attention of one query for each row over a static cache (Vaswani et al. 2017), into which the
     row's key and value are written.
@@ -194,13 +196,14 @@ def attend(
         scales: float32 [at least rows, heads, capacity] each, of int8 keys and values.
         arrivals: int32 [at least rows * heads], zeros, and zeros again afterwards: lets programs
             share a head. None: they do not.
-        tile: positions that are read at once; a power of two.
+        tile: positions that are read at once, a power of two; 0 chooses.
 
     Returns:
         [rows, heads * head_dim].
     """
     rows, (_, heads, _, width) = len(qkv), keys.shape
     out = qkv.new_empty(rows, heads * width)
+    tile = tile or SMALLER.get(card.generation(qkv.device), KEYS)
     parts = 1 if arrivals is None else splits(rows, heads)
     room = rows * heads * parts * (width + 2)
     partial = out if parts == 1 else out.new_empty(room, dtype=torch.float32)

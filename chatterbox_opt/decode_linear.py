@@ -66,7 +66,7 @@ def linear(
         tile = gemv_tile(rows, n, k, (x.element_size(), weight.element_size()), gated=gated)
         gemv[(triton.cdiv(n, tile["COLUMNS"]),)](*given, rows, n, eps, K=k, **tile, **forms)
         return out
-    tile = gemm_tile(rows, k, x.element_size(), card.generation(x.device))
+    tile = gemm_tile(rows, x.element_size(), card.generation(x.device))
     wide, high = triton.cdiv(n, tile["COLUMNS"]), triton.cdiv(rows, tile["ROWS"])
     parts, tiles = 1, wide * high
     if arrivals is not None and norm is None and not gated and tiles <= arrivals.numel():
@@ -74,6 +74,6 @@ def linear(
     partial = x if parts == 1 else x.new_empty(parts, rows, n, dtype=torch.float32)
     counters = x if arrivals is None else arrivals
     gemm[(wide, high, parts)](
-        *given, partial, counters, rows, n, eps, SPLITS=parts, **tile, **forms
+        *given, partial, counters, rows, n, k, eps, SPLITS=parts, **tile, **forms
     )
     return out

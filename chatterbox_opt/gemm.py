@@ -24,22 +24,21 @@ HEADROOM = tl.constexpr(16.0)  # times the largest fp16, for x * norm
 
 
 def gemm_tile(
-    rows: int, k: int, x_size: int, generation: int = 9, *, columns: int = 16, depth: int = 0
+    rows: int, x_size: int, generation: int = 9, *, columns: int = 16, depth: int = 0
 ) -> dict[str, int]:
     """Constants of ``gemm``: 4 KiB of weights in each of three tiles ahead. Before Ampere nothing
     is prefetched into shared memory, and tiles are as deep as registers allow.
 
     Args:
         rows: of x.
-        k: the depth.
         x_size: bytes of a number of x.
         columns, depth: of a program; 0 chooses the depth.
     """
-    largest = LARGEST_TILE if x_size < 4 else SMALLEST_TILE  # fp32 products need registers
+    # fp32 products need registers, and so do tiles where nothing is prefetched into shared memory
+    largest = LARGEST_TILE if x_size < 4 and generation >= 8 else SMALLEST_TILE
     whole = min(largest, max(SMALLEST_TILE, triton.next_power_of_2(rows)))
     depth = depth or (256 // x_size if generation >= 8 else 64)
     return {
-        "K": k,
         "ROWS": whole,
         "COLUMNS": columns,
         "DEPTH": depth,
@@ -66,20 +65,24 @@ def multiplied(given, place, inside, total):
 
 @triton.jit
 def scaled_by(given, by, squares):
-    """x * norm / ``HEADROOM`` in x's dtype, and the sums of squares so far, [rows, depth] both."""
+    """x * norm / ``HEADROOM`` [rows, depth] in x's dtype, and the sums of squares so far
+    [rows, depth / 8]: of the eight numbers that a thread loads together."""
     wide = given.to(tl.float32)
-    return (wide * (by.to(tl.float32) / HEADROOM)).to(given.dtype), squares + wide * wide
+    pieces = tl.reshape(wide * wide, (squares.shape[0], squares.shape[1], 8))
+    scaled = (wide * (by.to(tl.float32) / HEADROOM)).to(given.dtype)
+    return scaled, squares + tl.sum(pieces, axis=2)
 
 
 @triton.jit
-def start_of_tile(scales, norm, column, n, K: tl.constexpr, DEPTH: tl.constexpr,
-    SCALED: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr,
+def start_of_tile(
+    scales, norm, column, n, k,
+    DEPTH: tl.constexpr, SCALED: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
     """What no kernel writes: the columns' scales and the norm's first tile [1, depth]."""
     inner = tl.arange(0, DEPTH)[None, :]
     by = inner
     if NORMED:
-        by = tl.load(norm + inner, inner < K, 0.0)
+        by = tl.load(norm + inner, inner < k, 0.0)
     first, second = column_scales(scales, column, n, SCALED, GATED)
     return first, second, by
 
@@ -96,8 +99,8 @@ def summed(part, step, inside, total, SPLITS: tl.constexpr):
 
 @triton.jit
 def gemm(
-    x, weight, scales, norm, residual, out, partial, arrivals, rows, n, eps,
-    K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    x, weight, scales, norm, residual, out, partial, arrivals, rows, n, k, eps,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     SPLITS: tl.constexpr,
     SCALED: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr,
     EARLY: tl.constexpr,
@@ -115,9 +118,9 @@ def gemm(
     place, inside = row[:, None] * n + column[None, :], there & (column < n)[None, :]
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     other, before = total, 0.0
-    squares = tl.zeros((ROWS, DEPTH), tl.float32)
-    split, part = tl.program_id(2), K // SPLITS
-    first, second, by = start_of_tile(scales, norm, column, n, K, DEPTH, SCALED, NORMED, GATED)
+    squares = tl.zeros((ROWS, DEPTH // 8), tl.float32)
+    split, part = tl.program_id(2), k // SPLITS
+    first, second, by = start_of_tile(scales, norm, column, n, k, DEPTH, SCALED, NORMED, GATED)
     if EARLY:
         wait_for_those_before()
     if ADDED:
@@ -125,17 +128,17 @@ def gemm(
     # the compiler prefetches the tiles of x and the weight; the norm's is prefetched here
     for start in range(split * part, split * part + part, DEPTH):
         inner = start + tl.arange(0, DEPTH)[None, :]
-        here = inner < K
-        given = tl.load(x + row[:, None] * K + inner, there & here, 0.0)
+        here = inner < k
+        given = tl.load(x + row[:, None] * k + inner, there & here, 0.0)
         if NORMED:
             given, squares = scaled_by(given, by, squares)
-            by = tl.load(norm + inner + DEPTH, inner + DEPTH < K, 0.0)
-        matrix = weight + column[:, None] * K + inner
+            by = tl.load(norm + inner + DEPTH, inner + DEPTH < k, 0.0)
+        matrix = weight + column[:, None] * k + inner
         total = multiplied(given, matrix, wanted & here, total)
         if GATED:
-            other = multiplied(given, matrix + n * K, wanted & here, other)
+            other = multiplied(given, matrix + n * k, wanted & here, other)
     if NORMED:
-        factor = HEADROOM * tl.rsqrt(tl.sum(squares, axis=1) / K + eps)[:, None]
+        factor = HEADROOM * tl.rsqrt(tl.sum(squares, axis=1) / k + eps)[:, None]
         total *= factor
         other *= factor
     if SPLITS == 1:

@@ -20,7 +20,7 @@ from chatterbox_opt.kernel_launch import (
     wait_for_those_before,
 )
 
-WIDE_WARPS = 16  # threads / 32 that hold a vocabulary
+WIDE_WARPS = 32  # threads / 32 that hold a vocabulary
 
 
 # a slot's rows begin anywhere: one kernel for all of them

@@ -118,7 +118,7 @@ def test_programs_that_share_a_depth(rows, whole):
     """Twice over the same counters, which are zero again afterwards."""
     generator = torch.Generator().manual_seed(rows)
     k, n = 1024, 37
-    tile = gemm.gemm_tile(rows, k, 4)
+    tile = gemm.gemm_tile(rows, 4)
     tiles = -(-n // tile["COLUMNS"]) * -(-rows // tile["ROWS"])
     assert gemm.splits(tiles, k, tile["DEPTH"]) == 8
     x, residual = (torch.randn(rows, m, generator=generator) for m in (k, n))
@@ -146,7 +146,7 @@ def test_tiles_fit_what_they_are_for(n, k, rows, sizes):
         assert tile["PIECE"] in (tile["WIDTH"], 2 * tile["WIDTH"])
         assert tile["WIDTH"] * sizes[0] == 16
     else:
-        depth = gemm.gemm_tile(rows, k, sizes[0])["DEPTH"]
+        depth = gemm.gemm_tile(rows, sizes[0])["DEPTH"]
         parts = gemm.splits(-(-n // 16), k, depth)
         assert parts > 1 and k % (parts * depth) == 0
 

@@ -122,7 +122,7 @@ class _Driver:
         return GPUTarget("cuda", self._capability, 32)
 
     def get_current_device(self) -> int:
-        return 0
+        return self._capability  # Triton keeps what it compiled by device
 
     def set_current_device(self, _: int) -> None:
         pass

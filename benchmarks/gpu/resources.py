@@ -124,7 +124,8 @@ def label(name: str, constants: Mapping[str, Any], types: Mapping[str, str]) -> 
     words = [name]
     if name in ("gemv", "gemm"):
         matrix = "gate_up" if constants["GATED"] else "qkv or head" if constants["NORMED"] else ""
-        words.append(matrix or ("down" if constants["K"] > 1024 else "out"))
+        deep = constants.get("K", 0) > 1024
+        words.append(matrix or ("down" if deep else "out" if name == "gemv" else "out or down"))
         words.append(f"{constants['ROWS']} rows")
         words.append(f"{types['x'].lstrip('*')} x {types['weight'].lstrip('*')}")
     else:
