@@ -132,6 +132,13 @@ def generation(device: torch.device) -> int:
     return torch.cuda.get_device_capability(device)[0]
 
 
+def indexed(device: torch.device) -> torch.device:
+    """The device with its index: "cuda" is the current GPU, as tensors there call it."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device(device.type, torch.cuda.current_device())
+
+
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on any device; a card's host does not wait until work before it ends."""
     if device.type != "cuda":

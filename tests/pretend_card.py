@@ -330,6 +330,7 @@ class Card:
             "stream": self.thread.on,
             "CUDAGraph": lambda: Graph(self),
             "graph_pool_handle": Pool,
+            "is_current_stream_capturing": lambda: self.thread.capturing,
         }.items():
             patch.setattr(cuda, name, value)
         patch.setattr(torch, "Generator", Generator)
