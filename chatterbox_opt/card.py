@@ -7,10 +7,11 @@ or copied, and is only used where there is a card.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from chatterbox_opt.errors import first_line
 Work = Callable[[], None]
 Result = TypeVar("Result")
 FAILURES = (RuntimeError, ImportError, OSError)  # dynamo's, inductor's and CUDA's are RuntimeErrors
+LOCKED = "2.11"  # the torch from which on the table of cuBLAS workspaces is known to have a lock
 
 
 class CudaRecorder:
@@ -80,7 +82,7 @@ class CudaRecorder:
     def _captured(self, work: Work, pool: Any) -> torch.cuda.CUDAGraph:
         graph, stream = torch.cuda.CUDAGraph(), self._stream
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with uncollected(), own_workspaces(), torch.cuda.stream(stream):
             # other threads may go on using the card meanwhile
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
@@ -89,6 +91,63 @@ class CudaRecorder:
                 graph.capture_end()
         torch.cuda.current_stream().wait_stream(stream)
         return graph
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection inside the block: it might free what CUDA must be asked to free (a
+    graph, an event, memory that two streams used), and asking ends a capture with an error.
+
+    Another thread's capture that ends earlier turns the collection on again; what it then collects
+    in a third thread is no harm, for captures forbid such calls to their own threads only.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@contextmanager
+def own_workspaces() -> Iterator[None]:
+    """Have a capture inside the block multiply in memory of its graph's pool.
+
+    cuBLAS works in a piece of memory (32 MiB on Hopper, else 8) that torch keeps for each pair of
+    handle and stream, and a graph has its address frozen. The recorder's stream may be one that
+    others multiplied on before, since torch has 32 streams that go round: their workspace would be
+    freed under this graph, or be in use by two graphs at once. With none kept the capture takes
+    one from its pool, and with none kept after it nobody else comes to use that one. What
+    remains is a free piece of the pool, which lives as long as its graphs; later captures may put
+    other things there, as they may over all that is a graph's own (inductor's cudagraph_trees does
+    the same).
+    """
+    forget_workspaces()
+    try:
+        yield
+    finally:
+        forget_workspaces()
+
+
+def forget_workspaces() -> None:
+    """Free cuBLAS's workspaces, of all threads and streams; the next product takes a new one.
+
+    Another thread may have launched products, or be about to. Its workspace goes back to the
+    caching allocator, to be given out for that thread's stream only, whose work comes after those
+    products; and graphs have theirs in pools that live as long as they. Only if the memory were
+    given back to the driver, in the microseconds between a thread's look at the table and its
+    launch, would the product be left without. Before 2.11 the table itself has no lock that we
+    know of, and two threads at it could crash: there the workspaces stay.
+    """
+    if torch.torch_version.TorchVersion(torch.__version__) >= LOCKED:
+        torch._C._cuda_clearCublasWorkspaces()
+
+
+def release() -> None:
+    """Give back what libraries and allocator keep for work that has ended."""
+    forget_workspaces()
+    torch.cuda.empty_cache()
 
 
 class Side:

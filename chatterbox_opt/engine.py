@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from chatterbox_opt import hardware, loading, models, plan, voice_store, weight_cache
+from chatterbox_opt import card, hardware, loading, models, plan, voice_store, weight_cache
 from chatterbox_opt.attempts import Attempts, Speak, settle
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.finishing import Finisher, piece
@@ -142,6 +142,8 @@ class Engine:
         """Free the model and the device's memory; the engine cannot speak any more."""
         self._speaker.close()
         self._voices.clear()
+        if self.plan.device == "cuda":
+            card.release()
 
     def voice(self, source: str | os.PathLike[str] | None = None) -> Voice:
         """Return a Voice: computed on first sight of a recording, from the cache afterwards.

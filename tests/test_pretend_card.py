@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SAMPLE, as_on_a_card, looking
-from pretend_card import Card, RaceError
+from pretend_card import STREAMS, Card, RaceError
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from chatterbox_opt import (
@@ -194,7 +194,7 @@ def test_every_way_speaks_on_a_card(on_card, there, expected, way):
             check(int(result.id.split()[0]), result.audio().samples)
         assert bool(there.replays) == recorded
     gc.collect()
-    assert there.allocated() == 0, "what is left after close()"
+    assert there.allocated() == torch.cuda.memory_allocated() == 0, "what is left after close()"
 
 
 def test_after_warming_up_nothing_is_recorded(on_card, there):
@@ -418,6 +418,76 @@ class TestTheCard:
         assert there.allocated() == 4 << 10, "a view holds it"
         del y
         assert (there.allocated(), there.peak) == (0, 4 << 10)
+
+    def test_workspaces_of_products(self, there):
+        """One for each stream, until they are cleared; and never one for two graphs."""
+        x, other, size = torch.ones(2, 2, device="cuda"), torch.cuda.Stream(), 32 << 20
+        for _ in range(2):
+            x @ x
+        assert torch.cuda.memory_allocated() == x.nbytes + size
+        other.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(other):
+            x @ x
+            assert torch.cuda.memory_allocated() == x.nbytes + 2 * size
+            graph = torch.cuda.CUDAGraph()
+            graph.capture_begin(pool=torch.cuda.graph_pool_handle())
+            try:
+                with pytest.raises(RaceError, match="workspace"):
+                    x @ x
+            finally:
+                graph.capture_end()
+        torch._C._cuda_clearCublasWorkspaces()
+        assert torch.cuda.memory_allocated() == x.nbytes
+
+    def test_a_recorders_products_are_nobody_elses(self, there):
+        """However often torch's streams have gone round."""
+        x, recorders = torch.ones(2, 2, device="cuda"), []
+        for _ in range(STREAMS + 2):
+            recorders.append(card.CudaRecorder(torch.device("cuda")))
+            recorders[-1](lambda: x.copy_(x @ x))
+            x @ x
+        recorders[0](lambda: x.copy_(x @ x))()
+        x @ x
+        assert there.workspaces() == 32 << 20, "of the default stream"
+        card.release()
+        assert there.workspaces() == 0
+
+    def test_an_older_torch_keeps_its_workspaces(self, there, monkeypatch):
+        monkeypatch.setattr(card, "LOCKED", "9.9")
+        x = torch.ones(2, 2, device="cuda")
+        x @ x
+        card.CudaRecorder(torch.device("cuda"))(lambda: x.copy_(x @ x))
+        card.release()
+        assert there.workspaces() == 64 << 20
+
+    @pytest.mark.parametrize("enabled", [True, False])
+    def test_nothing_is_collected_inside_a_capture(self, there, enabled):
+        """A cycle that is freed there would have CUDA free memory, which ends the capture."""
+        record, x, freed = card.CudaRecorder(torch.device("cuda")), torch.ones(2, device="cuda"), []
+        thresholds, was = gc.get_threshold(), gc.isenabled()
+
+        class Cycle:
+            def __init__(self):
+                self.me = self
+
+            def __del__(self):
+                freed.append(torch.cuda.is_current_stream_capturing())
+
+        def work():
+            Cycle()
+            made = [[] for _ in range(9)]  # enough to have them collected
+            x.add_(len(made))
+
+        try:
+            gc.set_threshold(1)
+            (gc.enable if enabled else gc.disable)()
+            record(work)()
+            assert gc.isenabled() == enabled
+            gc.collect()
+        finally:
+            gc.set_threshold(*thresholds)
+            (gc.enable if was else gc.disable)()
+        assert freed == [False] and x.tolist() == [10, 10]
 
     def test_another_thread(self, there):
         found = []
