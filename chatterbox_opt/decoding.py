@@ -99,7 +99,7 @@ class Way(Protocol):
         ...
 
     def step(self, t3: T3) -> Step:
-        """The step for the weights as they are now; asked for anew at every stride."""
+        """The step for the weights as they are now; asked for anew when they may have moved."""
         ...
 
     def arriving(self, tokens: Tensor) -> Callable[[], list[list[int]]]:
@@ -215,9 +215,11 @@ def decode(t3: T3, slots: Slots, take: Callable[[], Utterance | None], way: Way)
         take: asked whenever a slot is free; None if there is nothing (for now).
     """
     speaking: list[_Speaking] = []
+    # weights move only while others are at work: whoever gives lines, or gets what was said
+    step, stale = way.step(t3), False
     while True:
         while len(speaking) < slots.count and (utterance := take()) is not None:
-            slot = len(speaking)
+            slot, stale = len(speaking), True
             try:
                 length = slots.enter(slot, utterance, t3, way.prefill(t3), way.stride)
             except TextError as error:
@@ -228,13 +230,16 @@ def decode(t3: T3, slots: Slots, take: Callable[[], Utterance | None], way: Way)
             slots.draw(slot, slot + 1, ranked=utterance.sampling.truncates)
         if not speaking:
             return
+        if stale:
+            step, stale = way.step(t3), False
         look = _Look(slots, speaking, way)
         if way.stride > 1:
-            _advance(slots, speaking, way.step(t3), way.stride)
+            _advance(slots, speaking, step, way.stride)
         ended = _settle(slots, speaking, look, t3.shape.stop_speech)
+        stale = bool(ended)
         yield from ended
         if way.stride == 1 and not ended:
-            _advance(slots, speaking, way.step(t3), 1)
+            _advance(slots, speaking, step, 1)
 
 
 def _settle(slots: Slots, speaking: list[_Speaking], look: _Look, stop: int) -> list[Said]:
