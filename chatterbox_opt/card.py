@@ -20,6 +20,7 @@ from torch import Tensor
 from chatterbox_opt.errors import first_line
 
 Work = Callable[[], None]
+Place = int | Tensor  # in a generator's sequence: its offset on a GPU, else its whole state
 Result = TypeVar("Result")
 FAILURES = (RuntimeError, ImportError, OSError)  # dynamo's, inductor's and CUDA's are RuntimeErrors
 LOCKED = "2.11"  # the torch from which on the table of cuBLAS workspaces is known to have a lock
@@ -203,6 +204,26 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def place(generator: torch.Generator) -> Place:
+    """How far a generator has come, for ``go_back``.
+
+    On a GPU it is a counter (Philox; Salmon et al. 2011) that the host keeps, and the offset in it
+    tells all but the seed, without a tensor to be made.
+    """
+    if generator.device.type == "cuda" and hasattr(generator, "get_offset"):
+        offset: int = generator.get_offset()
+        return offset
+    return generator.get_state()
+
+
+def go_back(generator: torch.Generator, place: Place) -> None:
+    """Have a generator draw again what it drew since it was there; its seed is still the same."""
+    if isinstance(place, int):
+        generator.set_offset(place)
+    else:
+        generator.set_state(place)
 
 
 def arriving(numbers: Tensor) -> Callable[[], list[list[int]]]:

@@ -30,7 +30,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from chatterbox_opt import card
+from chatterbox_opt import card as runtime
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 TOTAL = 24 << 30  # bytes of the card
@@ -69,6 +69,7 @@ class Card:
         self.capability = capability
         self.syncs: list[str] = []  # why the host waited
         self.captures = self.replays = 0
+        self.states = 0  # of generators that were asked for, whole
         self.peak = 0
         self._memory: dict[int, Memory] = {}
         self._lock = threading.RLock()
@@ -326,13 +327,27 @@ class Card:
     @contextmanager
     def plugged(self, patch):
         """Have torch find this card, in this thread and in those that take a stream of it."""
-        cuda, generator = torch.cuda, torch.Generator
+        cuda, generator, card = torch.cuda, torch.Generator, self
 
         class Generator(generator):
             def __new__(cls, device="cpu"):
                 made = super().__new__(cls)
-                made.home = torch.device(device)
+                made.home, made.places = torch.device(device), []
                 return made
+
+            def get_state(self):
+                card.states += 1
+                return super().get_state()
+
+            def get_offset(self):
+                """The host's generators have none, so these are counted."""
+                assert self.home.type == "cuda", "not implemented for the host"
+                self.places.append(super().get_state())
+                return 4 * (len(self.places) - 1)
+
+            def set_offset(self, offset):
+                assert self.home.type == "cuda", "not implemented for the host"
+                self.set_state(self.places[offset // 4])
 
             @property
             def device(self):
@@ -362,7 +377,7 @@ class Card:
             patch.setattr(cuda, name, value)
         patch.setattr(torch, "Generator", Generator)
         patch.setattr(torch._C, "_cuda_clearCublasWorkspaces", self._workspaces.clear)
-        patch.setattr(card, "LOCKED", "2")
+        patch.setattr(runtime, "LOCKED", "2")
         # freed memory is never given away here
         patch.setattr(torch.Tensor, "record_stream", lambda *_: None)
         set_result, result = Future.set_result, Future.result
