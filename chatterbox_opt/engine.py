@@ -29,6 +29,7 @@ from chatterbox_opt.errors import InputError
 from chatterbox_opt.finishing import Finisher, piece
 from chatterbox_opt.guard import Guard
 from chatterbox_opt.models import Checkpoint
+from chatterbox_opt.offload import NONE
 from chatterbox_opt.pipeline import Pipeline
 from chatterbox_opt.plan import Plan
 from chatterbox_opt.reader import OnToken
@@ -119,6 +120,9 @@ class Engine:
             speaker = Upstream.load(checkpoint, torch.device(how.device))
             if not watermark:
                 log.warning("plain Chatterbox always leaves its watermark")
+        if mark and how.device == "cuda" and how.offload == NONE:
+            # 9 MB, and work that takes some more: not where stages take turns for lack of room
+            mark.move(torch.device(how.device))
         return cls(
             how,
             checkpoint,
@@ -142,6 +146,8 @@ class Engine:
         """Free the model and the device's memory; the engine cannot speak any more."""
         self._speaker.close()
         self._voices.clear()
+        if self._watermark:
+            self._watermark.release()
         if self.plan.device == "cuda":
             card.release()
 
