@@ -199,6 +199,11 @@ def indexed(device: torch.device) -> torch.device:
     return torch.device(device.type, torch.cuda.current_device())
 
 
+def capturing(device: torch.device) -> bool:
+    """Whether this thread's work there is being recorded."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on any device; a card's host does not wait until work before it ends."""
     if device.type != "cuda":

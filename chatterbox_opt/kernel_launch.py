@@ -71,7 +71,7 @@ def early(device: torch.device) -> bool:
     """
     if wait_for_those_before is None or card.generation(device) not in EARLY_ON:
         return False
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if card.capturing(device):
         raise AskedInCaptureError
     here, there, aside = torch.zeros(3, 512, dtype=torch.long, device=device)
     grid = (len(here),)
