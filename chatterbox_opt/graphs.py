@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 STRIDE = 8  # steps between two looks: at 1,500 tokens/s the host looks every 5 ms
 GROWTH = 4 * SPAN  # a cache that grows moves, and recordings over it are void: grow rarely
-KEPT = 48  # recordings of one stage; each holds its launches and a share of the memory pool
+KEPT = 64  # recordings of one stage; each holds its launches and a share of the memory pool
 HELD = 256 << 20  # bytes of their own arguments and results, of one stage
 WARMUP = 2  # the first call traces and compiles, the second runs what was compiled
 
@@ -233,6 +233,8 @@ class Replayed:
 
     See ``rows.Through``.
     """
+
+    records = True
 
     def __init__(self, record: Recorder, module: nn.Module, what: str) -> None:
         """Prepare.
