@@ -99,8 +99,8 @@ def uncollected() -> Iterator[None]:
     """No garbage collection inside the block: it might free what CUDA must be asked to free (a
     graph, an event, memory that two streams used), and asking ends a capture with an error.
 
-    Another thread's capture that ends earlier turns the collection on again; what it then collects
-    in a third thread is no harm, for captures forbid such calls to their own threads only.
+    It is one switch for all threads: of two engines that capture at once, the one that ends first
+    turns collection on again. If the other's capture is then broken off, its work runs eager.
     """
     was_enabled = gc.isenabled()
     gc.disable()
