@@ -7,10 +7,11 @@ or copied, and is only used where there is a card.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -19,8 +20,10 @@ from torch import Tensor
 from chatterbox_opt.errors import first_line
 
 Work = Callable[[], None]
+Place = int | Tensor  # in a generator's sequence: its offset on a GPU, else its whole state
 Result = TypeVar("Result")
 FAILURES = (RuntimeError, ImportError, OSError)  # dynamo's, inductor's and CUDA's are RuntimeErrors
+LOCKED = "2.11"  # the torch from which on the table of cuBLAS workspaces is known to have a lock
 
 
 class CudaRecorder:
@@ -80,7 +83,7 @@ class CudaRecorder:
     def _captured(self, work: Work, pool: Any) -> torch.cuda.CUDAGraph:
         graph, stream = torch.cuda.CUDAGraph(), self._stream
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with uncollected(), own_workspaces(), torch.cuda.stream(stream):
             # other threads may go on using the card meanwhile
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
@@ -89,6 +92,63 @@ class CudaRecorder:
                 graph.capture_end()
         torch.cuda.current_stream().wait_stream(stream)
         return graph
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection inside the block: it might free what CUDA must be asked to free (a
+    graph, an event, memory that two streams used), and asking ends a capture with an error.
+
+    It is one switch for all threads: of two engines that capture at once, the one that ends first
+    turns collection on again. If the other's capture is then broken off, its work runs eager.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@contextmanager
+def own_workspaces() -> Iterator[None]:
+    """Have a capture inside the block multiply in memory of its graph's pool.
+
+    cuBLAS works in a piece of memory (32 MiB on Hopper, else 8) that torch keeps for each pair of
+    handle and stream, and a graph has its address frozen. The recorder's stream may be one that
+    others multiplied on before, since torch has 32 streams that go round: their workspace would be
+    freed under this graph, or be in use by two graphs at once. With none kept the capture takes
+    one from its pool, and with none kept after it nobody else comes to use that one. What
+    remains is a free piece of the pool, which lives as long as its graphs; later captures may put
+    other things there, as they may over all that is a graph's own (inductor's cudagraph_trees does
+    the same).
+    """
+    forget_workspaces()
+    try:
+        yield
+    finally:
+        forget_workspaces()
+
+
+def forget_workspaces() -> None:
+    """Free cuBLAS's workspaces, of all threads and streams; the next product takes a new one.
+
+    Another thread may have launched products, or be about to. Its workspace goes back to the
+    caching allocator, to be given out for that thread's stream only, whose work comes after those
+    products; and graphs have theirs in pools that live as long as they. Only if the memory were
+    given back to the driver, in the microseconds between a thread's look at the table and its
+    launch, would the product be left without. Before 2.11 the table itself has no lock that we
+    know of, and two threads at it could crash: there the workspaces stay.
+    """
+    if torch.torch_version.TorchVersion(torch.__version__) >= LOCKED:
+        torch._C._cuda_clearCublasWorkspaces()
+
+
+def release() -> None:
+    """Give back what libraries and allocator keep for work that has ended."""
+    forget_workspaces()
+    torch.cuda.empty_cache()
 
 
 class Side:
@@ -132,11 +192,43 @@ def generation(device: torch.device) -> int:
     return torch.cuda.get_device_capability(device)[0]
 
 
+def indexed(device: torch.device) -> torch.device:
+    """The device with its index: "cuda" is the current GPU, as tensors there call it."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device(device.type, torch.cuda.current_device())
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether this thread's work there is being recorded."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on any device; a card's host does not wait until work before it ends."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def place(generator: torch.Generator) -> Place:
+    """How far a generator has come, for ``go_back``.
+
+    On a GPU it is a counter (Philox; Salmon et al. 2011) that the host keeps, and the offset in it
+    tells all but the seed, without a tensor to be made.
+    """
+    if generator.device.type == "cuda" and hasattr(generator, "get_offset"):
+        offset: int = generator.get_offset()
+        return offset
+    return generator.get_state()
+
+
+def go_back(generator: torch.Generator, place: Place) -> None:
+    """Have a generator draw again what it drew since it was there; its seed is still the same."""
+    if isinstance(place, int):
+        generator.set_offset(place)
+    else:
+        generator.set_state(place)
 
 
 def arriving(numbers: Tensor) -> Callable[[], list[list[int]]]:

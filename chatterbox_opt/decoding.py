@@ -22,6 +22,7 @@ from torch import Tensor
 
 from chatterbox_opt import fused_step, integer_step
 from chatterbox_opt.cache import Cache, StaticCache, blocks
+from chatterbox_opt.card import Place, go_back, place
 from chatterbox_opt.errors import NumericsError, TextError
 from chatterbox_opt.fused_step import FusedStep
 from chatterbox_opt.integer_step import IntegerStep
@@ -99,7 +100,7 @@ class Way(Protocol):
         ...
 
     def step(self, t3: T3) -> Step:
-        """The step for the weights as they are now; asked for anew at every stride."""
+        """The step for the weights as they are now; asked for anew when they may have moved."""
         ...
 
     def arriving(self, tokens: Tensor) -> Callable[[], list[list[int]]]:
@@ -149,20 +150,27 @@ class Eager:
 
 @dataclass(slots=True)
 class _Speaking:
-    """The host's view of a slot in work."""
+    """The host's view of a slot in work.
+
+    Attributes:
+        surplus: what is drawn is not heard at once, and may be beyond the end.
+    """
 
     utterance: Utterance
     bound: int
     position: int
+    surplus: bool
     fresh: int = 1  # tokens drawn since the last look
     tokens: list[int] = field(default_factory=list)
-    drawn: deque[Tensor] = field(default_factory=deque)  # the generator after each draw
+    drawn: deque[Place] = field(default_factory=deque)  # of the generator, after each draw
 
     def prepare(self, slots: Slots, slot: int) -> None:
         """Draw the random numbers of the next token."""
-        if self.utterance.sampling.temperature > 0:
-            slots.noise[slot].exponential_(generator=self.utterance.generator)
-        self.drawn.append(self.utterance.generator.get_state())
+        if self.utterance.sampling.temperature == 0:
+            return
+        slots.noise[slot].exponential_(generator=self.utterance.generator)
+        if self.surplus:
+            self.drawn.append(place(self.utterance.generator))
 
     def hear(self, drawn: Sequence[int], stop: int) -> Said | None:
         """Take tokens in the order they were drawn; return what was said if it has ended.
@@ -170,10 +178,11 @@ class _Speaking:
         Then the generator is as it was after the last of them, whatever was drawn beyond.
         """
         for token in drawn:
-            state = self.drawn.popleft()
+            after = self.drawn.popleft() if self.drawn else None
             said = self._ended(token, stop)
             if said is not None:
-                self.utterance.generator.set_state(state)
+                if self.drawn and after is not None:
+                    go_back(self.utterance.generator, after)
                 return said
         return None
 
@@ -215,26 +224,32 @@ def decode(t3: T3, slots: Slots, take: Callable[[], Utterance | None], way: Way)
         take: asked whenever a slot is free; None if there is nothing (for now).
     """
     speaking: list[_Speaking] = []
+    # weights move only while others are at work: whoever gives lines, or gets what was said
+    step, stale = way.step(t3), False
     while True:
         while len(speaking) < slots.count and (utterance := take()) is not None:
-            slot = len(speaking)
+            slot, stale = len(speaking), True
             try:
                 length = slots.enter(slot, utterance, t3, way.prefill(t3), way.stride)
             except TextError as error:
                 yield Said(utterance, error=error)
                 continue
-            speaking.append(_Speaking(utterance, t3.bound(utterance.sampling), length))
+            bound = t3.bound(utterance.sampling)
+            speaking.append(_Speaking(utterance, bound, length, surplus=way.stride > 1))
             speaking[slot].prepare(slots, slot)
             slots.draw(slot, slot + 1, ranked=utterance.sampling.truncates)
         if not speaking:
             return
+        if stale:
+            step, stale = way.step(t3), False
         look = _Look(slots, speaking, way)
         if way.stride > 1:
-            _advance(slots, speaking, way.step(t3), way.stride)
+            _advance(slots, speaking, step, way.stride)
         ended = _settle(slots, speaking, look, t3.shape.stop_speech)
+        stale = bool(ended)
         yield from ended
         if way.stride == 1 and not ended:
-            _advance(slots, speaking, way.step(t3), 1)
+            _advance(slots, speaking, step, 1)
 
 
 def _settle(slots: Slots, speaking: list[_Speaking], look: _Look, stop: int) -> list[Said]:

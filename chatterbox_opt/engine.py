@@ -23,12 +23,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from chatterbox_opt import hardware, loading, models, plan, voice_store, weight_cache
+from chatterbox_opt import card, hardware, loading, models, plan, voice_store, weight_cache
 from chatterbox_opt.attempts import Attempts, Speak, settle
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.finishing import Finisher, piece
 from chatterbox_opt.guard import Guard
 from chatterbox_opt.models import Checkpoint
+from chatterbox_opt.offload import NONE
 from chatterbox_opt.pipeline import Pipeline
 from chatterbox_opt.plan import Plan
 from chatterbox_opt.reader import OnToken
@@ -120,6 +121,9 @@ class Engine:
             speaker = Upstream.load(checkpoint, torch.device(how.device))
             if not watermark:
                 log.warning("plain Chatterbox always leaves its watermark")
+        if mark and how.device == "cuda" and how.offload == NONE:
+            # 9 MB, and work that takes some more: not where stages take turns for lack of room
+            mark.move(torch.device(how.device))
         return cls(
             how,
             checkpoint,
@@ -143,6 +147,10 @@ class Engine:
         """Free the model and the device's memory; the engine cannot speak any more."""
         self._speaker.close()
         self._voices.clear()
+        if self._watermark:
+            self._watermark.release()
+        if self.plan.device == "cuda":
+            card.release()
 
     def voice(self, source: str | os.PathLike[str] | None = None) -> Voice:
         """Return a Voice: computed on first sight of a recording, from the cache afterwards.

@@ -47,7 +47,7 @@ class Flow(nn.Module):
         self.encoder_proj = nn.Linear(width, MEL_BINS)
         self.estimator = Estimator(shape)
         self._aside: list[tuple[nn.Module, str, quantised.Int8Linear]] = []
-        self.through: Through = Direct()  # how the ODE is solved: launched, or replayed
+        self.through: Through = Direct()  # how encoder and ODE are run: launched, or replayed
 
     @property
     def dtype(self) -> torch.dtype:
@@ -123,7 +123,7 @@ class Flow(nn.Module):
     def encode(self, tokens: Tensor, voice: Voice) -> Tensor:
         """Condition on the voice (upstream flow.py, inference).
 
-        One utterance at a time: the encoder's convolution looks ahead, and would see padding.
+        One utterance at a time. Where it is replayed it is padded to a bucket.
 
         Args:
             tokens: int64 [1, T].
@@ -132,14 +132,51 @@ class Flow(nn.Module):
             [1, F, 240] over prompt and new frames: mu (the encoder's estimate), the speaker, and
             the voice's mel with zeros where the new frames go.
         """
-        speaker = F.normalize(voice.xvector, dim=1).to(self.dtype)
-        speaker = self.spk_embed_affine_layer(speaker)
         whole = torch.cat((voice.tokens, tokens), dim=1)
-        length = sent(torch.tensor([whole.shape[1]]), whole.device)
-        hidden, _ = self.encoder(self.input_embedding(whole), length)
+        length = whole.shape[1]
+        if not self.through.records:
+            lengths = sent(torch.tensor([length]), whole.device)
+            hidden, _ = self.encoder(self.input_embedding(whole), lengths)
+            return self._conditions(hidden, voice.xvector, voice.mel)
+        beyond = self.through.room(length) - length
+        missing = MEL_PER_TOKEN * (length + beyond) - voice.mel.shape[1]
+        found = self.through(
+            "encode",
+            self._encode,
+            F.pad(whole, (0, beyond)),
+            whole.new_full((1,), length),
+            voice.xvector,
+            F.pad(voice.mel, (0, 0, 0, missing)),
+            *positions(self.encoder, length + beyond, self.input_embedding.weight),
+        )
+        return found[:, : MEL_PER_TOKEN * length]
+
+    def _encode(
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        xvector: Tensor,
+        mel: Tensor,
+        near: Tensor,
+        far: Tensor,
+    ) -> Tensor:
+        """See ``encode``; all of it is tensors, so that it can be recorded.
+
+        Args:
+            tokens: int64 [1, T], padded; ``lengths`` of them are there.
+            mel: float32 [1, 2 T, 80], the voice's and then zeros.
+            near, far: from ``positions``.
+        """
+        hidden = encode_padded(self.encoder, self.input_embedding(tokens), lengths, near, far)
+        return self._conditions(hidden, xvector, mel)
+
+    def _conditions(self, hidden: Tensor, xvector: Tensor, mel: Tensor) -> Tensor:
+        """What the estimator is given, of the encoder's [1, F, width]; zeros follow the mel."""
+        speaker = F.normalize(xvector, dim=1).to(self.dtype)
+        speaker = self.spk_embed_affine_layer(speaker)
         mu = self.encoder_proj(hidden)
         prompt = torch.zeros_like(mu)
-        prompt[:, : voice.mel.shape[1]] = voice.mel
+        prompt[:, : mel.shape[1]] = mel
         return torch.cat((mu, speaker[:, None].expand_as(mu), prompt), dim=-1)
 
     def solve(self, noise: Tensor, conditions: Tensor, frames: Sequence[int], steps: int) -> Tensor:
@@ -211,3 +248,54 @@ def build_encoder(shape: FlowShape) -> Any:
         )
     encoder.up_encoders = encoder.up_encoders[: shape.up_blocks]
     return encoder
+
+
+def positions(encoder: Any, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The encoder's tables of relative positions for ``length`` tokens: [1, 2 length - 1, width],
+    and as many for its frames.
+
+    Upstream's layers keep them, longer and bring them to another place or dtype when they are
+    asked; a recording must not, so it gets them as arguments.
+    """
+    found = []
+    for embed, size in (
+        (encoder.embed, length),
+        (encoder.up_embed, MEL_PER_TOKEN * length),
+    ):
+        embed.pos_enc.extend_pe(like.new_empty(1, size))
+        found.append(embed.pos_enc.position_encoding(offset=0, size=size))
+    return found[0], found[1]
+
+
+def encode_padded(encoder: Any, x: Tensor, lengths: Tensor, near: Tensor, far: Tensor) -> Tensor:
+    """Upstream's ``UpsampleConformerEncoder.forward`` for rows of different lengths.
+
+    Its own reads a value back, and pads on the right of the padding: the convolution that looks
+    ahead would see what embedding and norm make of it. Attention has its mask, all other layers
+    look back only.
+
+    Args:
+        x: [rows, T, width], padded on the right.
+        lengths: int64 [rows].
+        near, far: from ``positions``.
+
+    Returns:
+        [rows, 2 T, width]; whatever beyond each row's frames.
+    """
+    there = _there(x.shape[1], lengths)
+    x = encoder.embed.out(x) * encoder.embed.pos_enc.xscale
+    x = encoder.pre_lookahead_layer(x.masked_fill(~there[..., None], 0))
+    for layer in encoder.encoders:
+        x, *_ = layer(x, there[:, None], near)
+    x, lengths = encoder.up_layer(x.transpose(1, 2).contiguous(), lengths)
+    there = _there(x.shape[2], lengths)
+    x = encoder.up_embed.out(x.transpose(1, 2).contiguous()) * encoder.up_embed.pos_enc.xscale
+    for layer in encoder.up_encoders:
+        x, *_ = layer(x, there[:, None], far)
+    hidden: Tensor = encoder.after_norm(x)
+    return hidden
+
+
+def _there(length: int, lengths: Tensor) -> Tensor:
+    """Which of ``length`` places are not padding: bool [rows, length]."""
+    return torch.arange(length, device=lengths.device) < lengths[:, None]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import logging
 import subprocess
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -52,13 +53,26 @@ def counted(x, y, EARLY: tl.constexpr):
     tl.store(y + tl.program_id(0), tl.load(x + tl.program_id(0)) + 1)
 
 
+class AskedInCaptureError(RuntimeError):
+    """The trial of ``early`` waits for the GPU, which a capture forbids."""
+
+
 @functools.cache
 def early(device: torch.device) -> bool:
     """Whether kernels may begin early there: the card and this Triton know how, and a recorded
     chain of them, with a copy between, counts right. A driver that refuses would cost T3 its
-    recordings."""
+    recordings.
+
+    Args:
+        device: with its index, so that each GPU is asked once; see ``card.indexed``.
+
+    Raises:
+        AskedInCaptureError: it was not asked before, and a graph is being captured.
+    """
     if wait_for_those_before is None or card.generation(device) not in EARLY_ON:
         return False
+    if card.capturing(device):
+        raise AskedInCaptureError
     here, there, aside = torch.zeros(3, 512, dtype=torch.long, device=device)
     grid = (len(here),)
 
@@ -83,8 +97,15 @@ def early(device: torch.device) -> bool:
 
 
 def beginning(device: torch.device) -> dict[str, Any]:
-    """The constant ``EARLY`` of a kernel, and the launch's option."""
-    return AHEAD if early(device) else IN_TURN
+    """The constant ``EARLY`` of a kernel, and the launch's option.
+
+    Work is run before it is recorded (graphs.py), so it is asked outside of captures. If ever not,
+    that one graph has its kernels in turn, and the next one asks again.
+    """
+    try:
+        return AHEAD if early(card.indexed(device)) else IN_TURN
+    except AskedInCaptureError:
+        return IN_TURN
 
 
 @contextmanager
@@ -94,4 +115,19 @@ def launching() -> Iterator[None]:
     try:
         yield
     except (TritonError, subprocess.CalledProcessError) as error:
-        raise RuntimeError(f"Triton: {str(error).strip() or type(error).__name__}") from error
+        raise _failed(error) from error
+    except AssertionError as error:
+        if not _is_tritons(error):
+            raise  # a mistake of ours, which no fallback shall hide
+        raise _failed(error) from error
+
+
+def _failed(error: Exception) -> RuntimeError:
+    return RuntimeError(f"Triton: {str(error).strip() or type(error).__name__}")
+
+
+def _is_tritons(error: AssertionError) -> bool:
+    """Whether Triton's own code raised it: a driver library that it cannot find, for example."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    name = str(frame.f_globals.get("__name__"))
+    return name.partition(".")[0] == triton.__name__

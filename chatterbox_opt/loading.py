@@ -7,6 +7,7 @@ Real weights, made ones and a built-in model all come through here.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -326,6 +327,9 @@ def _way(plan: Plan, residency: Residency, *, beside: bool) -> Way:
     fused = "t3" in plan.fused and forward is None  # inductor makes kernels of its own
     if compile == "none" or residency.device.type != "cuda":
         return Eager(forward, fused=fused)
+    # captures collect nothing (``card.uncollected``), so what cycles of old hold of the GPU would
+    # lie beside the recordings' memory. Once, for where there are many objects it takes long
+    gc.collect()
     record = CudaRecorder(residency.device)
     solver = cast(flow.Flow, residency.module("flow"))
     apart = record.apart() if beside else record  # one pool of memory is enough for turns

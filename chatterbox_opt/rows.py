@@ -67,7 +67,13 @@ class Masked:
 
 
 class Through(Protocol):
-    """How a stage calls its functions of tensors; graphs.py has another way than ``Direct``."""
+    """How a stage calls its functions of tensors; graphs.py has another way than ``Direct``.
+
+    Attributes:
+        records: functions are best such as can be recorded, and padded to ``room``.
+    """
+
+    records: bool
 
     def room(self, length: int) -> int:
         """To what length rows are best padded."""
@@ -84,6 +90,8 @@ class Through(Protocol):
 
 class Direct:
     """Calls them."""
+
+    records = False
 
     def room(self, length: int) -> int:
         """No padding is needed."""

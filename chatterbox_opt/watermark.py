@@ -7,14 +7,21 @@ PerTh's own network does the marking (its files, its weights). What the package 
 (perth_watermarker.py and audio_processor.py of resemble-perth 1.0.1) is done here, number for
 number: importing it brings librosa, numba, scipy.signal and pkg_resources, two of the five seconds
 that a first word took.
+
+On a processor that takes about as long as the flow does on a fast GPU, so ``move`` brings the
+network to a GPU. Resampling stays where the wave is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
+import logging
 import pickle
 import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +32,11 @@ from torch import Tensor
 
 from chatterbox_opt import lean
 from chatterbox_opt.blank import uninitialised
+from chatterbox_opt.card import Side
 from chatterbox_opt.errors import ChatterboxOptError
 from chatterbox_opt.shapes import SAMPLE_RATE
 
+log = logging.getLogger(__name__)
 Wave = npt.NDArray[np.float32]
 QUIETLY = threading.Lock()  # redirecting standard output is global: one at a time
 REMEDY = "pip install 'setuptools<81' resemble-perth, or speak without it (--no-watermark)"
@@ -38,11 +47,67 @@ _DAMAGED = (ImportError, OSError, RuntimeError, LookupError, ValueError, TypeErr
             pickle.UnpicklingError)  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class _Network:
+    """PerTh's encoder on one device.
+
+    Attributes:
+        frames: of the short-time Fourier transform and its inverse, as ``torch.stft`` takes them.
+    """
+
+    encoder: Any
+    frames: Mapping[str, Any]
+
+    def mark(self, wave: Tensor) -> Tensor:
+        """Add the network's residual to the log-magnitudes; phases stay as they are.
+
+        Args:
+            wave: float32 [n] at the network's rate, on its device.
+        """
+        spectrum = torch.stft(wave[None], **self.frames, return_complex=True)[0]
+        phase = torch.angle(spectrum)
+        loudness = 20 * torch.log10(spectrum.abs().clip(10 ** (-FLOOR / 20)))
+        marked, _ = self.encoder(((loudness + FLOOR) / (FLOOR + HEADROOM))[None])
+        decibels = marked[0] * (FLOOR + HEADROOM) - FLOOR
+        spectrum = 10.0 ** (decibels / 20).clip(max=10) * torch.exp(1.0j * phase)
+        return torch.istft(spectrum[None], **self.frames)[0]
+
+    def copied(self, device: torch.device) -> _Network:
+        """The same on another device."""
+        frames = {**self.frames, "window": self.frames["window"].to(device)}
+        return _Network(copy.deepcopy(self.encoder).to(device), frames)
+
+
+class _Gpu:
+    """The network on a GPU, on a stream of its own.
+
+    Threads take turns: one stream's order is what keeps their memory apart.
+    """
+
+    def __init__(self, network: _Network, device: torch.device) -> None:
+        """Copy ``network`` there.
+
+        Raises:
+            torch.OutOfMemoryError: no room.
+        """
+        self._network, self._device = network.copied(device), device
+        self._side, self._turn = Side(device), threading.Lock()
+
+    def mark(self, wave: Tensor) -> Tensor:
+        """See ``_Network``; a wave of the host to a wave of the host.
+
+        Raises:
+            torch.OutOfMemoryError: no room.
+        """
+        with self._turn:
+            return self._side(lambda: self._network.mark(wave.to(self._device)).cpu())()
+
+
 class Watermark:
-    """Marks waves and finds the mark again."""
+    """Marks waves and finds the mark again; in several threads if need be."""
 
     def __init__(self) -> None:
-        """Load PerTh's encoder.
+        """Load PerTh's encoder, on the processor.
 
         Raises:
             ChatterboxOptError: not installed, or not as it should be.
@@ -70,16 +135,33 @@ class Watermark:
         saved = sorted((package / WEIGHTS).glob("*.pth.tar"), key=_training_step)[-1]
         state = torch.load(saved, map_location="cpu", weights_only=True, mmap=True)["model"]
         with uninitialised(), torch.device("meta"):
-            self._encoder: Any = encoder(how.hidden_size, layers.compute_subband_freq(how))
+            net = encoder(how.hidden_size, layers.compute_subband_freq(how))
         own = {n.removeprefix("encoder."): t for n, t in state.items() if n.startswith("encoder.")}
-        self._encoder.load_state_dict(own, assign=True)
+        net.load_state_dict(own, assign=True)
         self._rate: int = how.sample_rate
-        self._frames = {
+        frames = {
             "n_fft": how.n_fft,
             "hop_length": how.hop_size,
             "win_length": how.window_size,
             "window": torch.hann_window(how.window_size),
         }
+        self._network = _Network(net, frames)
+        self._gpu: _Gpu | None = None
+
+    def move(self, device: torch.device) -> None:
+        """Mark on a GPU from now on, as long as there is room; ``release`` ends it.
+
+        Its numbers are the processor's but for float32's rounding, and that of TF32 if torch's
+        convolutions use it.
+        """
+        try:
+            self._gpu = _Gpu(self._network, device)
+        except torch.OutOfMemoryError:
+            _no_room()
+
+    def release(self) -> None:
+        """Leave the GPU; waves are marked on the processor then."""
+        self._gpu = None
 
     def apply(self, wave: Wave) -> Wave:
         """Mark float32 [n] at 24 kHz; the result is as long or a few samples shorter."""
@@ -90,14 +172,14 @@ class Watermark:
         return np.clip(narrow, -1.0, 1.0)  # marking may overshoot by a hair; files clip anyway
 
     def _mark(self, wave: Tensor) -> Tensor:
-        """Add the network's residual to the log-magnitudes; phases stay as they are."""
-        spectrum = torch.stft(wave[None], **self._frames, return_complex=True)[0]
-        phase = torch.angle(spectrum)
-        loudness = 20 * torch.log10(spectrum.abs().clip(10 ** (-FLOOR / 20)))
-        marked, _ = self._encoder(((loudness + FLOOR) / (FLOOR + HEADROOM))[None])
-        decibels = marked[0] * (FLOOR + HEADROOM) - FLOOR
-        spectrum = 10.0 ** (decibels / 20).clip(max=10) * torch.exp(1.0j * phase)
-        return torch.istft(spectrum[None], **self._frames)[0]
+        gpu = self._gpu
+        if gpu is not None:
+            with contextlib.suppress(torch.OutOfMemoryError):
+                return gpu.mark(wave)
+            # out here the failure's frames are gone, and with them the memory that they held
+            _no_room()
+            self.release()
+        return self._network.mark(wave)
 
     def strength(self, wave: Wave) -> float:
         """How much of the mark PerTh's own package finds, 0 to 1 (imports it: 2 s); marked speech
@@ -114,6 +196,10 @@ class Watermark:
         with QUIETLY, contextlib.redirect_stdout(io.StringIO()):
             reader = perth.PerthImplicitWatermarker()
         return float(np.mean(reader.get_watermark(wave, sample_rate=SAMPLE_RATE, round=False)))
+
+
+def _no_room() -> None:
+    log.warning("no memory for the watermark on the GPU: from now on the processor makes it")
 
 
 def _training_step(path: Path) -> int:

@@ -10,7 +10,7 @@ card would refuse is refused:
   still be at work on (vector clocks; Mattern 1989). Numbers are right all the same: that it was not
   ordered is the finding.
 
-It knows what memory tensors would take, and how often the host waited. It knows nothing of
+It knows what memory tensors and cuBLAS's workspaces would take, and how often the host waited. It knows nothing of
 kernels' numbers or speed, of the allocator's pieces, or of dtypes that a kernel lacks.
 """
 
@@ -30,6 +30,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from chatterbox_opt import card as runtime
+
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 TOTAL = 24 << 30  # bytes of the card
 KERNELS = ("CUDA", "CompositeExplicitAutograd", "CompositeImplicitAutograd", "BackendSelect")
@@ -38,6 +40,8 @@ IN_PLACE_OF = {
     "aten::_scaled_dot_product_flash_attention_for_cpu": "aten::_scaled_dot_product_flash_attention"
 }
 READS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")  # the host waits for the numbers
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "matmul")  # of cuBLAS
+STREAMS = 32  # of torch; they go round
 INDICES = ("index", "index_put_", "_index_put_impl_", "_unsafe_index")  # may be the host's
 PLACES = ("set_",)  # no numbers move
 Clock = Counter  # stream -> launches that are known to have ended
@@ -65,11 +69,14 @@ class Card:
         self.capability = capability
         self.syncs: list[str] = []  # why the host waited
         self.captures = self.replays = 0
+        self.states = 0  # of generators that were asked for, whole
         self.peak = 0
         self._memory: dict[int, Memory] = {}
         self._lock = threading.RLock()
         self._launched = Clock()
         self._streams = 0
+        self._pooled: list[Stream] = []
+        self._workspaces: dict[int, Pool | None] = {}  # stream -> whose memory cuBLAS works in
         self.thread = _Thread(self)
 
     # -- places
@@ -96,11 +103,30 @@ class Card:
                 del self._memory[key]
             return sum(m.size for m in self._memory.values() if not m.pinned)
 
+    def workspaces(self) -> int:
+        """Bytes that cuBLAS holds: a workspace for each stream that products were made on."""
+        return len(self._workspaces) * ((32 << 20) if self.capability >= (9, 0) else (8 << 20))
+
+    def _multiply(self) -> None:
+        graph = self.thread.capturing
+        pool = graph.pool if graph else None
+        with self._lock:
+            if self._workspaces.setdefault(self.thread.stream.number, pool) is not pool:
+                raise RaceError("a product in a workspace that another graph, or none, works in")
+
     # -- order
 
     def stream(self) -> int:
         self._streams += 1
         return self._streams
+
+    def pooled(self) -> Stream:
+        """One of torch's streams: they are given out again when all were."""
+        if self._streams <= STREAMS:  # with the default one
+            self._pooled.append(Stream(self))
+        else:
+            self._pooled.append(self._pooled.pop(0))
+        return self._pooled[-1]
 
     def launch(self, reads, writes, what: str) -> None:
         """Work of the current stream over memory of the card and pinned memory of the host."""
@@ -149,6 +175,8 @@ class Card:
         crossing = short == "copy_" and len({self.home(t) for t in tensors[:2]}) == 2
         if on_card and not crossing:
             self._refuse(func, name, short, tensors, homes)
+            if short in PRODUCTS and not self.thread.replaying:
+                self._multiply()
         made = func(*args, **kwargs)
         outputs = _tensors(made)
         for out in outputs:
@@ -299,13 +327,27 @@ class Card:
     @contextmanager
     def plugged(self, patch):
         """Have torch find this card, in this thread and in those that take a stream of it."""
-        cuda, generator = torch.cuda, torch.Generator
+        cuda, generator, card = torch.cuda, torch.Generator, self
 
         class Generator(generator):
             def __new__(cls, device="cpu"):
                 made = super().__new__(cls)
-                made.home = torch.device(device)
+                made.home, made.places = torch.device(device), []
                 return made
+
+            def get_state(self):
+                card.states += 1
+                return super().get_state()
+
+            def get_offset(self):
+                """The host's generators have none, so these are counted."""
+                assert self.home.type == "cuda", "not implemented for the host"
+                self.places.append(super().get_state())
+                return 4 * (len(self.places) - 1)
+
+            def set_offset(self, offset):
+                assert self.home.type == "cuda", "not implemented for the host"
+                self.set_state(self.places[offset // 4])
 
             @property
             def device(self):
@@ -318,21 +360,24 @@ class Card:
             "get_device_name": lambda *_: "a card that is not there",
             "get_device_capability": lambda *_: self.capability,
             "get_arch_list": lambda: ["sm_{}{}".format(*self.capability)],
-            "mem_get_info": lambda *_: (TOTAL - self.allocated(), TOTAL),
-            "memory_allocated": lambda *_: self.allocated(),
+            "mem_get_info": lambda *_: (TOTAL - self.allocated() - self.workspaces(), TOTAL),
+            "memory_allocated": lambda *_: self.allocated() + self.workspaces(),
             "max_memory_allocated": lambda *_: self.peak,
             "reset_peak_memory_stats": self._forget_peak,
             "empty_cache": lambda: None,
             "synchronize": lambda *_: self.sync("synchronize", self._launched),
             "current_stream": lambda *_: self.thread.stream,
-            "Stream": lambda *_, **__: Stream(self),
+            "Stream": lambda *_, **__: self.pooled(),
             "Event": lambda *_, **__: Event(self),
             "stream": self.thread.on,
             "CUDAGraph": lambda: Graph(self),
             "graph_pool_handle": Pool,
+            "is_current_stream_capturing": lambda: bool(self.thread.capturing),
         }.items():
             patch.setattr(cuda, name, value)
         patch.setattr(torch, "Generator", Generator)
+        patch.setattr(torch._C, "_cuda_clearCublasWorkspaces", self._workspaces.clear)
+        patch.setattr(runtime, "LOCKED", "2")
         # freed memory is never given away here
         patch.setattr(torch.Tensor, "record_stream", lambda *_: None)
         set_result, result = Future.set_result, Future.result
@@ -366,7 +411,7 @@ class _Thread(threading.local):
         if card.__dict__.get("default") is None:
             card.default = Stream(card)
         self.stream = card.default
-        self.making, self.capturing, self._deep = CPU, False, False
+        self.making, self.capturing, self.replaying, self._deep = CPU, None, False, False
 
     @contextmanager
     def makes(self, device):
@@ -467,25 +512,30 @@ class Graph:
     """A tape."""
 
     def __init__(self, card):
-        self.card, self.tape = card, None
+        self.card, self.tape, self.pool = card, None, None
 
     def capture_begin(self, pool=None, capture_error_mode="global"):
         assert self.card.thread.stream is not self.card.default, "capture needs a stream of its own"
         pool.take(self)
-        self.tape = Tape()
+        self.pool, self.tape = pool, Tape()
         self.tape.__enter__()
-        self.card.thread.capturing = True
+        self.card.thread.capturing = self
         self.card.captures += 1
 
     def capture_end(self):
         self.tape.__exit__(None, None, None)
         self.tape.rewind()
-        self.card.thread.capturing = False
+        self.card.thread.capturing = None
 
     def replay(self):
+        thread = self.card.thread
         self.card.replays += 1
-        with self.card.thread.makes(CUDA):
-            self.tape.replay()
+        thread.replaying = True  # in the workspace of the capture
+        try:
+            with thread.makes(CUDA):
+                self.tape.replay()
+        finally:
+            thread.replaying = False
 
 
 def _in_one_piece(tensor) -> bool:

@@ -14,11 +14,11 @@ import pytest
 import tape
 import torch
 from conftest import SAMPLE, say_all, utterance
-from test_decoding import some
+from test_decoding import TEXTS, some
 
 from chatterbox_opt import Engine, Request, Sampling, blocked, graphs, loading, models
 from chatterbox_opt.copier import Plain
-from chatterbox_opt.decoding import Eager
+from chatterbox_opt.decoding import Eager, decode
 from chatterbox_opt.fallback import Ladder
 from chatterbox_opt.graphs import Captured, Recordings, Replayed
 from chatterbox_opt.offload import Residency
@@ -133,6 +133,64 @@ def test_weights_that_move_make_recordings_void(fresh):
     assert np.array_equal(moved, moved_again)
     assert np.allclose(moved, plain, atol=1e-4)
     assert len(first) != len(moved) or not np.allclose(first, moved, atol=1e-3)
+
+
+@pytest.mark.parametrize("when", ["a line has ended", "a line is taken"])
+def test_weights_may_move_whenever_the_loop_is_left(engine, tiny, when):
+    """Their old memory is given to others: a replay over it would say something else."""
+    t3, record, moved = loading.load_t3(models.locate(str(tiny)), torch.float32), Counting(), []
+
+    def lines():
+        bounds = (18, 60, 60, 60, 10)
+        return [utterance(engine, TEXTS[i], Sampling(seed=i, max_tokens=bounds[i])) for i in order]
+
+    def move():
+        for parameter in t3.parameters():
+            moved.append(parameter.data)
+            parameter.data = parameter.data.clone()
+            moved[-1].fill_(torch.nan)
+
+    def take():
+        if len(left) == 1 and when == "a line is taken":
+            move()
+        return left.pop(0) if left else None
+
+    order = range(5) if when == "a line is taken" else range(4)
+    alone = [said.tokens for said in say_all(t3, lines())]
+    left, way, said = lines(), Captured(record), {}
+    utterances = list(left)
+    for one in decode(t3, way.slots(t3, 4, 2), take, way):
+        said[one.utterance] = one.tokens
+        if when == "a line has ended":
+            move()
+    assert [said[one] for one in utterances] == alone
+    assert moved and record.recorded > 1
+
+
+def test_the_loop_looks_for_moved_weights_only_then(engine, t3, monkeypatch):
+    looked, way = [], Captured(tape.record)
+    monkeypatch.setattr(graphs, "addresses", lambda module: looked.append(module) or ())
+    [said] = say_all(t3, [utterance(engine, "Hello.", Sampling(seed=1, max_tokens=90))], way=way)
+    assert len(said.tokens) > 5 * graphs.STRIDE
+    assert len(looked) <= 3, "for its prefill, and for its steps"
+
+
+def test_addresses_are_all_of_them():
+    class Odd(torch.nn.Linear):
+        def __init__(self):
+            super().__init__(2, 2, bias=False)
+            self.register_buffer("table", torch.ones(2), persistent=False)
+            self.register_buffer("missing", None)
+            self.register_module("none", None)
+
+    module = torch.nn.Sequential(Odd(), torch.nn.Sequential(Odd()))
+    held = {t.data_ptr() for t in (*module.parameters(), *module.buffers())}
+    before = graphs.addresses(module)
+    assert set(before) == held and len(held) == 4
+    module[1][0].table = torch.ones(2)
+    assert graphs.addresses(module) != before
+    module[1][0].weight.data = module[1][0].weight.data.clone()
+    assert len(set(graphs.addresses(module)) - set(before)) == 2
 
 
 @pytest.mark.parametrize("offload", ["stages", "all-but-active"])

@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import gc
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SAMPLE, as_on_a_card, looking
-from pretend_card import Card, RaceError
+from conftest import SAMPLE, as_on_a_card, looking, say_all, utterance
+from pretend_card import STREAMS, Card, RaceError
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from chatterbox_opt import (
@@ -24,7 +25,10 @@ from chatterbox_opt import (
     decode_linear,
     flow_kernels,
     kernel_ends,
+    loading,
+    models,
     sampler,
+    watermark,
 )
 from chatterbox_opt.bench import CUDA_ROWS
 from chatterbox_opt.cache import products
@@ -36,6 +40,7 @@ from chatterbox_opt.slots import FREE, Slots
 from chatterbox_opt.subjects import Job, Ours, forced_tokens
 from chatterbox_opt.t3 import rotate
 from chatterbox_opt.voice_store import VoiceStore
+from chatterbox_opt.watermark import Watermark
 
 WAYS = {
     "dev": {},
@@ -206,7 +211,7 @@ def test_every_way_speaks_on_a_card(on_card, there, expected, way):
             check(int(result.id.split()[0]), result.audio().samples)
         assert bool(there.replays) == recorded
     gc.collect()
-    assert there.allocated() == 0, "what is left after close()"
+    assert there.allocated() == torch.cuda.memory_allocated() == 0, "what is left after close()"
 
 
 def test_after_warming_up_nothing_is_recorded(on_card, there):
@@ -249,6 +254,90 @@ def test_the_host_hardly_waits_while_t3_works(on_card, there):
     assert events <= len(words) // STRIDE + 3
     # what it is given comes from the host: not once for each token
     assert len(there.syncs) - events < 10, there.syncs
+
+
+@pytest.mark.parametrize("offsets", [True, False])
+def test_what_is_drawn_beyond_an_end_is_taken_back(there, engine, tiny, offsets, monkeypatch):
+    """By an offset, where the generator has one: no state is read for each token."""
+    if not offsets:
+        missing = property(lambda generator: [].get_offset)  # which raises AttributeError
+        monkeypatch.setattr(torch.Generator, "get_offset", missing)
+    t3 = loading.load_t3(models.locate(str(tiny)), torch.float32).to("cuda")
+
+    def said(way) -> tuple:
+        lines = [
+            replace(
+                utterance(engine, "Hello.", Sampling(max_tokens=9 + 5 * i, temperature=heat)),
+                generator=torch.Generator("cuda").manual_seed(i),
+            )
+            for i, heat in enumerate((0.8, 1.2, 0.0))
+        ]
+        there.states = 0
+        found = [one.tokens for one in say_all(t3, lines, slots=2, way=way)]
+        asked = there.states
+        return found, [line.generator.get_state() for line in lines], asked
+
+    tokens, states, asked = said(looking())
+    replayed, same, asked_replaying = said(Captured(card.CudaRecorder(torch.device("cuda"))))
+    assert replayed == tokens and [len(one) for one in tokens] == [9, 14, 19]
+    assert all(map(torch.equal, states, same))
+    assert asked == 0, "who looks at every token draws none beyond"
+    assert (asked_replaying == 0) == offsets
+
+
+def test_the_watermark_is_made_on_the_card(there, tiny, tmp_path):
+    """Alone, and in a batch by a thread and a stream of its own, beside T3 and its sound."""
+    sampling = Sampling(seed=1, max_tokens=11, cfm_steps=2)
+    asked = [Request(str(i), "Hello.", None, sampling) for i in range(12)]
+    load = functools.partial(
+        Engine.load, str(tiny), "rtx4090", device="cuda", store=VoiceStore(tmp_path)
+    )
+    with load(watermark=False) as engine:
+        plain = engine.synthesize("Hello.", None, sampling).samples
+        unmarked = {r.id: r.audio().samples for r in engine.batch(asked)}
+    gc.collect()
+    here = Watermark()
+    with load() as engine:
+        expected = here.apply(plain)
+        before = len(there.syncs)
+        found = engine.synthesize("Hello.", None, sampling).samples
+        assert "stream" in there.syncs[before:], "the host waited for a stream of its own"
+        assert np.abs(found - expected).max() < 1e-4 < np.abs(found - plain).max()
+        marked = {r.id: r.audio().samples for r in engine.batch(asked)}
+        for id, wave in unmarked.items():
+            assert np.abs(marked[id] - here.apply(wave)).max() < 1e-2
+    gc.collect()
+    assert torch.cuda.memory_allocated() == 0
+    assert np.array_equal(engine._watermark.apply(plain), expected), "and then by the processor"
+
+
+def test_without_room_for_the_watermark_the_processor_makes_it(there, monkeypatch, caplog):
+    mark, wave = Watermark(), np.sin(np.arange(24_000, dtype=np.float32))
+    expected = mark.apply(wave)
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    mark.move(torch.device("cuda"))
+    assert np.abs(mark.apply(wave) - expected).max() < 1e-4 and there.allocated()
+    monkeypatch.setattr(watermark._Gpu, "mark", fail)
+    for _ in range(2):
+        assert np.array_equal(mark.apply(wave), expected)
+    assert caplog.text.count("no memory for the watermark on the GPU") == 1
+    gc.collect()
+    assert there.allocated() == 0
+    monkeypatch.setattr(watermark._Network, "copied", fail)
+    mark.move(torch.device("cuda"))
+    assert np.array_equal(mark.apply(wave), expected)
+    assert caplog.text.count("no memory for the watermark on the GPU") == 2
+
+
+@pytest.mark.parametrize("offload", ["none", "stages"])
+def test_the_watermark_leaves_the_card_to_stages_that_take_turns(there, tiny, tmp_path, offload):
+    with Engine.load(
+        str(tiny), "dev", device="cuda", overrides={"offload": offload}, store=VoiceStore(tmp_path)
+    ) as engine:
+        assert (engine._watermark._gpu is None) == (offload == "stages")
 
 
 class Launches(TorchDispatchMode):
@@ -430,6 +519,76 @@ class TestTheCard:
         assert there.allocated() == 4 << 10, "a view holds it"
         del y
         assert (there.allocated(), there.peak) == (0, 4 << 10)
+
+    def test_workspaces_of_products(self, there):
+        """One for each stream, until they are cleared; and never one for two graphs."""
+        x, other, size = torch.ones(2, 2, device="cuda"), torch.cuda.Stream(), 32 << 20
+        for _ in range(2):
+            x @ x
+        assert torch.cuda.memory_allocated() == x.nbytes + size
+        other.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(other):
+            x @ x
+            assert torch.cuda.memory_allocated() == x.nbytes + 2 * size
+            graph = torch.cuda.CUDAGraph()
+            graph.capture_begin(pool=torch.cuda.graph_pool_handle())
+            try:
+                with pytest.raises(RaceError, match="workspace"):
+                    x @ x
+            finally:
+                graph.capture_end()
+        torch._C._cuda_clearCublasWorkspaces()
+        assert torch.cuda.memory_allocated() == x.nbytes
+
+    def test_a_recorders_products_are_nobody_elses(self, there):
+        """However often torch's streams have gone round."""
+        x, recorders = torch.ones(2, 2, device="cuda"), []
+        for _ in range(STREAMS + 2):
+            recorders.append(card.CudaRecorder(torch.device("cuda")))
+            recorders[-1](lambda: x.copy_(x @ x))
+            x @ x
+        recorders[0](lambda: x.copy_(x @ x))()
+        x @ x
+        assert there.workspaces() == 32 << 20, "of the default stream"
+        card.release()
+        assert there.workspaces() == 0
+
+    def test_an_older_torch_keeps_its_workspaces(self, there, monkeypatch):
+        monkeypatch.setattr(card, "LOCKED", "9.9")
+        x = torch.ones(2, 2, device="cuda")
+        x @ x
+        card.CudaRecorder(torch.device("cuda"))(lambda: x.copy_(x @ x))
+        card.release()
+        assert there.workspaces() == 64 << 20
+
+    @pytest.mark.parametrize("enabled", [True, False])
+    def test_nothing_is_collected_inside_a_capture(self, there, enabled):
+        """A cycle that is freed there would have CUDA free memory, which ends the capture."""
+        record, x, freed = card.CudaRecorder(torch.device("cuda")), torch.ones(2, device="cuda"), []
+        thresholds, was = gc.get_threshold(), gc.isenabled()
+
+        class Cycle:
+            def __init__(self):
+                self.me = self
+
+            def __del__(self):
+                freed.append(torch.cuda.is_current_stream_capturing())
+
+        def work():
+            Cycle()
+            made = [[] for _ in range(9)]  # enough to have them collected
+            x.add_(len(made))
+
+        try:
+            gc.set_threshold(1)
+            (gc.enable if enabled else gc.disable)()
+            record(work)()
+            assert gc.isenabled() == enabled
+            gc.collect()
+        finally:
+            gc.set_threshold(*thresholds)
+            (gc.enable if was else gc.disable)()
+        assert freed == [False] and x.tolist() == [10, 10]
 
     def test_another_thread(self, there):
         found = []

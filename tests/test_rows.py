@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import tape
 import torch
-from conftest import assert_close
+from conftest import SAMPLE, assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatterbox_opt import estimator, rows
+from chatterbox_opt import blocked, estimator, rows
+from chatterbox_opt.graphs import Replayed
+from chatterbox_opt.rows import Direct
 
 ATOL = 1e-4
 SCALE = 1.0  # of the mels
@@ -59,8 +62,6 @@ def assert_rows_close(found, expected):
 
 
 def test_mels_in_company_are_mels_alone(engine, side_by_side):
-    from conftest import SAMPLE
-
     with engine._speaker.residency("flow") as flow:
         tokens, voices = said(engine, SAMPLE)
         found, expected = many(flow, tokens, voices), singly(flow, tokens, voices)
@@ -70,8 +71,6 @@ def test_mels_in_company_are_mels_alone(engine, side_by_side):
 
 def test_without_its_mask_a_short_row_would_hear_the_padding(engine, side_by_side, monkeypatch):
     """Guards the test above: the difference that the mask makes is not small."""
-    from conftest import SAMPLE
-
     kept = estimator.Estimator.given
     with engine._speaker.residency("flow") as flow:
         tokens, voices = said(engine, SAMPLE)
@@ -91,6 +90,79 @@ def test_rows_of_one_length_need_no_mask(engine, side_by_side, monkeypatch):
         found = many(flow, tokens, voices)
         assert masks == [None]
         assert_rows_close(found, singly(flow, tokens, voices))
+
+
+def conditions(flow, voice, counts):
+    tokens = [torch.randint(0, 6561, (1, n), generator=alone(n)) for n in counts]
+    return [flow.encode(row, voice) for row in tokens]
+
+
+@pytest.fixture
+def replaying(engine, monkeypatch):
+    """The flow with its work recorded, and how often that was."""
+    with engine._speaker.residency("flow") as flow, torch.inference_mode():
+        was_blocked = blocked.unblock(flow)  # no memory that a tape can follow
+        recorded = []
+
+        def record(work):
+            recorded.append(work)
+            return tape.record(work)
+
+        monkeypatch.setattr(flow, "through", Replayed(record, flow, "the flow"))
+        yield flow, recorded
+        if was_blocked:
+            blocked.block(flow)
+
+
+COUNTS = (1, 2, 7, 32, 60, 61, 149, 150)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_replayed_encoder_does_not_hear_its_padding(engine, replaying, monkeypatch, own):
+    flow, recorded = replaying
+    voice = engine.voice(None if own else SAMPLE)
+    with monkeypatch.context() as patch:
+        patch.setattr(flow, "through", Direct())
+        expected = conditions(flow, voice, COUNTS)
+    prompt = voice.tokens.shape[1]
+    buckets = {rows.bucket(prompt + count) for count in COUNTS}
+    assert any(prompt + count not in buckets for count in COUNTS), "some are padded"
+    for _ in range(3):  # met, recorded, replayed
+        assert_rows_close(conditions(flow, voice, COUNTS), expected)
+    assert len(recorded) == len(buckets) < len(COUNTS)
+
+
+def test_without_zeros_behind_it_the_encoder_would_hear_its_padding(engine, replaying, monkeypatch):
+    """Guards the test above."""
+    flow, _ = replaying
+    count, plain = 150, torch.Tensor.masked_fill
+    length = count + engine.voice().tokens.shape[1]
+    assert rows.bucket(length) > length
+    (expected,) = conditions(flow, engine.voice(), [count])
+    monkeypatch.setattr(
+        torch.Tensor,
+        "masked_fill",
+        lambda x, mask, value: x if value == 0 and mask.dim() == 3 else plain(x, mask, value),
+    )
+    (found,) = conditions(flow, engine.voice(), [count])
+    assert (found - expected).abs().max() > 10 * ATOL
+
+
+def test_the_encoders_tables_grow_before_it_is_recorded(engine, replaying, monkeypatch):
+    """They are as long as upstream's for any text; a longer one must not grow them in a capture."""
+    flow, recorded = replaying
+    for embed in (flow.encoder.embed, flow.encoder.up_embed):
+        short = embed.pos_enc.position_encoding(offset=0, size=40)
+        monkeypatch.setattr(embed.pos_enc, "pe", short.clone())
+    with monkeypatch.context() as patch:
+        patch.setattr(flow, "through", Direct())
+        (expected,) = conditions(flow, engine.voice(), [60])
+    for embed in (flow.encoder.embed, flow.encoder.up_embed):
+        embed.pos_enc.pe = short.clone()
+    for _ in range(3):
+        (found,) = conditions(flow, engine.voice(), [60])
+        assert_close(found, expected, atol=ATOL)
+    assert len(recorded) == 1
 
 
 def test_waves_in_company_are_waves_alone(engine, side_by_side):
