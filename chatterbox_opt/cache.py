@@ -148,6 +148,11 @@ class StaticCache:
         """Positions of one row."""
         return self.keys.shape[3]
 
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        """Where the buffers are: all move when one grows."""
+        return tuple(kept.data_ptr() for kept in self._buffers())
+
     def scales(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """Of an int8 layer's keys and values: [rows, heads, capacity] each; else None."""
         return (self.key_scales[layer], self.value_scales[layer]) if self.quantized else None

@@ -85,11 +85,13 @@ class Way(Protocol):
             end is dropped.
         forward: a compiled ``T3.step``, or None.
         fused: steps run by kernels of our own where those serve (fused_step.py).
+        kv_cache: torch.int8 keys and values in a static cache, or None for T3's dtype.
     """
 
     stride: int
     forward: Forward | None
     fused: bool
+    kv_cache: torch.dtype | None
 
     def slots(self, t3: T3, count: int, each: int) -> Slots:
         """Buffers for ``count`` utterances, in any state; those given out last are void."""
@@ -113,13 +115,19 @@ class Eager:
 
     stride = 1
 
-    def __init__(self, forward: Forward | None = None, *, fused: bool = False) -> None:
+    def __init__(
+        self,
+        forward: Forward | None = None,
+        *,
+        fused: bool = False,
+        kv_cache: torch.dtype | None = None,
+    ) -> None:
         """Take a compiled ``T3.step``, or none.
 
         Args:
-            fused: see ``Way``.
+            fused, kv_cache: see ``Way``.
         """
-        self.forward, self.fused = forward, fused
+        self.forward, self.fused, self.kv_cache = forward, fused, kv_cache
         self._integers: IntegerStep | None = None
 
     def slots(self, t3: T3, count: int, each: int) -> Slots:
@@ -132,7 +140,9 @@ class Eager:
                 self._integers, like = IntegerStep(t3), like.to(integer_step.KEPT)
             cache = RaggedCache(utterances=count, each=each, shape=shape, like=like)
         else:
-            cache = StaticCache(utterances=count, each=each, shape=shape, like=like)
+            cache = StaticCache(
+                utterances=count, each=each, shape=shape, like=like, dtype=self.kv_cache
+            )
         return Slots(t3, count, cache)
 
     def prefill(self, t3: T3) -> Prefill:

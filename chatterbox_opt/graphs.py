@@ -160,14 +160,19 @@ class Captured:
     stride = STRIDE
 
     def __init__(
-        self, record: Recorder, forward: Forward | None = None, *, fused: bool = False
+        self,
+        record: Recorder,
+        forward: Forward | None = None,
+        *,
+        fused: bool = False,
+        kv_cache: torch.dtype | None = None,
     ) -> None:
         """Take a recorder, and a compiled ``T3.step`` to be recorded, or none.
 
         Args:
-            fused: see ``decoding.Way``.
+            fused, kv_cache: see ``decoding.Way``.
         """
-        self.forward, self.fused = forward, fused
+        self.forward, self.fused, self.kv_cache = forward, fused, kv_cache
         self._recordings = Recordings(record, "the t3 step")
         self._slots: Slots | None = None
         self._fits: tuple[int, int, torch.dtype] | None = None
@@ -184,6 +189,7 @@ class Captured:
                 shape=t3.cached,
                 like=t3.like,
                 room=grown,
+                dtype=self.kv_cache,
             )
             self._slots, self._fits = Slots(t3, count, cache), fits
             self._allocations += 1
@@ -220,7 +226,7 @@ class Captured:
 
     def _find(self, slots: Slots, weights: tuple[int, ...], key: Hashable) -> Recording:
         assert isinstance(slots.cache, StaticCache)
-        place = (weights, slots.cache.keys.data_ptr(), self._allocations)
+        place = (weights, slots.cache.addresses, self._allocations)
         return self._recordings.find(key, place)
 
     def arriving(self, tokens: Tensor) -> Callable[[], list[list[int]]]:

@@ -325,8 +325,9 @@ def _way(plan: Plan, residency: Residency, *, beside: bool) -> Way:
         with residency("t3") as stage:
             forward = _compiled(cast(t3.T3, stage))
     fused = "t3" in plan.fused and forward is None  # inductor makes kernels of its own
+    kv_cache = torch.int8 if plan.kv_cache == "int8" else None
     if compile == "none" or residency.device.type != "cuda":
-        return Eager(forward, fused=fused)
+        return Eager(forward, fused=fused, kv_cache=kv_cache)
     # captures collect nothing (``card.uncollected``), so what cycles of old hold of the GPU would
     # lie beside the recordings' memory. Once, for where there are many objects it takes long
     gc.collect()
@@ -336,7 +337,7 @@ def _way(plan: Plan, residency: Residency, *, beside: bool) -> Way:
     solver.through = graphs.Replayed(apart, solver, "the flow")
     hift = cast(vocoder.Vocoder, residency.module("vocoder"))
     hift.through = graphs.Replayed(apart, hift, "the vocoder")
-    return graphs.Captured(record, forward, fused=fused)
+    return graphs.Captured(record, forward, fused=fused, kv_cache=kv_cache)
 
 
 def _compiled(model: t3.T3) -> Forward | None:

@@ -151,7 +151,11 @@ class Ours:
             way = _Timed(
                 pipeline.way
                 if record is None
-                else Eager(pipeline.way.forward, fused=pipeline.way.fused),
+                else Eager(
+                    pipeline.way.forward,
+                    fused=pipeline.way.fused,
+                    kv_cache=pipeline.way.kv_cache,
+                ),
                 clock,
             )
             slots = way.slots(t3, 1, 2)
@@ -272,6 +276,7 @@ class _Timed:
     def __init__(self, way: Way, clock: Clock) -> None:
         self._way, self._clock = way, clock
         self.stride, self.forward, self.fused = way.stride, way.forward, way.fused
+        self.kv_cache = way.kv_cache
         self.slots, self.prefill, self.arriving = way.slots, way.prefill, way.arriving
 
     def step(self, t3: T3) -> Step:

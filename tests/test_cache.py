@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from conftest import assert_close
 
 from chatterbox_opt.cache import SPAN, StaticCache, blocks
+from chatterbox_opt.kv_quantization import dequantize, quantize
 from chatterbox_opt.ragged import STRIP, RaggedCache
 
 LAYERS, HEADS, WIDTH, EACH = 2, 3, 8, 2
@@ -118,3 +119,48 @@ def test_float16_keys_end_at_its_range():
     cache.fill(0, torch.tensor([0]), far, far)
     keys, values = cache._strips[0][0]
     assert keys[0, 0].tolist() == values[0, :, 0].tolist() == [65504.0, -65504.0, 2.0, 65504.0]
+
+
+def test_int8_keys_and_values_are_near_and_stay_with_their_utterance():
+    """Against a cache that rounds nothing: entering, steps, growth, a move and a departure."""
+    generator = torch.Generator().manual_seed(0)
+    like, shape = torch.zeros(1), (LAYERS, HEADS, WIDTH)
+    wide, narrow = (
+        StaticCache(utterances=2, each=EACH, shape=shape, like=like, dtype=dtype)
+        for dtype in (None, torch.int8)
+    )
+    lengths = [SPAN - 2, 7]
+    assert narrow.scales(0) is not None and wide.scales(0) is None
+    before = narrow.addresses
+
+    def both(name, *given):
+        for cache in (wide, narrow):
+            getattr(cache, name)(*given)
+
+    def step(places):
+        q, k, v = torch.randn(3, len(places), HEADS, 1, WIDTH, generator=generator)
+        span = blocks(int(places.max()) + 1)
+        found = [cache.at(places, span)(1, q, k, v) for cache in (wide, narrow)]
+        assert_close(found[1], found[0], atol=0.03)
+        assert not torch.equal(*found)
+
+    for utterance, length in enumerate(lengths):
+        both("reserve", utterance, length + 4)
+        keys, values = torch.randn(2, EACH, HEADS, length, WIDTH, generator=generator)
+        both("fill", 1, torch.tensor([utterance]), keys, values)
+    assert narrow.addresses != before and narrow.keys.dtype == torch.int8
+    for i in range(4):
+        step(torch.tensor(lengths).repeat_interleave(EACH) + i)
+    both("move", 1, 0)
+    step(torch.tensor([lengths[1] + 4] * EACH))
+    both("clear", 0)
+    assert not any(kept[:, :EACH].any() for kept in (narrow.keys, narrow.key_scales))
+
+
+def test_what_int8_cannot_hold_is_not_hidden():
+    x = torch.tensor([[1.0, torch.nan], [torch.inf, 1.0], [0.0, 0.0], [-1.0, 0.5]])
+    numbers, scales = quantize(x)
+    again = dequantize(numbers, scales, torch.float32)
+    assert not again[:2].isfinite().all(dim=1).any()
+    assert torch.equal(again[2], torch.zeros(2))
+    assert_close(again[3], x[3], atol=1 / 127)

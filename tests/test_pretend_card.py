@@ -51,6 +51,7 @@ WAYS = {
     "gtx1080": {},
     "rtx4090, int8": {"dtype": "int8"},
     "rtx3080, int8": {"dtype": "int8"},
+    "rtx4090, int8 kv cache": {"kv_cache": "int8"},
     "dev, turns": {"compile": "cudagraphs", "offload": "stages"},
     "dev, alone": {"compile": "cudagraphs", "offload": "all-but-active"},
 }
