@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -165,7 +165,14 @@ def gpu_of(capability: int, *, early: bool) -> Iterator[Compiled]:
         yield compiled
 
 
-def decode_steps(dtype: torch.dtype, counts: Sequence[int], *, whole: bool, narrow: bool) -> None:
+def decode_steps(
+    dtype: torch.dtype,
+    counts: Sequence[int],
+    *,
+    whole: bool,
+    narrow: bool,
+    shape: T3Shape | None = None,
+) -> None:
     """One decode step of T3, two rows an utterance and, for one utterance, one row.
 
     Args:
@@ -173,14 +180,15 @@ def decode_steps(dtype: torch.dtype, counts: Sequence[int], *, whole: bool, narr
         counts: utterances at once.
         whole: int8 matrices.
         narrow: int8 keys and values.
+        shape: of another model; one layer of it is as good as all.
     """
     with uninitialised():
-        t3 = T3(T3Shape(layers=1)).to(dtype)
+        t3 = T3(replace(shape or T3Shape(), layers=1)).to(dtype)
     if whole:
         _quantize(t3)
     for each, count in [(2, count) for count in counts] + [(1, 1)]:
-        shape, kept = t3.cached, torch.int8 if narrow else None
-        cache = StaticCache(utterances=count, each=each, shape=shape, like=t3.like, dtype=kept)
+        kept = torch.int8 if narrow else None
+        cache = StaticCache(utterances=count, each=each, shape=t3.cached, like=t3.like, dtype=kept)
         cache.reserve(0, POSITIONS)
         FusedStep(t3)(Slots(t3, count, cache), count, POSITIONS, ranked=False)
 
