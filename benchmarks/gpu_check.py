@@ -543,7 +543,9 @@ def failed(found: dict[str, Any]) -> list[str]:
 
 
 def main(
-    output: Annotated[Path | None, typer.Option("--json", help="benchmarks/results/NAME.json")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--json", help="benchmarks/results/NAME.json")
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Of sound, for the table.")] = 10.0,
     runs: Annotated[int, typer.Option(help="Of every row of the table.")] = 3,
     model: Annotated[str | None, typer.Option(help="None makes random weights.")] = None,

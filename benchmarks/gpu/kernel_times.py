@@ -1,0 +1,229 @@
+"""Microseconds of single kernels in CUDA graphs: attention by kernel, products by tile.
+
+Knows shapes and candidates. Knows nothing of engines' plans or of files. Each candidate runs
+through as many matrices, or KV caches, as do not fit into the L2 cache: none is found there.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.gpu.measure import graph_us
+from chatterbox_opt import fused_step
+from chatterbox_opt.cache import products
+from chatterbox_opt.card import FAILURES
+from chatterbox_opt.errors import first_line
+from chatterbox_opt.graphs import Recorder
+from chatterbox_opt.shapes import FlowShape
+from chatterbox_opt.t3 import T3
+
+MATRICES = {"qkv": "norm", "out": "residual", "gate_up": "gated", "down": "residual"}
+COLD = 128 << 20  # bytes, more than the L2 cache of any GPU
+FEW_TILES = tuple(product((1, 2, 4, 8), (256, 512, 1024)))  # columns, depth
+MANY_TILES = tuple(product((16, 32), (64, 128)))
+# arguments of ``kernels.attend`` besides the tensors, by name
+ATTENDING: dict[str, dict[str, Any]] = {"own": {}, "own, 128 a turn": {"turn": 128}}
+
+
+@dataclass(frozen=True, slots=True)
+class Queries:
+    """Shapes of a decode step's attention.
+
+    Attributes:
+        rows: two for each request under guidance.
+        span: positions of each row.
+    """
+
+    heads: int
+    width: int
+    rows: int
+    span: int
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Of keys and values of one layer."""
+        return 2 * self.rows * self.heads * self.span * self.width * self.dtype.itemsize
+
+    def drawn(self, *sizes: int) -> Tensor:
+        """Random numbers."""
+        return torch.randn(sizes, device=self.device, dtype=self.dtype)
+
+
+def decode_attention(
+    asked: Queries, record: Recorder, *, fused: bool, cold: int = COLD
+) -> dict[str, Any]:
+    """Microseconds of one layer's attention of a step, by kernel.
+
+    Args:
+        fused: whether the kernel of our own can be run here.
+        cold: bytes of KV caches that are gone through.
+
+    Returns:
+        a row with "us" by candidate; one that cannot run has its error there.
+    """
+    layers = max(1, -(-cold // asked.nbytes))
+    size = (asked.rows, asked.heads, asked.span, asked.width)
+    caches = [(asked.drawn(*size), asked.drawn(*size)) for _ in range(layers)]
+    candidates: dict[str, Callable[[Tensor, Tensor], Tensor]] = _by_pytorch(asked)
+    if fused:
+        candidates |= _by_own(asked)
+    row: dict[str, Any] = {"rows": asked.rows, "span": asked.span, "bytes": asked.nbytes}
+    row["layers"] = layers
+    for name, attend in candidates.items():
+
+        def through(attend: Callable[[Tensor, Tensor], Tensor] = attend) -> None:
+            for keys, values in caches:
+                attend(keys, values)
+
+        row[name] = timed(record, through, asked.device, layers)
+    return row
+
+
+def _by_pytorch(asked: Queries) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    q = asked.drawn(asked.rows, asked.heads, 1, asked.width)
+    visible = torch.ones(asked.rows, 1, 1, asked.span, dtype=torch.bool, device=asked.device)
+    return {
+        "sdpa, masked": lambda k, v: F.scaled_dot_product_attention(q, k, v, visible),
+        "sdpa, no mask": lambda k, v: F.scaled_dot_product_attention(q, k, v),
+        "products": lambda k, v: products(q, k, v, visible),
+    }
+
+
+def _by_own(asked: Queries) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    from chatterbox_opt import kernels  # Triton is not everywhere
+
+    many = max(1, asked.rows // 2)
+    qkv = asked.drawn(asked.rows, 3 * asked.heads * asked.width)
+    rope = asked.drawn(many, asked.width), asked.drawn(many, asked.width)
+    places = torch.full((many,), asked.span - 1, device=asked.device)
+
+    def by(more: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda k, v: kernels.attend(qkv, rope, k, v, places, **more)
+
+    return {name: by(more) for name, more in ATTENDING.items()}
+
+
+def flow_attention(
+    shape: FlowShape, record: Recorder, device: torch.device, frames: int, *, fused: bool
+) -> dict[str, Any]:
+    """Microseconds of the flow's attention by kernel, in halves: two rows, a tenth is padding. Its
+    queries, keys and values were just written and may be in the L2 cache, as they are in a flow.
+
+    Args:
+        fused: whether the kernel of our own can be run here.
+    """
+    sizes = (2, frames, 3, shape.estimator_heads, shape.estimator_head_dim)
+    qkv = torch.randn(sizes, device=device, dtype=torch.float16)
+    q, k, v = qkv.transpose(1, 3).unbind(2)
+    lengths = torch.full((2,), frames - frames // 10, dtype=torch.int32, device=device)
+    mask = (torch.arange(frames, device=device) < lengths[:, None])[:, None, None]
+    candidates: dict[str, Callable[[], Any]] = {
+        "sdpa, all": functools.partial(F.scaled_dot_product_attention, q, k, v),
+        "sdpa, masked": functools.partial(F.scaled_dot_product_attention, q, k, v, mask),
+    }
+    if fused:
+        from chatterbox_opt import flow_kernels  # Triton is not everywhere
+
+        candidates["own"] = functools.partial(flow_kernels.attend, q, k, v, lengths)
+    row: dict[str, Any] = {"frames": frames}
+    return row | {name: timed(record, once, device, 1, 30) for name, once in candidates.items()}
+
+
+def timed(
+    record: Recorder, work: Callable[[], Any], device: torch.device, parts: int, times: int = 1
+) -> float | str:
+    """Microseconds of one of the ``parts`` of some work, or why it cannot run here."""
+    try:
+        return graph_us(record, work, device, times=times) / parts
+    except (*FAILURES, TypeError) as error:  # a kernel without this argument, a tile too large
+        return first_line(error)
+
+
+def step_products(t3: T3, record: Recorder, rows: int, layers: int) -> Iterator[dict[str, Any]]:
+    """Microseconds of a layer's products, with what stands around them, by tile, and of the bare
+    product by cuBLAS. To choose ``kernels.tiles`` by.
+
+    Args:
+        rows: of the step.
+        layers: the most matrices that are gone through.
+    """
+    for name, around in MATRICES.items():
+        matrices = [fused_step.matrix(getattr(block, name)) for block in t3.blocks][:layers]
+        yield from products_by_tile(name, matrices, rows, around, t3.dtype, record)
+
+
+def products_by_tile(
+    name: str,
+    matrices: Sequence[tuple[Tensor, Tensor | None]],
+    rows: int,
+    around: str,
+    dtype: torch.dtype,
+    record: Recorder,
+) -> Iterator[dict[str, Any]]:
+    """As ``step_products``, for one matrix of each layer.
+
+    Args:
+        matrices: weight [out, in], and the scales of an int8 one, of every layer.
+        around: "norm", "residual" or "gated" (with a norm).
+    """
+    from chatterbox_opt import kernels  # Triton is not everywhere
+
+    weight = matrices[0][0]
+    x = torch.randn(rows, weight.shape[1], device=weight.device, dtype=dtype)
+    more: dict[str, Any] = {"gated": around == "gated"}
+    if around == "residual":
+        more["residual"] = x.new_zeros(rows, len(weight))
+    else:
+        more["norm"] = (torch.ones_like(x[0]), 1e-5)
+    row = {"matrix": name, "rows": rows, "bytes": weight.nbytes, "dtype": str(weight.dtype)}
+
+    def us(once: Callable[[Tensor, Tensor | None], Any]) -> dict[str, Any]:
+        def layers() -> None:
+            for matrix in matrices:
+                once(*matrix)
+
+        return rated(timed(record, layers, weight.device, len(matrices)), weight.nbytes)
+
+    def own(weight: Tensor, scales: Tensor | None) -> Tensor:
+        return kernels.linear(x, weight, scales, **more)
+
+    yield row | {"by": "own", "tile": "as planned"} | us(own)
+    if weight.dtype == dtype:
+        yield row | {"by": "cublas"} | us(lambda weight, _: F.linear(x, weight))
+    for tile in FEW_TILES if rows <= kernels.FEW else MANY_TILES:
+        with tiled(rows, dtype, *tile):
+            yield row | {"by": "own", "tile": tile} | us(own)
+
+
+@contextmanager
+def tiled(rows: int, dtype: torch.dtype, columns: int, depth: int) -> Iterator[None]:
+    """Have ``kernels.linear`` take another tile."""
+    from chatterbox_opt import kernels  # Triton is not everywhere
+
+    usual = kernels.tiles
+    whole = usual(rows, dtype.itemsize)["ROWS"]
+    tile_of = kernels.tile_of_few if rows <= kernels.FEW else kernels.tile_of_many
+    tile = tile_of(whole, columns=columns, depth=depth)
+    kernels.tiles = lambda *_, **__: tile
+    try:
+        yield
+    finally:
+        kernels.tiles = usual
+
+
+def rated(us: float | str, nbytes: int) -> dict[str, Any]:
+    """Microseconds and GB/s, or the error."""
+    if isinstance(us, str):
+        return {"error": us}
+    return {"us": us, "gb_per_second": nbytes / us / 1e3 if us else None}
