@@ -18,6 +18,7 @@ import torch
 
 from chatterbox_opt import hardware
 from chatterbox_opt.models import Checkpoint
+from chatterbox_opt.shapes import T3Shape
 from chatterbox_opt.subjects import Clock, Job
 
 TRIES = 7
@@ -31,9 +32,6 @@ def facts(job: Job, checkpoint: Checkpoint) -> dict[str, Any]:
     """What the machine can do at best, and what a step needs of it."""
     machine = hardware.probe(job.device)
     device = torch.device(machine.device)
-    shape = checkpoint.shapes.t3
-    layer = 4 * shape.width**2 + 3 * shape.width * shape.ffn
-    weights = shape.layers * layer + shape.speech_vocab * shape.width
     read = read_gb_s(device)
     card = {
         "device": machine.name,
@@ -45,10 +43,16 @@ def facts(job: Job, checkpoint: Checkpoint) -> dict[str, Any]:
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "read_gb_s": read,
         "gemm_gflops": {name: gemm_gflops(device, name) for name in ("float32", "bfloat16")},
-        "t3_weights_per_step": weights,
+        "t3_weights_per_step": weights_per_step(checkpoint.shapes.t3),
         "made_weights": checkpoint.shapes.made,
     }
     return card | {"ceiling_tokens_per_second": steps_per_second(card, [read])}
+
+
+def weights_per_step(shape: T3Shape) -> int:
+    """Numbers that a decode step multiplies by: every layer's matrices and the head."""
+    layer = 4 * shape.width**2 + 3 * shape.width * shape.ffn
+    return shape.layers * layer + shape.speech_vocab * shape.width
 
 
 def steps_per_second(card: Mapping[str, Any], reads: Sequence[float]) -> dict[str, float]:

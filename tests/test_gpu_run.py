@@ -44,6 +44,9 @@ class Fake(setting.Setting):
     def facts_command(self):
         return ["true"]
 
+    def gpu_command(self):
+        return ["true"]
+
 
 @pytest.fixture
 def fake(tmp_path):
@@ -103,6 +106,18 @@ def test_a_run_without_faults_is_good(fake):
     assert not (fake.out / "spoken.tar.gz").exists()
     text = summary.lines(lines(fake))
     assert any("'one'" in line or '"one"' in line for line in text)
+
+
+@dataclass(frozen=True, slots=True)
+class WithoutGpu(Fake):
+    def gpu_command(self):
+        return ["sh", "-c", f"exit {setting.NO_GPU}"]
+
+
+def test_without_a_gpu_it_says_so(fake):
+    here = WithoutGpu(fake.out, fake.scratch, None, "a model", "fakes")
+    assert not go(here, ("good", 1, 10))
+    assert [line.value for line in lines(fake)] == [{"name": "gpu", "found": False}]
 
 
 def test_killed_at_any_moment_it_leaves_no_child_and_whole_lines(fake, tmp_path):

@@ -17,6 +17,7 @@ from conftest import SAMPLE, as_on_a_card, looking
 from pretend_card import Card, RaceError
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from benchmarks.gpu import measure as clocks
 from benchmarks.gpu import results
 from benchmarks.gpu.context import TINY, Context, measure
 from benchmarks.gpu.modes import MODES
@@ -314,6 +315,7 @@ def test_memory_of_stages_that_take_turns(on_card, there):
 def stage(there, tiny, tmp_path, monkeypatch):
     """Runs a stage of benchmarks/gpu there on tiny weights; its lines, and what failed."""
     monkeypatch.setattr(warnings, "showwarning", lambda *_, **__: None)
+    monkeypatch.setattr(clocks, "REPLAYS", 1)
 
     def run(name: str) -> list[results.Line]:
         module = importlib.import_module(f"benchmarks.gpu.stages.{name}")

@@ -98,7 +98,7 @@ TINY = Sizes(  # for tiny weights: a rehearsal, whose times mean nothing
     profile_tokens=10,
     read=1 << 20,
     side=64,
-    cold=64 << 10,
+    cold=128 << 10,
 )
 
 

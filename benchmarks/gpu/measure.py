@@ -22,6 +22,7 @@ from chatterbox_opt.graphs import Recorder
 
 Work = Callable[[], Any]
 RUNS = 5  # of which the median is taken
+REPLAYS = 20  # of a graph between two events
 FLUSH = 256 << 20  # bytes, several times the L2 cache of any GPU
 
 
@@ -73,15 +74,12 @@ def event_us(work: Work, device: torch.device, runs: int = 20) -> float:
     return statistics.median(laps)
 
 
-def graph_us(
-    record: Recorder, work: Work, device: torch.device, *, times: int = 1, replays: int = 20
-) -> float:
+def graph_us(record: Recorder, work: Work, device: torch.device, *, times: int = 1) -> float:
     """Microseconds of some work in a CUDA graph.
 
     Args:
         record: a recorder, such as ``card.CudaRecorder``.
         times: how often the work is in the graph; the result is of once.
-        replays: between two events.
 
     Raises:
         RuntimeError: it cannot be recorded.
@@ -97,11 +95,11 @@ def graph_us(
     replay = record(often)
 
     def replayed() -> None:
-        for _ in range(replays):
+        for _ in range(REPLAYS):
             replay()
 
     laps = [between_events(replayed, device) for _ in range(RUNS + 1)][1:]
-    return statistics.median(laps) / replays / times
+    return statistics.median(laps) / REPLAYS / times
 
 
 def between_events(work: Work, device: torch.device) -> float:

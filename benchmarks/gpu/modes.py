@@ -15,6 +15,7 @@ from benchmarks.gpu.engines import launched, pipeline_of, sound_by_pytorch
 from benchmarks.gpu.measure import fresh_memory, vram
 from chatterbox_opt import Engine
 from chatterbox_opt.card import CudaRecorder
+from chatterbox_opt.ceilings import weights_per_step
 from chatterbox_opt.decoding import Eager, Way
 from chatterbox_opt.graphs import Captured
 from chatterbox_opt.subjects import Job, Ours, forced_tokens
@@ -82,6 +83,6 @@ def measure_row(context: Context, engine: Engine, mode: Mode, runs: int) -> None
         for turn in range(mode.warm_ups + runs):
             lap = ours.run(mode.steps)
             row = {"row": mode.name, "dtype": engine.plan.t3, "plan": ours.plan}
-            warm = turn < mode.warm_ups
-            row |= {"warm": warm, "tokens": len(tokens), "seconds": lap}
+            row |= {"warm": turn < mode.warm_ups, "tokens": len(tokens), "seconds": lap}
+            row["weights_per_step"] = weights_per_step(engine.checkpoint.shapes.t3)
             context.put(RUN, row | vram())

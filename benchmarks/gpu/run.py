@@ -25,6 +25,7 @@ from benchmarks.gpu.processes import Ending
 from benchmarks.gpu.schedule import CEILINGS, Stage
 from benchmarks.gpu.setting import Setting
 
+LOOK_LIMIT = 60.0  # seconds to find a GPU in; one that hangs there may still work later
 STAGE, SKIPPED, SETUP = "stage", "stage skipped", "setup"  # kinds of the runner's own lines
 
 
@@ -68,7 +69,18 @@ class Run:
         self.lines.put(what, told | {"cut": ending.cut})
 
     def prepare(self) -> bool:
-        """Install wheels and kernels that came along; whether stages can run at all."""
+        """Install wheels and kernels that came along, a GPU being looked for meanwhile; whether
+        stages can run at all."""
+        looking = self.setting.start(self.setting.gpu_command())
+        try:
+            installed = self._install()
+        finally:
+            found = processes.finish(looking, min(LOOK_LIMIT, self.left))
+        if found.exit == setting.NO_GPU:
+            self.lines.put(SETUP, {"name": "gpu", "found": False})
+        return installed and found.exit != setting.NO_GPU
+
+    def _install(self) -> bool:
         for name, command in self.setting.installations():
             process = self.setting.start(command)
             ending = processes.finish(process, min(schedule.WEIGHTS_LIMIT, self.left))
@@ -142,6 +154,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and end the stage
     here = setting.find(asked.out, asked.wheels, asked.model)
     good = run(here, stages, asked.limit, started)
+    if not good:
+        print(
+            "not all stages ended well: see run.log, and on a machine without a CUDA GPU make test"
+        )
     lines = results.read(asked.out / results.FILE)
     print("\n".join(summary.lines(lines)))
     return 0 if good and not summary.failed_checks(lines) else 1

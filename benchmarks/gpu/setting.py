@@ -23,6 +23,7 @@ MEMORY = Path("/dev/shm")  # quicker than an unknown disk, where it is large eno
 ROOM = 16 << 30  # bytes that weights, their converted copies and voices take at most
 KERNELS = "tcache.tar.xz"  # compiled ahead, among the wheels
 MARKER = "config.json"  # the last file of made weights
+NO_GPU = 7  # an exit code that nothing else has
 NEEDED = "perth"  # is importable where the wheels are installed
 # hub, progress bars and plots must not wait for a network or a display
 QUIET = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "MPLBACKEND": "agg", "PYTHONUNBUFFERED": "1"}
@@ -75,6 +76,11 @@ class Setting:
         """A stage."""
         where = ["--model", self.model, "--out", str(self.out), "--scratch", str(self.scratch)]
         return [sys.executable, "-m", f"{self.stage_module}.{name}", *where, *self.extra]
+
+    def gpu_command(self) -> list[str]:
+        """What exits with ``NO_GPU`` where torch finds none."""
+        code = f"import sys, torch; sys.exit(0 if torch.cuda.is_available() else {NO_GPU})"
+        return [sys.executable, "-c", code]
 
     def facts_command(self) -> list[str]:
         """What tells of the machine."""

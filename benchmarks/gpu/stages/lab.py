@@ -26,7 +26,7 @@ PRODUCT, ATTENTION, FLOW_ATTENTION = "product", "attention of one query", "atten
 
 def run(context: Context) -> None:
     """See the module."""
-    device = torch.device(context.device, 0)
+    device = torch.device(context.device)
     record, shapes = card.CudaRecorder(device), locate(context.model).shapes
     with context.part("plain CUDA"):
         for row in cuda_gemv.measure(device, record, sizes_of(shapes), context.sizes.layers):
