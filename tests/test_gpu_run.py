@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from benchmarks.gpu import kernel_cache, results, run, schedule, setting, summary
+from benchmarks.gpu import kernel_cache, kinds, results, run, schedule, setting, summary
 from benchmarks.gpu.results import Results
 from benchmarks.gpu.schedule import Stage
 
@@ -57,7 +57,7 @@ def fake(tmp_path):
     path = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     out = tmp_path / "out"
     out.mkdir()
-    return Fake(out, tmp_path, None, "a model", "fakes", environment=path)
+    return Fake(out, tmp_path, tmp_path, None, "a model", "fakes", environment=path)
 
 
 def lines(fake):
@@ -75,7 +75,7 @@ def test_a_stage_that_dies_costs_itself_only(fake, monkeypatch):
     assert not go(fake, *((name, 1, 0.7 if name in ("hangs", "waits") else 5) for name in names))
     found = lines(fake)
     assert [one.stage for one in found if one.what == "pid"] == names
-    ended = {one.value["name"]: one.value for one in found if one.what == run.STAGE}
+    ended = {one.value["name"]: one.value for one in found if one.what == kinds.STAGE}
     assert {name: one["exit"] for name, one in ended.items()} == {
         "aborts": -signal.SIGABRT,
         "segfaults": -signal.SIGSEGV,
@@ -94,7 +94,7 @@ def test_a_run_keeps_to_its_limit_and_says_what_it_left_out(fake, monkeypatch):
     assert not go(fake, ("waits", 1, 60), ("good", 1, 60), limit=1.0)
     assert 0.5 < time.monotonic() - begun < 1.5
     assert [one.value for one in lines(fake) if one.what == "pid"], "the first was begun"
-    [skipped] = [one.value for one in lines(fake) if one.what == run.SKIPPED]
+    [skipped] = [one.value for one in lines(fake) if one.what == kinds.SKIPPED]
     assert skipped["name"] == "good"
 
 
@@ -105,7 +105,8 @@ def test_a_run_without_faults_is_good(fake):
     assert (fake.out / "traces.tar.gz").stat().st_size > 0
     assert not (fake.out / "spoken.tar.gz").exists()
     text = summary.lines(lines(fake))
-    assert any("'one'" in line or '"one"' in line for line in text)
+    assert any(line.startswith("run      stage:") and '"good"' in line for line in text)
+    assert summary.wrong(lines(fake)) == []
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ class WithoutGpu(Fake):
 
 
 def test_without_a_gpu_it_says_so(fake):
-    here = WithoutGpu(fake.out, fake.scratch, None, "a model", "fakes")
+    here = WithoutGpu(fake.out, fake.scratch, fake.data, None, "a model", "fakes")
     assert not go(here, ("good", 1, 10))
     assert [line.value for line in lines(fake)] == [{"name": "gpu", "found": False}]
 
@@ -128,7 +129,7 @@ def test_killed_at_any_moment_it_leaves_no_child_and_whole_lines(fake, tmp_path)
         sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
         from pathlib import Path
         from test_gpu_run import Fake, run, Stage
-        fake = Fake(Path({str(fake.out)!r}), Path({str(tmp_path)!r}), None, "x", "fakes",
+        fake = Fake(Path({str(fake.out)!r}), Path({str(tmp_path)!r}), Path(), None, "x", "fakes",
                     environment={fake.environment!r})
         run.run(fake, [Stage("counts", 1, 60)], 60, time.monotonic())
         """)
@@ -185,14 +186,14 @@ def test_what_came_along_is_installed_once(tmp_path, monkeypatch):
     wheels.mkdir()
     (wheels / "x.whl").touch()
     (wheels / setting.KERNELS).touch()
-    here = setting.Setting(tmp_path, tmp_path, wheels, "a model")
+    here = setting.Setting(tmp_path, tmp_path, tmp_path, wheels, "a model")
     monkeypatch.setattr(setting, "NEEDED", "no_such_module")
     assert [name for name, _ in here.installations()] == ["wheels", "kernels"]
     for folder in ("site", "kernels"):
         (tmp_path / folder).mkdir()
     assert list(here.installations()) == []
     assert here.has_weights(), "those that were named"
-    mine = setting.Setting(tmp_path, tmp_path, None, str(tmp_path / "full"))
+    mine = setting.Setting(tmp_path, tmp_path, tmp_path, None, str(tmp_path / "full"))
     assert not mine.has_weights()
 
 

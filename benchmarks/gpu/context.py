@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.results import BEGUN, ENDED, FAILED, FILE, Results
+from benchmarks.gpu.kinds import BEGUN, ENDED, FAILED
+from benchmarks.gpu.results import FILE, Results
 
 # words of errors after which no later call of the process can use the GPU
 BROKEN = (
@@ -47,7 +48,8 @@ class Sizes:
         layers: matrices that a timed product goes through, so that none waits in the L2 cache.
         drifting, drifted: requests of the leak and drift check, and the fewest tokens of each.
         beside: requests whose sound is made beside T3 and compared.
-        lines: of a whole batch; batches: requests at once, of T3 alone.
+        lines, line_tokens: of a whole batch, and the most tokens of each.
+        batches: requests at once, of T3 alone.
         batch_tokens, profile_tokens: the most tokens of a request of T3 alone, and by profile.
         read, side, cold: bytes that are read, rows of square matrices, bytes of cold KV caches.
     """
@@ -68,6 +70,7 @@ class Sizes:
     drifted: int = 25
     beside: int = 16
     lines: int = 32
+    line_tokens: int = 300
     batches: tuple[int, ...] = (8, 32, 64, 128)
     batch_tokens: int = 200
     profile_tokens: int = 100
@@ -93,6 +96,7 @@ TINY = Sizes(  # for tiny weights: a rehearsal, whose times mean nothing
     drifted=4,
     beside=6,
     lines=3,
+    line_tokens=10,
     batches=(2,),
     batch_tokens=10,
     profile_tokens=10,

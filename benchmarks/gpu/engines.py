@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 
 from benchmarks.gpu.context import Context
+from benchmarks.gpu.kinds import LOADED
 from benchmarks.gpu.measure import fresh_memory, vram
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.beside import Here, Sound
@@ -24,7 +25,6 @@ from chatterbox_opt.rows import Direct
 from chatterbox_opt.slots import Utterance
 from chatterbox_opt.t3 import Prompt
 
-LOADED = "loaded"  # kind of a line
 TEXTS = ("hello.", "a much longer sentence, with a comma in it.", "one two three four.", "no!")
 SOUND_STAGES = ("flow", "vocoder")
 

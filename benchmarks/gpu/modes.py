@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.engines import launched, pipeline_of, sound_by_pytorch
+from benchmarks.gpu.kinds import RUN
 from benchmarks.gpu.measure import fresh_memory, vram
 from chatterbox_opt import Engine
 from chatterbox_opt.card import CudaRecorder
@@ -25,7 +26,6 @@ GRAPH_PYTORCH = "graph with PyTorch's operations"
 LAUNCHED_OWN = "launched with own kernels"
 LAUNCHED_PYTORCH = "launched with PyTorch's operations"
 MODES = (GRAPH_OWN, GRAPH_PYTORCH, LAUNCHED_OWN, LAUNCHED_PYTORCH)
-RUN = "run"  # kind of a line: one run of a row
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import results, run, table
+from benchmarks.gpu import kinds, results, table
 from benchmarks.gpu.modes import GRAPH_OWN
-from benchmarks.gpu.results import CHECK, FAILED, Line
-from benchmarks.gpu.stages import batches, ceilings, core, lab, profiles, speak
-from benchmarks.gpu.stages.profile import FLOW
-from benchmarks.gpu.steps import HOST, STEP, TRAFFIC
+from benchmarks.gpu.results import Line
 from benchmarks.gpu.table import Values, read_gb_s, values
-from benchmarks.gpu.tracing import KERNELS
 from chatterbox_opt.report import cells
 from chatterbox_opt.shapes import TOKEN_RATE
 
@@ -73,7 +69,7 @@ def _at(value: Any, path: Path_) -> Any:
 
 
 def _machine(lines: Sequence[Line]) -> list[str]:
-    gpus = values(lines, ceilings.GPU)
+    gpus = values(lines, kinds.GPU)
     made = ["# " + (gpus[0]["name"] if gpus else "A GPU whose name was not noted"), ""]
     if gpus:
         one = gpus[0]
@@ -105,20 +101,20 @@ def _table(lines: Sequence[Line]) -> list[str]:
 def _ceilings(lines: Sequence[Line]) -> list[str]:
     rows: list[list[Any]] = [
         [f"{name}, {one['bytes'] / 2**20:,.0f} MiB", one["gb_per_second"], "GB/s"]
-        for name in (ceilings.READ, ceilings.COPY, ceilings.HOST_COPY)
+        for name in (kinds.READ, kinds.COPY, kinds.HOST_COPY)
         for one in values(lines, name)
     ]
-    for one in values(lines, ceilings.GEMM):
+    for one in values(lines, kinds.GEMM):
         rows.append([f"product, {one['dtype']}, {one['side']} a side", one["tflops"], "TFLOPS"])
-    for one in values(lines, ceilings.GRAPH):
+    for one in values(lines, kinds.GRAPH):
         rows.append([f"kernel in a graph of {one['kernels']}", one["us_each"], "us"])
-    rows += [["launch by the host", one["us"], "us"] for one in values(lines, ceilings.LAUNCH)]
+    rows += [["launch by the host", one["us"], "us"] for one in values(lines, kinds.LAUNCH)]
     return grid(["what", "at best", "unit"], rows)
 
 
 def _checks(lines: Sequence[Line]) -> list[str]:
     rows = []
-    for one in values(lines, CHECK):
+    for one in values(lines, kinds.CHECK):
         rest = {key: value for key, value in one.items() if key not in ("name", "good")}
         rows.append(
             [one["name"], one["good"], "; ".join(f"{k} {cell(v)}" for k, v in rest.items())]
@@ -128,12 +124,12 @@ def _checks(lines: Sequence[Line]) -> list[str]:
 
 def _whole(lines: Sequence[Line]) -> list[str]:
     rows = []
-    for what in (core.WHOLE, core.FIRST_AUDIO):
+    for what in (kinds.WHOLE, kinds.FIRST_AUDIO):
         measured = [one for one in values(lines, what) if not one["warm"]]
         if measured:
             seconds, tokens = [one["seconds"] for one in measured], measured[0]["tokens"]
             median, audio = statistics.median(seconds), tokens / TOKEN_RATE
-            times = audio / median if what == core.WHOLE else None
+            times = audio / median if what == kinds.WHOLE else None
             rows.append(
                 [what, measured[0]["dtype"], audio, median, min(seconds), max(seconds), times]
             )
@@ -150,8 +146,8 @@ def _steps(lines: Sequence[Line]) -> list[str]:
         "max": ("us", "max"),
         "host us": "host_us",
     }
-    made = columns(values(lines, STEP), asked)
-    for one in values(lines, TRAFFIC):
+    made = columns(values(lines, kinds.STEP), asked)
+    for one in values(lines, kinds.TRAFFIC):
         if one["parts"] is None:
             continue
         parts = [{"part": name} | figures for name, figures in one["parts"].items()]
@@ -166,7 +162,7 @@ def _steps(lines: Sequence[Line]) -> list[str]:
 def _kernels(lines: Sequence[Line]) -> list[str]:
     made: list[str] = []
     asked: dict[str, Path_] = {name: name for name in ("kernel", "calls", "us_each", "us")}
-    for one in values(lines, KERNELS):
+    for one in values(lines, kinds.KERNELS):
         told = (
             f"{one['of']}: {cell(one['device_ms'])} ms on the GPU, {cell(one['launches'])} launches"
         )
@@ -176,17 +172,16 @@ def _kernels(lines: Sequence[Line]) -> list[str]:
 
 def _lengths(lines: Sequence[Line]) -> list[str]:
     sound = columns(
-        values(lines, core.SOUND),
+        values(lines, kinds.SOUND),
         {"s of sound": "audio_seconds", "mode": "mode", "dtype": "dtype"}
         | {"flow s": "flow", "vocoder s": "vocoder"},
     )
     prefill = columns(
-        values(lines, core.PREFILL),
+        values(lines, kinds.PREFILL),
         {"characters": "characters", "launched s": "launched", "replayed s": "replayed"},
     )
-    flow = columns(
-        values(lines, FLOW), {"flow steps": "steps", "tokens": "tokens", "s": ("seconds", "median")}
-    )
+    steps: dict[str, Path_] = {"flow steps": "steps", "tokens": "tokens"}
+    flow = columns(values(lines, kinds.FLOW), steps | {"s": ("seconds", "median")})
     parts = [part for part in (sound, prefill, flow) if part]
     return [line for part in parts for line in (*part, "")][:-1]
 
@@ -194,9 +189,9 @@ def _lengths(lines: Sequence[Line]) -> list[str]:
 def _batches(lines: Sequence[Line]) -> list[str]:
     common: dict[str, Path_] = {"engine": "overrides", "at once": "requests", "turn": "turn"}
     rate: dict[str, Path_] = {"T3 tok/s": "t3_tokens_per_second", "peak MiB": "peak_mib"}
-    alone = columns(values(lines, batches.T3_ALONE), common | rate)
+    alone = columns(values(lines, kinds.BATCH_T3), common | rate)
     more: dict[str, Path_] = {"sound made": "sound", "s": "seconds", "x real time": "realtime_x"}
-    whole = columns(values(lines, batches.WHOLE), common | more | rate)
+    whole = columns(values(lines, kinds.BATCH), common | more | rate)
     parts = [part for part in (alone, whole) if part]
     return [line for part in parts for line in (*part, "")][:-1]
 
@@ -204,7 +199,7 @@ def _batches(lines: Sequence[Line]) -> list[str]:
 def _products(lines: Sequence[Line]) -> list[str]:
     """The planned tile, the best one, cuBLAS and the best of plain CUDA, by matrix."""
     best: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for one in values(lines, lab.PRODUCT):
+    for one in values(lines, kinds.PRODUCT):
         planned = one.get("tile") == "as planned"
         by = "own, as planned" if planned else f"{one['by']}, the best"
         key = (one.get("matrix"), one.get("rows"), one.get("dtype", "torch.bfloat16"), by)
@@ -220,7 +215,7 @@ def _products(lines: Sequence[Line]) -> list[str]:
 
 def _attention(lines: Sequence[Line]) -> list[str]:
     made: list[str] = []
-    for what in (lab.ATTENTION, lab.FLOW_ATTENTION):
+    for what in (kinds.ATTENTION, kinds.FLOW_ATTENTION):
         rows: Values = values(lines, what)
         keys = list(dict.fromkeys(key for row in rows for key in row))
         if rows:
@@ -231,26 +226,26 @@ def _attention(lines: Sequence[Line]) -> list[str]:
 def _profiles(lines: Sequence[Line]) -> list[str]:
     asked: dict[str, Path_] = {"profile": "name", "peak MiB": "peak_mib", "taken MiB": "taken_mib"}
     asked |= {"s of each turn": "seconds", "graphs recorded": "recorded"}
-    return columns(values(lines, profiles.PROFILE), asked)
+    return columns(values(lines, kinds.PROFILE), asked)
 
 
 def _host(lines: Sequence[Line]) -> list[str]:
-    return columns(values(lines, HOST), {"what": "what", "us of the host": "us"})
+    return columns(values(lines, kinds.HOST), {"what": "what", "us of the host": "us"})
 
 
 def _speech(lines: Sequence[Line]) -> list[str]:
     names = ("device", "dtype", "text", "seconds", "seconds_exact", "difference", "loudness")
-    return columns(values(lines, speak.SPEECH), {name: name for name in names})
+    return columns(values(lines, kinds.SPEECH), {name: name for name in names})
 
 
 def _endings(lines: Sequence[Line]) -> list[str]:
     names = ("name", "exit", "cut", "seconds")
-    made = columns(values(lines, run.STAGE), {name: name for name in names})
-    skipped = [f"{one['name']}: no time was left" for one in values(lines, run.SKIPPED)]
+    made = columns(values(lines, kinds.STAGE), {name: name for name in names})
+    skipped = [f"{one['name']}: no time was left" for one in values(lines, kinds.SKIPPED)]
     failed = [
         f"{line.stage}, {line.value['part']}: {cell(line.value['error'])}"
         for line in lines
-        if line.what == FAILED
+        if line.what == kinds.FAILED
     ]
     rest = [f"- {line}" for line in (*skipped, *failed)]
     return [*made, "", *rest] if rest else made

@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Any
 
 FILE = "results.jsonl"
-BEGUN, ENDED = "begun", "ended"  # the first and last line of a stage that came to its end
-FAILED = "failed part"
-CHECK = "check"  # its value has "name" and "good"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +24,7 @@ class Line:
     Attributes:
         stage: who measured it.
         at: seconds since that stage began.
-        what: the kind of figure.
+        what: the kind of figure, see kinds.py.
         value: plain data; seconds, unless a key says another unit.
     """
 

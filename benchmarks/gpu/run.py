@@ -4,8 +4,8 @@
 
 Knows the order of a run and its time. Knows nothing of what is measured (stages/), and imports no
 torch: it outlives what a stage does to it. Writes under --out: results.jsonl (a line a figure),
-run.log, facts.txt, traces.tar.gz, spoken.tar.gz. Exits 1 if a stage did not end well or a check
-failed.
+run.log, facts.txt, traces.tar.gz, spoken.tar.gz. Exits 1 if a stage did not end well, a part of one
+failed or a check is not good.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pathlib import Path
 
 from benchmarks.gpu import processes, results, schedule, setting, summary
 from benchmarks.gpu.context import SPOKEN, TRACES
+from benchmarks.gpu.kinds import SETUP, SKIPPED, STAGE
 from benchmarks.gpu.processes import Ending
 from benchmarks.gpu.schedule import CEILINGS, Stage
 from benchmarks.gpu.setting import Setting
 
 LOOK_LIMIT = 60.0  # seconds to find a GPU in; one that hangs there may still work later
-STAGE, SKIPPED, SETUP = "stage", "stage skipped", "setup"  # kinds of the runner's own lines
 
 
 @dataclass(slots=True)
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     lines = results.read(asked.out / results.FILE)
     print("\n".join(summary.lines(lines)))
-    return 0 if good and not summary.failed_checks(lines) else 1
+    return 0 if good and not summary.wrong(lines) else 1
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from benchmarks.gpu.context import SPOKEN, TRACES
 
 ROOT = Path(__file__).parents[2]
 MEMORY = Path("/dev/shm")  # quicker than an unknown disk, where it is large enough
+NAME = "chatterbox-opt-gpu"
 ROOM = 16 << 30  # bytes that weights, their converted copies and voices take at most
 KERNELS = "tcache.tar.xz"  # compiled ahead, among the wheels
 MARKER = "config.json"  # the last file of made weights
@@ -35,7 +36,9 @@ class Setting:
 
     Attributes:
         out: results.
-        scratch: what may be lost: weights, caches, traces, sound.
+        scratch: what may be lost: installed and compiled code, traces, sound.
+        data: what may be lost and is large: weights, voices. Memory may not hold code: /dev/shm is
+            often mounted so that nothing in it can be run.
         wheels: a folder of wheels, or None.
         model: a checkpoint's directory, or a name.
         stage_module: what precedes a stage's name.
@@ -44,6 +47,7 @@ class Setting:
 
     out: Path
     scratch: Path
+    data: Path
     wheels: Path | None
     model: str
     stage_module: str = "benchmarks.gpu.stages"
@@ -62,13 +66,14 @@ class Setting:
     def variables(self) -> dict[str, str]:
         """The environment of all processes."""
         paths = [str(ROOT), str(self.site), os.environ.get("PYTHONPATH", "")]
-        caches = {
-            "TRITON_CACHE_DIR": "kernels",
-            "NUMBA_CACHE_DIR": "numba",
-            "CHATTERBOX_WEIGHT_CACHE": "weights",
-            "CHATTERBOX_VOICE_CACHE": "voices",
+        mine = {
+            "TRITON_CACHE_DIR": str(self.scratch / "kernels"),
+            "NUMBA_CACHE_DIR": str(self.scratch / "numba"),
+            "CHATTERBOX_WEIGHT_CACHE": str(self.data / "weights"),
+            "CHATTERBOX_VOICE_CACHE": str(self.data / "voices"),
+            # torch's compiler of CUDA asks for headers, of which ours needs none
+            "CUDA_HOME": os.environ.get("CUDA_HOME", "/usr/local/cuda"),
         }
-        mine = {name: str(self.scratch / folder) for name, folder in caches.items()}
         mine["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         return {**os.environ, **QUIET, **mine, **self.environment}
 
@@ -88,7 +93,7 @@ class Setting:
 
     def has_weights(self) -> bool:
         """Whether there is nothing to make."""
-        made = Path(self.model) == self.scratch / "full"
+        made = Path(self.model) == self.data / "full"
         return not made or (Path(self.model) / MARKER).exists()
 
     def weights_command(self) -> list[str]:
@@ -115,11 +120,12 @@ class Setting:
 
 
 def find(out: Path, wheels: Path | None, model: str | None) -> Setting:
-    """The setting of this machine: in memory where there is room."""
+    """The setting of this machine: data in memory where there is room."""
     free = shutil.disk_usage(MEMORY).free if MEMORY.is_dir() else 0
-    base = MEMORY if free >= ROOM else Path(tempfile.gettempdir())
-    scratch = base / "chatterbox-opt-gpu"
-    scratch.mkdir(exist_ok=True)
+    scratch = Path(tempfile.gettempdir()) / NAME
+    data = MEMORY / NAME if free >= ROOM else scratch
+    for folder in (scratch, data):
+        folder.mkdir(exist_ok=True)
     for folder in (TRACES, SPOKEN):  # of an earlier run
         shutil.rmtree(scratch / folder, ignore_errors=True)
-    return Setting(out.resolve(), scratch, wheels, model or str(scratch / "full"))
+    return Setting(out.resolve(), scratch, data, wheels, model or str(data / "full"))

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.engines import TEXTS, pipeline_of, request
+from benchmarks.gpu.kinds import HOST, STEP, TRAFFIC
 from benchmarks.gpu.measure import between_events, host_us, spread
 from benchmarks.gpu.tracing import traced
 from benchmarks.gpu.traffic import by_part, step_bytes
@@ -23,7 +24,6 @@ from chatterbox_opt.t3 import T3
 
 SPOKEN_SO_FAR, ROOM, SPAN = 250, 900, 1024  # tokens, positions of the KV cache, multiple of a block
 STEPS, TRACED = 20, 3
-STEP, TRAFFIC, HOST = "decode step", "decode step by part", "host"  # kinds of lines
 
 
 @dataclass(frozen=True, slots=True)

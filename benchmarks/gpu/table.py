@@ -10,11 +10,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.gpu.engines import LOADED
-from benchmarks.gpu.modes import GRAPH_OWN, LAUNCHED_PYTORCH, MODES, RUN
-from benchmarks.gpu.results import BEGUN, Line
-from benchmarks.gpu.run import STAGE
-from benchmarks.gpu.stages.ceilings import READ
+from benchmarks.gpu.kinds import BEGUN, LOADED, READ, RUN, STAGE
+from benchmarks.gpu.modes import GRAPH_OWN, LAUNCHED_PYTORCH, MODES
+from benchmarks.gpu.results import Line
 from chatterbox_opt.bench import NOISY, STAGES
 from chatterbox_opt.ceilings import steps_per_second
 from chatterbox_opt.shapes import TOKEN_RATE

@@ -14,10 +14,10 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.context import TRACES, Context
+from benchmarks.gpu.kinds import KERNELS
 from benchmarks.gpu.measure import synchronize
 from benchmarks.gpu.traffic import Kernel
 
-KERNELS = "kernels"  # kind of a line
 TOP = 30  # kernels of a table
 
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 from benchmarks import batch
 from benchmarks.gpu.context import Context, main
 from benchmarks.gpu.engines import load, sound_made_by, sounds
+from benchmarks.gpu.kinds import BATCH, BATCH_T3
 from benchmarks.gpu.measure import vram
-from chatterbox_opt import Engine, Request
+from chatterbox_opt import Engine, Request, Sampling
 
 # of the plain profile "dev" with CUDA graphs; another KV cache, or dtype, is another line here
 ROWS: tuple[Mapping[str, str], ...] = ({"dtype": "float16"},)
 TURNS = 2  # the first records
-T3_ALONE, WHOLE = "batch, T3 alone", "batch, whole"  # kinds of lines
 
 
 def run(context: Context) -> None:
@@ -22,7 +22,8 @@ def run(context: Context) -> None:
     for overrides in ROWS:
         with context.part(str(dict(overrides))), load(context, overrides) as engine:
             batch.never_stop(engine)
-            engine.synthesize("Hello there.", None, None)
+            few = Sampling(seed=0, max_tokens=context.sizes.batch_tokens)
+            engine.synthesize("Hello there.", None, few)
             for count in context.sizes.batches:
                 with context.part(f"{count} at once"):
                     _t3(context, engine, count, overrides)
@@ -35,7 +36,7 @@ def _t3(context: Context, engine: Engine, count: int, overrides: Mapping[str, st
     for turn in range(TURNS):
         found = batch.t3_alone(engine, asked, count)
         told = {"overrides": dict(overrides), "requests": count, "turn": turn}
-        context.put(T3_ALONE, told | found | vram())
+        context.put(BATCH_T3, told | found | vram())
 
 
 def _cut(line: Request, most: int) -> Request:
@@ -45,13 +46,14 @@ def _cut(line: Request, most: int) -> Request:
 
 def _whole(context: Context, engine: Engine, overrides: Mapping[str, str]) -> None:
     """Lines of 5 to 12 s through all stages, their sound made in turn with T3 and beside it."""
-    asked, many = batch.requests(context.sizes.lines), engine.plan.slots
+    sizes, many = context.sizes, engine.plan.slots
+    asked = [_cut(line, sizes.line_tokens) for line in batch.requests(sizes.lines)]
     for who, sound in sounds(engine).items():
         with sound_made_by(engine, sound):
             for turn in range(TURNS):
                 found = batch.ours(engine, asked, many)
                 told = {"overrides": dict(overrides), "requests": many, "sound": who, "turn": turn}
-                context.put(WHOLE, told | found | vram())
+                context.put(BATCH, told | found | vram())
 
 
 if __name__ == "__main__":

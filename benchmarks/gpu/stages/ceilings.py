@@ -8,20 +8,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.context import Context, main
+from benchmarks.gpu.kinds import COPY, GEMM, GPU, GRAPH, HOST_COPY, LAUNCH, READ
 from benchmarks.gpu.measure import between_events, event_us, graph_us, host_us, vram
 from chatterbox_opt.card import CudaRecorder
 
 SMALL = (2, 6, 16, 64, 256)  # MiB; T3's matrices are 2 to 16
 GRAPHS = (1, 32, 153)  # kernels; a decode step has 153
-GPU, READ, COPY, GEMM, GRAPH, LAUNCH, HOST_COPY = (
-    "gpu",
-    "read",
-    "copy",
-    "gemm",
-    "graph of nothing",
-    "launch",
-    "copy to the GPU",
-)
 
 
 def run(context: Context) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from benchmarks.gpu import parity, steps
 from benchmarks.gpu.context import Context, main
 from benchmarks.gpu.engines import load, on_device, pipeline_of
+from benchmarks.gpu.kinds import CHECK, TRITON
 from benchmarks.gpu.measure import triton_compilations
 from benchmarks.gpu.modes import measure_row, modes
-from benchmarks.gpu.results import CHECK
 from benchmarks.gpu.stages.core import parity_of
 from chatterbox_opt import Engine
 
@@ -21,7 +21,7 @@ def run(context: Context) -> None:
         for dtype in DTYPES:
             with context.part(dtype), load(context, {"dtype": dtype}) as engine:
                 _dtype(context, engine)
-        context.put("triton", compiled)
+        context.put(TRITON, compiled)
 
 
 def _dtype(context: Context, engine: Engine) -> None:

@@ -16,12 +16,11 @@ from benchmarks.gpu.kernel_times import (
     flow_attention,
     products_by_tile,
 )
+from benchmarks.gpu.kinds import ATTENTION, FLOW_ATTENTION, PRODUCT
 from chatterbox_opt import card
 from chatterbox_opt.graphs import Recorder
 from chatterbox_opt.models import locate
 from chatterbox_opt.shapes import Shapes
-
-PRODUCT, ATTENTION, FLOW_ATTENTION = "product", "attention of one query", "attention of the flow"
 
 
 def run(context: Context) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.gpu.context import Context, main
+from benchmarks.gpu.kinds import PROFILE
 from benchmarks.gpu.measure import fresh_memory, vram
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.card import CudaRecorder
@@ -15,7 +16,6 @@ from chatterbox_opt.subjects import SENTENCE
 
 NAMES = ("rtx4090", "rtx3080", "memory-limited", "dev")
 TURNS = 5
-PROFILE = "profile"  # kind of a line
 
 
 def run(context: Context) -> None:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import soundfile
 
 from benchmarks.gpu.context import SPOKEN, Context, main
+from benchmarks.gpu.kinds import SPEECH
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.shapes import SAMPLE_RATE
 
@@ -17,7 +18,6 @@ TEXTS = (
 )
 REFERENCE = ("cpu", "float32")
 TURNS = 3  # met, recorded, replayed: the last is kept
-SPEECH = "speech of the built-in model"  # kind of a line
 Wave = npt.NDArray[np.float32]
 
 

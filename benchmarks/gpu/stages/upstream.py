@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 
 from benchmarks.gpu.context import Context, main
-from benchmarks.gpu.engines import LOADED
+from benchmarks.gpu.kinds import LOADED, RUN
 from benchmarks.gpu.measure import fresh_memory, vram
-from benchmarks.gpu.modes import RUN
 from chatterbox_opt.subjects import UPSTREAM, Job, Theirs, forced_tokens
 
 RUNS = 2  # each takes seconds
