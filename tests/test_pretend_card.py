@@ -27,6 +27,7 @@ from chatterbox_opt import (
     Sampling,
     bench,
     card,
+    ceilings,
     flow_kernels,
     kernel_ends,
     kernels,
@@ -309,6 +310,18 @@ def test_memory_of_stages_that_take_turns(on_card, there):
     working = peak["none"] - held["none"]
     assert peak["all-but-active"] <= largest + working
     assert peak["stages"] <= whole - min(stages.values()) + working
+
+
+def test_ceilings_are_of_random_numbers_by_events(there, monkeypatch):
+    here, seen = torch.device("cuda"), []
+    monkeypatch.setattr(ceilings, "READ", {"cuda": 1 << 10})
+    monkeypatch.setattr(ceilings, "SIDE", {"cuda": 16})
+    events = ceilings._by_events
+    monkeypatch.setattr(ceilings, "_by_events", lambda work: seen.append(work()) or events(work))
+    assert ceilings.read_gb_s(here) > 0
+    assert len(seen) == ceilings.TRIES and seen[0].item() != 0
+    assert ceilings.gemm_gflops(here, "bfloat16") > 0
+    assert seen[-1].shape == (16, 16) and seen[-1].dtype == torch.bfloat16
 
 
 @pytest.fixture
