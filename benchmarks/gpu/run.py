@@ -26,7 +26,8 @@ from benchmarks.gpu.processes import Ending
 from benchmarks.gpu.schedule import CEILINGS, Stage
 from benchmarks.gpu.setting import Setting
 
-LOOK_LIMIT = 60.0  # seconds to find a GPU in; one that hangs there may still work later
+INSTALL_LIMIT = 60.0  # seconds
+LOOK_LIMIT = 60.0  # seconds to find a GPU in; one that is not found in time may still be there
 
 
 @dataclass(slots=True)
@@ -70,24 +71,17 @@ class Run:
 
     def prepare(self) -> bool:
         """Install wheels and kernels that came along, a GPU being looked for meanwhile; whether
-        stages can run at all."""
+        there is one. What cannot be installed costs the stages that need it."""
         looking = self.setting.start(self.setting.gpu_command())
         try:
-            installed = self._install()
+            for name, command in self.setting.installations():
+                process = self.setting.start(command)
+                self.note(SETUP, name, processes.finish(process, min(INSTALL_LIMIT, self.left)))
         finally:
             found = processes.finish(looking, min(LOOK_LIMIT, self.left))
-        if found.exit == setting.NO_GPU:
-            self.lines.put(SETUP, {"name": "gpu", "found": False})
-        return installed and found.exit != setting.NO_GPU
-
-    def _install(self) -> bool:
-        for name, command in self.setting.installations():
-            process = self.setting.start(command)
-            ending = processes.finish(process, min(schedule.WEIGHTS_LIMIT, self.left))
-            self.note(SETUP, name, ending)
-            if not ending.good:
-                return False
-        return True
+        there = found.exit != setting.NO_GPU
+        self.lines.put(SETUP, {"name": "gpu", "found": there, "seconds": round(found.seconds, 1)})
+        return there
 
     def weights(self, stages: Sequence[Stage]) -> Sequence[Stage]:
         """Have weights made where there are none, the ceilings being measured meanwhile.
