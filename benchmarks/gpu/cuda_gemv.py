@@ -45,6 +45,7 @@ def measure(
         yield {"by": "cuda", "error": f"torch {torch.__version__} has no run-time compiler of CUDA"}
         return
     yield from _reading(device, compile)
+    launchers = {form: launcher(compile, *form) for form in FORMS}
     for name, size in sizes.items():
         weights = [
             (torch.randn(size, device=device) / size[1] ** 0.5).bfloat16() for _ in range(layers)
@@ -52,10 +53,9 @@ def measure(
         for form in FORMS:
             if not fits(size, form):
                 continue
-            launch = launcher(compile, *form)
             row = {"matrix": name, "rows": ROWS, "bytes": weights[0].nbytes, "by": "cuda"}
             row |= dict(zip(("warps", "rows of a warp", "ahead"), form, strict=True))
-            yield row | _timed(launch, weights, record)
+            yield row | _timed(launchers[form], weights, record)
 
 
 def fits(size: tuple[int, int], form: tuple[int, int, int]) -> bool:

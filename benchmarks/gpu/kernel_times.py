@@ -18,15 +18,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu.measure import graph_us
-from chatterbox_opt import fused_step
 from chatterbox_opt.cache import products
 from chatterbox_opt.card import FAILURES
 from chatterbox_opt.errors import first_line
 from chatterbox_opt.graphs import Recorder
 from chatterbox_opt.shapes import FlowShape
-from chatterbox_opt.t3 import T3
 
-MATRICES = {"qkv": "norm", "out": "residual", "gate_up": "gated", "down": "residual"}
+# what stands around each of T3's products
+MATRICES = {
+    "qkv": "norm",
+    "out": "residual",
+    "gate_up": "gated",
+    "down": "residual",
+    "head": "norm",
+}
 COLD = 128 << 20  # bytes, more than the L2 cache of any GPU
 FEW_TILES = tuple(product((1, 2, 4, 8), (256, 512, 1024)))  # columns, depth
 MANY_TILES = tuple(product((16, 32), (64, 128)))
@@ -150,19 +155,6 @@ def timed(
         return first_line(error)
 
 
-def step_products(t3: T3, record: Recorder, rows: int, layers: int) -> Iterator[dict[str, Any]]:
-    """Microseconds of a layer's products, with what stands around them, by tile, and of the bare
-    product by cuBLAS. To choose ``kernels.tiles`` by.
-
-    Args:
-        rows: of the step.
-        layers: the most matrices that are gone through.
-    """
-    for name, around in MATRICES.items():
-        matrices = [fused_step.matrix(getattr(block, name)) for block in t3.blocks][:layers]
-        yield from products_by_tile(name, matrices, rows, around, t3.dtype, record)
-
-
 def products_by_tile(
     name: str,
     matrices: Sequence[tuple[Tensor, Tensor | None]],
@@ -170,12 +162,18 @@ def products_by_tile(
     around: str,
     dtype: torch.dtype,
     record: Recorder,
+    *,
+    sweep: bool,
 ) -> Iterator[dict[str, Any]]:
-    """As ``step_products``, for one matrix of each layer.
+    """Microseconds of a layer's product, with what stands around it, as planned and by tile, and
+    of the bare product by cuBLAS. To choose ``kernels.tiles`` by.
 
     Args:
         matrices: weight [out, in], and the scales of an int8 one, of every layer.
+        rows: of the step.
         around: "norm", "residual" or "gated" (with a norm).
+        dtype: of x.
+        sweep: other tiles than the planned are tried.
     """
     from chatterbox_opt import kernels  # Triton is not everywhere
 
@@ -201,7 +199,8 @@ def products_by_tile(
     yield row | {"by": "own", "tile": "as planned"} | us(own)
     if weight.dtype == dtype:
         yield row | {"by": "cublas"} | us(lambda weight, _: F.linear(x, weight))
-    for tile in FEW_TILES if rows <= kernels.FEW else MANY_TILES:
+    tiles = FEW_TILES if rows <= kernels.FEW else MANY_TILES
+    for tile in tiles if sweep else ():
         with tiled(rows, dtype, *tile):
             yield row | {"by": "own", "tile": tile} | us(own)
 

@@ -82,7 +82,13 @@ def measure_row(context: Context, engine: Engine, mode: Mode, runs: int) -> None
     with mode.sound(engine):
         for turn in range(mode.warm_ups + runs):
             lap = ours.run(mode.steps)
-            row = {"row": mode.name, "dtype": engine.plan.t3, "plan": ours.plan}
-            row |= {"warm": turn < mode.warm_ups, "tokens": len(tokens), "seconds": lap}
-            row["weights_per_step"] = weights_per_step(engine.checkpoint.shapes.t3)
+            row = {
+                "row": mode.name,
+                "dtype": engine.plan.t3,
+                "plan": ours.plan,
+                "warm": turn < mode.warm_ups,
+                "tokens": len(tokens),
+                "seconds": lap,
+                "weights_per_step": weights_per_step(engine.checkpoint.shapes.t3),
+            }
             context.put(RUN, row | vram())

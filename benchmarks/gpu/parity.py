@@ -33,6 +33,7 @@ from chatterbox_opt.card import CudaRecorder
 from chatterbox_opt.decoding import Way, decode
 from chatterbox_opt.graphs import Captured
 from chatterbox_opt.slots import Utterance
+from chatterbox_opt.speech import Wave
 from chatterbox_opt.subjects import Clock, forced_tokens
 from chatterbox_opt.t3 import T3
 
@@ -112,7 +113,7 @@ def beside_parity(engine: Engine, lines: int) -> dict[str, Any]:
         for i, one in enumerate(batch.requests(lines))
     ]
 
-    def waves(sound: Sound) -> dict[str, np.ndarray]:
+    def waves(sound: Sound) -> dict[str, Wave]:
         with sound_made_by(engine, sound):
             return {result.id: result.audio().samples for result in engine.batch(asked)}
 
@@ -131,14 +132,14 @@ def early_parity(engine: Engine, t3: T3, count: int, tokens: int) -> dict[str, A
     none that do: the same tokens, and how many a second, one request at a time."""
     from chatterbox_opt import kernel_launch  # imports Triton, which is not everywhere
 
-    device, usual = t3.like.device, kernel_launch.early
+    device, usual = t3.like.device, cast(Callable[[torch.device], bool], kernel_launch.early)
     if not usual(device):
         return {"here": False, "good": True}
     found: dict[str, Any] = {"here": True}
     every = []
     try:
         for name, early in (("early", usual), ("in turn", lambda _: False)):
-            kernel_launch.early = early
+            kernel_launch.early = early  # type: ignore[assignment] # a cached function, or another
             steps = Captured(CudaRecorder(device), fused=True)
             for _ in range(3):  # met, recorded, replayed; the last counts
                 asked, clock = requests(engine, count, tokens), Clock(device)
@@ -147,7 +148,7 @@ def early_parity(engine: Engine, t3: T3, count: int, tokens: int) -> dict[str, A
             rate = sum(map(len, every[-1])) / clock.seconds["seconds"]
             found[f"{name}, tokens/s"] = rate
     finally:
-        kernel_launch.early = usual
+        kernel_launch.early = usual  # type: ignore[assignment]
     return found | {"good": all(one == every[0] for one in every)}
 
 

@@ -126,6 +126,6 @@ def find(out: Path, wheels: Path | None, model: str | None) -> Setting:
     data = MEMORY / NAME if free >= ROOM else scratch
     for folder in (scratch, data):
         folder.mkdir(exist_ok=True)
-    for folder in (TRACES, SPOKEN):  # of an earlier run
-        shutil.rmtree(scratch / folder, ignore_errors=True)
+    for left in (TRACES, SPOKEN):  # of an earlier run
+        shutil.rmtree(scratch / left, ignore_errors=True)
     return Setting(out.resolve(), scratch, data, wheels, model or str(data / "full"))

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.context import TRACES, Context
@@ -18,6 +17,7 @@ from benchmarks.gpu.kinds import KERNELS
 from benchmarks.gpu.measure import synchronize
 from benchmarks.gpu.traffic import Kernel
 
+GPU_EVENT = "CUDA"  # the profiler's name of a device
 TOP = 30  # kernels of a table
 
 
@@ -60,7 +60,7 @@ def traced(context: Context, name: str, work: Callable[[], Any], times: int) -> 
 
 
 def _kernels(events: Any) -> list[Kernel]:
-    there = [event for event in events if event.device_type == DeviceType.CUDA]
+    there = [event for event in events if event.device_type.name == GPU_EVENT]
     found = [Kernel(one.name, one.time_range.start, one.time_range.end) for one in there]
     return sorted(found, key=lambda kernel: kernel.start)
 

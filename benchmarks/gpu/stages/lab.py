@@ -67,7 +67,9 @@ def _products(
     for name, around in MATRICES.items():
         size = sizes_of(shapes)[name]
         matrices = list(made(size, dtype, device, context.sizes.layers))
-        for row in products_by_tile(name, matrices, rows, around, torch.float16, record):
+        sweep = name != "head"  # its output's width would have every tile compiled anew
+        half = torch.float16
+        for row in products_by_tile(name, matrices, rows, around, half, record, sweep=sweep):
             context.put(PRODUCT, row)
 
 
