@@ -58,7 +58,7 @@ def test_its_figures_are_figures(engine):
     assert row["flow"] > 0 and row["vocoder"] > 0
     assert lengths.warm_up_seconds(engine)["third"] > 0
     with on_device(engine, "t3") as t3:
-        [row] = lengths.prefill_by_length(engine, t3, {"some way": engine._speaker.way}, (50,))
+        row = lengths.prefill_seconds(engine, t3, {"some way": engine._speaker.way}, 50)
         assert row["some way"] > 0
         shape, here = t3.shape, t3.like.device
     asked = kernel_times.Queries(shape.heads, shape.head_dim, 2, 128, here, torch.float32)

@@ -46,7 +46,7 @@ def load(context: Context, overrides: Mapping[str, str]) -> Engine:
         LOADED,
         {
             "overrides": dict(overrides),
-            "dtype": overrides.get("dtype"),
+            "dtype": plan.t3,
             "seconds": time.perf_counter() - start,
             "plan": plan.summary(),
             "fused": plan.fused,

@@ -21,21 +21,17 @@ from chatterbox_opt.t3 import T3
 WARM = 2  # met, recorded; from then on replayed
 
 
-def prefill_by_length(
-    engine: Engine, t3: T3, modes: Mapping[str, Way], texts: tuple[int, ...]
-) -> list[dict[str, float]]:
-    """Seconds from a prompt to its logits by the length of its text.
+def prefill_seconds(
+    engine: Engine, t3: T3, modes: Mapping[str, Way], characters: int
+) -> dict[str, float]:
+    """Seconds from a prompt with a text of some length to its logits, by mode.
 
     Args:
         modes: how it is run, by name.
-        texts: characters.
     """
-    rows = []
-    for characters in texts:
-        text = (TEXTS[1] * 20)[:characters]
-        row: dict[str, float] = {"characters": characters}
-        rows.append(row | {name: _prefill(engine, t3, way, text) for name, way in modes.items()})
-    return rows
+    text = (TEXTS[1] * 20)[:characters]
+    row: dict[str, float] = {"characters": characters}
+    return row | {name: _prefill(engine, t3, way, text) for name, way in modes.items()}
 
 
 def _prefill(engine: Engine, t3: T3, way: Way, text: str) -> float:

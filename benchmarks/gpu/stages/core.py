@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from itertools import chain
 
 from benchmarks import batch
 from benchmarks.gpu import lengths, parity, steps
@@ -25,11 +24,11 @@ def run(context: Context) -> None:
     """See the module."""
     with triton_compilations() as compiled, load(context, {"dtype": DTYPE}) as engine:
         context.put(TRITON, compiled)
-        with context.part("parity"):
-            parity_of(context, engine)
         for mode in modes(engine):
             with context.part(mode.name):
                 measure_row(context, engine, mode, context.sizes.runs if mode.graph else 1)
+        with context.part("parity"):
+            parity_of(context, engine)
         with context.part("whole"):
             _whole(context, engine)
         with context.part("first audio"):
@@ -92,10 +91,9 @@ def _lengths(context: Context, engine: Engine) -> None:
             context.put(SOUND, {"mode": "launched", "dtype": engine.plan.flow} | row)
     way = pipeline_of(engine).way
     with on_device(engine, "t3") as t3:
-        ways = {"launched": Eager(fused=way.fused), "replayed": way}
-        texts = ([count] for count in sizes.texts)
-        rows = (lengths.prefill_by_length(engine, t3, ways, tuple(one)) for one in texts)
-        for row in chain.from_iterable(rows):
+        by_mode = {"launched": Eager(fused=way.fused), "replayed": way}
+        for characters in sizes.texts:
+            row = lengths.prefill_seconds(engine, t3, by_mode, characters)
             context.put(PREFILL, row)
     context.put(VRAM, {"after": "lengths"} | vram())
 
