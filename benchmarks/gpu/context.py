@@ -50,7 +50,8 @@ class Sizes:
         beside: requests whose sound is made beside T3 and compared.
         lines, line_tokens: of a whole batch, and the most tokens of each.
         batches: requests at once, of T3 alone.
-        batch_tokens, profile_tokens: the most tokens of a request of T3 alone, and by profile.
+        batch_tokens, profile_tokens, speech_tokens: the most tokens of a request of T3 alone, by
+            profile, and of the built-in model.
         read, side, cold: bytes that are read, rows of square matrices, bytes of cold KV caches.
     """
 
@@ -74,6 +75,7 @@ class Sizes:
     batches: tuple[int, ...] = (8, 32, 64, 128)
     batch_tokens: int = 200
     profile_tokens: int = 100
+    speech_tokens: int = 400
     read: int = 2 << 30
     side: int = 8192
     cold: int = 128 << 20
@@ -100,6 +102,7 @@ TINY = Sizes(  # for tiny weights: a rehearsal, whose times mean nothing
     batches=(2,),
     batch_tokens=10,
     profile_tokens=10,
+    speech_tokens=8,
     read=1 << 20,
     side=64,
     cold=128 << 10,

@@ -179,11 +179,7 @@ def products_by_tile(
 
     weight = matrices[0][0]
     x = torch.randn(rows, weight.shape[1], device=weight.device, dtype=dtype)
-    more: dict[str, Any] = {"gated": around == "gated"}
-    if around == "residual":
-        more["residual"] = x.new_zeros(rows, len(weight))
-    else:
-        more["norm"] = (torch.ones_like(x[0]), 1e-5)
+    more = _around(around, x, weight)
     row = {"matrix": name, "rows": rows, "bytes": weight.nbytes, "dtype": str(weight.dtype)}
 
     def us(once: Callable[[Tensor, Tensor | None], Any]) -> dict[str, Any]:
@@ -203,6 +199,13 @@ def products_by_tile(
     for tile in tiles if sweep else ():
         with tiled(rows, dtype, *tile):
             yield row | {"by": "own", "tile": tile} | us(own)
+
+
+def _around(what: str, x: Tensor, weight: Tensor) -> dict[str, Any]:
+    """The arguments of ``kernels.linear`` for what stands around a product."""
+    if what == "residual":
+        return {"residual": x.new_zeros(len(x), len(weight))}
+    return {"norm": (torch.ones_like(x[0]), 1e-5), "gated": what == "gated"}
 
 
 @contextmanager

@@ -42,21 +42,18 @@ def traced(context: Context, name: str, work: Callable[[], Any], times: int) -> 
         synchronize(device)
         whole = time.perf_counter() - start
     kernels = _kernels(seen.events())
-    rows = table(kernels, times)
-    context.put(
-        KERNELS,
-        {
-            "of": name,
-            "host_ms": 1e3 * whole / times,
-            "device_ms": sum(row["us"] for row in rows) / 1e3,
-            "launches": len(kernels) / times,
-            "top": rows[:TOP],
-        },
-    )
+    context.put(KERNELS, {"of": name, "host_ms": 1e3 * whole / times} | figures(kernels, times))
     folder = context.scratch / TRACES
     folder.mkdir(parents=True, exist_ok=True)
     seen.export_chrome_trace(str(folder / f"{name.replace(' ', '-')}.json.gz"))
     return kernels
+
+
+def figures(kernels: Sequence[Kernel], times: int) -> dict[str, Any]:
+    """Milliseconds on the device, launches, and the kernels that take longest; of once."""
+    rows = table(kernels, times)
+    whole = sum(float(row["us"]) for row in rows) / 1e3
+    return {"device_ms": whole, "launches": len(kernels) / times, "top": rows[:TOP]}
 
 
 def _kernels(events: Any) -> list[Kernel]:

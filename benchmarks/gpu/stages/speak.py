@@ -37,17 +37,18 @@ def run(context: Context) -> None:
             Engine.load(MODEL, "dev", device=device, overrides=overrides) as engine,
         ):
             for i, text in enumerate(TEXTS):
-                samples = spoken(engine, text, i, TURNS if compile else 1)
+                sampling = Sampling(seed=i, temperature=0.0, max_tokens=context.sizes.speech_tokens)
+                samples = spoken(engine, text, sampling, TURNS if compile else 1)
                 exact.setdefault(i, samples)
                 soundfile.write(folder / f"{device}-{dtype}-{i}.flac", samples, SAMPLE_RATE)
                 told = {"device": device, "dtype": dtype, "text": i}
                 context.put(SPEECH, told | compared(samples, exact[i]))
 
 
-def spoken(engine: Engine, text: str, seed: int, turns: int) -> Wave:
-    """What is said greedily, the last of some times."""
+def spoken(engine: Engine, text: str, sampling: Sampling, turns: int) -> Wave:
+    """What is said, the last of some times."""
     for _ in range(turns):
-        audio = engine.synthesize(text, None, Sampling(seed=seed, temperature=0.0))
+        audio = engine.synthesize(text, None, sampling)
     return audio.samples
 
 
