@@ -435,6 +435,7 @@ class TestStages:
 
         monkeypatch.setattr(speak, "MODEL", str(tiny))  # the built-in one takes minutes here
         monkeypatch.setattr(speak, "TURNS", 2)
+        monkeypatch.setattr(speak, "TEXTS", speak.TEXTS[:1])
         lines = stage("speak")
         assert len(valued(lines, kinds.SPEECH)) == 4 * len(speak.TEXTS)
         assert len(list((tmp_path / "spoken").glob("*.flac"))) == 4 * len(speak.TEXTS)
