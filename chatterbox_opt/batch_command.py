@@ -86,6 +86,7 @@ def batch(
     dtype: options.Dtype = None,
     compile: options.Compile = None,
     offload: options.Offload = None,
+    kv_cache: options.KvCache = None,
     no_watermark: options.NoWatermark = False,
     voice_cache: options.Store = None,
     no_voice_cache: options.NoStore = False,
@@ -124,7 +125,7 @@ def batch(
         model,
         profile,
         device,
-        options.given(dtype=dtype, compile=compile, offload=offload),
+        options.given(dtype=dtype, compile=compile, offload=offload, kv_cache=kv_cache),
         options.store_at(voice_cache, keep=not no_voice_cache),
         not no_watermark,
     )

@@ -10,11 +10,13 @@ ragged.py has the other kind, a buffer for each utterance, which suits a process
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from chatterbox_opt.kv_quantization import dequantize, quantize
 
 SPAN = 128  # attention reads whole blocks of this many positions: few distinct shapes per run
 PREFIX = 64  # so do prefixes, whose every position is computed
@@ -108,6 +110,8 @@ class StaticCache:
     Attributes:
         keys, values: [layers, utterances * each, heads, capacity, head_dim]. No garbage where
             nothing was written: masked positions get weight 0, and 0 times NaN is NaN.
+        key_scales, value_scales: float32 [layers, utterances * each, heads, capacity] where keys
+            and values are int8; with a capacity of 0 where they are not.
         each: rows of one utterance, next to each other: 2 under guidance, else 1.
     """
 
@@ -119,18 +123,23 @@ class StaticCache:
         shape: tuple[int, int, int],
         like: Tensor,
         room: Callable[[int], int] = blocks,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """Allocate nothing yet; later on the device and in the dtype of ``like``.
+        """Allocate nothing yet; later on the device of ``like``.
 
         Args:
             shape: layers, heads, head_dim.
             room: positions to allocate when so many are needed.
+            dtype: torch.int8, or None for that of ``like``.
         """
-        self.each, self._room = each, room
+        self.each, self._room, self._dtype = each, room, like.dtype
+        self.quantized = dtype == torch.int8
         layers, heads, head_dim = shape
         empty = (layers, utterances * each, heads, 0, head_dim)
-        self.keys = torch.zeros(empty, dtype=like.dtype, device=like.device)
+        self.keys = torch.zeros(empty, dtype=dtype or like.dtype, device=like.device)
         self.values = torch.zeros_like(self.keys)
+        self.key_scales = torch.zeros(empty[:-1], device=like.device)
+        self.value_scales = torch.zeros_like(self.key_scales)
         self._rows = torch.arange(utterances * each, device=like.device)
         self._places = torch.arange(0, device=like.device)
 
@@ -139,12 +148,20 @@ class StaticCache:
         """Positions of one row."""
         return self.keys.shape[3]
 
+    def scales(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Of an int8 layer's keys and values: [rows, heads, capacity] each; else None."""
+        return (self.key_scales[layer], self.value_scales[layer]) if self.quantized else None
+
     def reserve(self, utterance: int, positions: int) -> None:  # noqa: ARG002 - room for all
         """See ``Cache``."""
         more = self._room(positions) - self.capacity
-        if more > 0:
-            self.keys, self.values = (F.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
-            self._places = torch.arange(self.capacity, device=self.keys.device)
+        if more <= 0:
+            return
+        self.keys, self.values = (F.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
+        if self.quantized:
+            scales = self.key_scales, self.value_scales
+            self.key_scales, self.value_scales = (F.pad(x, (0, more)) for x in scales)
+        self._places = torch.arange(self.capacity, device=self.keys.device)
 
     def prefix(self, length: int) -> int:
         """See ``Cache``: few distinct shapes, so that a prefill can be recorded."""
@@ -153,8 +170,26 @@ class StaticCache:
     def fill(self, layer: int, utterance: Tensor, keys: Tensor, values: Tensor) -> None:
         """See ``Cache``; tensors only."""
         rows, length = self._rows[: self.each] + utterance * self.each, keys.shape[2]
-        self.keys[layer][rows, :, :length] = keys
-        self.values[layer][rows, :, :length] = values
+        self._write(layer, (rows, slice(None), slice(length)), keys, values)
+
+    def _write(self, layer: int, where: tuple[Any, ...], keys: Tensor, values: Tensor) -> None:
+        if not self.quantized:
+            self.keys[layer][where], self.values[layer][where] = keys, values
+            return
+        for kept, scales, given in (
+            (self.keys, self.key_scales, keys),
+            (self.values, self.value_scales, values),
+        ):
+            kept[layer][where], scales[layer][where] = quantize(given)
+
+    def _read(self, layer: int, rows: int, span: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [rows, heads, span, head_dim] in the dtype of the arithmetic."""
+        kept = [x[layer][:rows, :, :span] for x in (self.keys, self.values)]
+        if not self.quantized:
+            return kept[0], kept[1]
+        scales = [x[layer][:rows, :, :span] for x in (self.key_scales, self.value_scales)]
+        keys, values = (dequantize(*of, self._dtype) for of in zip(kept, scales, strict=True))
+        return keys, values
 
     def at(self, places: Tensor, span: int) -> Attend:
         """See ``Cache``."""
@@ -162,22 +197,25 @@ class StaticCache:
         visible = (self._places[:span] <= places[:, None])[:, None, None]
 
         def layer(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = self.keys[i], self.values[i]
-            keys[rows, :, places] = k[:, :, 0]  # not index_copy_: MPS has none
-            values[rows, :, places] = v[:, :, 0]
-            return attend(q, keys[: len(q), :, :span], values[: len(q), :, :span], visible)
+            # not index_copy_: MPS has none
+            self._write(i, (rows, slice(None), places), k[:, :, 0], v[:, :, 0])
+            return attend(q, *self._read(i, len(q), span), visible)
 
         return layer
 
     def move(self, source: int, target: int) -> None:
         """See ``Cache``."""
-        for kept in (self.keys, self.values):
+        for kept in self._buffers():
             kept[:, self._rows_of(target)] = kept[:, self._rows_of(source)]
 
     def clear(self, utterance: int) -> None:
         """See ``Cache``."""
-        for kept in (self.keys, self.values):
+        for kept in self._buffers():
             kept[:, self._rows_of(utterance)] = 0
+
+    def _buffers(self) -> tuple[Tensor, ...]:
+        buffers = (self.keys, self.values)
+        return (*buffers, self.key_scales, self.value_scales) if self.quantized else buffers
 
     def _rows_of(self, utterance: int) -> slice:
         return slice(utterance * self.each, (utterance + 1) * self.each)

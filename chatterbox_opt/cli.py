@@ -101,6 +101,7 @@ def synth(
     dtype: options.Dtype = None,
     compile: options.Compile = None,
     offload: options.Offload = None,
+    kv_cache: options.KvCache = None,
     subtype: options.Subtype = None,
     no_watermark: options.NoWatermark = False,
     voice_cache: options.Store = None,
@@ -132,7 +133,7 @@ def synth(
         model,
         profile,
         device,
-        options.given(dtype=dtype, compile=compile, offload=offload),
+        options.given(dtype=dtype, compile=compile, offload=offload, kv_cache=kv_cache),
         options.store_at(voice_cache, keep=not no_voice_cache),
         not no_watermark,
     )

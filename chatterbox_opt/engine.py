@@ -97,7 +97,8 @@ class Engine:
             model: "chatterbox" (downloaded once), or a directory in upstream's file format.
             profile: a shipped profile's name, a YAML file, or "auto" (looks at the card).
             device: "auto", "cuda", "mps" or "cpu".
-            overrides: ``dtype``, ``compile``, ``offload``; they win over environment and profile.
+            overrides: ``dtype``, ``compile``, ``offload``, ``kv_cache``; they win over
+                environment and profile.
             store: where voices are kept; None takes the platform's cache directory.
             watermark: mark all sound with PerTh, as upstream does.
             weights: where converted weights are kept; None takes the platform's cache directory.

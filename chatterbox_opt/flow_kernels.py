@@ -2,7 +2,7 @@
 with what stands around them.
 
 Knows arithmetic on a card's tensors. Knows nothing of layers or of when these are used. Imports
-Triton, as kernels.py does.
+Triton, as gemv.py does.
 
 A recorded flow is padded, and PyTorch's quickest attention takes no mask: ours stops at each row's
 length. Norms are small: what they cost on a card is their launch, and that of the sum before them

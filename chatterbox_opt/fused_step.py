@@ -1,8 +1,8 @@
 """T3's step on a card in few launches: five a layer, and one before and one behind them, by kernels
 of our own.
 
-Knows which of T3's operations go together. Knows nothing of their arithmetic, which is that of
-kernels.py and kernel_ends.py, or of the loop around a step.
+Knows which of T3's operations go together. Knows nothing of their arithmetic (decode_linear.py,
+decode_attention.py, kernel_ends.py) or of the loop around a step.
 """
 
 from __future__ import annotations
@@ -37,22 +37,26 @@ class FusedStep:
 
     def __call__(self, slots: Slots, count: int, span: int, *, ranked: bool) -> None:
         """See ``decoding.Step``; each row is read as far as it goes, whatever ``span`` is."""
-        from chatterbox_opt import kernel_ends, kernels  # Triton is not everywhere
+        from chatterbox_opt import decode_attention, decode_linear, kernel_ends  # needs Triton
 
         cache, t3 = slots.cache, self._t3
         assert isinstance(cache, StaticCache)
         counters = slots.token[:count], slots.spoken[:count], slots.position[:count]
         tables = t3.speech_emb.weight, t3.speech_pos.weight
-        x, rope, places = kernel_ends.enter(counters, tables, t3.frequencies, cache.each, span)
+        x, rope, places, arrivals = kernel_ends.enter(
+            counters, tables, t3.frequencies, cache.each, span, t3.shape.heads
+        )
+        linear = decode_linear.linear
         for i, block in enumerate(t3.blocks):
-            qkv = kernels.linear(x, *matrix(block.qkv), norm=_norm(block.attention_norm))
-            attended = kernels.attend(qkv, rope, cache.keys[i], cache.values[i], places)
-            x = kernels.linear(attended, *matrix(block.out), residual=x)
-            norm = _norm(block.ffn_norm)
-            gated = kernels.linear(x, *matrix(block.gate_up), norm=norm, gated=True)
-            x = kernels.linear(gated, *matrix(block.down), residual=x)
+            qkv = linear(x, *matrix(block.qkv), norm=_norm(block.attention_norm))
+            attended = decode_attention.attend(
+                qkv, rope, cache.keys[i], cache.values[i], places, cache.scales(i), arrivals
+            )
+            x = linear(attended, *matrix(block.out), residual=x, arrivals=arrivals)
+            gated = linear(x, *matrix(block.gate_up), norm=_norm(block.ffn_norm), gated=True)
+            x = linear(gated, *matrix(block.down), residual=x, arrivals=arrivals)
         logits = slots.logits[: len(x)]
-        kernels.linear(x, *matrix(t3.head), norm=_norm(t3.norm), out=logits)
+        linear(x, *matrix(t3.head), norm=_norm(t3.norm), out=logits)
         if ranked:
             slots.draw(0, count, ranked=True)
         else:
@@ -76,7 +80,7 @@ def draw(slots: Slots, count: int) -> None:
 
 
 def matrix(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """What ``kernels.linear`` wants of a layer: its weight, and the scales of an int8 one."""
+    """What ``decode_linear.linear`` wants of a layer: its weight, and the scales of an int8 one."""
     return layer.weight, layer.scales if isinstance(layer, WeightOnlyLinear) else None
 
 

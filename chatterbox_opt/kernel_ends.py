@@ -1,7 +1,7 @@
 """Kernels of our own for where a decode step on a card begins and ends, in Triton.
 
 Knows what comes before T3's first layer and after its last. Knows nothing of layers, of slots, or
-of when these are used. Imports Triton, as kernels.py does.
+of when these are used. Imports Triton, as gemv.py does.
 
 Each takes the place of ten to twenty of PyTorch's, which would take as long as several layers.
 """
@@ -26,10 +26,13 @@ WIDE_WARPS = 16  # threads / 32 that hold a vocabulary
 # a slot's rows begin anywhere: one kernel for all of them
 @triton.jit(do_not_specialize_on_alignment=("token", "spoken", "position"))
 def entered(
-    token, spoken, position, words, spots, frequencies, x, cos, sin, places, width, beyond,
-    EACH: tl.constexpr, ROOM: tl.constexpr, HALF: tl.constexpr, EARLY: tl.constexpr,
+    token, spoken, position, words, spots, frequencies, x, cos, sin, places, arrivals,
+    width, beyond, counters,
+    EACH: tl.constexpr, ROOM: tl.constexpr, HALF: tl.constexpr, COUNTERS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
-    """An utterance's token and its place, embedded, and its position's angles, one program."""
+    """An utterance's token and its place, embedded, its position's angles, and zeros in its
+    counters, one program."""
     if EARLY:
         next_may_begin()
     row = tl.program_id(0)
@@ -44,6 +47,8 @@ def entered(
         tl.store(x + (row * EACH + each) * width + lane, word + spot, inside)
     place = tl.minimum(tl.load(position + row), beyond - 1)
     tl.store(places + row, place)
+    counter = tl.arange(0, COUNTERS)
+    tl.store(arrivals + row * counters + counter, tl.zeros_like(counter), counter < counters)
     angle = place.to(tl.float32) * frequency
     along, across = tl.cos(angle), tl.sin(angle)
     turned = row * 2 * HALF + pair
@@ -109,8 +114,10 @@ def enter(
     frequencies: Tensor,
     each: int,
     beyond: int,
-) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
-    """What a step's first layer gets, ``T3.rope``, and where in the cache keys and values go.
+    heads: int,
+) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor, Tensor]:
+    """What a step's first layer gets, ``T3.rope``, where in the cache keys and values go, and the
+    counters of programs that share work (gemm.py, decode_attention.py).
 
     Args:
         counters: int64 [n] each, as of ``T3.step``: token, spoken, position.
@@ -118,17 +125,21 @@ def enter(
         frequencies: float32 [head_dim / 2], a power of two; of rotary positions (Su et al. 2021).
         each: rows of one utterance.
         beyond: positions stay below: a slot that ended may be stepped further.
+        heads: of attention; there is a counter for each row's.
 
     Returns:
-        [n * each, width]; two of [n, head_dim], in the tables' dtype; int64 [n].
+        [n * each, width]; two of [n, head_dim], in the tables' dtype; int64 [n]; int32 zeros
+        [n * each * heads].
     """
     (n,), width, half = counters[0].shape, tables[0].shape[1], len(frequencies)
     x = tables[0].new_empty(n * each, width)
     (cos, sin), places = x.new_empty(2, n, 2 * half), counters[2].new_empty(n)
+    arrivals = x.new_empty(n * each * heads, dtype=torch.int32)
     sizes = {"EACH": each, "ROOM": triton.next_power_of_2(width), "HALF": half}
-    given = (*counters, *tables, frequencies, x, cos, sin, places, width, beyond)
-    entered[(n,)](*given, **sizes, **beginning(x.device))
-    return x, (cos, sin), places
+    sizes["COUNTERS"] = triton.next_power_of_2(each * heads)
+    given = (*counters, *tables, frequencies, x, cos, sin, places, arrivals)
+    entered[(n,)](*given, width, beyond, each * heads, **sizes, **beginning(x.device))
+    return x, (cos, sin), places, arrivals
 
 
 @launching()

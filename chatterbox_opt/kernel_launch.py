@@ -1,7 +1,7 @@
 """How a kernel of our own is launched: what errors it gives, and how early it may begin.
 
 Knows Triton's errors and CUDA's programmatic dependent launch. Knows nothing of what kernels
-compute. Imports Triton, as kernels.py does.
+compute. Imports Triton, as gemv.py does.
 
 From Hopper on a kernel may be launched while the one before it works (CUDA C++ Programming Guide,
 4.5), which hides the microsecond or two between them. Each of ours, where ``EARLY``, says at its

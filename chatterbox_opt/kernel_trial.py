@@ -1,7 +1,7 @@
 """The card's kernels tried before they are trusted.
 
 Knows what they should give for a few numbers. Knows nothing of what is done if they do not.
-Imports Triton, as kernels.py does.
+Imports Triton, as gemv.py does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox_opt import flow_kernels, kernel_ends, kernels
+from chatterbox_opt import decode_attention, decode_linear, flow_kernels, gemm, kernel_ends
+from chatterbox_opt.gemv import FEW
+from chatterbox_opt.kv_quantization import quantize
 
 DEEP, WIDE = 1088, 48  # of the matrices: several turns and a rest of one, whatever the tile
 HEADS, WIDTH, WORDS = 16, 64, 8194  # as T3 has them: other numbers would be other kernels
@@ -33,24 +35,46 @@ def _products(drawn: Callable[..., Tensor]) -> bool:
     weight, by = drawn(2 * WIDE, DEEP) / DEEP**0.5, drawn(DEEP)
     scales = torch.full((2 * WIDE,), 0.01, device=weight.device)
     whole = (100 * weight).round().to(torch.int8)
-    for rows in (1, 2, kernels.FEW, kernels.SMALLEST_TILE, kernels.LARGEST_TILE):
+    for rows in (1, 2, FEW, gemm.SMALLEST_TILE, gemm.LARGEST_TILE):
         x, residual = drawn(rows, DEEP), drawn(rows, WIDE)
-        found = kernels.linear(x, weight, norm=(by, 1e-5), gated=True, residual=residual)
+        found = decode_linear.linear(x, weight, norm=(by, 1e-5), gated=True, residual=residual)
         gate, up = F.linear(F.rms_norm(x, (DEEP,), by, 1e-5), weight).chunk(2, dim=-1)
         if not _alike(found, F.silu(gate) * up + residual):
             return False
-        if not _alike(kernels.linear(x, whole, scales), F.linear(x, 0.01 * whole.to(x.dtype))):
+        expected = F.linear(x, 0.01 * whole.to(x.dtype))
+        if not _alike(decode_linear.linear(x, whole, scales), expected):
+            return False
+    return _shared_depth(drawn)
+
+
+def _shared_depth(drawn: Callable[..., Tensor]) -> bool:
+    """A matrix so deep and narrow that programs share its depth; twice, by the same counters."""
+    rows, deep = gemm.SMALLEST_TILE, 2048
+    weight, x, residual = drawn(WIDE, deep) / deep**0.5, drawn(rows, deep), drawn(rows, WIDE)
+    arrivals = torch.zeros(WIDE, dtype=torch.int32, device=x.device)
+    for _ in range(2):
+        found = decode_linear.linear(x, weight, residual=residual, arrivals=arrivals)
+        if not _alike(found, F.linear(x, weight) + residual) or arrivals.any():
             return False
     return True
 
 
 def _attention(drawn: Callable[..., Tensor]) -> bool:
-    """Two utterances of two rows at different places; what is kept is looked at too."""
-    lasts, each = (3, kernels.KEYS + 1), 2
-    keys, values = (drawn(4, HEADS, 2 * kernels.KEYS, WIDTH) for _ in range(2))
+    """Two utterances of two rows at different places, by one program a head and by several; what
+    is written is looked at too. Then the same with an int8 cache."""
+    lasts, each, capacity = (3, 4 * decode_attention.KEYS + 1), 2, 8 * decode_attention.KEYS
+    keys, values = (drawn(4, HEADS, capacity, WIDTH) for _ in range(2))
     qkv, cos, sin = drawn(4, 3 * HEADS * WIDTH), drawn(2, WIDTH), drawn(2, WIDTH)
     places = torch.tensor(lasts, device=keys.device)
-    found = kernels.attend(qkv, (cos, sin), keys, values, places)
+    arrivals = torch.zeros(4 * HEADS, dtype=torch.int32, device=keys.device)
+    (key_ints, key_scales), (value_ints, value_scales) = quantize(keys), quantize(values)
+    narrow, scales = (key_ints, value_ints), (key_scales, value_scales)
+    attend, rope = decode_attention.attend, (cos, sin)
+    found = (
+        attend(qkv, rope, keys, values, places),
+        attend(qkv, rope, keys, values, places, None, arrivals),
+        attend(qkv, rope, key_ints, value_ints, places, scales, arrivals),
+    )
     for row in range(4):
         last, along, across = lasts[row // each], cos[row // each], sin[row // each]
         q, k, v = qkv[row].view(3, HEADS, 1, WIDTH)
@@ -59,8 +83,13 @@ def _attention(drawn: Callable[..., Tensor]) -> bool:
         kept = keys[row, :, last : last + 1], values[row, :, last : last + 1]
         seen = [torch.cat(pair, 1) for pair in zip(past, (k, v), strict=True)]
         attended = F.scaled_dot_product_attention(q, seen[0], seen[1]).view(-1)
-        alike = (_alike(found[row], attended), _alike(kept[0], k), _alike(kept[1], v))
-        if not all(alike):
+        rounded = [
+            numbers[row, :, last : last + 1] * by[row, :, last : last + 1, None]
+            for numbers, by in zip(narrow, scales, strict=True)
+        ]
+        alike = [_alike(one[row], attended) for one in found]
+        alike += [_alike(new, x) for new, x in zip((*kept, *rounded), (k, v) * 2, strict=True)]
+        if not all(alike) or arrivals.any():
             return False
     return True
 
@@ -72,8 +101,8 @@ def _entering(drawn: Callable[..., Tensor]) -> bool:
         [[8, 2], [6, 0], [3000, 5000]], device=frequencies.device
     )
     for each in (1, 2):
-        x, rope, places = kernel_ends.enter(
-            (token, spoken, position), tables, frequencies, each, 4000
+        x, rope, places, arrivals = kernel_ends.enter(
+            (token, spoken, position), tables, frequencies, each, 4000, HEADS
         )
         angles = position.clamp(max=3999)[:, None] * frequencies
         cos, sin = angles.cos(), angles.sin()
@@ -82,7 +111,8 @@ def _entering(drawn: Callable[..., Tensor]) -> bool:
             torch.cat((cos, cos), dim=1),
             torch.cat((-sin, sin), dim=1),
         )
-        if places.tolist() != [3000, 3999] or not all(map(_alike, (x, *rope), expected)):
+        right = places.tolist() == [3000, 3999] and not arrivals.any()
+        if not right or not all(map(_alike, (x, *rope), expected)):
             return False
     return True
 

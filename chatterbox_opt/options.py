@@ -16,7 +16,7 @@ import typer
 
 from chatterbox_opt import audio, console, hardware, models, plan, voice_store, weight_cache
 from chatterbox_opt.errors import InputError
-from chatterbox_opt.profile import COMPILE, OFFLOAD, T3_DTYPES
+from chatterbox_opt.profile import COMPILE, KV_CACHE, OFFLOAD, T3_DTYPES
 from chatterbox_opt.voice_store import VoiceStore
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ Device = Annotated[str, typer.Option(help=", ".join(hardware.DEVICES))]
 Dtype = Annotated[Optional[str], typer.Option(help=", ".join(T3_DTYPES))]
 Compile = Annotated[Optional[str], typer.Option(help=", ".join(COMPILE))]
 Offload = Annotated[Optional[str], typer.Option(help=", ".join(OFFLOAD))]
+KvCache = Annotated[
+    Optional[str], typer.Option(help=f"Keys and values on a GPU: {', '.join(KV_CACHE)}.")
+]
 Subtype = Annotated[
     Optional[str], typer.Option(help="Sample format, such as PCM_24 or FLOAT for wav.")
 ]

@@ -16,6 +16,7 @@ from chatterbox_opt.hardware import AUTO, BFLOAT16_FROM, HALF_FROM, Hardware, do
 from chatterbox_opt.profile import (
     COMPILE,
     INT8_FLOW_COSTS,
+    KV_CACHE,
     OFFLOAD,
     QUANTISED,
     T3_DTYPES,
@@ -30,6 +31,7 @@ BIG_MIB, MIDDLE_MIB = 15_000, 7_500  # total memory from which rtx4090 and rtx30
 ROOM_MIB = 4_000  # free memory that all stages in half precision need, with room to work
 CPU_SLOTS, CUDA_SLOTS = 12, 32
 SLOT_MIB = 280  # keys and values of one utterance in half precision
+INT8_SLOT_MIB = 150  # and in int8, with their scales
 HERE, BESIDE = "here", "beside"  # who makes the sound of a batch
 NOT_ON_MPS = "integer matrices are for processors and CUDA cards"
 
@@ -38,6 +40,7 @@ ENVIRONMENT: dict[str, tuple[str, dict[str, str]]] = {
     "CHATTERBOX_DTYPE": ("dtype", {name: name for name in T3_DTYPES}),
     "CHATTERBOX_COMPILATION": ("compile", {"true": "cudagraphs", "false": "none"}),
     "CHATTERBOX_CPU_OFFLOAD": ("offload", {"true": "stages", "false": "none"}),
+    "CHATTERBOX_KV_CACHE": ("kv_cache", {name: name for name in KV_CACHE}),
 }
 PLAIN = "DISABLE_OPTIMIZATION"
 
@@ -51,7 +54,7 @@ class Plan:
         profile: the name of the profile it started from.
         t3, flow: dtype of the stored weights; the vocoder is always float32.
         compute: dtype of the arithmetic in t3 and flow where it differs, or "".
-        compile, offload: see Profile.
+        compile, offload, kv_cache: see Profile.
         slots: utterances of a batch that t3 works at together.
         sound: "beside" if flow and vocoder of a batch's last lines work while t3 reads the next,
             "here" if they take turns with it.
@@ -67,6 +70,7 @@ class Plan:
     compute: str
     compile: str
     offload: str
+    kv_cache: str = "auto"
     slots: int = 1
     sound: str = HERE
     fused: tuple[str, ...] = ()
@@ -80,9 +84,10 @@ class Plan:
         dtype = self.t3 if self.t3 == self.flow else f"t3 {self.t3}, flow {self.flow}"
         if self.compute:
             dtype += f" stored, {self.compute} computed"
+        kv_cache = "" if self.kv_cache == "auto" else f"kv cache {self.kv_cache} · "
         return (
             f"device {self.device} · dtype {dtype} · compile {self.compile} · "
-            f"offload {self.offload} · profile {self.profile}"
+            f"offload {self.offload} · {kv_cache}profile {self.profile}"
         )
 
 
@@ -110,7 +115,8 @@ def resolve(
 
     Args:
         profile: a name, a YAML path, or "auto".
-        overrides: ``dtype``, ``compile``, ``offload`` from the command line; they win.
+        overrides: ``dtype``, ``compile``, ``offload``, ``kv_cache`` from the command line; they
+            win.
         environment: CHATTERBOX_* and DISABLE_OPTIMIZATION; they win over the profile.
 
     Raises:
@@ -123,6 +129,7 @@ def resolve(
     wish = load_profile(profile)
     dtype = wish.t3 if wish.t3 == wish.flow else f"t3 {wish.t3}, flow {wish.flow}"
     values = {"dtype": dtype, "compile": wish.compile, "offload": wish.offload}
+    values["kv_cache"] = wish.kv_cache
     sources = dict.fromkeys(values, f"profile {profile}")
     for key, value, source in _later_words(environment, overrides or {}):
         fields = stages_in(value) | {"compute": ""} if key == "dtype" else {key: value}
@@ -140,6 +147,7 @@ def resolve(
         compute=wish.compute,
         compile=wish.compile,
         offload=wish.offload,
+        kv_cache=wish.kv_cache,
         slots=slots,
         sound=_sound(hardware, wish, slots, reasons),
         fused=_fused(hardware, wish, reasons) if optimized else (),
@@ -181,6 +189,8 @@ def slots_for(hardware: Hardware, wish: Profile) -> int:
         return CPU_SLOTS
     wide = arithmetic_of(wish) == "float32"
     room = hardware.free_mib - (2 * ROOM_MIB if wide else ROOM_MIB)
+    if wish.kv_cache == "int8":
+        return max(1, min(2 * CUDA_SLOTS, room // INT8_SLOT_MIB))
     return max(1, min(CUDA_SLOTS, room // (2 * SLOT_MIB if wide else SLOT_MIB)))
 
 
@@ -217,7 +227,7 @@ def _later_words(
     for variable, (key, values) in ENVIRONMENT.items():
         if value := _word(environment, variable, values):
             words.append((key, value, variable))
-    allowed = {"dtype": T3_DTYPES, "compile": COMPILE, "offload": OFFLOAD}
+    allowed = {"dtype": T3_DTYPES, "compile": COMPILE, "offload": OFFLOAD, "kv_cache": KV_CACHE}
     known("options", overrides, allowed)
     for key, value in overrides.items():
         if value not in allowed[key]:
@@ -241,6 +251,9 @@ def _lower(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
         wish = replace(wish, compile="none")
         reasons.append("compile none: cudagraphs needs a CUDA card")
     if hardware.device != "cuda":
+        if wish.kv_cache != "auto":
+            wish = replace(wish, kv_cache="auto")
+            reasons.append("kv_cache auto: int8 keys and values are for CUDA GPUs")
         wish = _narrowest(wish, hardware, reasons)
         if wish.compile != "none" and hardware.device == "mps":
             reasons.append("compile none: MPS runs eager")
@@ -277,6 +290,9 @@ def _on_a_card(wish: Profile, hardware: Hardware, reasons: list[str]) -> Profile
         reasons.append("computed in float32: float16 arithmetic is slow below capability 7.0")
     if wish.t3 in QUANTISED:
         reasons.append(f"t3 {wish.t3}: weights only, the rest {wish.flow}")
+    if wish.kv_cache == "int8" and wish.compile == "inductor":
+        wish = replace(wish, kv_cache="auto")
+        reasons.append("kv_cache auto: a step compiled by inductor has no int8 keys and values")
     return wish
 
 

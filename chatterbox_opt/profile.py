@@ -27,6 +27,7 @@ INT8_FLOW_COSTS = (
 )
 COMPILE = ("none", "cudagraphs", "inductor")
 OFFLOAD = ("none", "stages", "all-but-active")  # from most memory on the card to least
+KV_CACHE = ("auto", "int8")  # of T3; auto is the dtype of its arithmetic
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Profile:
         compile: how the T3 step is compiled, one of ``COMPILE``.
         offload: one of ``OFFLOAD``: "stages" has them take turns on the card, the next one fetched
             while one works; "all-but-active" has only the working one there.
+        kv_cache: dtype of T3's keys and values on a GPU, one of ``KV_CACHE``.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Profile:
     compute: str = ""
     compile: str = "none"
     offload: str = "none"
+    kv_cache: str = "auto"
 
 
 def profiles_directory() -> Path:
@@ -100,6 +103,7 @@ def _parse(name: str, wishes: Mapping[str, Any]) -> Profile:
         "compute": DTYPES,
         "compile": COMPILE,
         "offload": OFFLOAD,
+        "kv_cache": KV_CACHE,
     }
     known(f"profile '{name}'", wishes, choices)
     values = {k: v for k, v in wishes.items() if k != "dtype"}

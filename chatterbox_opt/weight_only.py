@@ -39,9 +39,9 @@ class WeightOnlyLinear(nn.Module):
         """[..., in] to [..., out], in x's dtype."""
         rows = x.reshape(-1, x.shape[-1])
         if x.is_cuda and len(rows) <= FEW:
-            from chatterbox_opt import kernels  # Triton is not everywhere
+            from chatterbox_opt import decode_linear  # Triton is not everywhere
 
-            return kernels.linear(rows, self.weight, self.scales).unflatten(0, x.shape[:-1])
+            return decode_linear.linear(rows, self.weight, self.scales).unflatten(0, x.shape[:-1])
         return F.linear(x, self.weight.to(x.dtype) * self.scales[:, None].to(x.dtype))
 
     def kept(self) -> dict[str, Tensor]:

@@ -12,16 +12,21 @@ from triton.runtime.errors import OutOfResources
 
 from chatterbox_opt import (
     card,
+    decode_attention,
+    decode_linear,
     flow_kernels,
     fused_step,
+    gemm,
+    gemv,
     hardware,
     kernel_ends,
     kernel_launch,
-    kernels,
     sampler,
 )
 from chatterbox_opt.cache import products
+from chatterbox_opt.decode_attention import KEYS
 from chatterbox_opt.estimator import Estimator, Transformer
+from chatterbox_opt.kv_quantization import dequantize, quantize
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.shapes import TINY
 from chatterbox_opt.slots import FREE, Slots
@@ -41,7 +46,7 @@ CASES = [
     for rows in (1, 2, 3, 5, 70)
     for dtype in ATOL
     # the interpreter's tl.dot takes bfloat16 for integers
-    if not (rows > kernels.FEW and dtype == torch.bfloat16)
+    if not (rows > gemv.FEW and dtype == torch.bfloat16)
     for form in (FORMS if rows in (2, 5) else FORMS[3:5])
 ]
 
@@ -70,7 +75,7 @@ def test_a_product_and_what_stands_around_it(rows, dtype, form):
         exact = torch.nn.functional.silu(first) * second
     if added:
         exact += residual.double()
-    made = kernels.linear(
+    made = decode_linear.linear(
         x,
         weight,
         scales,
@@ -90,36 +95,136 @@ def test_one_great_number_does_not_overflow_a_half():
     by, weight = torch.full((64,), 8.0), torch.randn(20, 64, generator=generator) / 8
     expected = torch.nn.functional.rms_norm(x, (64,), by, 1e-5) @ weight.t()
     for rows in (2, 8):
-        made = kernels.linear(x[:rows].half(), weight.half(), norm=(by.half(), 1e-5))
+        made = decode_linear.linear(x[:rows].half(), weight.half(), norm=(by.half(), 1e-5))
         assert_close(made.float(), expected[:rows], atol=0.02 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.bfloat16, 6e-2)])
-@pytest.mark.parametrize("each", [1, 2])
-def test_one_query_attends_up_to_its_place(dtype, atol, each):
-    """Rows of several lengths; behind each lies what nobody may read, and what it adds is kept."""
+def test_a_matrix_deeper_than_a_tile():
+    """By pieces of the depth in turn, and what is beyond the last one is not read."""
     generator = torch.Generator().manual_seed(0)
-    heads, capacity, width = 3, 2 * kernels.KEYS + 128, 16
-    places = torch.tensor([0, kernels.KEYS - 1, kernels.KEYS, kernels.KEYS + 1, capacity - 1])
+    k = gemv.DEEPEST + 700
+    x, weight, by = (torch.randn(n, k, generator=generator) for n in (2, 3, 1))
+    exact = torch.nn.functional.rms_norm(x, (k,), by[0], 1e-5) @ weight.t() / k**0.5
+    assert_close(decode_linear.linear(x, weight / k**0.5, norm=(by[0], 1e-5)), exact, atol=1e-4)
+    pair = torch.cat((weight, weight.flip(0)))
+    gate, up = (torch.nn.functional.rms_norm(x, (k,), by[0], 1e-5) @ pair.t() / k**0.5).chunk(2, 1)
+    made = decode_linear.linear(x, pair / k**0.5, norm=(by[0], 1e-5), gated=True)
+    assert_close(made, torch.nn.functional.silu(gate) * up, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [5, 70])
+@pytest.mark.parametrize("whole", [False, True])
+def test_programs_that_share_a_depth(rows, whole):
+    """Twice over the same counters, which are zero again afterwards."""
+    generator = torch.Generator().manual_seed(rows)
+    k, n = 1024, 37
+    tile = gemm.gemm_tile(rows, k, 4)
+    tiles = -(-n // tile["COLUMNS"]) * -(-rows // tile["ROWS"])
+    assert gemm.splits(tiles, k, tile["DEPTH"]) == 8
+    x, residual = (torch.randn(rows, m, generator=generator) for m in (k, n))
+    weight, scales = torch.randn(n, k, generator=generator) / k**0.5, None
+    exact = weight
+    if whole:
+        scales = torch.rand(n, generator=generator) / 1000
+        weight = (1000 * weight).round().clamp(-127, 127).to(torch.int8)
+        exact = weight * scales[:, None]
+    arrivals = torch.zeros(tiles, dtype=torch.int32)
+    for _ in range(2):
+        made = decode_linear.linear(x, weight, scales, residual=residual, arrivals=arrivals)
+        assert_close(made, x @ exact.t() + residual, atol=1e-4)
+        assert not arrivals.any()
+
+
+@pytest.mark.parametrize(("n", "k", "rows"), [(3072, 1024, 2), (1024, 4096, 64), (8194, 1024, 1)])
+@pytest.mark.parametrize("sizes", [(2, 2), (2, 1), (4, 4), (4, 1)])
+def test_tiles_fit_what_they_are_for(n, k, rows, sizes):
+    """Whole pieces for every thread, and the parts of a depth cover it once."""
+    if rows <= gemv.FEW:
+        tile = gemv.gemv_tile(rows, n, k, sizes)
+        pieces = tile["DEPTH"] // tile["PIECE"]
+        assert pieces % (32 * tile["num_warps"]) == 0
+        assert tile["PIECE"] in (tile["WIDTH"], 2 * tile["WIDTH"])
+        assert tile["WIDTH"] * sizes[0] == 16
+    else:
+        depth = gemm.gemm_tile(rows, k, sizes[0])["DEPTH"]
+        parts = gemm.splits(-(-n // 16), k, depth)
+        assert parts > 1 and k % (parts * depth) == 0
+
+
+CACHES = [(torch.float32, 1e-5, False), (torch.bfloat16, 6e-2, False), (torch.float32, 1e-5, True)]
+
+
+@pytest.mark.parametrize(("dtype", "atol", "narrow"), CACHES)
+@pytest.mark.parametrize("each", [1, 2])
+@pytest.mark.parametrize("shared", [False, True])
+def test_one_query_attends_up_to_its_place(dtype, atol, narrow, each, shared):
+    """Rows of several lengths; behind each lies what nobody may read, and what it adds is kept. By
+    one program a head, and by several."""
+    generator = torch.Generator().manual_seed(0)
+    heads, capacity, width = 3, 3 * KEYS + 40, 16
+    places = torch.tensor([0, KEYS - 1, KEYS, KEYS + 1, capacity - 1])
     rows = each * len(places)
     qkv = torch.randn(rows, 3 * heads * width, generator=generator).to(dtype)
     rope = tuple(torch.randn(2, len(places), width, generator=generator).to(dtype))
     buffers = torch.randn(2, rows + 2, heads, capacity, width, generator=generator).to(dtype)
+    scales = None
+    if narrow:
+        buffers, scales = quantize(buffers)
+    expected = buffers.clone() if scales is None else dequantize(buffers, scales, dtype)
     q, k, v = qkv.view(rows, 3, heads, 1, width).unbind(1)
     q, k = (rotate(x, [p.repeat_interleave(each, 0)[:, None, None] for p in rope]) for x in (q, k))
     every = places.repeat_interleave(each)
-    expected = buffers.clone()
     for kept, new in zip(expected, (k, v), strict=True):
+        new = dequantize(*quantize(new), dtype) if narrow else new
         kept[torch.arange(rows), :, every] = new[:, :, 0]
     visible = (torch.arange(capacity) <= every[:, None])[:, None, None]
     attended = products(q, *expected[:, :rows], visible).transpose(1, 2).flatten(1)
     for row, place in enumerate(every):
-        buffers[:, row, :, place:] = torch.nan
-    assert_close(kernels.attend(qkv, rope, *buffers, places), attended, atol=atol)
-    kept, wanted = (x[:, torch.arange(rows), :, every] for x in (buffers, expected))
+        if narrow:
+            buffers[:, row, :, place:] = 127
+            scales[:, row, :, place:] = torch.nan
+        else:
+            buffers[:, row, :, place:] = torch.nan
+    arrivals = torch.zeros(rows * heads, dtype=torch.int32) if shared else None
+    if shared:
+        assert decode_attention.splits(rows, heads) == (8 if each == 1 else 8)
+    pair = None if scales is None else tuple(scales)
+    found = decode_attention.attend(qkv, rope, *buffers, places, pair, arrivals)
+    assert_close(found, attended, atol=atol)
+    assert arrivals is None or not arrivals.any()
+    numbers = buffers if scales is None else dequantize(buffers, scales, dtype)
+    kept, wanted = (x[:, torch.arange(rows), :, every] for x in (numbers, expected))
     assert_close(kept, wanted, atol=atol)
-    behind = buffers[:, :rows].isnan()[..., 0]
+    behind = numbers[:, :rows].isnan()[..., 0]
     assert torch.equal(behind, ~(visible[:, 0].expand(2, rows, heads, -1))), "and nothing else"
+
+
+@pytest.mark.parametrize("last", range(5))
+def test_whoever_is_last_gives_the_same(last, monkeypatch):
+    """Programs end in any order: the interpreter's order of a head's programs is rotated."""
+    from triton.runtime import interpreter
+
+    order = list(range(8))
+    order = order[last:] + order[:last]
+    generator = torch.Generator().manual_seed(0)
+    qkv, places = torch.randn(1, 3 * 16, generator=generator), torch.tensor([6 * KEYS])
+    rope = tuple(torch.randn(2, 1, 16, generator=generator))
+    buffers = torch.randn(2, 1, 1, 8 * KEYS, 16, generator=generator)
+
+    def attend():
+        arrivals = torch.zeros(1, dtype=torch.int32)
+        return decode_attention.attend(qkv, rope, *buffers.clone(), places, None, arrivals)
+
+    expected, seen = attend(), []
+    plain = interpreter.interpreter_builder.set_grid_idx
+
+    def rotated(x, y, z):
+        seen.append(order[z])
+        plain(x, y, order[z])
+
+    monkeypatch.setattr(interpreter.interpreter_builder, "set_grid_idx", rotated)
+    assert torch.equal(attend(), expected)
+    assert seen == order
 
 
 def test_great_scores_do_not_overflow():
@@ -131,7 +236,7 @@ def test_great_scores_do_not_overflow():
     keys[0, 0, 150] = 300.0
     values = torch.arange(200.0)[None, None, :, None].expand(1, 1, 200, width).contiguous()
     still = torch.ones(1, width), torch.zeros(1, width)
-    made = kernels.attend(qkv, still, keys, values, torch.tensor([place]))
+    made = decode_attention.attend(qkv, still, keys, values, torch.tensor([place]))
     assert torch.equal(made, torch.full_like(made, 150.0))
 
 
@@ -187,10 +292,13 @@ def test_a_step_begins_as_the_model_begins_it(engine, dtype, each):
     with engine._speaker.residency("t3") as t3:
         tables = t3.speech_emb.weight.to(dtype), t3.speech_pos.weight.to(dtype)
         counters = tuple(torch.tensor(row) for row in ((3, 0, 50), (0, 7, 2), (0, 700, 4000)))
-        x, rope, places = kernel_ends.enter(counters, tables, t3.frequencies, each, 3500)
+        x, rope, places, arrivals = kernel_ends.enter(
+            counters, tables, t3.frequencies, each, 3500, 5
+        )
         counters[2].clamp_(max=3499)
         expected, *turned = t3.entering(*counters, 1)
     assert torch.equal(places, counters[2])
+    assert torch.equal(arrivals, torch.zeros(3 * each * 5, dtype=torch.int32))
     assert torch.equal(
         x, (tables[0][counters[0]] + tables[1][counters[1]]).repeat_interleave(each, 0)
     )
@@ -274,6 +382,12 @@ def wrong(tensor):
     return torch.full_like(tensor, torch.nan if tensor.is_floating_point() else 1)
 
 
+MODULES, LAUNCHERS = (
+    (gemv, gemm, decode_attention, kernel_ends),
+    (decode_linear, decode_attention, kernel_ends),
+)
+
+
 class TestBeginningEarly:
     """A kernel that begins while the one before it works (kernel_launch.py): what others write is
     wrong until it has waited."""
@@ -294,8 +408,9 @@ class TestBeginningEarly:
                 tensor.copy_(right.pop(0))
             counted.append(1)
 
-        for module in (kernels, kernel_ends):
+        for module in LAUNCHERS:
             monkeypatch.setattr(module, "beginning", lambda device: {"EARLY": True})
+        for module in MODULES:
             monkeypatch.setattr(module, "next_may_begin", next_may_begin)
             monkeypatch.setattr(module, "wait_for_those_before", wait_for_those_before)
         yield written, counted
@@ -305,7 +420,7 @@ class TestBeginningEarly:
         """``call`` gives the same as without, also in what it changes."""
         written, counted = waits
         with pytest.MonkeyPatch.context() as patch:
-            for module in (kernels, kernel_ends):
+            for module in LAUNCHERS:
                 patch.setattr(module, "beginning", lambda device: {"EARLY": False})
             plain = [tensor.clone() for tensor in given]
             expected = call(*plain)
@@ -327,12 +442,15 @@ class TestBeginningEarly:
         outputs = 20 if gated else 40
 
         def call(x, residual):
-            return kernels.linear(
+            return decode_linear.linear(
                 x, weight, scales, norm=norm, gated=gated, residual=residual if added else None
             )
 
         x, residual = (torch.randn(rows, n, generator=generator) for n in (600, outputs))
-        columns = kernels.tiles(rows, 4, gated=gated)["COLUMNS"]
+        sizes = (4, weight.element_size())
+        columns = (
+            16 if rows > 4 else gemv.gemv_tile(rows, outputs, 600, sizes, gated=gated)["COLUMNS"]
+        )
         self.check(waits, call, [x, residual], -(-outputs // columns))
 
     def test_attention(self, waits):
@@ -342,9 +460,34 @@ class TestBeginningEarly:
         qkv, places = torch.randn(4, 3 * 3 * 16, generator=generator), torch.tensor([5, 280])
 
         def call(qkv, rope, buffers, places):
-            return kernels.attend(qkv, (rope[0], rope[1]), *buffers, places)
+            return decode_attention.attend(qkv, (rope[0], rope[1]), *buffers, places)
 
         self.check(waits, call, [qkv, rope, buffers, places], 4 * 3)
+
+    def test_shared_attention(self, waits):
+        """Of the counters the step's first kernel makes zeros: they too are another's."""
+        generator = torch.Generator().manual_seed(0)
+        rope = torch.randn(2, 2, 16, generator=generator)
+        buffers = torch.randn(2, 4, 3, 300, 16, generator=generator)
+        qkv, places = torch.randn(4, 3 * 3 * 16, generator=generator), torch.tensor([5, 280])
+
+        def call(qkv, rope, buffers, places, arrivals):
+            pair = (rope[0], rope[1])
+            return decode_attention.attend(qkv, pair, *buffers, places, None, arrivals)
+
+        arrivals = torch.zeros(4 * 3, dtype=torch.int32)
+        programs = 4 * 3 * decode_attention.splits(4, 3)
+        self.check(waits, call, [qkv, rope, buffers, places, arrivals], programs)
+
+    def test_a_shared_depth(self, waits):
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(40, 1024, generator=generator)
+
+        def call(x, residual, arrivals):
+            return decode_linear.linear(x, weight, residual=residual, arrivals=arrivals)
+
+        x, residual = (torch.randn(5, n, generator=generator) for n in (1024, 40))
+        self.check(waits, call, [x, residual, torch.zeros(3, dtype=torch.int32)], 3 * 8)
 
     def test_the_beginning_of_a_step(self, waits):
         generator = torch.Generator().manual_seed(0)
@@ -352,7 +495,7 @@ class TestBeginningEarly:
         frequencies = torch.rand(8, generator=generator)
 
         def call(counters):
-            return kernel_ends.enter(tuple(counters), tuple(tables), frequencies, 2, 500)
+            return kernel_ends.enter(tuple(counters), tuple(tables), frequencies, 2, 500, 3)
 
         self.check(waits, call, [torch.tensor([[3, 8], [5, 0], [700, 9]])], 2)
 
@@ -431,8 +574,8 @@ class TestTrying:
     @pytest.mark.parametrize(
         ("module", "name"),
         [
-            (kernels, "linear"),
-            (kernels, "attend"),
+            (decode_linear, "linear"),
+            (decode_attention, "attend"),
             (flow_kernels, "attend"),
             (flow_kernels, "norm"),
         ],
@@ -452,8 +595,8 @@ class TestTrying:
         exact = kernel_ends.enter
 
         def swapped(*given):
-            x, (cos, sin), places = exact(*given)
-            return x, (cos, -sin), places
+            x, (cos, sin), *rest = exact(*given)
+            return x, (cos, -sin), *rest
 
         monkeypatch.setattr(kernel_ends, "enter", swapped)
         assert card.lacks_kernels("t3", torch.float16, "cpu") == "Triton's kernels are wrong here"
@@ -482,7 +625,7 @@ class TestTrying:
             def __getitem__(self, grid):
                 raise error
 
-        monkeypatch.setattr(kernels, "few", Failing())
+        monkeypatch.setattr(decode_linear, "gemv", Failing())
         assert "Triton cannot build kernels here" in card.lacks_kernels("t3", torch.float16, "cpu")
 
     def test_old_cards_are_not_asked(self):
@@ -494,10 +637,12 @@ def test_t3_says_the_same_with_it(engine, monkeypatch):
     """The whole loop: utterances of several lengths side by side, one slot used twice. By large
     tiles, for the interpreter takes a millisecond a program."""
 
-    def tiles(rows, wide, generation, *, gated=False):
-        return kernels.tile_of_few(rows, columns=512, depth=64)
+    exact = gemv.gemv_tile
 
-    monkeypatch.setattr(kernels, "tiles", tiles)
+    def wide(*given, gated=False):
+        return exact(*given, gated=gated, columns=512)
+
+    monkeypatch.setattr(decode_linear, "gemv_tile", wide)
     sampling = [Sampling(seed=seed, max_tokens=5 + 3 * seed) for seed in range(3)]
     texts = ("hello.", "a longer one, with a comma.", "no!")
     spoken = [utterance(engine, text, knobs) for text, knobs in zip(texts, sampling, strict=True)]

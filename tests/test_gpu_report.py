@@ -122,8 +122,8 @@ class TestTraffic:
 
     def step(self, at):
         """A step's kernels of one microsecond each, attention of two kernels."""
-        layer = ["few", "one_query", "merged", "few", "few", "few"]
-        names = ["entered", *layer * self.LAYERS, "few", "chosen"]
+        layer = ["gemv", "attention", "merged", "gemv", "gemm", "gemv"]
+        names = ["entered", *layer * self.LAYERS, "gemv", "chosen"]
         return [Kernel(name, at + i, at + i + 1) for i, name in enumerate(names)]
 
     def test_every_kernel_is_of_some_part(self):
@@ -137,7 +137,7 @@ class TestTraffic:
         assert traffic.by_part(self.step(0)[:-2], self.LAYERS, 1) is None, "a product is missing"
         assert traffic.by_part(self.step(0), self.LAYERS, 2) is None
         assert traffic.by_part([], self.LAYERS, 1) is None
-        assert traffic.by_part([Kernel("gemm", 0, 1)], self.LAYERS, 1) is None
+        assert traffic.by_part([Kernel("void gemm(float*)", 0, 1)], self.LAYERS, 1) is None
 
     def test_kernels_that_begin_early_count_once(self):
         """A kernel that waits for the one before is at work only from that one's end on."""

@@ -18,7 +18,7 @@ triton = pytest.importorskip("triton", reason="this torch comes without Triton")
 
 # KiB of shared memory a program may take
 CARDS = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
-MULTIPLES_OF_16 = ("n", "k", "width", "row_stride", "head_stride", "frame_stride", "frames")
+MULTIPLES_OF_16 = ("n", "width", "row_stride", "head_stride", "frame_stride", "frames")
 
 
 def one_element_arrays_are_numbers() -> bool:
@@ -89,7 +89,7 @@ def machine_code(kernel, types: dict[str, str], constants: dict[str, int], card:
         tensors = {name for name, kind in signature.items() if kind.startswith("*")}
         read = read_before_the_wait(made.asm["ptx"], list(signature)) & tensors
         assert read <= NEVER_WRITTEN
-        assert ("weight" in read) == (kernel.fn.__name__ == "few")
+        assert ("weight" in read) == (kernel.fn.__name__ == "gemv")
     else:
         assert "griddepcontrol" not in made.asm["ptx"]
 
@@ -131,44 +131,64 @@ def test_they_compile_for_cards_that_are_not_here(card, narrow, tmp_path, monkey
     """True shapes' constants, down to machine code. Turing has no bfloat16: float16 there, and no
     kernels for the flow."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    from chatterbox_opt import flow_kernels, kernel_ends, kernel_launch, kernels
+    from chatterbox_opt import decode_attention, flow_kernels, kernel_ends, kernel_launch
+    from chatterbox_opt.gemm import LARGEST_TILE, SMALLEST_TILE, gemm, gemm_tile
+    from chatterbox_opt.gemv import FEW, gemv, gemv_tile
 
     if card >= 100 and kernel_launch.wait_for_those_before is None:
         pytest.skip("this Triton is older than the card")
     half = TYPES[torch.float16 if card < 80 else torch.bfloat16]
-    given = half if narrow else TYPES[torch.float32]
-    sizes = dict.fromkeys(("rows", "n", "k"), "i32")
+    given, size = (half, 2) if narrow else (TYPES[torch.float32], 4)
     floats = dict.fromkeys(("x", "norm", "residual", "out"), given)
-    product = {**floats, "weight": given, "scales": "*fp32", **sizes, "eps": "fp32"}
+    product = {
+        **floats,
+        "weight": given,
+        "scales": "*fp32",
+        "eps": "fp32",
+        "rows": "i32",
+        "n": "i32",
+    }
     plain, all_of_it = ("NORMED", "GATED"), ("NORMED", "GATED", "ADDED", "SCALED")
     for rows, form in (
         (2, plain),
         (2, ("ADDED",)),
-        (kernels.FEW, all_of_it),
-        (kernels.SMALLEST_TILE, all_of_it),
-        (kernels.LARGEST_TILE, plain),
+        (2, ("SCALED", "NORMED")),
+        (FEW, all_of_it),
+        (SMALLEST_TILE, all_of_it),
+        (LARGEST_TILE, plain),
+        (LARGEST_TILE, ("ADDED",)),
     ):
-        wide = 2 if narrow else 4
-        constants = kernels.tiles(rows, wide, card // 10, gated="GATED" in form) | {
-            name: name in form for name in all_of_it
-        }
-        weight = {"weight": "*i8"} if "SCALED" in form else {}
-        kernel = kernels.few if rows <= kernels.FEW else kernels.many
-        machine_code(kernel, product | weight, constants, card)
-    pointers = dict.fromkeys(("qkv", "cos", "sin", "keys", "values"), given)
+        whole, gated = "SCALED" in form, "GATED" in form
+        types = product | ({"weight": "*i8"} if whole else {})
+        constants = {name: name in form for name in all_of_it}
+        if rows <= FEW:
+            sizes = size, 1 if whole else size
+            constants |= {"K": 1024, **gemv_tile(rows, 4096, 1024, sizes, gated=gated)}
+            machine_code(gemv, types, constants, card)
+        else:
+            parts = 4 if form == ("ADDED",) else 1
+            constants |= {"SPLITS": parts, **gemm_tile(rows, 4096, size, card // 10)}
+            machine_code(gemm, types | {"partial": "*fp32", "arrivals": "*i32"}, constants, card)
+    pointers = dict.fromkeys(("qkv", "cos", "sin", "keys", "values", "out"), given)
+    pointers |= dict.fromkeys(("key_scales", "value_scales", "partial"), "*fp32")
     strides = dict.fromkeys(("each", "heads", "row_stride", "head_stride"), "i32")
-    query = {**pointers, "places": "*i64", "out": given, "scale": "fp32", **strides}
-    constants = {"WIDTH": 64, "KEYS": kernels.KEYS, "num_warps": kernels.WARPS}
-    machine_code(kernels.one_query, query, constants, card)
+    query = {**pointers, "places": "*i64", "arrivals": "*i32", "scale": "fp32", **strides}
+    constants = {"WIDTH": 64, "KEYS": decode_attention.KEYS, "num_warps": decode_attention.WARPS}
+    for parts, whole in ((1, False), (8, False), (4, True)):
+        types = query | (dict.fromkeys(("keys", "values"), "*i8") if whole else {})
+        forms = constants | {"SPLITS": parts, "QUANTIZED": whole}
+        machine_code(decode_attention.attention, types, forms, card)
     kept = dict.fromkeys(("said", "token", "spoken", "position"), "*i64")
     sizes = dict.fromkeys(("words", "places", "free", "not_finite"), "i32")
     draw = {"logits": given, "seen": "*u8", "knobs": "*fp32", "noise": "*fp32", **kept, **sizes}
     constants = {"EACH": 2, "COLUMNS": 6, "WORDS": 16384, "num_warps": kernel_ends.WIDE_WARPS}
     machine_code(kernel_ends.chosen, draw, constants, card)
     floats = dict.fromkeys(("words", "spots", "x", "cos", "sin"), given)
-    places = {"places": "*i64", "width": "i32", "beyond": "i32"}
+    places = {"places": "*i64", "arrivals": "*i32"}
+    places |= dict.fromkeys(("width", "beyond", "counters"), "i32")
     enter = {**floats, **kept, **places, "frequencies": "*fp32"}
-    machine_code(kernel_ends.entered, enter, {"EACH": 2, "ROOM": 1024, "HALF": 32}, card)
+    constants = {"EACH": 2, "ROOM": 1024, "HALF": 32, "COUNTERS": 32}
+    machine_code(kernel_ends.entered, enter, constants, card)
     if not narrow or card < 80:
         return
     strides = dict.fromkeys(("row_stride", "frame_stride", "head_stride"), "i32")

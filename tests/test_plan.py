@@ -143,6 +143,7 @@ def test_the_command_line_beats_the_environment_beats_the_profile():
     ("variable", "value", "field", "expected"),
     [
         ("CHATTERBOX_COMPILATION", "false", "compile", "none"),
+        ("CHATTERBOX_KV_CACHE", "int8", "kv_cache", "int8"),
         ("CHATTERBOX_CPU_OFFLOAD", "1", "offload", "stages"),
         ("CHATTERBOX_DTYPE", "float32", "t3", "float32"),
         ("DISABLE_OPTIMIZATION", "true", "optimized", False),
@@ -151,6 +152,40 @@ def test_the_command_line_beats_the_environment_beats_the_profile():
 )
 def test_environment(variable, value, field, expected):
     assert getattr(resolve("rtx4090", card(), {}, {variable: value}), field) == expected
+
+
+@pytest.mark.parametrize(
+    ("hardware", "overrides", "expected", "why"),
+    [
+        (card(), {}, "int8", "kv_cache int8: from the command line"),
+        (CPU, {}, "auto", "kv_cache auto: int8 keys and values are for CUDA GPUs"),
+        (MPS, {}, "auto", "kv_cache auto: int8 keys and values are for CUDA GPUs"),
+        (
+            card(),
+            {"compile": "inductor"},
+            "auto",
+            "kv_cache auto: a step compiled by inductor has no int8 keys and values",
+        ),
+    ],
+)
+def test_int8_keys_and_values(hardware, overrides, expected, why):
+    made = resolve("rtx4090", hardware, {"kv_cache": "int8"} | overrides, {})
+    assert made.kv_cache == expected and why in made.reasons
+    assert ("kv cache int8" in made.summary()) == (expected == "int8")
+
+
+@pytest.mark.parametrize(
+    ("free", "kv_cache", "slots"),
+    [
+        (23_500, "auto", 32),
+        (23_500, "int8", 64),
+        (4_600, "auto", 2),
+        (4_600, "int8", 4),
+    ],
+)
+def test_int8_keys_and_values_leave_room_for_more_slots(free, kv_cache, slots):
+    made = resolve("rtx4090", card(free=free), {"kv_cache": kv_cache}, {})
+    assert made.slots == slots
 
 
 @pytest.mark.parametrize("variable", [*plan.ENVIRONMENT, plan.PLAIN])

@@ -28,9 +28,10 @@ from chatterbox_opt import (
     bench,
     card,
     ceilings,
+    decode_attention,
+    decode_linear,
     flow_kernels,
     kernel_ends,
-    kernels,
     sampler,
 )
 from chatterbox_opt.bench import CUDA_ROWS
@@ -38,6 +39,7 @@ from chatterbox_opt.cache import products
 from chatterbox_opt.engine import SECOND, SLOW
 from chatterbox_opt.flat import tensors
 from chatterbox_opt.graphs import STRIDE, Captured
+from chatterbox_opt.kv_quantization import dequantize, quantize
 from chatterbox_opt.slots import FREE, Slots
 from chatterbox_opt.subjects import Job, Ours, forced_tokens
 from chatterbox_opt.t3 import rotate
@@ -59,8 +61,10 @@ USUAL = ("dev, turns", "rtx4090, int8", "gtx1080")  # the others are slow tests
 EXACT = [name for name in WAYS if name.startswith("dev")]
 
 
-def linear(x, weight, scales=None, *, norm=None, gated=False, residual=None, out=None):
-    """``kernels.linear`` in operations that a tape can follow."""
+def linear(
+    x, weight, scales=None, *, norm=None, gated=False, residual=None, out=None, arrivals=None
+):
+    """``decode_linear.linear`` in operations that a tape can follow."""
     made = (
         x.float() if norm is None else F.rms_norm(x.float(), x.shape[1:], norm[0].float(), norm[1])
     )
@@ -73,20 +77,28 @@ def linear(x, weight, scales=None, *, norm=None, gated=False, residual=None, out
     return made if out is None else out.copy_(made)
 
 
-def attend(qkv, rope, keys, values, places, turn=0):
-    """``kernels.attend``, the same."""
+def attend(qkv, rope, keys, values, places, scales=None, arrivals=None, tile=0):
+    """``decode_attention.attend``, the same."""
     rows, each = len(qkv), len(qkv) // len(places)
     every = places.repeat_interleave(each)
     q, k, v = qkv.view(rows, 3, keys.shape[1], 1, -1).unbind(1)
     rope = [part.repeat_interleave(each, dim=0)[:, None, None] for part in rope]
-    for kept, new in ((keys, rotate(k, rope)), (values, v)):
-        kept[torch.arange(rows, device=q.device), :, every] = new[:, :, 0]
+    where, seen = (torch.arange(rows, device=q.device), slice(None), every), []
+    given = zip((keys, values), (rotate(k, rope), v), scales or (None, None), strict=True)
+    for kept, new, by in given:
+        new = new[:, :, 0]
+        if by is None:
+            kept[where] = new
+            seen.append(kept[:rows])
+        else:
+            kept[where], by[where] = quantize(new)
+            seen.append(dequantize(kept[:rows], by[:rows], q.dtype))
     visible = torch.arange(keys.shape[2], device=q.device) <= every[:, None]
-    made = products(rotate(q, rope), keys[:rows], values[:rows], visible[:, None, None])
+    made = products(rotate(q, rope), *seen, visible[:, None, None])
     return made.transpose(1, 2).flatten(1)
 
 
-def enter(counters, tables, frequencies, each, beyond):
+def enter(counters, tables, frequencies, each, beyond, heads):
     """``kernel_ends.enter``."""
     token, spoken, position = counters
     places = position.clamp(max=beyond - 1)
@@ -94,7 +106,7 @@ def enter(counters, tables, frequencies, each, beyond):
     cos, sin = angles.cos(), angles.sin()
     x = (tables[0][token] + tables[1][spoken]).repeat_interleave(each, dim=0)
     rope = torch.cat((cos, cos), -1).to(x.dtype), torch.cat((-sin, sin), -1).to(x.dtype)
-    return x, rope, places
+    return x, rope, places, places.new_zeros(len(places) * each * heads, dtype=torch.int32)
 
 
 def draw(logits, seen, knobs, noise, said, counters, *, free, not_finite):
@@ -136,8 +148,8 @@ def there(monkeypatch):
     """A card; its Triton kernels are what they compute, in operations that a tape can follow."""
     monkeypatch.setattr(card, "lacks_kernels", lambda *_: "")
 
-    monkeypatch.setattr(kernels, "linear", linear)
-    monkeypatch.setattr(kernels, "attend", attend)
+    monkeypatch.setattr(decode_linear, "linear", linear)
+    monkeypatch.setattr(decode_attention, "attend", attend)
     monkeypatch.setattr(kernel_ends, "enter", enter)
     monkeypatch.setattr(kernel_ends, "draw", draw)
     monkeypatch.setattr(flow_kernels, "attend", attend_frames)
@@ -272,8 +284,8 @@ class Launches(TorchDispatchMode):
 def test_a_step_is_few_launches(engine, monkeypatch):
     """Each takes a card a microsecond or two however little it does."""
     launches = Launches()
-    monkeypatch.setattr(kernels, "linear", launches.as_one(linear))
-    monkeypatch.setattr(kernels, "attend", launches.as_one(attend))
+    monkeypatch.setattr(decode_linear, "linear", launches.as_one(linear))
+    monkeypatch.setattr(decode_attention, "attend", launches.as_one(attend))
     monkeypatch.setattr(kernel_ends, "enter", launches.as_one(enter))
     monkeypatch.setattr(kernel_ends, "draw", launches.as_one(draw))
     found = {}
@@ -412,18 +424,18 @@ class TestStages:
         lines = stage("lab")
         products = valued(lines, "product")
         assert any(one["by"] == "cublas" for one in products)
-        assert {tuple(one["tile"]) for one in products if isinstance(one.get("tile"), list)} >= {
-            (4, 256),
-            (4, 1024),
-        }
+        tiles = [one["tile"] for one in products if isinstance(one.get("tile"), dict)]
+        assert {"columns": 4} in tiles and {"columns": 8} in tiles
         assert any(one["by"] == "cuda" for one in products), "it says what cannot be had here"
-        attention = valued(lines, "attention of one query")[0]
+        attention, quantized = valued(lines, "attention of one query")
+        assert quantized["int8"] and quantized["own"] > 0 and "products" not in quantized
         assert attention["own"] > 0 and attention["products"] > 0 and attention["layers"] > 1
         assert valued(lines, "attention of the flow")[0]["own"] > 0
 
     def test_batches(self, stage):
         lines = stage("batches")
-        assert [one["requests"] for one in valued(lines, "batch, T3 alone")] == [2, 2]
+        alone = valued(lines, "batch, T3 alone")
+        assert [one["overrides"].get("kv_cache") for one in alone] == [None, None, "int8", "int8"]
         assert {one["sound"] for one in valued(lines, "batch, whole")} == {"here", "beside"}
 
     def test_checks(self, stage):

@@ -1,4 +1,4 @@
-// What plain CUDA gets of a GPU's memory: the mark that chatterbox_opt/kernels.py is held against.
+// What plain CUDA gets of a GPU's memory: the mark that chatterbox_opt/gemv.py is held against.
 //
 // Not used by the engine: benchmarks/gpu/cuda_gemv.py compiles it at run time (NVRTC) and times it.
 // Constants are defined before this text:

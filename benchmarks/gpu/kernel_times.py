@@ -22,6 +22,7 @@ from chatterbox_opt.cache import products
 from chatterbox_opt.card import FAILURES
 from chatterbox_opt.errors import first_line
 from chatterbox_opt.graphs import Recorder
+from chatterbox_opt.kv_quantization import quantize
 from chatterbox_opt.shapes import FlowShape
 
 # what stands around each of T3's products
@@ -33,10 +34,19 @@ MATRICES = {
     "head": "norm",
 }
 COLD = 128 << 20  # bytes, more than the L2 cache of any GPU
-FEW_TILES = tuple(product((1, 2, 4, 8), (256, 512, 1024)))  # columns, depth
-MANY_TILES = tuple(product((16, 32), (64, 128)))
-# arguments of ``kernels.attend`` besides the tensors, by name
-ATTENDING: dict[str, dict[str, Any]] = {"own": {}, "own, 128 a turn": {"turn": 128}}
+FEW_COLUMNS = (1, 2, 4, 8)  # of a program of gemv.py
+MANY_TILES = tuple(product((16, 32), (64, 128)))  # columns and depth of one of gemm.py
+COUNTERS = 4096  # of programs that share a head, or a tile
+SHARED, ALONE = True, False  # whether programs share a head
+# by name: that, and arguments of ``decode_attention.attend``
+ATTENDING: dict[str, tuple[bool, dict[str, Any]]] = {
+    "own": (SHARED, {}),
+    "own, no splits": (ALONE, {}),
+    "own, tiles of 32": (SHARED, {"tile": 32}),
+    "own, tiles of 128": (SHARED, {"tile": 128}),
+}
+Scales = tuple[Tensor, Tensor] | None
+Attend = Callable[[Tensor, Tensor, Scales], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,7 @@ class Queries:
     Attributes:
         rows: two for each request under guidance.
         span: positions of each row.
+        quantized: the KV cache is int8, with scales.
     """
 
     heads: int
@@ -54,15 +65,26 @@ class Queries:
     span: int
     device: torch.device
     dtype: torch.dtype
+    quantized: bool = False
 
     @property
     def nbytes(self) -> int:
-        """Of keys and values of one layer."""
-        return 2 * self.rows * self.heads * self.span * self.width * self.dtype.itemsize
+        """Of keys and values of one layer, and their scales."""
+        each = self.width + 4 if self.quantized else self.width * self.dtype.itemsize
+        return 2 * self.rows * self.heads * self.span * each
 
     def drawn(self, *sizes: int) -> Tensor:
         """Random numbers."""
         return torch.randn(sizes, device=self.device, dtype=self.dtype)
+
+    def cache(self) -> tuple[Tensor, Tensor, Scales]:
+        """Keys and values of one layer, [rows, heads, span, width], and their scales."""
+        sizes = (self.rows, self.heads, self.span, self.width)
+        keys, values = self.drawn(*sizes), self.drawn(*sizes)
+        if not self.quantized:
+            return keys, values, None
+        (keys, by_key), (values, by_value) = quantize(keys), quantize(values)
+        return keys, values, (by_key, by_value)
 
 
 def decode_attention(
@@ -78,45 +100,46 @@ def decode_attention(
         a row with "us" by candidate; one that cannot run has its error there.
     """
     layers = max(1, -(-cold // asked.nbytes))
-    size = (asked.rows, asked.heads, asked.span, asked.width)
-    caches = [(asked.drawn(*size), asked.drawn(*size)) for _ in range(layers)]
-    candidates: dict[str, Callable[[Tensor, Tensor], Tensor]] = _by_pytorch(asked)
+    caches = [asked.cache() for _ in range(layers)]
+    candidates = {} if asked.quantized else _by_pytorch(asked)
     if fused:
         candidates |= _by_own(asked)
     row: dict[str, Any] = {"rows": asked.rows, "span": asked.span, "bytes": asked.nbytes}
-    row["layers"] = layers
+    row |= {"int8": asked.quantized, "layers": layers}
     for name, attend in candidates.items():
 
-        def through(attend: Callable[[Tensor, Tensor], Tensor] = attend) -> None:
-            for keys, values in caches:
-                attend(keys, values)
+        def through(attend: Attend = attend) -> None:
+            for cache in caches:
+                attend(*cache)
 
         row[name] = timed(record, through, asked.device, layers)
     return row
 
 
-def _by_pytorch(asked: Queries) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+def _by_pytorch(asked: Queries) -> dict[str, Attend]:
     q = asked.drawn(asked.rows, asked.heads, 1, asked.width)
     visible = torch.ones(asked.rows, 1, 1, asked.span, dtype=torch.bool, device=asked.device)
     return {
-        "sdpa, masked": lambda k, v: F.scaled_dot_product_attention(q, k, v, visible),
-        "sdpa, no mask": lambda k, v: F.scaled_dot_product_attention(q, k, v),
-        "products": lambda k, v: products(q, k, v, visible),
+        "sdpa, masked": lambda k, v, _: F.scaled_dot_product_attention(q, k, v, visible),
+        "sdpa, no mask": lambda k, v, _: F.scaled_dot_product_attention(q, k, v),
+        "products": lambda k, v, _: products(q, k, v, visible),
     }
 
 
-def _by_own(asked: Queries) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    from chatterbox_opt import kernels  # Triton is not everywhere
+def _by_own(asked: Queries) -> dict[str, Attend]:
+    from chatterbox_opt.decode_attention import attend  # Triton is not everywhere
 
     many = max(1, asked.rows // 2)
     qkv = asked.drawn(asked.rows, 3 * asked.heads * asked.width)
     rope = asked.drawn(many, asked.width), asked.drawn(many, asked.width)
     places = torch.full((many,), asked.span - 1, device=asked.device)
+    counters = torch.zeros(COUNTERS, dtype=torch.int32, device=asked.device)
 
-    def by(more: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda k, v: kernels.attend(qkv, rope, k, v, places, **more)
+    def by(shared: bool, more: Mapping[str, Any]) -> Attend:  # noqa: FBT001
+        arrivals = counters if shared else None
+        return lambda k, v, scales: attend(qkv, rope, k, v, places, scales, arrivals, **more)
 
-    return {name: by(more) for name, more in ATTENDING.items()}
+    return {name: by(*how) for name, how in ATTENDING.items()}
 
 
 def flow_attention(
@@ -166,7 +189,7 @@ def products_by_tile(
     sweep: bool,
 ) -> Iterator[dict[str, Any]]:
     """Microseconds of a layer's product, with what stands around it, as planned and by tile, and
-    of the bare product by cuBLAS. To choose ``kernels.tiles`` by.
+    of the bare product by cuBLAS. To choose ``gemv_tile`` and ``gemm_tile`` by.
 
     Args:
         matrices: weight [out, in], and the scales of an int8 one, of every layer.
@@ -175,7 +198,8 @@ def products_by_tile(
         dtype: of x.
         sweep: other tiles than the planned are tried.
     """
-    from chatterbox_opt import kernels  # Triton is not everywhere
+    from chatterbox_opt.decode_linear import linear  # Triton is not everywhere
+    from chatterbox_opt.gemv import FEW
 
     weight = matrices[0][0]
     x = torch.randn(rows, weight.shape[1], device=weight.device, dtype=dtype)
@@ -190,38 +214,42 @@ def products_by_tile(
         return rated(timed(record, layers, weight.device, len(matrices)), weight.nbytes)
 
     def own(weight: Tensor, scales: Tensor | None) -> Tensor:
-        return kernels.linear(x, weight, scales, **more)
+        return linear(x, weight, scales, **more)
 
     yield row | {"by": "own", "tile": "as planned"} | us(own)
     if weight.dtype == dtype:
         yield row | {"by": "cublas"} | us(lambda weight, _: F.linear(x, weight))
-    tiles = FEW_TILES if rows <= kernels.FEW else MANY_TILES
-    for tile in tiles if sweep else ():
-        with tiled(rows, dtype, *tile):
+    few = [{"columns": columns} for columns in FEW_COLUMNS]
+    many = [{"columns": columns, "depth": depth} for columns, depth in MANY_TILES]
+    for tile in (few if rows <= FEW else many) if sweep else ():
+        with tiled(tile):
             yield row | {"by": "own", "tile": tile} | us(own)
 
 
 def _around(what: str, x: Tensor, weight: Tensor) -> dict[str, Any]:
-    """The arguments of ``kernels.linear`` for what stands around a product."""
+    """The arguments of ``decode_linear.linear`` for what stands around a product."""
     if what == "residual":
-        return {"residual": x.new_zeros(len(x), len(weight))}
+        counters = torch.zeros(COUNTERS, dtype=torch.int32, device=x.device)
+        return {"residual": x.new_zeros(len(x), len(weight)), "arrivals": counters}
     return {"norm": (torch.ones_like(x[0]), 1e-5), "gated": what == "gated"}
 
 
 @contextmanager
-def tiled(rows: int, dtype: torch.dtype, columns: int, depth: int) -> Iterator[None]:
-    """Have ``kernels.linear`` take another tile."""
-    from chatterbox_opt import kernels  # Triton is not everywhere
+def tiled(tile: Mapping[str, Any]) -> Iterator[None]:
+    """Have ``decode_linear.linear`` take other tiles.
 
-    usual = kernels.tiles
-    whole = usual(rows, dtype.itemsize)["ROWS"]
-    tile_of = kernels.tile_of_few if rows <= kernels.FEW else kernels.tile_of_many
-    tile = tile_of(whole, columns=columns, depth=depth)
-    kernels.tiles = lambda *_, **__: tile
+    Args:
+        tile: arguments of ``gemv_tile`` or ``gemm_tile``.
+    """
+    from chatterbox_opt import decode_linear  # Triton is not everywhere
+
+    found: Any = decode_linear
+    usual = found.gemv_tile, found.gemm_tile
+    found.gemv_tile, found.gemm_tile = (functools.partial(make, **tile) for make in usual)
     try:
         yield
     finally:
-        kernels.tiles = usual
+        found.gemv_tile, found.gemm_tile = usual
 
 
 def rated(us: float | str, nbytes: int) -> dict[str, Any]:

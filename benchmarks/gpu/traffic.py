@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from chatterbox_opt.shapes import T3Shape
 
-PRODUCTS = ("few", "many")  # kernels of chatterbox_opt/kernels.py
+PRODUCTS = ("gemv", "gemm")  # kernels of the modules of these names in chatterbox_opt
 IN_LAYER = ("qkv", "out", "gate_up", "down")
 ENTER, ATTENTION, HEAD, DRAW = "enter", "attention", "head", "draw"
 

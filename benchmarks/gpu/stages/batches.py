@@ -13,7 +13,10 @@ from benchmarks.gpu.measure import vram
 from chatterbox_opt import Engine, Request, Sampling
 
 # of the plain profile "dev" with CUDA graphs; another KV cache, or dtype, is another line here
-ROWS: tuple[Mapping[str, str], ...] = ({"dtype": "float16"},)
+ROWS: tuple[Mapping[str, str], ...] = (
+    {"dtype": "float16"},
+    {"dtype": "float16", "kv_cache": "int8"},
+)
 TURNS = 2  # the first records
 
 

@@ -92,9 +92,10 @@ def _attention(
     t3 = shapes.t3
     for rows in context.sizes.rows:
         for span in context.sizes.spans:
-            asked = Queries(t3.heads, t3.head_dim, rows, span, device, torch.float16)
-            cold = context.sizes.cold
-            context.put(ATTENTION, decode_attention(asked, record, fused=fused, cold=cold))
+            for int8 in (False, True) if fused else (False,):
+                asked = Queries(t3.heads, t3.head_dim, rows, span, device, torch.float16, int8)
+                row = decode_attention(asked, record, fused=fused, cold=context.sizes.cold)
+                context.put(ATTENTION, row)
 
 
 if __name__ == "__main__":

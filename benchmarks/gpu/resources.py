@@ -1,0 +1,208 @@
+"""What the engine's Triton kernels take of a GPU, compiled for one that is not there.
+
+    python -m benchmarks.gpu.resources --capability 90 --capability 120
+
+Responsible for registers, spills, shared memory, programs an SM, bytes in flight and barriers of
+every kernel, and for the table of them. Not responsible for speed, which only a GPU tells.
+
+*Bytes in flight* are those of the weights, or of keys and values, that the programs an SM holds
+have requested at once, if every one has just begun: programs an SM times the bytes of one
+program's tiles that are loaded ahead. About 40 KiB keep an H100's memory busy (gemv.py).
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import triton
+import typer
+
+from benchmarks.gpu import dry_launch
+
+REGISTERS = 65_536  # of an SM, on every GPU since Maxwell
+BYTES = {"i8": 1, "fp16": 2, "bf16": 2, "fp32": 4}
+WANTED_KIB = 40  # in flight, for products of one or two rows on sm_90
+EARLY_ON = (90, 100)
+
+
+@dataclass(frozen=True, slots=True)
+class Sm:
+    """Most of an SM (CUDA C++ Programming Guide, table of compute capabilities).
+
+    Attributes:
+        warps, programs: resident at once.
+        shared: bytes of shared memory.
+    """
+
+    warps: int
+    programs: int
+    shared: int
+
+
+SMS = {
+    75: Sm(32, 16, 64 << 10),
+    80: Sm(64, 32, 164 << 10),
+    86: Sm(48, 16, 100 << 10),
+    89: Sm(48, 24, 100 << 10),
+    90: Sm(64, 32, 228 << 10),
+    100: Sm(64, 32, 228 << 10),
+    120: Sm(48, 24, 100 << 10),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one kernel takes, by ptxas.
+
+    Attributes:
+        registers: of a thread.
+        spilled: bytes of a thread's spill stores.
+        barriers: instructions that wait for a program's other warps.
+    """
+
+    registers: int
+    spilled: int
+    barriers: int
+
+
+def usage(ptx: str, capability: int) -> Usage:
+    """Compile PTX once more, and read what ptxas tells.
+
+    Raises:
+        subprocess.CalledProcessError: ptxas refuses.
+    """
+    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    blackwell = folder / "ptxas-blackwell"
+    ptxas = blackwell if capability >= 100 and blackwell.exists() else folder / "ptxas"
+    architecture = f"sm_{capability}{'a' if capability >= 90 else ''}"
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        told = subprocess.run(
+            [ptxas, "-v", f"--gpu-name={architecture}", file.name, "-o", "/dev/null"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr
+    registers, spilled = (
+        int(re.search(pattern, told)[1])  # type: ignore[index]
+        for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill stores")
+    )
+    return Usage(registers, spilled, len(re.findall(r"\b(?:bar|barrier)\.(?:cta\.)?sync", ptx)))
+
+
+def programs_an_sm(sm: Sm, registers: int, warps: int, shared: int) -> int:
+    """How many programs an SM holds at once: by registers (given out to warps in units of 256),
+    warps, shared memory (1 KiB of each program's is the system's) and its own limit."""
+    by_registers = REGISTERS // (-(-registers * 32 // 256) * 256 * warps)
+    return min(by_registers, sm.warps // warps, sm.shared // (shared + 1024), sm.programs)
+
+
+def ahead(name: str, constants: Mapping[str, Any], types: Mapping[str, str], stages: int) -> int:
+    """Bytes of weights, or of keys and values, that one program loads ahead; 0 for others."""
+    if name in ("gemv", "gemm"):
+        rows = constants["COLUMNS"] * (2 if constants["GATED"] else 1)
+        tile = rows * constants["DEPTH"] * BYTES[types["weight"].lstrip("*")]
+        return tile if name == "gemv" else tile * (stages - 1)
+    if name in ("attention", "attended"):
+        keys = types["keys" if name == "attention" else "k"].lstrip("*")
+        return 2 * int(constants["KEYS"]) * int(constants["WIDTH"]) * BYTES[keys]
+    return 0
+
+
+def label(name: str, constants: Mapping[str, Any], types: Mapping[str, str]) -> str:
+    """A kernel's form for people: its matrix, rows and dtypes."""
+    dtypes = dict.fromkeys(kind.lstrip("*") for kind in types.values() if kind[0] == "*")
+    words = [name]
+    if name in ("gemv", "gemm"):
+        matrix = "gate_up" if constants["GATED"] else "qkv or head" if constants["NORMED"] else ""
+        words.append(matrix or ("down" if constants["K"] > 1024 else "out"))
+        words.append(f"{constants['ROWS']} rows")
+        words.append(f"{types['x'].lstrip('*')} x {types['weight'].lstrip('*')}")
+    else:
+        words.append(" ".join(kind for kind in dtypes if kind in BYTES and kind != "i8"))
+        forms = ("SPLITS", "QUANTIZED", "PADDED", "ADDED", "MISH", "EACH")
+        words += [f"{form.lower()} {constants[form]}" for form in forms if form in constants]
+    return " ".join(words)
+
+
+def rows_of(kernels: Iterable[dry_launch.Kernel], capability: int) -> list[dict[str, Any]]:
+    """A row of the table for each distinct kernel."""
+    found = {}
+    for kernel in kernels:
+        key = kernel.files["ptx"]
+        if key in found:
+            continue
+        used = usage(key.read_text(), capability)
+        programs = programs_an_sm(SMS[capability], used.registers, kernel.warps, kernel.shared)
+        one = ahead(kernel.name, kernel.constants, kernel.types, kernel.stages)
+        found[key] = {
+            "sm": capability,
+            "kernel": label(kernel.name, kernel.constants, kernel.types),
+            "warps": kernel.warps,
+            "registers": used.registers,
+            "spilled": used.spilled,
+            "shared KiB": round(kernel.shared / 1024, 1),
+            "programs an SM": programs,
+            "in flight KiB": round(programs * one / 1024) if one else "",
+            "barriers": used.barriers,
+        }
+    return sorted(found.values(), key=lambda row: row["kernel"])
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    head = list(rows[0])
+    lines = [head, ["---"] * len(head), *([str(row[name]) for name in head] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def compile_all(capability: int, counts: tuple[int, ...]) -> list[dry_launch.Kernel]:
+    """Every kernel that a GPU of this capability runs, in the dtypes that it would use."""
+    half = torch.bfloat16 if capability >= 80 else torch.float16
+    with dry_launch.gpu_of(capability, early=capability in EARLY_ON) as compiled:
+        for dtype in dict.fromkeys((torch.float16, half, torch.float32)):
+            for whole in (False, True):
+                dry_launch.decode_steps(dtype, counts, whole=whole, narrow=False)
+        dry_launch.decode_steps(torch.float16, counts[-1:], whole=False, narrow=True)
+        for dtype in (torch.float16, half) if capability >= 80 else ():
+            dry_launch.flow(dtype)
+    return compiled.kernels
+
+
+def main(
+    capability: Annotated[
+        list[int] | None, typer.Option(help="75 for 7.5 and so on; all by default.")
+    ] = None,
+    counts: Annotated[str, typer.Option(help="Utterances at once, by commas.")] = "1,2,32",
+) -> None:
+    """Print a table; exit 1 where a kernel spills registers, or too little is in flight."""
+    bad = []
+    for one in capability or SMS:
+        if one not in SMS:
+            raise typer.BadParameter(f"known: {', '.join(map(str, SMS))}", param_hint="capability")
+        many = tuple(int(count) for count in counts.split(","))
+        rows = rows_of(compile_all(one, many), one)
+        typer.echo(table(rows) + "\n")
+        bad += [row for row in rows if row["spilled"] or _starved(row)]
+    for row in bad:
+        typer.echo(f"error: {row}", err=True)
+    sys.exit(1 if bad else 0)
+
+
+def _starved(row: Mapping[str, Any]) -> bool:
+    """Whether a product of one or two rows of halves has too little in flight on sm_90."""
+    few = re.match(r"gemv .* [12] rows (fp16|bf16)", row["kernel"])
+    return bool(few) and row["sm"] == 90 and row["in flight KiB"] < WANTED_KIB
+
+
+if __name__ == "__main__":
+    typer.run(main)
