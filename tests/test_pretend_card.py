@@ -17,7 +17,7 @@ from conftest import SAMPLE, as_on_a_card, looking
 from pretend_card import Card, RaceError
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from benchmarks.gpu import kinds, report, results
+from benchmarks.gpu import kinds, lengths, report, results, steps
 from benchmarks.gpu import measure as clocks
 from benchmarks.gpu.context import TINY, Context, measure
 from benchmarks.gpu.modes import MODES
@@ -340,7 +340,8 @@ def test_ceilings_are_of_random_numbers_by_events(there, monkeypatch):
 def stage(there, tiny, tmp_path, monkeypatch):
     """Runs a stage of benchmarks/gpu there on tiny weights; its lines, and what failed."""
     monkeypatch.setattr(warnings, "showwarning", lambda *_, **__: None)
-    monkeypatch.setattr(clocks, "REPLAYS", 1)
+    for of, name in ((clocks, "REPLAYS"), (clocks, "RUNS"), (lengths, "RUNS"), (steps, "STEPS")):
+        monkeypatch.setattr(of, name, 1)  # it takes long enough
 
     def run(name: str) -> list[results.Line]:
         module = importlib.import_module(f"benchmarks.gpu.stages.{name}")
