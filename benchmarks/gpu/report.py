@@ -18,7 +18,7 @@ from benchmarks.gpu import kinds, results, table
 from benchmarks.gpu.modes import GRAPH_OWN
 from benchmarks.gpu.results import Line
 from benchmarks.gpu.table import Values, read_gb_s, values
-from chatterbox_opt.report import cells
+from chatterbox_opt.report import COLUMNS, value_at
 from chatterbox_opt.shapes import TOKEN_RATE
 
 TOP = 8  # kernels of a trace that are shown
@@ -50,7 +50,7 @@ def cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):
-        return "yes" if value else "**NO**"
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
     text = ", ".join(map(cell, value)) if isinstance(value, (list, tuple)) else str(value)
@@ -88,14 +88,24 @@ def _table(lines: Sequence[Line]) -> list[str]:
     rows = table.rows(lines)
     if not rows:
         return []
-    headings, body = cells({"rows": rows})
-    made = [[" " if one == "-" else one for one in row] for row in body]
+    used = [one for one in COLUMNS if any(value_at(row, one[1]) is not None for row in rows)]
+    made = [[_figure(row, *column) for column in used] for row in rows]
     note = (
         "The same forced tokens in all rows; medians of the runs after warming up; ~ marks rows "
         "whose runs differ by more than 15 %. *x standard*: against float32 launched with "
         "PyTorch's operations. Loading and memory are of a process's first mode only."
     )
-    return [*grid(headings, made), "", note]
+    return [*grid([heading for heading, _, _ in used], made), "", note]
+
+
+def _figure(row: Mapping[str, Any], heading: str, path: str, form: str) -> str:
+    """As ``chatterbox-opt bench`` has it; seconds are shorter here and have three digits."""
+    value = value_at(row, path)
+    if value is None:
+        return ""
+    if path == "name":
+        return f"{value} ~" if row["noisy"] else str(value)
+    return f"{value:.3g}" if heading.endswith(" s") else form.format(value)
 
 
 def _ceilings(lines: Sequence[Line]) -> list[str]:
@@ -117,7 +127,11 @@ def _checks(lines: Sequence[Line]) -> list[str]:
     for one in values(lines, kinds.CHECK):
         rest = {key: value for key, value in one.items() if key not in ("name", "good")}
         rows.append(
-            [one["name"], one["good"], "; ".join(f"{k} {cell(v)}" for k, v in rest.items())]
+            [
+                one["name"],
+                one["good"] or "**NO**",
+                "; ".join(f"{k} {cell(v)}" for k, v in rest.items()),
+            ]
         )
     return grid(["check", "good", "figures"], rows)
 
