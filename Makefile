@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 # the name of this machine's file under benchmarks/results/
 MACHINE ?= this-machine
 
-.PHONY: demo test test-slow test-quality check bench gpu-check pico clean
+.PHONY: demo test test-slow test-quality check bench gpu-check gpu-luggage pico clean
 
 demo: $(INSTALLED)
 	$(BIN)/chatterbox-opt synth "The quick brown fox jumps over the lazy dog." --model pico -o demo.wav
@@ -32,10 +32,16 @@ bench: $(INSTALLED)
 	$(BIN)/chatterbox-opt bench --json benchmarks/results/$(MACHINE).json --markdown benchmarks/results/$(MACHINE).md
 	$(BIN)/python benchmarks/readme.py benchmarks/results/$(MACHINE).json
 
-# all that needs a CUDA card
+# all that needs a CUDA GPU, in nine minutes; figures are on disk as soon as they are known
 gpu-check: $(INSTALLED)
-	mkdir -p benchmarks/results
-	$(BIN)/python benchmarks/gpu_check.py --json benchmarks/results/$(MACHINE).json
+	mkdir -p build/gpu && rm -f build/gpu/results.jsonl
+	$(BIN)/python -m benchmarks.gpu.run --out build/gpu; status=$$?; \
+	$(BIN)/python -m benchmarks.gpu.report build/gpu/results.jsonl benchmarks/results/$(MACHINE)-gpu; \
+	exit $$status
+
+# the folder .whl/, for a machine with a GPU and no network: there OUT=results bash .whl/run.sh
+gpu-luggage: $(INSTALLED)
+	$(BIN)/python -m benchmarks.gpu.luggage
 
 # the built-in model from nothing; Debian's wordnet-base has the text. Resumes where it stopped
 pico: $(INSTALLED)

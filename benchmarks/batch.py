@@ -1,6 +1,6 @@
 """Throughput of a batch: the same lines one by one, side by side, and by plain Chatterbox.
 
-    python benchmarks/batch.py --model DIR --lines 16 --slots 8 --json benchmarks/results/NAME-batch.json
+    python benchmarks/batch.py --model DIR --lines 16 --slots 8 --json NAME-batch.json
 
 Lines of 5 to 12 s of forced length (the model never stops by itself), the same ones in every way:
 all of them through T3 alone, the first ``--whole`` through all stages too; plain Chatterbox says
@@ -21,7 +21,7 @@ import torch
 import typer
 
 from chatterbox_opt import Engine, Request, Sampling
-from chatterbox_opt.bench import facts
+from chatterbox_opt.ceilings import facts
 from chatterbox_opt.hardware import AUTO
 from chatterbox_opt.models import locate
 from chatterbox_opt.pipeline import Pipeline
@@ -57,7 +57,7 @@ def ours(engine: Engine, lines: list[Request], slots: int) -> dict[str, float]:
 def never_stop(engine: Engine) -> None:
     """Let every utterance come to its bound, whatever the weights."""
     with engine._speaker.residency("t3") as t3:  # type: ignore[union-attr]
-        t3.shape = replace(t3.shape, stop_speech=NEVER)  # type: ignore[arg-type, type-var]
+        t3.shape = replace(t3.shape, stop_speech=NEVER)  # type: ignore[type-var]
 
 
 def t3_alone(engine: Engine, lines: list[Request], slots: int) -> dict[str, float]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import logging
 import multiprocessing
-import platform
 import resource
 import statistics
 import tempfile
@@ -27,12 +26,13 @@ from typing import Any
 
 import torch
 
-from chatterbox_opt import cold, hardware
+from chatterbox_opt import ceilings, cold, hardware
+from chatterbox_opt.ceilings import facts
 from chatterbox_opt.errors import ChatterboxOptError, InputError
-from chatterbox_opt.models import DEFAULT, Checkpoint, locate, must_download
+from chatterbox_opt.models import DEFAULT, locate, must_download
 from chatterbox_opt.profile import load_profile
 from chatterbox_opt.shapes import TOKEN_RATE
-from chatterbox_opt.subjects import ROWS, STANDARD, UPSTREAM, Clock, Job, Ours, Subject, Theirs
+from chatterbox_opt.subjects import ROWS, STANDARD, UPSTREAM, Job, Ours, Subject, Theirs
 
 NOISY = 0.15  # spread of the whole, relative to its median, from which a row is marked
 STAGES = ("prefill", "decode", "flow", "vocoder", "watermark")
@@ -83,9 +83,8 @@ def _serve(job: Job, name: str, asked: Connection, started: float) -> None:
     except ChatterboxOptError as error:
         asked.send(str(error))
         return
-    asked.send(
-        {"load_seconds": time.time() - started, "dtype": subject.dtype, "plan": subject.plan}
-    )
+    loaded = {"dtype": subject.dtype, "plan": subject.plan, "warm_ups": subject.warm_ups}
+    asked.send(loaded | {"load_seconds": time.time() - started})
     answers = {"run": subject.run, "quality": subject.quality, "attention": subject.attention}
     while (question := asked.recv()) != "stop":
         asked.send(answers[question]())
@@ -106,7 +105,13 @@ class _Notes(logging.Handler):
 
 
 class Row:
-    """The parent's end of a row."""
+    """The parent's end of a row.
+
+    Attributes:
+        laps: seconds by stage of each run that counts.
+        reads: GB/s that were read beside each of them.
+        given, kernels, end: see ``quality``, ``attention`` and ``stop``.
+    """
 
     def __init__(self, job: Job, name: str) -> None:
         """Start the process and wait until it has loaded.
@@ -114,7 +119,12 @@ class Row:
         Raises:
             ChatterboxOptError: the row cannot be measured here; says why.
         """
-        self.name = name
+        self.name, self._patience = name, job.patience
+        self.laps: list[dict[str, float]] = []
+        self.reads: list[float] = []
+        self.given: dict[str, torch.Tensor] = {}
+        self.kernels: list[str] = []
+        self.end: dict[str, Any] = {}
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(job, name, theirs, time.time()))
@@ -126,11 +136,18 @@ class Row:
         self.load_seconds: float = loaded["load_seconds"]
         self.dtype: str = loaded["dtype"]
         self.plan: str = loaded["plan"]
+        self.warm_ups: int = loaded["warm_ups"]
 
     def _ask(self, question: str | None) -> Any:
         try:
             if question is not None:
                 self._pipe.send(question)
+            if not self._pipe.poll(self._patience):
+                self.kill()
+                raise ChatterboxOptError(
+                    f"row {self.name} did not answer in {self._patience:.0f} s and was ended: "
+                    "leave it out with --rows, or give less to say with --seconds"
+                )
             return self._pipe.recv()
         except (EOFError, BrokenPipeError) as error:
             self._process.join()
@@ -144,21 +161,12 @@ class Row:
         seconds: dict[str, float] = self._ask("run")
         return seconds
 
-    def quality(self) -> dict[str, torch.Tensor]:
-        """What the row gives for comparison."""
-        given: dict[str, torch.Tensor] = self._ask("quality")
-        return given
-
-    def attention(self) -> list[str]:
-        """Which attention kernels ran."""
-        names: list[str] = self._ask("attention")
-        return names
-
-    def stop(self) -> dict[str, Any]:
-        """End the process; what it took and what it warned of."""
+    def finish(self) -> None:
+        """Ask what else it gives, and end the process."""
+        self.given, self.kernels = self._ask("quality"), self._ask("attention")
         rss, vram, notes = self._ask("stop")
         self._process.join()
-        return {"peak_rss_mib": rss, "peak_vram_mib": vram, "notes": notes}
+        self.end = {"peak_rss_mib": rss, "peak_vram_mib": vram, "notes": notes}
 
     def kill(self) -> None:
         """End the process whatever it does."""
@@ -166,51 +174,108 @@ class Row:
         self._process.join()
 
 
+class _Rows:
+    """Rows in work. One that fails is noted and left out, and the others go on."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.rows: list[Row] = []
+        self.failed: dict[str, str] = {}
+        self._say = say
+
+    def load(self, job: Job, names: Sequence[str]) -> None:
+        """Start them, one after another.
+
+        Raises:
+            ChatterboxOptError: none can be measured here; says why the first cannot.
+        """
+        for name in names:
+            self._say(f"loading {name}")
+            with self._noting(name):
+                self.rows.append(Row(job, name))
+        if not self.rows:
+            raise ChatterboxOptError(next(iter(self.failed.values()), "no rows to measure"))
+
+    def take_turns(self, runs: int, device: torch.device) -> None:
+        """Run them: warm-ups, then ``runs`` that count."""
+        for turn in range(1 - max(row.warm_ups for row in self.rows), runs + 1):
+            for row in self.each():
+                if turn <= -row.warm_ups:
+                    continue
+                self._say(f"{'warm-up' if turn < 1 else f'run {turn} of {runs}'}: {row.name}")
+                with self._noting(row.name):
+                    seconds = row.run()
+                    if turn >= 1:
+                        row.laps.append(seconds)
+                        # a neighbour may read beside us
+                        row.reads.append(ceilings.read_gb_s(device))
+
+    def each(self) -> list[Row]:
+        """Those that have not failed."""
+        return [row for row in self.rows if row.name not in self.failed]
+
+    def finish(self) -> None:
+        """End them; see ``Row.finish``."""
+        for row in self.each():
+            with self._noting(row.name):
+                row.finish()
+
+    def kill(self) -> None:
+        """End what still runs."""
+        for row in self.rows:
+            row.kill()
+
+    @contextmanager
+    def _noting(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except ChatterboxOptError as error:
+            self._say(f"left out: {error}")
+            self.failed[name] = str(error)
+
+
 def measure(job: Job, names: Sequence[str], say: Callable[[str], None]) -> dict[str, Any]:
     """Measure all rows; return the report (see report.py for its columns).
 
     Args:
         say: told what is being done, a line at a time.
+
+    Raises:
+        ChatterboxOptError: no row could be measured.
     """
     card, device = facts(job, locate(job.model)), torch.device(hardware.probe(job.device).device)
-    rows: list[Row] = []
-    reads: dict[str, list[float]] = {name: [] for name in names}
+    rows = _Rows(say)
     try:
-        for name in names:
-            say(f"loading {name}")
-            rows.append(Row(job, name))
-        laps: dict[str, list[dict[str, float]]] = {row.name: [] for row in rows}
-        for turn in range(job.runs + 1):
-            for row in rows:
-                say(f"{'warm-up' if turn == 0 else f'run {turn} of {job.runs}'}: {row.name}")
-                seconds = row.run()
-                if turn:
-                    laps[row.name].append(seconds)
-                    reads[row.name].append(_read_gb_s(device))  # a neighbour may read beside us
-        given = {row.name: row.quality() for row in rows}
-        kernels = {row.name: row.attention() for row in rows}
-        ends = {row.name: row.stop() for row in rows}
+        rows.load(job, names)
+        rows.take_turns(job.runs, device)
+        rows.finish()
     finally:
-        for row in rows:
-            row.kill()
-    every = list(itertools.chain.from_iterable(reads.values()))
+        rows.kill()
+    measured = rows.each()
+    if not measured:
+        raise ChatterboxOptError(next(iter(rows.failed.values())))
+    every = list(itertools.chain.from_iterable(row.reads for row in measured))
     card |= {"read_gb_s": statistics.median(every)}
-    card |= {"ceiling_tokens_per_second": _ceilings(card, every)}
-    exact = given.get(STANDARD, {})
-    table = []
-    for row in rows:
-        ceiling = _ceilings(card, reads[row.name])[row.dtype]
-        measured = _entry(job, laps[row.name], ceiling)
-        measured |= {"name": row.name, "plan": row.plan, "load_seconds": row.load_seconds}
-        measured |= {"attention_kernels": kernels[row.name]}
-        table.append(measured | ends[row.name] | {"quality": closeness(given[row.name], exact)})
-    for base in (UPSTREAM, STANDARD):
-        _add_ratios(table, base)
-    starts = cold.measure(job, names, say) if job.cold else []
+    card |= {"ceiling_tokens_per_second": ceilings.steps_per_second(card, every)}
+    table = _table(job, card, measured)
+    starts = cold.measure(job, [row.name for row in measured], say) if job.cold else []
     unmeasured: dict[str, Any] = dict.fromkeys(cold.FIGURES)
     for entry, figures in itertools.zip_longest(table, starts, fillvalue=unmeasured):
         entry |= figures
-    return {"card": card, "rows": table}
+    return {"card": card, "rows": table, "failed": rows.failed}
+
+
+def _table(job: Job, card: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]:
+    exact = next((row.given for row in rows if row.name == STANDARD), {})
+    table = []
+    for row in rows:
+        ceiling = ceilings.steps_per_second(card, row.reads)[row.dtype]
+        entry = _entry(job, row.laps, ceiling) | row.end
+        entry |= {"name": row.name, "plan": row.plan, "load_seconds": row.load_seconds}
+        entry |= {"attention_kernels": row.kernels, "quality": closeness(row.given, exact)}
+        table.append(entry)
+    for base in (UPSTREAM, STANDARD):
+        _add_ratios(table, base)
+    return table
 
 
 def _entry(job: Job, laps: list[dict[str, float]], ceiling: float) -> dict[str, Any]:
@@ -267,56 +332,3 @@ def closeness(
     mels = (given["mel"].flatten(), exact["mel"].flatten())
     cosine = torch.nn.functional.cosine_similarity(*mels, dim=0).item()
     return {"top1": same, "kl": kl, "log_mel_cosine": cosine, "wer": wer}
-
-
-def facts(job: Job, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the machine can do at best, measured on the spot, and what a step needs of it."""
-    machine = hardware.probe(job.device)
-    device = torch.device(machine.device)
-    shape = checkpoint.shapes.t3
-    layer = 4 * shape.width**2 + 3 * shape.width * shape.ffn
-    weights = shape.layers * layer + shape.speech_vocab * shape.width
-    read = _read_gb_s(device)
-    card = {
-        "device": machine.name,
-        "cores": torch.get_num_threads(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "read_gb_s": read,
-        "gemm_gflops": {name: _gemm_gflops(device, name) for name in ("float32", "bfloat16")},
-        "t3_weights_per_step": weights,
-        "made_weights": checkpoint.shapes.made,
-    }
-    return card | {"ceiling_tokens_per_second": _ceilings(card, [read])}
-
-
-def _ceilings(card: Mapping[str, Any], reads: Sequence[float]) -> dict[str, float]:
-    """Steps a second that reading the weights allows, by dtype, at the median of ``reads``."""
-    sizes = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "int4": 0.5}
-    rate, weights = statistics.median(reads) * 1e9, card["t3_weights_per_step"]
-    return {dtype: rate / (weights * size) for dtype, size in sizes.items()}
-
-
-def _best(work: Callable[[], object], device: torch.device, tries: int = 7) -> float:
-    work()
-    clock = Clock(device)
-    for i in range(tries):
-        work()
-        clock.lap(str(i))
-    return min(clock.seconds.values())
-
-
-def _read_gb_s(device: torch.device) -> float:
-    """Read rate of numbers that no cache holds; a sum does nothing else. Not a product of matrices:
-    MKL reads a fifth as fast on processors not made by Intel."""
-    numbers = torch.zeros(1 << 27, device=device)
-    return numbers.numel() * 4 / _best(numbers.sum, device) / 1e9
-
-
-def _gemm_gflops(device: torch.device, dtype: str) -> float:
-    side = 2048
-    matrix = torch.zeros(side, side, device=device, dtype=getattr(torch, dtype))
-    return 2 * side**3 / _best(lambda: matrix @ matrix, device) / 1e9

@@ -1,7 +1,8 @@
 """A benchmark's report: as a table, as files, against an older one.
 
 Knows the columns and their units. Knows nothing of measuring, and imports no torch. The report is
-plain data, ``{"card": {...}, "rows": [...]}``; absent figures are None.
+plain data, ``{"card": {...}, "rows": [...], "failed": {...}}``; absent figures are None, and rows
+that could not be measured are in ``failed``, by name, with the reason.
 
 A row's ``cold_*`` figures come from ``--cold`` (cold.py) and are None without it. They time whole
 processes, from the command to the finished wav: ``cold_seconds`` with what an earlier start left on
@@ -87,6 +88,7 @@ def card_lines(report: Mapping[str, Any]) -> list[str]:
         f"T3 reads {card['t3_weights_per_step'] / 1e6:,.0f} M weights a step: "
         f"at most {ceilings} tokens/s",
     ]
+    lines += [f"left out: {why}" for why in report.get("failed", {}).values()]
     if card["made_weights"]:
         lines.append("weights are random values of the same shapes: speed does not depend on them")
     return lines

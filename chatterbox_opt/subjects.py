@@ -66,8 +66,9 @@ class Job:
         device: "auto", "cuda", "mps" or "cpu".
         sentence: the text of the prefill.
         tokens: the forced speech tokens.
-        runs: measured runs of each row, after one to warm up.
+        runs: measured runs of each row, after those that warm up.
         cold: whether whole processes are measured too, see cold.py.
+        patience: seconds that a row may take to load, or to answer once.
     """
 
     model: str
@@ -76,6 +77,7 @@ class Job:
     tokens: tuple[int, ...] = ()
     runs: int = 3
     cold: bool = False
+    patience: float = 1800.0
 
 
 class Subject(Protocol):
@@ -84,10 +86,12 @@ class Subject(Protocol):
     Attributes:
         dtype: of the T3 weights that every step reads.
         plan: one line, what is in force.
+        warm_ups: runs before those that count.
     """
 
     dtype: str
     plan: str
+    warm_ups: int
 
     def run(self) -> dict[str, float]:
         """Say the tokens once; seconds by stage."""
@@ -120,9 +124,17 @@ def attention_among(names: Sequence[str]) -> list[str]:
 class Ours:
     """Our engine under a plan."""
 
-    def __init__(self, job: Job, name: str) -> None:
+    def __init__(self, job: Job, name: str, engine: Engine | None = None) -> None:
+        """Load a row's engine.
+
+        Args:
+            engine: one that is loaded already, whatever the row.
+
+        Raises:
+            ChatterboxOptError: as ``Engine.load``.
+        """
         known = name in ROWS
-        self._engine = Engine.load(
+        self._engine = engine or Engine.load(
             job.model,
             "dev" if known else name,
             device=job.device,
@@ -133,13 +145,22 @@ class Ours:
             raise InputError("bench measures both: unset DISABLE_OPTIMIZATION")
         self._pipeline, self._job = speaker, job
         self.dtype, self.plan = self._engine.plan.t3, self._engine.plan.summary()
+        # what is recorded is met in the first run and recorded in the second
+        self.warm_ups = 2 if self._engine.plan.compile == "cudagraphs" else 1
         self._sampling = Sampling(seed=0, max_tokens=len(job.tokens))
         self._voice = self._engine.voice().to(speaker.device)
 
     def _say(
-        self, record: list[Tensor] | None = None, most: int | None = None
+        self,
+        record: list[Tensor] | None = None,
+        most: int | None = None,
+        steps: Way | None = None,
     ) -> tuple[dict[str, float], Tensor]:
-        """The pipeline's work, stage by stage, with forced tokens, or the first few of them."""
+        """The pipeline's work, stage by stage, with forced tokens, or the first few of them.
+
+        Args:
+            steps: how T3's are run; None is the plan's.
+        """
         script = self._job.tokens[:most]
         pipeline, job, clock = self._pipeline, self._job, Clock(self._pipeline.device)
         generator = torch.Generator(pipeline.device).manual_seed(0)
@@ -147,17 +168,10 @@ class Ours:
         prompt = Prompt(ids, self._voice.speaker, self._voice.prompt)
         with pipeline.residency("t3") as stage:
             t3 = cast(T3, stage)
-            # logits are looked at after every step, which a way that looks rarely cannot offer
-            way = _Timed(
-                pipeline.way
-                if record is None
-                else Eager(
-                    pipeline.way.forward,
-                    fused=pipeline.way.fused,
-                    kv_cache=pipeline.way.kv_cache,
-                ),
-                clock,
-            )
+            planned = steps or pipeline.way
+            if record is not None:  # after every step, which a way that looks rarely cannot offer
+                planned = Eager(planned.forward, fused=planned.fused, kv_cache=planned.kv_cache)
+            way = _Timed(planned, clock)
             slots = way.slots(t3, 1, 2)
 
             def on_token(_: int) -> None:
@@ -182,9 +196,13 @@ class Ours:
         clock.lap("watermark")
         return clock.seconds, mel.cpu()
 
-    def run(self) -> dict[str, float]:
-        """See ``Subject``."""
-        return self._say()[0]
+    def run(self, steps: Way | None = None) -> dict[str, float]:
+        """See ``Subject``.
+
+        Args:
+            steps: how T3's are run; None is the plan's.
+        """
+        return self._say(steps=steps)[0]
 
     def quality(self) -> dict[str, Tensor]:
         """See ``Subject``."""
@@ -220,6 +238,7 @@ class Theirs:
 
     dtype = STANDARD
     plan = "plain chatterbox-tts"
+    warm_ups = 1
 
     def __init__(self, job: Job, _: str) -> None:
         checkpoint = locate(job.model)

@@ -84,22 +84,6 @@ def recogniser():
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="module")
-def check():
-    """benchmarks/gpu_check.py as a module."""
-    import importlib.util
-    import sys
-
-    sys.path.insert(0, str(ROOT / "benchmarks"))  # as for a script that is run there
-    spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "benchmarks" / "gpu_check.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_check"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["gpu_check"]
-    sys.path.remove(str(ROOT / "benchmarks"))
-
-
 def prompt_for(engine, text: str):
     """A normalised text in the model's own voice."""
     from chatterbox_opt.reader import text_tokens

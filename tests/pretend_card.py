@@ -17,11 +17,13 @@ kernels' numbers or speed, of the allocator's pieces, or of dtypes that a kernel
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections import Counter
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import torch
 from tape import Tape
@@ -359,6 +361,7 @@ class Card:
             "current_device": lambda: 0,
             "get_device_name": lambda *_: "a card that is not there",
             "get_device_capability": lambda *_: self.capability,
+            "get_device_properties": lambda *_: SimpleNamespace(multi_processor_count=132),
             "get_arch_list": lambda: ["sm_{}{}".format(*self.capability)],
             "mem_get_info": lambda *_: (TOTAL - self.allocated() - self.workspaces(), TOTAL),
             "memory_allocated": lambda *_: self.allocated() + self.workspaces(),
@@ -485,14 +488,18 @@ class Event:
     """A place in a stream."""
 
     def __init__(self, card):
-        self.card, self.known = card, Clock()
+        self.card, self.known, self.at = card, Clock(), 0.0
 
     def record(self, stream=None):
+        self.at = time.perf_counter()  # of the host: it says nothing
         stream = stream or self.card.thread.stream
         self.known = Clock(stream.known | self.card.thread.known)
 
     def synchronize(self):
         self.card.sync("event", self.known)
+
+    def elapsed_time(self, other):
+        return 1e3 * (other.at - self.at)
 
 
 class Pool:

@@ -236,6 +236,53 @@ def test_a_row_that_cannot_be_measured_says_why(tiny):
         bench.measure(job, ["upstream"], lambda _: None)
 
 
+class FakeRow:
+    """A row whose process is not there; "upstream" cannot load, "bfloat16" dies in its second run."""
+
+    runs: list[str] = []
+    load_seconds, dtype, plan, kernels, end = 1.0, "float32", "a plan", [], {"peak_rss_mib": 1}
+
+    def __init__(self, job, name):
+        if name == "upstream":
+            raise ChatterboxOptError("row upstream: there is none")
+        self.name, self.warm_ups = name, 2 if name == "+compile" else 1
+        self.laps, self.reads, self.given = [], [], {}
+
+    def run(self):
+        self.runs.append(self.name)
+        if self.name == "bfloat16" and self.runs.count(self.name) == 2:
+            raise ChatterboxOptError("row bfloat16 died (exit -9)")
+        return dict.fromkeys(bench.STAGES, 1.0)
+
+    def finish(self):
+        assert self.name != "bfloat16", "it is no longer asked"
+
+    def kill(self):
+        pass
+
+
+def test_rows_that_fail_are_left_out_and_the_others_go_on(tiny, monkeypatch):
+    monkeypatch.setattr(bench, "Row", FakeRow)
+    monkeypatch.setattr(FakeRow, "runs", [])
+    job = Job(str(tiny), "cpu", tokens=forced_tokens(0.2), runs=3)
+    said = []
+    found = bench.measure(job, ["upstream", "float32", "bfloat16", "+compile"], said.append)
+    assert [row["name"] for row in found["rows"]] == ["float32", "+compile"]
+    assert set(found["failed"]) == {"upstream", "bfloat16"}
+    assert "left out: row bfloat16 died (exit -9)" in report.markdown(found)
+    assert "left out: row upstream: there is none" in said
+    # what is recorded is met in one run and recorded in the next: neither counts
+    assert FakeRow.runs.count("float32") == 1 + 3
+    assert FakeRow.runs.count("+compile") == 2 + 3
+    assert FakeRow.runs.count("bfloat16") == 2
+
+
+def test_a_row_that_hangs_is_ended(tiny):
+    job = Job(str(tiny), "cpu", tokens=forced_tokens(0.2), patience=0.05)
+    with pytest.raises(ChatterboxOptError, match="row float32 did not answer in 0 s and was ended"):
+        bench.measure(job, ["float32"], lambda _: None)
+
+
 def test_the_quick_trial_leaves_out_what_tiny_weights_cannot_do():
     assert bench.choose_rows(None, [], "cpu", tiny=True) == ["float32", "bfloat16", "int8", "int4"]
     assert bench.choose_rows(None, ["dev"], "cpu", tiny=False) == [

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
 import threading
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,11 +18,17 @@ from conftest import SAMPLE, as_on_a_card, looking, say_all, utterance
 from pretend_card import STREAMS, Card, RaceError
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from benchmarks.gpu import kinds, lengths, report, results, steps
+from benchmarks.gpu import measure as clocks
+from benchmarks.gpu.context import TINY, Context, measure
+from benchmarks.gpu.modes import MODES
 from chatterbox_opt import (
     Engine,
     Request,
     Sampling,
+    bench,
     card,
+    ceilings,
     decode_attention,
     decode_linear,
     flow_kernels,
@@ -406,29 +414,139 @@ def test_memory_of_stages_that_take_turns(on_card, there):
     assert peak["stages"] <= whole - min(stages.values()) + working
 
 
+def test_ceilings_are_of_random_numbers_by_events(there, monkeypatch):
+    here, seen = torch.device("cuda"), []
+    monkeypatch.setattr(ceilings, "READ", {"cuda": 1 << 10})
+    monkeypatch.setattr(ceilings, "SIDE", {"cuda": 16})
+    events = ceilings._by_events
+    monkeypatch.setattr(ceilings, "_by_events", lambda work: seen.append(work()) or events(work))
+    assert ceilings.read_gb_s(here) > 0
+    assert len(seen) == ceilings.TRIES and seen[0].item() != 0
+    assert ceilings.gemm_gflops(here, "bfloat16") > 0
+    assert seen[-1].shape == (16, 16) and seen[-1].dtype == torch.bfloat16
+
+
+@pytest.fixture
+def stage(there, tiny, tmp_path, monkeypatch):
+    """Runs a stage of benchmarks/gpu there on tiny weights; its lines, and what failed."""
+    monkeypatch.setattr(warnings, "showwarning", lambda *_, **__: None)
+    for of, name in ((clocks, "REPLAYS"), (clocks, "RUNS"), (lengths, "RUNS"), (steps, "STEPS")):
+        monkeypatch.setattr(of, name, 1)  # it takes long enough
+
+    def run(name: str) -> list[results.Line]:
+        module = importlib.import_module(f"benchmarks.gpu.stages.{name}")
+        there_to = results.Results(tmp_path / results.FILE, name)
+        here = Context(name, str(tiny), tmp_path, there_to, "cuda", TINY, simulated=True)
+        with torch.no_grad():
+            measure(here, module.run)
+        lines = results.read(tmp_path / results.FILE)
+        assert [one.value for one in lines if one.what == kinds.FAILED] == []
+        assert report.markdown(lines).startswith("# ")
+        assert (lines[0].what, lines[-1].what) == (kinds.BEGUN, kinds.ENDED)
+        bad = [one.value for one in lines if one.what == kinds.CHECK and not one.value["good"]]
+        # a tape keeps all that it made, and a clock of this says nothing
+        assert [one for one in bad if one["name"] not in ("drift", "closed")] == []
+        return lines
+
+    return run
+
+
+def valued(lines, what):
+    found = [one.value for one in lines if one.what == what]
+    assert found, f"no line of {what}; there are {sorted({one.what for one in lines})}"
+    return found
+
+
 @pytest.mark.slow
-def test_the_cards_own_check_passes_there(there, tiny, check):
-    """benchmarks/gpu_check.py, less; its times mean nothing."""
-    sizes = check.Sizes(
-        said=4,
-        tokens=10,
-        lengths=(0.5,),
-        texts=(50,),
-        spans=(128,),
-        frames=(30,),
-        rows=(2,),
-        drifting=20,
-        drifted=4,
-        beside=12,
-        lines=4,
-    )
-    found = {}
-    for part in (check.checks, check.timings):
-        part(str(tiny), "cuda", lambda line: None, sizes, found)
-    found["drift"]["good"] = True  # a tape keeps all that it made, and a clock of this says nothing
-    assert check.failed(found) == [], found
-    assert found["batch"]["overlap_speedup"] > 0
-    assert found["step_products"] and found["flow_attention_us"][0]["fused"] > 0
+class TestStages:
+    """What `make gpu-check` runs, rehearsed; its times mean nothing."""
+
+    def test_ceilings(self, stage):
+        lines = stage("ceilings")
+        assert valued(lines, "gpu")[0]["processors"] == 132
+        assert all(one["gb_per_second"] > 0 for one in valued(lines, "read"))
+        assert {one["dtype"] for one in valued(lines, "gemm")} >= {"float16", "bfloat16", "tf32"}
+        assert [one["kernels"] for one in valued(lines, "graph of nothing")] == [1, 32, 153]
+
+    def test_core(self, stage):
+        lines = stage("core")
+        assert {one["row"] for one in valued(lines, "run")} == set(MODES)
+        assert {one["dtype"] for one in valued(lines, "run")} == {"float16"}
+        for row in valued(lines, "run"):
+            assert set(row["seconds"]) == set(bench.STAGES)
+            assert row["tokens"] == 10
+        assert len(valued(lines, "check")) >= 2
+        assert sum(not one["warm"] for one in valued(lines, "first audio")) == 3
+        assert {one["mode"] for one in valued(lines, "sound by length")} == {"graph", "launched"}
+        assert valued(lines, "host")[0]["us"] > 0
+
+    def test_upstream(self, stage, monkeypatch):
+        """Upstream's code has its shapes built in: it cannot load tiny weights."""
+        from benchmarks.gpu.stages import upstream
+
+        class Theirs:
+            dtype, plan = "float32", "plain"
+
+            def __init__(self, job, _):
+                self.tokens = job.tokens
+
+            def run(self, tokens=()):
+                return dict.fromkeys(bench.STAGES, 0.1 * len(tokens or self.tokens))
+
+        monkeypatch.setattr(upstream, "Theirs", Theirs)
+        lines = stage("upstream")
+        runs = valued(lines, "run")
+        assert [one["row"] for one in runs] == ["upstream"] * 2
+        assert runs[0]["seconds"]["decode"] == pytest.approx(1.0)
+
+    def test_profile(self, stage, tmp_path):
+        lines = stage("profile")
+        assert {one["step"] for one in valued(lines, "decode step")} == {f"step {m}" for m in MODES}
+        assert {one["of"] for one in valued(lines, "kernels")} >= {"flow evaluation", "vocoder"}
+        traces = list((tmp_path / "traces").glob("*.json.gz"))
+        assert traces and sum(path.stat().st_size for path in traces) < 1 << 20
+
+    def test_dtypes(self, stage):
+        lines = stage("dtypes")
+        rows = {(one["dtype"], one["row"]) for one in valued(lines, "run")}
+        assert rows == {(d, m) for d in ("int8", "bfloat16", "float32") for m in MODES}
+
+    def test_lab(self, stage):
+        lines = stage("lab")
+        products = valued(lines, "product")
+        assert any(one["by"] == "cublas" for one in products)
+        tiles = [one["tile"] for one in products if isinstance(one.get("tile"), dict)]
+        assert {"columns": 4} in tiles and {"columns": 8} in tiles
+        assert any(one["by"] == "cuda" for one in products), "it says what cannot be had here"
+        attention, quantized = valued(lines, "attention of one query")
+        assert quantized["int8"] and quantized["own"] > 0 and "products" not in quantized
+        assert attention["own"] > 0 and attention["products"] > 0 and attention["layers"] > 1
+        assert valued(lines, "attention of the flow")[0]["own"] > 0
+
+    def test_batches(self, stage):
+        lines = stage("batches")
+        alone = valued(lines, "batch, T3 alone")
+        assert [one["overrides"].get("kv_cache") for one in alone] == [None, None, "int8", "int8"]
+        assert {one["sound"] for one in valued(lines, "batch, whole")} == {"here", "beside"}
+
+    def test_checks(self, stage):
+        names = {one["name"] for one in valued(stage("checks"), "check")}
+        assert {"tokens, float32, 4 at once", "sound, int8", "sound beside T3", "closed"} <= names
+
+    def test_speak(self, stage, tmp_path, monkeypatch, tiny):
+        from benchmarks.gpu.stages import speak
+
+        monkeypatch.setattr(speak, "MODEL", str(tiny))  # the built-in one takes minutes here
+        monkeypatch.setattr(speak, "TURNS", 2)
+        monkeypatch.setattr(speak, "TEXTS", speak.TEXTS[:1])
+        lines = stage("speak")
+        assert len(valued(lines, kinds.SPEECH)) == 4 * len(speak.TEXTS)
+        assert len(list((tmp_path / "spoken").glob("*.flac"))) == 4 * len(speak.TEXTS)
+
+    def test_profiles(self, stage):
+        found = {one["name"]: one for one in valued(stage("profiles"), "profile")}
+        assert set(found) == {"rtx4090", "rtx3080", "memory-limited", "dev"}
+        assert sum(found["rtx4090"]["recorded"]) > 0 == found["rtx4090"]["recorded"][-1]
 
 
 @pytest.mark.parametrize("name", CUDA_ROWS[1:])

@@ -1,0 +1,1 @@
+"""What is measured, and with what; results/ has the figures. Nothing here is in the wheel."""

@@ -1,0 +1,79 @@
+"""Seconds of prefill, flow and vocoder by length, warm: medians.
+
+Knows how each stage is run alone. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+
+import torch
+
+from benchmarks.gpu.engines import TEXTS, generator_on, on_device, pipeline_of, request
+from benchmarks.gpu.measure import RUNS
+from chatterbox_opt import Engine, Sampling
+from chatterbox_opt.decoding import Way
+from chatterbox_opt.subjects import SENTENCE, Clock, forced_tokens
+from chatterbox_opt.t3 import T3
+
+WARM = 2  # met, recorded; from then on replayed
+
+
+def prefill_seconds(
+    engine: Engine, t3: T3, modes: Mapping[str, Way], characters: int
+) -> dict[str, float]:
+    """Seconds from a prompt with a text of some length to its logits, by mode.
+
+    Args:
+        modes: how it is run, by name.
+    """
+    text = (TEXTS[1] * 20)[:characters]
+    row: dict[str, float] = {"characters": characters}
+    return row | {name: _prefill(engine, t3, way, text) for name, way in modes.items()}
+
+
+def _prefill(engine: Engine, t3: T3, way: Way, text: str) -> float:
+    slots, asked, laps = way.slots(t3, 1, 2), request(engine, 0, text, 2), []
+    with torch.inference_mode():
+        for _ in range(WARM + RUNS):
+            clock = Clock(pipeline_of(engine).device)
+            slots.enter(0, asked, t3, way.prefill(t3), way.stride)
+            clock.lap("prefill")
+            laps.append(clock.seconds["prefill"])
+    return statistics.median(laps[WARM:])
+
+
+def sound_by_length(engine: Engine, lengths: tuple[float, ...]) -> list[dict[str, float]]:
+    """Seconds of flow and vocoder for sound of several lengths in seconds."""
+    rows = []
+    for seconds in lengths:
+        laps = [_sound(engine, seconds) for _ in range(WARM + RUNS)][WARM:]
+        medians = {name: statistics.median(lap[name] for lap in laps) for name in laps[0]}
+        rows.append({"audio_seconds": seconds} | medians)
+    return rows
+
+
+def _sound(engine: Engine, seconds: float) -> dict[str, float]:
+    pipeline = pipeline_of(engine)
+    device, voice = pipeline.device, engine.voice().to(pipeline.device)
+    tokens = torch.tensor(forced_tokens(seconds), device=device)
+    generator, clock = generator_on(device), Clock(device)
+    with on_device(engine, "flow") as flow:
+        mels = flow([tokens], [voice], [generator])
+    clock.lap("flow")
+    with on_device(engine, "vocoder") as vocoder:
+        vocoder(mels, [generator])
+    clock.lap("vocoder")
+    return clock.seconds
+
+
+def warm_up_seconds(engine: Engine) -> dict[str, float]:
+    """The first synthesis, the second (which records) and the third."""
+    times = {}
+    for name in ("first", "second", "third"):
+        start = time.perf_counter()
+        engine.synthesize(SENTENCE, None, Sampling(seed=0, max_tokens=250))
+        times[name] = time.perf_counter() - start
+    return times

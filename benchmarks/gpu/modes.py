@@ -1,0 +1,94 @@
+"""Ways to run decode steps and the flow: in CUDA graphs or launched, by kernels of our own or not.
+
+Knows which modes there are and how an engine is put into one. A row of the table is a mode in a
+dtype; the modes of a GPU that cannot have our kernels are those without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from benchmarks.gpu.context import Context
+from benchmarks.gpu.engines import launched, pipeline_of, sound_by_pytorch
+from benchmarks.gpu.kinds import RUN
+from benchmarks.gpu.measure import fresh_memory, vram
+from chatterbox_opt import Engine
+from chatterbox_opt.card import CudaRecorder
+from chatterbox_opt.ceilings import weights_per_step
+from chatterbox_opt.decoding import Eager, Way
+from chatterbox_opt.graphs import Captured
+from chatterbox_opt.subjects import Job, Ours, forced_tokens
+
+GRAPH_OWN = "graph with own kernels"
+GRAPH_PYTORCH = "graph with PyTorch's operations"
+LAUNCHED_OWN = "launched with own kernels"
+LAUNCHED_PYTORCH = "launched with PyTorch's operations"
+MODES = (GRAPH_OWN, GRAPH_PYTORCH, LAUNCHED_OWN, LAUNCHED_PYTORCH)
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """One way.
+
+    Attributes:
+        name: of ``MODES``.
+        steps: how T3's steps and prefill are run.
+        graph: flow and vocoder are replayed too.
+        own: they have kernels of our own where there are any.
+    """
+
+    name: str
+    steps: Way
+    graph: bool
+    own: bool
+
+    @property
+    def warm_ups(self) -> int:
+        """Runs before those that count: what is recorded is met first, and recorded next."""
+        return 2 if self.graph else 1
+
+    @contextmanager
+    def sound(self, engine: Engine) -> Iterator[None]:
+        """Have flow and vocoder run so."""
+        with ExitStack() as stack:
+            if not self.own:
+                stack.enter_context(sound_by_pytorch(engine))
+            if not self.graph:
+                stack.enter_context(launched(engine))
+            yield
+
+
+def modes(engine: Engine) -> list[Mode]:
+    """Those that there are for an engine that records, the planned one first."""
+    pipeline = pipeline_of(engine)
+    planned = pipeline.way
+    found = {
+        GRAPH_PYTORCH: Mode(GRAPH_PYTORCH, Captured(CudaRecorder(pipeline.device)), True, False),
+        LAUNCHED_PYTORCH: Mode(LAUNCHED_PYTORCH, Eager(), False, False),
+    }
+    if planned.fused:
+        found[GRAPH_OWN] = Mode(GRAPH_OWN, planned, True, True)
+        found[LAUNCHED_OWN] = Mode(LAUNCHED_OWN, Eager(fused=True), False, True)
+    return [found[name] for name in MODES if name in found]
+
+
+def measure_row(context: Context, engine: Engine, mode: Mode, runs: int) -> None:
+    """Say the forced tokens of the table in a mode: a line a run, seconds by stage."""
+    tokens = forced_tokens(context.sizes.seconds)
+    ours = Ours(Job(context.model, context.device, tokens=tokens), mode.name, engine)
+    fresh_memory()
+    with mode.sound(engine):
+        for turn in range(mode.warm_ups + runs):
+            lap = ours.run(mode.steps)
+            row = {
+                "row": mode.name,
+                "dtype": engine.plan.t3,
+                "plan": ours.plan,
+                "warm": turn < mode.warm_ups,
+                "tokens": len(tokens),
+                "seconds": lap,
+                "weights_per_step": weights_per_step(engine.checkpoint.shapes.t3),
+            }
+            context.put(RUN, row | vram())

@@ -1,0 +1,63 @@
+"""Whether it is right, in the order of what is most likely to be wrong; a line a check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.gpu import parity
+from benchmarks.gpu.context import Context, main
+from benchmarks.gpu.engines import pipeline_of, recording
+from benchmarks.gpu.kinds import CHECK
+from benchmarks.gpu.measure import allocated
+from chatterbox_opt import Engine
+from chatterbox_opt.decoding import Eager
+from chatterbox_opt.graphs import Captured
+
+DTYPES = ("float32", "int8", "float16")
+SOUND_SECONDS = 3.1
+
+
+def run(context: Context) -> None:
+    """See the module."""
+    before = allocated()
+    for dtype in DTYPES:
+        with context.part(dtype):
+            _with_engine(context, dtype, _dtype)
+    with context.part("beside, drift"):
+        _with_engine(context, "float16", _long)
+    context.put(CHECK, {"name": "closed"} | parity.closed(before))
+
+
+def _with_engine(context: Context, dtype: str, work: Callable[[Context, Engine], None]) -> None:
+    """Nothing is left of the engine when this returns: what is, has leaked."""
+    with recording(context.model, context.device, dtype=dtype) as engine:
+        work(context, engine)
+
+
+def _dtype(context: Context, engine: Engine) -> None:
+    dtype, way = engine.plan.t3, pipeline_of(engine).way
+    context.put(CHECK, {"name": f"recorded, {dtype}", "good": isinstance(way, Captured)})
+    sizes = context.sizes.requests, context.sizes.tokens
+    for slots in (1, 4):
+        found = parity.token_parity(engine, way, Eager(fused=way.fused), slots, *sizes)
+        context.put(CHECK, {"name": f"tokens, {dtype}, {slots} at once"} | found)
+    by = parity.token_parity(engine, way, Eager(), 2, *sizes)
+    good = by["good"] or dtype != "float32"  # narrower numbers are rounded elsewhere
+    context.put(CHECK, {"name": f"tokens, {dtype}, by PyTorch"} | by | {"good": good})
+    with context.part(f"{dtype}, sound"):
+        found = parity.sound_parity(engine, min(SOUND_SECONDS, context.sizes.seconds))
+        context.put(CHECK, {"name": f"sound, {dtype}"} | found)
+
+
+def _long(context: Context, engine: Engine) -> None:
+    sizes = context.sizes
+    with context.part("sound beside T3"):
+        found = parity.beside_parity(engine, sizes.beside)
+        context.put(CHECK, {"name": "sound beside T3"} | found)
+    with context.part("drift"):
+        found = parity.drift(engine, sizes.drifting, sizes.drifted)
+        context.put(CHECK, {"name": "drift"} | found)
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,45 @@
+"""The other precisions: the table's rows, whether they are right, and a step's traffic."""
+
+from __future__ import annotations
+
+from benchmarks.gpu import parity, steps
+from benchmarks.gpu.context import Context, main
+from benchmarks.gpu.engines import load, on_device, pipeline_of
+from benchmarks.gpu.kinds import CHECK, TRITON
+from benchmarks.gpu.measure import triton_compilations
+from benchmarks.gpu.modes import measure_row, modes
+from benchmarks.gpu.stages.core import parity_of
+from chatterbox_opt import Engine
+
+DTYPES = ("int8", "bfloat16", "float32")
+SOUND_SECONDS = 3.1
+
+
+def run(context: Context) -> None:
+    """See the module."""
+    with triton_compilations() as compiled:
+        for dtype in DTYPES:
+            with context.part(dtype), load(context, {"dtype": dtype}) as engine:
+                _dtype(context, engine)
+        context.put(TRITON, compiled)
+
+
+def _dtype(context: Context, engine: Engine) -> None:
+    dtype = engine.plan.t3
+    for mode in modes(engine):
+        with context.part(f"{dtype}, {mode.name}"):
+            measure_row(context, engine, mode, context.sizes.runs if mode.graph else 1)
+    with context.part(f"{dtype}, parity"):
+        parity_of(context, engine)
+    with context.part(f"{dtype}, sound"):
+        found = parity.sound_parity(engine, min(SOUND_SECONDS, context.sizes.seconds))
+        context.put(CHECK, {"name": f"sound, {dtype}, replayed as launched"} | found)
+    if dtype == "int8":
+        with context.part("int8, step"), on_device(engine, "t3") as t3:
+            step = steps.entered(engine, t3, pipeline_of(engine).way, 1, "step int8")
+            steps.time_step(context, step)
+            steps.trace_step(context, engine, t3, step)
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,105 @@
+"""What travels to a GPU: it fits, it marks as ever, it says how to start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from conftest import ROOT
+
+from benchmarks.gpu import lean_wheel, luggage
+
+
+@pytest.fixture
+def perth(tmp_path):
+    """A wheel like PerTh's, its weights large."""
+    weights = {
+        "encoder.weight": torch.randn(64, 1024),
+        "decoder.weight": torch.randn(64, 1024),
+        "decoder.bias": torch.randn(64),
+    }
+    torch.save({"model": weights}, tmp_path / "net.pth.tar")
+    body = (tmp_path / "net.pth.tar").read_bytes()
+    record = "resemble_perth-1.0.1.dist-info/RECORD"
+    wheel = tmp_path / "resemble_perth-1.0.1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(lean_wheel.CHECKPOINT, body)
+        archive.writestr(record, f"{lean_wheel.CHECKPOINT},sha256=x,1\nperth/a.py,sha256=y,2\n")
+    return wheel, weights
+
+
+def test_a_lean_wheel_marks_as_ever(perth, tmp_path, monkeypatch):
+    wheel, weights = perth
+    assert lean_wheel.make_lean(wheel) == 0, "it is small"
+    monkeypatch.setattr(lean_wheel, "LEAN", 1000)
+    assert lean_wheel.make_lean(wheel) == 4 * 64 * 1024
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "there")
+        record = archive.read("resemble_perth-1.0.1.dist-info/RECORD").decode()
+    found = torch.load(tmp_path / "there" / lean_wheel.CHECKPOINT)["model"]
+    assert torch.equal(found["encoder.weight"], weights["encoder.weight"])
+    assert torch.equal(found["decoder.bias"], weights["decoder.bias"])
+    assert not found["decoder.weight"].any()
+    assert "sha256=x" not in record and "perth/a.py,sha256=y,2" in record
+
+
+def test_a_wheel_of_another_version_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(lean_wheel, "LEAN", 0)
+    wheel = tmp_path / "x.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("other", "text")
+    before = wheel.read_bytes()
+    with pytest.raises(ValueError, match="another version"):
+        lean_wheel.make_lean(wheel)
+    assert wheel.read_bytes() == before
+
+
+def test_luggage_that_is_too_large_is_refused(tmp_path, monkeypatch):
+    root, folder = tmp_path / "tree", tmp_path / "tree" / ".whl"
+    folder.mkdir(parents=True)
+    git = ["git", "-C", str(root), "-c", "user.name=x", "-c", "user.email=x"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    (root / ".gitignore").write_text(".whl/\nignored\n")
+    (root / "ignored").write_bytes(bytes(5000))
+    (root / "new.py").write_bytes(bytes(300))
+    (folder / "resemble_perth-1.whl").write_bytes(bytes(700))
+    (root / "shared").mkdir()
+    (root / "shared" / "notes").write_bytes(bytes(2000))
+    assert luggage.travelling(folder, root) == len(".whl/\nignored\n") + 300 + 700 + 2000
+    monkeypatch.setattr(luggage, "MOST", 10)
+    monkeypatch.setattr(luggage, "download", lambda _: [])
+    monkeypatch.setattr(luggage, "make_lean", lambda _: 0)
+    with pytest.raises(luggage.LuggageError, match="too much"):
+        list(luggage.make(folder, kernels_by=None))
+
+
+def test_kernels_that_cannot_be_compiled_ahead_do_not_matter(tmp_path):
+    (tmp_path / luggage.KERNELS).write_text("of other sources")
+    told = luggage.compile_kernels(tmp_path, "false")
+    assert told == "kernels are not compiled ahead: no file"
+    assert not (tmp_path / luggage.KERNELS).exists()
+
+
+def test_wheels_are_pinned_and_found_by_name():
+    assert luggage.file_of("s3tokenizer==0.3.0") == "s3tokenizer-0.3.0-*.whl"
+    assert luggage.file_of("chatterbox-tts==0.1.7") == "chatterbox_tts-0.1.7-*.whl"
+    assert all("==" in one for one in luggage.WHEELS)
+    ignored = subprocess.run(["git", "-C", str(ROOT), "check-ignore", "-q", ".whl/x"])
+    assert ignored.returncode == 0
+
+
+def test_the_way_to_start_starts(tmp_path):
+    """From any folder, with any arguments: here with a stage that there is not."""
+    folder = tmp_path / ".whl"
+    folder.mkdir()
+    (folder / "run.sh").write_text(luggage.START)
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
+    environment = os.environ | {"OUT": str(tmp_path / "out"), "PYTHON": sys.executable}
+    script = ["bash", str(folder / "run.sh"), "no-such-stage"]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, cwd="/")
+    assert done.returncode == 2
+    assert "unknown stage 'no-such-stage'; known: ceilings" in done.stderr

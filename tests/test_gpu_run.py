@@ -1,0 +1,214 @@
+"""The runner of benchmarks/gpu: what a stage does to its process costs nothing but the stage."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from benchmarks.gpu import kernel_cache, kinds, results, run, schedule, setting, summary
+from benchmarks.gpu.results import Results
+from benchmarks.gpu.schedule import Stage
+
+STAGES = {  # a stage's name and what it does after its first figure
+    "good": "put('check', {'name': 'one', 'good': True})",
+    "aborts": "os.abort()",
+    "segfaults": "os.kill(os.getpid(), signal.SIGSEGV)",
+    "hangs": "signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)",
+    "waits": "time.sleep(60)",
+    "counts": "[(put('figure', i), time.sleep(0.002)) for i in range(10**6)]",
+}
+FAKE = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+from benchmarks.gpu.results import Results
+from pathlib import Path
+put = Results(Path(sys.argv[sys.argv.index("--out") + 1]) / "results.jsonl", {name!r}).put
+put("pid", os.getpid())
+{what}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Fake(setting.Setting):
+    """Stages that need no torch."""
+
+    def facts_command(self):
+        return ["true"]
+
+    def gpu_command(self):
+        return ["true"]
+
+
+@pytest.fixture
+def fake(tmp_path):
+    package = tmp_path / "fakes"
+    package.mkdir()
+    for name, what in STAGES.items():
+        (package / f"{name}.py").write_text(FAKE.format(root=str(ROOT), name=name, what=what))
+    path = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    out = tmp_path / "out"
+    out.mkdir()
+    return Fake(out, tmp_path, tmp_path, None, "a model", "fakes", environment=path)
+
+
+def lines(fake):
+    return results.read(fake.out / results.FILE)
+
+
+def go(fake, *stages, limit=60.0):
+    return run.run(fake, [Stage(*stage) for stage in stages], limit, time.monotonic())
+
+
+def test_a_stage_that_dies_costs_itself_only(fake, monkeypatch):
+    """Aborted, at an address that is not there, hung with SIGINT ignored, cut off."""
+    monkeypatch.setattr(run.processes, "GRACE", 0.2)
+    names = ["aborts", "segfaults", "hangs", "waits", "good"]
+    assert not go(fake, *((name, 1, 0.7 if name in ("hangs", "waits") else 5) for name in names))
+    found = lines(fake)
+    assert [one.stage for one in found if one.what == "pid"] == names
+    ended = {one.value["name"]: one.value for one in found if one.what == kinds.STAGE}
+    assert {name: one["exit"] for name, one in ended.items()} == {
+        "aborts": -signal.SIGABRT,
+        "segfaults": -signal.SIGSEGV,
+        "hangs": -signal.SIGKILL,
+        "waits": -signal.SIGINT,
+        "good": 0,
+    }
+    assert [name for name, one in ended.items() if one["cut"]] == ["hangs", "waits"]
+    assert all(not alive(one.value) for one in found if one.what == "pid")
+
+
+def test_a_run_keeps_to_its_limit_and_says_what_it_left_out(fake, monkeypatch):
+    monkeypatch.setattr(run.processes, "GRACE", 0.2)
+    monkeypatch.setattr(schedule, "LEAST", 0.5)
+    begun = time.monotonic()
+    assert not go(fake, ("waits", 1, 60), ("good", 1, 60), limit=1.0)
+    assert 0.5 < time.monotonic() - begun < 1.5
+    assert [one.value for one in lines(fake) if one.what == "pid"], "the first was begun"
+    [skipped] = [one.value for one in lines(fake) if one.what == kinds.SKIPPED]
+    assert skipped["name"] == "good"
+
+
+def test_a_run_without_faults_is_good(fake):
+    (fake.scratch / "traces").mkdir()
+    (fake.scratch / "traces" / "step.json").write_text("{}")
+    assert go(fake, ("good", 1, 10))
+    assert (fake.out / "traces.tar.gz").stat().st_size > 0
+    assert not (fake.out / "spoken.tar.gz").exists()
+    text = summary.lines(lines(fake))
+    assert any(line.startswith("run      stage:") and '"good"' in line for line in text)
+    assert summary.wrong(lines(fake)) == []
+
+
+@dataclass(frozen=True, slots=True)
+class WithoutGpu(Fake):
+    def gpu_command(self):
+        return ["sh", "-c", f"exit {setting.NO_GPU}"]
+
+
+def test_without_a_gpu_it_says_so(fake):
+    here = WithoutGpu(fake.out, fake.scratch, fake.data, None, "a model", "fakes")
+    assert not go(here, ("good", 1, 10))
+    [line] = lines(fake)
+    assert (line.value["name"], line.value["found"]) == ("gpu", False)
+
+
+def test_killed_at_any_moment_it_leaves_no_child_and_whole_lines(fake, tmp_path):
+    script = tmp_path / "runner.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys, time
+        sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+        from pathlib import Path
+        from test_gpu_run import Fake, run, Stage
+        fake = Fake(Path({str(fake.out)!r}), Path({str(tmp_path)!r}), Path(), None, "x", "fakes",
+                    environment={fake.environment!r})
+        run.run(fake, [Stage("counts", 1, 60)], 60, time.monotonic())
+        """)
+    )
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    runner = subprocess.Popen([sys.executable, script], env=environment)
+    file = fake.out / results.FILE
+    wait_for(lambda: file.exists() and len(lines(fake)) > 20)
+    runner.kill()
+    runner.wait()
+    [child] = [one.value for one in lines(fake) if one.what == "pid"]
+    wait_for(lambda: not alive(child))
+    found = lines(fake)
+    assert len(found) == len(file.read_text().splitlines()), "every line is whole"
+    figures = [one.value for one in found if one.what == "figure"]
+    assert figures == list(range(len(figures)))
+
+
+def test_a_line_that_was_cut_off_costs_itself_only(tmp_path):
+    path = tmp_path / results.FILE
+    Results(path, "one").put("figure", {"a": 1.5, "nan": float("nan"), "path": Path("x")})
+    with path.open("a") as file:
+        file.write('{"stage": "one", "at": 1, "wh')
+    Results(path, "two").put("figure", [2])
+    first, second = results.read(path)
+    assert first.value == {"a": 1.5, "nan": None, "path": "x"}
+    assert (second.stage, second.value) == ("two", [2])
+
+
+def test_stages_fit_into_the_time_that_a_gpu_is_lent():
+    assert schedule.SETUP + sum(stage.expected for stage in schedule.STAGES) <= schedule.LIMIT
+    for stage in schedule.STAGES:
+        assert stage.expected < stage.limit
+        assert (ROOT / "benchmarks" / "gpu" / "stages" / f"{stage.name}.py").exists()
+    assert schedule.choose([]) == schedule.STAGES
+    assert [stage.name for stage in schedule.choose(["speak", "core"])] == ["speak", "core"]
+    with pytest.raises(ValueError, match="unknown stage 'nope'; known: ceilings"):
+        schedule.choose(["nope"])
+
+
+def test_kernels_compiled_ahead_are_laid_where_triton_looks(tmp_path):
+    import tarfile
+
+    for key in ("KEY1", "KEY2"):
+        (tmp_path / "tmp" / "tcache" / key).mkdir(parents=True)
+        (tmp_path / "tmp" / "tcache" / key / "few.cubin").write_text(key)
+    with tarfile.open(tmp_path / "a.tar.xz", "w:xz") as file:
+        file.add(tmp_path / "tmp", "tmp")
+    assert kernel_cache.unpack(tmp_path / "a.tar.xz", tmp_path / "there") == 2
+    assert (tmp_path / "there" / "KEY2" / "few.cubin").read_text() == "KEY2"
+
+
+def test_what_came_along_is_installed_once(tmp_path, monkeypatch):
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    (wheels / "x.whl").touch()
+    (wheels / setting.KERNELS).touch()
+    here = setting.Setting(tmp_path, tmp_path, tmp_path, wheels, "a model")
+    monkeypatch.setattr(setting, "NEEDED", "no_such_module")
+    assert [name for name, _ in here.installations()] == ["wheels", "kernels"]
+    for folder in ("site", "kernels"):
+        (tmp_path / folder).mkdir()
+    assert list(here.installations()) == []
+    assert here.has_weights(), "those that were named"
+    mine = setting.Setting(tmp_path, tmp_path, tmp_path, None, str(tmp_path / "full"))
+    assert not mine.has_weights()
+
+
+def alive(pid):
+    """Whether a process runs; one that ended and was not waited for does not."""
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
+def wait_for(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.02)
