@@ -10,10 +10,10 @@ import torch
 from test_graphs import capture
 
 from benchmarks import batch
-from benchmarks.gpu import kernel_times, lengths, parity
 from benchmarks.gpu.context import BROKEN_EXIT, Context, parse
-from benchmarks.gpu.engines import on_device, sound_made_by, sounds
 from benchmarks.gpu.kinds import FAILED
+from benchmarks.gpu.measuring import kernel_times, lengths, parity
+from benchmarks.gpu.measuring.engines import on_device, sound_made_by, sounds
 from benchmarks.gpu.results import FILE, Results, read
 from chatterbox_opt import Engine
 from chatterbox_opt.beside import Beside

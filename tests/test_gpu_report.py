@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.gpu import kinds, report, results, table, traffic
-from benchmarks.gpu.modes import (
+from benchmarks.gpu import kinds, report, results, table
+from benchmarks.gpu.measuring import traffic
+from benchmarks.gpu.measuring.modes import (
     GRAPH_OWN,
     GRAPH_PYTORCH,
     LAUNCHED_OWN,
     LAUNCHED_PYTORCH,
     MODES,
 )
+from benchmarks.gpu.measuring.traffic import Kernel
 from benchmarks.gpu.results import Line, Results
-from benchmarks.gpu.traffic import Kernel
 from chatterbox_opt.ceilings import weights_per_step
 from chatterbox_opt.shapes import T3Shape
 

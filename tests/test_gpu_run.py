@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,15 +174,22 @@ def test_stages_fit_into_the_time_that_a_gpu_is_lent():
 
 
 def test_kernels_compiled_ahead_are_laid_where_triton_looks(tmp_path):
-    import tarfile
-
+    """A list of a kernel's files names them by paths, which are others there."""
+    cache, there = tmp_path / "tmp" / "cache", tmp_path / "there"
     for key in ("KEY1", "KEY2"):
-        (tmp_path / "tmp" / "tcache" / key).mkdir(parents=True)
-        (tmp_path / "tmp" / "tcache" / key / "few.cubin").write_text(key)
-    with tarfile.open(tmp_path / "a.tar.xz", "w:xz") as file:
-        file.add(tmp_path / "tmp", "tmp")
-    assert kernel_cache.unpack(tmp_path / "a.tar.xz", tmp_path / "there") == 2
-    assert (tmp_path / "there" / "KEY2" / "few.cubin").read_text() == "KEY2"
+        (cache / key).mkdir(parents=True)
+        files = {name: cache / key / name for name in ("gemv.cubin", "gemv.json", "gemv.ttir")}
+        for name, path in files.items():
+            path.write_text(key + name)
+        listed = {name: str(path) for name, path in files.items()}
+        (cache / key / "__grp__gemv.json").write_text(json.dumps({"child_paths": listed}))
+    kernel_cache.pack(cache, tmp_path / "a.tar.xz")
+    shutil.rmtree(cache)
+    assert kernel_cache.unpack(tmp_path / "a.tar.xz", there) == 2
+    listed = json.loads((there / "KEY2" / "__grp__gemv.json").read_text())["child_paths"]
+    assert set(listed) == {"gemv.cubin", "gemv.json"}, "a launch reads no more"
+    assert Path(listed["gemv.cubin"]).read_text() == "KEY2gemv.cubin"
+    assert not list(there.rglob("*.ttir"))
 
 
 def test_what_came_along_is_installed_once(tmp_path, monkeypatch):

@@ -18,10 +18,10 @@ from conftest import SAMPLE, as_on_a_card, looking, say_all, utterance
 from pretend_card import STREAMS, Card, RaceError
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from benchmarks.gpu import kinds, lengths, report, results, steps
-from benchmarks.gpu import measure as clocks
+from benchmarks.gpu import kinds, report, results
 from benchmarks.gpu.context import TINY, Context, measure
-from benchmarks.gpu.modes import MODES
+from benchmarks.gpu.measuring import clocks, lengths, steps
+from benchmarks.gpu.measuring.modes import MODES
 from chatterbox_opt import (
     Engine,
     Request,

@@ -11,26 +11,29 @@ there, some 0.3 s each.
 
 from __future__ import annotations
 
-import json
 import os
+import subprocess
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import dry_launch
+from benchmarks.gpu import dry_launch, kernel_cache
+from benchmarks.gpu.measuring import kernel_times
 from chatterbox_opt import models
 
 CAPABILITY = 90
-FOLDER = "tcache"  # in the archive
+LOOK = (
+    "from benchmarks.gpu import compile_ahead; "
+    "print(sum(not kernel.found for kernel in compile_ahead.compile_all()))"
+)
 
 
-def compile_all() -> int:
-    """Compile what a run of all stages asks for; how many kernels that are."""
+def compile_all() -> list[dry_launch.Kernel]:
+    """Compile what a run of all stages asks for."""
     small = models.locate("pico").shapes.t3
-    compiled = []
+    compiled: list[dry_launch.Kernel] = []
     for early in (True, False):
         with dry_launch.gpu_of(CAPABILITY, early=early) as found:
             for dtype in (torch.float16, torch.bfloat16, torch.float32):
@@ -46,36 +49,38 @@ def compile_all() -> int:
                     dry_launch.trials(dtype, ("t3",) if dtype == torch.float32 else ("t3", "flow"))
                 if early and dtype != torch.float32:
                     dry_launch.flow(dtype)
-        compiled += [kernel.files["cubin"] for kernel in found.kernels]
-    return len(set(compiled))
+            if early:
+                _tiles()
+        compiled += found.kernels
+    return compiled
 
 
-def pack(cache: Path, target: Path) -> None:
-    """Archive a Triton cache, without what only its compiler reads."""
-    for group in cache.glob("*/__grp__*.json"):
-        listed = json.loads(group.read_text())
-        kept = {
-            name: path
-            for name, path in listed["child_paths"].items()
-            if name.endswith((".cubin", ".json"))
-        }
-        group.write_text(json.dumps(listed | {"child_paths": kept}))
-    for path in cache.glob("*/*"):
-        if path.suffix not in (".cubin", ".json"):
-            path.unlink()
-    with tarfile.open(target, "w:xz") as archive:
-        archive.add(cache, FOLDER)
+def _tiles() -> None:
+    """The other tiles that the stage lab tries."""
+    tried = [(1, {"columns": columns}) for columns in kernel_times.FEW_COLUMNS]
+    tried += [(32, {"columns": wide, "depth": deep}) for wide, deep in kernel_times.MANY_TILES]
+    for count, tile in tried:
+        for whole in (False, True):
+            with kernel_times.tiled(tile):
+                dry_launch.decode_steps(torch.float16, (count,), whole=whole, narrow=False)
 
 
 def main() -> None:
-    """Compile and pack."""
+    """Compile and pack; then look for every kernel in what was packed, laid in another folder."""
     if len(sys.argv) != 2:
         sys.exit("usage: python -m benchmarks.gpu.compile_ahead ARCHIVE.tar.xz")
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["TRITON_CACHE_DIR"] = cache  # read at the first launch
-        count = compile_all()
-        pack(Path(cache), Path(sys.argv[1]))
-    print(f"{count} kernels, {Path(sys.argv[1]).stat().st_size} bytes")
+    archive = Path(sys.argv[1])
+    with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as there:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        count = len({kernel.files["cubin"] for kernel in compile_all()})
+        kernel_cache.pack(Path(cache), archive)
+        kernel_cache.unpack(archive, Path(there))
+        command = [sys.executable, "-c", LOOK]
+        environment = os.environ | {"TRITON_CACHE_DIR": there}
+        missed = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if missed.returncode or missed.stdout.strip() != "0":
+            sys.exit(f"error: not found where they were laid: {missed.stdout or missed.stderr}")
+    print(f"{count} kernels, {archive.stat().st_size} bytes, all found again")
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ class Kernel:
         types: of the others, as Triton writes them ("*fp16", "i32").
         warps, stages, shared: threads / 32 of a program, software pipeline stages, bytes.
         files: by ending ("cubin", "ptx", "json").
+        found: it was in Triton's cache.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Kernel:
     stages: int
     shared: int
     files: dict[str, Path]
+    found: bool
 
 
 @dataclass(slots=True)
@@ -69,7 +71,9 @@ class Compiled:
 
     kernels: list[Kernel] = field(default_factory=list)
 
-    def note(self, *, src: Any, metadata: Any, metadata_group: Any, **_: Any) -> None:
+    def note(
+        self, *, src: Any, metadata: Any, metadata_group: Any, cache_hit: bool, **_: Any
+    ) -> None:
         """Triton's compilation listener."""
         names = src.fn.arg_names
         files = {Path(name).suffix[1:]: Path(path) for name, path in metadata_group.items()}
@@ -82,6 +86,7 @@ class Compiled:
                 metadata["num_stages"],
                 metadata["shared"],
                 files,
+                cache_hit,
             )
         )
 
@@ -173,7 +178,7 @@ def decode_steps(
     narrow: bool,
     shape: T3Shape | None = None,
 ) -> None:
-    """One decode step of T3, two rows an utterance and, for one utterance, one row.
+    """One decode step of T3, two rows an utterance and, where one is alone, one row too.
 
     Args:
         dtype: of the arithmetic.
@@ -186,7 +191,8 @@ def decode_steps(
         t3 = T3(replace(shape or T3Shape(), layers=1)).to(dtype)
     if whole:
         _quantize(t3)
-    for each, count in [(2, count) for count in counts] + [(1, 1)]:
+    alone = [(1, 1)] if 1 in counts else []
+    for each, count in [(2, count) for count in counts] + alone:
         kept = torch.int8 if narrow else None
         cache = StaticCache(utterances=count, each=each, shape=t3.cached, like=t3.like, dtype=kept)
         cache.reserve(0, POSITIONS)

@@ -1,24 +1,43 @@
-"""Kernels that Triton compiled elsewhere, laid where it looks for them:
+"""Triton's cache of compiled kernels, packed on one machine and laid out on another:
 python -m benchmarks.gpu.kernel_cache ARCHIVE FOLDER
 
-Knows that Triton keeps a kernel's files in a folder named by its key, and that keys hold no path.
+Responsible for the archive. Not responsible for what is compiled (compile_ahead.py). Triton keeps a
+kernel's files in a folder named by its key; keys hold no path, but a file in each folder, __grp__*,
+lists the others by their whole paths. In the archive they are names, and get this machine's
+folder when they are laid out: Triton takes a file that is not where it is listed for missing.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import tarfile
 from pathlib import Path, PurePosixPath
+
+GROUP = "__grp__"  # begins the name of a list
+FILES, LISTED = (".cubin", ".json"), "child_paths"  # what a launch reads, and a list's only key
+
+
+def pack(cache: Path, archive: Path) -> None:
+    """Archive a cache, without what only the compiler reads. Changes the cache."""
+    for group in cache.glob(f"*/{GROUP}*.json"):
+        names = [name for name in json.loads(group.read_text())[LISTED] if name.endswith(FILES)]
+        group.write_text(json.dumps({LISTED: {name: name for name in names}}))
+    for path in cache.glob("*/*"):
+        if path.suffix not in FILES:
+            path.unlink()
+    with tarfile.open(archive, "w:xz") as file:
+        file.add(cache, "kernels")
 
 
 def unpack(archive: Path, folder: Path) -> int:
     """Lay an archive's files under ``folder``, whatever folders it has above those of the keys.
 
     Returns:
-        how many files there were.
+        how many kernels there were.
 
     Raises:
-        OSError, tarfile.TarError: it cannot be read, or ``folder`` not written.
+        OSError, tarfile.TarError, ValueError: it cannot be read, or ``folder`` not written.
     """
     count = 0
     with tarfile.open(archive) as file:
@@ -27,12 +46,16 @@ def unpack(archive: Path, folder: Path) -> int:
             parts = PurePosixPath(member.name).parts
             if source is None or len(parts) < 2 or ".." in parts:
                 continue
-            target = folder.joinpath(*parts[-2:])
+            target, content = folder.joinpath(*parts[-2:]), source.read()
+            if target.name.startswith(GROUP):
+                names = json.loads(content)[LISTED]
+                here = {name: str(target.with_name(name)) for name in names}
+                content = json.dumps({LISTED: here}).encode()
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(source.read())
-            count += 1
+            target.write_bytes(content)
+            count += target.suffix == ".cubin"
     return count
 
 
 if __name__ == "__main__":
-    print(f"{unpack(Path(sys.argv[1]), Path(sys.argv[2]))} files of compiled kernels")
+    print(f"{unpack(Path(sys.argv[1]), Path(sys.argv[2]))} compiled kernels")

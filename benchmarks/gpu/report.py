@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import kinds, results, table
-from benchmarks.gpu.modes import GRAPH_OWN
+from benchmarks.gpu.measuring.modes import GRAPH_OWN
 from benchmarks.gpu.results import Line
 from benchmarks.gpu.table import Values, read_gb_s, values
 from chatterbox_opt.report import COLUMNS, value_at

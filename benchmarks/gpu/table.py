@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.gpu.kinds import BEGUN, LOADED, READ, RUN, STAGE
-from benchmarks.gpu.modes import GRAPH_OWN, LAUNCHED_PYTORCH, MODES
+from benchmarks.gpu.measuring.modes import GRAPH_OWN, LAUNCHED_PYTORCH, MODES
 from benchmarks.gpu.results import Line
 from chatterbox_opt.bench import NOISY, STAGES
 from chatterbox_opt.ceilings import steps_per_second

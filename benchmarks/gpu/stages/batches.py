@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from benchmarks import batch
 from benchmarks.gpu.context import Context, main
-from benchmarks.gpu.engines import load, sound_made_by, sounds
 from benchmarks.gpu.kinds import BATCH, BATCH_T3
-from benchmarks.gpu.measure import vram
+from benchmarks.gpu.measuring.clocks import vram
+from benchmarks.gpu.measuring.engines import load, sound_made_by, sounds
 from chatterbox_opt import Engine, Request, Sampling
 
 # of the plain profile "dev" with CUDA graphs; another KV cache, or dtype, is another line here

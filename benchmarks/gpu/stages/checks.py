@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.gpu import parity
 from benchmarks.gpu.context import Context, main
-from benchmarks.gpu.engines import pipeline_of, recording
 from benchmarks.gpu.kinds import CHECK
-from benchmarks.gpu.measure import allocated
+from benchmarks.gpu.measuring import parity
+from benchmarks.gpu.measuring.clocks import allocated
+from benchmarks.gpu.measuring.engines import pipeline_of, recording
 from chatterbox_opt import Engine
 from chatterbox_opt.decoding import Eager
 from chatterbox_opt.graphs import Captured

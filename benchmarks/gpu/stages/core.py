@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 
 from benchmarks import batch
-from benchmarks.gpu import lengths, parity, steps
 from benchmarks.gpu.context import Context, main
-from benchmarks.gpu.engines import launched, load, on_device, pipeline_of
 from benchmarks.gpu.kinds import CHECK, FIRST_AUDIO, PREFILL, SOUND, TRITON, VRAM, WHOLE
-from benchmarks.gpu.measure import triton_compilations, vram
-from benchmarks.gpu.modes import measure_row, modes
+from benchmarks.gpu.measuring import lengths, parity, steps
+from benchmarks.gpu.measuring.clocks import triton_compilations, vram
+from benchmarks.gpu.measuring.engines import launched, load, on_device, pipeline_of
+from benchmarks.gpu.measuring.modes import measure_row, modes
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.decoding import Eager
 from chatterbox_opt.subjects import SENTENCE, forced_tokens

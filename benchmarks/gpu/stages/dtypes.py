@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks.gpu import parity, steps
 from benchmarks.gpu.context import Context, main
-from benchmarks.gpu.engines import load, on_device, pipeline_of
 from benchmarks.gpu.kinds import CHECK, TRITON
-from benchmarks.gpu.measure import triton_compilations
-from benchmarks.gpu.modes import measure_row, modes
+from benchmarks.gpu.measuring import parity, steps
+from benchmarks.gpu.measuring.clocks import triton_compilations
+from benchmarks.gpu.measuring.engines import load, on_device, pipeline_of
+from benchmarks.gpu.measuring.modes import measure_row, modes
 from benchmarks.gpu.stages.core import parity_of
 from chatterbox_opt import Engine
 

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import cuda_gemv
 from benchmarks.gpu.context import Context, main
-from benchmarks.gpu.kernel_times import (
+from benchmarks.gpu.kinds import ATTENTION, FLOW_ATTENTION, PRODUCT
+from benchmarks.gpu.measuring import cuda_gemv
+from benchmarks.gpu.measuring.kernel_times import (
     MATRICES,
     Queries,
     decode_attention,
     flow_attention,
     products_by_tile,
 )
-from benchmarks.gpu.kinds import ATTENTION, FLOW_ATTENTION, PRODUCT
 from chatterbox_opt import card
 from chatterbox_opt.graphs import Recorder
 from chatterbox_opt.models import locate

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import steps
 from benchmarks.gpu.context import Context, main
-from benchmarks.gpu.engines import generator_on, load, on_device, pipeline_of
 from benchmarks.gpu.kinds import FLOW
-from benchmarks.gpu.measure import host_seconds
-from benchmarks.gpu.modes import modes
-from benchmarks.gpu.tracing import traced
+from benchmarks.gpu.measuring import steps
+from benchmarks.gpu.measuring.clocks import host_seconds
+from benchmarks.gpu.measuring.engines import generator_on, load, on_device, pipeline_of
+from benchmarks.gpu.measuring.modes import modes
+from benchmarks.gpu.measuring.tracing import traced
 from chatterbox_opt import Engine
 from chatterbox_opt.subjects import forced_tokens
 

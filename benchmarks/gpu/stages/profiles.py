@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.gpu.context import Context, main
 from benchmarks.gpu.kinds import PROFILE
-from benchmarks.gpu.measure import fresh_memory, vram
+from benchmarks.gpu.measuring.clocks import fresh_memory, vram
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.card import CudaRecorder
 from chatterbox_opt.subjects import SENTENCE

@@ -6,7 +6,7 @@ import time
 
 from benchmarks.gpu.context import Context, main
 from benchmarks.gpu.kinds import LOADED, RUN
-from benchmarks.gpu.measure import fresh_memory, vram
+from benchmarks.gpu.measuring.clocks import fresh_memory, vram
 from chatterbox_opt.subjects import UPSTREAM, Job, Theirs, forced_tokens
 
 RUNS = 2  # each takes seconds

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from benchmarks import batch
-from benchmarks.gpu.engines import (
+from benchmarks.gpu.measuring.clocks import allocated
+from benchmarks.gpu.measuring.engines import (
     TEXTS,
     generator_on,
     launched,
@@ -26,7 +27,6 @@ from benchmarks.gpu.engines import (
     requests,
     sound_made_by,
 )
-from benchmarks.gpu.measure import allocated
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.beside import Here, Sound
 from chatterbox_opt.card import CudaRecorder

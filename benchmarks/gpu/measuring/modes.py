@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from benchmarks.gpu.context import Context
-from benchmarks.gpu.engines import launched, pipeline_of, sound_by_pytorch
 from benchmarks.gpu.kinds import RUN
-from benchmarks.gpu.measure import fresh_memory, vram
+from benchmarks.gpu.measuring.clocks import fresh_memory, vram
+from benchmarks.gpu.measuring.engines import launched, pipeline_of, sound_by_pytorch
 from chatterbox_opt import Engine
 from chatterbox_opt.card import CudaRecorder
 from chatterbox_opt.ceilings import weights_per_step

@@ -14,8 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.context import TRACES, Context
 from benchmarks.gpu.kinds import KERNELS
-from benchmarks.gpu.measure import synchronize
-from benchmarks.gpu.traffic import Kernel
+from benchmarks.gpu.measuring.clocks import synchronize
+from benchmarks.gpu.measuring.traffic import Kernel
 
 GPU_EVENT = "CUDA"  # the profiler's name of a device
 TOP = 30  # kernels of a table

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import torch
 
-from benchmarks.gpu.engines import TEXTS, generator_on, on_device, pipeline_of, request
-from benchmarks.gpu.measure import RUNS
+from benchmarks.gpu.measuring.clocks import RUNS
+from benchmarks.gpu.measuring.engines import TEXTS, generator_on, on_device, pipeline_of, request
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.decoding import Way
 from chatterbox_opt.subjects import SENTENCE, Clock, forced_tokens

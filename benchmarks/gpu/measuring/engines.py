@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.kinds import LOADED
-from benchmarks.gpu.measure import fresh_memory, vram
+from benchmarks.gpu.measuring.clocks import fresh_memory, vram
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.beside import Here, Sound
 from chatterbox_opt.offload import Residency

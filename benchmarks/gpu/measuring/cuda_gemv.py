@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.kernel_times import rated, timed
-from benchmarks.gpu.measure import event_us
+from benchmarks.gpu.measuring.clocks import event_us
+from benchmarks.gpu.measuring.kernel_times import rated, timed
 from chatterbox_opt.graphs import Recorder
 
 SOURCE = Path(__file__).with_name("gemv.cu")

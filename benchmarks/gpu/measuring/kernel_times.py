@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.measure import graph_us
+from benchmarks.gpu.measuring.clocks import graph_us
 from chatterbox_opt.cache import products
 from chatterbox_opt.card import FAILURES
 from chatterbox_opt.errors import first_line

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.context import Context
-from benchmarks.gpu.engines import TEXTS, pipeline_of, request
 from benchmarks.gpu.kinds import HOST, STEP, TRAFFIC
-from benchmarks.gpu.measure import between_events, host_us, spread
-from benchmarks.gpu.tracing import traced
-from benchmarks.gpu.traffic import by_part, step_bytes
+from benchmarks.gpu.measuring.clocks import between_events, host_us, spread
+from benchmarks.gpu.measuring.engines import TEXTS, pipeline_of, request
+from benchmarks.gpu.measuring.tracing import traced
+from benchmarks.gpu.measuring.traffic import by_part, step_bytes
 from chatterbox_opt import Engine
 from chatterbox_opt.decoding import Way
 from chatterbox_opt.slots import Slots
