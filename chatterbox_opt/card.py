@@ -66,9 +66,11 @@ class CudaRecorder:
             try:
                 graph = self._captured(work, self._pool)
             except FAILURES:
-                # a capture that was broken off leaves that generator in capture; another ends it
+                # a capture that was broken off leaves that generator in capture, and its pool for
+                # the allocator in use by a capture, so that no other one may have it
+                self._pool, self._anchor = torch.cuda.graph_pool_handle(), None
                 with suppress(*FAILURES):
-                    self._captured(self._little, torch.cuda.graph_pool_handle())
+                    self._anchor = self._captured(self._little, self._pool)
                 raise
 
         def replay() -> None:
@@ -77,12 +79,21 @@ class CudaRecorder:
 
         return replay
 
+    def _library_handles(self) -> None:
+        """Have cuBLAS and cuDNN made ready for this thread: each thread has handles of its own, and
+        the first product of one must not be inside a capture (pytorch/pytorch, issue 99397)."""
+        torch.cuda.current_blas_handle()
+        one = torch.zeros(1, 1, 1, device=self._device)
+        torch.nn.functional.conv1d(one, one)
+
     def _little(self) -> None:
         torch.zeros(1, device=self._device)
 
     def _captured(self, work: Work, pool: Any) -> torch.cuda.CUDAGraph:
         graph, stream = torch.cuda.CUDAGraph(), self._stream
         stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._library_handles()
         with uncollected(), own_workspaces(), torch.cuda.stream(stream):
             # other threads may go on using the card meanwhile
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")

@@ -20,7 +20,6 @@ from chatterbox_opt.kernel_launch import next_may_begin, wait_for_those_before
 
 SMALLEST_TILE, LARGEST_TILE = 16, 64  # rows at once on the tensor cores, which want 16 or more
 PROGRAMS = 256  # about two for each SM of a large GPU
-HEADROOM = tl.constexpr(16.0)  # times the largest fp16, for x * norm
 
 
 def gemm_tile(
@@ -57,34 +56,25 @@ def splits(programs: int, k: int, depth: int) -> int:
 
 
 @triton.jit
-def multiplied(given, place, inside, total):
-    """total plus given times the tile [columns, depth] at ``place``."""
-    tile = tl.load(place, inside, 0).to(given.dtype)
-    return tl.dot(given, tl.trans(tile), total, input_precision="ieee")
+def multiplied(given, place, by, inside, total, NORMED: tl.constexpr):
+    """total plus given times the tile [columns, depth] at ``place``, scaled by ``by`` if NORMED."""
+    tile = tl.load(place, inside, 0)
+    if NORMED:
+        tile = tile.to(tl.float32) * by.to(tl.float32)
+    return tl.dot(given, tl.trans(tile.to(given.dtype)), total, input_precision="ieee")
 
 
 @triton.jit
-def scaled_by(given, by, squares):
-    """x * norm / ``HEADROOM`` [rows, depth] in x's dtype, and the sums of squares so far
-    [rows, depth / 8]: of the eight numbers that a thread loads together."""
-    wide = given.to(tl.float32)
-    pieces = tl.reshape(wide * wide, (squares.shape[0], squares.shape[1], 8))
-    scaled = (wide * (by.to(tl.float32) / HEADROOM)).to(given.dtype)
-    return scaled, squares + tl.sum(pieces, axis=2)
-
-
-@triton.jit
-def start_of_tile(
-    scales, norm, column, n, k,
-    DEPTH: tl.constexpr, SCALED: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr,
-):  # fmt: skip
-    """What no kernel writes: the columns' scales and the norm's first tile [1, depth]."""
-    inner = tl.arange(0, DEPTH)[None, :]
+def norm_tile(norm, inner, here, given, squares, NORMED: tl.constexpr):
+    """The norm's weight [1, depth], and the sums of squares so far [rows, depth / 8], each of the
+    eight numbers that a thread loads together."""
     by = inner
     if NORMED:
-        by = tl.load(norm + inner, inner < k, 0.0)
-    first, second = column_scales(scales, column, n, SCALED, GATED)
-    return first, second, by
+        by = tl.load(norm + inner, here, 0.0)
+        wide = given.to(tl.float32)
+        pieces = tl.reshape(wide * wide, (squares.shape[0], squares.shape[1], 8))
+        squares += tl.sum(pieces, axis=2)
+    return by, squares
 
 
 @triton.jit
@@ -105,8 +95,9 @@ def gemm(
     SCALED: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """As ``gemv``, on the tensor cores. They multiply fp16 or bf16: x * norm is rounded before,
-    once (T3's own norm rounds twice), with headroom for outliers; beyond that it becomes Inf.
+    """As ``gemv``, on the tensor cores. They multiply fp16 or bf16, so the norm's weight is
+    multiplied into the matrix, which is rounded once more: x, which may have outliers, goes to
+    them as it lies in memory, without a detour through registers.
 
     SPLITS: programs that share a tile's depth; more than one only where nothing is normed or gated.
     """
@@ -119,26 +110,26 @@ def gemm(
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     other, before = total, 0.0
     squares = tl.zeros((ROWS, DEPTH // 8), tl.float32)
-    split, part = tl.program_id(2), k // SPLITS
-    first, second, by = start_of_tile(scales, norm, column, n, k, DEPTH, SCALED, NORMED, GATED)
+    split, part = tl.program_id(2), k
+    if SPLITS > 1:  # see ``splits``; the compiler must know, to copy 16 bytes at once
+        part = tl.multiple_of(k // SPLITS, 2 * DEPTH)
+    first, second = column_scales(scales, column, n, SCALED, GATED)
     if EARLY:
         wait_for_those_before()
     if ADDED:
         before = tl.load(residual + place, inside, 0.0).to(tl.float32)
-    # the compiler prefetches the tiles of x and the weight; the norm's is prefetched here
+    # the compiler prefetches the tiles of x, of the weight and of the norm
     for start in range(split * part, split * part + part, DEPTH):
         inner = start + tl.arange(0, DEPTH)[None, :]
         here = inner < k
         given = tl.load(x + row[:, None] * k + inner, there & here, 0.0)
-        if NORMED:
-            given, squares = scaled_by(given, by, squares)
-            by = tl.load(norm + inner + DEPTH, inner + DEPTH < k, 0.0)
+        by, squares = norm_tile(norm, inner, here, given, squares, NORMED)
         matrix = weight + column[:, None] * k + inner
-        total = multiplied(given, matrix, wanted & here, total)
+        total = multiplied(given, matrix, by, wanted & here, total, NORMED)
         if GATED:
-            other = multiplied(given, matrix + n * k, wanted & here, other)
+            other = multiplied(given, matrix + n * k, by, wanted & here, other, NORMED)
     if NORMED:
-        factor = HEADROOM * tl.rsqrt(tl.sum(squares, axis=1) / k + eps)[:, None]
+        factor = tl.rsqrt(tl.sum(squares, axis=1) / k + eps)[:, None]
         total *= factor
         other *= factor
     if SPLITS == 1:

@@ -87,6 +87,11 @@ class Recordings:
         self._known: dict[Hashable, Recording] = {}
         self._place: Hashable = None
 
+    @property
+    def captures_work(self) -> bool:
+        """Whether nothing has failed to be recorded or replayed yet; else all is launched."""
+        return self._record is not None
+
     def find(self, key: Hashable, place: Hashable) -> Recording:
         """The recording under ``key``; all are dropped if ``place`` is another one.
 
@@ -178,6 +183,11 @@ class Captured:
         self._fits: tuple[int, int, torch.dtype] | None = None
         self._allocations = 0
 
+    @property
+    def captures_work(self) -> bool:
+        """See ``Recordings``."""
+        return self._recordings.captures_work
+
     def slots(self, t3: T3, count: int, each: int) -> Slots:
         """The slots of last time if they fit, else new ones."""
         fits = (count, each, t3.dtype)
@@ -252,6 +262,11 @@ class Replayed:
         self._recordings = Recordings(record, what)
         self._module = weakref.ref(module)  # which has this as its attribute: no cycle, so that
         # what a closed engine held is free at once
+
+    @property
+    def captures_work(self) -> bool:
+        """See ``Recordings``."""
+        return self._recordings.captures_work
 
     def room(self, length: int) -> int:
         """A bucket: few recordings serve all lengths."""

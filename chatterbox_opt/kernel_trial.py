@@ -41,21 +41,40 @@ def _products(drawn: Callable[..., Tensor]) -> bool:
         gate, up = F.linear(F.rms_norm(x, (DEEP,), by, 1e-5), weight).chunk(2, dim=-1)
         if not _alike(found, F.silu(gate) * up + residual):
             return False
-        expected = F.linear(x, 0.01 * whole.to(x.dtype))
-        if not _alike(decode_linear.linear(x, whole, scales), expected):
+        expected = F.linear(F.rms_norm(x, (DEEP,), by, 1e-5), 0.01 * whole.to(x.dtype))
+        gate, up = expected.chunk(2, dim=-1)
+        found = decode_linear.linear(x, whole, scales, norm=(by, 1e-5), gated=True)
+        if not _alike(found, F.silu(gate) * up):
             return False
-    return _shared_depth(drawn)
+    return _as_t3_has_them(drawn) and _shared_depth(drawn)
+
+
+def _as_t3_has_them(drawn: Callable[..., Tensor]) -> bool:
+    """A depth that is a whole tile, and columns that are not, as the head's."""
+    weight = drawn(WIDE + 2, 1024) / 32
+    for rows in (2, gemm.SMALLEST_TILE, 2 * gemm.LARGEST_TILE):
+        x = drawn(rows, 1024)
+        if not _alike(decode_linear.linear(x, weight), F.linear(x, weight)):
+            return False
+    return True
 
 
 def _shared_depth(drawn: Callable[..., Tensor]) -> bool:
     """A matrix so deep and narrow that programs share its depth; twice, by the same counters."""
-    rows, deep = gemm.SMALLEST_TILE, 2048
-    weight, x, residual = drawn(WIDE, deep) / deep**0.5, drawn(rows, deep), drawn(rows, WIDE)
-    arrivals = torch.zeros(WIDE, dtype=torch.int32, device=x.device)
-    for _ in range(2):
-        found = decode_linear.linear(x, weight, residual=residual, arrivals=arrivals)
-        if not _alike(found, F.linear(x, weight) + residual) or arrivals.any():
-            return False
+    deep = 2048
+    weight = drawn(WIDE, deep) / deep**0.5
+    arrivals = torch.zeros(WIDE, dtype=torch.int32, device=weight.device)
+    whole, scales = (1000 * weight).round().to(torch.int8), arrivals[:WIDE] + 0.001
+    for rows, matrix, by in (
+        (gemm.SMALLEST_TILE, weight, None),
+        (gemm.LARGEST_TILE, whole, scales),
+    ):
+        x, residual = drawn(rows, deep), drawn(rows, WIDE)
+        expected = F.linear(x, matrix.to(x.dtype) * (1 if by is None else 0.001)) + residual
+        for _ in range(2):
+            found = decode_linear.linear(x, matrix, by, residual=residual, arrivals=arrivals)
+            if not _alike(found, expected) or arrivals.any():
+                return False
     return True
 
 

@@ -8,11 +8,21 @@ that would change what is said is ever lowered in silence. Imports no torch.
 from __future__ import annotations
 
 import os
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 from chatterbox_opt.errors import ProfileError
-from chatterbox_opt.hardware import AUTO, BFLOAT16_FROM, HALF_FROM, Hardware, dotted, kernels
+from chatterbox_opt.hardware import (
+    AUTO,
+    BFLOAT16_FROM,
+    HALF_FROM,
+    KERNELS,
+    Hardware,
+    dotted,
+    kernels,
+)
 from chatterbox_opt.profile import (
     COMPILE,
     INT8_FLOW_COSTS,
@@ -43,6 +53,7 @@ ENVIRONMENT: dict[str, tuple[str, dict[str, str]]] = {
     "CHATTERBOX_KV_CACHE": ("kv_cache", {name: name for name in KV_CACHE}),
 }
 PLAIN = "DISABLE_OPTIMIZATION"
+GPU_KERNELS = "CHATTERBOX_GPU_KERNELS"  # false: PyTorch's operations in place of our own kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +134,8 @@ def resolve(
         ProfileError: an unknown profile, key or value.
     """
     environment = os.environ if environment is None else environment
+    if _word(environment, GPU_KERNELS, {"true": "", "false": "off"}):
+        hardware = _without_kernels(hardware)
     why = "asked for"
     if profile == AUTO:
         profile, why = choose(hardware)
@@ -154,6 +167,13 @@ def resolve(
         optimized=optimized,
         reasons=tuple(reasons),
     )
+
+
+def _without_kernels(hardware: Hardware) -> Hardware:
+    """The same GPU without kernels of our own; none of them is tried."""
+    names = (kernels(stage, dtype) for stage, dtypes in KERNELS.items() for dtype in dtypes)
+    off = dict.fromkeys(names, f"switched off by {GPU_KERNELS}")
+    return replace(hardware, lacks=ChainMap(off, cast(dict[str, str], hardware.lacks)))
 
 
 def _fused(hardware: Hardware, wish: Profile, reasons: list[str]) -> tuple[str, ...]:
@@ -216,6 +236,7 @@ def check_words(profile: str, overrides: Mapping[str, str], environment: Mapping
     if profile != AUTO:
         load_profile(profile)
     is_plain(environment)
+    _word(environment, GPU_KERNELS, {"true": "", "false": "off"})
     _later_words(environment, overrides)
 
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from chatterbox_opt import lean
 from chatterbox_opt.blank import uninitialised
 from chatterbox_opt.card import Side
-from chatterbox_opt.errors import ChatterboxOptError
+from chatterbox_opt.errors import ChatterboxOptError, first_line
 from chatterbox_opt.shapes import SAMPLE_RATE
 
 log = logging.getLogger(__name__)
@@ -53,10 +53,13 @@ class _Network:
 
     Attributes:
         frames: of the short-time Fourier transform and its inverse, as ``torch.stft`` takes them.
+        real: magnitudes and phases are put together by functions of real numbers. On a GPU those
+            of complex ones are compiled when they are first asked for, and that may fail.
     """
 
     encoder: Any
     frames: Mapping[str, Any]
+    real: bool = False
 
     def mark(self, wave: Tensor) -> Tensor:
         """Add the network's residual to the log-magnitudes; phases stay as they are.
@@ -66,16 +69,18 @@ class _Network:
         """
         spectrum = torch.stft(wave[None], **self.frames, return_complex=True)[0]
         phase = torch.angle(spectrum)
-        loudness = 20 * torch.log10(spectrum.abs().clip(10 ** (-FLOOR / 20)))
+        size = torch.hypot(spectrum.real, spectrum.imag) if self.real else spectrum.abs()
+        loudness = 20 * torch.log10(size.clip(10 ** (-FLOOR / 20)))
         marked, _ = self.encoder(((loudness + FLOOR) / (FLOOR + HEADROOM))[None])
         decibels = marked[0] * (FLOOR + HEADROOM) - FLOOR
-        spectrum = 10.0 ** (decibels / 20).clip(max=10) * torch.exp(1.0j * phase)
+        size = 10.0 ** (decibels / 20).clip(max=10)
+        spectrum = torch.polar(size, phase) if self.real else size * torch.exp(1.0j * phase)
         return torch.istft(spectrum[None], **self.frames)[0]
 
     def copied(self, device: torch.device) -> _Network:
         """The same on another device."""
         frames = {**self.frames, "window": self.frames["window"].to(device)}
-        return _Network(copy.deepcopy(self.encoder).to(device), frames)
+        return _Network(copy.deepcopy(self.encoder).to(device), frames, real=True)
 
 
 class _Gpu:
@@ -85,19 +90,21 @@ class _Gpu:
     """
 
     def __init__(self, network: _Network, device: torch.device) -> None:
-        """Copy ``network`` there.
+        """Copy ``network`` there, and mark a second of silence: what must be built is built.
 
         Raises:
-            torch.OutOfMemoryError: no room.
+            RuntimeError: no room (an OutOfMemoryError is one), or something cannot be built.
         """
         self._network, self._device = network.copied(device), device
         self._side, self._turn = Side(device), threading.Lock()
+        with torch.inference_mode():
+            self.mark(torch.zeros(SAMPLE_RATE))
 
     def mark(self, wave: Tensor) -> Tensor:
         """See ``_Network``; a wave of the host to a wave of the host.
 
         Raises:
-            torch.OutOfMemoryError: no room.
+            RuntimeError: no room, or whatever a device says.
         """
         with self._turn:
             return self._side(lambda: self._network.mark(wave.to(self._device)).cpu())()
@@ -149,15 +156,15 @@ class Watermark:
         self._gpu: _Gpu | None = None
 
     def move(self, device: torch.device) -> None:
-        """Mark on a GPU from now on, as long as there is room; ``release`` ends it.
+        """Mark on a GPU from now on, as long as that works; ``release`` ends it.
 
         Its numbers are the processor's but for float32's rounding, and that of TF32 if torch's
         convolutions use it.
         """
         try:
             self._gpu = _Gpu(self._network, device)
-        except torch.OutOfMemoryError:
-            _no_room()
+        except RuntimeError as error:
+            _not_there(error)
 
     def release(self) -> None:
         """Leave the GPU; waves are marked on the processor then."""
@@ -174,10 +181,11 @@ class Watermark:
     def _mark(self, wave: Tensor) -> Tensor:
         gpu = self._gpu
         if gpu is not None:
-            with contextlib.suppress(torch.OutOfMemoryError):
+            try:
                 return gpu.mark(wave)
+            except RuntimeError as error:
+                _not_there(error)
             # out here the failure's frames are gone, and with them the memory that they held
-            _no_room()
             self.release()
         return self._network.mark(wave)
 
@@ -198,8 +206,9 @@ class Watermark:
         return float(np.mean(reader.get_watermark(wave, sample_rate=SAMPLE_RATE, round=False)))
 
 
-def _no_room() -> None:
-    log.warning("no memory for the watermark on the GPU: from now on the processor makes it")
+def _not_there(error: RuntimeError) -> None:
+    reason = first_line(error)
+    log.warning("the CPU makes the watermark from now on: the GPU cannot (%s)", reason)
 
 
 def _training_step(path: Path) -> int:

@@ -21,6 +21,7 @@ from chatterbox_opt import (
     hardware,
     kernel_ends,
     kernel_launch,
+    kernel_trial,
     sampler,
 )
 from chatterbox_opt.cache import products
@@ -591,7 +592,13 @@ class TestTrying:
         stage = "flow" if module is flow_kernels else "t3"
         assert card.lacks_kernels(stage, torch.float16, "cpu") == "Triton's kernels are wrong here"
 
-    def test_a_wrong_beginning_is_found_wrong(self, monkeypatch):
+    @pytest.fixture
+    def only_the_ends(self, monkeypatch):
+        """What stands between them was tried by other tests, and takes the interpreter long."""
+        for name in ("_products", "_attention"):
+            monkeypatch.setattr(kernel_trial, name, lambda drawn: True)
+
+    def test_a_wrong_beginning_is_found_wrong(self, monkeypatch, only_the_ends):
         exact = kernel_ends.enter
 
         def swapped(*given):
@@ -602,7 +609,7 @@ class TestTrying:
         assert card.lacks_kernels("t3", torch.float16, "cpu") == "Triton's kernels are wrong here"
 
     @pytest.mark.parametrize("i", range(3))
-    def test_a_wrong_end_is_found_wrong(self, i, monkeypatch):
+    def test_a_wrong_end_is_found_wrong(self, i, monkeypatch, only_the_ends):
         exact = kernel_ends.draw
 
         def beyond(*given, **more):

@@ -111,6 +111,9 @@ class Card:
 
     def _multiply(self) -> None:
         graph = self.thread.capturing
+        if graph and not self.thread.handle:
+            raise RuntimeError("CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`")
+        self.thread.handle = True
         pool = graph.pool if graph else None
         with self._lock:
             if self._workspaces.setdefault(self.thread.stream.number, pool) is not pool:
@@ -165,6 +168,7 @@ class Card:
 
     def refuse_in_capture(self, what: str) -> None:
         if self.thread.capturing:
+            self.thread.capturing.pool.broken = True  # the allocator does not see its end
             raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
 
     # -- operations
@@ -364,6 +368,7 @@ class Card:
             "get_device_properties": lambda *_: SimpleNamespace(multi_processor_count=132),
             "get_arch_list": lambda: ["sm_{}{}".format(*self.capability)],
             "mem_get_info": lambda *_: (TOTAL - self.allocated() - self.workspaces(), TOTAL),
+            "current_blas_handle": lambda: setattr(self.thread, "handle", True),
             "memory_allocated": lambda *_: self.allocated() + self.workspaces(),
             "max_memory_allocated": lambda *_: self.peak,
             "reset_peak_memory_stats": self._forget_peak,
@@ -415,6 +420,7 @@ class _Thread(threading.local):
             card.default = Stream(card)
         self.stream = card.default
         self.making, self.capturing, self.replaying, self._deep = CPU, None, False, False
+        self.handle = False  # of cuBLAS; each thread has its own
 
     @contextmanager
     def makes(self, device):
@@ -506,9 +512,11 @@ class Pool:
     """Memory of graphs, which is given up with the last of them."""
 
     def __init__(self):
-        self.graphs, self.used = weakref.WeakSet(), False
+        self.graphs, self.used, self.broken = weakref.WeakSet(), False, False
 
     def take(self, graph):
+        if self.broken:
+            raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
         if self.used and not self.graphs:
             raise RuntimeError("INTERNAL ASSERT FAILED: it->second->use_count > 0")
         self.used = True

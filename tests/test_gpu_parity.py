@@ -12,7 +12,7 @@ from test_graphs import capture
 from benchmarks import batch
 from benchmarks.gpu.context import BROKEN_EXIT, Context, parse
 from benchmarks.gpu.kinds import FAILED
-from benchmarks.gpu.measuring import kernel_times, lengths, parity
+from benchmarks.gpu.measuring import engines, kernel_times, lengths, parity
 from benchmarks.gpu.measuring.engines import on_device, sound_made_by, sounds
 from benchmarks.gpu.results import FILE, Results, read
 from chatterbox_opt import Engine
@@ -130,3 +130,16 @@ def test_a_stage_reads_its_command_line(tmp_path):
     found = parse("benchmarks.gpu.stages.core", words)
     assert (found.stage, found.model, found.device) == ("core", "m", "cuda:1")
     assert found.sizes.seconds < 1 and found.scratch == tmp_path
+
+
+def test_a_capture_that_failed_is_seen(engine):
+    """All is launched from then on, under the name of what is replayed."""
+
+    def refuse(work):
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    assert engines.recorded(engine, Eager()) == {"flow": True, "vocoder": True, "t3": False}
+    steps = Captured(refuse)
+    assert engines.recorded(engine, steps)["t3"]
+    assert parity.token_parity(engine, steps, Eager(), 1, 2, 6)["good"]
+    assert not engines.recorded(engine, steps)["t3"]

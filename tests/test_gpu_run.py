@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,8 @@ STAGES = {  # a stage's name and what it does after its first figure
     "segfaults": "os.kill(os.getpid(), signal.SIGSEGV)",
     "hangs": "signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)",
     "waits": "time.sleep(60)",
+    "breaks": "sys.exit(3)",  # as where a kernel broke the GPU's context
+    "tells": "put('kernels', os.environ.get('CHATTERBOX_GPU_KERNELS'))",
     "counts": "[(put('figure', i), time.sleep(0.002)) for i in range(10**6)]",
 }
 FAKE = """
@@ -87,6 +89,30 @@ def test_a_stage_that_dies_costs_itself_only(fake, monkeypatch):
     }
     assert [name for name, one in ended.items() if one["cut"]] == ["hangs", "waits"]
     assert all(not alive(one.value) for one in found if one.what == "pid")
+
+
+def test_after_a_broken_context_the_others_do_without_our_kernels(fake):
+    go(fake, ("tells", 1, 5), ("breaks", 1, 5), ("tells", 1, 5))
+    assert [one.value for one in lines(fake) if one.what == "kernels"] == [None, "false"]
+    assert {"name": "own kernels", "off": True, "after": "breaks"} in [
+        one.value for one in lines(fake) if one.what == kinds.SETUP
+    ]
+
+
+class WithoutWeights(Fake):
+    def has_weights(self):
+        return False
+
+    def weights_command(self):
+        return ["false"]
+
+
+def test_without_weights_only_the_stages_that_need_none_are_run(fake):
+    less = WithoutWeights(**{f.name: getattr(fake, f.name) for f in fields(fake)})
+    stages = [Stage("good", 1, 5, weights=True), Stage("tells", 1, 5, weights=False)]
+    assert not run.run(less, stages, 30, time.monotonic())
+    ran = [one.value["name"] for one in lines(fake) if one.what == kinds.STAGE]
+    assert ran == ["tells"]
 
 
 def test_a_run_keeps_to_its_limit_and_says_what_it_left_out(fake, monkeypatch):
@@ -198,10 +224,13 @@ def test_what_came_along_is_installed_once(tmp_path, monkeypatch):
     (wheels / "x.whl").touch()
     (wheels / setting.KERNELS).touch()
     here = setting.Setting(tmp_path, tmp_path, tmp_path, wheels, "a model")
-    monkeypatch.setattr(setting, "NEEDED", "no_such_module")
-    assert [name for name, _ in here.installations()] == ["wheels", "kernels"]
+    monkeypatch.setattr(setting, "NEEDED", ("json", "no_such_module"))
+    assert [name for name, *_ in here.installations()] == ["wheels", "kernels"]
+    for _, _, folder in here.installations():
+        folder.mkdir()
+    assert [name for name, *_ in here.installations()] == ["wheels", "kernels"], "cut midway"
     for folder in ("site", "kernels"):
-        (tmp_path / folder).mkdir()
+        (tmp_path / folder / setting.WHOLE).touch()
     assert list(here.installations()) == []
     assert here.has_weights(), "those that were named"
     mine = setting.Setting(tmp_path, tmp_path, tmp_path, None, str(tmp_path / "full"))

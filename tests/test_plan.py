@@ -188,7 +188,23 @@ def test_int8_keys_and_values_leave_room_for_more_slots(free, kv_cache, slots):
     assert made.slots == slots
 
 
-@pytest.mark.parametrize("variable", [*plan.ENVIRONMENT, plan.PLAIN])
+@pytest.mark.parametrize(("word", "stages"), [("false", ()), ("true", ("t3", "flow"))])
+def test_kernels_of_our_own_can_be_switched_off(word, stages):
+    """int8 matrices on a GPU need them; nothing is tried."""
+
+    class Untried(dict):
+        def get(self, name, default=None):
+            assert word == "true"
+            return default
+
+    hardware = replace(card(), lacks=Untried())
+    made = resolve("rtx4090", hardware, {"dtype": "int8"}, {plan.GPU_KERNELS: word})
+    assert made.fused == stages and made.t3 == ("int8" if stages else "bfloat16")
+    told = [reason for reason in made.reasons if "switched off by CHATTERBOX_GPU_KERNELS" in reason]
+    assert bool(told) == (word == "false")
+
+
+@pytest.mark.parametrize("variable", [*plan.ENVIRONMENT, plan.PLAIN, plan.GPU_KERNELS])
 def test_a_wrong_word_in_the_environment_names_the_known_ones(variable):
     with pytest.raises(ProfileError, match=f"{variable} is 'maybe'; known: "):
         resolve("dev", CPU, {}, {variable: "maybe"})

@@ -73,7 +73,7 @@ class Sizes:
     lines: int = 32
     line_tokens: int = 300
     batches: tuple[int, ...] = (8, 32, 64, 128)
-    batch_tokens: int = 200
+    batch_tokens: int = 120
     profile_tokens: int = 100
     speech_tokens: int = 400
     read: int = 2 << 30

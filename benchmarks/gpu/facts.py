@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from benchmarks.gpu import processes
@@ -20,6 +21,12 @@ COMMANDS = (
     ("df", "-h"),
     ("free", "-g"),
     ("lscpu",),
+    ("ldconfig", "-p"),  # whether the driver's library is known
+)
+CLOCKS = (
+    "nvidia-smi",
+    "--query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu",
+    "--format=csv,noheader",
 )
 TOOLS = ("gcc", "nvcc", "ncu", "nsys")
 VARIABLES = ("CUDA", "TRITON", "TORCH", "LD_LIBRARY", "NVIDIA")
@@ -47,6 +54,8 @@ def main() -> None:
     with Path(sys.argv[1]).open("w", encoding="utf-8") as file:
         variables = [f"{k}={v}" for k, v in os.environ.items() if k.startswith(VARIABLES)]
         tools = [f"{tool}: {shutil.which(tool)}" for tool in TOOLS]
+        header = Path(sysconfig.get_paths()["include"]) / "Python.h"  # Triton's launchers need it
+        tools.append(f"{header}: {'there' if header.exists() else 'missing'}")
         print(sys.version, *tools, *variables, sep="\n", file=file)
         for command in COMMANDS:
             print(f"\n$ {' '.join(command)}\n{told(command)}", file=file, flush=True)

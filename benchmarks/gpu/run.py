@@ -16,17 +16,19 @@ import sys
 import tarfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.gpu import processes, results, schedule, setting, summary
-from benchmarks.gpu.context import SPOKEN, TRACES
+from benchmarks.gpu import facts, processes, results, schedule, setting, summary
+from benchmarks.gpu.context import BROKEN_EXIT, SPOKEN, TRACES
 from benchmarks.gpu.kinds import SETUP, SKIPPED, STAGE
 from benchmarks.gpu.processes import Ending
 from benchmarks.gpu.schedule import CEILINGS, Stage
 from benchmarks.gpu.setting import Setting
 
 INSTALL_LIMIT = 60.0  # seconds
+KERNELS_SWITCH = "CHATTERBOX_GPU_KERNELS"
 LOOK_LIMIT = 60.0  # seconds to find a GPU in; one that is not found in time may still be there
 
 
@@ -60,13 +62,25 @@ class Run:
         process = self.setting.start(self.setting.stage_command(stage.name))
         ending = processes.finish(process, limit)
         self.note(STAGE, stage.name, ending)
+        if ending.exit == BROKEN_EXIT:
+            self.without_kernels(stage)
         for folder in (TRACES, SPOKEN):
-            pack(self.setting.scratch / folder, self.setting.out / f"{folder}.tar.gz")
+            with suppress(OSError):  # of a full disk; figures are elsewhere
+                pack(self.setting.scratch / folder, self.setting.out / f"{folder}.tar.gz")
+
+    def without_kernels(self, stage: Stage) -> None:
+        """Have the stages after one that broke the GPU's context do without kernels of our own,
+        which are likely to have broken it: PyTorch's operations have figures too."""
+        off = {**self.setting.environment, KERNELS_SWITCH: "false"}
+        self.setting = replace(self.setting, environment=off)
+        self.lines.put(SETUP, {"name": "own kernels", "off": True, "after": stage.name})
 
     def note(self, what: str, name: str, ending: Ending) -> None:
         """A line on how a process ended."""
         self.good &= ending.good
         told = {"name": name, "exit": ending.exit, "seconds": round(ending.seconds, 1)}
+        if what == STAGE:  # clocks and heat explain what differs from run to run
+            told["gpu"] = facts.told(facts.CLOCKS).strip()[:100]
         self.lines.put(what, told | {"cut": ending.cut})
 
     def prepare(self) -> bool:
@@ -74,9 +88,12 @@ class Run:
         there is one. What cannot be installed costs the stages that need it."""
         looking = self.setting.start(self.setting.gpu_command())
         try:
-            for name, command in self.setting.installations():
+            for name, command, folder in self.setting.installations():
                 process = self.setting.start(command)
-                self.note(SETUP, name, processes.finish(process, min(INSTALL_LIMIT, self.left)))
+                ending = processes.finish(process, min(INSTALL_LIMIT, self.left))
+                self.note(SETUP, name, ending)
+                if ending.good:
+                    (folder / setting.WHOLE).touch()
         finally:
             found = processes.finish(looking, min(LOOK_LIMIT, self.left))
         there = found.exit != setting.NO_GPU
@@ -100,7 +117,8 @@ class Run:
         finally:
             ending = processes.finish(maker, min(schedule.WEIGHTS_LIMIT, self.left))
         self.note(SETUP, "weights", ending)
-        return [stage for stage in stages if stage != CEILINGS]
+        left = [stage for stage in stages if stage != CEILINGS]
+        return left if ending.good else [stage for stage in left if not stage.weights]
 
 
 def pack(folder: Path, target: Path) -> None:
@@ -121,14 +139,14 @@ def run(setting: Setting, stages: Sequence[Stage], limit: float, started: float)
         started: when it began, on the monotonic clock.
     """
     now = Run(setting, results.Results(setting.out / results.FILE, "run"), limit, started)
-    facts = setting.start(setting.facts_command())
+    machine = setting.start(setting.facts_command())
     try:
         if not now.prepare():
             return False
         for stage in now.weights(stages):
             now.stage(stage)
     finally:
-        processes.finish(facts, 0 if now.left < 1 else 1)
+        processes.finish(machine, 0 if now.left < 1 else 1)
     return now.good
 
 

@@ -25,7 +25,8 @@ ROOM = 16 << 30  # bytes that weights, their converted copies and voices take at
 KERNELS = "tcache.tar.xz"  # compiled ahead, among the wheels
 MARKER = "config.json"  # the last file of made weights
 NO_GPU = 7  # an exit code that nothing else has
-NEEDED = "perth"  # is importable where the wheels are installed
+NEEDED = ("chatterbox", "perth", "s3tokenizer", "soxr")  # importable where wheels are installed
+WHOLE = ".whole"  # a file in a folder that was laid there to its end
 # hub, progress bars and plots must not wait for a network or a display
 QUIET = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "MPLBACKEND": "agg", "PYTHONUNBUFFERED": "1"}
 
@@ -104,26 +105,33 @@ class Setting:
         )
         return [sys.executable, "-c", code, self.model]
 
-    def installations(self) -> Iterator[tuple[str, list[str]]]:
-        """What has to be installed first, by name."""
+    def installations(self) -> Iterator[tuple[str, list[str], Path]]:
+        """What has to be installed first: its name, the command, and a folder that gets a file
+        ``WHOLE`` when it has come to its end."""
         if self.wheels is None:
             return
         wheels = sorted(str(path) for path in self.wheels.glob("*.whl"))
-        if wheels and not self.site.exists() and importlib.util.find_spec(NEEDED) is None:
+        missing = any(importlib.util.find_spec(name) is None for name in NEEDED)
+        if wheels and missing and not _whole(self.site):
             offline = ["--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "-q"]
             pip = [sys.executable, "-m", "pip", "install", *offline]
-            yield "wheels", [*pip, "--target", str(self.site), *wheels]
+            yield "wheels", [*pip, "--upgrade", "--target", str(self.site), *wheels], self.site
         kernels, cache = self.wheels / KERNELS, self.scratch / "kernels"
-        if kernels.exists() and not cache.exists():
+        if kernels.exists() and not _whole(cache):
             unpack = [sys.executable, "-m", "benchmarks.gpu.kernel_cache"]
-            yield "kernels", [*unpack, str(kernels), str(cache)]
+            yield "kernels", [*unpack, str(kernels), str(cache)], cache
+
+
+def _whole(folder: Path) -> bool:
+    """Whether what was laid there came to its end: a run may be cut while it installs."""
+    return (folder / WHOLE).exists()
 
 
 def find(out: Path, wheels: Path | None, model: str | None) -> Setting:
     """The setting of this machine: data in memory where there is room."""
     free = shutil.disk_usage(MEMORY).free if MEMORY.is_dir() else 0
     scratch = Path(tempfile.gettempdir()) / NAME
-    data = MEMORY / NAME if free >= ROOM else scratch
+    data = MEMORY / NAME if free >= ROOM or (MEMORY / NAME).exists() else scratch
     for folder in (scratch, data):
         folder.mkdir(exist_ok=True)
     for left in (TRACES, SPOKEN):  # of an earlier run

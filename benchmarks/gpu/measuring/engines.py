@@ -13,10 +13,11 @@ from typing import Any, cast
 import torch
 
 from benchmarks.gpu.context import Context
-from benchmarks.gpu.kinds import LOADED
+from benchmarks.gpu.kinds import CHECK, LOADED
 from benchmarks.gpu.measuring.clocks import fresh_memory, vram
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.beside import Here, Sound
+from chatterbox_opt.decoding import Way
 from chatterbox_opt.offload import Residency
 from chatterbox_opt.pipeline import Pipeline
 from chatterbox_opt.plan import HERE
@@ -56,6 +57,7 @@ def load(context: Context, overrides: Mapping[str, str]) -> Engine:
         }
         | vram(),
     )
+    context.put(CHECK, {"name": f"own kernels, {plan.t3}", "good": "t3" in plan.fused})
     return engine
 
 
@@ -75,6 +77,19 @@ def on_device(engine: Engine, stage: str) -> Iterator[Any]:
     residency: Residency = pipeline_of(engine).residency
     with residency(stage) as module:
         yield module
+
+
+def recorded(engine: Engine, steps: Way) -> dict[str, bool]:
+    """Whether each stage is still replayed: a capture that fails has it launched from then on, with
+    no more than a warning.
+
+    Args:
+        steps: how T3's are run.
+    """
+    module = pipeline_of(engine).residency.module
+    stages: dict[str, Any] = {name: module(name).through for name in SOUND_STAGES}
+    stages["t3"] = steps
+    return {name: getattr(how, "captures_work", False) for name, how in stages.items()}
 
 
 @contextmanager

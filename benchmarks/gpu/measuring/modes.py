@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from benchmarks.gpu.context import Context
-from benchmarks.gpu.kinds import RUN
+from benchmarks.gpu.kinds import CHECK, RUN
 from benchmarks.gpu.measuring.clocks import fresh_memory, vram
-from benchmarks.gpu.measuring.engines import launched, pipeline_of, sound_by_pytorch
+from benchmarks.gpu.measuring.engines import launched, pipeline_of, recorded, sound_by_pytorch
 from chatterbox_opt import Engine
 from chatterbox_opt.card import CudaRecorder
 from chatterbox_opt.ceilings import weights_per_step
@@ -43,6 +43,10 @@ class Mode:
     steps: Way
     graph: bool
     own: bool
+
+    def runs(self, most: int) -> int:
+        """Runs that count: launched ones take long, and are what others are compared with."""
+        return most if self.graph else min(2, most)
 
     @property
     def warm_ups(self) -> int:
@@ -92,3 +96,7 @@ def measure_row(context: Context, engine: Engine, mode: Mode, runs: int) -> None
                 "weights_per_step": weights_per_step(engine.checkpoint.shapes.t3),
             }
             context.put(RUN, row | vram())
+        if mode.graph:
+            found = recorded(engine, mode.steps)
+            name = f"recorded, {engine.plan.t3}, {mode.name}"
+            context.put(CHECK, {"name": name, **found, "good": all(found.values())})

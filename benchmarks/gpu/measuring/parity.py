@@ -24,6 +24,7 @@ from benchmarks.gpu.measuring.engines import (
     launched,
     on_device,
     pipeline_of,
+    recorded,
     requests,
     sound_made_by,
 )
@@ -32,14 +33,17 @@ from chatterbox_opt.beside import Here, Sound
 from chatterbox_opt.card import CudaRecorder
 from chatterbox_opt.decoding import Way, decode
 from chatterbox_opt.graphs import Captured
+from chatterbox_opt.shapes import SAMPLE_RATE
 from chatterbox_opt.slots import Utterance
 from chatterbox_opt.speech import Wave
 from chatterbox_opt.subjects import Clock, forced_tokens
 from chatterbox_opt.t3 import T3
+from chatterbox_opt.watermark import Watermark
 
 DRIFT = 1.2  # the last tenth may take so much more time than the second
 LEAST_LEAK = 1 << 20  # bytes that may have come to stay
 LIBRARIES = 64 << 20  # bytes that libraries may keep as long as the process lives
+SHARE = 1e-2  # of what the watermark adds, that a GPU's may be off
 CLOSE = 1e-3  # float32, padded and replayed against launched: mels, and waves of one mel
 
 
@@ -124,7 +128,31 @@ def beside_parity(engine: Engine, lines: int) -> dict[str, Any]:
     here, *others = waves(Here()), waves(planned), waves(Here()), waves(planned)
     equal = sum(all(np.array_equal(one[id], here[id]) for id in here) for one in others)
     kept = pipeline.way is steps and not getattr(planned, "over", False)
+    kept &= all(recorded(engine, steps).values())
     return {"equal": equal, "of": len(others), "kept": kept, "good": kept and equal == len(others)}
+
+
+def watermark_parity(engine: Engine, seconds: float = 3.0) -> dict[str, Any]:
+    """The GPU's watermark against the CPU's: the largest difference of a wave, and seconds of
+    both. A GPU's convolutions may take 11 of float32's 24 bits (TF32)."""
+    mark = engine._watermark
+    if mark is None or mark._gpu is None:
+        return {"here": False, "good": True}
+    drawn = np.random.default_rng(0).standard_normal(int(seconds * SAMPLE_RATE))
+    wave = (0.1 * drawn).astype(np.float32)
+    laps = []
+    for _ in range(3):
+        start = time.perf_counter()
+        there = mark.apply(wave)
+        laps.append(time.perf_counter() - start)
+    start, plain = time.perf_counter(), Watermark()
+    expected = plain.apply(wave)
+    cpu = time.perf_counter() - start
+    difference = float(np.abs(there - expected).max())
+    added = float(np.abs(expected - wave[: len(expected)]).max())
+    times = {"gpu_seconds": laps[-1], "cpu_seconds": cpu}
+    found = {"here": True, "difference": difference, "added": added, **times}
+    return found | {"good": difference < SHARE * added}
 
 
 def early_parity(engine: Engine, t3: T3, count: int, tokens: int) -> dict[str, Any]:

@@ -42,6 +42,8 @@ def traced(context: Context, name: str, work: Callable[[], Any], times: int) -> 
         synchronize(device)
         whole = time.perf_counter() - start
     kernels = _kernels(seen.events())
+    if not kernels and not context.simulated:
+        raise RuntimeError("the profiler saw no kernel (CUPTI is missing, or refused)")
     context.put(KERNELS, {"of": name, "host_ms": 1e3 * whole / times} | figures(kernels, times))
     folder = context.scratch / TRACES
     folder.mkdir(parents=True, exist_ok=True)

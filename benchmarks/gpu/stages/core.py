@@ -18,6 +18,7 @@ from chatterbox_opt.subjects import SENTENCE, forced_tokens
 DTYPE = "float16"
 TURNS = 5  # of what a person waits for; the first two meet and record
 FIRST_TOKENS = 25  # of the first sentence: one second
+FIRST, MORE = "Yes, of course.", 6  # a text of several chunks
 
 
 def run(context: Context) -> None:
@@ -26,13 +27,15 @@ def run(context: Context) -> None:
         context.put(TRITON, compiled)
         for mode in modes(engine):
             with context.part(mode.name):
-                measure_row(context, engine, mode, context.sizes.runs if mode.graph else 1)
+                measure_row(context, engine, mode, mode.runs(context.sizes.runs))
         with context.part("parity"):
             parity_of(context, engine)
         with context.part("whole"):
             _whole(context, engine)
         with context.part("first audio"):
             _first_audio(context, engine)
+        with context.part("watermark"):
+            context.put(CHECK, {"name": "watermark"} | parity.watermark_parity(engine))
         with context.part("early launch"), on_device(engine, "t3") as t3:
             if pipeline_of(engine).way.fused:
                 sizes = context.sizes.requests, context.sizes.tokens
@@ -71,12 +74,14 @@ def _whole(context: Context, engine: Engine) -> None:
 
 def _first_audio(context: Context, engine: Engine) -> None:
     """Seconds until the first second of sound is there, more sentences being behind it."""
-    text = f"Yes, of course. {SENTENCE}"
+    text = " ".join((FIRST, *(SENTENCE for _ in range(MORE))))
     few = min(FIRST_TOKENS, len(forced_tokens(context.sizes.seconds)))
     for turn in range(TURNS):
         start, firsts = time.perf_counter(), []
         for _ in engine.stream(text, None, Sampling(seed=0, max_tokens=few)):
             firsts.append(time.perf_counter() - start)
+        if len(firsts) < 2:
+            raise RuntimeError("no sentence is behind the first one: this is no first audio")
         told = {"turn": turn, "warm": turn < 2, "seconds": firsts[0], "tokens": few}
         context.put(FIRST_AUDIO, told | {"dtype": engine.plan.t3})
 

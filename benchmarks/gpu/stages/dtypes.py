@@ -28,7 +28,7 @@ def _dtype(context: Context, engine: Engine) -> None:
     dtype = engine.plan.t3
     for mode in modes(engine):
         with context.part(f"{dtype}, {mode.name}"):
-            measure_row(context, engine, mode, context.sizes.runs if mode.graph else 1)
+            measure_row(context, engine, mode, mode.runs(context.sizes.runs))
     with context.part(f"{dtype}, parity"):
         parity_of(context, engine)
     with context.part(f"{dtype}, sound"):
