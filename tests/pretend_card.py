@@ -180,7 +180,7 @@ class Card:
         on_card = CUDA in homes or (not tensors and self.thread.making == CUDA)
         crossing = short == "copy_" and len({self.home(t) for t in tensors[:2]}) == 2
         if on_card and not crossing:
-            self._refuse(func, name, short, tensors, homes)
+            self._refuse(func, args, tensors, homes)
             if short in PRODUCTS and not self.thread.replaying:
                 self._multiply()
         made = func(*args, **kwargs)
@@ -205,8 +205,10 @@ class Card:
             self.touch(reads, writes, name)
         return made
 
-    def _refuse(self, func, name, short, tensors, homes) -> None:
+    def _refuse(self, func, args, tensors, homes) -> None:
         """Raise what a card would."""
+        name = func._schema.name
+        short = name.split("::")[1]
         if len(homes) > 1 and short not in (*INDICES, *PLACES):
             raise RuntimeError(f"Expected all tensors to be on the same device: {name}")
         card_name = IN_PLACE_OF.get(name, name)
@@ -218,7 +220,8 @@ class Card:
             raise NotImplementedError(f"{name} not implemented for integers on a card")
         if self.thread.capturing:
             # attention draws for its dropout only, which nothing here has
-            if torch.Tag.nondeterministic_seeded in func.tags and "attention" not in short:
+            draws = torch.Tag.nondeterministic_seeded in func.tags and "attention" not in short
+            if draws and not (short == "dropout" and not args[2]):  # not in training
                 self.refuse_in_capture(f"{name}, which draws")
             # fill_: a number that indexing writes, which comes as a number where there is a card
             if any(self.home(t) == CPU for t in tensors) and short not in (*PLACES, "fill_"):

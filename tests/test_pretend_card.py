@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from benchmarks.gpu import kinds, report, results
 from benchmarks.gpu.context import TINY, Context, measure
-from benchmarks.gpu.measuring import clocks, lengths, steps
+from benchmarks.gpu.measuring import clocks, engines, lengths, steps
 from benchmarks.gpu.measuring.modes import MODES
 from chatterbox_opt import (
     Engine,
@@ -219,6 +219,8 @@ def test_every_way_speaks_on_a_card(on_card, there, expected, way):
         for result in engine.batch(asked):
             check(int(result.id.split()[0]), result.audio().samples)
         assert bool(there.replays) == recorded
+        if recorded:
+            assert all(engines.recorded(engine, engine._speaker.way).values())
     gc.collect()
     assert there.allocated() == torch.cuda.memory_allocated() == 0, "what is left after close()"
 
