@@ -568,6 +568,11 @@ def flat(values):
 class TestTrying:
     """What the card is asked before it is given these kernels."""
 
+    @pytest.fixture(autouse=True)
+    def few_heads(self, monkeypatch):
+        """A GPU has them all at once; the interpreter takes milliseconds for each."""
+        monkeypatch.setattr(kernel_trial, "HEADS", 2)
+
     @pytest.mark.parametrize("stage", ["t3", "flow"])
     def test_right_kernels_are_found_right(self, stage):
         assert card.lacks_kernels(stage, torch.float16, "cpu") == ""
@@ -644,6 +649,7 @@ def test_t3_says_the_same_with_it(engine, monkeypatch):
     """The whole loop: utterances of several lengths side by side, one slot used twice. By large
     tiles, for the interpreter takes a millisecond a program."""
 
+    monkeypatch.setattr(decode_attention, "MOST_SPLITS", 2)
     exact = gemv.gemv_tile
 
     def wide(*given, gated=False):
