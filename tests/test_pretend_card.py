@@ -244,7 +244,7 @@ def test_sound_beside_t3_is_ordered(on_card, there, expected):
         assert engine.plan.sound == "beside" and engine.plan.slots > 8
         lines = [
             Request(str(i), "Hello.", None, Sampling(seed=i, max_tokens=9 + i % 9, cfm_steps=2))
-            for i in range(30)
+            for i in range(20)
         ]
         first, again = (
             {result.id: result.audio().samples for result in engine.batch(lines)} for _ in range(2)
