@@ -111,10 +111,7 @@ def read_before_the_wait(ptx: str, names: list[str]) -> set[str]:
 @pytest.mark.parametrize("narrow", [True, False])
 @pytest.mark.parametrize(
     "card",
-    [
-        card if card in (75, 90) else pytest.param(card, marks=pytest.mark.slow)
-        for card in CARDS
-    ],
+    [card if card in (75, 90) else pytest.param(card, marks=pytest.mark.slow) for card in CARDS],
 )
 def test_they_compile_for_cards_that_are_not_here(card, narrow, tmp_path, monkeypatch):
     """True shapes' constants, down to machine code. Turing has no bfloat16: float16 there, and no
