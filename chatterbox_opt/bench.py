@@ -273,20 +273,32 @@ def _table(job: Job, card: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[
         entry |= {"name": row.name, "plan": row.plan, "load_seconds": row.load_seconds}
         entry |= {"attention_kernels": row.kernels, "quality": closeness(row.given, exact)}
         table.append(entry)
-    for base in (UPSTREAM, STANDARD):
-        _add_ratios(table, base)
+    add_ratios(table, "vs_upstream", UPSTREAM)
+    add_ratios(table, "vs_standard", STANDARD)
     return table
 
 
 def _entry(job: Job, laps: list[dict[str, float]], ceiling: float) -> dict[str, Any]:
+    entry = row_figures(laps, len(job.tokens))
+    return entry | {
+        "t3_share_of_ceiling": entry["t3_tokens_per_second"] / ceiling,
+        # one chunk: nothing is heard before it is whole
+        "first_audio_seconds": entry["synthesis_seconds"],
+    }
+
+
+def row_figures(laps: Sequence[Mapping[str, float]], tokens: int) -> dict[str, Any]:
+    """A row's columns that its runs alone tell.
+
+    Args:
+        laps: seconds by stage of each run.
+        tokens: that each of them said.
+    """
     median = {stage: statistics.median(lap[stage] for lap in laps) for stage in STAGES}
     whole = [sum(lap.values()) for lap in laps]
-    synthesis = statistics.median(whole)
-    audio = len(job.tokens) / TOKEN_RATE
-    rate = (len(job.tokens) - 1) / median["decode"]
+    synthesis, audio = statistics.median(whole), tokens / TOKEN_RATE
     return {
-        "t3_tokens_per_second": rate,
-        "t3_share_of_ceiling": rate / ceiling,
+        "t3_tokens_per_second": (tokens - 1) / median["decode"],
         "prefill_seconds": median["prefill"],
         "flow_seconds": median["flow"],
         "vocoder_seconds": median["vocoder"],
@@ -294,15 +306,15 @@ def _entry(job: Job, laps: list[dict[str, float]], ceiling: float) -> dict[str, 
         "synthesis_seconds": synthesis,
         "audio_seconds": audio,
         "realtime_x": audio / synthesis,
-        "first_audio_seconds": synthesis,  # one chunk: nothing is heard before it is whole
         "noisy": (max(whole) - min(whole)) / synthesis > NOISY,
     }
 
 
-def _add_ratios(table: list[dict[str, Any]], base: str) -> None:
+def add_ratios(table: list[dict[str, Any]], column: str, base: str) -> None:
+    """Give each row how often faster it is than the row named ``base``, or None without one."""
     reference = next((row for row in table if row["name"] == base), None)
     for row in table:
-        row[f"vs_{'standard' if base == STANDARD else base}"] = reference and {
+        row[column] = reference and {
             "t3": row["t3_tokens_per_second"] / reference["t3_tokens_per_second"],
             "flow": reference["flow_seconds"] / row["flow_seconds"],
             "vocoder": reference["vocoder_seconds"] / row["vocoder_seconds"],

@@ -85,7 +85,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     """Of some work, once it is warm: see the module."""
     work()
     if device.type == "cuda":
-        return statistics.median(_by_events(work) for _ in range(TRIES))
+        return statistics.median(event_seconds(work) for _ in range(TRIES))
     clock = Clock(device)
     for i in range(TRIES):
         work()
@@ -93,7 +93,8 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return min(clock.seconds.values())
 
 
-def _by_events(work: Callable[[], object]) -> float:
+def event_seconds(work: Callable[[], object]) -> float:
+    """Seconds of some work on a GPU, between two events."""
     begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begun.record()
     work()

@@ -195,8 +195,7 @@ class Flow(nn.Module):
         """
         masks: tuple[Tensor, ...] = ()
         if min(frames) < noise.shape[1]:  # kernels without a mask are faster on a card
-            kept = sent(torch.tensor(frames), noise.device)[:, None]
-            masks = (torch.arange(noise.shape[1], device=noise.device) < kept,)
+            masks = (_there(noise.shape[1], sent(torch.tensor(frames), noise.device)),)
         solve = functools.partial(self._integrate, steps)
         return self.through(steps, solve, noise, conditions, *masks)
 

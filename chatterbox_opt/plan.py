@@ -54,6 +54,7 @@ ENVIRONMENT: dict[str, tuple[str, dict[str, str]]] = {
 }
 PLAIN = "DISABLE_OPTIMIZATION"
 GPU_KERNELS = "CHATTERBOX_GPU_KERNELS"  # false: PyTorch's operations in place of our own kernels
+SWITCHED_OFF = {"true": "", "false": "yes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +135,15 @@ def resolve(
         ProfileError: an unknown profile, key or value.
     """
     environment = os.environ if environment is None else environment
-    if _word(environment, GPU_KERNELS, {"true": "", "false": "off"}):
+    if _word(environment, GPU_KERNELS, SWITCHED_OFF):
         hardware = _without_kernels(hardware)
     why = "asked for"
     if profile == AUTO:
         profile, why = choose(hardware)
     wish = load_profile(profile)
     dtype = wish.t3 if wish.t3 == wish.flow else f"t3 {wish.t3}, flow {wish.flow}"
-    values = {"dtype": dtype, "compile": wish.compile, "offload": wish.offload}
-    values["kv_cache"] = wish.kv_cache
+    kept = ("compile", "offload", "kv_cache")
+    values = {"dtype": dtype} | {key: getattr(wish, key) for key in kept}
     sources = dict.fromkeys(values, f"profile {profile}")
     for key, value, source in _later_words(environment, overrides or {}):
         fields = stages_in(value) | {"compute": ""} if key == "dtype" else {key: value}
@@ -209,9 +210,10 @@ def slots_for(hardware: Hardware, wish: Profile) -> int:
         return CPU_SLOTS
     wide = arithmetic_of(wish) == "float32"
     room = hardware.free_mib - (2 * ROOM_MIB if wide else ROOM_MIB)
+    most, size = CUDA_SLOTS, 2 * SLOT_MIB if wide else SLOT_MIB
     if wish.kv_cache == "int8":
-        return max(1, min(2 * CUDA_SLOTS, room // INT8_SLOT_MIB))
-    return max(1, min(CUDA_SLOTS, room // (2 * SLOT_MIB if wide else SLOT_MIB)))
+        most, size = 2 * CUDA_SLOTS, INT8_SLOT_MIB
+    return max(1, min(most, room // size))
 
 
 def _sound(hardware: Hardware, wish: Profile, slots: int, reasons: list[str]) -> str:
@@ -236,7 +238,7 @@ def check_words(profile: str, overrides: Mapping[str, str], environment: Mapping
     if profile != AUTO:
         load_profile(profile)
     is_plain(environment)
-    _word(environment, GPU_KERNELS, {"true": "", "false": "off"})
+    _word(environment, GPU_KERNELS, SWITCHED_OFF)
     _later_words(environment, overrides)
 
 

@@ -156,9 +156,7 @@ def main(run: Callable[[Context], None], arguments: Sequence[str] | None = None)
     import torch  # not for --help
 
     context = parse(run.__module__, arguments)
-    warnings.simplefilter(
-        "ignore"
-    )  # upstream's and its libraries' are many, and would drown errors
+    warnings.simplefilter("ignore")  # upstream's and its libraries' would drown errors
     torch.set_grad_enabled(False)
     measure(context, run)
 

@@ -26,11 +26,12 @@ import triton
 import typer
 
 from benchmarks.gpu import dry_launch
+from benchmarks.gpu.report import grid
+from chatterbox_opt.kernel_launch import EARLY_ON
 
 REGISTERS = 65_536  # of an SM, on every GPU since Maxwell
 BYTES = {"i8": 1, "fp16": 2, "bf16": 2, "fp32": 4}
 WANTED_KIB = 40  # in flight, for products of one or two rows on sm_90
-EARLY_ON = (90, 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,17 +160,10 @@ def rows_of(kernels: Iterable[dry_launch.Kernel], capability: int) -> list[dict[
     return sorted(found.values(), key=lambda row: row["kernel"])
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
-    head = list(rows[0])
-    lines = [head, ["---"] * len(head), *([str(row[name]) for name in head] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def compile_all(capability: int, counts: tuple[int, ...]) -> list[dry_launch.Kernel]:
     """Every kernel that a GPU of this capability runs, in the dtypes that it would use."""
     half = torch.bfloat16 if capability >= 80 else torch.float16
-    with dry_launch.gpu_of(capability, early=capability in EARLY_ON) as compiled:
+    with dry_launch.gpu_of(capability, early=capability // 10 in EARLY_ON) as compiled:
         for dtype in dict.fromkeys((torch.float16, half, torch.float32)):
             for whole in (False, True):
                 dry_launch.decode_steps(dtype, counts, whole=whole, narrow=False)
@@ -192,7 +186,7 @@ def main(
             raise typer.BadParameter(f"known: {', '.join(map(str, SMS))}", param_hint="capability")
         many = tuple(int(count) for count in counts.split(","))
         rows = rows_of(compile_all(one, many), one)
-        typer.echo(table(rows) + "\n")
+        typer.echo("\n".join([*grid(list(rows[0]), [list(row.values()) for row in rows]), ""]))
         bad += [row for row in rows if row["spilled"] or _starved(row)]
     for row in bad:
         typer.echo(f"error: {row}", err=True)

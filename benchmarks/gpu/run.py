@@ -26,9 +26,9 @@ from benchmarks.gpu.kinds import SETUP, SKIPPED, STAGE
 from benchmarks.gpu.processes import Ending
 from benchmarks.gpu.schedule import CEILINGS, Stage
 from benchmarks.gpu.setting import Setting
+from chatterbox_opt.plan import GPU_KERNELS  # imports no torch
 
 INSTALL_LIMIT = 60.0  # seconds
-KERNELS_SWITCH = "CHATTERBOX_GPU_KERNELS"
 LOOK_LIMIT = 60.0  # seconds to find a GPU in; one that is not found in time may still be there
 
 
@@ -71,7 +71,7 @@ class Run:
     def without_kernels(self, stage: Stage) -> None:
         """Have the stages after one that broke the GPU's context do without kernels of our own,
         which are likely to have broken it: PyTorch's operations have figures too."""
-        off = {**self.setting.environment, KERNELS_SWITCH: "false"}
+        off = {**self.setting.environment, GPU_KERNELS: "false"}
         self.setting = replace(self.setting, environment=off)
         self.lines.put(SETUP, {"name": "own kernels", "off": True, "after": stage.name})
 

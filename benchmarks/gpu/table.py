@@ -6,16 +6,14 @@ is carried from one row to another. Knows nothing of markdown (report.py).
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.gpu.kinds import BEGUN, LOADED, READ, RUN, STAGE
 from benchmarks.gpu.measuring.modes import GRAPH_OWN, LAUNCHED_PYTORCH, MODES
 from benchmarks.gpu.results import Line
-from chatterbox_opt.bench import NOISY, STAGES
+from chatterbox_opt.bench import add_ratios, row_figures
 from chatterbox_opt.ceilings import steps_per_second
-from chatterbox_opt.shapes import TOKEN_RATE
 from chatterbox_opt.subjects import STANDARD, UPSTREAM
 
 DTYPES = ("float16", "int8", "bfloat16", "float32")
@@ -52,8 +50,8 @@ def rows(lines: Sequence[Line]) -> Values:
             runs.setdefault((one["row"], one["dtype"]), []).append(one)
     order = [(UPSTREAM, STANDARD), *((mode, dtype) for dtype in DTYPES for mode in MODES)]
     made = [_row(key, runs[key], lines) for key in order if key in runs]
-    _add_ratios(made, "vs_upstream", name_of(UPSTREAM, STANDARD))
-    _add_ratios(made, "vs_standard", name_of(LAUNCHED_PYTORCH, STANDARD))
+    add_ratios(made, "vs_upstream", name_of(UPSTREAM, STANDARD))
+    add_ratios(made, "vs_standard", name_of(LAUNCHED_PYTORCH, STANDARD))
     return made
 
 
@@ -63,22 +61,9 @@ def name_of(row: str, dtype: str) -> str:
 
 
 def _row(key: tuple[str, str], runs: Values, lines: Sequence[Line]) -> dict[str, Any]:
-    whole = [sum(one["seconds"].values()) for one in runs]
-    median = {s: statistics.median(one["seconds"][s] for one in runs) for s in STAGES}
-    tokens, synthesis = runs[0]["tokens"], statistics.median(whole)
-    rate = (tokens - 1) / median["decode"]
-    row: dict[str, Any] = {f"{s}_seconds": median[s] for s in STAGES if s != "decode"}
-    row |= {
-        "name": name_of(*key),
-        "plan": runs[0]["plan"],
-        "runs": len(runs),
-        "t3_tokens_per_second": rate,
-        "t3_share_of_ceiling": _share(rate, key[1], lines),
-        "synthesis_seconds": synthesis,
-        "audio_seconds": tokens / TOKEN_RATE,
-        "realtime_x": tokens / TOKEN_RATE / synthesis,
-        "noisy": (max(whole) - min(whole)) / synthesis > NOISY,
-    }
+    row = row_figures([one["seconds"] for one in runs], runs[0]["tokens"])
+    row |= {"name": name_of(*key), "plan": runs[0]["plan"], "runs": len(runs)}
+    row["t3_share_of_ceiling"] = _share(row["t3_tokens_per_second"], key[1], lines)
     return row | _load(key, runs, lines)
 
 
@@ -107,14 +92,3 @@ def _load(key: tuple[str, str], runs: Values, lines: Sequence[Line]) -> dict[str
         "load_seconds": loaded[0] if loaded else None,
         "peak_vram_mib": max(peaks, default=None),
     }
-
-
-def _add_ratios(table: Values, name: str, base: str) -> None:
-    reference: Mapping[str, Any] | None = next((row for row in table if row["name"] == base), None)
-    for row in table:
-        row[name] = reference and {
-            "t3": row["t3_tokens_per_second"] / reference["t3_tokens_per_second"],
-            "flow": reference["flow_seconds"] / row["flow_seconds"],
-            "vocoder": reference["vocoder_seconds"] / row["vocoder_seconds"],
-            "synthesis": reference["synthesis_seconds"] / row["synthesis_seconds"],
-        }

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from chatterbox_opt.ceilings import event_seconds
 from chatterbox_opt.graphs import Recorder
 
 Work = Callable[[], Any]
@@ -108,12 +109,7 @@ def between_events(work: Work, device: torch.device) -> float:
         start = time.perf_counter()
         work()
         return (time.perf_counter() - start) * 1e6
-    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begun.record()
-    work()
-    ended.record()
-    ended.synchronize()
-    return 1e3 * float(begun.elapsed_time(ended))
+    return 1e6 * event_seconds(work)
 
 
 def spread(values: list[float]) -> dict[str, float]:

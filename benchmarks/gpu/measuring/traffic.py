@@ -25,6 +25,18 @@ class Kernel:
     end: float
 
 
+def matrix_sizes(shape: T3Shape) -> dict[str, tuple[int, int]]:
+    """T3's matrices [out, in] of a layer, and its head."""
+    width, ffn = shape.width, shape.ffn
+    return {
+        "qkv": (3 * width, width),
+        "out": (width, width),
+        "gate_up": (2 * ffn, width),
+        "down": (width, ffn),
+        HEAD: (shape.speech_vocab, width),
+    }
+
+
 def step_bytes(
     shape: T3Shape, weight_width: float, cache_width: float, positions: Sequence[int]
 ) -> dict[str, float]:
@@ -34,16 +46,11 @@ def step_bytes(
         weight_width, cache_width: bytes of a number.
         positions: that each row of the step sees.
     """
-    width, ffn, layers = shape.width, shape.ffn, shape.layers
-    numbers = {
-        "qkv": layers * 3 * width * width,
-        "out": layers * width * width,
-        "gate_up": layers * 2 * ffn * width,
-        "down": layers * ffn * width,
-        HEAD: shape.speech_vocab * width,
+    found = {
+        name: (1 if name == HEAD else shape.layers) * rows * depth * weight_width
+        for name, (rows, depth) in matrix_sizes(shape).items()
     }
-    found = {name: count * weight_width for name, count in numbers.items()}
-    found[ATTENTION] = layers * 2 * width * cache_width * sum(positions)
+    found[ATTENTION] = shape.layers * 2 * shape.width * cache_width * sum(positions)
     return found
 
 

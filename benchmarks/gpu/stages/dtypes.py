@@ -12,7 +12,6 @@ from benchmarks.gpu.stages.core import parity_of
 from chatterbox_opt import Engine
 
 DTYPES = ("int8", "bfloat16", "float32")
-SOUND_SECONDS = 3.1
 
 
 def run(context: Context) -> None:
@@ -32,7 +31,7 @@ def _dtype(context: Context, engine: Engine) -> None:
     with context.part(f"{dtype}, parity"):
         parity_of(context, engine)
     with context.part(f"{dtype}, sound"):
-        found = parity.sound_parity(engine, min(SOUND_SECONDS, context.sizes.seconds))
+        found = parity.sound_parity(engine, min(parity.SOUND_SECONDS, context.sizes.seconds))
         context.put(CHECK, {"name": f"sound, {dtype}, replayed as launched"} | found)
     if dtype == "int8":
         with context.part("int8, step"), on_device(engine, "t3") as t3:

@@ -17,6 +17,7 @@ from benchmarks.gpu.measuring.kernel_times import (
     flow_attention,
     products_by_tile,
 )
+from benchmarks.gpu.measuring.traffic import matrix_sizes
 from chatterbox_opt import card
 from chatterbox_opt.graphs import Recorder
 from chatterbox_opt.models import locate
@@ -28,7 +29,7 @@ def run(context: Context) -> None:
     device = torch.device(context.device)
     record, shapes = card.CudaRecorder(device), locate(context.model).shapes
     with context.part("plain CUDA"):
-        for row in cuda_gemv.measure(device, record, sizes_of(shapes), context.sizes.layers):
+        for row in cuda_gemv.measure(device, record, matrix_sizes(shapes.t3), context.sizes.layers):
             context.put(PRODUCT, row)
     fused = not card.lacks_kernels("t3", torch.float16)
     for rows in context.sizes.rows if fused else ():
@@ -44,18 +45,6 @@ def run(context: Context) -> None:
             context.put(FLOW_ATTENTION, row)
 
 
-def sizes_of(shapes: Shapes) -> dict[str, tuple[int, int]]:
-    """T3's matrices [out, in] of a layer, and its head."""
-    width, ffn = shapes.t3.width, shapes.t3.ffn
-    return {
-        "qkv": (3 * width, width),
-        "out": (width, width),
-        "gate_up": (2 * ffn, width),
-        "down": (width, ffn),
-        "head": (shapes.t3.speech_vocab, width),
-    }
-
-
 def _products(
     context: Context,
     record: Recorder,
@@ -65,7 +54,7 @@ def _products(
     dtype: torch.dtype,
 ) -> None:
     for name, around in MATRICES.items():
-        size = sizes_of(shapes)[name]
+        size = matrix_sizes(shapes.t3)[name]
         matrices = list(made(size, dtype, device, context.sizes.layers))
         sweep = name != "head"  # its output's width would have every tile compiled anew
         half = torch.float16
