@@ -35,6 +35,8 @@ def gemm_tile(
     """
     # fp32 products need registers, and so do tiles where nothing is prefetched into shared memory
     largest = LARGEST_TILE if x_size < 4 and generation >= 8 else SMALLEST_TILE
+    if generation == 12:  # it would spill
+        largest = min(largest, LARGEST_TILE // 2)
     whole = min(largest, max(SMALLEST_TILE, triton.next_power_of_2(rows)))
     depth = depth or (256 // x_size if generation >= 8 else 64)
     return {

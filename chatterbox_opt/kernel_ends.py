@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from chatterbox_opt import card
 from chatterbox_opt.kernel_launch import (
     beginning,
     launching,
@@ -21,6 +22,7 @@ from chatterbox_opt.kernel_launch import (
 )
 
 WIDE_WARPS = 32  # threads / 32 that hold a vocabulary
+FEWER_WARPS = {12: 8}  # on generations where so many would spill registers
 
 
 # a slot's rows begin anywhere: one kernel for all of them
@@ -178,5 +180,5 @@ def draw(
         **sizes,
         WORDS=triton.next_power_of_2(words),
         **beginning(logits.device),
-        num_warps=WIDE_WARPS,
+        num_warps=FEWER_WARPS.get(card.generation(logits.device), WIDE_WARPS),
     )
