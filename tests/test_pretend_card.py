@@ -426,8 +426,8 @@ def test_ceilings_are_of_random_numbers_by_events(there, monkeypatch):
     here, seen = torch.device("cuda"), []
     monkeypatch.setattr(ceilings, "READ", {"cuda": 1 << 10})
     monkeypatch.setattr(ceilings, "SIDE", {"cuda": 16})
-    events = ceilings._by_events
-    monkeypatch.setattr(ceilings, "_by_events", lambda work: seen.append(work()) or events(work))
+    events = ceilings.event_seconds
+    monkeypatch.setattr(ceilings, "event_seconds", lambda work: seen.append(work()) or events(work))
     assert ceilings.read_gb_s(here) > 0
     assert len(seen) == ceilings.TRIES and seen[0].item() != 0
     assert ceilings.gemm_gflops(here, "bfloat16") > 0
