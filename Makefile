@@ -46,15 +46,15 @@ gpu-luggage: $(INSTALLED)
 # the built-in model from nothing; Debian's wordnet-base has the text. Resumes where it stopped
 pico: $(INSTALLED)
 	$(BIN)/python -m pip install -q -e ".[ears]" --group recipe
-	$(BIN)/python -m pico.data sound --count 6500
-	$(BIN)/python -m pico.data codes --count 150000
-	$(BIN)/python -m pico.train_vocoder --minutes 68
-	$(BIN)/python -m pico.train_flow --minutes 186
-	$(BIN)/python -m pico.train_encoders --minutes 36
-	$(BIN)/python -m pico.train_t3 --minutes 183
-	$(BIN)/python -m pico.pack
-	$(BIN)/python -m pico.parts
-	$(BIN)/python -m pico.evaluate --recogniser tiny.en --recogniser base
+	$(BIN)/python -m training.pico.data sound --count 6500
+	$(BIN)/python -m training.pico.data codes --count 150000
+	$(BIN)/python -m training.pico.train_vocoder --minutes 68
+	$(BIN)/python -m training.pico.train_flow --minutes 186
+	$(BIN)/python -m training.pico.train_encoders --minutes 36
+	$(BIN)/python -m training.pico.train_t3 --minutes 183
+	$(BIN)/python -m training.pico.pack
+	$(BIN)/python -m training.pico.parts
+	$(BIN)/python -m training.pico.evaluate --recogniser tiny.en --recogniser base
 
 clean:
 	rm -rf build dist demo.wav .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,13 +21,13 @@ import torch
 import typer
 
 from chatterbox_opt import Engine, Request, Sampling
-from chatterbox_opt.ceilings import facts
-from chatterbox_opt.hardware import AUTO
-from chatterbox_opt.models import locate
-from chatterbox_opt.pipeline import Pipeline
-from chatterbox_opt.reader import Read
-from chatterbox_opt.shapes import TOKEN_RATE
-from chatterbox_opt.subjects import SENTENCE, Job, Theirs, forced_tokens
+from chatterbox_opt.bench.backends import SENTENCE, Job, Theirs, forced_tokens
+from chatterbox_opt.bench.roofline import facts
+from chatterbox_opt.checkpoints.registry import locate
+from chatterbox_opt.config.hardware import AUTO
+from chatterbox_opt.config.model_config import TOKEN_RATE
+from chatterbox_opt.engine.pipeline import Pipeline
+from chatterbox_opt.engine.sequence import Read
 
 NEVER = -5  # no token
 

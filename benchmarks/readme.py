@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from chatterbox_opt.report import markdown, read
+from chatterbox_opt.bench.report import markdown, read
 
 START, END = "<!-- bench: start -->\n", "<!-- bench: end -->\n"
 

@@ -10,19 +10,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chatterbox_opt.engine import Engine
+    from chatterbox_opt.engine.engine import Engine
+    from chatterbox_opt.request import Audio, Request, Result
     from chatterbox_opt.sampling import Sampling
-    from chatterbox_opt.speech import Audio, Request, Result
     from chatterbox_opt.voice import Voice
 
 __version__ = "0.1.0"
 __all__ = ["Audio", "Engine", "Request", "Result", "Sampling", "Voice"]
 
 _HOMES = {
-    "Audio": "speech",
-    "Engine": "engine",
-    "Request": "speech",
-    "Result": "speech",
+    "Audio": "request",
+    "Engine": "engine.engine",
+    "Request": "request",
+    "Result": "request",
     "Sampling": "sampling",
     "Voice": "voice",
 }

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from chatterbox_opt import models
-from chatterbox_opt.engine import Engine
+from chatterbox_opt.checkpoints import registry
+from chatterbox_opt.engine.engine import Engine
 from chatterbox_opt.errors import InputError
+from chatterbox_opt.request import Audio
 from chatterbox_opt.sampling import Sampling
-from chatterbox_opt.speech import Audio
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class OptimizedChatterboxProvider:
         *,
         use_compilation: bool = True,
         cpu_offload: bool = False,
-        model: str = models.DEFAULT,
+        model: str = registry.DEFAULT,
     ) -> None:
         """Load the model.
 
@@ -138,7 +138,7 @@ class RealChatterboxProvider(OptimizedChatterboxProvider):
     and CHATTERBOX_DTYPE, CHATTERBOX_COMPILATION and CHATTERBOX_CPU_OFFLOAD adjust it.
     """
 
-    def __init__(self, model: str = models.DEFAULT, device: str = "auto") -> None:
+    def __init__(self, model: str = registry.DEFAULT, device: str = "auto") -> None:
         """Load the model with the plan that fits this machine. Errors as ``Engine.load``."""
         self.engine = Engine.load(model, device=device)
 

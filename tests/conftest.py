@@ -39,7 +39,7 @@ SAMPLE = ROOT / "samples" / "speaker.flac"
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint in upstream's format, 11 MB of random values."""
-    from chatterbox_opt.random_weights import make
+    from chatterbox_opt.checkpoints.random_weights import make
 
     directory = tmp_path_factory.mktemp("models") / "tiny"
     make(directory, "tiny", seed=1)
@@ -48,7 +48,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path):
-    from chatterbox_opt.voice_store import VoiceStore
+    from chatterbox_opt.voices.store import VoiceStore
 
     return VoiceStore(tmp_path / "voices")
 
@@ -57,7 +57,7 @@ def store(tmp_path: Path):
 def engine(tiny: Path, tmp_path_factory: pytest.TempPathFactory):
     """Our engine, float32, without watermark."""
     from chatterbox_opt import Engine
-    from chatterbox_opt.voice_store import VoiceStore
+    from chatterbox_opt.voices.store import VoiceStore
 
     voices = VoiceStore(tmp_path_factory.mktemp("voices"))
     with Engine.load(str(tiny), "dev", device="cpu", store=voices, watermark=False) as loaded:
@@ -75,8 +75,8 @@ def upstream(tiny: Path):
 @pytest.fixture(scope="session")
 def recogniser():
     """Whisper tiny.en, where the extra ``ears`` is installed."""
-    from chatterbox_opt.ears import Recogniser
     from chatterbox_opt.errors import InputError
+    from chatterbox_opt.eval.whisper import Recogniser
 
     try:
         return Recogniser.load("tiny.en")
@@ -86,8 +86,8 @@ def recogniser():
 
 def prompt_for(engine, text: str):
     """A normalised text in the model's own voice."""
-    from chatterbox_opt.reader import text_tokens
-    from chatterbox_opt.t3 import Prompt
+    from chatterbox_opt.engine.t3_runner import text_tokens
+    from chatterbox_opt.models.t3.model import Prompt
 
     voice = engine.voice()
     return Prompt(text_tokens(engine._speaker.tokenizer, text), voice.speaker, voice.prompt)
@@ -97,7 +97,7 @@ def utterance(engine, text: str, sampling, **more):
     """A normalised text to be said once under the sampling's seed."""
     import torch
 
-    from chatterbox_opt.slots import Utterance
+    from chatterbox_opt.models.t3.decode_state import Utterance
 
     generator = torch.Generator().manual_seed(sampling.seed or 0)
     return Utterance(prompt_for(engine, text), sampling, generator, lambda count: None, **more)
@@ -107,7 +107,7 @@ def prefilled(t3, prefix):
     """The logits [rows, vocabulary] of the last position of one utterance's prefix."""
     import torch
 
-    from chatterbox_opt.cache import StaticCache
+    from chatterbox_opt.models.t3.kv_cache import StaticCache
 
     cache = StaticCache(utterances=1, each=len(prefix), shape=t3.cached, like=t3.like)
     cache.reserve(0, prefix.shape[1])
@@ -117,22 +117,23 @@ def prefilled(t3, prefix):
 @contextmanager
 def as_on_a_card(t3):
     """With plain matrices: a processor has layouts of its own, which no kernel of a card reads."""
-    from chatterbox_opt import blocked, fused_step
+    from chatterbox_opt.layers import linear_onednn
+    from chatterbox_opt.models.t3 import fused_step
 
-    changed = blocked.unblock(t3)
+    changed = linear_onednn.unblock(t3)
     try:
         assert fused_step.serves(t3)
         yield
     finally:
         if changed:
-            blocked.block(t3)
+            linear_onednn.block(t3)
 
 
 def looking(stride: int = 1, step=None, static: bool = False, fused: bool = False):
     """An eager way that looks at the tokens so rarely, and may have another step or cache."""
-    from chatterbox_opt.cache import StaticCache
-    from chatterbox_opt.decoding import Eager
-    from chatterbox_opt.slots import Slots
+    from chatterbox_opt.engine.decode import Eager
+    from chatterbox_opt.models.t3.decode_state import Slots
+    from chatterbox_opt.models.t3.kv_cache import StaticCache
 
     def slots(t3, count, each):
         cache = StaticCache(utterances=count, each=each, shape=t3.cached, like=t3.like)
@@ -149,7 +150,7 @@ def looking(stride: int = 1, step=None, static: bool = False, fused: bool = Fals
 
 def say_all(t3, utterances, *, slots: int = 1, each: int = 2, way=None):
     """What became of the utterances, in their order."""
-    from chatterbox_opt.decoding import decode
+    from chatterbox_opt.engine.decode import decode
 
     left, way = iter(utterances), way or looking()
     said = decode(t3, way.slots(t3, slots, each), lambda: next(left, None), way)

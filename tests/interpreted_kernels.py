@@ -10,28 +10,27 @@ import torch
 from conftest import as_on_a_card, assert_close, looking, say_all, utterance
 from triton.runtime.errors import OutOfResources
 
-from chatterbox_opt import (
-    card,
+from chatterbox_opt.config.model_config import TINY
+from chatterbox_opt.engine import probe
+from chatterbox_opt.kernels.cuda import (
     decode_attention,
+    decode_io,
     decode_linear,
-    flow_kernels,
-    fused_step,
     gemm,
     gemv,
-    hardware,
-    kernel_ends,
-    kernel_launch,
-    kernel_trial,
-    sampler,
+    selftest,
 )
-from chatterbox_opt.cache import products
-from chatterbox_opt.decode_attention import KEYS
-from chatterbox_opt.estimator import Estimator, Transformer
-from chatterbox_opt.kv_quantization import dequantize, quantize
+from chatterbox_opt.kernels.cuda import flow as flow_kernels
+from chatterbox_opt.kernels.cuda import launch as kernel_launch
+from chatterbox_opt.kernels.cuda.decode_attention import KEYS
+from chatterbox_opt.kernels.cuda.kv_quantization import dequantize, quantize
+from chatterbox_opt.models.flow.estimator import Estimator, Transformer
+from chatterbox_opt.models.t3 import fused_step, sampler
+from chatterbox_opt.models.t3.decode_state import FREE, Slots
+from chatterbox_opt.models.t3.kv_cache import products
+from chatterbox_opt.models.t3.model import rotate
+from chatterbox_opt.runtime import cuda
 from chatterbox_opt.sampling import Sampling
-from chatterbox_opt.shapes import TINY
-from chatterbox_opt.slots import FREE, Slots
-from chatterbox_opt.t3 import rotate
 
 ATOL = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}  # values up to 6
 FORMS = [  # normed, gated, residual, int8: those of a step, and none
@@ -293,9 +292,7 @@ def test_a_step_begins_as_the_model_begins_it(engine, dtype, each):
     with engine._speaker.residency("t3") as t3:
         tables = t3.speech_emb.weight.to(dtype), t3.speech_pos.weight.to(dtype)
         counters = tuple(torch.tensor(row) for row in ((3, 0, 50), (0, 7, 2), (0, 700, 4000)))
-        x, rope, places, arrivals = kernel_ends.enter(
-            counters, tables, t3.frequencies, each, 3500, 5
-        )
+        x, rope, places, arrivals = decode_io.enter(counters, tables, t3.frequencies, each, 3500, 5)
         counters[2].clamp_(max=3499)
         expected, *turned = t3.entering(*counters, 1)
     assert torch.equal(places, counters[2])
@@ -384,13 +381,13 @@ def wrong(tensor):
 
 
 MODULES, LAUNCHERS = (
-    (gemv, gemm, decode_attention, kernel_ends),
-    (decode_linear, decode_attention, kernel_ends),
+    (gemv, gemm, decode_attention, decode_io),
+    (decode_linear, decode_attention, decode_io),
 )
 
 
 class TestBeginningEarly:
-    """A kernel that begins while the one before it works (kernel_launch.py): what others write is
+    """A kernel that begins while the one before it works (kernels/cuda/launch.py): what others write is
     wrong until it has waited."""
 
     @pytest.fixture
@@ -496,7 +493,7 @@ class TestBeginningEarly:
         frequencies = torch.rand(8, generator=generator)
 
         def call(counters):
-            return kernel_ends.enter(tuple(counters), tuple(tables), frequencies, 2, 500, 3)
+            return decode_io.enter(tuple(counters), tuple(tables), frequencies, 2, 500, 3)
 
         self.check(waits, call, [torch.tensor([[3, 8], [5, 0], [700, 9]])], 2)
 
@@ -514,7 +511,7 @@ class TestBeginningEarly:
 
         def call(logits, seen, knobs, noise, said, counters):
             free = {"free": FREE, "not_finite": sampler.NOT_FINITE}
-            kernel_ends.draw(logits, seen, knobs, noise, said, tuple(counters), **free)
+            decode_io.draw(logits, seen, knobs, noise, said, tuple(counters), **free)
 
         self.check(waits, call, state, 2)
 
@@ -523,7 +520,7 @@ class TestTryingToBeginEarly:
     @pytest.fixture
     def asked(self, monkeypatch):
         """Whether kernels begin early on a card that records like this."""
-        monkeypatch.setattr(card, "generation", lambda device: 9)
+        monkeypatch.setattr(cuda, "generation", lambda device: 9)
         monkeypatch.setattr(kernel_launch, "next_may_begin", lambda: None)
         monkeypatch.setattr(kernel_launch, "wait_for_those_before", lambda: None)
         monkeypatch.setattr(
@@ -531,7 +528,7 @@ class TestTryingToBeginEarly:
         )  # the interpreter knows no more
 
         def asked(record):
-            monkeypatch.setattr(card, "CudaRecorder", lambda device: record)
+            monkeypatch.setattr(cuda, "CudaRecorder", lambda device: record)
             return kernel_launch.early.__wrapped__(torch.device("cpu"))
 
         return asked
@@ -552,7 +549,7 @@ class TestTryingToBeginEarly:
 
     @pytest.mark.parametrize("generation", [0, 7, 8, 12])
     def test_other_cards_are_not_asked(self, asked, monkeypatch, generation):
-        monkeypatch.setattr(card, "generation", lambda device: generation)
+        monkeypatch.setattr(cuda, "generation", lambda device: generation)
         assert not asked(lambda work: work)
 
 
@@ -571,11 +568,11 @@ class TestTrying:
     @pytest.fixture(autouse=True)
     def few_heads(self, monkeypatch):
         """A GPU has them all at once; the interpreter takes milliseconds for each."""
-        monkeypatch.setattr(kernel_trial, "HEADS", 2)
+        monkeypatch.setattr(selftest, "HEADS", 2)
 
     @pytest.mark.parametrize("stage", ["t3", "flow"])
     def test_right_kernels_are_found_right(self, stage):
-        assert card.lacks_kernels(stage, torch.float16, "cpu") == ""
+        assert selftest.lacks_kernels(stage, torch.float16, "cpu") == ""
 
     @pytest.mark.parametrize(
         ("module", "name"),
@@ -595,34 +592,40 @@ class TestTrying:
 
         monkeypatch.setattr(module, name, off)
         stage = "flow" if module is flow_kernels else "t3"
-        assert card.lacks_kernels(stage, torch.float16, "cpu") == "Triton's kernels are wrong here"
+        assert (
+            selftest.lacks_kernels(stage, torch.float16, "cpu") == "Triton's kernels are wrong here"
+        )
 
     @pytest.fixture
     def only_the_ends(self, monkeypatch):
         """What stands between them was tried by other tests, and takes the interpreter long."""
         for name in ("_products", "_attention"):
-            monkeypatch.setattr(kernel_trial, name, lambda drawn: True)
+            monkeypatch.setattr(selftest, name, lambda drawn: True)
 
     def test_a_wrong_beginning_is_found_wrong(self, monkeypatch, only_the_ends):
-        exact = kernel_ends.enter
+        exact = decode_io.enter
 
         def swapped(*given):
             x, (cos, sin), *rest = exact(*given)
             return x, (cos, -sin), *rest
 
-        monkeypatch.setattr(kernel_ends, "enter", swapped)
-        assert card.lacks_kernels("t3", torch.float16, "cpu") == "Triton's kernels are wrong here"
+        monkeypatch.setattr(decode_io, "enter", swapped)
+        assert (
+            selftest.lacks_kernels("t3", torch.float16, "cpu") == "Triton's kernels are wrong here"
+        )
 
     @pytest.mark.parametrize("i", range(3))
     def test_a_wrong_end_is_found_wrong(self, i, monkeypatch, only_the_ends):
-        exact = kernel_ends.draw
+        exact = decode_io.draw
 
         def beyond(*given, **more):
             exact(*given, **more)
             given[5][i].add_(1)  # a counter
 
-        monkeypatch.setattr(kernel_ends, "draw", beyond)
-        assert card.lacks_kernels("t3", torch.float16, "cpu") == "Triton's kernels are wrong here"
+        monkeypatch.setattr(decode_io, "draw", beyond)
+        assert (
+            selftest.lacks_kernels("t3", torch.float16, "cpu") == "Triton's kernels are wrong here"
+        )
 
     @pytest.mark.parametrize(
         "error",
@@ -638,11 +641,13 @@ class TestTrying:
                 raise error
 
         monkeypatch.setattr(decode_linear, "gemv", Failing())
-        assert "Triton cannot build kernels here" in card.lacks_kernels("t3", torch.float16, "cpu")
+        assert "Triton cannot build kernels here" in selftest.lacks_kernels(
+            "t3", torch.float16, "cpu"
+        )
 
     def test_old_cards_are_not_asked(self):
-        assert "need compute capability 7.5" in hardware._lacks_kernels("t3", "float32", (7, 0))
-        assert "need compute capability 8.0" in hardware._lacks_kernels("flow", "float16", (7, 5))
+        assert "need compute capability 7.5" in probe._lacks_kernels("t3", "float32", (7, 0))
+        assert "need compute capability 8.0" in probe._lacks_kernels("flow", "float16", (7, 5))
 
 
 def test_t3_says_the_same_with_it(engine, monkeypatch):

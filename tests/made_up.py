@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from chatterbox_opt.errors import TextError, WeightsError
-from chatterbox_opt.speech import Piece, Request, Result
+from chatterbox_opt.request import Piece, Request, Result
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from chatterbox_opt import card as runtime
-
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 TOTAL = 24 << 30  # bytes of the card
 KERNELS = ("CUDA", "CompositeExplicitAutograd", "CompositeImplicitAutograd", "BackendSelect")
@@ -388,7 +386,7 @@ class Card:
             patch.setattr(cuda, name, value)
         patch.setattr(torch, "Generator", Generator)
         patch.setattr(torch._C, "_cuda_clearCublasWorkspaces", self._workspaces.clear)
-        patch.setattr(runtime, "LOCKED", "2")
+        patch.setattr("chatterbox_opt.runtime.cuda.LOCKED", "2")
         # freed memory is never given away here
         patch.setattr(torch.Tensor, "record_stream", lambda *_: None)
         set_result, result = Future.set_result, Future.result

@@ -20,9 +20,11 @@ from chatterbox.tts import ChatterboxTTS, Conditionals
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from chatterbox_opt import models, vocoder, voice
-from chatterbox_opt.random_weights import llama_config, upstream_flow
-from chatterbox_opt.shapes import Shapes, read_shapes
+from chatterbox_opt.checkpoints import registry
+from chatterbox_opt.checkpoints.random_weights import llama_config, upstream_flow
+from chatterbox_opt.config.model_config import Shapes, read_shapes
+from chatterbox_opt.models import voice_encoders
+from chatterbox_opt.models.vocoder import model as vocoder_model
 
 
 @contextmanager
@@ -48,19 +50,19 @@ def upstream_t3(directory: Path, shapes: Shapes) -> T3:
     t3.cond_enc.perceiver = Perceiver(
         shape.resampler_queries, shape.width, shape.width, shape.resampler_heads
     )
-    t3.load_state_dict(load_file(directory / models.T3))
+    t3.load_state_dict(load_file(directory / registry.T3))
     return t3.eval()
 
 
 def upstream_s3gen(directory: Path, shapes: Shapes) -> S3Gen:
     """Upstream's S3Gen around smaller parts, loaded as upstream loads it."""
-    encoders = voice.Encoders(shapes.voice, shapes.t3.speaker)
+    encoders = voice_encoders.Encoders(shapes.voice, shapes.t3.speaker)
     s3gen = S3Gen.__new__(S3Gen)
     nn.Module.__init__(s3gen)
     s3gen.tokenizer = encoders.tokenizer
     s3gen.speaker_encoder = encoders.speaker_encoder
     s3gen.flow = upstream_flow(shapes.flow)
-    s3gen.mel2wav = vocoder.build(shapes.vocoder)
+    s3gen.mel2wav = vocoder_model.build(shapes.vocoder)
     from chatterbox.models.s3gen.utils.mel import mel_spectrogram
 
     s3gen.mel_extractor = mel_spectrogram
@@ -68,7 +70,7 @@ def upstream_s3gen(directory: Path, shapes: Shapes) -> S3Gen:
     fade = torch.zeros(960)
     fade[480:] = (torch.cos(torch.linspace(torch.pi, 0, 480)) + 1) / 2
     s3gen.register_buffer("trim_fade", fade, persistent=False)
-    s3gen.load_state_dict(load_file(directory / models.S3GEN), strict=False)
+    s3gen.load_state_dict(load_file(directory / registry.S3GEN), strict=False)
     return s3gen.eval()
 
 
@@ -77,15 +79,15 @@ def upstream_tts(directory: Path) -> ChatterboxTTS:
     shapes = read_shapes(directory)
     if shapes.t3 == Shapes().t3:
         return ChatterboxTTS.from_local(directory, "cpu")
-    encoder = voice._voice_encoder(shapes.voice, shapes.t3.speaker)
-    encoder.load_state_dict(load_file(directory / models.VOICE_ENCODER))
+    encoder = voice_encoders._voice_encoder(shapes.voice, shapes.t3.speaker)
+    encoder.load_state_dict(load_file(directory / registry.VOICE_ENCODER))
     return ChatterboxTTS(
         upstream_t3(directory, shapes),
         upstream_s3gen(directory, shapes),
         encoder.eval(),
-        EnTokenizer(str(directory / models.TOKENIZER)),
+        EnTokenizer(str(directory / registry.TOKENIZER)),
         "cpu",
-        conds=Conditionals.load(directory / models.CONDITIONALS),
+        conds=Conditionals.load(directory / registry.CONDITIONALS),
     )
 
 
@@ -132,7 +134,7 @@ def sampled_tokens(
 
 
 def backend_and_prefix(tts: ChatterboxTTS, text: str, *, exaggeration: float, cfg_weight: float):
-    """Upstream's backend and the embeddings that its loop starts from (t3.py, inference)."""
+    """Upstream's backend and the embeddings that its loop starts from (models/t3/model.py, inference)."""
     from chatterbox.models.t3.inference.t3_hf_backend import T3HuggingfaceBackend
 
     t3, rows = tts.t3, 2 if cfg_weight > 0 else 1
@@ -161,7 +163,7 @@ def first_logits(tts: ChatterboxTTS, text: str, **knobs: float) -> Tensor:
 def greedy_tokens(
     tts: ChatterboxTTS, text: str, *, exaggeration: float, cfg_weight: float, max_tokens: int
 ) -> list[int]:
-    """Upstream's loop (t3.py) over upstream's own backend with argmax in place of the draw.
+    """Upstream's loop (models/t3/model.py) over upstream's own backend with argmax in place of the draw.
 
     Upstream only samples, and its loop fails at cfg_weight 0 (one row meets a doubled start
     embedding); this one takes as many rows as guidance needs.

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import assert_close
 
-from chatterbox_opt import attention
+from chatterbox_opt.layers import attention
 
 
 def heads(dtype, frames=70):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from chatterbox_opt.audio import check_writable, output_format, writer
+from chatterbox_opt.audio.files import check_writable, output_format, writer
 from chatterbox_opt.errors import InputError, OutputError
 
 WAVE = (np.sin(np.arange(24_000) / 15) * 0.5).astype(np.float32)

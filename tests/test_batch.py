@@ -16,11 +16,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from chatterbox_opt import Request, Result, Sampling, audio, batch, book, jobs, manifest, verify
-from chatterbox_opt.batch import Batch, Summary
+from chatterbox_opt import Request, Result, Sampling
+from chatterbox_opt.audio import files as audio_files
+from chatterbox_opt.batch import job_file, manifest, verify
+from chatterbox_opt.batch import join as batch_join
+from chatterbox_opt.batch import runner as batch_runner
+from chatterbox_opt.batch.runner import Batch, Summary
+from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError, OutputError, TextError
-from chatterbox_opt.shapes import SAMPLE_RATE
-from chatterbox_opt.speech import Piece
+from chatterbox_opt.request import Piece
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -46,9 +50,11 @@ class Fake:
         return [request.id for request in self.asked]
 
 
-def work(lines: Iterable[str], voices: str = "v", made_by: str = "m") -> list[batch.Task]:
-    items = jobs.read("a.txt", "\n".join(lines).encode(), Sampling(seed=1))
-    return batch.tasks(items, [f"{item.id}.wav" for item in items], made_by, lambda voice: voices)
+def work(lines: Iterable[str], voices: str = "v", made_by: str = "m") -> list[batch_runner.Task]:
+    items = job_file.read("a.txt", "\n".join(lines).encode(), Sampling(seed=1))
+    return batch_runner.tasks(
+        items, [f"{item.id}.wav" for item in items], made_by, lambda voice: voices
+    )
 
 
 def go(directory: Path, todo, speak=None, *, anew=False, events=None, **options) -> Summary:
@@ -62,7 +68,7 @@ def lines_of(directory: Path) -> list[dict]:
 
 
 def test_files_manifest_and_events(tmp_path):
-    events: list[batch.Event] = []
+    events: list[batch_runner.Event] = []
     summary = go(tmp_path, work(["One.", "Two words."]), events=events)
     assert [e.status for e in summary.entries.values()] == ["done", "done"]
     assert (summary.skipped, summary.left, summary.failed(), summary.stopped) == (0, 0, [], None)
@@ -105,7 +111,7 @@ def test_resume_does_what_is_new_changed_failed_or_gone_and_nothing_else(tmp_pat
 def test_a_file_that_another_item_was_written_over_is_made_again(tmp_path):
     one, two = work(["One.", "Two."])
     go(tmp_path, [one])
-    taken = batch.Task(two.item, one.file, two.text, two.settings)
+    taken = batch_runner.Task(two.item, one.file, two.text, two.settings)
     go(tmp_path, [taken])
     assert go(tmp_path, [one], fake := Fake()).skipped == 0
     assert fake.ids == ["1"]
@@ -178,7 +184,7 @@ def test_a_second_run_says_so_and_a_dead_ones_lock_does_not_matter(tmp_path):
 def fill_after(monkeypatch, blocks: int) -> None:
     """From then on the disk is full for sound; the manifest's short lines still fit."""
     written = [0]
-    plain = audio.Sink.write
+    plain = audio_files.Sink.write
 
     def write(self, wave):
         written[0] += 1
@@ -186,7 +192,7 @@ def fill_after(monkeypatch, blocks: int) -> None:
             raise FULL
         plain(self, wave)
 
-    monkeypatch.setattr(audio.Sink, "write", write)
+    monkeypatch.setattr(audio_files.Sink, "write", write)
 
 
 def test_a_full_disk_ends_the_run_and_the_next_goes_on(tmp_path, monkeypatch):
@@ -284,11 +290,11 @@ def test_a_recognizer_is_called_without_a_shell(tmp_path):
 
 
 def test_the_book_is_the_files_in_order_with_pauses(tmp_path):
-    items = jobs.read("a.txt", b"One.\nTwo two.\n\nThree.", Sampling())
-    todo = batch.tasks(items, [f"{i.id}.flac" for i in items], "m", lambda voice: "v")
+    items = job_file.read("a.txt", b"One.\nTwo two.\n\nThree.", Sampling())
+    todo = batch_runner.tasks(items, [f"{i.id}.flac" for i in items], "m", lambda voice: "v")
     summary = go(tmp_path, todo)
     target = tmp_path / "book.wav"
-    length = book.join(items, summary.entries, tmp_path, str(target), (0.25, 1.0))
+    length = batch_join.join(items, summary.entries, tmp_path, str(target), (0.25, 1.0))
     assert length == pytest.approx(0.04 + 0.25 + 0.08 + 1.0 + 0.06)
     joined, _ = soundfile.read(target)
     assert len(joined) == round(length * SAMPLE_RATE)
@@ -296,13 +302,13 @@ def test_the_book_is_the_files_in_order_with_pauses(tmp_path):
     assert not joined[silent] and joined[100] == pytest.approx(0.1, abs=1e-3)
     (tmp_path / "2.flac").write_bytes(b"no")
     with pytest.raises(OutputError):
-        book.join(items, summary.entries, tmp_path, str(tmp_path / "other.wav"), (0.25, 1.0))
+        batch_join.join(items, summary.entries, tmp_path, str(tmp_path / "other.wav"), (0.25, 1.0))
     assert not (tmp_path / "other.wav").exists()
     long = {
         id: dataclasses.replace(entry, duration=40_000.0) for id, entry in summary.entries.items()
     }
     with pytest.raises(OutputError, match="would have 33 h, too long for a wav: give .flac"):
-        book.join(items, long, tmp_path, str(tmp_path / "other.wav"), (0.25, 1.0))
+        batch_join.join(items, long, tmp_path, str(tmp_path / "other.wav"), (0.25, 1.0))
 
 
 def test_faults_say_where_and_are_not_endless(tmp_path):

@@ -17,11 +17,12 @@ from conftest import SAMPLE
 from rich.console import Console
 from test_batch import Fake, work
 
-from chatterbox_opt import batch_display, console, manifest
-from chatterbox_opt.batch import Batch, Event, Summary
-from chatterbox_opt.manifest import Entry
+from chatterbox_opt.batch import manifest
+from chatterbox_opt.batch.manifest import Entry
+from chatterbox_opt.batch.runner import Batch, Event, Summary
+from chatterbox_opt.cli import batch_progress, console
 
-COMMAND = [sys.executable, "-m", "chatterbox_opt.cli", "batch"]
+COMMAND = [sys.executable, "-m", "chatterbox_opt", "batch"]
 QUICK = ["--max-tokens", "3", "--cfm-steps", "1", "--retries", "0", "--no-watermark", "--seed", "5"]
 HERE = Path(__file__).parent
 
@@ -198,7 +199,7 @@ def test_a_signal_finishes_the_item_and_the_next_run_goes_on(tiny, tmp_path, num
 
 
 def test_a_second_signal_stops_at_once(tmp_path):
-    from chatterbox_opt import batch_command
+    from chatterbox_opt.cli import batch as batch_command
 
     before = signal.getsignal(signal.SIGTERM)
     with manifest.opened(tmp_path) as held:
@@ -250,7 +251,7 @@ def test_a_finished_job_loads_no_model_and_can_still_be_joined(tiny, tmp_path):
     ],
 )
 def test_a_usage_error_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, args, message):
-    from chatterbox_opt.cli import main
+    from chatterbox_opt.cli.main import main
 
     monkeypatch.chdir(tmp_path)
     for name, content in (("job.txt", "One."), ("job.csv", "words\nOne.\n"), ("job.pdf", "x")):
@@ -272,13 +273,13 @@ def shown(*, terminal: bool, quiet: bool = False) -> str:
     talk.console = Console(file=stream, force_terminal=terminal, width=100, highlight=False)
     bad = Entry("2", "", "", "failed", error="it is bad: mend it")
     doubtful = Entry("1", "", "", "done", "1.wav", duration=3.0, faults=("too slow",))
-    with batch_display.display(talk, as_json=False) as tell:
+    with batch_progress.display(talk, as_json=False) as tell:
         tell(Event("begin", 4, 1, 0, 0, 0.0, 0.0, 0.0))
         tell(Event("item", 4, 1, 1, 0, 3.0, 60.0, 0.25, doubtful))
         tell(Event("item", 4, 1, 1, 1, 3.0, 120.0, 0.5, bad))
         tell(Event("end", 4, 1, 1, 1, 3.0, 120.0, 0.5))
     summary = Summary({"1": doubtful, "2": bad}, skipped=0, left=2)
-    batch_display.report(talk, summary, {"1": 3, "2": 17}, 3700)
+    batch_progress.report(talk, summary, {"1": 3, "2": 17}, 3700)
     return stream.getvalue()
 
 

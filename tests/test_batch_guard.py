@@ -10,13 +10,12 @@ import pytest
 from conftest import ROOT, SAMPLE
 
 from chatterbox_opt import Engine, Request, Sampling
-from chatterbox_opt.attempts import Attempts
+from chatterbox_opt.config.model_config import SAMPLE_RATE
+from chatterbox_opt.engine.quality import Guard, faults
+from chatterbox_opt.engine.retries import Attempts
+from chatterbox_opt.engine.sequence import Line, Spoken
 from chatterbox_opt.errors import NumericsError, SilenceError, TextError, VoiceError
-from chatterbox_opt.guard import Guard, faults
-from chatterbox_opt.pipeline import Spoken
-from chatterbox_opt.reader import Line
-from chatterbox_opt.shapes import SAMPLE_RATE
-from chatterbox_opt.text import Chunk
+from chatterbox_opt.text.chunking import Chunk
 
 SENTENCE = "The quick brown fox jumps over the lazy dog."
 NOISE = np.random.default_rng(0)
@@ -93,7 +92,7 @@ def test_the_bounds_on_trained_speech():
         texts = [
             "Hello!",
             "Well done!",
-            *(ROOT / "pico/sentences/everyday.txt").read_text().splitlines()[:18],
+            *(ROOT / "training/pico/sentences/everyday.txt").read_text().splitlines()[:18],
         ]
         for i, text in enumerate(texts):
             [chunk] = speaker._chunks(text)

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatterbox_opt import Sampling, jobs, naming
+from chatterbox_opt import Sampling
+from chatterbox_opt.batch import filenames, job_file
 from chatterbox_opt.errors import InputError
 
 
-def read(file: str, content: str | bytes, **knobs) -> list[jobs.Item]:
+def read(file: str, content: str | bytes, **knobs) -> list[job_file.Item]:
     raw = content.encode() if isinstance(content, str) else content
-    return jobs.read(file, raw, Sampling(**knobs), "anna")
+    return job_file.read(file, raw, Sampling(**knobs), "anna")
 
 
 def test_a_line_is_an_utterance_and_blank_lines_open_chapters():
@@ -97,27 +98,27 @@ def test_any_text_is_lines_or_an_error(content):
     raw = content.encode("utf-8", "surrogatepass")
     for kind in ("txt", "jsonl", "csv", "srt", "vtt"):
         try:
-            assert jobs.read(f"a.{kind}", raw, Sampling())
+            assert job_file.read(f"a.{kind}", raw, Sampling())
         except InputError as error:
             assert f"a.{kind}" in str(error)
 
 
 def names(*ids: str, pattern: str = "{id}", taken=()) -> list[str]:
-    return naming.names([(id, "Some words.") for id in ids], pattern, ".wav", taken)
+    return filenames.names([(id, "Some words.") for id in ids], pattern, ".wav", taken)
 
 
 def test_patterns():
     assert names("7", "intro", pattern="{id:04d}-{slug}") == [
         "0007-some-words.wav", "intro-some-words.wav"
     ]  # fmt: skip
-    assert naming.slug("“Ça va?” he said, and went on and on until the end") == (
+    assert filenames.slug("“Ça va?” he said, and went on and on until the end") == (
         "ça-va-he-said-and-went-on-and-on-until"
     )
     for pattern in ("a/{id}", "..\\{id}", "{nope}", "{id.__class__}", "{id[0]}", "{", "{}", "{id:q}", "{id!r:{slug.x}}"):  # fmt: skip
         with pytest.raises(InputError):
-            naming.check_pattern(pattern)
+            filenames.check_pattern(pattern)
     for pattern in ("{id}", "{id:04d}-{slug}", "x", "{slug:>20}"):
-        naming.check_pattern(pattern)
+        filenames.check_pattern(pattern)
 
 
 def test_names_are_distinct_on_every_file_system():
@@ -141,7 +142,7 @@ WICKED = st.one_of(
 
 @given(st.lists(WICKED, unique=True, max_size=8), st.sampled_from(["{id}", "{id:04d}-{slug}", "x"]))
 def test_no_id_leaves_the_directory(ids, pattern):
-    found = naming.names([(id, id) for id in ids], pattern, ".wav")
+    found = filenames.names([(id, id) for id in ids], pattern, ".wav")
     base = Path("out").resolve()
     keys = {unicodedata.normalize("NFKD", name.casefold()) for name in found}
     assert len(keys) == len(ids)

@@ -14,10 +14,12 @@ from conftest import ROOT, assert_close
 from test_graphs import capture
 from typer.testing import CliRunner
 
-from chatterbox_opt import bench, cold, hardware, report, subjects
-from chatterbox_opt.cli import app
+from chatterbox_opt.bench import backends, cold_start, report
+from chatterbox_opt.bench import runner as bench_runner
+from chatterbox_opt.bench.backends import Job, Ours, forced_tokens
+from chatterbox_opt.cli.main import app
+from chatterbox_opt.engine import probe
 from chatterbox_opt.errors import ChatterboxOptError, InputError, ProfileError
-from chatterbox_opt.subjects import Job, Ours, forced_tokens
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def test_attention_kernels_by_name():
         "void at::native::elementwise_kernel<128, 2>(int)",
         "aten::linear",
     ]
-    assert subjects.attention_among(ran) == [
+    assert backends.attention_among(ran) == [
         "fmha_cutlassF_bf16_aligned_64x64_rf_sm80",
         "one_query",
         "pytorch_flash::flash_fwd_splitkv_kernel",
@@ -85,7 +87,7 @@ def test_quality_stands_beside_speed(measured):
         "log_mel_cosine": pytest.approx(1.0),
         "wer": None,
     }
-    assert 0 < rows["bfloat16"]["kl"] < 0.1 or "bfloat16" in hardware.probe("cpu").lacks
+    assert 0 < rows["bfloat16"]["kl"] < 0.1 or "bfloat16" in probe.probe("cpu").lacks
     assert 0.9 < rows["bfloat16"]["log_mel_cosine"] <= 1
     assert rows["memory-limited"]["kl"] == 0, "float16 is lowered to float32 on a processor"
 
@@ -108,7 +110,7 @@ def test_cold_starts_are_whole_processes(tiny, tmp_path):
     assert result.exit_code == 0, result.output
     assert "cold s" in result.output
     for row in json.loads((tmp_path / "json").read_text())["rows"]:
-        assert set(cold.FIGURES) <= set(row)
+        assert set(cold_start.FIGURES) <= set(row)
         assert row["cold_seconds"] > row["cold_audio_seconds"] > 0.05
         assert row["cold_first_seconds"] > 0
         assert row["cold_spread"] == 0, "one run"
@@ -125,11 +127,11 @@ def test_cold_starts_are_compared_with_upstreams(monkeypatch):
         seen.append((name, environment.get("CHATTERBOX_WEIGHT_CACHE")))
         return {"upstream": 20.0, "float32": 5.0, "mine": 4.0}[name]
 
-    monkeypatch.setattr(cold, "_run", run)
-    monkeypatch.setattr(cold, "_length", lambda output: {"audio": 3.0})
-    monkeypatch.setattr(cold, "_theirs", lambda job, output: [])
+    monkeypatch.setattr(cold_start, "_run", run)
+    monkeypatch.setattr(cold_start, "_length", lambda output: {"audio": 3.0})
+    monkeypatch.setattr(cold_start, "_theirs", lambda job, output: [])
     names = ["upstream", "float32", "mine"]
-    found = cold.measure(Job("x", runs=2), names, lambda line: None)
+    found = cold_start.measure(Job("x", runs=2), names, lambda line: None)
     assert [f["cold_vs_upstream"] for f in found] == [1, 4, 5]
     assert [f["cold_first_seconds"] for f in found] == [None, 5, 4]
     turn = ["upstream", "float32", "float32", "mine", "mine"]
@@ -142,7 +144,7 @@ def test_cold_starts_are_compared_with_upstreams(monkeypatch):
 def test_a_cold_start_that_fails_says_why(tmp_path):
     job = Job(str(tmp_path), "cpu", tokens=(1,), runs=1)
     with pytest.raises(ChatterboxOptError, match="row float32: its cold start failed.*lacks ve"):
-        cold.measure(job, ["float32"], lambda line: None)
+        cold_start.measure(job, ["float32"], lambda line: None)
 
 
 def test_compare(measured, tmp_path):
@@ -191,21 +193,21 @@ def test_a_row_that_replays_is_measured_as_one_that_launches(tiny):
 def test_closeness_is_what_it_says():
     exact = {"logits": torch.log(torch.tensor([[0.5, 0.25, 0.25]])), "mel": torch.ones(80, 2)}
     given = {"logits": torch.log(torch.tensor([[0.25, 0.5, 0.25]])), "mel": -torch.ones(80, 2)}
-    found = bench.closeness(given, exact)
+    found = bench_runner.closeness(given, exact)
     assert found["top1"] == 0
     assert found["kl"] == pytest.approx(0.25 * math.log(2), rel=1e-5)
     assert found["log_mel_cosine"] == pytest.approx(-1)
-    assert bench.closeness({}, exact)["kl"] is None
+    assert bench_runner.closeness({}, exact)["kl"] is None
 
 
 def test_noisy_rows_are_marked():
     def laps(*decodes):
-        return [dict.fromkeys(bench.STAGES, 1.0) | {"decode": d} for d in decodes]
+        return [dict.fromkeys(bench_runner.STAGES, 1.0) | {"decode": d} for d in decodes]
 
     job = Job("x", tokens=tuple(range(25)))
-    assert bench._entry(job, laps(1.0, 1.1, 1.0), 10.0)["noisy"] is False
-    assert bench._entry(job, laps(1.0, 3.0, 1.0), 10.0)["noisy"] is True
-    assert bench._entry(job, laps(2.0), 24.0)["t3_share_of_ceiling"] == pytest.approx(0.5)
+    assert bench_runner._entry(job, laps(1.0, 1.1, 1.0), 10.0)["noisy"] is False
+    assert bench_runner._entry(job, laps(1.0, 3.0, 1.0), 10.0)["noisy"] is True
+    assert bench_runner._entry(job, laps(2.0), 24.0)["t3_share_of_ceiling"] == pytest.approx(0.5)
 
 
 def test_forced_tokens_are_the_same_every_time():
@@ -233,7 +235,7 @@ def test_usage_errors(args, message):
 def test_a_row_that_cannot_be_measured_says_why(tiny):
     job = Job(str(tiny), "cpu", tokens=forced_tokens(0.2))
     with pytest.raises(ChatterboxOptError, match="row upstream: plain Chatterbox cannot load"):
-        bench.measure(job, ["upstream"], lambda _: None)
+        bench_runner.measure(job, ["upstream"], lambda _: None)
 
 
 class FakeRow:
@@ -252,7 +254,7 @@ class FakeRow:
         self.runs.append(self.name)
         if self.name == "bfloat16" and self.runs.count(self.name) == 2:
             raise ChatterboxOptError("row bfloat16 died (exit -9)")
-        return dict.fromkeys(bench.STAGES, 1.0)
+        return dict.fromkeys(bench_runner.STAGES, 1.0)
 
     def finish(self):
         assert self.name != "bfloat16", "it is no longer asked"
@@ -262,11 +264,11 @@ class FakeRow:
 
 
 def test_rows_that_fail_are_left_out_and_the_others_go_on(tiny, monkeypatch):
-    monkeypatch.setattr(bench, "Row", FakeRow)
+    monkeypatch.setattr(bench_runner, "Row", FakeRow)
     monkeypatch.setattr(FakeRow, "runs", [])
     job = Job(str(tiny), "cpu", tokens=forced_tokens(0.2), runs=3)
     said = []
-    found = bench.measure(job, ["upstream", "float32", "bfloat16", "+compile"], said.append)
+    found = bench_runner.measure(job, ["upstream", "float32", "bfloat16", "+compile"], said.append)
     assert [row["name"] for row in found["rows"]] == ["float32", "+compile"]
     assert set(found["failed"]) == {"upstream", "bfloat16"}
     assert "left out: row bfloat16 died (exit -9)" in report.markdown(found)
@@ -280,12 +282,17 @@ def test_rows_that_fail_are_left_out_and_the_others_go_on(tiny, monkeypatch):
 def test_a_row_that_hangs_is_ended(tiny):
     job = Job(str(tiny), "cpu", tokens=forced_tokens(0.2), patience=0.05)
     with pytest.raises(ChatterboxOptError, match="row float32 did not answer in 0 s and was ended"):
-        bench.measure(job, ["float32"], lambda _: None)
+        bench_runner.measure(job, ["float32"], lambda _: None)
 
 
 def test_the_quick_trial_leaves_out_what_tiny_weights_cannot_do():
-    assert bench.choose_rows(None, [], "cpu", tiny=True) == ["float32", "bfloat16", "int8", "int4"]
-    assert bench.choose_rows(None, ["dev"], "cpu", tiny=False) == [
+    assert bench_runner.choose_rows(None, [], "cpu", tiny=True) == [
+        "float32",
+        "bfloat16",
+        "int8",
+        "int4",
+    ]
+    assert bench_runner.choose_rows(None, ["dev"], "cpu", tiny=False) == [
         "upstream",
         "float32",
         "bfloat16",
@@ -293,11 +300,11 @@ def test_the_quick_trial_leaves_out_what_tiny_weights_cannot_do():
         "int4",
         "dev",
     ]
-    assert subjects.ROWS["+offload"]["offload"] == "stages"
+    assert backends.ROWS["+offload"]["offload"] == "stages"
 
 
 def test_a_chart_is_drawn_from_a_report(tmp_path):
-    from chatterbox_opt import chart
+    from chatterbox_opt.bench import chart
 
     kept = report.read(ROOT / "benchmarks" / "results" / "xeon-amx-2-cores.json")
     for row in kept["rows"]:

@@ -19,14 +19,16 @@ from test_fallback import Failing, load, stage  # noqa: F401 (a fixture)
 from test_graphs import capture
 from test_plan import CPU
 
-from chatterbox_opt import Request, Sampling, loading, models
-from chatterbox_opt.beside import Beside, Here, Job, straight
-from chatterbox_opt.card import CudaRecorder, Side
+from chatterbox_opt import Request, Sampling
+from chatterbox_opt.checkpoints import registry
+from chatterbox_opt.config.plan import resolve
+from chatterbox_opt.engine import build
+from chatterbox_opt.engine.decode_graphs import Captured
+from chatterbox_opt.engine.overlap import Beside, Here, Job, straight
+from chatterbox_opt.engine.quality import Guard
+from chatterbox_opt.engine.t3_runner import Reader
 from chatterbox_opt.errors import DeviceError
-from chatterbox_opt.graphs import Captured
-from chatterbox_opt.guard import Guard
-from chatterbox_opt.plan import resolve
-from chatterbox_opt.reader import Reader
+from chatterbox_opt.runtime.cuda import CudaRecorder, Side
 
 TEXTS = ["Hello.", "Something else.", "A third one, a little longer.", "No!", "And one more."]
 GROUP, SLOTS, LINES = 3, 4, 13
@@ -577,9 +579,9 @@ def test_closing_the_engine_waits_for_the_work_beside(engine, monkeypatch):
 )
 def test_the_plan_says_who_makes_the_sound(tiny, monkeypatch, sound, offload, kind):
     """Also where the card was found to have no room for all stages when they were loaded."""
-    monkeypatch.setattr(loading, "Side", lambda device: straight)
+    monkeypatch.setattr(build, "Side", lambda device: straight)
     planned = replace(resolve("dev", CPU, {}, {}), sound=sound, offload=offload)
-    pipeline = loading.load_pipeline(models.locate(str(tiny)), planned)
+    pipeline = build.load_pipeline(registry.locate(str(tiny)), planned)
     assert type(pipeline.sound) is kind
     pipeline.close()
 
@@ -593,11 +595,11 @@ def test_the_flow_is_recorded_apart_only_where_it_works_beside_t3(monkeypatch, b
         def apart(self):
             return "another"
 
-    monkeypatch.setattr(loading, "CudaRecorder", Recorder)
+    monkeypatch.setattr(build, "CudaRecorder", Recorder)
     flow = torch.nn.Identity()
     card = SimpleNamespace(device=torch.device("cuda"), module=lambda name: flow)
     planned = replace(resolve("dev", CPU, {}, {}), compile="cudagraphs")
-    way = loading._way(planned, card, beside=beside)
+    way = build._way(planned, card, beside=beside)
     assert (flow.through._recordings._record is way._recordings._record) is not beside
 
 

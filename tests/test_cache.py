@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from conftest import assert_close
 
-from chatterbox_opt.cache import SPAN, StaticCache, blocks
-from chatterbox_opt.kv_quantization import dequantize, quantize
-from chatterbox_opt.ragged import STRIP, RaggedCache
+from chatterbox_opt.kernels.cuda.kv_quantization import dequantize, quantize
+from chatterbox_opt.models.t3.kv_cache import SPAN, StaticCache, blocks
+from chatterbox_opt.models.t3.ragged_kv_cache import STRIP, RaggedCache
 
 LAYERS, HEADS, WIDTH, EACH = 2, 3, 8, 2
 KINDS = (StaticCache, RaggedCache)

@@ -14,9 +14,9 @@ import soundfile
 from conftest import SAMPLE
 from typer.testing import CliRunner
 
-from chatterbox_opt.cli import app
+from chatterbox_opt.cli.main import app
 
-COMMAND = [sys.executable, "-m", "chatterbox_opt.cli"]
+COMMAND = [sys.executable, "-m", "chatterbox_opt"]
 SHORT = ["--max-tokens", "20", "--seed", "3"]
 
 
@@ -130,7 +130,7 @@ def test_a_usage_error_is_one_line_and_exit_2(tmp_path, monkeypatch, args, messa
     (tmp_path / "bad.yaml").write_text("dtpye: float16")
     before = sorted(tmp_path.iterdir())
     monkeypatch.setattr(sys, "argv", ["chatterbox-opt", "synth", *args])
-    from chatterbox_opt.cli import main
+    from chatterbox_opt.cli.main import main
 
     hook = sys.excepthook
     with pytest.raises(SystemExit) as caught:
@@ -157,13 +157,13 @@ def test_quick_answers_import_no_torch(args, code, tmp_path):
         "import sys, atexit\n"
         "atexit.register(lambda: print('MODULES', *sys.modules, file=sys.stderr))\n"
         f"sys.argv = ['chatterbox-opt', *{args!r}]\n"
-        "from chatterbox_opt.cli import main\n"
+        "from chatterbox_opt.cli.main import main\n"
         "main()\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=tmp_path)
     assert result.returncode == code, result.stderr.decode()
     loaded = set(result.stderr.decode().rpartition("MODULES")[2].split())
-    assert "chatterbox_opt.cli" in loaded
+    assert "chatterbox_opt.cli.main" in loaded
     assert not loaded & {
         "torch",
         "transformers",
@@ -180,7 +180,7 @@ def test_synth_imports_nothing_it_does_not_use(tiny, tmp_path):
         "import sys\n"
         f"sys.argv = ['chatterbox-opt', 'synth', 'Hi.', '--model', {str(tiny)!r}, '-q',"
         " '--max-tokens', '9', '--seed', '1', '-o', 'x.wav']\n"
-        "from chatterbox_opt.cli import main\n"
+        "from chatterbox_opt.cli.main import main\n"
         "try:\n    main()\n"
         "finally:\n    print(*sys.modules)\n"
     )
@@ -217,11 +217,12 @@ def test_a_full_pipe_is_one_line(tiny, tmp_path):
 def test_what_nobody_foresaw_is_one_line_too(tmp_path):
     script = (
         "import sys\n"
-        "from chatterbox_opt import hardware, cli\n"
+        "from chatterbox_opt.cli import main\n"
+        "from chatterbox_opt.engine import probe\n"
         "def broken(*_): raise RuntimeError('CUDA driver\\nfell over')\n"
-        "hardware.probe = broken\n"
+        "probe.probe = broken\n"
         "sys.argv = ['chatterbox-opt', 'profiles', 'detect']\n"
-        "cli.main()\n"
+        "main.main()\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=tmp_path)
     assert result.returncode == 1
@@ -251,13 +252,14 @@ def test_nobody_to_ask_is_said(tmp_path):
 def test_termination_leaves_nothing(tiny, tmp_path):
     script = (
         "import os, signal, sys\n"
-        "from chatterbox_opt import audio, cli\n"
+        "from chatterbox_opt.audio import files\n"
+        "from chatterbox_opt.cli import main\n"
         "import numpy as np\n"
         "def write(self, wave): os.kill(os.getpid(), signal.SIGTERM)\n"
-        "audio.Sink.write = write\n"
+        "files.Sink.write = write\n"
         f"sys.argv = ['chatterbox-opt', 'synth', 'Hi.', '--model', {str(tiny)!r},"
         " '--max-tokens', '9', '--seed', '1', '-q', '--no-watermark']\n"
-        "cli.main()\n"
+        "main.main()\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=tmp_path)
     assert result.returncode == 128 + signal.SIGTERM
@@ -273,7 +275,7 @@ def test_debug_shows_the_traceback_and_sets_the_switches(tmp_path, monkeypatch, 
 
 
 def test_debug_switches(monkeypatch):
-    from chatterbox_opt import console, options
+    from chatterbox_opt.cli import console, options
 
     monkeypatch.delenv("CUDA_LAUNCH_BLOCKING", raising=False)
     monkeypatch.setenv("TORCH_LOGS", "+inductor")
@@ -307,18 +309,20 @@ def test_models_and_profiles_commands(tmp_path):
 def test_doctor_on_a_card_that_torch_has_no_kernels_for(monkeypatch):
     import torch
 
-    from chatterbox_opt import doctor
+    from chatterbox_opt.cli import doctor as doctor_command
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (30 << 30, 32 << 30))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GeForce RTX 5090")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (12, 0))
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90"])
-    found = doctor._cuda()
+    found = doctor_command._cuda()
     assert not found.good
     assert "has no kernels for GeForce RTX 5090 (capability 12.0)" in found.remedy
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_90", "sm_120"])
-    assert doctor._cuda().found == ("GeForce RTX 5090, 30,720 of 32,768 MiB free, capability 12.0")
+    assert doctor_command._cuda().found == (
+        "GeForce RTX 5090, 30,720 of 32,768 MiB free, capability 12.0"
+    )
 
 
 def test_doctor_says_what_to_mend():

@@ -19,8 +19,8 @@ from test_batch import Fake
 from test_batch_faults import COMMAND, batch, noted
 
 from chatterbox_opt import Request, Sampling
+from chatterbox_opt.batch.executors import with_voices
 from chatterbox_opt.errors import VoiceError
-from chatterbox_opt.executors import with_voices
 
 RAY = importlib.util.find_spec("ray")
 needs_ray = pytest.mark.skipif(not RAY, reason='Ray is not installed: pip install -e ".[ray]"')
@@ -124,7 +124,7 @@ def test_no_cluster_at_an_address_is_one_line(tmp_path, monkeypatch):
 
 
 def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch, capsys):
-    from chatterbox_opt.cli import main
+    from chatterbox_opt.cli.main import main
 
     (tmp_path / "job.txt").write_text("One.")
     monkeypatch.chdir(tmp_path)
@@ -158,17 +158,18 @@ def test_voices_go_with_the_requests_and_a_bad_one_fails_alone():
 
 
 def test_the_speakers_give_what_the_engine_gives(engine, tiny, store, tmp_path):
-    from chatterbox_opt import models, speakers
+    from chatterbox_opt.checkpoints import registry
+    from chatterbox_opt.voices import library as voice_library
 
-    found = speakers.Speakers(models.locate(str(tiny)), store)
+    found = voice_library.Speakers(registry.locate(str(tiny)), store)
     for source in (None, str(SAMPLE)):
         ours, theirs = found.voice(source), engine.voice(source)
         for name, tensor in ours.tensors().items():
             assert np.array_equal(tensor.numpy(), theirs.tensors()[name].numpy())
         assert found.voice(source) is ours
-    for i in range(speakers.KEPT - 2):
+    for i in range(voice_library.KEPT - 2):
         found._kept[str(i)] = ours
     assert found.voice(None) is not ours
-    assert len(found._kept) == speakers.KEPT
+    assert len(found._kept) == voice_library.KEPT
     with pytest.raises(VoiceError):
         found.voice(str(tmp_path / "missing.wav"))

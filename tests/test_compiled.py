@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import os
 import platform
 import subprocess
@@ -16,12 +14,12 @@ import torch.nn.functional as F
 from conftest import ROOT, assert_close
 from torch import nn
 
-from chatterbox_opt import cpu_bfloat16, team
-from chatterbox_opt.quantised import Int4Linear, Int8Linear
+from chatterbox_opt.kernels.cpu import bf16_ops, compile_cache, openmp
+from chatterbox_opt.layers.linear_int import Int4Linear, Int8Linear
 
 PACKAGE = ROOT / "chatterbox_opt"
 half = pytest.mark.skipif(
-    not cpu_bfloat16.serves(torch.zeros(1, dtype=torch.bfloat16)),
+    not bf16_ops.serves(torch.zeros(1, dtype=torch.bfloat16)),
     reason="this processor computes no bfloat16, or PyTorch does it better",
 )
 
@@ -30,23 +28,19 @@ def drawn(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("name", ["compiled_integers", "compiled_t3", "compiled_flow"])
-def test_what_numba_keeps_is_not_older_than_what_it_was_made_of(name):
-    """It looks at the file of the function alone: that one must change whenever another does."""
-    tree = ast.parse((PACKAGE / f"{name}.py").read_text())
-    imported = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    used = {n.module.split(".")[1] for n in imported if n.module.startswith("chatterbox_opt.")}
-    used |= {a.name for n in imported if n.module == "chatterbox_opt" for a in n.names}
-    [made_of] = [
-        ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MADE_OF"
-    ]
-    assert made_of == {file: digest(file) for file in used}
-
-
-def digest(name):
-    return hashlib.sha256((PACKAGE / f"{name}.py").read_bytes()).hexdigest()[:8]
+def test_the_compile_cache_is_named_after_every_source_file_of_the_kernels(tmp_path, monkeypatch):
+    """numba looks at the file of the entry point alone; what it inlines comes from other files."""
+    sources = sorted((PACKAGE / "kernels" / "cpu").glob("*.py"))
+    for source in sources:
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    monkeypatch.setattr(compile_cache, "__file__", str(tmp_path / "compile_cache.py"))
+    found = {compile_cache.digest.__wrapped__()}
+    assert found == {compile_cache.digest()}
+    for source in sources:
+        with (tmp_path / source.name).open("a") as file:
+            file.write("# changed\n")
+        found.add(compile_cache.digest.__wrapped__())
+    assert len(found) == len(sources) + 1
 
 
 @pytest.fixture
@@ -56,7 +50,7 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(not team.of_torch().parallel, reason="PyTorch's threads are not to be had")
+@pytest.mark.skipif(not openmp.of_torch().parallel, reason="PyTorch's threads are not to be had")
 @pytest.mark.parametrize("layer", [Int8Linear, Int4Linear])
 def test_as_many_threads_as_one_likes(threads, layer):
     made, x = layer(drawn(200, 96)), drawn(7, 96, seed=1)
@@ -70,15 +64,16 @@ def test_as_many_threads_as_one_likes(threads, layer):
 def test_without_a_team_one_thread_does_it(monkeypatch):
     made, x = Int8Linear(drawn(200, 96)), drawn(7, 96, seed=1)
     exact = made(x)
-    monkeypatch.setattr(team, "of_torch", team.Team)
+    monkeypatch.setattr(openmp, "of_torch", openmp.Team)
     assert torch.equal(made(x), exact)
 
 
 ELSEWHERE = """
 import torch
-from chatterbox_opt import lanes, quantised
-assert not lanes.VNNI and quantised.lacks().startswith("this processor multiplies no bytes")
-for layer in (quantised.Int8Linear, quantised.Int4Linear):
+from chatterbox_opt.kernels.cpu import llvm
+from chatterbox_opt.layers import linear_int
+assert not llvm.VNNI and linear_int.lacks().startswith("this processor multiplies no bytes")
+for layer in (linear_int.Int8Linear, linear_int.Int4Linear):
     made = layer(torch.randn(130, 70))
     x = torch.randn(9, 70)
     largest = x.abs().amax(1, keepdim=True)
@@ -86,7 +81,7 @@ for layer in (quantised.Int8Linear, quantised.Int4Linear):
     assert torch.allclose(made(x), rows @ made.matrix().T, atol=0.05), layer
     exact = (made(x) - rows @ made.matrix().T).abs().median()
     assert exact < 1e-5, exact
-made = quantised.Int8Linear(torch.randn(130, 70), torch.randn(130))
+made = linear_int.Int8Linear(torch.randn(130, 70), torch.randn(130))
 x = x.bfloat16()
 assert torch.allclose(made(x).float(), made(x.float()), rtol=0.005, atol=0.01)
 """
@@ -112,22 +107,22 @@ def test_attention_of_any_length(frames, head_dim):
     mask = (torch.arange(frames) < lengths[:, None])[:, None, None]
     for given in (None, mask):
         exact = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=given)
-        found = cpu_bfloat16.attend(q, k, v, given)
+        found = bf16_ops.attend(q, k, v, given)
         assert found.shape == (3, frames, 4 * head_dim)
         assert_close(found.float(), exact.transpose(1, 2).flatten(2), atol=0.05)
 
 
 BY_VECTORS = """
 import torch, torch.nn.functional as F
-from chatterbox_opt import amx, cpu_bfloat16
+from chatterbox_opt.kernels.cpu import amx, bf16_ops
 assert not amx.AMX
 for frames in (1, 70, 150):
     q, k, v = torch.randn(3, 2, 4, frames, 64).bfloat16()
     mask = (torch.arange(frames) < torch.tensor([[frames], [1]]))[:, None, None]
     exact = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
-    found = cpu_bfloat16.attend(q, k, v, mask).float()
+    found = bf16_ops.attend(q, k, v, mask).float()
     assert (found - exact.transpose(1, 2).flatten(2)).abs().max() < 0.05, frames
-assert not cpu_bfloat16.serves(q), "PyTorch's are quicker than these"
+assert not bf16_ops.serves(q), "PyTorch's are quicker than these"
 """
 
 
@@ -150,24 +145,24 @@ def test_attention_by_vectors_where_there_would_be_tiles(tmp_path):
 def test_hidden_frames_may_hold_anything():
     q, k, v = drawn(2, 70, 3, 4, 32).bfloat16().transpose(1, 3).unbind(2)
     mask = (torch.arange(70) < torch.tensor([70, 41])[:, None])[:, None, None]
-    exact = cpu_bfloat16.attend(q, k, v, mask)
+    exact = bf16_ops.attend(q, k, v, mask)
     dirty = [x.clone() for x in (k, v)]
     for x in dirty:
         x[1, :, 41:] = 3e38
-    assert torch.equal(cpu_bfloat16.attend(q.clone(), *dirty, mask)[1, :41], exact[1, :41])
+    assert torch.equal(bf16_ops.attend(q.clone(), *dirty, mask)[1, :41], exact[1, :41])
 
 
 @half
 def test_what_is_not_finite_does_not_vanish():
     q, k, v = drawn(1, 70, 3, 4, 32).bfloat16().transpose(1, 3).unbind(2)
     k[0, 1, 3, 5] = float("nan")
-    found = cpu_bfloat16.attend(q, k, v, None).unflatten(-1, (4, 32))
+    found = bf16_ops.attend(q, k, v, None).unflatten(-1, (4, 32))
     assert found[0, :, 1].isnan().all()
     assert found[0, :, 0].isfinite().all()
     layer, x = nn.LayerNorm(64).bfloat16(), drawn(3, 64).bfloat16()
     x[1, 7] = float("inf")
     for mish in (False, True):
-        found = cpu_bfloat16.norm(layer, x, mish=mish)
+        found = bf16_ops.norm(layer, x, mish=mish)
         assert not found[1].isfinite().any()
         assert found[0].isfinite().all()
 
@@ -182,7 +177,7 @@ def test_a_norm_and_what_follows_it(mish):
     x = drawn(2, 70, 96, seed=2).bfloat16()
     exact = F.layer_norm(x.float(), (96,), layer.weight.float(), layer.bias.float())
     exact = F.mish(exact) if mish else exact
-    found = cpu_bfloat16.norm(layer, x, mish=mish).float()
+    found = bf16_ops.norm(layer, x, mish=mish).float()
     assert ((found - exact).abs() <= 0.005 * exact.abs() + 1e-3).all()
 
 
@@ -191,15 +186,15 @@ def test_a_sum_and_its_norm():
     layer = nn.LayerNorm(96).bfloat16().requires_grad_(False)
     x, more = drawn(2, 70, 96).bfloat16(), drawn(2, 70, 96, seed=1).bfloat16()
     exact = x + more
-    found = cpu_bfloat16.add_norm(layer, x, more)
+    found = bf16_ops.add_norm(layer, x, more)
     assert torch.equal(x, exact)
-    assert torch.equal(found, cpu_bfloat16.norm(layer, exact))
+    assert torch.equal(found, bf16_ops.norm(layer, exact))
 
 
 def test_training_keeps_what_knows_gradients():
     half = torch.zeros(1, dtype=torch.bfloat16)
-    assert not cpu_bfloat16.serves(half, torch.zeros(1, dtype=torch.bfloat16, requires_grad=True))
-    assert not cpu_bfloat16.serves(half, torch.zeros(1)), "as under autocast"
+    assert not bf16_ops.serves(half, torch.zeros(1, dtype=torch.bfloat16, requires_grad=True))
+    assert not bf16_ops.serves(half, torch.zeros(1)), "as under autocast"
 
 
 def test_of_all_openmp_libraries_it_takes_pytorchs(tmp_path, monkeypatch):
@@ -207,18 +202,19 @@ def test_of_all_openmp_libraries_it_takes_pytorchs(tmp_path, monkeypatch):
     maps = tmp_path / "maps"
     theirs = Path(torch.__file__).parent.parent / "scikit_learn.libs" / "libgomp-1.so"
     maps.write_text(f"7f-80 r-xp 0 0 1 {theirs}\n")
-    monkeypatch.setattr(team, "MAPS", str(maps))
-    assert team.of_torch.__wrapped__() == team.Team()
+    monkeypatch.setattr(openmp, "MAPS", str(maps))
+    assert openmp.of_torch.__wrapped__() == openmp.Team()
 
 
 def test_sizes_are_the_same_wherever_they_stand():
-    from chatterbox_opt import compiled_integers, lanes, quantised
+    from chatterbox_opt.kernels.cpu import int8_gemm, llvm
+    from chatterbox_opt.layers import linear_int
 
     for name in ("GROUP", "LANES", "STEP", "BLOCK"):
-        assert getattr(quantised, name) == getattr(lanes, name)
+        assert getattr(linear_int, name) == getattr(llvm, name)
     for name in ("ZERO", "LEVELS"):
-        assert getattr(quantised, name) == getattr(compiled_integers, name)
-    assert cpu_bfloat16.BLOCK == lanes.BLOCK
+        assert getattr(linear_int, name) == getattr(int8_gemm, name)
+    assert bf16_ops.BLOCK == llvm.BLOCK
 
 
 @pytest.mark.parametrize("layer", [Int8Linear, Int4Linear])
@@ -250,11 +246,12 @@ def test_a_bias_is_added_in_either_dtype():
 
 
 FAILING = """
-from chatterbox_opt import cpu_bfloat16, packing
+from chatterbox_opt.kernels.cpu import bf16_ops
+from chatterbox_opt.layers import weight_layout
 import torch
-lacks = packing.lacks()
+lacks = weight_layout.lacks()
 assert "numba" in lacks["int8"] and "numba" in lacks["int4"] and "int8 flow" in lacks, lacks
-assert not cpu_bfloat16.serves(torch.zeros(1, dtype=torch.bfloat16))
+assert not bf16_ops.serves(torch.zeros(1, dtype=torch.bfloat16))
 """
 
 

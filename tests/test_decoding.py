@@ -10,13 +10,14 @@ import pytest
 import torch
 from conftest import SAMPLE, looking, prompt_for, say_all, utterance
 
-from chatterbox_opt import loading, models, slots
-from chatterbox_opt.decoding import Eager, decode, stepping
+from chatterbox_opt.checkpoints import loader, registry
+from chatterbox_opt.engine.decode import Eager, decode, stepping
 from chatterbox_opt.errors import NumericsError, TextError
-from chatterbox_opt.sampler import Knobs
+from chatterbox_opt.models.t3 import decode_state
+from chatterbox_opt.models.t3.decode_state import Slots, Utterance
+from chatterbox_opt.models.t3.model import Prompt
+from chatterbox_opt.models.t3.sampler import Knobs
 from chatterbox_opt.sampling import Sampling
-from chatterbox_opt.slots import Slots, Utterance
-from chatterbox_opt.t3 import Prompt
 
 TEXTS = ["hello.", "a much longer sentence, with a comma in it.", "one two three four.", "no!"] * 3
 
@@ -43,7 +44,7 @@ def some(engine, order: list[int] | None = None) -> list[Utterance]:
 @pytest.fixture(scope="module")
 def t3(tiny):
     """In plain matrices: oneDNN's layout is no memory that a trace can follow."""
-    return loading.load_t3(models.locate(str(tiny)), torch.float32)
+    return loader.load_t3(registry.locate(str(tiny)), torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,7 @@ def test_a_late_line_is_taken_when_there_is_room(engine, t3, alone):
 
 def test_bfloat16_rows_do_not_depend_on_the_company(engine, tiny):
     """Half precision rounds each row by itself too, on one machine with one kernel."""
-    half = loading.load_t3(models.locate(str(tiny)), torch.bfloat16)
+    half = loader.load_t3(registry.locate(str(tiny)), torch.bfloat16)
     together = say_all(half, some(engine), slots=3)
     again = say_all(half, some(engine), slots=3)
     assert [said.tokens for said in together] == [said.tokens for said in again]
@@ -265,7 +266,7 @@ class TestTrace:
             drawn = sample(*args, **kwargs)
             return drawn if int(drawn[0]) else drawn
 
-        sample = slots.sample
-        monkeypatch.setattr(slots, "sample", peeking)
+        sample = decode_state.sample
+        monkeypatch.setattr(decode_state, "sample", peeking)
         with pytest.raises(Exception, match="item|data-dependent|untracked|concrete"):
             say_all(t3, some(engine)[:1], way=looking(step=self.replaying(t3, {}), static=True))

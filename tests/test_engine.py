@@ -9,9 +9,10 @@ import pytest
 import torch
 from conftest import SAMPLE
 
-from chatterbox_opt import Engine, Sampling, decoding, hardware, reader
+from chatterbox_opt import Engine, Sampling
+from chatterbox_opt.engine import decode, probe, t3_runner
 from chatterbox_opt.errors import DeviceError, InputError, SilenceError, TextError
-from chatterbox_opt.voice_store import VoiceStore
+from chatterbox_opt.voices.store import VoiceStore
 
 LONG = "The first sentence is here. And here comes another one, longer than the first. " * 5
 SHORT = {"max_tokens": 30}
@@ -147,11 +148,11 @@ def test_a_model_that_says_nothing_is_asked_again_then_is_an_error(engine, monke
     asked = []
 
     def silent(*args):
-        for said in decoding.decode(*args):
+        for said in decode.decode(*args):
             asked.append(said)
             yield replace(said, tokens=(6561, 7000)) if len(asked) <= quiet else said
 
-    monkeypatch.setattr(reader, "decode", silent)
+    monkeypatch.setattr(t3_runner, "decode", silent)
     sampling = Sampling(seed=1, **SHORT)
     quiet = 2
     assert engine.synthesize("Hello.", None, sampling).tokens
@@ -163,7 +164,7 @@ def test_a_model_that_says_nothing_is_asked_again_then_is_an_error(engine, monke
 
 
 def test_the_watermark_is_there_and_can_be_left_out(tiny, engine, tmp_path):
-    from chatterbox_opt.watermark import Watermark
+    from chatterbox_opt.audio.watermark import Watermark
 
     sampling = Sampling(seed=4, max_tokens=60)
     with Engine.load(str(tiny), "dev", device="cpu", store=VoiceStore(tmp_path)) as marked:
@@ -181,6 +182,6 @@ def test_narrow_stages_speak(tiny, tmp_path):
             str(tiny), "dev", device="cpu", overrides={"dtype": dtype}, store=VoiceStore(tmp_path),
             watermark=False,
         ) as half:  # fmt: skip
-            assert half.plan.t3 == dtype or dtype in hardware.probe("cpu").lacks
+            assert half.plan.t3 == dtype or dtype in probe.probe("cpu").lacks
             samples = half.synthesize("Hello.", None, Sampling(seed=1, **SHORT)).samples
             assert np.isfinite(samples).all()

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from chatterbox_opt import Engine, Request, Sampling, graphs, loading
-from chatterbox_opt.decoding import Eager
+from chatterbox_opt import Engine, Request, Sampling
+from chatterbox_opt.checkpoints import loader
+from chatterbox_opt.engine import build, decode_graphs
+from chatterbox_opt.engine.decode import Eager
 from chatterbox_opt.errors import DeviceError, NumericsError
-from chatterbox_opt.fallback import Ladder
-from chatterbox_opt.offload import Residency
-from chatterbox_opt.voice_store import VoiceStore
+from chatterbox_opt.runtime.offload import Residency
+from chatterbox_opt.runtime.recovery import Ladder
+from chatterbox_opt.voices.store import VoiceStore
 
 SAMPLING = Sampling(seed=3, max_tokens=20)
 
@@ -176,7 +178,7 @@ def test_out_of_memory_at_load_offloads(tiny, monkeypatch, caplog):
                 raise torch.OutOfMemoryError("CUDA out of memory")
             super().__init__(stages, device, offload=offload)
 
-    monkeypatch.setattr(loading, "Residency", Full)
+    monkeypatch.setattr(build, "Residency", Full)
     with Engine.load(str(tiny), "dev", device="cpu", watermark=False) as engine:
         assert engine.synthesize("Hello.", None, SAMPLING).duration
     assert placed == ["none", "stages"]
@@ -244,9 +246,9 @@ def test_a_compiled_step_is_used_and_warmed_up(tiny, monkeypatch):
         str(tiny), "dev", device="cpu", overrides={"compile": "inductor"}, watermark=False
     ) as e:
         assert calls[0] == {"backend": "inductor", "fullgraph": True}
-        assert len(calls) == 1 + graphs.WARMUP
+        assert len(calls) == 1 + decode_graphs.WARMUP
         e.synthesize("Hello.", None, SAMPLING)
-    assert len(calls) > 1 + graphs.WARMUP
+    assert len(calls) > 1 + decode_graphs.WARMUP
 
 
 def test_a_retry_draws_the_same_numbers():
@@ -264,12 +266,12 @@ def test_a_retry_draws_the_same_numbers():
 
 
 def test_loading_draws_nothing_from_the_global_generator(tiny):
-    from chatterbox_opt import models
+    from chatterbox_opt.checkpoints import registry
 
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    loading.load_flow(models.locate(str(tiny)), torch.float32)
+    loader.load_flow(registry.locate(str(tiny)), torch.float32)
     assert torch.equal(torch.rand(1), expected)
 
 

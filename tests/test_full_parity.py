@@ -19,7 +19,7 @@ CASES = list(itertools.product((0.5, 1.0), (0.25, 0.5, 1.0)))
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
     """The true shapes: 3 GB on disk."""
-    from chatterbox_opt.random_weights import make
+    from chatterbox_opt.checkpoints.random_weights import make
 
     directory = tmp_path_factory.mktemp("models") / "full"
     make(directory, "full", seed=0)
@@ -37,7 +37,7 @@ def full_upstream(full):
 @pytest.fixture(scope="module")
 def full_engine(full, tmp_path_factory):
     from chatterbox_opt import Engine
-    from chatterbox_opt.voice_store import VoiceStore
+    from chatterbox_opt.voices.store import VoiceStore
 
     voices = VoiceStore(tmp_path_factory.mktemp("voices"))
     with Engine.load(str(full), "dev", device="cpu", store=voices, watermark=False) as engine:
@@ -51,7 +51,7 @@ def test_tokens_are_upstreams(full_engine, full_upstream, text):
     from test_t3_parity import raw_tokens
 
     from chatterbox_opt import Sampling
-    from chatterbox_opt.text import normalise
+    from chatterbox_opt.text.chunking import normalise
 
     text = normalise(text)
     for seed, (cfg_weight, exaggeration) in enumerate(CASES):

@@ -16,9 +16,9 @@ from benchmarks.gpu.measuring import engines, kernel_times, lengths, parity
 from benchmarks.gpu.measuring.engines import on_device, sound_made_by, sounds
 from benchmarks.gpu.results import FILE, Results, read
 from chatterbox_opt import Engine
-from chatterbox_opt.beside import Beside
-from chatterbox_opt.decoding import Eager
-from chatterbox_opt.graphs import Captured
+from chatterbox_opt.engine.decode import Eager
+from chatterbox_opt.engine.decode_graphs import Captured
+from chatterbox_opt.engine.overlap import Beside
 
 
 @pytest.fixture
@@ -39,13 +39,13 @@ def test_it_finds_an_exact_engine_good(engine):
 
 
 def test_it_finds_a_vocoder_that_hears_its_padding(engine, monkeypatch):
-    monkeypatch.setattr("chatterbox_opt.rows.Masked.zero_", lambda tails, x: x)
+    monkeypatch.setattr("chatterbox_opt.runtime.bucketing.Masked.zero_", lambda tails, x: x)
     assert not parity.sound_parity(engine, 0.76)["good"]
 
 
 def test_it_finds_stale_recordings(engine, monkeypatch):
     """A way that forgets to look where the weights are."""
-    monkeypatch.setattr("chatterbox_opt.graphs.addresses", lambda module: ())
+    monkeypatch.setattr("chatterbox_opt.engine.decode_graphs.addresses", lambda module: ())
     stale = Captured(tape.record)
     assert parity.token_parity(engine, stale, Eager(), 1, 2, 6)["good"]
     for parameter in engine._speaker.residency.module("t3").parameters():

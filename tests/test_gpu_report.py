@@ -15,8 +15,8 @@ from benchmarks.gpu.measuring.modes import (
 )
 from benchmarks.gpu.measuring.traffic import Kernel
 from benchmarks.gpu.results import Line, Results
-from chatterbox_opt.ceilings import weights_per_step
-from chatterbox_opt.shapes import T3Shape
+from chatterbox_opt.bench.roofline import weights_per_step
+from chatterbox_opt.config.model_config import T3Shape
 
 STAGES = ("prefill", "decode", "flow", "vocoder", "watermark")
 

@@ -16,14 +16,20 @@ import torch
 from conftest import SAMPLE, say_all, utterance
 from test_decoding import TEXTS, some
 
-from chatterbox_opt import Engine, Request, Sampling, blocked, graphs, loading, models
-from chatterbox_opt.copier import Plain
-from chatterbox_opt.decoding import Eager, decode
-from chatterbox_opt.fallback import Ladder
-from chatterbox_opt.graphs import Captured, Recordings, Replayed
-from chatterbox_opt.offload import Residency
-from chatterbox_opt.rows import Direct
-from chatterbox_opt.voice_store import VoiceStore
+from chatterbox_opt import Engine, Request, Sampling
+from chatterbox_opt.checkpoints import loader, registry
+from chatterbox_opt.engine import decode_graphs
+from chatterbox_opt.engine.decode import Eager, decode
+from chatterbox_opt.engine.decode_graphs import Captured
+from chatterbox_opt.layers import linear_onednn
+from chatterbox_opt.models.t3 import kv_cache
+from chatterbox_opt.runtime import cuda_graphs
+from chatterbox_opt.runtime.bucketing import Direct
+from chatterbox_opt.runtime.cuda_graphs import Recordings, Replayed
+from chatterbox_opt.runtime.offload import Residency
+from chatterbox_opt.runtime.recovery import Ladder
+from chatterbox_opt.runtime.weight_transfer import Plain
+from chatterbox_opt.voices.store import VoiceStore
 
 
 class Counting:
@@ -44,7 +50,7 @@ def capture(engine: Engine, record) -> None:
     pipeline = engine._speaker
     flow, vocoder = (pipeline.residency.module(name) for name in ("flow", "vocoder"))
     for stage in (flow, pipeline.residency.module("t3")):
-        blocked.unblock(stage)  # oneDNN's own layout is no memory that a tape can follow
+        linear_onednn.unblock(stage)  # oneDNN's own layout is no memory that a tape can follow
     flow.through = Replayed(record, flow, "the flow")
     vocoder.through = Replayed(record, vocoder, "the vocoder")
     pipeline.way = Captured(record)
@@ -62,7 +68,7 @@ def fresh(tiny, tmp_path):
 
 @pytest.fixture(scope="module")
 def t3(tiny):
-    return loading.load_t3(models.locate(str(tiny)), torch.float32)
+    return loader.load_t3(registry.locate(str(tiny)), torch.float32)
 
 
 @pytest.fixture
@@ -100,7 +106,7 @@ def test_the_generator_is_left_as_the_last_token_left_it(engine, t3):
 
 def test_a_cache_that_grows_makes_recordings_void(engine, t3, monkeypatch):
     """It moves: a replay over where it was would read and write what is no longer the cache."""
-    monkeypatch.setattr(graphs, "GROWTH", graphs.SPAN)
+    monkeypatch.setattr(decode_graphs, "GROWTH", kv_cache.SPAN)
     texts, knobs = ["hello.", "word " * 60], Sampling(seed=5, max_tokens=150, temperature=1.5)
     record = Counting()
     way, grown = Captured(record), set()
@@ -138,7 +144,7 @@ def test_weights_that_move_make_recordings_void(fresh):
 @pytest.mark.parametrize("when", ["a line has ended", "a line is taken"])
 def test_weights_may_move_whenever_the_loop_is_left(engine, tiny, when):
     """Their old memory is given to others: a replay over it would say something else."""
-    t3, record, moved = loading.load_t3(models.locate(str(tiny)), torch.float32), Counting(), []
+    t3, record, moved = loader.load_t3(registry.locate(str(tiny)), torch.float32), Counting(), []
 
     def lines():
         bounds = (18, 60, 60, 60, 10)
@@ -169,9 +175,9 @@ def test_weights_may_move_whenever_the_loop_is_left(engine, tiny, when):
 
 def test_the_loop_looks_for_moved_weights_only_then(engine, t3, monkeypatch):
     looked, way = [], Captured(tape.record)
-    monkeypatch.setattr(graphs, "addresses", lambda module: looked.append(module) or ())
+    monkeypatch.setattr(cuda_graphs, "addresses", lambda module: looked.append(module) or ())
     [said] = say_all(t3, [utterance(engine, "Hello.", Sampling(seed=1, max_tokens=90))], way=way)
-    assert len(said.tokens) > 5 * graphs.STRIDE
+    assert len(said.tokens) > 5 * decode_graphs.STRIDE
     assert len(looked) <= 3, "for its prefill, and for its steps"
 
 
@@ -185,12 +191,12 @@ def test_addresses_are_all_of_them():
 
     module = torch.nn.Sequential(Odd(), torch.nn.Sequential(Odd()))
     held = {t.data_ptr() for t in (*module.parameters(), *module.buffers())}
-    before = graphs.addresses(module)
+    before = cuda_graphs.addresses(module)
     assert set(before) == held and len(held) == 4
     module[1][0].table = torch.ones(2)
-    assert graphs.addresses(module) != before
+    assert cuda_graphs.addresses(module) != before
     module[1][0].weight.data = module[1][0].weight.data.clone()
-    assert len(set(graphs.addresses(module)) - set(before)) == 2
+    assert len(set(cuda_graphs.addresses(module)) - set(before)) == 2
 
 
 @pytest.mark.parametrize("offload", ["stages", "all-but-active"])
@@ -241,7 +247,7 @@ def test_work_that_cannot_be_recorded_runs_plainly_with_one_warning_each(fresh, 
         for _ in range(3):
             found = healed.synthesize("Hello there.", None, sampling).samples
             assert np.abs(found - expected).max() < 1e-3
-    warned = [r.message for r in caplog.records if r.name == "chatterbox_opt.graphs"]
+    warned = [r.message for r in caplog.records if r.name == "chatterbox_opt.runtime.cuda_graphs"]
     assert [line.split("; ")[1] for line in warned] == [
         "the t3 step runs eager",
         "the flow runs eager",
@@ -284,7 +290,7 @@ def test_recording_does_nothing_and_freezes_numbers():
 
 
 def test_recordings_are_bounded_and_the_last_used_stay(monkeypatch):
-    monkeypatch.setattr(graphs, "KEPT", 2)
+    monkeypatch.setattr(cuda_graphs, "KEPT", 2)
     record, x = Counting(), torch.zeros(1)
     recordings = Recordings(record, "the sum")
 
@@ -306,7 +312,7 @@ def test_recordings_are_bounded_and_the_last_used_stay(monkeypatch):
 def test_what_the_recordings_hold_is_bounded(monkeypatch):
     record, module = Counting(), torch.nn.Linear(2, 2)
     call = Replayed(record, module, "the product")
-    monkeypatch.setattr(graphs, "HELD", 2 * 2 * 40 * 4)  # arguments and result of 40 rows
+    monkeypatch.setattr(cuda_graphs, "HELD", 2 * 2 * 40 * 4)  # arguments and result of 40 rows
     with torch.inference_mode():
         for rows in (10, 11, 12, 40, 10, 11):
             for _ in range(2):

@@ -8,7 +8,9 @@ from pretend_card import Card
 
 pytest.importorskip("triton", reason="this torch comes without Triton")
 
-from chatterbox_opt import card, kernel_launch  # noqa: E402
+from chatterbox_opt.kernels.cuda import launch as kernel_launch  # noqa: E402
+from chatterbox_opt.kernels.cuda import selftest
+from chatterbox_opt.runtime import cuda
 
 GPU = torch.device("cuda", 0)
 
@@ -42,8 +44,10 @@ class TestLaunching:
             "triton.backends.nvidia.driver", AssertionError("libcuda.so cannot found!")
         )
         launching = kernel_launch.launching()
-        monkeypatch.setattr("chatterbox_opt.kernel_trial.right", launching(lambda *_: fail()))
-        reason = card.lacks_kernels("t3", torch.float16)
+        monkeypatch.setattr(
+            "chatterbox_opt.kernels.cuda.selftest.right", launching(lambda *_: fail())
+        )
+        reason = selftest.lacks_kernels("t3", torch.float16)
         assert "libcuda.so cannot found!" in reason
 
 
@@ -52,7 +56,7 @@ def hopper(monkeypatch):
     """A GPU and a Triton that know early launches; the trial's kernel counts by PyTorch."""
     kernel_launch.early.cache_clear()
     monkeypatch.setattr(kernel_launch, "wait_for_those_before", lambda: None)
-    card.generation.cache_clear()
+    cuda.generation.cache_clear()
 
     class Counted:
         def __getitem__(self, grid):
@@ -62,7 +66,7 @@ def hopper(monkeypatch):
     with Card().plugged(monkeypatch) as plugged:
         yield plugged
     kernel_launch.early.cache_clear()
-    card.generation.cache_clear()
+    cuda.generation.cache_clear()
 
 
 class TestEarly:
@@ -73,7 +77,7 @@ class TestEarly:
         assert hopper.captures == captures > 0
 
     def test_it_is_never_tried_inside_a_capture(self, hopper):
-        record, x, found = card.CudaRecorder(GPU), torch.zeros(2, device="cuda"), []
+        record, x, found = cuda.CudaRecorder(GPU), torch.zeros(2, device="cuda"), []
 
         def work():
             found.append(kernel_launch.beginning(x.device))

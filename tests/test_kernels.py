@@ -33,7 +33,7 @@ def machine_code(kernel, types: dict[str, str], constants: dict[str, int], card:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from chatterbox_opt.kernel_launch import EARLY_ON, wait_for_those_before
+    from chatterbox_opt.kernels.cuda.launch import EARLY_ON, wait_for_those_before
 
     parameters = inspect.signature(kernel.fn).parameters
     early = "EARLY" in parameters and wait_for_those_before is not None and card // 10 in EARLY_ON
@@ -83,7 +83,7 @@ def machine_code(kernel, types: dict[str, str], constants: dict[str, int], card:
         assert "griddepcontrol" not in made.asm["ptx"]
 
 
-# by any of our kernels: all that one may read before it has waited (kernel_launch.py)
+# by any of our kernels: all that one may read before it has waited (kernels/cuda/launch.py)
 NEVER_WRITTEN = {"weight", "scales", "norm", "frequencies"}
 
 
@@ -117,9 +117,11 @@ def test_they_compile_for_cards_that_are_not_here(card, narrow, tmp_path, monkey
     """True shapes' constants, down to machine code. Turing has no bfloat16: float16 there, and no
     kernels for the flow."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    from chatterbox_opt import decode_attention, flow_kernels, kernel_ends, kernel_launch
-    from chatterbox_opt.gemm import LARGEST_TILE, SMALLEST_TILE, gemm, gemm_tile
-    from chatterbox_opt.gemv import FEW, gemv, gemv_tile
+    from chatterbox_opt.kernels.cuda import decode_attention, decode_io
+    from chatterbox_opt.kernels.cuda import flow as flow_kernels
+    from chatterbox_opt.kernels.cuda import launch as kernel_launch
+    from chatterbox_opt.kernels.cuda.gemm import LARGEST_TILE, SMALLEST_TILE, gemm, gemm_tile
+    from chatterbox_opt.kernels.cuda.gemv import FEW, gemv, gemv_tile
 
     if card >= 100 and kernel_launch.wait_for_those_before is None:
         pytest.skip("this Triton is older than the card")
@@ -170,15 +172,15 @@ def test_they_compile_for_cards_that_are_not_here(card, narrow, tmp_path, monkey
     kept = dict.fromkeys(("said", "token", "spoken", "position"), "*i64")
     sizes = dict.fromkeys(("words", "places", "free", "not_finite"), "i32")
     draw = {"logits": given, "seen": "*u8", "knobs": "*fp32", "noise": "*fp32", **kept, **sizes}
-    warps = kernel_ends.FEWER_WARPS.get(card // 10, kernel_ends.WIDE_WARPS)
+    warps = decode_io.FEWER_WARPS.get(card // 10, decode_io.WIDE_WARPS)
     constants = {"EACH": 2, "COLUMNS": 6, "WORDS": 16384, "num_warps": warps}
-    machine_code(kernel_ends.chosen, draw, constants, card)
+    machine_code(decode_io.chosen, draw, constants, card)
     floats = dict.fromkeys(("words", "spots", "x", "cos", "sin"), given)
     places = {"places": "*i64", "arrivals": "*i32"}
     places |= dict.fromkeys(("width", "beyond", "counters"), "i32")
     enter = {**floats, **kept, **places, "frequencies": "*fp32"}
     constants = {"EACH": 2, "ROOM": 1024, "HALF": 32, "COUNTERS": 32}
-    machine_code(kernel_ends.entered, enter, constants, card)
+    machine_code(decode_io.entered, enter, constants, card)
     if not narrow or card < 80:
         return
     strides = dict.fromkeys(("row_stride", "frame_stride", "head_stride"), "i32")

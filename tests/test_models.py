@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from chatterbox_opt import loading, models, t3_weights
-from chatterbox_opt.blank import uninitialised
+from chatterbox_opt.checkpoints import loader, registry
+from chatterbox_opt.checkpoints.random_weights import make, t3_template, upstream_flow
+from chatterbox_opt.config.model_config import Shapes, read_shapes
 from chatterbox_opt.errors import InputError, WeightsError
-from chatterbox_opt.random_weights import make, t3_template, upstream_flow
-from chatterbox_opt.shapes import Shapes, read_shapes
+from chatterbox_opt.models.t3 import convert as t3_convert
+from chatterbox_opt.utils.skip_init import uninitialised
+from chatterbox_opt.voices import library as voice_library
 
 
 @pytest.fixture
@@ -32,21 +34,22 @@ def test_the_template_is_upstreams_t3():
         true = T3().state_dict()
     made = t3_template(Shapes().t3)
     assert {n: t.shape for n, t in made.items()} == {n: t.shape for n, t in true.items()}
-    names = t3_weights.t3_upstream_names(Shapes().t3)
-    assert {n for group in names.values() for n in group} | set(t3_weights.UNUSED) == set(true)
+    names = t3_convert.t3_upstream_names(Shapes().t3)
+    assert {n for group in names.values() for n in group} | set(t3_convert.UNUSED) == set(true)
 
 
 def test_true_shapes_build_upstreams_own_s3gen():
     from chatterbox.models.s3gen import S3Gen
 
-    from chatterbox_opt import vocoder, voice
+    from chatterbox_opt.models import voice_encoders
+    from chatterbox_opt.models.vocoder import model as vocoder_model
 
     with uninitialised():
         true = S3Gen().state_dict()
-        encoders = voice.Encoders(Shapes().voice, Shapes().t3.speaker)
+        encoders = voice_encoders.Encoders(Shapes().voice, Shapes().t3.speaker)
         parts = {
             "flow": upstream_flow(Shapes().flow),
-            "mel2wav": vocoder.build(Shapes().vocoder),
+            "mel2wav": vocoder_model.build(Shapes().vocoder),
             "tokenizer": encoders.tokenizer,
             "speaker_encoder": encoders.speaker_encoder,
         }
@@ -56,7 +59,7 @@ def test_true_shapes_build_upstreams_own_s3gen():
 
 def test_made_files_load_in_upstreams_own_classes_strictly(tiny, upstream):
     """The fixture loads T3 and the voice encoder strictly and S3Gen as upstream does."""
-    state = load_file(tiny / models.S3GEN)
+    state = load_file(tiny / registry.S3GEN)
     lacking = set(upstream.s3gen.state_dict()) - set(state)
     assert lacking == {"tokenizer._mel_filters", "tokenizer.window"}
 
@@ -64,12 +67,12 @@ def test_made_files_load_in_upstreams_own_classes_strictly(tiny, upstream):
 def test_the_same_seed_makes_the_same_bytes(tiny, tmp_path):
     make(tmp_path / "again", "tiny", seed=1)
     make(tmp_path / "other", "tiny", seed=2)
-    for name in (models.T3, models.S3GEN, models.VOICE_ENCODER):
+    for name in (registry.T3, registry.S3GEN, registry.VOICE_ENCODER):
         made = (tiny / name).read_bytes()
         assert (tmp_path / "again" / name).read_bytes() == made
         assert (tmp_path / "other" / name).read_bytes() != made
     assert sum(f.stat().st_size for f in tiny.iterdir()) < 16 << 20
-    identities = {models.locate(str(d)).voice_identity for d in (tiny, tmp_path / "other")}
+    identities = {registry.locate(str(d)).voice_identity for d in (tiny, tmp_path / "other")}
     assert len(identities) == 2
 
 
@@ -80,19 +83,19 @@ def rewrite(path, change):
 
 
 def load_all(directory):
-    checkpoint = models.locate(str(directory))
-    loading.load_t3(checkpoint, torch.float32)
-    loading.load_flow(checkpoint, torch.float32)
-    loading.load_vocoder(checkpoint)
-    loading.load_encoders(checkpoint)
-    loading.load_tokenizer(checkpoint)
+    checkpoint = registry.locate(str(directory))
+    loader.load_t3(checkpoint, torch.float32)
+    loader.load_flow(checkpoint, torch.float32)
+    loader.load_vocoder(checkpoint)
+    voice_library.load_encoders(checkpoint)
+    loader.load_tokenizer(checkpoint)
 
 
 def test_a_model_wrapper_is_taken_off(copy, tiny):
-    state = load_file(copy / models.T3)
-    save_file({f"model.{n}": t for n, t in state.items()}, copy / models.T3)
-    wrapped = loading.load_t3(models.locate(str(copy)), torch.float32)
-    plain = loading.load_t3(models.locate(str(tiny)), torch.float32)
+    state = load_file(copy / registry.T3)
+    save_file({f"model.{n}": t for n, t in state.items()}, copy / registry.T3)
+    wrapped = loader.load_t3(registry.locate(str(copy)), torch.float32)
+    plain = loader.load_t3(registry.locate(str(tiny)), torch.float32)
     for one, other in zip(wrapped.parameters(), plain.parameters(), strict=True):
         assert torch.equal(one, other)
 
@@ -100,19 +103,23 @@ def test_a_model_wrapper_is_taken_off(copy, tiny):
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        (models.T3, lambda s: s.pop("speech_head.weight"), "t3 lacks 1 tensors, first speech_head"),
         (
-            models.T3,
+            registry.T3,
+            lambda s: s.pop("speech_head.weight"),
+            "t3 lacks 1 tensors, first speech_head",
+        ),
+        (
+            registry.T3,
             lambda s: s.update(extra=torch.zeros(1)),
             "t3 has 1 unknown tensors, first extra",
         ),
-        (models.T3, lambda s: s.update({"text_emb.weight": torch.zeros(3, 3)}), "is expected"),
-        (models.VOICE_ENCODER, lambda s: s.pop("proj.bias"), "lacks 1 tensors"),
-        (models.VOICE_ENCODER, lambda s: s.update(extra=torch.zeros(1)), "unknown tensor extra"),
-        (models.S3GEN, lambda s: s.pop("flow.encoder_proj.bias"), "flow lacks 1 tensors"),
-        (models.S3GEN, lambda s: s.pop("mel2wav.conv_pre.bias"), "vocoder lacks 1 tensors"),
+        (registry.T3, lambda s: s.update({"text_emb.weight": torch.zeros(3, 3)}), "is expected"),
+        (registry.VOICE_ENCODER, lambda s: s.pop("proj.bias"), "lacks 1 tensors"),
+        (registry.VOICE_ENCODER, lambda s: s.update(extra=torch.zeros(1)), "unknown tensor extra"),
+        (registry.S3GEN, lambda s: s.pop("flow.encoder_proj.bias"), "flow lacks 1 tensors"),
+        (registry.S3GEN, lambda s: s.pop("mel2wav.conv_pre.bias"), "vocoder lacks 1 tensors"),
         (
-            models.S3GEN,
+            registry.S3GEN,
             lambda s: s.update({"mel2wav.conv_pre.bias": torch.zeros(3)}),
             "does not fit",
         ),
@@ -130,11 +137,13 @@ def test_what_upstream_forgives_is_forgiven(copy):
         state["flow.something.new"] = torch.zeros(1)
         state["tokenizer.window"] = torch.hann_window(400)
 
-    rewrite(copy / models.S3GEN, change)
+    rewrite(copy / registry.S3GEN, change)
     load_all(copy)
 
 
-@pytest.mark.parametrize("file", [models.T3, models.S3GEN, models.VOICE_ENCODER, models.TOKENIZER])
+@pytest.mark.parametrize(
+    "file", [registry.T3, registry.S3GEN, registry.VOICE_ENCODER, registry.TOKENIZER]
+)
 @pytest.mark.parametrize(
     "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"{}" * 99]
 )
@@ -146,16 +155,16 @@ def test_damaged_or_half_downloaded_files(copy, file, damage):
 
 @pytest.mark.parametrize("content", ["{}", '{"model": {"type": "BPE", "vocab": {}, "merges": []}}'])
 def test_a_tokenizer_of_something_else(copy, content):
-    (copy / models.TOKENIZER).write_text(content)
+    (copy / registry.TOKENIZER).write_text(content)
     with pytest.raises(WeightsError, match="tokenizer"):
         load_all(copy)
 
 
 def test_missing_files_are_listed(copy):
-    (copy / models.T3).unlink()
-    (copy / models.TOKENIZER).unlink()
+    (copy / registry.T3).unlink()
+    (copy / registry.TOKENIZER).unlink()
     with pytest.raises(WeightsError, match="lacks t3_cfg.safetensors, tokenizer.json"):
-        models.locate(str(copy))
+        registry.locate(str(copy))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +180,7 @@ def test_missing_files_are_listed(copy):
 def test_a_wrong_config(copy, config, message):
     (copy / "config.json").write_text(config)
     with pytest.raises(WeightsError, match=message):
-        models.locate(str(copy))
+        registry.locate(str(copy))
 
 
 def test_without_a_config_the_shapes_are_the_true_ones(tmp_path):
@@ -188,27 +197,27 @@ def test_somebody_elses_config_is_not_ours(tmp_path, config):
 def test_a_directory_does_not_hijack_a_known_name(tmp_path, monkeypatch):
     (tmp_path / "chatterbox").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(models, "in_cache", lambda repository: tmp_path / "from-the-hub")
+    monkeypatch.setattr(registry, "in_cache", lambda repository: tmp_path / "from-the-hub")
     with pytest.raises(WeightsError, match="from-the-hub"):
-        models.locate("chatterbox")
+        registry.locate("chatterbox")
     with pytest.raises(WeightsError, match="'chatterbox' lacks"):
-        models.locate("./chatterbox")
+        registry.locate("./chatterbox")
 
 
 def test_weights_that_were_not_made_here_are_not_overwritten(tmp_path):
     from typer.testing import CliRunner
 
-    from chatterbox_opt.cli import app
+    from chatterbox_opt.cli.main import app
 
-    (tmp_path / models.T3).write_bytes(b"precious")
+    (tmp_path / registry.T3).write_bytes(b"precious")
     result = CliRunner().invoke(app, ["models", "make", str(tmp_path)])
     assert "not made here" in str(result.exception)
-    assert (tmp_path / models.T3).read_bytes() == b"precious"
+    assert (tmp_path / registry.T3).read_bytes() == b"precious"
 
 
 def test_an_unknown_model_names_the_known_ones():
     with pytest.raises(InputError, match="unknown model 'nope'; known: chatterbox"):
-        models.locate("nope")
+        registry.locate("nope")
 
 
 def test_without_network_and_weights_there_are_three_ways_out(monkeypatch):
@@ -218,7 +227,7 @@ def test_without_network_and_weights_there_are_three_ways_out(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr("time.sleep", lambda _: None)  # between the library's retries
     with pytest.raises(WeightsError, match=r"\(1\) connect.*\(2\) --model DIR.*\(3\)") as caught:
-        models.locate("chatterbox")
+        registry.locate("chatterbox")
     assert "\n" not in str(caught.value)
 
 
@@ -228,7 +237,7 @@ def test_offline_mode_is_named(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError, match="HF_HUB_OFFLINE is set"):
-        models.locate("chatterbox")
+        registry.locate("chatterbox")
 
 
 def test_a_complete_hub_cache_is_used_without_a_network(tiny, tmp_path, monkeypatch):
@@ -243,5 +252,5 @@ def test_a_complete_hub_cache_is_used_without_a_network(tiny, tmp_path, monkeypa
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(cache))
-    assert models.locate("chatterbox").directory == repository / "snapshots" / revision
-    assert models.in_cache("ResembleAI/chatterbox") == repository / "snapshots" / revision
+    assert registry.locate("chatterbox").directory == repository / "snapshots" / revision
+    assert registry.in_cache("ResembleAI/chatterbox") == repository / "snapshots" / revision

@@ -21,12 +21,16 @@ from hypothesis import strategies as some
 from test_fallback import SAMPLING, Failing, batch, stage
 from torch import nn
 
-from chatterbox_opt import Engine, copier, loading
-from chatterbox_opt.copier import Plain, SideStream
+from chatterbox_opt import Engine
+from chatterbox_opt.checkpoints import loader
+from chatterbox_opt.engine import build
 from chatterbox_opt.errors import DeviceError, InputError
-from chatterbox_opt.fallback import float32
-from chatterbox_opt.flat import ALIGN, Flat, extent, laid_out, tensors
-from chatterbox_opt.offload import Residency
+from chatterbox_opt.layers import weight_layout
+from chatterbox_opt.runtime import weight_transfer
+from chatterbox_opt.runtime.flat_weights import ALIGN, Flat, extent, laid_out, tensors
+from chatterbox_opt.runtime.offload import Residency
+from chatterbox_opt.runtime.recovery import float32
+from chatterbox_opt.runtime.weight_transfer import Plain, SideStream
 
 CPU = torch.device("cpu")
 NAMES = ("t3", "flow", "vocoder")
@@ -255,13 +259,13 @@ def test_a_stage_inside_itself_stays(make, card):
 
 @pytest.mark.parametrize("offload", ["stages", "all-but-active"])
 def test_float32_inside_a_turn_and_the_stage_intact_after_it(tiny, card, offload):
-    from chatterbox_opt import models
+    from chatterbox_opt.checkpoints import registry
 
-    checkpoint = models.locate(str(tiny))
+    checkpoint = registry.locate(str(tiny))
     dtype = torch.float16
     stages = {
-        "t3": loading.load_t3(checkpoint, dtype),
-        "flow": loading.load_flow(checkpoint, dtype),
+        "t3": loader.load_t3(checkpoint, dtype),
+        "flow": loader.load_flow(checkpoint, dtype),
     }
     before = {n: [t.clone() for _, _, t in tensors(m)] for n, m in stages.items()}
     residency = Residency(stages, CPU, offload=offload, copier=card)
@@ -304,9 +308,9 @@ def test_weights_that_are_replaced_at_home_are_those_that_enter(make, card):
 
 def test_stages_are_as_they_were_where_there_is_no_way_to_go(tiny):
     """On the processor: packed matrices are no tensors that could be views of something."""
-    from chatterbox_opt import models
+    from chatterbox_opt.checkpoints import registry
 
-    t3 = loading.load_t3(models.locate(str(tiny)), torch.float32, "int8")
+    t3 = loader.load_t3(registry.locate(str(tiny)), torch.float32, "int8")
     before = [t.data_ptr() for _, _, t in tensors(t3)]
     residency = Residency({"t3": t3}, CPU, offload="none")
     for _ in range(3):
@@ -364,7 +368,7 @@ def test_what_shares_memory_shares_it_still():
 def test_weights_that_are_stored_narrow_and_widened_when_used_move_too(card):
     torch.manual_seed(0)
     layer, x = nn.Linear(8, 8).requires_grad_(False), torch.randn(2, 8)
-    loading.store(layer, torch.float16)
+    weight_layout.store(layer, torch.float16)
     expected = layer(x)
     residency = Residency({"t3": layer}, CPU, offload="all-but-active", copier=card)
     with residency("t3") as module:
@@ -393,7 +397,7 @@ def load(tiny, store, monkeypatch, card):
         def residency(stages, device, **_):
             return Residency(stages, device, offload=offload, copier=card)
 
-        monkeypatch.setattr(loading, "Residency", residency)
+        monkeypatch.setattr(build, "Residency", residency)
         return Engine.load(
             str(tiny), "dev", device="cpu", overrides=overrides, store=store, watermark=False
         )
@@ -583,8 +587,8 @@ def test_memory_to_copy_from_is_pinned_or_that_is_said(told, monkeypatch, caplog
 
 
 def test_each_device_has_its_copier(told):
-    assert isinstance(copier.copier_for(torch.device("cuda", 1)), SideStream)
-    assert isinstance(copier.copier_for(torch.device("mps")), Plain)
+    assert isinstance(weight_transfer.copier_for(torch.device("cuda", 1)), SideStream)
+    assert isinstance(weight_transfer.copier_for(torch.device("mps")), Plain)
 
 
 # -- a real one

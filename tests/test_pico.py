@@ -14,12 +14,13 @@ import torch
 from conftest import SAMPLE
 from typer.testing import CliRunner
 
-from chatterbox_opt import Engine, Sampling, loading, models
-from chatterbox_opt.cli import app
+from chatterbox_opt import Engine, Sampling
+from chatterbox_opt.audio.watermark import Watermark
+from chatterbox_opt.checkpoints import loader, registry
+from chatterbox_opt.cli.main import app
 from chatterbox_opt.errors import VoiceError
-from chatterbox_opt.lean import upstream
-from chatterbox_opt.watermark import Watermark
-from chatterbox_opt.wer import word_error_rate
+from chatterbox_opt.eval.wer import word_error_rate
+from chatterbox_opt.utils.upstream_import import upstream
 
 SENTENCES = [
     "The weather is lovely this morning, so we walked to the market.",
@@ -36,15 +37,15 @@ def pico():
 
 
 def test_all_of_it_is_small_and_complete():
-    folder = models.built_in("pico")
+    folder = registry.built_in("pico")
     files = [path for path in folder.rglob("*") if path.is_file()]
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as wheel:  # as a wheel is
         for path in files:
             wheel.write(path)
     assert packed.tell() <= 32e6
-    assert {"README.md", *models.FILES} <= {path.name for path in files}
-    assert len(models.shipped_voices("pico")) >= 4
+    assert {"README.md", *registry.FILES} <= {path.name for path in files}
+    assert len(registry.shipped_voices("pico")) >= 4
 
 
 def test_it_speaks_and_stops_by_itself(pico):
@@ -70,9 +71,9 @@ def test_numbers_are_spoken_as_words(pico):
 
 def test_named_voices_differ_in_pitch(pico):
     """By the vocoder's own pitch reader, over the mel of what was spoken."""
-    reader = loading.load_vocoder(pico.checkpoint).pitch
+    reader = loader.load_vocoder(pico.checkpoint).pitch
     pitches = {}
-    for name in models.shipped_voices("pico"):
+    for name in registry.shipped_voices("pico"):
         audio = pico.synthesize("The morning was quiet.", pico.voice(name), Sampling(seed=3))
         mel = upstream("models.s3gen.utils.mel").mel_spectrogram(
             torch.from_numpy(audio.samples)[None]

@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from chatterbox_opt import hardware, packing, plan
+from chatterbox_opt.config import hardware, plan
+from chatterbox_opt.config.hardware import Hardware, kernels
+from chatterbox_opt.config.plan import choose, resolve
+from chatterbox_opt.config.profile import load_profile, profile_names
+from chatterbox_opt.engine import probe
 from chatterbox_opt.errors import ProfileError
-from chatterbox_opt.hardware import Hardware, kernels
-from chatterbox_opt.lacks import Lacks
-from chatterbox_opt.plan import choose, resolve
-from chatterbox_opt.profile import load_profile, profile_names
+from chatterbox_opt.layers import weight_layout
+from chatterbox_opt.utils.lazy_reasons import Lacks
 
 CPU = Hardware("cpu", "some processor")
 MPS = Hardware("mps", "arm")
@@ -334,15 +336,15 @@ def test_the_cpu_profile_takes_the_fastest_that_this_processor_has():
 
 
 def test_a_processor_is_asked_for_what_it_lacks():
-    found = hardware.probe("cpu")
+    found = probe.probe("cpu")
     assert set(found.lacks) <= {"bfloat16", "int8", "int4", "int8 flow"}
     assert all(found.lacks.values())
 
 
 def test_what_another_machine_found_travels(monkeypatch):
-    """As plain values: what looks for them, each when it is asked, stays there (Ray, cluster.py)."""
+    """As plain values: what looks for them, each when it is asked, stays there (Ray, ray_workers.py)."""
     reasons = {"int8": lambda: "no VNNI", "bfloat16": lambda: ""}
-    monkeypatch.setattr(packing, "lacks", lambda: Lacks(reasons))
-    here = hardware.probe("cpu")
+    monkeypatch.setattr(weight_layout, "lacks", lambda: Lacks(reasons))
+    here = probe.probe("cpu")
     there = pickle.loads(pickle.dumps(here))
     assert there == here and there.lacks == {"int8": "no VNNI"}

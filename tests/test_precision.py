@@ -6,12 +6,14 @@ import pytest
 import torch
 from conftest import assert_close, prefilled, prompt_for
 
-from chatterbox_opt import blocked, loading, models, packing
+from chatterbox_opt.checkpoints import loader, registry
+from chatterbox_opt.kernels.cpu import onednn
+from chatterbox_opt.layers import linear_onednn, weight_layout
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny):
-    return models.locate(str(tiny))
+    return registry.locate(str(tiny))
 
 
 def logits(t3, engine):
@@ -27,26 +29,26 @@ def mel(flow, engine):
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.2), (torch.float16, 0.03)])
 def test_a_cast_t3_is_close(checkpoint, engine, dtype, bound):
-    exact = logits(loading.load_t3(checkpoint, torch.float32), engine)
-    assert_close(logits(loading.load_t3(checkpoint, dtype), engine), exact, atol=bound)
+    exact = logits(loader.load_t3(checkpoint, torch.float32), engine)
+    assert_close(logits(loader.load_t3(checkpoint, dtype), engine), exact, atol=bound)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.3), (torch.float16, 0.05)])
 def test_a_cast_flow_is_close_because_its_noise_is_the_same(checkpoint, engine, dtype, bound):
     """A noise drawn in half precision would be another sequence: correlation near zero."""
-    exact = mel(loading.load_flow(checkpoint, torch.float32), engine)
-    assert_close(mel(loading.load_flow(checkpoint, dtype), engine), exact, atol=bound)
+    exact = mel(loader.load_flow(checkpoint, torch.float32), engine)
+    assert_close(mel(loader.load_flow(checkpoint, dtype), engine), exact, atol=bound)
 
 
 def test_stored_weights_take_half_the_memory_and_compute_in_float32(checkpoint, engine):
     """GTX 10xx: rounded weights, float32 arithmetic."""
     t3, flow = (
-        loading.load_t3(checkpoint, torch.float32),
-        loading.load_flow(checkpoint, torch.float32),
+        loader.load_t3(checkpoint, torch.float32),
+        loader.load_flow(checkpoint, torch.float32),
     )
     exact_logits, exact_mel = logits(t3, engine), mel(flow, engine)
     for stage in (t3, flow):
-        loading.store(stage, torch.float16)
+        weight_layout.store(stage, torch.float16)
         assert stage.dtype == torch.float32
     assert t3.blocks[0].qkv.parametrizations.weight.original.dtype == torch.float16
     assert_close(logits(t3, engine), exact_logits, atol=0.03)
@@ -55,7 +57,7 @@ def test_stored_weights_take_half_the_memory_and_compute_in_float32(checkpoint, 
 
 def test_precision_there_and_back_is_the_half_precision_again(checkpoint, engine):
     """The float32 retry must leave the stage as it was."""
-    t3 = loading.load_t3(checkpoint, torch.bfloat16)
+    t3 = loader.load_t3(checkpoint, torch.bfloat16)
     before = logits(t3, engine)
     t3.set_precision(torch.float32)
     assert t3.dtype == torch.float32
@@ -65,7 +67,7 @@ def test_precision_there_and_back_is_the_half_precision_again(checkpoint, engine
 
 
 def test_the_flow_keeps_its_time_embedding_in_float32(checkpoint):
-    flow = loading.load_flow(checkpoint, torch.bfloat16)
+    flow = loader.load_flow(checkpoint, torch.bfloat16)
     for layer in (flow.estimator.time_in, flow.estimator.time_out):
         assert layer.weight.dtype == torch.float32
     assert flow.dtype == flow.estimator.mel.weight.dtype == torch.bfloat16
@@ -73,18 +75,18 @@ def test_the_flow_keeps_its_time_embedding_in_float32(checkpoint):
 
 @pytest.fixture
 def packed(checkpoint):
-    if not blocked.supported():
+    if not onednn.supported():
         pytest.skip("no packed bfloat16 products on this processor")
-    t3 = loading.load_t3(checkpoint, torch.bfloat16)
-    packing.pack(t3)
-    assert isinstance(t3.head, packing.PackedLinear)
+    t3 = loader.load_t3(checkpoint, torch.bfloat16)
+    weight_layout.pack(t3)
+    assert isinstance(t3.head, linear_onednn.PackedLinear)
     return t3
 
 
 def test_packed_matrices_give_the_same_logits(checkpoint, engine, packed):
     """The same bfloat16 products in another order of summing."""
-    plain = logits(loading.load_t3(checkpoint, torch.bfloat16), engine)
-    exact = logits(loading.load_t3(checkpoint, torch.float32), engine)
+    plain = logits(loader.load_t3(checkpoint, torch.bfloat16), engine)
+    exact = logits(loader.load_t3(checkpoint, torch.float32), engine)
     ours = logits(packed, engine)
     assert (ours - exact).abs().mean() <= 1.2 * (plain - exact).abs().mean()
 
@@ -93,21 +95,21 @@ def test_packed_matrices_unpack_for_float32_and_pack_again(checkpoint, engine, p
     before = logits(packed, engine)
     packed.set_precision(torch.float32)
     assert isinstance(packed.head, torch.nn.Linear)
-    plain = loading.load_t3(checkpoint, torch.bfloat16)
+    plain = loader.load_t3(checkpoint, torch.bfloat16)
     plain.set_precision(torch.float32)
     assert torch.equal(logits(packed, engine), logits(plain, engine))
     packed.set_precision(torch.bfloat16)
-    assert isinstance(packed.blocks[0].down, packing.PackedLinear)
+    assert isinstance(packed.blocks[0].down, linear_onednn.PackedLinear)
     assert torch.equal(logits(packed, engine), before)
 
 
-@pytest.mark.skipif(not blocked.supported(), reason="no AVX-512")
+@pytest.mark.skipif(not onednn.supported(), reason="no AVX-512")
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 0.3)])
 def test_a_blocked_flow_is_the_flow(checkpoint, engine, dtype, bound):
-    flow = loading.load_flow(checkpoint, dtype)
-    exact = mel(loading.load_flow(checkpoint, torch.float32), engine)
+    flow = loader.load_flow(checkpoint, dtype)
+    exact = mel(loader.load_flow(checkpoint, torch.float32), engine)
     plain = [name for name, layer in flow.named_modules() if isinstance(layer, torch.nn.Linear)]
-    blocked.block(flow)
+    linear_onednn.block(flow)
     assert plain, "there was something to block"
     assert not any(isinstance(layer, torch.nn.Linear) for layer in flow.modules())
     before = mel(flow, engine)
@@ -117,6 +119,6 @@ def test_a_blocked_flow_is_the_flow(checkpoint, engine, dtype, bound):
     flow.set_precision(dtype)
     assert torch.equal(mel(flow, engine), before)
     assert flow.estimator.time_in.blocked.dtype == torch.float32
-    assert blocked.unblock(flow)
+    assert linear_onednn.unblock(flow)
     back = [name for name, layer in flow.named_modules() if isinstance(layer, torch.nn.Linear)]
     assert back == plain

@@ -22,33 +22,26 @@ from benchmarks.gpu import kinds, report, results
 from benchmarks.gpu.context import TINY, Context, measure
 from benchmarks.gpu.measuring import clocks, engines, lengths, steps
 from benchmarks.gpu.measuring.modes import MODES
-from chatterbox_opt import (
-    Engine,
-    Request,
-    Sampling,
-    bench,
-    card,
-    ceilings,
-    decode_attention,
-    decode_linear,
-    flow_kernels,
-    kernel_ends,
-    loading,
-    models,
-    sampler,
-    watermark,
-)
-from chatterbox_opt.bench import CUDA_ROWS
-from chatterbox_opt.cache import products
-from chatterbox_opt.engine import SECOND, SLOW
-from chatterbox_opt.flat import tensors
-from chatterbox_opt.graphs import STRIDE, Captured
-from chatterbox_opt.kv_quantization import dequantize, quantize
-from chatterbox_opt.slots import FREE, Slots
-from chatterbox_opt.subjects import Job, Ours, forced_tokens
-from chatterbox_opt.t3 import rotate
-from chatterbox_opt.voice_store import VoiceStore
-from chatterbox_opt.watermark import Watermark
+from chatterbox_opt import Engine, Request, Sampling
+from chatterbox_opt.audio import watermark
+from chatterbox_opt.audio.watermark import Watermark
+from chatterbox_opt.bench import roofline
+from chatterbox_opt.bench import runner as bench_runner
+from chatterbox_opt.bench.backends import Job, Ours, forced_tokens
+from chatterbox_opt.bench.runner import CUDA_ROWS
+from chatterbox_opt.checkpoints import loader, registry
+from chatterbox_opt.engine.decode_graphs import STRIDE, Captured
+from chatterbox_opt.engine.engine import SECOND, SLOW
+from chatterbox_opt.kernels.cuda import decode_attention, decode_io, decode_linear, selftest
+from chatterbox_opt.kernels.cuda import flow as flow_kernels
+from chatterbox_opt.kernels.cuda.kv_quantization import dequantize, quantize
+from chatterbox_opt.models.t3 import sampler
+from chatterbox_opt.models.t3.decode_state import FREE, Slots
+from chatterbox_opt.models.t3.kv_cache import products
+from chatterbox_opt.models.t3.model import rotate
+from chatterbox_opt.runtime import cuda
+from chatterbox_opt.runtime.flat_weights import tensors
+from chatterbox_opt.voices.store import VoiceStore
 
 WAYS = {
     "dev": {},
@@ -152,12 +145,12 @@ def norm(x, weight, bias, eps, more=None, *, mish=False):
 @pytest.fixture
 def there(monkeypatch):
     """A card; its Triton kernels are what they compute, in operations that a tape can follow."""
-    monkeypatch.setattr(card, "lacks_kernels", lambda *_: "")
+    monkeypatch.setattr(selftest, "lacks_kernels", lambda *_: "")
 
     monkeypatch.setattr(decode_linear, "linear", linear)
     monkeypatch.setattr(decode_attention, "attend", attend)
-    monkeypatch.setattr(kernel_ends, "enter", enter)
-    monkeypatch.setattr(kernel_ends, "draw", draw)
+    monkeypatch.setattr(decode_io, "enter", enter)
+    monkeypatch.setattr(decode_io, "draw", draw)
     monkeypatch.setattr(flow_kernels, "attend", attend_frames)
     monkeypatch.setattr(flow_kernels, "norm", norm)
     with Card().plugged(monkeypatch) as plugged:
@@ -273,7 +266,7 @@ def test_what_is_drawn_beyond_an_end_is_taken_back(there, engine, tiny, offsets,
     if not offsets:
         missing = property(lambda generator: [].get_offset)  # which raises AttributeError
         monkeypatch.setattr(torch.Generator, "get_offset", missing)
-    t3 = loading.load_t3(models.locate(str(tiny)), torch.float32).to("cuda")
+    t3 = loader.load_t3(registry.locate(str(tiny)), torch.float32).to("cuda")
 
     def said(way) -> tuple:
         lines = [
@@ -289,7 +282,7 @@ def test_what_is_drawn_beyond_an_end_is_taken_back(there, engine, tiny, offsets,
         return found, [line.generator.get_state() for line in lines], asked
 
     tokens, states, asked = said(looking())
-    replayed, same, asked_replaying = said(Captured(card.CudaRecorder(torch.device("cuda"))))
+    replayed, same, asked_replaying = said(Captured(cuda.CudaRecorder(torch.device("cuda"))))
     assert replayed == tokens and [len(one) for one in tokens] == [9, 14, 19]
     assert all(map(torch.equal, states, same))
     assert asked == 0, "who looks at every token draws none beyond"
@@ -384,8 +377,8 @@ def test_a_step_is_few_launches(engine, monkeypatch):
     launches = Launches()
     monkeypatch.setattr(decode_linear, "linear", launches.as_one(linear))
     monkeypatch.setattr(decode_attention, "attend", launches.as_one(attend))
-    monkeypatch.setattr(kernel_ends, "enter", launches.as_one(enter))
-    monkeypatch.setattr(kernel_ends, "draw", launches.as_one(draw))
+    monkeypatch.setattr(decode_io, "enter", launches.as_one(enter))
+    monkeypatch.setattr(decode_io, "draw", launches.as_one(draw))
     found = {}
     with engine._speaker.residency("t3") as t3, torch.inference_mode(), as_on_a_card(t3):
         for fused in (False, True):
@@ -424,13 +417,13 @@ def test_memory_of_stages_that_take_turns(on_card, there):
 
 def test_ceilings_are_of_random_numbers_by_events(there, monkeypatch):
     here, seen = torch.device("cuda"), []
-    monkeypatch.setattr(ceilings, "READ", {"cuda": 1 << 10})
-    monkeypatch.setattr(ceilings, "SIDE", {"cuda": 16})
-    events = ceilings.event_seconds
-    monkeypatch.setattr(ceilings, "event_seconds", lambda work: seen.append(work()) or events(work))
-    assert ceilings.read_gb_s(here) > 0
-    assert len(seen) == ceilings.TRIES and seen[0].item() != 0
-    assert ceilings.gemm_gflops(here, "bfloat16") > 0
+    monkeypatch.setattr(roofline, "READ", {"cuda": 1 << 10})
+    monkeypatch.setattr(roofline, "SIDE", {"cuda": 16})
+    events = roofline.event_seconds
+    monkeypatch.setattr(roofline, "event_seconds", lambda work: seen.append(work()) or events(work))
+    assert roofline.read_gb_s(here) > 0
+    assert len(seen) == roofline.TRIES and seen[0].item() != 0
+    assert roofline.gemm_gflops(here, "bfloat16") > 0
     assert seen[-1].shape == (16, 16) and seen[-1].dtype == torch.bfloat16
 
 
@@ -481,7 +474,7 @@ class TestStages:
         assert {one["row"] for one in valued(lines, "run")} == set(MODES)
         assert {one["dtype"] for one in valued(lines, "run")} == {"float16"}
         for row in valued(lines, "run"):
-            assert set(row["seconds"]) == set(bench.STAGES)
+            assert set(row["seconds"]) == set(bench_runner.STAGES)
             assert row["tokens"] == 10
         assert len(valued(lines, "check")) >= 2
         assert sum(not one["warm"] for one in valued(lines, "first audio")) == 3
@@ -499,7 +492,7 @@ class TestStages:
                 self.tokens = job.tokens
 
             def run(self, tokens=()):
-                return dict.fromkeys(bench.STAGES, 0.1 * len(tokens or self.tokens))
+                return dict.fromkeys(bench_runner.STAGES, 0.1 * len(tokens or self.tokens))
 
         monkeypatch.setattr(upstream, "Theirs", Theirs)
         lines = stage("upstream")
@@ -571,7 +564,7 @@ def test_the_rows_of_its_table_run_there(there, tiny, name):
 def test_another_thread_may_be_the_first_to_record(there):
     """A library's handle is a thread's own, and is not to be made inside a capture."""
     x, made = torch.ones(2, 2, device="cuda"), torch.zeros(2, 2, device="cuda")
-    record, errors = card.CudaRecorder(torch.device("cuda")), []
+    record, errors = cuda.CudaRecorder(torch.device("cuda")), []
 
     def multiply():
         made.copy_(x @ x)
@@ -593,7 +586,7 @@ def test_another_thread_may_be_the_first_to_record(there):
 
 
 def test_after_a_broken_capture_others_go_on(there):
-    x, record = torch.ones(3, device="cuda"), card.CudaRecorder(torch.device("cuda"))
+    x, record = torch.ones(3, device="cuda"), cuda.CudaRecorder(torch.device("cuda"))
     before = record(lambda: x.add_(1))
     for _ in range(2):
         with pytest.raises(RuntimeError, match="capturing"):
@@ -641,7 +634,7 @@ class TestTheCard:
         ],
     )
     def test_capture(self, there, work):
-        x, record = torch.ones(3, device="cuda"), card.CudaRecorder(torch.device("cuda"))
+        x, record = torch.ones(3, device="cuda"), cuda.CudaRecorder(torch.device("cuda"))
         with pytest.raises(RuntimeError, match="capturing"):
             record(functools.partial(work, x))
         replay = record(lambda: x.mul_(2))
@@ -706,27 +699,27 @@ class TestTheCard:
         """However often torch's streams have gone round."""
         x, recorders = torch.ones(2, 2, device="cuda"), []
         for _ in range(STREAMS + 2):
-            recorders.append(card.CudaRecorder(torch.device("cuda")))
+            recorders.append(cuda.CudaRecorder(torch.device("cuda")))
             recorders[-1](lambda: x.copy_(x @ x))
             x @ x
         recorders[0](lambda: x.copy_(x @ x))()
         x @ x
         assert there.workspaces() == 32 << 20, "of the default stream"
-        card.release()
+        cuda.release()
         assert there.workspaces() == 0
 
     def test_an_older_torch_keeps_its_workspaces(self, there, monkeypatch):
-        monkeypatch.setattr(card, "LOCKED", "9.9")
+        monkeypatch.setattr(cuda, "LOCKED", "9.9")
         x = torch.ones(2, 2, device="cuda")
         x @ x
-        card.CudaRecorder(torch.device("cuda"))(lambda: x.copy_(x @ x))
-        card.release()
+        cuda.CudaRecorder(torch.device("cuda"))(lambda: x.copy_(x @ x))
+        cuda.release()
         assert there.workspaces() == 64 << 20
 
     @pytest.mark.parametrize("enabled", [True, False])
     def test_nothing_is_collected_inside_a_capture(self, there, enabled):
         """A cycle that is freed there would have CUDA free memory, which ends the capture."""
-        record, x, freed = card.CudaRecorder(torch.device("cuda")), torch.ones(2, device="cuda"), []
+        record, x, freed = cuda.CudaRecorder(torch.device("cuda")), torch.ones(2, device="cuda"), []
         thresholds, was = gc.get_threshold(), gc.isenabled()
 
         class Cycle:
@@ -776,7 +769,7 @@ class TestTheCard:
         gc.collect()
         with torch.cuda.stream(stream), pytest.raises(RuntimeError, match="use_count"):
             torch.cuda.CUDAGraph().capture_begin(pool=pool)
-        record, x = card.CudaRecorder(torch.device("cuda")), torch.ones(2, device="cuda")
+        record, x = cuda.CudaRecorder(torch.device("cuda")), torch.ones(2, device="cuda")
         for _ in range(3):
             record(lambda: x.add_(1))()
         assert x.tolist() == [4, 4]

@@ -36,14 +36,16 @@ def test_the_real_provider_takes_the_plan_of_the_machine(tiny):
 
 def test_plain_chatterbox_when_asked(tiny, upstream, engine, monkeypatch):
     """The tiny shapes are not upstream's own: its object is put in place of from_local's."""
-    from chatterbox_opt import upstream as plain
-    from chatterbox_opt.shapes import Shapes
+    from chatterbox_opt.config.model_config import Shapes
+    from chatterbox_opt.engine import upstream_backend
 
     monkeypatch.setenv("DISABLE_OPTIMIZATION", "true")
     with pytest.raises(InputError, match="whose shapes are not its own"):
         RealChatterboxProvider(str(tiny), device="cpu")
     monkeypatch.setattr(
-        plain, "Shapes", lambda: plain.dataclasses.replace(engine.checkpoint.shapes, made=False)
+        upstream_backend,
+        "Shapes",
+        lambda: upstream_backend.dataclasses.replace(engine.checkpoint.shapes, made=False),
     )
     monkeypatch.setattr("chatterbox.tts.ChatterboxTTS.from_local", lambda *_: upstream)
     assert Shapes() != engine.checkpoint.shapes
@@ -57,7 +59,7 @@ def test_plain_chatterbox_when_asked(tiny, upstream, engine, monkeypatch):
             provider.engine.speech_tokens("Hello.")
     upstream.conds = own
     from chatterbox_opt import Sampling
-    from chatterbox_opt.watermark import Watermark
+    from chatterbox_opt.audio.watermark import Watermark
 
     ours = engine.synthesize("Hello.", None, Sampling(seed=21))
     marked = Watermark().apply(ours.samples)

@@ -15,14 +15,16 @@ import pytest
 import torch
 from conftest import ROOT
 
-from chatterbox_opt import Engine, Request, Sampling, loading, models
-from chatterbox_opt.ears import Recogniser
-from chatterbox_opt.speech import Wave
+from chatterbox_opt import Engine, Request, Sampling
+from chatterbox_opt.checkpoints import registry
+from chatterbox_opt.eval.wer import WordErrorRate, word_error_rate
+from chatterbox_opt.eval.whisper import Recogniser
+from chatterbox_opt.request import Wave
 from chatterbox_opt.voice import Voice
-from chatterbox_opt.wer import WordErrorRate, word_error_rate
+from chatterbox_opt.voices import library as voice_library
 
 pytestmark = pytest.mark.quality
-SENTENCES = ROOT / "pico" / "sentences"
+SENTENCES = ROOT / "training" / "pico" / "sentences"
 MUST = 0.25  # word error rate on everyday sentences
 FEWER = 60  # sentences for each variant, the same ones
 
@@ -74,7 +76,7 @@ def rate(recogniser) -> Callable[[Variant, int], WordErrorRate]:
 def spoken(variant: Variant, recogniser: Recogniser, texts: list[str]) -> list[tuple[str, str]]:
     """Each text with what was heard of it."""
     with Engine.load("pico", "dev", device="cpu", overrides=variant.overrides) as engine:
-        names = list(models.shipped_voices("pico"))
+        names = list(registry.shipped_voices("pico"))
         asked = [
             Request(text, text, names[i % len(names)], replace(Sampling(seed=i), **variant.knobs))
             for i, text in enumerate(texts)
@@ -126,8 +128,8 @@ def test_voices_are_told_apart():
     """CAMPPlus's x-vector of new sentences is nearest to its own voice's; so, less often, is the
     voice encoder's embedding, which is printed."""
     with Engine.load("pico", "dev", device="cpu", watermark=False) as engine:
-        voices = {name: engine.voice(name) for name in models.shipped_voices("pico")}
-        encoders = loading.load_encoders(engine.checkpoint)
+        voices = {name: engine.voice(name) for name in registry.shipped_voices("pico")}
+        encoders = voice_library.load_encoders(engine.checkpoint)
         right, total = {"xvector": 0, "speaker": 0}, 0
         for i, text in enumerate(everyday(10)):
             for name, voice in voices.items():

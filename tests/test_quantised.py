@@ -9,22 +9,25 @@ import torch
 import torch.nn.functional as F
 from conftest import assert_close, say_all, utterance
 
-from chatterbox_opt import hardware, integer_step, lanes, loading, models, packing, quantised
-from chatterbox_opt.blocked import BlockedLinear
-from chatterbox_opt.decoding import Eager, decode
-from chatterbox_opt.plan import resolve
-from chatterbox_opt.quantised import Int4Linear, Int8Linear
-from chatterbox_opt.ragged import RaggedCache
-from chatterbox_opt.reader import text_tokens
-from chatterbox_opt.sampler import guide
+from chatterbox_opt.checkpoints import loader, registry
+from chatterbox_opt.checkpoints.weight_cache import WeightCache
+from chatterbox_opt.config.plan import resolve
+from chatterbox_opt.engine import build, probe
+from chatterbox_opt.engine.decode import Eager, decode
+from chatterbox_opt.engine.t3_runner import text_tokens
+from chatterbox_opt.kernels.cpu import llvm
+from chatterbox_opt.layers import linear_int, weight_layout
+from chatterbox_opt.layers.linear_int import Int4Linear, Int8Linear, WeightOnlyLinear
+from chatterbox_opt.layers.linear_onednn import BlockedLinear
+from chatterbox_opt.models.t3 import int8_step
+from chatterbox_opt.models.t3.decode_state import Utterance
+from chatterbox_opt.models.t3.model import Prompt
+from chatterbox_opt.models.t3.ragged_kv_cache import RaggedCache
+from chatterbox_opt.models.t3.sampler import guide
 from chatterbox_opt.sampling import Sampling
-from chatterbox_opt.slots import Utterance
-from chatterbox_opt.t3 import Prompt
 from chatterbox_opt.voice import from_conditionals
-from chatterbox_opt.weight_cache import WeightCache
-from chatterbox_opt.weight_only import WeightOnlyLinear
 
-LACKS = packing.lacks()
+LACKS = weight_layout.lacks()
 needs_int8 = pytest.mark.skipif("int8" in LACKS, reason=LACKS.get("int8", ""))
 needs_int4 = pytest.mark.skipif("int4" in LACKS, reason=LACKS.get("int4", ""))
 LAYERS = [
@@ -65,7 +68,7 @@ def test_int4_rounds_to_sixteen_levels_of_each_group():
 def test_int8_keys_and_values_cost_a_trained_model_little(pico, said):
     """In a static cache, as on a GPU, by PyTorch's operations."""
     tokens, exact = said
-    t3 = loading.load_t3(pico, torch.float32)
+    t3 = loader.load_t3(pico, torch.float32)
     same = heard(t3, pico, tokens, Eager(t3.step))
     assert (same - exact).abs().max() < 1e-3
     given = heard(t3, pico, tokens, Eager(t3.step, kv_cache=torch.int8))
@@ -100,7 +103,7 @@ def test_zeros_stay_zeros_and_what_is_not_finite_stays_so(dtype, layer):
 
 @pytest.fixture(scope="module")
 def pico():
-    return models.locate("pico")
+    return registry.locate("pico")
 
 
 TEXTS = [
@@ -114,7 +117,7 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def said(pico):
     """What pico says in float32 for each text, and its guided logits at each of those steps."""
-    t3 = loading.load_t3(pico, torch.float32)
+    t3 = loader.load_t3(pico, torch.float32)
     tokens = [say_all(t3, [line(pico, text)])[0].tokens for text in TEXTS]
     return tokens, heard(t3, pico, tokens)
 
@@ -129,8 +132,8 @@ SAMPLING = Sampling(max_tokens=120)
 
 
 def prompt(pico, text):
-    voice = from_conditionals(pico.path(models.CONDITIONALS))
-    ids = text_tokens(loading.load_tokenizer(pico), text)
+    voice = from_conditionals(pico.path(registry.CONDITIONALS))
+    ids = text_tokens(loader.load_tokenizer(pico), text)
     return Prompt(ids, voice.speaker, voice.prompt)
 
 
@@ -156,14 +159,14 @@ BOUNDS = [  # the project's goals for a default, wider for int4, which is none
     pytest.param("bfloat16", torch.bfloat16, 0.98, 1e-3),
     pytest.param("int8", torch.float32, 0.97, 5e-3, marks=needs_int8),
     pytest.param("int4", torch.float32, 0.93, 2e-2, marks=[needs_int8, needs_int4]),
-    pytest.param(packing.WEIGHT_ONLY, torch.bfloat16, 0.98, 1e-3),
+    pytest.param(weight_layout.WEIGHT_ONLY, torch.bfloat16, 0.98, 1e-3),
 ]
 
 
 @pytest.mark.parametrize(("layout", "dtype", "top1", "kl"), BOUNDS)
 def test_a_trained_model_says_the_same_with_narrow_matrices(pico, said, layout, dtype, top1, kl):
     tokens, exact = said
-    given = heard(loading.load_t3(pico, dtype, layout), pico, tokens)
+    given = heard(loader.load_t3(pico, dtype, layout), pico, tokens)
     assert len(given) > 200
     assert (given.argmax(-1) == exact.argmax(-1)).float().mean() >= top1
     divergence = (exact.exp() * (exact - given)).sum(-1).mean()
@@ -172,12 +175,12 @@ def test_a_trained_model_says_the_same_with_narrow_matrices(pico, said, layout, 
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny):
-    return models.locate(str(tiny))
+    return registry.locate(str(tiny))
 
 
 @layers
 def test_all_of_t3s_matrices_are_narrow_and_nothing_else(checkpoint, dtype, layer):
-    t3 = loading.load_t3(checkpoint, torch.float32, dtype)
+    t3 = loader.load_t3(checkpoint, torch.float32, dtype)
     assert t3.dtype == torch.float32
     for block in t3.blocks:
         for part in (block.qkv, block.out, block.gate_up, block.down):
@@ -191,7 +194,7 @@ def test_again_in_float32_works_for_integers_too(checkpoint, engine, dtype, laye
     """The rounded values as plain float32 matrices: near to what the integers gave."""
     from test_precision import logits
 
-    t3 = loading.load_t3(checkpoint, torch.float32, dtype)
+    t3 = loader.load_t3(checkpoint, torch.float32, dtype)
     before = logits(t3, engine)
     t3.set_precision(torch.float32)
     assert type(t3.head) is type(t3.blocks[0].down) is torch.nn.Linear
@@ -203,16 +206,16 @@ def test_again_in_float32_works_for_integers_too(checkpoint, engine, dtype, laye
 
 @needs_int8
 def test_the_plan_is_what_is_loaded(checkpoint):
-    here = hardware.probe("cpu")
+    here = probe.probe("cpu")
     how = resolve("dev", here, {"dtype": "int8"}, {})
-    pipeline = loading.load_pipeline(checkpoint, how)
+    pipeline = build.load_pipeline(checkpoint, how)
     assert type(pipeline.residency.module("t3").head) is Int8Linear
     block = pipeline.residency.module("flow").estimator.middle[0].transformers[0]
     assert (type(block.up) is Int8Linear) == (how.flow == "int8")
-    assert pipeline.residency.module("flow").dtype == packing.arithmetic(
+    assert pipeline.residency.module("flow").dtype == weight_layout.arithmetic(
         "bfloat16" if how.flow == "int8" else how.flow
     )
-    plain = loading.load_pipeline(checkpoint, replace(how, t3="float32", flow="float32"))
+    plain = build.load_pipeline(checkpoint, replace(how, t3="float32", flow="float32"))
     assert type(plain.residency.module("t3").head) in (torch.nn.Linear, BlockedLinear)
 
 
@@ -220,21 +223,21 @@ def test_an_installation_that_cannot_compile_says_so(monkeypatch):
     def nowhere(*_):
         raise RuntimeError("cannot cache function: no locator available")
 
-    monkeypatch.setattr(lanes, "VNNI", True)
+    monkeypatch.setattr(llvm, "VNNI", True)
     monkeypatch.setattr(Int8Linear, "forward", nowhere)
-    assert "numba cannot compile here (cannot cache function" in packing.lacks()["int8"]
+    assert "numba cannot compile here (cannot cache function" in weight_layout.lacks()["int8"]
 
 
 def test_products_that_are_wrong_are_found_out(monkeypatch):
-    monkeypatch.setattr(lanes, "VNNI", True)
+    monkeypatch.setattr(llvm, "VNNI", True)
     exact = Int8Linear.forward
     monkeypatch.setattr(Int8Linear, "forward", lambda self, x: exact(self, x).clamp(max=33.0))
-    assert "wrong here" in quantised.lacks()
+    assert "wrong here" in linear_int.lacks()
 
 
 def test_a_processor_without_the_instructions_says_so(monkeypatch):
-    monkeypatch.setattr(lanes, "VNNI", False)
-    assert "no VNNI" in packing.lacks()["int4"]
+    monkeypatch.setattr(llvm, "VNNI", False)
+    assert "no VNNI" in weight_layout.lacks()["int4"]
 
 
 @layers
@@ -259,10 +262,10 @@ def test_a_step_in_one_call_is_the_step_of_modules(pico, monkeypatch, dtype, lay
         return lambda i, q, k, v: attend(i, q, k.half().float(), v.half().float())
 
     fill = RaggedCache.fill
-    narrow = loading.load_t3(pico, torch.float32, dtype)
+    narrow = loader.load_t3(pico, torch.float32, dtype)
     tokens = tuple(range(100, 140))
     one_call = logits(narrow, pico, tokens)
-    monkeypatch.setattr(integer_step, "serves", lambda t3: False)
+    monkeypatch.setattr(int8_step, "serves", lambda t3: False)
     monkeypatch.setattr(RaggedCache, "at", at)
     monkeypatch.setattr(
         RaggedCache, "fill", lambda self, *a: fill(self, *a[:2], *(x.half().float() for x in a[2:]))
@@ -276,7 +279,7 @@ def test_a_step_in_one_call_is_the_step_of_modules(pico, monkeypatch, dtype, lay
 @layers
 def test_neighbours_change_nothing_in_one_call(pico, dtype, layer):
     """Utterances of other lengths, slots refilled, cache longer than a strip: the same tokens."""
-    narrow = loading.load_t3(pico, torch.float32, dtype)
+    narrow = loader.load_t3(pico, torch.float32, dtype)
 
     def spoken(slots):
         way = Eager()
@@ -289,11 +292,11 @@ def test_neighbours_change_nothing_in_one_call(pico, dtype, layer):
 
 @needs_int8
 def test_a_flow_in_integers_goes_to_float32_and_comes_back(pico):
-    how = resolve("cpu", hardware.probe("cpu"), {}, {})
+    how = resolve("cpu", probe.probe("cpu"), {}, {})
     if how.flow != "int8":
         pytest.skip("no int8 flow here")
-    flow = loading.load_pipeline(pico, how).residency.module("flow")
-    voice = from_conditionals(pico.path(models.CONDITIONALS))
+    flow = build.load_pipeline(pico, how).residency.module("flow")
+    voice = from_conditionals(pico.path(registry.CONDITIONALS))
 
     def mel():
         tokens = torch.arange(100, 160)
@@ -305,7 +308,7 @@ def test_a_flow_in_integers_goes_to_float32_and_comes_back(pico):
     assert not any(isinstance(part, Int8Linear) for part in flow.modules())
     flow.set_precision(torch.bfloat16)
     assert torch.equal(mel(), before)
-    exact = loading.load_pipeline(pico, replace(how, t3="float32", flow="float32"))
+    exact = build.load_pipeline(pico, replace(how, t3="float32", flow="float32"))
     flow = exact.residency.module("flow")
     for given, bound in ((before, 0.999), (wide, 0.9999)):
         assert F.cosine_similarity(given.flatten(), mel().flatten(), dim=0) > bound
@@ -328,14 +331,14 @@ class TestWeightOnly:
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_t3_comes_back_from_the_cache_as_it_was(self, tiny, tmp_path, dtype, engine):
-        checkpoint = models.locate(str(tiny))
+        checkpoint = registry.locate(str(tiny))
         cache = WeightCache(tmp_path, least=0)
-        plain = loading.load_t3(checkpoint, dtype, packing.WEIGHT_ONLY)
+        plain = loader.load_t3(checkpoint, dtype, weight_layout.WEIGHT_ONLY)
         other = torch.float16 if dtype == torch.bfloat16 else torch.bfloat16
-        loading.load_t3(checkpoint, other, packing.WEIGHT_ONLY, cache)
-        first = loading.load_t3(checkpoint, dtype, packing.WEIGHT_ONLY, cache)
+        loader.load_t3(checkpoint, other, weight_layout.WEIGHT_ONLY, cache)
+        first = loader.load_t3(checkpoint, dtype, weight_layout.WEIGHT_ONLY, cache)
         assert len(list(tmp_path.iterdir())) == 2, "a form for each dtype beside the integers"
-        again = loading.load_t3(checkpoint, dtype, packing.WEIGHT_ONLY, cache)
+        again = loader.load_t3(checkpoint, dtype, weight_layout.WEIGHT_ONLY, cache)
         assert again.dtype == first.dtype == dtype
         layers = [m for m in again.modules() if isinstance(m, WeightOnlyLinear)]
         assert len(layers) == 4 * again.shape.layers + 1
@@ -347,7 +350,7 @@ class TestWeightOnly:
 
     def test_numbers_that_are_not_finite_are_met_in_float32(self, tiny, engine):
         """The ladder widens a stage in place: integers multiply rows of any dtype."""
-        t3 = loading.load_t3(models.locate(str(tiny)), torch.bfloat16, packing.WEIGHT_ONLY)
+        t3 = loader.load_t3(registry.locate(str(tiny)), torch.bfloat16, weight_layout.WEIGHT_ONLY)
         t3.set_precision(torch.float32)
         [said] = say_all(t3, [utterance(engine, "hello.", Sampling(seed=3, max_tokens=6))])
         assert said.error is None and said.tokens

@@ -41,7 +41,7 @@ def workplace(tiny, tmp_path_factory):
     (home / "lines.csv").write_text(f"id,text,voice,cfg_weight\n{row}")
     (home / "bin").mkdir()
     script = home / "bin" / "chatterbox-opt"
-    script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m chatterbox_opt.cli "$@"\n')
+    script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m chatterbox_opt "$@"\n')
     script.chmod(0o755)
     return home
 
@@ -81,7 +81,7 @@ def test_every_python_block_runs(workplace, code):
 
 
 def test_the_profile_table_is_the_profiles():
-    from chatterbox_opt.profile import load_profile, profile_names
+    from chatterbox_opt.config.profile import load_profile, profile_names
 
     for name in profile_names():
         profile = load_profile(name)
@@ -104,7 +104,7 @@ def test_the_tree_names_every_module():
 
 
 def test_every_figure_in_the_speed_table_is_in_a_results_file():
-    from chatterbox_opt.report import markdown, read
+    from chatterbox_opt.bench.report import markdown, read
 
     shown = README.split("<!-- bench: start -->\n")[1].split("<!-- bench: end -->")[0]
     name = re.search(r"benchmarks/results/(\S+\.json)", shown)

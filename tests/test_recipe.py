@@ -11,13 +11,25 @@ import torch
 from conftest import assert_close, looking, say_all
 from tokenizers import Tokenizer
 
-from chatterbox_opt import decoding, random_weights, slots
+from chatterbox_opt.checkpoints import random_weights
+from chatterbox_opt.engine import decode
+from chatterbox_opt.models.t3 import decode_state
+from chatterbox_opt.models.t3.convert import t3_from_upstream
+from chatterbox_opt.models.t3.model import Prompt
 from chatterbox_opt.sampling import Sampling
-from chatterbox_opt.t3 import Prompt
-from chatterbox_opt.t3_weights import t3_from_upstream
-from pico import codes, pack, sound, teacher, texts, train_flow, train_t3, training, written
-from pico.design import SHAPES, tokenizer
-from pico.utterances import Utterance
+from training.pico import (
+    codes,
+    pack,
+    sound,
+    teacher,
+    texts,
+    train_flow,
+    train_t3,
+    training,
+    written,
+)
+from training.pico.design import SHAPES, tokenizer
+from training.pico.utterances import Utterance
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +140,8 @@ def test_training_runs_the_decoder_that_speaks(reader):
         )
         knobs = Sampling(cfg_weight=0.0, temperature=0.0)
         script = tuple(int(c) for c in e.codes)
-        said = slots.Utterance(prompt, knobs, torch.Generator(), lambda count: None, script)
-        given, plain_step = [], decoding.stepping(plain.step)
+        said = decode_state.Utterance(prompt, knobs, torch.Generator(), lambda count: None, script)
+        given, plain_step = [], decode.stepping(plain.step)
 
         def step(held, *args, seen=given, plain_step=plain_step, **more):
             plain_step(held, *args, **more)

@@ -9,9 +9,11 @@ from conftest import SAMPLE, assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatterbox_opt import blocked, estimator, rows
-from chatterbox_opt.graphs import Replayed
-from chatterbox_opt.rows import Direct
+from chatterbox_opt.layers import linear_onednn
+from chatterbox_opt.models.flow import estimator
+from chatterbox_opt.runtime import bucketing
+from chatterbox_opt.runtime.bucketing import Direct
+from chatterbox_opt.runtime.cuda_graphs import Replayed
 
 ATOL = 1e-4
 SCALE = 1.0  # of the mels
@@ -21,7 +23,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def side_by_side(monkeypatch):
     """Groups as on a card: many rows at once."""
-    monkeypatch.setattr(rows, "FRAMES_AT_ONCE", {})
+    monkeypatch.setattr(bucketing, "FRAMES_AT_ONCE", {})
 
 
 def alone(count: int) -> torch.Generator:
@@ -101,7 +103,7 @@ def conditions(flow, voice, counts):
 def replaying(engine, monkeypatch):
     """The flow with its work recorded, and how often that was."""
     with engine._speaker.residency("flow") as flow, torch.inference_mode():
-        was_blocked = blocked.unblock(flow)  # no memory that a tape can follow
+        was_blocked = linear_onednn.unblock(flow)  # no memory that a tape can follow
         recorded = []
 
         def record(work):
@@ -111,7 +113,7 @@ def replaying(engine, monkeypatch):
         monkeypatch.setattr(flow, "through", Replayed(record, flow, "the flow"))
         yield flow, recorded
         if was_blocked:
-            blocked.block(flow)
+            linear_onednn.block(flow)
 
 
 COUNTS = (1, 2, 7, 32, 60, 61, 149, 150)
@@ -125,7 +127,7 @@ def test_a_replayed_encoder_does_not_hear_its_padding(engine, replaying, monkeyp
         patch.setattr(flow, "through", Direct())
         expected = conditions(flow, voice, COUNTS)
     prompt = voice.tokens.shape[1]
-    buckets = {rows.bucket(prompt + count) for count in COUNTS}
+    buckets = {bucketing.bucket(prompt + count) for count in COUNTS}
     assert any(prompt + count not in buckets for count in COUNTS), "some are padded"
     for _ in range(3):  # met, recorded, replayed
         assert_rows_close(conditions(flow, voice, COUNTS), expected)
@@ -137,7 +139,7 @@ def test_without_zeros_behind_it_the_encoder_would_hear_its_padding(engine, repl
     flow, _ = replaying
     count, plain = 150, torch.Tensor.masked_fill
     length = count + engine.voice().tokens.shape[1]
-    assert rows.bucket(length) > length
+    assert bucketing.bucket(length) > length
     (expected,) = conditions(flow, engine.voice(), [count])
     monkeypatch.setattr(
         torch.Tensor,
@@ -176,7 +178,7 @@ def test_tails_left_alone_would_be_heard(engine, side_by_side, monkeypatch):
     """Guards the test above, and the one of buckets."""
     with engine._speaker.residency("vocoder") as vocoder:
         expected = singly(vocoder, mels())
-        monkeypatch.setattr(rows.Slices, "zero_", lambda tails, x: x)
+        monkeypatch.setattr(bucketing.Slices, "zero_", lambda tails, x: x)
         found = many(vocoder, mels())
     worst = [(one - other).abs().max() for one, other in zip(found, expected, strict=True)]
     assert max(worst[:2]) > 10 * ATOL
@@ -184,29 +186,29 @@ def test_tails_left_alone_would_be_heard(engine, side_by_side, monkeypatch):
 
 @pytest.mark.parametrize("frames", [3, 17, 35, 125])
 def test_a_bucket_changes_nothing(engine, monkeypatch, frames):
-    assert frames < 16 or rows.bucket(frames) > frames
+    assert frames < 16 or bucketing.bucket(frames) > frames
     with engine._speaker.residency("vocoder") as vocoder:
         (found,) = vocoder([mel(frames)], [alone(0)])
-        monkeypatch.setattr("chatterbox_opt.vocoder.bucket", lambda length: length)
+        monkeypatch.setattr("chatterbox_opt.models.vocoder.model.bucket", lambda length: length)
         (expected,) = vocoder([mel(frames)], [alone(0)])
     assert_close(found, expected, atol=ATOL)
 
 
 @given(st.integers(1, 100_000))
 def test_buckets_are_few_and_waste_little(length):
-    held = rows.bucket(length)
-    assert length <= held < length * (1 + 1 / rows.PARTS)
-    assert rows.bucket(held) == held
+    held = bucketing.bucket(length)
+    assert length <= held < length * (1 + 1 / bucketing.PARTS)
+    assert bucketing.bucket(held) == held
 
 
 def test_sixty_seconds_have_few_buckets():
-    assert len({rows.bucket(n) for n in range(50, 3001)}) <= 50
+    assert len({bucketing.bucket(n) for n in range(50, 3001)}) <= 50
 
 
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=40))
 def test_groups_hold_everyone_once_within_the_limit(lengths):
-    groups = rows.together(lengths, torch.device("cuda"))
+    groups = bucketing.together(lengths, torch.device("cuda"))
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     for group in groups:
-        assert len(group) * max(lengths[i] for i in group) <= rows.MANY_FRAMES
-    assert all(len(group) == 1 for group in rows.together(lengths, CPU))
+        assert len(group) * max(lengths[i] for i in group) <= bucketing.MANY_FRAMES
+    assert all(len(group) == 1 for group in bucketing.together(lengths, CPU))

@@ -8,7 +8,7 @@ from conftest import SAMPLE, assert_close
 from texts import TEXTS
 
 from chatterbox_opt import Sampling
-from chatterbox_opt.vocoder import source
+from chatterbox_opt.models.vocoder.model import source
 
 ATOL = 1e-4
 # the vocoder integrates F0 to a phase: a mel that differs in its last bits drifts as time goes on

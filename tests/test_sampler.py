@@ -12,7 +12,7 @@ from transformers.generation.logits_process import (
 )
 
 from chatterbox_opt.errors import InputError
-from chatterbox_opt.sampler import NOT_FINITE, Knobs, guide, penalise, sample, truncate
+from chatterbox_opt.models.t3.sampler import NOT_FINITE, Knobs, guide, penalise, sample, truncate
 from chatterbox_opt.sampling import Sampling, chunk_seed
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-COMMAND = [sys.executable, "-m", "chatterbox_opt.cli", "batch"]
+COMMAND = [sys.executable, "-m", "chatterbox_opt", "batch"]
 QUICK = ["--max-tokens", "2", "--cfm-steps", "1", "--retries", "0", "--no-watermark", "--seed", "5"]
 WORDS = ("Good morning.", "Who is there?", "It rains.", "Come in, please.", "Not yet.")
 

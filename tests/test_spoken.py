@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatterbox_opt.spoken import spell_out
+from chatterbox_opt.text.english import spell_out
 
 TABLE = [
     line.split(" => ")

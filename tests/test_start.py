@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 from conftest import SAMPLE
 
-from chatterbox_opt import audio, lean
+from chatterbox_opt.audio import files as audio_files
+from chatterbox_opt.audio.watermark import Watermark
 from chatterbox_opt.errors import ChatterboxOptError
-from chatterbox_opt.watermark import Watermark
+from chatterbox_opt.utils import upstream_import
 
 
 @pytest.mark.parametrize("length", [1500, 24_000, 95_999, 96_001])
 def test_the_mark_is_perths_to_the_last_bit(length):
     import perth
 
-    wave = audio.read_reference(SAMPLE)[5000 : 5000 + length]
+    wave = audio_files.read_reference(SAMPLE)[5000 : 5000 + length]
     with contextlib.redirect_stdout(io.StringIO()):
         theirs = perth.PerthImplicitWatermarker()
     marked = theirs.apply_watermark(wave, sample_rate=24_000)
@@ -28,13 +29,13 @@ def test_the_mark_is_perths_to_the_last_bit(length):
 
 
 def test_a_missing_or_broken_watermarker_is_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(lean, "place", lambda package: None)
+    monkeypatch.setattr(upstream_import, "place", lambda package: None)
     with pytest.raises(ChatterboxOptError, match="cannot be loaded.*--no-watermark"):
         Watermark()
     package = tmp_path / "perth"
     package.mkdir()
-    monkeypatch.setattr(lean, "place", lambda _: package)
-    monkeypatch.setattr(lean, "layers", lambda *_: sys)
+    monkeypatch.setattr(upstream_import, "place", lambda _: package)
+    monkeypatch.setattr(upstream_import, "layers", lambda *_: sys)
     with pytest.raises(ChatterboxOptError, match="cannot be loaded") as caught:
         Watermark()
     assert "\n" not in str(caught.value)
@@ -44,10 +45,10 @@ def test_the_window_is_scipys():
     from scipy.signal import get_window
 
     for length in (16, 20, 1024):
-        ours = lean.hann("hann", length, fftbins=True)
+        ours = upstream_import.hann("hann", length, fftbins=True)
         assert np.array_equal(ours, get_window("hann", length, fftbins=True))
     with pytest.raises(ValueError, match="Hann"):
-        lean.hann("blackman", 16, fftbins=True)
+        upstream_import.hann("blackman", 16, fftbins=True)
 
 
 def test_a_first_word_needs_none_of_these(tmp_path):
@@ -56,7 +57,7 @@ def test_a_first_word_needs_none_of_these(tmp_path):
         "import sys\n"
         "sys.argv = ['chatterbox-opt', 'synth', 'It is 5 o.', '--model', 'pico', '-q',"
         " '--max-tokens', '9', '--seed', '1', '-o', 'x.wav']\n"
-        "from chatterbox_opt.cli import main\n"
+        "from chatterbox_opt.cli.main import main\n"
         "try:\n    main()\n"
         "finally:\n    print(*sys.modules)\n"
     )

@@ -11,9 +11,9 @@ from conftest import assert_close, prefilled, prompt_for, say_all, utterance
 from reference import greedy_tokens, sampled_tokens
 from texts import TEXTS
 
-from chatterbox_opt.sampler import guide
+from chatterbox_opt.models.t3.sampler import guide
 from chatterbox_opt.sampling import Sampling
-from chatterbox_opt.text import normalise
+from chatterbox_opt.text.chunking import normalise
 
 MAX_TOKENS = 24
 CFG_WEIGHTS, EXAGGERATIONS = (0.5, 1.0), (0.25, 0.5, 1.0)
@@ -123,8 +123,8 @@ def test_rotary_frequencies_are_transformers(upstream):
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    from chatterbox_opt.shapes import T3Shape
-    from chatterbox_opt.t3 import rope_frequencies
+    from chatterbox_opt.config.model_config import T3Shape
+    from chatterbox_opt.models.t3.model import rope_frequencies
 
     true = LlamaRotaryEmbedding(LlamaConfig(**LLAMA_CONFIGS["Llama_520M"])).inv_freq
     assert_close(rope_frequencies(T3Shape()), true, atol=0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from texts import TEXTS
 
 from chatterbox_opt.errors import TextError
-from chatterbox_opt.text import LIMIT, PARAGRAPH_PAUSE, clean, normalise, split
+from chatterbox_opt.text.chunking import LIMIT, PARAGRAPH_PAUSE, clean, normalise, split
 
 LONG = (
     "Dr. Smith said, e.g., that it was 5 p.m. on Jan. 3rd. “Is it so?” she asked. It was! "

@@ -11,12 +11,15 @@ import soundfile
 import torch
 from conftest import SAMPLE
 
-from chatterbox_opt import Engine, loading, models, voice_store
-from chatterbox_opt.audio import read_reference
+from chatterbox_opt import Engine
+from chatterbox_opt.audio.files import read_reference
+from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.errors import VoiceError, WeightsError
-from chatterbox_opt.speakers import Speakers
 from chatterbox_opt.voice import Voice, from_conditionals
-from chatterbox_opt.voice_store import VoiceStore
+from chatterbox_opt.voices import library as voice_library
+from chatterbox_opt.voices import store as voice_store
+from chatterbox_opt.voices.library import Speakers
+from chatterbox_opt.voices.store import VoiceStore
 
 
 def random_voice(seed: int = 0) -> Voice:
@@ -61,7 +64,9 @@ def test_a_damaged_cache_entry_is_computed_again(tiny, store, caplog, damage):
 def test_a_cached_voice_needs_no_encoders(tiny, store, monkeypatch):
     with Engine.load(str(tiny), "dev", device="cpu", store=store, watermark=False) as engine:
         voice = engine.voice(SAMPLE)
-    monkeypatch.setattr(loading, "load_encoders", lambda _: pytest.fail("encoders were loaded"))
+    monkeypatch.setattr(
+        voice_library, "load_encoders", lambda _: pytest.fail("encoders were loaded")
+    )
     with Engine.load(str(tiny), "dev", device="cpu", store=store, watermark=False) as engine:
         assert same(engine.voice(SAMPLE), voice)
         assert engine.voice(SAMPLE) is engine.voice(str(SAMPLE)), "memory cache"
@@ -69,7 +74,7 @@ def test_a_cached_voice_needs_no_encoders(tiny, store, monkeypatch):
 
 def test_the_encoders_of_a_new_voice_stay_on_the_processor_and_go(tiny, store, monkeypatch):
     """Whatever the device of the stages: 0.5 GB that the card never sees and nobody keeps."""
-    read, seen, devices = loading.load_encoders, [], set()
+    read, seen, devices = voice_library.load_encoders, [], set()
 
     def watched(checkpoint):
         encoders = read(checkpoint)
@@ -84,8 +89,8 @@ def test_the_encoders_of_a_new_voice_stay_on_the_processor_and_go(tiny, store, m
         encoders.encode = watching
         return encoders
 
-    monkeypatch.setattr(loading, "load_encoders", watched)
-    speakers = Speakers(models.locate(str(tiny)), store)
+    monkeypatch.setattr(voice_library, "load_encoders", watched)
+    speakers = Speakers(registry.locate(str(tiny)), store)
     voice = speakers.voice(SAMPLE)
     gc.collect()
     assert devices == {"cpu"}
@@ -257,7 +262,7 @@ def test_a_saved_name_wins_over_a_directory(store, tmp_path, monkeypatch):
     store.add("anna", SAMPLE)
     assert store.find("anna").is_file()
     with pytest.raises(VoiceError, match="there is no voice file"):
-        from chatterbox_opt.audio import check_reference
+        from chatterbox_opt.audio.files import check_reference
 
         check_reference(store.find("x" * 300))
 
@@ -268,6 +273,6 @@ def test_the_environment_says_where_voices_are(monkeypatch, tmp_path):
 
 
 def test_the_models_own_voice(tiny):
-    voice = from_conditionals(models.locate(str(tiny)).path(models.CONDITIONALS))
+    voice = from_conditionals(registry.locate(str(tiny)).path(registry.CONDITIONALS))
     assert voice.mel.shape == (1, 2 * voice.tokens.shape[1], 80)
     assert voice.speaker.shape == (1, 64)

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from chatterbox_opt import Engine, Sampling, loading, models, packing, weight_cache
-from chatterbox_opt.weight_cache import WeightCache
+from chatterbox_opt import Engine, Sampling
+from chatterbox_opt.checkpoints import loader, registry, weight_cache
+from chatterbox_opt.checkpoints.weight_cache import WeightCache
+from chatterbox_opt.layers import weight_layout
 
 HALF = torch.bfloat16
 
@@ -28,10 +30,10 @@ def copy(tiny, tmp_path):
 
 
 def load(directory, cache):
-    checkpoint = models.locate(str(directory))
+    checkpoint = registry.locate(str(directory))
     stages = (
-        loading.load_t3(checkpoint, HALF, cache=cache),
-        loading.load_flow(checkpoint, HALF, cache),
+        loader.load_t3(checkpoint, HALF, cache=cache),
+        loader.load_flow(checkpoint, HALF, cache),
     )
     return [stage.state_dict() for stage in stages]
 
@@ -66,7 +68,7 @@ def test_kept_weights_say_bit_for_bit_the_same(tiny, cache):
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
 def test_integer_matrices_are_kept_too(tiny, cache, dtype, monkeypatch):
-    if why := packing.lacks().get(dtype):
+    if why := weight_layout.lacks().get(dtype):
         pytest.skip(why)
 
     def speak():
@@ -76,32 +78,32 @@ def test_integer_matrices_are_kept_too(tiny, cache, dtype, monkeypatch):
 
     fresh = speak()
     assert f"t3-{dtype}.pt" in names(cache)
-    monkeypatch.setattr(loading, "t3_from_upstream", lambda *_: never())
+    monkeypatch.setattr(loader, "t3_from_upstream", lambda *_: never())
     assert np.array_equal(speak().samples, fresh.samples)
 
 
 def test_kept_tensors_are_mapped_not_converted_again(tiny, cache, monkeypatch):
     fresh = load(tiny, cache)
-    monkeypatch.setattr(loading, "t3_from_upstream", lambda *_: never())
-    monkeypatch.setattr(loading, "_read_flow", lambda *_: never())
+    monkeypatch.setattr(loader, "t3_from_upstream", lambda *_: never())
+    monkeypatch.setattr(loader, "_read_flow", lambda *_: never())
     kept = load(tiny, cache)
     assert same(kept, fresh)
     assert {t.data_ptr() % 64 for state in kept for t in state.values()} == {0}
 
 
 def test_tables_outside_the_state_dict_are_cast_too(tiny, cache):
-    checkpoint = models.locate(str(tiny))
-    fresh, kept = (loading.load_flow(checkpoint, HALF, cache) for _ in range(2))
+    checkpoint = registry.locate(str(tiny))
+    fresh, kept = (loader.load_flow(checkpoint, HALF, cache) for _ in range(2))
     assert {n: b.dtype for n, b in kept.named_buffers()} == {
         n: b.dtype for n, b in fresh.named_buffers()
     }
-    t3s = [loading.load_t3(checkpoint, HALF, cache=cache) for _ in range(2)]
+    t3s = [loader.load_t3(checkpoint, HALF, cache=cache) for _ in range(2)]
     assert torch.equal(t3s[0].frequencies, t3s[1].frequencies)
 
 
 def test_any_tensors_come_back_as_they_went_in(tiny, cache):
     """What a quantised form needs: integers beside scales, views of larger storages."""
-    checkpoint = models.locate(str(tiny))
+    checkpoint = registry.locate(str(tiny))
     wide = torch.arange(600, dtype=torch.int8).reshape(20, 30)
     given = {
         "a.weight": wide[:, ::2].t(),
@@ -168,7 +170,7 @@ def test_a_disk_that_fills_up_while_writing(tiny, cache, monkeypatch, caplog):
 
 
 def test_another_checkpoint_in_the_same_place_is_converted_anew(tiny, copy, tmp_path, cache):
-    from chatterbox_opt.random_weights import make
+    from chatterbox_opt.checkpoints.random_weights import make
 
     first, elsewhere = load(copy, cache), load(tiny, cache)
     assert same(first, elsewhere)
@@ -183,14 +185,14 @@ def test_another_checkpoint_in_the_same_place_is_converted_anew(tiny, copy, tmp_
 def test_a_file_that_was_touched_is_not_trusted(copy, cache):
     load(copy, cache)
     before = set(cache.entries())
-    os.utime(copy / models.T3, (1, 1))
+    os.utime(copy / registry.T3, (1, 1))
     load(copy, cache)
     assert len(cache.entries()) == 2
     assert not before & set(cache.entries())
 
 
 def test_what_lies_there_is_bounded(tiny, cache):
-    checkpoint = models.locate(str(tiny))
+    checkpoint = registry.locate(str(tiny))
     bounded = WeightCache(cache.directory, least=0, most=5000)
     for i, form in enumerate(("a", "b", "c", "d")):
         bounded.tensors(checkpoint, "t3", form, lambda: {"x": torch.zeros(300)})
@@ -212,7 +214,7 @@ def test_small_and_float32_weights_are_not_kept(tiny, tmp_path):
     cache = WeightCache(tmp_path / "weights")
     load(tiny, cache)
     cache = WeightCache(tmp_path / "weights", least=0)
-    loading.load_t3(models.locate(str(tiny)), torch.float32, cache=cache)
+    loader.load_t3(registry.locate(str(tiny)), torch.float32, cache=cache)
     assert not cache.entries()
 
 
@@ -230,7 +232,7 @@ def test_the_switches(monkeypatch, tmp_path):
 def test_the_commands(monkeypatch, tmp_path):
     from typer.testing import CliRunner
 
-    from chatterbox_opt.cli import app
+    from chatterbox_opt.cli.main import app
 
     monkeypatch.setenv(weight_cache.VARIABLE, str(tmp_path))
     (tmp_path / "x.pt").write_bytes(b"0" * (3 << 20))

@@ -17,9 +17,9 @@ from test_batch import go, lines_of, work
 from test_batch_faults import COMMAND, HERE, QUICK, batch, listen_to_ctrl_c, noted
 
 from chatterbox_opt import Request, Sampling
+from chatterbox_opt.batch.local_workers import Processes, shares
+from chatterbox_opt.batch.worker_pool import Pool
 from chatterbox_opt.errors import ChatterboxOptError, TextError, WeightsError, WorkerError
-from chatterbox_opt.processes import Processes, shares
-from chatterbox_opt.workers import Pool
 
 
 def pool(speech: MadeUp, count: int = 2) -> Pool:

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.gpu import dry_launch, kernel_cache
 from benchmarks.gpu.measuring import kernel_times
-from chatterbox_opt import models
+from chatterbox_opt.checkpoints import registry
 
 CAPABILITY = 90
 LOOK = (
@@ -32,7 +32,7 @@ LOOK = (
 
 def compile_all() -> list[dry_launch.Kernel]:
     """Compile what a run of all stages asks for."""
-    small = models.locate("pico").shapes.t3
+    small = registry.locate("pico").shapes.t3
     compiled: list[dry_launch.Kernel] = []
     for early in (True, False):
         with dry_launch.gpu_of(CAPABILITY, early=early) as found:

@@ -21,22 +21,17 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from chatterbox_opt import (
-    card,
-    decode_attention,
-    decode_linear,
-    flow_kernels,
-    kernel_ends,
-    kernel_launch,
-    kernel_trial,
-)
-from chatterbox_opt.blank import uninitialised
-from chatterbox_opt.cache import StaticCache
-from chatterbox_opt.fused_step import FusedStep
-from chatterbox_opt.shapes import T3Shape
-from chatterbox_opt.slots import Slots
-from chatterbox_opt.t3 import T3
-from chatterbox_opt.weight_only import WeightOnlyLinear
+from chatterbox_opt.config.model_config import T3Shape
+from chatterbox_opt.kernels.cuda import decode_attention, decode_io, decode_linear, selftest
+from chatterbox_opt.kernels.cuda import flow as flow_kernels
+from chatterbox_opt.kernels.cuda import launch as kernel_launch
+from chatterbox_opt.layers.linear_int import WeightOnlyLinear
+from chatterbox_opt.models.t3.decode_state import Slots
+from chatterbox_opt.models.t3.fused_step import FusedStep
+from chatterbox_opt.models.t3.kv_cache import StaticCache
+from chatterbox_opt.models.t3.model import T3
+from chatterbox_opt.runtime import cuda
+from chatterbox_opt.utils.skip_init import uninitialised
 
 POSITIONS = 512  # of the KV cache; any multiple of 16 gives the same kernels
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)  # utterances at once
@@ -164,8 +159,8 @@ def gpu_of(capability: int, *, early: bool) -> Iterator[Compiled]:
         # not by reset_active: without a GPU there is no other driver to go back to
         stack.enter_context(mock.patch.object(driver, "_active", _Driver(capability)))
         stack.enter_context(mock.patch.object(knobs.compilation, "listener", compiled.note))
-        stack.enter_context(mock.patch.object(card, "generation", lambda _: capability // 10))
-        for module in (decode_linear, decode_attention, kernel_ends):
+        stack.enter_context(mock.patch.object(cuda, "generation", lambda _: capability // 10))
+        for module in (decode_linear, decode_attention, decode_io):
             stack.enter_context(mock.patch.object(module, "beginning", lambda _: options))
         yield compiled
 
@@ -211,14 +206,14 @@ def _quantize(t3: T3) -> None:
 
 
 def trials(dtype: torch.dtype, stages: Sequence[str] = ("t3", "flow")) -> None:
-    """What is tried at a GPU's first start, see kernel_trial.py; what it finds is no matter."""
+    """What is tried at a GPU's first start, see selftest.py; what it finds is no matter."""
 
     def alike(*_: Tensor) -> bool:
         return True
 
-    with mock.patch.object(kernel_trial, "_alike", alike):
+    with mock.patch.object(selftest, "_alike", alike):
         for stage in stages:
-            kernel_trial.right(stage, torch.device("cpu"), dtype)
+            selftest.right(stage, torch.device("cpu"), dtype)
 
 
 def flow(dtype: torch.dtype) -> None:

@@ -18,8 +18,8 @@ from benchmarks.gpu import kinds, results, table
 from benchmarks.gpu.measuring.modes import GRAPH_OWN
 from benchmarks.gpu.results import Line
 from benchmarks.gpu.table import Values, read_gb_s, values
-from chatterbox_opt.report import COLUMNS, value_at
-from chatterbox_opt.shapes import TOKEN_RATE
+from chatterbox_opt.bench.report import COLUMNS, value_at
+from chatterbox_opt.config.model_config import TOKEN_RATE
 
 TOP = 8  # kernels of a trace that are shown
 Section = Callable[[Sequence[Line]], list[str]]

@@ -27,7 +27,7 @@ import typer
 
 from benchmarks.gpu import dry_launch
 from benchmarks.gpu.report import grid
-from chatterbox_opt.kernel_launch import EARLY_ON
+from chatterbox_opt.kernels.cuda.launch import EARLY_ON
 
 REGISTERS = 65_536  # of an SM, on every GPU since Maxwell
 BYTES = {"i8": 1, "fp16": 2, "bf16": 2, "fp32": 4}

@@ -1,6 +1,6 @@
 """Figures on disk: a line of JSON each, written through to the disk as soon as it is known.
 
-Knows the file. Knows nothing of what figures mean (report.py) or of who measures them.
+Knows the file. Knows nothing of what figures mean (bench/report.py) or of who measures them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The stages in their order, what each is expected to take, and when each is ended.
 
-Knows names and seconds. Knows nothing of what stages do (stages/) or of processes (processes.py).
+Knows names and seconds. Knows nothing of what stages do (stages/) or of processes (local_workers.py).
 The most valuable comes first: a GPU may be lent for minutes only, and what is last may be cut.
 """
 

@@ -100,7 +100,7 @@ class Setting:
     def weights_command(self) -> list[str]:
         """What makes weights of the true shapes."""
         code = (
-            "import sys, pathlib; from chatterbox_opt.random_weights import make; "
+            "import sys, pathlib; from chatterbox_opt.checkpoints.random_weights import make; "
             "make(pathlib.Path(sys.argv[1]), 'full', seed=0)"
         )
         return [sys.executable, "-c", code, self.model]

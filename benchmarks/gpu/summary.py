@@ -1,6 +1,6 @@
 """The end of a run in a few lines of text: for a person, or for a reply that keeps little.
 
-Knows the kinds of lines that matter most. Knows nothing of tables (report.py), and imports no
+Knows the kinds of lines that matter most. Knows nothing of tables (bench/report.py), and imports no
 torch.
 """
 

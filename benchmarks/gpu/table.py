@@ -1,7 +1,7 @@
 """The lines of a run as rows: the columns of ``chatterbox-opt bench``, where they were measured.
 
 Knows which lines make a row. A figure that was not measured is absent; none is estimated, and none
-is carried from one row to another. Knows nothing of markdown (report.py).
+is carried from one row to another. Knows nothing of markdown (bench/report.py).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 from benchmarks.gpu.kinds import BEGUN, LOADED, READ, RUN, STAGE
 from benchmarks.gpu.measuring.modes import GRAPH_OWN, LAUNCHED_PYTORCH, MODES
 from benchmarks.gpu.results import Line
-from chatterbox_opt.bench import add_ratios, row_figures
-from chatterbox_opt.ceilings import steps_per_second
-from chatterbox_opt.subjects import STANDARD, UPSTREAM
+from chatterbox_opt.bench.backends import STANDARD, UPSTREAM
+from chatterbox_opt.bench.roofline import steps_per_second
+from chatterbox_opt.bench.runner import add_ratios, row_figures
 
 DTYPES = ("float16", "int8", "bfloat16", "float32")
 Values = list[dict[str, Any]]

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from chatterbox_opt.ceilings import event_seconds
-from chatterbox_opt.graphs import Recorder
+from chatterbox_opt.bench.roofline import event_seconds
+from chatterbox_opt.runtime.cuda_graphs import Recorder
 
 Work = Callable[[], Any]
 RUNS = 5  # of which the median is taken

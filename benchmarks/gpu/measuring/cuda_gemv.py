@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.gpu.measuring.clocks import event_us
 from benchmarks.gpu.measuring.kernel_times import rated, timed
-from chatterbox_opt.graphs import Recorder
+from chatterbox_opt.runtime.cuda_graphs import Recorder
 
 SOURCE = Path(__file__).with_name("gemv.cu")
 # warps of a block, rows of a warp, loads of 16 bytes ahead

@@ -16,15 +16,15 @@ from benchmarks.gpu.context import Context
 from benchmarks.gpu.kinds import CHECK, LOADED
 from benchmarks.gpu.measuring.clocks import fresh_memory, vram
 from chatterbox_opt import Engine, Sampling
-from chatterbox_opt.beside import Here, Sound
-from chatterbox_opt.decoding import Way
-from chatterbox_opt.offload import Residency
-from chatterbox_opt.pipeline import Pipeline
-from chatterbox_opt.plan import HERE
-from chatterbox_opt.reader import text_tokens
-from chatterbox_opt.rows import Direct
-from chatterbox_opt.slots import Utterance
-from chatterbox_opt.t3 import Prompt
+from chatterbox_opt.config.plan import HERE
+from chatterbox_opt.engine.decode import Way
+from chatterbox_opt.engine.overlap import Here, Sound
+from chatterbox_opt.engine.pipeline import Pipeline
+from chatterbox_opt.engine.t3_runner import text_tokens
+from chatterbox_opt.models.t3.decode_state import Utterance
+from chatterbox_opt.models.t3.model import Prompt
+from chatterbox_opt.runtime.bucketing import Direct
+from chatterbox_opt.runtime.offload import Residency
 
 TEXTS = ("hello.", "a much longer sentence, with a comma in it.", "one two three four.", "no!")
 SOUND_STAGES = ("flow", "vocoder")
@@ -102,8 +102,8 @@ def launched(engine: Engine) -> Iterator[None]:
 @contextmanager
 def sound_by_pytorch(engine: Engine) -> Iterator[None]:
     """Have the flow run by PyTorch's operations, recorded anew, not by kernels of our own."""
-    from chatterbox_opt.card import CudaRecorder
-    from chatterbox_opt.graphs import Replayed
+    from chatterbox_opt.runtime.cuda import CudaRecorder
+    from chatterbox_opt.runtime.cuda_graphs import Replayed
 
     pipeline = pipeline_of(engine)
     record = CudaRecorder(pipeline.device)

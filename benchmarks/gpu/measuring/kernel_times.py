@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu.measuring.clocks import graph_us
-from chatterbox_opt.cache import products
-from chatterbox_opt.card import FAILURES
+from chatterbox_opt.config.model_config import FlowShape
 from chatterbox_opt.errors import first_line
-from chatterbox_opt.graphs import Recorder
-from chatterbox_opt.kv_quantization import quantize
-from chatterbox_opt.shapes import FlowShape
+from chatterbox_opt.kernels.cuda.kv_quantization import quantize
+from chatterbox_opt.models.t3.kv_cache import products
+from chatterbox_opt.runtime.cuda import FAILURES
+from chatterbox_opt.runtime.cuda_graphs import Recorder
 
 # what stands around each of T3's products
 MATRICES = {
@@ -127,7 +127,7 @@ def _by_pytorch(asked: Queries) -> dict[str, Attend]:
 
 
 def _by_own(asked: Queries) -> dict[str, Attend]:
-    from chatterbox_opt.decode_attention import attend  # Triton is not everywhere
+    from chatterbox_opt.kernels.cuda.decode_attention import attend  # Triton is not everywhere
 
     many = max(1, asked.rows // 2)
     qkv = asked.drawn(asked.rows, 3 * asked.heads * asked.width)
@@ -161,7 +161,7 @@ def flow_attention(
         "sdpa, masked": functools.partial(F.scaled_dot_product_attention, q, k, v, mask),
     }
     if fused:
-        from chatterbox_opt import flow_kernels  # Triton is not everywhere
+        from chatterbox_opt.kernels.cuda import flow as flow_kernels  # Triton is not everywhere
 
         candidates["own"] = functools.partial(flow_kernels.attend, q, k, v, lengths)
     row: dict[str, Any] = {"frames": frames}
@@ -198,8 +198,8 @@ def products_by_tile(
         dtype: of x.
         sweep: other tiles than the planned are tried.
     """
-    from chatterbox_opt.decode_linear import linear  # Triton is not everywhere
-    from chatterbox_opt.gemv import FEW
+    from chatterbox_opt.kernels.cuda.decode_linear import linear  # Triton is not everywhere
+    from chatterbox_opt.kernels.cuda.gemv import FEW
 
     weight = matrices[0][0]
     x = torch.randn(rows, weight.shape[1], device=weight.device, dtype=dtype)
@@ -241,7 +241,7 @@ def tiled(tile: Mapping[str, Any]) -> Iterator[None]:
     Args:
         tile: arguments of ``gemv_tile`` or ``gemm_tile``.
     """
-    from chatterbox_opt import decode_linear  # Triton is not everywhere
+    from chatterbox_opt.kernels.cuda import decode_linear  # Triton is not everywhere
 
     found: Any = decode_linear
     usual = found.gemv_tile, found.gemm_tile

@@ -14,9 +14,9 @@ import torch
 from benchmarks.gpu.measuring.clocks import RUNS
 from benchmarks.gpu.measuring.engines import TEXTS, generator_on, on_device, pipeline_of, request
 from chatterbox_opt import Engine, Sampling
-from chatterbox_opt.decoding import Way
-from chatterbox_opt.subjects import SENTENCE, Clock, forced_tokens
-from chatterbox_opt.t3 import T3
+from chatterbox_opt.bench.backends import SENTENCE, Clock, forced_tokens
+from chatterbox_opt.engine.decode import Way
+from chatterbox_opt.models.t3.model import T3
 
 WARM = 2  # met, recorded; from then on replayed
 

@@ -15,11 +15,11 @@ from benchmarks.gpu.kinds import CHECK, RUN
 from benchmarks.gpu.measuring.clocks import fresh_memory, vram
 from benchmarks.gpu.measuring.engines import launched, pipeline_of, recorded, sound_by_pytorch
 from chatterbox_opt import Engine
-from chatterbox_opt.card import CudaRecorder
-from chatterbox_opt.ceilings import weights_per_step
-from chatterbox_opt.decoding import Eager, Way
-from chatterbox_opt.graphs import Captured
-from chatterbox_opt.subjects import Job, Ours, forced_tokens
+from chatterbox_opt.bench.backends import Job, Ours, forced_tokens
+from chatterbox_opt.bench.roofline import weights_per_step
+from chatterbox_opt.engine.decode import Eager, Way
+from chatterbox_opt.engine.decode_graphs import Captured
+from chatterbox_opt.runtime.cuda import CudaRecorder
 
 GRAPH_OWN = "graph with own kernels"
 GRAPH_PYTORCH = "graph with PyTorch's operations"

@@ -29,16 +29,16 @@ from benchmarks.gpu.measuring.engines import (
     sound_made_by,
 )
 from chatterbox_opt import Engine, Sampling
-from chatterbox_opt.beside import Here, Sound
-from chatterbox_opt.card import CudaRecorder
-from chatterbox_opt.decoding import Eager, Way, decode
-from chatterbox_opt.graphs import Captured
-from chatterbox_opt.shapes import SAMPLE_RATE
-from chatterbox_opt.slots import Utterance
-from chatterbox_opt.speech import Wave
-from chatterbox_opt.subjects import Clock, forced_tokens
-from chatterbox_opt.t3 import T3
-from chatterbox_opt.watermark import Watermark
+from chatterbox_opt.audio.watermark import Watermark
+from chatterbox_opt.bench.backends import Clock, forced_tokens
+from chatterbox_opt.config.model_config import SAMPLE_RATE
+from chatterbox_opt.engine.decode import Eager, Way, decode
+from chatterbox_opt.engine.decode_graphs import Captured
+from chatterbox_opt.engine.overlap import Here, Sound
+from chatterbox_opt.models.t3.decode_state import Utterance
+from chatterbox_opt.models.t3.model import T3
+from chatterbox_opt.request import Wave
+from chatterbox_opt.runtime.cuda import CudaRecorder
 
 DRIFT = 1.2  # the last tenth may take so much more time than the second
 LEAST_LEAK = 1 << 20  # bytes that may have come to stay
@@ -169,7 +169,9 @@ def watermark_parity(engine: Engine, seconds: float = 3.0) -> dict[str, Any]:
 def early_parity(engine: Engine, t3: T3, count: int, tokens: int) -> dict[str, Any]:
     """Kernels that begin while the one before them works (programmatic dependent launch) against
     none that do: the same tokens, and how many a second, one request at a time."""
-    from chatterbox_opt import kernel_launch  # imports Triton, which is not everywhere
+    from chatterbox_opt.kernels.cuda import (
+        launch as kernel_launch,  # imports Triton, which is not everywhere
+    )
 
     device, usual = t3.like.device, cast(Callable[[torch.device], bool], kernel_launch.early)
     if not usual(device):

@@ -18,9 +18,9 @@ from benchmarks.gpu.measuring.engines import TEXTS, pipeline_of, request
 from benchmarks.gpu.measuring.tracing import traced
 from benchmarks.gpu.measuring.traffic import by_part, step_bytes
 from chatterbox_opt import Engine
-from chatterbox_opt.decoding import Way
-from chatterbox_opt.slots import Slots
-from chatterbox_opt.t3 import T3
+from chatterbox_opt.engine.decode import Way
+from chatterbox_opt.models.t3.decode_state import Slots
+from chatterbox_opt.models.t3.model import T3
 
 SPOKEN_SO_FAR, ROOM, SPAN = 250, 900, 1024  # tokens, positions of the KV cache, multiple of a block
 STEPS, TRACED = 20, 3
@@ -96,7 +96,7 @@ def trace_step(context: Context, engine: Engine, t3: T3, step: OneStep) -> None:
 
 def host_cost(context: Context, engine: Engine, t3: T3) -> None:
     """Microseconds of the host for what every step, or every look at the tokens, asks of it."""
-    from chatterbox_opt.graphs import addresses
+    from chatterbox_opt.runtime.cuda_graphs import addresses
 
     pipeline = pipeline_of(engine)
     slots = pipeline.way.slots(t3, 1, 2)

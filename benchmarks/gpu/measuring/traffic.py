@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chatterbox_opt.shapes import T3Shape
+from chatterbox_opt.config.model_config import T3Shape
 
 PRODUCTS = ("gemv", "gemm")  # kernels of the modules of these names in chatterbox_opt
 IN_LAYER = ("qkv", "out", "gate_up", "down")

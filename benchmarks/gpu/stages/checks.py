@@ -10,7 +10,7 @@ from benchmarks.gpu.measuring import parity
 from benchmarks.gpu.measuring.clocks import allocated
 from benchmarks.gpu.measuring.engines import pipeline_of, recorded, recording
 from chatterbox_opt import Engine
-from chatterbox_opt.decoding import Eager
+from chatterbox_opt.engine.decode import Eager
 
 DTYPES = ("float32", "int8", "float16")
 

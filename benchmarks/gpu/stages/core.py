@@ -12,8 +12,8 @@ from benchmarks.gpu.measuring.clocks import triton_compilations, vram
 from benchmarks.gpu.measuring.engines import launched, load, on_device, pipeline_of
 from benchmarks.gpu.measuring.modes import measure_row, modes
 from chatterbox_opt import Engine, Sampling
-from chatterbox_opt.decoding import Eager
-from chatterbox_opt.subjects import SENTENCE, forced_tokens
+from chatterbox_opt.bench.backends import SENTENCE, forced_tokens
+from chatterbox_opt.engine.decode import Eager
 
 DTYPE = "float16"
 TURNS = 5  # of what a person waits for; the first two meet and record

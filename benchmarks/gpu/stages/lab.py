@@ -18,20 +18,21 @@ from benchmarks.gpu.measuring.kernel_times import (
     products_by_tile,
 )
 from benchmarks.gpu.measuring.traffic import matrix_sizes
-from chatterbox_opt import card
-from chatterbox_opt.graphs import Recorder
-from chatterbox_opt.models import locate
-from chatterbox_opt.shapes import Shapes
+from chatterbox_opt.checkpoints.registry import locate
+from chatterbox_opt.config.model_config import Shapes
+from chatterbox_opt.kernels.cuda import selftest
+from chatterbox_opt.runtime import cuda
+from chatterbox_opt.runtime.cuda_graphs import Recorder
 
 
 def run(context: Context) -> None:
     """See the module."""
     device = torch.device(context.device)
-    record, shapes = card.CudaRecorder(device), locate(context.model).shapes
+    record, shapes = cuda.CudaRecorder(device), locate(context.model).shapes
     with context.part("plain CUDA"):
         for row in cuda_gemv.measure(device, record, matrix_sizes(shapes.t3), context.sizes.layers):
             context.put(PRODUCT, row)
-    fused = not card.lacks_kernels("t3", torch.float16)
+    fused = not selftest.lacks_kernels("t3", torch.float16)
     for rows in context.sizes.rows if fused else ():
         for dtype in (torch.float16, torch.int8):
             with context.part(f"products of {rows} rows, {dtype}"):
@@ -39,7 +40,7 @@ def run(context: Context) -> None:
     with context.part("attention"):
         _attention(context, record, device, shapes, fused=fused)
     with context.part("flow attention"):
-        own = not card.lacks_kernels("flow", torch.float16)
+        own = not selftest.lacks_kernels("flow", torch.float16)
         for frames in context.sizes.frames:
             row = flow_attention(shapes.flow, record, device, frames, fused=own)
             context.put(FLOW_ATTENTION, row)

@@ -11,8 +11,8 @@ from benchmarks.gpu.context import Context, main
 from benchmarks.gpu.kinds import PROFILE
 from benchmarks.gpu.measuring.clocks import fresh_memory, vram
 from chatterbox_opt import Engine, Sampling
-from chatterbox_opt.card import CudaRecorder
-from chatterbox_opt.subjects import SENTENCE
+from chatterbox_opt.bench.backends import SENTENCE
+from chatterbox_opt.runtime.cuda import CudaRecorder
 
 NAMES = ("rtx4090", "rtx3080", "memory-limited", "dev")
 TURNS = 5

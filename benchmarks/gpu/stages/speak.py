@@ -9,7 +9,7 @@ import soundfile
 from benchmarks.gpu.context import SPOKEN, Context, main
 from benchmarks.gpu.kinds import SPEECH
 from chatterbox_opt import Engine, Sampling
-from chatterbox_opt.shapes import SAMPLE_RATE
+from chatterbox_opt.config.model_config import SAMPLE_RATE
 
 MODEL = "pico"
 TEXTS = (

@@ -7,7 +7,7 @@ import time
 from benchmarks.gpu.context import Context, main
 from benchmarks.gpu.kinds import LOADED, RUN
 from benchmarks.gpu.measuring.clocks import fresh_memory, vram
-from chatterbox_opt.subjects import UPSTREAM, Job, Theirs, forced_tokens
+from chatterbox_opt.bench.backends import UPSTREAM, Job, Theirs, forced_tokens
 
 RUNS = 2  # each takes seconds
 

@@ -1,0 +1,5 @@
+"""``python -m chatterbox_opt``: the command line."""
+
+from chatterbox_opt.cli.main import main
+
+main()

@@ -1,0 +1,155 @@
+"""A benchmark's report: as a table, as files, against an older one.
+
+Knows the columns and their units. Knows nothing of measuring, and imports no torch. The report is
+plain data, ``{"card": {...}, "rows": [...], "failed": {...}}``; absent figures are None, and rows
+that could not be measured are in ``failed``, by name, with the reason.
+
+A row's ``cold_*`` figures come from ``--cold`` (cold_start.py) and are None without it. They time whole
+processes, from the command to the finished wav: ``cold_seconds`` with what an earlier start left on
+disk, ``cold_first_seconds`` without (None for upstream, which leaves nothing), ``cold_spread`` is
+the range of the former over its median, ``cold_audio_seconds`` the sound that was written, and
+``cold_vs_upstream`` how many times quicker than upstream's example.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chatterbox_opt.errors import InputError
+
+COLUMNS: tuple[tuple[str, str, str], ...] = (  # heading, path in the row, format
+    ("row", "name", "{}"),
+    ("T3 tok/s", "t3_tokens_per_second", "{:.1f}"),
+    ("of ceiling", "t3_share_of_ceiling", "{:.0%}"),
+    ("prefill s", "prefill_seconds", "{:.2f}"),
+    ("flow s", "flow_seconds", "{:.2f}"),
+    ("vocoder s", "vocoder_seconds", "{:.2f}"),
+    ("mark s", "watermark_seconds", "{:.2f}"),
+    ("whole s", "synthesis_seconds", "{:.2f}"),
+    ("x real time", "realtime_x", "{:.2f}"),
+    ("x upstream", "vs_upstream.synthesis", "{:.2f}"),
+    ("x standard", "vs_standard.synthesis", "{:.2f}"),
+    ("cold 1st s", "cold_first_seconds", "{:.1f}"),
+    ("cold s", "cold_seconds", "{:.1f}"),
+    ("cold x upstream", "cold_vs_upstream", "{:.2f}"),
+    ("load s", "load_seconds", "{:.1f}"),
+    ("RSS MiB", "peak_rss_mib", "{:.0f}"),
+    ("VRAM MiB", "peak_vram_mib", "{:.0f}"),
+    ("top-1", "quality.top1", "{:.1%}"),
+    ("KL", "quality.kl", "{:.1e}"),
+    ("mel cosine", "quality.log_mel_cosine", "{:.5f}"),
+    ("WER", "quality.wer", "{:.1%}"),
+)
+# where more is better; in the others less is
+RISING = ("t3_tokens_per_second", "realtime_x")
+COMPARED = (
+    *RISING,
+    *(f"{stage}_seconds" for stage in ("prefill", "flow", "vocoder", "synthesis", "load")),
+    "cold_seconds",
+    "peak_rss_mib",
+)
+
+
+def value_at(row: Mapping[str, Any], path: str) -> Any:
+    """Follow a dotted path; None where it ends early."""
+    found: Any = row
+    for name in path.split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
+
+
+def cells(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and formatted rows, without columns that are empty in all; noisy rows have a ~."""
+    rows = report["rows"]
+    used = [c for c in COLUMNS if any(value_at(row, c[1]) is not None for row in rows)]
+    lines = []
+    for row in rows:
+        values = [(value_at(row, path), form) for _, path, form in used]
+        line = ["-" if value is None else form.format(value) for value, form in values]
+        line[0] += " ~" if row["noisy"] else ""
+        lines.append(line)
+    return [heading for heading, _, _ in used], lines
+
+
+def card_lines(report: Mapping[str, Any]) -> list[str]:
+    """The machine in a few lines."""
+    card = report["card"]
+    rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in card["gemm_gflops"].items())
+    ceilings = ", ".join(f"{n} {v:,.0f}" for n, v in card["ceiling_tokens_per_second"].items())
+    lines = [
+        f"{card['device']} · {card['cores']} threads of {card['instructions']} · "
+        f"torch {card['torch']}",
+        f"reads {card['read_gb_s']:.1f} GB/s, multiplies (GFLOPS) {rates}",
+        f"T3 reads {card['t3_weights_per_step'] / 1e6:,.0f} M weights a step: "
+        f"at most {ceilings} tokens/s",
+    ]
+    lines += [f"left out: {why}" for why in report.get("failed", {}).values()]
+    if card["made_weights"]:
+        lines.append("weights are random values of the same shapes: speed does not depend on them")
+    return lines
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The card and the table, for a README."""
+    headings, lines = cells(report)
+    table = [headings, ["---"] * len(headings), *lines]
+    rows = "\n".join("| " + " | ".join(line) + " |" for line in table)
+    return "\n".join(f"{line}  " for line in card_lines(report)) + f"\n\n{rows}\n"
+
+
+def csv_text(report: Mapping[str, Any]) -> str:
+    """All columns with unrounded values."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    paths = [path for _, path, _ in COLUMNS] + ["cold_spread", "cold_audio_seconds", "noisy"]
+    writer.writerow(paths)
+    for row in report["rows"]:
+        writer.writerow([value_at(row, path) for path in paths])
+    return out.getvalue()
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a report back.
+
+    Raises:
+        InputError: not there, or not a report.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        names = {row["name"] for row in report["rows"]}
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read ({error.strerror}): check the path") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"'{path}' is not a report of chatterbox-opt bench --json") from error
+    return {"card": report.get("card", {}), "rows": report["rows"], "names": names}
+
+
+def compare(
+    new: Mapping[str, Any], old: Mapping[str, Any], tolerance: float
+) -> tuple[list[list[str]], bool]:
+    """Set two reports side by side.
+
+    Args:
+        tolerance: 0.1 lets a figure be a tenth worse.
+
+    Returns:
+        Lines of row, figure, old, new, change, verdict; and whether any is worse than tolerated.
+    """
+    before = {row["name"]: row for row in old["rows"]}
+    lines, worse = [], False
+    for row in new["rows"]:
+        for name in COMPARED:
+            was, now = value_at(before.get(row["name"], {}), name), value_at(row, name)
+            if not was or now is None:
+                continue
+            change = now / was - 1
+            bad = (-change if name in RISING else change) > tolerance
+            worse |= bad
+            verdict = "WORSE" if bad else ""
+            lines.append([row["name"], name, f"{was:.4g}", f"{now:.4g}", f"{change:+.1%}", verdict])
+    return lines, worse

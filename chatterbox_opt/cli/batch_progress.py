@@ -1,0 +1,162 @@
+"""What the person sees of a batch: a bar on a terminal, lines elsewhere, events for scripts.
+
+Knows Rich, the terminal and standard output. Knows nothing of how the work is done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+from chatterbox_opt.cli.console import Talk
+
+if TYPE_CHECKING:
+    from chatterbox_opt.batch.manifest import Entry
+    from chatterbox_opt.batch.runner import Event, Summary
+
+EVERY = 1.0  # seconds between plain lines; failures are always said
+LISTED = 50  # failures named at the end; the manifest has them all
+
+
+@contextmanager
+def display(talk: Talk, *, as_json: bool) -> Iterator[Callable[[Event], None]]:
+    """Yield a function that shows events, while the block runs."""
+    shown: list[Callable[[Event], None]] = [_print_json] if as_json else []
+    if talk.quiet:
+        yield _each(shown)
+    elif not talk.is_terminal:
+        yield _each([*shown, _Lines(talk)])
+    else:
+        columns = (
+            SpinnerColumn(),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+        )
+        with Progress(*columns, console=talk.console, transient=True) as bars:
+            yield _each([*shown, _Bar(talk, bars)])
+
+
+def _each(shown: list[Callable[[Event], None]]) -> Callable[[Event], None]:
+    def tell(event: Event) -> None:
+        for show in shown:
+            show(event)
+
+    return tell
+
+
+def _print_json(event: Event) -> None:
+    print(json.dumps(as_object(event)), flush=True)
+
+
+def as_object(event: Event) -> dict[str, Any]:
+    """An event as a script reads it: ``event``, the counts, and for an item its manifest line."""
+    found = dataclasses.asdict(event)
+    entry = found.pop("entry") or {}
+    found = {"event": found.pop("kind"), **found, "remaining": _remaining(event)}
+    rounded = {k: round(v, 3) if isinstance(v, float) else v for k, v in found.items()}
+    return rounded | ({"item": entry} if entry else {})
+
+
+class _Lines:
+    """A line for an item, at most one in ``EVERY`` seconds."""
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+        self._last = float("-inf")
+
+    def __call__(self, event: Event) -> None:
+        entry, now = event.entry, time.monotonic()
+        if event.kind == "begin" and event.skipped:
+            self._talk.say(f"{event.skipped} of {event.total} are done already")
+        if entry is None:
+            return
+        if entry.error or entry.faults or now - self._last >= EVERY or not _left(event):
+            self._last = now
+            place = f"[{event.skipped + event.done + event.failed}/{event.total}]"
+            self._talk.say(f"{place} {_line(entry)} · {_rates(event)}")
+
+
+class _Bar:
+    """One bar for the whole job; failures scroll by above it."""
+
+    def __init__(self, talk: Talk, bars: Progress) -> None:
+        self._talk, self._bars = talk, bars
+        self._task = bars.add_task("", total=None)
+
+    def __call__(self, event: Event) -> None:
+        completed = event.skipped + event.done + event.failed
+        self._bars.update(
+            self._task, total=event.total, completed=completed, description=_rates(event)
+        )
+        if event.entry is not None and (event.entry.error or event.entry.faults):
+            self._talk.say(_line(event.entry))
+
+
+def _line(entry: Entry) -> str:
+    if entry.error:
+        return f"{entry.id} failed: {entry.error}"
+    doubt = f" ({'; '.join(entry.faults)})" if entry.faults else ""
+    return f"{entry.file} {entry.duration:.1f}s{doubt}"
+
+
+def _left(event: Event) -> int:
+    return event.total - event.skipped - event.done - event.failed
+
+
+def _remaining(event: Event) -> float | None:
+    """Seconds until the end, by the characters that are yet to be said."""
+    if not 0 < event.share <= 1:
+        return None
+    return event.elapsed * (1 - event.share) / event.share
+
+
+def _rates(event: Event) -> str:
+    elapsed = max(event.elapsed, 1e-9)
+    finished = event.done + event.failed
+    parts = [f"{finished / elapsed:.2f} items/s", f"{event.audio / elapsed:.2f}x real time"]
+    if (remaining := _remaining(event)) is not None and _left(event):
+        parts.append(f"{_clock(remaining)} left")
+    if event.failed:
+        parts.append(f"{event.failed} failed")
+    return " · ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def report(talk: Talk, summary: Summary, rows: dict[str, int], seconds: float) -> None:
+    """Failures with their reasons, then a table of the whole.
+
+    Args:
+        rows: of the job file, by id.
+        seconds: that the run took.
+    """
+    failed, marked = summary.failed(), summary.marked()
+    for entry in failed[:LISTED]:
+        talk.warn(f"row {rows[entry.id]} (id {entry.id}) failed: {entry.error}")
+    if len(failed) > LISTED:
+        talk.warn(f"{len(failed) - LISTED} more failed: see the manifest")
+    for entry in marked[:LISTED]:
+        talk.say(f"doubtful: {_line(entry)}")
+    done = [e for e in summary.entries.values() if not e.error]
+    sound = sum(entry.duration for entry in done)
+    cells = [
+        ("done", str(len(done) - summary.skipped)),
+        ("done before", str(summary.skipped)),
+        ("failed", str(len(failed))),
+        ("doubtful", str(len(marked))),
+        ("not reached", str(summary.left)),
+        ("audio", _clock(sound)),
+        ("time", _clock(seconds)),
+    ]
+    talk.table([(name, value) for name, value in cells if value != "0" or name == "failed"])

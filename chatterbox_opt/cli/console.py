@@ -1,0 +1,138 @@
+"""What the person sees: status lines, progress bars, tables, warnings. All of it on stderr.
+
+Knows Rich and the terminal. Knows nothing of torch, and computes nothing. Standard output belongs
+to results: a wav, a JSON object, or a table that was asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from chatterbox_opt import request
+
+TOKENS_PER_CHARACTER = 1.7  # English at a calm pace: 15 characters and 25 tokens a second
+
+
+class Talk:
+    """One command's voice towards the person.
+
+    Attributes:
+        quiet: only warnings and errors are shown.
+        verbose: reasons and details are shown too.
+    """
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+        self.quiet, self.verbose = quiet, verbose
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether somebody watches."""
+        return self.console.is_terminal
+
+    def table(self, rows: Iterable[tuple[str, str]]) -> None:
+        """A small table of names and figures, as part of the talk."""
+        grid = Table(show_header=False, box=None, pad_edge=False)
+        grid.add_column(style="bold")
+        grid.add_column(justify="right")
+        for name, value in rows:
+            grid.add_row(Text(name), Text(value))
+        if not self.quiet:
+            self.console.print(grid)
+
+    def say(self, line: str) -> None:
+        """A status line."""
+        if not self.quiet:
+            self.console.print(line, markup=False)
+
+    def detail(self, line: str) -> None:
+        """A line for ``-v``."""
+        if self.verbose and not self.quiet:
+            self.console.print(line, markup=False, style="dim")
+
+    def warn(self, line: str) -> None:
+        """A warning: always shown."""
+        self.console.print(f"warning: {line}", markup=False, style="yellow")
+
+    @contextmanager
+    def bars(self) -> Iterator[Callable[[request.Progress], None]]:
+        """A bar per chunk with tokens per second, while the block runs; silent off a terminal.
+
+        A bar's end is a guess from the chunk's characters.
+        """
+        if self.quiet or not self.console.is_terminal:
+            yield lambda progress: None
+            return
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed} tokens"),
+            _Rate(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as bars:
+
+            def show(progress: request.Progress) -> None:
+                if len(bars.tasks) <= progress.chunk:
+                    for done in bars.tasks:
+                        bars.update(done.id, visible=False)
+                    guess = progress.characters * TOKENS_PER_CHARACTER
+                    bars.add_task(f"chunk {progress.chunk + 1}/{progress.chunks}", total=guess)
+                bars.update(bars.tasks[-1].id, completed=progress.tokens)
+
+            yield show
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        rate = task.completed / task.elapsed if task.elapsed else 0.0
+        return Text(f"{rate:.1f} tokens/s", style="progress.data.speed")
+
+
+class _Warnings(logging.Handler):
+    """Shows the library's warnings as the command's own."""
+
+    def __init__(self, talk: Talk) -> None:
+        super().__init__(logging.WARNING)
+        self._talk = talk
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._talk.warn(record.getMessage())
+
+
+def show_warnings(talk: Talk) -> None:
+    """Let the library's log messages through to the person, once each."""
+    logger = logging.getLogger("chatterbox_opt")
+    logger.handlers, logger.propagate = [_Warnings(talk)], False
+
+
+def be_quiet() -> None:
+    """Silence what only the authors of our dependencies need to know (``--debug`` does not)."""
+    warnings.simplefilter("ignore")  # deprecations
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; we say the end
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Print a table to standard output: boxed on a terminal, aligned plain text in a pipe."""
+    names, lines = list(columns), [list(row) for row in rows]
+    if not sys.stdout.isatty():
+        widths = [max(len(cells[i]) for cells in [names, *lines]) for i in range(len(names))]
+        for cells in [names, *lines]:
+            padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+            print("  ".join(padded).rstrip())
+        return
+    grid = Table(*names, header_style="bold")
+    for cells in lines:
+        grid.add_row(*(Text(cell) for cell in cells))
+    Console().print(grid)

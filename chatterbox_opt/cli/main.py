@@ -1,0 +1,123 @@
+"""The command line: parses, calls, prints, exits. Heavy imports live inside the commands.
+
+Knows options and exit codes. Knows nothing of how sound is made. What is wrong with the arguments
+is said before torch is imported.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import signal
+import sys
+import traceback
+from types import TracebackType
+from typing import Annotated
+
+import typer
+
+from chatterbox_opt import __version__
+from chatterbox_opt.cli import batch as batch_command
+from chatterbox_opt.cli import bench as bench_command
+from chatterbox_opt.cli import doctor as doctor_command
+from chatterbox_opt.cli import models as models_command
+from chatterbox_opt.cli import profiles as profiles_command
+from chatterbox_opt.cli import synth as synth_command
+from chatterbox_opt.cli import voices as voices_command
+from chatterbox_opt.errors import ChatterboxOptError
+
+app = typer.Typer(
+    name="chatterbox-opt",
+    help="Chatterbox text-to-speech, fast and exact.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(voices_command.voices, name="voices")
+app.add_typer(models_command.models_app, name="models")
+app.add_typer(profiles_command.profiles, name="profiles")
+app.command()(doctor_command.doctor)
+app.command()(bench_command.bench)
+app.command()(batch_command.batch)
+app.command()(synth_command.synth)
+
+DEBUG = "--debug"
+INTERRUPTED = 130
+COLLECT_AFTER = 200_000  # new objects, Python's own figure is 700
+
+
+def _version(*, wanted: bool) -> None:
+    if wanted:
+        print(f"chatterbox-opt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=lambda v: _version(wanted=v), is_eager=True)
+    ] = False,
+) -> None:
+    """Chatterbox text-to-speech, fast and exact."""
+
+
+# the base of usage errors; newer Typer carries its own click, so it is found by name
+_CLICK_ERROR: type[Exception] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    # torch's 150,000 objects stay until the end: to look through them again and again while
+    # they come, and once more when the process ends, takes half a second
+    gc.set_threshold(COLLECT_AFTER)
+    atexit.register(gc.freeze)
+    sys.excepthook = _unexpected
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        # through the command, not the Typer object: that would put its own hook in place of ours
+        code = typer.main.get_command(app)(standalone_mode=False)
+        if code == INTERRUPTED:  # Typer turns Ctrl-C into this code
+            raise KeyboardInterrupt
+    except ChatterboxOptError as error:
+        code = _fail(str(error), error.exit_code, error)
+    except _CLICK_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+            sys.exit(2)
+        message = error.format_message()  # type: ignore[attr-defined]
+        code = _fail(f"{message} See chatterbox-opt --help.", 2, error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody listens any more
+        code = 1
+    except OSError as error:
+        where = f": '{error.filename}'" if error.filename else ""
+        code = _fail(f"{error.strerror or error}{where}", 1, error)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _fail("interrupted", INTERRUPTED, None)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int, error: Exception | None) -> int:
+    if error is not None and DEBUG in sys.argv:
+        traceback.print_exception(error)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _terminate(*_: object) -> None:
+    """Leave as after Ctrl-C, so that no half-written file stays behind."""
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _unexpected(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """What nobody foresaw: one line too, and where to find the rest."""
+    if DEBUG in sys.argv:
+        traceback.print_exception(kind, error, trace)
+    reason = " ".join(str(error).split())
+    print(f"error: unexpected {kind.__name__}: {reason}; run again with {DEBUG}", file=sys.stderr)

@@ -1,0 +1,64 @@
+"""The commands ``models``."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chatterbox_opt.checkpoints import registry, weight_cache
+from chatterbox_opt.cli import console
+from chatterbox_opt.config.model_config import read_shapes
+from chatterbox_opt.errors import InputError
+
+models_app = typer.Typer(
+    help="List models, make a random one, forget conversions.",
+    no_args_is_help=True,
+)
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """List known models and where they are."""
+    rows = []
+    for name, origin in registry.available().items():
+        here = (
+            registry.in_cache(registry.HUB[name])
+            if name in registry.HUB
+            else registry.built_in(name)
+        )
+        rows.append((name, origin, str(here) if here else "not downloaded yet"))
+    console.table(("model", "from", "here"), rows)
+
+
+@models_app.command("clear")
+def models_clear() -> None:
+    """Forget converted weights, which the next start converts again; downloads stay."""
+    cache = weight_cache.default()
+    where = cache.directory or "nowhere"
+    print(f"{cache.clear() >> 20:,} MiB removed from {where}", file=sys.stderr)
+
+
+@models_app.command("make")
+def models_make(
+    directory: Path,
+    size: Annotated[
+        str, typer.Option(help="tiny (11 MB, for tests) or full (3 GB, true shapes).")
+    ] = "tiny",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same values.")] = 0,
+) -> None:
+    """Write a checkpoint of random values in upstream's file format: noise, at true speed."""
+    if size not in ("tiny", "full"):
+        raise InputError(f"size is '{size}'; known: tiny, full")
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"'{directory}' is a file; give a directory")
+    if any((directory / n).exists() for n in registry.FILES) and not read_shapes(directory).made:
+        raise InputError(f"'{directory}' holds weights that were not made here; give another")
+    warnings.simplefilter("ignore")
+    from chatterbox_opt.checkpoints.random_weights import make
+
+    make(directory, size, seed)
+    print(f"made {size} weights of random values in {directory}: they speak noise", file=sys.stderr)

@@ -1,0 +1,54 @@
+"""The commands ``profiles``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from chatterbox_opt.cli import console
+from chatterbox_opt.config import hardware, plan
+from chatterbox_opt.config.profile import load_profile, profile_names
+from chatterbox_opt.engine import probe
+
+profiles = typer.Typer(help="Show hardware profiles, or what was detected here.")
+
+
+@profiles.callback(invoke_without_command=True)
+def profiles_root(context: typer.Context) -> None:
+    """Show hardware profiles, or what was detected here."""
+    if context.invoked_subcommand is None:
+        profiles_list()
+
+
+@profiles.command("list")
+def profiles_list() -> None:
+    """List the shipped profiles."""
+    found = [load_profile(name) for name in profile_names()]
+    console.table(
+        ("profile", "t3", "flow", "compute", "compile", "offload", "for"),
+        (
+            (p.name, p.t3, p.flow, p.compute or "same", p.compile, p.offload, p.description)
+            for p in found
+        ),
+    )
+
+
+@profiles.command("show")
+def profiles_show(name: str) -> None:
+    """Show one profile, shipped or your own (.yaml)."""
+    found = dataclasses.asdict(load_profile(name))
+    console.table(("key", "value"), ((key, str(value)) for key, value in found.items()))
+
+
+@profiles.command("detect")
+def profiles_detect(
+    device: Annotated[str, typer.Option(help=", ".join(hardware.DEVICES))] = hardware.AUTO,
+) -> None:
+    """Look at this machine and say which profile auto takes, and why."""
+    how = plan.resolve(hardware.AUTO, probe.probe(device))
+    rows = [
+        (f.name, str(getattr(how, f.name))) for f in dataclasses.fields(how) if f.name != "reasons"
+    ]
+    console.table(("key", "value"), [*rows, *(("reason", reason) for reason in how.reasons)])

@@ -1,0 +1,187 @@
+"""The shapes of a checkpoint: what is fixed in upstream's code, and what a smaller model changes.
+
+Knows widths, depths and special tokens. Knows no file names (see checkpoints/registry.py) and no tensors.
+Defaults are the true Chatterbox (English), read in upstream's t3_config.py, llama_configs.py,
+s3gen.py and voice_encoder/config.py. A checkpoint whose shapes differ says so in ``config.json``:
+only the fields that differ, one object per part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chatterbox_opt.errors import WeightsError
+
+CONFIG_FILE = "config.json"
+FLAGS = ("made", "spelled")  # what config.json says besides the shapes of parts
+SAMPLE_RATE = 24_000  # Hz, of what is spoken (upstream S3GEN_SR)
+TOKEN_RATE = 25  # speech tokens per second
+SPEECH_TOKENS = 6561  # 3^8 codes; ids from here on are start, stop and unused
+MEL_BINS = 80
+MEL_PER_TOKEN = 2  # mel frames (50 per second) per speech token
+
+
+@dataclass(frozen=True, slots=True)
+class T3Shape:
+    """Llama backbone with its conditioning (upstream Llama_520M and T3Config)."""
+
+    layers: int = 30
+    width: int = 1024
+    heads: int = 16
+    ffn: int = 4096
+    text_vocab: int = 704
+    speech_vocab: int = 8194
+    text_positions: int = 2050
+    speech_positions: int = 4100
+    prompt_tokens: int = 150
+    speaker: int = 256
+    resampler_queries: int = 32
+    resampler_heads: int = 4
+    start_text: int = 255
+    stop_text: int = 0
+    start_speech: int = 6561
+    stop_speech: int = 6562
+    norm_eps: float = 1e-5
+    rope_theta: float = 500_000.0
+    rope_factor: float = 8.0
+    rope_low: float = 1.0
+    rope_high: float = 4.0
+    rope_context: int = 8192
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+
+@dataclass(frozen=True, slots=True)
+class FlowShape:
+    """Conformer encoder and conditional-flow-matching estimator (upstream s3gen.py)."""
+
+    encoder_width: int = 512
+    encoder_heads: int = 8
+    encoder_ffn: int = 2048
+    encoder_blocks: int = 6
+    up_blocks: int = 4
+    estimator_width: int = 256
+    estimator_heads: int = 8
+    estimator_head_dim: int = 64
+    estimator_blocks: int = 4
+    estimator_mid: int = 12
+    xvector: int = 192
+
+
+@dataclass(frozen=True, slots=True)
+class VocoderShape:
+    """HiFT generator and its F0 predictor (upstream s3gen.py)."""
+
+    width: int = 512
+    f0_width: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceShape:
+    """The three encoders that only a new voice needs."""
+
+    tokenizer_width: int = 1280
+    tokenizer_heads: int = 20
+    tokenizer_layers: int = 6
+    xvector_growth: int = 32
+    xvector_bottleneck: int = 4
+    xvector_init: int = 128
+    lstm: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """All shapes of one checkpoint.
+
+    Attributes:
+        made: the values are random (``models make``): speed is true, sound is noise.
+        spelled: the model reads words in English letters only: numbers, dates and abbreviations
+            are put into words first (english.py).
+    """
+
+    t3: T3Shape = field(default_factory=T3Shape)
+    flow: FlowShape = field(default_factory=FlowShape)
+    vocoder: VocoderShape = field(default_factory=VocoderShape)
+    voice: VoiceShape = field(default_factory=VoiceShape)
+    made: bool = False
+    spelled: bool = False
+
+
+TINY = Shapes(
+    t3=T3Shape(layers=2, width=64, heads=4, ffn=128, speaker=64, text_positions=514),
+    flow=FlowShape(
+        encoder_width=64,
+        encoder_heads=2,
+        encoder_ffn=96,
+        encoder_blocks=1,
+        up_blocks=1,
+        estimator_width=32,
+        estimator_heads=2,
+        estimator_head_dim=16,
+        estimator_blocks=1,
+        estimator_mid=1,
+    ),
+    vocoder=VocoderShape(width=32, f0_width=32),
+    voice=VoiceShape(
+        tokenizer_width=64,
+        tokenizer_heads=1,  # upstream's rotary table is for heads of 64
+        tokenizer_layers=1,
+        xvector_growth=4,
+        xvector_bottleneck=2,
+        xvector_init=16,
+        lstm=32,
+    ),
+)
+
+
+def read_shapes(directory: Path) -> Shapes:
+    """Read ``config.json`` of a checkpoint directory; without one the shapes are the true ones.
+
+    Raises:
+        WeightsError: not JSON, or a part or field that is not known.
+    """
+    path = directory / CONFIG_FILE
+    if not path.exists():
+        return Shapes()
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise WeightsError(f"{path} is not valid JSON ({error}); make or copy it again") from error
+    parts = {part.name: part for part in dataclasses.fields(Shapes)}
+    if not isinstance(config, dict) or not set(config) & set(parts):
+        return Shapes()  # somebody else's: hub repositories and fine-tunes often carry one
+    values: dict[str, Any] = {}
+    for name, value in config.items():
+        if name not in parts:
+            raise WeightsError(f"{path}: unknown part '{name}'; known: {', '.join(parts)}")
+        values[name] = value if name in FLAGS else _read_part(path, name, value)
+    return Shapes(**values)
+
+
+def _read_part(path: Path, name: str, given: dict[str, Any]) -> Any:
+    part = type(getattr(Shapes(), name))
+    known = [f.name for f in dataclasses.fields(part)]
+    if not isinstance(given, dict) or not all(isinstance(v, (int, float)) for v in given.values()):
+        raise WeightsError(f"{path}: {name} must map names to numbers; make or copy it again")
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise WeightsError(f"{path}: {name} has no '{unknown[0]}'; known: {', '.join(known)}")
+    return part(**given)
+
+
+def write_shapes(directory: Path, shapes: Shapes) -> None:
+    """Write the fields of ``shapes`` that differ from the true ones to ``config.json``."""
+    true = Shapes()
+    config: dict[str, Any] = {flag: True for flag in FLAGS if getattr(shapes, flag)}
+    for part in ("t3", "flow", "vocoder", "voice"):
+        given, default = (dataclasses.asdict(getattr(s, part)) for s in (shapes, true))
+        if differing := {k: v for k, v in given.items() if v != default[k]}:
+            config[part] = differing
+    if config:
+        (directory / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

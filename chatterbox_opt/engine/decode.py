@@ -1,0 +1,290 @@
+"""Speech tokens of one utterance or of many side by side: the one loop of the t3 stage.
+
+Knows steps, how they are run and when an utterance ends. Knows nothing of sound, of files, or of
+why something is said.
+
+Continuous batching: a fixed number of slots, each with its own position, knobs, history and
+generator; an utterance that ends makes room at once, and a step costs nearly the same for one slot
+as for many. What an utterance says does not depend on its neighbours. Everything that differs
+between two steps is a tensor in a static buffer (decode_state.py), so a step can be captured once and
+replayed (cuda_graphs.py). How a step is run, and how often the host looks at the tokens, is a ``Way``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from chatterbox_opt.errors import NumericsError, TextError
+from chatterbox_opt.models.t3 import fused_step, int8_step
+from chatterbox_opt.models.t3.decode_state import Prefill, Said, Slots, Utterance
+from chatterbox_opt.models.t3.fused_step import FusedStep
+from chatterbox_opt.models.t3.int8_step import IntegerStep
+from chatterbox_opt.models.t3.kv_cache import Cache, StaticCache, blocks
+from chatterbox_opt.models.t3.model import T3
+from chatterbox_opt.models.t3.ragged_kv_cache import RaggedCache
+from chatterbox_opt.models.t3.sampler import NOT_FINITE
+from chatterbox_opt.runtime.cuda import Place, go_back, place
+
+Forward = Callable[[Tensor, Tensor, Tensor, Cache, int], Tensor]  # T3.step, or a compiled one
+
+
+class Step(Protocol):
+    """Token in, next token out, for the first ``count`` slots over ``span`` positions."""
+
+    def __call__(self, slots: Slots, count: int, span: int, *, ranked: bool) -> None:
+        """Change the slots' buffers."""
+        ...
+
+
+def stepping(forward: Forward) -> Step:
+    """The step around the model's ``forward``.
+
+    The whole of it is tensors in static buffers: nothing is read back, and nothing but ``count``,
+    ``span`` and ``ranked`` shapes it.
+    """
+
+    def step(slots: Slots, count: int, span: int, *, ranked: bool) -> None:
+        # a slot that ended may be stepped further: its position must stay inside what is read
+        position = slots.position[:count].clamp(max=span - 1)
+        logits = forward(slots.token[:count], slots.spoken[:count], position, slots.cache, span)
+        slots.logits[: count * slots.each].copy_(logits)
+        slots.draw(0, count, ranked=ranked)
+
+    return step
+
+
+def fastest(way: Way, t3: T3) -> Step:
+    """The step of this way for the weights as they are now."""
+    if way.forward is None and way.fused and fused_step.serves(t3):
+        return FusedStep(t3)
+    return stepping(way.forward or t3.step)
+
+
+def prefilling(t3: T3) -> Prefill:
+    """The model's prefill, in the slots' buffers; tensors only, as a step."""
+
+    def prefill(slots: Slots, prefix: Tensor) -> None:
+        logits = t3.prefill(prefix, slots.last, slots.cache, slots.entering)
+        slots.logits.unflatten(0, (slots.count, slots.each))[slots.entering] = logits
+
+    return prefill
+
+
+class Way(Protocol):
+    """How steps and prefills are run.
+
+    Attributes:
+        stride: steps between two looks at the tokens. With 1 the host looks before it goes on;
+            with more, the next steps are under way while it looks, and what was drawn after an
+            end is dropped.
+        forward: a compiled ``T3.step``, or None.
+        fused: steps run by kernels of our own where those serve (fused_step.py).
+        kv_cache: torch.int8 keys and values in a static cache, or None for T3's dtype.
+    """
+
+    stride: int
+    forward: Forward | None
+    fused: bool
+    kv_cache: torch.dtype | None
+
+    def slots(self, t3: T3, count: int, each: int) -> Slots:
+        """Buffers for ``count`` utterances, in any state; those given out last are void."""
+        ...
+
+    def prefill(self, t3: T3) -> Prefill:
+        """The prefill for the weights as they are now."""
+        ...
+
+    def step(self, t3: T3) -> Step:
+        """The step for the weights as they are now; asked for anew when they may have moved."""
+        ...
+
+    def arriving(self, tokens: Tensor) -> Callable[[], list[list[int]]]:
+        """Start to bring int64 [n, m] to the host; what is returned waits for them."""
+        ...
+
+
+class Eager:
+    """Every step goes through Python; right everywhere."""
+
+    stride = 1
+
+    def __init__(
+        self,
+        forward: Forward | None = None,
+        *,
+        fused: bool = False,
+        kv_cache: torch.dtype | None = None,
+    ) -> None:
+        """Take a compiled ``T3.step``, or none.
+
+        Args:
+            fused, kv_cache: see ``Way``.
+        """
+        self.forward, self.fused, self.kv_cache = forward, fused, kv_cache
+        self._integers: IntegerStep | None = None
+
+    def slots(self, t3: T3, count: int, each: int) -> Slots:
+        """See ``Way``; what is compiled, or runs far from the host, wants a static cache."""
+        shape, like = t3.cached, t3.like
+        cache: Cache
+        self._integers = None
+        if like.device.type == "cpu" and self.forward is None:
+            if int8_step.serves(t3):
+                self._integers, like = IntegerStep(t3), like.to(int8_step.KEPT)
+            cache = RaggedCache(utterances=count, each=each, shape=shape, like=like)
+        else:
+            cache = StaticCache(
+                utterances=count, each=each, shape=shape, like=like, dtype=self.kv_cache
+            )
+        return Slots(t3, count, cache)
+
+    def prefill(self, t3: T3) -> Prefill:
+        """See ``Way``."""
+        return prefilling(t3)
+
+    def step(self, t3: T3) -> Step:
+        """See ``Way``."""
+        return stepping(self._integers) if self._integers else fastest(self, t3)
+
+    def arriving(self, tokens: Tensor) -> Callable[[], list[list[int]]]:
+        """See ``Way``."""
+        return tokens.tolist
+
+
+@dataclass(slots=True)
+class _Speaking:
+    """The host's view of a slot in work.
+
+    Attributes:
+        surplus: what is drawn is not heard at once, and may be beyond the end.
+    """
+
+    utterance: Utterance
+    bound: int
+    position: int
+    surplus: bool
+    fresh: int = 1  # tokens drawn since the last look
+    tokens: list[int] = field(default_factory=list)
+    drawn: deque[Place] = field(default_factory=deque)  # of the generator, after each draw
+
+    def prepare(self, slots: Slots, slot: int) -> None:
+        """Draw the random numbers of the next token."""
+        if self.utterance.sampling.temperature == 0:
+            return
+        slots.noise[slot].exponential_(generator=self.utterance.generator)
+        if self.surplus:
+            self.drawn.append(place(self.utterance.generator))
+
+    def hear(self, drawn: Sequence[int], stop: int) -> Said | None:
+        """Take tokens in the order they were drawn; return what was said if it has ended.
+
+        Then the generator is as it was after the last of them, whatever was drawn beyond.
+        """
+        for token in drawn:
+            after = self.drawn.popleft() if self.drawn else None
+            said = self._ended(token, stop)
+            if said is not None:
+                if self.drawn and after is not None:
+                    go_back(self.utterance.generator, after)
+                return said
+        return None
+
+    def _ended(self, token: int, stop: int) -> Said | None:
+        if token == NOT_FINITE:
+            where = f"t3 gave numbers that are not finite at token {len(self.tokens)}"
+            return Said(self.utterance, error=NumericsError(where))
+        if token == stop:
+            return Said(self.utterance, tuple(self.tokens))
+        self.tokens.append(token)
+        self.utterance.on_token(len(self.tokens))
+        if len(self.tokens) == self.bound:
+            return Said(self.utterance, tuple(self.tokens), cut=True)
+        return None
+
+
+class _Look:
+    """The tokens drawn since the last look, on their way to the host."""
+
+    def __init__(self, slots: Slots, speaking: list[_Speaking], way: Way) -> None:
+        """Start copying; what is drawn from now on is for the next look."""
+        self._counts = [one.fresh for one in speaking]
+        for one in speaking:
+            one.fresh = 0
+        self._arrived = way.arriving(slots.latest(len(speaking), max(self._counts)))
+
+    def drawn(self) -> list[list[int]]:
+        """Wait for them; those of each slot."""
+        rows = zip(self._arrived(), self._counts, strict=True)
+        return [row[len(row) - count :] for row, count in rows]
+
+
+@torch.inference_mode()
+def decode(t3: T3, slots: Slots, take: Callable[[], Utterance | None], way: Way) -> Iterator[Said]:
+    """Say what ``take`` gives until it gives nothing and all is said; yield each as it ends.
+
+    Args:
+        slots: from ``way``.
+        take: asked whenever a slot is free; None if there is nothing (for now).
+    """
+    speaking: list[_Speaking] = []
+    # weights move only while others are at work: whoever gives lines, or gets what was said
+    step, stale = way.step(t3), False
+    while True:
+        while len(speaking) < slots.count and (utterance := take()) is not None:
+            slot, stale = len(speaking), True
+            try:
+                length = slots.enter(slot, utterance, t3, way.prefill(t3), way.stride)
+            except TextError as error:
+                yield Said(utterance, error=error)
+                continue
+            bound = t3.bound(utterance.sampling)
+            speaking.append(_Speaking(utterance, bound, length, surplus=way.stride > 1))
+            speaking[slot].prepare(slots, slot)
+            slots.draw(slot, slot + 1, ranked=utterance.sampling.truncates)
+        if not speaking:
+            return
+        if stale:
+            step, stale = way.step(t3), False
+        look = _Look(slots, speaking, way)
+        if way.stride > 1:
+            _advance(slots, speaking, step, way.stride)
+        ended = _settle(slots, speaking, look, t3.shape.stop_speech)
+        stale = bool(ended)
+        yield from ended
+        if way.stride == 1 and not ended:
+            _advance(slots, speaking, step, 1)
+
+
+def _settle(slots: Slots, speaking: list[_Speaking], look: _Look, stop: int) -> list[Said]:
+    """Take out what has ended."""
+    drawn, ended = look.drawn(), []
+    for slot in reversed(range(len(speaking))):
+        said = speaking[slot].hear(drawn[slot], stop)
+        if said is None:
+            continue
+        ended.append(said)
+        last = speaking.pop()
+        if slot < len(speaking):  # the last one fills the gap: slots in work stay together
+            slots.move(len(speaking), slot)
+            speaking[slot] = last
+    return ended
+
+
+def _advance(slots: Slots, speaking: list[_Speaking], step: Step, stride: int) -> None:
+    """Run ``stride`` steps without looking."""
+    ranked = any(one.utterance.sampling.truncates for one in speaking)
+    for _ in range(stride):
+        for slot, one in enumerate(speaking):
+            one.prepare(slots, slot)
+            one.position += 1
+            one.fresh += 1
+            slots.cache.reserve(slot, one.position)
+        span = blocks(max(one.position for one in speaking))
+        step(slots, len(speaking), span, ranked=ranked)

@@ -1,0 +1,340 @@
+"""The engine: text, voice and knobs in, sound out. Start reading here.
+
+Composes the parts. A text is cut into chunks (chunking.py); each goes through t3, flow and vocoder
+(pipeline.py), is spoken again if need be (retries.py), and gets its watermark and its pause. One
+text is spoken chunk by chunk, many are spoken in company (scheduler.py); whole files and streams
+collect it. Knows plans, models and the voice store; knows nothing of command lines, files to
+write or printing.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from chatterbox_opt.audio.watermark import Watermark
+from chatterbox_opt.checkpoints import registry, weight_cache
+from chatterbox_opt.checkpoints.registry import Checkpoint
+from chatterbox_opt.checkpoints.weight_cache import WeightCache
+from chatterbox_opt.config import hardware, plan
+from chatterbox_opt.config.plan import Plan
+from chatterbox_opt.engine import build, probe
+from chatterbox_opt.engine.pipeline import Pipeline
+from chatterbox_opt.engine.quality import Guard
+from chatterbox_opt.engine.retries import Attempts
+from chatterbox_opt.engine.scheduler import Finisher, Schedule, Speak, piece, settle
+from chatterbox_opt.engine.sequence import OnToken
+from chatterbox_opt.engine.upstream_backend import Upstream
+from chatterbox_opt.errors import InputError
+from chatterbox_opt.request import Audio, Observer, Piece, Progress, Request, Result, join
+from chatterbox_opt.runtime import cuda
+from chatterbox_opt.runtime.offload import NONE
+from chatterbox_opt.sampling import MAX_TOKENS, Sampling
+from chatterbox_opt.text.chunking import Chunk, split
+from chatterbox_opt.voice import Voice
+from chatterbox_opt.voices import store as voice_store
+from chatterbox_opt.voices.library import Speakers
+from chatterbox_opt.voices.store import VoiceStore
+
+log = logging.getLogger(__name__)
+Wave = npt.NDArray[np.float32]
+
+WARM_UP = (  # 1, 5 and 12 seconds
+    "Hello, hello.",
+    "This is said so that nobody has to wait for it later, and nobody hears it.",
+    "What is done for the first time takes longer: kernels are compiled, libraries look at the "
+    "machine, and a card records what it will repeat. So it is done once, before anyone listens.",
+)
+SLOW, SECOND = 4, 25  # speech tokens: of a letter, slowly spoken; of a second
+
+
+class Engine:
+    """A loaded model on a device. Use it as a context manager, or call ``close``.
+
+    Engines share nothing: several may live in one process. One engine serves one thread at a time.
+
+    Usage:
+        with Engine.load() as engine:
+            audio = engine.synthesize("Hello.", engine.voice("speaker.wav"), Sampling(seed=7))
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        checkpoint: Checkpoint,
+        speaker: Pipeline | Upstream,
+        voices: Speakers,
+        watermark: Watermark | None,
+    ) -> None:
+        self.plan = plan
+        self.checkpoint = checkpoint
+        self._speaker = speaker
+        self._voices = voices
+        self._watermark = watermark
+
+    @classmethod
+    def load(
+        cls,
+        model: str = registry.DEFAULT,
+        profile: str = hardware.AUTO,
+        *,
+        device: str = hardware.AUTO,
+        overrides: Mapping[str, str] | None = None,
+        store: VoiceStore | None = None,
+        watermark: bool = True,
+        weights: WeightCache | None = None,
+    ) -> Engine:
+        """Find the weights, make a plan for this machine and load.
+
+        Args:
+            model: "chatterbox" (downloaded once), or a directory in upstream's file format.
+            profile: a shipped profile's name, a YAML file, or "auto" (looks at the card).
+            device: "auto", "cuda", "mps" or "cpu".
+            overrides: ``dtype``, ``compile``, ``offload``, ``kv_cache``; they win over
+                environment and profile.
+            store: where voices are kept; None takes the platform's cache directory.
+            watermark: mark all sound with PerTh, as upstream does.
+            weights: where converted weights are kept; None takes the platform's cache directory.
+
+        Raises:
+            InputError: unknown model, profile, key or value.
+            WeightsError: weights missing or damaged.
+            DeviceError: the device is not there.
+        """
+        how = plan.resolve(profile, probe.probe(device), overrides)
+        mark = Watermark() if watermark and how.optimized else None  # before 3 GB are fetched
+        checkpoint = registry.locate(model)
+        if checkpoint.shapes.made:
+            log.warning("'%s' holds random values: what it says is noise", Path(model).name)
+        speaker: Pipeline | Upstream
+        if how.optimized:
+            speaker = build.load_pipeline(checkpoint, how, weights or weight_cache.default())
+        else:
+            speaker = Upstream.load(checkpoint, torch.device(how.device))
+            if not watermark:
+                log.warning("plain Chatterbox always leaves its watermark")
+        if mark and how.device == "cuda" and how.offload == NONE:
+            # 9 MB, and work that takes some more: not where stages take turns for lack of room
+            mark.move(torch.device(how.device))
+        return cls(
+            how,
+            checkpoint,
+            speaker,
+            Speakers(checkpoint, store or VoiceStore(voice_store.default_directory())),
+            mark,
+        )
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model and the device's memory; the engine cannot speak any more."""
+        self._speaker.close()
+        self._voices.clear()
+        if self._watermark:
+            self._watermark.release()
+        if self.plan.device == "cuda":
+            cuda.release()
+
+    def voice(self, source: str | os.PathLike[str] | None = None) -> Voice:
+        """Return a Voice: computed on first sight of a recording, from the cache afterwards.
+
+        Args:
+            source: an audio file, a name saved with ``chatterbox-opt voices add``, the name of a
+                voice that comes with the model, or None for the model's own voice.
+
+        Raises:
+            VoiceError: not found, not audio, too short, silent.
+        """
+        return self._voices.voice(source)
+
+    def warm_up(self, *texts: str, voice: Voice | None = None) -> None:
+        """Do now what the first calls would do besides speaking: compile, record, set libraries up.
+
+        On a card flow and vocoder are recorded by length and T3's prefill by that of the text, each
+        at its second time; so it is best to say what will be said, or texts as long.
+
+        Args:
+            texts: said twice each, unheard; none takes three sentences from short to long.
+            voice: as ``pieces``.
+
+        Raises:
+            TextError, DeviceError, NumericsError: as ``pieces``.
+        """
+        for text in texts or WARM_UP:
+            sampling = Sampling(seed=0, max_tokens=min(MAX_TOKENS, SECOND + SLOW * len(text)))
+            for _ in range(2):
+                for _ in self.pieces(text, voice, sampling):
+                    pass  # unheard
+
+    def pieces(
+        self,
+        text: str,
+        voice: Voice | None = None,
+        sampling: Sampling | None = None,
+        observe: Observer | None = None,
+        guard: Guard | None = None,
+    ) -> Iterator[Piece]:
+        """Speak a text of any length, chunk by chunk: the primitive that all else collects.
+
+        Args:
+            voice: from ``engine.voice``; None is the model's own.
+            sampling: knobs; without a seed a new one is drawn.
+            observe: called at every speech token.
+            guard: finds runaways, cut-offs and loops, and has such a chunk spoken again.
+
+        Raises:
+            TextError: nothing to speak.
+            DeviceError, NumericsError: after all fallbacks.
+        """
+        sampling = sampling or Sampling()
+        chunks = self._attempts(text, voice, sampling, _seed(sampling), guard, observe)
+        for attempts, kept in settle(_one_by_one(chunks), self._speech(sampling)):
+            if isinstance(kept, Exception):
+                raise kept
+            yield piece(attempts, kept, self._watermark)
+
+    def _speech(self, sampling: Sampling) -> Speak:
+        guided = sampling.cfg_weight > 0
+        return functools.partial(self._speaker.speak, slots=1, guided=guided)
+
+    def _chunks(self, text: str) -> list[Chunk]:
+        if not self.checkpoint.shapes.spelled:
+            return split(text)
+        from chatterbox_opt.text.english import (
+            spell_out,  # only the built-in model needs its library
+        )
+
+        return split(text, spell=spell_out)
+
+    def _attempts(
+        self,
+        text: str,
+        voice: Voice | None,
+        sampling: Sampling,
+        seed: int,
+        guard: Guard | None = None,
+        observe: Observer | None = None,
+    ) -> list[Attempts]:
+        """The chunks of a text, none of them spoken yet."""
+        voice, chunks = voice or self.voice(), self._chunks(text)
+        return [
+            Attempts(
+                chunk,
+                i,
+                voice,
+                sampling,
+                seed=seed,
+                on_token=_reporter(observe, i, chunks),
+                guard=guard,
+            )
+            for i, chunk in enumerate(chunks)
+        ]
+
+    def stream(
+        self, text: str, voice: Voice | None = None, sampling: Sampling | None = None
+    ) -> Iterator[Wave]:
+        """Yield float32 [n_i] at 24 kHz as they are ready; joined they are ``synthesize``'s."""
+        return (piece.samples for piece in self.pieces(text, voice, sampling))
+
+    def synthesize(
+        self,
+        text: str,
+        voice: Voice | None = None,
+        sampling: Sampling | None = None,
+        observe: Observer | None = None,
+    ) -> Audio:
+        """Speak a text of any length and return it whole. Arguments and errors as ``pieces``."""
+        sampling = sampling or Sampling()
+        seed = _seed(sampling)
+        pieces = list(self.pieces(text, voice, replace(sampling, seed=seed), observe))
+        return join(pieces, seed)
+
+    def batch(self, requests: Iterable[Request], guard: Guard | None = None) -> Iterator[Result]:
+        """Speak many texts; yield results as they finish, each with its request's id.
+
+        A request that fails gives its error as a value and does not end the others. Requests are
+        drawn as there is room for them, so a generator that ends early ends the batch with
+        nothing half done.
+
+        Args:
+            guard: as ``pieces``.
+        """
+        slots = self.plan.slots
+        aside = self.plan.device != "cpu"
+        with Finisher(self._watermark, aside=aside) as finisher:
+            schedule = Schedule(
+                requests,
+                lambda request: _seed(request.sampling),
+                functools.partial(self._begin, guard),
+                finisher.finish,
+            )
+            yield from schedule.results(functools.partial(self._speaker.speak, slots=slots))
+
+    def _begin(self, guard: Guard | None, request: Request, seed: int) -> list[Attempts]:
+        voice = request.voice
+        if not isinstance(voice, Voice):
+            voice = self.voice(voice)
+        return self._attempts(request.text, voice, request.sampling, seed, guard)
+
+    def speech_tokens(
+        self, text: str, voice: Voice | None = None, sampling: Sampling | None = None
+    ) -> Tensor:
+        """Run only t3: int64 [T] on the processor, stop token removed, chunks joined.
+
+        Raises:
+            InputError: plain upstream is in force, which does not give its tokens out.
+        """
+        if not isinstance(self._speaker, Pipeline):
+            raise InputError("plain Chatterbox gives no tokens out: unset DISABLE_OPTIMIZATION")
+        sampling = sampling or Sampling()
+        chunks = self._attempts(text, voice, sampling, _seed(sampling))
+        codes: list[int] = []
+        for _, kept in settle(_one_by_one(chunks), self._speaker.codes):
+            if isinstance(kept, Exception):
+                raise kept
+            codes.extend(kept.spoken.codes)
+        return torch.tensor(codes)
+
+
+def _one_by_one(chunks: list[Attempts]) -> Callable[[], Attempts | None]:
+    left = iter(chunks)
+    return lambda: next(left, None)
+
+
+def seeded(sampling: Sampling) -> Sampling:
+    """The same knobs with a seed, drawn if there was none."""
+    return replace(sampling, seed=_seed(sampling))
+
+
+def _seed(sampling: Sampling) -> int:
+    return secrets.randbits(32) if sampling.seed is None else sampling.seed
+
+
+def _reporter(observe: Observer | None, i: int, chunks: list[Chunk]) -> OnToken:
+    if observe is None:
+        return _ignore
+    return lambda tokens: observe(Progress(i, len(chunks), len(chunks[i].text), tokens))
+
+
+def _ignore(tokens: int) -> None:
+    """Nobody watches."""

@@ -1,0 +1,227 @@
+"""The three stages in a row: lines in, their sound out.
+
+Knows the order of the stages and where each gets its inputs. Knows nothing of long texts, files
+or profiles.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from chatterbox_opt.engine.decode import Eager, Way
+from chatterbox_opt.engine.overlap import Here, Job, Made, Sound
+from chatterbox_opt.engine.sequence import FAILURES, Line, Outcome, Read, Spoken, TakeLine
+from chatterbox_opt.engine.t3_runner import Reader
+from chatterbox_opt.errors import NumericsError
+from chatterbox_opt.runtime.offload import NONE, Residency
+from chatterbox_opt.runtime.recovery import Ladder
+
+Wave = npt.NDArray[np.float32]
+Result = TypeVar("Result")
+
+
+class Ask(Protocol):
+    """How a stage is asked: ``Ladder.run`` or ``Ladder.once``."""
+
+    def __call__(
+        self,
+        stage: str,
+        work: Callable[[nn.Module], Result],
+        generators: Sequence[torch.Generator],
+    ) -> Result:
+        """See there."""
+        ...
+
+
+class Pipeline:
+    """Our own engine: t3, flow, vocoder."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        residency: Residency,
+        way: Way,
+        group: int = 1,
+        sound: Sound | None = None,
+    ) -> None:
+        """Take over loaded stages.
+
+        Args:
+            residency: holds t3, flow and vocoder.
+            way: how T3's steps are run.
+            group: lines that flow and vocoder work at together.
+            sound: who lets them work when T3 has several lines at once; None is ``Here``.
+        """
+        self.tokenizer = tokenizer
+        self.residency = residency
+        self.way = way
+        self.group = group
+        self.sound = sound or Here()
+        self.device = residency.device
+        self._ladder = Ladder(residency)
+
+    def close(self) -> None:
+        """Give the device's memory back."""
+        with self._ladder.alone:  # a run that was left in the middle may be at work beside
+            self.way = Eager()  # recordings hold memory of the device
+            self.residency.close()
+
+    def read(
+        self, take: TakeLine, slots: int, most: int, *, guided: bool
+    ) -> Iterator[list[Outcome]]:
+        """Run t3 on lines, ``slots`` at once; yield them as they end, ``most`` at a time.
+
+        Args:
+            take: asked whenever there is room; None if there is no line (for now).
+            guided: some line may have a cfg_weight above 0.
+        """
+        reader = Reader(self.tokenizer, self._ladder, self.way, slots, 2 if guided else 1)
+        while ended := self._turn(reader, take, most):
+            yield ended
+
+    def _turn(self, reader: Reader, take: TakeLine, most: int) -> list[Outcome]:
+        ended = reader.turn(take, most)
+        self.way = reader.way
+        return ended
+
+    def speak(
+        self, take: TakeLine, slots: int = 1, *, guided: bool = True
+    ) -> Iterator[tuple[Line, Spoken | Exception]]:
+        """Speak lines; yield each as it is ready, with its sound or the reason why there is none.
+
+        One generator serves the three stages of a line in turn, as upstream's global one does.
+        Arguments as ``read``. A line is taken when there is room for it, so with one slot the
+        next is taken after the last was yielded. Where sound is made beside T3, lines are yielded
+        when T3 has read the next group or has nothing left; then it asks for lines once more.
+
+        Raises:
+            Exception: a failure of no line; what was read until then is yielded first.
+        """
+        group = min(self.group, slots)
+        each = 2 if guided else 1
+        with self.sound.run(lambda: slots > 1 and self.residency.offload == NONE) as turns:
+            reader = Reader(self.tokenizer, self._ladder, self.way, slots, each, turns.rest)
+            while True:
+                start = time.perf_counter()
+                try:
+                    ended = self._turn(reader, take, group)
+                except FAILURES:  # no line's: what is in work is finished first
+                    yield from turns.next(())
+                    raise
+                spent = time.perf_counter() - start
+                yield from (failed for failed in ended if not isinstance(failed, Read))
+                if not ended and not turns.busy:
+                    return
+                # with nothing to give, what comes back may still be said again
+                yield from turns.next(self._jobs(ended, spent))
+
+    def codes(self, take: TakeLine) -> Iterator[tuple[Line, Spoken | Exception]]:
+        """As ``speak`` with one slot, but run only t3: what comes has codes and no wave."""
+        for ended in self.read(take, 1, 1, guided=True):
+            for read in ended:
+                if not isinstance(read, Read):
+                    yield read
+                    continue
+                codes = tuple(read.tokens.tolist())
+                yield read.line, Spoken(np.empty(0, np.float32), len(codes), {}, codes, read.cut)
+
+    def _jobs(self, ended: Sequence[Outcome], t3_seconds: float) -> list[Job]:
+        """A job for the lines that want as many steps, like lengths side by side."""
+        whole = [read for read in ended if isinstance(read, Read)]
+        whole.sort(key=lambda read: (read.line.sampling.cfm_steps, len(read.tokens)))
+        alike = groupby(whole, key=lambda read: read.line.sampling.cfm_steps)
+        return [self._job(list(reads), t3_seconds / len(ended)) for _, reads in alike]
+
+    def _job(self, reads: Sequence[Read], t3_seconds: float) -> Job:
+        states = [read.generator.get_state() for read in reads]
+
+        def whole() -> Iterator[Made]:
+            _rewind(reads, states)  # an attempt may have drawn
+            return self._sound(reads, t3_seconds)
+
+        return Job(lambda: self._attempt(reads, t3_seconds), whole)
+
+    def _attempt(self, reads: Sequence[Read], t3_seconds: float) -> list[Made]:
+        """Flow and vocoder as they are: all of it works in another thread too."""
+        once, start = self._ladder.once, time.perf_counter()
+        mels = self._mels(reads, once)
+        drawn = time.perf_counter()
+        waves = self._vocode(mels, reads, once)
+        seconds = {"flow": drawn - start, "vocoder": time.perf_counter() - drawn}
+        return _spoken(reads, waves, t3_seconds, seconds)
+
+    def _sound(self, reads: Sequence[Read], t3_seconds: float) -> Iterator[Made]:
+        """Flow and vocoder for lines that want as many steps; if they fail together, one by one."""
+        states = [read.generator.get_state() for read in reads]
+        try:
+            waves, seconds = self._waves(reads)
+        except FAILURES as error:
+            if len(reads) == 1:
+                yield reads[0].line, error
+                return
+            failed = True
+        else:
+            failed = False
+        if failed:
+            _rewind(reads, states)
+            for read in reads:
+                yield from self._sound([read], t3_seconds)
+            return
+        yield from _spoken(reads, waves, t3_seconds, seconds)
+
+    def _waves(self, reads: Sequence[Read]) -> tuple[list[Wave], dict[str, float]]:
+        states = [read.generator.get_state() for read in reads]
+        start = time.perf_counter()
+        mels = self._mels(reads, self._ladder.run)
+        drawn = time.perf_counter()
+        try:
+            waves = self._vocode(mels, reads, self._ladder.run)
+        except NumericsError:
+            # the vocoder is float32: what it choked on came from the flow
+            if not self._ladder.is_half("flow"):
+                raise
+            self._ladder.warn_once("vocoder choked on the flow's mel: flow again in float32")
+            _rewind(reads, states)
+            mels = self._mels(reads, functools.partial(self._ladder.run, wide=True))
+            waves = self._vocode(mels, reads, self._ladder.run)
+        return waves, {"flow": drawn - start, "vocoder": time.perf_counter() - drawn}
+
+    def _mels(self, reads: Sequence[Read], ask: Ask) -> list[Tensor]:
+        tokens = [read.tokens.to(self.device) for read in reads]
+        voices = [read.line.voice.to(self.device) for read in reads]
+        generators = [read.generator for read in reads]
+        steps = reads[0].line.sampling.cfm_steps
+        return ask("flow", lambda flow: flow(tokens, voices, generators, steps), generators)
+
+    def _vocode(self, mels: Sequence[Tensor], reads: Sequence[Read], ask: Ask) -> list[Wave]:
+        generators = [read.generator for read in reads]
+        waves: list[Tensor] = ask("vocoder", lambda hift: hift(mels, generators), generators)
+        return [wave.cpu().numpy() for wave in waves]
+
+
+def _rewind(reads: Sequence[Read], states: Sequence[Tensor]) -> None:
+    """Have the lines' generators draw again what they drew since they had these states."""
+    for read, state in zip(reads, states, strict=True):
+        read.generator.set_state(state)
+
+
+def _spoken(
+    reads: Sequence[Read], waves: Sequence[Wave], t3_seconds: float, seconds: Mapping[str, float]
+) -> list[Made]:
+    """Lines and their sound, each with its share of the seconds."""
+    spent = {"t3": t3_seconds} | {stage: s / len(reads) for stage, s in seconds.items()}
+    made: list[Made] = []
+    for read, wave in zip(reads, waves, strict=True):
+        codes = tuple(read.tokens.tolist())
+        made.append((read.line, Spoken(wave, len(codes), spent, codes, read.cut)))
+    return made

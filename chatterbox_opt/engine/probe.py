@@ -1,0 +1,107 @@
+"""Looks at the machine: the only place that asks what a device can do."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from pathlib import Path
+
+from chatterbox_opt.config.hardware import (
+    AUTO,
+    KERNELS,
+    TRITON_FROM,
+    Hardware,
+    dotted,
+    has_kernels,
+    kernels,
+)
+from chatterbox_opt.errors import DeviceError
+from chatterbox_opt.utils.lazy_reasons import Lacks
+
+
+def probe(device: str = AUTO) -> Hardware:
+    """Look at the machine (imports torch).
+
+    Raises:
+        DeviceError: the device asked for is not there.
+    """
+    import torch
+
+    found = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if device == AUTO:
+        device = next(name for name, there in found.items() if there)
+    if not found.get(device, False):
+        here = ", ".join(name for name, there in found.items() if there)
+        raise DeviceError(
+            f"there is no {device} device here (found: {here}); use --device auto, or see "
+            "chatterbox-opt doctor for the driver and the torch build"
+        )
+    if device == "cpu":
+        from chatterbox_opt.layers import weight_layout
+
+        return Hardware(device, processor(), lacks=weight_layout.lacks())
+    if device == "mps":
+        return Hardware(device, processor())
+    free, total = torch.cuda.mem_get_info()
+    capability = torch.cuda.get_device_capability()
+    if torch.version.hip is None and not has_kernels(capability, torch.cuda.get_arch_list()):
+        raise DeviceError(
+            f"torch {torch.__version__} has no kernels for {torch.cuda.get_device_name()} "
+            f"(capability {dotted(capability)}): install another torch, see RTX 50xx in the "
+            "README, or use --device cpu"
+        )
+    return Hardware(
+        device="cuda",
+        name=torch.cuda.get_device_name(),
+        total_mib=total >> 20,
+        free_mib=free >> 20,
+        capability=capability,
+        lacks=Lacks(
+            {
+                kernels(stage, dtype): functools.partial(_lacks_kernels, stage, dtype, capability)
+                for stage, dtypes in KERNELS.items()
+                for dtype in dtypes
+            }
+        ),
+    )
+
+
+def _lacks_kernels(stage: str, dtype: str, capability: tuple[int, int]) -> str:
+    """Why they cannot be used on the card, or ""."""
+    import torch
+
+    from chatterbox_opt.kernels.cuda import selftest
+
+    nvidia, since = torch.version.hip is None, TRITON_FROM[stage]
+    if nvidia and capability < since:
+        return f"{stage}'s kernels need compute capability {dotted(since)}"
+    binaries = [name for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
+    if nvidia and not has_kernels(capability, binaries):
+        # a card that torch only knows by PTX is newer than its Triton, which may end the process
+        return f"this torch's Triton is older than the card ({dotted(capability)})"
+    return selftest.lacks_kernels(stage, getattr(torch, dtype))
+
+
+def cards() -> list[str]:
+    """Names of the cards that this process may use, as CUDA_VISIBLE_DEVICES has them."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    names = [name.strip() for name in visible if name.strip()]
+    count = torch.cuda.device_count()
+    return names[:count] or [str(number) for number in range(count)]
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,169 @@
+"""Static buffers for utterances in work: what differs between two decode steps is a tensor here.
+
+Knows a slot's state: how an utterance enters it, how a token is drawn into it. Knows nothing of
+the loop, of when an utterance ends, or of how a step is run (decode.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chatterbox_opt.errors import NumericsError, TextError
+from chatterbox_opt.models.t3.kv_cache import Cache
+from chatterbox_opt.models.t3.model import T3, Prompt
+from chatterbox_opt.models.t3.sampler import Knobs, sample
+from chatterbox_opt.runtime.cuda import sent
+from chatterbox_opt.sampling import Sampling
+
+FREE = -1  # in ``Slots.said``: nothing is prescribed here
+
+# A prefix [each, length, width] into the cache and the logits of slot ``Slots.entering``, its last
+# position being ``Slots.last``; what is behind that is padding.
+Prefill = Callable[["Slots", Tensor], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Utterance:
+    """What shall be said once.
+
+    Attributes:
+        prompt: text and voice.
+        sampling: its knobs; the seed is in ``generator``.
+        generator: on the model's device; one draw of [speech_vocab] numbers for each token.
+        on_token: told at every token how many there are.
+        script: ids that are said whatever is drawn, and then the stop token; empty is free speech.
+            It serves to measure like with like.
+    """
+
+    prompt: Prompt
+    sampling: Sampling
+    generator: torch.Generator
+    on_token: Callable[[int], None]
+    script: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What became of an utterance.
+
+    Attributes:
+        tokens: without the stop token; ids from 6561 on are no sound.
+        cut: it came to its limit without a stop token.
+        error: NumericsError or TextError, or None.
+    """
+
+    utterance: Utterance
+    tokens: tuple[int, ...] = ()
+    cut: bool = False
+    error: NumericsError | TextError | None = None
+
+
+class Slots:
+    """Static buffers for ``count`` utterances in work.
+
+    Attributes:
+        each: rows of one utterance: 2 with classifier-free guidance, else 1.
+        token: int64 [count], drawn last and not yet run through the model.
+        spoken: int64 [count], how many tokens were drawn.
+        position: int64 [count], where in the cache ``token`` goes.
+        logits: [count * each, speech_vocab], of the model's last position.
+        seen: bool [count, speech_vocab], the history for the repetition penalty.
+        knobs: of the sampler.
+        noise: float32 [count, speech_vocab], Exp(1) for the next draw.
+        said: int64 [count, speech_positions], what was drawn; ahead of that the script, or FREE.
+        entering, last: int64 [1], for ``Prefill``.
+        cache: keys and values.
+    """
+
+    def __init__(self, t3: T3, count: int, cache: Cache) -> None:
+        """Allocate on the model's device.
+
+        Args:
+            cache: an empty one for ``count`` utterances.
+        """
+        shape, device, each = t3.shape, t3.like.device, cache.each
+        self.count, self.each, self.cache = count, each, cache
+        self.token, self.spoken, self.position = (
+            torch.zeros(count, dtype=torch.long, device=device) for _ in range(3)
+        )
+        self.entering, self.last = torch.zeros(2, 1, dtype=torch.long, device=device)
+        self.logits = torch.zeros(count * each, shape.speech_vocab, dtype=t3.dtype, device=device)
+        self.seen = torch.zeros(count, shape.speech_vocab, dtype=torch.bool, device=device)
+        self.knobs = Knobs.room(count, device)
+        self.noise = torch.ones(count, shape.speech_vocab, device=device)
+        self.said = torch.full(
+            (count, shape.speech_positions), FREE, dtype=torch.long, device=device
+        )
+
+    def enter(self, slot: int, utterance: Utterance, t3: T3, prefill: Prefill, surplus: int) -> int:
+        """Run an utterance's prefix into a slot; return its length.
+
+        Args:
+            prefill: of the way that steps are run.
+            surplus: positions wanted behind the prefix.
+
+        Raises:
+            TextError: more text tokens than the model has positions.
+        """
+        prefix = t3.embed(utterance.prompt, utterance.sampling.exaggeration, self.each)
+        length = prefix.shape[1]
+        room = self.cache.prefix(length)
+        self.cache.clear(slot)  # of whoever was here: a weight of 0 times NaN is NaN
+        self.cache.reserve(slot, max(room, length + surplus))
+        self.entering.fill_(slot)
+        self.last.fill_(length - 1)
+        prefill(self, F.pad(prefix, (0, 0, 0, room - length)))
+        self.position[slot], self.spoken[slot] = length - 1, 0
+        self.seen[slot] = False
+        self.seen[slot, t3.shape.start_speech] = True
+        self.knobs.set(slot, utterance.sampling)
+        self.said[slot] = FREE
+        if utterance.script:
+            script = torch.tensor([*utterance.script, t3.shape.stop_speech])
+            self.said[slot, : len(script)] = sent(script, self.said.device)
+        return length
+
+    def draw(self, first: int, last: int, *, ranked: bool) -> None:
+        """Choose the next token of slots ``first`` to ``last`` and note it; tensors only.
+
+        Args:
+            ranked: see ``sampler.truncate``.
+        """
+        rows = slice(first, last)
+        token = sample(
+            self.logits[first * self.each : last * self.each],
+            self.seen[rows],
+            self.knobs.slice(first, last),
+            self.noise[rows],
+            ranked=ranked,
+        )
+        place = self.spoken[rows][:, None]
+        script = self.said[rows].gather(1, place)[:, 0]
+        token = torch.where(script == FREE, token, script)
+        self.said[rows].scatter_(1, place, token[:, None])
+        token = token.clamp(min=0)  # NOT_FINITE is no row of a table
+        self.token[rows].copy_(token)
+        self.seen[rows].scatter_(1, token[:, None], value=True)
+        self.position[rows].add_(1)
+        # a slot that ended may be stepped a little further: it must not leave its tables
+        self.spoken[rows].add_(1).clamp_(max=self.said.shape[1] - 1)
+
+    def latest(self, slots: int, count: int) -> Tensor:
+        """The last ``count`` tokens of each of the first ``slots`` slots: int64 [slots, count]."""
+        back = torch.arange(-count, 0, device=self.said.device)
+        places = (self.spoken[:slots, None] + back).clamp(min=0)
+        return self.said[:slots].gather(1, places)
+
+    def move(self, source: int, target: int) -> None:
+        """Copy one slot over another."""
+        for kept in (self.token, self.spoken, self.position, self.seen, self.said, self.noise):
+            kept[target] = kept[source]
+        self.knobs.values[target] = self.knobs.values[source]
+        here, there = (slice(i * self.each, (i + 1) * self.each) for i in (source, target))
+        self.logits[there] = self.logits[here]
+        self.cache.move(source, target)

@@ -1,0 +1,205 @@
+"""HiFT's layers, written for the way they are used: mel and source to magnitudes and phases.
+
+Knows convolutions and Snake. Knows nothing of pitch, random numbers, waves' edges or files.
+
+The numbers are those of upstream's HiFTGenerator (hifigan.py of chatterbox-tts 0.1.7), whose
+parameters are folded once, when a checkpoint is loaded:
+
+- weight norm into the weights;
+- Snake, x + sin(a x)^2 / a (Ziyin et al. 2020), works on a x. The convolution behind it divides by
+  ``a``; so does the one before it multiply, where nothing else reads its result. What is left is
+  y + sin(y)^2, without a number of its own;
+- a transposed convolution of stride u is one ordinary convolution with u times the channels, one
+  set for each of the u places between two inputs. oneDNN prepares a transposed one in a time that
+  grows with the square of the length: seconds, where the convolution itself takes milliseconds.
+
+Rows may have different lengths: after each convolution the rest of a shorter row is zeroed, so
+that the next one finds there what it would find beside the utterance alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chatterbox_opt.runtime.bucketing import Tails
+from chatterbox_opt.utils.skip_init import uninitialised
+
+SMALL = 1e-6  # Snake with a smaller factor is the identity in float32
+SLOPE = 0.1  # of the leaky ReLU between stages (upstream lrelu_slope)
+
+
+def folded(weight: Tensor, bias: Tensor, **layout: int) -> nn.Conv1d:
+    """A float32 convolution with this weight [out, in, kernel] and bias [out]."""
+    out, channels, kernel = weight.shape
+    with uninitialised():
+        conv = nn.Conv1d(channels, out, kernel, **layout)  # type: ignore[arg-type]
+    conv.weight = nn.Parameter(weight.float().contiguous(), requires_grad=False)
+    conv.bias = nn.Parameter(bias.float().contiguous(), requires_grad=False)
+    return conv
+
+
+def plain(conv: Any, scale: float = 1.0) -> nn.Conv1d:
+    """Upstream's convolution without weight norm, its input to be scaled by ``scale``."""
+    layout = {name: getattr(conv, name)[0] for name in ("stride", "padding", "dilation")}
+    return folded(conv.weight.double() * scale, conv.bias, **layout)
+
+
+def snake_(y: Tensor) -> Tensor:
+    """y + sin(y)^2, in place."""
+    sine = y.sin()
+    return y.addcmul_(sine, sine)
+
+
+class Pair(nn.Module):
+    """Snake and a dilated convolution, Snake and a plain one, added to what came in."""
+
+    frequency: Tensor
+
+    def __init__(self, one: Any, two: Any, snake_one: Any, snake_two: Any) -> None:
+        """Fold upstream's two convolutions and the activations before them."""
+        super().__init__()
+        first, second = (self._frequency(snake) for snake in (snake_one, snake_two))
+        dilation = one.dilation[0]
+        wide = one.weight.double() / first[:, None] * second[:, None, None]
+        self.register_buffer("frequency", first[:, None].float())
+        self.wide = folded(wide, one.bias * second, padding=one.padding[0], dilation=dilation)
+        self.narrow = folded(
+            two.weight.double() / second[:, None], two.bias, padding=two.padding[0]
+        )
+
+    @staticmethod
+    def _frequency(snake: Any) -> Tensor:
+        factor: Tensor = snake.alpha.double()
+        return torch.where(factor.abs() < SMALL, SMALL, factor)
+
+    def forward(self, x: Tensor, tails: Tails) -> Tensor:
+        y = tails.zero_(self.wide(snake_(x * self.frequency)))
+        return tails.zero_(self.narrow(snake_(y))).add_(x)
+
+
+class Residual(nn.Module):
+    """Pairs of growing dilation (upstream ResBlock)."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        parts = (block.convs1, block.convs2, block.activations1, block.activations2)
+        self.pairs = nn.ModuleList(Pair(*pair) for pair in zip(*parts, strict=True))
+
+    def forward(self, x: Tensor, tails: Tails) -> Tensor:
+        for pair in self.pairs:
+            x = pair(x, tails)
+        return x
+
+
+class Upsample(nn.Module):
+    """A transposed convolution as an ordinary one over three neighbours."""
+
+    def __init__(self, conv: Any, scale: float, lead: int) -> None:
+        """Fold upstream's layer.
+
+        Args:
+            scale: multiplies the input.
+            lead: samples put before the output, mirrored (upstream's reflection_pad).
+        """
+        super().__init__()
+        self.rate, self.lead = conv.stride[0], lead
+        weight = conv.weight.double() * scale  # [in, out, kernel]
+        channels, out, kernel = weight.shape
+        phases = weight.new_zeros(out, self.rate, channels, 3)
+        for place in range(self.rate):
+            for tap in range(3):
+                source = place + conv.padding[0] + self.rate * (1 - tap)
+                if 0 <= source < kernel:
+                    phases[:, place, :, tap] = weight[:, :, source].T
+        self.conv = folded(phases.flatten(0, 1), conv.bias.repeat_interleave(self.rate), padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, _, time = x.shape
+        phases = self.conv(x).unflatten(1, (-1, self.rate))
+        out = x.new_empty(rows, phases.shape[1], self.lead + self.rate * time)
+        body = out[..., self.lead :]
+        body.unflatten(2, (time, self.rate)).copy_(phases.transpose(2, 3))
+        for i in range(self.lead):
+            out[..., self.lead - 1 - i] = body[..., 1 + i]
+        return out
+
+
+class Stage(nn.Module):
+    """Upsampling, the source added, and the mean of residual blocks of several kernels.
+
+    The mean's division is left to the next stage's weights.
+    """
+
+    def __init__(self, net: Any, index: int) -> None:
+        super().__init__()
+        count, last = net.num_kernels, index == net.num_upsamples - 1
+        self.up = Upsample(net.ups[index], 1 / count if index else 1.0, lead=int(last))
+        self.source_down = plain(net.source_downs[index])
+        self.source_block = Residual(net.source_resblocks[index])
+        blocks = net.resblocks[index * count : (index + 1) * count]
+        self.blocks = nn.ModuleList(Residual(block) for block in blocks)
+
+    def forward(self, x: Tensor, spectrum: Tensor, tails: Tails) -> Tensor:
+        """[rows, 2 C, T] and the source's spectrum to [rows, C, rate T + lead].
+
+        Args:
+            tails: of the result.
+        """
+        x = tails.zero_(self.up(F.leaky_relu(x, SLOPE)))
+        source = tails.zero_(self.source_down(spectrum))
+        x += self.source_block(source, tails)
+        total: Tensor = self.blocks[0](x, tails)
+        for block in self.blocks[1:]:
+            total += block(x, tails)
+        return total
+
+
+class Generator(nn.Module):
+    """Mel and the source's short-time spectrum to magnitude and phase of the sound's."""
+
+    def __init__(self, net: Any) -> None:
+        """Fold upstream's HiFTGenerator."""
+        super().__init__()
+        self.enter = plain(net.conv_pre)
+        self.stages = nn.ModuleList(Stage(net, i) for i in range(net.num_upsamples))
+        self.leave = plain(net.conv_post, 1 / net.num_kernels)
+
+    def forward(self, mel: Tensor, spectrum: Tensor, tails: Tails) -> Tensor:
+        """One pass.
+
+        Args:
+            mel: float32 [rows, 80, F], zero beyond each row's length.
+            spectrum: float32 [rows, 18, 120 F + 1], real above imaginary parts, zero beyond each
+                row's 120 F_i + 1.
+            tails: of the mel.
+
+        Returns:
+            float32 [rows, 18, 120 F + 1]: log magnitudes above phases' arguments; whatever beyond
+            each row's length.
+        """
+        x = tails.zero_(self.enter(mel))
+        for stage in self.stages:
+            tails = tails.grown(stage.up.rate, stage.up.lead)
+            x = stage(x, spectrum, tails)
+        return self.leave(F.leaky_relu_(x))
+
+
+class PitchReader(nn.Module):
+    """Mel to F0 (upstream ConvRNNF0Predictor)."""
+
+    def __init__(self, predictor: Any) -> None:
+        """Fold upstream's layer."""
+        super().__init__()
+        convs = (layer for layer in predictor.condnet if hasattr(layer, "weight"))
+        self.convs = nn.ModuleList(plain(conv) for conv in convs)
+        self.out = predictor.classifier
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Float32 [rows, 80, F] to [rows, F] in Hz."""
+        for conv in self.convs:
+            mel = F.elu_(conv(mel))
+        return torch.abs(self.out(mel.transpose(1, 2)).squeeze(-1))

@@ -1,0 +1,163 @@
+"""The vocoder stage: mel spectrograms to waves.
+
+Knows the harmonic source, short-time spectra and the utterances' edges. Knows nothing of tokens,
+voices or files. Always float32: half precision is audible here.
+
+The layers are in hift.py; the source is computed here because upstream draws its phases and noise
+from torch's global generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chatterbox_opt.config.model_config import MEL_BINS, SAMPLE_RATE, VocoderShape
+from chatterbox_opt.errors import NumericsError
+from chatterbox_opt.models.vocoder.hift import Generator, PitchReader
+from chatterbox_opt.runtime.bucketing import Direct, Through, bucket, padded, together
+from chatterbox_opt.runtime.cuda import sent
+from chatterbox_opt.utils.upstream_import import upstream
+
+HOP = 480  # samples per mel frame
+FADE = SAMPLE_RATE // 50  # 20 ms of silence, then 20 ms of fade-in (upstream trim_fade)
+# upstream's constants of the source and of the last layer (hifigan.py)
+HARMONICS = 9  # the fundamental among them
+LOUD, QUIET = 0.1, 0.003  # amplitude of a harmonic, and of the noise upon it
+VOICED = 10.0  # Hz and more
+WINDOW, STRIDE = 16, 4  # samples of a short-time spectrum and between two
+LOUDEST = 100.0  # magnitude
+CEILING = 0.99  # of the wave
+Generators = Sequence[torch.Generator | None]
+
+
+class Vocoder(nn.Module):
+    """HiFT: neural source filter and inverse STFT (Li et al. 2023, arXiv 2309.09493)."""
+
+    window: Tensor
+
+    def __init__(self, net: Any) -> None:
+        """Fold upstream's HiFTGenerator (see ``build``), whose parameters stay as they are."""
+        super().__init__()
+        with torch.no_grad():
+            self.pitch, self.generator = PitchReader(net.f0_predictor), Generator(net)
+        self.merge: nn.Linear = net.m_source.l_linear
+        self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
+        self.through: Through = Direct()  # how the layers are run: launched, or replayed
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Always float32."""
+        return torch.float32
+
+    @torch.inference_mode()
+    def forward(self, mels: Sequence[Tensor], generators: Generators) -> list[Tensor]:
+        """Turn mel spectrograms into sound, each as if it were alone.
+
+        Args:
+            mels: float32 [80, F_i], each F_i at least 2.
+            generators: one for each, on the mels' device; draws the harmonics' phases and the
+                source's noise.
+
+        Returns:
+            float32 [480 F_i] in [-0.99, 0.99] at 24 kHz; the first 40 ms faded in, because the
+            voice's prompt spills into them (upstream s3gen.py, trim_fade).
+
+        Raises:
+            NumericsError: a wave holds NaN or infinity.
+        """
+        waves: dict[int, Tensor] = {}
+        for rows in together([mel.shape[-1] for mel in mels], mels[0].device):
+            made = self.decode([mels[i] for i in rows], [generators[i] for i in rows])
+            waves |= zip(rows, made, strict=True)
+        fade = fade_in(mels[0].device)
+        for wave in waves.values():
+            if not torch.isfinite(wave).all():
+                raise NumericsError("vocoder gave a wave with numbers that are not finite")
+            wave[: 2 * FADE] *= fade
+        return [waves[i] for i in range(len(mels))]
+
+    def decode(self, mels: Sequence[Tensor], generators: Generators) -> list[Tensor]:
+        """``forward`` for one group, without the fade and the check.
+
+        The layers work on all rows, padded to a bucket. Pitch and source are each row's own: a
+        phase is the sum of all F0 before it, and a last bit that differs would be heard.
+        """
+        lengths = [mel.shape[-1] for mel in mels]
+        size = bucket(max(lengths))
+        spectra = [self._hum(mel, g) for mel, g in zip(mels, generators, strict=True)]
+        spectrum = padded(spectra, size * HOP // STRIDE + 1)
+        rows = padded(mels, size), spectrum, sent(torch.tensor(lengths), spectrum.device)
+        made = self.through("layers", self._layers, *rows)
+        return [self._wave(row[:, : s.shape[1]]) for row, s in zip(made, spectra, strict=True)]
+
+    def _layers(self, mel: Tensor, spectrum: Tensor, lengths: Tensor) -> Tensor:
+        """All that can be recorded: tensors only, where ``through`` replays them."""
+        made: Tensor = self.generator(mel, spectrum, self.through.tails(lengths))
+        return made
+
+    def _hum(self, mel: Tensor, generator: torch.Generator | None) -> Tensor:
+        """[80, F] to the source's short-time spectrum [18, 120 F + 1], real above imaginary."""
+        wave = source(self.merge, self.pitch(mel[None]), generator)[0]
+        spectrum = torch.stft(wave, WINDOW, STRIDE, WINDOW, self.window, return_complex=True)
+        return torch.cat((spectrum.real, spectrum.imag))
+
+    def _wave(self, row: Tensor) -> Tensor:
+        """[18, n / 4 + 1] to [n]."""
+        bins = WINDOW // 2 + 1
+        magnitude, phase = row[:bins].exp().clamp(max=LOUDEST), row[bins:].sin()
+        spectrum = torch.polar(magnitude, phase)
+        return torch.istft(spectrum, WINDOW, STRIDE, WINDOW, self.window).clamp_(-CEILING, CEILING)
+
+
+def source(merge: nn.Linear, f0: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Harmonics of F0 with random phases where voiced, noise elsewhere, mixed to one signal.
+
+    Upstream hifigan.py, SineGen and SourceModuleHnNSF: the same numbers in the same order
+    from the same generator state.
+
+    Args:
+        merge: upstream's l_linear, nine harmonics to one signal; the only part that learns.
+        f0: float32 [rows, F] in Hz; up to 10 Hz counts as unvoiced.
+
+    Returns:
+        float32 [rows, 480 F].
+    """
+    with torch.no_grad():
+        f0 = f0.repeat_interleave(HOP, dim=1)[:, None]
+        orders = torch.arange(1, HARMONICS + 1, device=f0.device)[None, :, None]
+        cycles = torch.cumsum(f0 * orders / SAMPLE_RATE, dim=-1).frac_()
+        size = (len(f0), HARMONICS, 1)
+        phases = torch.rand(size, generator=generator, device=f0.device) * (2 * torch.pi) - torch.pi
+        phases[:, 0] = 0
+        voiced = f0 > VOICED
+        waves = cycles.mul_(2 * torch.pi).add_(phases).sin_().mul_(LOUD * voiced)
+        noise = torch.randn(waves.shape, generator=generator, device=f0.device)
+        waves.addcmul_(noise, torch.where(voiced, QUIET, LOUD / 3))
+    return torch.tanh(merge(waves.transpose(1, 2))).squeeze(-1)
+
+
+def fade_in(device: torch.device) -> Tensor:
+    """Upstream's trim_fade: float32 [960], 20 ms of zeros, then half a cosine up to 1."""
+    fade = torch.zeros(2 * FADE, device=device)
+    fade[FADE:] = (torch.cos(torch.linspace(torch.pi, 0, FADE, device=device)) + 1) / 2
+    return fade
+
+
+def build(shape: VocoderShape) -> nn.Module:
+    """Instantiate upstream's HiFT with these widths; the rest is as in upstream's s3gen.py."""
+    predictor = upstream("models.s3gen.f0_predictor").ConvRNNF0Predictor
+    net: nn.Module = upstream("models.s3gen.hifigan").HiFTGenerator(
+        in_channels=MEL_BINS,
+        base_channels=shape.width,
+        sampling_rate=SAMPLE_RATE,
+        upsample_rates=[8, 5, 3],
+        upsample_kernel_sizes=[16, 11, 7],
+        source_resblock_kernel_sizes=[7, 7, 11],
+        source_resblock_dilation_sizes=[[1, 3, 5], [1, 3, 5], [1, 3, 5]],
+        f0_predictor=predictor(in_channels=MEL_BINS, cond_channels=shape.f0_width),
+    )
+    return net

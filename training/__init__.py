@@ -1,0 +1,1 @@
+"""Programs that train what comes with the package."""

@@ -1,0 +1,56 @@
+"""Pico's shapes and its text tokenizer. Knows sizes; knows nothing of training.
+
+The same architecture as Chatterbox, every part narrower: 16 million parameters for 788.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chatterbox_opt.checkpoints import random_weights
+from chatterbox_opt.config.model_config import FlowShape, Shapes, T3Shape, VocoderShape, VoiceShape
+
+SHAPES = Shapes(
+    t3=T3Shape(
+        layers=6,
+        width=256,
+        heads=4,
+        ffn=704,
+        text_vocab=256,
+        speech_vocab=6563,
+        text_positions=1026,
+        speech_positions=1026,
+        prompt_tokens=75,
+        resampler_queries=8,
+    ),
+    flow=FlowShape(
+        encoder_width=160,
+        encoder_heads=4,
+        encoder_ffn=480,
+        encoder_blocks=3,
+        up_blocks=2,
+        estimator_width=128,
+        estimator_heads=4,
+        estimator_head_dim=32,
+        estimator_blocks=1,
+        estimator_mid=4,
+    ),
+    vocoder=VocoderShape(width=112, f0_width=64),
+    voice=VoiceShape(
+        tokenizer_width=128,
+        tokenizer_heads=2,
+        tokenizer_layers=3,
+        xvector_growth=8,
+        xvector_bottleneck=2,
+        xvector_init=32,
+        lstm=128,
+    ),
+    spelled=True,
+)
+
+
+def tokenizer() -> dict[str, Any]:
+    """One token a character, capitals read as small letters; upstream's file format."""
+    made = random_weights.tokenizer(SHAPES.t3)
+    made["normalizer"] = {"type": "Lowercase"}
+    return made

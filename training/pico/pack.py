@@ -1,0 +1,160 @@
+"""Packs what was trained into the package: upstream's files, named voices, in half precision.
+
+Knows names and files. Knows nothing of training.
+
+    python -m training.pico.pack
+
+The package reads upstream's names into its own modules (checkpoints/loader.py); here the same conversion is
+run backwards, by sending the place of every number through it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from chatterbox_opt.checkpoints import random_weights, registry
+from chatterbox_opt.checkpoints.reader import FORGIVEN
+from chatterbox_opt.checkpoints.registry import VOICES
+from chatterbox_opt.config.model_config import write_shapes
+from chatterbox_opt.models.flow import convert as flow_convert
+from chatterbox_opt.models.t3.convert import t3_from_upstream
+from chatterbox_opt.models.voice_encoders import Encoders
+from chatterbox_opt.utils.atomic_file import whole_file
+from chatterbox_opt.voice import Voice, to_conditionals
+from training.pico import train_flow, train_t3, train_vocoder
+from training.pico.design import SHAPES, tokenizer
+from training.pico.sound import voice_of
+from training.pico.teacher import Speaker, Teacher
+from training.pico.training import trained
+from training.pico.utterances import WORK, utterance
+
+Tensors = Mapping[str, Tensor]
+PACKAGE = registry.built_in("pico")
+PROMPT = "The morning was bright, and everyone walked slowly down to the old harbour."
+SPEAKERS = {  # the first is the model's own voice
+    "ada": Speaker(0.0, 1.0, 0.0),
+    "bruno": Speaker(-0.65, 0.89, -0.1),
+    "clara": Speaker(0.32, 1.09, 0.1),
+    "dora": Speaker(-0.15, 0.92, 0.1),
+    "emil": Speaker(-0.42, 1.03, -0.1),
+}
+
+
+def backwards(convert: Callable[[Tensors], Tensors], template: Tensors, ours: Tensors) -> Tensors:
+    """The tensors that ``convert`` turns into ``ours``; what it drops is zero.
+
+    Args:
+        convert: renames, joins, reshapes and permutes, but changes no number.
+        template: names and shapes of the result.
+    """
+    sizes = [tensor.numel() for tensor in template.values()]
+    places = torch.arange(1, sum(sizes) + 1, dtype=torch.float64).split(sizes)
+    shaped = {n: p.view(t.shape) for (n, t), p in zip(template.items(), places, strict=True)}
+    flat = torch.zeros(sum(sizes))
+    for name, place in convert(shaped).items():
+        flat[place.long() - 1] = ours[name].detach().float()
+    parts = zip(template.items(), flat.split(sizes), strict=True)
+    return {name: part.view(tensor.shape) for (name, tensor), part in parts}
+
+
+def flow_to_ours(theirs: Tensors) -> Tensors:
+    """Upstream's names of the flow's tensors to ours, as ``loading.load_flow`` reads them."""
+    prefix = "decoder.estimator."
+    inner = {n.removeprefix(prefix): t for n, t in theirs.items() if n.startswith(prefix)}
+    made = flow_convert.from_upstream(inner, SHAPES.flow)
+    outer = {n: t for n, t in theirs.items() if not n.startswith("decoder.")}
+    return outer | {f"estimator.{n}": t for n, t in made.items()}
+
+
+def half(tensors: Tensors) -> dict[str, Tensor]:
+    """Contiguous copies with floats in float16.
+
+    Raises:
+        OverflowError: a number does not fit.
+    """
+    made = {n: t.detach().half() if t.is_floating_point() else t for n, t in tensors.items()}
+    for name, tensor in made.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise OverflowError(f"{name} does not fit float16")
+    return {name: tensor.contiguous().clone() for name, tensor in made.items()}
+
+
+def files(out: Path) -> dict[str, dict[str, Tensor]]:
+    """The three weights files from what was trained."""
+    reader = train_t3.Reader(train_t3.kept_codes(out))
+    trained("t3", reader, out)
+    decoder = backwards(
+        lambda theirs: t3_from_upstream(theirs, SHAPES.t3, torch.float64).state_dict(),
+        random_weights.t3_template(SHAPES.t3),
+        reader.folded().state_dict(),
+    )
+    painter = train_flow.Painter()
+    trained("flow", painter, out)
+    flow = backwards(
+        flow_to_ours,
+        random_weights.upstream_flow(SHAPES.flow).state_dict(),
+        painter.folded().state_dict(),
+    )
+    encoders = Encoders(SHAPES.voice, SHAPES.t3.speaker)
+    sounder = train_vocoder.Sounder()
+    parts: dict[str, Tensors] = {
+        "flow": flow,
+        "mel2wav": _state("vocoder", sounder, out, inner=sounder.net),
+        "tokenizer": _state("tokenizer", encoders.tokenizer, out),
+        "speaker_encoder": _state("xvector", encoders.speaker_encoder, out),
+    }
+    s3gen = {f"{part}.{name}": t for part, state in parts.items() for name, t in state.items()}
+    return {
+        registry.T3: half(decoder),
+        registry.S3GEN: half({n: t for n, t in s3gen.items() if n not in FORGIVEN}),
+        registry.VOICE_ENCODER: half(_state("voice_encoder", encoders.voice_encoder, out)),
+    }
+
+
+def _state(name: str, net: nn.Module, out: Path, inner: nn.Module | None = None) -> Tensors:
+    trained(name, net, out)
+    return (inner or net).state_dict()
+
+
+def named_voice(master: Teacher, speaker: Speaker) -> Voice:
+    """The voice of a speaker who says ``PROMPT``."""
+    one = utterance(master, PROMPT, np.random.default_rng(0), sound=True, speaker=speaker)
+    assert one is not None
+    return voice_of(one)
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of what was trained.")] = WORK,
+    target: Annotated[Path, typer.Option(help="Where the model goes.")] = PACKAGE,
+) -> None:
+    """Write the model's folder; texts that lie there (the model card) stay."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name, tensors in files(out).items():
+        with whole_file(target / name) as part:
+            save_file(tensors, part)
+    text = json.dumps(tokenizer(), ensure_ascii=False)
+    (target / registry.TOKENIZER).write_text(text, encoding="utf-8")
+    write_shapes(target, SHAPES)
+    shutil.rmtree(target / VOICES, ignore_errors=True)
+    (target / VOICES).mkdir()
+    master = Teacher()
+    voices = {name: named_voice(master, speaker) for name, speaker in SPEAKERS.items()}
+    for name, voice in voices.items():
+        save_file(half(voice.tensors()), target / VOICES / f"{name}.safetensors")
+    torch.save(to_conditionals(next(iter(voices.values()))), target / registry.CONDITIONALS)
+    total = sum(f.stat().st_size for f in target.rglob("*") if f.is_file())
+    print(f"{target}: {total / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,231 @@
+"""The teacher: hibari-tts (Apache-2.0), whose durations and pitch are known exactly.
+
+Knows the teacher's network and signal processing. Knows nothing of the pupil.
+
+One voice, many speakers: pitch is scaled and the spectral envelope stretched (the length of the
+vocal tract) and breath added before the teacher's own synthesis. None of them is a real person.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from training.pico import codes
+
+# of hibari-tts 0.2.1's network; the publisher is little known, so the content is pinned
+SHA256 = "5f70741d4e900f4e85d0037498736cc1b3e1b9a63a13546a5da1e63abf4fccd8"
+DURATIONS = "/Clip_output_0"  # tensor in the teacher's graph: 25 ms units for each phoneme
+LEAD = 10  # frames of silence before the first word
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+LOW, HIGH = np.array([-1.0, 0.84, -0.4]), np.array([0.5, 1.14, 0.8])  # bounds of a speaker
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """How a pseudo-speaker differs from the teacher's voice.
+
+    Attributes:
+        pitch: octaves.
+        tract: stretch of the spectral envelope; below 1 is a longer vocal tract.
+        breath: nepers of noise.
+    """
+
+    pitch: float = 0.0
+    tract: float = 1.0
+    breath: float = 0.0
+
+    def vector(self) -> Floats:
+        """The three numbers, each in [-1, 1]."""
+        values = np.array([self.pitch, self.tract, self.breath])
+        return ((values - LOW) / (HIGH - LOW) * 2 - 1).astype(np.float32)
+
+
+def draw_speaker(rng: np.random.Generator) -> Speaker:
+    """A speaker anywhere in the bounds; a low voice tends to have a long tract, as people do."""
+    pitch = rng.uniform(LOW[0], HIGH[0])
+    tract = np.clip(1.02 + 0.14 * pitch + rng.normal(0, 0.05), LOW[1], HIGH[1])
+    breath = np.clip(rng.normal(0, 0.3), LOW[2], HIGH[2])
+    return Speaker(float(pitch), float(tract), float(breath))
+
+
+def embedding(speaker: Speaker, size: int, *, seed: int, positive: bool) -> Floats:
+    """The vector that an encoder is trained to give for a speaker: random Fourier features.
+
+    A fixed smooth map (Rahimi & Recht 2007), so that all parts of pico can be trained at the same
+    time, and near speakers have near vectors.
+
+    Args:
+        size: entries.
+        seed: of the map, one for each encoder.
+        positive: clip at zero and divide by the length, as the voice encoder does.
+    """
+    rng = np.random.default_rng(seed)
+    weights, phases = rng.normal(0, 1.2, (3, size)), rng.uniform(0, 2 * np.pi, size)
+    values = np.sqrt(2) * np.cos(speaker.vector() @ weights + phases)
+    if positive:
+        values = np.maximum(values, 0)
+        values = values / np.linalg.norm(values)
+    return values.astype(np.float32)
+
+
+def voice_vector(speaker: Speaker, size: int) -> Floats:
+    """Target of the voice encoder (T3's speaker): [size], of length one, none negative."""
+    return embedding(speaker, size, seed=1, positive=True)
+
+
+def x_vector(speaker: Speaker, size: int) -> Floats:
+    """Target of CAMPPlus (the flow's speaker): [size], mean 0 and deviation 1 over speakers."""
+    return embedding(speaker, size, seed=2, positive=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """What the teacher says.
+
+    Attributes:
+        symbols: int64 [n], codes.SYMBOLS at each frame of 12.5 ms.
+        words: int64 [n], which word of the text each frame belongs to.
+        wave: float32 [300 n] at 24 kHz; None when only durations were asked for.
+        f0: float32 [n] in Hz, 0 where unvoiced; None likewise.
+    """
+
+    symbols: Ints
+    words: Ints
+    wave: Floats | None = None
+    f0: Floats | None = None
+
+
+class Teacher:
+    """Text to phones with durations, and to sound."""
+
+    def __init__(self) -> None:
+        import onnx
+        import onnx.utils
+        import onnxruntime
+        from hibari import Hibari
+
+        self._hibari: Any = Hibari()
+        content = Path(self._hibari.model_path).read_bytes()
+        if hashlib.sha256(content).hexdigest() != SHA256:
+            raise ValueError("the teacher is not hibari-tts 0.2.1: other data, another pico")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        with tempfile.TemporaryDirectory() as folder:
+            path = str(Path(folder) / "durations.onnx")
+            source = self._hibari.model_path
+            onnx.utils.extract_model(source, path, ["ids", "speed"], [DURATIONS], check_model=False)
+            self._durations = onnxruntime.InferenceSession(path, options)
+            graph = onnx.load(source)
+            value = onnx.helper.make_tensor_value_info(DURATIONS, onnx.TensorProto.FLOAT, None)
+            graph.graph.output.append(value)
+            path = str(Path(folder) / "all.onnx")
+            onnx.save(graph, path)
+            self._all = onnxruntime.InferenceSession(path, options)
+
+    def phonemes(self, text: str) -> list[str] | None:
+        """Phoneme strings, one a sentence; None when words and phonemes do not pair up."""
+        found: list[str] = self._hibari.phonemize(text)
+        said = sum(len(sentence.split(" ")) for sentence in found)
+        return found if said == len(text.split(" ")) else None
+
+    def say(
+        self,
+        text: str,
+        speed: float = 1.0,
+        speaker: Speaker | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> Spoken | None:
+        """Speak a text of one or more sentences.
+
+        Args:
+            text: normalised, words separated by single blanks.
+            speed: above 1 is faster.
+            speaker: None: durations only, eight times as quick.
+            rng: for the noise.
+
+        Returns:
+            None when the text is not plain English words.
+        """
+        sentences = self.phonemes(text)
+        if sentences is None:
+            return None
+        rng = rng or np.random.default_rng(0)
+        parts, offset = [], 0
+        for phonemes in sentences:
+            try:
+                spoken = self._sentence(phonemes, speed, speaker, rng)
+            except KeyError:
+                return None
+            if spoken is None:
+                return None
+            parts.append((spoken, offset))
+            offset += len(phonemes.split(" "))
+        waves = [p.wave for p, _ in parts if p.wave is not None]
+        pitches = [p.f0 for p, _ in parts if p.f0 is not None]
+        return Spoken(
+            np.concatenate([p.symbols for p, _ in parts]),
+            np.concatenate([p.words + start for p, start in parts]),
+            np.concatenate(waves) if waves else None,
+            np.concatenate(pitches) if pitches else None,
+        )
+
+    def _sentence(
+        self, phonemes: str, speed: float, speaker: Speaker | None, rng: np.random.Generator
+    ) -> Spoken | None:
+        ids = self._hibari.ids(phonemes)
+        if len(ids) != len(phonemes) + 2:
+            return None
+        feed = {"ids": np.array([ids], np.int64), "speed": np.array([speed], np.float32)}
+        if speaker is None:
+            symbols, words = _expand(phonemes, self._durations.run(None, feed)[0].ravel())
+            cut = _too_silent(symbols)
+            return Spoken(symbols[cut:], words[cut:])
+        *outputs, units = self._all.run(None, feed)
+        lh, theta, ln, lr, phi, f0 = (output[0] for output in outputs)
+        lh, ln, lr = (_stretch(x, speaker.tract) for x in (lh, ln + speaker.breath, lr))
+        f0 = (f0 * 2.0**speaker.pitch).astype(np.float32)
+        from hibari import dsp
+
+        wave = dsp.synth(lh, theta, ln, lr, phi, f0, rng)
+        symbols, words = _expand(phonemes, units.ravel())
+        cut = _too_silent(symbols)
+        return Spoken(symbols[cut:], words[cut:], wave[dsp.HOP * cut :], f0[cut:])
+
+
+def _too_silent(symbols: Ints) -> int:
+    """Frames to cut from a sentence's beginning; the teacher waits up to half a second there."""
+    first = int(np.argmax(symbols != codes.INDEX[codes.SILENCE]))
+    return max(0, first - LEAD)
+
+
+def _expand(phonemes: str, units: Floats) -> tuple[Ints, Ints]:
+    frames = (2 * units.astype(int)).tolist()  # 25 ms are two frames
+    found = codes.symbols_of(phonemes)
+    symbols, words, place = [codes.INDEX[codes.SILENCE]] * frames[0], [0] * frames[0], 1
+    for symbol, word, width in found:
+        length = sum(frames[place : place + width])
+        symbols += [symbol] * length
+        words += [word] * length
+        place += width
+    symbols += [codes.INDEX[codes.SILENCE]] * frames[place]
+    words += [words[-1]] * frames[place]
+    return np.array(symbols), np.array(words)
+
+
+def _stretch(spectrum: Floats, factor: float) -> Floats:
+    """Move [bins, frames] along the frequency axis: what was at f comes to lie at factor f."""
+    places = np.clip(np.arange(len(spectrum)) / factor, 0, len(spectrum) - 1)
+    low = places.astype(int)
+    high = np.minimum(low + 1, len(spectrum) - 1)
+    part = (places - low)[:, None]
+    return (spectrum[low] * (1 - part) + spectrum[high] * part).astype(np.float32)
