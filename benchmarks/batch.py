@@ -21,13 +21,13 @@ import torch
 import typer
 
 from chatterbox_opt import Engine, Request, Sampling
-from chatterbox_opt.bench.backends import SENTENCE, Job, Theirs, forced_tokens
+from chatterbox_opt.bench.backends import SENTENCE, BenchJob, UpstreamTarget, forced_tokens
 from chatterbox_opt.bench.roofline import facts
 from chatterbox_opt.checkpoints.registry import locate
 from chatterbox_opt.config.hardware import AUTO
 from chatterbox_opt.config.model_config import TOKEN_RATE
 from chatterbox_opt.engine.pipeline import Pipeline
-from chatterbox_opt.engine.sequence import Read
+from chatterbox_opt.engine.sequence import TokenOutput
 
 NEVER = -5  # no token
 
@@ -67,7 +67,7 @@ def t3_alone(engine: Engine, lines: list[Request], slots: int) -> dict[str, floa
     left = iter([attempts.line() for chunks in begun for attempts in chunks])
     start, tokens = time.perf_counter(), 0
     for ended in pipeline.read(lambda: next(left, None), slots, 1, guided=True):
-        tokens += sum(len(read.tokens) for read in ended if isinstance(read, Read))
+        tokens += sum(len(read.tokens) for read in ended if isinstance(read, TokenOutput))
     seconds = time.perf_counter() - start
     return {"tokens": tokens, "seconds": seconds, "t3_tokens_per_second": tokens / seconds}
 
@@ -84,7 +84,7 @@ def figures(tokens: int, whole: float, stages: dict[str, float]) -> dict[str, An
 
 def upstream(model: str, lines: list[Request], device: str = AUTO) -> dict[str, Any]:
     tokens, stages = 0, {}  # type: tuple[int, dict[str, float]]
-    theirs = Theirs(Job(model, device), "")
+    theirs = UpstreamTarget(BenchJob(model, device), "")
     for line in lines:
         count = line.sampling.max_tokens
         seconds = theirs.run(forced_tokens(count / TOKEN_RATE))
@@ -122,7 +122,7 @@ def main(
     if upstream_lines:
         rows["upstream"] = [upstream(model, asked[:upstream_lines])]
         typer.echo(f"upstream: {json.dumps(rows['upstream'][0])}", err=True)
-    card = facts(Job(model), locate(model))
+    card = facts(BenchJob(model), locate(model))
     report = {"card": card, "dtype": dtype, "lines": lines, "rows": rows}
     text = json.dumps(report, indent=1)
     typer.echo(text) if output is None else output.write_text(text + "\n", encoding="utf-8")

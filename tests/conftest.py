@@ -76,10 +76,10 @@ def upstream(tiny: Path):
 def recogniser():
     """Whisper tiny.en, where the extra ``ears`` is installed."""
     from chatterbox_opt.errors import InputError
-    from chatterbox_opt.eval.whisper import Recogniser
+    from chatterbox_opt.eval.whisper import Recognizer
 
     try:
-        return Recogniser.load("tiny.en")
+        return Recognizer.load("tiny.en")
     except InputError as error:
         pytest.skip(str(error))
 
@@ -97,19 +97,19 @@ def utterance(engine, text: str, sampling, **more):
     """A normalised text to be said once under the sampling's seed."""
     import torch
 
-    from chatterbox_opt.models.t3.decode_state import Utterance
+    from chatterbox_opt.models.t3.decode_state import DecodeRequest
 
     generator = torch.Generator().manual_seed(sampling.seed or 0)
-    return Utterance(prompt_for(engine, text), sampling, generator, lambda count: None, **more)
+    return DecodeRequest(prompt_for(engine, text), sampling, generator, lambda count: None, **more)
 
 
 def prefilled(t3, prefix):
     """The logits [rows, vocabulary] of the last position of one utterance's prefix."""
     import torch
 
-    from chatterbox_opt.models.t3.kv_cache import StaticCache
+    from chatterbox_opt.models.t3.kv_cache import StaticKVCache
 
-    cache = StaticCache(utterances=1, each=len(prefix), shape=t3.cached, like=t3.like)
+    cache = StaticKVCache(utterances=1, each=len(prefix), shape=t3.cached, like=t3.like)
     cache.reserve(0, prefix.shape[1])
     return t3.prefill(prefix, torch.tensor([prefix.shape[1] - 1]), cache, torch.tensor([0]))
 
@@ -120,26 +120,26 @@ def as_on_a_card(t3):
     from chatterbox_opt.layers import linear_onednn
     from chatterbox_opt.models.t3 import fused_step
 
-    changed = linear_onednn.unblock(t3)
+    changed = linear_onednn.use_plain(t3)
     try:
-        assert fused_step.serves(t3)
+        assert fused_step.supports(t3)
         yield
     finally:
         if changed:
-            linear_onednn.block(t3)
+            linear_onednn.use_onednn(t3)
 
 
 def looking(stride: int = 1, step=None, static: bool = False, fused: bool = False):
     """An eager way that looks at the tokens so rarely, and may have another step or cache."""
-    from chatterbox_opt.engine.decode import Eager
-    from chatterbox_opt.models.t3.decode_state import Slots
-    from chatterbox_opt.models.t3.kv_cache import StaticCache
+    from chatterbox_opt.engine.decode import EagerBackend
+    from chatterbox_opt.models.t3.decode_state import DecodeState
+    from chatterbox_opt.models.t3.kv_cache import StaticKVCache
 
     def slots(t3, count, each):
-        cache = StaticCache(utterances=count, each=each, shape=t3.cached, like=t3.like)
-        return Slots(t3, count, cache)
+        cache = StaticKVCache(utterances=count, each=each, shape=t3.cached, like=t3.like)
+        return DecodeState(t3, count, cache)
 
-    way = Eager(fused=fused)
+    way = EagerBackend(fused=fused)
     way.stride = stride
     if step is not None:
         way.step = lambda model: step

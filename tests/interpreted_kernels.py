@@ -26,9 +26,9 @@ from chatterbox_opt.kernels.cuda.decode_attention import KEYS
 from chatterbox_opt.kernels.cuda.kv_quantization import dequantize, quantize
 from chatterbox_opt.models.flow.estimator import Estimator, Transformer
 from chatterbox_opt.models.t3 import fused_step, sampler
-from chatterbox_opt.models.t3.decode_state import FREE, Slots
+from chatterbox_opt.models.t3.decode_state import UNFORCED, DecodeState
 from chatterbox_opt.models.t3.kv_cache import products
-from chatterbox_opt.models.t3.model import rotate
+from chatterbox_opt.models.t3.model import apply_rope
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.sampling import Sampling
 
@@ -46,7 +46,7 @@ CASES = [
     for rows in (1, 2, 3, 5, 70)
     for dtype in ATOL
     # the interpreter's tl.dot takes bfloat16 for integers
-    if not (rows > gemv.FEW and dtype == torch.bfloat16)
+    if not (rows > gemv.MAX_GEMV_ROWS and dtype == torch.bfloat16)
     for form in (FORMS if rows in (2, 5) else FORMS[3:5])
 ]
 
@@ -139,7 +139,7 @@ def test_programs_that_share_a_depth(rows, whole):
 @pytest.mark.parametrize("sizes", [(2, 2), (2, 1), (4, 4), (4, 1)])
 def test_tiles_fit_what_they_are_for(n, k, rows, sizes):
     """Whole pieces for every thread, and the parts of a depth cover it once."""
-    if rows <= gemv.FEW:
+    if rows <= gemv.MAX_GEMV_ROWS:
         tile = gemv.gemv_tile(rows, n, k, sizes)
         pieces = tile["DEPTH"] // tile["PIECE"]
         assert pieces % (32 * tile["num_warps"]) == 0
@@ -172,7 +172,9 @@ def test_one_query_attends_up_to_its_place(dtype, atol, narrow, each, shared):
         buffers, scales = quantize(buffers)
     expected = buffers.clone() if scales is None else dequantize(buffers, scales, dtype)
     q, k, v = qkv.view(rows, 3, heads, 1, width).unbind(1)
-    q, k = (rotate(x, [p.repeat_interleave(each, 0)[:, None, None] for p in rope]) for x in (q, k))
+    q, k = (
+        apply_rope(x, [p.repeat_interleave(each, 0)[:, None, None] for p in rope]) for x in (q, k)
+    )
     every = places.repeat_interleave(each)
     for kept, new in zip(expected, (k, v), strict=True):
         new = dequantize(*quantize(new), dtype) if narrow else new
@@ -189,7 +191,7 @@ def test_one_query_attends_up_to_its_place(dtype, atol, narrow, each, shared):
     if shared:
         assert decode_attention.splits(rows, heads) == (8 if each == 1 else 8)
     pair = None if scales is None else tuple(scales)
-    found = decode_attention.attend(qkv, rope, *buffers, places, pair, arrivals)
+    found = decode_attention.decode_attention(qkv, rope, *buffers, places, pair, arrivals)
     assert_close(found, attended, atol=atol)
     assert arrivals is None or not arrivals.any()
     numbers = buffers if scales is None else dequantize(buffers, scales, dtype)
@@ -213,7 +215,9 @@ def test_whoever_is_last_gives_the_same(last, monkeypatch):
 
     def attend():
         arrivals = torch.zeros(1, dtype=torch.int32)
-        return decode_attention.attend(qkv, rope, *buffers.clone(), places, None, arrivals)
+        return decode_attention.decode_attention(
+            qkv, rope, *buffers.clone(), places, None, arrivals
+        )
 
     expected, seen = attend(), []
     plain = interpreter.interpreter_builder.set_grid_idx
@@ -236,7 +240,7 @@ def test_great_scores_do_not_overflow():
     keys[0, 0, 150] = 300.0
     values = torch.arange(200.0)[None, None, :, None].expand(1, 1, 200, width).contiguous()
     still = torch.ones(1, width), torch.zeros(1, width)
-    made = decode_attention.attend(qkv, still, keys, values, torch.tensor([place]))
+    made = decode_attention.decode_attention(qkv, still, keys, values, torch.tensor([place]))
     assert torch.equal(made, torch.full_like(made, 150.0))
 
 
@@ -252,7 +256,7 @@ def test_it_draws_what_the_slots_draw(each):
         for r in (1.0, 1.2, 3.0)
     ]
     rows, words, places, steps = len(asked), 300, 12, 8
-    said = torch.full((rows, places), FREE)
+    said = torch.full((rows, places), UNFORCED)
     said[3, 2], said[rows - 1, 1] = 299, 0  # whatever the logits are
     state = {
         "logits": 3 * torch.randn(each * rows, words, generator=generator),
@@ -266,7 +270,7 @@ def test_it_draws_what_the_slots_draw(each):
     state["logits"][each * (rows - 1), 5] = torch.nan
     state["logits"][each * (rows - 2), 299] = torch.inf
     state["spoken"][rows - 1] = 0
-    knobs = sampler.Knobs.room(rows)
+    knobs = sampler.SamplingTensors.room(rows)
     for row, one in enumerate(asked):
         knobs.set(row, one)
     mine, theirs = (
@@ -277,7 +281,7 @@ def test_it_draws_what_the_slots_draw(each):
         lots = torch.empty(rows, words).exponential_(generator=generator)
         mine.noise.copy_(lots)
         theirs.noise.copy_(lots)
-        Slots.draw(theirs, 0, rows, ranked=False)
+        DecodeState.draw(theirs, 0, rows, ranked=False)
         fused_step.draw(mine, rows)
         for name in ("seen", "said", "token", "spoken", "position"):
             assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
@@ -292,7 +296,9 @@ def test_a_step_begins_as_the_model_begins_it(engine, dtype, each):
     with engine._speaker.residency("t3") as t3:
         tables = t3.speech_emb.weight.to(dtype), t3.speech_pos.weight.to(dtype)
         counters = tuple(torch.tensor(row) for row in ((3, 0, 50), (0, 7, 2), (0, 700, 4000)))
-        x, rope, places, arrivals = decode_io.enter(counters, tables, t3.frequencies, each, 3500, 5)
+        x, rope, places, arrivals = decode_io.embed_tokens(
+            counters, tables, t3.frequencies, each, 3500, 5
+        )
         counters[2].clamp_(max=3499)
         expected, *turned = t3.entering(*counters, 1)
     assert torch.equal(places, counters[2])
@@ -319,10 +325,10 @@ def test_frames_attend_to_those_that_are_there(dtype, atol, frames):
     )
     k.masked_fill_(~there[:, None, :, None], 1e4)
     v.masked_fill_(~there[:, None, :, None], torch.nan)
-    made = flow_kernels.attend(q, k, v, lengths.int())
+    made = flow_kernels.attention(q, k, v, lengths.int())
     assert made.shape == (3, frames, 64) and made.dtype == dtype
     assert_close(made, expected.transpose(1, 2).flatten(2).to(dtype), atol=atol)
-    alone = flow_kernels.attend(q[2:], k[2:], v[2:], None)
+    alone = flow_kernels.attention(q[2:], k[2:], v[2:], None)
     assert_close(alone, made[2:], atol=0)
 
 
@@ -338,7 +344,7 @@ def test_a_norm_and_what_stands_around_it(dtype, atol, width):
             total = x if add is None else x + add
             exact = layer(total.double(), (width,), weight.double(), bias.double(), 1e-5)
             exact = torch.nn.functional.mish(exact) if mish else exact
-            found = flow_kernels.norm(x, weight, bias, 1e-5, add, mish=mish)
+            found = flow_kernels.layer_norm(x, weight, bias, 1e-5, add, mish=mish)
             assert torch.equal(found[0], total)
             assert_close(found[1], exact.to(dtype), atol=atol)
 
@@ -458,7 +464,7 @@ class TestBeginningEarly:
         qkv, places = torch.randn(4, 3 * 3 * 16, generator=generator), torch.tensor([5, 280])
 
         def call(qkv, rope, buffers, places):
-            return decode_attention.attend(qkv, (rope[0], rope[1]), *buffers, places)
+            return decode_attention.decode_attention(qkv, (rope[0], rope[1]), *buffers, places)
 
         self.check(waits, call, [qkv, rope, buffers, places], 4 * 3)
 
@@ -471,7 +477,7 @@ class TestBeginningEarly:
 
         def call(qkv, rope, buffers, places, arrivals):
             pair = (rope[0], rope[1])
-            return decode_attention.attend(qkv, pair, *buffers, places, None, arrivals)
+            return decode_attention.decode_attention(qkv, pair, *buffers, places, None, arrivals)
 
         arrivals = torch.zeros(4 * 3, dtype=torch.int32)
         programs = 4 * 3 * decode_attention.splits(4, 3)
@@ -493,25 +499,25 @@ class TestBeginningEarly:
         frequencies = torch.rand(8, generator=generator)
 
         def call(counters):
-            return decode_io.enter(tuple(counters), tuple(tables), frequencies, 2, 500, 3)
+            return decode_io.embed_tokens(tuple(counters), tuple(tables), frequencies, 2, 500, 3)
 
         self.check(waits, call, [torch.tensor([[3, 8], [5, 0], [700, 9]])], 2)
 
     def test_the_draw(self, waits):
         generator = torch.Generator().manual_seed(0)
-        knobs = sampler.Knobs.room(2).values
+        knobs = sampler.SamplingTensors.room(2).values
         state = [
             torch.randn(4, 300, generator=generator),
             torch.rand(2, 300, generator=generator) < 0.3,
             knobs,
             torch.rand(2, 300, generator=generator) + 0.1,
-            torch.full((2, 9), FREE),
+            torch.full((2, 9), UNFORCED),
             torch.tensor([[3, 8], [5, 0], [40, 9]]),
         ]
 
         def call(logits, seen, knobs, noise, said, counters):
-            free = {"free": FREE, "not_finite": sampler.NOT_FINITE}
-            decode_io.draw(logits, seen, knobs, noise, said, tuple(counters), **free)
+            free = {"free": UNFORCED, "not_finite": sampler.NOT_FINITE}
+            decode_io.sample_tokens(logits, seen, knobs, noise, said, tuple(counters), **free)
 
         self.check(waits, call, state, 2)
 
@@ -520,16 +526,16 @@ class TestTryingToBeginEarly:
     @pytest.fixture
     def asked(self, monkeypatch):
         """Whether kernels begin early on a card that records like this."""
-        monkeypatch.setattr(cuda, "generation", lambda device: 9)
-        monkeypatch.setattr(kernel_launch, "next_may_begin", lambda: None)
-        monkeypatch.setattr(kernel_launch, "wait_for_those_before", lambda: None)
+        monkeypatch.setattr(cuda, "capability_major", lambda device: 9)
+        monkeypatch.setattr(kernel_launch, "gdc_launch_dependents", lambda: None)
+        monkeypatch.setattr(kernel_launch, "gdc_wait", lambda: None)
         monkeypatch.setattr(
             kernel_launch, "AHEAD", {"EARLY": True}
         )  # the interpreter knows no more
 
         def asked(record):
-            monkeypatch.setattr(cuda, "CudaRecorder", lambda device: record)
-            return kernel_launch.early.__wrapped__(torch.device("cpu"))
+            monkeypatch.setattr(cuda, "GraphCapturer", lambda device: record)
+            return kernel_launch.pdl_supported.__wrapped__(torch.device("cpu"))
 
         return asked
 
@@ -549,7 +555,7 @@ class TestTryingToBeginEarly:
 
     @pytest.mark.parametrize("generation", [0, 7, 8, 12])
     def test_other_cards_are_not_asked(self, asked, monkeypatch, generation):
-        monkeypatch.setattr(cuda, "generation", lambda device: generation)
+        monkeypatch.setattr(cuda, "capability_major", lambda device: generation)
         assert not asked(lambda work: work)
 
 
@@ -572,7 +578,7 @@ class TestTrying:
 
     @pytest.mark.parametrize("stage", ["t3", "flow"])
     def test_right_kernels_are_found_right(self, stage):
-        assert selftest.lacks_kernels(stage, torch.float16, "cpu") == ""
+        assert selftest.unsupported_reason(stage, torch.float16, "cpu") == ""
 
     @pytest.mark.parametrize(
         ("module", "name"),
@@ -593,7 +599,8 @@ class TestTrying:
         monkeypatch.setattr(module, name, off)
         stage = "flow" if module is flow_kernels else "t3"
         assert (
-            selftest.lacks_kernels(stage, torch.float16, "cpu") == "Triton's kernels are wrong here"
+            selftest.unsupported_reason(stage, torch.float16, "cpu")
+            == "Triton's kernels are wrong here"
         )
 
     @pytest.fixture
@@ -603,28 +610,30 @@ class TestTrying:
             monkeypatch.setattr(selftest, name, lambda drawn: True)
 
     def test_a_wrong_beginning_is_found_wrong(self, monkeypatch, only_the_ends):
-        exact = decode_io.enter
+        exact = decode_io.embed_tokens
 
         def swapped(*given):
             x, (cos, sin), *rest = exact(*given)
             return x, (cos, -sin), *rest
 
-        monkeypatch.setattr(decode_io, "enter", swapped)
+        monkeypatch.setattr(decode_io, "embed_tokens", swapped)
         assert (
-            selftest.lacks_kernels("t3", torch.float16, "cpu") == "Triton's kernels are wrong here"
+            selftest.unsupported_reason("t3", torch.float16, "cpu")
+            == "Triton's kernels are wrong here"
         )
 
     @pytest.mark.parametrize("i", range(3))
     def test_a_wrong_end_is_found_wrong(self, i, monkeypatch, only_the_ends):
-        exact = decode_io.draw
+        exact = decode_io.sample_tokens
 
         def beyond(*given, **more):
             exact(*given, **more)
             given[5][i].add_(1)  # a counter
 
-        monkeypatch.setattr(decode_io, "draw", beyond)
+        monkeypatch.setattr(decode_io, "sample_tokens", beyond)
         assert (
-            selftest.lacks_kernels("t3", torch.float16, "cpu") == "Triton's kernels are wrong here"
+            selftest.unsupported_reason("t3", torch.float16, "cpu")
+            == "Triton's kernels are wrong here"
         )
 
     @pytest.mark.parametrize(
@@ -641,13 +650,15 @@ class TestTrying:
                 raise error
 
         monkeypatch.setattr(decode_linear, "gemv", Failing())
-        assert "Triton cannot build kernels here" in selftest.lacks_kernels(
+        assert "Triton cannot build kernels here" in selftest.unsupported_reason(
             "t3", torch.float16, "cpu"
         )
 
     def test_old_cards_are_not_asked(self):
-        assert "need compute capability 7.5" in probe._lacks_kernels("t3", "float32", (7, 0))
-        assert "need compute capability 8.0" in probe._lacks_kernels("flow", "float16", (7, 5))
+        assert "need compute capability 7.5" in probe._kernels_unsupported("t3", "float32", (7, 0))
+        assert "need compute capability 8.0" in probe._kernels_unsupported(
+            "flow", "float16", (7, 5)
+        )
 
 
 def test_t3_says_the_same_with_it(engine, monkeypatch):

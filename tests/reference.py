@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.random_weights import llama_config, upstream_flow
-from chatterbox_opt.config.model_config import Shapes, read_shapes
+from chatterbox_opt.config.model_config import ModelConfig, read_config
 from chatterbox_opt.models import voice_encoders
 from chatterbox_opt.models.vocoder import model as vocoder_model
 
 
 @contextmanager
-def small_llama(shapes: Shapes):
+def small_llama(shapes: ModelConfig):
     """Register the backbone's shape where upstream looks it up, for the time of a build."""
     name = "chatterbox-opt-test"
     LLAMA_CONFIGS[name] = llama_config(shapes.t3, LLAMA_CONFIGS["Llama_520M"])
@@ -38,7 +38,7 @@ def small_llama(shapes: Shapes):
         del LLAMA_CONFIGS[name]
 
 
-def upstream_t3(directory: Path, shapes: Shapes) -> T3:
+def upstream_t3(directory: Path, shapes: ModelConfig) -> T3:
     """Upstream's T3 in these shapes, loaded strictly from upstream's file."""
     shape = shapes.t3
     with small_llama(shapes) as name:
@@ -54,7 +54,7 @@ def upstream_t3(directory: Path, shapes: Shapes) -> T3:
     return t3.eval()
 
 
-def upstream_s3gen(directory: Path, shapes: Shapes) -> S3Gen:
+def upstream_s3gen(directory: Path, shapes: ModelConfig) -> S3Gen:
     """Upstream's S3Gen around smaller parts, loaded as upstream loads it."""
     encoders = voice_encoders.Encoders(shapes.voice, shapes.t3.speaker)
     s3gen = S3Gen.__new__(S3Gen)
@@ -76,8 +76,8 @@ def upstream_s3gen(directory: Path, shapes: Shapes) -> S3Gen:
 
 def upstream_tts(directory: Path) -> ChatterboxTTS:
     """Upstream's ChatterboxTTS from a checkpoint directory of any shape."""
-    shapes = read_shapes(directory)
-    if shapes.t3 == Shapes().t3:
+    shapes = read_config(directory)
+    if shapes.t3 == ModelConfig().t3:
         return ChatterboxTTS.from_local(directory, "cpu")
     encoder = voice_encoders._voice_encoder(shapes.voice, shapes.t3.speaker)
     encoder.load_state_dict(load_file(directory / registry.VOICE_ENCODER))

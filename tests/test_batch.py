@@ -21,7 +21,7 @@ from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.batch import job_file, manifest, verify
 from chatterbox_opt.batch import join as batch_join
 from chatterbox_opt.batch import runner as batch_runner
-from chatterbox_opt.batch.runner import Batch, Summary
+from chatterbox_opt.batch.runner import BatchRunner, Summary
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError, OutputError, TextError
 from chatterbox_opt.request import Piece
@@ -59,8 +59,8 @@ def work(lines: Iterable[str], voices: str = "v", made_by: str = "m") -> list[ba
 
 def go(directory: Path, todo, speak=None, *, anew=False, events=None, **options) -> Summary:
     tell = (lambda event: None) if events is None else events.append
-    with manifest.opened(directory, anew=anew) as noted:
-        return Batch(noted, todo, tell, **options).run(speak or Fake())
+    with manifest.open_manifest(directory, anew=anew) as noted:
+        return BatchRunner(noted, todo, tell, **options).run(speak or Fake())
 
 
 def lines_of(directory: Path) -> list[dict]:
@@ -120,8 +120,8 @@ def test_a_file_that_another_item_was_written_over_is_made_again(tmp_path):
 def test_fail_fast_and_stop(tmp_path):
     summary = go(tmp_path, work(["One.", "bad", "Three."]), fail_fast=True)
     assert (len(summary.entries), summary.left) == (2, 1)
-    with manifest.opened(tmp_path, anew=True) as noted:
-        running = Batch(noted, work(["a", "b", "c"]), lambda event: None)
+    with manifest.open_manifest(tmp_path, anew=True) as noted:
+        running = BatchRunner(noted, work(["a", "b", "c"]), lambda event: None)
 
         def speak(requests):
             for result in Fake()(requests):
@@ -169,15 +169,18 @@ def test_a_second_run_says_so_and_a_dead_ones_lock_does_not_matter(tmp_path):
     (tmp_path / "manifest.lock").write_text("4711")
     (tmp_path / f".{'0' * 16}.part").write_text("half")
     (tmp_path / ".mine.part").write_text("kept")
-    with manifest.opened(tmp_path):
+    with manifest.open_manifest(tmp_path):
         assert not list(tmp_path.glob(".0*")), "what a killed run left goes"
         assert (tmp_path / ".mine.part").exists()
-        with pytest.raises(InputError, match="another run is working"), manifest.opened(tmp_path):
+        with (
+            pytest.raises(InputError, match="another run is working"),
+            manifest.open_manifest(tmp_path),
+        ):
             pass
-    with manifest.opened(tmp_path):
+    with manifest.open_manifest(tmp_path):
         pass
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="it is a file"), manifest.opened(tmp_path / "file"):
+    with pytest.raises(InputError, match="it is a file"), manifest.open_manifest(tmp_path / "file"):
         pass
 
 
@@ -282,7 +285,7 @@ def test_a_recognizer_is_called_without_a_shell(tmp_path):
     assert injected.word_error_rate("Hello there.", wave) == 0
     assert not (tmp_path / "owned").exists()
     broken = verify.Verifier.of(asr(tmp_path, "sys.exit('no model')"))
-    with pytest.raises(verify.HearingError, match="ended with 1 .no model."):
+    with pytest.raises(verify.VerifierError, match="ended with 1 .no model."):
         broken.word_error_rate("Hello.", wave)
     for command in ("no-such-program-anywhere", "'", ""):
         with pytest.raises(InputError, match="--verify"):
@@ -336,8 +339,8 @@ def rate_and_growth(directory: Path, count: int) -> tuple[float, float]:
     stamps: list[float] = []
     todo = work(f"Line {i}." for i in range(count))
     tracemalloc.start()
-    with manifest.opened(directory) as noted:
-        running = Batch(noted, todo, lambda event: stamps.append(time.perf_counter()))
+    with manifest.open_manifest(directory) as noted:
+        running = BatchRunner(noted, todo, lambda event: stamps.append(time.perf_counter()))
         before = tracemalloc.get_traced_memory()[0]
         fake = Fake()
         running.run(lambda requests: fake(requests))

@@ -19,7 +19,7 @@ from test_batch import Fake, work
 
 from chatterbox_opt.batch import manifest
 from chatterbox_opt.batch.manifest import Entry
-from chatterbox_opt.batch.runner import Batch, Event, Summary
+from chatterbox_opt.batch.runner import BatchRunner, Event, Summary
 from chatterbox_opt.cli import batch_progress, console
 
 COMMAND = [sys.executable, "-m", "chatterbox_opt", "batch"]
@@ -202,10 +202,10 @@ def test_a_second_signal_stops_at_once(tmp_path):
     from chatterbox_opt.cli import batch as batch_command
 
     before = signal.getsignal(signal.SIGTERM)
-    with manifest.opened(tmp_path) as held:
-        running = Batch(held, work("abc"), lambda event: None)
+    with manifest.open_manifest(tmp_path) as held:
+        running = BatchRunner(held, work("abc"), lambda event: None)
         with pytest.raises(SystemExit) as caught:
-            with batch_command._stoppable(running, console.Talk(quiet=True)) as numbers:
+            with batch_command._stoppable(running, console.Reporter(quiet=True)) as numbers:
                 signal.raise_signal(signal.SIGTERM)
                 assert numbers == [signal.SIGTERM]
                 signal.raise_signal(signal.SIGTERM)
@@ -268,7 +268,7 @@ def test_a_usage_error_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, cap
 
 
 def shown(*, terminal: bool, quiet: bool = False) -> str:
-    talk = console.Talk(quiet=quiet)
+    talk = console.Reporter(quiet=quiet)
     stream = io.StringIO()
     talk.console = Console(file=stream, force_terminal=terminal, width=100, highlight=False)
     bad = Entry("2", "", "", "failed", error="it is bad: mend it")

@@ -11,9 +11,9 @@ from conftest import ROOT, SAMPLE
 
 from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.config.model_config import SAMPLE_RATE
-from chatterbox_opt.engine.quality import Guard, faults
-from chatterbox_opt.engine.retries import Attempts
-from chatterbox_opt.engine.sequence import Line, Spoken
+from chatterbox_opt.engine.quality import Guard, find_faults
+from chatterbox_opt.engine.retries import ChunkAttempts
+from chatterbox_opt.engine.sequence import AudioOutput, ChunkRequest
 from chatterbox_opt.errors import NumericsError, SilenceError, TextError, VoiceError
 from chatterbox_opt.text.chunking import Chunk
 
@@ -22,13 +22,13 @@ NOISE = np.random.default_rng(0)
 SHORT = Sampling(seed=1, max_tokens=12)
 
 
-def spoken(seconds: float, *, codes=None, cut=False, silence=(0.0, 0.0)) -> Spoken:
+def spoken(seconds: float, *, codes=None, cut=False, silence=(0.0, 0.0)) -> AudioOutput:
     wave = NOISE.uniform(-0.5, 0.5, round(seconds * SAMPLE_RATE)).astype(np.float32)
     start, end = (round(edge * SAMPLE_RATE) for edge in silence)
     wave[start:end] *= 0.001
     if codes is None:
         codes = NOISE.integers(0, 6561, round(seconds * 25)).tolist()
-    return Spoken(wave, len(codes), {"t3": 1.0}, tuple(codes), cut)
+    return AudioOutput(wave, len(codes), {"t3": 1.0}, tuple(codes), cut)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def spoken(seconds: float, *, codes=None, cut=False, silence=(0.0, 0.0)) -> Spok
     ],
 )
 def test_good_speech_has_no_fault(text, sound):
-    assert faults(text, sound) == ()
+    assert find_faults(text, sound) == ()
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,13 @@ def test_good_speech_has_no_fault(text, sound):
     ],
 )
 def test_bad_speech_is_found(sound, fault):
-    [found] = faults(SENTENCE, sound)
+    [found] = find_faults(SENTENCE, sound)
     assert found.startswith(fault)
 
 
-def judged(retries: int, takes: list[Spoken]):
+def judged(retries: int, takes: list[AudioOutput]):
     """What is kept of a chunk whose attempts sound like this."""
-    attempts = Attempts(
+    attempts = ChunkAttempts(
         Chunk(SENTENCE), 0, None, SHORT, seed=1, on_token=print, guard=Guard(retries)
     )
     seeds = set()
@@ -97,14 +97,14 @@ def test_the_bounds_on_trained_speech():
         for i, text in enumerate(texts):
             [chunk] = speaker._chunks(text)
             voice = speaker.voice(names[i % len(names)])
-            said = Line(chunk, voice, Sampling(), i, lambda n: None)
+            said = ChunkRequest(chunk, voice, Sampling(), i, lambda n: None)
             [(_, good)] = speaker._speaker.speak(iter([said, None]).__next__)
-            assert faults(chunk.text, good) == (), text
+            assert find_faults(chunk.text, good) == (), text
             for fault, planted in plant(good):
-                assert faults(chunk.text, planted), f"{fault}: {text}"
+                assert find_faults(chunk.text, planted), f"{fault}: {text}"
 
 
-def plant(good: Spoken) -> Iterator[tuple[str, Spoken]]:
+def plant(good: AudioOutput) -> Iterator[tuple[str, AudioOutput]]:
     """A good utterance in which something goes wrong."""
     wave, codes = good.wave, good.codes
     middle = len(codes) // 2
@@ -217,9 +217,9 @@ def test_a_guarded_engine_speaks_chunks_again_with_seeds_of_their_own(engine):
     assert len(cut.codes) == cut.tokens
 
 
-def line(engine, **knobs) -> Line:
+def line(engine, **knobs) -> ChunkRequest:
     chunk = next(iter(engine._chunks("Hello there, this is a sentence.")))
-    return Line(chunk, engine.voice(), Sampling(**knobs), 1, lambda count: None)
+    return ChunkRequest(chunk, engine.voice(), Sampling(**knobs), 1, lambda count: None)
 
 
 def test_the_sound_is_finished_beside_the_work_on_a_card_and_is_the_same(engine, monkeypatch):

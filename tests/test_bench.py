@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from chatterbox_opt.bench import backends, cold_start, report
 from chatterbox_opt.bench import runner as bench_runner
-from chatterbox_opt.bench.backends import Job, Ours, forced_tokens
+from chatterbox_opt.bench.backends import BenchJob, OptimizedTarget, forced_tokens
 from chatterbox_opt.cli.main import app
 from chatterbox_opt.engine import probe
 from chatterbox_opt.errors import ChatterboxOptError, InputError, ProfileError
@@ -131,7 +131,7 @@ def test_cold_starts_are_compared_with_upstreams(monkeypatch):
     monkeypatch.setattr(cold_start, "_length", lambda output: {"audio": 3.0})
     monkeypatch.setattr(cold_start, "_theirs", lambda job, output: [])
     names = ["upstream", "float32", "mine"]
-    found = cold_start.measure(Job("x", runs=2), names, lambda line: None)
+    found = cold_start.measure(BenchJob("x", runs=2), names, lambda line: None)
     assert [f["cold_vs_upstream"] for f in found] == [1, 4, 5]
     assert [f["cold_first_seconds"] for f in found] == [None, 5, 4]
     turn = ["upstream", "float32", "float32", "mine", "mine"]
@@ -142,7 +142,7 @@ def test_cold_starts_are_compared_with_upstreams(monkeypatch):
 
 
 def test_a_cold_start_that_fails_says_why(tmp_path):
-    job = Job(str(tmp_path), "cpu", tokens=(1,), runs=1)
+    job = BenchJob(str(tmp_path), "cpu", tokens=(1,), runs=1)
     with pytest.raises(ChatterboxOptError, match="row float32: its cold start failed.*lacks ve"):
         cold_start.measure(job, ["float32"], lambda line: None)
 
@@ -169,20 +169,20 @@ def test_compare(measured, tmp_path):
 
 def test_all_rows_say_the_same_tokens_through_the_real_loop(tiny, engine):
     """The recorded logits are those that each forced token was drawn from."""
-    job = Job(str(tiny), "cpu", tokens=forced_tokens(0.4))
-    ours = Ours(job, "float32")
+    job = BenchJob(str(tiny), "cpu", tokens=forced_tokens(0.4))
+    ours = OptimizedTarget(job, "float32")
     given = ours.quality()
     assert given["logits"].shape == (len(job.tokens), 8194)
     assert given["mel"].shape == (80, 2 * len(job.tokens))
-    other = Job(str(tiny), "cpu", tokens=(*job.tokens[:5], 17, *job.tokens[6:]))
-    changed = Ours(other, "float32").quality()["logits"]
+    other = BenchJob(str(tiny), "cpu", tokens=(*job.tokens[:5], 17, *job.tokens[6:]))
+    changed = OptimizedTarget(other, "float32").quality()["logits"]
     assert_close(changed[:6], given["logits"][:6], atol=1e-6)
     assert (changed[6] - given["logits"][6]).abs().max() > 1e-2
 
 
 def test_a_row_that_replays_is_measured_as_one_that_launches(tiny):
     """Its way looks at the tokens rarely: logits and the end of the prefill are not seen there."""
-    ours = Ours(Job(str(tiny), "cpu", tokens=forced_tokens(0.8)), "float32")
+    ours = OptimizedTarget(BenchJob(str(tiny), "cpu", tokens=forced_tokens(0.8)), "float32")
     launched = ours.quality()["logits"]
     capture(ours._engine, tape.record)
     assert_close(ours.quality()["logits"], launched, atol=1e-4)
@@ -204,7 +204,7 @@ def test_noisy_rows_are_marked():
     def laps(*decodes):
         return [dict.fromkeys(bench_runner.STAGES, 1.0) | {"decode": d} for d in decodes]
 
-    job = Job("x", tokens=tuple(range(25)))
+    job = BenchJob("x", tokens=tuple(range(25)))
     assert bench_runner._entry(job, laps(1.0, 1.1, 1.0), 10.0)["noisy"] is False
     assert bench_runner._entry(job, laps(1.0, 3.0, 1.0), 10.0)["noisy"] is True
     assert bench_runner._entry(job, laps(2.0), 24.0)["t3_share_of_ceiling"] == pytest.approx(0.5)
@@ -233,7 +233,7 @@ def test_usage_errors(args, message):
 
 
 def test_a_row_that_cannot_be_measured_says_why(tiny):
-    job = Job(str(tiny), "cpu", tokens=forced_tokens(0.2))
+    job = BenchJob(str(tiny), "cpu", tokens=forced_tokens(0.2))
     with pytest.raises(ChatterboxOptError, match="row upstream: plain Chatterbox cannot load"):
         bench_runner.measure(job, ["upstream"], lambda _: None)
 
@@ -264,9 +264,9 @@ class FakeRow:
 
 
 def test_rows_that_fail_are_left_out_and_the_others_go_on(tiny, monkeypatch):
-    monkeypatch.setattr(bench_runner, "Row", FakeRow)
+    monkeypatch.setattr(bench_runner, "RowProcess", FakeRow)
     monkeypatch.setattr(FakeRow, "runs", [])
-    job = Job(str(tiny), "cpu", tokens=forced_tokens(0.2), runs=3)
+    job = BenchJob(str(tiny), "cpu", tokens=forced_tokens(0.2), runs=3)
     said = []
     found = bench_runner.measure(job, ["upstream", "float32", "bfloat16", "+compile"], said.append)
     assert [row["name"] for row in found["rows"]] == ["float32", "+compile"]
@@ -280,7 +280,7 @@ def test_rows_that_fail_are_left_out_and_the_others_go_on(tiny, monkeypatch):
 
 
 def test_a_row_that_hangs_is_ended(tiny):
-    job = Job(str(tiny), "cpu", tokens=forced_tokens(0.2), patience=0.05)
+    job = BenchJob(str(tiny), "cpu", tokens=forced_tokens(0.2), patience=0.05)
     with pytest.raises(ChatterboxOptError, match="row float32 did not answer in 0 s and was ended"):
         bench_runner.measure(job, ["float32"], lambda _: None)
 

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from conftest import assert_close
 
 from chatterbox_opt.kernels.cuda.kv_quantization import dequantize, quantize
-from chatterbox_opt.models.t3.kv_cache import SPAN, StaticCache, blocks
-from chatterbox_opt.models.t3.ragged_kv_cache import STRIP, RaggedCache
+from chatterbox_opt.models.t3.kv_cache import SPAN, StaticKVCache, round_up_to_span
+from chatterbox_opt.models.t3.ragged_kv_cache import STRIP, RaggedKVCache
 
 LAYERS, HEADS, WIDTH, EACH = 2, 3, 8, 2
-KINDS = (StaticCache, RaggedCache)
+KINDS = (StaticKVCache, RaggedKVCache)
 
 
 def empty(kind, utterances: int, dtype=torch.float32):
@@ -70,7 +70,7 @@ def test_attends_as_a_growing_cache(kind, dtype, atol):
         for utterance, position in enumerate(positions):
             cache.reserve(utterance, position + 1)
         attend = cache.at(
-            torch.tensor(positions).repeat_interleave(EACH), blocks(max(positions) + 1)
+            torch.tensor(positions).repeat_interleave(EACH), round_up_to_span(max(positions) + 1)
         )
         expected = torch.stack([one.attend(s) for one, s in zip(grown, steps, strict=True)])
         for layer in range(LAYERS):
@@ -96,15 +96,19 @@ def test_what_was_not_finite_is_gone_once_cleared(kind):
 
 
 def test_a_static_cache_is_whole_blocks_and_never_smaller():
-    assert (blocks(1), blocks(SPAN), blocks(SPAN + 1)) == (SPAN, SPAN, 2 * SPAN)
-    cache = empty(StaticCache, 3)
+    assert (round_up_to_span(1), round_up_to_span(SPAN), round_up_to_span(SPAN + 1)) == (
+        SPAN,
+        SPAN,
+        2 * SPAN,
+    )
+    cache = empty(StaticKVCache, 3)
     for wanted, capacity in ((SPAN + 1, 2 * SPAN), (1, 2 * SPAN), (2 * SPAN + 1, 3 * SPAN)):
         cache.reserve(1, wanted)
         assert cache.capacity == capacity
 
 
 def test_a_ragged_cache_holds_no_more_than_a_strip_in_excess():
-    cache = empty(RaggedCache, 2)
+    cache = empty(RaggedKVCache, 2)
     cache.reserve(0, 3 * STRIP + 1)
     cache.reserve(1, 5)
     assert [layers[0][0].shape[1] for layers in cache._strips] == [4 * STRIP, STRIP]
@@ -113,7 +117,7 @@ def test_a_ragged_cache_holds_no_more_than_a_strip_in_excess():
 def test_float16_keys_end_at_its_range():
     """Infinity times a weight of 0 would be no number, and a whole sentence lost."""
     like = torch.empty(0, dtype=torch.float16)
-    cache = RaggedCache(utterances=1, each=1, shape=(1, 1, 4), like=like)
+    cache = RaggedKVCache(utterances=1, each=1, shape=(1, 1, 4), like=like)
     cache.reserve(0, 3)
     far = torch.tensor([1e9, -1e9, 2.0, 65504.0]).expand(1, 1, 3, 4)
     cache.fill(0, torch.tensor([0]), far, far)
@@ -126,7 +130,7 @@ def test_int8_keys_and_values_are_near_and_stay_with_their_utterance():
     generator = torch.Generator().manual_seed(0)
     like, shape = torch.zeros(1), (LAYERS, HEADS, WIDTH)
     wide, narrow = (
-        StaticCache(utterances=2, each=EACH, shape=shape, like=like, dtype=dtype)
+        StaticKVCache(utterances=2, each=EACH, shape=shape, like=like, dtype=dtype)
         for dtype in (None, torch.int8)
     )
     lengths = [SPAN - 2, 7]
@@ -139,7 +143,7 @@ def test_int8_keys_and_values_are_near_and_stay_with_their_utterance():
 
     def step(places):
         q, k, v = torch.randn(3, len(places), HEADS, 1, WIDTH, generator=generator)
-        span = blocks(int(places.max()) + 1)
+        span = round_up_to_span(int(places.max()) + 1)
         found = [cache.at(places, span)(1, q, k, v) for cache in (wide, narrow)]
         assert_close(found[1], found[0], atol=0.03)
         assert not torch.equal(*found)

@@ -279,7 +279,7 @@ def test_debug_switches(monkeypatch):
 
     monkeypatch.delenv("CUDA_LAUNCH_BLOCKING", raising=False)
     monkeypatch.setenv("TORCH_LOGS", "+inductor")
-    options.quieten(console.Talk(), debug=True)
+    options.quieten(console.Reporter(), debug=True)
     assert os.environ["CUDA_LAUNCH_BLOCKING"] == "1"
     assert os.environ["TORCH_LOGS"] == "+inductor", "a person's own setting stays"
     monkeypatch.delenv("CUDA_LAUNCH_BLOCKING")

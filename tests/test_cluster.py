@@ -161,7 +161,7 @@ def test_the_speakers_give_what_the_engine_gives(engine, tiny, store, tmp_path):
     from chatterbox_opt.checkpoints import registry
     from chatterbox_opt.voices import library as voice_library
 
-    found = voice_library.Speakers(registry.locate(str(tiny)), store)
+    found = voice_library.VoiceLibrary(registry.locate(str(tiny)), store)
     for source in (None, str(SAMPLE)):
         ours, theirs = found.voice(source), engine.voice(source)
         for name, tensor in ours.tensors().items():

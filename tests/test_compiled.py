@@ -19,7 +19,7 @@ from chatterbox_opt.layers.linear_int import Int4Linear, Int8Linear
 
 PACKAGE = ROOT / "chatterbox_opt"
 half = pytest.mark.skipif(
-    not bf16_ops.serves(torch.zeros(1, dtype=torch.bfloat16)),
+    not bf16_ops.supports(torch.zeros(1, dtype=torch.bfloat16)),
     reason="this processor computes no bfloat16, or PyTorch does it better",
 )
 
@@ -50,7 +50,9 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(not openmp.of_torch().parallel, reason="PyTorch's threads are not to be had")
+@pytest.mark.skipif(
+    not openmp.torch_openmp().parallel, reason="PyTorch's threads are not to be had"
+)
 @pytest.mark.parametrize("layer", [Int8Linear, Int4Linear])
 def test_as_many_threads_as_one_likes(threads, layer):
     made, x = layer(drawn(200, 96)), drawn(7, 96, seed=1)
@@ -64,7 +66,7 @@ def test_as_many_threads_as_one_likes(threads, layer):
 def test_without_a_team_one_thread_does_it(monkeypatch):
     made, x = Int8Linear(drawn(200, 96)), drawn(7, 96, seed=1)
     exact = made(x)
-    monkeypatch.setattr(openmp, "of_torch", openmp.Team)
+    monkeypatch.setattr(openmp, "torch_openmp", openmp.OpenMPRuntime)
     assert torch.equal(made(x), exact)
 
 
@@ -107,7 +109,7 @@ def test_attention_of_any_length(frames, head_dim):
     mask = (torch.arange(frames) < lengths[:, None])[:, None, None]
     for given in (None, mask):
         exact = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=given)
-        found = bf16_ops.attend(q, k, v, given)
+        found = bf16_ops.attention(q, k, v, given)
         assert found.shape == (3, frames, 4 * head_dim)
         assert_close(found.float(), exact.transpose(1, 2).flatten(2), atol=0.05)
 
@@ -145,24 +147,24 @@ def test_attention_by_vectors_where_there_would_be_tiles(tmp_path):
 def test_hidden_frames_may_hold_anything():
     q, k, v = drawn(2, 70, 3, 4, 32).bfloat16().transpose(1, 3).unbind(2)
     mask = (torch.arange(70) < torch.tensor([70, 41])[:, None])[:, None, None]
-    exact = bf16_ops.attend(q, k, v, mask)
+    exact = bf16_ops.attention(q, k, v, mask)
     dirty = [x.clone() for x in (k, v)]
     for x in dirty:
         x[1, :, 41:] = 3e38
-    assert torch.equal(bf16_ops.attend(q.clone(), *dirty, mask)[1, :41], exact[1, :41])
+    assert torch.equal(bf16_ops.attention(q.clone(), *dirty, mask)[1, :41], exact[1, :41])
 
 
 @half
 def test_what_is_not_finite_does_not_vanish():
     q, k, v = drawn(1, 70, 3, 4, 32).bfloat16().transpose(1, 3).unbind(2)
     k[0, 1, 3, 5] = float("nan")
-    found = bf16_ops.attend(q, k, v, None).unflatten(-1, (4, 32))
+    found = bf16_ops.attention(q, k, v, None).unflatten(-1, (4, 32))
     assert found[0, :, 1].isnan().all()
     assert found[0, :, 0].isfinite().all()
     layer, x = nn.LayerNorm(64).bfloat16(), drawn(3, 64).bfloat16()
     x[1, 7] = float("inf")
     for mish in (False, True):
-        found = bf16_ops.norm(layer, x, mish=mish)
+        found = bf16_ops.layer_norm(layer, x, mish=mish)
         assert not found[1].isfinite().any()
         assert found[0].isfinite().all()
 
@@ -177,7 +179,7 @@ def test_a_norm_and_what_follows_it(mish):
     x = drawn(2, 70, 96, seed=2).bfloat16()
     exact = F.layer_norm(x.float(), (96,), layer.weight.float(), layer.bias.float())
     exact = F.mish(exact) if mish else exact
-    found = bf16_ops.norm(layer, x, mish=mish).float()
+    found = bf16_ops.layer_norm(layer, x, mish=mish).float()
     assert ((found - exact).abs() <= 0.005 * exact.abs() + 1e-3).all()
 
 
@@ -186,15 +188,15 @@ def test_a_sum_and_its_norm():
     layer = nn.LayerNorm(96).bfloat16().requires_grad_(False)
     x, more = drawn(2, 70, 96).bfloat16(), drawn(2, 70, 96, seed=1).bfloat16()
     exact = x + more
-    found = bf16_ops.add_norm(layer, x, more)
+    found = bf16_ops.add_layer_norm(layer, x, more)
     assert torch.equal(x, exact)
-    assert torch.equal(found, bf16_ops.norm(layer, exact))
+    assert torch.equal(found, bf16_ops.layer_norm(layer, exact))
 
 
 def test_training_keeps_what_knows_gradients():
     half = torch.zeros(1, dtype=torch.bfloat16)
-    assert not bf16_ops.serves(half, torch.zeros(1, dtype=torch.bfloat16, requires_grad=True))
-    assert not bf16_ops.serves(half, torch.zeros(1)), "as under autocast"
+    assert not bf16_ops.supports(half, torch.zeros(1, dtype=torch.bfloat16, requires_grad=True))
+    assert not bf16_ops.supports(half, torch.zeros(1)), "as under autocast"
 
 
 def test_of_all_openmp_libraries_it_takes_pytorchs(tmp_path, monkeypatch):
@@ -203,7 +205,7 @@ def test_of_all_openmp_libraries_it_takes_pytorchs(tmp_path, monkeypatch):
     theirs = Path(torch.__file__).parent.parent / "scikit_learn.libs" / "libgomp-1.so"
     maps.write_text(f"7f-80 r-xp 0 0 1 {theirs}\n")
     monkeypatch.setattr(openmp, "MAPS", str(maps))
-    assert openmp.of_torch.__wrapped__() == openmp.Team()
+    assert openmp.torch_openmp.__wrapped__() == openmp.OpenMPRuntime()
 
 
 def test_sizes_are_the_same_wherever_they_stand():

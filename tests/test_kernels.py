@@ -33,10 +33,10 @@ def machine_code(kernel, types: dict[str, str], constants: dict[str, int], card:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from chatterbox_opt.kernels.cuda.launch import EARLY_ON, wait_for_those_before
+    from chatterbox_opt.kernels.cuda.launch import EARLY_ON, gdc_wait
 
     parameters = inspect.signature(kernel.fn).parameters
-    early = "EARLY" in parameters and wait_for_those_before is not None and card // 10 in EARLY_ON
+    early = "EARLY" in parameters and gdc_wait is not None and card // 10 in EARLY_ON
     options = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
     constants = {name: constants[name] for name in constants if name not in options}
     constants |= {"EARLY": early} if "EARLY" in parameters else {}
@@ -121,9 +121,9 @@ def test_they_compile_for_cards_that_are_not_here(card, narrow, tmp_path, monkey
     from chatterbox_opt.kernels.cuda import flow as flow_kernels
     from chatterbox_opt.kernels.cuda import launch as kernel_launch
     from chatterbox_opt.kernels.cuda.gemm import LARGEST_TILE, SMALLEST_TILE, gemm, gemm_tile
-    from chatterbox_opt.kernels.cuda.gemv import FEW, gemv, gemv_tile
+    from chatterbox_opt.kernels.cuda.gemv import MAX_GEMV_ROWS, gemv, gemv_tile
 
-    if card >= 100 and kernel_launch.wait_for_those_before is None:
+    if card >= 100 and kernel_launch.gdc_wait is None:
         pytest.skip("this Triton is older than the card")
     half = TYPES[torch.float16 if card < 80 else torch.bfloat16]
     given, size = (half, 2) if narrow else (TYPES[torch.float32], 4)
@@ -141,7 +141,7 @@ def test_they_compile_for_cards_that_are_not_here(card, narrow, tmp_path, monkey
         (2, plain),
         (2, ("ADDED",)),
         (2, ("SCALED", "NORMED")),
-        (FEW, all_of_it),
+        (MAX_GEMV_ROWS, all_of_it),
         (SMALLEST_TILE, all_of_it),
         (LARGEST_TILE, plain),
         (LARGEST_TILE, ("ADDED",)),
@@ -149,7 +149,7 @@ def test_they_compile_for_cards_that_are_not_here(card, narrow, tmp_path, monkey
         whole, gated = "SCALED" in form, "GATED" in form
         types = product | ({"weight": "*i8"} if whole else {})
         constants = {name: name in form for name in all_of_it}
-        if rows <= FEW:
+        if rows <= MAX_GEMV_ROWS:
             sizes = size, 1 if whole else size
             depth = 4096 if form == ("ADDED",) else 1024
             tile = gemv_tile(rows, 1024 if depth == 4096 else 3072, depth, sizes, gated=gated)
@@ -168,19 +168,19 @@ def test_they_compile_for_cards_that_are_not_here(card, narrow, tmp_path, monkey
     for parts, whole in ((1, False), (8, False), (4, True)):
         types = query | (dict.fromkeys(("keys", "values"), "*i8") if whole else {})
         forms = constants | {"SPLITS": parts, "QUANTIZED": whole}
-        machine_code(decode_attention.attention, types, forms, card)
+        machine_code(decode_attention.decode_attention_kernel, types, forms, card)
     kept = dict.fromkeys(("said", "token", "spoken", "position"), "*i64")
     sizes = dict.fromkeys(("words", "places", "free", "not_finite"), "i32")
     draw = {"logits": given, "seen": "*u8", "knobs": "*fp32", "noise": "*fp32", **kept, **sizes}
     warps = decode_io.FEWER_WARPS.get(card // 10, decode_io.WIDE_WARPS)
     constants = {"EACH": 2, "COLUMNS": 6, "WORDS": 16384, "num_warps": warps}
-    machine_code(decode_io.chosen, draw, constants, card)
+    machine_code(decode_io.sample_kernel, draw, constants, card)
     floats = dict.fromkeys(("words", "spots", "x", "cos", "sin"), given)
     places = {"places": "*i64", "arrivals": "*i32"}
     places |= dict.fromkeys(("width", "beyond", "counters"), "i32")
     enter = {**floats, **kept, **places, "frequencies": "*fp32"}
     constants = {"EACH": 2, "ROOM": 1024, "HALF": 32, "COUNTERS": 32}
-    machine_code(decode_io.entered, enter, constants, card)
+    machine_code(decode_io.embed_kernel, enter, constants, card)
     if not narrow or card < 80:
         return
     strides = dict.fromkeys(("row_stride", "frame_stride", "head_stride"), "i32")
@@ -188,10 +188,10 @@ def test_they_compile_for_cards_that_are_not_here(card, narrow, tmp_path, monkey
     frames = {**dict.fromkeys("qkv", given), "lengths": "*i32", "out": given, **sizes}
     constants = {"PADDED": True, "WIDTH": 64, "num_warps": flow_kernels.warps_for(card // 10)}
     constants |= {"QUERIES": flow_kernels.QUERIES, "KEYS": flow_kernels.KEYS}
-    machine_code(flow_kernels.attended, frames, constants, card)
+    machine_code(flow_kernels.attention_kernel, frames, constants, card)
     floats = dict.fromkeys(("x", "more", "weight", "bias", "total", "out"), given)
     norm = {**floats, "rows": "i32", "width": "i32", "eps": "fp32"}
     for form in ("ADDED", "MISH"):
         constants = {name: name == form for name in ("ADDED", "MISH")}
         constants |= {"ROWS": flow_kernels.ROWS, "ROOM": 256}
-        machine_code(flow_kernels.normed, norm, constants, card)
+        machine_code(flow_kernels.layer_norm_kernel, norm, constants, card)

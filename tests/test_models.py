@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from chatterbox_opt.checkpoints import loader, registry
 from chatterbox_opt.checkpoints.random_weights import make, t3_template, upstream_flow
-from chatterbox_opt.config.model_config import Shapes, read_shapes
+from chatterbox_opt.config.model_config import ModelConfig, read_config
 from chatterbox_opt.errors import InputError, WeightsError
 from chatterbox_opt.models.t3 import convert as t3_convert
-from chatterbox_opt.utils.skip_init import uninitialised
+from chatterbox_opt.utils.skip_init import skip_init
 from chatterbox_opt.voices import library as voice_library
 
 
@@ -32,9 +32,9 @@ def test_the_template_is_upstreams_t3():
 
     with torch.device("meta"):
         true = T3().state_dict()
-    made = t3_template(Shapes().t3)
+    made = t3_template(ModelConfig().t3)
     assert {n: t.shape for n, t in made.items()} == {n: t.shape for n, t in true.items()}
-    names = t3_convert.t3_upstream_names(Shapes().t3)
+    names = t3_convert.t3_upstream_names(ModelConfig().t3)
     assert {n for group in names.values() for n in group} | set(t3_convert.UNUSED) == set(true)
 
 
@@ -44,12 +44,12 @@ def test_true_shapes_build_upstreams_own_s3gen():
     from chatterbox_opt.models import voice_encoders
     from chatterbox_opt.models.vocoder import model as vocoder_model
 
-    with uninitialised():
+    with skip_init():
         true = S3Gen().state_dict()
-        encoders = voice_encoders.Encoders(Shapes().voice, Shapes().t3.speaker)
+        encoders = voice_encoders.Encoders(ModelConfig().voice, ModelConfig().t3.speaker)
         parts = {
-            "flow": upstream_flow(Shapes().flow),
-            "mel2wav": vocoder_model.build(Shapes().vocoder),
+            "flow": upstream_flow(ModelConfig().flow),
+            "mel2wav": vocoder_model.build(ModelConfig().vocoder),
             "tokenizer": encoders.tokenizer,
             "speaker_encoder": encoders.speaker_encoder,
         }
@@ -184,14 +184,14 @@ def test_a_wrong_config(copy, config, message):
 
 
 def test_without_a_config_the_shapes_are_the_true_ones(tmp_path):
-    assert read_shapes(tmp_path) == Shapes()
+    assert read_config(tmp_path) == ModelConfig()
 
 
 @pytest.mark.parametrize("config", ["[]", json.dumps({"model_type": "llama", "dtype": "float32"})])
 def test_somebody_elses_config_is_not_ours(tmp_path, config):
     """Hub repositories and fine-tunes often carry a config.json of their own."""
     (tmp_path / "config.json").write_text(config)
-    assert read_shapes(tmp_path) == Shapes()
+    assert read_config(tmp_path) == ModelConfig()
 
 
 def test_a_directory_does_not_hijack_a_known_name(tmp_path, monkeypatch):

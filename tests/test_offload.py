@@ -27,10 +27,10 @@ from chatterbox_opt.engine import build
 from chatterbox_opt.errors import DeviceError, InputError
 from chatterbox_opt.layers import weight_layout
 from chatterbox_opt.runtime import weight_transfer
-from chatterbox_opt.runtime.flat_weights import ALIGN, Flat, extent, laid_out, tensors
-from chatterbox_opt.runtime.offload import Residency
-from chatterbox_opt.runtime.recovery import float32
-from chatterbox_opt.runtime.weight_transfer import Plain, SideStream
+from chatterbox_opt.runtime.flat_weights import ALIGN, FlatBuffer, extent, layout, module_tensors
+from chatterbox_opt.runtime.offload import StagePlacement
+from chatterbox_opt.runtime.recovery import in_float32
+from chatterbox_opt.runtime.weight_transfer import PlainTransfer, StreamTransfer
 
 CPU = torch.device("cpu")
 NAMES = ("t3", "flow", "vocoder")
@@ -123,7 +123,7 @@ def make(card):
         stages = {name: Stage(16 * (i + 1)) for i, name in enumerate(NAMES)}
         inputs = {name: torch.randn(2, 16 * (i + 1)) for i, name in enumerate(NAMES)}
         expected = {name: stages[name](inputs[name]) for name in NAMES}
-        residency = Residency(stages, CPU, offload=offload, copier=card)
+        residency = StagePlacement(stages, CPU, offload=offload, copier=card)
         card.names |= {len(f.home): name for name, f in residency._flats.items()}
 
         def check(name):
@@ -229,12 +229,12 @@ def test_offloading_more_goes_down_the_ladder(make, card):
 def test_after_closing_nothing_is_there_whoever_holds_a_stage(make, card, offload):
     residency, check = make(offload)
     held = [residency.module(name) for name in NAMES]
-    memory = [weakref.ref(t.untyped_storage()) for m in held for _, _, t in tensors(m)]
+    memory = [weakref.ref(t.untyped_storage()) for m in held for _, _, t in module_tensors(m)]
     check("t3")
     residency.close()
     assert card.there() == 0
     assert card.events[-1] == "release"
-    assert not any(t.numel() for module in held for _, _, t in tensors(module))
+    assert not any(t.numel() for module in held for _, _, t in module_tensors(module))
     assert not any(ref() for ref in memory)
     with pytest.raises(InputError, match="closed"), residency("t3"):
         pass
@@ -267,16 +267,16 @@ def test_float32_inside_a_turn_and_the_stage_intact_after_it(tiny, card, offload
         "t3": loader.load_t3(checkpoint, dtype),
         "flow": loader.load_flow(checkpoint, dtype),
     }
-    before = {n: [t.clone() for _, _, t in tensors(m)] for n, m in stages.items()}
-    residency = Residency(stages, CPU, offload=offload, copier=card)
+    before = {n: [t.clone() for _, _, t in module_tensors(m)] for n, m in stages.items()}
+    residency = StagePlacement(stages, CPU, offload=offload, copier=card)
     for name in (*stages, *stages):
         with residency(name) as module:
-            on_card = [t.clone() for _, _, t in tensors(module)]
-            with float32(module):
+            on_card = [t.clone() for _, _, t in module_tensors(module)]
+            with in_float32(module):
                 assert module.dtype == torch.float32
                 assert {t.dtype for t in module.parameters()} == {torch.float32}
             assert module.dtype == dtype
-        after = [t for _, _, t in tensors(stages[name])]
+        after = [t for _, _, t in module_tensors(stages[name])]
         assert residency._flats[name].is_home()
         for now, there, then in zip(after, on_card, before[name], strict=True):
             assert now.dtype == there.dtype == then.dtype
@@ -311,11 +311,11 @@ def test_stages_are_as_they_were_where_there_is_no_way_to_go(tiny):
     from chatterbox_opt.checkpoints import registry
 
     t3 = loader.load_t3(registry.locate(str(tiny)), torch.float32, "int8")
-    before = [t.data_ptr() for _, _, t in tensors(t3)]
-    residency = Residency({"t3": t3}, CPU, offload="none")
+    before = [t.data_ptr() for _, _, t in module_tensors(t3)]
+    residency = StagePlacement({"t3": t3}, CPU, offload="none")
     for _ in range(3):
         with residency("t3") as module:
-            assert [t.data_ptr() for _, _, t in tensors(module)] == before
+            assert [t.data_ptr() for _, _, t in module_tensors(module)] == before
         residency.offload_more()
 
 
@@ -327,7 +327,9 @@ def test_inference_mode_around_a_turn_leaves_no_trace(make):
             flow.table = flow.table * 1  # an inference tensor, as upstream's layers make them
     for name in NAMES:
         check(name)
-    assert not any(t.is_inference() for n in NAMES for _, _, t in tensors(residency.module(n)))
+    assert not any(
+        t.is_inference() for n in NAMES for _, _, t in module_tensors(residency.module(n))
+    )
 
 
 # -- memory
@@ -340,7 +342,7 @@ DTYPES = some.sampled_from([torch.float32, torch.float16, torch.bool, torch.int6
 @given(SHAPES, some.data())
 def test_places_are_apart_and_aligned(shapes, data):
     found = [torch.ones(shape, dtype=data.draw(DTYPES)) for shape in shapes]
-    offsets, size = laid_out(found)
+    offsets, size = layout(found)
     assert size % ALIGN == 0
     assert not any(offset % ALIGN for offset in offsets)
     taken = sorted(zip(offsets, map(extent, found), strict=True))
@@ -354,26 +356,26 @@ def test_what_shares_memory_shares_it_still():
     module.register_buffer("row", whole[1])
     module.register_buffer("column", whole[:, 2])
     module.late = whole[2, 1:]
-    expected = [t.clone() for _, _, t in tensors(module)]
-    flat = Flat(module, Plain(CPU).allocate)
+    expected = [t.clone() for _, _, t in module_tensors(module)]
+    flat = FlatBuffer(module, PlainTransfer(CPU).allocate)
     assert len(flat.home) == ALIGN
     whole.zero_()
-    for (_, _, now), then in zip(tensors(module), expected, strict=True):
+    for (_, _, now), then in zip(module_tensors(module), expected, strict=True):
         assert torch.equal(now, then)
     module.whole.fill_(7)
-    assert all((t == 7).all() for _, _, t in tensors(module))
+    assert all((t == 7).all() for _, _, t in module_tensors(module))
     assert module.column.stride() == (4,)
 
 
 def test_weights_that_are_stored_narrow_and_widened_when_used_move_too(card):
     torch.manual_seed(0)
     layer, x = nn.Linear(8, 8).requires_grad_(False), torch.randn(2, 8)
-    weight_layout.store(layer, torch.float16)
+    weight_layout.store_narrow(layer, torch.float16)
     expected = layer(x)
-    residency = Residency({"t3": layer}, CPU, offload="all-but-active", copier=card)
+    residency = StagePlacement({"t3": layer}, CPU, offload="all-but-active", copier=card)
     with residency("t3") as module:
         assert torch.equal(module(x), expected)
-        assert {t.dtype for _, _, t in tensors(module)} == {torch.float16, torch.float32}
+        assert {t.dtype for _, _, t in module_tensors(module)} == {torch.float16, torch.float32}
         assert len(residency._flats["t3"].home) == 2 * ALIGN
     assert card.there() == 0
 
@@ -382,8 +384,8 @@ def test_bits_are_kept_whatever_they_mean():
     module = nn.Module()
     bits = torch.randint(-(2**15), 2**15, (4096,), dtype=torch.int16)
     module.register_buffer("odd", bits.clone().view(torch.float16))
-    flat = Flat(module, Plain(CPU).allocate)
-    flat.put(Plain(CPU).start(flat.home, aside=True).wait())
+    flat = FlatBuffer(module, PlainTransfer(CPU).allocate)
+    flat.put(PlainTransfer(CPU).start(flat.home, aside=True).wait())
     assert torch.equal(module.odd.view(torch.int16), bits)
     assert not flat.is_home()
 
@@ -395,9 +397,9 @@ def test_bits_are_kept_whatever_they_mean():
 def load(tiny, store, monkeypatch, card):
     def load(offload, **overrides):
         def residency(stages, device, **_):
-            return Residency(stages, device, offload=offload, copier=card)
+            return StagePlacement(stages, device, offload=offload, copier=card)
 
-        monkeypatch.setattr(build, "Residency", residency)
+        monkeypatch.setattr(build, "StagePlacement", residency)
         return Engine.load(
             str(tiny), "dev", device="cpu", overrides=overrides, store=store, watermark=False
         )
@@ -518,7 +520,7 @@ def told(monkeypatch):
 
 
 def test_a_copy_aside_comes_after_what_was_there_and_before_what_is_next(told):
-    side = SideStream(CPU)
+    side = StreamTransfer(CPU)
     source = torch.arange(256, dtype=torch.uint8)
     arriving = side.start(source, aside=True)
     assert told == [
@@ -536,22 +538,22 @@ def test_a_copy_aside_comes_after_what_was_there_and_before_what_is_next(told):
 
 
 def test_memory_that_nobody_waited_for_is_not_given_away_under_the_copy(told):
-    arriving = SideStream(CPU).start(torch.zeros(256, dtype=torch.uint8), aside=True)
+    arriving = StreamTransfer(CPU).start(torch.zeros(256, dtype=torch.uint8), aside=True)
     told.clear()
     del arriving
     assert told == ["memory used by side"]
 
 
 def test_a_copy_that_is_needed_now_is_on_the_working_stream(told):
-    memory = SideStream(CPU).start(torch.ones(9, dtype=torch.uint8), aside=False).wait()
+    memory = StreamTransfer(CPU).start(torch.ones(9, dtype=torch.uint8), aside=False).wait()
     assert told == ["copy without waiting"]
     assert memory.tolist() == [1] * 9
 
 
 def test_the_card_gives_back_what_is_unused_in_all_but_active_only(told):
     for offload, expected in (("all-but-active", 1), ("stages", 0)):
-        residency = Residency(
-            {"t3": Stage(4)}, CPU, offload=offload, copier=Unpinned(SideStream(CPU))
+        residency = StagePlacement(
+            {"t3": Stage(4)}, CPU, offload=offload, copier=Unpinned(StreamTransfer(CPU))
         )
         with residency("t3"):
             pass
@@ -581,14 +583,14 @@ def test_memory_to_copy_from_is_pinned_or_that_is_said(told, monkeypatch, caplog
 
     monkeypatch.setattr(torch, "empty", empty)
     for _ in range(2):
-        assert SideStream(CPU).allocate(8).shape == (8,)
+        assert StreamTransfer(CPU).allocate(8).shape == (8,)
     assert asked == [True, True, False]
     assert "no pinned memory" in caplog.text
 
 
 def test_each_device_has_its_copier(told):
-    assert isinstance(weight_transfer.copier_for(torch.device("cuda", 1)), SideStream)
-    assert isinstance(weight_transfer.copier_for(torch.device("mps")), Plain)
+    assert isinstance(weight_transfer.transfer_for(torch.device("cuda", 1)), StreamTransfer)
+    assert isinstance(weight_transfer.transfer_for(torch.device("mps")), PlainTransfer)
 
 
 # -- a real one
@@ -629,6 +631,6 @@ def test_what_a_card_computes_with_is_what_was_fetched_aside(on_card):
         residency = engine._speaker.residency
         for name in (*NAMES, *NAMES):
             with residency(name) as module:
-                sums = [t.double().sum().cpu() for _, _, t in tensors(module) if t.numel()]
-            home = [t.double().sum() for _, _, t in tensors(module) if t.numel()]
+                sums = [t.double().sum().cpu() for _, _, t in module_tensors(module) if t.numel()]
+            home = [t.double().sum() for _, _, t in module_tensors(module) if t.numel()]
             assert torch.allclose(torch.stack(sums), torch.stack(home))

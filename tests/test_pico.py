@@ -20,7 +20,7 @@ from chatterbox_opt.checkpoints import loader, registry
 from chatterbox_opt.cli.main import app
 from chatterbox_opt.errors import VoiceError
 from chatterbox_opt.eval.wer import word_error_rate
-from chatterbox_opt.utils.upstream_import import upstream
+from chatterbox_opt.utils.upstream_import import import_upstream
 
 SENTENCES = [
     "The weather is lovely this morning, so we walked to the market.",
@@ -75,7 +75,7 @@ def test_named_voices_differ_in_pitch(pico):
     pitches = {}
     for name in registry.shipped_voices("pico"):
         audio = pico.synthesize("The morning was quiet.", pico.voice(name), Sampling(seed=3))
-        mel = upstream("models.s3gen.utils.mel").mel_spectrogram(
+        mel = import_upstream("models.s3gen.utils.mel").mel_spectrogram(
             torch.from_numpy(audio.samples)[None]
         )
         f0 = reader(mel)

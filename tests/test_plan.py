@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 
 from chatterbox_opt.config import hardware, plan
-from chatterbox_opt.config.hardware import Hardware, kernels
-from chatterbox_opt.config.plan import choose, resolve
+from chatterbox_opt.config.hardware import Hardware, kernel_feature
+from chatterbox_opt.config.plan import choose_profile, resolve
 from chatterbox_opt.config.profile import load_profile, profile_names
 from chatterbox_opt.engine import probe
 from chatterbox_opt.errors import ProfileError
 from chatterbox_opt.layers import weight_layout
-from chatterbox_opt.utils.lazy_reasons import Lacks
+from chatterbox_opt.utils.lazy_reasons import LazyReasons
 
 CPU = Hardware("cpu", "some processor")
 MPS = Hardware("mps", "arm")
@@ -45,7 +45,7 @@ def test_the_shipped_profiles_load():
     ],
 )
 def test_auto_looks_at_total_and_free_memory_and_capability(hardware, profile):
-    name, reason = choose(hardware)
+    name, reason = choose_profile(hardware)
     assert name == profile
     if hardware.device == "cuda":
         assert hardware.name in reason
@@ -206,7 +206,9 @@ def test_kernels_of_our_own_can_be_switched_off(word, stages):
     assert bool(told) == (word == "false")
 
 
-@pytest.mark.parametrize("variable", [*plan.ENVIRONMENT, plan.PLAIN, plan.GPU_KERNELS])
+@pytest.mark.parametrize(
+    "variable", [*plan.ENVIRONMENT, plan.DISABLE_OPTIMIZATION, plan.GPU_KERNELS]
+)
 def test_a_wrong_word_in_the_environment_names_the_known_ones(variable):
     with pytest.raises(ProfileError, match=f"{variable} is 'maybe'; known: "):
         resolve("dev", CPU, {}, {variable: "maybe"})
@@ -252,7 +254,9 @@ def test_an_unknown_profile_names_the_known_ones(name):
 
 
 WITHOUT_KERNELS = {
-    kernels(stage, dtype): "no compiler" for stage, ds in hardware.KERNELS.items() for dtype in ds
+    kernel_feature(stage, dtype): "no compiler"
+    for stage, ds in hardware.KERNELS.items()
+    for dtype in ds
 }
 WITHOUT_VNNI = Hardware("cpu", "old", lacks={"int8": "products saturate", "bfloat16": "none here"})
 
@@ -281,7 +285,7 @@ def test_integers_become_what_the_machine_has(hardware, dtype, expected):
     assert (made.t3, made.flow) == expected
     assert f"dtype {dtype}: from the command line" in made.reasons
     said = " | ".join(made.reasons)
-    for narrow in {dtype, "bfloat16", kernels("t3", made.flow)} & set(hardware.lacks):
+    for narrow in {dtype, "bfloat16", kernel_feature("t3", made.flow)} & set(hardware.lacks):
         assert hardware.lacks[narrow] in said
     if hardware.device == "mps":
         assert "integer matrices are for processors and CUDA cards" in said
@@ -296,14 +300,14 @@ def test_kernels_are_for_the_stages_and_dtypes_that_have_them():
         return name, lambda: asked.append(name) or why
 
     def fused(why="", **wish):
-        names = [kernels(s, d) for s, dtypes in hardware.KERNELS.items() for d in dtypes]
+        names = [kernel_feature(s, d) for s, dtypes in hardware.KERNELS.items() for d in dtypes]
         reasons = dict(lacks(name, why if name.startswith("flow") else "") for name in names)
         asked.clear()
-        return resolve("rtx4090", replace(card(), lacks=Lacks(reasons)), wish, {})
+        return resolve("rtx4090", replace(card(), lacks=LazyReasons(reasons)), wish, {})
 
     assert fused().fused == ("t3", "flow")
     assert asked == [
-        kernels(*one) for one in (("t3", "float16"), ("t3", "float32"), ("flow", "float16"))
+        kernel_feature(*one) for one in (("t3", "float16"), ("t3", "float32"), ("flow", "float16"))
     ]
     made = fused("no registers")
     assert made.fused == ("t3",) and "flow by PyTorch's operations: no registers" in made.reasons
@@ -344,7 +348,7 @@ def test_a_processor_is_asked_for_what_it_lacks():
 def test_what_another_machine_found_travels(monkeypatch):
     """As plain values: what looks for them, each when it is asked, stays there (Ray, ray_workers.py)."""
     reasons = {"int8": lambda: "no VNNI", "bfloat16": lambda: ""}
-    monkeypatch.setattr(weight_layout, "lacks", lambda: Lacks(reasons))
+    monkeypatch.setattr(weight_layout, "unsupported_dtypes", lambda: LazyReasons(reasons))
     here = probe.probe("cpu")
     there = pickle.loads(pickle.dumps(here))
     assert there == here and there.lacks == {"int8": "no VNNI"}

@@ -48,7 +48,7 @@ def test_stored_weights_take_half_the_memory_and_compute_in_float32(checkpoint, 
     )
     exact_logits, exact_mel = logits(t3, engine), mel(flow, engine)
     for stage in (t3, flow):
-        weight_layout.store(stage, torch.float16)
+        weight_layout.store_narrow(stage, torch.float16)
         assert stage.dtype == torch.float32
     assert t3.blocks[0].qkv.parametrizations.weight.original.dtype == torch.float16
     assert_close(logits(t3, engine), exact_logits, atol=0.03)
@@ -79,7 +79,7 @@ def packed(checkpoint):
         pytest.skip("no packed bfloat16 products on this processor")
     t3 = loader.load_t3(checkpoint, torch.bfloat16)
     weight_layout.pack(t3)
-    assert isinstance(t3.head, linear_onednn.PackedLinear)
+    assert isinstance(t3.head, linear_onednn.PackedBf16Linear)
     return t3
 
 
@@ -99,7 +99,7 @@ def test_packed_matrices_unpack_for_float32_and_pack_again(checkpoint, engine, p
     plain.set_precision(torch.float32)
     assert torch.equal(logits(packed, engine), logits(plain, engine))
     packed.set_precision(torch.bfloat16)
-    assert isinstance(packed.blocks[0].down, linear_onednn.PackedLinear)
+    assert isinstance(packed.blocks[0].down, linear_onednn.PackedBf16Linear)
     assert torch.equal(logits(packed, engine), before)
 
 
@@ -109,7 +109,7 @@ def test_a_blocked_flow_is_the_flow(checkpoint, engine, dtype, bound):
     flow = loader.load_flow(checkpoint, dtype)
     exact = mel(loader.load_flow(checkpoint, torch.float32), engine)
     plain = [name for name, layer in flow.named_modules() if isinstance(layer, torch.nn.Linear)]
-    linear_onednn.block(flow)
+    linear_onednn.use_onednn(flow)
     assert plain, "there was something to block"
     assert not any(isinstance(layer, torch.nn.Linear) for layer in flow.modules())
     before = mel(flow, engine)
@@ -119,6 +119,6 @@ def test_a_blocked_flow_is_the_flow(checkpoint, engine, dtype, bound):
     flow.set_precision(dtype)
     assert torch.equal(mel(flow, engine), before)
     assert flow.estimator.time_in.blocked.dtype == torch.float32
-    assert linear_onednn.unblock(flow)
+    assert linear_onednn.use_plain(flow)
     back = [name for name, layer in flow.named_modules() if isinstance(layer, torch.nn.Linear)]
     assert back == plain

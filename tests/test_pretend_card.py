@@ -27,20 +27,20 @@ from chatterbox_opt.audio import watermark
 from chatterbox_opt.audio.watermark import Watermark
 from chatterbox_opt.bench import roofline
 from chatterbox_opt.bench import runner as bench_runner
-from chatterbox_opt.bench.backends import Job, Ours, forced_tokens
+from chatterbox_opt.bench.backends import BenchJob, OptimizedTarget, forced_tokens
 from chatterbox_opt.bench.runner import CUDA_ROWS
 from chatterbox_opt.checkpoints import loader, registry
-from chatterbox_opt.engine.decode_graphs import STRIDE, Captured
+from chatterbox_opt.engine.decode_graphs import STEPS_PER_SYNC, CudaGraphBackend
 from chatterbox_opt.engine.engine import SECOND, SLOW
 from chatterbox_opt.kernels.cuda import decode_attention, decode_io, decode_linear, selftest
 from chatterbox_opt.kernels.cuda import flow as flow_kernels
 from chatterbox_opt.kernels.cuda.kv_quantization import dequantize, quantize
 from chatterbox_opt.models.t3 import sampler
-from chatterbox_opt.models.t3.decode_state import FREE, Slots
+from chatterbox_opt.models.t3.decode_state import UNFORCED, DecodeState
 from chatterbox_opt.models.t3.kv_cache import products
-from chatterbox_opt.models.t3.model import rotate
+from chatterbox_opt.models.t3.model import apply_rope
 from chatterbox_opt.runtime import cuda
-from chatterbox_opt.runtime.flat_weights import tensors
+from chatterbox_opt.runtime.flat_weights import module_tensors
 from chatterbox_opt.voices.store import VoiceStore
 
 WAYS = {
@@ -77,13 +77,13 @@ def linear(
 
 
 def attend(qkv, rope, keys, values, places, scales=None, arrivals=None, tile=0):
-    """``decode_attention.attend``, the same."""
+    """``decode_attention.decode_attention``, the same."""
     rows, each = len(qkv), len(qkv) // len(places)
     every = places.repeat_interleave(each)
     q, k, v = qkv.view(rows, 3, keys.shape[1], 1, -1).unbind(1)
     rope = [part.repeat_interleave(each, dim=0)[:, None, None] for part in rope]
     where, seen = (torch.arange(rows, device=q.device), slice(None), every), []
-    given = zip((keys, values), (rotate(k, rope), v), scales or (None, None), strict=True)
+    given = zip((keys, values), (apply_rope(k, rope), v), scales or (None, None), strict=True)
     for kept, new, by in given:
         new = new[:, :, 0]
         if by is None:
@@ -93,7 +93,7 @@ def attend(qkv, rope, keys, values, places, scales=None, arrivals=None, tile=0):
             kept[where], by[where] = quantize(new)
             seen.append(dequantize(kept[:rows], by[:rows], q.dtype))
     visible = torch.arange(keys.shape[2], device=q.device) <= every[:, None]
-    made = products(rotate(q, rope), *seen, visible[:, None, None])
+    made = products(apply_rope(q, rope), *seen, visible[:, None, None])
     return made.transpose(1, 2).flatten(1)
 
 
@@ -110,20 +110,20 @@ def enter(counters, tables, frequencies, each, beyond, heads):
 
 def draw(logits, seen, knobs, noise, said, counters, *, free, not_finite):
     """``kernel_ends.draw``."""
-    assert (free, not_finite) == (FREE, sampler.NOT_FINITE)
+    assert (free, not_finite) == (UNFORCED, sampler.NOT_FINITE)
     token, spoken, position = counters
     held = SimpleNamespace(
         each=len(logits) // len(seen),
         logits=logits,
         seen=seen,
-        knobs=sampler.Knobs(knobs),
+        knobs=sampler.SamplingTensors(knobs),
         noise=noise,
         said=said,
         token=token,
         spoken=spoken,
         position=position,
     )
-    Slots.draw(held, 0, len(seen), ranked=False)
+    DecodeState.draw(held, 0, len(seen), ranked=False)
 
 
 def attend_frames(q, k, v, lengths):
@@ -145,14 +145,14 @@ def norm(x, weight, bias, eps, more=None, *, mish=False):
 @pytest.fixture
 def there(monkeypatch):
     """A card; its Triton kernels are what they compute, in operations that a tape can follow."""
-    monkeypatch.setattr(selftest, "lacks_kernels", lambda *_: "")
+    monkeypatch.setattr(selftest, "unsupported_reason", lambda *_: "")
 
     monkeypatch.setattr(decode_linear, "linear", linear)
-    monkeypatch.setattr(decode_attention, "attend", attend)
-    monkeypatch.setattr(decode_io, "enter", enter)
-    monkeypatch.setattr(decode_io, "draw", draw)
-    monkeypatch.setattr(flow_kernels, "attend", attend_frames)
-    monkeypatch.setattr(flow_kernels, "norm", norm)
+    monkeypatch.setattr(decode_attention, "decode_attention", attend)
+    monkeypatch.setattr(decode_io, "embed_tokens", enter)
+    monkeypatch.setattr(decode_io, "sample_tokens", draw)
+    monkeypatch.setattr(flow_kernels, "attention", attend_frames)
+    monkeypatch.setattr(flow_kernels, "layer_norm", norm)
     with Card().plugged(monkeypatch) as plugged:
         yield plugged
 
@@ -198,7 +198,7 @@ def test_every_way_speaks_on_a_card(on_card, there, expected, way):
             assert np.abs(found - expected[i]).max() < 1e-3
 
     with on_card(way) as engine:
-        recorded = isinstance(engine._speaker.way, Captured)
+        recorded = isinstance(engine._speaker.way, CudaGraphBackend)
         assert recorded == (engine.plan.compile == "cudagraphs")
         voices = [engine.voice(voice) for _, voice, _ in CALLS]
         for _ in range(3):
@@ -248,14 +248,14 @@ def test_sound_beside_t3_is_ordered(on_card, there, expected):
 
 
 def test_the_host_hardly_waits_while_t3_works(on_card, there):
-    """Once for ``STRIDE`` tokens, by an event that is long past; not in a step."""
+    """Once for ``STEPS_PER_SYNC`` tokens, by an event that is long past; not in a step."""
     with on_card("rtx4090") as engine:
         for _ in range(3):
             there.syncs.clear()
             words = engine.speech_tokens("Hello.", None, Sampling(seed=1, max_tokens=40))
-    assert len(words) > 2 * STRIDE
+    assert len(words) > 2 * STEPS_PER_SYNC
     events = there.syncs.count("event")
-    assert events <= len(words) // STRIDE + 3
+    assert events <= len(words) // STEPS_PER_SYNC + 3
     # what it is given comes from the host: not once for each token
     assert len(there.syncs) - events < 10, there.syncs
 
@@ -282,7 +282,9 @@ def test_what_is_drawn_beyond_an_end_is_taken_back(there, engine, tiny, offsets,
         return found, [line.generator.get_state() for line in lines], asked
 
     tokens, states, asked = said(looking())
-    replayed, same, asked_replaying = said(Captured(cuda.CudaRecorder(torch.device("cuda"))))
+    replayed, same, asked_replaying = said(
+        CudaGraphBackend(cuda.GraphCapturer(torch.device("cuda")))
+    )
     assert replayed == tokens and [len(one) for one in tokens] == [9, 14, 19]
     assert all(map(torch.equal, states, same))
     assert asked == 0, "who looks at every token draws none beyond"
@@ -376,9 +378,9 @@ def test_a_step_is_few_launches(engine, monkeypatch):
     """Each takes a card a microsecond or two however little it does."""
     launches = Launches()
     monkeypatch.setattr(decode_linear, "linear", launches.as_one(linear))
-    monkeypatch.setattr(decode_attention, "attend", launches.as_one(attend))
-    monkeypatch.setattr(decode_io, "enter", launches.as_one(enter))
-    monkeypatch.setattr(decode_io, "draw", launches.as_one(draw))
+    monkeypatch.setattr(decode_attention, "decode_attention", launches.as_one(attend))
+    monkeypatch.setattr(decode_io, "embed_tokens", launches.as_one(enter))
+    monkeypatch.setattr(decode_io, "sample_tokens", launches.as_one(draw))
     found = {}
     with engine._speaker.residency("t3") as t3, torch.inference_mode(), as_on_a_card(t3):
         for fused in (False, True):
@@ -404,7 +406,7 @@ def test_memory_of_stages_that_take_turns(on_card, there):
                 engine.synthesize(CALLS[0][0], None, CALLS[0][2])
             held[offload], peak[offload] = there.allocated(), there.peak
             stages = {
-                name: sum(tensor.nbytes for _, _, tensor in tensors(module))
+                name: sum(tensor.nbytes for _, _, tensor in module_tensors(module))
                 for name, module in engine._speaker.residency._stages.items()
             }
         gc.collect()
@@ -553,7 +555,7 @@ class TestStages:
 @pytest.mark.parametrize("name", CUDA_ROWS[1:])
 @pytest.mark.slow
 def test_the_rows_of_its_table_run_there(there, tiny, name):
-    row = Ours(Job(str(tiny), "cuda", tokens=forced_tokens(0.5)), name)
+    row = OptimizedTarget(BenchJob(str(tiny), "cuda", tokens=forced_tokens(0.5)), name)
     for _ in range(3):
         assert row.run()["decode"] > 0
     quality = row.quality()
@@ -564,7 +566,7 @@ def test_the_rows_of_its_table_run_there(there, tiny, name):
 def test_another_thread_may_be_the_first_to_record(there):
     """A library's handle is a thread's own, and is not to be made inside a capture."""
     x, made = torch.ones(2, 2, device="cuda"), torch.zeros(2, 2, device="cuda")
-    record, errors = cuda.CudaRecorder(torch.device("cuda")), []
+    record, errors = cuda.GraphCapturer(torch.device("cuda")), []
 
     def multiply():
         made.copy_(x @ x)
@@ -586,7 +588,7 @@ def test_another_thread_may_be_the_first_to_record(there):
 
 
 def test_after_a_broken_capture_others_go_on(there):
-    x, record = torch.ones(3, device="cuda"), cuda.CudaRecorder(torch.device("cuda"))
+    x, record = torch.ones(3, device="cuda"), cuda.GraphCapturer(torch.device("cuda"))
     before = record(lambda: x.add_(1))
     for _ in range(2):
         with pytest.raises(RuntimeError, match="capturing"):
@@ -634,7 +636,7 @@ class TestTheCard:
         ],
     )
     def test_capture(self, there, work):
-        x, record = torch.ones(3, device="cuda"), cuda.CudaRecorder(torch.device("cuda"))
+        x, record = torch.ones(3, device="cuda"), cuda.GraphCapturer(torch.device("cuda"))
         with pytest.raises(RuntimeError, match="capturing"):
             record(functools.partial(work, x))
         replay = record(lambda: x.mul_(2))
@@ -699,27 +701,31 @@ class TestTheCard:
         """However often torch's streams have gone round."""
         x, recorders = torch.ones(2, 2, device="cuda"), []
         for _ in range(STREAMS + 2):
-            recorders.append(cuda.CudaRecorder(torch.device("cuda")))
+            recorders.append(cuda.GraphCapturer(torch.device("cuda")))
             recorders[-1](lambda: x.copy_(x @ x))
             x @ x
         recorders[0](lambda: x.copy_(x @ x))()
         x @ x
         assert there.workspaces() == 32 << 20, "of the default stream"
-        cuda.release()
+        cuda.release_memory()
         assert there.workspaces() == 0
 
     def test_an_older_torch_keeps_its_workspaces(self, there, monkeypatch):
         monkeypatch.setattr(cuda, "LOCKED", "9.9")
         x = torch.ones(2, 2, device="cuda")
         x @ x
-        cuda.CudaRecorder(torch.device("cuda"))(lambda: x.copy_(x @ x))
-        cuda.release()
+        cuda.GraphCapturer(torch.device("cuda"))(lambda: x.copy_(x @ x))
+        cuda.release_memory()
         assert there.workspaces() == 64 << 20
 
     @pytest.mark.parametrize("enabled", [True, False])
     def test_nothing_is_collected_inside_a_capture(self, there, enabled):
         """A cycle that is freed there would have CUDA free memory, which ends the capture."""
-        record, x, freed = cuda.CudaRecorder(torch.device("cuda")), torch.ones(2, device="cuda"), []
+        record, x, freed = (
+            cuda.GraphCapturer(torch.device("cuda")),
+            torch.ones(2, device="cuda"),
+            [],
+        )
         thresholds, was = gc.get_threshold(), gc.isenabled()
 
         class Cycle:
@@ -769,7 +775,7 @@ class TestTheCard:
         gc.collect()
         with torch.cuda.stream(stream), pytest.raises(RuntimeError, match="use_count"):
             torch.cuda.CUDAGraph().capture_begin(pool=pool)
-        record, x = cuda.CudaRecorder(torch.device("cuda")), torch.ones(2, device="cuda")
+        record, x = cuda.GraphCapturer(torch.device("cuda")), torch.ones(2, device="cuda")
         for _ in range(3):
             record(lambda: x.add_(1))()
         assert x.tolist() == [4, 4]

@@ -36,7 +36,7 @@ def test_the_real_provider_takes_the_plan_of_the_machine(tiny):
 
 def test_plain_chatterbox_when_asked(tiny, upstream, engine, monkeypatch):
     """The tiny shapes are not upstream's own: its object is put in place of from_local's."""
-    from chatterbox_opt.config.model_config import Shapes
+    from chatterbox_opt.config.model_config import ModelConfig
     from chatterbox_opt.engine import upstream_backend
 
     monkeypatch.setenv("DISABLE_OPTIMIZATION", "true")
@@ -44,11 +44,11 @@ def test_plain_chatterbox_when_asked(tiny, upstream, engine, monkeypatch):
         RealChatterboxProvider(str(tiny), device="cpu")
     monkeypatch.setattr(
         upstream_backend,
-        "Shapes",
+        "ModelConfig",
         lambda: upstream_backend.dataclasses.replace(engine.checkpoint.shapes, made=False),
     )
     monkeypatch.setattr("chatterbox.tts.ChatterboxTTS.from_local", lambda *_: upstream)
-    assert Shapes() != engine.checkpoint.shapes
+    assert ModelConfig() != engine.checkpoint.shapes
     own = upstream.conds
     with RealChatterboxProvider(str(tiny), device="cpu") as provider:
         assert provider.get_provider_status()["optimization_enabled"] is False

@@ -18,7 +18,7 @@ from conftest import ROOT
 from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.eval.wer import WordErrorRate, word_error_rate
-from chatterbox_opt.eval.whisper import Recogniser
+from chatterbox_opt.eval.whisper import Recognizer
 from chatterbox_opt.request import Wave
 from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices import library as voice_library
@@ -73,7 +73,7 @@ def rate(recogniser) -> Callable[[Variant, int], WordErrorRate]:
     return measure
 
 
-def spoken(variant: Variant, recogniser: Recogniser, texts: list[str]) -> list[tuple[str, str]]:
+def spoken(variant: Variant, recogniser: Recognizer, texts: list[str]) -> list[tuple[str, str]]:
     """Each text with what was heard of it."""
     with Engine.load("pico", "dev", device="cpu", overrides=variant.overrides) as engine:
         names = list(registry.shipped_voices("pico"))

@@ -13,21 +13,21 @@ from chatterbox_opt.checkpoints import loader, registry
 from chatterbox_opt.checkpoints.weight_cache import WeightCache
 from chatterbox_opt.config.plan import resolve
 from chatterbox_opt.engine import build, probe
-from chatterbox_opt.engine.decode import Eager, decode
+from chatterbox_opt.engine.decode import EagerBackend, decode
 from chatterbox_opt.engine.t3_runner import text_tokens
 from chatterbox_opt.kernels.cpu import llvm
 from chatterbox_opt.layers import linear_int, weight_layout
-from chatterbox_opt.layers.linear_int import Int4Linear, Int8Linear, WeightOnlyLinear
-from chatterbox_opt.layers.linear_onednn import BlockedLinear
+from chatterbox_opt.layers.linear_int import Int4Linear, Int8Linear, WeightOnlyInt8Linear
+from chatterbox_opt.layers.linear_onednn import OneDnnLinear
 from chatterbox_opt.models.t3 import int8_step
-from chatterbox_opt.models.t3.decode_state import Utterance
+from chatterbox_opt.models.t3.decode_state import DecodeRequest
 from chatterbox_opt.models.t3.model import Prompt
-from chatterbox_opt.models.t3.ragged_kv_cache import RaggedCache
-from chatterbox_opt.models.t3.sampler import guide
+from chatterbox_opt.models.t3.ragged_kv_cache import RaggedKVCache
+from chatterbox_opt.models.t3.sampler import apply_cfg
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.voice import from_conditionals
 
-LACKS = weight_layout.lacks()
+LACKS = weight_layout.unsupported_dtypes()
 needs_int8 = pytest.mark.skipif("int8" in LACKS, reason=LACKS.get("int8", ""))
 needs_int4 = pytest.mark.skipif("int4" in LACKS, reason=LACKS.get("int4", ""))
 LAYERS = [
@@ -69,9 +69,9 @@ def test_int8_keys_and_values_cost_a_trained_model_little(pico, said):
     """In a static cache, as on a GPU, by PyTorch's operations."""
     tokens, exact = said
     t3 = loader.load_t3(pico, torch.float32)
-    same = heard(t3, pico, tokens, Eager(t3.step))
+    same = heard(t3, pico, tokens, EagerBackend(t3.step))
     assert (same - exact).abs().max() < 1e-3
-    given = heard(t3, pico, tokens, Eager(t3.step, kv_cache=torch.int8))
+    given = heard(t3, pico, tokens, EagerBackend(t3.step, kv_cache=torch.int8))
     kl = (exact.exp() * (exact - given)).sum(-1).mean()
     top1 = (exact.argmax(-1) == given.argmax(-1)).float().mean()
     print(f"int8 keys and values: top-1 {top1:.4f}, KL {kl:.2e}, {len(given)} steps")
@@ -139,16 +139,16 @@ def prompt(pico, text):
 
 def line(pico, text=TEXTS[0], script=(), told=lambda count: None):
     generator = torch.Generator().manual_seed(0)
-    return Utterance(prompt(pico, text), SAMPLING, generator, told, script)
+    return DecodeRequest(prompt(pico, text), SAMPLING, generator, told, script)
 
 
 def logits(t3, pico, tokens, text=TEXTS[0], way=None):
     """Guided log-probabilities from which each of the tokens is drawn."""
-    way, found = way or Eager(), []
+    way, found = way or EagerBackend(), []
     slots = way.slots(t3, 1, 2)
 
     def told(_):
-        found.append(guide(slots.logits.float(), slots.knobs.cfg_weight))
+        found.append(apply_cfg(slots.logits.float(), slots.knobs.cfg_weight))
 
     waiting = iter([line(pico, text, tokens, told)])
     list(decode(t3, slots, lambda: next(waiting, None), way))
@@ -212,11 +212,11 @@ def test_the_plan_is_what_is_loaded(checkpoint):
     assert type(pipeline.residency.module("t3").head) is Int8Linear
     block = pipeline.residency.module("flow").estimator.middle[0].transformers[0]
     assert (type(block.up) is Int8Linear) == (how.flow == "int8")
-    assert pipeline.residency.module("flow").dtype == weight_layout.arithmetic(
+    assert pipeline.residency.module("flow").dtype == weight_layout.compute_dtype(
         "bfloat16" if how.flow == "int8" else how.flow
     )
     plain = build.load_pipeline(checkpoint, replace(how, t3="float32", flow="float32"))
-    assert type(plain.residency.module("t3").head) in (torch.nn.Linear, BlockedLinear)
+    assert type(plain.residency.module("t3").head) in (torch.nn.Linear, OneDnnLinear)
 
 
 def test_an_installation_that_cannot_compile_says_so(monkeypatch):
@@ -225,19 +225,22 @@ def test_an_installation_that_cannot_compile_says_so(monkeypatch):
 
     monkeypatch.setattr(llvm, "VNNI", True)
     monkeypatch.setattr(Int8Linear, "forward", nowhere)
-    assert "numba cannot compile here (cannot cache function" in weight_layout.lacks()["int8"]
+    assert (
+        "numba cannot compile here (cannot cache function"
+        in weight_layout.unsupported_dtypes()["int8"]
+    )
 
 
 def test_products_that_are_wrong_are_found_out(monkeypatch):
     monkeypatch.setattr(llvm, "VNNI", True)
     exact = Int8Linear.forward
     monkeypatch.setattr(Int8Linear, "forward", lambda self, x: exact(self, x).clamp(max=33.0))
-    assert "wrong here" in linear_int.lacks()
+    assert "wrong here" in linear_int.unsupported_reason()
 
 
 def test_a_processor_without_the_instructions_says_so(monkeypatch):
     monkeypatch.setattr(llvm, "VNNI", False)
-    assert "no VNNI" in weight_layout.lacks()["int4"]
+    assert "no VNNI" in weight_layout.unsupported_dtypes()["int4"]
 
 
 @layers
@@ -255,20 +258,22 @@ def test_a_step_in_one_call_is_the_step_of_modules(pico, monkeypatch, dtype, lay
 
     Keys and values are rounded to float16 for the modules too.
     """
-    rounded = RaggedCache.at
+    rounded = RaggedKVCache.at
 
     def at(self, places, span):
         attend = rounded(self, places, span)
         return lambda i, q, k, v: attend(i, q, k.half().float(), v.half().float())
 
-    fill = RaggedCache.fill
+    fill = RaggedKVCache.fill
     narrow = loader.load_t3(pico, torch.float32, dtype)
     tokens = tuple(range(100, 140))
     one_call = logits(narrow, pico, tokens)
-    monkeypatch.setattr(int8_step, "serves", lambda t3: False)
-    monkeypatch.setattr(RaggedCache, "at", at)
+    monkeypatch.setattr(int8_step, "supports", lambda t3: False)
+    monkeypatch.setattr(RaggedKVCache, "at", at)
     monkeypatch.setattr(
-        RaggedCache, "fill", lambda self, *a: fill(self, *a[:2], *(x.half().float() for x in a[2:]))
+        RaggedKVCache,
+        "fill",
+        lambda self, *a: fill(self, *a[:2], *(x.half().float() for x in a[2:])),
     )
     worst = (logits(narrow, pico, tokens) - one_call).abs().amax(-1)
     assert worst[0] == 0, "a prefill has no step in it"
@@ -282,7 +287,7 @@ def test_neighbours_change_nothing_in_one_call(pico, dtype, layer):
     narrow = loader.load_t3(pico, torch.float32, dtype)
 
     def spoken(slots):
-        way = Eager()
+        way = EagerBackend()
         waiting = iter([line(pico, text) for text in TEXTS])
         said = list(decode(narrow, way.slots(narrow, slots, 2), lambda: next(waiting, None), way))
         return sorted(one.tokens for one in said)
@@ -319,7 +324,7 @@ class TestWeightOnly:
 
     def test_only_the_weights_are_rounded(self):
         weight, x = drawn(96, 256), drawn(5, 256, seed=1)
-        layer = WeightOnlyLinear(weight)
+        layer = WeightOnlyInt8Linear(weight)
         step = weight.abs().amax(1, keepdim=True) / 127
         rounded = layer.weight * layer.scales[:, None]
         assert ((rounded - weight).abs() <= 0.5 * step + 1e-7).all()
@@ -327,7 +332,7 @@ class TestWeightOnly:
         assert layer(x.half()).dtype == torch.float16
 
     def test_a_row_of_zeros_stays_zero(self):
-        assert not WeightOnlyLinear(torch.zeros(4, 8))(torch.ones(2, 8)).any()
+        assert not WeightOnlyInt8Linear(torch.zeros(4, 8))(torch.ones(2, 8)).any()
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_t3_comes_back_from_the_cache_as_it_was(self, tiny, tmp_path, dtype, engine):
@@ -340,7 +345,7 @@ class TestWeightOnly:
         assert len(list(tmp_path.iterdir())) == 2, "a form for each dtype beside the integers"
         again = loader.load_t3(checkpoint, dtype, weight_layout.WEIGHT_ONLY, cache)
         assert again.dtype == first.dtype == dtype
-        layers = [m for m in again.modules() if isinstance(m, WeightOnlyLinear)]
+        layers = [m for m in again.modules() if isinstance(m, WeightOnlyInt8Linear)]
         assert len(layers) == 4 * again.shape.layers + 1
         said = [
             say_all(t3, [utterance(engine, "hello.", Sampling(seed=3, max_tokens=12))])[0].tokens
@@ -354,4 +359,4 @@ class TestWeightOnly:
         t3.set_precision(torch.float32)
         [said] = say_all(t3, [utterance(engine, "hello.", Sampling(seed=3, max_tokens=6))])
         assert said.error is None and said.tokens
-        assert isinstance(t3.blocks[0].qkv, WeightOnlyLinear)
+        assert isinstance(t3.blocks[0].qkv, WeightOnlyInt8Linear)

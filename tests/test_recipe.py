@@ -140,8 +140,10 @@ def test_training_runs_the_decoder_that_speaks(reader):
         )
         knobs = Sampling(cfg_weight=0.0, temperature=0.0)
         script = tuple(int(c) for c in e.codes)
-        said = decode_state.Utterance(prompt, knobs, torch.Generator(), lambda count: None, script)
-        given, plain_step = [], decode.stepping(plain.step)
+        said = decode_state.DecodeRequest(
+            prompt, knobs, torch.Generator(), lambda count: None, script
+        )
+        given, plain_step = [], decode.eager_step(plain.step)
 
         def step(held, *args, seen=given, plain_step=plain_step, **more):
             plain_step(held, *args, **more)

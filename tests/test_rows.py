@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from chatterbox_opt.layers import linear_onednn
 from chatterbox_opt.models.flow import estimator
 from chatterbox_opt.runtime import bucketing
-from chatterbox_opt.runtime.bucketing import Direct
-from chatterbox_opt.runtime.cuda_graphs import Replayed
+from chatterbox_opt.runtime.bucketing import EagerExecutor
+from chatterbox_opt.runtime.cuda_graphs import GraphedExecutor
 
 ATOL = 1e-4
 SCALE = 1.0  # of the mels
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def side_by_side(monkeypatch):
     """Groups as on a card: many rows at once."""
-    monkeypatch.setattr(bucketing, "FRAMES_AT_ONCE", {})
+    monkeypatch.setattr(bucketing, "MAX_FRAMES", {})
 
 
 def alone(count: int) -> torch.Generator:
@@ -103,17 +103,17 @@ def conditions(flow, voice, counts):
 def replaying(engine, monkeypatch):
     """The flow with its work recorded, and how often that was."""
     with engine._speaker.residency("flow") as flow, torch.inference_mode():
-        was_blocked = linear_onednn.unblock(flow)  # no memory that a tape can follow
+        was_blocked = linear_onednn.use_plain(flow)  # no memory that a tape can follow
         recorded = []
 
         def record(work):
             recorded.append(work)
             return tape.record(work)
 
-        monkeypatch.setattr(flow, "through", Replayed(record, flow, "the flow"))
+        monkeypatch.setattr(flow, "through", GraphedExecutor(record, flow, "the flow"))
         yield flow, recorded
         if was_blocked:
-            linear_onednn.block(flow)
+            linear_onednn.use_onednn(flow)
 
 
 COUNTS = (1, 2, 7, 32, 60, 61, 149, 150)
@@ -124,7 +124,7 @@ def test_a_replayed_encoder_does_not_hear_its_padding(engine, replaying, monkeyp
     flow, recorded = replaying
     voice = engine.voice(None if own else SAMPLE)
     with monkeypatch.context() as patch:
-        patch.setattr(flow, "through", Direct())
+        patch.setattr(flow, "through", EagerExecutor())
         expected = conditions(flow, voice, COUNTS)
     prompt = voice.tokens.shape[1]
     buckets = {bucketing.bucket(prompt + count) for count in COUNTS}
@@ -157,7 +157,7 @@ def test_the_encoders_tables_grow_before_it_is_recorded(engine, replaying, monke
         short = embed.pos_enc.position_encoding(offset=0, size=40)
         monkeypatch.setattr(embed.pos_enc, "pe", short.clone())
     with monkeypatch.context() as patch:
-        patch.setattr(flow, "through", Direct())
+        patch.setattr(flow, "through", EagerExecutor())
         (expected,) = conditions(flow, engine.voice(), [60])
     for embed in (flow.encoder.embed, flow.encoder.up_embed):
         embed.pos_enc.pe = short.clone()
@@ -178,7 +178,7 @@ def test_tails_left_alone_would_be_heard(engine, side_by_side, monkeypatch):
     """Guards the test above, and the one of buckets."""
     with engine._speaker.residency("vocoder") as vocoder:
         expected = singly(vocoder, mels())
-        monkeypatch.setattr(bucketing.Slices, "zero_", lambda tails, x: x)
+        monkeypatch.setattr(bucketing.HostLengths, "zero_", lambda tails, x: x)
         found = many(vocoder, mels())
     worst = [(one - other).abs().max() for one, other in zip(found, expected, strict=True)]
     assert max(worst[:2]) > 10 * ATOL
@@ -197,7 +197,7 @@ def test_a_bucket_changes_nothing(engine, monkeypatch, frames):
 @given(st.integers(1, 100_000))
 def test_buckets_are_few_and_waste_little(length):
     held = bucketing.bucket(length)
-    assert length <= held < length * (1 + 1 / bucketing.PARTS)
+    assert length <= held < length * (1 + 1 / bucketing.BUCKETS_PER_OCTAVE)
     assert bucketing.bucket(held) == held
 
 
@@ -207,8 +207,8 @@ def test_sixty_seconds_have_few_buckets():
 
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=40))
 def test_groups_hold_everyone_once_within_the_limit(lengths):
-    groups = bucketing.together(lengths, torch.device("cuda"))
+    groups = bucketing.group_by_length(lengths, torch.device("cuda"))
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     for group in groups:
-        assert len(group) * max(lengths[i] for i in group) <= bucketing.MANY_FRAMES
-    assert all(len(group) == 1 for group in bucketing.together(lengths, CPU))
+        assert len(group) * max(lengths[i] for i in group) <= bucketing.DEFAULT_MAX_FRAMES
+    assert all(len(group) == 1 for group in bucketing.group_by_length(lengths, CPU))

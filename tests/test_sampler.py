@@ -12,13 +12,20 @@ from transformers.generation.logits_process import (
 )
 
 from chatterbox_opt.errors import InputError
-from chatterbox_opt.models.t3.sampler import NOT_FINITE, Knobs, guide, penalise, sample, truncate
+from chatterbox_opt.models.t3.sampler import (
+    NOT_FINITE,
+    SamplingTensors,
+    apply_cfg,
+    apply_repetition_penalty,
+    filter_logits,
+    sample,
+)
 from chatterbox_opt.sampling import Sampling, chunk_seed
 
 
 def draw(logits, seen, sampling, seed, *, ranked=False):
     """One row's token."""
-    knobs, noise = Knobs.room(1), torch.empty(1, logits.shape[-1])
+    knobs, noise = SamplingTensors.room(1), torch.empty(1, logits.shape[-1])
     knobs.set(0, sampling)
     noise.exponential_(generator=torch.Generator().manual_seed(seed))
     return sample(logits, seen, knobs, noise, ranked=ranked)
@@ -32,22 +39,22 @@ LOGITS = torch.randn(40, 1, 200, generator=torch.Generator().manual_seed(0)) * 3
 def test_truncation_keeps_the_same_tokens(min_p, top_p):
     for logits in LOGITS:
         expected = TopPLogitsWarper(top_p)(None, MinPLogitsWarper(min_p)(None, logits))
-        knobs = Knobs.room(1)
+        knobs = SamplingTensors.room(1)
         knobs.set(0, Sampling(min_p=min_p, top_p=top_p))
-        ours = truncate(logits, knobs, ranked=top_p < 1)
+        ours = filter_logits(logits, knobs, ranked=top_p < 1)
         assert torch.equal(torch.softmax(ours, -1), torch.softmax(expected, -1))
 
 
 @pytest.mark.parametrize("top_k", [1, 7, 500])
 @pytest.mark.parametrize("top_p", [0.5, 1.0])
 def test_top_k_comes_between_min_p_and_top_p(top_k, top_p):
-    knobs = Knobs.room(2)
+    knobs = SamplingTensors.room(2)
     knobs.set(0, Sampling(min_p=0.02, top_p=top_p, top_k=top_k))
     knobs.set(1, Sampling(min_p=0.02))
     for logits in LOGITS:
         likely = MinPLogitsWarper(0.02)(None, logits)
         expected = TopPLogitsWarper(top_p)(None, TopKLogitsWarper(top_k)(None, likely))
-        ours, neighbour = truncate(logits.repeat(2, 1), knobs, ranked=True)
+        ours, neighbour = filter_logits(logits.repeat(2, 1), knobs, ranked=True)
         assert torch.equal(torch.softmax(ours, -1), torch.softmax(expected[0], -1))
         assert torch.equal(neighbour, likely[0]), "a row without it must not notice"
 
@@ -59,11 +66,13 @@ def test_penalty(penalty):
     seen[0, ids[0]] = True
     for logits in LOGITS:
         expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits.clone())
-        assert torch.equal(penalise(logits, seen, torch.tensor([[penalty]])), expected)
+        assert torch.equal(
+            apply_repetition_penalty(logits, seen, torch.tensor([[penalty]])), expected
+        )
 
 
 def test_guidance_of_one_row_is_that_row():
-    assert torch.equal(guide(LOGITS[0], torch.zeros(1, 1)), LOGITS[0])
+    assert torch.equal(apply_cfg(LOGITS[0], torch.zeros(1, 1)), LOGITS[0])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

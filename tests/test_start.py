@@ -29,13 +29,13 @@ def test_the_mark_is_perths_to_the_last_bit(length):
 
 
 def test_a_missing_or_broken_watermarker_is_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(upstream_import, "place", lambda package: None)
+    monkeypatch.setattr(upstream_import, "package_directory", lambda package: None)
     with pytest.raises(ChatterboxOptError, match="cannot be loaded.*--no-watermark"):
         Watermark()
     package = tmp_path / "perth"
     package.mkdir()
-    monkeypatch.setattr(upstream_import, "place", lambda _: package)
-    monkeypatch.setattr(upstream_import, "layers", lambda *_: sys)
+    monkeypatch.setattr(upstream_import, "package_directory", lambda _: package)
+    monkeypatch.setattr(upstream_import, "import_layers", lambda *_: sys)
     with pytest.raises(ChatterboxOptError, match="cannot be loaded") as caught:
         Watermark()
     assert "\n" not in str(caught.value)
@@ -45,10 +45,10 @@ def test_the_window_is_scipys():
     from scipy.signal import get_window
 
     for length in (16, 20, 1024):
-        ours = upstream_import.hann("hann", length, fftbins=True)
+        ours = upstream_import.hann_window("hann", length, fftbins=True)
         assert np.array_equal(ours, get_window("hann", length, fftbins=True))
     with pytest.raises(ValueError, match="Hann"):
-        upstream_import.hann("blackman", 16, fftbins=True)
+        upstream_import.hann_window("blackman", 16, fftbins=True)
 
 
 def test_a_first_word_needs_none_of_these(tmp_path):

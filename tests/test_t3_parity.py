@@ -11,9 +11,9 @@ from conftest import assert_close, prefilled, prompt_for, say_all, utterance
 from reference import greedy_tokens, sampled_tokens
 from texts import TEXTS
 
-from chatterbox_opt.models.t3.sampler import guide
+from chatterbox_opt.models.t3.sampler import apply_cfg
 from chatterbox_opt.sampling import Sampling
-from chatterbox_opt.text.chunking import normalise
+from chatterbox_opt.text.chunking import normalize
 
 MAX_TOKENS = 24
 CFG_WEIGHTS, EXAGGERATIONS = (0.5, 1.0), (0.25, 0.5, 1.0)
@@ -39,7 +39,7 @@ def raw_tokens(engine, text: str, sampling: Sampling) -> list[int]:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_greedy_tokens_are_upstreams(engine, upstream, text):
-    text = normalise(text)
+    text = normalize(text)
     for cfg_weight, exaggeration in CASES:
         knobs = {"cfg_weight": cfg_weight, "exaggeration": exaggeration, "max_tokens": MAX_TOKENS}
         ours = raw_tokens(engine, text, Sampling(temperature=0, **knobs))
@@ -48,7 +48,7 @@ def test_greedy_tokens_are_upstreams(engine, upstream, text):
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_sampled_tokens_are_upstreams_under_the_same_seed(engine, upstream, text):
-    text = normalise(text)
+    text = normalize(text)
     for seed, (cfg_weight, exaggeration) in enumerate(CASES):
         knobs = {"cfg_weight": cfg_weight, "exaggeration": exaggeration, "max_tokens": MAX_TOKENS}
         ours = raw_tokens(engine, text, Sampling(seed=seed, **knobs))
@@ -69,7 +69,7 @@ def test_sampled_tokens_are_upstreams_under_the_same_seed(engine, upstream, text
 )
 def test_every_knob_is_upstreams(engine, upstream, knobs):
     fixed = {"seed": 11, "cfg_weight": 0.5, "exaggeration": 0.5, "max_tokens": 60}
-    text = normalise(TEXTS[1])
+    text = normalize(TEXTS[1])
     expected = sampled_tokens(upstream, text, **fixed, **knobs)
     assert raw_tokens(engine, text, Sampling(**fixed, **knobs)) == expected
 
@@ -79,24 +79,24 @@ def test_without_guidance_one_row_is_enough(engine, upstream, text):
     """cfg_weight 0 fails upstream; the reference loop runs upstream's backend with one row."""
     for exaggeration in EXAGGERATIONS:
         knobs = {"cfg_weight": 0.0, "exaggeration": exaggeration, "max_tokens": MAX_TOKENS}
-        ours = raw_tokens(engine, normalise(text), Sampling(temperature=0, **knobs))
-        assert ours == greedy_tokens(upstream, normalise(text), **knobs)
+        ours = raw_tokens(engine, normalize(text), Sampling(temperature=0, **knobs))
+        assert ours == greedy_tokens(upstream, normalize(text), **knobs)
 
 
 def test_every_knob_moves_the_logits_and_as_upstreams(engine, upstream):
     """Guards the tests above: equal tokens would prove nothing of a knob that moves no logit."""
-    text, all_logits = normalise(TEXTS[1]), []
+    text, all_logits = normalize(TEXTS[1]), []
     for cfg_weight, exaggeration in [*CASES, (0.0, 0.5)]:
         knobs = {"cfg_weight": cfg_weight, "exaggeration": exaggeration}
         ours = first_logits(engine, text, Sampling(**knobs))
         assert_close(ours, reference.first_logits(upstream, text, **knobs), atol=1e-5)
-        all_logits.append(guide(ours, torch.tensor([[cfg_weight]])))
+        all_logits.append(apply_cfg(ours, torch.tensor([[cfg_weight]])))
     for one, other in itertools.combinations(all_logits, 2):
         assert (one - other).abs().max() > 1e-3
 
 
 def test_the_stop_token_ends_the_speech_and_is_not_spoken(engine, upstream):
-    text, knobs = normalise(TEXTS[0]), {"cfg_weight": 0.5, "exaggeration": 0.5}
+    text, knobs = normalize(TEXTS[0]), {"cfg_weight": 0.5, "exaggeration": 0.5}
     stopped = []
     for seed in range(8):
         theirs = sampled_tokens(upstream, text, seed=seed, max_tokens=1000, **knobs)
@@ -109,7 +109,7 @@ def test_the_stop_token_ends_the_speech_and_is_not_spoken(engine, upstream):
 
 
 def test_long_prompts_cross_cache_blocks(engine, upstream):
-    text = normalise("word " * 55)
+    text = normalize("word " * 55)
     knobs = {"cfg_weight": 0.5, "exaggeration": 0.5, "max_tokens": 150}
     ours = raw_tokens(engine, text, Sampling(temperature=0, **knobs))
     assert ours == greedy_tokens(upstream, text, **knobs)
@@ -123,8 +123,8 @@ def test_rotary_frequencies_are_transformers(upstream):
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    from chatterbox_opt.config.model_config import T3Shape
+    from chatterbox_opt.config.model_config import T3Config
     from chatterbox_opt.models.t3.model import rope_frequencies
 
     true = LlamaRotaryEmbedding(LlamaConfig(**LLAMA_CONFIGS["Llama_520M"])).inv_freq
-    assert_close(rope_frequencies(T3Shape()), true, atol=0)
+    assert_close(rope_frequencies(T3Config()), true, atol=0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from texts import TEXTS
 
 from chatterbox_opt.errors import TextError
-from chatterbox_opt.text.chunking import LIMIT, PARAGRAPH_PAUSE, clean, normalise, split
+from chatterbox_opt.text.chunking import LIMIT, PARAGRAPH_PAUSE, clean, normalize, split
 
 LONG = (
     "Dr. Smith said, e.g., that it was 5 p.m. on Jan. 3rd. “Is it so?” she asked. It was! "
@@ -22,13 +22,13 @@ LONG = (
 @given(st.text())
 @settings(max_examples=500, deadline=None)
 def test_normalise_is_upstreams_on_every_string(text):
-    assert normalise(text) == punc_norm(text)
+    assert normalize(text) == punc_norm(text)
 
 
 @given(st.text(alphabet=' .,:;…—–-“”‘’"abcÄ字\n\t!?'))
 @settings(max_examples=500, deadline=None)
 def test_normalise_is_upstreams_on_punctuation(text):
-    assert normalise(text) == punc_norm(text)
+    assert normalize(text) == punc_norm(text)
 
 
 def words(text: str) -> list[str]:

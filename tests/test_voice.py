@@ -18,7 +18,7 @@ from chatterbox_opt.errors import VoiceError, WeightsError
 from chatterbox_opt.voice import Voice, from_conditionals
 from chatterbox_opt.voices import library as voice_library
 from chatterbox_opt.voices import store as voice_store
-from chatterbox_opt.voices.library import Speakers
+from chatterbox_opt.voices.library import VoiceLibrary
 from chatterbox_opt.voices.store import VoiceStore
 
 
@@ -90,7 +90,7 @@ def test_the_encoders_of_a_new_voice_stay_on_the_processor_and_go(tiny, store, m
         return encoders
 
     monkeypatch.setattr(voice_library, "load_encoders", watched)
-    speakers = Speakers(registry.locate(str(tiny)), store)
+    speakers = VoiceLibrary(registry.locate(str(tiny)), store)
     voice = speakers.voice(SAMPLE)
     gc.collect()
     assert devices == {"cpu"}

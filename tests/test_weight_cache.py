@@ -68,7 +68,7 @@ def test_kept_weights_say_bit_for_bit_the_same(tiny, cache):
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
 def test_integer_matrices_are_kept_too(tiny, cache, dtype, monkeypatch):
-    if why := weight_layout.lacks().get(dtype):
+    if why := weight_layout.unsupported_dtypes().get(dtype):
         pytest.skip(why)
 
     def speak():

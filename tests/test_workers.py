@@ -17,13 +17,13 @@ from test_batch import go, lines_of, work
 from test_batch_faults import COMMAND, HERE, QUICK, batch, listen_to_ctrl_c, noted
 
 from chatterbox_opt import Request, Sampling
-from chatterbox_opt.batch.local_workers import Processes, shares
+from chatterbox_opt.batch.local_workers import ProcessWorkers, split_resources
 from chatterbox_opt.batch.worker_pool import Pool
 from chatterbox_opt.errors import ChatterboxOptError, TextError, WeightsError, WorkerError
 
 
 def pool(speech: MadeUp, count: int = 2) -> Pool:
-    return Pool(Processes(speech, [{}] * count), count)
+    return Pool(ProcessWorkers(speech, [{}] * count), count)
 
 
 def requests(*texts: str) -> list[Request]:
@@ -191,21 +191,21 @@ def test_a_killed_parent_leaves_no_worker(tmp_path):
 
 
 def test_the_shares():
-    assert shares(3, ["0", "5"], {}) == [
+    assert split_resources(3, ["0", "5"], {}) == [
         {"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "5"}, {"CUDA_VISIBLE_DEVICES": "0"},
     ]  # fmt: skip
-    [share] = shares(1, [], {})
+    [share] = split_resources(1, [], {})
     cores = int(share["OMP_NUM_THREADS"])
     assert cores >= 1
-    assert shares(2, [], {}) == [{"OMP_NUM_THREADS": str(max(1, cores // 2))}] * 2
-    assert shares(cores * 9, [], {})[0] == {"OMP_NUM_THREADS": "1"}
-    assert shares(2, [], {"OMP_NUM_THREADS": "7"})[1] == {"OMP_NUM_THREADS": "7"}
+    assert split_resources(2, [], {}) == [{"OMP_NUM_THREADS": str(max(1, cores // 2))}] * 2
+    assert split_resources(cores * 9, [], {})[0] == {"OMP_NUM_THREADS": "1"}
+    assert split_resources(2, [], {"OMP_NUM_THREADS": "7"})[1] == {"OMP_NUM_THREADS": "7"}
 
 
 def test_environment_and_signals_of_the_parent_are_as_before(tmp_path):
     handler = signal.getsignal(signal.SIGINT)
     before, threads = dict(os.environ), threading.active_count()
-    crew = Processes(MadeUp(tmp_path), [{"OMP_NUM_THREADS": "3", "SOMETHING": "1"}])
+    crew = ProcessWorkers(MadeUp(tmp_path), [{"OMP_NUM_THREADS": "3", "SOMETHING": "1"}])
     with Pool(crew, 1) as speak:
         speak.wait()
         [process] = MadeUp(tmp_path).processes()

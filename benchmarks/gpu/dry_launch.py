@@ -21,17 +21,17 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from chatterbox_opt.config.model_config import T3Shape
+from chatterbox_opt.config.model_config import T3Config
 from chatterbox_opt.kernels.cuda import decode_attention, decode_io, decode_linear, selftest
 from chatterbox_opt.kernels.cuda import flow as flow_kernels
 from chatterbox_opt.kernels.cuda import launch as kernel_launch
-from chatterbox_opt.layers.linear_int import WeightOnlyLinear
-from chatterbox_opt.models.t3.decode_state import Slots
+from chatterbox_opt.layers.linear_int import WeightOnlyInt8Linear
+from chatterbox_opt.models.t3.decode_state import DecodeState
 from chatterbox_opt.models.t3.fused_step import FusedStep
-from chatterbox_opt.models.t3.kv_cache import StaticCache
+from chatterbox_opt.models.t3.kv_cache import StaticKVCache
 from chatterbox_opt.models.t3.model import T3
 from chatterbox_opt.runtime import cuda
-from chatterbox_opt.utils.skip_init import uninitialised
+from chatterbox_opt.utils.skip_init import skip_init
 
 POSITIONS = 512  # of the KV cache; any multiple of 16 gives the same kernels
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)  # utterances at once
@@ -159,7 +159,7 @@ def gpu_of(capability: int, *, early: bool) -> Iterator[Compiled]:
         # not by reset_active: without a GPU there is no other driver to go back to
         stack.enter_context(mock.patch.object(driver, "_active", _Driver(capability)))
         stack.enter_context(mock.patch.object(knobs.compilation, "listener", compiled.note))
-        stack.enter_context(mock.patch.object(cuda, "generation", lambda _: capability // 10))
+        stack.enter_context(mock.patch.object(cuda, "capability_major", lambda _: capability // 10))
         for module in (decode_linear, decode_attention, decode_io):
             stack.enter_context(mock.patch.object(module, "beginning", lambda _: options))
         yield compiled
@@ -171,7 +171,7 @@ def decode_steps(
     *,
     whole: bool,
     narrow: bool,
-    shape: T3Shape | None = None,
+    shape: T3Config | None = None,
 ) -> None:
     """One decode step of T3, two rows an utterance and, where one is alone, one row too.
 
@@ -182,16 +182,18 @@ def decode_steps(
         narrow: int8 keys and values.
         shape: of another model; one layer of it is as good as all.
     """
-    with uninitialised():
-        t3 = T3(replace(shape or T3Shape(), layers=1)).to(dtype)
+    with skip_init():
+        t3 = T3(replace(shape or T3Config(), layers=1)).to(dtype)
     if whole:
         _quantize(t3)
     alone = [(1, 1)] if 1 in counts else []
     for each, count in [(2, count) for count in counts] + alone:
         kept = torch.int8 if narrow else None
-        cache = StaticCache(utterances=count, each=each, shape=t3.cached, like=t3.like, dtype=kept)
+        cache = StaticKVCache(
+            utterances=count, each=each, shape=t3.cached, like=t3.like, dtype=kept
+        )
         cache.reserve(0, POSITIONS)
-        FusedStep(t3)(Slots(t3, count, cache), count, POSITIONS, ranked=False)
+        FusedStep(t3)(DecodeState(t3, count, cache), count, POSITIONS, ranked=False)
 
 
 def _quantize(t3: T3) -> None:
@@ -202,7 +204,7 @@ def _quantize(t3: T3) -> None:
                 rows, depth = child.weight.shape
                 kept = {"weight-only": torch.empty(rows, depth, dtype=torch.int8),
                         "scales": torch.empty(rows)}  # fmt: skip
-                setattr(module, name, WeightOnlyLinear.of_kept(kept))
+                setattr(module, name, WeightOnlyInt8Linear.of_kept(kept))
 
 
 def trials(dtype: torch.dtype, stages: Sequence[str] = ("t3", "flow")) -> None:
@@ -213,7 +215,7 @@ def trials(dtype: torch.dtype, stages: Sequence[str] = ("t3", "flow")) -> None:
 
     with mock.patch.object(selftest, "_alike", alike):
         for stage in stages:
-            selftest.right(stage, torch.device("cpu"), dtype)
+            selftest.kernels_are_correct(stage, torch.device("cpu"), dtype)
 
 
 def flow(dtype: torch.dtype) -> None:
@@ -221,6 +223,6 @@ def flow(dtype: torch.dtype) -> None:
     q, k, v = torch.empty(2, 1024, 3, 8, 64, dtype=dtype).transpose(1, 3).unbind(2)
     x, weight = torch.empty(2, 1024, 256, dtype=dtype), torch.empty(256, dtype=dtype)
     for lengths in (torch.ones(2, dtype=torch.int32), None):
-        flow_kernels.attend(q, k, v, lengths)
+        flow_kernels.attention(q, k, v, lengths)
     for more, mish in ((x, False), (None, True), (None, False)):
-        flow_kernels.norm(x, weight, weight, 1e-5, more, mish=mish)
+        flow_kernels.layer_norm(x, weight, weight, 1e-5, more, mish=mish)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError, OutputError, VoiceError
-from chatterbox_opt.utils.atomic_file import whole_file
+from chatterbox_opt.utils.atomic_file import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,7 +105,7 @@ def writer(path: str, subtype: str | None = None) -> Iterator[Sink]:
         return
     try:
         with (
-            whole_file(Path(path)) as part,
+            atomic_write(Path(path)) as part,
             soundfile.SoundFile(part, "w", SAMPLE_RATE, 1, chosen, format=format_) as sink,
         ):
             yield Sink(sink)

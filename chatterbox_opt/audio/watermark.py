@@ -32,9 +32,9 @@ from torch import Tensor
 
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import ChatterboxOptError, first_line
-from chatterbox_opt.runtime.cuda import Side
+from chatterbox_opt.runtime.cuda import SideStream
 from chatterbox_opt.utils import upstream_import
-from chatterbox_opt.utils.skip_init import uninitialised
+from chatterbox_opt.utils.skip_init import skip_init
 
 log = logging.getLogger(__name__)
 Wave = npt.NDArray[np.float32]
@@ -96,7 +96,7 @@ class _Gpu:
             RuntimeError: no room (an OutOfMemoryError is one), or something cannot be built.
         """
         self._network, self._device = network.copied(device), device
-        self._side, self._turn = Side(device), threading.Lock()
+        self._side, self._turn = SideStream(device), threading.Lock()
         with torch.inference_mode():
             self.mark(torch.zeros(SAMPLE_RATE))
 
@@ -119,7 +119,7 @@ class Watermark:
         Raises:
             ChatterboxOptError: not installed, or not as it should be.
         """
-        package = upstream_import.place("perth")
+        package = upstream_import.package_directory("perth")
         if package is None:
             raise ChatterboxOptError(
                 f"the watermarker cannot be loaded (no package perth): {REMEDY}"
@@ -135,13 +135,13 @@ class Watermark:
     def _load(self, package: Path) -> None:
         import yaml
 
-        layers = upstream_import.layers(package, f"{NETWORK}.model")
-        encoder = upstream_import.layers(package, f"{NETWORK}.model.encoder").Encoder
+        layers = upstream_import.import_layers(package, f"{NETWORK}.model")
+        encoder = upstream_import.import_layers(package, f"{NETWORK}.model.encoder").Encoder
         known = yaml.safe_load((package / WEIGHTS / "hparams.yaml").read_text(encoding="utf-8"))
-        how = upstream_import.layers(package, f"{NETWORK}.config").PerthConfig(**known)
+        how = upstream_import.import_layers(package, f"{NETWORK}.config").PerthConfig(**known)
         saved = sorted((package / WEIGHTS).glob("*.pth.tar"), key=_training_step)[-1]
         state = torch.load(saved, map_location="cpu", weights_only=True, mmap=True)["model"]
-        with uninitialised(), torch.device("meta"):
+        with skip_init(), torch.device("meta"):
             net = encoder(how.hidden_size, layers.compute_subband_freq(how))
         own = {n.removeprefix("encoder."): t for n, t in state.items() if n.startswith("encoder.")}
         net.load_state_dict(own, assign=True)

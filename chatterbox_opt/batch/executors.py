@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 PROCESS, RAY = "process", "ray"
 EXECUTORS = (PROCESS, RAY)
-MOST = 256  # workers
+MAX_WORKERS = 256  # workers
 FORWARDED = ("CHATTERBOX_", "DISABLE_OPTIMIZATION", "HF_HUB_OFFLINE", "HF_ENDPOINT")  # to Ray
 
 
 @dataclass(frozen=True, slots=True)
-class Speech:
+class WorkerSpec:
     """A model and how it is guarded: what a worker opens, picklable."""
 
     machine: Machine
@@ -48,21 +48,21 @@ class Speech:
         """Load it in a worker, which has nobody to talk to."""
         if not self.debug:
             console.be_quiet()
-        with self.speaking(console.Talk(quiet=True)) as speak:
+        with self.speaking(console.Reporter(quiet=True)) as speak:
             yield speak
 
     @contextmanager
-    def speaking(self, talk: console.Talk) -> Iterator[Speak]:
+    def speaking(self, talk: console.Reporter) -> Iterator[Speak]:
         """Load it here."""
         with self.machine.load(talk) as engine:
             yield functools.partial(engine.batch, guard=Guard(self.retries))
 
-    def settled(self, how: Plan) -> Speech:
+    def settled(self, how: Plan) -> WorkerSpec:
         """The same for a worker: it decides nothing anew, so that all sound alike."""
         return replace(self, machine=replace(self.machine, profile=how.profile, device=how.device))
 
 
-class Here:
+class LocalExecutor:
     """In this process, or in several of this machine."""
 
     def __init__(self, workers: int) -> None:
@@ -73,25 +73,25 @@ class Here:
         return probe.probe(device)
 
     @contextmanager
-    def speaking(self, speech: Speech, how: Plan, talk: console.Talk) -> Iterator[Speak]:
+    def speaking(self, speech: WorkerSpec, how: Plan, talk: console.Reporter) -> Iterator[Speak]:
         """Load, and yield a function from requests to results."""
         if self._workers == 1:
             with speech.speaking(talk) as speak:
                 yield speak
             return
-        cards = probe.cards() if how.device == "cuda" else []
-        environments = local_workers.shares(self._workers, cards, os.environ)
-        crew = local_workers.Processes(speech.settled(how), environments)
+        cards = probe.visible_gpus() if how.device == "cuda" else []
+        environments = local_workers.split_resources(self._workers, cards, os.environ)
+        crew = local_workers.ProcessWorkers(speech.settled(how), environments)
         with Pool(crew, self._workers) as pool:
             pool.wait()
             _say(talk, how, self._workers)
             yield pool
 
 
-class OnRay:
+class RayExecutor:
     """On a Ray cluster."""
 
-    def __init__(self, found: ray_workers.Cluster, workers: int | None) -> None:
+    def __init__(self, found: ray_workers.RayCluster, workers: int | None) -> None:
         self._cluster = found
         self._workers = workers or found.count()
 
@@ -100,20 +100,22 @@ class OnRay:
         return self._cluster.ask(probe.probe, device)
 
     @contextmanager
-    def speaking(self, speech: Speech, how: Plan, talk: console.Talk) -> Iterator[Speak]:
-        """As ``Here``; recordings are read on this machine."""
-        from chatterbox_opt.voices.library import Speakers
+    def speaking(self, speech: WorkerSpec, how: Plan, talk: console.Reporter) -> Iterator[Speak]:
+        """As ``LocalExecutor``; recordings are read on this machine."""
+        from chatterbox_opt.voices.library import VoiceLibrary
 
-        speakers = Speakers(registry.locate(speech.machine.model), speech.machine.store)
+        speakers = VoiceLibrary(registry.locate(speech.machine.model), speech.machine.store)
         share = self._cluster.share(self._workers, on_card=how.device == "cuda")
-        with Pool(ray_workers.Actors(speech.settled(how), share), self._workers) as pool:
+        with Pool(ray_workers.RayActors(speech.settled(how), share), self._workers) as pool:
             pool.wait()
             _say(talk, how, self._workers)
             yield with_voices(pool, speakers.voice)
 
 
 @contextmanager
-def chosen(executor: str, workers: int | None, address: str | None) -> Iterator[Here | OnRay]:
+def open_executor(
+    executor: str, workers: int | None, address: str | None
+) -> Iterator[LocalExecutor | RayExecutor]:
     """The place to work at, while the block runs.
 
     Args:
@@ -123,14 +125,14 @@ def chosen(executor: str, workers: int | None, address: str | None) -> Iterator[
         InputError: Ray is not installed, or its cluster not there.
     """
     if executor == PROCESS:
-        yield Here(workers or 1)
+        yield LocalExecutor(workers or 1)
         return
     environment = {k: v for k, v in os.environ.items() if k.startswith(FORWARDED)}
     with ray_workers.connected(address, environment) as found:
-        yield OnRay(found, workers)
+        yield RayExecutor(found, workers)
 
 
-def check(executor: str, workers: int | None, address: str | None) -> None:
+def check_executor(executor: str, workers: int | None, address: str | None) -> None:
     """Say what is wrong before any work.
 
     Raises:
@@ -138,13 +140,13 @@ def check(executor: str, workers: int | None, address: str | None) -> None:
     """
     if executor not in EXECUTORS:
         raise InputError(f"executor is '{executor}'; known: {', '.join(EXECUTORS)}")
-    if workers is not None and not 1 <= workers <= MOST:
-        raise InputError(f"--workers is {workers}; give 1 to {MOST}")
+    if workers is not None and not 1 <= workers <= MAX_WORKERS:
+        raise InputError(f"--workers is {workers}; give 1 to {MAX_WORKERS}")
     if address is not None and executor != RAY:
         raise InputError("--ray-address is for --executor ray: give that too")
 
 
-def _say(talk: console.Talk, how: Plan, workers: int) -> None:
+def _say(talk: console.Reporter, how: Plan, workers: int) -> None:
     talk.say(f"{how.summary()} · {workers} workers")
     for reason in how.reasons:
         talk.detail(f"  {reason}")
@@ -155,7 +157,7 @@ def with_voices(speak: Speak, voice: Callable[[str], Voice]) -> Speak:
 
     A recording that cannot be used is its request's failure, as in ``Engine.batch``.
     """
-    from chatterbox_opt.engine.sequence import FAILURES
+    from chatterbox_opt.engine.sequence import REQUEST_ERRORS
 
     def spoken(requests: Iterable[Request]) -> Iterator[Result]:
         failed: deque[Result] = deque()
@@ -165,7 +167,7 @@ def with_voices(speak: Speak, voice: Callable[[str], Voice]) -> Speak:
                 try:
                     if isinstance(request.voice, str):
                         request = replace(request, voice=voice(request.voice))
-                except FAILURES as error:
+                except REQUEST_ERRORS as error:
                     failed.append(Result(request.id, request.sampling.seed or 0, error=error))
                 else:
                     yield request

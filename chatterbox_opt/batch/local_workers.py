@@ -19,7 +19,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
-from chatterbox_opt.batch.worker_pool import Gone, Message, Opening, forward_logs, serve
+from chatterbox_opt.batch.worker_pool import Message, Opening, WorkerDied, forward_logs, serve
 from chatterbox_opt.request import Request
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ THREADS = "OMP_NUM_THREADS"
 CARDS = "CUDA_VISIBLE_DEVICES"
 
 
-def shares(
+def split_resources(
     count: int, cards: Sequence[str], environment: Mapping[str, str]
 ) -> list[dict[str, str]]:
     """What each of ``count`` processes finds in its environment.
@@ -52,7 +52,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-class Processes:
+class ProcessWorkers:
     """A crew (see worker_pool.py) of processes with a fresh interpreter each."""
 
     def __init__(self, opening: Opening, environments: Sequence[Mapping[str, str]]) -> None:
@@ -91,9 +91,9 @@ class _Process:
         self._process.join(PATIENCE)
         code = self._process.exitcode
         if code is None or code >= 0:
-            raise Gone(f"exit code {code}")
+            raise WorkerDied(f"exit code {code}")
         reason = " (out of memory?)" if -code == getattr(signal, "SIGKILL", 0) else ""
-        raise Gone(f"{signal.Signals(-code).name}{reason}")
+        raise WorkerDied(f"{signal.Signals(-code).name}{reason}")
 
     def close(self) -> None:
         """See ``Worker``."""

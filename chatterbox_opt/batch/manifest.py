@@ -67,7 +67,7 @@ class Entry:
 
 
 class Manifest:
-    """The open manifest of a directory that this process has for itself (see ``opened``)."""
+    """The open manifest of a directory that this process has for itself (see ``open_manifest``)."""
 
     def __init__(self, directory: Path, descriptor: int, entries: dict[str, Entry]) -> None:
         self.directory = directory
@@ -116,7 +116,7 @@ class Manifest:
 
 
 @contextmanager
-def opened(directory: Path, *, anew: bool = False) -> Iterator[Manifest]:
+def open_manifest(directory: Path, *, anew: bool = False) -> Iterator[Manifest]:
     """Have a directory for oneself while the block runs, with what was done there before.
 
     What a killed run left is put right: a torn last line goes, half-written files go.

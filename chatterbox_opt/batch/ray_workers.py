@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from chatterbox_opt import __version__
-from chatterbox_opt.batch.worker_pool import Gone, Message, Opening, forward_logs, serve
+from chatterbox_opt.batch.worker_pool import Message, Opening, WorkerDied, forward_logs, serve
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import Request
 
@@ -25,7 +25,7 @@ Answer = TypeVar("Answer")
 
 
 @contextmanager
-def connected(address: str | None, environment: Mapping[str, str]) -> Iterator[Cluster]:
+def connected(address: str | None, environment: Mapping[str, str]) -> Iterator[RayCluster]:
     """Yield a cluster, which is left when the block ends.
 
     Args:
@@ -54,7 +54,7 @@ def connected(address: str | None, environment: Mapping[str, str]) -> Iterator[C
         reason = " ".join(str(error).split())
         raise InputError(f"no Ray cluster {where} ({reason}): check --ray-address") from error
     try:
-        yield Cluster()
+        yield RayCluster()
     finally:
         ray.shutdown()
 
@@ -67,14 +67,14 @@ def _check_port(address: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class ResourceShare:
     """What Ray keeps free for one worker."""
 
     cores: int
     cards: int
 
 
-class Cluster:
+class RayCluster:
     """The cluster that this process is connected to."""
 
     def __init__(self) -> None:
@@ -92,11 +92,11 @@ class Cluster:
         """How many workers to have if nobody says: one a card, or else one a machine."""
         return int(self._resources.get("GPU", 0)) or self._machines
 
-    def share(self, count: int, *, on_card: bool) -> Share:
+    def share(self, count: int, *, on_card: bool) -> ResourceShare:
         """What each of ``count`` workers may have for itself."""
         if on_card:
-            return Share(1, 1)
-        return Share(max(1, int(self._resources.get("CPU", 1)) // count), 0)
+            return ResourceShare(1, 1)
+        return ResourceShare(max(1, int(self._resources.get("CPU", 1)) // count), 0)
 
     def ask(self, question: Callable[..., Answer], *args: object) -> Answer:
         """Call a function where the workers will be; its errors are raised here."""
@@ -109,20 +109,20 @@ class Cluster:
             raise error.cause from error
 
 
-class Actors:
+class RayActors:
     """A crew (see worker_pool.py) of actors."""
 
-    def __init__(self, opening: Opening, share: Share) -> None:
+    def __init__(self, opening: Opening, share: ResourceShare) -> None:
         self._opening, self._share = opening, share
 
-    def start(self, number: int) -> _Near:
+    def start(self, number: int) -> _ActorHandle:
         """Have Ray start an actor; until a machine has room for it, it is not ready."""
         import ray
 
         actor = ray.remote(_Actor).options(
             num_cpus=self._share.cores, num_gpus=self._share.cards, max_concurrency=_Actor.CALLS
         )
-        return _Near(actor.remote(), self._opening)
+        return _ActorHandle(actor.remote(), self._opening)
 
     def wait(self, ends: Sequence[Any]) -> list[Any]:
         """See ``Crew``."""
@@ -132,7 +132,7 @@ class Actors:
         return ready
 
 
-class _Near:
+class _ActorHandle:
     """The near end of an actor: it has one call of ``take`` in waiting, always."""
 
     def __init__(self, actor: Any, opening: Opening) -> None:
@@ -157,7 +157,7 @@ class _Near:
             ready, _ = ray.wait([self._take], timeout=0)
             message: Message = ray.get(self._take if ready else self._run)
         except ray.exceptions.RayError as error:
-            raise Gone(str(error).strip().splitlines()[0]) from error
+            raise WorkerDied(str(error).strip().splitlines()[0]) from error
         self._take = self._actor.take.remote()
         return message
 

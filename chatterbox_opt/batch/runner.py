@@ -24,15 +24,17 @@ from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.batch import manifest
 from chatterbox_opt.batch.job_file import Item
 from chatterbox_opt.batch.manifest import Entry, Manifest
-from chatterbox_opt.batch.verify import HearingError, Verifier
+from chatterbox_opt.batch.verify import Verifier, VerifierError
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import ChatterboxOptError, OutputError, in_words
 from chatterbox_opt.request import Piece, Request, Result, Speak
 from chatterbox_opt.sampling import chunk_seed
 
 log = logging.getLogger(__name__)
-WHOLE = -1  # in place of a chunk's number, for the seed of an utterance that is spoken again
-NAMED = 5  # faults of one item that are noted
+RETRY_CHUNK_INDEX = (
+    -1
+)  # in place of a chunk's number, for the seed of an utterance that is spoken again
+MAX_FAULTS_LISTED = 5  # faults of one item that are noted
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ def _hash(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Heard:
+class _Take:
     """One attempt at an utterance, and what --verify says to it."""
 
     result: Result
@@ -131,7 +133,7 @@ class _Heard:
     fault: str = ""
 
 
-class Batch:
+class BatchRunner:
     """One run over a job. ``run`` it once; ``stop`` may be called from a signal handler."""
 
     def __init__(
@@ -155,7 +157,7 @@ class Batch:
         self._verifier, self._retries, self._fail_fast = verifier, retries, fail_fast
         self._stopping = False
         self._full = 0  # files in a row that could not be written
-        self._heard: dict[str, list[_Heard]] = {}
+        self._heard: dict[str, list[_Take]] = {}
         self.summary = Summary()
         self._total = len(todo)
         self._tasks: dict[str, Task] = {}
@@ -213,18 +215,18 @@ class Batch:
                 return
         self._save_best(result.id)
 
-    def _listen(self, result: Result) -> _Heard:
+    def _listen(self, result: Result) -> _Take:
         if self._verifier is None:
-            return _Heard(result)
+            return _Take(result)
         waves = (piece.samples for piece in result.pieces)
         try:
             text = self._tasks[result.id].item.text
             rate = self._verifier.word_error_rate(text, waves)
-        except HearingError as error:
-            return _Heard(result, float("inf"), str(error))
+        except VerifierError as error:
+            return _Take(result, float("inf"), str(error))
         if rate <= self._verifier.max_wer:
-            return _Heard(result, rate)
-        return _Heard(result, rate, f"word error rate {rate:.0%}")
+            return _Take(result, rate)
+        return _Take(result, rate, f"word error rate {rate:.0%}")
 
     def _save_best(self, id: str) -> None:
         attempts = self._heard.pop(id)
@@ -307,8 +309,8 @@ def _faults(pieces: tuple[Piece, ...]) -> list[str]:
         for number, piece in enumerate(pieces, 1)
         for fault in piece.faults
     ]
-    more = len(found) - NAMED
-    return found if more <= 0 else [*found[:NAMED], f"{more} more"]
+    more = len(found) - MAX_FAULTS_LISTED
+    return found if more <= 0 else [*found[:MAX_FAULTS_LISTED], f"{more} more"]
 
 
 def _request(task: Task, attempt: int = 0) -> Request:
@@ -321,5 +323,5 @@ def _request(task: Task, attempt: int = 0) -> Request:
     if seed is None:
         seed = secrets.randbits(32)
     elif attempt:
-        seed = chunk_seed(seed, WHOLE, attempt)
+        seed = chunk_seed(seed, RETRY_CHUNK_INDEX, attempt)
     return Request(item.id, item.text, item.voice, replace(item.sampling, seed=seed))

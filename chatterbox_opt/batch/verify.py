@@ -31,7 +31,7 @@ TIMEOUT = 600.0  # seconds
 MAX_WER = 0.2
 
 
-class HearingError(ChatterboxOptError):
+class VerifierError(ChatterboxOptError):
     """The command did not say what it heard."""
 
 
@@ -92,8 +92,8 @@ class Verifier:
                     start_new_session=True,  # Ctrl-C lets the item be finished
                 )
             except (OSError, subprocess.TimeoutExpired) as error:
-                raise HearingError(f"--verify did not answer ({error}): try it by hand") from error
+                raise VerifierError(f"--verify did not answer ({error}): try it by hand") from error
         if done.returncode != 0:
             last = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-            raise HearingError(f"--verify ended with {done.returncode} ({last}): try it by hand")
+            raise VerifierError(f"--verify ended with {done.returncode} ({last}): try it by hand")
         return done.stdout.decode("utf-8", "replace")

@@ -31,12 +31,12 @@ READY, WANTED = "ready", "wanted"
 Opening = Callable[[], AbstractContextManager[Speak]]  # picklable: it is called in the worker
 Message: TypeAlias = "str | Result | logging.LogRecord | ChatterboxOptError"
 
-TRIES = 3  # deaths with one item in work, the last one alone, after which it is its fault
-LOADS = 3  # deaths of one worker before it was ready after which it is not replaced
+MAX_CRASHES = 3  # deaths with one item in work, the last one alone, after which it is its fault
+MAX_LOAD_ATTEMPTS = 3  # deaths of one worker before it was ready after which it is not replaced
 SPARE = 2  # so many more items than workers may be fatal in a row before all is given up
 
 
-class Gone(Exception):
+class WorkerDied(Exception):
     """A worker died; ``str()`` says of what."""
 
 
@@ -45,7 +45,7 @@ class Worker(Protocol):
 
     @property
     def ends(self) -> Sequence[Any]:
-        """What ``Crew.wait`` waits for: one of them is ready when there is a message, or none
+        """What ``WorkerFactory.wait`` waits for: one of them is ready when there is a message, or none
         will come any more."""
 
     def give(self, request: Request | None) -> None:
@@ -62,7 +62,7 @@ class Worker(Protocol):
         """End it, whatever it does."""
 
 
-class Crew(Protocol):
+class WorkerFactory(Protocol):
     """Where workers are."""
 
     def start(self, number: int) -> Worker:
@@ -73,7 +73,7 @@ class Crew(Protocol):
 
 
 @dataclass(slots=True)
-class _Place:
+class _WorkerSlot:
     """A place for a worker, and what it has in work.
 
     Attributes:
@@ -100,9 +100,9 @@ class Pool:
     result is a WorkerError. Draw each iterator to its end before the next call.
     """
 
-    def __init__(self, crew: Crew, count: int) -> None:
+    def __init__(self, crew: WorkerFactory, count: int) -> None:
         self._crew, self._count = crew, count
-        self._places: list[_Place] = []
+        self._places: list[_WorkerSlot] = []
         self._source: Iterator[Request] = iter(())
         self._dry = True  # the source has no more
         self._again: deque[Request] = deque()  # what dead workers had in work
@@ -113,7 +113,7 @@ class Pool:
         with ExitStack() as undo:
             undo.callback(self.close)
             for number in range(self._count):
-                self._places.append(_Place(number, self._crew.start(number)))
+                self._places.append(_WorkerSlot(number, self._crew.start(number)))
             undo.pop_all()
         return self
 
@@ -159,7 +159,7 @@ class Pool:
             for place in self._speaking():
                 yield from self._hear(place)
 
-    def _speaking(self) -> list[_Place]:
+    def _speaking(self) -> list[_WorkerSlot]:
         """Wait for those that have something to say."""
         workers = [(place, place.worker) for place in self._places if place.worker is not None]
         ready = self._crew.wait([end for _, worker in workers for end in worker.ends])
@@ -182,20 +182,20 @@ class Pool:
                     self._give(place, request)
 
     def _is_suspect(self, request: Request) -> bool:
-        return self._deaths.get(request.id, 0) >= TRIES - 1
+        return self._deaths.get(request.id, 0) >= MAX_CRASHES - 1
 
-    def _give(self, place: _Place, request: Request | None) -> None:
+    def _give(self, place: _WorkerSlot, request: Request | None) -> None:
         assert place.worker is not None
         place.open = request is not None
         if request is not None:
             place.out[request.id] = request
         place.worker.give(request)
 
-    def _hear(self, place: _Place) -> Iterator[Result]:
+    def _hear(self, place: _WorkerSlot) -> Iterator[Result]:
         assert place.worker is not None
         try:
             message = place.worker.receive()
-        except Gone as death:
+        except WorkerDied as death:
             yield from self._bury(place, str(death))
             return
         if isinstance(message, Result):
@@ -215,7 +215,7 @@ class Pool:
             # one that is to be alone waits until a place is empty
             self._give(place, None if place.alone or suspect else self._next())
 
-    def _leave_out(self, place: _Place, error: ChatterboxOptError) -> None:
+    def _leave_out(self, place: _WorkerSlot, error: ChatterboxOptError) -> None:
         """Go on without one that cannot load, as long as there are others."""
         if not any(other.ready for other in self._places):
             raise error
@@ -224,7 +224,7 @@ class Pool:
         place.worker = None
         log.warning("worker %d is left out: %s", place.number, error)
 
-    def _bury(self, place: _Place, cause: str) -> Iterator[Result]:
+    def _bury(self, place: _WorkerSlot, cause: str) -> Iterator[Result]:
         """Have its work done again, and put another in its place."""
         assert place.worker is not None
         place.worker.close()
@@ -234,7 +234,7 @@ class Pool:
         self._row += 1
         for request in lost:
             died = self._deaths[request.id] = self._deaths.get(request.id, 0) + 1
-            if died >= TRIES and len(lost) == 1:
+            if died >= MAX_CRASHES and len(lost) == 1:
                 del self._deaths[request.id]
                 reason = f"{died} workers died of it, the last one alone with it ({cause})"
                 yield _failed(request, WorkerError(f"{reason}: see whether the text is too long"))
@@ -242,9 +242,9 @@ class Pool:
                 self._again.append(request)
         if not ready:
             place.loads += 1
-        if self._row >= TRIES * (self._count + SPARE):
+        if self._row >= MAX_CRASHES * (self._count + SPARE):
             raise WorkerError(f"{self._row} workers died in a row ({cause}): try --workers 1")
-        if place.loads >= LOADS:
+        if place.loads >= MAX_LOAD_ATTEMPTS:
             place.worker = None
             log.warning("worker %d died while loading (%s) and is left out", place.number, cause)
             if not any(p.worker for p in self._places):

@@ -17,19 +17,19 @@ from torch import Tensor
 
 from chatterbox_opt.checkpoints.registry import CONDITIONALS, locate
 from chatterbox_opt.config import hardware
-from chatterbox_opt.config.model_config import SAMPLE_RATE, SPEECH_TOKENS, TOKEN_RATE, T3Shape
+from chatterbox_opt.config.model_config import SAMPLE_RATE, SPEECH_TOKENS, TOKEN_RATE, T3Config
 from chatterbox_opt.engine import probe
-from chatterbox_opt.engine.decode import Eager, Step, Way, decode
+from chatterbox_opt.engine.decode import DecodeBackend, DecodeStep, EagerBackend, decode
 from chatterbox_opt.engine.engine import Engine
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.t3_runner import text_tokens
-from chatterbox_opt.engine.upstream_backend import Upstream, conditionals
+from chatterbox_opt.engine.upstream_backend import UpstreamBackend, upstream_conditionals
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.eval.wer import word_errors
-from chatterbox_opt.eval.whisper import Recogniser
-from chatterbox_opt.models.t3.decode_state import Utterance
+from chatterbox_opt.eval.whisper import Recognizer
+from chatterbox_opt.models.t3.decode_state import DecodeRequest
 from chatterbox_opt.models.t3.model import T3, Prompt
-from chatterbox_opt.models.t3.sampler import guide
+from chatterbox_opt.models.t3.sampler import apply_cfg
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.text import chunking
 from chatterbox_opt.voice import from_conditionals
@@ -60,7 +60,7 @@ ROWS: dict[str, dict[str, str]] = {  # name -> overrides of the plain profile "d
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class BenchJob:
     """What every row does.
 
     Attributes:
@@ -82,7 +82,7 @@ class Job:
     patience: float = 1800.0
 
 
-class Subject(Protocol):
+class BenchTarget(Protocol):
     """A loaded configuration.
 
     Attributes:
@@ -123,10 +123,10 @@ def attention_among(names: Sequence[str]) -> list[str]:
     return sorted(name for name in short if any(part in name for part in ATTENTION))
 
 
-class Ours:
+class OptimizedTarget:
     """Our engine under a plan."""
 
-    def __init__(self, job: Job, name: str, engine: Engine | None = None) -> None:
+    def __init__(self, job: BenchJob, name: str, engine: Engine | None = None) -> None:
         """Load a row's engine.
 
         Args:
@@ -156,7 +156,7 @@ class Ours:
         self,
         record: list[Tensor] | None = None,
         most: int | None = None,
-        steps: Way | None = None,
+        steps: DecodeBackend | None = None,
     ) -> tuple[dict[str, float], Tensor]:
         """The pipeline's work, stage by stage, with forced tokens, or the first few of them.
 
@@ -164,24 +164,26 @@ class Ours:
             steps: how T3's are run; None is the plan's.
         """
         script = self._job.tokens[:most]
-        pipeline, job, clock = self._pipeline, self._job, Clock(self._pipeline.device)
+        pipeline, job, clock = self._pipeline, self._job, StageTimer(self._pipeline.device)
         generator = torch.Generator(pipeline.device).manual_seed(0)
-        ids = text_tokens(pipeline.tokenizer, chunking.normalise(job.sentence))
+        ids = text_tokens(pipeline.tokenizer, chunking.normalize(job.sentence))
         prompt = Prompt(ids, self._voice.speaker, self._voice.prompt)
         with pipeline.residency("t3") as stage:
             t3 = cast(T3, stage)
             planned = steps or pipeline.way
             if record is not None:  # after every step, which a way that looks rarely cannot offer
-                planned = Eager(planned.forward, fused=planned.fused, kv_cache=planned.kv_cache)
-            way = _Timed(planned, clock)
+                planned = EagerBackend(
+                    planned.forward, fused=planned.fused, kv_cache=planned.kv_cache
+                )
+            way = _TimedBackend(planned, clock)
             slots = way.slots(t3, 1, 2)
 
             def on_token(_: int) -> None:
                 if record is not None:
-                    record.append(guide(slots.logits.float(), slots.knobs.cfg_weight).cpu())
+                    record.append(apply_cfg(slots.logits.float(), slots.knobs.cfg_weight).cpu())
 
             sampling = replace(self._sampling, max_tokens=len(script))
-            said = Utterance(prompt, sampling, generator, on_token, script)
+            said = DecodeRequest(prompt, sampling, generator, on_token, script)
             waiting = iter([said])
             list(decode(t3, slots, lambda: next(waiting, None), way))
         clock.lap("decode")
@@ -198,8 +200,8 @@ class Ours:
         clock.lap("watermark")
         return clock.seconds, mel.cpu()
 
-    def run(self, steps: Way | None = None) -> dict[str, float]:
-        """See ``Subject``.
+    def run(self, steps: DecodeBackend | None = None) -> dict[str, float]:
+        """See ``BenchTarget``.
 
         Args:
             steps: how T3's are run; None is the plan's.
@@ -207,13 +209,13 @@ class Ours:
         return self._say(steps=steps)[0]
 
     def quality(self) -> dict[str, Tensor]:
-        """See ``Subject``."""
+        """See ``BenchTarget``."""
         logits: list[Tensor] = []
         _, mel = self._say(logits)
         return {"logits": torch.cat(logits), "mel": mel} | self._understood()
 
     def attention(self) -> list[str]:
-        """See ``Subject``."""
+        """See ``BenchTarget``."""
         with torch.profiler.profile() as seen:
             self._say(most=PROFILED)
         return attention_among([event.key for event in seen.key_averages()])
@@ -224,7 +226,7 @@ class Ours:
         if self._engine.checkpoint.shapes.made:
             return {}
         try:
-            listener = Recogniser.load(threads=torch.get_num_threads())
+            listener = Recognizer.load(threads=torch.get_num_threads())
         except InputError:
             return {}  # the extra is not installed: the column stays empty
         counts = []
@@ -235,37 +237,37 @@ class Ours:
         return {"words": torch.tensor(counts).sum(0)}
 
 
-class Theirs:
+class UpstreamTarget:
     """The installed chatterbox-tts, driven through its own functions."""
 
     dtype = STANDARD
     plan = "plain chatterbox-tts"
     warm_ups = 1
 
-    def __init__(self, job: Job, _: str) -> None:
+    def __init__(self, job: BenchJob, _: str) -> None:
         checkpoint = locate(job.model)
         device = torch.device(probe.probe(job.device).device)
-        self._tts: Any = Upstream.load(checkpoint, device).model
+        self._tts: Any = UpstreamBackend.load(checkpoint, device).model
         self._tts.t3.hp.stop_speech_token = -1  # never drawn: as many tokens as asked for
         self._voice = from_conditionals(checkpoint.path(CONDITIONALS)).to(device)
         self._job, self._device = job, device
 
     def _t3(self, count: int) -> None:
         tts = self._tts
-        ids = tts.tokenizer.text_to_tokens(chunking.normalise(self._job.sentence))
-        shape = T3Shape()
+        ids = tts.tokenizer.text_to_tokens(chunking.normalize(self._job.sentence))
+        shape = T3Config()
         edges = ids.new_tensor([[shape.start_text], [shape.stop_text]])
         ids = torch.cat((edges[:1], ids, edges[1:]), dim=1).repeat(2, 1).to(self._device)
-        condition = conditionals(self._voice, 0.5).t3
+        condition = upstream_conditionals(self._voice, 0.5).t3
         tts.t3.inference(t3_cond=condition, text_tokens=ids, max_new_tokens=count, top_p=1.0)
 
     def run(self, tokens: tuple[int, ...] = ()) -> dict[str, float]:
-        """See ``Subject``; decode is the time of all tokens less that of one.
+        """See ``BenchTarget``; decode is the time of all tokens less that of one.
 
         Args:
             tokens: others than the job's.
         """
-        clock, gen = Clock(self._device), conditionals(self._voice, 0.5).gen
+        clock, gen = StageTimer(self._device), upstream_conditionals(self._voice, 0.5).gen
         said = tokens or self._job.tokens
         self._t3(1)
         clock.lap("prefill")
@@ -283,7 +285,7 @@ class Theirs:
         return clock.seconds
 
     def attention(self) -> list[str]:
-        """Nothing: see ``Subject``."""
+        """Nothing: see ``BenchTarget``."""
         return []
 
     def quality(self) -> dict[str, Tensor]:
@@ -291,23 +293,23 @@ class Theirs:
         return {}
 
 
-class _Timed:
+class _TimedBackend:
     """A way to decode that notes the end of the prefill, which is where the first step begins."""
 
-    def __init__(self, way: Way, clock: Clock) -> None:
+    def __init__(self, way: DecodeBackend, clock: StageTimer) -> None:
         self._way, self._clock = way, clock
         self.stride, self.forward, self.fused = way.stride, way.forward, way.fused
         self.kv_cache = way.kv_cache
         self.slots, self.prefill, self.arriving = way.slots, way.prefill, way.arriving
 
-    def step(self, t3: T3) -> Step:
+    def step(self, t3: T3) -> DecodeStep:
         """See ``decoding.Way``."""
         if "prefill" not in self._clock.seconds:
             self._clock.lap("prefill")
         return self._way.step(t3)
 
 
-class Clock:
+class StageTimer:
     """Seconds between laps, with the device's work done."""
 
     def __init__(self, device: torch.device) -> None:

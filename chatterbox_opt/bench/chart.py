@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chatterbox_opt.errors import InputError
-from chatterbox_opt.utils.atomic_file import whole_file
+from chatterbox_opt.utils.atomic_file import atomic_write
 
 FORMATS = ("png", "svg")
 # stage, field of a row, colour (Okabe and Ito 2008: told apart by colour-blind eyes, and in grey)
@@ -74,5 +74,5 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     axes.set_title(report["card"]["device"], fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(STAGES), frameon=False, fontsize=9)
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, format=path.suffix.lower().lstrip("."), dpi=150)

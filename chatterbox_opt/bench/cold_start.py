@@ -22,7 +22,7 @@ from typing import Any
 
 import soundfile
 
-from chatterbox_opt.bench.backends import ROWS, UPSTREAM, Job
+from chatterbox_opt.bench.backends import ROWS, UPSTREAM, BenchJob
 from chatterbox_opt.checkpoints.registry import locate
 from chatterbox_opt.checkpoints.weight_cache import VARIABLE
 from chatterbox_opt.engine import probe
@@ -50,7 +50,9 @@ FIGURES = (
 )
 
 
-def measure(job: Job, names: Sequence[str], say: Callable[[str], None]) -> list[dict[str, Any]]:
+def measure(
+    job: BenchJob, names: Sequence[str], say: Callable[[str], None]
+) -> list[dict[str, Any]]:
     """Measure the rows' cold starts; figures by row, in order, under the keys of ``FIGURES``.
 
     Raises:
@@ -70,7 +72,7 @@ def measure(job: Job, names: Sequence[str], say: Callable[[str], None]) -> list[
     return [figures[name] for name in names]
 
 
-def _starts(job: Job, name: str, kept: Path) -> dict[str, float]:
+def _starts(job: BenchJob, name: str, kept: Path) -> dict[str, float]:
     """One start of upstream's program, or the first and the second of ours, in seconds."""
     output = kept / "cold.wav"
     if name == UPSTREAM:
@@ -81,14 +83,14 @@ def _starts(job: Job, name: str, kept: Path) -> dict[str, float]:
     return {"first": first, "second": _run(name, command, home)} | _length(output)
 
 
-def _theirs(job: Job, output: Path) -> list[str]:
+def _theirs(job: BenchJob, output: Path) -> list[str]:
     directory = locate(job.model).directory
     device = probe.probe(job.device).device
     text, bound = job.sentence, str(len(job.tokens))
     return [sys.executable, "-c", EXAMPLE, str(directory), device, text, bound, str(output)]
 
 
-def _ours(job: Job, name: str, output: Path) -> list[str]:
+def _ours(job: BenchJob, name: str, output: Path) -> list[str]:
     profile, wishes = ("dev", ROWS[name]) if name in ROWS else (name, {})
     options = {
         "model": job.model,

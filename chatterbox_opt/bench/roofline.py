@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from chatterbox_opt.bench.backends import Clock, Job
+from chatterbox_opt.bench.backends import BenchJob, StageTimer
 from chatterbox_opt.checkpoints.registry import Checkpoint
-from chatterbox_opt.config.model_config import T3Shape
+from chatterbox_opt.config.model_config import T3Config
 from chatterbox_opt.engine import probe
 
 TRIES = 7
@@ -28,7 +28,7 @@ SMALL_READ, SMALL_SIDE = 1 << 27, 2048  # elsewhere
 WIDTHS = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.5}  # bytes
 
 
-def facts(job: Job, checkpoint: Checkpoint) -> dict[str, Any]:
+def facts(job: BenchJob, checkpoint: Checkpoint) -> dict[str, Any]:
     """What the machine can do at best, and what a step needs of it."""
     machine = probe.probe(job.device)
     device = torch.device(machine.device)
@@ -49,7 +49,7 @@ def facts(job: Job, checkpoint: Checkpoint) -> dict[str, Any]:
     return card | {"ceiling_tokens_per_second": steps_per_second(card, [read])}
 
 
-def weights_per_step(shape: T3Shape) -> int:
+def weights_per_step(shape: T3Config) -> int:
     """Numbers that a decode step multiplies by: every layer's matrices and the head."""
     layer = 4 * shape.width**2 + 3 * shape.width * shape.ffn
     return shape.layers * layer + shape.speech_vocab * shape.width
@@ -86,7 +86,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     work()
     if device.type == "cuda":
         return statistics.median(event_seconds(work) for _ in range(TRIES))
-    clock = Clock(device)
+    clock = StageTimer(device)
     for i in range(TRIES):
         work()
         clock.lap(str(i))

@@ -27,7 +27,15 @@ from typing import Any
 import torch
 
 from chatterbox_opt.bench import cold_start, roofline
-from chatterbox_opt.bench.backends import ROWS, STANDARD, UPSTREAM, Job, Ours, Subject, Theirs
+from chatterbox_opt.bench.backends import (
+    ROWS,
+    STANDARD,
+    UPSTREAM,
+    BenchJob,
+    BenchTarget,
+    OptimizedTarget,
+    UpstreamTarget,
+)
 from chatterbox_opt.bench.roofline import facts
 from chatterbox_opt.checkpoints.registry import DEFAULT, locate, must_download
 from chatterbox_opt.config.model_config import TOKEN_RATE
@@ -72,15 +80,15 @@ def weights(model: str | None, *, tiny: bool, say: Callable[[str], None]) -> Ite
         yield directory
 
 
-def _serve(job: Job, name: str, asked: Connection, started: float) -> None:
-    """A row's process: load, then answer what a ``Subject`` can, until "stop"."""
+def _serve(job: BenchJob, name: str, asked: Connection, started: float) -> None:
+    """A row's process: load, then answer what a ``BenchTarget`` can, until "stop"."""
     warnings.simplefilter("ignore")
-    notes = _Notes()
+    notes = _Warnings()
     logger = logging.getLogger("chatterbox_opt")
     logger.addHandler(notes)
     logger.propagate = False
     try:
-        subject: Subject = (Theirs if name == UPSTREAM else Ours)(job, name)
+        subject: BenchTarget = (UpstreamTarget if name == UPSTREAM else OptimizedTarget)(job, name)
     except ChatterboxOptError as error:
         asked.send(str(error))
         return
@@ -94,7 +102,7 @@ def _serve(job: Job, name: str, asked: Connection, started: float) -> None:
     asked.send((peak, vram, notes.messages))
 
 
-class _Notes(logging.Handler):
+class _Warnings(logging.Handler):
     """Keeps the library's warnings, such as a compilation that fell back to eager."""
 
     def __init__(self) -> None:
@@ -105,7 +113,7 @@ class _Notes(logging.Handler):
         self.messages.append(record.getMessage())
 
 
-class Row:
+class RowProcess:
     """The parent's end of a row.
 
     Attributes:
@@ -114,7 +122,7 @@ class Row:
         given, kernels, end: see ``quality``, ``attention`` and ``stop``.
     """
 
-    def __init__(self, job: Job, name: str) -> None:
+    def __init__(self, job: BenchJob, name: str) -> None:
         """Start the process and wait until it has loaded.
 
         Raises:
@@ -175,15 +183,15 @@ class Row:
         self._process.join()
 
 
-class _Rows:
+class _RowProcesses:
     """Rows in work. One that fails is noted and left out, and the others go on."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[RowProcess] = []
         self.failed: dict[str, str] = {}
         self._say = say
 
-    def load(self, job: Job, names: Sequence[str]) -> None:
+    def load(self, job: BenchJob, names: Sequence[str]) -> None:
         """Start them, one after another.
 
         Raises:
@@ -192,7 +200,7 @@ class _Rows:
         for name in names:
             self._say(f"loading {name}")
             with self._noting(name):
-                self.rows.append(Row(job, name))
+                self.rows.append(RowProcess(job, name))
         if not self.rows:
             raise ChatterboxOptError(next(iter(self.failed.values()), "no rows to measure"))
 
@@ -210,12 +218,12 @@ class _Rows:
                         # a neighbour may read beside us
                         row.reads.append(roofline.read_gb_s(device))
 
-    def each(self) -> list[Row]:
+    def each(self) -> list[RowProcess]:
         """Those that have not failed."""
         return [row for row in self.rows if row.name not in self.failed]
 
     def finish(self) -> None:
-        """End them; see ``Row.finish``."""
+        """End them; see ``RowProcess.finish``."""
         for row in self.each():
             with self._noting(row.name):
                 row.finish()
@@ -234,7 +242,7 @@ class _Rows:
             self.failed[name] = str(error)
 
 
-def measure(job: Job, names: Sequence[str], say: Callable[[str], None]) -> dict[str, Any]:
+def measure(job: BenchJob, names: Sequence[str], say: Callable[[str], None]) -> dict[str, Any]:
     """Measure all rows; return the report (see bench/report.py for its columns).
 
     Args:
@@ -244,7 +252,7 @@ def measure(job: Job, names: Sequence[str], say: Callable[[str], None]) -> dict[
         ChatterboxOptError: no row could be measured.
     """
     card, device = facts(job, locate(job.model)), torch.device(probe.probe(job.device).device)
-    rows = _Rows(say)
+    rows = _RowProcesses(say)
     try:
         rows.load(job, names)
         rows.take_turns(job.runs, device)
@@ -265,7 +273,9 @@ def measure(job: Job, names: Sequence[str], say: Callable[[str], None]) -> dict[
     return {"card": card, "rows": table, "failed": rows.failed}
 
 
-def _table(job: Job, card: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _table(
+    job: BenchJob, card: Mapping[str, Any], rows: Sequence[RowProcess]
+) -> list[dict[str, Any]]:
     exact = next((row.given for row in rows if row.name == STANDARD), {})
     table = []
     for row in rows:
@@ -279,7 +289,7 @@ def _table(job: Job, card: Mapping[str, Any], rows: Sequence[Row]) -> list[dict[
     return table
 
 
-def _entry(job: Job, laps: list[dict[str, float]], ceiling: float) -> dict[str, Any]:
+def _entry(job: BenchJob, laps: list[dict[str, float]], ceiling: float) -> dict[str, Any]:
     entry = row_figures(laps, len(job.tokens))
     return entry | {
         "t3_share_of_ceiling": entry["t3_tokens_per_second"] / ceiling,

@@ -25,7 +25,7 @@ from chatterbox_opt.models.flow import model as flow_model
 from chatterbox_opt.models.t3 import model as t3_model
 from chatterbox_opt.models.t3.convert import t3_from_upstream, t3_of
 from chatterbox_opt.models.vocoder import model as vocoder_model
-from chatterbox_opt.utils.skip_init import uninitialised
+from chatterbox_opt.utils.skip_init import skip_init
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def load_t3(
         read = Tensors(checkpoint.path(registry.T3))
         built.append(t3_from_upstream(read, shape, dtype, layout))
         # without a cache nothing is written, and nothing has to be laid out for it
-        return weight_layout.tensors(built[0]) if cache and cache.directory else {}
+        return weight_layout.packed_tensors(built[0]) if cache and cache.directory else {}
 
     form = layout or _name(dtype)
     if layout == weight_layout.WEIGHT_ONLY:
@@ -57,7 +57,7 @@ def load_flow(
     checkpoint: Checkpoint, dtype: torch.dtype, cache: WeightCache | None = None
 ) -> flow_model.Flow:
     """Read the flow in ``dtype``; converted weights come from the cache where it has them."""
-    with uninitialised():
+    with skip_init():
         stage = flow_model.Flow(checkpoint.shapes.flow)
 
     def convert() -> dict[str, Tensor]:
@@ -98,7 +98,7 @@ def _name(dtype: torch.dtype) -> str:
 
 def load_vocoder(checkpoint: Checkpoint) -> vocoder_model.Vocoder:
     """Read the vocoder in float32."""
-    with uninitialised():
+    with skip_init():
         net = vocoder_model.build(checkpoint.shapes.vocoder)
     fill(net, Tensors(checkpoint.path(registry.S3GEN), "mel2wav."), "vocoder")
     return vocoder_model.Vocoder(net).eval()

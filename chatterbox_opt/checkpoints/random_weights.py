@@ -24,18 +24,18 @@ from chatterbox_opt.config.model_config import (
     MEL_BINS,
     SPEECH_TOKENS,
     TINY,
-    FlowShape,
-    Shapes,
-    T3Shape,
-    write_shapes,
+    FlowConfig,
+    ModelConfig,
+    T3Config,
+    write_config,
 )
 from chatterbox_opt.models import voice_encoders
 from chatterbox_opt.models.flow import model as flow_model
 from chatterbox_opt.models.vocoder import model as vocoder_model
-from chatterbox_opt.utils.atomic_file import whole_file
-from chatterbox_opt.utils.skip_init import uninitialised
+from chatterbox_opt.utils.atomic_file import atomic_write
+from chatterbox_opt.utils.skip_init import skip_init
 
-SIZES = {"tiny": TINY, "full": Shapes()}
+SIZES = {"tiny": TINY, "full": ModelConfig()}
 HEAD_GAIN = 3.0  # spreads the T3 logits, so that the likeliest token leads by more than rounding
 STOP_GAIN = 1.8  # and the stop token comes up now and then: a made model falls silent by itself
 ATTENTION_GAIN = 2.0  # sharpens attention, so that the prefix decides what is said, as when trained
@@ -55,7 +55,7 @@ def make(directory: Path, size: str, seed: int) -> None:
     """
     shapes = SIZES[size]
     directory.mkdir(parents=True, exist_ok=True)
-    with uninitialised():
+    with skip_init():
         encoders = voice_encoders.Encoders(shapes.voice, shapes.t3.speaker)
         parts: dict[str, nn.Module] = {
             "tokenizer": encoders.tokenizer,
@@ -72,14 +72,16 @@ def make(directory: Path, size: str, seed: int) -> None:
     for name, template in files.items():
         generator = _generator(seed, name)
         tensors = {n: random_tensor(n, t, generator) for n, t in template.items()}
-        with whole_file(directory / name) as part:
+        with atomic_write(directory / name) as part:
             save_file(tensors, part)
         del tensors
-    with whole_file(directory / registry.TOKENIZER) as part:
+    with atomic_write(directory / registry.TOKENIZER) as part:
         part.write_text(json.dumps(tokenizer(shapes.t3), ensure_ascii=False), encoding="utf-8")
-    with whole_file(directory / registry.CONDITIONALS) as part:
+    with atomic_write(directory / registry.CONDITIONALS) as part:
         torch.save(conditionals(shapes, size, _generator(seed, registry.CONDITIONALS)), part)
-    write_shapes(directory, Shapes(shapes.t3, shapes.flow, shapes.vocoder, shapes.voice, made=True))
+    write_config(
+        directory, ModelConfig(shapes.t3, shapes.flow, shapes.vocoder, shapes.voice, made=True)
+    )
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
@@ -87,7 +89,7 @@ def _generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
-def t3_template(shape: T3Shape) -> dict[str, Tensor]:
+def t3_template(shape: T3Config) -> dict[str, Tensor]:
     """Names and shapes (meta tensors) of upstream's T3, from upstream's classes."""
     from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
     from chatterbox.models.t3.modules.cond_enc import T3CondEnc
@@ -121,7 +123,7 @@ def t3_template(shape: T3Shape) -> dict[str, Tensor]:
     return dict(net.state_dict())
 
 
-def upstream_flow(shape: FlowShape) -> nn.Module:
+def upstream_flow(shape: FlowConfig) -> nn.Module:
     """Upstream's whole flow in these shapes, for its names and shapes (and for the tests)."""
     from chatterbox.models.s3gen.configs import CFM_PARAMS
     from chatterbox.models.s3gen.decoder import ConditionalDecoder
@@ -153,7 +155,7 @@ def upstream_flow(shape: FlowShape) -> nn.Module:
     return net
 
 
-def llama_config(shape: T3Shape, true: Mapping[str, Any]) -> dict[str, Any]:
+def llama_config(shape: T3Config, true: Mapping[str, Any]) -> dict[str, Any]:
     """Upstream's backbone configuration with this shape's widths."""
     return dict(true) | {
         "hidden_size": shape.width,
@@ -183,11 +185,11 @@ def random_tensor(name: str, like: Tensor, generator: torch.Generator) -> Tensor
         values *= ATTENTION_GAIN
     if name == "speech_head.weight":
         values *= HEAD_GAIN
-        values[T3Shape().stop_speech] *= STOP_GAIN
+        values[T3Config().stop_speech] *= STOP_GAIN
     return values
 
 
-def tokenizer(shape: T3Shape) -> dict[str, Any]:
+def tokenizer(shape: T3Config) -> dict[str, Any]:
     """A character tokenizer in the format of upstream's tokenizer.json, special ids in place."""
     special = {"[STOP]": shape.stop_text, "[UNK]": 1, "[SPACE]": 2, "[START]": shape.start_text}
     printable = [chr(c) for c in range(33, 0x250) if chr(c).isprintable() and not chr(c).isspace()]
@@ -220,7 +222,7 @@ def tokenizer(shape: T3Shape) -> dict[str, Any]:
     }
 
 
-def conditionals(shapes: Shapes, size: str, generator: torch.Generator) -> dict[str, Any]:
+def conditionals(shapes: ModelConfig, size: str, generator: torch.Generator) -> dict[str, Any]:
     """A voice in the format of upstream's conds.pt (``Conditionals.save``)."""
     tokens = {"tiny": 12, "full": 250}[size]
 

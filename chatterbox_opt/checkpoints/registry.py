@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from chatterbox_opt.config.model_config import Shapes, read_shapes
+from chatterbox_opt.config.model_config import ModelConfig, read_config
 from chatterbox_opt.errors import InputError, WeightsError
 
 VOICE_ENCODER = "ve.safetensors"
@@ -42,7 +42,7 @@ class Checkpoint:
 
     name: str
     directory: Path
-    shapes: Shapes
+    shapes: ModelConfig
     voice_identity: str
 
     def path(self, file: str) -> Path:
@@ -115,7 +115,7 @@ def locate(model: str = DEFAULT) -> Checkpoint:
             f"'{directory}' lacks {', '.join(missing)}; a model directory needs "
             f"{', '.join(REQUIRED)} (and {CONDITIONALS} for a voice of its own)"
         )
-    shapes = read_shapes(directory)
+    shapes = read_config(directory)
     return Checkpoint(model, directory, shapes, _voice_identity(directory))
 
 

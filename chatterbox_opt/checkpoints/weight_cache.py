@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.registry import Checkpoint
-from chatterbox_opt.utils.atomic_file import PART, whole_file
+from chatterbox_opt.utils.atomic_file import PART, atomic_write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,7 +118,7 @@ class WeightCache:
         if shutil.disk_usage(path.parent).free < 2 * size:
             raise OSError(f"less than {2 * size >> 20} MiB free")
         content = {"name": path.name, "tensors": {n: _alone(t) for n, t in tensors.items()}}
-        with whole_file(path) as part:
+        with atomic_write(path) as part:
             torch.save(content, part)
         log.debug("kept %s, %d MiB", path.name, size >> 20)
 

@@ -20,7 +20,7 @@ import typer
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.batch import executors, filenames, job_file, manifest
 from chatterbox_opt.batch.join import join
-from chatterbox_opt.batch.runner import Batch, Summary, Task, tasks
+from chatterbox_opt.batch.runner import BatchRunner, Summary, Task, tasks
 from chatterbox_opt.batch.verify import MAX_WER, Verifier
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.registry import Checkpoint
@@ -102,7 +102,7 @@ def batch(
 ) -> None:
     """Speak every line of a file; run again to go on where it stopped."""
     started = time.monotonic()
-    talk = console.Talk(quiet=quiet, verbose=verbose)
+    talk = console.Reporter(quiet=quiet, verbose=verbose)
     sampling = Sampling(
         seed,
         temperature,
@@ -124,7 +124,7 @@ def batch(
         not no_watermark,
     )
     _check(format, name, retries, (pause, chapter_pause))
-    executors.check(executor, workers, ray_address)
+    executors.check_executor(executor, workers, ray_address)
     if book is not None:
         audio_files.output_format(book)
     verifier = Verifier.of(verify, max_wer) if verify is not None else None
@@ -133,15 +133,15 @@ def batch(
     files = _files(items, name, format, book, out_dir)
     options.quieten(talk, debug=debug)
     with (
-        executors.chosen(executor, workers, ray_address) as place,
-        manifest.opened(out_dir, anew=force) as noted,
+        executors.open_executor(executor, workers, ray_address) as place,
+        manifest.open_manifest(out_dir, anew=force) as noted,
         display(talk, as_json=as_json) as show,
     ):
         if book is not None:
             audio_files.check_writable(book)
         machine.announce(talk)
         how = plan.resolve(machine.profile, place.probe(machine.device), machine.overrides)
-        work = Batch(
+        work = BatchRunner(
             noted,
             _tasks(machine, how, items, files),
             show,
@@ -149,7 +149,7 @@ def batch(
             retries=retries,
             fail_fast=fail_fast,
         )
-        speech = executors.Speech(machine, retries, debug)
+        speech = executors.WorkerSpec(machine, retries, debug)
         summary, caught = _work(work, lambda: place.speaking(speech, how, talk), talk)
     report(talk, summary, {item.id: item.row for item in items}, time.monotonic() - started)
     if summary.stopped is not None:
@@ -212,7 +212,7 @@ def _voice_key(store: voice_store.VoiceStore, checkpoint: Checkpoint, voice: str
 
 
 def _work(
-    work: Batch, speaking: Callable[[], AbstractContextManager[Speak]], talk: console.Talk
+    work: BatchRunner, speaking: Callable[[], AbstractContextManager[Speak]], talk: console.Reporter
 ) -> tuple[Summary, int]:
     """Run it, with a model only if something is left; also return the signal that ended it."""
     if not work.left:
@@ -223,7 +223,7 @@ def _work(
 
 
 @contextmanager
-def _stoppable(work: Batch, talk: console.Talk) -> Iterator[list[int]]:
+def _stoppable(work: BatchRunner, talk: console.Reporter) -> Iterator[list[int]]:
     """The first Ctrl-C or SIGTERM lets what is in work be finished, the second does not."""
     caught: list[int] = []
 
@@ -244,7 +244,7 @@ def _stoppable(work: Batch, talk: console.Talk) -> Iterator[list[int]]:
 
 
 def _join(
-    talk: console.Talk,
+    talk: console.Reporter,
     book: str | None,
     items: list[job_file.Item],
     summary: Summary,

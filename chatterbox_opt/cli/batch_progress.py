@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-from chatterbox_opt.cli.console import Talk
+from chatterbox_opt.cli.console import Reporter
 
 if TYPE_CHECKING:
     from chatterbox_opt.batch.manifest import Entry
@@ -25,7 +25,7 @@ LISTED = 50  # failures named at the end; the manifest has them all
 
 
 @contextmanager
-def display(talk: Talk, *, as_json: bool) -> Iterator[Callable[[Event], None]]:
+def display(talk: Reporter, *, as_json: bool) -> Iterator[Callable[[Event], None]]:
     """Yield a function that shows events, while the block runs."""
     shown: list[Callable[[Event], None]] = [_print_json] if as_json else []
     if talk.quiet:
@@ -67,7 +67,7 @@ def as_object(event: Event) -> dict[str, Any]:
 class _Lines:
     """A line for an item, at most one in ``EVERY`` seconds."""
 
-    def __init__(self, talk: Talk) -> None:
+    def __init__(self, talk: Reporter) -> None:
         self._talk = talk
         self._last = float("-inf")
 
@@ -86,7 +86,7 @@ class _Lines:
 class _Bar:
     """One bar for the whole job; failures scroll by above it."""
 
-    def __init__(self, talk: Talk, bars: Progress) -> None:
+    def __init__(self, talk: Reporter, bars: Progress) -> None:
         self._talk, self._bars = talk, bars
         self._task = bars.add_task("", total=None)
 
@@ -134,7 +134,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def report(talk: Talk, summary: Summary, rows: dict[str, int], seconds: float) -> None:
+def report(talk: Reporter, summary: Summary, rows: dict[str, int], seconds: float) -> None:
     """Failures with their reasons, then a table of the whole.
 
     Args:

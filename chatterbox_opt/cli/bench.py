@@ -57,7 +57,7 @@ def bench(
         audio_files.check_writable(str(file))
     if not (0 < seconds <= 100 and 1 <= runs <= 100):
         raise InputError("give --seconds from above 0 to 100 and --runs from 1 to 100")
-    talk = console.Talk()
+    talk = console.Reporter()
     console.be_quiet()
     os.environ.setdefault("TQDM_DISABLE", "1")  # upstream's own bars, in the rows' processes
     from chatterbox_opt.bench import backends
@@ -65,7 +65,7 @@ def bench(
 
     chosen = bench_runner.choose_rows(rows, profile or [], device, tiny=quick)
     with bench_runner.weights(model, tiny=quick, say=talk.say) as directory:
-        job = backends.Job(
+        job = backends.BenchJob(
             str(directory),
             device,
             words or backends.SENTENCE,
@@ -80,7 +80,7 @@ def bench(
     forms = (json.dumps(measured, indent=1), report.csv_text(measured), report.markdown(measured))
     for target, content in zip((json_file, csv_file, markdown_file), forms, strict=True):
         if target:
-            with atomic_file.whole_file(target) as part:
+            with atomic_file.atomic_write(target) as part:
                 part.write_text(content + "\n" * (not content.endswith("\n")), encoding="utf-8")
     if plot:
         chart.draw(measured, plot)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TOKENS_PER_CHARACTER = 1.7  # English at a calm pace: 15 characters and 25 tokens a second
 
 
-class Talk:
+class Reporter:
     """One command's voice towards the person.
 
     Attributes:
@@ -103,7 +103,7 @@ class _Rate(ProgressColumn):
 class _Warnings(logging.Handler):
     """Shows the library's warnings as the command's own."""
 
-    def __init__(self, talk: Talk) -> None:
+    def __init__(self, talk: Reporter) -> None:
         super().__init__(logging.WARNING)
         self._talk = talk
 
@@ -111,7 +111,7 @@ class _Warnings(logging.Handler):
         self._talk.warn(record.getMessage())
 
 
-def show_warnings(talk: Talk) -> None:
+def show_warnings(talk: Reporter) -> None:
     """Let the library's log messages through to the person, once each."""
     logger = logging.getLogger("chatterbox_opt")
     logger.handlers, logger.propagate = [_Warnings(talk)], False

@@ -70,7 +70,7 @@ def _cuda() -> Finding:
         except DeviceError as error:
             return Finding("cuda", good=False, found="an unusable card", remedy=str(error))
         memory = f"{card.free_mib:,} of {card.total_mib:,} MiB free"
-        facts = f"{card.name}, {memory}, capability {hardware.dotted(card.capability)}"
+        facts = f"{card.name}, {memory}, capability {hardware.format_capability(card.capability)}"
         return Finding("cuda", good=True, found=facts)
     if shutil.which("nvidia-smi"):
         remedy = (

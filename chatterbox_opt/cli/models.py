@@ -11,7 +11,7 @@ import typer
 
 from chatterbox_opt.checkpoints import registry, weight_cache
 from chatterbox_opt.cli import console
-from chatterbox_opt.config.model_config import read_shapes
+from chatterbox_opt.config.model_config import read_config
 from chatterbox_opt.errors import InputError
 
 models_app = typer.Typer(
@@ -55,7 +55,7 @@ def models_make(
         raise InputError(f"size is '{size}'; known: tiny, full")
     if directory.exists() and not directory.is_dir():
         raise InputError(f"'{directory}' is a file; give a directory")
-    if any((directory / n).exists() for n in registry.FILES) and not read_shapes(directory).made:
+    if any((directory / n).exists() for n in registry.FILES) and not read_config(directory).made:
         raise InputError(f"'{directory}' holds weights that were not made here; give another")
     warnings.simplefilter("ignore")
     from chatterbox_opt.checkpoints.random_weights import make

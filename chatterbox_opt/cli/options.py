@@ -66,7 +66,7 @@ Debug = Annotated[
 ]
 
 
-def quieten(talk: console.Talk, *, debug: bool) -> None:
+def quieten(talk: console.Reporter, *, debug: bool) -> None:
     """Route the library's warnings to the person; with --debug let everything through."""
     console.show_warnings(talk)
     if debug:

@@ -66,7 +66,7 @@ def synth(
 ) -> None:
     """Speak a text and write it to a file."""
     started = time.perf_counter()
-    talk = console.Talk(quiet=quiet, verbose=verbose)
+    talk = console.Reporter(quiet=quiet, verbose=verbose)
     spoken = chunking.clean(_read_text(words, file))
     sampling = Sampling(
         seed,
@@ -161,7 +161,7 @@ def _result(
     }
 
 
-def _report(talk: console.Talk, result: dict[str, Any], *, as_json: bool) -> None:
+def _report(talk: console.Reporter, result: dict[str, Any], *, as_json: bool) -> None:
     talk.say(
         f"Generated: {result['synthesis_seconds']:.2f}s for {result['audio_seconds']:.2f}s audio, "
         f"real-time factor {result['realtime_x']:.2f}x "

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 AUTO = "auto"
 DEVICES = (AUTO, "cuda", "mps", "cpu")
 # compute capabilities
-BFLOAT16_FROM = (8, 0)  # torch reports bfloat16 from 7.5 on, where it is emulated and slow
+BFLOAT16_CAPABILITY = (8, 0)  # torch reports bfloat16 from 7.5 on, where it is emulated and slow
 # for 7.0 Triton's compiler ends the process; for 7.5 its newer versions multiply without the units
-TRITON_FROM = {"t3": (7, 5), "flow": (8, 0)}
-HALF_FROM = (7, 0)  # below, half-precision arithmetic is up to 64 times slower than float32
+TRITON_CAPABILITY = {"t3": (7, 5), "flow": (8, 0)}
+HALF_CAPABILITY = (7, 0)  # below, half-precision arithmetic is up to 64 times slower than float32
 # what there are kernels of our own for, on a card
 KERNELS = {"t3": ("float32", "float16", "bfloat16"), "flow": ("float16", "bfloat16")}
 
@@ -23,7 +23,7 @@ KERNELS = {"t3": ("float32", "float16", "bfloat16"), "flow": ("float16", "bfloat
 @dataclass(frozen=True, slots=True)
 class Hardware:
     """What was found. Memory in MiB; ``capability`` is CUDA's, (0, 0) elsewhere; ``lacks`` names a
-    processor's missing or slow narrow dtypes, or a card's ``kernels`` that cannot be used, each
+    processor's missing or slow narrow dtypes, or a card's ``kernel_feature`` that cannot be used, each
     with the reason."""
 
     device: str
@@ -34,7 +34,7 @@ class Hardware:
     lacks: Mapping[str, str] = field(default_factory=dict)
 
 
-def kernels(stage: str, dtype: str) -> str:
+def kernel_feature(stage: str, dtype: str) -> str:
     """The name in ``lacks`` of the kernels of our own for a stage on a card."""
     return f"{stage} kernels, {dtype}"
 
@@ -54,6 +54,6 @@ def has_kernels(capability: tuple[int, int], built_for: list[str]) -> bool:
     return False
 
 
-def dotted(capability: tuple[int, int]) -> str:
+def format_capability(capability: tuple[int, int]) -> str:
     """A capability as people write it."""
     return ".".join(map(str, capability))

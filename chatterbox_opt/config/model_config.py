@@ -26,7 +26,7 @@ MEL_PER_TOKEN = 2  # mel frames (50 per second) per speech token
 
 
 @dataclass(frozen=True, slots=True)
-class T3Shape:
+class T3Config:
     """Llama backbone with its conditioning (upstream Llama_520M and T3Config)."""
 
     layers: int = 30
@@ -58,7 +58,7 @@ class T3Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class FlowShape:
+class FlowConfig:
     """Conformer encoder and conditional-flow-matching estimator (upstream s3gen.py)."""
 
     encoder_width: int = 512
@@ -75,7 +75,7 @@ class FlowShape:
 
 
 @dataclass(frozen=True, slots=True)
-class VocoderShape:
+class VocoderConfig:
     """HiFT generator and its F0 predictor (upstream s3gen.py)."""
 
     width: int = 512
@@ -83,7 +83,7 @@ class VocoderShape:
 
 
 @dataclass(frozen=True, slots=True)
-class VoiceShape:
+class VoiceEncoderConfig:
     """The three encoders that only a new voice needs."""
 
     tokenizer_width: int = 1280
@@ -96,7 +96,7 @@ class VoiceShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Shapes:
+class ModelConfig:
     """All shapes of one checkpoint.
 
     Attributes:
@@ -105,17 +105,17 @@ class Shapes:
             are put into words first (english.py).
     """
 
-    t3: T3Shape = field(default_factory=T3Shape)
-    flow: FlowShape = field(default_factory=FlowShape)
-    vocoder: VocoderShape = field(default_factory=VocoderShape)
-    voice: VoiceShape = field(default_factory=VoiceShape)
+    t3: T3Config = field(default_factory=T3Config)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    vocoder: VocoderConfig = field(default_factory=VocoderConfig)
+    voice: VoiceEncoderConfig = field(default_factory=VoiceEncoderConfig)
     made: bool = False
     spelled: bool = False
 
 
-TINY = Shapes(
-    t3=T3Shape(layers=2, width=64, heads=4, ffn=128, speaker=64, text_positions=514),
-    flow=FlowShape(
+TINY = ModelConfig(
+    t3=T3Config(layers=2, width=64, heads=4, ffn=128, speaker=64, text_positions=514),
+    flow=FlowConfig(
         encoder_width=64,
         encoder_heads=2,
         encoder_ffn=96,
@@ -127,8 +127,8 @@ TINY = Shapes(
         estimator_blocks=1,
         estimator_mid=1,
     ),
-    vocoder=VocoderShape(width=32, f0_width=32),
-    voice=VoiceShape(
+    vocoder=VocoderConfig(width=32, f0_width=32),
+    voice=VoiceEncoderConfig(
         tokenizer_width=64,
         tokenizer_heads=1,  # upstream's rotary table is for heads of 64
         tokenizer_layers=1,
@@ -140,7 +140,7 @@ TINY = Shapes(
 )
 
 
-def read_shapes(directory: Path) -> Shapes:
+def read_config(directory: Path) -> ModelConfig:
     """Read ``config.json`` of a checkpoint directory; without one the shapes are the true ones.
 
     Raises:
@@ -148,24 +148,24 @@ def read_shapes(directory: Path) -> Shapes:
     """
     path = directory / CONFIG_FILE
     if not path.exists():
-        return Shapes()
+        return ModelConfig()
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise WeightsError(f"{path} is not valid JSON ({error}); make or copy it again") from error
-    parts = {part.name: part for part in dataclasses.fields(Shapes)}
+    parts = {part.name: part for part in dataclasses.fields(ModelConfig)}
     if not isinstance(config, dict) or not set(config) & set(parts):
-        return Shapes()  # somebody else's: hub repositories and fine-tunes often carry one
+        return ModelConfig()  # somebody else's: hub repositories and fine-tunes often carry one
     values: dict[str, Any] = {}
     for name, value in config.items():
         if name not in parts:
             raise WeightsError(f"{path}: unknown part '{name}'; known: {', '.join(parts)}")
         values[name] = value if name in FLAGS else _read_part(path, name, value)
-    return Shapes(**values)
+    return ModelConfig(**values)
 
 
 def _read_part(path: Path, name: str, given: dict[str, Any]) -> Any:
-    part = type(getattr(Shapes(), name))
+    part = type(getattr(ModelConfig(), name))
     known = [f.name for f in dataclasses.fields(part)]
     if not isinstance(given, dict) or not all(isinstance(v, (int, float)) for v in given.values()):
         raise WeightsError(f"{path}: {name} must map names to numbers; make or copy it again")
@@ -175,9 +175,9 @@ def _read_part(path: Path, name: str, given: dict[str, Any]) -> Any:
     return part(**given)
 
 
-def write_shapes(directory: Path, shapes: Shapes) -> None:
+def write_config(directory: Path, shapes: ModelConfig) -> None:
     """Write the fields of ``shapes`` that differ from the true ones to ``config.json``."""
-    true = Shapes()
+    true = ModelConfig()
     config: dict[str, Any] = {flag: True for flag in FLAGS if getattr(shapes, flag)}
     for part in ("t3", "flow", "vocoder", "voice"):
         given, default = (dataclasses.asdict(getattr(s, part)) for s in (shapes, true))

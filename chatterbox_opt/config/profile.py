@@ -17,11 +17,11 @@ from chatterbox_opt.errors import ProfileError
 
 STAGES = ("t3", "flow", "vocoder")
 DTYPES = ("float32", "float16", "bfloat16")
-QUANTISED = {  # what each costs on a processor (docs/performance-log.md)
+QUANTIZED = {  # what each costs on a processor (docs/performance-log.md)
     "int8": "99.6 % of T3's choices as in float32, KL divergence 5.7e-4, on the built-in model",
     "int4": "98.3 % of T3's choices as in float32, KL divergence 7.4e-3, on the built-in model",
 }
-T3_DTYPES, FLOW_DTYPES = (*DTYPES, *QUANTISED), (*DTYPES, "int8")
+T3_DTYPES, FLOW_DTYPES = (*DTYPES, *QUANTIZED), (*DTYPES, "int8")
 INT8_FLOW_COSTS = (
     "log-mel cosine to float32 0.99997 on the built-in model, where bfloat16 has 0.99998"
 )
@@ -106,13 +106,13 @@ def _parse(name: str, wishes: Mapping[str, Any]) -> Profile:
         "offload": OFFLOAD,
         "kv_cache": KV_CACHE,
     }
-    known(f"profile '{name}'", wishes, choices)
+    check_keys(f"profile '{name}'", wishes, choices)
     values = {k: v for k, v in wishes.items() if k != "dtype"}
     dtype = wishes.get("dtype", "float32")
     if not isinstance(dtype, (str, dict)):
         raise ProfileError(f"profile '{name}': dtype is {dtype!r}; give a name, or one per stage")
-    per_stage = stages_in(dtype) if isinstance(dtype, str) else dict(dtype)
-    known(f"profile '{name}', dtype", per_stage, dict.fromkeys(STAGES))
+    per_stage = stages_of(dtype) if isinstance(dtype, str) else dict(dtype)
+    check_keys(f"profile '{name}', dtype", per_stage, dict.fromkeys(STAGES))
     if per_stage.pop("vocoder", "float32") != "float32":
         raise ProfileError(
             f"profile '{name}': the vocoder is float32 only; half precision is audible"
@@ -122,19 +122,19 @@ def _parse(name: str, wishes: Mapping[str, Any]) -> Profile:
         # YAML reads a bare `none` as text but `no`, `off` and `~` as other things
         if allowed and value not in allowed:
             raise ProfileError(f"profile '{name}': {key} is {value!r}; known: {', '.join(allowed)}")
-    integers = [dtype for dtype in per_stage.values() if dtype in QUANTISED]
+    integers = [dtype for dtype in per_stage.values() if dtype in QUANTIZED]
     if wishes.get("compute") and integers:
         raise ProfileError(f"profile '{name}': compute is for halves; {integers[0]} has its own")
     return Profile(name=name, **values, **per_stage)
 
 
-def stages_in(dtype: str) -> dict[str, str]:
+def stages_of(dtype: str) -> dict[str, str]:
     """What one word for all stages means for each: 4 bits are for T3, whose step waits for its
     matrices, and not for the flow, which computes."""
-    return {"t3": dtype, "flow": "int8" if dtype in QUANTISED else dtype}
+    return {"t3": dtype, "flow": "int8" if dtype in QUANTIZED else dtype}
 
 
-def known(where: str, given: Mapping[str, Any], keys: Mapping[str, Any]) -> None:
+def check_keys(where: str, given: Mapping[str, Any], keys: Mapping[str, Any]) -> None:
     """Raise ProfileError for a key that is not among ``keys``; ``where`` says whose it is."""
     if unknown := sorted(str(key) for key in set(given) - set(keys)):
         raise ProfileError(f"{where}: unknown key '{unknown[0]}'; known: {', '.join(keys)}")

@@ -11,31 +11,33 @@ import torch
 from chatterbox_opt.checkpoints.loader import load_flow, load_t3, load_tokenizer, load_vocoder
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.checkpoints.weight_cache import WeightCache
-from chatterbox_opt.config.plan import BESIDE, Plan
+from chatterbox_opt.config.plan import OVERLAPPED, Plan
 from chatterbox_opt.engine import decode_graphs
-from chatterbox_opt.engine.decode import Eager, Forward, Way
-from chatterbox_opt.engine.overlap import Beside, Here
+from chatterbox_opt.engine.decode import DecodeBackend, EagerBackend, StepFn
+from chatterbox_opt.engine.overlap import InlineRenderer, OverlappedRenderer
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.kernels.cpu import onednn
 from chatterbox_opt.layers import linear_int, linear_onednn, weight_layout
-from chatterbox_opt.layers.weight_layout import store
+from chatterbox_opt.layers.weight_layout import store_narrow
 from chatterbox_opt.models.flow import estimator
 from chatterbox_opt.models.flow import model as flow_model
 from chatterbox_opt.models.t3 import model as t3_model
 from chatterbox_opt.models.vocoder import model as vocoder_model
 from chatterbox_opt.runtime import cuda_graphs, malloc
-from chatterbox_opt.runtime.cuda import FAILURES, CudaRecorder, Side
-from chatterbox_opt.runtime.offload import NONE, STAGES, Residency
+from chatterbox_opt.runtime.cuda import DEVICE_ERRORS, GraphCapturer, SideStream
+from chatterbox_opt.runtime.offload import NONE, STAGES, StagePlacement
 
 log = logging.getLogger(__name__)
-GROUP = 8  # utterances that flow and vocoder of a card work at together
+GPU_RENDER_GROUP = 8  # utterances that flow and vocoder of a card work at together
 
 
 def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None = None) -> Pipeline:
     """Load the stages as the plan says: cast or store, place, compile."""
-    t3_dtype = weight_layout.arithmetic(plan.compute or plan.t3)
+    t3_dtype = weight_layout.compute_dtype(plan.compute or plan.t3)
     integers = plan.flow == "int8"  # its values are bfloat16
-    flow_dtype = weight_layout.arithmetic(plan.compute or ("bfloat16" if integers else plan.flow))
+    flow_dtype = weight_layout.compute_dtype(
+        plan.compute or ("bfloat16" if integers else plan.flow)
+    )
     layout = weight_layout.layout(plan.compute or plan.t3, plan.device)
     if layout == weight_layout.WEIGHT_ONLY:
         t3_dtype = flow_dtype  # the values between its matrices are the card's halves
@@ -48,34 +50,34 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None 
         "vocoder": hift,
     }
     if integers:  # of bfloat16 numbers: their rounding is a thirtieth of that to int8
-        linear_int.round_transformers(flow_stage, estimator.Transformer)
+        linear_int.quantize_transformers(flow_stage, estimator.Transformer)
     if plan.device == "cpu" and not plan.compute and onednn.supported():
-        linear_onednn.block(stages["flow"])
+        linear_onednn.use_onednn(stages["flow"])
         # narrower ones have layouts of their own, and a compiler wants plain layers
         if (plan.t3, plan.compile) == ("float32", "none"):
-            linear_onednn.block(stages["t3"])
+            linear_onednn.use_onednn(stages["t3"])
     if "flow" in plan.fused:
         flow_stage.estimator.fuse()
     if plan.compute:
-        store(stages["t3"], getattr(torch, plan.t3))
-        store(stages["flow"], getattr(torch, plan.flow))
+        store_narrow(stages["t3"], getattr(torch, plan.t3))
+        store_narrow(stages["flow"], getattr(torch, plan.flow))
     device = torch.device(plan.device)
     if plan.device == "cpu":
         malloc.trim()
-        malloc.keep()
+        malloc.keep_freed_pages()
     try:
-        residency = Residency(stages, device, offload=plan.offload)
+        residency = StagePlacement(stages, device, offload=plan.offload)
     except torch.OutOfMemoryError:
         log.warning("the card has no room for all stages: they take turns on it")
-        residency = Residency(stages, device, offload=STAGES)
-    group = 1 if plan.device == "cpu" else GROUP
-    beside = plan.sound == BESIDE and residency.offload == NONE
-    sound = Beside(Side(device)) if beside else Here()
-    way = _way(plan, residency, beside=beside)
+        residency = StagePlacement(stages, device, offload=STAGES)
+    group = 1 if plan.device == "cpu" else GPU_RENDER_GROUP
+    beside = plan.sound == OVERLAPPED and residency.offload == NONE
+    sound = OverlappedRenderer(SideStream(device)) if beside else InlineRenderer()
+    way = _decode_backend(plan, residency, beside=beside)
     return Pipeline(load_tokenizer(checkpoint), residency, way, group, sound)
 
 
-def _way(plan: Plan, residency: Residency, *, beside: bool) -> Way:
+def _decode_backend(plan: Plan, residency: StagePlacement, *, beside: bool) -> DecodeBackend:
     """How T3's steps are run; on a card, flow and vocoder are recorded too when T3 is.
 
     Args:
@@ -88,22 +90,22 @@ def _way(plan: Plan, residency: Residency, *, beside: bool) -> Way:
     fused = "t3" in plan.fused and forward is None  # inductor makes kernels of its own
     kv_cache = torch.int8 if plan.kv_cache == "int8" else None
     if compile == "none" or residency.device.type != "cuda":
-        return Eager(forward, fused=fused, kv_cache=kv_cache)
+        return EagerBackend(forward, fused=fused, kv_cache=kv_cache)
     # captures collect nothing (``card.uncollected``), so what cycles of old hold of the GPU would
     # lie beside the recordings' memory. Once, for where there are many objects it takes long
     gc.collect()
-    record = CudaRecorder(residency.device)
+    record = GraphCapturer(residency.device)
     solver = cast(flow_model.Flow, residency.module("flow"))
     apart = record.apart() if beside else record  # one pool of memory is enough for turns
-    solver.through = cuda_graphs.Replayed(apart, solver, "the flow")
+    solver.through = cuda_graphs.GraphedExecutor(apart, solver, "the flow")
     hift = cast(vocoder_model.Vocoder, residency.module("vocoder"))
-    hift.through = cuda_graphs.Replayed(apart, hift, "the vocoder")
-    return decode_graphs.Captured(record, forward, fused=fused, kv_cache=kv_cache)
+    hift.through = cuda_graphs.GraphedExecutor(apart, hift, "the vocoder")
+    return decode_graphs.CudaGraphBackend(record, forward, fused=fused, kv_cache=kv_cache)
 
 
-def _compiled(model: t3_model.T3) -> Forward | None:
+def _compiled(model: t3_model.T3) -> StepFn | None:
     try:
         return decode_graphs.compiled_step(model)
-    except FAILURES as error:
-        log.warning("%s", cuda_graphs.failure(error))
+    except DEVICE_ERRORS as error:
+        log.warning("%s", cuda_graphs.capture_failed(error))
         return None

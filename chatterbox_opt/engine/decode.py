@@ -7,7 +7,7 @@ Continuous batching: a fixed number of slots, each with its own position, knobs,
 generator; an utterance that ends makes room at once, and a step costs nearly the same for one slot
 as for many. What an utterance says does not depend on its neighbours. Everything that differs
 between two steps is a tensor in a static buffer (decode_state.py), so a step can be captured once and
-replayed (cuda_graphs.py). How a step is run, and how often the host looks at the tokens, is a ``Way``.
+replayed (cuda_graphs.py). How a step is run, and how often the host looks at the tokens, is a ``DecodeBackend``.
 """
 
 from __future__ import annotations
@@ -22,34 +22,39 @@ from torch import Tensor
 
 from chatterbox_opt.errors import NumericsError, TextError
 from chatterbox_opt.models.t3 import fused_step, int8_step
-from chatterbox_opt.models.t3.decode_state import Prefill, Said, Slots, Utterance
+from chatterbox_opt.models.t3.decode_state import (
+    DecodeOutput,
+    DecodeRequest,
+    DecodeState,
+    PrefillFn,
+)
 from chatterbox_opt.models.t3.fused_step import FusedStep
-from chatterbox_opt.models.t3.int8_step import IntegerStep
-from chatterbox_opt.models.t3.kv_cache import Cache, StaticCache, blocks
+from chatterbox_opt.models.t3.int8_step import Int8Step
+from chatterbox_opt.models.t3.kv_cache import KVCache, StaticKVCache, round_up_to_span
 from chatterbox_opt.models.t3.model import T3
-from chatterbox_opt.models.t3.ragged_kv_cache import RaggedCache
+from chatterbox_opt.models.t3.ragged_kv_cache import RaggedKVCache
 from chatterbox_opt.models.t3.sampler import NOT_FINITE
-from chatterbox_opt.runtime.cuda import Place, go_back, place
+from chatterbox_opt.runtime.cuda import GeneratorState, generator_state, restore_generator
 
-Forward = Callable[[Tensor, Tensor, Tensor, Cache, int], Tensor]  # T3.step, or a compiled one
+StepFn = Callable[[Tensor, Tensor, Tensor, KVCache, int], Tensor]  # T3.step, or a compiled one
 
 
-class Step(Protocol):
+class DecodeStep(Protocol):
     """Token in, next token out, for the first ``count`` slots over ``span`` positions."""
 
-    def __call__(self, slots: Slots, count: int, span: int, *, ranked: bool) -> None:
+    def __call__(self, slots: DecodeState, count: int, span: int, *, ranked: bool) -> None:
         """Change the slots' buffers."""
         ...
 
 
-def stepping(forward: Forward) -> Step:
+def eager_step(forward: StepFn) -> DecodeStep:
     """The step around the model's ``forward``.
 
     The whole of it is tensors in static buffers: nothing is read back, and nothing but ``count``,
     ``span`` and ``ranked`` shapes it.
     """
 
-    def step(slots: Slots, count: int, span: int, *, ranked: bool) -> None:
+    def step(slots: DecodeState, count: int, span: int, *, ranked: bool) -> None:
         # a slot that ended may be stepped further: its position must stay inside what is read
         position = slots.position[:count].clamp(max=span - 1)
         logits = forward(slots.token[:count], slots.spoken[:count], position, slots.cache, span)
@@ -59,24 +64,24 @@ def stepping(forward: Forward) -> Step:
     return step
 
 
-def fastest(way: Way, t3: T3) -> Step:
+def fastest_step(way: DecodeBackend, t3: T3) -> DecodeStep:
     """The step of this way for the weights as they are now."""
-    if way.forward is None and way.fused and fused_step.serves(t3):
+    if way.forward is None and way.fused and fused_step.supports(t3):
         return FusedStep(t3)
-    return stepping(way.forward or t3.step)
+    return eager_step(way.forward or t3.step)
 
 
-def prefilling(t3: T3) -> Prefill:
+def prefill_fn(t3: T3) -> PrefillFn:
     """The model's prefill, in the slots' buffers; tensors only, as a step."""
 
-    def prefill(slots: Slots, prefix: Tensor) -> None:
+    def prefill(slots: DecodeState, prefix: Tensor) -> None:
         logits = t3.prefill(prefix, slots.last, slots.cache, slots.entering)
         slots.logits.unflatten(0, (slots.count, slots.each))[slots.entering] = logits
 
     return prefill
 
 
-class Way(Protocol):
+class DecodeBackend(Protocol):
     """How steps and prefills are run.
 
     Attributes:
@@ -89,19 +94,19 @@ class Way(Protocol):
     """
 
     stride: int
-    forward: Forward | None
+    forward: StepFn | None
     fused: bool
     kv_cache: torch.dtype | None
 
-    def slots(self, t3: T3, count: int, each: int) -> Slots:
+    def slots(self, t3: T3, count: int, each: int) -> DecodeState:
         """Buffers for ``count`` utterances, in any state; those given out last are void."""
         ...
 
-    def prefill(self, t3: T3) -> Prefill:
+    def prefill(self, t3: T3) -> PrefillFn:
         """The prefill for the weights as they are now."""
         ...
 
-    def step(self, t3: T3) -> Step:
+    def step(self, t3: T3) -> DecodeStep:
         """The step for the weights as they are now; asked for anew when they may have moved."""
         ...
 
@@ -110,14 +115,14 @@ class Way(Protocol):
         ...
 
 
-class Eager:
+class EagerBackend:
     """Every step goes through Python; right everywhere."""
 
     stride = 1
 
     def __init__(
         self,
-        forward: Forward | None = None,
+        forward: StepFn | None = None,
         *,
         fused: bool = False,
         kv_cache: torch.dtype | None = None,
@@ -125,64 +130,64 @@ class Eager:
         """Take a compiled ``T3.step``, or none.
 
         Args:
-            fused, kv_cache: see ``Way``.
+            fused, kv_cache: see ``DecodeBackend``.
         """
         self.forward, self.fused, self.kv_cache = forward, fused, kv_cache
-        self._integers: IntegerStep | None = None
+        self._integers: Int8Step | None = None
 
-    def slots(self, t3: T3, count: int, each: int) -> Slots:
-        """See ``Way``; what is compiled, or runs far from the host, wants a static cache."""
+    def slots(self, t3: T3, count: int, each: int) -> DecodeState:
+        """See ``DecodeBackend``; what is compiled, or runs far from the host, wants a static cache."""
         shape, like = t3.cached, t3.like
-        cache: Cache
+        cache: KVCache
         self._integers = None
         if like.device.type == "cpu" and self.forward is None:
-            if int8_step.serves(t3):
-                self._integers, like = IntegerStep(t3), like.to(int8_step.KEPT)
-            cache = RaggedCache(utterances=count, each=each, shape=shape, like=like)
+            if int8_step.supports(t3):
+                self._integers, like = Int8Step(t3), like.to(int8_step.KEPT)
+            cache = RaggedKVCache(utterances=count, each=each, shape=shape, like=like)
         else:
-            cache = StaticCache(
+            cache = StaticKVCache(
                 utterances=count, each=each, shape=shape, like=like, dtype=self.kv_cache
             )
-        return Slots(t3, count, cache)
+        return DecodeState(t3, count, cache)
 
-    def prefill(self, t3: T3) -> Prefill:
-        """See ``Way``."""
-        return prefilling(t3)
+    def prefill(self, t3: T3) -> PrefillFn:
+        """See ``DecodeBackend``."""
+        return prefill_fn(t3)
 
-    def step(self, t3: T3) -> Step:
-        """See ``Way``."""
-        return stepping(self._integers) if self._integers else fastest(self, t3)
+    def step(self, t3: T3) -> DecodeStep:
+        """See ``DecodeBackend``."""
+        return eager_step(self._integers) if self._integers else fastest_step(self, t3)
 
     def arriving(self, tokens: Tensor) -> Callable[[], list[list[int]]]:
-        """See ``Way``."""
+        """See ``DecodeBackend``."""
         return tokens.tolist
 
 
 @dataclass(slots=True)
-class _Speaking:
+class _Running:
     """The host's view of a slot in work.
 
     Attributes:
         surplus: what is drawn is not heard at once, and may be beyond the end.
     """
 
-    utterance: Utterance
+    utterance: DecodeRequest
     bound: int
     position: int
     surplus: bool
     fresh: int = 1  # tokens drawn since the last look
     tokens: list[int] = field(default_factory=list)
-    drawn: deque[Place] = field(default_factory=deque)  # of the generator, after each draw
+    drawn: deque[GeneratorState] = field(default_factory=deque)  # of the generator, after each draw
 
-    def prepare(self, slots: Slots, slot: int) -> None:
+    def prepare(self, slots: DecodeState, slot: int) -> None:
         """Draw the random numbers of the next token."""
         if self.utterance.sampling.temperature == 0:
             return
         slots.noise[slot].exponential_(generator=self.utterance.generator)
         if self.surplus:
-            self.drawn.append(place(self.utterance.generator))
+            self.drawn.append(generator_state(self.utterance.generator))
 
-    def hear(self, drawn: Sequence[int], stop: int) -> Said | None:
+    def hear(self, drawn: Sequence[int], stop: int) -> DecodeOutput | None:
         """Take tokens in the order they were drawn; return what was said if it has ended.
 
         Then the generator is as it was after the last of them, whatever was drawn beyond.
@@ -192,27 +197,27 @@ class _Speaking:
             said = self._ended(token, stop)
             if said is not None:
                 if self.drawn and after is not None:
-                    go_back(self.utterance.generator, after)
+                    restore_generator(self.utterance.generator, after)
                 return said
         return None
 
-    def _ended(self, token: int, stop: int) -> Said | None:
+    def _ended(self, token: int, stop: int) -> DecodeOutput | None:
         if token == NOT_FINITE:
             where = f"t3 gave numbers that are not finite at token {len(self.tokens)}"
-            return Said(self.utterance, error=NumericsError(where))
+            return DecodeOutput(self.utterance, error=NumericsError(where))
         if token == stop:
-            return Said(self.utterance, tuple(self.tokens))
+            return DecodeOutput(self.utterance, tuple(self.tokens))
         self.tokens.append(token)
         self.utterance.on_token(len(self.tokens))
         if len(self.tokens) == self.bound:
-            return Said(self.utterance, tuple(self.tokens), cut=True)
+            return DecodeOutput(self.utterance, tuple(self.tokens), cut=True)
         return None
 
 
-class _Look:
+class _Readback:
     """The tokens drawn since the last look, on their way to the host."""
 
-    def __init__(self, slots: Slots, speaking: list[_Speaking], way: Way) -> None:
+    def __init__(self, slots: DecodeState, speaking: list[_Running], way: DecodeBackend) -> None:
         """Start copying; what is drawn from now on is for the next look."""
         self._counts = [one.fresh for one in speaking]
         for one in speaking:
@@ -226,14 +231,16 @@ class _Look:
 
 
 @torch.inference_mode()
-def decode(t3: T3, slots: Slots, take: Callable[[], Utterance | None], way: Way) -> Iterator[Said]:
+def decode(
+    t3: T3, slots: DecodeState, take: Callable[[], DecodeRequest | None], way: DecodeBackend
+) -> Iterator[DecodeOutput]:
     """Say what ``take`` gives until it gives nothing and all is said; yield each as it ends.
 
     Args:
         slots: from ``way``.
         take: asked whenever a slot is free; None if there is nothing (for now).
     """
-    speaking: list[_Speaking] = []
+    speaking: list[_Running] = []
     # weights move only while others are at work: whoever gives lines, or gets what was said
     step, stale = way.step(t3), False
     while True:
@@ -242,27 +249,29 @@ def decode(t3: T3, slots: Slots, take: Callable[[], Utterance | None], way: Way)
             try:
                 length = slots.enter(slot, utterance, t3, way.prefill(t3), way.stride)
             except TextError as error:
-                yield Said(utterance, error=error)
+                yield DecodeOutput(utterance, error=error)
                 continue
             bound = t3.bound(utterance.sampling)
-            speaking.append(_Speaking(utterance, bound, length, surplus=way.stride > 1))
+            speaking.append(_Running(utterance, bound, length, surplus=way.stride > 1))
             speaking[slot].prepare(slots, slot)
             slots.draw(slot, slot + 1, ranked=utterance.sampling.truncates)
         if not speaking:
             return
         if stale:
             step, stale = way.step(t3), False
-        look = _Look(slots, speaking, way)
+        look = _Readback(slots, speaking, way)
         if way.stride > 1:
             _advance(slots, speaking, step, way.stride)
-        ended = _settle(slots, speaking, look, t3.shape.stop_speech)
+        ended = _collect(slots, speaking, look, t3.shape.stop_speech)
         stale = bool(ended)
         yield from ended
         if way.stride == 1 and not ended:
             _advance(slots, speaking, step, 1)
 
 
-def _settle(slots: Slots, speaking: list[_Speaking], look: _Look, stop: int) -> list[Said]:
+def _collect(
+    slots: DecodeState, speaking: list[_Running], look: _Readback, stop: int
+) -> list[DecodeOutput]:
     """Take out what has ended."""
     drawn, ended = look.drawn(), []
     for slot in reversed(range(len(speaking))):
@@ -277,7 +286,7 @@ def _settle(slots: Slots, speaking: list[_Speaking], look: _Look, stop: int) -> 
     return ended
 
 
-def _advance(slots: Slots, speaking: list[_Speaking], step: Step, stride: int) -> None:
+def _advance(slots: DecodeState, speaking: list[_Running], step: DecodeStep, stride: int) -> None:
     """Run ``stride`` steps without looking."""
     ranked = any(one.utterance.sampling.truncates for one in speaking)
     for _ in range(stride):
@@ -286,5 +295,5 @@ def _advance(slots: Slots, speaking: list[_Speaking], step: Step, stride: int) -
             one.position += 1
             one.fresh += 1
             slots.cache.reserve(slot, one.position)
-        span = blocks(max(one.position for one in speaking))
+        span = round_up_to_span(max(one.position for one in speaking))
         step(slots, len(speaking), span, ranked=ranked)

@@ -8,38 +8,43 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-from chatterbox_opt.engine.decode import Forward, Step, fastest, prefilling
-from chatterbox_opt.models.t3.decode_state import Prefill, Slots
+from chatterbox_opt.engine.decode import DecodeStep, StepFn, fastest_step, prefill_fn
+from chatterbox_opt.models.t3.decode_state import DecodeState, PrefillFn
 from chatterbox_opt.models.t3.fused_step import FusedStep
-from chatterbox_opt.models.t3.kv_cache import SPAN, StaticCache, blocks
+from chatterbox_opt.models.t3.kv_cache import SPAN, StaticKVCache, round_up_to_span
 from chatterbox_opt.models.t3.model import T3
 from chatterbox_opt.runtime import cuda
-from chatterbox_opt.runtime.cuda_graphs import Recorder, Recording, Recordings, addresses
+from chatterbox_opt.runtime.cuda_graphs import (
+    CapturedGraph,
+    CaptureFn,
+    CudaGraphCache,
+    weight_addresses,
+)
 
 log = logging.getLogger(__name__)
-STRIDE = 8  # steps between two looks: at 1,500 tokens/s the host looks every 5 ms
-GROWTH = 4 * SPAN  # a cache that grows moves, and recordings over it are void: grow rarely
-WARMUP = 2  # the first call traces and compiles, the second runs what was compiled
+STEPS_PER_SYNC = 8  # steps between two looks: at 1,500 tokens/s the host looks every 5 ms
+KV_GROWTH = 4 * SPAN  # a cache that grows moves, and recordings over it are void: grow rarely
+WARM_UP_STEPS = 2  # the first call traces and compiles, the second runs what was compiled
 
 
-def grown(positions: int) -> int:
+def grown_length(positions: int) -> int:
     """Room of a cache for so many positions, in large pieces."""
-    return -(-blocks(positions) // GROWTH) * GROWTH
+    return -(-round_up_to_span(positions) // KV_GROWTH) * KV_GROWTH
 
 
-class Captured:
+class CudaGraphBackend:
     """A way to decode: a step is one replay, and so is a prefill, over slots that live as long as
     the recordings.
 
     See ``decoding.Way``.
     """
 
-    stride = STRIDE
+    stride = STEPS_PER_SYNC
 
     def __init__(
         self,
-        record: Recorder,
-        forward: Forward | None = None,
+        record: CaptureFn,
+        forward: StepFn | None = None,
         *,
         fused: bool = False,
         kv_cache: torch.dtype | None = None,
@@ -50,38 +55,38 @@ class Captured:
             fused, kv_cache: see ``decoding.Way``.
         """
         self.forward, self.fused, self.kv_cache = forward, fused, kv_cache
-        self._recordings = Recordings(record, "the t3 step")
-        self._slots: Slots | None = None
+        self._recordings = CudaGraphCache(record, "the t3 step")
+        self._slots: DecodeState | None = None
         self._fits: tuple[int, int, torch.dtype] | None = None
         self._allocations = 0
 
     @property
     def captures_work(self) -> bool:
-        """See ``Recordings``."""
+        """See ``CudaGraphCache``."""
         return self._recordings.captures_work
 
-    def slots(self, t3: T3, count: int, each: int) -> Slots:
+    def slots(self, t3: T3, count: int, each: int) -> DecodeState:
         """The slots of last time if they fit, else new ones."""
         fits = (count, each, t3.dtype)
         if self._slots is None or fits != self._fits:
             self._slots = None  # before there are others: they are large
-            cache = StaticCache(
+            cache = StaticKVCache(
                 utterances=count,
                 each=each,
                 shape=t3.cached,
                 like=t3.like,
-                room=grown,
+                room=grown_length,
                 dtype=self.kv_cache,
             )
-            self._slots, self._fits = Slots(t3, count, cache), fits
+            self._slots, self._fits = DecodeState(t3, count, cache), fits
             self._allocations += 1
         return self._slots
 
-    def prefill(self, t3: T3) -> Prefill:
+    def prefill(self, t3: T3) -> PrefillFn:
         """See ``Way``; one recording for each length that prefixes are padded to."""
-        weights, plain = addresses(t3), prefilling(t3)
+        weights, plain = weight_addresses(t3), prefill_fn(t3)
 
-        def prefill(slots: Slots, prefix: Tensor) -> None:
+        def prefill(slots: DecodeState, prefix: Tensor) -> None:
             recording = self._find(slots, weights, ("prefix", prefix.shape[1]))
             if not recording.arguments:
                 recording.hold((torch.empty_like(prefix),))
@@ -91,42 +96,42 @@ class Captured:
 
         return prefill
 
-    def step(self, t3: T3) -> Step:
+    def step(self, t3: T3) -> DecodeStep:
         """See ``Way``; recordings over weights that have moved are dropped."""
-        weights, plain = addresses(t3), fastest(self, t3)
+        weights, plain = weight_addresses(t3), fastest_step(self, t3)
 
-        def step(slots: Slots, count: int, span: int, *, ranked: bool) -> None:
+        def step(slots: DecodeState, count: int, span: int, *, ranked: bool) -> None:
             # few distinct programs: slots beyond those in work are stepped along, unheard
             count = min(slots.count, 1 << (count - 1).bit_length())
             if isinstance(plain, FusedStep):  # which reads each as far as it goes
-                assert isinstance(slots.cache, StaticCache)
+                assert isinstance(slots.cache, StaticKVCache)
                 span = slots.cache.capacity
             recording = self._find(slots, weights, (count, span, ranked))
             self._recordings.run(recording, lambda: plain(slots, count, span, ranked=ranked))
 
         return step
 
-    def _find(self, slots: Slots, weights: tuple[int, ...], key: Hashable) -> Recording:
-        assert isinstance(slots.cache, StaticCache)
+    def _find(self, slots: DecodeState, weights: tuple[int, ...], key: Hashable) -> CapturedGraph:
+        assert isinstance(slots.cache, StaticKVCache)
         place = (weights, slots.cache.addresses, self._allocations)
         return self._recordings.find(key, place)
 
     def arriving(self, tokens: Tensor) -> Callable[[], list[list[int]]]:
         """See ``Way``: the next steps are launched while these numbers travel."""
-        return cuda.arriving(tokens) if tokens.is_cuda else tokens.tolist
+        return cuda.to_host_async(tokens) if tokens.is_cuda else tokens.tolist
 
 
-def compiled_step(model: T3) -> Forward:
+def compiled_step(model: T3) -> StepFn:
     """Compile ``model.step`` by inductor and run it twice on an empty cache.
 
     Raises:
         One of ``FAILURES``: no compiler, no Triton, an operation that cannot be compiled.
     """
-    step: Forward = torch.compile(model.step, backend="inductor", fullgraph=True)
+    step: StepFn = torch.compile(model.step, backend="inductor", fullgraph=True)
     zero = torch.zeros(1, dtype=torch.long, device=model.like.device)
     with torch.inference_mode():
-        cache = StaticCache(utterances=1, each=2, shape=model.cached, like=model.like)
+        cache = StaticKVCache(utterances=1, each=2, shape=model.cached, like=model.like)
         cache.reserve(0, SPAN)
-        for _ in range(WARMUP):
+        for _ in range(WARM_UP_STEPS):
             step(zero, zero, zero, cache, SPAN)
     return step

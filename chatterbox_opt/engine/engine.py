@@ -32,10 +32,16 @@ from chatterbox_opt.config.plan import Plan
 from chatterbox_opt.engine import build, probe
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.quality import Guard
-from chatterbox_opt.engine.retries import Attempts
-from chatterbox_opt.engine.scheduler import Finisher, Schedule, Speak, piece, settle
+from chatterbox_opt.engine.retries import ChunkAttempts
+from chatterbox_opt.engine.scheduler import (
+    ChunkFinisher,
+    Scheduler,
+    SynthesizeChunks,
+    finish_chunk,
+    run_with_retries,
+)
 from chatterbox_opt.engine.sequence import OnToken
-from chatterbox_opt.engine.upstream_backend import Upstream
+from chatterbox_opt.engine.upstream_backend import UpstreamBackend
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import Audio, Observer, Piece, Progress, Request, Result, join
 from chatterbox_opt.runtime import cuda
@@ -44,7 +50,7 @@ from chatterbox_opt.sampling import MAX_TOKENS, Sampling
 from chatterbox_opt.text.chunking import Chunk, split
 from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices import store as voice_store
-from chatterbox_opt.voices.library import Speakers
+from chatterbox_opt.voices.library import VoiceLibrary
 from chatterbox_opt.voices.store import VoiceStore
 
 log = logging.getLogger(__name__)
@@ -73,8 +79,8 @@ class Engine:
         self,
         plan: Plan,
         checkpoint: Checkpoint,
-        speaker: Pipeline | Upstream,
-        voices: Speakers,
+        speaker: Pipeline | UpstreamBackend,
+        voices: VoiceLibrary,
         watermark: Watermark | None,
     ) -> None:
         self.plan = plan
@@ -117,11 +123,11 @@ class Engine:
         checkpoint = registry.locate(model)
         if checkpoint.shapes.made:
             log.warning("'%s' holds random values: what it says is noise", Path(model).name)
-        speaker: Pipeline | Upstream
+        speaker: Pipeline | UpstreamBackend
         if how.optimized:
             speaker = build.load_pipeline(checkpoint, how, weights or weight_cache.default())
         else:
-            speaker = Upstream.load(checkpoint, torch.device(how.device))
+            speaker = UpstreamBackend.load(checkpoint, torch.device(how.device))
             if not watermark:
                 log.warning("plain Chatterbox always leaves its watermark")
         if mark and how.device == "cuda" and how.offload == NONE:
@@ -131,7 +137,7 @@ class Engine:
             how,
             checkpoint,
             speaker,
-            Speakers(checkpoint, store or VoiceStore(voice_store.default_directory())),
+            VoiceLibrary(checkpoint, store or VoiceStore(voice_store.default_directory())),
             mark,
         )
 
@@ -153,7 +159,7 @@ class Engine:
         if self._watermark:
             self._watermark.release()
         if self.plan.device == "cuda":
-            cuda.release()
+            cuda.release_memory()
 
     def voice(self, source: str | os.PathLike[str] | None = None) -> Voice:
         """Return a Voice: computed on first sight of a recording, from the cache afterwards.
@@ -208,12 +214,12 @@ class Engine:
         """
         sampling = sampling or Sampling()
         chunks = self._attempts(text, voice, sampling, _seed(sampling), guard, observe)
-        for attempts, kept in settle(_one_by_one(chunks), self._speech(sampling)):
+        for attempts, kept in run_with_retries(_one_by_one(chunks), self._speech(sampling)):
             if isinstance(kept, Exception):
                 raise kept
-            yield piece(attempts, kept, self._watermark)
+            yield finish_chunk(attempts, kept, self._watermark)
 
-    def _speech(self, sampling: Sampling) -> Speak:
+    def _speech(self, sampling: Sampling) -> SynthesizeChunks:
         guided = sampling.cfg_weight > 0
         return functools.partial(self._speaker.speak, slots=1, guided=guided)
 
@@ -221,10 +227,10 @@ class Engine:
         if not self.checkpoint.shapes.spelled:
             return split(text)
         from chatterbox_opt.text.english import (
-            spell_out,  # only the built-in model needs its library
+            normalize_english,  # only the built-in model needs its library
         )
 
-        return split(text, spell=spell_out)
+        return split(text, spell=normalize_english)
 
     def _attempts(
         self,
@@ -234,11 +240,11 @@ class Engine:
         seed: int,
         guard: Guard | None = None,
         observe: Observer | None = None,
-    ) -> list[Attempts]:
+    ) -> list[ChunkAttempts]:
         """The chunks of a text, none of them spoken yet."""
         voice, chunks = voice or self.voice(), self._chunks(text)
         return [
-            Attempts(
+            ChunkAttempts(
                 chunk,
                 i,
                 voice,
@@ -281,8 +287,8 @@ class Engine:
         """
         slots = self.plan.slots
         aside = self.plan.device != "cpu"
-        with Finisher(self._watermark, aside=aside) as finisher:
-            schedule = Schedule(
+        with ChunkFinisher(self._watermark, aside=aside) as finisher:
+            schedule = Scheduler(
                 requests,
                 lambda request: _seed(request.sampling),
                 functools.partial(self._begin, guard),
@@ -290,7 +296,7 @@ class Engine:
             )
             yield from schedule.results(functools.partial(self._speaker.speak, slots=slots))
 
-    def _begin(self, guard: Guard | None, request: Request, seed: int) -> list[Attempts]:
+    def _begin(self, guard: Guard | None, request: Request, seed: int) -> list[ChunkAttempts]:
         voice = request.voice
         if not isinstance(voice, Voice):
             voice = self.voice(voice)
@@ -309,14 +315,14 @@ class Engine:
         sampling = sampling or Sampling()
         chunks = self._attempts(text, voice, sampling, _seed(sampling))
         codes: list[int] = []
-        for _, kept in settle(_one_by_one(chunks), self._speaker.codes):
+        for _, kept in run_with_retries(_one_by_one(chunks), self._speaker.codes):
             if isinstance(kept, Exception):
                 raise kept
             codes.extend(kept.spoken.codes)
         return torch.tensor(codes)
 
 
-def _one_by_one(chunks: list[Attempts]) -> Callable[[], Attempts | None]:
+def _one_by_one(chunks: list[ChunkAttempts]) -> Callable[[], ChunkAttempts | None]:
     left = iter(chunks)
     return lambda: next(left, None)
 

@@ -25,22 +25,22 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import torch
 
-from chatterbox_opt.engine.sequence import FAILURES, Line
+from chatterbox_opt.engine.sequence import REQUEST_ERRORS, ChunkRequest
 
 if TYPE_CHECKING:
-    from chatterbox_opt.engine.sequence import Spoken
+    from chatterbox_opt.engine.sequence import AudioOutput
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
-Made: TypeAlias = "tuple[Line, Spoken | Exception]"
+Made: TypeAlias = "tuple[ChunkRequest, AudioOutput | Exception]"
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class RenderJob:
     """Lines of which sound is to be made together.
 
     Attributes:
-        attempt: makes it or raises one of ``FAILURES``; leaves all but the lines' generators as it
+        attempt: makes it or raises one of ``REQUEST_ERRORS``; leaves all but the lines' generators as it
             was, so it may run beside T3.
         whole: makes it from the beginning and heals what can be healed; a line's failure is a
             value.
@@ -50,10 +50,10 @@ class Job:
     whole: Callable[[], Iterable[Made]]
 
 
-class Sound(Protocol):
+class Renderer(Protocol):
     """Who makes the sound."""
 
-    def run(self, may: Callable[[], bool]) -> AbstractContextManager[Turns]:
+    def run(self, may: Callable[[], bool]) -> AbstractContextManager[RenderSession]:
         """Begin a run over lines; when the block ends, however it ends, no thread is left.
 
         Args:
@@ -62,7 +62,7 @@ class Sound(Protocol):
         ...
 
 
-class Turns(Protocol):
+class RenderSession(Protocol):
     """One run.
 
     Attributes:
@@ -74,7 +74,7 @@ class Turns(Protocol):
         """See above."""
         ...
 
-    def next(self, jobs: Sequence[Job]) -> Iterator[Made]:
+    def next(self, jobs: Sequence[RenderJob]) -> Iterator[Made]:
         """Give a group of jobs, or none; yield what is ready. Draw it to its end."""
         ...
 
@@ -87,27 +87,27 @@ class Turns(Protocol):
         ...
 
 
-class Here:
+class InlineRenderer:
     """In turn."""
 
     busy = False
 
     @contextmanager
-    def run(self, may: Callable[[], bool]) -> Iterator[Turns]:
-        """See ``Sound``."""
+    def run(self, may: Callable[[], bool]) -> Iterator[RenderSession]:
+        """See ``Renderer``."""
         yield self
 
-    def next(self, jobs: Sequence[Job]) -> Iterator[Made]:
-        """See ``Turns``."""
+    def next(self, jobs: Sequence[RenderJob]) -> Iterator[Made]:
+        """See ``RenderSession``."""
         for job in jobs:
             yield from job.whole()
 
     def rest(self) -> bool:
-        """See ``Turns``."""
+        """See ``RenderSession``."""
         return False
 
 
-class Lane(Protocol):
+class StreamContext(Protocol):
     """Where on the device another thread's work goes; see ``card.Side``."""
 
     def __call__(self, work: Callable[[], Result]) -> Callable[[], Result]:
@@ -116,24 +116,24 @@ class Lane(Protocol):
         ...
 
 
-def straight(work: Callable[[], Result]) -> Callable[[], Result]:
-    """A ``Lane`` of a device that has none, such as a processor."""
+def no_stream(work: Callable[[], Result]) -> Callable[[], Result]:
+    """A ``StreamContext`` of a device that has none, such as a processor."""
     return work
 
 
-class Beside:
+class OverlappedRenderer:
     """In a thread of its own, one for each run."""
 
-    def __init__(self, lane: Lane = straight) -> None:
+    def __init__(self, lane: StreamContext = no_stream) -> None:
         self._lane = lane
         self._over = False
 
     @contextmanager
-    def run(self, may: Callable[[], bool]) -> Iterator[Turns]:
-        """See ``Sound``."""
+    def run(self, may: Callable[[], bool]) -> Iterator[RenderSession]:
+        """See ``Renderer``."""
         with ThreadPoolExecutor(1, "sound") as thread:
             try:
-                yield _Run(self, thread, may)
+                yield _OverlappedSession(self, thread, may)
             finally:
                 thread.shutdown(cancel_futures=True)  # waits for the job in work
 
@@ -148,7 +148,7 @@ class Beside:
             self._over = True
             log.warning("no memory for sound beside t3: from now on they take turns")
 
-    def begin(self, job: Job, thread: ThreadPoolExecutor) -> Future[list[Made] | None]:
+    def begin(self, job: RenderJob, thread: ThreadPoolExecutor) -> Future[list[Made] | None]:
         """Have ``thread`` attempt a job; None comes if it failed."""
         inference = torch.is_inference_mode_enabled()  # which each thread has of its own
 
@@ -163,7 +163,7 @@ class Beside:
                 return None
             try:
                 return work()
-            except FAILURES as error:
+            except REQUEST_ERRORS as error:
                 # not kept: its frames hold the memory that is wanted for the next attempt
                 if isinstance(error, torch.OutOfMemoryError):
                     self.end()
@@ -172,21 +172,23 @@ class Beside:
         return thread.submit(attempted)
 
 
-class _Run:
-    """See ``Turns``."""
+class _OverlappedSession:
+    """See ``RenderSession``."""
 
-    def __init__(self, beside: Beside, thread: ThreadPoolExecutor, may: Callable[[], bool]) -> None:
+    def __init__(
+        self, beside: OverlappedRenderer, thread: ThreadPoolExecutor, may: Callable[[], bool]
+    ) -> None:
         self._beside, self._thread, self._may = beside, thread, may
-        self._given: list[tuple[Job, Future[list[Made] | None]]] = []
+        self._given: list[tuple[RenderJob, Future[list[Made] | None]]] = []
         self._rested = False
 
     @property
     def busy(self) -> bool:
-        """See ``Turns``."""
+        """See ``RenderSession``."""
         return bool(self._given)
 
-    def next(self, jobs: Sequence[Job]) -> Iterator[Made]:
-        """See ``Turns``."""
+    def next(self, jobs: Sequence[RenderJob]) -> Iterator[Made]:
+        """See ``RenderSession``."""
         fetched = self._fetched()
         if not self._beside.over and self._may():
             # before the last ones go out: whoever takes them may take long
@@ -197,7 +199,7 @@ class _Run:
             yield from job.whole()
 
     def rest(self) -> bool:
-        """See ``Turns``."""
+        """See ``RenderSession``."""
         if self._rested or not self._given:
             return False
         self._rested = True

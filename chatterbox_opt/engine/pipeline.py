@@ -18,20 +18,27 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from chatterbox_opt.engine.decode import Eager, Way
-from chatterbox_opt.engine.overlap import Here, Job, Made, Sound
-from chatterbox_opt.engine.sequence import FAILURES, Line, Outcome, Read, Spoken, TakeLine
-from chatterbox_opt.engine.t3_runner import Reader
+from chatterbox_opt.engine.decode import DecodeBackend, EagerBackend
+from chatterbox_opt.engine.overlap import InlineRenderer, Made, Renderer, RenderJob
+from chatterbox_opt.engine.sequence import (
+    REQUEST_ERRORS,
+    AudioOutput,
+    ChunkRequest,
+    NextChunk,
+    TokenOutput,
+    TokenResult,
+)
+from chatterbox_opt.engine.t3_runner import T3Runner
 from chatterbox_opt.errors import NumericsError
-from chatterbox_opt.runtime.offload import NONE, Residency
-from chatterbox_opt.runtime.recovery import Ladder
+from chatterbox_opt.runtime.offload import NONE, StagePlacement
+from chatterbox_opt.runtime.recovery import RecoveryPolicy
 
 Wave = npt.NDArray[np.float32]
 Result = TypeVar("Result")
 
 
-class Ask(Protocol):
-    """How a stage is asked: ``Ladder.run`` or ``Ladder.once``."""
+class RunStage(Protocol):
+    """How a stage is asked: ``RecoveryPolicy.run`` or ``RecoveryPolicy.once``."""
 
     def __call__(
         self,
@@ -49,10 +56,10 @@ class Pipeline:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        residency: Residency,
-        way: Way,
+        residency: StagePlacement,
+        way: DecodeBackend,
         group: int = 1,
-        sound: Sound | None = None,
+        sound: Renderer | None = None,
     ) -> None:
         """Take over loaded stages.
 
@@ -60,43 +67,43 @@ class Pipeline:
             residency: holds t3, flow and vocoder.
             way: how T3's steps are run.
             group: lines that flow and vocoder work at together.
-            sound: who lets them work when T3 has several lines at once; None is ``Here``.
+            sound: who lets them work when T3 has several lines at once; None is ``InlineRenderer``.
         """
         self.tokenizer = tokenizer
         self.residency = residency
         self.way = way
         self.group = group
-        self.sound = sound or Here()
+        self.sound = sound or InlineRenderer()
         self.device = residency.device
-        self._ladder = Ladder(residency)
+        self._ladder = RecoveryPolicy(residency)
 
     def close(self) -> None:
         """Give the device's memory back."""
         with self._ladder.alone:  # a run that was left in the middle may be at work beside
-            self.way = Eager()  # recordings hold memory of the device
+            self.way = EagerBackend()  # recordings hold memory of the device
             self.residency.close()
 
     def read(
-        self, take: TakeLine, slots: int, most: int, *, guided: bool
-    ) -> Iterator[list[Outcome]]:
+        self, take: NextChunk, slots: int, most: int, *, guided: bool
+    ) -> Iterator[list[TokenResult]]:
         """Run t3 on lines, ``slots`` at once; yield them as they end, ``most`` at a time.
 
         Args:
             take: asked whenever there is room; None if there is no line (for now).
             guided: some line may have a cfg_weight above 0.
         """
-        reader = Reader(self.tokenizer, self._ladder, self.way, slots, 2 if guided else 1)
+        reader = T3Runner(self.tokenizer, self._ladder, self.way, slots, 2 if guided else 1)
         while ended := self._turn(reader, take, most):
             yield ended
 
-    def _turn(self, reader: Reader, take: TakeLine, most: int) -> list[Outcome]:
+    def _turn(self, reader: T3Runner, take: NextChunk, most: int) -> list[TokenResult]:
         ended = reader.turn(take, most)
         self.way = reader.way
         return ended
 
     def speak(
-        self, take: TakeLine, slots: int = 1, *, guided: bool = True
-    ) -> Iterator[tuple[Line, Spoken | Exception]]:
+        self, take: NextChunk, slots: int = 1, *, guided: bool = True
+    ) -> Iterator[tuple[ChunkRequest, AudioOutput | Exception]]:
         """Speak lines; yield each as it is ready, with its sound or the reason why there is none.
 
         One generator serves the three stages of a line in turn, as upstream's global one does.
@@ -110,48 +117,51 @@ class Pipeline:
         group = min(self.group, slots)
         each = 2 if guided else 1
         with self.sound.run(lambda: slots > 1 and self.residency.offload == NONE) as turns:
-            reader = Reader(self.tokenizer, self._ladder, self.way, slots, each, turns.rest)
+            reader = T3Runner(self.tokenizer, self._ladder, self.way, slots, each, turns.rest)
             while True:
                 start = time.perf_counter()
                 try:
                     ended = self._turn(reader, take, group)
-                except FAILURES:  # no line's: what is in work is finished first
+                except REQUEST_ERRORS:  # no line's: what is in work is finished first
                     yield from turns.next(())
                     raise
                 spent = time.perf_counter() - start
-                yield from (failed for failed in ended if not isinstance(failed, Read))
+                yield from (failed for failed in ended if not isinstance(failed, TokenOutput))
                 if not ended and not turns.busy:
                     return
                 # with nothing to give, what comes back may still be said again
                 yield from turns.next(self._jobs(ended, spent))
 
-    def codes(self, take: TakeLine) -> Iterator[tuple[Line, Spoken | Exception]]:
+    def codes(self, take: NextChunk) -> Iterator[tuple[ChunkRequest, AudioOutput | Exception]]:
         """As ``speak`` with one slot, but run only t3: what comes has codes and no wave."""
         for ended in self.read(take, 1, 1, guided=True):
             for read in ended:
-                if not isinstance(read, Read):
+                if not isinstance(read, TokenOutput):
                     yield read
                     continue
                 codes = tuple(read.tokens.tolist())
-                yield read.line, Spoken(np.empty(0, np.float32), len(codes), {}, codes, read.cut)
+                yield (
+                    read.line,
+                    AudioOutput(np.empty(0, np.float32), len(codes), {}, codes, read.cut),
+                )
 
-    def _jobs(self, ended: Sequence[Outcome], t3_seconds: float) -> list[Job]:
+    def _jobs(self, ended: Sequence[TokenResult], t3_seconds: float) -> list[RenderJob]:
         """A job for the lines that want as many steps, like lengths side by side."""
-        whole = [read for read in ended if isinstance(read, Read)]
+        whole = [read for read in ended if isinstance(read, TokenOutput)]
         whole.sort(key=lambda read: (read.line.sampling.cfm_steps, len(read.tokens)))
         alike = groupby(whole, key=lambda read: read.line.sampling.cfm_steps)
         return [self._job(list(reads), t3_seconds / len(ended)) for _, reads in alike]
 
-    def _job(self, reads: Sequence[Read], t3_seconds: float) -> Job:
+    def _job(self, reads: Sequence[TokenOutput], t3_seconds: float) -> RenderJob:
         states = [read.generator.get_state() for read in reads]
 
         def whole() -> Iterator[Made]:
             _rewind(reads, states)  # an attempt may have drawn
             return self._sound(reads, t3_seconds)
 
-        return Job(lambda: self._attempt(reads, t3_seconds), whole)
+        return RenderJob(lambda: self._attempt(reads, t3_seconds), whole)
 
-    def _attempt(self, reads: Sequence[Read], t3_seconds: float) -> list[Made]:
+    def _attempt(self, reads: Sequence[TokenOutput], t3_seconds: float) -> list[Made]:
         """Flow and vocoder as they are: all of it works in another thread too."""
         once, start = self._ladder.once, time.perf_counter()
         mels = self._mels(reads, once)
@@ -160,12 +170,12 @@ class Pipeline:
         seconds = {"flow": drawn - start, "vocoder": time.perf_counter() - drawn}
         return _spoken(reads, waves, t3_seconds, seconds)
 
-    def _sound(self, reads: Sequence[Read], t3_seconds: float) -> Iterator[Made]:
+    def _sound(self, reads: Sequence[TokenOutput], t3_seconds: float) -> Iterator[Made]:
         """Flow and vocoder for lines that want as many steps; if they fail together, one by one."""
         states = [read.generator.get_state() for read in reads]
         try:
             waves, seconds = self._waves(reads)
-        except FAILURES as error:
+        except REQUEST_ERRORS as error:
             if len(reads) == 1:
                 yield reads[0].line, error
                 return
@@ -179,7 +189,7 @@ class Pipeline:
             return
         yield from _spoken(reads, waves, t3_seconds, seconds)
 
-    def _waves(self, reads: Sequence[Read]) -> tuple[list[Wave], dict[str, float]]:
+    def _waves(self, reads: Sequence[TokenOutput]) -> tuple[list[Wave], dict[str, float]]:
         states = [read.generator.get_state() for read in reads]
         start = time.perf_counter()
         mels = self._mels(reads, self._ladder.run)
@@ -196,32 +206,37 @@ class Pipeline:
             waves = self._vocode(mels, reads, self._ladder.run)
         return waves, {"flow": drawn - start, "vocoder": time.perf_counter() - drawn}
 
-    def _mels(self, reads: Sequence[Read], ask: Ask) -> list[Tensor]:
+    def _mels(self, reads: Sequence[TokenOutput], ask: RunStage) -> list[Tensor]:
         tokens = [read.tokens.to(self.device) for read in reads]
         voices = [read.line.voice.to(self.device) for read in reads]
         generators = [read.generator for read in reads]
         steps = reads[0].line.sampling.cfm_steps
         return ask("flow", lambda flow: flow(tokens, voices, generators, steps), generators)
 
-    def _vocode(self, mels: Sequence[Tensor], reads: Sequence[Read], ask: Ask) -> list[Wave]:
+    def _vocode(
+        self, mels: Sequence[Tensor], reads: Sequence[TokenOutput], ask: RunStage
+    ) -> list[Wave]:
         generators = [read.generator for read in reads]
         waves: list[Tensor] = ask("vocoder", lambda hift: hift(mels, generators), generators)
         return [wave.cpu().numpy() for wave in waves]
 
 
-def _rewind(reads: Sequence[Read], states: Sequence[Tensor]) -> None:
+def _rewind(reads: Sequence[TokenOutput], states: Sequence[Tensor]) -> None:
     """Have the lines' generators draw again what they drew since they had these states."""
     for read, state in zip(reads, states, strict=True):
         read.generator.set_state(state)
 
 
 def _spoken(
-    reads: Sequence[Read], waves: Sequence[Wave], t3_seconds: float, seconds: Mapping[str, float]
+    reads: Sequence[TokenOutput],
+    waves: Sequence[Wave],
+    t3_seconds: float,
+    seconds: Mapping[str, float],
 ) -> list[Made]:
     """Lines and their sound, each with its share of the seconds."""
     spent = {"t3": t3_seconds} | {stage: s / len(reads) for stage, s in seconds.items()}
     made: list[Made] = []
     for read, wave in zip(reads, waves, strict=True):
         codes = tuple(read.tokens.tolist())
-        made.append((read.line, Spoken(wave, len(codes), spent, codes, read.cut)))
+        made.append((read.line, AudioOutput(wave, len(codes), spent, codes, read.cut)))
     return made

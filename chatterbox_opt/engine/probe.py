@@ -10,14 +10,14 @@ from pathlib import Path
 from chatterbox_opt.config.hardware import (
     AUTO,
     KERNELS,
-    TRITON_FROM,
+    TRITON_CAPABILITY,
     Hardware,
-    dotted,
+    format_capability,
     has_kernels,
-    kernels,
+    kernel_feature,
 )
 from chatterbox_opt.errors import DeviceError
-from chatterbox_opt.utils.lazy_reasons import Lacks
+from chatterbox_opt.utils.lazy_reasons import LazyReasons
 
 
 def probe(device: str = AUTO) -> Hardware:
@@ -44,15 +44,15 @@ def probe(device: str = AUTO) -> Hardware:
     if device == "cpu":
         from chatterbox_opt.layers import weight_layout
 
-        return Hardware(device, processor(), lacks=weight_layout.lacks())
+        return Hardware(device, cpu_name(), lacks=weight_layout.unsupported_dtypes())
     if device == "mps":
-        return Hardware(device, processor())
+        return Hardware(device, cpu_name())
     free, total = torch.cuda.mem_get_info()
     capability = torch.cuda.get_device_capability()
     if torch.version.hip is None and not has_kernels(capability, torch.cuda.get_arch_list()):
         raise DeviceError(
             f"torch {torch.__version__} has no kernels for {torch.cuda.get_device_name()} "
-            f"(capability {dotted(capability)}): install another torch, see RTX 50xx in the "
+            f"(capability {format_capability(capability)}): install another torch, see RTX 50xx in the "
             "README, or use --device cpu"
         )
     return Hardware(
@@ -61,9 +61,11 @@ def probe(device: str = AUTO) -> Hardware:
         total_mib=total >> 20,
         free_mib=free >> 20,
         capability=capability,
-        lacks=Lacks(
+        lacks=LazyReasons(
             {
-                kernels(stage, dtype): functools.partial(_lacks_kernels, stage, dtype, capability)
+                kernel_feature(stage, dtype): functools.partial(
+                    _kernels_unsupported, stage, dtype, capability
+                )
                 for stage, dtypes in KERNELS.items()
                 for dtype in dtypes
             }
@@ -71,23 +73,23 @@ def probe(device: str = AUTO) -> Hardware:
     )
 
 
-def _lacks_kernels(stage: str, dtype: str, capability: tuple[int, int]) -> str:
+def _kernels_unsupported(stage: str, dtype: str, capability: tuple[int, int]) -> str:
     """Why they cannot be used on the card, or ""."""
     import torch
 
     from chatterbox_opt.kernels.cuda import selftest
 
-    nvidia, since = torch.version.hip is None, TRITON_FROM[stage]
+    nvidia, since = torch.version.hip is None, TRITON_CAPABILITY[stage]
     if nvidia and capability < since:
-        return f"{stage}'s kernels need compute capability {dotted(since)}"
+        return f"{stage}'s kernels need compute capability {format_capability(since)}"
     binaries = [name for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
     if nvidia and not has_kernels(capability, binaries):
         # a card that torch only knows by PTX is newer than its Triton, which may end the process
-        return f"this torch's Triton is older than the card ({dotted(capability)})"
-    return selftest.lacks_kernels(stage, getattr(torch, dtype))
+        return f"this torch's Triton is older than the card ({format_capability(capability)})"
+    return selftest.unsupported_reason(stage, getattr(torch, dtype))
 
 
-def cards() -> list[str]:
+def visible_gpus() -> list[str]:
     """Names of the cards that this process may use, as CUDA_VISIBLE_DEVICES has them."""
     import torch
 
@@ -97,7 +99,7 @@ def cards() -> list[str]:
     return names[:count] or [str(number) for number in range(count)]
 
 
-def processor() -> str:
+def cpu_name() -> str:
     """The processor's name, as far as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -22,17 +22,17 @@ import numpy as np
 import numpy.typing as npt
 
 from chatterbox_opt.config.model_config import SAMPLE_RATE, TOKEN_RATE
-from chatterbox_opt.engine.sequence import Take
+from chatterbox_opt.engine.sequence import Attempt
 
 if TYPE_CHECKING:
-    from chatterbox_opt.engine.sequence import Spoken
+    from chatterbox_opt.engine.sequence import AudioOutput
 
 FASTEST, SLOWEST = 22.0, 8.0  # letters a second; calm English has 15
 LEAST, LEAD = 0.2, 1.3  # seconds on top, whatever the text: breaths, the drawl of a single word
-WIDE = 3  # letters that a Han, kana or Hangul character counts for
-DIGIT = 4  # letters that a digit counts for: "7" is said "seven"
+CJK_LETTERS = 3  # letters that a Han, kana or Hangul character counts for
+DIGIT_LETTERS = 4  # letters that a digit counts for: "7" is said "seven"
 LONGEST_SILENCE = 2.0  # seconds
-QUIET = 0.01  # of the loudest sample: -40 dB
+SILENCE_LEVEL = 0.01  # of the loudest sample: -40 dB
 FRAME = SAMPLE_RATE // 50
 LOOP_TOKENS = 2 * TOKEN_RATE  # the same tokens over and over for this long
 LOOP_ROUNDS = 3  # and at least so often
@@ -45,7 +45,7 @@ class Guard:
 
     retries: int = 2
 
-    def best(self, text: str, takes: Sequence[Take]) -> Take:
+    def best(self, text: str, takes: Sequence[Attempt]) -> Attempt:
         """The attempt with the fewest faults, with the work of all.
 
         Among equals it is the one whose length is nearest to what the text should take.
@@ -53,10 +53,10 @@ class Guard:
         chosen = min(takes, key=lambda take: (len(take.faults), _oddness(text, take.spoken)))
         stages = chosen.spoken.seconds
         seconds = {stage: sum(t.spoken.seconds[stage] for t in takes) for stage in stages}
-        return Take(replace(chosen.spoken, seconds=seconds), chosen.faults, len(takes))
+        return Attempt(replace(chosen.spoken, seconds=seconds), chosen.faults, len(takes))
 
 
-def faults(text: str, spoken: Spoken) -> tuple[str, ...]:
+def find_faults(text: str, spoken: AudioOutput) -> tuple[str, ...]:
     """What is wrong with a chunk's sound, in words; empty for good speech."""
     seconds = len(spoken.wave) / SAMPLE_RATE
     letters = _letters(text)
@@ -77,13 +77,13 @@ def faults(text: str, spoken: Spoken) -> tuple[str, ...]:
 def _letters(text: str) -> int:
     """Letters that take about the same time to say."""
     return sum(
-        DIGIT if c.isdigit() else WIDE if "\u3040" <= c <= "\ud7ff" else 1
+        DIGIT_LETTERS if c.isdigit() else CJK_LETTERS if "\u3040" <= c <= "\ud7ff" else 1
         for c in text
         if c.isalnum()
     )
 
 
-def _oddness(text: str, spoken: Spoken) -> float:
+def _oddness(text: str, spoken: AudioOutput) -> float:
     """How far the length is from what the text should take: 0 is right, in both directions."""
     usual = (_letters(text) + 1) / (FASTEST * SLOWEST) ** 0.5
     return abs(float(np.log((len(spoken.wave) + 1) / SAMPLE_RATE / usual)))
@@ -108,7 +108,7 @@ def _longest_silence(wave: npt.NDArray[np.float32]) -> float:
     if not frames:
         return 0.0
     peaks = np.abs(wave[: frames * FRAME]).reshape(frames, FRAME).max(axis=1)
-    return _longest_run(peaks <= QUIET * peaks.max()) * FRAME / SAMPLE_RATE
+    return _longest_run(peaks <= SILENCE_LEVEL * peaks.max()) * FRAME / SAMPLE_RATE
 
 
 def _longest_run(flags: npt.NDArray[np.bool_]) -> int:

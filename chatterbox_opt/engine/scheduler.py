@@ -19,19 +19,19 @@ import numpy as np
 
 from chatterbox_opt.audio.watermark import Watermark
 from chatterbox_opt.config.model_config import SAMPLE_RATE
-from chatterbox_opt.engine.retries import Attempts
-from chatterbox_opt.engine.sequence import FAILURES, Line, Take, TakeLine
+from chatterbox_opt.engine.retries import ChunkAttempts
+from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Attempt, ChunkRequest, NextChunk
 from chatterbox_opt.request import Piece, Request, Result
 
 if TYPE_CHECKING:
-    from chatterbox_opt.engine.sequence import Spoken
+    from chatterbox_opt.engine.sequence import AudioOutput
 
-Begin = Callable[[Request, int], list[Attempts]]
-Finish = Callable[[Attempts, Take], "Future[Piece]"]
+StartRequest = Callable[[Request, int], list[ChunkAttempts]]
+FinishChunk = Callable[[ChunkAttempts, Attempt], "Future[Piece]"]
 
 
 @dataclass(slots=True, eq=False)
-class _Job:
+class _RequestState:
     """A request in work: its pieces as far as they are there, or under way."""
 
     id: str
@@ -50,38 +50,38 @@ class _Job:
         return all(piece is not None and piece.done() for piece in self.pieces)
 
 
-class Schedule:
+class Scheduler:
     """One run over requests. ``results`` it once."""
 
     def __init__(
         self,
         requests: Iterable[Request],
         seed_of: Callable[[Request], int],
-        begin: Begin,
-        finish: Finish,
+        begin: StartRequest,
+        finish: FinishChunk,
     ) -> None:
         """Prepare.
 
         Args:
             seed_of: a request's own seed, or one that is drawn.
-            begin: a request and its seed to its chunks; may raise one of ``FAILURES``.
+            begin: a request and its seed to its chunks; may raise one of ``REQUEST_ERRORS``.
             finish: a chunk and what is kept of it to its piece, here or in another thread.
         """
         self._requests = iter(requests)
         self._seed_of, self._begin, self._finish = seed_of, begin, finish
-        self._chunks: deque[tuple[Attempts, _Job]] = deque()
-        self._jobs: dict[Attempts, _Job] = {}
+        self._chunks: deque[tuple[ChunkAttempts, _RequestState]] = deque()
+        self._jobs: dict[ChunkAttempts, _RequestState] = {}
         self._failed: deque[Result] = deque()
-        self._whole: deque[_Job] = deque()
+        self._whole: deque[_RequestState] = deque()
         self._broken: Exception | None = None
 
-    def results(self, speak: Speak) -> Iterator[Result]:
+    def results(self, speak: SynthesizeChunks) -> Iterator[Result]:
         """Yield results as they are finished.
 
         Raises:
             Exception: the requests' iterator failed; what was in work is finished first.
         """
-        for attempts, kept in settle(self._more, speak):
+        for attempts, kept in run_with_retries(self._more, speak):
             self._settled(attempts, self._jobs.pop(attempts), kept)
             while self._failed:
                 yield self._failed.popleft()
@@ -93,7 +93,7 @@ class Schedule:
         if self._broken is not None:
             raise self._broken
 
-    def _more(self) -> Attempts | None:
+    def _more(self) -> ChunkAttempts | None:
         """The next chunk, of a new request if need be."""
         while True:
             while self._chunks:
@@ -103,7 +103,7 @@ class Schedule:
                     return attempts
             try:
                 request = next(self._requests, None)
-            except FAILURES as error:  # raised when what is in work has ended
+            except REQUEST_ERRORS as error:  # raised when what is in work has ended
                 self._broken, request = error, None
             if request is None:
                 return None
@@ -113,13 +113,15 @@ class Schedule:
         seed = self._seed_of(request)
         try:
             chunks = self._begin(request, seed)
-        except FAILURES as error:
+        except REQUEST_ERRORS as error:
             self._failed.append(Result(request.id, seed, error=error))
             return
-        job = _Job(request.id, seed, [None] * len(chunks))
+        job = _RequestState(request.id, seed, [None] * len(chunks))
         self._chunks.extend((attempts, job) for attempts in chunks)
 
-    def _settled(self, attempts: Attempts, job: _Job, kept: Take | Exception) -> None:
+    def _settled(
+        self, attempts: ChunkAttempts, job: _RequestState, kept: Attempt | Exception
+    ) -> None:
         if job.failed:
             return
         if isinstance(kept, Exception):
@@ -132,21 +134,21 @@ class Schedule:
 
 
 log = logging.getLogger(__name__)
-Speak = Callable[[TakeLine], Iterator[tuple[Line, "Spoken | Exception"]]]
+SynthesizeChunks = Callable[[NextChunk], Iterator[tuple[ChunkRequest, "AudioOutput | Exception"]]]
 
 
-def settle(
-    more: Callable[[], Attempts | None], speak: Speak
-) -> Iterator[tuple[Attempts, Take | Exception]]:
+def run_with_retries(
+    more: Callable[[], ChunkAttempts | None], speak: SynthesizeChunks
+) -> Iterator[tuple[ChunkAttempts, Attempt | Exception]]:
     """Speak what ``more`` gives until it gives nothing; yield each with what is kept of it.
 
     Args:
         more: asked whenever there is room; None if there is nothing left.
     """
-    again: deque[Attempts] = deque()
-    spoken: dict[Line, Attempts] = {}
+    again: deque[ChunkAttempts] = deque()
+    spoken: dict[ChunkRequest, ChunkAttempts] = {}
 
-    def take() -> Line | None:
+    def take() -> ChunkRequest | None:
         attempts = again.popleft() if again else more()
         if attempts is None:
             return None
@@ -166,7 +168,7 @@ def settle(
             return
 
 
-def piece(attempts: Attempts, take: Take, watermark: Watermark | None) -> Piece:
+def finish_chunk(attempts: ChunkAttempts, take: Attempt, watermark: Watermark | None) -> Piece:
     """A chunk as it goes out."""
     chunk, spoken = attempts.chunk, take.spoken
     wave, seconds = spoken.wave, dict(spoken.seconds)
@@ -179,7 +181,7 @@ def piece(attempts: Attempts, take: Take, watermark: Watermark | None) -> Piece:
     return Piece(samples, chunk.text, spoken.tokens, seconds, take.faults, take.attempts)
 
 
-class Finisher:
+class ChunkFinisher:
     """Finishes chunks of a batch. Use it as a context manager."""
 
     def __init__(self, watermark: Watermark | None, *, aside: bool) -> None:
@@ -192,7 +194,7 @@ class Finisher:
         self._watermark = watermark
         self._thread = ThreadPoolExecutor(1) if aside else None
 
-    def __enter__(self) -> Finisher:
+    def __enter__(self) -> ChunkFinisher:
         return self
 
     def __exit__(
@@ -204,10 +206,10 @@ class Finisher:
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
 
-    def finish(self, attempts: Attempts, take: Take) -> Future[Piece]:
+    def finish(self, attempts: ChunkAttempts, take: Attempt) -> Future[Piece]:
         """A chunk's piece, there or under way."""
         if self._thread is not None:
-            return self._thread.submit(piece, attempts, take, self._watermark)
+            return self._thread.submit(finish_chunk, attempts, take, self._watermark)
         done: Future[Piece] = Future()
-        done.set_result(piece(attempts, take, self._watermark))
+        done.set_result(finish_chunk(attempts, take, self._watermark))
         return done

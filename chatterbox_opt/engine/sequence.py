@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 OnToken = Callable[[int], None]
 # what may go wrong with one line; torch, numpy and file systems have their own kinds
-FAILURES = (ChatterboxOptError, RuntimeError, ValueError, LookupError, OSError, MemoryError)
+REQUEST_ERRORS = (ChatterboxOptError, RuntimeError, ValueError, LookupError, OSError, MemoryError)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Line:
+class ChunkRequest:
     """One chunk of text that is to be said once.
 
     Attributes:
@@ -41,7 +41,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class TokenOutput:
     """A line as speech tokens.
 
     Attributes:
@@ -50,19 +50,19 @@ class Read:
         generator: in the state in which T3 left it; flow and vocoder go on drawing from it.
     """
 
-    line: Line
+    line: ChunkRequest
     tokens: Tensor
     cut: bool
     generator: torch.Generator
 
 
-Outcome = Read | tuple[Line, Exception]
-TakeLine = Callable[[], Line | None]
+TokenResult = TokenOutput | tuple[ChunkRequest, Exception]
+NextChunk = Callable[[], ChunkRequest | None]
 Wave = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
+class AudioOutput:
     """One line's sound.
 
     Attributes:
@@ -82,9 +82,9 @@ class Spoken:
 
 
 @dataclass(frozen=True, slots=True)
-class Take:
+class Attempt:
     """One chunk's sound, what is wrong with it, and how many attempts were made."""
 
-    spoken: Spoken
+    spoken: AudioOutput
     faults: tuple[str, ...] = ()
     attempts: int = 1

@@ -54,14 +54,14 @@ class Machine:
                 audio_files.check_reference(path)
         if self.device not in hardware.DEVICES:
             raise InputError(f"device is '{self.device}'; known: {', '.join(hardware.DEVICES)}")
-        plan.check_words(self.profile, self.overrides, os.environ)
+        plan.check_settings(self.profile, self.overrides, os.environ)
 
-    def announce(self, talk: console.Talk) -> None:
+    def announce(self, talk: console.Reporter) -> None:
         """Say so if the model's files have to be fetched first."""
         if registry.must_download(self.model):
             talk.say(f"fetching {registry.HUB[self.model]} from the hub: 3 GB, once")
 
-    def load(self, talk: console.Talk) -> Engine:
+    def load(self, talk: console.Reporter) -> Engine:
         """Load the engine and say what it is."""
         from chatterbox_opt.engine.engine import Engine
 

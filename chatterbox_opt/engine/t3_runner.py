@@ -22,26 +22,32 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from chatterbox_opt.config.model_config import SPEECH_TOKENS
-from chatterbox_opt.engine.decode import Eager, Way, decode
-from chatterbox_opt.engine.sequence import FAILURES, Line, Outcome, Read, TakeLine
+from chatterbox_opt.engine.decode import DecodeBackend, EagerBackend, decode
+from chatterbox_opt.engine.sequence import (
+    REQUEST_ERRORS,
+    ChunkRequest,
+    NextChunk,
+    TokenOutput,
+    TokenResult,
+)
 from chatterbox_opt.errors import DeviceError, NumericsError, SilenceError
-from chatterbox_opt.models.t3.decode_state import Said, Utterance
+from chatterbox_opt.models.t3.decode_state import DecodeOutput, DecodeRequest
 from chatterbox_opt.models.t3.model import T3, Prompt
 from chatterbox_opt.runtime import cuda_graphs
-from chatterbox_opt.runtime.cuda import sent
-from chatterbox_opt.runtime.recovery import Ladder, float32
+from chatterbox_opt.runtime.cuda import to_device
+from chatterbox_opt.runtime.recovery import RecoveryPolicy, in_float32
 
 log = logging.getLogger(__name__)
 
 
-class Reader:
+class T3Runner:
     """The t3 stage for one run over lines."""
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        ladder: Ladder,
-        way: Way,
+        ladder: RecoveryPolicy,
+        way: DecodeBackend,
         slots: int,
         each: int,
         rest: Callable[[], bool] = lambda: False,
@@ -55,13 +61,13 @@ class Reader:
         """
         self._tokenizer, self._ladder, self._rest = tokenizer, ladder, rest
         self.way, self._slots, self._each = way, slots, each
-        self._work: dict[Utterance, Line] = {}
-        self._again: deque[Line] = deque()
+        self._work: dict[DecodeRequest, ChunkRequest] = {}
+        self._again: deque[ChunkRequest] = deque()
         self._one_by_one = False
-        self._loop: Iterator[Said] | None = None
-        self._ended: list[Outcome] = []
+        self._loop: Iterator[DecodeOutput] | None = None
+        self._ended: list[TokenResult] = []
 
-    def turn(self, take: TakeLine, most: int) -> list[Outcome]:
+    def turn(self, take: NextChunk, most: int) -> list[TokenResult]:
         """Decode until ``most`` lines have ended; fewer only if there are no more, then none.
 
         Args:
@@ -78,10 +84,10 @@ class Reader:
                 return ended
             except torch.OutOfMemoryError as error:
                 self._make_room(error)
-            except FAILURES as error:
+            except REQUEST_ERRORS as error:
                 if self.way.forward is not None or self.way.fused:
-                    log.warning("%s", cuda_graphs.failure(error))
-                    self.way = Eager()
+                    log.warning("%s", cuda_graphs.capture_failed(error))
+                    self.way = EagerBackend()
                 elif len(self._work) > 1:
                     self._one_by_one = True
                 else:
@@ -111,7 +117,7 @@ class Reader:
         self._ended.append((line, error))
         self._work.clear()
 
-    def _decode(self, t3: T3, take: TakeLine, most: int) -> None:
+    def _decode(self, t3: T3, take: NextChunk, most: int) -> None:
         while len(self._ended) < most:
             if self._loop is None:
                 self._loop = self._start(t3, take)
@@ -125,17 +131,17 @@ class Reader:
                 return
             self._one_by_one = False
 
-    def _start(self, t3: T3, take: TakeLine) -> Iterator[Said]:
+    def _start(self, t3: T3, take: NextChunk) -> Iterator[DecodeOutput]:
         alone = self._one_by_one
 
-        def next_utterance() -> Utterance | None:
+        def next_utterance() -> DecodeRequest | None:
             while True:
                 line = self._again.popleft() if self._again else None if alone else take()
                 if line is None:
                     return None
                 try:
                     utterance = self._utterance(line, t3)
-                except FAILURES as error:
+                except REQUEST_ERRORS as error:
                     self._ended.append((line, error))
                     continue
                 self._work[utterance] = line
@@ -144,19 +150,19 @@ class Reader:
         slots = self.way.slots(t3, 1 if alone else self._slots, self._each)
         return decode(t3, slots, next_utterance, self.way)
 
-    def _utterance(self, line: Line, t3: T3) -> Utterance:
+    def _utterance(self, line: ChunkRequest, t3: T3) -> DecodeRequest:
         device, voice = t3.like.device, line.voice
         ids = text_tokens(self._tokenizer, line.chunk.text)
-        prompt = Prompt(*(sent(x, device) for x in (ids, voice.speaker, voice.prompt)))
+        prompt = Prompt(*(to_device(x, device) for x in (ids, voice.speaker, voice.prompt)))
         generator = torch.Generator(device).manual_seed(line.seed)
-        return Utterance(prompt, line.sampling, generator, line.on_token)
+        return DecodeRequest(prompt, line.sampling, generator, line.on_token)
 
-    def _outcome(self, t3: T3, said: Said) -> Outcome:
+    def _outcome(self, t3: T3, said: DecodeOutput) -> TokenResult:
         line = self._work[said.utterance]
         if isinstance(said.error, NumericsError) and t3.dtype != torch.float32:
             self._ladder.warn_once("t3 gave numbers that are not finite: again in float32")
-            with float32(t3):
-                eager, alone = Eager(), iter([self._utterance(line, t3)])
+            with in_float32(t3):
+                eager, alone = EagerBackend(), iter([self._utterance(line, t3)])
                 slots = eager.slots(t3, 1, self._each)
                 [said] = decode(t3, slots, lambda: next(alone, None), eager)
         if isinstance(said.error, NumericsError):
@@ -169,7 +175,7 @@ class Reader:
         if not kept:
             text = line.chunk.text[:40]
             return line, SilenceError(f"the model said nothing for {text!r}: try another --seed")
-        return Read(line, torch.tensor(kept), said.cut, said.utterance.generator)
+        return TokenOutput(line, torch.tensor(kept), said.cut, said.utterance.generator)
 
 
 def text_tokens(tokenizer: Tokenizer, text: str) -> Tensor:

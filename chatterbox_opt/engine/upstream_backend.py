@@ -16,14 +16,14 @@ import torch
 
 from chatterbox_opt.audio.watermark import QUIETLY
 from chatterbox_opt.checkpoints.registry import Checkpoint
-from chatterbox_opt.config.model_config import SAMPLE_RATE, TOKEN_RATE, Shapes
-from chatterbox_opt.engine.sequence import FAILURES, Line, Spoken, TakeLine
+from chatterbox_opt.config.model_config import SAMPLE_RATE, TOKEN_RATE, ModelConfig
+from chatterbox_opt.engine.sequence import REQUEST_ERRORS, AudioOutput, ChunkRequest, NextChunk
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.voice import Voice
 
 
-class Upstream:
+class UpstreamBackend:
     """One ``ChatterboxTTS`` that speaks chunks."""
 
     def __init__(self, model: Any, device: torch.device) -> None:
@@ -31,14 +31,14 @@ class Upstream:
         self.device = device
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, device: torch.device) -> Upstream:
+    def load(cls, checkpoint: Checkpoint, device: torch.device) -> UpstreamBackend:
         """Load as upstream loads.
 
         Raises:
             InputError: the checkpoint's shapes are not those that upstream's code has built in.
         """
         shapes = checkpoint.shapes
-        if dataclasses.replace(shapes, made=False) != Shapes():
+        if dataclasses.replace(shapes, made=False) != ModelConfig():
             raise InputError(
                 f"plain Chatterbox cannot load '{checkpoint.name}', whose shapes are not its own: "
                 "unset DISABLE_OPTIMIZATION"
@@ -55,17 +55,17 @@ class Upstream:
             torch.cuda.empty_cache()
 
     def speak(
-        self, take: TakeLine, slots: int = 1, *, guided: bool = True
-    ) -> Iterator[tuple[Line, Spoken | Exception]]:
+        self, take: NextChunk, slots: int = 1, *, guided: bool = True
+    ) -> Iterator[tuple[ChunkRequest, AudioOutput | Exception]]:
         """Speak lines one by one; see ``Pipeline.speak``, whose other arguments have no meaning
         here."""
         while (line := take()) is not None:
             try:
                 yield line, self._say(line)
-            except FAILURES as error:
+            except REQUEST_ERRORS as error:
                 yield line, error
 
-    def _say(self, line: Line) -> Spoken:
+    def _say(self, line: ChunkRequest) -> AudioOutput:
         """Speak one chunk with upstream's ``generate``; it owns its sampling loop and its bars.
 
         Its watermark is always on.
@@ -83,7 +83,7 @@ class Upstream:
                 f"{usual.max_tokens} max_tokens and {usual.cfm_steps} cfm_steps: "
                 "unset DISABLE_OPTIMIZATION"
             )
-        self.model.conds = conditionals(line.voice.to(self.device), sampling.exaggeration)
+        self.model.conds = upstream_conditionals(line.voice.to(self.device), sampling.exaggeration)
         devices = [self.device] if self.device.type == "cuda" else []
         start = time.perf_counter()
         with torch.random.fork_rng(devices):
@@ -100,10 +100,10 @@ class Upstream:
         samples = wave[0].numpy()
         tokens = round(len(samples) / SAMPLE_RATE * TOKEN_RATE)
         line.on_token(tokens)
-        return Spoken(samples, tokens, {"upstream": time.perf_counter() - start})
+        return AudioOutput(samples, tokens, {"upstream": time.perf_counter() - start})
 
 
-def conditionals(voice: Voice, exaggeration: float) -> Any:
+def upstream_conditionals(voice: Voice, exaggeration: float) -> Any:
     """Upstream's ``Conditionals`` from a Voice, fresh: its inference writes into what it gets."""
     from chatterbox.models.t3.modules.cond_enc import T3Cond
     from chatterbox.tts import Conditionals

@@ -54,7 +54,7 @@ def words(text: str) -> list[str]:
     text = text.lower()
     for pattern, instead in _BEFORE:
         text = pattern.sub(instead, text)
-    text = _normaliser()(text)
+    text = _normalizer()(text)
     for pattern, instead in _AFTER:
         text = pattern.sub(instead, text)
     # it leaves the point of "…" and a lone "%"
@@ -62,7 +62,7 @@ def words(text: str) -> list[str]:
 
 
 @cache
-def _normaliser() -> Callable[[str], str]:
+def _normalizer() -> Callable[[str], str]:
     try:
         from whisper_normalizer.english import EnglishTextNormalizer
     except ImportError as error:

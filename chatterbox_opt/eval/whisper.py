@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatterbox_opt.errors import InputError, WeightsError
 from chatterbox_opt.eval.wer import REMEDY, missing
-from chatterbox_opt.utils.atomic_file import whole_file
+from chatterbox_opt.utils.atomic_file import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,7 +94,7 @@ _MODELS = {
 NAMES = tuple(_MODELS)
 
 
-class Recogniser:
+class Recognizer:
     """English speech to text with Whisper, in int8 on the processor, greedy: no randomness.
 
     Usage:
@@ -108,7 +108,7 @@ class Recogniser:
     @classmethod
     def load(
         cls, name: str = "tiny.en", *, threads: int = 1, directory: Path | None = None
-    ) -> Recogniser:
+    ) -> Recognizer:
         """Check the weights and load them; nothing is fetched from a network.
 
         Args:
@@ -209,7 +209,7 @@ def _join(file: _File, parts: list[Path], target: Path) -> None:
     """Put the parts in a row, unless that was done; the target appears whole and right, or not."""
     if target.is_file() and _sha256(_blocks([target])) == file.sha256:
         return
-    with whole_file(target) as whole:
+    with atomic_write(target) as whole:
         with whole.open("wb") as sink:
             found = _sha256(_blocks(parts), sink.write)
         _check(file, found)

@@ -29,8 +29,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     Returns:
         [rows, frames, heads * head_dim].
     """
-    if bf16_ops.serves(q, k, v) and q.shape[-1] in bf16_ops.HEADS:
-        return bf16_ops.attend(q, k, v, mask)
+    if bf16_ops.supports(q, k, v) and q.shape[-1] in bf16_ops.HEADS:
+        return bf16_ops.attention(q, k, v, mask)
     if not _multiplies(q):
         fused = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return fused.transpose(1, 2).flatten(2)

@@ -71,19 +71,19 @@ class IntegerLinear(nn.Module):
             raise TypeError(f"{self.BITS}-bit products of {x.dtype} on {x.device} are not known")
         width = self.outputs + (-self.outputs % BLOCK if halves else 0)
         out, bias = x.new_empty(len(rows), width), self.bias
-        threads, matrix = openmp.of_torch(), self.described()
+        threads, matrix = openmp.torch_openmp(), self.described()
         task, scratch = (
             threads.task(int8_gemm.PRODUCT),
-            rounding_room(len(rows), self.padded),
+            quantization_scratch(len(rows), self.padded),
         )
-        begin(task, len(rows), scratch)
+        start_task(task, len(rows), scratch)
         task["matrix"] = matrix.ctypes.data
-        openmp.place(task, x=rows, out=out)
+        openmp.set_pointers(task, x=rows, out=out)
         if halves:
             bias = torch.zeros(width, dtype=torch.float32) if bias is None else bias
             task["halves"] = 1
-            openmp.place(task, bias=bias)
-        threads.run(int8_gemm.product.address, task.ctypes.data)
+            openmp.set_pointers(task, bias=bias)
+        threads.run(int8_gemm.gemm.address, task.ctypes.data)
         if not halves and bias is not None:
             out += bias[: self.outputs]
         return out[:, : self.outputs].unflatten(0, x.shape[:-1])
@@ -175,41 +175,41 @@ class Int4Linear(IntegerLinear):
         return (q * scale[..., None] + least[..., None]).flatten(1)
 
 
-def round_transformers(module: nn.Module, kind: type[nn.Module]) -> None:
+def quantize_transformers(module: nn.Module, kind: type[nn.Module]) -> None:
     """Put int8 in place of the linear layers of every ``kind`` inside ``module``."""
-    for owner, name, layer in linear_onednn.children(module):
+    for owner, name, layer in linear_onednn.owned_children(module):
         if isinstance(owner, kind) and isinstance(layer, nn.Linear):
             setattr(owner, name, Int8Linear(layer.weight.data, layer.bias))
 
 
-def set_aside(module: nn.Module) -> list[tuple[nn.Module, str, Int8Linear]]:
+def clone_outliers(module: nn.Module) -> list[tuple[nn.Module, str, Int8Linear]]:
     """Put plain float32 layers of the same numbers in place of int8; what to bring back where."""
     found = []
-    for owner, name, layer in linear_onednn.children(module):
+    for owner, name, layer in linear_onednn.owned_children(module):
         if isinstance(layer, Int8Linear):
             bias = None if layer.bias is None else layer.bias[: layer.outputs]
-            setattr(owner, name, linear_onednn.plain(layer.matrix(), bias))
+            setattr(owner, name, linear_onednn.plain_linear(layer.matrix(), bias))
             found.append((owner, name, layer))
     return found
 
 
-def rounding_room(rows: int, padded: int) -> tuple[Tensor, Tensor, Tensor]:
+def quantization_scratch(rows: int, padded: int) -> tuple[Tensor, Tensor, Tensor]:
     """Scratch of int8_gemm.py for rounding so many rows of so many columns."""
     codes = torch.empty(rows, padded, dtype=torch.int8)
     sums = torch.empty(rows, padded // GROUP + 1, dtype=torch.int32)
     return codes, sums, torch.empty(rows, dtype=torch.float32)
 
 
-def begin(task: Any, rows: int, scratch: tuple[Tensor, Tensor, Tensor]) -> None:
+def start_task(task: Any, rows: int, scratch: tuple[Tensor, Tensor, Tensor]) -> None:
     """Write what tasks of int8_gemm.py have in common."""
     task["rows"] = rows
     codes, sums, scales = scratch
-    openmp.place(task, codes=codes, sums=sums, scales=scales)
+    openmp.set_pointers(task, codes=codes, sums=sums, scales=scales)
 
 
-def lacks() -> str:
+def unsupported_reason() -> str:
     """Why integer matrices cannot be multiplied here, or ""."""
-    return openmp.trial(_wrong)
+    return openmp.selftest(_wrong)
 
 
 def _wrong() -> str:
@@ -230,7 +230,7 @@ WEIGHT_ONLY_FEW = (
 )
 
 
-class WeightOnlyLinear(nn.Module):
+class WeightOnlyInt8Linear(nn.Module):
     """``nn.Linear`` without bias, its matrix symmetric int8 with one scale for each output."""
 
     weight: Tensor
@@ -261,7 +261,7 @@ class WeightOnlyLinear(nn.Module):
         return {"weight-only": self.weight, "scales": self.scales}
 
     @classmethod
-    def of_kept(cls, kept: Mapping[str, Tensor]) -> WeightOnlyLinear:
+    def of_kept(cls, kept: Mapping[str, Tensor]) -> WeightOnlyInt8Linear:
         """The layer again."""
         made = cls.__new__(cls)
         nn.Module.__init__(made)

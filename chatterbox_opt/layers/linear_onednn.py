@@ -22,7 +22,7 @@ from chatterbox_opt.kernels.cpu.onednn import product
 BLOCKED_ROWS = 1024  # the layout is tuned for so many rows; it serves any number
 
 
-class BlockedLinear(nn.Module):
+class OneDnnLinear(nn.Module):
     """``nn.Linear`` over a blocked matrix."""
 
     def __init__(self, plain: nn.Linear) -> None:
@@ -36,10 +36,10 @@ class BlockedLinear(nn.Module):
 
     def plain(self) -> nn.Linear:
         """The plain layer again, with the same values."""
-        return plain(self.blocked.to_dense(), self.bias)
+        return plain_linear(self.blocked.to_dense(), self.bias)
 
 
-def plain(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+def plain_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     """A linear layer of these very tensors, [out, in] and [out]."""
     made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     made.weight = nn.Parameter(weight, requires_grad=False)
@@ -48,24 +48,24 @@ def plain(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     return made
 
 
-def block(module: nn.Module) -> None:
+def use_onednn(module: nn.Module) -> None:
     """Replace every float32 or bfloat16 linear layer inside ``module``."""
-    for parent, name, child in children(module):
+    for parent, name, child in owned_children(module):
         if isinstance(child, nn.Linear) and child.weight.dtype in (torch.float32, torch.bfloat16):
-            setattr(parent, name, BlockedLinear(child))
+            setattr(parent, name, OneDnnLinear(child))
 
 
-def unblock(module: nn.Module) -> bool:
+def use_plain(module: nn.Module) -> bool:
     """Put plain layers back; return whether there were blocked ones."""
     found = False
-    for parent, name, child in children(module):
-        if isinstance(child, BlockedLinear):
+    for parent, name, child in owned_children(module):
+        if isinstance(child, OneDnnLinear):
             setattr(parent, name, child.plain())
             found = True
     return found
 
 
-def children(module: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+def owned_children(module: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
     """All modules inside, each with its owner and its name there."""
     return [(p, name, c) for p in module.modules() for name, c in p.named_children()]
 
@@ -73,7 +73,7 @@ def children(module: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
 PACKED_ROWS = 2  # the layout is tuned for so many rows; it serves any number
 
 
-class PackedLinear(nn.Module):
+class PackedBf16Linear(nn.Module):
     """``nn.Linear`` without bias over a packed bfloat16 matrix."""
 
     def __init__(self, weight: Tensor) -> None:
@@ -95,6 +95,6 @@ class PackedLinear(nn.Module):
         return {"bfloat16": self.matrix()}
 
     @classmethod
-    def of_kept(cls, kept: Mapping[str, Tensor]) -> PackedLinear:
+    def of_kept(cls, kept: Mapping[str, Tensor]) -> PackedBf16Linear:
         """The layer again."""
         return cls(kept["bfloat16"])

@@ -22,38 +22,38 @@ from torch.nn.utils import parametrize
 
 from chatterbox_opt.kernels.cpu import bf16_ops, onednn
 from chatterbox_opt.layers import linear_int, linear_onednn
-from chatterbox_opt.layers.linear_int import Int4Linear, Int8Linear, WeightOnlyLinear
-from chatterbox_opt.layers.linear_onednn import PackedLinear
-from chatterbox_opt.utils.lazy_reasons import Lacks
+from chatterbox_opt.layers.linear_int import Int4Linear, Int8Linear, WeightOnlyInt8Linear
+from chatterbox_opt.layers.linear_onednn import PackedBf16Linear
+from chatterbox_opt.utils.lazy_reasons import LazyReasons
 
-QUANTISED = ("int8", "int4")
+QUANTIZED = ("int8", "int4")
 INT8_FLOW = "int8 flow"
 WEIGHT_ONLY = "weight-only"  # int8 for a card
-Layer = PackedLinear | Int8Linear | Int4Linear | WeightOnlyLinear
+PackedLayer = PackedBf16Linear | Int8Linear | Int4Linear | WeightOnlyInt8Linear
 
 
-def lacks() -> Lacks:
+def unsupported_dtypes() -> LazyReasons:
     """The narrow dtypes that are missing or slow on this processor, each with the reason; and
     ``INT8_FLOW``, which multiplies rows of bfloat16."""
-    integers = functools.cache(linear_int.lacks)
-    return Lacks(
+    integers = functools.cache(linear_int.unsupported_reason)
+    return LazyReasons(
         {
-            "bfloat16": _lacks_bfloat16,
+            "bfloat16": _no_fast_bfloat16,
             "int8": integers,
             "int4": integers,
-            INT8_FLOW: lambda: integers() or _lacks_halves(),
+            INT8_FLOW: lambda: integers() or _no_bfloat16_between(),
         }
     )
 
 
-def _lacks_halves() -> str:
+def _no_bfloat16_between() -> str:
     if torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx():
         return "AMX multiplies bfloat16 faster"
-    serves = bf16_ops.serves(torch.zeros(1, dtype=torch.bfloat16))
+    serves = bf16_ops.supports(torch.zeros(1, dtype=torch.bfloat16))
     return "" if serves else "there is no bfloat16 between its matrices"
 
 
-def _lacks_bfloat16() -> str:
+def _no_fast_bfloat16() -> str:
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     # on x86 oneDNN also says yes where it only emulates, at half of float32's speed
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -62,54 +62,54 @@ def _lacks_bfloat16() -> str:
     )
 
 
-def arithmetic(dtype: str) -> torch.dtype:
+def compute_dtype(dtype: str) -> torch.dtype:
     """The dtype of the values between matrices that are stored as ``dtype``."""
-    found: torch.dtype = torch.float32 if dtype in QUANTISED else getattr(torch, dtype)
+    found: torch.dtype = torch.float32 if dtype in QUANTIZED else getattr(torch, dtype)
     return found
 
 
 def layout(dtype: str, device: str) -> str:
     """How to lay out the matrices of a stage with ``dtype`` on ``device``, "" for plainly."""
-    if dtype in QUANTISED:
+    if dtype in QUANTIZED:
         return dtype if device == "cpu" else WEIGHT_ONLY
     return "bfloat16" if (dtype, device) == ("bfloat16", "cpu") and onednn.supported() else ""
 
 
-def layer(name: str, weight: Tensor, layout: str) -> Layer:
+def make_layer(name: str, weight: Tensor, layout: str) -> PackedLayer:
     """The matrix called ``name`` in ``layout``.
 
     The head stays int8 in a 4-bit model: its rows are the words to choose between.
     """
-    makers: dict[str, Callable[[Tensor], Layer]] = {
-        "bfloat16": PackedLinear,
+    makers: dict[str, Callable[[Tensor], PackedLayer]] = {
+        "bfloat16": PackedBf16Linear,
         "int8": Int8Linear,
         "int4": Int8Linear if name.startswith("head") else Int4Linear,
-        WEIGHT_ONLY: WeightOnlyLinear,
+        WEIGHT_ONLY: WeightOnlyInt8Linear,
     }
     return makers[layout](weight)
 
 
-KINDS: dict[str, type[Layer]] = {
-    "bfloat16": PackedLinear,
+LAYER_TYPES: dict[str, type[PackedLayer]] = {
+    "bfloat16": PackedBf16Linear,
     "int8": Int8Linear,
     "int4": Int4Linear,
-    WEIGHT_ONLY: WeightOnlyLinear,
+    WEIGHT_ONLY: WeightOnlyInt8Linear,
 }
 
 
-def tensors(module: nn.Module) -> dict[str, Tensor]:
+def packed_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The state of a module with packed layers, as plain tensors by name."""
     found = dict(module.state_dict())
     for path, layer in module.named_modules():
-        if isinstance(layer, Layer):
+        if isinstance(layer, PackedLayer):
             found |= {f"{path}.{name}": tensor for name, tensor in layer.kept().items()}
     return found
 
 
-def restore(module: nn.Module, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put the packed layers of ``tensors`` into a module of plain ones; return what is left."""
+def restore_packed(module: nn.Module, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put the packed layers of ``packed_tensors`` into a module of plain ones; return what is left."""
     left = dict(kept)
-    for kind, maker in KINDS.items():
+    for kind, maker in LAYER_TYPES.items():
         paths = [name[: -len(kind) - 1] for name in kept if name.endswith(f".{kind}")]
         for path in paths:
             own = [name for name in left if name.rpartition(".")[0] == path]
@@ -126,11 +126,11 @@ def packable(module: nn.Module) -> bool:
 
 def pack(module: nn.Module) -> None:
     """Replace every bias-free bfloat16 linear layer inside ``module`` by a packed one."""
-    for parent, name, child in linear_onednn.children(module):
+    for parent, name, child in linear_onednn.owned_children(module):
         if not isinstance(child, nn.Linear) or not packable(child):
             continue
         if child.weight.dtype == torch.bfloat16:
-            setattr(parent, name, PackedLinear(child.weight.data))
+            setattr(parent, name, PackedBf16Linear(child.weight.data))
 
 
 def unpack(module: nn.Module) -> bool:
@@ -141,10 +141,10 @@ def unpack(module: nn.Module) -> bool:
         Whether there were packed bfloat16 ones, which ``pack`` can bring back as they were.
     """
     found = False
-    for parent, name, child in linear_onednn.children(module):
-        if isinstance(child, Layer) and not isinstance(child, WeightOnlyLinear):
-            setattr(parent, name, linear_onednn.plain(child.matrix()))
-            found |= isinstance(child, PackedLinear)
+    for parent, name, child in linear_onednn.owned_children(module):
+        if isinstance(child, PackedLayer) and not isinstance(child, WeightOnlyInt8Linear):
+            setattr(parent, name, linear_onednn.plain_linear(child.matrix()))
+            found |= isinstance(child, PackedBf16Linear)
     return found
 
 
@@ -162,7 +162,7 @@ class _Widen(nn.Module):
         return stored.to(self.dtype)
 
 
-def store(module: nn.Module, dtype: torch.dtype) -> None:
+def store_narrow(module: nn.Module, dtype: torch.dtype) -> None:
     """Keep matrices in ``dtype`` while arithmetic stays in their present one.
 
     For cards whose half-precision arithmetic is slow or unsafe (GTX 10xx: 1/64 rate): half of the

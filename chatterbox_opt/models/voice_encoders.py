@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from chatterbox_opt.config.model_config import SAMPLE_RATE, SPEECH_TOKENS, VoiceShape
-from chatterbox_opt.utils.upstream_import import upstream
+from chatterbox_opt.config.model_config import SAMPLE_RATE, SPEECH_TOKENS, VoiceEncoderConfig
+from chatterbox_opt.utils.upstream_import import import_upstream
 from chatterbox_opt.voice import Voice
 
 ENCODER_RATE = 16_000  # Hz, of all three encoders
@@ -21,7 +21,7 @@ T3_SECONDS = 6  # of the recording condition T3 (upstream ENC_COND_LEN)
 class Encoders(nn.Module):
     """Upstream's three readers of a recording: S3 tokenizer, CAMPPlus, voice encoder (float32)."""
 
-    def __init__(self, shape: VoiceShape, speaker: int) -> None:
+    def __init__(self, shape: VoiceEncoderConfig, speaker: int) -> None:
         super().__init__()
         self.tokenizer: Any = _tokenizer(shape)
         self.speaker_encoder: Any = _speaker_encoder(shape)
@@ -41,7 +41,7 @@ class Encoders(nn.Module):
         with torch.inference_mode():
             narrow = librosa.resample(wave, orig_sr=SAMPLE_RATE, target_sr=ENCODER_RATE)
             head = torch.from_numpy(wave[: FLOW_SECONDS * SAMPLE_RATE])[None]
-            mel = upstream("models.s3gen.utils.mel").mel_spectrogram(head).transpose(1, 2)
+            mel = import_upstream("models.s3gen.utils.mel").mel_spectrogram(head).transpose(1, 2)
             narrow_head = Resample(SAMPLE_RATE, ENCODER_RATE)(head)
             tokens, _ = self.tokenizer(narrow_head)
             prompt, _ = self.tokenizer([narrow[: T3_SECONDS * ENCODER_RATE]], max_len=prompt_tokens)
@@ -57,10 +57,10 @@ class Encoders(nn.Module):
         return Voice(**{name: tensor.clone() for name, tensor in voice.tensors().items()})
 
 
-def _tokenizer(shape: VoiceShape) -> Any:
+def _tokenizer(shape: VoiceEncoderConfig) -> Any:
     from s3tokenizer.model_v2 import AudioEncoderV2, FSQVectorQuantization
 
-    net: Any = upstream("models.s3tokenizer.s3tokenizer").S3Tokenizer()
+    net: Any = import_upstream("models.s3tokenizer.s3tokenizer").S3Tokenizer()
     if shape.tokenizer_width != net.config.n_audio_state:
         # upstream's class takes no shapes: give it smaller parts of the same classes
         width, heads = shape.tokenizer_width, shape.tokenizer_heads
@@ -70,8 +70,8 @@ def _tokenizer(shape: VoiceShape) -> Any:
     return net
 
 
-def _speaker_encoder(shape: VoiceShape) -> nn.Module:
-    net: nn.Module = upstream("models.s3gen.xvector").CAMPPlus(
+def _speaker_encoder(shape: VoiceEncoderConfig) -> nn.Module:
+    net: nn.Module = import_upstream("models.s3gen.xvector").CAMPPlus(
         memory_efficient=False,
         growth_rate=shape.xvector_growth,
         bn_size=shape.xvector_bottleneck,
@@ -80,8 +80,8 @@ def _speaker_encoder(shape: VoiceShape) -> nn.Module:
     return net
 
 
-def _voice_encoder(shape: VoiceShape, speaker: int) -> nn.Module:
-    layers = upstream("models.voice_encoder.voice_encoder")
+def _voice_encoder(shape: VoiceEncoderConfig, speaker: int) -> nn.Module:
+    layers = import_upstream("models.voice_encoder.voice_encoder")
     config = layers.VoiceEncConfig()
     config.ve_hidden_size, config.speaker_embed_size = shape.lstm, speaker
     net: nn.Module = layers.VoiceEncoder(config)

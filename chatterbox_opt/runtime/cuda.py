@@ -17,13 +17,19 @@ import torch
 from torch import Tensor
 
 Work = Callable[[], None]
-Place = int | Tensor  # in a generator's sequence: its offset on a GPU, else its whole state
+GeneratorState = (
+    int | Tensor
+)  # in a generator's sequence: its offset on a GPU, else its whole state
 Result = TypeVar("Result")
-FAILURES = (RuntimeError, ImportError, OSError)  # dynamo's, inductor's and CUDA's are RuntimeErrors
+DEVICE_ERRORS = (
+    RuntimeError,
+    ImportError,
+    OSError,
+)  # dynamo's, inductor's and CUDA's are RuntimeErrors
 LOCKED = "2.11"  # the torch from which on the table of cuBLAS workspaces is known to have a lock
 
 
-class CudaRecorder:
+class GraphCapturer:
     """Records work into CUDA graphs that share one pool of memory.
 
     They may share it because they never run at the same time and leave their results in tensors
@@ -42,9 +48,9 @@ class CudaRecorder:
         self._one_at_a_time = threading.Lock()
         self._anchor: torch.cuda.CUDAGraph | None = None
 
-    def apart(self) -> CudaRecorder:
+    def apart(self) -> GraphCapturer:
         """A recorder for another thread, whose graphs may run while this one's do."""
-        other = CudaRecorder(self._device)
+        other = GraphCapturer(self._device)
         other._one_at_a_time = self._one_at_a_time
         return other
 
@@ -62,11 +68,11 @@ class CudaRecorder:
                 self._anchor = self._captured(self._little, self._pool)
             try:
                 graph = self._captured(work, self._pool)
-            except FAILURES:
+            except DEVICE_ERRORS:
                 # a capture that was broken off leaves that generator in capture, and its pool for
                 # the allocator in use by a capture, so that no other one may have it
                 self._pool, self._anchor = torch.cuda.graph_pool_handle(), None
-                with suppress(*FAILURES):
+                with suppress(*DEVICE_ERRORS):
                     self._anchor = self._captured(self._little, self._pool)
                 raise
 
@@ -91,7 +97,7 @@ class CudaRecorder:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self._library_handles()
-        with uncollected(), own_workspaces(), torch.cuda.stream(stream):
+        with gc_paused(), separate_workspaces(), torch.cuda.stream(stream):
             # other threads may go on using the card meanwhile
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
@@ -103,7 +109,7 @@ class CudaRecorder:
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """No garbage collection inside the block: it might free what CUDA must be asked to free (a
     graph, an event, memory that two streams used), and asking ends a capture with an error.
 
@@ -120,7 +126,7 @@ def uncollected() -> Iterator[None]:
 
 
 @contextmanager
-def own_workspaces() -> Iterator[None]:
+def separate_workspaces() -> Iterator[None]:
     """Have a capture inside the block multiply in memory of its graph's pool.
 
     cuBLAS works in a piece of memory (32 MiB on Hopper, else 8) that torch keeps for each pair of
@@ -132,14 +138,14 @@ def own_workspaces() -> Iterator[None]:
     other things there, as they may over all that is a graph's own (inductor's cudagraph_trees does
     the same).
     """
-    forget_workspaces()
+    release_workspaces()
     try:
         yield
     finally:
-        forget_workspaces()
+        release_workspaces()
 
 
-def forget_workspaces() -> None:
+def release_workspaces() -> None:
     """Free cuBLAS's workspaces, of all threads and streams; the next product takes a new one.
 
     Another thread may have launched products, or be about to. Its workspace goes back to the
@@ -153,13 +159,13 @@ def forget_workspaces() -> None:
         torch._C._cuda_clearCublasWorkspaces()
 
 
-def release() -> None:
+def release_memory() -> None:
     """Give back what libraries and allocator keep for work that has ended."""
-    forget_workspaces()
+    release_workspaces()
     torch.cuda.empty_cache()
 
 
-class Side:
+class SideStream:
     """A stream for the work of another thread: see ``beside.Lane``.
 
     What crosses streams needs no record in the caching allocator, because no memory is used by two
@@ -193,34 +199,34 @@ class Side:
 
 
 @functools.cache
-def generation(device: torch.device) -> int:
+def capability_major(device: torch.device) -> int:
     """The major version of an NVIDIA card's compute capability, or 0."""
     if device.type != "cuda" or torch.version.hip is not None:
         return 0
     return torch.cuda.get_device_capability(device)[0]
 
 
-def indexed(device: torch.device) -> torch.device:
+def with_index(device: torch.device) -> torch.device:
     """The device with its index: "cuda" is the current GPU, as tensors there call it."""
     if device.type != "cuda" or device.index is not None:
         return device
     return torch.device(device.type, torch.cuda.current_device())
 
 
-def capturing(device: torch.device) -> bool:
+def is_capturing(device: torch.device) -> bool:
     """Whether this thread's work there is being recorded."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on any device; a card's host does not wait until work before it ends."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def place(generator: torch.Generator) -> Place:
-    """How far a generator has come, for ``go_back``.
+def generator_state(generator: torch.Generator) -> GeneratorState:
+    """How far a generator has come, for ``restore_generator``.
 
     On a GPU it is a counter (Philox; Salmon et al. 2011) that the host keeps, and the offset in it
     tells all but the seed, without a tensor to be made.
@@ -231,7 +237,7 @@ def place(generator: torch.Generator) -> Place:
     return generator.get_state()
 
 
-def go_back(generator: torch.Generator, place: Place) -> None:
+def restore_generator(generator: torch.Generator, place: GeneratorState) -> None:
     """Have a generator draw again what it drew since it was there; its seed is still the same."""
     if isinstance(place, int):
         generator.set_offset(place)
@@ -239,7 +245,7 @@ def go_back(generator: torch.Generator, place: Place) -> None:
         generator.set_state(place)
 
 
-def arriving(numbers: Tensor) -> Callable[[], list[list[int]]]:
+def to_host_async(numbers: Tensor) -> Callable[[], list[list[int]]]:
     """Start copying int64 [n, m] to the host; what is returned waits until it is there."""
     there, copy = torch.cuda.Event(), torch.empty_like(numbers, device="cpu", pin_memory=True)
     copy.copy_(numbers, non_blocking=True)

@@ -21,23 +21,23 @@ import torch
 from torch import Tensor, nn
 
 from chatterbox_opt.errors import first_line
-from chatterbox_opt.runtime.bucketing import Masked, Tails, bucket
-from chatterbox_opt.runtime.cuda import FAILURES, Work
+from chatterbox_opt.runtime.bucketing import DeviceLengths, PaddingMask, bucket
+from chatterbox_opt.runtime.cuda import DEVICE_ERRORS, Work
 
 log = logging.getLogger(__name__)
-KEPT = 64  # recordings of one stage; each holds its launches and a share of the memory pool
-HELD = 256 << 20  # bytes of their own arguments and results, of one stage
-Recorder = Callable[[Work], Work]  # notes what the work does, without doing it; returns the replay
+MAX_GRAPHS = 64  # recordings of one stage; each holds its launches and a share of the memory pool
+MAX_BUFFER_BYTES = 256 << 20  # bytes of their own arguments and results, of one stage
+CaptureFn = Callable[[Work], Work]  # notes what the work does, without doing it; returns the replay
 
 
-def failure(error: Exception, what: str = "the t3 step") -> str:
+def capture_failed(error: Exception, what: str = "the t3 step") -> str:
     """One line for the person."""
     reason = first_line(error)
     return f"Compilation setup failed: {reason}; {what} runs eager"
 
 
 @dataclass(slots=True, eq=False)
-class Recording:
+class CapturedGraph:
     """One piece of work.
 
     Attributes:
@@ -62,18 +62,18 @@ class Recording:
         self.size = sum(tensor.nbytes for tensor in held)
 
 
-class Recordings:
+class CudaGraphCache:
     """Recordings by key, for as long as what they work over stays where it is."""
 
-    def __init__(self, record: Recorder, what: str) -> None:
+    def __init__(self, record: CaptureFn, what: str) -> None:
         """Keep nothing yet.
 
         Args:
             what: the work, for a warning.
         """
-        self._record: Recorder | None = record
+        self._record: CaptureFn | None = record
         self._what = what
-        self._known: dict[Hashable, Recording] = {}
+        self._known: dict[Hashable, CapturedGraph] = {}
         self._place: Hashable = None
 
     @property
@@ -81,7 +81,7 @@ class Recordings:
         """Whether nothing has failed to be recorded or replayed yet; else all is launched."""
         return self._record is not None
 
-    def find(self, key: Hashable, place: Hashable) -> Recording:
+    def find(self, key: Hashable, place: Hashable) -> CapturedGraph:
         """The recording under ``key``; all are dropped if ``place`` is another one.
 
         Args:
@@ -91,8 +91,8 @@ class Recordings:
         if place != self._place:
             self._known.clear()
             self._place = place
-        found = self._known.pop(key, None) or Recording()
-        while self._known and (len(self._known) >= KEPT or self._size() > HELD):
+        found = self._known.pop(key, None) or CapturedGraph()
+        while self._known and (len(self._known) >= MAX_GRAPHS or self._size() > MAX_BUFFER_BYTES):
             del self._known[next(iter(self._known))]
         self._known[key] = found  # the last is the one used last
         return found
@@ -100,20 +100,20 @@ class Recordings:
     def _size(self) -> int:
         return sum(recording.size for recording in self._known.values())
 
-    def run(self, recording: Recording, work: Work) -> None:
+    def run(self, recording: CapturedGraph, work: Work) -> None:
         """Do ``work``: the first time as it is, the second time recorded, then by replay."""
         if recording.replay is None and recording.met and self._record is not None:
             try:
                 recording.replay = self._record(work)
-            except FAILURES as error:
-                log.warning("%s", failure(error, self._what))
+            except DEVICE_ERRORS as error:
+                log.warning("%s", capture_failed(error, self._what))
                 self._record = None
         recording.met = True
         if recording.replay is not None:
             try:
                 recording.replay()
-            except FAILURES as error:  # nothing was launched
-                log.warning("%s", failure(error, self._what))
+            except DEVICE_ERRORS as error:  # nothing was launched
+                log.warning("%s", capture_failed(error, self._what))
                 self._record = None
                 self._known.clear()
             else:
@@ -121,7 +121,7 @@ class Recordings:
         work()
 
 
-def addresses(module: nn.Module) -> tuple[int, ...]:
+def weight_addresses(module: nn.Module) -> tuple[int, ...]:
     """Where a module's numbers are; what is shared comes as often as it is met.
 
     By the modules' own tables: ``parameters()`` takes four times as long, and recorded work asks
@@ -139,7 +139,7 @@ def addresses(module: nn.Module) -> tuple[int, ...]:
     return tuple(found)
 
 
-class Replayed:
+class GraphedExecutor:
     """Calls a module's functions by recordings, one for each key and set of shapes.
 
     See ``rows.Through``.
@@ -147,36 +147,36 @@ class Replayed:
 
     records = True
 
-    def __init__(self, record: Recorder, module: nn.Module, what: str) -> None:
+    def __init__(self, record: CaptureFn, module: nn.Module, what: str) -> None:
         """Prepare.
 
         Args:
             module: whose weights the functions read.
             what: the work, for a warning.
         """
-        self._recordings = Recordings(record, what)
+        self._recordings = CudaGraphCache(record, what)
         self._module = weakref.ref(module)  # which has this as its attribute: no cycle, so that
         # what a closed engine held is free at once
 
     @property
     def captures_work(self) -> bool:
-        """See ``Recordings``."""
+        """See ``CudaGraphCache``."""
         return self._recordings.captures_work
 
     def room(self, length: int) -> int:
         """A bucket: few recordings serve all lengths."""
         return bucket(length)
 
-    def tails(self, lengths: Tensor) -> Tails:
+    def tails(self, lengths: Tensor) -> PaddingMask:
         """See ``rows.Through``."""
-        return Masked(lengths)
+        return DeviceLengths(lengths)
 
     def __call__(self, key: Hashable, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         """See ``rows.Through``."""
         module = self._module()
         assert module is not None  # its functions are called
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
-        recording = self._recordings.find((key, shapes), addresses(module))
+        recording = self._recordings.find((key, shapes), weight_addresses(module))
         if recording.gives is None:  # it may be the only time: nothing is kept for it
             made = function(*tensors)
             recording.met, recording.gives = True, (made.shape, made.dtype)

@@ -17,7 +17,7 @@ ALIGN = 256  # bytes; what the card's own allocator gives, and what its kernels 
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TensorView:
     """Where one tensor of a module lies; several may share theirs.
 
     Attributes:
@@ -37,7 +37,7 @@ class Place:
         return memory[self.start : self.stop].view(self.dtype).as_strided(self.shape, self.stride)
 
 
-class Flat:
+class FlatBuffer:
     """The weights of a module, as they were when this was made.
 
     Attributes:
@@ -50,10 +50,10 @@ class Flat:
         Args:
             allocate: gives uint8 [size] in host memory.
         """
-        found = list(tensors(module))
-        offsets, size = laid_out([tensor for _, _, tensor in found])
+        found = list(module_tensors(module))
+        offsets, size = layout([tensor for _, _, tensor in found])
         self._places = [
-            Place(owner, name, t.dtype, tuple(t.shape), t.stride(), start, start + extent(t))
+            TensorView(owner, name, t.dtype, tuple(t.shape), t.stride(), start, start + extent(t))
             for (owner, name, t), start in zip(found, offsets, strict=True)
         ]
         with torch.inference_mode(mode=False), torch.no_grad():
@@ -84,7 +84,7 @@ class Flat:
         return True
 
 
-def tensors(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+def module_tensors(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
     """Owner, name and value of a module's parameters, its buffers, persistent or not, and plain
     attributes that are tensors: upstream's layers keep tables of positions so.
 
@@ -105,9 +105,9 @@ def assign(owner: nn.Module, name: str, value: Tensor) -> None:
         setattr(owner, name, value)
 
 
-def abandon(module: nn.Module) -> None:
+def drop_storage(module: nn.Module) -> None:
     """Take a module's tensors away from it: their memory is free, whoever holds the module."""
-    for owner, name, tensor in list(tensors(module)):
+    for owner, name, tensor in list(module_tensors(module)):
         assign(owner, name, torch.empty(0, dtype=tensor.dtype))
 
 
@@ -119,7 +119,7 @@ def extent(tensor: Tensor) -> int:
     return (1 + steps) * tensor.element_size()
 
 
-def laid_out(found: Sequence[Tensor]) -> tuple[list[int], int]:
+def layout(found: Sequence[Tensor]) -> tuple[list[int], int]:
     """A place for each tensor, in bytes, and the size of all; what shares memory goes on sharing.
 
     Tensors that overlap keep their distance; all others begin at a multiple of ``ALIGN``.

@@ -31,7 +31,7 @@ def trim() -> None:
         libc.malloc_trim(0)
 
 
-def keep() -> None:
+def keep_freed_pages() -> None:
     """From now on keep what is freed, up to a bound, for what is asked for next.
 
     On the processor every layer frees its tensors and asks for the same sizes again. What glibc

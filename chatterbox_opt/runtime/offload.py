@@ -19,21 +19,21 @@ from torch import Tensor, nn
 
 from chatterbox_opt.config.profile import OFFLOAD
 from chatterbox_opt.errors import InputError
-from chatterbox_opt.runtime.flat_weights import Flat, abandon
-from chatterbox_opt.runtime.weight_transfer import Arriving, Copier, copier_for
+from chatterbox_opt.runtime.flat_weights import FlatBuffer, drop_storage
+from chatterbox_opt.runtime.weight_transfer import PendingCopy, WeightTransfer, transfer_for
 
 NONE, STAGES, ALL_BUT_ACTIVE = OFFLOAD
 
 
 @dataclass(frozen=True, slots=True)
-class _Coming:
+class _Prefetch:
     """The stage that is fetched ahead."""
 
-    flat: Flat
-    arriving: Arriving
+    flat: FlatBuffer
+    arriving: PendingCopy
 
 
-class Residency:
+class StagePlacement:
     """Places stages on a device for as long as they are needed there.
 
     Attributes:
@@ -46,7 +46,7 @@ class Residency:
         device: torch.device,
         *,
         offload: str,
-        copier: Copier | None = None,
+        copier: WeightTransfer | None = None,
     ) -> None:
         """Place the stages; with offload all stay in host memory until asked for.
 
@@ -61,10 +61,10 @@ class Residency:
         self.device = device
         self.offload = offload
         self._elsewhere = copier is not None or device.type != "cpu"  # else there is no way to go
-        self._copier = copier or copier_for(device)
-        self._flats: dict[str, Flat] = {}
+        self._copier = copier or transfer_for(device)
+        self._flats: dict[str, FlatBuffer] = {}
         self._there: dict[str, Tensor] = {}
-        self._coming: _Coming | None = None
+        self._coming: _Prefetch | None = None
         self._settle()
 
     @contextmanager
@@ -108,7 +108,7 @@ class Residency:
         """Drop the stages and give the device's memory back, whoever still holds a stage."""
         if self._elsewhere:
             for module in self._stages.values():
-                abandon(module)
+                drop_storage(module)
         self._coming = None
         for kept in (self._stages, self._flats, self._there):
             kept.clear()
@@ -126,11 +126,11 @@ class Residency:
             else:
                 module.to(self.device)
 
-    def _flat(self, stage: str) -> Flat:
+    def _flat(self, stage: str) -> FlatBuffer:
         """The stage's weights in host memory; made again if the stage was given others there."""
         flat = self._flats.get(stage)
         if flat is None or not flat.is_home():
-            flat = self._flats[stage] = Flat(self._stages[stage], self._copier.allocate)
+            flat = self._flats[stage] = FlatBuffer(self._stages[stage], self._copier.allocate)
         return flat
 
     def _enter(self, stage: str) -> None:
@@ -155,7 +155,7 @@ class Residency:
             return
         flat = self._flat(stage)
         try:
-            self._coming = _Coming(flat, self._copier.start(flat.home, aside=True))
+            self._coming = _Prefetch(flat, self._copier.start(flat.home, aside=True))
         except torch.OutOfMemoryError:
             return  # there is no room beside this one: it comes when its turn does
 

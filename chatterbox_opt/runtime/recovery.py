@@ -20,7 +20,7 @@ from typing import Protocol, TypeVar, cast
 import torch
 
 from chatterbox_opt.errors import DeviceError, NumericsError
-from chatterbox_opt.runtime.offload import ALL_BUT_ACTIVE, NONE, STAGES, Residency
+from chatterbox_opt.runtime.offload import ALL_BUT_ACTIVE, NONE, STAGES, StagePlacement
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -44,10 +44,10 @@ class Castable(Protocol):
 
 
 @contextmanager
-def float32(module: torch.nn.Module) -> Iterator[None]:
+def in_float32(module: torch.nn.Module) -> Iterator[None]:
     """Work in float32 inside the block; the stage's own dtype comes back after it.
 
-    The numbers come back as they were, but in other memory: ``Residency.version`` tells.
+    The numbers come back as they were, but in other memory: ``StagePlacement.version`` tells.
     """
     stage = cast(Castable, module)
     before = stage.dtype
@@ -61,14 +61,14 @@ def float32(module: torch.nn.Module) -> Iterator[None]:
         stage.set_precision(before)
 
 
-class Ladder:
+class RecoveryPolicy:
     """Runs work on stages and heals what can be healed, warning once of each kind.
 
     Attributes:
         alone: held by whoever works on flow or vocoder, or moves stages.
     """
 
-    def __init__(self, residency: Residency) -> None:
+    def __init__(self, residency: StagePlacement) -> None:
         self.residency = residency
         self._warned: set[str] = set()
         self.alone = threading.RLock()
@@ -164,7 +164,7 @@ class Ladder:
         with self.residency(stage) as module:
             if not wide:
                 return work(module)
-            with float32(module):
+            with in_float32(module):
                 return work(module)
 
 

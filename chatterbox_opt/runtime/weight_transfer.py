@@ -15,7 +15,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 
-class Arriving(Protocol):
+class PendingCopy(Protocol):
     """Bytes on their way to the device."""
 
     def wait(self) -> Tensor:
@@ -27,14 +27,14 @@ class Arriving(Protocol):
         ...
 
 
-class Copier(Protocol):
+class WeightTransfer(Protocol):
     """Copies to one device."""
 
     def allocate(self, size: int) -> Tensor:
         """Host memory to copy from, uint8 [size]."""
         ...
 
-    def start(self, source: Tensor, *, aside: bool) -> Arriving:
+    def start(self, source: Tensor, *, aside: bool) -> PendingCopy:
         """Begin to copy uint8 ``source`` to new memory on the device.
 
         Args:
@@ -51,35 +51,35 @@ class Copier(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Arrived:
+class DoneCopy:
     """Bytes that need not be waited for."""
 
     memory: Tensor
 
     def wait(self) -> Tensor:
-        """See ``Arriving``."""
+        """See ``PendingCopy``."""
         return self.memory
 
 
-class Plain:
+class PlainTransfer:
     """Copies and waits, on any device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def allocate(self, size: int) -> Tensor:
-        """See ``Copier``."""
+        """See ``WeightTransfer``."""
         return torch.empty(size, dtype=torch.uint8)
 
-    def start(self, source: Tensor, *, aside: bool) -> Arriving:
-        """See ``Copier``."""
-        return Arrived(source.to(self._device, copy=True))
+    def start(self, source: Tensor, *, aside: bool) -> PendingCopy:
+        """See ``WeightTransfer``."""
+        return DoneCopy(source.to(self._device, copy=True))
 
     def release(self) -> None:
-        """See ``Copier``."""
+        """See ``WeightTransfer``."""
 
 
-class Beside:
+class StreamCopy:
     """Bytes that another stream copies to memory of the current one."""
 
     def __init__(self, memory: Tensor, side: torch.cuda.Stream) -> None:
@@ -87,7 +87,7 @@ class Beside:
         self._done = side.record_event()
 
     def wait(self) -> Tensor:
-        """See ``Arriving``; the processor does not wait, the current stream does."""
+        """See ``PendingCopy``; the processor does not wait, the current stream does."""
         current = torch.cuda.current_stream(self._memory.device)
         current.wait_event(self._done)
         self._awaited = True
@@ -103,7 +103,7 @@ class Beside:
             self._memory.record_stream(self._side)
 
 
-class SideStream:
+class StreamTransfer:
     """Copies to a CUDA card from pinned memory, on a stream of its own if it shall be aside."""
 
     def __init__(self, device: torch.device) -> None:
@@ -111,31 +111,31 @@ class SideStream:
         self._side = torch.cuda.Stream(device)
 
     def allocate(self, size: int) -> Tensor:
-        """See ``Copier``; pinned, or slower where the system gives no memory that is."""
+        """See ``WeightTransfer``; pinned, or slower where the system gives no memory that is."""
         try:
             return torch.empty(size, dtype=torch.uint8, pin_memory=True)
         except RuntimeError as error:
             log.warning("no pinned memory (%s): stages are slower to enter the card", error)
             return torch.empty(size, dtype=torch.uint8)
 
-    def start(self, source: Tensor, *, aside: bool) -> Arriving:
-        """See ``Copier``."""
+    def start(self, source: Tensor, *, aside: bool) -> PendingCopy:
+        """See ``WeightTransfer``."""
         memory = torch.empty(source.shape, dtype=torch.uint8, device=self._device)
         if not aside:
             memory.copy_(source, non_blocking=True)
-            return Arrived(memory)
+            return DoneCopy(memory)
         # the memory may be what work that still runs has let go: after that work, which is little,
         # because a stage's turn has only begun
         self._side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._side):
             memory.copy_(source, non_blocking=True)
-        return Beside(memory, self._side)
+        return StreamCopy(memory, self._side)
 
     def release(self) -> None:
-        """See ``Copier``."""
+        """See ``WeightTransfer``."""
         torch.cuda.empty_cache()
 
 
-def copier_for(device: torch.device) -> Copier:
+def transfer_for(device: torch.device) -> WeightTransfer:
     """What copies to a device best."""
-    return SideStream(device) if device.type == "cuda" else Plain(device)
+    return StreamTransfer(device) if device.type == "cuda" else PlainTransfer(device)

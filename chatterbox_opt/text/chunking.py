@@ -58,7 +58,7 @@ class Chunk:
     source: str = ""
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Return ``text`` as upstream's ``punc_norm`` returns it, for every string (tts.py, 0.1.7)."""
     if not text:
         return "You need to add some text for me to talk."
@@ -86,13 +86,13 @@ def clean(text: str) -> str:
         raise TextError("the text is not UTF-8: save it as UTF-8 and try again")
     kept = "".join(c for c in text if c.isspace() or unicodedata.category(c) != "Cc")
     kept = kept.replace("\ufeff", "")
-    if not speakable(kept):
+    if not has_speech(kept):
         found = "is empty" if not kept.strip() else "has no letter or digit"
         raise TextError(f"the text {found}: give at least one word to speak")
     return kept
 
 
-def speakable(text: str) -> bool:
+def has_speech(text: str) -> bool:
     """Whether there is a letter or a digit of any script in ``text``."""
     return any(c.isalnum() for c in text)
 
@@ -111,15 +111,15 @@ def split(text: str, limit: int = LIMIT, spell: Callable[[str], str] | None = No
     """
     text = clean(text)
     if spell is not None:
-        text = "\n\n".join(filter(speakable, map(spell, _PARAGRAPH.split(text))))
+        text = "\n\n".join(filter(has_speech, map(spell, _PARAGRAPH.split(text))))
         if not text:
             raise TextError("the text has no word that this model can read: it knows English only")
     if _fits(text, limit):
-        return [Chunk(normalise(text), source=text)]  # unstripped: upstream sees blanks too
+        return [Chunk(normalize(text), source=text)]  # unstripped: upstream sees blanks too
     chunks: list[Chunk] = []
-    for paragraph in filter(speakable, _PARAGRAPH.split(text)):
-        pieces = [p.strip() for p in _pack(paragraph.strip(), limit, 0) if speakable(p)]
-        chunks += [Chunk(normalise(piece), SENTENCE_PAUSE, piece) for piece in pieces]
+    for paragraph in filter(has_speech, _PARAGRAPH.split(text)):
+        pieces = [p.strip() for p in _pack(paragraph.strip(), limit, 0) if has_speech(p)]
+        chunks += [Chunk(normalize(piece), SENTENCE_PAUSE, piece) for piece in pieces]
         chunks[-1] = replace(chunks[-1], pause=PARAGRAPH_PAUSE)
     chunks[-1] = replace(chunks[-1], pause=0.0)
     return chunks
@@ -127,7 +127,7 @@ def split(text: str, limit: int = LIMIT, spell: Callable[[str], str] | None = No
 
 def _fits(text: str, limit: int) -> bool:
     # normalising adds at most a full stop and one blank per ellipsis; skip it for what is far off
-    return len(text) <= 16 * limit and len(normalise(text.strip())) <= limit
+    return len(text) <= 16 * limit and len(normalize(text.strip())) <= limit
 
 
 def _sentences(text: str) -> Iterable[str]:

@@ -91,7 +91,7 @@ _CAPITALS = re.compile(
 )
 
 
-def spell_out(text: str) -> str:
+def normalize_english(text: str) -> str:
     """Return English ``text`` in words: only ASCII letters, single blanks and ``.,!?;:'"-()``.
 
     Initials become single letters ("B B C"), accents are dropped, and so is what has no English

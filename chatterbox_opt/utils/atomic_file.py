@@ -13,7 +13,7 @@ PART = re.compile(r"\.[0-9a-f]{16}\.part")  # the temporary names of whole_file
 
 
 @contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
+def atomic_write(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``target`` that takes its place when the block ends well.
 
     Whatever ends the block early, Ctrl-C included, removes the temporary file and leaves an

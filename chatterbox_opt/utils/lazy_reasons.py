@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 
 
-class Lacks(Mapping[str, str]):
+class LazyReasons(Mapping[str, str]):
     """Reasons by name; a name is missing where nothing is lacking."""
 
     def __init__(self, reasons: Mapping[str, Callable[[], str]]) -> None:

@@ -34,7 +34,7 @@ class _SkipInit(TorchFunctionMode):
 
 
 @contextmanager
-def uninitialised() -> Iterator[None]:
+def skip_init() -> Iterator[None]:
     """Build modules without drawing initial values."""
     with _SkipInit():
         yield

@@ -9,7 +9,7 @@ They are imported, from the same installed package, below a private name whose p
 so that the ``__init__`` files do not run; ``import chatterbox`` elsewhere is not touched.
 
 One of them, the vocoder, wants a window function of scipy.signal, which takes 0.6 s to import.
-That file alone is given ``hann`` instead: its import statements go through a function of ours.
+That file alone is given ``hann_window`` instead: its import statements go through a function of ours.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ UPSTREAM = "chatterbox"
 HEAVY = {"models.s3gen.hifigan": "scipy.signal"}  # file -> what it needs a window of
 
 
-def upstream(name: str) -> ModuleType:
+def import_upstream(name: str) -> ModuleType:
     """Import a file of upstream, such as ``models.s3gen.hifigan``.
 
     Raises:
         ChatterboxOptError: chatterbox-tts is not installed.
     """
-    path = place(UPSTREAM)
+    path = package_directory(UPSTREAM)
     if path is None:
         raise ChatterboxOptError(
             "chatterbox-tts is not installed: pip install chatterbox-tts==0.1.7"
         )
-    return layers(path, name)
+    return import_layers(path, name)
 
 
-def place(package: str) -> Path | None:
+def package_directory(package: str) -> Path | None:
     """Folder of an installed package, found without importing it; None if it is not installed."""
     spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec else None
     return Path(folders[0]) if folders else None
 
 
-def layers(package: Path, name: str) -> ModuleType:
+def import_layers(package: Path, name: str) -> ModuleType:
     """Import a file below a package's folder; packages on the way to it stay empty."""
     private, path = f"{PRIVATE}{package.name}", package
     for part in ["", *name.split(".")[:-1]]:
@@ -69,7 +69,7 @@ def layers(package: Path, name: str) -> ModuleType:
     return importlib.import_module(full)
 
 
-def hann(name: str, length: int, *, fftbins: bool) -> npt.NDArray[np.float64]:
+def hann_window(name: str, length: int, *, fftbins: bool) -> npt.NDArray[np.float64]:
     """What ``scipy.signal.get_window("hann", length, fftbins=True)`` gives: float64 [length].
 
     Raises:
@@ -81,9 +81,9 @@ def hann(name: str, length: int, *, fftbins: bool) -> npt.NDArray[np.float64]:
 
 
 def _import_with_window(full: str, heavy: str) -> None:
-    """Import a file whose ``from heavy import get_window`` is answered with ``hann``."""
+    """Import a file whose ``from heavy import get_window`` is answered with ``hann_window``."""
     stand_in: Any = ModuleType(heavy)
-    stand_in.get_window = hann
+    stand_in.get_window = hann_window
 
     def import_(
         name: str,

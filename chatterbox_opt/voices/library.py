@@ -16,7 +16,7 @@ from chatterbox_opt.checkpoints.reader import Tensors, fill
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.errors import InputError, WeightsError
 from chatterbox_opt.models import voice_encoders
-from chatterbox_opt.utils.skip_init import uninitialised
+from chatterbox_opt.utils.skip_init import skip_init
 from chatterbox_opt.voice import Voice, from_conditionals
 from chatterbox_opt.voices import library as voice_library
 from chatterbox_opt.voices import store as voice_store
@@ -25,7 +25,7 @@ from chatterbox_opt.voices.store import VoiceStore
 KEPT = 64  # in memory, of some 200 KB each; the store has them all
 
 
-class Speakers:
+class VoiceLibrary:
     """The voices that one model can speak with."""
 
     def __init__(self, checkpoint: Checkpoint, store: VoiceStore) -> None:
@@ -91,7 +91,7 @@ log = logging.getLogger(__name__)
 def load_encoders(checkpoint: Checkpoint) -> voice_encoders.Encoders:
     """Read the encoders of a new voice in float32 (about 0.5 GB at the true shapes)."""
     shapes = checkpoint.shapes
-    with uninitialised():
+    with skip_init():
         encoders = voice_encoders.Encoders(shapes.voice, shapes.t3.speaker)
     s3gen = Tensors(checkpoint.path(registry.S3GEN))
     reader = Tensors(checkpoint.path(registry.VOICE_ENCODER))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatterbox_opt.errors import VoiceError
-from chatterbox_opt.utils.atomic_file import whole_file
+from chatterbox_opt.utils.atomic_file import atomic_write
 
 if TYPE_CHECKING:
     from chatterbox_opt.voice import Voice
@@ -103,7 +103,7 @@ class VoiceStore:
         older = self.names().get(name)
         target = self.directory / "named" / f"{name}{recording.suffix.lower()}"
         target.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(target) as part:
+        with atomic_write(target) as part:
             shutil.copyfile(recording, part)
         if older and older != target:
             older.unlink(missing_ok=True)
@@ -159,7 +159,7 @@ class VoiceStore:
         target = self._computed(key)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(target) as part:
+            with atomic_write(target) as part:
                 part.write_bytes(content)
         except OSError as error:
             log.warning("the voice was not cached in %s (%s)", self.directory, error.strerror)

@@ -16,7 +16,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from chatterbox_opt.utils.atomic_file import whole_file
+from chatterbox_opt.utils.atomic_file import atomic_write
 from training.pico import texts
 from training.pico.teacher import Teacher
 from training.pico.utterances import WORK, utterance
@@ -44,7 +44,7 @@ def main(
             continue
         if (one := utterance(master, text, rng, sound=sound)) is not None:
             made.append(one)
-    with whole_file(out / f"{kind}.pkl") as part:
+    with atomic_write(out / f"{kind}.pkl") as part:
         part.write_bytes(pickle.dumps(made))
     hours = sum(len(u.codes) for u in made) / 25 / 3600
     spent = time.time() - started

@@ -8,10 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 from chatterbox_opt.checkpoints import random_weights
-from chatterbox_opt.config.model_config import FlowShape, Shapes, T3Shape, VocoderShape, VoiceShape
+from chatterbox_opt.config.model_config import (
+    FlowConfig,
+    ModelConfig,
+    T3Config,
+    VocoderConfig,
+    VoiceEncoderConfig,
+)
 
-SHAPES = Shapes(
-    t3=T3Shape(
+SHAPES = ModelConfig(
+    t3=T3Config(
         layers=6,
         width=256,
         heads=4,
@@ -23,7 +29,7 @@ SHAPES = Shapes(
         prompt_tokens=75,
         resampler_queries=8,
     ),
-    flow=FlowShape(
+    flow=FlowConfig(
         encoder_width=160,
         encoder_heads=4,
         encoder_ffn=480,
@@ -35,8 +41,8 @@ SHAPES = Shapes(
         estimator_blocks=1,
         estimator_mid=4,
     ),
-    vocoder=VocoderShape(width=112, f0_width=64),
-    voice=VoiceShape(
+    vocoder=VocoderConfig(width=112, f0_width=64),
+    voice=VoiceEncoderConfig(
         tokenizer_width=128,
         tokenizer_heads=2,
         tokenizer_layers=3,

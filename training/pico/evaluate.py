@@ -30,7 +30,7 @@ from chatterbox_opt.errors import ChatterboxOptError, InputError, SilenceError
 from chatterbox_opt.eval import wer, whisper
 from chatterbox_opt.request import Progress
 from chatterbox_opt.sampling import Sampling
-from chatterbox_opt.utils.atomic_file import whole_file
+from chatterbox_opt.utils.atomic_file import atomic_write
 from training.pico.sound import loudness
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def inspect(wave: Wave, mark: Watermark) -> Sound:
     )
 
 
-def listen(recogniser: whisper.Recogniser, said: Said) -> Heard:
+def listen(recogniser: whisper.Recognizer, said: Said) -> Heard:
     """Let a recogniser hear a sentence."""
     text = recogniser.transcribe(said.samples, SAMPLE_RATE)
     return Heard(text, *wer.word_errors(said.text, text))
@@ -257,7 +257,7 @@ def evaluate(
     sentences: Sequence[str],
     voices: Sequence[str | None],
     sampling: Sampling,
-    recognisers: Sequence[whisper.Recogniser],
+    recognisers: Sequence[whisper.Recognizer],
     out: Path | None,
 ) -> dict[str, Any]:
     """Speak, keep, inspect and listen.
@@ -335,7 +335,7 @@ def command(  # noqa: PLR0913 - an option is a parameter in Typer
     """Speak sentences, and measure how well they are understood."""
     texts = read_sentences(sentences, limit)
     sampling = Sampling(seed=seed, max_tokens=max_tokens)
-    listeners = [whisper.Recogniser.load(name) for name in dict.fromkeys(recogniser or ["tiny.en"])]
+    listeners = [whisper.Recognizer.load(name) for name in dict.fromkeys(recogniser or ["tiny.en"])]
     if out:
         out.mkdir(parents=True, exist_ok=True)
     if json_file:
@@ -349,14 +349,14 @@ def command(  # noqa: PLR0913 - an option is a parameter in Typer
         settings |= {"max_tokens": max_tokens, "plan": engine.plan.reasons}
     print_report(report)
     if json_file:
-        with whole_file(json_file) as part:
+        with atomic_write(json_file) as part:
             part.write_text(json.dumps({"settings": settings} | report, indent=1) + "\n", "utf-8")
 
 
 def main() -> None:
     """Run the command; what is wrong is said in one line."""
     console.be_quiet()
-    console.show_warnings(console.Talk())
+    console.show_warnings(console.Reporter())
     try:
         app()
     except ChatterboxOptError as error:

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from chatterbox_opt.checkpoints import random_weights, registry
 from chatterbox_opt.checkpoints.reader import FORGIVEN
 from chatterbox_opt.checkpoints.registry import VOICES
-from chatterbox_opt.config.model_config import write_shapes
+from chatterbox_opt.config.model_config import write_config
 from chatterbox_opt.models.flow import convert as flow_convert
 from chatterbox_opt.models.t3.convert import t3_from_upstream
 from chatterbox_opt.models.voice_encoders import Encoders
-from chatterbox_opt.utils.atomic_file import whole_file
+from chatterbox_opt.utils.atomic_file import atomic_write
 from chatterbox_opt.voice import Voice, to_conditionals
 from training.pico import train_flow, train_t3, train_vocoder
 from training.pico.design import SHAPES, tokenizer
@@ -140,11 +140,11 @@ def main(
     """Write the model's folder; texts that lie there (the model card) stay."""
     target.mkdir(parents=True, exist_ok=True)
     for name, tensors in files(out).items():
-        with whole_file(target / name) as part:
+        with atomic_write(target / name) as part:
             save_file(tensors, part)
     text = json.dumps(tokenizer(), ensure_ascii=False)
     (target / registry.TOKENIZER).write_text(text, encoding="utf-8")
-    write_shapes(target, SHAPES)
+    write_config(target, SHAPES)
     shutil.rmtree(target / VOICES, ignore_errors=True)
     (target / VOICES).mkdir()
     master = Teacher()

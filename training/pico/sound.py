@@ -12,7 +12,7 @@ from scipy.signal import fftconvolve
 from torch import Tensor
 
 from chatterbox_opt.config.model_config import SAMPLE_RATE
-from chatterbox_opt.utils.upstream_import import upstream
+from chatterbox_opt.utils.upstream_import import import_upstream
 from chatterbox_opt.voice import Voice
 from training.pico import teacher
 from training.pico.design import SHAPES
@@ -63,7 +63,7 @@ def loudness(wave: Floats) -> float | None:
 
 def mel_of(wave: Tensor) -> Tensor:
     """Upstream's log-mel: [rows, n] to [rows, 80, n / 480]."""
-    mel: Tensor = upstream("models.s3gen.utils.mel").mel_spectrogram(wave)
+    mel: Tensor = import_upstream("models.s3gen.utils.mel").mel_spectrogram(wave)
     return mel
 
 

@@ -20,7 +20,7 @@ from scipy.signal import resample_poly
 from torch import Tensor
 
 from chatterbox_opt.models.voice_encoders import ENCODER_RATE, Encoders
-from chatterbox_opt.utils.upstream_import import upstream
+from chatterbox_opt.utils.upstream_import import import_upstream
 from training.pico import codes, teacher
 from training.pico.design import SHAPES
 from training.pico.training import train
@@ -79,7 +79,7 @@ def train_tokenizer(tokenizer: Any, recordings: Recordings, minutes: float, out:
 
 def train_speaker(camp: Any, recordings: Recordings, minutes: float, out: Path) -> None:
     """Teach CAMPPlus the direction of the speaker's x-vector; the flow looks at nothing else."""
-    features = upstream("models.s3gen.xvector").extract_feature
+    features = import_upstream("models.s3gen.xvector").extract_feature
     # over eight rows its last batch norm would move every vector by who else is in the batch
     camp.xvector.dense.nonlinear.eval()
 
@@ -94,7 +94,7 @@ def train_speaker(camp: Any, recordings: Recordings, minutes: float, out: Path) 
 
 def train_voice(reader: Any, recordings: Recordings, minutes: float, out: Path) -> None:
     """Teach the voice encoder the vector of the speaker, over windows of 1.6 s."""
-    spectrogram = upstream("models.voice_encoder.melspec").melspectrogram
+    spectrogram = import_upstream("models.voice_encoder.melspec").melspectrogram
     window = reader.hp.ve_partial_frames
 
     def loss_of(rng: np.random.Generator) -> dict[str, Tensor]:

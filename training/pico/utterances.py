@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chatterbox_opt.text.chunking import normalise
+from chatterbox_opt.text.chunking import normalize
 from training.pico import codes, teacher
 from training.pico.teacher import Speaker, Teacher
 
@@ -59,7 +59,7 @@ def utterance(
 
     Without ``speaker`` one is drawn, and half of the time another pace than the teacher's.
     """
-    text = normalise(text)
+    text = normalize(text)
     emotion = 0.5 if speaker or rng.random() < 0.5 else float(rng.uniform(0, 1))
     if sound and speaker is None:
         speaker = teacher.draw_speaker(rng)

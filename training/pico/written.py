@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from num2words import num2words
 
-from chatterbox_opt.text.english import spell_out
+from chatterbox_opt.text.english import normalize_english
 
 Rng = np.random.Generator
 
@@ -124,7 +124,7 @@ def sentence(rng: Rng) -> str:
     for part in parts[1:]:
         slot, _, rest = part.partition("}")
         made += _filled(slot, rng) + rest
-    return spell_out(made[0].upper() + made[1:])
+    return normalize_english(made[0].upper() + made[1:])
 
 
 def _filled(slot: str, rng: Rng) -> str:

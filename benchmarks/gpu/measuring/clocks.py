@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from chatterbox_opt.bench.roofline import event_seconds
-from chatterbox_opt.runtime.cuda_graphs import Recorder
+from chatterbox_opt.runtime.cuda_graphs import CaptureFn
 
 Work = Callable[[], Any]
 RUNS = 5  # of which the median is taken
@@ -75,7 +75,7 @@ def event_us(work: Work, device: torch.device, runs: int = 20) -> float:
     return statistics.median(laps)
 
 
-def graph_us(record: Recorder, work: Work, device: torch.device, *, times: int = 1) -> float:
+def graph_us(record: CaptureFn, work: Work, device: torch.device, *, times: int = 1) -> float:
     """Microseconds of some work in a CUDA graph.
 
     Args:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.gpu.measuring.clocks import event_us
 from benchmarks.gpu.measuring.kernel_times import rated, timed
-from chatterbox_opt.runtime.cuda_graphs import Recorder
+from chatterbox_opt.runtime.cuda_graphs import CaptureFn
 
 SOURCE = Path(__file__).with_name("gemv.cu")
 # warps of a block, rows of a warp, loads of 16 bytes ahead
@@ -32,7 +32,7 @@ def compiler() -> Callable[[str, str], Any] | None:
 
 
 def measure(
-    device: torch.device, record: Recorder, sizes: Mapping[str, tuple[int, int]], layers: int
+    device: torch.device, record: CaptureFn, sizes: Mapping[str, tuple[int, int]], layers: int
 ) -> Iterator[dict[str, Any]]:
     """Rows: the rate of reading alone, then each matrix by each form.
 
@@ -83,7 +83,7 @@ def launcher(compile: Callable[[str, str], Any], warps: int, rows: int, ahead: i
     return launch
 
 
-def _timed(launch: Launch, weights: list[Tensor], record: Recorder) -> dict[str, Any]:
+def _timed(launch: Launch, weights: list[Tensor], record: CaptureFn) -> dict[str, Any]:
     """Relative error of the first, microseconds of all."""
     n, k = weights[0].shape
     x = torch.randn(ROWS, k, device=weights[0].device, dtype=torch.bfloat16)

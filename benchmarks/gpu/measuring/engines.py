@@ -16,15 +16,15 @@ from benchmarks.gpu.context import Context
 from benchmarks.gpu.kinds import CHECK, LOADED
 from benchmarks.gpu.measuring.clocks import fresh_memory, vram
 from chatterbox_opt import Engine, Sampling
-from chatterbox_opt.config.plan import HERE
-from chatterbox_opt.engine.decode import Way
-from chatterbox_opt.engine.overlap import Here, Sound
+from chatterbox_opt.config.plan import INLINE
+from chatterbox_opt.engine.decode import DecodeBackend
+from chatterbox_opt.engine.overlap import InlineRenderer, Renderer
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.t3_runner import text_tokens
-from chatterbox_opt.models.t3.decode_state import Utterance
+from chatterbox_opt.models.t3.decode_state import DecodeRequest
 from chatterbox_opt.models.t3.model import Prompt
-from chatterbox_opt.runtime.bucketing import Direct
-from chatterbox_opt.runtime.offload import Residency
+from chatterbox_opt.runtime.bucketing import EagerExecutor
+from chatterbox_opt.runtime.offload import StagePlacement
 
 TEXTS = ("hello.", "a much longer sentence, with a comma in it.", "one two three four.", "no!")
 SOUND_STAGES = ("flow", "vocoder")
@@ -74,12 +74,12 @@ def pipeline_of(engine: Engine) -> Pipeline:
 @contextmanager
 def on_device(engine: Engine, stage: str) -> Iterator[Any]:
     """A stage's module, on the device."""
-    residency: Residency = pipeline_of(engine).residency
+    residency: StagePlacement = pipeline_of(engine).residency
     with residency(stage) as module:
         yield module
 
 
-def recorded(engine: Engine, steps: Way) -> dict[str, bool]:
+def recorded(engine: Engine, steps: DecodeBackend) -> dict[str, bool]:
     """Whether each stage is still replayed: a capture that fails has it launched from then on, with
     no more than a warning.
 
@@ -95,18 +95,18 @@ def recorded(engine: Engine, steps: Way) -> dict[str, bool]:
 @contextmanager
 def launched(engine: Engine) -> Iterator[None]:
     """Have flow and vocoder launched, not replayed."""
-    with _stages_through(engine, lambda *_: Direct()):
+    with _stages_through(engine, lambda *_: EagerExecutor()):
         yield
 
 
 @contextmanager
 def sound_by_pytorch(engine: Engine) -> Iterator[None]:
     """Have the flow run by PyTorch's operations, recorded anew, not by kernels of our own."""
-    from chatterbox_opt.runtime.cuda import CudaRecorder
-    from chatterbox_opt.runtime.cuda_graphs import Replayed
+    from chatterbox_opt.runtime.cuda import GraphCapturer
+    from chatterbox_opt.runtime.cuda_graphs import GraphedExecutor
 
     pipeline = pipeline_of(engine)
-    record = CudaRecorder(pipeline.device)
+    record = GraphCapturer(pipeline.device)
     parts: list[Any] = [
         part
         for part in pipeline.residency.module("flow").modules()
@@ -115,7 +115,7 @@ def sound_by_pytorch(engine: Engine) -> Iterator[None]:
     for part in parts:
         part.fused = False
     try:
-        with _stages_through(engine, lambda name, module: Replayed(record, module, name)):
+        with _stages_through(engine, lambda name, module: GraphedExecutor(record, module, name)):
             yield
     finally:
         for part in parts:
@@ -136,13 +136,13 @@ def _stages_through(engine: Engine, through: Any) -> Iterator[None]:
             stage.through = before[name]
 
 
-def sounds(engine: Engine) -> dict[str, Sound]:
+def sounds(engine: Engine) -> dict[str, Renderer]:
     """Who can make the sound of a batch: always T3's own thread, and whom the plan has."""
-    return {HERE: Here(), engine.plan.sound: pipeline_of(engine).sound}
+    return {INLINE: InlineRenderer(), engine.plan.sound: pipeline_of(engine).sound}
 
 
 @contextmanager
-def sound_made_by(engine: Engine, sound: Sound) -> Iterator[None]:
+def sound_made_by(engine: Engine, sound: Renderer) -> Iterator[None]:
     """Have another make it."""
     pipeline = pipeline_of(engine)
     before, pipeline.sound = pipeline.sound, sound
@@ -152,7 +152,7 @@ def sound_made_by(engine: Engine, sound: Sound) -> Iterator[None]:
         pipeline.sound = before
 
 
-def request(engine: Engine, i: int, text: str, tokens: int) -> Utterance:
+def request(engine: Engine, i: int, text: str, tokens: int) -> DecodeRequest:
     """A text with the i-th set of knobs, no two alike."""
     pipeline, voice = pipeline_of(engine), engine.voice()
     sampling = Sampling(
@@ -167,10 +167,10 @@ def request(engine: Engine, i: int, text: str, tokens: int) -> Utterance:
     )
     prompt = Prompt(text_tokens(pipeline.tokenizer, text), voice.speaker, voice.prompt)
     generator = torch.Generator(pipeline.device).manual_seed(i)
-    return Utterance(prompt, sampling, generator, lambda count: None)
+    return DecodeRequest(prompt, sampling, generator, lambda count: None)
 
 
-def requests(engine: Engine, count: int, tokens: int) -> list[Utterance]:
+def requests(engine: Engine, count: int, tokens: int) -> list[DecodeRequest]:
     """Texts with knobs of every kind, of at most ``tokens`` tokens and some more each."""
     return [request(engine, i, TEXTS[i % len(TEXTS)], tokens + i) for i in range(count)]
 

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu.measuring.clocks import graph_us
-from chatterbox_opt.config.model_config import FlowShape
+from chatterbox_opt.config.model_config import FlowConfig
 from chatterbox_opt.errors import first_line
 from chatterbox_opt.kernels.cuda.kv_quantization import quantize
 from chatterbox_opt.models.t3.kv_cache import products
-from chatterbox_opt.runtime.cuda import FAILURES
-from chatterbox_opt.runtime.cuda_graphs import Recorder
+from chatterbox_opt.runtime.cuda import DEVICE_ERRORS
+from chatterbox_opt.runtime.cuda_graphs import CaptureFn
 
 # what stands around each of T3's products
 MATRICES = {
@@ -88,7 +88,7 @@ class Queries:
 
 
 def decode_attention(
-    asked: Queries, record: Recorder, *, fused: bool, cold: int = COLD
+    asked: Queries, record: CaptureFn, *, fused: bool, cold: int = COLD
 ) -> dict[str, Any]:
     """Microseconds of one layer's attention of a step, by kernel.
 
@@ -127,7 +127,9 @@ def _by_pytorch(asked: Queries) -> dict[str, Attend]:
 
 
 def _by_own(asked: Queries) -> dict[str, Attend]:
-    from chatterbox_opt.kernels.cuda.decode_attention import attend  # Triton is not everywhere
+    from chatterbox_opt.kernels.cuda.decode_attention import (
+        decode_attention,  # Triton is not everywhere
+    )
 
     many = max(1, asked.rows // 2)
     qkv = asked.drawn(asked.rows, 3 * asked.heads * asked.width)
@@ -137,13 +139,15 @@ def _by_own(asked: Queries) -> dict[str, Attend]:
 
     def by(shared: bool, more: Mapping[str, Any]) -> Attend:  # noqa: FBT001
         arrivals = counters if shared else None
-        return lambda k, v, scales: attend(qkv, rope, k, v, places, scales, arrivals, **more)
+        return lambda k, v, scales: decode_attention(
+            qkv, rope, k, v, places, scales, arrivals, **more
+        )
 
     return {name: by(*how) for name, how in ATTENDING.items()}
 
 
 def flow_attention(
-    shape: FlowShape, record: Recorder, device: torch.device, frames: int, *, fused: bool
+    shape: FlowConfig, record: CaptureFn, device: torch.device, frames: int, *, fused: bool
 ) -> dict[str, Any]:
     """Microseconds of the flow's attention by kernel, in halves: two rows, a tenth is padding. Its
     queries, keys and values were just written and may be in the L2 cache, as they are in a flow.
@@ -163,18 +167,18 @@ def flow_attention(
     if fused:
         from chatterbox_opt.kernels.cuda import flow as flow_kernels  # Triton is not everywhere
 
-        candidates["own"] = functools.partial(flow_kernels.attend, q, k, v, lengths)
+        candidates["own"] = functools.partial(flow_kernels.attention, q, k, v, lengths)
     row: dict[str, Any] = {"frames": frames}
     return row | {name: timed(record, once, device, 1, 30) for name, once in candidates.items()}
 
 
 def timed(
-    record: Recorder, work: Callable[[], Any], device: torch.device, parts: int, times: int = 1
+    record: CaptureFn, work: Callable[[], Any], device: torch.device, parts: int, times: int = 1
 ) -> float | str:
     """Microseconds of one of the ``parts`` of some work, or why it cannot run here."""
     try:
         return graph_us(record, work, device, times=times) / parts
-    except (*FAILURES, TypeError) as error:  # a kernel without this argument, a tile too large
+    except (*DEVICE_ERRORS, TypeError) as error:  # a kernel without this argument, a tile too large
         return first_line(error)
 
 
@@ -184,7 +188,7 @@ def products_by_tile(
     rows: int,
     around: str,
     dtype: torch.dtype,
-    record: Recorder,
+    record: CaptureFn,
     *,
     sweep: bool,
 ) -> Iterator[dict[str, Any]]:
@@ -199,7 +203,7 @@ def products_by_tile(
         sweep: other tiles than the planned are tried.
     """
     from chatterbox_opt.kernels.cuda.decode_linear import linear  # Triton is not everywhere
-    from chatterbox_opt.kernels.cuda.gemv import FEW
+    from chatterbox_opt.kernels.cuda.gemv import MAX_GEMV_ROWS
 
     weight = matrices[0][0]
     x = torch.randn(rows, weight.shape[1], device=weight.device, dtype=dtype)
@@ -221,7 +225,7 @@ def products_by_tile(
         yield row | {"by": "cublas"} | us(lambda weight, _: F.linear(x, weight))
     few = [{"columns": columns} for columns in FEW_COLUMNS]
     many = [{"columns": columns, "depth": depth} for columns, depth in MANY_TILES]
-    for tile in (few if rows <= FEW else many) if sweep else ():
+    for tile in (few if rows <= MAX_GEMV_ROWS else many) if sweep else ():
         with tiled(tile):
             yield row | {"by": "own", "tile": tile} | us(own)
 

@@ -14,15 +14,15 @@ import torch
 from benchmarks.gpu.measuring.clocks import RUNS
 from benchmarks.gpu.measuring.engines import TEXTS, generator_on, on_device, pipeline_of, request
 from chatterbox_opt import Engine, Sampling
-from chatterbox_opt.bench.backends import SENTENCE, Clock, forced_tokens
-from chatterbox_opt.engine.decode import Way
+from chatterbox_opt.bench.backends import SENTENCE, StageTimer, forced_tokens
+from chatterbox_opt.engine.decode import DecodeBackend
 from chatterbox_opt.models.t3.model import T3
 
 WARM = 2  # met, recorded; from then on replayed
 
 
 def prefill_seconds(
-    engine: Engine, t3: T3, modes: Mapping[str, Way], characters: int
+    engine: Engine, t3: T3, modes: Mapping[str, DecodeBackend], characters: int
 ) -> dict[str, float]:
     """Seconds from a prompt with a text of some length to its logits, by mode.
 
@@ -34,11 +34,11 @@ def prefill_seconds(
     return row | {name: _prefill(engine, t3, way, text) for name, way in modes.items()}
 
 
-def _prefill(engine: Engine, t3: T3, way: Way, text: str) -> float:
+def _prefill(engine: Engine, t3: T3, way: DecodeBackend, text: str) -> float:
     slots, asked, laps = way.slots(t3, 1, 2), request(engine, 0, text, 2), []
     with torch.inference_mode():
         for _ in range(WARM + RUNS):
-            clock = Clock(pipeline_of(engine).device)
+            clock = StageTimer(pipeline_of(engine).device)
             slots.enter(0, asked, t3, way.prefill(t3), way.stride)
             clock.lap("prefill")
             laps.append(clock.seconds["prefill"])
@@ -59,7 +59,7 @@ def _sound(engine: Engine, seconds: float) -> dict[str, float]:
     pipeline = pipeline_of(engine)
     device, voice = pipeline.device, engine.voice().to(pipeline.device)
     tokens = torch.tensor(forced_tokens(seconds), device=device)
-    generator, clock = generator_on(device), Clock(device)
+    generator, clock = generator_on(device), StageTimer(device)
     with on_device(engine, "flow") as flow:
         mels = flow([tokens], [voice], [generator])
     clock.lap("flow")

@@ -15,11 +15,11 @@ from benchmarks.gpu.kinds import CHECK, RUN
 from benchmarks.gpu.measuring.clocks import fresh_memory, vram
 from benchmarks.gpu.measuring.engines import launched, pipeline_of, recorded, sound_by_pytorch
 from chatterbox_opt import Engine
-from chatterbox_opt.bench.backends import Job, Ours, forced_tokens
+from chatterbox_opt.bench.backends import BenchJob, OptimizedTarget, forced_tokens
 from chatterbox_opt.bench.roofline import weights_per_step
-from chatterbox_opt.engine.decode import Eager, Way
-from chatterbox_opt.engine.decode_graphs import Captured
-from chatterbox_opt.runtime.cuda import CudaRecorder
+from chatterbox_opt.engine.decode import DecodeBackend, EagerBackend
+from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
+from chatterbox_opt.runtime.cuda import GraphCapturer
 
 GRAPH_OWN = "graph with own kernels"
 GRAPH_PYTORCH = "graph with PyTorch's operations"
@@ -40,7 +40,7 @@ class Mode:
     """
 
     name: str
-    steps: Way
+    steps: DecodeBackend
     graph: bool
     own: bool
 
@@ -69,19 +69,23 @@ def modes(engine: Engine) -> list[Mode]:
     pipeline = pipeline_of(engine)
     planned = pipeline.way
     found = {
-        GRAPH_PYTORCH: Mode(GRAPH_PYTORCH, Captured(CudaRecorder(pipeline.device)), True, False),
-        LAUNCHED_PYTORCH: Mode(LAUNCHED_PYTORCH, Eager(), False, False),
+        GRAPH_PYTORCH: Mode(
+            GRAPH_PYTORCH, CudaGraphBackend(GraphCapturer(pipeline.device)), True, False
+        ),
+        LAUNCHED_PYTORCH: Mode(LAUNCHED_PYTORCH, EagerBackend(), False, False),
     }
     if planned.fused:
         found[GRAPH_OWN] = Mode(GRAPH_OWN, planned, True, True)
-        found[LAUNCHED_OWN] = Mode(LAUNCHED_OWN, Eager(fused=True), False, True)
+        found[LAUNCHED_OWN] = Mode(LAUNCHED_OWN, EagerBackend(fused=True), False, True)
     return [found[name] for name in MODES if name in found]
 
 
 def measure_row(context: Context, engine: Engine, mode: Mode, runs: int) -> None:
     """Say the forced tokens of the table in a mode: a line a run, seconds by stage."""
     tokens = forced_tokens(context.sizes.seconds)
-    ours = Ours(Job(context.model, context.device, tokens=tokens), mode.name, engine)
+    ours = OptimizedTarget(
+        BenchJob(context.model, context.device, tokens=tokens), mode.name, engine
+    )
     fresh_memory()
     with mode.sound(engine):
         for turn in range(mode.warm_ups + runs):

@@ -30,15 +30,15 @@ from benchmarks.gpu.measuring.engines import (
 )
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.audio.watermark import Watermark
-from chatterbox_opt.bench.backends import Clock, forced_tokens
+from chatterbox_opt.bench.backends import StageTimer, forced_tokens
 from chatterbox_opt.config.model_config import SAMPLE_RATE
-from chatterbox_opt.engine.decode import Eager, Way, decode
-from chatterbox_opt.engine.decode_graphs import Captured
-from chatterbox_opt.engine.overlap import Here, Sound
-from chatterbox_opt.models.t3.decode_state import Utterance
+from chatterbox_opt.engine.decode import DecodeBackend, EagerBackend, decode
+from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
+from chatterbox_opt.engine.overlap import InlineRenderer, Renderer
+from chatterbox_opt.models.t3.decode_state import DecodeRequest
 from chatterbox_opt.models.t3.model import T3
 from chatterbox_opt.request import Wave
-from chatterbox_opt.runtime.cuda import CudaRecorder
+from chatterbox_opt.runtime.cuda import GraphCapturer
 
 DRIFT = 1.2  # the last tenth may take so much more time than the second
 LEAST_LEAK = 1 << 20  # bytes that may have come to stay
@@ -48,7 +48,9 @@ SHARE = 1e-2  # of what the watermark adds, that a GPU's may be off
 CLOSE = 1e-3  # float32, padded and replayed against launched: mels, and waves of one mel
 
 
-def tokens_of(t3: T3, steps: Way, asked: list[Utterance], slots: int) -> list[tuple[int, ...]]:
+def tokens_of(
+    t3: T3, steps: DecodeBackend, asked: list[DecodeRequest], slots: int
+) -> list[tuple[int, ...]]:
     """Tokens of each request, in their order."""
     left = iter(asked)
     decoded = decode(t3, steps.slots(t3, slots, 2), lambda: next(left, None), steps)
@@ -57,7 +59,7 @@ def tokens_of(t3: T3, steps: Way, asked: list[Utterance], slots: int) -> list[tu
 
 
 def token_parity(
-    engine: Engine, steps: Way, plain: Way, slots: int, count: int, tokens: int
+    engine: Engine, steps: DecodeBackend, plain: DecodeBackend, slots: int, count: int, tokens: int
 ) -> dict[str, Any]:
     """Steps of two modes, ``slots`` at once: exact, whatever the knobs."""
     with on_device(engine, "t3") as t3:
@@ -73,11 +75,11 @@ def token_parity(
 
 
 def pytorch_parity(
-    engine: Engine, steps: Way, slots: int, count: int, tokens: int
+    engine: Engine, steps: DecodeBackend, slots: int, count: int, tokens: int
 ) -> dict[str, Any]:
     """Steps by kernels of our own against PyTorch's operations; good in float32 only if equal, for
     narrower numbers are rounded elsewhere."""
-    found = token_parity(engine, steps, Eager(), slots, count, tokens)
+    found = token_parity(engine, steps, EagerBackend(), slots, count, tokens)
     equal = found["good"]
     return found | {"equal all": equal, "good": equal or engine.plan.t3 != "float32"}
 
@@ -128,7 +130,7 @@ def beside_parity(engine: Engine, lines: int) -> dict[str, Any]:
         for i, one in enumerate(batch.requests(lines))
     ]
 
-    def waves(sound: Sound) -> dict[str, Wave]:
+    def waves(sound: Renderer) -> dict[str, Wave]:
         with sound_made_by(engine, sound):
             return {result.id: result.audio().samples for result in engine.batch(asked)}
 
@@ -136,7 +138,7 @@ def beside_parity(engine: Engine, lines: int) -> dict[str, Any]:
     planned, steps = pipeline.sound, pipeline.way
     for _ in range(2):  # met, recorded
         waves(planned)
-    here, *others = waves(Here()), waves(planned), waves(Here()), waves(planned)
+    here, *others = waves(InlineRenderer()), waves(planned), waves(InlineRenderer()), waves(planned)
     equal = sum(all(np.array_equal(one[id], here[id]) for id in here) for one in others)
     kept = pipeline.way is steps and not getattr(planned, "over", False)
     kept &= all(recorded(engine, steps).values())
@@ -173,23 +175,26 @@ def early_parity(engine: Engine, t3: T3, count: int, tokens: int) -> dict[str, A
         launch as kernel_launch,  # imports Triton, which is not everywhere
     )
 
-    device, usual = t3.like.device, cast(Callable[[torch.device], bool], kernel_launch.early)
+    device, usual = (
+        t3.like.device,
+        cast(Callable[[torch.device], bool], kernel_launch.pdl_supported),
+    )
     if not usual(device):
         return {"here": False, "good": True}
     found: dict[str, Any] = {"here": True}
     every = []
     try:
         for name, early in (("early", usual), ("in turn", lambda _: False)):
-            kernel_launch.early = early  # type: ignore[assignment] # a cached function, or another
-            steps = Captured(CudaRecorder(device), fused=True)
+            kernel_launch.pdl_supported = early  # type: ignore[assignment] # a cached function, or another
+            steps = CudaGraphBackend(GraphCapturer(device), fused=True)
             for _ in range(3):  # met, recorded, replayed; the last counts
-                asked, clock = requests(engine, count, tokens), Clock(device)
+                asked, clock = requests(engine, count, tokens), StageTimer(device)
                 every.append(tokens_of(t3, steps, asked, 1))
                 clock.lap("seconds")
             rate = sum(map(len, every[-1])) / clock.seconds["seconds"]
             found[f"{name}, tokens/s"] = rate
     finally:
-        kernel_launch.early = usual  # type: ignore[assignment]
+        kernel_launch.pdl_supported = usual  # type: ignore[assignment]
     return found | {"good": all(one == every[0] for one in every)}
 
 

@@ -18,8 +18,8 @@ from benchmarks.gpu.measuring.engines import TEXTS, pipeline_of, request
 from benchmarks.gpu.measuring.tracing import traced
 from benchmarks.gpu.measuring.traffic import by_part, step_bytes
 from chatterbox_opt import Engine
-from chatterbox_opt.engine.decode import Way
-from chatterbox_opt.models.t3.decode_state import Slots
+from chatterbox_opt.engine.decode import DecodeBackend
+from chatterbox_opt.models.t3.decode_state import DecodeState
 from chatterbox_opt.models.t3.model import T3
 
 SPOKEN_SO_FAR, ROOM, SPAN = 250, 900, 1024  # tokens, positions of the KV cache, multiple of a block
@@ -37,11 +37,11 @@ class OneStep:
 
     name: str
     run: Callable[[], None]
-    slots: Slots
+    slots: DecodeState
     count: int
 
 
-def entered(engine: Engine, t3: T3, way: Way, count: int, name: str) -> OneStep:
+def entered(engine: Engine, t3: T3, way: DecodeBackend, count: int, name: str) -> OneStep:
     """A step of ``count`` requests that have said 250 tokens each, warm."""
     slots = way.slots(t3, count, 2)
     asked = request(engine, 0, TEXTS[1], ROOM)
@@ -96,13 +96,13 @@ def trace_step(context: Context, engine: Engine, t3: T3, step: OneStep) -> None:
 
 def host_cost(context: Context, engine: Engine, t3: T3) -> None:
     """Microseconds of the host for what every step, or every look at the tokens, asks of it."""
-    from chatterbox_opt.runtime.cuda_graphs import addresses
+    from chatterbox_opt.runtime.cuda_graphs import weight_addresses
 
     pipeline = pipeline_of(engine)
     slots = pipeline.way.slots(t3, 1, 2)
     generator = torch.Generator(pipeline.device).manual_seed(0)
     asked = {
-        "addresses of all weights": lambda: addresses(t3),
+        "addresses of all weights": lambda: weight_addresses(t3),
         "noise of one request": lambda: slots.noise[0].exponential_(generator=generator),
         "state of a generator": generator.get_state,
         "latest tokens": lambda: slots.latest(1, 8),

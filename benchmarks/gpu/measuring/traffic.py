@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chatterbox_opt.config.model_config import T3Shape
+from chatterbox_opt.config.model_config import T3Config
 
 PRODUCTS = ("gemv", "gemm")  # kernels of the modules of these names in chatterbox_opt
 IN_LAYER = ("qkv", "out", "gate_up", "down")
@@ -25,7 +25,7 @@ class Kernel:
     end: float
 
 
-def matrix_sizes(shape: T3Shape) -> dict[str, tuple[int, int]]:
+def matrix_sizes(shape: T3Config) -> dict[str, tuple[int, int]]:
     """T3's matrices [out, in] of a layer, and its head."""
     width, ffn = shape.width, shape.ffn
     return {
@@ -38,7 +38,7 @@ def matrix_sizes(shape: T3Shape) -> dict[str, tuple[int, int]]:
 
 
 def step_bytes(
-    shape: T3Shape, weight_width: float, cache_width: float, positions: Sequence[int]
+    shape: T3Config, weight_width: float, cache_width: float, positions: Sequence[int]
 ) -> dict[str, float]:
     """Bytes that a step reads at least, by part: weights once, keys and values of every row.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.gpu.context import Context, main
 from benchmarks.gpu.kinds import COPY, GEMM, GPU, GRAPH, HOST_COPY, LAUNCH, READ
 from benchmarks.gpu.measuring.clocks import between_events, event_us, graph_us, host_us, vram
-from chatterbox_opt.runtime.cuda import CudaRecorder
+from chatterbox_opt.runtime.cuda import GraphCapturer
 
 SMALL = (2, 6, 16, 64, 256)  # MiB; T3's matrices are 2 to 16
 GRAPHS = (1, 32, 153)  # kernels; a decode step has 153
@@ -81,7 +81,7 @@ def _product_of(a: Tensor, b: Tensor) -> Callable[[], Tensor]:
 
 
 def _launches(context: Context, device: torch.device) -> None:
-    small, record = torch.zeros(64, device=device), CudaRecorder(device)
+    small, record = torch.zeros(64, device=device), GraphCapturer(device)
 
     def add() -> None:
         small.add_(1)

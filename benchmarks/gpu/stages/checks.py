@@ -10,7 +10,7 @@ from benchmarks.gpu.measuring import parity
 from benchmarks.gpu.measuring.clocks import allocated
 from benchmarks.gpu.measuring.engines import pipeline_of, recorded, recording
 from chatterbox_opt import Engine
-from chatterbox_opt.engine.decode import Eager
+from chatterbox_opt.engine.decode import EagerBackend
 
 DTYPES = ("float32", "int8", "float16")
 
@@ -36,7 +36,7 @@ def _dtype(context: Context, engine: Engine) -> None:
     dtype, way = engine.plan.t3, pipeline_of(engine).way
     sizes = context.sizes.requests, context.sizes.tokens
     for slots in (1, 4):
-        found = parity.token_parity(engine, way, Eager(fused=way.fused), slots, *sizes)
+        found = parity.token_parity(engine, way, EagerBackend(fused=way.fused), slots, *sizes)
         context.put(CHECK, {"name": f"tokens, {dtype}, {slots} at once"} | found)
     by = parity.pytorch_parity(engine, way, 2, *sizes)
     context.put(CHECK, {"name": f"tokens, {dtype}, by PyTorch"} | by)

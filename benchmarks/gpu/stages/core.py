@@ -13,7 +13,7 @@ from benchmarks.gpu.measuring.engines import launched, load, on_device, pipeline
 from benchmarks.gpu.measuring.modes import measure_row, modes
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.bench.backends import SENTENCE, forced_tokens
-from chatterbox_opt.engine.decode import Eager
+from chatterbox_opt.engine.decode import EagerBackend
 
 DTYPE = "float16"
 TURNS = 5  # of what a person waits for; the first two meet and record
@@ -52,7 +52,7 @@ def parity_of(context: Context, engine: Engine) -> None:
     """Few tokens: that figures are of what is right. The whole of it is in checks.py."""
     dtype, way = engine.plan.t3, pipeline_of(engine).way
     sizes = 2, min(4, context.sizes.requests), context.sizes.tokens
-    launched_too = parity.token_parity(engine, way, Eager(fused=way.fused), *sizes)
+    launched_too = parity.token_parity(engine, way, EagerBackend(fused=way.fused), *sizes)
     context.put(CHECK, {"name": f"tokens, {dtype}, replayed as launched"} | launched_too)
     name = f"tokens, {dtype}, as by PyTorch's operations"
     context.put(CHECK, {"name": name} | parity.pytorch_parity(engine, way, *sizes))
@@ -94,7 +94,7 @@ def _lengths(context: Context, engine: Engine) -> None:
             context.put(SOUND, {"mode": "launched", "dtype": engine.plan.flow} | row)
     way = pipeline_of(engine).way
     with on_device(engine, "t3") as t3:
-        by_mode = {"launched": Eager(fused=way.fused), "replayed": way}
+        by_mode = {"launched": EagerBackend(fused=way.fused), "replayed": way}
         for characters in sizes.texts:
             row = lengths.prefill_seconds(engine, t3, by_mode, characters)
             context.put(PREFILL, row)

@@ -19,20 +19,20 @@ from benchmarks.gpu.measuring.kernel_times import (
 )
 from benchmarks.gpu.measuring.traffic import matrix_sizes
 from chatterbox_opt.checkpoints.registry import locate
-from chatterbox_opt.config.model_config import Shapes
+from chatterbox_opt.config.model_config import ModelConfig
 from chatterbox_opt.kernels.cuda import selftest
 from chatterbox_opt.runtime import cuda
-from chatterbox_opt.runtime.cuda_graphs import Recorder
+from chatterbox_opt.runtime.cuda_graphs import CaptureFn
 
 
 def run(context: Context) -> None:
     """See the module."""
     device = torch.device(context.device)
-    record, shapes = cuda.CudaRecorder(device), locate(context.model).shapes
+    record, shapes = cuda.GraphCapturer(device), locate(context.model).shapes
     with context.part("plain CUDA"):
         for row in cuda_gemv.measure(device, record, matrix_sizes(shapes.t3), context.sizes.layers):
             context.put(PRODUCT, row)
-    fused = not selftest.lacks_kernels("t3", torch.float16)
+    fused = not selftest.unsupported_reason("t3", torch.float16)
     for rows in context.sizes.rows if fused else ():
         for dtype in (torch.float16, torch.int8):
             with context.part(f"products of {rows} rows, {dtype}"):
@@ -40,7 +40,7 @@ def run(context: Context) -> None:
     with context.part("attention"):
         _attention(context, record, device, shapes, fused=fused)
     with context.part("flow attention"):
-        own = not selftest.lacks_kernels("flow", torch.float16)
+        own = not selftest.unsupported_reason("flow", torch.float16)
         for frames in context.sizes.frames:
             row = flow_attention(shapes.flow, record, device, frames, fused=own)
             context.put(FLOW_ATTENTION, row)
@@ -48,9 +48,9 @@ def run(context: Context) -> None:
 
 def _products(
     context: Context,
-    record: Recorder,
+    record: CaptureFn,
     device: torch.device,
-    shapes: Shapes,
+    shapes: ModelConfig,
     rows: int,
     dtype: torch.dtype,
 ) -> None:
@@ -77,7 +77,7 @@ def made(
 
 
 def _attention(
-    context: Context, record: Recorder, device: torch.device, shapes: Shapes, *, fused: bool
+    context: Context, record: CaptureFn, device: torch.device, shapes: ModelConfig, *, fused: bool
 ) -> None:
     t3 = shapes.t3
     for rows in context.sizes.rows:

@@ -12,7 +12,7 @@ from benchmarks.gpu.kinds import PROFILE
 from benchmarks.gpu.measuring.clocks import fresh_memory, vram
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.bench.backends import SENTENCE
-from chatterbox_opt.runtime.cuda import CudaRecorder
+from chatterbox_opt.runtime.cuda import GraphCapturer
 
 NAMES = ("rtx4090", "rtx3080", "memory-limited", "dev")
 TURNS = 5
@@ -44,17 +44,17 @@ def _profile(context: Context, name: str, count: list[int]) -> None:
 def captures() -> Iterator[list[int]]:
     """Count in the block how often something is recorded: with offload it must be nothing once all
     was met."""
-    count, usual = [0], CudaRecorder.__call__
+    count, usual = [0], GraphCapturer.__call__
 
-    def counting(self: CudaRecorder, work: Any) -> Any:
+    def counting(self: GraphCapturer, work: Any) -> Any:
         count[0] += 1
         return usual(self, work)
 
-    CudaRecorder.__call__ = counting  # type: ignore[method-assign]
+    GraphCapturer.__call__ = counting  # type: ignore[method-assign]
     try:
         yield count
     finally:
-        CudaRecorder.__call__ = usual  # type: ignore[method-assign]
+        GraphCapturer.__call__ = usual  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

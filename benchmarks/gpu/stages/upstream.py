@@ -7,7 +7,7 @@ import time
 from benchmarks.gpu.context import Context, main
 from benchmarks.gpu.kinds import LOADED, RUN
 from benchmarks.gpu.measuring.clocks import fresh_memory, vram
-from chatterbox_opt.bench.backends import UPSTREAM, Job, Theirs, forced_tokens
+from chatterbox_opt.bench.backends import UPSTREAM, BenchJob, UpstreamTarget, forced_tokens
 
 RUNS = 2  # each takes seconds
 
@@ -18,7 +18,7 @@ def run(context: Context) -> None:
 
     long, short = (forced_tokens(s) for s in (context.sizes.seconds, context.sizes.short))
     start = time.perf_counter()
-    theirs = Theirs(Job(context.model, context.device, tokens=long), "")
+    theirs = UpstreamTarget(BenchJob(context.model, context.device, tokens=long), "")
     loaded = {"row": UPSTREAM, "dtype": theirs.dtype, "seconds": time.perf_counter() - start}
     context.put(LOADED, loaded | {"transformers": transformers.__version__} | vram())
     fresh_memory()

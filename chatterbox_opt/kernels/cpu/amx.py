@@ -17,11 +17,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from chatterbox_opt.kernels.cpu.llvm import BLOCK, I8, I64, LANES, has
+from chatterbox_opt.kernels.cpu.llvm import BLOCK, I8, I64, VECTOR_WIDTH, has
 
 AMX = has("amx-bf16")
 ROWS, DEPTH = 16, 32  # of the left tile; DEPTH columns of bfloat16 are 64 bytes
-WIDE = 4 * LANES  # bytes of a tile's row
+WIDE = 4 * VECTOR_WIDTH  # bytes of a tile's row
 _SUMS, _MORE = 4, 2  # the first register of four sums, and of what the sums are made of
 
 
@@ -73,7 +73,7 @@ def _scores(dims: int) -> Any:
     """
 
     def emit(b: Any, keys: Any, out: Any, apart: Any) -> None:
-        parts = range(BLOCK // LANES)
+        parts = range(BLOCK // VECTOR_WIDTH)
         for part in parts:
             _do(b, "tilezero", _SUMS + part)
         for half in range(dims // DEPTH):
@@ -91,7 +91,7 @@ def _begin(dims: int) -> Any:
     """Set the sums of ``_mix`` to 0; its argument means nothing."""
 
     def emit(b: Any, _: Any) -> None:
-        for part in range(dims // LANES):
+        for part in range(dims // VECTOR_WIDTH):
             _do(b, "tilezero", _SUMS + part)
 
     return _instruction(1, emit)
@@ -106,7 +106,7 @@ def _mix(dims: int) -> Any:
 
     def emit(b: Any, shares: Any, apart: Any, values: Any) -> None:
         _do(b, "tileloadd64", 0, _at(b, shares), apart)
-        for part in range(dims // LANES):
+        for part in range(dims // VECTOR_WIDTH):
             given = 1 + part % 3
             _do(b, "tileloadd64", given, _at(b, values, part * WIDE), I64(4 * dims))
             _do(b, "tdpbf16ps", _SUMS + part, 0, given)
@@ -118,7 +118,7 @@ def _end(dims: int) -> Any:
     """Store the sums: float32 [16, dims] into rows of BLOCK."""
 
     def emit(b: Any, out: Any) -> None:
-        for part in range(dims // LANES):
+        for part in range(dims // VECTOR_WIDTH):
             _do(b, "tilestored64", _SUMS + part, _at(b, out, part * WIDE), I64(4 * BLOCK))
 
     return _instruction(1, emit)

@@ -22,7 +22,7 @@ import platformdirs
 from numba import cfunc, types
 from numba.core import config
 
-from chatterbox_opt.kernels.cpu.llvm import HOW
+from chatterbox_opt.kernels.cpu.llvm import NJIT_OPTIONS
 
 
 @functools.cache
@@ -57,4 +57,4 @@ def entry_point(function: Callable[[Any], None]) -> Any:
         RuntimeError: the cache directory cannot be written to.
     """
     with _numba_caches_in(directory()):
-        return cfunc(types.void(types.voidptr), cache=True, **HOW)(function)
+        return cfunc(types.void(types.voidptr), cache=True, **NJIT_OPTIONS)(function)

@@ -18,19 +18,19 @@ from chatterbox_opt.kernels.cpu import amx, microkernels, softmax
 from chatterbox_opt.kernels.cpu.compile_cache import entry_point
 from chatterbox_opt.kernels.cpu.llvm import (
     BLOCK,
-    HOW,
-    LANES,
-    exact,
+    NJIT_OPTIONS,
+    VECTOR_WIDTH,
+    barrier_wait,
+    bf16_to_float,
     exp,
-    place,
+    float_to_bf16,
     pointer,
-    rounded,
-    settle,
+    thread_index,
 )
 
 QUERIES = amx.ROWS if amx.AMX else 6  # that are worked at together
 # 16 rows a power of two apart would fight for the same places of the cache; six have room there
-SPARE = 2 * LANES if amx.AMX else 0
+SPARE = 2 * VECTOR_WIDTH if amx.AMX else 0
 
 _NAMES = (
     "number",
@@ -54,7 +54,7 @@ Scratch: keys bfloat16 [rows * heads, padded frames, head_dim], values bfloat16 
 BLOCK, padded frames]; frames are padded to a multiple of BLOCK.
 """
 
-_compile = njit(nogil=True, **HOW)
+_compile = njit(nogil=True, **NJIT_OPTIONS)
 
 
 _ROWS = ("number", "size", "barrier", "rows", "width", "mish")
@@ -120,12 +120,12 @@ def _score_by_vectors(keys, d, visible, queries, scores, apart, most):
         here, out = keys + first * d * 2, scores + first * 4
         ahead = here + BLOCK * d * 2
         if first + BLOCK <= visible:
-            microkernels.scores_6(here, d * 2, queries, ahead, out, apart, most)
+            microkernels.scores_r6(here, d * 2, queries, ahead, out, apart, most)
         else:
-            microkernels.halves_6(here, d * 2, queries, ahead, out, apart)
+            microkernels.dot_bf16_r6(here, d * 2, queries, ahead, out, apart)
             for i in range(QUERIES):
                 _hide(out + i * apart, visible - first)
-                softmax.highest(out + i * apart, 1, most + i * 4 * LANES)
+                softmax.highest(out + i * apart, 1, most + i * 4 * VECTOR_WIDTH)
 
 
 @_compile
@@ -145,7 +145,7 @@ def _score_by_tiles(keys, d, visible, queries, scores, apart, most):
         for i in range(QUERIES):  # while the block is near
             if block == blocks - 1 and visible % BLOCK:
                 _hide(out + i * apart, visible % BLOCK)
-            softmax.highest(out + i * apart, 1, most + i * 4 * LANES)
+            softmax.highest(out + i * apart, 1, most + i * 4 * VECTOR_WIDTH)
 
 
 @_compile
@@ -165,9 +165,9 @@ def _read_by_vectors(values, d, visible, shares, twice, padded, read):
         for j in range(_padded(visible), padded):
             rest[j] = 0
     if d > BLOCK // 2:
-        microkernels.halves_6(values, padded * 2, shares, values, read, 4 * BLOCK)
+        microkernels.dot_bf16_r6(values, padded * 2, shares, values, read, 4 * BLOCK)
     else:
-        microkernels.halves_6_short(values, padded * 2, shares, values, read, 4 * BLOCK)
+        microkernels.dot_bf16_r6_short(values, padded * 2, shares, values, read, 4 * BLOCK)
 
 
 @_compile
@@ -230,7 +230,7 @@ def _attend(t, unit, first, scores, shares, queries, read, highest):
         for j in range(d):
             queries[i, j] = query[j]
     for i in range(QUERIES):
-        for j in range(LANES):
+        for j in range(VECTOR_WIDTH):
             highest[i, j] = -np.inf
     visible = carray(pointer(t.visible), t.rows, np.int64)[row]
     at, apart, most = scores.ctypes.data, scores.shape[1] * 4, highest.ctypes.data
@@ -239,14 +239,14 @@ def _attend(t, unit, first, scores, shares, queries, read, highest):
     scale = np.float32(1.44269504) / np.sqrt(np.float32(d))  # to powers of 2
     blocks = _padded(visible) // BLOCK
     for i in range(count):
-        lanes = most + i * 4 * LANES
+        lanes = most + i * 4 * VECTOR_WIDTH
         total = softmax.shares(at + i * apart, blocks, lanes, scale, shared + i * twice)
         highest[i, 0] = total
     _read(t.values + unit * padded * BLOCK * 2, d, visible, shared, twice, padded, mixed)
     for i in range(count):
         frame = (row * t.frames + first + i) * t.heads + head
         factor = np.float32(1) / highest[i, 0]
-        softmax.scaled(mixed + i * 4 * BLOCK, factor, d // LANES, t.out + frame * d * 2)
+        softmax.scaled(mixed + i * 4 * BLOCK, factor, d // VECTOR_WIDTH, t.out + frame * d * 2)
 
 
 @_compile
@@ -268,9 +268,9 @@ def _norm_row(t, row, weight, bias, wide):
     if t.more:
         more = _bits_at(t.more + at, n)
         for i in range(n):
-            x[i] = rounded(exact(x[i]) + exact(more[i]))
+            x[i] = float_to_bf16(bf16_to_float(x[i]) + bf16_to_float(more[i]))
     for i in range(n):
-        wide[i] = exact(x[i])
+        wide[i] = bf16_to_float(x[i])
         total += wide[i]
     mean, spread = total / np.float32(n), np.float32(0)
     for i in range(n):
@@ -283,21 +283,21 @@ def _norm_row(t, row, weight, bias, wide):
             # tanh(log(1 + e^y)) is 1 to the last bit from there on
             e = exp(y if y < np.float32(20) else np.float32(20))
             e = e * e + np.float32(2) * e
-            out[i] = rounded(y * (e / (e + np.float32(2))))
+            out[i] = float_to_bf16(y * (e / (e + np.float32(2))))
     else:
         for i in range(n):
-            out[i] = rounded(wide[i] * factor * weight[i] + bias[i])
+            out[i] = float_to_bf16(wide[i] * factor * weight[i] + bias[i])
 
 
 @entry_point
 def norm(data):
     """Work for a team: a NORM."""
     t = carray(data, 1, NORM)[0]
-    part, parts = place(t)
+    part, parts = thread_index(t)
     weight, bias = np.empty(t.width, np.float32), np.empty(t.width, np.float32)
     given, more = _bits_at(t.weight, t.width), _bits_at(t.bias, t.width)
     for i in range(t.width):
-        weight[i], bias[i] = exact(given[i]), exact(more[i])
+        weight[i], bias[i] = bf16_to_float(given[i]), bf16_to_float(more[i])
     wide = np.empty(t.width, np.float32)
     for row in range(t.rows * part // parts, t.rows * (part + 1) // parts):
         _norm_row(t, row, weight, bias, wide)
@@ -307,10 +307,10 @@ def norm(data):
 def attention(data):
     """Work for a team: an ATTENTION."""
     t = carray(data, 1, ATTENTION)[0]
-    part, parts = place(t)
+    part, parts = thread_index(t)
     for unit in range(part, t.rows * t.heads, parts):
         _pack(t, unit)
-    settle(t)
+    barrier_wait(t)
     padded = _padded(t.frames)
     scores = np.empty((QUERIES, padded + SPARE), np.float32)
     shares = np.zeros((QUERIES, padded + SPARE), np.uint16)
@@ -318,7 +318,7 @@ def attention(data):
         np.zeros((QUERIES, t.head_dim), np.uint16),
         np.empty((QUERIES, BLOCK), np.float32),
     )
-    highest = np.empty((QUERIES, LANES), np.float32)
+    highest = np.empty((QUERIES, VECTOR_WIDTH), np.float32)
     turns = (t.frames + QUERIES - 1) // QUERIES
     work = t.rows * t.heads * turns
     _start()

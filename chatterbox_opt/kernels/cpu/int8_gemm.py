@@ -17,29 +17,29 @@ from chatterbox_opt.kernels.cpu.compile_cache import entry_point
 from chatterbox_opt.kernels.cpu.llvm import (
     BLOCK,
     GROUP,
-    HOW,
-    LANES,
+    NJIT_OPTIONS,
+    VECTOR_WIDTH,
+    barrier_wait,
+    bf16_to_float,
     bits_of,
-    exact,
-    of_bits,
-    place,
+    from_bits,
     pointer,
     rint,
-    settle,
+    thread_index,
 )
 from chatterbox_opt.kernels.cpu.microkernels import (
-    bytes_1,
-    bytes_2,
-    bytes_4,
-    bytes_6,
-    finished_1,
-    finished_2,
-    finished_4,
-    finished_6,
-    nibbles_1,
-    nibbles_2,
-    nibbles_4,
-    nibbles_6,
+    dot_s4_r1,
+    dot_s4_r2,
+    dot_s4_r4,
+    dot_s4_r6,
+    dot_u8s8_bf16_r1,
+    dot_u8s8_bf16_r2,
+    dot_u8s8_bf16_r4,
+    dot_u8s8_bf16_r6,
+    dot_u8s8_r1,
+    dot_u8s8_r2,
+    dot_u8s8_r4,
+    dot_u8s8_r6,
 )
 
 ZERO = 128  # int8 weights are stored as unsigned bytes with this for 0
@@ -64,37 +64,41 @@ Scratch: codes int8 [rows, padded], sums int32 [rows, padded / GROUP + 1] (the l
 scales float32 [rows].
 """
 
-_compile = njit(nogil=True, **HOW)
+_compile = njit(nogil=True, **NJIT_OPTIONS)
 _FLOAT = np.float32
 
 
 @_compile
-def _at_once(left):
+def _rows_per_tile(left):
     """How many of ``left`` rows microkernels.py multiplies together."""
     return 6 if left >= 6 else 4 if left >= 4 else 2 if left >= 2 else 1
 
 
 @_compile
-def _ahead(m, first, rows, turn):
+def _prefetch_address(m, first, rows, turn):
     """What is brought nearer while int8 outputs from ``first`` on are worked at: turn by turn, of
     the four that go through the same weights, a part of the next ones."""
-    return m.weights + (first + BLOCK) * m.padded + (turn % 4 * LANES * m.padded if rows > 2 else 0)
+    return (
+        m.weights
+        + (first + BLOCK) * m.padded
+        + (turn % 4 * VECTOR_WIDTH * m.padded if rows > 2 else 0)
+    )
 
 
 @_compile
-def _eight(m, t, first, row, rows, turn, counts, totals):
+def _int8_tile(m, t, first, row, rows, turn, counts, totals):
     """Rows from ``row`` on times int8 outputs from ``first`` on: float32 [rows, BLOCK]."""
     n, out = m.padded, counts.ctypes.data
     weights, codes = m.weights + first * n, t.codes + row * n
-    ahead = _ahead(m, first, rows, turn)
+    ahead = _prefetch_address(m, first, rows, turn)
     if rows == 6:
-        bytes_6(weights, n, codes, ahead, out, 4 * BLOCK)
+        dot_u8s8_r6(weights, n, codes, ahead, out, 4 * BLOCK)
     elif rows == 4:
-        bytes_4(weights, n, codes, ahead, out, 4 * BLOCK)
+        dot_u8s8_r4(weights, n, codes, ahead, out, 4 * BLOCK)
     elif rows == 2:
-        bytes_2(weights, n, codes, ahead, out, 4 * BLOCK)
+        dot_u8s8_r2(weights, n, codes, ahead, out, 4 * BLOCK)
     else:
-        bytes_1(weights, n, codes, ahead, out, 4 * BLOCK)
+        dot_u8s8_r1(weights, n, codes, ahead, out, 4 * BLOCK)
     sums = carray(pointer(t.sums), (t.rows, n // GROUP + 1), np.int32)
     scales = carray(pointer(m.scales + first * 4), BLOCK, np.float32)
     for i in range(rows):
@@ -104,7 +108,7 @@ def _eight(m, t, first, row, rows, turn, counts, totals):
 
 
 @_compile
-def _four(m, t, first, row, rows, turn, totals):
+def _int4_tile(m, t, first, row, rows, turn, totals):
     """The same with int4 weights."""
     n = m.padded
     codes, sums = t.codes + row * n, t.sums + row * (n // GROUP + 1) * 4
@@ -112,19 +116,21 @@ def _four(m, t, first, row, rows, turn, totals):
         outputs = first + half * BLOCK // 2
         weights, scales = m.weights + outputs * n // 2, m.scales + outputs * n // GROUP * 4
         out = totals.ctypes.data + half * BLOCK // 2 * 4
-        ahead = weights + (BLOCK * n + turn % 2 * LANES * n if rows > 2 else BLOCK // 2 * n) // 2
+        ahead = (
+            weights + (BLOCK * n + turn % 2 * VECTOR_WIDTH * n if rows > 2 else BLOCK // 2 * n) // 2
+        )
         if rows == 6:
-            nibbles_6(weights, scales, n, codes, sums, out, ahead)
+            dot_s4_r6(weights, scales, n, codes, sums, out, ahead)
         elif rows == 4:
-            nibbles_4(weights, scales, n, codes, sums, out, ahead)
+            dot_s4_r4(weights, scales, n, codes, sums, out, ahead)
         elif rows == 2:
-            nibbles_2(weights, scales, n, codes, sums, out, ahead)
+            dot_s4_r2(weights, scales, n, codes, sums, out, ahead)
         else:
-            nibbles_1(weights, scales, n, codes, sums, out, ahead)
+            dot_s4_r1(weights, scales, n, codes, sums, out, ahead)
 
 
 @_compile
-def multiply(m, t, out, add, part, parts):
+def multiply_rows(m, t, out, add, part, parts):
     """Quantised rows times a part of the outputs of a matrix, to or onto out [rows, outputs]."""
     counts, totals = np.empty((6, BLOCK), np.int32), np.empty((6, BLOCK), np.float32)
     scales = carray(pointer(t.scales), t.rows, np.float32)
@@ -133,11 +139,11 @@ def multiply(m, t, out, add, part, parts):
         first, row, turn = block * BLOCK, 0, 0
         last = min(BLOCK, m.outputs - first)
         while row < t.rows:
-            rows = _at_once(t.rows - row)
+            rows = _rows_per_tile(t.rows - row)
             if m.bits == 8:
-                _eight(m, t, first, row, rows, turn, counts, totals)
+                _int8_tile(m, t, first, row, rows, turn, counts, totals)
             else:
-                _four(m, t, first, row, rows, turn, totals)
+                _int4_tile(m, t, first, row, rows, turn, totals)
             for i in range(rows):
                 scale = scales[row + i]
                 if add:
@@ -151,7 +157,7 @@ def multiply(m, t, out, add, part, parts):
 
 
 @_compile
-def quantise(x, row, m, t):
+def quantize_row(x, row, m, t):
     """Round one row float32 [inputs] for a matrix.
 
     The largest is found among bits as integers, which order like the numbers, NaN above all.
@@ -164,7 +170,7 @@ def quantise(x, row, m, t):
     for i in range(m.inputs):
         new = np.int32(bits_of(x[i]) & np.int32(0x7FFFFFFF))
         largest = new if new > largest else largest
-    factor = _FLOAT(LEVELS) / of_bits(largest)
+    factor = _FLOAT(LEVELS) / from_bits(largest)
     for i in range(m.inputs):
         codes[i] = np.int8(np.int32(rint(x[i] * factor)))
     codes[m.inputs :] = 0
@@ -175,11 +181,11 @@ def quantise(x, row, m, t):
             total += np.int32(codes[i])
         sums[group] = total
         sums[groups] += total
-    scales[row] = of_bits(largest) / _FLOAT(LEVELS)
+    scales[row] = from_bits(largest) / _FLOAT(LEVELS)
 
 
 @_compile
-def _halves(m, t, start, end, wide):
+def _bf16_rows(m, t, start, end, wide):
     """Rows from ``start`` to ``end`` times int8, bfloat16 before and after.
 
     Args:
@@ -188,45 +194,45 @@ def _halves(m, t, start, end, wide):
     x = carray(pointer(t.x), (t.rows, m.inputs), np.uint16)
     for row in range(start, end):
         for i in range(m.inputs):
-            wide[i] = exact(x[row, i])
-        quantise(wide, row, m, t)
+            wide[i] = bf16_to_float(x[row, i])
+        quantize_row(wide, row, m, t)
     n, apart = m.padded, (m.outputs + BLOCK - 1) // BLOCK * BLOCK * 2
     sums_apart = (n // GROUP + 1) * 4
     for first in range(0, m.outputs, BLOCK):
         weights, factors, bias = m.weights + first * n, m.scales + first * 4, t.bias + first * 4
         row, turn = start, 0
         while row < end:
-            rows = _at_once(end - row)
+            rows = _rows_per_tile(end - row)
             codes, scales, sums = t.codes + row * n, t.scales + row * 4, t.sums + row * sums_apart
             sums += sums_apart - 4  # of all groups
-            out, ahead = t.out + row * apart + first * 2, _ahead(m, first, rows, turn)
+            out, ahead = t.out + row * apart + first * 2, _prefetch_address(m, first, rows, turn)
             more = (scales, sums, sums_apart, factors, bias)
             if rows == 6:
-                finished_6(weights, n, codes, ahead, out, apart, *more)
+                dot_u8s8_bf16_r6(weights, n, codes, ahead, out, apart, *more)
             elif rows == 4:
-                finished_4(weights, n, codes, ahead, out, apart, *more)
+                dot_u8s8_bf16_r4(weights, n, codes, ahead, out, apart, *more)
             elif rows == 2:
-                finished_2(weights, n, codes, ahead, out, apart, *more)
+                dot_u8s8_bf16_r2(weights, n, codes, ahead, out, apart, *more)
             else:
-                finished_1(weights, n, codes, ahead, out, apart, *more)
+                dot_u8s8_bf16_r1(weights, n, codes, ahead, out, apart, *more)
             row += rows
             turn += 1
 
 
 @entry_point
-def product(data):
+def gemm(data):
     """Work for a team: a PRODUCT. Rows of halves are many, and shared; else outputs are."""
     t = carray(data, 1, PRODUCT)[0]
-    part, parts = place(t)
+    part, parts = thread_index(t)
     m = carray(pointer(t.matrix), 1, MATRIX)[0]
     if t.halves:
         wide = np.empty(m.inputs, np.float32)
         end = t.rows * (part + 1) // parts
         for start in range(t.rows * part // parts, end, CHUNK):
-            _halves(m, t, start, min(start + CHUNK, end), wide)
+            _bf16_rows(m, t, start, min(start + CHUNK, end), wide)
         return
     x = carray(pointer(t.x), (t.rows, m.inputs), np.float32)
     for row in range(part, t.rows, parts):
-        quantise(x[row], row, m, t)
-    settle(t)
-    multiply(m, t, carray(pointer(t.out), (t.rows, m.outputs), np.float32), False, part, parts)
+        quantize_row(x[row], row, m, t)
+    barrier_wait(t)
+    multiply_rows(m, t, carray(pointer(t.out), (t.rows, m.outputs), np.float32), False, part, parts)

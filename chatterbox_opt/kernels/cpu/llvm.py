@@ -17,15 +17,15 @@ from numba.core import cgutils, config
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
-LANES = 16  # outputs that one vector sums for
+VECTOR_WIDTH = 16  # outputs that one vector sums for
 STEP = 4  # columns that one lane multiplies at a time
 GROUP = 32  # columns whose codes are summed together; int4: they share a scale and a minimum
-BLOCK = 4 * LANES  # outputs that are worked at together
+BLOCK = 4 * VECTOR_WIDTH  # outputs that are worked at together
 # how numba compiles: sums in any order, so that loops become vectors; NaN and infinity stay
-HOW = {"error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
+NJIT_OPTIONS = {"error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-INTS, FLOATS = ir.VectorType(I32, LANES), ir.VectorType(ir.FloatType(), LANES)
+INTS, FLOATS = ir.VectorType(I32, VECTOR_WIDTH), ir.VectorType(ir.FloatType(), VECTOR_WIDTH)
 
 
 class _BFloat(ir.Type):  # type: ignore[misc]
@@ -44,53 +44,55 @@ def has(feature: str) -> bool:
 VNNI, BFLOAT16 = has("avx512vnni"), has("avx512bf16")
 
 
-def every(value: int) -> Any:
+def constant_vector(value: int) -> Any:
     """A vector of one int32."""
-    return ir.Constant(INTS, [value] * LANES)
+    return ir.Constant(INTS, [value] * VECTOR_WIDTH)
 
 
 def splat(b: Any, scalar: Any) -> Any:
     """A vector of one int32 that is only known later."""
     nothing = ir.Constant(INTS, ir.Undefined)
-    return b.shuffle_vector(b.insert_element(nothing, scalar, I32(0)), nothing, every(0))
+    return b.shuffle_vector(b.insert_element(nothing, scalar, I32(0)), nothing, constant_vector(0))
 
 
-def dot_bytes(b: Any, total: Any, weights: Any, codes: Any) -> Any:
+def dot_u8s8(b: Any, total: Any, weights: Any, codes: Any) -> Any:
     """Add to each lane of int32 ``total`` four unsigned bytes times four signed ones."""
     if VNNI:
         kind = ir.FunctionType(INTS, [INTS] * 3)
         call = cgutils.get_or_insert_function(b.module, kind, "llvm.x86.avx512.vpdpbusd.512")
         return b.call(call, [total, weights, codes])
-    pairs, wide = ir.VectorType(I16, 2 * LANES), ir.VectorType(I32, 2 * LANES)
-    eight = ir.Constant(pairs, [8] * 2 * LANES)
+    pairs, wide = ir.VectorType(I16, 2 * VECTOR_WIDTH), ir.VectorType(I32, 2 * VECTOR_WIDTH)
+    eight = ir.Constant(pairs, [8] * 2 * VECTOR_WIDTH)
     for shift in (0, 8):  # bytes 0 and 2, then 1 and 3, as 16-bit numbers: pmaddwd on x86
-        unsigned = b.bitcast(b.and_(b.lshr(weights, every(shift)), every(0x00FF00FF)), pairs)
+        unsigned = b.bitcast(
+            b.and_(b.lshr(weights, constant_vector(shift)), constant_vector(0x00FF00FF)), pairs
+        )
         signed = b.bitcast(codes, pairs)
         signed = b.ashr(signed if shift else b.shl(signed, eight), eight)
         both = b.mul(b.sext(unsigned, wide), b.sext(signed, wide))
         for first in (0, 1):
-            half = ir.Constant(INTS, list(range(first, 2 * LANES, 2)))
+            half = ir.Constant(INTS, list(range(first, 2 * VECTOR_WIDTH, 2)))
             total = b.add(total, b.shuffle_vector(both, ir.Constant(wide, ir.Undefined), half))
     return total
 
 
-def dot_halves(b: Any, total: Any, weights: Any, values: Any) -> Any:
+def dot_bf16(b: Any, total: Any, weights: Any, values: Any) -> Any:
     """Add to each lane of float32 ``total`` two products of bfloat16 numbers."""
     kind = ir.FunctionType(FLOATS, [FLOATS, INTS, INTS])
     call = cgutils.get_or_insert_function(b.module, kind, "llvm.x86.avx512bf16.dpbf16ps.512")
     return b.call(call, [total, weights, values])
 
 
-def to_bfloat(b: Any, value: Any) -> Any:
+def to_bf16(b: Any, value: Any) -> Any:
     """The bits of bfloat16, 16-bit integers, of one float32 or a vector, to nearest even."""
     vector = isinstance(value.type, ir.VectorType)
     kinds = (I16, I32, _BFloat())
-    narrow, wide, half = (ir.VectorType(k, LANES) if vector else k for k in kinds)
+    narrow, wide, half = (ir.VectorType(k, VECTOR_WIDTH) if vector else k for k in kinds)
     if BFLOAT16:
         return b.bitcast(b.fptrunc(value, half), narrow)
 
     def constant(number: int) -> Any:
-        return ir.Constant(wide, [number] * LANES if vector else number)
+        return ir.Constant(wide, [number] * VECTOR_WIDTH if vector else number)
 
     bits = b.bitcast(value, wide)
     odd = b.and_(b.lshr(bits, constant(16)), constant(1))
@@ -143,18 +145,18 @@ def _round(b: Any, value: Any) -> Any:
 
 
 pointer = _simple(types.voidptr(types.int64), lambda b, v: b.inttoptr(v, I8.as_pointer()))
-asked = _simple(types.int64(types.int64), lambda b, v: b.sext(_called(b, v, I32), I64))
+call_int = _simple(types.int64(types.int64), lambda b, v: b.sext(_called(b, v, I32), I64))
 wait = _simple(types.int64(types.int64), _wait_there)
 rint = _simple(types.float32(types.float32), _round)
 bits_of = _simple(types.int32(types.float32), lambda b, v: b.bitcast(v, I32))
-of_bits = _simple(types.float32(types.int32), lambda b, v: b.bitcast(v, ir.FloatType()))
+from_bits = _simple(types.float32(types.int32), lambda b, v: b.bitcast(v, ir.FloatType()))
 
 
-rounded = _simple(types.uint16(types.float32), lambda b, v: to_bfloat(b, v))
-narrowed = _simple(
+float_to_bf16 = _simple(types.uint16(types.float32), lambda b, v: to_bf16(b, v))
+float_to_half = _simple(
     types.uint16(types.float32), lambda b, v: b.bitcast(b.fptrunc(v, ir.HalfType()), I16)
 )
-widened = _simple(
+half_to_float = _simple(
     types.float32(types.uint16), lambda b, v: b.fpext(b.bitcast(v, ir.HalfType()), ir.FloatType())
 )
 
@@ -174,23 +176,23 @@ def exp(x):
     y = y * x + np.float32(1.6666665459e-1)
     y = y * x + np.float32(5.0000001201e-1)
     y = y * x * x + x + np.float32(1)
-    return y * of_bits(np.int32(np.int32(np.int32(n) + np.int32(127)) << np.int32(23)))
+    return y * from_bits(np.int32(np.int32(np.int32(n) + np.int32(127)) << np.int32(23)))
 
 
 @njit(nogil=True)
-def place(t):
+def thread_index(t):
     """Which thread this is, of how many (openmp.py): ``t`` has ``number`` and ``size``."""
-    return (asked(t.number), asked(t.size)) if t.number else (0, 1)
+    return (call_int(t.number), call_int(t.size)) if t.number else (0, 1)
 
 
 @njit(nogil=True)
-def settle(t):
+def barrier_wait(t):
     """Wait until all threads are here: ``t`` has ``barrier``."""
     if t.barrier:
         wait(t.barrier)
 
 
 @njit(nogil=True)
-def exact(bits):
+def bf16_to_float(bits):
     """Bits of bfloat16, uint16, to float32."""
-    return of_bits(np.int32(np.int32(bits) << np.int32(16)))
+    return from_bits(np.int32(np.int32(bits) << np.int32(16)))

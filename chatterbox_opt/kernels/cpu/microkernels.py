@@ -23,19 +23,19 @@ from chatterbox_opt.kernels.cpu.llvm import (
     I32,
     I64,
     INTS,
-    LANES,
     STEP,
-    dot_bytes,
-    dot_halves,
-    every,
+    VECTOR_WIDTH,
+    constant_vector,
+    dot_bf16,
+    dot_u8s8,
     fma,
     pointers,
     prefetch,
     splat,
-    to_bfloat,
+    to_bf16,
 )
 
-NOTHING = ir.Constant(FLOATS, [0.0] * LANES)
+NOTHING = ir.Constant(FLOATS, [0.0] * VECTOR_WIDTH)
 
 
 def loop(b: Any, times: Any, starts: list[Any], body: Any) -> list[Any]:
@@ -126,9 +126,9 @@ def _scores_tile(rows: int, blocks: int) -> Any:
     def tile(context, weights, size, values, ahead, out, apart, highest):
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
             *given, out, apart, highest = arguments
-            sums = _sums(b, (rows, blocks), dot_halves, NOTHING, given)
+            sums = _sums(b, (rows, blocks), dot_bf16, NOTHING, given)
             _store(b, sums, rows, out, apart)
-            for row, p in enumerate(pointers(b, highest, I64(4 * LANES), rows, FLOATS)):
+            for row, p in enumerate(pointers(b, highest, I64(4 * VECTOR_WIDTH), rows, FLOATS)):
                 most = b.load(p, align=4)
                 for new in sums[row * blocks : (row + 1) * blocks]:
                     most = b.select(b.fcmp_ordered(">", new, most), new, most)
@@ -140,7 +140,7 @@ def _scores_tile(rows: int, blocks: int) -> Any:
     return tile
 
 
-def _finished_tile(rows: int, blocks: int) -> Any:
+def _bf16_output_tile(rows: int, blocks: int) -> Any:
     """The same from bytes to finished bfloat16: (sum - zero) * factor * scale + bias.
 
     More arguments: scales, float32 of each row; sums, int32 of each row, of which 128 times as much
@@ -154,12 +154,15 @@ def _finished_tile(rows: int, blocks: int) -> Any:
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
             *given, out, apart, scales, sums, sums_apart, factors, bias = arguments
             columns = (factors, bias)
-            counts = _sums(b, (rows, blocks), dot_bytes, every(0), given)
+            counts = _sums(b, (rows, blocks), dot_u8s8, constant_vector(0), given)
             factors, bias = (
-                [b.load(p, align=4) for p in pointers(b, column, I64(4 * LANES), blocks, FLOATS)]
+                [
+                    b.load(p, align=4)
+                    for p in pointers(b, column, I64(4 * VECTOR_WIDTH), blocks, FLOATS)
+                ]
                 for column in columns
             )
-            outs = pointers(b, out, apart, rows, ir.VectorType(I16, LANES))
+            outs = pointers(b, out, apart, rows, ir.VectorType(I16, VECTOR_WIDTH))
             rows_of = (
                 pointers(b, scales, I64(4), rows, I32),
                 pointers(b, sums, sums_apart, rows, I32),
@@ -170,7 +173,7 @@ def _finished_tile(rows: int, blocks: int) -> Any:
                 for j in range(blocks):
                     counted = b.sitofp(b.sub(counts[row * blocks + j], zero), FLOATS)
                     made = fma(b, b.fmul(counted, factors[j]), factor, bias[j])
-                    b.store(to_bfloat(b, made), b.gep(outs[row], [I64(j)]), align=2)
+                    b.store(to_bf16(b, made), b.gep(outs[row], [I64(j)]), align=2)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 11), generate
@@ -178,7 +181,7 @@ def _finished_tile(rows: int, blocks: int) -> Any:
     return tile
 
 
-def _nibbles_tile(rows: int, blocks: int) -> Any:
+def _int4_tile(rows: int, blocks: int) -> Any:
     """The same from nibbles, scaled by group: float32 [rows, BLOCK].
 
     Its arguments: weights, scales, padded columns, codes, the int32 sums of their groups, whose
@@ -188,32 +191,35 @@ def _nibbles_tile(rows: int, blocks: int) -> Any:
 
     @intrinsic
     def tile(context, weights, scales, padded, codes, sums, out, ahead):
-        halves = ir.VectorType(I16, LANES)
+        halves = ir.VectorType(I16, VECTOR_WIDTH)
 
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
             weights, scales, padded, codes, sums, out, ahead = arguments
             groups = b.sdiv(padded, I64(GROUP))
             vectors = b.inttoptr(weights, INTS.as_pointer())
-            pairs = pointers(b, scales, b.mul(groups, I64(4 * LANES)), blocks, halves)
+            pairs = pointers(b, scales, b.mul(groups, I64(4 * VECTOR_WIDTH)), blocks, halves)
             scalars = pointers(b, codes, padded, rows, I32)
             stride = b.mul(b.add(groups, I64(1)), I64(4))
             added = pointers(b, sums, stride, rows, I32)
 
             def widen(p: Any, i: Any) -> Any:  # bfloat16 is the upper half of float32
                 bits = b.zext(b.load(b.gep(p, [i]), align=2), INTS)
-                return b.bitcast(b.shl(bits, every(16)), FLOATS)
+                return b.bitcast(b.shl(bits, constant_vector(16)), FLOATS)
 
             def body(group: Any, totals: list[Any]) -> list[Any]:
-                counts = [every(0)] * (rows * blocks)
+                counts = [constant_vector(0)] * (rows * blocks)
                 for step in range(4):
                     i = b.add(b.shl(group, I64(2)), I64(step))
                     prefetch(b, b.add(ahead, b.shl(i, I64(6))))
                     loaded = _loaded(b, vectors, i, blocks)
-                    low = [b.and_(w, every(0x0F0F0F0F)) for w in loaded]
-                    high = [b.and_(b.lshr(w, every(4)), every(0x0F0F0F0F)) for w in loaded]
+                    low = [b.and_(w, constant_vector(0x0F0F0F0F)) for w in loaded]
+                    high = [
+                        b.and_(b.lshr(w, constant_vector(4)), constant_vector(0x0F0F0F0F))
+                        for w in loaded
+                    ]
                     for nibbles, at in ((low, step), (high, step + 4)):
                         i = b.add(b.shl(group, I64(3)), I64(at))
-                        counts = _add_products(b, counts, nibbles, scalars, i, dot_bytes)
+                        counts = _add_products(b, counts, nibbles, scalars, i, dot_u8s8)
                 twice = b.shl(group, I64(1))
                 scale = [widen(p, twice) for p in pairs]
                 least = [widen(p, b.add(twice, I64(1))) for p in pairs]
@@ -237,16 +243,16 @@ def _nibbles_tile(rows: int, blocks: int) -> Any:
 
 
 # 24 of 32 registers hold sums at most; a block of nibbles is worked at by halves
-bytes_1, bytes_2, bytes_4, bytes_6 = (
-    _tile(rows, BLOCK // LANES, dot_bytes, every(0)) for rows in (1, 2, 4, 6)
+dot_u8s8_r1, dot_u8s8_r2, dot_u8s8_r4, dot_u8s8_r6 = (
+    _tile(rows, BLOCK // VECTOR_WIDTH, dot_u8s8, constant_vector(0)) for rows in (1, 2, 4, 6)
 )
-halves_6, halves_6_short = (  # short ones give half a BLOCK of outputs
-    _tile(6, blocks, dot_halves, NOTHING) for blocks in (4, 2)
+dot_bf16_r6, dot_bf16_r6_short = (  # short ones give half a BLOCK of outputs
+    _tile(6, blocks, dot_bf16, NOTHING) for blocks in (4, 2)
 )
-scores_6 = _scores_tile(6, BLOCK // LANES)
-finished_1, finished_2, finished_4, finished_6 = (
-    _finished_tile(rows, BLOCK // LANES) for rows in (1, 2, 4, 6)
+scores_r6 = _scores_tile(6, BLOCK // VECTOR_WIDTH)
+dot_u8s8_bf16_r1, dot_u8s8_bf16_r2, dot_u8s8_bf16_r4, dot_u8s8_bf16_r6 = (
+    _bf16_output_tile(rows, BLOCK // VECTOR_WIDTH) for rows in (1, 2, 4, 6)
 )
-nibbles_1, nibbles_2, nibbles_4, nibbles_6 = (
-    _nibbles_tile(rows, BLOCK // LANES // 2) for rows in (1, 2, 4, 6)
+dot_s4_r1, dot_s4_r2, dot_s4_r4, dot_s4_r6 = (
+    _int4_tile(rows, BLOCK // VECTOR_WIDTH // 2) for rows in (1, 2, 4, 6)
 )

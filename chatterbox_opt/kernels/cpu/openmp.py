@@ -5,7 +5,7 @@ Knows OpenMP's entry points inside the library that PyTorch has loaded. Knows no
 A second team of threads in the process would fight the first for the cores: either one spins for a
 while when it has nothing to do. So there is only one. Starting it takes 2 us and waiting for each
 other 0.4 us on two cores. Where PyTorch's library is another one (Windows, macOS), work of ours
-could only be done by the thread that asks for it, and is refused if PyTorch has more (``trial``).
+could only be done by the thread that asks for it, and is refused if PyTorch has more (``selftest``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAPS = "/proc/self/maps"  # what is loaded into this process, on Linux
 
 
 @dataclass(frozen=True, slots=True)
-class Team:
+class OpenMPRuntime:
     """Addresses of C functions; 0 where there are none, and then one thread does it all.
 
     Attributes:
@@ -59,7 +59,7 @@ class Team:
         return made
 
 
-def place(task: Any, **tensors: Tensor) -> None:
+def set_pointers(task: Any, **tensors: Tensor) -> None:
     """Write where tensors lie; they have to live until the work is done."""
     for name, tensor in tensors.items():
         task[name] = tensor.data_ptr()
@@ -70,7 +70,7 @@ _WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 @functools.cache
-def of_torch() -> Team:
+def torch_openmp() -> OpenMPRuntime:
     """The team of the GNU OpenMP library that PyTorch brings."""
     package = Path(torch.__file__).resolve().parent
     inside = (f"{package}/", f"{package}.libs/")  # others bring their own
@@ -80,21 +80,21 @@ def of_torch() -> Team:
     for path in sorted(p for p in loaded if "libgomp" in p and p.startswith(inside)):
         library = ctypes.CDLL(path)
         names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier")
-        return Team(*(_address(library, name) for name in names))
-    return Team()
+        return OpenMPRuntime(*(_address(library, name) for name in names))
+    return OpenMPRuntime()
 
 
 def _address(library: Any, name: str) -> int:
     return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
 
 
-def trial(work: Callable[[], str]) -> str:
+def selftest(work: Callable[[], str]) -> str:
     """Try code of ours: why it cannot serve here, or "".
 
     Args:
         work: imports it, runs a little of it, and says what is wrong.
     """
-    if not of_torch().parallel and torch.get_num_threads() > 1:
+    if not torch_openmp().parallel and torch.get_num_threads() > 1:
         return "PyTorch's threads cannot be lent here (no libgomp of its own)"
     try:
         from numba.core.errors import NumbaError

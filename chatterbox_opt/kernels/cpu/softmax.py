@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from chatterbox_opt.kernels.cpu.llvm import FLOATS, I16, I32, I64, LANES, fma, splat, to_bfloat
+from chatterbox_opt.kernels.cpu.llvm import FLOATS, I16, I32, I64, VECTOR_WIDTH, fma, splat, to_bf16
 from chatterbox_opt.kernels.cpu.microkernels import NOTHING, loop
 
 # 2 to the power of a number from 0 to 1, the highest power first: 3e-6 off; fitted here
@@ -22,7 +22,7 @@ _ABOVE_FLOOR = 9  # of a number: what is above the next lower whole one; and no 
 
 
 def _constant(number: float) -> Any:
-    return ir.Constant(FLOATS, [number] * LANES)
+    return ir.Constant(FLOATS, [number] * VECTOR_WIDTH)
 
 
 def _instruction(b: Any, name: str, x: Any, y: Any) -> Any:
@@ -87,7 +87,7 @@ def shares(context, scores, blocks, most, scale, out):
             b.bitcast(splat(b, b.bitcast(number, I32)), FLOATS) for number in (below, scale)
         )
         vectors = b.inttoptr(scores, FLOATS.as_pointer())
-        halves = b.inttoptr(out, ir.VectorType(I16, LANES).as_pointer())
+        halves = b.inttoptr(out, ir.VectorType(I16, VECTOR_WIDTH).as_pointer())
 
         def body(i: Any, sums: list[Any]) -> list[Any]:
             after = []
@@ -95,7 +95,7 @@ def shares(context, scores, blocks, most, scale, out):
                 at = b.add(b.mul(i, I64(len(sums))), I64(j))
                 given = b.load(b.gep(vectors, [at]), align=4)
                 made = _power(b, fma(b, given, scale, below))
-                b.store(to_bfloat(b, made), b.gep(halves, [at]), align=2)
+                b.store(to_bf16(b, made), b.gep(halves, [at]), align=2)
                 after.append(b.fadd(total, made))
             return after
 
@@ -117,11 +117,11 @@ def scaled(context, numbers, factor, vectors, out):
         numbers, factor, vectors, out = arguments
         by = b.bitcast(splat(b, b.bitcast(factor, I32)), FLOATS)
         given = b.inttoptr(numbers, FLOATS.as_pointer())
-        halves = b.inttoptr(out, ir.VectorType(I16, LANES).as_pointer())
+        halves = b.inttoptr(out, ir.VectorType(I16, VECTOR_WIDTH).as_pointer())
 
         def body(i: Any, _: list[Any]) -> list[Any]:
             made = b.fmul(b.load(b.gep(given, [i]), align=4), by)
-            b.store(to_bfloat(b, made), b.gep(halves, [i]), align=2)
+            b.store(to_bf16(b, made), b.gep(halves, [i]), align=2)
             return []
 
         loop(b, vectors, [], body)

@@ -14,16 +14,16 @@ import numpy as np
 from numba import carray, njit
 
 from chatterbox_opt.kernels.cpu.compile_cache import entry_point
-from chatterbox_opt.kernels.cpu.int8_gemm import MATRIX, ROWS, multiply, quantise
+from chatterbox_opt.kernels.cpu.int8_gemm import MATRIX, ROWS, multiply_rows, quantize_row
 from chatterbox_opt.kernels.cpu.llvm import (
-    HOW,
-    LANES,
+    NJIT_OPTIONS,
+    VECTOR_WIDTH,
+    barrier_wait,
     exp,
-    narrowed,
-    place,
+    float_to_half,
+    half_to_float,
     pointer,
-    settle,
-    widened,
+    thread_index,
 )
 
 _SHAPE = ("layers", "each", "heads", "head_dim", "ffn", "utterances")
@@ -43,7 +43,7 @@ utterances, 2], addresses of keys and values in float16 (ragged_kv_cache.py); ro
 compiled_integers.PRODUCT.
 """
 
-_compile = njit(nogil=True, **HOW)
+_compile = njit(nogil=True, **NJIT_OPTIONS)
 _FLOAT = np.float32
 
 
@@ -63,7 +63,7 @@ def _kept(x):
     """To float16; at the end of its range, not beyond."""
     x = _FLOAT(65504) if x > _FLOAT(65504) else x  # NaN stays
     x = _FLOAT(-65504) if x < _FLOAT(-65504) else x
-    return narrowed(x)
+    return float_to_half(x)
 
 
 @_compile
@@ -96,19 +96,21 @@ def _attend(t, layer, number):
     for p in range(last + 1):
         score = _FLOAT(0)
         for i in range(n):
-            score += query[i] * widened(keys[p, i])
+            score += query[i] * half_to_float(keys[p, i])
         weights[p] = score
         highest = max(highest, score)
     total = _FLOAT(0)
     for p in range(last + 1):
         weights[p] = exp(weights[p] - highest)
         total += weights[p]
-    read = (last // LANES + 1) * LANES  # whole vectors; there is nothing but zeros behind
+    read = (
+        last // VECTOR_WIDTH + 1
+    ) * VECTOR_WIDTH  # whole vectors; there is nothing but zeros behind
     weights[last + 1 : read] = 0
     for i in range(n):
         attended = _FLOAT(0)
         for p in range(read):
-            attended += weights[p] * widened(values[i, p])
+            attended += weights[p] * half_to_float(values[i, p])
         out[i] = attended / total
 
 
@@ -117,8 +119,8 @@ def _norm_rows(t, x, weight, m, part, parts):
     narrow = carray(pointer(t.narrow), x.shape, np.float32)
     for row in range(part, t.rows, parts):
         _normed(x[row], weight, t.eps, narrow[row])
-        quantise(narrow[row], row, m, t)
-    settle(t)
+        quantize_row(narrow[row], row, m, t)
+    barrier_wait(t)
 
 
 @_compile
@@ -132,34 +134,34 @@ def _layer(t, i, part, parts):
     qkv = carray(pointer(t.wide), (rows, 3 * width), np.float32)
     both = carray(pointer(t.wide), (rows, 2 * t.ffn), np.float32)
     _norm_rows(t, x, norms[2 * i], matrices[4 * i], part, parts)
-    multiply(matrices[4 * i], t, qkv, False, part, parts)
-    settle(t)
+    multiply_rows(matrices[4 * i], t, qkv, False, part, parts)
+    barrier_wait(t)
     for n in range(part, rows * t.heads, parts):
         _attend(t, i, n)
-    settle(t)
+    barrier_wait(t)
     for row in range(part, rows, parts):
-        quantise(narrow[row], row, matrices[4 * i + 1], t)
-    settle(t)
-    multiply(matrices[4 * i + 1], t, x, True, part, parts)
-    settle(t)
+        quantize_row(narrow[row], row, matrices[4 * i + 1], t)
+    barrier_wait(t)
+    multiply_rows(matrices[4 * i + 1], t, x, True, part, parts)
+    barrier_wait(t)
     _norm_rows(t, x, norms[2 * i + 1], matrices[4 * i + 2], part, parts)
-    multiply(matrices[4 * i + 2], t, both, False, part, parts)
-    settle(t)
+    multiply_rows(matrices[4 * i + 2], t, both, False, part, parts)
+    barrier_wait(t)
     for row in range(part, rows, parts):
         gate, up = both[row, : t.ffn], both[row, t.ffn :]
         for j in range(t.ffn):
             gate[j] = gate[j] / (_FLOAT(1) + exp(-gate[j])) * up[j]
-        quantise(gate, row, matrices[4 * i + 3], t)
-    settle(t)
-    multiply(matrices[4 * i + 3], t, x, True, part, parts)
-    settle(t)
+        quantize_row(gate, row, matrices[4 * i + 3], t)
+    barrier_wait(t)
+    multiply_rows(matrices[4 * i + 3], t, x, True, part, parts)
+    barrier_wait(t)
 
 
 @entry_point
 def layers(data):
     """Work for a team: a step of LAYERS."""
     t = carray(data, 1, LAYERS)[0]
-    part, parts = place(t)
+    part, parts = thread_index(t)
     for i in range(t.layers):
         _layer(t, i, part, parts)
     width = t.heads * t.head_dim
@@ -168,4 +170,4 @@ def layers(data):
     x = carray(pointer(t.x), (t.rows, width), np.float32)
     _norm_rows(t, x, norms[2 * t.layers], head, part, parts)
     logits = carray(pointer(t.logits), (t.rows, head.outputs), np.float32)
-    multiply(head, t, logits, False, part, parts)
+    multiply_rows(head, t, logits, False, part, parts)

@@ -28,10 +28,10 @@ import triton.language as tl
 from torch import Tensor
 
 from chatterbox_opt.kernels.cuda.launch import (
-    beginning,
-    launching,
-    next_may_begin,
-    wait_for_those_before,
+    gdc_launch_dependents,
+    gdc_wait,
+    pdl_options,
+    triton_errors,
 )
 from chatterbox_opt.runtime import cuda
 
@@ -86,16 +86,16 @@ def merge(parts, lane, WIDTH: tl.constexpr, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def attention(
+def decode_attention_kernel(
     qkv, cos, sin, keys, values, key_scales, value_scales, places, partial, arrivals, out, scale,
     each, heads, row_stride, head_stride,
     WIDTH: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, QUANTIZED: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """See ``attend``; ``scale`` has log2(e) in it."""
+    """See ``decode_attention``; ``scale`` has log2(e) in it."""
     if EARLY:
-        next_may_begin()
-        wait_for_those_before()
+        gdc_launch_dependents()
+        gdc_wait()
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start_of_head = row.to(tl.int64) * row_stride + head * head_stride
     last = tl.load(places + row // each)
@@ -172,8 +172,8 @@ def attention(
             tl.store(value_scales + start_of_head // WIDTH + last, own_value_by)
 
 
-@launching()
-def attend(
+@triton_errors()
+def decode_attention(
     qkv: Tensor,
     rope: tuple[Tensor, Tensor],
     keys: Tensor,
@@ -203,12 +203,12 @@ def attend(
     """
     rows, (_, heads, _, width) = len(qkv), keys.shape
     out = qkv.new_empty(rows, heads * width)
-    tile = tile or SMALLER.get(cuda.generation(qkv.device), KEYS)
+    tile = tile or SMALLER.get(cuda.capability_major(qkv.device), KEYS)
     parts = 1 if arrivals is None else splits(rows, heads)
     room = rows * heads * parts * (width + 2)
     partial = out if parts == 1 else out.new_empty(room, dtype=torch.float32)
     counters = places if arrivals is None else arrivals
-    attention[(rows, heads, parts)](
+    decode_attention_kernel[(rows, heads, parts)](
         qkv.contiguous(),
         *(part.contiguous() for part in rope),
         keys,
@@ -227,7 +227,7 @@ def attend(
         KEYS=tile,
         SPLITS=parts,
         QUANTIZED=scales is not None,
-        **beginning(qkv.device),
+        **pdl_options(qkv.device),
         num_warps=WARPS,
     )
     return out

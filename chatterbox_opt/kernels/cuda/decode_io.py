@@ -14,10 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from chatterbox_opt.kernels.cuda.launch import (
-    beginning,
-    launching,
-    next_may_begin,
-    wait_for_those_before,
+    gdc_launch_dependents,
+    gdc_wait,
+    pdl_options,
+    triton_errors,
 )
 from chatterbox_opt.runtime import cuda
 
@@ -27,7 +27,7 @@ FEWER_WARPS = {12: 8}  # on generations where so many would spill registers
 
 # a slot's rows begin anywhere: one kernel for all of them
 @triton.jit(do_not_specialize_on_alignment=("token", "spoken", "position"))
-def entered(
+def embed_kernel(
     token, spoken, position, words, spots, frequencies, x, cos, sin, places, arrivals,
     width, beyond, counters,
     EACH: tl.constexpr, ROOM: tl.constexpr, HALF: tl.constexpr, COUNTERS: tl.constexpr,
@@ -36,13 +36,13 @@ def entered(
     """An utterance's token and its place, embedded, its position's angles, and zeros in its
     counters, one program."""
     if EARLY:
-        next_may_begin()
+        gdc_launch_dependents()
     row = tl.program_id(0)
     lane, pair = tl.arange(0, ROOM), tl.arange(0, HALF)
     inside = lane < width
     frequency = tl.load(frequencies + pair)
     if EARLY:
-        wait_for_those_before()
+        gdc_wait()
     word = tl.load(words + tl.load(token + row) * width + lane, inside, 0.0).to(tl.float32)
     spot = tl.load(spots + tl.load(spoken + row) * width + lane, inside, 0.0).to(tl.float32)
     for each in tl.static_range(EACH):
@@ -65,15 +65,15 @@ def entered(
         "logits", "seen", "knobs", "noise", "said", "token", "spoken", "position",
     )
 )  # fmt: skip
-def chosen(
+def sample_kernel(
     logits, seen, knobs, noise, said, token, spoken, position, words, places, free, not_finite,
     EACH: tl.constexpr, COLUMNS: tl.constexpr, WORDS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """An utterance's next token, one program: ``sampler.sample`` without a ranking, in its order;
     then ``slots.draw``."""
     if EARLY:
-        next_may_begin()
-        wait_for_those_before()
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0)
     word = tl.arange(0, WORDS)
     there = word < words
@@ -109,8 +109,8 @@ def chosen(
     tl.store(position + row, where + 1)
 
 
-@launching()
-def enter(
+@triton_errors()
+def embed_tokens(
     counters: tuple[Tensor, Tensor, Tensor],
     tables: tuple[Tensor, Tensor],
     frequencies: Tensor,
@@ -140,12 +140,12 @@ def enter(
     sizes = {"EACH": each, "ROOM": triton.next_power_of_2(width), "HALF": half}
     sizes["COUNTERS"] = triton.next_power_of_2(each * heads)
     given = (*counters, *tables, frequencies, x, cos, sin, places, arrivals)
-    entered[(n,)](*given, width, beyond, each * heads, **sizes, **beginning(x.device))
+    embed_kernel[(n,)](*given, width, beyond, each * heads, **sizes, **pdl_options(x.device))
     return x, (cos, sin), places, arrivals
 
 
-@launching()
-def draw(
+@triton_errors()
+def sample_tokens(
     logits: Tensor,
     seen: Tensor,
     knobs: Tensor,
@@ -161,9 +161,9 @@ def draw(
     Args:
         logits: [n or 2 n, V] of any float dtype.
         seen: bool [n, V].
-        knobs: float32 [n, 6], see ``sampler.Knobs``.
+        knobs: float32 [n, 6], see ``sampler.SamplingTensors``.
         noise: float32 [n, V].
-        said: int64 [n, P], see ``Slots``.
+        said: int64 [n, P], see ``DecodeState``.
         counters: int64 [n] each: token, spoken, position.
         free: in ``said`` where nothing is prescribed.
         not_finite: in place of a token.
@@ -171,7 +171,7 @@ def draw(
     rows, words = seen.shape
     sizes = {"EACH": len(logits) // rows, "COLUMNS": knobs.shape[1]}
     given = (logits, seen.view(torch.uint8), knobs, noise, said, *counters)
-    chosen[(rows,)](
+    sample_kernel[(rows,)](
         *given,
         words,
         said.shape[1],
@@ -179,6 +179,6 @@ def draw(
         not_finite,
         **sizes,
         WORDS=triton.next_power_of_2(words),
-        **beginning(logits.device),
-        num_warps=FEWER_WARPS.get(cuda.generation(logits.device), WIDE_WARPS),
+        **pdl_options(logits.device),
+        num_warps=FEWER_WARPS.get(cuda.capability_major(logits.device), WIDE_WARPS),
     )

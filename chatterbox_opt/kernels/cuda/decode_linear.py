@@ -11,12 +11,12 @@ import triton
 from torch import Tensor
 
 from chatterbox_opt.kernels.cuda.gemm import gemm, gemm_tile, splits
-from chatterbox_opt.kernels.cuda.gemv import FEW, gemv, gemv_tile
-from chatterbox_opt.kernels.cuda.launch import beginning, launching
+from chatterbox_opt.kernels.cuda.gemv import MAX_GEMV_ROWS, gemv, gemv_tile
+from chatterbox_opt.kernels.cuda.launch import pdl_options, triton_errors
 from chatterbox_opt.runtime import cuda
 
 
-@launching()
+@triton_errors()
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -60,13 +60,13 @@ def linear(
         "NORMED": norm is not None,
         "GATED": gated,
         "ADDED": residual is not None,
-        **beginning(x.device),
+        **pdl_options(x.device),
     }
-    if rows <= FEW:
+    if rows <= MAX_GEMV_ROWS:
         tile = gemv_tile(rows, n, k, (x.element_size(), weight.element_size()), gated=gated)
         gemv[(triton.cdiv(n, tile["COLUMNS"]),)](*given, rows, n, eps, K=k, **tile, **forms)
         return out
-    tile = gemm_tile(rows, x.element_size(), cuda.generation(x.device))
+    tile = gemm_tile(rows, x.element_size(), cuda.capability_major(x.device))
     wide, high = triton.cdiv(n, tile["COLUMNS"]), triton.cdiv(rows, tile["ROWS"])
     parts, tiles = 1, wide * high
     if arrivals is not None and norm is None and not gated and tiles <= arrivals.numel():

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from chatterbox_opt.kernels.cuda.launch import launching
+from chatterbox_opt.kernels.cuda.launch import triton_errors
 from chatterbox_opt.runtime import cuda
 
 QUERIES, KEYS = 128, 64  # frames of a program, and frames that it looks at at once
@@ -23,7 +23,7 @@ ROWS = 4  # of a norm's program
 
 
 @triton.jit
-def attended(
+def attention_kernel(
     q, k, v, lengths, out, scale, heads, frames, row_stride, frame_stride, head_stride,
     PADDED: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -60,7 +60,7 @@ def attended(
 
 
 @triton.jit
-def normed(
+def layer_norm_kernel(
     x, more, weight, bias, total, out, rows, width, eps,
     ADDED: tl.constexpr, MISH: tl.constexpr, ROWS: tl.constexpr, ROOM: tl.constexpr,
 ):  # fmt: skip
@@ -95,8 +95,8 @@ def warps_for(generation: int) -> int:
     return 4 if generation in (9, 10) else 8
 
 
-@launching()
-def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
+@triton_errors()
+def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
     """Scaled dot-product attention (Vaswani et al. 2017), heads side by side in the result.
 
     Args:
@@ -114,15 +114,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
     grid = (triton.cdiv(frames, QUERIES), rows * heads)
     scale = width**-0.5 * 1.4426950408889634  # log2(e): powers of two are quicker
     sizes = (heads, frames, row_stride, frame_stride, head_stride)
-    padded, warps = lengths is not None, warps_for(cuda.generation(q.device))
+    padded, warps = lengths is not None, warps_for(cuda.capability_major(q.device))
     constants = {"PADDED": padded, "WIDTH": width, "QUERIES": QUERIES, "KEYS": KEYS}
     given = (q, k, v, lengths if padded else q, out)
-    attended[grid](*given, scale, *sizes, **constants, num_warps=warps)
+    attention_kernel[grid](*given, scale, *sizes, **constants, num_warps=warps)
     return out
 
 
-@launching()
-def norm(
+@triton_errors()
+def layer_norm(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -149,5 +149,7 @@ def norm(
     given = (x, x if more is None else more.contiguous(), weight, bias, total, out)
     forms = {"ADDED": more is not None, "MISH": mish}
     room = triton.next_power_of_2(width)
-    normed[(triton.cdiv(rows, ROWS),)](*given, rows, width, eps, **forms, ROWS=ROWS, ROOM=room)
+    layer_norm_kernel[(triton.cdiv(rows, ROWS),)](
+        *given, rows, width, eps, **forms, ROWS=ROWS, ROOM=room
+    )
     return total, out

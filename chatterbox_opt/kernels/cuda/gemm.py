@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from chatterbox_opt.kernels.cuda.gemv import column_scales, finish
-from chatterbox_opt.kernels.cuda.launch import next_may_begin, wait_for_those_before
+from chatterbox_opt.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 
 SMALLEST_TILE, LARGEST_TILE = 16, 64  # rows at once on the tensor cores, which want 16 or more
 PROGRAMS = 256  # about two for each SM of a large GPU
@@ -104,7 +104,7 @@ def gemm(
     SPLITS: programs that share a tile's depth; more than one only where nothing is normed or gated.
     """
     if EARLY:
-        next_may_begin()
+        gdc_launch_dependents()
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     there, wanted = (row < rows)[:, None], (column < n)[:, None]
@@ -117,7 +117,7 @@ def gemm(
         part = tl.multiple_of(k // SPLITS, 2 * DEPTH)
     first, second = column_scales(scales, column, n, SCALED, GATED)
     if EARLY:
-        wait_for_those_before()
+        gdc_wait()
     if ADDED:
         before = tl.load(residual + place, inside, 0.0).to(tl.float32)
     # the compiler prefetches the tiles of x, of the weight and of the norm

@@ -41,9 +41,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from chatterbox_opt.kernels.cuda.launch import next_may_begin, wait_for_those_before
+from chatterbox_opt.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 
-FEW = 4  # rows up to which the plain cores keep up with memory
+MAX_GEMV_ROWS = 4  # rows up to which the plain cores keep up with memory
 DEEPEST = 4096  # of K, that a program of ``gemv`` has at once
 WARP_WEIGHTS, WARP_INPUTS = 8192, 4096  # bytes that a warp of ``gemv`` holds, at most
 SCHEDULERS = 512  # about as many as a large GPU has: each wants a warp
@@ -55,7 +55,7 @@ def gemv_tile(
     """Constants of ``gemv``.
 
     Args:
-        rows: of x, at most ``FEW``.
+        rows: of x, at most ``MAX_GEMV_ROWS``.
         n, k: columns of the result, and the depth.
         sizes: bytes of a number of x and of the weight.
         columns: of a program; 0 chooses: four rows of the weight, or two where there would not
@@ -170,7 +170,7 @@ def gemv(
     is silu(first half) * second half. ADDED: plus residual[rows, n]. EARLY: see kernels/cuda/launch.py.
     """
     if EARLY:
-        next_may_begin()
+        gdc_launch_dependents()
     row, column = tl.arange(0, ROWS), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     place = row[:, None] * n + column[None, :]
     inside = (row < rows)[:, None] & (column < n)[None, :]
@@ -180,7 +180,7 @@ def gemv(
     tile, gate, by = prefetch(matrix, norm, 0, wanted, n, K, DEPTH, PIECE, WIDTH, NORMED, GATED)
     first, second = column_scales(scales, column, n, SCALED, GATED)
     if EARLY:
-        wait_for_those_before()
+        gdc_wait()
     before = 0.0
     if ADDED:
         before = tl.load(residual + place, inside, 0.0).to(tl.float32)

@@ -34,8 +34,8 @@ from chatterbox_opt.runtime import cuda
 log = logging.getLogger(__name__)
 
 # for kernels, where ``EARLY``; Triton has them from 3.4 on
-next_may_begin: Any = getattr(triton_cuda, "gdc_launch_dependents", None)
-wait_for_those_before: Any = getattr(triton_cuda, "gdc_wait", None)
+gdc_launch_dependents: Any = getattr(triton_cuda, "gdc_launch_dependents", None)
+gdc_wait: Any = getattr(triton_cuda, "gdc_wait", None)
 
 # Major versions: Hopper and the large Blackwell. RTX 50xx (12) is left out: others' captures with
 # such launches were refused there (sgl-project/sglang, pull request 18596).
@@ -48,17 +48,17 @@ IN_TURN: dict[str, Any] = {"EARLY": False}
 def counted(x, y, EARLY: tl.constexpr):
     """y = x + 1, for the trial."""
     if EARLY:
-        next_may_begin()
-        wait_for_those_before()
+        gdc_launch_dependents()
+        gdc_wait()
     tl.store(y + tl.program_id(0), tl.load(x + tl.program_id(0)) + 1)
 
 
-class AskedInCaptureError(RuntimeError):
-    """The trial of ``early`` waits for the GPU, which a capture forbids."""
+class ProbedDuringCaptureError(RuntimeError):
+    """The trial of ``pdl_supported`` waits for the GPU, which a capture forbids."""
 
 
 @functools.cache
-def early(device: torch.device) -> bool:
+def pdl_supported(device: torch.device) -> bool:
     """Whether kernels may begin early there: the card and this Triton know how, and a recorded
     chain of them, with a copy between, counts right. A driver that refuses would cost T3 its
     recordings.
@@ -69,10 +69,10 @@ def early(device: torch.device) -> bool:
     Raises:
         AskedInCaptureError: it was not asked before, and a graph is being captured.
     """
-    if wait_for_those_before is None or cuda.generation(device) not in EARLY_ON:
+    if gdc_wait is None or cuda.capability_major(device) not in EARLY_ON:
         return False
-    if cuda.capturing(device):
-        raise AskedInCaptureError
+    if cuda.is_capturing(device):
+        raise ProbedDuringCaptureError
     here, there, aside = torch.zeros(3, 512, dtype=torch.long, device=device)
     grid = (len(here),)
 
@@ -84,49 +84,49 @@ def early(device: torch.device) -> bool:
             counted[grid](here, here, **AHEAD)
 
     try:
-        with launching():
+        with triton_errors():
             chain()
-            replay = cuda.CudaRecorder(device)(chain)
+            replay = cuda.GraphCapturer(device)(chain)
             for _ in range(3):
                 replay()
             right = bool((here == 4 * 3 * 8).all())
-    except cuda.FAILURES as error:
+    except cuda.DEVICE_ERRORS as error:
         log.info("kernels do not begin early here: %s", first_line(error))
         return False
     return right
 
 
-def beginning(device: torch.device) -> dict[str, Any]:
+def pdl_options(device: torch.device) -> dict[str, Any]:
     """The constant ``EARLY`` of a kernel, and the launch's option.
 
     Work is run before it is recorded (cuda_graphs.py), so it is asked outside of captures. If ever not,
     that one graph has its kernels in turn, and the next one asks again.
     """
     try:
-        return AHEAD if early(cuda.indexed(device)) else IN_TURN
-    except AskedInCaptureError:
+        return AHEAD if pdl_supported(cuda.with_index(device)) else IN_TURN
+    except ProbedDuringCaptureError:
         return IN_TURN
 
 
 @contextmanager
-def launching() -> Iterator[None]:
+def triton_errors() -> Iterator[None]:
     """Errors of Triton, and of the C compiler that it calls, made RuntimeErrors as all others of a
     device are."""
     try:
         yield
     except (TritonError, subprocess.CalledProcessError) as error:
-        raise _failed(error) from error
+        raise _as_runtime_error(error) from error
     except AssertionError as error:
-        if not _is_tritons(error):
+        if not _raised_by_triton(error):
             raise  # a mistake of ours, which no fallback shall hide
-        raise _failed(error) from error
+        raise _as_runtime_error(error) from error
 
 
-def _failed(error: Exception) -> RuntimeError:
+def _as_runtime_error(error: Exception) -> RuntimeError:
     return RuntimeError(f"Triton: {str(error).strip() or type(error).__name__}")
 
 
-def _is_tritons(error: AssertionError) -> bool:
+def _raised_by_triton(error: AssertionError) -> bool:
     """Whether Triton's own code raised it: a driver library that it cannot find, for example."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     name = str(frame.f_globals.get("__name__"))

@@ -16,15 +16,15 @@ from torch import Tensor
 from chatterbox_opt.errors import first_line
 from chatterbox_opt.kernels.cuda import decode_attention, decode_io, decode_linear, gemm
 from chatterbox_opt.kernels.cuda import flow as flow_kernels
-from chatterbox_opt.kernels.cuda.gemv import FEW
+from chatterbox_opt.kernels.cuda.gemv import MAX_GEMV_ROWS
 from chatterbox_opt.kernels.cuda.kv_quantization import quantize
-from chatterbox_opt.runtime.cuda import FAILURES
+from chatterbox_opt.runtime.cuda import DEVICE_ERRORS
 
 DEEP, WIDE = 1088, 48  # of the matrices: several turns and a rest of one, whatever the tile
 HEADS, WIDTH, WORDS = 16, 64, 8194  # as T3 has them: other numbers would be other kernels
 
 
-def right(stage: str, device: torch.device, dtype: torch.dtype) -> bool:
+def kernels_are_correct(stage: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a stage's kernels give here what PyTorch gives; tried in the forms that ask most."""
     generator = torch.Generator().manual_seed(0)
 
@@ -39,7 +39,7 @@ def _products(drawn: Callable[..., Tensor]) -> bool:
     weight, by = drawn(2 * WIDE, DEEP) / DEEP**0.5, drawn(DEEP)
     scales = torch.full((2 * WIDE,), 0.01, device=weight.device)
     whole = (100 * weight).round().to(torch.int8)
-    for rows in (1, 2, FEW, gemm.SMALLEST_TILE, gemm.LARGEST_TILE):
+    for rows in (1, 2, MAX_GEMV_ROWS, gemm.SMALLEST_TILE, gemm.LARGEST_TILE):
         x, residual = drawn(rows, DEEP), drawn(rows, WIDE)
         found = decode_linear.linear(x, weight, norm=(by, 1e-5), gated=True, residual=residual)
         gate, up = F.linear(F.rms_norm(x, (DEEP,), by, 1e-5), weight).chunk(2, dim=-1)
@@ -92,7 +92,7 @@ def _attention(drawn: Callable[..., Tensor]) -> bool:
     arrivals = torch.zeros(4 * HEADS, dtype=torch.int32, device=keys.device)
     (key_ints, key_scales), (value_ints, value_scales) = quantize(keys), quantize(values)
     narrow, scales = (key_ints, value_ints), (key_scales, value_scales)
-    attend, rope = decode_attention.attend, (cos, sin)
+    attend, rope = decode_attention.decode_attention, (cos, sin)
     found = (
         attend(qkv, rope, keys, values, places),
         attend(qkv, rope, keys, values, places, None, arrivals),
@@ -124,7 +124,7 @@ def _entering(drawn: Callable[..., Tensor]) -> bool:
         [[8, 2], [6, 0], [3000, 5000]], device=frequencies.device
     )
     for each in (1, 2):
-        x, rope, places, arrivals = decode_io.enter(
+        x, rope, places, arrivals = decode_io.embed_tokens(
             (token, spoken, position), tables, frequencies, each, 4000, HEADS
         )
         angles = position.clamp(max=3999)[:, None] * frequencies
@@ -154,7 +154,7 @@ def _draw(drawn: Callable[..., Tensor]) -> bool:
         token, spoken, position = torch.zeros(3, 1, dtype=torch.long, device=logits.device)
         state = seen, knobs, noise, said, (token, spoken, position)
         for told in (7000, 9):
-            decode_io.draw(logits[:each], *state, free=-1, not_finite=-1)
+            decode_io.sample_tokens(logits[:each], *state, free=-1, not_finite=-1)
             if token.item() != told:
                 return False
         if seen.nonzero()[:, 1].tolist() != [8, 9, 7000] or said.tolist() != [[7000, 9, -1]]:
@@ -173,7 +173,7 @@ def _frames(drawn: Callable[..., Tensor]) -> bool:
     mask = (torch.arange(frames, device=q.device) < lengths[:, None])[:, None, None]
     for seen, given in ((mask, lengths), (None, None)):
         expected = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-        if not _alike(flow_kernels.attend(q, k, v, given), expected.transpose(1, 2).flatten(2)):
+        if not _alike(flow_kernels.attention(q, k, v, given), expected.transpose(1, 2).flatten(2)):
             return False
     return True
 
@@ -184,7 +184,7 @@ def _norms(drawn: Callable[..., Tensor]) -> bool:
         total = x if add is None else x + add
         expected = F.layer_norm(total, (256,), weight, bias)
         expected = F.mish(expected) if mish else expected
-        found = flow_kernels.norm(x, weight, bias, 1e-5, add, mish=mish)
+        found = flow_kernels.layer_norm(x, weight, bias, 1e-5, add, mish=mish)
         if not (_alike(found[0], total) and _alike(found[1], expected)):
             return False
     return True
@@ -195,7 +195,7 @@ def _alike(found: Tensor, expected: Tensor) -> bool:
     return bool((found.float() - expected.float()).abs().max() < 0.03 * scale)
 
 
-def lacks_kernels(stage: str, dtype: torch.dtype, device: str = "cuda") -> str:
+def unsupported_reason(stage: str, dtype: torch.dtype, device: str = "cuda") -> str:
     """Why the kernels of our own for a stage cannot be used on this card in a dtype, or "".
 
     All of them are tried: Triton compiles them the first time, and builds what launches them with
@@ -209,8 +209,8 @@ def lacks_kernels(stage: str, dtype: torch.dtype, device: str = "cuda") -> str:
     try:
         from chatterbox_opt.kernels.cuda import selftest
 
-        right = selftest.right(stage, torch.device(device), dtype)
-    except FAILURES as error:
+        right = selftest.kernels_are_correct(stage, torch.device(device), dtype)
+    except DEVICE_ERRORS as error:
         reason = first_line(error)
         return f"Triton cannot build kernels here ({reason})"
     return "" if right else "Triton's kernels are wrong here"

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chatterbox_opt.config.model_config import MEL_BINS, FlowShape
+from chatterbox_opt.config.model_config import MEL_BINS, FlowConfig
 from chatterbox_opt.models.flow.estimator import CONDITIONS
 
 
-def from_upstream(state: dict[str, Tensor], shape: FlowShape) -> dict[str, Tensor]:
+def from_upstream(state: dict[str, Tensor], shape: FlowConfig) -> dict[str, Tensor]:
     """Rename and reshape upstream's parameters (names below ``decoder.estimator.``) to ours.
 
     Raises:

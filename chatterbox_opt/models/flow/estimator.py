@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chatterbox_opt.config.model_config import MEL_BINS, FlowShape
+from chatterbox_opt.config.model_config import MEL_BINS, FlowConfig
 from chatterbox_opt.kernels.cpu import bf16_ops
 from chatterbox_opt.layers.attention import attend
 
@@ -39,8 +39,8 @@ class Norm(nn.LayerNorm):
 
     def forward(self, x: Tensor, *, mish: bool = False) -> Tensor:
         """The norm, and Mish (Misra 2019) after it: the same shape."""
-        if bf16_ops.serves(x, self.weight):
-            return bf16_ops.norm(self, x, mish=mish)
+        if bf16_ops.supports(x, self.weight):
+            return bf16_ops.layer_norm(self, x, mish=mish)
         if self.fused and is_half(x):
             return self._fused(x, None, mish=mish)[1]
         plain = super().forward(x)
@@ -50,8 +50,8 @@ class Norm(nn.LayerNorm):
         """``x + more``, and its norm. ``x`` may have changed: it is the residual stream."""
         if more is None:
             return x, self(x)
-        if bf16_ops.serves(x, more, self.weight):
-            return x, bf16_ops.add_norm(self, x, more)
+        if bf16_ops.supports(x, more, self.weight):
+            return x, bf16_ops.add_layer_norm(self, x, more)
         if self.fused and is_half(x):
             return self._fused(x, more)
         x = x + more
@@ -62,7 +62,7 @@ class Norm(nn.LayerNorm):
     ) -> tuple[Tensor, Tensor]:
         from chatterbox_opt.kernels.cuda import flow as flow_kernels  # Triton is not everywhere
 
-        return flow_kernels.norm(x, self.weight, self.bias, self.eps, more, mish=mish)
+        return flow_kernels.layer_norm(x, self.weight, self.bias, self.eps, more, mish=mish)
 
 
 def is_half(x: Tensor) -> bool:
@@ -178,14 +178,14 @@ class Transformer(nn.Module):
         if self.fused and is_half(q):
             from chatterbox_opt.kernels.cuda import flow as flow_kernels  # Triton is not everywhere
 
-            return flow_kernels.attend(q, k, v, given.lengths)
+            return flow_kernels.attention(q, k, v, given.lengths)
         return attend(q, k, v, given.mask)
 
 
 class Level(nn.Module):
     """A residual block and the transformers after it."""
 
-    def __init__(self, resnet: Entry | ResNet, shape: FlowShape) -> None:
+    def __init__(self, resnet: Entry | ResNet, shape: FlowConfig) -> None:
         super().__init__()
         width = shape.estimator_width
         self.resnet = resnet
@@ -211,7 +211,7 @@ class Level(nn.Module):
 class Estimator(nn.Module):
     """Velocity of the mel at a time, given what the encoder, the speaker and the prompt say."""
 
-    def __init__(self, shape: FlowShape) -> None:
+    def __init__(self, shape: FlowConfig) -> None:
         super().__init__()
         width, inputs = shape.estimator_width, MEL_BINS + CONDITIONS
         time = 4 * width

@@ -4,7 +4,7 @@ Knows the conformer encoder, the Euler loop and its guidance. Knows nothing of t
 devices or waves.
 
 Upstream's encoder class does the encoding, our estimator (estimator.py) the velocity; this file
-does what upstream does around them (models/flow/model.py and flow_matching.py of chatterbox-tts 0.1.7), with
+does what upstream does around them (flow.py and flow_matching.py of chatterbox-tts 0.1.7), with
 the noise drawn in float32 from the caller's generator: a half-precision draw is another sequence,
 another sound.
 """
@@ -19,14 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chatterbox_opt.config.model_config import MEL_BINS, MEL_PER_TOKEN, SPEECH_TOKENS, FlowShape
+from chatterbox_opt.config.model_config import MEL_BINS, MEL_PER_TOKEN, SPEECH_TOKENS, FlowConfig
 from chatterbox_opt.errors import NumericsError
 from chatterbox_opt.layers import linear_int, linear_onednn
 from chatterbox_opt.models.flow.estimator import Estimator
-from chatterbox_opt.runtime.bucketing import Direct, Through, together
-from chatterbox_opt.runtime.cuda import sent
+from chatterbox_opt.runtime.bucketing import EagerExecutor, Executor, group_by_length
+from chatterbox_opt.runtime.cuda import to_device
 from chatterbox_opt.sampling import CFM_STEPS
-from chatterbox_opt.utils.upstream_import import upstream
+from chatterbox_opt.utils.upstream_import import import_upstream
 from chatterbox_opt.voice import Voice
 
 GUIDANCE = 0.7  # upstream's inference_cfg_rate (s3gen/configs.py)
@@ -38,7 +38,7 @@ class Flow(nn.Module):
     Parameters outside the estimator have upstream's names (CausalMaskedDiffWithXvec).
     """
 
-    def __init__(self, shape: FlowShape) -> None:
+    def __init__(self, shape: FlowConfig) -> None:
         super().__init__()
         width = shape.encoder_width
         self.input_embedding = nn.Embedding(SPEECH_TOKENS, width)
@@ -47,7 +47,9 @@ class Flow(nn.Module):
         self.encoder_proj = nn.Linear(width, MEL_BINS)
         self.estimator = Estimator(shape)
         self._aside: list[tuple[nn.Module, str, linear_int.Int8Linear]] = []
-        self.through: Through = Direct()  # how encoder and ODE are run: launched, or replayed
+        self.through: Executor = (
+            EagerExecutor()
+        )  # how encoder and ODE are run: launched, or replayed
 
     @property
     def dtype(self) -> torch.dtype:
@@ -60,18 +62,18 @@ class Flow(nn.Module):
         Blocked matrices (linear_onednn.py) are blocked again. Integers become the float32 numbers that
         they stand for, and come back with bfloat16.
         """
-        was_blocked = linear_onednn.unblock(self)
+        was_blocked = linear_onednn.use_plain(self)
         if dtype == torch.bfloat16:
             for owner, name, layer in self._aside:
                 setattr(owner, name, layer)
             self._aside = []
         else:
-            self._aside += linear_int.set_aside(self)
+            self._aside += linear_int.clone_outliers(self)
         self.to(dtype)
         self.estimator.time_in.float()
         self.estimator.time_out.float()
         if was_blocked:
-            linear_onednn.block(self)
+            linear_onednn.use_onednn(self)
 
     @torch.inference_mode()
     def forward(
@@ -100,7 +102,7 @@ class Flow(nn.Module):
             voice.tokens.shape[1] + len(said) for said, voice in zip(tokens, voices, strict=True)
         ]
         mels: dict[int, Tensor] = {}
-        for rows in together([MEL_PER_TOKEN * n for n in lengths], tokens[0].device):
+        for rows in group_by_length([MEL_PER_TOKEN * n for n in lengths], tokens[0].device):
             conditions = [self.encode(tokens[i][None], voices[i])[0] for i in rows]
             noises = [
                 torch.randn(1, MEL_BINS, len(c), generator=generators[i], device=c.device)[0].T
@@ -121,7 +123,7 @@ class Flow(nn.Module):
         return [mels[i] for i in range(len(tokens))]
 
     def encode(self, tokens: Tensor, voice: Voice) -> Tensor:
-        """Condition on the voice (upstream models/flow/model.py, inference).
+        """Condition on the voice (upstream flow.py, inference).
 
         One utterance at a time. Where it is replayed it is padded to a bucket.
 
@@ -135,7 +137,7 @@ class Flow(nn.Module):
         whole = torch.cat((voice.tokens, tokens), dim=1)
         length = whole.shape[1]
         if not self.through.records:
-            lengths = sent(torch.tensor([length]), whole.device)
+            lengths = to_device(torch.tensor([length]), whole.device)
             hidden, _ = self.encoder(self.input_embedding(whole), lengths)
             return self._conditions(hidden, voice.xvector, voice.mel)
         beyond = self.through.room(length) - length
@@ -195,7 +197,7 @@ class Flow(nn.Module):
         """
         masks: tuple[Tensor, ...] = ()
         if min(frames) < noise.shape[1]:  # kernels without a mask are faster on a card
-            masks = (_there(noise.shape[1], sent(torch.tensor(frames), noise.device)),)
+            masks = (_there(noise.shape[1], to_device(torch.tensor(frames), noise.device)),)
         solve = functools.partial(self._integrate, steps)
         return self.through(steps, solve, noise, conditions, *masks)
 
@@ -220,13 +222,13 @@ class Flow(nn.Module):
         return x
 
 
-def build_encoder(shape: FlowShape) -> Any:
+def build_encoder(shape: FlowConfig) -> Any:
     """Instantiate upstream's encoder with these shapes; the true ones give upstream's own module.
 
     Upstream hard-codes 512 channels in two layers and four blocks after the upsampling; for a
     smaller model those are replaced by the same classes in the right size.
     """
-    layers = upstream("models.s3gen.transformer.upsample_encoder")
+    layers = import_upstream("models.s3gen.transformer.upsample_encoder")
     width = shape.encoder_width
     encoder = layers.UpsampleConformerEncoder(
         input_size=width,

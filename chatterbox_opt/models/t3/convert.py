@@ -10,15 +10,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from chatterbox_opt.config.model_config import T3Shape
+from chatterbox_opt.config.model_config import T3Config
 from chatterbox_opt.errors import WeightsError
 from chatterbox_opt.layers import weight_layout
 from chatterbox_opt.models.t3 import model as t3_model
 from chatterbox_opt.runtime import malloc
-from chatterbox_opt.utils.skip_init import uninitialised
+from chatterbox_opt.utils.skip_init import skip_init
 
 
-def t3_upstream_names(shape: T3Shape) -> dict[str, tuple[str, ...]]:
+def t3_upstream_names(shape: T3Config) -> dict[str, tuple[str, ...]]:
     """Our parameter names, each with the upstream names whose rows it stacks, in order."""
     names: dict[str, tuple[str, ...]] = {
         "text_emb.weight": ("text_emb.weight",),
@@ -55,7 +55,7 @@ UNUSED = ("tfmr.embed_tokens.weight", "text_head.weight")  # in the file, never 
 
 
 def t3_from_upstream(
-    state: Mapping[str, Tensor], shape: T3Shape, dtype: torch.dtype, layout: str = ""
+    state: Mapping[str, Tensor], shape: T3Config, dtype: torch.dtype, layout: str = ""
 ) -> t3_model.T3:
     """Build the decoder from upstream's state dict, as strictly as upstream loads it.
 
@@ -64,7 +64,7 @@ def t3_from_upstream(
     Raises:
         WeightsError: a tensor is missing, unknown, or of another shape than ``shape`` says.
     """
-    model = _blank_t3(shape)
+    model = _empty_t3(shape)
     parameters = model.state_dict()
     names = t3_upstream_names(shape)
     expected = {name for group in names.values() for name in group} | set(UNUSED)
@@ -88,7 +88,7 @@ def t3_from_upstream(
                 "expected: the file and its config.json do not belong together"
             )
         if packs:
-            packed = weight_layout.layer(name, tensor, layout)
+            packed = weight_layout.make_layer(name, tensor, layout)
             setattr(model.get_submodule(owner), name, packed)
             del tensor
             malloc.trim()
@@ -98,13 +98,13 @@ def t3_from_upstream(
     return model.eval().requires_grad_(False)
 
 
-def t3_of(tensors: Mapping[str, Tensor], shape: T3Shape) -> t3_model.T3:
+def t3_of(tensors: Mapping[str, Tensor], shape: T3Config) -> t3_model.T3:
     """Build the decoder from what ``packing.tensors`` gave of it."""
-    model = _blank_t3(shape)
-    model.load_state_dict(weight_layout.restore(model, tensors), assign=True)
+    model = _empty_t3(shape)
+    model.load_state_dict(weight_layout.restore_packed(model, tensors), assign=True)
     return model.eval().requires_grad_(False)
 
 
-def _blank_t3(shape: T3Shape) -> t3_model.T3:
-    with uninitialised():  # its pages are never touched; the meta device would import sympy
+def _empty_t3(shape: T3Config) -> t3_model.T3:
+    with skip_init():  # its pages are never touched; the meta device would import sympy
         return t3_model.T3(shape)

@@ -14,21 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chatterbox_opt.errors import NumericsError, TextError
-from chatterbox_opt.models.t3.kv_cache import Cache
+from chatterbox_opt.models.t3.kv_cache import KVCache
 from chatterbox_opt.models.t3.model import T3, Prompt
-from chatterbox_opt.models.t3.sampler import Knobs, sample
-from chatterbox_opt.runtime.cuda import sent
+from chatterbox_opt.models.t3.sampler import SamplingTensors, sample
+from chatterbox_opt.runtime.cuda import to_device
 from chatterbox_opt.sampling import Sampling
 
-FREE = -1  # in ``Slots.said``: nothing is prescribed here
+UNFORCED = -1  # in ``Slots.said``: nothing is prescribed here
 
 # A prefix [each, length, width] into the cache and the logits of slot ``Slots.entering``, its last
 # position being ``Slots.last``; what is behind that is padding.
-Prefill = Callable[["Slots", Tensor], None]
+PrefillFn = Callable[["DecodeState", Tensor], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Utterance:
+class DecodeRequest:
     """What shall be said once.
 
     Attributes:
@@ -48,7 +48,7 @@ class Utterance:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class DecodeOutput:
     """What became of an utterance.
 
     Attributes:
@@ -57,13 +57,13 @@ class Said:
         error: NumericsError or TextError, or None.
     """
 
-    utterance: Utterance
+    utterance: DecodeRequest
     tokens: tuple[int, ...] = ()
     cut: bool = False
     error: NumericsError | TextError | None = None
 
 
-class Slots:
+class DecodeState:
     """Static buffers for ``count`` utterances in work.
 
     Attributes:
@@ -76,11 +76,11 @@ class Slots:
         knobs: of the sampler.
         noise: float32 [count, speech_vocab], Exp(1) for the next draw.
         said: int64 [count, speech_positions], what was drawn; ahead of that the script, or FREE.
-        entering, last: int64 [1], for ``Prefill``.
+        entering, last: int64 [1], for ``PrefillFn``.
         cache: keys and values.
     """
 
-    def __init__(self, t3: T3, count: int, cache: Cache) -> None:
+    def __init__(self, t3: T3, count: int, cache: KVCache) -> None:
         """Allocate on the model's device.
 
         Args:
@@ -94,13 +94,15 @@ class Slots:
         self.entering, self.last = torch.zeros(2, 1, dtype=torch.long, device=device)
         self.logits = torch.zeros(count * each, shape.speech_vocab, dtype=t3.dtype, device=device)
         self.seen = torch.zeros(count, shape.speech_vocab, dtype=torch.bool, device=device)
-        self.knobs = Knobs.room(count, device)
+        self.knobs = SamplingTensors.room(count, device)
         self.noise = torch.ones(count, shape.speech_vocab, device=device)
         self.said = torch.full(
-            (count, shape.speech_positions), FREE, dtype=torch.long, device=device
+            (count, shape.speech_positions), UNFORCED, dtype=torch.long, device=device
         )
 
-    def enter(self, slot: int, utterance: Utterance, t3: T3, prefill: Prefill, surplus: int) -> int:
+    def enter(
+        self, slot: int, utterance: DecodeRequest, t3: T3, prefill: PrefillFn, surplus: int
+    ) -> int:
         """Run an utterance's prefix into a slot; return its length.
 
         Args:
@@ -122,17 +124,17 @@ class Slots:
         self.seen[slot] = False
         self.seen[slot, t3.shape.start_speech] = True
         self.knobs.set(slot, utterance.sampling)
-        self.said[slot] = FREE
+        self.said[slot] = UNFORCED
         if utterance.script:
             script = torch.tensor([*utterance.script, t3.shape.stop_speech])
-            self.said[slot, : len(script)] = sent(script, self.said.device)
+            self.said[slot, : len(script)] = to_device(script, self.said.device)
         return length
 
     def draw(self, first: int, last: int, *, ranked: bool) -> None:
         """Choose the next token of slots ``first`` to ``last`` and note it; tensors only.
 
         Args:
-            ranked: see ``sampler.truncate``.
+            ranked: see ``sampler.filter_logits``.
         """
         rows = slice(first, last)
         token = sample(
@@ -144,7 +146,7 @@ class Slots:
         )
         place = self.spoken[rows][:, None]
         script = self.said[rows].gather(1, place)[:, 0]
-        token = torch.where(script == FREE, token, script)
+        token = torch.where(script == UNFORCED, token, script)
         self.said[rows].scatter_(1, place, token[:, None])
         token = token.clamp(min=0)  # NOT_FINITE is no row of a table
         self.token[rows].copy_(token)

@@ -12,19 +12,19 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from chatterbox_opt.layers.linear_int import WeightOnlyLinear
-from chatterbox_opt.models.t3.decode_state import FREE, Slots
-from chatterbox_opt.models.t3.kv_cache import StaticCache
+from chatterbox_opt.layers.linear_int import WeightOnlyInt8Linear
+from chatterbox_opt.models.t3.decode_state import UNFORCED, DecodeState
+from chatterbox_opt.models.t3.kv_cache import StaticKVCache
 from chatterbox_opt.models.t3.model import T3, RMSNorm
 from chatterbox_opt.models.t3.sampler import NOT_FINITE
 
 
-def serves(t3: T3) -> bool:
+def supports(t3: T3) -> bool:
     """Whether all of T3's matrices are such as the kernels read."""
     layers = [part for block in t3.blocks for part in block.children()] + [t3.head]
     matrices = [part for part in layers if not isinstance(part, RMSNorm)]
     return all(
-        type(part) in (nn.Linear, WeightOnlyLinear) and not parametrize.is_parametrized(part)
+        type(part) in (nn.Linear, WeightOnlyInt8Linear) and not parametrize.is_parametrized(part)
         for part in matrices
     )
 
@@ -35,7 +35,7 @@ class FusedStep:
     def __init__(self, t3: T3) -> None:
         self._t3 = t3
 
-    def __call__(self, slots: Slots, count: int, span: int, *, ranked: bool) -> None:
+    def __call__(self, slots: DecodeState, count: int, span: int, *, ranked: bool) -> None:
         """See ``decoding.Step``; each row is read as far as it goes, whatever ``span`` is."""
         from chatterbox_opt.kernels.cuda import (
             decode_attention,
@@ -44,16 +44,16 @@ class FusedStep:
         )
 
         cache, t3 = slots.cache, self._t3
-        assert isinstance(cache, StaticCache)
+        assert isinstance(cache, StaticKVCache)
         counters = slots.token[:count], slots.spoken[:count], slots.position[:count]
         tables = t3.speech_emb.weight, t3.speech_pos.weight
-        x, rope, places, arrivals = decode_io.enter(
+        x, rope, places, arrivals = decode_io.embed_tokens(
             counters, tables, t3.frequencies, cache.each, span, t3.shape.heads
         )
         linear = decode_linear.linear
         for i, block in enumerate(t3.blocks):
             qkv = linear(x, *matrix(block.qkv), norm=_norm(block.attention_norm))
-            attended = decode_attention.attend(
+            attended = decode_attention.decode_attention(
                 qkv, rope, cache.keys[i], cache.values[i], places, cache.scales(i), arrivals
             )
             x = linear(attended, *matrix(block.out), residual=x, arrivals=arrivals)
@@ -67,25 +67,25 @@ class FusedStep:
             draw(slots, count)
 
 
-def draw(slots: Slots, count: int) -> None:
-    """``Slots.draw`` of the first ``count`` slots in one launch, nothing being ranked."""
+def draw(slots: DecodeState, count: int) -> None:
+    """``DecodeState.draw`` of the first ``count`` slots in one launch, nothing being ranked."""
     from chatterbox_opt.kernels.cuda import decode_io  # Triton is not everywhere
 
-    decode_io.draw(
+    decode_io.sample_tokens(
         slots.logits[: count * slots.each],
         slots.seen[:count],
         slots.knobs.values[:count],
         slots.noise[:count],
         slots.said[:count],
         (slots.token[:count], slots.spoken[:count], slots.position[:count]),
-        free=FREE,
+        free=UNFORCED,
         not_finite=NOT_FINITE,
     )
 
 
 def matrix(layer: Any) -> tuple[Tensor, Tensor | None]:
     """What ``decode_linear.linear`` wants of a layer: its weight, and the scales of an int8 one."""
-    return layer.weight, layer.scales if isinstance(layer, WeightOnlyLinear) else None
+    return layer.weight, layer.scales if isinstance(layer, WeightOnlyInt8Linear) else None
 
 
 def _norm(layer: Any) -> tuple[Tensor, float]:

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 
 from chatterbox_opt.kernels.cpu import openmp
-from chatterbox_opt.layers.linear_int import LANES, IntegerLinear, begin, rounding_room
-from chatterbox_opt.models.t3.kv_cache import Cache
+from chatterbox_opt.layers.linear_int import LANES, IntegerLinear, quantization_scratch, start_task
+from chatterbox_opt.models.t3.kv_cache import KVCache
 from chatterbox_opt.models.t3.model import T3
-from chatterbox_opt.models.t3.ragged_kv_cache import RaggedCache
+from chatterbox_opt.models.t3.ragged_kv_cache import RaggedKVCache
 
 KEPT = torch.float16  # of keys and values: a step at 300 positions reads 74 MB of them, not 147
 
 
-def serves(t3: T3) -> bool:
+def supports(t3: T3) -> bool:
     """Whether this is a T3 of integer matrices."""
     return isinstance(t3.head, IntegerLinear)
 
 
-class IntegerStep:
+class Int8Step:
     """Call it as ``T3.step``, with a RaggedCache of ``KEPT``. Good until T3's weights change."""
 
     def __init__(self, t3: T3) -> None:
@@ -41,7 +41,7 @@ class IntegerStep:
         self._matrices = np.concatenate([layer.described() for layer in self._layers])
         norms = [n.weight for block in t3.blocks for n in (block.attention_norm, block.ffn_norm)]
         self._norms = torch.stack((*norms, t3.norm.weight)).float()
-        shape, self._task = t3.shape, openmp.of_torch().task(t3_decode.LAYERS)
+        shape, self._task = t3.shape, openmp.torch_openmp().task(t3_decode.LAYERS)
         self._task["matrices"] = self._matrices.ctypes.data
         self._task["norms"] = self._norms.data_ptr()
         for name in ("layers", "heads", "head_dim", "ffn"):
@@ -49,10 +49,10 @@ class IntegerStep:
         self._task["eps"] = shape.norm_eps
 
     def __call__(
-        self, token: Tensor, spoken: Tensor, position: Tensor, cache: Cache, span: int
+        self, token: Tensor, spoken: Tensor, position: Tensor, cache: KVCache, span: int
     ) -> Tensor:
         """See ``T3.step``."""
-        assert isinstance(cache, RaggedCache)
+        assert isinstance(cache, RaggedKVCache)
         t3, shape, task = self._t3, self._t3.shape, self._task
         x, cos, sin = t3.entering(token, spoken, position, cache.each)
         rows, position = len(x), position.contiguous()
@@ -61,11 +61,11 @@ class IntegerStep:
         narrow, logits = torch.empty_like(x), x.new_empty(rows, shape.speech_vocab)
         longest = int(cache.room.max()) + LANES
         weights = x.new_empty(rows * shape.heads, longest)
-        scratch = rounding_room(rows, int(self._matrices["padded"].max()))
-        begin(task, rows, scratch)
+        scratch = quantization_scratch(rows, int(self._matrices["padded"].max()))
+        start_task(task, rows, scratch)
         task["each"], task["utterances"], task["longest"] = cache.each, len(cache.room), longest
-        openmp.place(task, x=x, cos=cos, sin=sin, logits=logits, places=position)
-        openmp.place(task, strips=cache.addresses, room=cache.room)
-        openmp.place(task, wide=wide, narrow=narrow, weights=weights)
-        openmp.of_torch().run(self._work, task.ctypes.data)
+        openmp.set_pointers(task, x=x, cos=cos, sin=sin, logits=logits, places=position)
+        openmp.set_pointers(task, strips=cache.addresses, room=cache.room)
+        openmp.set_pointers(task, wide=wide, narrow=narrow, weights=weights)
+        openmp.torch_openmp().run(self._work, task.ctypes.data)
         return logits

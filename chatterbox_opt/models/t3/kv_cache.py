@@ -2,7 +2,7 @@
 
 Knows shapes. Knows nothing of weights, tokens or sampling.
 
-A growing cache copies itself at every step. ``StaticCache`` is one buffer for all utterances,
+A growing cache copies itself at every step. ``StaticKVCache`` is one buffer for all utterances,
 written in place: its address stays (a replayed graph needs that), and one kernel reads it for all.
 ragged_kv_cache.py has the other kind, a buffer for each utterance, which suits a processor better.
 """
@@ -22,7 +22,7 @@ SPAN = 128  # attention reads whole blocks of this many positions: few distinct 
 PREFIX = 64  # so do prefixes, whose every position is computed
 
 
-def blocks(positions: int) -> int:
+def round_up_to_span(positions: int) -> int:
     """Round up to whole blocks."""
     return -(-positions // SPAN) * SPAN
 
@@ -30,10 +30,10 @@ def blocks(positions: int) -> int:
 # One step's attention, utterances and positions being settled: of a layer and its q, k, v
 # [rows, heads, 1, head_dim] it writes k and v and gives what q reads of all up to there,
 # [rows, heads, 1, head_dim].
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+AttendFn = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
-class Cache(Protocol):
+class KVCache(Protocol):
     """Keys and values of several utterances.
 
     Attributes:
@@ -59,7 +59,7 @@ class Cache(Protocol):
         """
         ...
 
-    def at(self, places: Tensor, span: int) -> Attend:
+    def at(self, places: Tensor, span: int) -> AttendFn:
         """The attention of a step of the first n utterances.
 
         Args:
@@ -104,7 +104,7 @@ def products(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor
     return weights.to(values.dtype) @ values
 
 
-class StaticCache:
+class StaticKVCache:
     """Room for ``capacity`` positions of every layer, for several utterances side by side.
 
     Attributes:
@@ -122,7 +122,7 @@ class StaticCache:
         each: int,
         shape: tuple[int, int, int],
         like: Tensor,
-        room: Callable[[int], int] = blocks,
+        room: Callable[[int], int] = round_up_to_span,
         dtype: torch.dtype | None = None,
     ) -> None:
         """Allocate nothing yet; later on the device of ``like``.
@@ -158,7 +158,7 @@ class StaticCache:
         return (self.key_scales[layer], self.value_scales[layer]) if self.quantized else None
 
     def reserve(self, utterance: int, positions: int) -> None:  # noqa: ARG002 - room for all
-        """See ``Cache``."""
+        """See ``KVCache``."""
         more = self._room(positions) - self.capacity
         if more <= 0:
             return
@@ -169,11 +169,11 @@ class StaticCache:
         self._places = torch.arange(self.capacity, device=self.keys.device)
 
     def prefix(self, length: int) -> int:
-        """See ``Cache``: few distinct shapes, so that a prefill can be recorded."""
+        """See ``KVCache``: few distinct shapes, so that a prefill can be recorded."""
         return -(-length // PREFIX) * PREFIX
 
     def fill(self, layer: int, utterance: Tensor, keys: Tensor, values: Tensor) -> None:
-        """See ``Cache``; tensors only."""
+        """See ``KVCache``; tensors only."""
         rows, length = self._rows[: self.each] + utterance * self.each, keys.shape[2]
         self._write(layer, (rows, slice(None), slice(length)), keys, values)
 
@@ -196,8 +196,8 @@ class StaticCache:
         keys, values = (dequantize(*of, self._dtype) for of in zip(kept, scales, strict=True))
         return keys, values
 
-    def at(self, places: Tensor, span: int) -> Attend:
-        """See ``Cache``."""
+    def at(self, places: Tensor, span: int) -> AttendFn:
+        """See ``KVCache``."""
         rows = self._rows[: len(places)]
         visible = (self._places[:span] <= places[:, None])[:, None, None]
 
@@ -209,12 +209,12 @@ class StaticCache:
         return layer
 
     def move(self, source: int, target: int) -> None:
-        """See ``Cache``."""
+        """See ``KVCache``."""
         for kept in self._buffers():
             kept[:, self._rows_of(target)] = kept[:, self._rows_of(source)]
 
     def clear(self, utterance: int) -> None:
-        """See ``Cache``."""
+        """See ``KVCache``."""
         for kept in self._buffers():
             kept[:, self._rows_of(utterance)] = 0
 

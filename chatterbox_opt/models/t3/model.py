@@ -5,7 +5,7 @@ tokens sound like.
 
 Two functions do the work: ``prefill`` (the whole prefix, fills the cache) and ``step`` (one token
 of each utterance in, logits out; tensors only, no branch on their values). The loop around them
-is in decode.py. Upstream's loop (models/t3/model.py of chatterbox-tts 0.1.7) grows its cache, keeps all
+is in decode.py. Upstream's loop (t3.py of chatterbox-tts 0.1.7) grows its cache, keeps all
 attentions and hidden states and sorts the vocabulary at every step; ours does the same arithmetic
 without that.
 """
@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chatterbox_opt.config.model_config import T3Shape
+from chatterbox_opt.config.model_config import T3Config
 from chatterbox_opt.errors import TextError
 from chatterbox_opt.layers import weight_layout
-from chatterbox_opt.models.t3.kv_cache import Cache
+from chatterbox_opt.models.t3.kv_cache import KVCache
 from chatterbox_opt.sampling import Sampling
 
 
@@ -55,7 +55,7 @@ class RMSNorm(nn.Module):
         return self.weight * wide.to(x.dtype)
 
 
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Apply rotary positions (Su et al. 2021; halves as in HF Llama): [..., length, head_dim].
 
     Args:
@@ -68,7 +68,7 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 class Block(nn.Module):
     """One Llama layer with q/k/v in one product and gate/up in another."""
 
-    def __init__(self, shape: T3Shape) -> None:
+    def __init__(self, shape: T3Config) -> None:
         super().__init__()
         self.heads, self.head_dim = shape.heads, shape.head_dim
         self.attention_norm = RMSNorm(shape.width, shape.norm_eps)
@@ -83,7 +83,7 @@ class Block(nn.Module):
         rows, length, _ = x.shape
         split = self.qkv(self.attention_norm(x)).view(rows, length, 3, self.heads, self.head_dim)
         split = split.permute(2, 0, 3, 1, 4)
-        q, k = rotate(split[:2], rope)
+        q, k = apply_rope(split[:2], rope)
         return q, k, split[2]
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class Block(nn.Module):
 class Resampler(nn.Module):
     """Upstream's Perceiver: queries read the voice's speech, then each other, same weights."""
 
-    def __init__(self, shape: T3Shape) -> None:
+    def __init__(self, shape: T3Config) -> None:
         super().__init__()
         width = shape.width
         self.heads = shape.resampler_heads
@@ -125,7 +125,7 @@ class T3(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, shape: T3Shape) -> None:
+    def __init__(self, shape: T3Config) -> None:
         super().__init__()
         self.shape = shape
         self.text_emb = nn.Embedding(shape.text_vocab, shape.width)
@@ -170,7 +170,7 @@ class T3(nn.Module):
     def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines for int64 ``positions`` [n]: two of [n, head_dim], model dtype.
 
-        The first half of the sines is negative, for ``rotate``.
+        The first half of the sines is negative, for ``apply_rope``.
         """
         angles = positions.float()[:, None] * self.frequencies[None]
         cos, sin = angles.cos(), angles.sin()
@@ -181,7 +181,7 @@ class T3(nn.Module):
         """Build the prefix [rows, length, width]: conditioning, text, and two start-of-speech.
 
         Two rows under CFG, else one: the second row's text is zeroed before its positions are added
-        (upstream models/t3/model.py, prepare_input_embeds). The start token stands twice because upstream
+        (upstream t3.py, prepare_input_embeds). The start token stands twice because upstream
         embeds it once there and once more before its loop.
         """
         shape, device, dtype = self.shape, self.like.device, self.like.dtype
@@ -206,7 +206,7 @@ class T3(nn.Module):
             (conditioning.expand(rows, -1, -1), text, start.expand(rows, 2, -1)), dim=1
         )
 
-    def prefill(self, x: Tensor, last: Tensor, cache: Cache, utterance: Tensor) -> Tensor:
+    def prefill(self, x: Tensor, last: Tensor, cache: KVCache, utterance: Tensor) -> Tensor:
         """Run the prefix of one utterance and fill the cache with it.
 
         Like ``step`` it can be captured.
@@ -227,7 +227,7 @@ class T3(nn.Module):
         return self.head(self.norm(x.index_select(1, last)[:, 0]))
 
     def step(
-        self, token: Tensor, spoken: Tensor, position: Tensor, cache: Cache, span: int
+        self, token: Tensor, spoken: Tensor, position: Tensor, cache: KVCache, span: int
     ) -> Tensor:
         """Run one token of each of n utterances through the decoder.
 
@@ -239,7 +239,7 @@ class T3(nn.Module):
             spoken: int64 [n], its place among the speech tokens (the start token is 0).
             position: int64 [n], its place in the cache.
             cache: written at ``position`` and read up to there.
-            span: see ``Cache.at``.
+            span: see ``KVCache.at``.
 
         Returns:
             logits [n or 2 n, speech_vocab].
@@ -268,7 +268,7 @@ class T3(nn.Module):
         return min(sampling.max_tokens, self.shape.speech_positions - 1)
 
 
-def rope_frequencies(shape: T3Shape) -> Tensor:
+def rope_frequencies(shape: T3Config) -> Tensor:
     """Inverse frequencies float32 [head_dim / 2] with Llama 3's stretching of the long waves.
 
     Source: Llama 3.1 (Meta), as transformers computes it for rope_type "llama3".

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from chatterbox_opt.models.t3.kv_cache import Attend
+from chatterbox_opt.models.t3.kv_cache import AttendFn
 
 STRIP = 64  # positions by which a buffer grows: the copy and the room in excess cost the same
 
@@ -22,7 +22,7 @@ HALF_MOST = 65504.0  # the largest number of float16
 Strip = tuple[Tensor, Tensor]  # of one layer, see ``RaggedCache._room``
 
 
-class RaggedCache:
+class RaggedKVCache:
     """Keys and values of several utterances. See ``cache.Cache``.
 
     Attributes:
@@ -53,7 +53,7 @@ class RaggedCache:
         return self._like.new_empty(rows, n, width), self._like.new_empty(rows, width, n)
 
     def reserve(self, utterance: int, positions: int) -> None:
-        """See ``Cache``."""
+        """See ``KVCache``."""
         if positions <= self._strips[utterance][0][0].shape[1]:
             return
         self._strips[utterance] = strips = list(self._strips[utterance])
@@ -75,19 +75,19 @@ class RaggedCache:
         )
 
     def prefix(self, length: int) -> int:
-        """See ``Cache``: as it is."""
+        """See ``KVCache``: as it is."""
         return length
 
     def fill(self, layer: int, utterance: Tensor, keys: Tensor, values: Tensor) -> None:
-        """See ``Cache``."""
+        """See ``KVCache``."""
         length, held = keys.shape[2], self._strips[int(utterance)][layer]
         if self._like.dtype == torch.float16:  # at the end of its range, not beyond
             keys, values = (x.clamp(-HALF_MOST, HALF_MOST) for x in (keys, values))
         held[0][:, :length] = keys.flatten(0, 1)
         held[1][..., :length] = values.flatten(0, 1).transpose(1, 2)
 
-    def at(self, places: Tensor, span: int) -> Attend:  # noqa: ARG002 - each has its own
-        """See ``Cache``."""
+    def at(self, places: Tensor, span: int) -> AttendFn:  # noqa: ARG002 - each has its own
+        """See ``KVCache``."""
         work = list(zip(places[:: self.each].tolist(), self._strips, strict=False))
         attend = _by_rows if self._like.dtype == torch.bfloat16 else _by_columns
         one = self.each * self._heads
@@ -106,13 +106,13 @@ class RaggedCache:
         return layer
 
     def move(self, source: int, target: int) -> None:
-        """See ``Cache``."""
+        """See ``KVCache``."""
         self._strips[target] = self._strips[source]
         self._note(target)
         self.clear(source)
 
     def clear(self, utterance: int) -> None:
-        """See ``Cache``."""
+        """See ``KVCache``."""
         self._strips[utterance] = self._empty
         self._note(utterance)
 

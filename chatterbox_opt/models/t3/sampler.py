@@ -1,6 +1,6 @@
 """Logits to tokens, a row for each utterance. Tensors only: knows nothing of the model or of text.
 
-Order of operations, and every rounding, as upstream's loop (models/t3/model.py, ``T3.inference``): CFG,
+Order of operations, and every rounding, as upstream's loop (its t3.py, ``T3.inference``): CFG,
 repetition penalty, temperature, min-p, top-p, softmax, draw. So the same generator state gives the
 same token as upstream. Top-k, which upstream has not, comes before top-p. Every knob is a tensor
 with a row for each utterance, and no value is read back to the host: a step that was captured once
@@ -12,13 +12,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from chatterbox_opt.runtime.cuda import sent
+from chatterbox_opt.runtime.cuda import to_device
 from chatterbox_opt.sampling import Sampling
 
 NOT_FINITE = -1  # returned in place of a token when the logits hold NaN or infinity
 
 
-class Knobs:
+class SamplingTensors:
     """What each of ``rows`` utterances asks of the sampler.
 
     Attributes:
@@ -29,7 +29,7 @@ class Knobs:
         self.values = values
 
     @classmethod
-    def room(cls, rows: int, device: torch.device | str = "cpu") -> Knobs:
+    def room(cls, rows: int, device: torch.device | str = "cpu") -> SamplingTensors:
         """Room for so many utterances, all of them with the usual knobs."""
         made = cls(torch.empty(rows, 6, device=device))
         for row in range(rows):
@@ -46,11 +46,11 @@ class Knobs:
             1 - sampling.top_p,  # in double precision, as upstream subtracts it
             sampling.top_k,
         )
-        self.values[row] = sent(torch.tensor(asked), self.values.device)
+        self.values[row] = to_device(torch.tensor(asked), self.values.device)
 
-    def slice(self, first: int, last: int) -> Knobs:
+    def slice(self, first: int, last: int) -> SamplingTensors:
         """Rows ``first`` to ``last``, sharing memory."""
-        return Knobs(self.values[first:last])
+        return SamplingTensors(self.values[first:last])
 
     @property
     def cfg_weight(self) -> Tensor:
@@ -83,7 +83,7 @@ class Knobs:
         return self.values[:, 5:6]
 
 
-def guide(logits: Tensor, cfg_weight: Tensor) -> Tensor:
+def apply_cfg(logits: Tensor, cfg_weight: Tensor) -> Tensor:
     """Combine conditional and unconditional rows under classifier-free guidance.
 
     cond + w * (cond - uncond), Ho & Salimans 2022 in upstream's form.
@@ -102,7 +102,7 @@ def guide(logits: Tensor, cfg_weight: Tensor) -> Tensor:
     return cond + cfg_weight * (cond - uncond)
 
 
-def penalise(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
+def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
     """Make tokens already said less likely (Keskar et al. 2019, CTRL): [rows, V] both.
 
     Args:
@@ -113,7 +113,7 @@ def penalise(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-def truncate(logits: Tensor, knobs: Knobs, *, ranked: bool) -> Tensor:
+def filter_logits(logits: Tensor, knobs: SamplingTensors, *, ranked: bool) -> Tensor:
     """Set unlikely logits to -inf: min-p (Nguyen et al. 2024), top-k (Fan et al. 2018), then top-p
     (Holtzman et al. 2020).
 
@@ -136,7 +136,9 @@ def truncate(logits: Tensor, knobs: Knobs, *, ranked: bool) -> Tensor:
     return logits
 
 
-def sample(logits: Tensor, seen: Tensor, knobs: Knobs, noise: Tensor, *, ranked: bool) -> Tensor:
+def sample(
+    logits: Tensor, seen: Tensor, knobs: SamplingTensors, noise: Tensor, *, ranked: bool
+) -> Tensor:
     """Choose the next token of each row.
 
     The draw is the exponential race: the largest p / e with e from Exp(1) falls on each token with
@@ -144,21 +146,21 @@ def sample(logits: Tensor, seen: Tensor, knobs: Knobs, noise: Tensor, *, ranked:
     from outside, so that every row has a generator of its own.
 
     Args:
-        logits: [rows or 2 rows, V] of the last position, any float dtype; see ``guide``.
-        seen: bool [rows, V], see ``penalise``.
+        logits: [rows or 2 rows, V] of the last position, any float dtype; see ``apply_cfg``.
+        seen: bool [rows, V], see ``apply_repetition_penalty``.
         noise: float32 [rows, V], fresh from Exp(1); not looked at where the temperature is 0.
-        ranked: see ``truncate``.
+        ranked: see ``filter_logits``.
 
     Returns:
         int64 [rows]: the tokens, or ``NOT_FINITE``. No value is read back to the host.
     """
-    logits = guide(logits.float(), knobs.cfg_weight)
+    logits = apply_cfg(logits.float(), knobs.cfg_weight)
     finite = torch.isfinite(logits).all(dim=-1)
-    logits = penalise(logits, seen, knobs.repetition_penalty)
+    logits = apply_repetition_penalty(logits, seen, knobs.repetition_penalty)
     greedy = logits.argmax(dim=-1)
     still = knobs.temperature == 0
     spread = logits / torch.where(still, torch.ones_like(knobs.temperature), knobs.temperature)
-    kept = truncate(spread, knobs, ranked=ranked)
+    kept = filter_logits(spread, knobs, ranked=ranked)
     drawn = (torch.softmax(kept, dim=-1) / noise).argmax(dim=-1)
     token = torch.where(still[:, 0], greedy, drawn)
     return torch.where(finite, token, torch.full_like(token, NOT_FINITE))

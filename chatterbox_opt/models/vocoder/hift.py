@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chatterbox_opt.runtime.bucketing import Tails
-from chatterbox_opt.utils.skip_init import uninitialised
+from chatterbox_opt.runtime.bucketing import PaddingMask
+from chatterbox_opt.utils.skip_init import skip_init
 
 SMALL = 1e-6  # Snake with a smaller factor is the identity in float32
 SLOPE = 0.1  # of the leaky ReLU between stages (upstream lrelu_slope)
@@ -35,7 +35,7 @@ SLOPE = 0.1  # of the leaky ReLU between stages (upstream lrelu_slope)
 def folded(weight: Tensor, bias: Tensor, **layout: int) -> nn.Conv1d:
     """A float32 convolution with this weight [out, in, kernel] and bias [out]."""
     out, channels, kernel = weight.shape
-    with uninitialised():
+    with skip_init():
         conv = nn.Conv1d(channels, out, kernel, **layout)  # type: ignore[arg-type]
     conv.weight = nn.Parameter(weight.float().contiguous(), requires_grad=False)
     conv.bias = nn.Parameter(bias.float().contiguous(), requires_grad=False)
@@ -76,7 +76,7 @@ class Pair(nn.Module):
         factor: Tensor = snake.alpha.double()
         return torch.where(factor.abs() < SMALL, SMALL, factor)
 
-    def forward(self, x: Tensor, tails: Tails) -> Tensor:
+    def forward(self, x: Tensor, tails: PaddingMask) -> Tensor:
         y = tails.zero_(self.wide(snake_(x * self.frequency)))
         return tails.zero_(self.narrow(snake_(y))).add_(x)
 
@@ -89,7 +89,7 @@ class Residual(nn.Module):
         parts = (block.convs1, block.convs2, block.activations1, block.activations2)
         self.pairs = nn.ModuleList(Pair(*pair) for pair in zip(*parts, strict=True))
 
-    def forward(self, x: Tensor, tails: Tails) -> Tensor:
+    def forward(self, x: Tensor, tails: PaddingMask) -> Tensor:
         for pair in self.pairs:
             x = pair(x, tails)
         return x
@@ -143,7 +143,7 @@ class Stage(nn.Module):
         blocks = net.resblocks[index * count : (index + 1) * count]
         self.blocks = nn.ModuleList(Residual(block) for block in blocks)
 
-    def forward(self, x: Tensor, spectrum: Tensor, tails: Tails) -> Tensor:
+    def forward(self, x: Tensor, spectrum: Tensor, tails: PaddingMask) -> Tensor:
         """[rows, 2 C, T] and the source's spectrum to [rows, C, rate T + lead].
 
         Args:
@@ -168,7 +168,7 @@ class Generator(nn.Module):
         self.stages = nn.ModuleList(Stage(net, i) for i in range(net.num_upsamples))
         self.leave = plain(net.conv_post, 1 / net.num_kernels)
 
-    def forward(self, mel: Tensor, spectrum: Tensor, tails: Tails) -> Tensor:
+    def forward(self, mel: Tensor, spectrum: Tensor, tails: PaddingMask) -> Tensor:
         """One pass.
 
         Args:
@@ -188,7 +188,7 @@ class Generator(nn.Module):
         return self.leave(F.leaky_relu_(x))
 
 
-class PitchReader(nn.Module):
+class F0Predictor(nn.Module):
     """Mel to F0 (upstream ConvRNNF0Predictor)."""
 
     def __init__(self, predictor: Any) -> None:

@@ -15,12 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chatterbox_opt.config.model_config import MEL_BINS, SAMPLE_RATE, VocoderShape
+from chatterbox_opt.config.model_config import MEL_BINS, SAMPLE_RATE, VocoderConfig
 from chatterbox_opt.errors import NumericsError
-from chatterbox_opt.models.vocoder.hift import Generator, PitchReader
-from chatterbox_opt.runtime.bucketing import Direct, Through, bucket, padded, together
-from chatterbox_opt.runtime.cuda import sent
-from chatterbox_opt.utils.upstream_import import upstream
+from chatterbox_opt.models.vocoder.hift import F0Predictor, Generator
+from chatterbox_opt.runtime.bucketing import (
+    EagerExecutor,
+    Executor,
+    bucket,
+    group_by_length,
+    pad_rows,
+)
+from chatterbox_opt.runtime.cuda import to_device
+from chatterbox_opt.utils.upstream_import import import_upstream
 
 HOP = 480  # samples per mel frame
 FADE = SAMPLE_RATE // 50  # 20 ms of silence, then 20 ms of fade-in (upstream trim_fade)
@@ -43,10 +49,10 @@ class Vocoder(nn.Module):
         """Fold upstream's HiFTGenerator (see ``build``), whose parameters stay as they are."""
         super().__init__()
         with torch.no_grad():
-            self.pitch, self.generator = PitchReader(net.f0_predictor), Generator(net)
+            self.pitch, self.generator = F0Predictor(net.f0_predictor), Generator(net)
         self.merge: nn.Linear = net.m_source.l_linear
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
-        self.through: Through = Direct()  # how the layers are run: launched, or replayed
+        self.through: Executor = EagerExecutor()  # how the layers are run: launched, or replayed
 
     @property
     def dtype(self) -> torch.dtype:
@@ -70,7 +76,7 @@ class Vocoder(nn.Module):
             NumericsError: a wave holds NaN or infinity.
         """
         waves: dict[int, Tensor] = {}
-        for rows in together([mel.shape[-1] for mel in mels], mels[0].device):
+        for rows in group_by_length([mel.shape[-1] for mel in mels], mels[0].device):
             made = self.decode([mels[i] for i in rows], [generators[i] for i in rows])
             waves |= zip(rows, made, strict=True)
         fade = fade_in(mels[0].device)
@@ -89,8 +95,8 @@ class Vocoder(nn.Module):
         lengths = [mel.shape[-1] for mel in mels]
         size = bucket(max(lengths))
         spectra = [self._hum(mel, g) for mel, g in zip(mels, generators, strict=True)]
-        spectrum = padded(spectra, size * HOP // STRIDE + 1)
-        rows = padded(mels, size), spectrum, sent(torch.tensor(lengths), spectrum.device)
+        spectrum = pad_rows(spectra, size * HOP // STRIDE + 1)
+        rows = pad_rows(mels, size), spectrum, to_device(torch.tensor(lengths), spectrum.device)
         made = self.through("layers", self._layers, *rows)
         return [self._wave(row[:, : s.shape[1]]) for row, s in zip(made, spectra, strict=True)]
 
@@ -147,10 +153,10 @@ def fade_in(device: torch.device) -> Tensor:
     return fade
 
 
-def build(shape: VocoderShape) -> nn.Module:
+def build(shape: VocoderConfig) -> nn.Module:
     """Instantiate upstream's HiFT with these widths; the rest is as in upstream's s3gen.py."""
-    predictor = upstream("models.s3gen.f0_predictor").ConvRNNF0Predictor
-    net: nn.Module = upstream("models.s3gen.hifigan").HiFTGenerator(
+    predictor = import_upstream("models.s3gen.f0_predictor").ConvRNNF0Predictor
+    net: nn.Module = import_upstream("models.s3gen.hifigan").HiFTGenerator(
         in_channels=MEL_BINS,
         base_channels=shape.width,
         sampling_rate=SAMPLE_RATE,
