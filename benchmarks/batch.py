@@ -56,13 +56,13 @@ def ours(engine: Engine, lines: list[Request], slots: int) -> dict[str, float]:
 
 def never_stop(engine: Engine) -> None:
     """Let every utterance come to its bound, whatever the weights."""
-    with engine._speaker.residency("t3") as t3:  # type: ignore[union-attr]
+    with engine.pipeline.placement("t3") as t3:  # type: ignore[union-attr]
         t3.shape = replace(t3.shape, stop_speech=NEVER)  # type: ignore[type-var]
 
 
 def t3_alone(engine: Engine, lines: list[Request], slots: int) -> dict[str, float]:
     """Tokens per second of T3, prefill included."""
-    pipeline = cast(Pipeline, engine._speaker)
+    pipeline = cast(Pipeline, engine.pipeline)
     begun = [engine._begin(None, line, line.sampling.seed or 0) for line in lines]
     left = iter([attempts.line() for chunks in begun for attempts in chunks])
     start, tokens = time.perf_counter(), 0

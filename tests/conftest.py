@@ -90,7 +90,7 @@ def prompt_for(engine, text: str):
     from chatterbox_opt.models.t3.model import Prompt
 
     voice = engine.voice()
-    return Prompt(text_tokens(engine._speaker.tokenizer, text), voice.speaker, voice.prompt)
+    return Prompt(text_tokens(engine.pipeline.tokenizer, text), voice.speaker, voice.prompt)
 
 
 def utterance(engine, text: str, sampling, **more):
@@ -109,7 +109,7 @@ def prefilled(t3, prefix):
 
     from chatterbox_opt.models.t3.kv_cache import StaticKVCache
 
-    cache = StaticKVCache(utterances=1, each=len(prefix), shape=t3.cached, like=t3.like)
+    cache = StaticKVCache(utterances=1, rows_per_seq=len(prefix), shape=t3.cached, like=t3.like)
     cache.reserve(0, prefix.shape[1])
     return t3.prefill(prefix, torch.tensor([prefix.shape[1] - 1]), cache, torch.tensor([0]))
 
@@ -129,18 +129,20 @@ def as_on_a_card(t3):
             linear_onednn.use_onednn(t3)
 
 
-def looking(stride: int = 1, step=None, static: bool = False, fused: bool = False):
+def looking(steps_per_sync: int = 1, step=None, static: bool = False, fused: bool = False):
     """An eager way that looks at the tokens so rarely, and may have another step or cache."""
     from chatterbox_opt.engine.decode import EagerBackend
     from chatterbox_opt.models.t3.decode_state import DecodeState
     from chatterbox_opt.models.t3.kv_cache import StaticKVCache
 
-    def slots(t3, count, each):
-        cache = StaticKVCache(utterances=count, each=each, shape=t3.cached, like=t3.like)
+    def slots(t3, count, rows_per_seq):
+        cache = StaticKVCache(
+            utterances=count, rows_per_seq=rows_per_seq, shape=t3.cached, like=t3.like
+        )
         return DecodeState(t3, count, cache)
 
     way = EagerBackend(fused=fused)
-    way.stride = stride
+    way.steps_per_sync = steps_per_sync
     if step is not None:
         way.step = lambda model: step
     if static:
@@ -148,12 +150,12 @@ def looking(stride: int = 1, step=None, static: bool = False, fused: bool = Fals
     return way
 
 
-def say_all(t3, utterances, *, slots: int = 1, each: int = 2, way=None):
+def say_all(t3, utterances, *, slots: int = 1, rows_per_seq: int = 2, way=None):
     """What became of the utterances, in their order."""
     from chatterbox_opt.engine.decode import decode
 
     left, way = iter(utterances), way or looking()
-    said = decode(t3, way.slots(t3, slots, each), lambda: next(left, None), way)
+    said = decode(t3, way.slots(t3, slots, rows_per_seq), lambda: next(left, None), way)
     found = {one.utterance: one for one in said}
     return [found[one] for one in utterances]
 

@@ -155,15 +155,15 @@ CACHES = [(torch.float32, 1e-5, False), (torch.bfloat16, 6e-2, False), (torch.fl
 
 
 @pytest.mark.parametrize(("dtype", "atol", "narrow"), CACHES)
-@pytest.mark.parametrize("each", [1, 2])
+@pytest.mark.parametrize("rows_per_seq", [1, 2])
 @pytest.mark.parametrize("shared", [False, True])
-def test_one_query_attends_up_to_its_place(dtype, atol, narrow, each, shared):
+def test_one_query_attends_up_to_its_place(dtype, atol, narrow, rows_per_seq, shared):
     """Rows of several lengths; behind each lies what nobody may read, and what it adds is kept. By
     one program a head, and by several."""
     generator = torch.Generator().manual_seed(0)
     heads, capacity, width = 3, 3 * KEYS + 40, 16
     places = torch.tensor([0, KEYS - 1, KEYS, KEYS + 1, capacity - 1])
-    rows = each * len(places)
+    rows = rows_per_seq * len(places)
     qkv = torch.randn(rows, 3 * heads * width, generator=generator).to(dtype)
     rope = tuple(torch.randn(2, len(places), width, generator=generator).to(dtype))
     buffers = torch.randn(2, rows + 2, heads, capacity, width, generator=generator).to(dtype)
@@ -173,9 +173,10 @@ def test_one_query_attends_up_to_its_place(dtype, atol, narrow, each, shared):
     expected = buffers.clone() if scales is None else dequantize(buffers, scales, dtype)
     q, k, v = qkv.view(rows, 3, heads, 1, width).unbind(1)
     q, k = (
-        apply_rope(x, [p.repeat_interleave(each, 0)[:, None, None] for p in rope]) for x in (q, k)
+        apply_rope(x, [p.repeat_interleave(rows_per_seq, 0)[:, None, None] for p in rope])
+        for x in (q, k)
     )
-    every = places.repeat_interleave(each)
+    every = places.repeat_interleave(rows_per_seq)
     for kept, new in zip(expected, (k, v), strict=True):
         new = dequantize(*quantize(new), dtype) if narrow else new
         kept[torch.arange(rows), :, every] = new[:, :, 0]
@@ -189,7 +190,7 @@ def test_one_query_attends_up_to_its_place(dtype, atol, narrow, each, shared):
             buffers[:, row, :, place:] = torch.nan
     arrivals = torch.zeros(rows * heads, dtype=torch.int32) if shared else None
     if shared:
-        assert decode_attention.splits(rows, heads) == (8 if each == 1 else 8)
+        assert decode_attention.splits(rows, heads) == (8 if rows_per_seq == 1 else 8)
     pair = None if scales is None else tuple(scales)
     found = decode_attention.decode_attention(qkv, rope, *buffers, places, pair, arrivals)
     assert_close(found, attended, atol=atol)
@@ -244,8 +245,8 @@ def test_great_scores_do_not_overflow():
     assert torch.equal(made, torch.full_like(made, 150.0))
 
 
-@pytest.mark.parametrize("each", [1, 2])
-def test_it_draws_what_the_slots_draw(each):
+@pytest.mark.parametrize("rows_per_seq", [1, 2])
+def test_it_draws_what_the_slots_draw(rows_per_seq):
     """Rows with knobs of all kinds, two of them not finite; now and then a token is prescribed, and
     some have come to the end of their tables."""
     generator = torch.Generator().manual_seed(0)
@@ -259,22 +260,24 @@ def test_it_draws_what_the_slots_draw(each):
     said = torch.full((rows, places), UNFORCED)
     said[3, 2], said[rows - 1, 1] = 299, 0  # whatever the logits are
     state = {
-        "logits": 3 * torch.randn(each * rows, words, generator=generator),
+        "logits": 3 * torch.randn(rows_per_seq * rows, words, generator=generator),
         "seen": torch.rand(rows, words, generator=generator) < 0.1,
         "noise": torch.ones(rows, words),
         "said": said,
         "token": torch.zeros(rows, dtype=torch.long),
-        "spoken": torch.arange(rows) % 7,
+        "num_generated": torch.arange(rows) % 7,
         "position": 40 + torch.arange(rows),
     }
-    state["logits"][each * (rows - 1), 5] = torch.nan
-    state["logits"][each * (rows - 2), 299] = torch.inf
-    state["spoken"][rows - 1] = 0
+    state["logits"][rows_per_seq * (rows - 1), 5] = torch.nan
+    state["logits"][rows_per_seq * (rows - 2), 299] = torch.inf
+    state["num_generated"][rows - 1] = 0
     knobs = sampler.SamplingTensors.room(rows)
     for row, one in enumerate(asked):
         knobs.set(row, one)
     mine, theirs = (
-        SimpleNamespace(each=each, knobs=knobs, **{k: v.clone() for k, v in state.items()})
+        SimpleNamespace(
+            rows_per_seq=rows_per_seq, knobs=knobs, **{k: v.clone() for k, v in state.items()}
+        )
         for _ in range(2)
     )
     for _ in range(steps):
@@ -283,30 +286,30 @@ def test_it_draws_what_the_slots_draw(each):
         theirs.noise.copy_(lots)
         DecodeState.draw(theirs, 0, rows, ranked=False)
         fused_step.draw(mine, rows)
-        for name in ("seen", "said", "token", "spoken", "position"):
+        for name in ("seen", "said", "token", "num_generated", "position"):
             assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
-    assert len(set(mine.said.flatten().tolist())) > rows
-    assert mine.said[rows - 1, :3].tolist() == [sampler.NOT_FINITE, 0, sampler.NOT_FINITE]
-    assert mine.spoken.max() == places - 1
+    assert len(set(mine.token_buffer.flatten().tolist())) > rows
+    assert mine.token_buffer[rows - 1, :3].tolist() == [sampler.NOT_FINITE, 0, sampler.NOT_FINITE]
+    assert mine.num_generated.max() == places - 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("each", [1, 2])
-def test_a_step_begins_as_the_model_begins_it(engine, dtype, each):
-    with engine._speaker.residency("t3") as t3:
+@pytest.mark.parametrize("rows_per_seq", [1, 2])
+def test_a_step_begins_as_the_model_begins_it(engine, dtype, rows_per_seq):
+    with engine.pipeline.placement("t3") as t3:
         tables = t3.speech_emb.weight.to(dtype), t3.speech_pos.weight.to(dtype)
         counters = tuple(torch.tensor(row) for row in ((3, 0, 50), (0, 7, 2), (0, 700, 4000)))
         x, rope, places, arrivals = decode_io.embed_tokens(
-            counters, tables, t3.frequencies, each, 3500, 5
+            counters, tables, t3.frequencies, rows_per_seq, 3500, 5
         )
         counters[2].clamp_(max=3499)
         expected, *turned = t3.entering(*counters, 1)
     assert torch.equal(places, counters[2])
-    assert torch.equal(arrivals, torch.zeros(3 * each * 5, dtype=torch.int32))
+    assert torch.equal(arrivals, torch.zeros(3 * rows_per_seq * 5, dtype=torch.int32))
     assert torch.equal(
-        x, (tables[0][counters[0]] + tables[1][counters[1]]).repeat_interleave(each, 0)
+        x, (tables[0][counters[0]] + tables[1][counters[1]]).repeat_interleave(rows_per_seq, 0)
     )
-    assert_close(x.float(), expected.repeat_interleave(each, 0).float(), atol=ATOL[dtype])
+    assert_close(x.float(), expected.repeat_interleave(rows_per_seq, 0).float(), atol=ATOL[dtype])
     for found, wanted in zip(rope, turned, strict=True):
         assert_close(found, wanted.to(dtype), atol=ATOL[dtype])
 
@@ -674,11 +677,13 @@ def test_t3_says_the_same_with_it(engine, monkeypatch):
     monkeypatch.setattr(decode_linear, "gemv_tile", wide)
     sampling = [Sampling(seed=seed, max_tokens=5 + 3 * seed) for seed in range(3)]
     texts = ("hello.", "a longer one, with a comma.", "no!")
-    spoken = [utterance(engine, text, knobs) for text, knobs in zip(texts, sampling, strict=True)]
-    with engine._speaker.residency("t3") as t3, as_on_a_card(t3):
+    num_generated = [
+        utterance(engine, text, knobs) for text, knobs in zip(texts, sampling, strict=True)
+    ]
+    with engine.pipeline.placement("t3") as t3, as_on_a_card(t3):
         found = [
             said.tokens
-            for said in say_all(t3, spoken, slots=2, way=looking(static=True, fused=True))
+            for said in say_all(t3, num_generated, slots=2, way=looking(static=True, fused=True))
         ]
         again = [utterance(engine, t, k) for t, k in zip(texts, sampling, strict=True)]
         assert found == [said.tokens for said in say_all(t3, again, slots=2)]

@@ -22,13 +22,13 @@ NOISE = np.random.default_rng(0)
 SHORT = Sampling(seed=1, max_tokens=12)
 
 
-def spoken(seconds: float, *, codes=None, cut=False, silence=(0.0, 0.0)) -> AudioOutput:
+def spoken(seconds: float, *, codes=None, truncated=False, silence=(0.0, 0.0)) -> AudioOutput:
     wave = NOISE.uniform(-0.5, 0.5, round(seconds * SAMPLE_RATE)).astype(np.float32)
     start, end = (round(edge * SAMPLE_RATE) for edge in silence)
     wave[start:end] *= 0.001
     if codes is None:
         codes = NOISE.integers(0, 6561, round(seconds * 25)).tolist()
-    return AudioOutput(wave, len(codes), {"t3": 1.0}, tuple(codes), cut)
+    return AudioOutput(wave, len(codes), {"t3": 1.0}, tuple(codes), truncated)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_good_speech_has_no_fault(text, sound):
 @pytest.mark.parametrize(
     ("sound", "fault"),
     [
-        (spoken(2.6, cut=True), "no end before the limit"),
+        (spoken(2.6, truncated=True), "no end before the limit"),
         (spoken(20), "too slow: 20.0 s for 35 letters"),
         (spoken(0.5), "too fast: 0.5 s"),
         (spoken(1.3), "too fast: 1.3 s for 35 letters"),  # half of it
@@ -77,8 +77,8 @@ def judged(retries: int, takes: list[AudioOutput]):
     )
     seeds = set()
     for number, sound in enumerate(takes, 1):
-        seeds.add(attempts.line().seed)
-        if (kept := attempts.hear(sound)) is not None:
+        seeds.add(attempts.next_request().seed)
+        if (kept := attempts.on_result(sound)) is not None:
             assert (len(seeds), number) == (len(takes), len(takes)), "each has its own seed"
             return kept
     raise AssertionError("there were not enough attempts")
@@ -98,7 +98,7 @@ def test_the_bounds_on_trained_speech():
             [chunk] = speaker._chunks(text)
             voice = speaker.voice(names[i % len(names)])
             said = ChunkRequest(chunk, voice, Sampling(), i, lambda n: None)
-            [(_, good)] = speaker._speaker.speak(iter([said, None]).__next__)
+            [(_, good)] = speaker.pipeline.speak(iter([said, None]).__next__)
             assert find_faults(chunk.text, good) == (), text
             for fault, planted in plant(good):
                 assert find_faults(chunk.text, planted), f"{fault}: {text}"
@@ -118,24 +118,24 @@ def plant(good: AudioOutput) -> Iterator[tuple[str, AudioOutput]]:
 
 
 def test_the_best_of_the_attempts_is_kept():
-    bad, worse, good = spoken(20), spoken(30, cut=True), spoken(2.6)
+    bad, worse, good = spoken(20), spoken(30, truncated=True), spoken(2.6)
     best = judged(5, [worse, bad, good])
-    assert best.spoken.wave is good.wave
-    assert (best.faults, best.attempts, best.spoken.seconds) == ((), 3, {"t3": 3.0})
+    assert best.output.wave is good.wave
+    assert (best.faults, best.attempts, best.output.seconds) == ((), 3, {"t3": 3.0})
     best = judged(1, [worse, bad])
-    assert best.spoken.wave is bad.wave
+    assert best.output.wave is bad.wave
     assert len(best.faults) == 1
     assert judged(0, [worse]).attempts == 1
     nearer = judged(2, [spoken(90), spoken(20), spoken(60)])
-    assert len(nearer.spoken.wave) == 20 * SAMPLE_RATE
+    assert len(nearer.output.wave) == 20 * SAMPLE_RATE
 
 
 def test_an_attempt_that_fails_does_not_cost_the_ones_before():
     bad = spoken(20)
     silent = SilenceError("nothing")
-    assert judged(2, [bad, NumericsError("not finite")]).spoken.wave is bad.wave
+    assert judged(2, [bad, NumericsError("not finite")]).output.wave is bad.wave
     assert isinstance(judged(2, [NumericsError("not finite")]), NumericsError)
-    assert judged(2, [bad, silent, silent, silent, silent]).spoken.wave is bad.wave
+    assert judged(2, [bad, silent, silent, silent, silent]).output.wave is bad.wave
     assert judged(2, [silent] * 4) is silent
 
 
@@ -166,7 +166,7 @@ def test_results_have_ids_and_errors_are_values(engine, tmp_path):
 
 
 def test_what_torch_raises_for_one_text_ends_only_that(engine, monkeypatch):
-    plain = engine._speaker.tokenizer
+    plain = engine.pipeline.tokenizer
 
     class Fragile:
         def encode(self, text):
@@ -174,7 +174,7 @@ def test_what_torch_raises_for_one_text_ends_only_that(engine, monkeypatch):
                 raise RuntimeError("index out of range")
             return plain.encode(text)
 
-    monkeypatch.setattr(engine._speaker, "tokenizer", Fragile())
+    monkeypatch.setattr(engine.pipeline, "tokenizer", Fragile())
     texts = ["Odd.", "An odd one.", "Even.", "Another odd one.", "More."]
     expected = {t: engine.synthesize(t, None, SHORT).samples for t in texts if " odd" not in t}
     results = {r.id: r for r in engine.batch(Request(t, t, None, SHORT) for t in texts)}
@@ -212,9 +212,9 @@ def test_a_guarded_engine_speaks_chunks_again_with_seeds_of_their_own(engine):
     assert np.array_equal(guarded.samples, again.samples), "retries repeat too"
     [single] = engine.pieces(text, None, SHORT, guard=Guard(retries=0))
     assert np.array_equal(single.samples, plain.samples), "the first attempt is the plain one"
-    [(_, cut)] = engine._speaker.speak(iter([line(engine, max_tokens=5), None]).__next__)
-    assert cut.cut
-    assert len(cut.codes) == cut.tokens
+    [(_, truncated)] = engine.pipeline.speak(iter([line(engine, max_tokens=5), None]).__next__)
+    assert truncated.truncated
+    assert len(truncated.codes) == truncated.tokens
 
 
 def line(engine, **knobs) -> ChunkRequest:

@@ -23,7 +23,7 @@ def read(file: str, content: str | bytes, **knobs) -> list[job_file.Item]:
 
 def test_a_line_is_an_utterance_and_blank_lines_open_chapters():
     items = read("a.txt", "\ufeffOne.\r\n\r\n\r\n  Two. \nThree.\u2028Still three.\n\n", seed=4)
-    assert [(i.id, i.row, i.text, i.opens) for i in items] == [
+    assert [(i.id, i.row, i.text, i.starts_chapter) for i in items] == [
         ("1", 1, "One.", False), ("2", 4, "Two.", True), ("3", 5, "Three.\u2028Still three.", False)
     ]  # fmt: skip
     assert {(i.voice, i.sampling) for i in items} == {("anna", Sampling(seed=4))}

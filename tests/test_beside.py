@@ -57,7 +57,7 @@ def requests(lines=LINES):
 
 def begin(engine, sound, guard=None, lines=LINES):
     """A batch under way."""
-    engine._speaker.sound, engine._speaker.group = sound, GROUP
+    engine.pipeline.sound, engine.pipeline.group = sound, GROUP
     engine.plan = replace(engine.plan, slots=SLOTS)
     return engine.batch(requests(lines), guard)
 
@@ -160,7 +160,7 @@ def test_recorded_work_sounds_the_same(engine):
     capture(engine, tape.record)
     for _ in range(3):
         assert same(batch(engine, OverlappedRenderer()), expected)
-    assert isinstance(engine._speaker.way, CudaGraphBackend)
+    assert isinstance(engine.pipeline.backend, CudaGraphBackend)
 
 
 def test_lines_said_again_are_taken_in_the_same_run_and_at_the_same_place(engine, monkeypatch):
@@ -172,7 +172,7 @@ def test_lines_said_again_are_taken_in_the_same_run_and_at_the_same_place(engine
         return plain(reader, line, t3)
 
     monkeypatch.setattr(T3Runner, "_utterance", utterance)
-    with around(monkeypatch, engine._speaker, "speak", lambda *_: runs.append(1)):
+    with around(monkeypatch, engine.pipeline, "speak", lambda *_: runs.append(1)):
         for _ in range(3):
             takes.append([])
             batch(engine, OverlappedRenderer(), Guard(1))
@@ -261,13 +261,13 @@ def test_a_group_is_given_when_the_one_before_has_been_fetched():
 
 @pytest.mark.parametrize("reason", ["one slot", "stages move"])
 def test_it_is_not_for_one_slot_nor_for_stages_that_move(engine, monkeypatch, reason):
-    threads, pipeline = [], engine._speaker
+    threads, pipeline = [], engine.pipeline
     begin(engine, OverlappedRenderer())
     with around(monkeypatch, stage(engine, "flow"), "forward", lambda *_: threads.append(aside())):
         if reason == "one slot":
             engine.synthesize("Hello. And again.", None, Sampling(seed=1, max_tokens=9))
         else:
-            pipeline.residency.offload = "stages"
+            pipeline.placement.offload = "stages"
             batch(engine, pipeline.sound)
     assert threads and not any(threads)
 
@@ -318,7 +318,7 @@ def test_out_of_memory_beside_t3_goes_on_in_turn_and_then_down_the_ladder(
     monkeypatch.setattr(module, "forward", lambda *a: threads.append(aside()) or failing(*a))
     with caplog.at_level(logging.WARNING, "chatterbox_opt"):
         assert same(batch(engine, sound), expected)
-        assert engine._speaker.residency.offload == offload
+        assert engine.pipeline.placement.offload == offload
         assert same(batch(engine, sound), expected)
     assert sound.over and threads[0] and not any(threads[2:])
     assert caplog.text.count("no memory for sound beside t3") == 1
@@ -341,7 +341,7 @@ def test_out_of_memory_of_t3_first_gets_the_room_of_the_sound(
     ):
         assert same(batch(engine, sound), expected)
     assert failures == [True] and sound.over
-    assert engine._speaker.residency.offload == "none"
+    assert engine.pipeline.placement.offload == "none"
     assert "slots" not in caplog.text, "as many lines at once as before"
 
 
@@ -355,7 +355,7 @@ def test_stages_move_only_when_nobody_works_beside(engine, monkeypatch, expected
             assert len(failures) < 50, "it goes in circles"
             raise FULL
 
-    residency = engine._speaker.residency
+    placement = engine.pipeline.placement
     plain = stage(engine, "vocoder").forward
 
     def vocode(*args):
@@ -366,13 +366,13 @@ def test_stages_move_only_when_nobody_works_beside(engine, monkeypatch, expected
 
     monkeypatch.setattr(stage(engine, "vocoder"), "forward", vocode)
     with (
-        around(monkeypatch, residency, "offload_more", lambda: moved.append(list(working))),
+        around(monkeypatch, placement, "offload_more", lambda: moved.append(list(working))),
         around(monkeypatch, stage(engine, "t3"), "step", full),
         meeting(monkeypatch, engine),
     ):
         assert same(batch(engine, OverlappedRenderer()), expected)
     assert moved == [[], []]
-    assert residency.offload == "all-but-active"
+    assert placement.offload == "all-but-active"
 
 
 def test_moving_waits_for_work_that_another_run_left_beside(engine, monkeypatch):
@@ -386,13 +386,13 @@ def test_moving_waits_for_work_that_another_run_left_beside(engine, monkeypatch)
 
     def more():
         go.set()
-        engine._speaker._ladder.out_of_memory("t3", torch.OutOfMemoryError("full"))
+        engine.pipeline.recovery.out_of_memory("t3", torch.OutOfMemoryError("full"))
         order.append("moved")
 
     with around(monkeypatch, stage(engine, "flow"), "forward", flow):
-        run = engine._speaker.sound = OverlappedRenderer()
+        run = engine.pipeline.sound = OverlappedRenderer()
         with run.run(lambda: True) as turns:
-            job = engine._speaker._jobs(reads(engine), 0.0)[0]
+            job = engine.pipeline._jobs(reads(engine), 0.0)[0]
             list(turns.next([job]))
             assert begun.wait(LIMIT)
             more()
@@ -405,7 +405,7 @@ def reads(engine):
     """One line that T3 has read."""
     attempts = engine._begin(None, requests(1)[0], 1)
     left = iter([attempts[0].line(), None])
-    return next(engine._speaker.read(left.__next__, 1, 1, guided=True))
+    return next(engine.pipeline.read(left.__next__, 1, 1, guided=True))
 
 
 @pytest.mark.parametrize("name", ["flow", "vocoder"])
@@ -534,7 +534,7 @@ def test_a_bug_beside_is_raised_here(engine, monkeypatch):
 
 def test_closing_the_engine_waits_for_the_work_beside(engine, monkeypatch):
     begun, closing, order = threading.Event(), threading.Event(), []
-    ladder, job = engine._speaker._ladder, engine._speaker._jobs(reads(engine), 0.0)[0]
+    ladder, job = engine.pipeline.recovery, engine.pipeline._jobs(reads(engine), 0.0)[0]
 
     class Door:
         """The lock, and whether somebody stands before it."""
@@ -559,7 +559,7 @@ def test_closing_the_engine_waits_for_the_work_beside(engine, monkeypatch):
 
     with (
         around(monkeypatch, stage(engine, "flow"), "forward", flow),
-        around(monkeypatch, engine._speaker.residency, "close", close),
+        around(monkeypatch, engine.pipeline.placement, "close", close),
         OverlappedRenderer().run(lambda: True) as turns,
     ):
         assert list(turns.next([job])) == []
@@ -604,7 +604,7 @@ def test_the_flow_is_recorded_apart_only_where_it_works_beside_t3(monkeypatch, b
     card = SimpleNamespace(device=torch.device("cuda"), module=lambda name: flow)
     planned = replace(resolve("dev", CPU, {}, {}), compile="cudagraphs")
     way = build._decode_backend(planned, card, beside=beside)
-    assert (flow.through._recordings._record is way._recordings._record) is not beside
+    assert (flow.executor._recordings._record is way._recordings._record) is not beside
 
 
 # -- what a card is told

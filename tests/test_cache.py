@@ -11,20 +11,22 @@ from chatterbox_opt.kernels.cuda.kv_quantization import dequantize, quantize
 from chatterbox_opt.models.t3.kv_cache import SPAN, StaticKVCache, round_up_to_span
 from chatterbox_opt.models.t3.ragged_kv_cache import STRIP, RaggedKVCache
 
-LAYERS, HEADS, WIDTH, EACH = 2, 3, 8, 2
+LAYERS, HEADS, WIDTH, ROWS_PER_SEQ = 2, 3, 8, 2
 KINDS = (StaticKVCache, RaggedKVCache)
 
 
 def empty(kind, utterances: int, dtype=torch.float32):
     like = torch.zeros(1, dtype=dtype)
-    return kind(utterances=utterances, each=EACH, shape=(LAYERS, HEADS, WIDTH), like=like)
+    return kind(
+        utterances=utterances, rows_per_seq=ROWS_PER_SEQ, shape=(LAYERS, HEADS, WIDTH), like=like
+    )
 
 
 class Growing:
     """Upstream's way: keys and values as they come, one utterance, attention over all of them."""
 
     def __init__(self, prefix: int, generator: torch.Generator) -> None:
-        size = (LAYERS, EACH, HEADS, prefix, WIDTH)
+        size = (LAYERS, ROWS_PER_SEQ, HEADS, prefix, WIDTH)
         self.keys, self.values = (torch.randn(size, generator=generator) for _ in range(2))
 
     def attend(self, steps: torch.Tensor) -> torch.Tensor:
@@ -65,12 +67,15 @@ def test_attends_as_a_growing_cache(kind, dtype, atol):
         if turn == 6:
             grown.append(Growing(2, generator))
             enter(2)
-        steps = torch.randn(len(grown), LAYERS, 3, EACH, HEADS, 1, WIDTH, generator=generator)
+        steps = torch.randn(
+            len(grown), LAYERS, 3, ROWS_PER_SEQ, HEADS, 1, WIDTH, generator=generator
+        )
         positions = [one.keys.shape[3] for one in grown]
         for utterance, position in enumerate(positions):
             cache.reserve(utterance, position + 1)
         attend = cache.at(
-            torch.tensor(positions).repeat_interleave(EACH), round_up_to_span(max(positions) + 1)
+            torch.tensor(positions).repeat_interleave(ROWS_PER_SEQ),
+            round_up_to_span(max(positions) + 1),
         )
         expected = torch.stack([one.attend(s) for one, s in zip(grown, steps, strict=True)])
         for layer in range(LAYERS):
@@ -82,14 +87,14 @@ def test_attends_as_a_growing_cache(kind, dtype, atol):
 def test_what_was_not_finite_is_gone_once_cleared(kind):
     """A weight of 0 times NaN is NaN: nothing may be left of it where others read."""
     cache = empty(kind, 1)
-    bad = torch.full((EACH, HEADS, 70, WIDTH), torch.nan)
-    good = torch.ones(EACH, HEADS, 3, WIDTH)
+    bad = torch.full((ROWS_PER_SEQ, HEADS, 70, WIDTH), torch.nan)
+    good = torch.ones(ROWS_PER_SEQ, HEADS, 3, WIDTH)
     for prefix in (bad, good):
         cache.reserve(0, prefix.shape[2] + 1)
         for layer in range(LAYERS):
             cache.fill(layer, torch.tensor([0]), prefix, prefix)
-        attend = cache.at(torch.tensor([prefix.shape[2]] * EACH), SPAN)
-        one = torch.ones(EACH, HEADS, 1, WIDTH)
+        attend = cache.at(torch.tensor([prefix.shape[2]] * ROWS_PER_SEQ), SPAN)
+        one = torch.ones(ROWS_PER_SEQ, HEADS, 1, WIDTH)
         found = [attend(layer, one, one, one) for layer in range(LAYERS)]
         cache.clear(0)
     assert all(torch.allclose(x, torch.ones(())) for x in found)
@@ -117,7 +122,7 @@ def test_a_ragged_cache_holds_no_more_than_a_strip_in_excess():
 def test_float16_keys_end_at_its_range():
     """Infinity times a weight of 0 would be no number, and a whole sentence lost."""
     like = torch.empty(0, dtype=torch.float16)
-    cache = RaggedKVCache(utterances=1, each=1, shape=(1, 1, 4), like=like)
+    cache = RaggedKVCache(utterances=1, rows_per_seq=1, shape=(1, 1, 4), like=like)
     cache.reserve(0, 3)
     far = torch.tensor([1e9, -1e9, 2.0, 65504.0]).expand(1, 1, 3, 4)
     cache.fill(0, torch.tensor([0]), far, far)
@@ -130,7 +135,7 @@ def test_int8_keys_and_values_are_near_and_stay_with_their_utterance():
     generator = torch.Generator().manual_seed(0)
     like, shape = torch.zeros(1), (LAYERS, HEADS, WIDTH)
     wide, narrow = (
-        StaticKVCache(utterances=2, each=EACH, shape=shape, like=like, dtype=dtype)
+        StaticKVCache(utterances=2, rows_per_seq=ROWS_PER_SEQ, shape=shape, like=like, dtype=dtype)
         for dtype in (None, torch.int8)
     )
     lengths = [SPAN - 2, 7]
@@ -150,15 +155,15 @@ def test_int8_keys_and_values_are_near_and_stay_with_their_utterance():
 
     for utterance, length in enumerate(lengths):
         both("reserve", utterance, length + 4)
-        keys, values = torch.randn(2, EACH, HEADS, length, WIDTH, generator=generator)
+        keys, values = torch.randn(2, ROWS_PER_SEQ, HEADS, length, WIDTH, generator=generator)
         both("fill", 1, torch.tensor([utterance]), keys, values)
     assert narrow.addresses != before and narrow.keys.dtype == torch.int8
     for i in range(4):
-        step(torch.tensor(lengths).repeat_interleave(EACH) + i)
+        step(torch.tensor(lengths).repeat_interleave(ROWS_PER_SEQ) + i)
     both("move", 1, 0)
-    step(torch.tensor([lengths[1] + 4] * EACH))
+    step(torch.tensor([lengths[1] + 4] * ROWS_PER_SEQ))
     both("clear", 0)
-    assert not any(kept[:, :EACH].any() for kept in (narrow.keys, narrow.key_scales))
+    assert not any(kept[:, :ROWS_PER_SEQ].any() for kept in (narrow.keys, narrow.key_scales))
 
 
 def test_what_int8_cannot_hold_is_not_hidden():

@@ -67,15 +67,15 @@ def test_tokens_do_not_depend_on_the_order(engine, t3, alone):
     assert [said.tokens for said in together] == [alone[i] for i in order]
 
 
-@pytest.mark.parametrize("stride", [2, 7])
-def test_looking_rarely_changes_nothing(engine, t3, alone, stride):
+@pytest.mark.parametrize("steps_per_sync", [2, 7])
+def test_looking_rarely_changes_nothing(engine, t3, alone, steps_per_sync):
     """What was drawn after an end is dropped, and steps after an end stay inside their tables.
 
     The generator too is left as the last token left it: the flow goes on drawing from it.
     """
     often, rarely = (
         say_all(t3, some(engine), slots=3, way=looking(steps_between))
-        for steps_between in (1, stride)
+        for steps_between in (1, steps_per_sync)
     )
     assert [said.tokens for said in rarely] == alone
     for one, other in zip(often, rarely, strict=True):
@@ -123,9 +123,9 @@ def test_a_text_that_is_too_long_fails_alone(engine, t3, alone):
     assert [one.tokens for one in together] == alone
 
 
-@pytest.mark.parametrize("stride", [1, 4])
+@pytest.mark.parametrize("steps_per_sync", [1, 4])
 @pytest.mark.parametrize("static", [False, True])
-def test_numbers_that_are_not_finite_stay_in_their_slot(engine, t3, alone, static, stride):
+def test_numbers_that_are_not_finite_stay_in_their_slot(engine, t3, alone, static, steps_per_sync):
     """One row's cache is spoiled; its slot is used again by others, who must not notice."""
     spoiled = utterance(engine, "hello.", Sampling(seed=1, max_tokens=300))
     queue = deque([spoiled, *some(engine)])
@@ -139,7 +139,7 @@ def test_numbers_that_are_not_finite_stay_in_their_slot(engine, t3, alone, stati
             keys[..., 3, :] = torch.nan
         plain(slots, count, span, ranked=ranked)
 
-    way = looking(stride, step, static=static)
+    way = looking(steps_per_sync, step, static=static)
     said = decode(t3, way.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, way)
     found = {one.utterance: one for one in said}
     assert isinstance(found.pop(spoiled).error, NumericsError)

@@ -46,7 +46,7 @@ class Failing:
 
 
 def stage(engine, name):
-    return engine._speaker.residency._stages[name]
+    return engine.pipeline.placement._stages[name]
 
 
 def inject(monkeypatch, engine, name, error, times):
@@ -63,7 +63,7 @@ def test_out_of_memory_starts_offloading_and_says_what_is_right(
     with load() as fragile, caplog.at_level(logging.WARNING, "chatterbox_opt"):
         inject(monkeypatch, fragile, name, torch.OutOfMemoryError("CUDA out of memory"), 1)
         assert np.array_equal(fragile.synthesize("Hello.", None, SAMPLING).samples, expected)
-        assert fragile._speaker.residency.offload == "stages"
+        assert fragile.pipeline.placement.offload == "stages"
     assert len(caplog.records) == 2  # noise of a made model, and the one warning
     assert f"{name} ran out of memory: stages now take turns" in caplog.records[1].message
 
@@ -81,7 +81,7 @@ def test_a_kernel_of_our_own_that_fails_makes_way_for_torchs(load, engine, caplo
             raise error
 
     with load() as fragile, caplog.at_level(logging.WARNING, "chatterbox_opt"):
-        fragile._speaker.way = Broken(fused=True)
+        fragile.pipeline.backend = Broken(fused=True)
         for _ in range(2):
             assert np.array_equal(fragile.synthesize("Hello.", None, SAMPLING).samples, expected)
     told = [r.message for r in caplog.records if "runs eager" in r.message]
@@ -93,7 +93,7 @@ def test_out_of_memory_with_nothing_left_to_move_is_a_clear_error(load, monkeypa
         inject(monkeypatch, fragile, "flow", torch.OutOfMemoryError("CUDA out of memory"), 3)
         with pytest.raises(DeviceError, match="--profile memory-limited"):
             fragile.synthesize("Hello.", None, SAMPLING)
-        assert fragile._speaker.residency.offload == "all-but-active"
+        assert fragile.pipeline.placement.offload == "all-but-active"
         assert fragile.synthesize("Hello.", None, SAMPLING).duration, "and the next one is tried"
     told = [r.message for r in caplog.records if "ran out of memory" in r.message]
     assert [t.partition(": ")[2] for t in told] == [
@@ -164,7 +164,7 @@ def test_out_of_memory_in_the_float32_retry_offloads_too(load, monkeypatch):
         monkeypatch.setattr(module, "solve", failing)
         half.synthesize("Hello.", None, SAMPLING)
         assert tries == [torch.bfloat16, torch.float32, torch.float32]
-        assert half._speaker.residency.offload == "stages"
+        assert half.pipeline.placement.offload == "stages"
         assert module.dtype == torch.bfloat16
 
 
@@ -307,7 +307,7 @@ def test_a_batch_that_runs_out_of_memory_goes_on_with_fewer_slots(
         monkeypatch.setattr(module, "step", step)
         fragile.plan = replace(fragile.plan, slots=8)
         assert same(batch(fragile, TEXTS), expected)
-        assert fragile._speaker.residency.offload == "none", "fewer slots were enough"
+        assert fragile.pipeline.placement.offload == "none", "fewer slots were enough"
         assert max(seen) == 5 and seen[-1] <= 2
     assert "goes on with 4 slots" in caplog.text and "goes on with 2 slots" in caplog.text
 
@@ -347,7 +347,7 @@ def test_a_row_that_is_not_finite_in_half_precision_is_done_again_alone(load, mo
 def test_lines_that_flow_and_vocoder_cannot_do_together_are_done_alone(load, engine, monkeypatch):
     expected = batch(engine, TEXTS)
     with load() as odd:
-        odd._speaker.group = 4
+        odd.pipeline.group = 4
         module = stage(odd, "vocoder")
         forward = module.forward
 

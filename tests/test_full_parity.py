@@ -95,10 +95,10 @@ def test_mel_and_wave_are_upstreams_for_the_same_noise(full_engine, full_upstrea
     wave = full_upstream.s3gen.hift_inference(mel)[0].clone()
     wave[:, :960] *= full_upstream.s3gen.trim_fade
     generator = torch.Generator().manual_seed(4)
-    with full_engine._speaker.residency("flow") as flow:
+    with full_engine.pipeline.placement("flow") as flow:
         (ours,) = flow([tokens[0]], [voice], [generator])
     assert_close(ours[None], mel, atol=1e-4)
-    with full_engine._speaker.residency("vocoder") as vocoder:
+    with full_engine.pipeline.placement("vocoder") as vocoder:
         assert_close(vocoder([mel[0]], [generator])[0], wave[0], atol=1e-4)
 
 

@@ -30,7 +30,7 @@ def engine(tiny):
 
 def test_it_finds_an_exact_engine_good(engine):
     found = {
-        "tokens": parity.token_parity(engine, engine._speaker.way, EagerBackend(), 2, 4, 10),
+        "tokens": parity.token_parity(engine, engine.pipeline.backend, EagerBackend(), 2, 4, 10),
         "sound": parity.sound_parity(engine, 0.76),
         "drift": parity.drift(engine, 20, 4) | {"good": True},  # times mean nothing here
     }
@@ -48,7 +48,7 @@ def test_it_finds_stale_recordings(engine, monkeypatch):
     monkeypatch.setattr("chatterbox_opt.engine.decode_graphs.addresses", lambda module: ())
     stale = CudaGraphBackend(tape.record)
     assert parity.token_parity(engine, stale, EagerBackend(), 1, 2, 6)["good"]
-    for parameter in engine._speaker.residency.module("t3").parameters():
+    for parameter in engine.pipeline.placement.module("t3").parameters():
         parameter.data = parameter.data.roll(1, -1)
     assert not parity.token_parity(engine, stale, EagerBackend(), 1, 2, 6)["good"]
 
@@ -58,14 +58,14 @@ def test_its_figures_are_figures(engine):
     assert row["flow"] > 0 and row["vocoder"] > 0
     assert lengths.warm_up_seconds(engine)["third"] > 0
     with on_device(engine, "t3") as t3:
-        row = lengths.prefill_seconds(engine, t3, {"some way": engine._speaker.way}, 50)
+        row = lengths.prefill_seconds(engine, t3, {"some way": engine.pipeline.backend}, 50)
         assert row["some way"] > 0
         shape, here = t3.shape, t3.like.device
     asked = kernel_times.Queries(shape.heads, shape.head_dim, 2, 128, here, torch.float32)
     row = kernel_times.decode_attention(asked, tape.record, fused=False, cold=3 * asked.nbytes - 1)
     assert row["sdpa, masked"] > 0 and row["products"] > 0
     assert (row["layers"], row["bytes"]) == (3, 2 * 2 * 4 * 128 * 16 * 4)
-    shape = engine.checkpoint.shapes.flow
+    shape = engine.checkpoint.config.flow
     row = kernel_times.flow_attention(shape, tape.record, here, 20, fused=False)
     assert row["sdpa, all"] > 0 and row["sdpa, masked"] > 0
 
@@ -81,14 +81,14 @@ def test_what_cannot_run_has_its_reason_in_the_row():
 
 def test_it_compares_sound_made_beside_t3(engine):
     engine.plan = replace(engine.plan, sound="beside", slots=3)
-    engine._speaker.sound, engine._speaker.group = OverlappedRenderer(), 2
+    engine.pipeline.sound, engine.pipeline.group = OverlappedRenderer(), 2
     assert parity.beside_parity(engine, 6) == {"equal": 3, "of": 3, "kept": True, "good": True}
     assert set(sounds(engine)) == {"here", "beside"}
     for sound in sounds(engine).values():
         with sound_made_by(engine, sound):
             assert batch.ours(engine, batch.requests(3), 3)["realtime_x"] > 0
-    assert isinstance(engine._speaker.sound, OverlappedRenderer)
-    engine._speaker.sound.end()
+    assert isinstance(engine.pipeline.sound, OverlappedRenderer)
+    engine.pipeline.sound.end()
     assert not parity.beside_parity(engine, 2)["good"], "it did not stay beside"
 
 

@@ -47,13 +47,13 @@ class Counting:
 
 def capture(engine: Engine, record) -> None:
     """Give an engine what a card would give it."""
-    pipeline = engine._speaker
-    flow, vocoder = (pipeline.residency.module(name) for name in ("flow", "vocoder"))
-    for stage in (flow, pipeline.residency.module("t3")):
+    pipeline = engine.pipeline
+    flow, vocoder = (pipeline.placement.module(name) for name in ("flow", "vocoder"))
+    for stage in (flow, pipeline.placement.module("t3")):
         linear_onednn.use_plain(stage)  # oneDNN's own layout is no memory that a tape can follow
-    flow.through = GraphedExecutor(record, flow, "the flow")
-    vocoder.through = GraphedExecutor(record, vocoder, "the vocoder")
-    pipeline.way = CudaGraphBackend(record)
+    flow.executor = GraphedExecutor(record, flow, "the flow")
+    vocoder.executor = GraphedExecutor(record, vocoder, "the vocoder")
+    pipeline.backend = CudaGraphBackend(record)
 
 
 @pytest.fixture
@@ -126,15 +126,15 @@ def test_weights_that_move_make_recordings_void(fresh):
         capture(engine, record)
         first = engine.synthesize("Hello there.", None, sampling).samples
         count = record.recorded
-        for parameter in engine._speaker.residency.module("t3").parameters():
+        for parameter in engine.pipeline.placement.module("t3").parameters():
             parameter.data = parameter.data.clone().mul_(0.5)
-        for parameter in engine._speaker.residency.module("flow").parameters():
+        for parameter in engine.pipeline.placement.module("flow").parameters():
             parameter.data = parameter.data.clone().mul_(0.5)
         moved = engine.synthesize("Hello there.", None, sampling).samples
         moved_again = engine.synthesize("Hello there.", None, sampling).samples
         assert record.recorded > count
-        engine._speaker.way = EagerBackend()
-        engine._speaker.residency.module("flow").through = EagerExecutor()
+        engine.pipeline.backend = EagerBackend()
+        engine.pipeline.placement.module("flow").executor = EagerExecutor()
         plain = engine.synthesize("Hello there.", None, sampling).samples
     assert np.array_equal(moved, moved_again)
     assert np.allclose(moved, plain, atol=1e-4)
@@ -206,11 +206,11 @@ def test_stages_that_take_turns_sound_the_same(fresh, engine, offload):
     expected = engine.synthesize("Hello there.", None, sampling).samples
     with fresh() as turning:
         capture(turning, tape.record)
-        stages, cpu = turning._speaker.residency._stages, torch.device("cpu")
-        turning._speaker.residency = StagePlacement(
+        stages, cpu = turning.pipeline.placement._stages, torch.device("cpu")
+        turning.pipeline.placement = StagePlacement(
             stages, cpu, offload=offload, copier=PlainTransfer(cpu)
         )
-        turning._speaker._ladder = RecoveryPolicy(turning._speaker.residency)
+        turning.pipeline.recovery = RecoveryPolicy(turning.pipeline.placement)
         for _ in range(4):
             found = turning.synthesize("Hello there.", None, sampling).samples
             assert np.abs(found - expected).max() < 1e-3
@@ -265,9 +265,9 @@ def test_a_closed_engine_leaves_nothing(fresh):
         engine = fresh()
         capture(engine, tape.record)
         engine.synthesize("Hello there.", None, Sampling(seed=3, max_tokens=20))
-        pipeline = engine._speaker
-        held = [weakref.ref(pipeline.residency.module(name)) for name in ("t3", "flow", "vocoder")]
-        held += [weakref.ref(pipeline.way), weakref.ref(pipeline.way._slots)]
+        pipeline = engine.pipeline
+        held = [weakref.ref(pipeline.placement.module(name)) for name in ("t3", "flow", "vocoder")]
+        held += [weakref.ref(pipeline.backend), weakref.ref(pipeline.backend._slots)]
         del pipeline
         engine.close()
         assert [ref() for ref in held] == [None] * 5

@@ -173,13 +173,13 @@ def test_they_compile_for_cards_that_are_not_here(card, narrow, tmp_path, monkey
     sizes = dict.fromkeys(("words", "places", "free", "not_finite"), "i32")
     draw = {"logits": given, "seen": "*u8", "knobs": "*fp32", "noise": "*fp32", **kept, **sizes}
     warps = decode_io.FEWER_WARPS.get(card // 10, decode_io.WIDE_WARPS)
-    constants = {"EACH": 2, "COLUMNS": 6, "WORDS": 16384, "num_warps": warps}
+    constants = {"ROWS_PER_SEQ": 2, "COLUMNS": 6, "WORDS": 16384, "num_warps": warps}
     machine_code(decode_io.sample_kernel, draw, constants, card)
     floats = dict.fromkeys(("words", "spots", "x", "cos", "sin"), given)
     places = {"places": "*i64", "arrivals": "*i32"}
     places |= dict.fromkeys(("width", "beyond", "counters"), "i32")
     enter = {**floats, **kept, **places, "frequencies": "*fp32"}
-    constants = {"EACH": 2, "ROOM": 1024, "HALF": 32, "COUNTERS": 32}
+    constants = {"ROWS_PER_SEQ": 2, "ROOM": 1024, "HALF": 32, "COUNTERS": 32}
     machine_code(decode_io.embed_kernel, enter, constants, card)
     if not narrow or card < 80:
         return

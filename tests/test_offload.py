@@ -123,22 +123,22 @@ def make(card):
         stages = {name: Stage(16 * (i + 1)) for i, name in enumerate(NAMES)}
         inputs = {name: torch.randn(2, 16 * (i + 1)) for i, name in enumerate(NAMES)}
         expected = {name: stages[name](inputs[name]) for name in NAMES}
-        residency = StagePlacement(stages, CPU, offload=offload, copier=card)
-        card.names |= {len(f.home): name for name, f in residency._flats.items()}
+        placement = StagePlacement(stages, CPU, offload=offload, copier=card)
+        card.names |= {len(f.home): name for name, f in placement._flats.items()}
 
         def check(name):
-            with residency(name) as module:
+            with placement(name) as module:
                 assert module is stages[name]
                 assert torch.equal(module(inputs[name]), expected[name])
                 card.events.append(f"{name} worked")
 
-        return residency, check
+        return placement, check
 
     return make
 
 
 def test_the_next_stage_is_fetched_while_one_works(make, card):
-    residency, check = make("stages")
+    placement, check = make("stages")
     for name in (*NAMES, *NAMES):
         check(name)
     turn = [
@@ -152,7 +152,7 @@ def test_the_next_stage_is_fetched_while_one_works(make, card):
 
 
 def test_only_the_active_stage_is_there(make, card):
-    residency, check = make("all-but-active")
+    placement, check = make("all-but-active")
     for name in (*NAMES, "t3", "t3"):
         check(name)
         assert card.there() == 0
@@ -164,8 +164,8 @@ def test_only_the_active_stage_is_there(make, card):
 
 @pytest.mark.parametrize("offload", ["stages", "all-but-active"])
 def test_a_stage_leaves_when_its_work_fails(make, card, offload):
-    residency, check = make(offload)
-    with pytest.raises(ValueError, match="boom"), residency("vocoder"):
+    placement, check = make(offload)
+    with pytest.raises(ValueError, match="boom"), placement("vocoder"):
         raise ValueError("boom")
     assert card.there() == (offload == "stages")
     for name in NAMES:
@@ -174,7 +174,7 @@ def test_a_stage_leaves_when_its_work_fails(make, card, offload):
 
 def test_work_that_goes_another_way_never_has_three_stages_there(make, card):
     """The vocoder chokes: the flow again, while t3 is fetched already."""
-    residency, check = make("stages")
+    placement, check = make("stages")
     for name in ("t3", "flow", "vocoder", "flow", "vocoder", "t3", "t3"):
         check(name)
     assert card.most == 2
@@ -187,7 +187,7 @@ def test_work_that_goes_another_way_never_has_three_stages_there(make, card):
 
 
 def test_no_room_to_fetch_ahead_is_no_error(make, card, caplog):
-    residency, check = make("stages")
+    placement, check = make("stages")
     card.full.add(("flow", True))
     check("t3")
     card.full.clear()
@@ -197,14 +197,14 @@ def test_no_room_to_fetch_ahead_is_no_error(make, card, caplog):
         *("load flow", "wait flow", "fetch vocoder", "flow worked"),
     ]
     assert not caplog.records
-    assert residency.offload == "stages"
+    assert placement.offload == "stages"
 
 
 @pytest.mark.parametrize("offload", ["stages", "all-but-active"])
 def test_no_room_for_the_stage_itself_is_told_and_spoils_nothing(make, card, offload):
-    residency, check = make(offload)
+    placement, check = make(offload)
     card.full.add(("t3", False))
-    with pytest.raises(torch.OutOfMemoryError), residency("t3"):
+    with pytest.raises(torch.OutOfMemoryError), placement("t3"):
         pytest.fail("not reached")
     card.full.clear()
     for name in NAMES:
@@ -212,13 +212,13 @@ def test_no_room_for_the_stage_itself_is_told_and_spoils_nothing(make, card, off
 
 
 def test_offloading_more_goes_down_the_ladder(make, card):
-    residency, check = make("none")
+    placement, check = make("none")
     check("t3")
     assert card.happened() == ["t3 worked"]
     for expected in ("stages", "all-but-active", "all-but-active"):
-        residency.offload_more()
-        card.names |= {len(f.home): name for name, f in residency._flats.items()}
-        assert residency.offload == expected
+        placement.offload_more()
+        card.names |= {len(f.home): name for name, f in placement._flats.items()}
+        assert placement.offload == expected
         assert card.there() == 0, "what was fetched ahead is gone too"
         for name in NAMES:
             check(name)
@@ -227,30 +227,30 @@ def test_offloading_more_goes_down_the_ladder(make, card):
 
 @pytest.mark.parametrize("offload", ["none", "stages", "all-but-active"])
 def test_after_closing_nothing_is_there_whoever_holds_a_stage(make, card, offload):
-    residency, check = make(offload)
-    held = [residency.module(name) for name in NAMES]
+    placement, check = make(offload)
+    held = [placement.module(name) for name in NAMES]
     memory = [weakref.ref(t.untyped_storage()) for m in held for _, _, t in module_tensors(m)]
     check("t3")
-    residency.close()
+    placement.close()
     assert card.there() == 0
     assert card.events[-1] == "release"
     assert not any(t.numel() for module in held for _, _, t in module_tensors(module))
     assert not any(ref() for ref in memory)
-    with pytest.raises(InputError, match="closed"), residency("t3"):
+    with pytest.raises(InputError, match="closed"), placement("t3"):
         pass
 
 
 def test_closing_in_the_middle_of_work(make, card):
-    residency, _ = make("stages")
-    with residency("t3"):
+    placement, _ = make("stages")
+    with placement("t3"):
         assert card.there() == 2
-        residency.close()
+        placement.close()
         assert card.there() == 0
 
 
 def test_a_stage_inside_itself_stays(make, card):
-    residency, check = make("stages")
-    with residency("t3"):
+    placement, check = make("stages")
+    with placement("t3"):
         check("t3")
         check("t3")
         assert card.there() == 2
@@ -268,16 +268,16 @@ def test_float32_inside_a_turn_and_the_stage_intact_after_it(tiny, card, offload
         "flow": loader.load_flow(checkpoint, dtype),
     }
     before = {n: [t.clone() for _, _, t in module_tensors(m)] for n, m in stages.items()}
-    residency = StagePlacement(stages, CPU, offload=offload, copier=card)
+    placement = StagePlacement(stages, CPU, offload=offload, copier=card)
     for name in (*stages, *stages):
-        with residency(name) as module:
+        with placement(name) as module:
             on_card = [t.clone() for _, _, t in module_tensors(module)]
             with in_float32(module):
                 assert module.dtype == torch.float32
                 assert {t.dtype for t in module.parameters()} == {torch.float32}
             assert module.dtype == dtype
         after = [t for _, _, t in module_tensors(stages[name])]
-        assert residency._flats[name].is_home()
+        assert placement._flats[name].is_home()
         for now, there, then in zip(after, on_card, before[name], strict=True):
             assert now.dtype == there.dtype == then.dtype
             assert now.stride() == there.stride() == then.stride()
@@ -288,19 +288,19 @@ def test_float32_inside_a_turn_and_the_stage_intact_after_it(tiny, card, offload
 
 def test_a_precision_that_fails_to_come_back_is_back_at_the_next_turn(make, card):
     """Out of memory while the weights are cast: half of them are float32."""
-    residency, check = make("all-but-active")
-    with pytest.raises(torch.OutOfMemoryError), residency("t3") as module:
+    placement, check = make("all-but-active")
+    with pytest.raises(torch.OutOfMemoryError), placement("t3") as module:
         module.one.bfloat16()
         raise torch.OutOfMemoryError("CUDA out of memory")
     check("t3")
 
 
 def test_weights_that_are_replaced_at_home_are_those_that_enter(make, card):
-    residency, check = make("stages")
+    placement, check = make("stages")
     check("vocoder")  # t3 is fetched, and what was fetched is old now
-    module = residency.module("t3")
+    module = placement.module("t3")
     module.double()
-    with residency("t3"):
+    with placement("t3"):
         assert module.dtype == torch.float64
         assert module.one.weight is module.two.weight
         assert card.happened()[-3:] == ["load ?", "wait ?", "fetch flow"]
@@ -312,23 +312,23 @@ def test_stages_are_as_they_were_where_there_is_no_way_to_go(tiny):
 
     t3 = loader.load_t3(registry.locate(str(tiny)), torch.float32, "int8")
     before = [t.data_ptr() for _, _, t in module_tensors(t3)]
-    residency = StagePlacement({"t3": t3}, CPU, offload="none")
+    placement = StagePlacement({"t3": t3}, CPU, offload="none")
     for _ in range(3):
-        with residency("t3") as module:
+        with placement("t3") as module:
             assert [t.data_ptr() for _, _, t in module_tensors(module)] == before
-        residency.offload_more()
+        placement.offload_more()
 
 
 def test_inference_mode_around_a_turn_leaves_no_trace(make):
-    residency, check = make("stages")
+    placement, check = make("stages")
     with torch.inference_mode():
         check("t3")
-        with residency("flow") as flow:
+        with placement("flow") as flow:
             flow.table = flow.table * 1  # an inference tensor, as upstream's layers make them
     for name in NAMES:
         check(name)
     assert not any(
-        t.is_inference() for n in NAMES for _, _, t in module_tensors(residency.module(n))
+        t.is_inference() for n in NAMES for _, _, t in module_tensors(placement.module(n))
     )
 
 
@@ -372,11 +372,11 @@ def test_weights_that_are_stored_narrow_and_widened_when_used_move_too(card):
     layer, x = nn.Linear(8, 8).requires_grad_(False), torch.randn(2, 8)
     weight_layout.store_narrow(layer, torch.float16)
     expected = layer(x)
-    residency = StagePlacement({"t3": layer}, CPU, offload="all-but-active", copier=card)
-    with residency("t3") as module:
+    placement = StagePlacement({"t3": layer}, CPU, offload="all-but-active", copier=card)
+    with placement("t3") as module:
         assert torch.equal(module(x), expected)
         assert {t.dtype for _, _, t in module_tensors(module)} == {torch.float16, torch.float32}
-        assert len(residency._flats["t3"].home) == 2 * ALIGN
+        assert len(placement._flats["t3"].home) == 2 * ALIGN
     assert card.there() == 0
 
 
@@ -396,10 +396,10 @@ def test_bits_are_kept_whatever_they_mean():
 @pytest.fixture
 def load(tiny, store, monkeypatch, card):
     def load(offload, **overrides):
-        def residency(stages, device, **_):
+        def placement(stages, device, **_):
             return StagePlacement(stages, device, offload=offload, copier=card)
 
-        monkeypatch.setattr(build, "StagePlacement", residency)
+        monkeypatch.setattr(build, "StagePlacement", placement)
         return Engine.load(
             str(tiny), "dev", device="cpu", overrides=overrides, store=store, watermark=False
         )
@@ -432,14 +432,14 @@ def test_an_engine_out_of_memory_goes_from_none_to_stages_to_all_but_active(
     expected = engine.synthesize("Hello.", None, SAMPLING).samples
     full = torch.OutOfMemoryError("CUDA out of memory")
     with load("none") as fragile, caplog.at_level(logging.WARNING, "chatterbox_opt"):
-        residency, most = fragile._speaker.residency, []
+        placement, most = fragile.pipeline.placement, []
         for name, mode in (("flow", "stages"), ("t3", "all-but-active")):
             module = stage(fragile, name)
             method = "step" if name == "t3" else "forward"
             failing = Failing(getattr(module, method), full, 1)
             monkeypatch.setattr(module, method, failing)
             assert np.array_equal(fragile.synthesize("Hello.", None, SAMPLING).samples, expected)
-            assert residency.offload == mode
+            assert placement.offload == mode
             most.append(card.most)
         assert most == [2, 2]
         card.most = 0
@@ -552,14 +552,14 @@ def test_a_copy_that_is_needed_now_is_on_the_working_stream(told):
 
 def test_the_card_gives_back_what_is_unused_in_all_but_active_only(told):
     for offload, expected in (("all-but-active", 1), ("stages", 0)):
-        residency = StagePlacement(
+        placement = StagePlacement(
             {"t3": Stage(4)}, CPU, offload=offload, copier=Unpinned(StreamTransfer(CPU))
         )
-        with residency("t3"):
+        with placement("t3"):
             pass
         assert told.count("empty cache") == expected
         told.clear()
-        residency.close()
+        placement.close()
         assert told == ["empty cache"]
         told.clear()
 
@@ -613,12 +613,12 @@ def test_a_card_holds_what_it_should_and_nothing_after_closing(on_card):
     for offload in ("none", "stages", "all-but-active"):
         with on_card(offload) as engine:
             waves[offload] = engine.synthesize("Hello. And goodbye.", None, SAMPLING).samples
-            residency = engine._speaker.residency
+            placement = engine.pipeline.placement
             if offload == "none":
                 continue
-            sizes = {name: len(flat.home) for name, flat in residency._flats.items()}
-            assert all(flat.home.is_pinned() for flat in residency._flats.values())
-            assert residency._flats["t3"].is_home()
+            sizes = {name: len(flat.home) for name, flat in placement._flats.items()}
+            assert all(flat.home.is_pinned() for flat in placement._flats.values())
+            assert placement._flats["t3"].is_home()
             waiting = sizes["t3"] if offload == "stages" else 0
             assert torch.cuda.memory_allocated() - empty == pytest.approx(waiting, abs=2**21)
         assert torch.cuda.memory_allocated() == empty, offload
@@ -628,9 +628,9 @@ def test_a_card_holds_what_it_should_and_nothing_after_closing(on_card):
 
 def test_what_a_card_computes_with_is_what_was_fetched_aside(on_card):
     with on_card("stages") as engine, torch.inference_mode():
-        residency = engine._speaker.residency
+        placement = engine.pipeline.placement
         for name in (*NAMES, *NAMES):
-            with residency(name) as module:
+            with placement(name) as module:
                 sums = [t.double().sum().cpu() for _, _, t in module_tensors(module) if t.numel()]
             home = [t.double().sum() for _, _, t in module_tensors(module) if t.numel()]
             assert torch.allclose(torch.stack(sums), torch.stack(home))

@@ -88,7 +88,7 @@ def test_named_voices_differ_in_pitch(pico):
 
 def test_any_recording_is_a_voice(pico):
     voice = pico.voice(SAMPLE)
-    assert voice.prompt.shape[1] <= pico.checkpoint.shapes.t3.prompt_tokens
+    assert voice.prompt.shape[1] <= pico.checkpoint.config.t3.prompt_tokens
     assert pico.synthesize("Good evening.", voice, Sampling(seed=1)).duration > 0.3
 
 

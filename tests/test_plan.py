@@ -18,9 +18,9 @@ CPU = Hardware("cpu", "some processor")
 MPS = Hardware("mps", "arm")
 
 
-def card(name="card", total=24_000, free=None, capability=(8, 9), lacks=()):
+def card(name="card", total=24_000, free=None, capability=(8, 9), unsupported=()):
     free = total - 500 if free is None else free
-    return Hardware("cuda", name, total, free, capability, dict(lacks))
+    return Hardware("cuda", name, total, free, capability, dict(unsupported))
 
 
 def test_the_shipped_profiles_load():
@@ -199,7 +199,7 @@ def test_kernels_of_our_own_can_be_switched_off(word, stages):
             assert word == "true"
             return default
 
-    hardware = replace(card(), lacks=Untried())
+    hardware = replace(card(), unsupported=Untried())
     made = resolve("rtx4090", hardware, {"dtype": "int8"}, {plan.GPU_KERNELS: word})
     assert made.fused == stages and made.t3 == ("int8" if stages else "bfloat16")
     told = [reason for reason in made.reasons if "switched off by CHATTERBOX_GPU_KERNELS" in reason]
@@ -258,7 +258,9 @@ WITHOUT_KERNELS = {
     for stage, ds in hardware.KERNELS.items()
     for dtype in ds
 }
-WITHOUT_VNNI = Hardware("cpu", "old", lacks={"int8": "products saturate", "bfloat16": "none here"})
+WITHOUT_VNNI = Hardware(
+    "cpu", "old", unsupported={"int8": "products saturate", "bfloat16": "none here"}
+)
 
 
 @pytest.mark.parametrize(
@@ -266,17 +268,17 @@ WITHOUT_VNNI = Hardware("cpu", "old", lacks={"int8": "products saturate", "bfloa
     [
         (CPU, "int8", ("int8", "int8")),
         (CPU, "int4", ("int4", "int8")),
-        (Hardware("cpu", "x", lacks={"int4": "none"}), "int4", ("int8", "int8")),
-        (Hardware("cpu", "x", lacks={"int8 flow": "AMX"}), "int8", ("int8", "bfloat16")),
-        (Hardware("cpu", "x", lacks={"bfloat16": "none"}), "int8", ("int8", "float32")),
-        (Hardware("cpu", "x", lacks={"int8": "none"}), "int8", ("bfloat16", "bfloat16")),
+        (Hardware("cpu", "x", unsupported={"int4": "none"}), "int4", ("int8", "int8")),
+        (Hardware("cpu", "x", unsupported={"int8 flow": "AMX"}), "int8", ("int8", "bfloat16")),
+        (Hardware("cpu", "x", unsupported={"bfloat16": "none"}), "int8", ("int8", "float32")),
+        (Hardware("cpu", "x", unsupported={"int8": "none"}), "int8", ("bfloat16", "bfloat16")),
         (WITHOUT_VNNI, "int8", ("float32", "float32")),
         (WITHOUT_VNNI, "bfloat16", ("float32", "float32")),
         (card(), "int8", ("int8", "bfloat16")),
         (card(), "int4", ("int8", "bfloat16")),
         (card(capability=(7, 5)), "int8", ("int8", "float16")),
-        (card(lacks=WITHOUT_KERNELS), "int8", ("bfloat16", "bfloat16")),
-        (card(capability=(6, 1), lacks=WITHOUT_KERNELS), "int8", ("float16", "float16")),
+        (card(unsupported=WITHOUT_KERNELS), "int8", ("bfloat16", "bfloat16")),
+        (card(capability=(6, 1), unsupported=WITHOUT_KERNELS), "int8", ("float16", "float16")),
         (MPS, "int8", ("float16", "float16")),
     ],
 )
@@ -285,25 +287,25 @@ def test_integers_become_what_the_machine_has(hardware, dtype, expected):
     assert (made.t3, made.flow) == expected
     assert f"dtype {dtype}: from the command line" in made.reasons
     said = " | ".join(made.reasons)
-    for narrow in {dtype, "bfloat16", kernel_feature("t3", made.flow)} & set(hardware.lacks):
-        assert hardware.lacks[narrow] in said
+    for narrow in {dtype, "bfloat16", kernel_feature("t3", made.flow)} & set(hardware.unsupported):
+        assert hardware.unsupported[narrow] in said
     if hardware.device == "mps":
         assert "integer matrices are for processors and CUDA cards" in said
-    assert made.fused == (("t3",) if hardware.device == "cuda" and not hardware.lacks else ())
+    assert made.fused == (("t3",) if hardware.device == "cuda" and not hardware.unsupported else ())
 
 
 def test_kernels_are_for_the_stages_and_dtypes_that_have_them():
     """Only what will be used is asked for: asking compiles."""
     asked = []
 
-    def lacks(name, why):
+    def unsupported(name, why):
         return name, lambda: asked.append(name) or why
 
     def fused(why="", **wish):
         names = [kernel_feature(s, d) for s, dtypes in hardware.KERNELS.items() for d in dtypes]
-        reasons = dict(lacks(name, why if name.startswith("flow") else "") for name in names)
+        reasons = dict(unsupported(name, why if name.startswith("flow") else "") for name in names)
         asked.clear()
-        return resolve("rtx4090", replace(card(), lacks=LazyReasons(reasons)), wish, {})
+        return resolve("rtx4090", replace(card(), unsupported=LazyReasons(reasons)), wish, {})
 
     assert fused().fused == ("t3", "flow")
     assert asked == [
@@ -313,7 +315,9 @@ def test_kernels_are_for_the_stages_and_dtypes_that_have_them():
     assert made.fused == ("t3",) and "flow by PyTorch's operations: no registers" in made.reasons
     assert fused(dtype="float32").fused == ("t3",)
     assert fused(compile="none").fused == ("t3",)
-    plain = resolve("rtx4090", card(lacks=WITHOUT_KERNELS), {}, {"DISABLE_OPTIMIZATION": "true"})
+    plain = resolve(
+        "rtx4090", card(unsupported=WITHOUT_KERNELS), {}, {"DISABLE_OPTIMIZATION": "true"}
+    )
     assert plain.fused == () and "no compiler" not in " ".join(plain.reasons)
 
 
@@ -341,8 +345,8 @@ def test_the_cpu_profile_takes_the_fastest_that_this_processor_has():
 
 def test_a_processor_is_asked_for_what_it_lacks():
     found = probe.probe("cpu")
-    assert set(found.lacks) <= {"bfloat16", "int8", "int4", "int8 flow"}
-    assert all(found.lacks.values())
+    assert set(found.unsupported) <= {"bfloat16", "int8", "int4", "int8 flow"}
+    assert all(found.unsupported.values())
 
 
 def test_what_another_machine_found_travels(monkeypatch):
@@ -351,4 +355,4 @@ def test_what_another_machine_found_travels(monkeypatch):
     monkeypatch.setattr(weight_layout, "unsupported_dtypes", lambda: LazyReasons(reasons))
     here = probe.probe("cpu")
     there = pickle.loads(pickle.dumps(here))
-    assert there == here and there.lacks == {"int8": "no VNNI"}
+    assert there == here and there.unsupported == {"int8": "no VNNI"}

@@ -78,10 +78,10 @@ def linear(
 
 def attend(qkv, rope, keys, values, places, scales=None, arrivals=None, tile=0):
     """``decode_attention.decode_attention``, the same."""
-    rows, each = len(qkv), len(qkv) // len(places)
-    every = places.repeat_interleave(each)
+    rows, rows_per_seq = len(qkv), len(qkv) // len(places)
+    every = places.repeat_interleave(rows_per_seq)
     q, k, v = qkv.view(rows, 3, keys.shape[1], 1, -1).unbind(1)
-    rope = [part.repeat_interleave(each, dim=0)[:, None, None] for part in rope]
+    rope = [part.repeat_interleave(rows_per_seq, dim=0)[:, None, None] for part in rope]
     where, seen = (torch.arange(rows, device=q.device), slice(None), every), []
     given = zip((keys, values), (apply_rope(k, rope), v), scales or (None, None), strict=True)
     for kept, new, by in given:
@@ -97,15 +97,15 @@ def attend(qkv, rope, keys, values, places, scales=None, arrivals=None, tile=0):
     return made.transpose(1, 2).flatten(1)
 
 
-def enter(counters, tables, frequencies, each, beyond, heads):
+def enter(counters, tables, frequencies, rows_per_seq, beyond, heads):
     """``kernel_ends.enter``."""
     token, spoken, position = counters
     places = position.clamp(max=beyond - 1)
     angles = places.float()[:, None] * frequencies
     cos, sin = angles.cos(), angles.sin()
-    x = (tables[0][token] + tables[1][spoken]).repeat_interleave(each, dim=0)
+    x = (tables[0][token] + tables[1][spoken]).repeat_interleave(rows_per_seq, dim=0)
     rope = torch.cat((cos, cos), -1).to(x.dtype), torch.cat((-sin, sin), -1).to(x.dtype)
-    return x, rope, places, places.new_zeros(len(places) * each * heads, dtype=torch.int32)
+    return x, rope, places, places.new_zeros(len(places) * rows_per_seq * heads, dtype=torch.int32)
 
 
 def draw(logits, seen, knobs, noise, said, counters, *, free, not_finite):
@@ -113,7 +113,7 @@ def draw(logits, seen, knobs, noise, said, counters, *, free, not_finite):
     assert (free, not_finite) == (UNFORCED, sampler.NOT_FINITE)
     token, spoken, position = counters
     held = SimpleNamespace(
-        each=len(logits) // len(seen),
+        rows_per_seq=len(logits) // len(seen),
         logits=logits,
         seen=seen,
         knobs=sampler.SamplingTensors(knobs),
@@ -198,7 +198,7 @@ def test_every_way_speaks_on_a_card(on_card, there, expected, way):
             assert np.abs(found - expected[i]).max() < 1e-3
 
     with on_card(way) as engine:
-        recorded = isinstance(engine._speaker.way, CudaGraphBackend)
+        recorded = isinstance(engine.pipeline.backend, CudaGraphBackend)
         assert recorded == (engine.plan.compile == "cudagraphs")
         voices = [engine.voice(voice) for _, voice, _ in CALLS]
         for _ in range(3):
@@ -213,7 +213,7 @@ def test_every_way_speaks_on_a_card(on_card, there, expected, way):
             check(int(result.id.split()[0]), result.audio().samples)
         assert bool(there.replays) == recorded
         if recorded:
-            assert all(engines.recorded(engine, engine._speaker.way).values())
+            assert all(engines.recorded(engine, engine.pipeline.backend).values())
     gc.collect()
     assert there.allocated() == torch.cuda.memory_allocated() == 0, "what is left after close()"
 
@@ -242,7 +242,7 @@ def test_sound_beside_t3_is_ordered(on_card, there, expected):
         first, again = (
             {result.id: result.audio().samples for result in engine.batch(lines)} for _ in range(2)
         )
-        assert not engine._speaker.sound.over
+        assert not engine.pipeline.sound.over
     assert all(np.abs(first[id] - again[id]).max() < 1e-2 for id in first)
     assert there.captures and there.replays > there.captures
 
@@ -382,7 +382,7 @@ def test_a_step_is_few_launches(engine, monkeypatch):
     monkeypatch.setattr(decode_io, "embed_tokens", launches.as_one(enter))
     monkeypatch.setattr(decode_io, "sample_tokens", launches.as_one(draw))
     found = {}
-    with engine._speaker.residency("t3") as t3, torch.inference_mode(), as_on_a_card(t3):
+    with engine.pipeline.placement("t3") as t3, torch.inference_mode(), as_on_a_card(t3):
         for fused in (False, True):
             way = looking(static=True, fused=fused)
             held = way.slots(t3, 2, 2)
@@ -407,7 +407,7 @@ def test_memory_of_stages_that_take_turns(on_card, there):
             held[offload], peak[offload] = there.allocated(), there.peak
             stages = {
                 name: sum(tensor.nbytes for _, _, tensor in module_tensors(module))
-                for name, module in engine._speaker.residency._stages.items()
+                for name, module in engine.pipeline.placement._stages.items()
             }
         gc.collect()
     whole, largest = sum(stages.values()), max(stages.values())

@@ -45,10 +45,12 @@ def test_plain_chatterbox_when_asked(tiny, upstream, engine, monkeypatch):
     monkeypatch.setattr(
         upstream_backend,
         "ModelConfig",
-        lambda: upstream_backend.dataclasses.replace(engine.checkpoint.shapes, made=False),
+        lambda: upstream_backend.dataclasses.replace(
+            engine.checkpoint.config, random_weights=False
+        ),
     )
     monkeypatch.setattr("chatterbox.tts.ChatterboxTTS.from_local", lambda *_: upstream)
-    assert ModelConfig() != engine.checkpoint.shapes
+    assert ModelConfig() != engine.checkpoint.config
     own = upstream.conds
     with RealChatterboxProvider(str(tiny), device="cpu") as provider:
         assert provider.get_provider_status()["optimization_enabled"] is False

@@ -124,8 +124,8 @@ def said(pico):
 
 def heard(t3, pico, tokens, way=None):
     """Log-probabilities of all texts, one after the other."""
-    each = zip(tokens, TEXTS, strict=True)
-    return torch.cat([logits(t3, pico, *one, way=way) for one in each])
+    rows_per_seq = zip(tokens, TEXTS, strict=True)
+    return torch.cat([logits(t3, pico, *one, way=way) for one in rows_per_seq])
 
 
 SAMPLING = Sampling(max_tokens=120)
@@ -209,14 +209,14 @@ def test_the_plan_is_what_is_loaded(checkpoint):
     here = probe.probe("cpu")
     how = resolve("dev", here, {"dtype": "int8"}, {})
     pipeline = build.load_pipeline(checkpoint, how)
-    assert type(pipeline.residency.module("t3").head) is Int8Linear
-    block = pipeline.residency.module("flow").estimator.middle[0].transformers[0]
+    assert type(pipeline.placement.module("t3").head) is Int8Linear
+    block = pipeline.placement.module("flow").estimator.middle[0].transformers[0]
     assert (type(block.up) is Int8Linear) == (how.flow == "int8")
-    assert pipeline.residency.module("flow").dtype == weight_layout.compute_dtype(
+    assert pipeline.placement.module("flow").dtype == weight_layout.compute_dtype(
         "bfloat16" if how.flow == "int8" else how.flow
     )
     plain = build.load_pipeline(checkpoint, replace(how, t3="float32", flow="float32"))
-    assert type(plain.residency.module("t3").head) in (torch.nn.Linear, OneDnnLinear)
+    assert type(plain.placement.module("t3").head) in (torch.nn.Linear, OneDnnLinear)
 
 
 def test_an_installation_that_cannot_compile_says_so(monkeypatch):
@@ -246,7 +246,9 @@ def test_a_processor_without_the_instructions_says_so(monkeypatch):
 @layers
 def test_what_is_kept_is_what_was_made(dtype, layer):
     made, x = layer(drawn(70, 96)), drawn(3, 96, seed=1)
-    again = layer.of_kept({name: tensor.clone() for name, tensor in made.kept().items()})
+    again = layer.from_state_tensors(
+        {name: tensor.clone() for name, tensor in made.state_tensors().items()}
+    )
     assert torch.equal(again(x), made(x))
     assert torch.equal(again.matrix(), made.matrix())
     assert made.matrix().shape == (70, 96)
@@ -300,7 +302,7 @@ def test_a_flow_in_integers_goes_to_float32_and_comes_back(pico):
     how = resolve("cpu", probe.probe("cpu"), {}, {})
     if how.flow != "int8":
         pytest.skip("no int8 flow here")
-    flow = build.load_pipeline(pico, how).residency.module("flow")
+    flow = build.load_pipeline(pico, how).placement.module("flow")
     voice = from_conditionals(pico.path(registry.CONDITIONALS))
 
     def mel():
@@ -314,7 +316,7 @@ def test_a_flow_in_integers_goes_to_float32_and_comes_back(pico):
     flow.set_precision(torch.bfloat16)
     assert torch.equal(mel(), before)
     exact = build.load_pipeline(pico, replace(how, t3="float32", flow="float32"))
-    flow = exact.residency.module("flow")
+    flow = exact.placement.module("flow")
     for given, bound in ((before, 0.999), (wide, 0.9999)):
         assert F.cosine_similarity(given.flatten(), mel().flatten(), dim=0) > bound
 

@@ -64,7 +64,7 @@ def assert_rows_close(found, expected):
 
 
 def test_mels_in_company_are_mels_alone(engine, side_by_side):
-    with engine._speaker.residency("flow") as flow:
+    with engine.pipeline.placement("flow") as flow:
         tokens, voices = said(engine, SAMPLE)
         found, expected = many(flow, tokens, voices), singly(flow, tokens, voices)
     assert [made.shape for made in found] == [(80, 2 * len(t)) for t in tokens]
@@ -74,7 +74,7 @@ def test_mels_in_company_are_mels_alone(engine, side_by_side):
 def test_without_its_mask_a_short_row_would_hear_the_padding(engine, side_by_side, monkeypatch):
     """Guards the test above: the difference that the mask makes is not small."""
     kept = estimator.Estimator.given
-    with engine._speaker.residency("flow") as flow:
+    with engine.pipeline.placement("flow") as flow:
         tokens, voices = said(engine, SAMPLE)
         expected = singly(flow, tokens, voices)
         monkeypatch.setattr(estimator.Estimator, "given", lambda net, c, _: kept(net, c, None))
@@ -88,7 +88,7 @@ def test_rows_of_one_length_need_no_mask(engine, side_by_side, monkeypatch):
         estimator.Estimator, "given", lambda net, c, mask: masks.append(mask) or kept(net, c, mask)
     )
     tokens, voices = [torch.arange(9), torch.arange(9) * 7], [engine.voice()] * 2
-    with engine._speaker.residency("flow") as flow:
+    with engine.pipeline.placement("flow") as flow:
         found = many(flow, tokens, voices)
         assert masks == [None]
         assert_rows_close(found, singly(flow, tokens, voices))
@@ -102,7 +102,7 @@ def conditions(flow, voice, counts):
 @pytest.fixture
 def replaying(engine, monkeypatch):
     """The flow with its work recorded, and how often that was."""
-    with engine._speaker.residency("flow") as flow, torch.inference_mode():
+    with engine.pipeline.placement("flow") as flow, torch.inference_mode():
         was_blocked = linear_onednn.use_plain(flow)  # no memory that a tape can follow
         recorded = []
 
@@ -168,7 +168,7 @@ def test_the_encoders_tables_grow_before_it_is_recorded(engine, replaying, monke
 
 
 def test_waves_in_company_are_waves_alone(engine, side_by_side):
-    with engine._speaker.residency("vocoder") as vocoder:
+    with engine.pipeline.placement("vocoder") as vocoder:
         found, expected = many(vocoder, mels()), singly(vocoder, mels())
     assert [len(wave) for wave in found] == [480 * one.shape[-1] for one in mels()]
     assert_rows_close(found, expected)
@@ -176,7 +176,7 @@ def test_waves_in_company_are_waves_alone(engine, side_by_side):
 
 def test_tails_left_alone_would_be_heard(engine, side_by_side, monkeypatch):
     """Guards the test above, and the one of buckets."""
-    with engine._speaker.residency("vocoder") as vocoder:
+    with engine.pipeline.placement("vocoder") as vocoder:
         expected = singly(vocoder, mels())
         monkeypatch.setattr(bucketing.HostLengths, "zero_", lambda tails, x: x)
         found = many(vocoder, mels())
@@ -187,7 +187,7 @@ def test_tails_left_alone_would_be_heard(engine, side_by_side, monkeypatch):
 @pytest.mark.parametrize("frames", [3, 17, 35, 125])
 def test_a_bucket_changes_nothing(engine, monkeypatch, frames):
     assert frames < 16 or bucketing.bucket(frames) > frames
-    with engine._speaker.residency("vocoder") as vocoder:
+    with engine.pipeline.placement("vocoder") as vocoder:
         (found,) = vocoder([mel(frames)], [alone(0)])
         monkeypatch.setattr("chatterbox_opt.models.vocoder.model.bucket", lambda length: length)
         (expected,) = vocoder([mel(frames)], [alone(0)])

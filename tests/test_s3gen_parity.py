@@ -43,7 +43,7 @@ def test_mel_is_upstreams_for_the_same_noise(engine, upstream, upstream_voice, o
     gen = upstream.conds.gen if own else upstream_voice.gen
     torch.manual_seed(5)
     expected = upstream.s3gen.flow_inference(tokens, ref_dict=dict(gen), finalize=True)
-    with engine._speaker.residency("flow") as flow:
+    with engine.pipeline.placement("flow") as flow:
         (mel,) = flow([tokens[0]], [voice], [torch.Generator().manual_seed(5)])
     assert_close(mel[None], expected, atol=ATOL)
 
@@ -54,7 +54,7 @@ def test_wave_is_upstreams_for_the_same_noise(engine, upstream, frames):
     torch.manual_seed(9)
     expected = upstream.s3gen.hift_inference(mel)[0].clone()
     expected[:, : len(upstream.s3gen.trim_fade)] *= upstream.s3gen.trim_fade
-    with engine._speaker.residency("vocoder") as vocoder:
+    with engine.pipeline.placement("vocoder") as vocoder:
         (wave,) = vocoder([mel[0]], [torch.Generator().manual_seed(9)])
     assert_close(wave, expected[0], atol=ATOL)
 
@@ -62,7 +62,7 @@ def test_wave_is_upstreams_for_the_same_noise(engine, upstream, frames):
 def test_the_source_has_voiced_and_unvoiced_parts(engine):
     """Guards the test above: a source that never hums would prove half of it."""
     f0 = torch.cat((torch.zeros(1, 10), torch.full((1, 10), 200.0)), dim=1)
-    with engine._speaker.residency("vocoder") as vocoder:
+    with engine.pipeline.placement("vocoder") as vocoder:
         (hum,) = source(vocoder.merge, f0, torch.Generator().manual_seed(0))
     assert hum[:4800].std() < hum[4800:].std()
 

@@ -25,15 +25,15 @@ def each_of(sampling: Sampling) -> int:
 
 
 def first_logits(engine, text: str, sampling: Sampling) -> torch.Tensor:
-    with engine._speaker.residency("t3") as t3, torch.inference_mode():
+    with engine.pipeline.placement("t3") as t3, torch.inference_mode():
         prefix = t3.embed(prompt_for(engine, text), sampling.exaggeration, each_of(sampling))
         return prefilled(t3, prefix)
 
 
 def raw_tokens(engine, text: str, sampling: Sampling) -> list[int]:
     """All of T3's tokens, before the ids that are no sound are dropped."""
-    with engine._speaker.residency("t3") as t3:
-        [said] = say_all(t3, [utterance(engine, text, sampling)], each=each_of(sampling))
+    with engine.pipeline.placement("t3") as t3:
+        [said] = say_all(t3, [utterance(engine, text, sampling)], rows_per_seq=each_of(sampling))
         return list(said.tokens)
 
 

@@ -32,7 +32,7 @@ LOOK = (
 
 def compile_all() -> list[dry_launch.Kernel]:
     """Compile what a run of all stages asks for."""
-    small = registry.locate("pico").shapes.t3
+    small = registry.locate("pico").config.t3
     compiled: list[dry_launch.Kernel] = []
     for early in (True, False):
         with dry_launch.gpu_of(CAPABILITY, early=early) as found:

@@ -29,7 +29,7 @@ BROKEN = (
     "uncorrectable",
 )
 BROKEN_EXIT = 3
-TRACES, SPOKEN = "traces", "spoken"  # folders under ``Context.scratch``
+TRACES, SPOKEN = "traces", "num_generated"  # folders under ``Context.scratch``
 
 
 @dataclass(frozen=True, slots=True)

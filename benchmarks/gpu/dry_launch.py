@@ -187,10 +187,10 @@ def decode_steps(
     if whole:
         _quantize(t3)
     alone = [(1, 1)] if 1 in counts else []
-    for each, count in [(2, count) for count in counts] + alone:
+    for rows_per_seq, count in [(2, count) for count in counts] + alone:
         kept = torch.int8 if narrow else None
         cache = StaticKVCache(
-            utterances=count, each=each, shape=t3.cached, like=t3.like, dtype=kept
+            utterances=count, rows_per_seq=rows_per_seq, shape=t3.cached, like=t3.like, dtype=kept
         )
         cache.reserve(0, POSITIONS)
         FusedStep(t3)(DecodeState(t3, count, cache), count, POSITIONS, ranked=False)
@@ -204,7 +204,7 @@ def _quantize(t3: T3) -> None:
                 rows, depth = child.weight.shape
                 kept = {"weight-only": torch.empty(rows, depth, dtype=torch.int8),
                         "scales": torch.empty(rows)}  # fmt: skip
-                setattr(module, name, WeightOnlyInt8Linear.of_kept(kept))
+                setattr(module, name, WeightOnlyInt8Linear.from_state_tensors(kept))
 
 
 def trials(dtype: torch.dtype, stages: Sequence[str] = ("t3", "flow")) -> None:

@@ -30,7 +30,7 @@ CLOCKS = (
 )
 TOOLS = ("gcc", "nvcc", "ncu", "nsys")
 VARIABLES = ("CUDA", "TRITON", "TORCH", "LD_LIBRARY", "NVIDIA")
-EACH = 20.0  # seconds
+ROWS_PER_SEQ = 20.0  # seconds
 
 
 def told(command: tuple[str, ...]) -> str:
@@ -41,7 +41,7 @@ def told(command: tuple[str, ...]) -> str:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=EACH,
+            timeout=ROWS_PER_SEQ,
             preexec_fn=processes.dying_with(os.getpid()),
         )
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -41,7 +41,7 @@ class Ending:
     @property
     def good(self) -> bool:
         """It came to its end and reported success."""
-        return self.exit == 0 and not self.cut
+        return self.exit == 0 and not self.truncated
 
 
 def start(

@@ -131,7 +131,7 @@ def label(name: str, constants: Mapping[str, Any], types: Mapping[str, str]) -> 
         words.append(f"{types['x'].lstrip('*')} x {types['weight'].lstrip('*')}")
     else:
         words.append(" ".join(kind for kind in dtypes if kind in BYTES and kind != "i8"))
-        forms = ("SPLITS", "QUANTIZED", "PADDED", "ADDED", "MISH", "EACH")
+        forms = ("SPLITS", "QUANTIZED", "PADDED", "ADDED", "MISH", "ROWS_PER_SEQ")
         words += [f"{form.lower()} {constants[form]}" for form in forms if form in constants]
     return " ".join(words)
 

@@ -81,7 +81,7 @@ class Run:
         told = {"name": name, "exit": ending.exit, "seconds": round(ending.seconds, 1)}
         if what == STAGE:  # clocks and heat explain what differs from run to run
             told["gpu"] = facts.told(facts.CLOCKS).strip()[:100]
-        self.lines.put(what, told | {"cut": ending.cut})
+        self.lines.put(what, told | {"cut": ending.truncated})
 
     def prepare(self) -> bool:
         """Install wheels and kernels that came along, a GPU being looked for meanwhile; whether

@@ -39,7 +39,7 @@ class Item:
         text: not yet cleaned.
         voice: a recording or a name; None is the job's own.
         sampling: the job's knobs with the row's over them.
-        opens: a chapter begins here.
+        starts_chapter: a chapter begins here.
     """
 
     id: str
@@ -47,7 +47,7 @@ class Item:
     text: str
     voice: str | None
     sampling: Sampling
-    opens: bool = False
+    starts_chapter: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class _Row:
 
     number: int
     cells: Mapping[str, Any]
-    opens: bool = False
+    starts_chapter: bool = False
 
 
 def read(file: str, content: bytes, usual: Sampling, voice: str | None = None) -> list[Item]:
@@ -79,7 +79,9 @@ def read(file: str, content: bytes, usual: Sampling, voice: str | None = None) -
     items: list[Item] = []
     seen: dict[str, int] = {}
     for row in _FORMATS[kind](name, text):
-        item = _item(name, row, len(items) + 1, Item("", row.number, "", voice, usual, row.opens))
+        item = _item(
+            name, row, len(items) + 1, Item("", row.number, "", voice, usual, row.starts_chapter)
+        )
         if item.id in seen:
             raise InputError(
                 f"{name} row {item.row}: id '{item.id}' is that of row {seen[item.id]} too; "
@@ -103,13 +105,13 @@ def _decoded(name: str, content: bytes) -> str:
 
 def _lines(name: str, text: str) -> Iterator[_Row]:
     """A line an utterance; a blank line before it opens a chapter."""
-    opens = False
+    starts_chapter = False
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
-            opens = True
+            starts_chapter = True
             continue
-        yield _Row(number, {"text": line.strip()}, opens)
-        opens = False
+        yield _Row(number, {"text": line.strip()}, starts_chapter)
+        starts_chapter = False
 
 
 def _json_lines(name: str, text: str) -> Iterator[_Row]:

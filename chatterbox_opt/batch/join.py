@@ -41,7 +41,7 @@ def join(
     import soundfile
 
     items = list(items)
-    gaps = [round(pauses[item.opens] * SAMPLE_RATE) for item in items[1:]]
+    gaps = [round(pauses[item.starts_chapter] * SAMPLE_RATE) for item in items[1:]]
     length = sum(entries[item.id].duration for item in items) + sum(gaps) / SAMPLE_RATE
     if Path(book).suffix.lower() == ".wav" and length * SAMPLE_RATE * SAMPLE_BYTES > WAV_LIMIT:
         raise OutputError(

@@ -142,7 +142,7 @@ class OptimizedTarget:
             device=job.device,
             overrides=ROWS[name] if known else {},
         )
-        speaker = self._engine._speaker
+        speaker = self._engine.pipeline
         if not isinstance(speaker, Pipeline):
             raise InputError("bench measures both: unset DISABLE_OPTIMIZATION")
         self._pipeline, self._job = speaker, job
@@ -163,35 +163,35 @@ class OptimizedTarget:
         Args:
             steps: how T3's are run; None is the plan's.
         """
-        script = self._job.tokens[:most]
+        forced_tokens = self._job.tokens[:most]
         pipeline, job, clock = self._pipeline, self._job, StageTimer(self._pipeline.device)
         generator = torch.Generator(pipeline.device).manual_seed(0)
         ids = text_tokens(pipeline.tokenizer, chunking.normalize(job.sentence))
         prompt = Prompt(ids, self._voice.speaker, self._voice.prompt)
-        with pipeline.residency("t3") as stage:
+        with pipeline.placement("t3") as stage:
             t3 = cast(T3, stage)
-            planned = steps or pipeline.way
+            planned = steps or pipeline.backend
             if record is not None:  # after every step, which a way that looks rarely cannot offer
                 planned = EagerBackend(
                     planned.forward, fused=planned.fused, kv_cache=planned.kv_cache
                 )
-            way = _TimedBackend(planned, clock)
-            slots = way.slots(t3, 1, 2)
+            backend = _TimedBackend(planned, clock)
+            slots = backend.slots(t3, 1, 2)
 
             def on_token(_: int) -> None:
                 if record is not None:
                     record.append(apply_cfg(slots.logits.float(), slots.knobs.cfg_weight).cpu())
 
-            sampling = replace(self._sampling, max_tokens=len(script))
-            said = DecodeRequest(prompt, sampling, generator, on_token, script)
+            sampling = replace(self._sampling, max_tokens=len(forced_tokens))
+            said = DecodeRequest(prompt, sampling, generator, on_token, forced_tokens)
             waiting = iter([said])
-            list(decode(t3, slots, lambda: next(waiting, None), way))
+            list(decode(t3, slots, lambda: next(waiting, None), backend))
         clock.lap("decode")
-        tokens = torch.tensor(script, device=pipeline.device)
-        with pipeline.residency("flow") as flow:
+        tokens = torch.tensor(forced_tokens, device=pipeline.device)
+        with pipeline.placement("flow") as flow:
             (mel,) = flow([tokens], [self._voice], [generator])
         clock.lap("flow")
-        with pipeline.residency("vocoder") as vocoder:
+        with pipeline.placement("vocoder") as vocoder:
             (wave,) = vocoder([mel], [generator])
             wave = wave.cpu().numpy()
         clock.lap("vocoder")
@@ -223,7 +223,7 @@ class OptimizedTarget:
     def _understood(self) -> dict[str, Tensor]:
         """Word errors of some sentences spoken freely, where an ASR is installed and the
         checkpoint speaks."""
-        if self._engine.checkpoint.shapes.made:
+        if self._engine.checkpoint.config.random_weights:
             return {}
         try:
             listener = Recognizer.load(threads=torch.get_num_threads())
@@ -296,17 +296,21 @@ class UpstreamTarget:
 class _TimedBackend:
     """A way to decode that notes the end of the prefill, which is where the first step begins."""
 
-    def __init__(self, way: DecodeBackend, clock: StageTimer) -> None:
-        self._way, self._clock = way, clock
-        self.stride, self.forward, self.fused = way.stride, way.forward, way.fused
-        self.kv_cache = way.kv_cache
-        self.slots, self.prefill, self.arriving = way.slots, way.prefill, way.arriving
+    def __init__(self, backend: DecodeBackend, clock: StageTimer) -> None:
+        self._backend, self._clock = backend, clock
+        self.steps_per_sync, self.forward, self.fused = (
+            backend.steps_per_sync,
+            backend.forward,
+            backend.fused,
+        )
+        self.kv_cache = backend.kv_cache
+        self.slots, self.prefill, self.readback = backend.slots, backend.prefill, backend.readback
 
     def step(self, t3: T3) -> DecodeStep:
         """See ``decoding.Way``."""
         if "prefill" not in self._clock.seconds:
             self._clock.lap("prefill")
-        return self._way.step(t3)
+        return self._backend.step(t3)
 
 
 class StageTimer:

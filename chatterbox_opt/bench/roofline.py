@@ -43,8 +43,8 @@ def facts(job: BenchJob, checkpoint: Checkpoint) -> dict[str, Any]:
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "read_gb_s": read,
         "gemm_gflops": {name: gemm_gflops(device, name) for name in ("float32", "bfloat16")},
-        "t3_weights_per_step": weights_per_step(checkpoint.shapes.t3),
-        "made_weights": checkpoint.shapes.made,
+        "t3_weights_per_step": weights_per_step(checkpoint.config.t3),
+        "made_weights": checkpoint.config.random_weights,
     }
     return card | {"ceiling_tokens_per_second": steps_per_second(card, [read])}
 

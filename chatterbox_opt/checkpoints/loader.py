@@ -38,7 +38,7 @@ def load_t3(
 ) -> t3_model.T3:
     """Read T3, strictly, in ``dtype``, its matrices laid out as weight_layout.py knows; converted weights
     come from the cache where it has them."""
-    shape, built = checkpoint.shapes.t3, []
+    shape, built = checkpoint.config.t3, []
 
     def convert() -> dict[str, Tensor]:
         read = Tensors(checkpoint.path(registry.T3))
@@ -58,7 +58,7 @@ def load_flow(
 ) -> flow_model.Flow:
     """Read the flow in ``dtype``; converted weights come from the cache where it has them."""
     with skip_init():
-        stage = flow_model.Flow(checkpoint.shapes.flow)
+        stage = flow_model.Flow(checkpoint.config.flow)
 
     def convert() -> dict[str, Tensor]:
         _read_flow(stage, checkpoint)
@@ -77,7 +77,7 @@ def _read_flow(stage: flow_model.Flow, checkpoint: Checkpoint) -> None:
     prefix = "decoder.estimator."
     theirs = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     try:
-        ours = flow_convert.from_upstream(theirs, checkpoint.shapes.flow)
+        ours = flow_convert.from_upstream(theirs, checkpoint.config.flow)
     except KeyError as error:
         raise WeightsError(f"flow lacks {prefix}{error.args[0]}: wrong or old file?") from error
     fill(stage, tensors | {f"estimator.{n}": t for n, t in ours.items()}, "flow")
@@ -99,7 +99,7 @@ def _name(dtype: torch.dtype) -> str:
 def load_vocoder(checkpoint: Checkpoint) -> vocoder_model.Vocoder:
     """Read the vocoder in float32."""
     with skip_init():
-        net = vocoder_model.build(checkpoint.shapes.vocoder)
+        net = vocoder_model.build(checkpoint.config.vocoder)
     fill(net, Tensors(checkpoint.path(registry.S3GEN), "mel2wav."), "vocoder")
     return vocoder_model.Vocoder(net).eval()
 

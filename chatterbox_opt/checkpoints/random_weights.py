@@ -53,21 +53,21 @@ def make(directory: Path, size: str, seed: int) -> None:
     Raises:
         OSError: not writable, or the disk is full.
     """
-    shapes = SIZES[size]
+    config = SIZES[size]
     directory.mkdir(parents=True, exist_ok=True)
     with skip_init():
-        encoders = voice_encoders.Encoders(shapes.voice, shapes.t3.speaker)
+        encoders = voice_encoders.Encoders(config.voice, config.t3.speaker)
         parts: dict[str, nn.Module] = {
             "tokenizer": encoders.tokenizer,
             "speaker_encoder": encoders.speaker_encoder,
-            "flow": upstream_flow(shapes.flow),
-            "mel2wav": vocoder_model.build(shapes.vocoder),
+            "flow": upstream_flow(config.flow),
+            "mel2wav": vocoder_model.build(config.vocoder),
         }
     s3gen = {f"{part}.{n}": t for part, m in parts.items() for n, t in m.state_dict().items()}
     files: dict[str, Mapping[str, Tensor]] = {
         registry.VOICE_ENCODER: encoders.voice_encoder.state_dict(),
         registry.S3GEN: {name: t for name, t in s3gen.items() if name not in FORGIVEN},
-        registry.T3: t3_template(shapes.t3),
+        registry.T3: t3_template(config.t3),
     }
     for name, template in files.items():
         generator = _generator(seed, name)
@@ -76,11 +76,12 @@ def make(directory: Path, size: str, seed: int) -> None:
             save_file(tensors, part)
         del tensors
     with atomic_write(directory / registry.TOKENIZER) as part:
-        part.write_text(json.dumps(tokenizer(shapes.t3), ensure_ascii=False), encoding="utf-8")
+        part.write_text(json.dumps(tokenizer(config.t3), ensure_ascii=False), encoding="utf-8")
     with atomic_write(directory / registry.CONDITIONALS) as part:
-        torch.save(conditionals(shapes, size, _generator(seed, registry.CONDITIONALS)), part)
+        torch.save(conditionals(config, size, _generator(seed, registry.CONDITIONALS)), part)
     write_config(
-        directory, ModelConfig(shapes.t3, shapes.flow, shapes.vocoder, shapes.voice, made=True)
+        directory,
+        ModelConfig(config.t3, config.flow, config.vocoder, config.voice, random_weights=True),
     )
 
 
@@ -222,20 +223,20 @@ def tokenizer(shape: T3Config) -> dict[str, Any]:
     }
 
 
-def conditionals(shapes: ModelConfig, size: str, generator: torch.Generator) -> dict[str, Any]:
+def conditionals(config: ModelConfig, size: str, generator: torch.Generator) -> dict[str, Any]:
     """A voice in the format of upstream's conds.pt (``Conditionals.save``)."""
     tokens = {"tiny": 12, "full": 250}[size]
 
     def ids(count: int) -> Tensor:
         return torch.randint(0, SPEECH_TOKENS, (1, count), generator=generator)
 
-    speaker = torch.rand(1, shapes.t3.speaker, generator=generator)
+    speaker = torch.rand(1, config.t3.speaker, generator=generator)
     return voice.to_conditionals(
         voice.Voice(  # in this order: the same seed gives the same bytes
             speaker=speaker / speaker.norm(),
-            prompt=ids(shapes.t3.prompt_tokens),
+            prompt=ids(config.t3.prompt_tokens),
             tokens=ids(tokens),
             mel=torch.randn(1, 2 * tokens, MEL_BINS, generator=generator) * 2 - 5,
-            xvector=torch.randn(1, shapes.flow.xvector, generator=generator),
+            xvector=torch.randn(1, config.flow.xvector, generator=generator),
         )
     )

@@ -36,13 +36,13 @@ class Checkpoint:
     Attributes:
         name: as the person gave it.
         directory: where the files are.
-        shapes: of all stages.
+        config: of all stages.
         voice_identity: changes when the encoders that read a recording change.
     """
 
     name: str
     directory: Path
-    shapes: ModelConfig
+    config: ModelConfig
     voice_identity: str
 
     def path(self, file: str) -> Path:
@@ -115,8 +115,8 @@ def locate(model: str = DEFAULT) -> Checkpoint:
             f"'{directory}' lacks {', '.join(missing)}; a model directory needs "
             f"{', '.join(REQUIRED)} (and {CONDITIONALS} for a voice of its own)"
         )
-    shapes = read_config(directory)
-    return Checkpoint(model, directory, shapes, _voice_identity(directory))
+    config = read_config(directory)
+    return Checkpoint(model, directory, config, _voice_identity(directory))
 
 
 def from_hub(repository: str) -> Path:
@@ -160,7 +160,7 @@ def in_cache(repository: str) -> Path | None:
 
 def identity(checkpoint: Checkpoint) -> str:
     """Digest of everything that a model's sound depends on, as ``_voice_identity`` takes it."""
-    digest = hashlib.blake2b(repr(checkpoint.shapes).encode(), digest_size=12)
+    digest = hashlib.blake2b(repr(checkpoint.config).encode(), digest_size=12)
     for name in FILES:
         if checkpoint.path(name).is_file():
             _add_file(digest, checkpoint.path(name))

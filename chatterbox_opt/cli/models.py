@@ -55,7 +55,10 @@ def models_make(
         raise InputError(f"size is '{size}'; known: tiny, full")
     if directory.exists() and not directory.is_dir():
         raise InputError(f"'{directory}' is a file; give a directory")
-    if any((directory / n).exists() for n in registry.FILES) and not read_config(directory).made:
+    if (
+        any((directory / n).exists() for n in registry.FILES)
+        and not read_config(directory).random_weights
+    ):
         raise InputError(f"'{directory}' holds weights that were not made here; give another")
     warnings.simplefilter("ignore")
     from chatterbox_opt.checkpoints.random_weights import make

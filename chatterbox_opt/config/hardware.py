@@ -22,7 +22,7 @@ KERNELS = {"t3": ("float32", "float16", "bfloat16"), "flow": ("float16", "bfloat
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What was found. Memory in MiB; ``capability`` is CUDA's, (0, 0) elsewhere; ``lacks`` names a
+    """What was found. Memory in MiB; ``capability`` is CUDA's, (0, 0) elsewhere; ``unsupported`` names a
     processor's missing or slow narrow dtypes, or a card's ``kernel_feature`` that cannot be used, each
     with the reason."""
 
@@ -31,11 +31,11 @@ class Hardware:
     total_mib: int = 0
     free_mib: int = 0
     capability: tuple[int, int] = (0, 0)
-    lacks: Mapping[str, str] = field(default_factory=dict)
+    unsupported: Mapping[str, str] = field(default_factory=dict)
 
 
 def kernel_feature(stage: str, dtype: str) -> str:
-    """The name in ``lacks`` of the kernels of our own for a stage on a card."""
+    """The name in ``unsupported`` of the kernels of our own for a stage on a card."""
     return f"{stage} kernels, {dtype}"
 
 

@@ -16,8 +16,10 @@ from typing import Any
 
 from chatterbox_opt.errors import WeightsError
 
+PARTS = ("t3", "flow", "vocoder", "voice")
 CONFIG_FILE = "config.json"
-FLAGS = ("made", "spelled")  # what config.json says besides the shapes of parts
+# keys of config.json besides those of the parts, and the fields that they set
+FLAGS = {"made": "random_weights", "spelled": "needs_text_normalization"}
 SAMPLE_RATE = 24_000  # Hz, of what is spoken (upstream S3GEN_SR)
 TOKEN_RATE = 25  # speech tokens per second
 SPEECH_TOKENS = 6561  # 3^8 codes; ids from here on are start, stop and unused
@@ -100,8 +102,8 @@ class ModelConfig:
     """All shapes of one checkpoint.
 
     Attributes:
-        made: the values are random (``models make``): speed is true, sound is noise.
-        spelled: the model reads words in English letters only: numbers, dates and abbreviations
+        random_weights: the values are random (``models make``): speed is true, sound is noise.
+        needs_text_normalization: the model reads words in English letters only: numbers, dates and abbreviations
             are put into words first (english.py).
     """
 
@@ -109,8 +111,8 @@ class ModelConfig:
     flow: FlowConfig = field(default_factory=FlowConfig)
     vocoder: VocoderConfig = field(default_factory=VocoderConfig)
     voice: VoiceEncoderConfig = field(default_factory=VoiceEncoderConfig)
-    made: bool = False
-    spelled: bool = False
+    random_weights: bool = False
+    needs_text_normalization: bool = False
 
 
 TINY = ModelConfig(
@@ -153,14 +155,17 @@ def read_config(directory: Path) -> ModelConfig:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise WeightsError(f"{path} is not valid JSON ({error}); make or copy it again") from error
-    parts = {part.name: part for part in dataclasses.fields(ModelConfig)}
-    if not isinstance(config, dict) or not set(config) & set(parts):
+    known = (*PARTS, *FLAGS)
+    if not isinstance(config, dict) or not set(config) & set(known):
         return ModelConfig()  # somebody else's: hub repositories and fine-tunes often carry one
     values: dict[str, Any] = {}
     for name, value in config.items():
-        if name not in parts:
-            raise WeightsError(f"{path}: unknown part '{name}'; known: {', '.join(parts)}")
-        values[name] = value if name in FLAGS else _read_part(path, name, value)
+        if name not in known:
+            raise WeightsError(f"{path}: unknown part '{name}'; known: {', '.join(known)}")
+        if name in FLAGS:
+            values[FLAGS[name]] = value
+        else:
+            values[name] = _read_part(path, name, value)
     return ModelConfig(**values)
 
 
@@ -175,13 +180,13 @@ def _read_part(path: Path, name: str, given: dict[str, Any]) -> Any:
     return part(**given)
 
 
-def write_config(directory: Path, shapes: ModelConfig) -> None:
-    """Write the fields of ``shapes`` that differ from the true ones to ``config.json``."""
+def write_config(directory: Path, config: ModelConfig) -> None:
+    """Write the fields of ``config`` that differ from the true ones to ``config.json``."""
     true = ModelConfig()
-    config: dict[str, Any] = {flag: True for flag in FLAGS if getattr(shapes, flag)}
-    for part in ("t3", "flow", "vocoder", "voice"):
-        given, default = (dataclasses.asdict(getattr(s, part)) for s in (shapes, true))
+    written: dict[str, Any] = {key: True for key, name in FLAGS.items() if getattr(config, name)}
+    for part in PARTS:
+        given, default = (dataclasses.asdict(getattr(s, part)) for s in (config, true))
         if differing := {k: v for k, v in given.items() if v != default[k]}:
-            config[part] = differing
-    if config:
-        (directory / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+            written[part] = differing
+    if written:
+        (directory / CONFIG_FILE).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")

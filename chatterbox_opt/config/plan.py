@@ -177,7 +177,7 @@ def _without_kernels(hardware: Hardware) -> Hardware:
     """The same GPU without kernels of our own; none of them is tried."""
     names = (kernel_feature(stage, dtype) for stage, dtypes in KERNELS.items() for dtype in dtypes)
     off = dict.fromkeys(names, f"switched off by {GPU_KERNELS}")
-    return replace(hardware, lacks=ChainMap(off, cast(dict[str, str], hardware.lacks)))
+    return replace(hardware, unsupported=ChainMap(off, cast(dict[str, str], hardware.unsupported)))
 
 
 def _fused_stages(hardware: Hardware, wish: Profile, reasons: list[str]) -> tuple[str, ...]:
@@ -190,7 +190,7 @@ def _fused_stages(hardware: Hardware, wish: Profile, reasons: list[str]) -> tupl
     found = []
     for stage, used in dtypes.items():
         names = [kernel_feature(stage, dtype) for dtype in sorted(used)]
-        why = next((why for name in names if (why := hardware.lacks.get(name))), "")
+        why = next((why for name in names if (why := hardware.unsupported.get(name))), "")
         if why:
             reasons.append(f"{stage} by PyTorch's operations: {why}")
         else:
@@ -307,7 +307,7 @@ def _downgrade_for_gpu(wish: Profile, hardware: Hardware, reasons: list[str]) ->
         half = {"bfloat16": "float16"}
         wish = replace(wish, t3=half.get(wish.t3, wish.t3), flow=half.get(wish.flow, wish.flow))
         reasons.append("dtype float16: bfloat16 needs compute capability 8.0")
-    if wish.t3 == "int8" and (why := hardware.lacks.get(kernel_feature("t3", wish.flow))):
+    if wish.t3 == "int8" and (why := hardware.unsupported.get(kernel_feature("t3", wish.flow))):
         wish = replace(wish, t3=wish.flow)
         reasons.append(f"t3 {wish.flow}: {why}")
     if hardware.capability < BFLOAT16_CAPABILITY and wish.compute == "bfloat16":
@@ -354,4 +354,4 @@ def _downgrade_dtypes(wish: Profile, hardware: Hardware, reasons: list[str]) -> 
 def _unsupported(hardware: Hardware, stage: str, dtype: str) -> str:
     """Why a stage cannot have a dtype on a processor, or ""; an int8 flow is bfloat16 besides."""
     names = ("int8 flow", "int8", "bfloat16") if (stage, dtype) == ("flow", "int8") else (dtype,)
-    return next((why for name in names if (why := hardware.lacks.get(name))), "")
+    return next((why for name in names if (why := hardware.unsupported.get(name))), "")

@@ -66,18 +66,18 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None 
         malloc.trim()
         malloc.keep_freed_pages()
     try:
-        residency = StagePlacement(stages, device, offload=plan.offload)
+        placement = StagePlacement(stages, device, offload=plan.offload)
     except torch.OutOfMemoryError:
         log.warning("the card has no room for all stages: they take turns on it")
-        residency = StagePlacement(stages, device, offload=STAGES)
+        placement = StagePlacement(stages, device, offload=STAGES)
     group = 1 if plan.device == "cpu" else GPU_RENDER_GROUP
-    beside = plan.sound == OVERLAPPED and residency.offload == NONE
+    beside = plan.sound == OVERLAPPED and placement.offload == NONE
     sound = OverlappedRenderer(SideStream(device)) if beside else InlineRenderer()
-    way = _decode_backend(plan, residency, beside=beside)
-    return Pipeline(load_tokenizer(checkpoint), residency, way, group, sound)
+    backend = _decode_backend(plan, placement, beside=beside)
+    return Pipeline(load_tokenizer(checkpoint), placement, backend, group, sound)
 
 
-def _decode_backend(plan: Plan, residency: StagePlacement, *, beside: bool) -> DecodeBackend:
+def _decode_backend(plan: Plan, placement: StagePlacement, *, beside: bool) -> DecodeBackend:
     """How T3's steps are run; on a card, flow and vocoder are recorded too when T3 is.
 
     Args:
@@ -85,21 +85,21 @@ def _decode_backend(plan: Plan, residency: StagePlacement, *, beside: bool) -> D
     """
     forward, compile = None, plan.compile
     if compile == "inductor":
-        with residency("t3") as stage:
+        with placement("t3") as stage:
             forward = _compiled(cast(t3_model.T3, stage))
     fused = "t3" in plan.fused and forward is None  # inductor makes kernels of its own
     kv_cache = torch.int8 if plan.kv_cache == "int8" else None
-    if compile == "none" or residency.device.type != "cuda":
+    if compile == "none" or placement.device.type != "cuda":
         return EagerBackend(forward, fused=fused, kv_cache=kv_cache)
     # captures collect nothing (``card.uncollected``), so what cycles of old hold of the GPU would
     # lie beside the recordings' memory. Once, for where there are many objects it takes long
     gc.collect()
-    record = GraphCapturer(residency.device)
-    solver = cast(flow_model.Flow, residency.module("flow"))
+    record = GraphCapturer(placement.device)
+    solver = cast(flow_model.Flow, placement.module("flow"))
     apart = record.apart() if beside else record  # one pool of memory is enough for turns
-    solver.through = cuda_graphs.GraphedExecutor(apart, solver, "the flow")
-    hift = cast(vocoder_model.Vocoder, residency.module("vocoder"))
-    hift.through = cuda_graphs.GraphedExecutor(apart, hift, "the vocoder")
+    solver.executor = cuda_graphs.GraphedExecutor(apart, solver, "the flow")
+    hift = cast(vocoder_model.Vocoder, placement.module("vocoder"))
+    hift.executor = cuda_graphs.GraphedExecutor(apart, hift, "the vocoder")
     return decode_graphs.CudaGraphBackend(record, forward, fused=fused, kv_cache=kv_cache)
 
 

@@ -57,18 +57,20 @@ def eager_step(forward: StepFn) -> DecodeStep:
     def step(slots: DecodeState, count: int, span: int, *, ranked: bool) -> None:
         # a slot that ended may be stepped further: its position must stay inside what is read
         position = slots.position[:count].clamp(max=span - 1)
-        logits = forward(slots.token[:count], slots.spoken[:count], position, slots.cache, span)
-        slots.logits[: count * slots.each].copy_(logits)
+        logits = forward(
+            slots.last_token[:count], slots.num_generated[:count], position, slots.cache, span
+        )
+        slots.logits[: count * slots.rows_per_seq].copy_(logits)
         slots.draw(0, count, ranked=ranked)
 
     return step
 
 
-def fastest_step(way: DecodeBackend, t3: T3) -> DecodeStep:
+def fastest_step(backend: DecodeBackend, t3: T3) -> DecodeStep:
     """The step of this way for the weights as they are now."""
-    if way.forward is None and way.fused and fused_step.supports(t3):
+    if backend.forward is None and backend.fused and fused_step.supports(t3):
         return FusedStep(t3)
-    return eager_step(way.forward or t3.step)
+    return eager_step(backend.forward or t3.step)
 
 
 def prefill_fn(t3: T3) -> PrefillFn:
@@ -76,7 +78,7 @@ def prefill_fn(t3: T3) -> PrefillFn:
 
     def prefill(slots: DecodeState, prefix: Tensor) -> None:
         logits = t3.prefill(prefix, slots.last, slots.cache, slots.entering)
-        slots.logits.unflatten(0, (slots.count, slots.each))[slots.entering] = logits
+        slots.logits.unflatten(0, (slots.count, slots.rows_per_seq))[slots.entering] = logits
 
     return prefill
 
@@ -85,7 +87,7 @@ class DecodeBackend(Protocol):
     """How steps and prefills are run.
 
     Attributes:
-        stride: steps between two looks at the tokens. With 1 the host looks before it goes on;
+        steps_per_sync: steps between two looks at the tokens. With 1 the host looks before it goes on;
             with more, the next steps are under way while it looks, and what was drawn after an
             end is dropped.
         forward: a compiled ``T3.step``, or None.
@@ -93,12 +95,12 @@ class DecodeBackend(Protocol):
         kv_cache: torch.int8 keys and values in a static cache, or None for T3's dtype.
     """
 
-    stride: int
+    steps_per_sync: int
     forward: StepFn | None
     fused: bool
     kv_cache: torch.dtype | None
 
-    def slots(self, t3: T3, count: int, each: int) -> DecodeState:
+    def slots(self, t3: T3, count: int, rows_per_seq: int) -> DecodeState:
         """Buffers for ``count`` utterances, in any state; those given out last are void."""
         ...
 
@@ -110,7 +112,7 @@ class DecodeBackend(Protocol):
         """The step for the weights as they are now; asked for anew when they may have moved."""
         ...
 
-    def arriving(self, tokens: Tensor) -> Callable[[], list[list[int]]]:
+    def readback(self, tokens: Tensor) -> Callable[[], list[list[int]]]:
         """Start to bring int64 [n, m] to the host; what is returned waits for them."""
         ...
 
@@ -118,7 +120,7 @@ class DecodeBackend(Protocol):
 class EagerBackend:
     """Every step goes through Python; right everywhere."""
 
-    stride = 1
+    steps_per_sync = 1
 
     def __init__(
         self,
@@ -135,7 +137,7 @@ class EagerBackend:
         self.forward, self.fused, self.kv_cache = forward, fused, kv_cache
         self._integers: Int8Step | None = None
 
-    def slots(self, t3: T3, count: int, each: int) -> DecodeState:
+    def slots(self, t3: T3, count: int, rows_per_seq: int) -> DecodeState:
         """See ``DecodeBackend``; what is compiled, or runs far from the host, wants a static cache."""
         shape, like = t3.cached, t3.like
         cache: KVCache
@@ -143,10 +145,16 @@ class EagerBackend:
         if like.device.type == "cpu" and self.forward is None:
             if int8_step.supports(t3):
                 self._integers, like = Int8Step(t3), like.to(int8_step.KEPT)
-            cache = RaggedKVCache(utterances=count, each=each, shape=shape, like=like)
+            cache = RaggedKVCache(
+                utterances=count, rows_per_seq=rows_per_seq, shape=shape, like=like
+            )
         else:
             cache = StaticKVCache(
-                utterances=count, each=each, shape=shape, like=like, dtype=self.kv_cache
+                utterances=count,
+                rows_per_seq=rows_per_seq,
+                shape=shape,
+                like=like,
+                dtype=self.kv_cache,
             )
         return DecodeState(t3, count, cache)
 
@@ -158,7 +166,7 @@ class EagerBackend:
         """See ``DecodeBackend``."""
         return eager_step(self._integers) if self._integers else fastest_step(self, t3)
 
-    def arriving(self, tokens: Tensor) -> Callable[[], list[list[int]]]:
+    def readback(self, tokens: Tensor) -> Callable[[], list[list[int]]]:
         """See ``DecodeBackend``."""
         return tokens.tolist
 
@@ -194,11 +202,11 @@ class _Running:
         """
         for token in drawn:
             after = self.drawn.popleft() if self.drawn else None
-            said = self._ended(token, stop)
-            if said is not None:
+            output = self._ended(token, stop)
+            if output is not None:
                 if self.drawn and after is not None:
                     restore_generator(self.utterance.generator, after)
-                return said
+                return output
         return None
 
     def _ended(self, token: int, stop: int) -> DecodeOutput | None:
@@ -210,19 +218,21 @@ class _Running:
         self.tokens.append(token)
         self.utterance.on_token(len(self.tokens))
         if len(self.tokens) == self.bound:
-            return DecodeOutput(self.utterance, tuple(self.tokens), cut=True)
+            return DecodeOutput(self.utterance, tuple(self.tokens), truncated=True)
         return None
 
 
 class _Readback:
     """The tokens drawn since the last look, on their way to the host."""
 
-    def __init__(self, slots: DecodeState, speaking: list[_Running], way: DecodeBackend) -> None:
+    def __init__(
+        self, slots: DecodeState, speaking: list[_Running], backend: DecodeBackend
+    ) -> None:
         """Start copying; what is drawn from now on is for the next look."""
         self._counts = [one.fresh for one in speaking]
         for one in speaking:
             one.fresh = 0
-        self._arrived = way.arriving(slots.latest(len(speaking), max(self._counts)))
+        self._arrived = backend.readback(slots.latest(len(speaking), max(self._counts)))
 
     def drawn(self) -> list[list[int]]:
         """Wait for them; those of each slot."""
@@ -232,40 +242,42 @@ class _Readback:
 
 @torch.inference_mode()
 def decode(
-    t3: T3, slots: DecodeState, take: Callable[[], DecodeRequest | None], way: DecodeBackend
+    t3: T3, slots: DecodeState, take: Callable[[], DecodeRequest | None], backend: DecodeBackend
 ) -> Iterator[DecodeOutput]:
     """Say what ``take`` gives until it gives nothing and all is said; yield each as it ends.
 
     Args:
-        slots: from ``way``.
+        slots: from ``backend``.
         take: asked whenever a slot is free; None if there is nothing (for now).
     """
     speaking: list[_Running] = []
     # weights move only while others are at work: whoever gives lines, or gets what was said
-    step, stale = way.step(t3), False
+    step, stale = backend.step(t3), False
     while True:
         while len(speaking) < slots.count and (utterance := take()) is not None:
             slot, stale = len(speaking), True
             try:
-                length = slots.enter(slot, utterance, t3, way.prefill(t3), way.stride)
+                length = slots.enter(
+                    slot, utterance, t3, backend.prefill(t3), backend.steps_per_sync
+                )
             except TextError as error:
                 yield DecodeOutput(utterance, error=error)
                 continue
             bound = t3.bound(utterance.sampling)
-            speaking.append(_Running(utterance, bound, length, surplus=way.stride > 1))
+            speaking.append(_Running(utterance, bound, length, surplus=backend.steps_per_sync > 1))
             speaking[slot].prepare(slots, slot)
             slots.draw(slot, slot + 1, ranked=utterance.sampling.truncates)
         if not speaking:
             return
         if stale:
-            step, stale = way.step(t3), False
-        look = _Readback(slots, speaking, way)
-        if way.stride > 1:
-            _advance(slots, speaking, step, way.stride)
+            step, stale = backend.step(t3), False
+        look = _Readback(slots, speaking, backend)
+        if backend.steps_per_sync > 1:
+            _advance(slots, speaking, step, backend.steps_per_sync)
         ended = _collect(slots, speaking, look, t3.shape.stop_speech)
         stale = bool(ended)
         yield from ended
-        if way.stride == 1 and not ended:
+        if backend.steps_per_sync == 1 and not ended:
             _advance(slots, speaking, step, 1)
 
 
@@ -275,10 +287,10 @@ def _collect(
     """Take out what has ended."""
     drawn, ended = look.drawn(), []
     for slot in reversed(range(len(speaking))):
-        said = speaking[slot].hear(drawn[slot], stop)
-        if said is None:
+        output = speaking[slot].hear(drawn[slot], stop)
+        if output is None:
             continue
-        ended.append(said)
+        ended.append(output)
         last = speaking.pop()
         if slot < len(speaking):  # the last one fills the gap: slots in work stay together
             slots.move(len(speaking), slot)
@@ -286,10 +298,12 @@ def _collect(
     return ended
 
 
-def _advance(slots: DecodeState, speaking: list[_Running], step: DecodeStep, stride: int) -> None:
-    """Run ``stride`` steps without looking."""
+def _advance(
+    slots: DecodeState, speaking: list[_Running], step: DecodeStep, steps_per_sync: int
+) -> None:
+    """Run ``steps_per_sync`` steps without looking."""
     ranked = any(one.utterance.sampling.truncates for one in speaking)
-    for _ in range(stride):
+    for _ in range(steps_per_sync):
         for slot, one in enumerate(speaking):
             one.prepare(slots, slot)
             one.position += 1

@@ -39,7 +39,7 @@ class CudaGraphBackend:
     See ``decoding.Way``.
     """
 
-    stride = STEPS_PER_SYNC
+    steps_per_sync = STEPS_PER_SYNC
 
     def __init__(
         self,
@@ -65,14 +65,14 @@ class CudaGraphBackend:
         """See ``CudaGraphCache``."""
         return self._recordings.captures_work
 
-    def slots(self, t3: T3, count: int, each: int) -> DecodeState:
+    def slots(self, t3: T3, count: int, rows_per_seq: int) -> DecodeState:
         """The slots of last time if they fit, else new ones."""
-        fits = (count, each, t3.dtype)
+        fits = (count, rows_per_seq, t3.dtype)
         if self._slots is None or fits != self._fits:
             self._slots = None  # before there are others: they are large
             cache = StaticKVCache(
                 utterances=count,
-                each=each,
+                rows_per_seq=rows_per_seq,
                 shape=t3.cached,
                 like=t3.like,
                 room=grown_length,
@@ -116,7 +116,7 @@ class CudaGraphBackend:
         place = (weights, slots.cache.addresses, self._allocations)
         return self._recordings.find(key, place)
 
-    def arriving(self, tokens: Tensor) -> Callable[[], list[list[int]]]:
+    def readback(self, tokens: Tensor) -> Callable[[], list[list[int]]]:
         """See ``Way``: the next steps are launched while these numbers travel."""
         return cuda.to_host_async(tokens) if tokens.is_cuda else tokens.tolist
 
@@ -130,7 +130,7 @@ def compiled_step(model: T3) -> StepFn:
     step: StepFn = torch.compile(model.step, backend="inductor", fullgraph=True)
     zero = torch.zeros(1, dtype=torch.long, device=model.like.device)
     with torch.inference_mode():
-        cache = StaticKVCache(utterances=1, each=2, shape=model.cached, like=model.like)
+        cache = StaticKVCache(utterances=1, rows_per_seq=2, shape=model.cached, like=model.like)
         cache.reserve(0, SPAN)
         for _ in range(WARM_UP_STEPS):
             step(zero, zero, zero, cache, SPAN)

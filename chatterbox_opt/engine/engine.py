@@ -79,13 +79,13 @@ class Engine:
         self,
         plan: Plan,
         checkpoint: Checkpoint,
-        speaker: Pipeline | UpstreamBackend,
+        pipeline: Pipeline | UpstreamBackend,
         voices: VoiceLibrary,
         watermark: Watermark | None,
     ) -> None:
         self.plan = plan
         self.checkpoint = checkpoint
-        self._speaker = speaker
+        self.pipeline = pipeline
         self._voices = voices
         self._watermark = watermark
 
@@ -121,13 +121,13 @@ class Engine:
         how = plan.resolve(profile, probe.probe(device), overrides)
         mark = Watermark() if watermark and how.optimized else None  # before 3 GB are fetched
         checkpoint = registry.locate(model)
-        if checkpoint.shapes.made:
+        if checkpoint.config.random_weights:
             log.warning("'%s' holds random values: what it says is noise", Path(model).name)
-        speaker: Pipeline | UpstreamBackend
+        pipeline: Pipeline | UpstreamBackend
         if how.optimized:
-            speaker = build.load_pipeline(checkpoint, how, weights or weight_cache.default())
+            pipeline = build.load_pipeline(checkpoint, how, weights or weight_cache.default())
         else:
-            speaker = UpstreamBackend.load(checkpoint, torch.device(how.device))
+            pipeline = UpstreamBackend.load(checkpoint, torch.device(how.device))
             if not watermark:
                 log.warning("plain Chatterbox always leaves its watermark")
         if mark and how.device == "cuda" and how.offload == NONE:
@@ -136,7 +136,7 @@ class Engine:
         return cls(
             how,
             checkpoint,
-            speaker,
+            pipeline,
             VoiceLibrary(checkpoint, store or VoiceStore(voice_store.default_directory())),
             mark,
         )
@@ -154,7 +154,7 @@ class Engine:
 
     def close(self) -> None:
         """Free the model and the device's memory; the engine cannot speak any more."""
-        self._speaker.close()
+        self.pipeline.close()
         self._voices.clear()
         if self._watermark:
             self._watermark.release()
@@ -221,10 +221,10 @@ class Engine:
 
     def _speech(self, sampling: Sampling) -> SynthesizeChunks:
         guided = sampling.cfg_weight > 0
-        return functools.partial(self._speaker.speak, slots=1, guided=guided)
+        return functools.partial(self.pipeline.speak, slots=1, guided=guided)
 
     def _chunks(self, text: str) -> list[Chunk]:
-        if not self.checkpoint.shapes.spelled:
+        if not self.checkpoint.config.needs_text_normalization:
             return split(text)
         from chatterbox_opt.text.english import (
             normalize_english,  # only the built-in model needs its library
@@ -294,7 +294,7 @@ class Engine:
                 functools.partial(self._begin, guard),
                 finisher.finish,
             )
-            yield from schedule.results(functools.partial(self._speaker.speak, slots=slots))
+            yield from schedule.results(functools.partial(self.pipeline.speak, slots=slots))
 
     def _begin(self, guard: Guard | None, request: Request, seed: int) -> list[ChunkAttempts]:
         voice = request.voice
@@ -310,15 +310,15 @@ class Engine:
         Raises:
             InputError: plain upstream is in force, which does not give its tokens out.
         """
-        if not isinstance(self._speaker, Pipeline):
+        if not isinstance(self.pipeline, Pipeline):
             raise InputError("plain Chatterbox gives no tokens out: unset DISABLE_OPTIMIZATION")
         sampling = sampling or Sampling()
         chunks = self._attempts(text, voice, sampling, _seed(sampling))
         codes: list[int] = []
-        for _, kept in run_with_retries(_one_by_one(chunks), self._speaker.codes):
+        for _, kept in run_with_retries(_one_by_one(chunks), self.pipeline.codes):
             if isinstance(kept, Exception):
                 raise kept
-            codes.extend(kept.spoken.codes)
+            codes.extend(kept.output.codes)
         return torch.tensor(codes)
 
 

@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 
 
 class RunStage(Protocol):
-    """How a stage is asked: ``RecoveryPolicy.run`` or ``RecoveryPolicy.once``."""
+    """How a stage is asked: ``RecoveryPolicy.run`` or ``RecoveryPolicy.try_once``."""
 
     def __call__(
         self,
@@ -56,32 +56,32 @@ class Pipeline:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        residency: StagePlacement,
-        way: DecodeBackend,
+        placement: StagePlacement,
+        backend: DecodeBackend,
         group: int = 1,
         sound: Renderer | None = None,
     ) -> None:
         """Take over loaded stages.
 
         Args:
-            residency: holds t3, flow and vocoder.
-            way: how T3's steps are run.
+            placement: holds t3, flow and vocoder.
+            backend: how T3's steps are run.
             group: lines that flow and vocoder work at together.
             sound: who lets them work when T3 has several lines at once; None is ``InlineRenderer``.
         """
         self.tokenizer = tokenizer
-        self.residency = residency
-        self.way = way
+        self.placement = placement
+        self.backend = backend
         self.group = group
         self.sound = sound or InlineRenderer()
-        self.device = residency.device
-        self._ladder = RecoveryPolicy(residency)
+        self.device = placement.device
+        self.recovery = RecoveryPolicy(placement)
 
     def close(self) -> None:
         """Give the device's memory back."""
-        with self._ladder.alone:  # a run that was left in the middle may be at work beside
-            self.way = EagerBackend()  # recordings hold memory of the device
-            self.residency.close()
+        with self.recovery.alone:  # a run that was left in the middle may be at work beside
+            self.backend = EagerBackend()  # recordings hold memory of the device
+            self.placement.close()
 
     def read(
         self, take: NextChunk, slots: int, most: int, *, guided: bool
@@ -92,13 +92,13 @@ class Pipeline:
             take: asked whenever there is room; None if there is no line (for now).
             guided: some line may have a cfg_weight above 0.
         """
-        reader = T3Runner(self.tokenizer, self._ladder, self.way, slots, 2 if guided else 1)
+        reader = T3Runner(self.tokenizer, self.recovery, self.backend, slots, 2 if guided else 1)
         while ended := self._turn(reader, take, most):
             yield ended
 
     def _turn(self, reader: T3Runner, take: NextChunk, most: int) -> list[TokenResult]:
         ended = reader.turn(take, most)
-        self.way = reader.way
+        self.backend = reader.backend
         return ended
 
     def speak(
@@ -115,9 +115,11 @@ class Pipeline:
             Exception: a failure of no line; what was read until then is yielded first.
         """
         group = min(self.group, slots)
-        each = 2 if guided else 1
-        with self.sound.run(lambda: slots > 1 and self.residency.offload == NONE) as turns:
-            reader = T3Runner(self.tokenizer, self._ladder, self.way, slots, each, turns.rest)
+        rows_per_seq = 2 if guided else 1
+        with self.sound.run(lambda: slots > 1 and self.placement.offload == NONE) as turns:
+            reader = T3Runner(
+                self.tokenizer, self.recovery, self.backend, slots, rows_per_seq, turns.rest
+            )
             while True:
                 start = time.perf_counter()
                 try:
@@ -141,15 +143,15 @@ class Pipeline:
                     continue
                 codes = tuple(read.tokens.tolist())
                 yield (
-                    read.line,
-                    AudioOutput(np.empty(0, np.float32), len(codes), {}, codes, read.cut),
+                    read.request,
+                    AudioOutput(np.empty(0, np.float32), len(codes), {}, codes, read.truncated),
                 )
 
     def _jobs(self, ended: Sequence[TokenResult], t3_seconds: float) -> list[RenderJob]:
         """A job for the lines that want as many steps, like lengths side by side."""
         whole = [read for read in ended if isinstance(read, TokenOutput)]
-        whole.sort(key=lambda read: (read.line.sampling.cfm_steps, len(read.tokens)))
-        alike = groupby(whole, key=lambda read: read.line.sampling.cfm_steps)
+        whole.sort(key=lambda read: (read.request.sampling.cfm_steps, len(read.tokens)))
+        alike = groupby(whole, key=lambda read: read.request.sampling.cfm_steps)
         return [self._job(list(reads), t3_seconds / len(ended)) for _, reads in alike]
 
     def _job(self, reads: Sequence[TokenOutput], t3_seconds: float) -> RenderJob:
@@ -163,7 +165,7 @@ class Pipeline:
 
     def _attempt(self, reads: Sequence[TokenOutput], t3_seconds: float) -> list[Made]:
         """Flow and vocoder as they are: all of it works in another thread too."""
-        once, start = self._ladder.once, time.perf_counter()
+        once, start = self.recovery.try_once, time.perf_counter()
         mels = self._mels(reads, once)
         drawn = time.perf_counter()
         waves = self._vocode(mels, reads, once)
@@ -177,7 +179,7 @@ class Pipeline:
             waves, seconds = self._waves(reads)
         except REQUEST_ERRORS as error:
             if len(reads) == 1:
-                yield reads[0].line, error
+                yield reads[0].request, error
                 return
             failed = True
         else:
@@ -192,25 +194,25 @@ class Pipeline:
     def _waves(self, reads: Sequence[TokenOutput]) -> tuple[list[Wave], dict[str, float]]:
         states = [read.generator.get_state() for read in reads]
         start = time.perf_counter()
-        mels = self._mels(reads, self._ladder.run)
+        mels = self._mels(reads, self.recovery.run)
         drawn = time.perf_counter()
         try:
-            waves = self._vocode(mels, reads, self._ladder.run)
+            waves = self._vocode(mels, reads, self.recovery.run)
         except NumericsError:
             # the vocoder is float32: what it choked on came from the flow
-            if not self._ladder.is_half("flow"):
+            if not self.recovery.is_half("flow"):
                 raise
-            self._ladder.warn_once("vocoder choked on the flow's mel: flow again in float32")
+            self.recovery.warn_once("vocoder choked on the flow's mel: flow again in float32")
             _rewind(reads, states)
-            mels = self._mels(reads, functools.partial(self._ladder.run, wide=True))
-            waves = self._vocode(mels, reads, self._ladder.run)
+            mels = self._mels(reads, functools.partial(self.recovery.run, wide=True))
+            waves = self._vocode(mels, reads, self.recovery.run)
         return waves, {"flow": drawn - start, "vocoder": time.perf_counter() - drawn}
 
     def _mels(self, reads: Sequence[TokenOutput], ask: RunStage) -> list[Tensor]:
         tokens = [read.tokens.to(self.device) for read in reads]
-        voices = [read.line.voice.to(self.device) for read in reads]
+        voices = [read.request.voice.to(self.device) for read in reads]
         generators = [read.generator for read in reads]
-        steps = reads[0].line.sampling.cfm_steps
+        steps = reads[0].request.sampling.cfm_steps
         return ask("flow", lambda flow: flow(tokens, voices, generators, steps), generators)
 
     def _vocode(
@@ -238,5 +240,5 @@ def _spoken(
     made: list[Made] = []
     for read, wave in zip(reads, waves, strict=True):
         codes = tuple(read.tokens.tolist())
-        made.append((read.line, AudioOutput(wave, len(codes), spent, codes, read.cut)))
+        made.append((read.request, AudioOutput(wave, len(codes), spent, codes, read.truncated)))
     return made

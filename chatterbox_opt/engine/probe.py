@@ -44,7 +44,7 @@ def probe(device: str = AUTO) -> Hardware:
     if device == "cpu":
         from chatterbox_opt.layers import weight_layout
 
-        return Hardware(device, cpu_name(), lacks=weight_layout.unsupported_dtypes())
+        return Hardware(device, cpu_name(), unsupported=weight_layout.unsupported_dtypes())
     if device == "mps":
         return Hardware(device, cpu_name())
     free, total = torch.cuda.mem_get_info()
@@ -61,7 +61,7 @@ def probe(device: str = AUTO) -> Hardware:
         total_mib=total >> 20,
         free_mib=free >> 20,
         capability=capability,
-        lacks=LazyReasons(
+        unsupported=LazyReasons(
             {
                 kernel_feature(stage, dtype): functools.partial(
                     _kernels_unsupported, stage, dtype, capability

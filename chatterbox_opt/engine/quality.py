@@ -50,26 +50,26 @@ class Guard:
 
         Among equals it is the one whose length is nearest to what the text should take.
         """
-        chosen = min(takes, key=lambda take: (len(take.faults), _oddness(text, take.spoken)))
-        stages = chosen.spoken.seconds
-        seconds = {stage: sum(t.spoken.seconds[stage] for t in takes) for stage in stages}
-        return Attempt(replace(chosen.spoken, seconds=seconds), chosen.faults, len(takes))
+        chosen = min(takes, key=lambda take: (len(take.faults), _oddness(text, take.output)))
+        stages = chosen.output.seconds
+        seconds = {stage: sum(t.output.seconds[stage] for t in takes) for stage in stages}
+        return Attempt(replace(chosen.output, seconds=seconds), chosen.faults, len(takes))
 
 
-def find_faults(text: str, spoken: AudioOutput) -> tuple[str, ...]:
+def find_faults(text: str, output: AudioOutput) -> tuple[str, ...]:
     """What is wrong with a chunk's sound, in words; empty for good speech."""
-    seconds = len(spoken.wave) / SAMPLE_RATE
+    seconds = len(output.wave) / SAMPLE_RATE
     letters = _letters(text)
     found = []
-    if spoken.cut:
+    if output.truncated:
         found.append("no end before the limit of tokens")
     if seconds > letters / SLOWEST + LEAD:
         found.append(f"too slow: {seconds:.1f} s for {letters} letters")
     if seconds < letters / FASTEST + LEAST:
         found.append(f"too fast: {seconds:.1f} s for {letters} letters")
-    if (looped := _loop(spoken.codes)) >= LOOP_TOKENS:
+    if (looped := _loop(output.codes)) >= LOOP_TOKENS:
         found.append(f"repeats itself for {looped / TOKEN_RATE:.1f} s")
-    if (silent := _longest_silence(spoken.wave)) > LONGEST_SILENCE:
+    if (silent := _longest_silence(output.wave)) > LONGEST_SILENCE:
         found.append(f"silent for {silent:.1f} s")
     return tuple(found)
 
@@ -83,10 +83,10 @@ def _letters(text: str) -> int:
     )
 
 
-def _oddness(text: str, spoken: AudioOutput) -> float:
+def _oddness(text: str, output: AudioOutput) -> float:
     """How far the length is from what the text should take: 0 is right, in both directions."""
     usual = (_letters(text) + 1) / (FASTEST * SLOWEST) ** 0.5
-    return abs(float(np.log((len(spoken.wave) + 1) / SAMPLE_RATE / usual)))
+    return abs(float(np.log((len(output.wave) + 1) / SAMPLE_RATE / usual)))
 
 
 def _loop(codes: tuple[int, ...]) -> int:

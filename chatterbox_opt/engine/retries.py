@@ -54,17 +54,17 @@ class ChunkAttempts:
         self._takes: list[Attempt] = []
         self._silences = 0
 
-    def line(self) -> ChunkRequest:
+    def next_request(self) -> ChunkRequest:
         """The line of the next attempt, with a seed of its own."""
         number = len(self._takes) * (MAX_SILENT_RETRIES + 1) + self._silences
         seed = chunk_seed(self._seed, self.index, number)
         return ChunkRequest(self.chunk, self._voice, self._sampling, seed, self._on_token)
 
-    def hear(self, outcome: AudioOutput | Exception) -> Attempt | Exception | None:
+    def on_result(self, outcome: AudioOutput | Exception) -> Attempt | Exception | None:
         """Take what became of the last line.
 
         Returns:
-            what is kept of all attempts, or the error if there is nothing; None: try ``line``
+            what is kept of all attempts, or the error if there is nothing; None: try ``next_request``
             again.
         """
         if isinstance(outcome, SilenceError) and self._silences < MAX_SILENT_RETRIES:

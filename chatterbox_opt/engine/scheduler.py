@@ -152,14 +152,14 @@ def run_with_retries(
         attempts = again.popleft() if again else more()
         if attempts is None:
             return None
-        line = attempts.line()
-        spoken[line] = attempts
-        return line
+        request = attempts.next_request()
+        spoken[request] = attempts
+        return request
 
     while True:
-        for line, outcome in speak(take):
-            attempts = spoken.pop(line)
-            kept = attempts.hear(outcome)
+        for request, outcome in speak(take):
+            attempts = spoken.pop(request)
+            kept = attempts.on_result(outcome)
             if kept is None:
                 again.append(attempts)
             else:
@@ -170,7 +170,7 @@ def run_with_retries(
 
 def finish_chunk(attempts: ChunkAttempts, take: Attempt, watermark: Watermark | None) -> Piece:
     """A chunk as it goes out."""
-    chunk, spoken = attempts.chunk, take.spoken
+    chunk, spoken = attempts.chunk, take.output
     wave, seconds = spoken.wave, dict(spoken.seconds)
     if watermark:
         start = time.perf_counter()

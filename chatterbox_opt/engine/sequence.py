@@ -46,13 +46,13 @@ class TokenOutput:
 
     Attributes:
         tokens: int64 [T] on the processor, only ids that are sound (below 6561).
-        cut: T3 came to its limit without a stop token.
+        truncated: T3 came to its limit without a stop token.
         generator: in the state in which T3 left it; flow and vocoder go on drawing from it.
     """
 
-    line: ChunkRequest
+    request: ChunkRequest
     tokens: Tensor
-    cut: bool
+    truncated: bool
     generator: torch.Generator
 
 
@@ -71,20 +71,20 @@ class AudioOutput:
         seconds: of work, by stage; its share where several were worked at together. What is worked
             at beside T3 counts in full, so that the sum may be more than passed.
         codes: the speech tokens, where they are known (plain Chatterbox gives none out).
-        cut: T3 came to its limit without a stop token.
+        truncated: T3 came to its limit without a stop token.
     """
 
     wave: Wave
     tokens: int
     seconds: Mapping[str, float]
     codes: tuple[int, ...] = ()
-    cut: bool = False
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One chunk's sound, what is wrong with it, and how many attempts were made."""
 
-    spoken: AudioOutput
+    output: AudioOutput
     faults: tuple[str, ...] = ()
     attempts: int = 1

@@ -46,21 +46,21 @@ class T3Runner:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        ladder: RecoveryPolicy,
-        way: DecodeBackend,
+        recovery: RecoveryPolicy,
+        backend: DecodeBackend,
         slots: int,
-        each: int,
+        rows_per_seq: int,
         rest: Callable[[], bool] = lambda: False,
     ) -> None:
         """Prepare for ``slots`` lines at once.
 
         Args:
-            way: how steps are run; ``way`` tells whether it is still that one.
-            each: rows of a line: 2, or 1 if no line wants guidance.
+            backend: how steps are run; ``backend`` tells whether it is still that one.
+            rows_per_seq: rows of a line: 2, or 1 if no line wants guidance.
             rest: has others leave the device's memory to T3; whether there were any.
         """
-        self._tokenizer, self._ladder, self._rest = tokenizer, ladder, rest
-        self.way, self._slots, self._each = way, slots, each
+        self._tokenizer, self.recovery, self._rest = tokenizer, recovery, rest
+        self.backend, self._slots, self._each = backend, slots, rows_per_seq
         self._work: dict[DecodeRequest, ChunkRequest] = {}
         self._again: deque[ChunkRequest] = deque()
         self._one_by_one = False
@@ -78,16 +78,16 @@ class T3Runner:
         """
         while True:
             try:
-                with self._ladder.residency("t3") as stage:
+                with self.recovery.placement("t3") as stage:
                     self._decode(cast(T3, stage), take, most)
                 ended, self._ended = self._ended, []
                 return ended
             except torch.OutOfMemoryError as error:
                 self._make_room(error)
             except REQUEST_ERRORS as error:
-                if self.way.forward is not None or self.way.fused:
+                if self.backend.forward is not None or self.backend.fused:
                     log.warning("%s", cuda_graphs.capture_failed(error))
-                    self.way = EagerBackend()
+                    self.backend = EagerBackend()
                 elif len(self._work) > 1:
                     self._one_by_one = True
                 else:
@@ -105,7 +105,7 @@ class T3Runner:
             log.warning("t3 ran out of memory: it goes on with %d slots", self._slots)
             return
         try:
-            self._ladder.out_of_memory("t3", error)
+            self.recovery.out_of_memory("t3", error)
         except DeviceError as final:
             self._blame(final)
 
@@ -113,18 +113,18 @@ class T3Runner:
         """It is the failure of the one line in work, or else of no line."""
         if not self._work:
             raise error
-        (line,) = self._work.values()
-        self._ended.append((line, error))
+        (request,) = self._work.values()
+        self._ended.append((request, error))
         self._work.clear()
 
     def _decode(self, t3: T3, take: NextChunk, most: int) -> None:
         while len(self._ended) < most:
             if self._loop is None:
                 self._loop = self._start(t3, take)
-            said = next(self._loop, None)
-            if said is not None:
-                self._ended.append(self._outcome(t3, said))
-                del self._work[said.utterance]
+            output = next(self._loop, None)
+            if output is not None:
+                self._ended.append(self._outcome(t3, output))
+                del self._work[output.utterance]
                 continue
             self._loop = None
             if not self._one_by_one:
@@ -136,46 +136,48 @@ class T3Runner:
 
         def next_utterance() -> DecodeRequest | None:
             while True:
-                line = self._again.popleft() if self._again else None if alone else take()
-                if line is None:
+                request = self._again.popleft() if self._again else None if alone else take()
+                if request is None:
                     return None
                 try:
-                    utterance = self._utterance(line, t3)
+                    utterance = self._utterance(request, t3)
                 except REQUEST_ERRORS as error:
-                    self._ended.append((line, error))
+                    self._ended.append((request, error))
                     continue
-                self._work[utterance] = line
+                self._work[utterance] = request
                 return utterance
 
-        slots = self.way.slots(t3, 1 if alone else self._slots, self._each)
-        return decode(t3, slots, next_utterance, self.way)
+        slots = self.backend.slots(t3, 1 if alone else self._slots, self._each)
+        return decode(t3, slots, next_utterance, self.backend)
 
-    def _utterance(self, line: ChunkRequest, t3: T3) -> DecodeRequest:
-        device, voice = t3.like.device, line.voice
-        ids = text_tokens(self._tokenizer, line.chunk.text)
+    def _utterance(self, request: ChunkRequest, t3: T3) -> DecodeRequest:
+        device, voice = t3.like.device, request.voice
+        ids = text_tokens(self._tokenizer, request.chunk.text)
         prompt = Prompt(*(to_device(x, device) for x in (ids, voice.speaker, voice.prompt)))
-        generator = torch.Generator(device).manual_seed(line.seed)
-        return DecodeRequest(prompt, line.sampling, generator, line.on_token)
+        generator = torch.Generator(device).manual_seed(request.seed)
+        return DecodeRequest(prompt, request.sampling, generator, request.on_token)
 
-    def _outcome(self, t3: T3, said: DecodeOutput) -> TokenResult:
-        line = self._work[said.utterance]
-        if isinstance(said.error, NumericsError) and t3.dtype != torch.float32:
-            self._ladder.warn_once("t3 gave numbers that are not finite: again in float32")
+    def _outcome(self, t3: T3, output: DecodeOutput) -> TokenResult:
+        request = self._work[output.utterance]
+        if isinstance(output.error, NumericsError) and t3.dtype != torch.float32:
+            self.recovery.warn_once("t3 gave numbers that are not finite: again in float32")
             with in_float32(t3):
-                eager, alone = EagerBackend(), iter([self._utterance(line, t3)])
+                eager, alone = EagerBackend(), iter([self._utterance(request, t3)])
                 slots = eager.slots(t3, 1, self._each)
-                [said] = decode(t3, slots, lambda: next(alone, None), eager)
-        if isinstance(said.error, NumericsError):
-            return line, NumericsError(
-                f"{said.error}, in float32: the weights may be damaged, get them again"
+                [output] = decode(t3, slots, lambda: next(alone, None), eager)
+        if isinstance(output.error, NumericsError):
+            return request, NumericsError(
+                f"{output.error}, in float32: the weights may be damaged, get them again"
             )
-        if said.error is not None:
-            return line, said.error
-        kept = [token for token in said.tokens if token < SPEECH_TOKENS]
+        if output.error is not None:
+            return request, output.error
+        kept = [token for token in output.tokens if token < SPEECH_TOKENS]
         if not kept:
-            text = line.chunk.text[:40]
-            return line, SilenceError(f"the model said nothing for {text!r}: try another --seed")
-        return TokenOutput(line, torch.tensor(kept), said.cut, said.utterance.generator)
+            text = request.chunk.text[:40]
+            return request, SilenceError(f"the model said nothing for {text!r}: try another --seed")
+        return TokenOutput(
+            request, torch.tensor(kept), output.truncated, output.utterance.generator
+        )
 
 
 def text_tokens(tokenizer: Tokenizer, text: str) -> Tensor:

@@ -37,8 +37,8 @@ class UpstreamBackend:
         Raises:
             InputError: the checkpoint's shapes are not those that upstream's code has built in.
         """
-        shapes = checkpoint.shapes
-        if dataclasses.replace(shapes, made=False) != ModelConfig():
+        config = checkpoint.config
+        if dataclasses.replace(config, random_weights=False) != ModelConfig():
             raise InputError(
                 f"plain Chatterbox cannot load '{checkpoint.name}', whose shapes are not its own: "
                 "unset DISABLE_OPTIMIZATION"
@@ -59,13 +59,13 @@ class UpstreamBackend:
     ) -> Iterator[tuple[ChunkRequest, AudioOutput | Exception]]:
         """Speak lines one by one; see ``Pipeline.speak``, whose other arguments have no meaning
         here."""
-        while (line := take()) is not None:
+        while (request := take()) is not None:
             try:
-                yield line, self._say(line)
+                yield request, self._say(request)
             except REQUEST_ERRORS as error:
-                yield line, error
+                yield request, error
 
-    def _say(self, line: ChunkRequest) -> AudioOutput:
+    def _say(self, request: ChunkRequest) -> AudioOutput:
         """Speak one chunk with upstream's ``generate``; it owns its sampling loop and its bars.
 
         Its watermark is always on.
@@ -73,7 +73,7 @@ class UpstreamBackend:
         Raises:
             InputError: a knob that upstream cannot do.
         """
-        sampling = line.sampling
+        sampling = request.sampling
         usual, fixed = Sampling(), ("max_tokens", "cfm_steps", "top_k")
         if 0 in (sampling.temperature, sampling.cfg_weight) or any(
             getattr(sampling, knob) != getattr(usual, knob) for knob in fixed
@@ -83,13 +83,15 @@ class UpstreamBackend:
                 f"{usual.max_tokens} max_tokens and {usual.cfm_steps} cfm_steps: "
                 "unset DISABLE_OPTIMIZATION"
             )
-        self.model.conds = upstream_conditionals(line.voice.to(self.device), sampling.exaggeration)
+        self.model.conds = upstream_conditionals(
+            request.voice.to(self.device), sampling.exaggeration
+        )
         devices = [self.device] if self.device.type == "cuda" else []
         start = time.perf_counter()
         with torch.random.fork_rng(devices):
-            torch.manual_seed(line.seed)
+            torch.manual_seed(request.seed)
             wave = self.model.generate(
-                line.chunk.source,
+                request.chunk.source,
                 repetition_penalty=sampling.repetition_penalty,
                 min_p=sampling.min_p,
                 top_p=sampling.top_p,
@@ -99,7 +101,7 @@ class UpstreamBackend:
             )
         samples = wave[0].numpy()
         tokens = round(len(samples) / SAMPLE_RATE * TOKEN_RATE)
-        line.on_token(tokens)
+        request.on_token(tokens)
         return AudioOutput(samples, tokens, {"upstream": time.perf_counter() - start})
 
 

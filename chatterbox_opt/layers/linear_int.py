@@ -71,7 +71,7 @@ class IntegerLinear(nn.Module):
             raise TypeError(f"{self.BITS}-bit products of {x.dtype} on {x.device} are not known")
         width = self.outputs + (-self.outputs % BLOCK if halves else 0)
         out, bias = x.new_empty(len(rows), width), self.bias
-        threads, matrix = openmp.torch_openmp(), self.described()
+        threads, matrix = openmp.torch_openmp(), self.descriptor()
         task, scratch = (
             threads.task(int8_gemm.PRODUCT),
             quantization_scratch(len(rows), self.padded),
@@ -93,7 +93,7 @@ class IntegerLinear(nn.Module):
         """Inputs that are stored."""
         return self.inputs + -self.inputs % GROUP
 
-    def described(self) -> Any:
+    def descriptor(self) -> Any:
         """compiled_integers.MATRIX [1], with addresses that are good as long as the layer lives."""
         from chatterbox_opt.kernels.cpu import int8_gemm
 
@@ -107,13 +107,13 @@ class IntegerLinear(nn.Module):
         """The rounded values, float32 [out, in]."""
         return self._unpack()[: self.outputs, : self.inputs].contiguous()
 
-    def kept(self) -> dict[str, Tensor]:
-        """What ``of_kept`` makes the same layer of."""
+    def state_tensors(self) -> dict[str, Tensor]:
+        """What ``from_state_tensors`` makes the same layer of."""
         size = torch.tensor([self.outputs, self.inputs])
         return {self.KIND: self.packed, "scales": self.scales, "size": size}
 
     @classmethod
-    def of_kept(cls, kept: Mapping[str, Tensor]) -> Self:
+    def from_state_tensors(cls, kept: Mapping[str, Tensor]) -> Self:
         """The layer again."""
         made = cls.__new__(cls)
         nn.Module.__init__(made)
@@ -256,12 +256,12 @@ class WeightOnlyInt8Linear(nn.Module):
             return decode_linear.linear(rows, self.weight, self.scales).unflatten(0, x.shape[:-1])
         return F.linear(x, self.weight.to(x.dtype) * self.scales[:, None].to(x.dtype))
 
-    def kept(self) -> dict[str, Tensor]:
-        """What ``of_kept`` makes the same layer of."""
+    def state_tensors(self) -> dict[str, Tensor]:
+        """What ``from_state_tensors`` makes the same layer of."""
         return {"weight-only": self.weight, "scales": self.scales}
 
     @classmethod
-    def of_kept(cls, kept: Mapping[str, Tensor]) -> WeightOnlyInt8Linear:
+    def from_state_tensors(cls, kept: Mapping[str, Tensor]) -> WeightOnlyInt8Linear:
         """The layer again."""
         made = cls.__new__(cls)
         nn.Module.__init__(made)

@@ -90,11 +90,11 @@ class PackedBf16Linear(nn.Module):
         plain: Tensor = self.packed.to_dense()
         return plain
 
-    def kept(self) -> dict[str, Tensor]:
-        """What ``of_kept`` makes the same layer of."""
+    def state_tensors(self) -> dict[str, Tensor]:
+        """What ``from_state_tensors`` makes the same layer of."""
         return {"bfloat16": self.matrix()}
 
     @classmethod
-    def of_kept(cls, kept: Mapping[str, Tensor]) -> PackedBf16Linear:
+    def from_state_tensors(cls, kept: Mapping[str, Tensor]) -> PackedBf16Linear:
         """The layer again."""
         return cls(kept["bfloat16"])

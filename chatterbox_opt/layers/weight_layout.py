@@ -102,7 +102,7 @@ def packed_tensors(module: nn.Module) -> dict[str, Tensor]:
     found = dict(module.state_dict())
     for path, layer in module.named_modules():
         if isinstance(layer, PackedLayer):
-            found |= {f"{path}.{name}": tensor for name, tensor in layer.kept().items()}
+            found |= {f"{path}.{name}": tensor for name, tensor in layer.state_tensors().items()}
     return found
 
 
@@ -115,7 +115,7 @@ def restore_packed(module: nn.Module, kept: Mapping[str, Tensor]) -> dict[str, T
             own = [name for name in left if name.rpartition(".")[0] == path]
             part = {name.rpartition(".")[2]: left.pop(name) for name in own}
             owner, _, name = path.rpartition(".")
-            setattr(module.get_submodule(owner), name, maker.of_kept(part))
+            setattr(module.get_submodule(owner), name, maker.from_state_tensors(part))
     return left
 
 

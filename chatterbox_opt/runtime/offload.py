@@ -30,7 +30,7 @@ class _Prefetch:
     """The stage that is fetched ahead."""
 
     flat: FlatBuffer
-    arriving: PendingCopy
+    pending: PendingCopy
 
 
 class StagePlacement:
@@ -143,7 +143,7 @@ class StagePlacement:
     def _fetched(self, stage: str) -> Tensor:
         flat = self._flat(stage)
         if self._coming is not None and self._coming.flat is flat:
-            memory = self._coming.arriving.wait()
+            memory = self._coming.pending.wait()
             self._coming = None
             return memory
         if self._coming is not None and self._coming.flat is not self._flat(self._following(stage)):

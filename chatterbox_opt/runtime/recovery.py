@@ -68,8 +68,8 @@ class RecoveryPolicy:
         alone: held by whoever works on flow or vocoder, or moves stages.
     """
 
-    def __init__(self, residency: StagePlacement) -> None:
-        self.residency = residency
+    def __init__(self, placement: StagePlacement) -> None:
+        self.placement = placement
         self._warned: set[str] = set()
         self.alone = threading.RLock()
 
@@ -99,7 +99,7 @@ class RecoveryPolicy:
         with self.alone:
             return self._run(stage, work, generators, wide=wide)
 
-    def once(
+    def try_once(
         self,
         stage: str,
         work: Callable[[torch.nn.Module], Result],
@@ -111,7 +111,7 @@ class RecoveryPolicy:
             DeviceError: stages move; that is not for two threads.
         """
         with self.alone:
-            if self.residency.offload != NONE:
+            if self.placement.offload != NONE:
                 raise DeviceError(f"{stage} has to take turns with the others")
             return self._attempt(stage, work, wide=False)
 
@@ -148,20 +148,20 @@ class RecoveryPolicy:
             DeviceError: the working stage is alone already.
         """
         error.__traceback__ = None  # it holds the frames, and they hold the memory
-        if self.residency.offload == ALL_BUT_ACTIVE:
+        if self.placement.offload == ALL_BUT_ACTIVE:
             raise DeviceError(_no_room(stage)) from error
         with self.alone:
-            self.residency.offload_more()
-        self.warn_once(f"{stage} ran out of memory: {HAPPENED[self.residency.offload]}")
+            self.placement.offload_more()
+        self.warn_once(f"{stage} ran out of memory: {HAPPENED[self.placement.offload]}")
 
     def is_half(self, stage: str) -> bool:
         """Whether the stage's arithmetic is narrower than float32."""
-        return cast(Castable, self.residency.module(stage)).dtype != torch.float32
+        return cast(Castable, self.placement.module(stage)).dtype != torch.float32
 
     def _attempt(
         self, stage: str, work: Callable[[torch.nn.Module], Result], *, wide: bool
     ) -> Result:
-        with self.residency(stage) as module:
+        with self.placement(stage) as module:
             if not wide:
                 return work(module)
             with in_float32(module):

@@ -80,7 +80,7 @@ class VoiceLibrary:
         wave = read_reference(path)
         # the encoders stay on the processor and go when done: 0.5 GB that a known voice never needs
         encoders = voice_library.load_encoders(self._checkpoint)
-        voice = encoders.encode(wave, self._checkpoint.shapes.t3.prompt_tokens)
+        voice = encoders.encode(wave, self._checkpoint.config.t3.prompt_tokens)
         self._store.save(key, voice)
         return voice
 
@@ -90,9 +90,9 @@ log = logging.getLogger(__name__)
 
 def load_encoders(checkpoint: Checkpoint) -> voice_encoders.Encoders:
     """Read the encoders of a new voice in float32 (about 0.5 GB at the true shapes)."""
-    shapes = checkpoint.shapes
+    config = checkpoint.config
     with skip_init():
-        encoders = voice_encoders.Encoders(shapes.voice, shapes.t3.speaker)
+        encoders = voice_encoders.Encoders(config.voice, config.t3.speaker)
     s3gen = Tensors(checkpoint.path(registry.S3GEN))
     reader = Tensors(checkpoint.path(registry.VOICE_ENCODER))
     known = set(encoders.voice_encoder.state_dict())

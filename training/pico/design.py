@@ -51,7 +51,7 @@ SHAPES = ModelConfig(
         xvector_init=32,
         lstm=128,
     ),
-    spelled=True,
+    needs_text_normalization=True,
 )
 
 

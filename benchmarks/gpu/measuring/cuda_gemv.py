@@ -107,8 +107,8 @@ def _reading(device: torch.device, compile: Callable[[str, str], Any]) -> Iterat
     source = defined(SOURCE.read_text(encoding="utf-8"), WARPS=4, ROWS=1, AHEAD=1)
     kernel = compile(source, "read_all")
     processors = torch.cuda.get_device_properties(device).multi_processor_count
-    for each in (2, 4, 8):
-        grid, block = (processors * each, 1, 1), (READ_THREADS, 1, 1)
+    for rows_per_seq in (2, 4, 8):
+        grid, block = (processors * rows_per_seq, 1, 1), (READ_THREADS, 1, 1)
         read = functools.partial(kernel, grid, block, [numbers, out, READ_BYTES // 16])
-        row = {"matrix": "none, read only", "by": "cuda", "blocks of a processor": each}
+        row = {"matrix": "none, read only", "by": "cuda", "blocks of a processor": rows_per_seq}
         yield row | rated(event_us(read, device), READ_BYTES)

@@ -68,14 +68,14 @@ def recording(model: str, device: str, **overrides: str) -> Engine:
 
 def pipeline_of(engine: Engine) -> Pipeline:
     """The engine's own stages."""
-    return cast(Pipeline, engine._speaker)
+    return cast(Pipeline, engine.pipeline)
 
 
 @contextmanager
 def on_device(engine: Engine, stage: str) -> Iterator[Any]:
     """A stage's module, on the device."""
-    residency: StagePlacement = pipeline_of(engine).residency
-    with residency(stage) as module:
+    placement: StagePlacement = pipeline_of(engine).placement
+    with placement(stage) as module:
         yield module
 
 
@@ -86,8 +86,8 @@ def recorded(engine: Engine, steps: DecodeBackend) -> dict[str, bool]:
     Args:
         steps: how T3's are run.
     """
-    module = pipeline_of(engine).residency.module
-    stages: dict[str, Any] = {name: module(name).through for name in SOUND_STAGES}
+    module = pipeline_of(engine).placement.module
+    stages: dict[str, Any] = {name: module(name).executor for name in SOUND_STAGES}
     stages["t3"] = steps
     return {name: getattr(how, "captures_work", False) for name, how in stages.items()}
 
@@ -109,7 +109,7 @@ def sound_by_pytorch(engine: Engine) -> Iterator[None]:
     record = GraphCapturer(pipeline.device)
     parts: list[Any] = [
         part
-        for part in pipeline.residency.module("flow").modules()
+        for part in pipeline.placement.module("flow").modules()
         if getattr(part, "fused", False)
     ]
     for part in parts:
@@ -124,16 +124,16 @@ def sound_by_pytorch(engine: Engine) -> Iterator[None]:
 
 @contextmanager
 def _stages_through(engine: Engine, through: Any) -> Iterator[None]:
-    residency = pipeline_of(engine).residency
-    stages: dict[str, Any] = {name: residency.module(name) for name in SOUND_STAGES}
-    before = {name: stage.through for name, stage in stages.items()}
+    placement = pipeline_of(engine).placement
+    stages: dict[str, Any] = {name: placement.module(name) for name in SOUND_STAGES}
+    before = {name: stage.executor for name, stage in stages.items()}
     for name, stage in stages.items():
-        stage.through = through(name, stage)
+        stage.executor = through(name, stage)
     try:
         yield
     finally:
         for name, stage in stages.items():
-            stage.through = before[name]
+            stage.executor = before[name]
 
 
 def sounds(engine: Engine) -> dict[str, Renderer]:

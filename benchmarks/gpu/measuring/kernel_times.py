@@ -70,8 +70,8 @@ class Queries:
     @property
     def nbytes(self) -> int:
         """Of keys and values of one layer, and their scales."""
-        each = self.width + 4 if self.quantized else self.width * self.dtype.itemsize
-        return 2 * self.rows * self.heads * self.span * each
+        rows_per_seq = self.width + 4 if self.quantized else self.width * self.dtype.itemsize
+        return 2 * self.rows * self.heads * self.span * rows_per_seq
 
     def drawn(self, *sizes: int) -> Tensor:
         """Random numbers."""

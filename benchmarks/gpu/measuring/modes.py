@@ -67,7 +67,7 @@ class Mode:
 def modes(engine: Engine) -> list[Mode]:
     """Those that there are for an engine that records, the planned one first."""
     pipeline = pipeline_of(engine)
-    planned = pipeline.way
+    planned = pipeline.backend
     found = {
         GRAPH_PYTORCH: Mode(
             GRAPH_PYTORCH, CudaGraphBackend(GraphCapturer(pipeline.device)), True, False
@@ -97,7 +97,7 @@ def measure_row(context: Context, engine: Engine, mode: Mode, runs: int) -> None
                 "warm": turn < mode.warm_ups,
                 "tokens": len(tokens),
                 "seconds": lap,
-                "weights_per_step": weights_per_step(engine.checkpoint.shapes.t3),
+                "weights_per_step": weights_per_step(engine.checkpoint.config.t3),
             }
             context.put(RUN, row | vram())
         if mode.graph:

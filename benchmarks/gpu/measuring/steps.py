@@ -82,7 +82,7 @@ def trace_step(context: Context, engine: Engine, t3: T3, step: OneStep) -> None:
     if parts is None:
         context.put(TRAFFIC, {"step": step.name, "parts": None})
         return
-    rows = [place for place in positions for _ in range(step.slots.each)]
+    rows = [place for place in positions for _ in range(step.slots.rows_per_seq)]
     weights = 1 if engine.plan.t3 == "int8" else t3.dtype.itemsize
     keys = getattr(step.slots.cache, "keys", t3.like)
     needed = step_bytes(t3.shape, weights, keys.element_size(), rows)
@@ -99,7 +99,7 @@ def host_cost(context: Context, engine: Engine, t3: T3) -> None:
     from chatterbox_opt.runtime.cuda_graphs import weight_addresses
 
     pipeline = pipeline_of(engine)
-    slots = pipeline.way.slots(t3, 1, 2)
+    slots = pipeline.backend.slots(t3, 1, 2)
     generator = torch.Generator(pipeline.device).manual_seed(0)
     asked = {
         "addresses of all weights": lambda: weight_addresses(t3),

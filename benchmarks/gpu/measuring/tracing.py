@@ -72,10 +72,10 @@ def table(kernels: Sequence[Kernel], times: int) -> list[dict[str, Any]]:
     rows = [
         {
             "kernel": name,
-            "calls": len(each) / times,
-            "us_each": round(sum(each) / len(each), 2),
-            "us": round(sum(each) / times, 1),
+            "calls": len(rows_per_seq) / times,
+            "us_each": round(sum(rows_per_seq) / len(rows_per_seq), 2),
+            "us": round(sum(rows_per_seq) / times, 1),
         }
-        for name, each in spent.items()
+        for name, rows_per_seq in spent.items()
     ]
     return sorted(rows, key=lambda row: -float(row["us"]))

@@ -75,13 +75,15 @@ def by_part(kernels: Sequence[Kernel], layers: int, steps: int) -> dict[str, flo
     """
     if steps < 1 or not kernels or len(kernels) % steps:
         return None
-    each, spent = len(kernels) // steps, exclusive(kernels)
+    rows_per_seq, spent = len(kernels) // steps, exclusive(kernels)
     found: dict[str, float] = {}
-    for first in range(0, len(kernels), each):
-        names = [kernel.name for kernel in kernels[first : first + each]]
+    for first in range(0, len(kernels), rows_per_seq):
+        names = [kernel.name for kernel in kernels[first : first + rows_per_seq]]
         if sum(is_product(name) for name in names) != len(IN_LAYER) * layers + 1:
             return None
-        for part, us in zip(_parts(names, layers), spent[first : first + each], strict=True):
+        for part, us in zip(
+            _parts(names, layers), spent[first : first + rows_per_seq], strict=True
+        ):
             found[part] = found.get(part, 0.0) + us / steps
     return found
 

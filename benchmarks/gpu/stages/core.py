@@ -37,7 +37,7 @@ def run(context: Context) -> None:
         with context.part("watermark"):
             context.put(CHECK, {"name": "watermark"} | parity.watermark_parity(engine))
         with context.part("early launch"), on_device(engine, "t3") as t3:
-            if pipeline_of(engine).way.fused:
+            if pipeline_of(engine).backend.fused:
                 sizes = context.sizes.requests, context.sizes.tokens
                 found = parity.early_parity(engine, t3, *sizes)
                 context.put(CHECK, {"name": "early launch"} | found)
@@ -50,7 +50,7 @@ def run(context: Context) -> None:
 
 def parity_of(context: Context, engine: Engine) -> None:
     """Few tokens: that figures are of what is right. The whole of it is in checks.py."""
-    dtype, way = engine.plan.t3, pipeline_of(engine).way
+    dtype, way = engine.plan.t3, pipeline_of(engine).backend
     sizes = 2, min(4, context.sizes.requests), context.sizes.tokens
     launched_too = parity.token_parity(engine, way, EagerBackend(fused=way.fused), *sizes)
     context.put(CHECK, {"name": f"tokens, {dtype}, replayed as launched"} | launched_too)
@@ -92,7 +92,7 @@ def _lengths(context: Context, engine: Engine) -> None:
     with launched(engine):
         for row in lengths.sound_by_length(engine, sizes.launched_lengths):
             context.put(SOUND, {"mode": "launched", "dtype": engine.plan.flow} | row)
-    way = pipeline_of(engine).way
+    way = pipeline_of(engine).backend
     with on_device(engine, "t3") as t3:
         by_mode = {"launched": EagerBackend(fused=way.fused), "replayed": way}
         for characters in sizes.texts:

@@ -35,7 +35,7 @@ def _dtype(context: Context, engine: Engine) -> None:
         context.put(CHECK, {"name": f"sound, {dtype}, replayed as launched"} | found)
     if dtype == "int8":
         with context.part("int8, step"), on_device(engine, "t3") as t3:
-            step = steps.entered(engine, t3, pipeline_of(engine).way, 1, "step int8")
+            step = steps.entered(engine, t3, pipeline_of(engine).backend, 1, "step int8")
             steps.time_step(context, step)
             steps.trace_step(context, engine, t3, step)
 

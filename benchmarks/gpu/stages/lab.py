@@ -28,7 +28,7 @@ from chatterbox_opt.runtime.cuda_graphs import CaptureFn
 def run(context: Context) -> None:
     """See the module."""
     device = torch.device(context.device)
-    record, shapes = cuda.GraphCapturer(device), locate(context.model).shapes
+    record, shapes = cuda.GraphCapturer(device), locate(context.model).config
     with context.part("plain CUDA"):
         for row in cuda_gemv.measure(device, record, matrix_sizes(shapes.t3), context.sizes.layers):
             context.put(PRODUCT, row)

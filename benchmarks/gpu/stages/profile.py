@@ -29,7 +29,7 @@ def run(context: Context) -> None:
                 steps.trace_step(context, engine, t3, step)
         if many > 1:
             with context.part(f"step of {many}"):
-                way = pipeline_of(engine).way
+                way = pipeline_of(engine).backend
                 step = steps.entered(engine, t3, way, many, f"step of {many} requests")
                 steps.time_step(context, step)
                 steps.trace_step(context, engine, t3, step)

@@ -38,14 +38,14 @@ def run(context: Context) -> None:
         ):
             for i, text in enumerate(TEXTS):
                 sampling = Sampling(seed=i, temperature=0.0, max_tokens=context.sizes.speech_tokens)
-                samples = spoken(engine, text, sampling, TURNS if compile else 1)
+                samples = num_generated(engine, text, sampling, TURNS if compile else 1)
                 exact.setdefault(i, samples)
                 soundfile.write(folder / f"{device}-{dtype}-{i}.flac", samples, SAMPLE_RATE)
                 told = {"device": device, "dtype": dtype, "text": i}
                 context.put(SPEECH, told | compared(samples, exact[i]))
 
 
-def spoken(engine: Engine, text: str, sampling: Sampling, turns: int) -> Wave:
+def num_generated(engine: Engine, text: str, sampling: Sampling, turns: int) -> Wave:
     """What is said, the last of some times."""
     for _ in range(turns):
         audio = engine.synthesize(text, None, sampling)

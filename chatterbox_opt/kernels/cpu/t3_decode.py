@@ -26,7 +26,7 @@ from chatterbox_opt.kernels.cpu.llvm import (
     thread_index,
 )
 
-_SHAPE = ("layers", "each", "heads", "head_dim", "ffn", "utterances")
+_SHAPE = ("layers", "rows_per_seq", "heads", "head_dim", "ffn", "utterances")
 _TENSORS = ("matrices", "norms", "x", "cos", "sin", "logits", "strips", "room", "places")
 LAYERS = np.dtype(
     [(name, "i8") for name in (*ROWS, *_SHAPE, *_TENSORS, "wide", "narrow", "weights")]
@@ -75,11 +75,11 @@ def _attend(t, layer, number):
     cos = carray(pointer(t.cos), (t.rows, t.head_dim), np.float32)[row]
     sin = carray(pointer(t.sin), (t.rows, t.head_dim), np.float32)[row]
     weights = carray(pointer(t.weights), (t.rows * t.heads, t.longest), np.float32)[number]
-    n, utterance = t.head_dim, row // t.each
+    n, utterance = t.head_dim, row // t.rows_per_seq
     strips = carray(pointer(t.strips), (t.layers, t.utterances, 2), np.int64)
     room = carray(pointer(t.room), t.utterances, np.int64)[utterance]
     last = carray(pointer(t.places), t.utterances, np.int64)[utterance]
-    offset = ((row % t.each) * t.heads + head) * room * n * 2
+    offset = ((row % t.rows_per_seq) * t.heads + head) * room * n * 2
     keys = carray(pointer(strips[layer, utterance, 0] + offset), (room, n), np.uint16)
     values = carray(pointer(strips[layer, utterance, 1] + offset), (n, room), np.uint16)
     q, k, v = heads[0, head], heads[1, head], heads[2, head]

@@ -88,7 +88,7 @@ def merge(parts, lane, WIDTH: tl.constexpr, SPLITS: tl.constexpr):
 @triton.jit
 def decode_attention_kernel(
     qkv, cos, sin, keys, values, key_scales, value_scales, places, partial, arrivals, out, scale,
-    each, heads, row_stride, head_stride,
+    rows_per_seq, heads, row_stride, head_stride,
     WIDTH: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, QUANTIZED: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -98,7 +98,7 @@ def decode_attention_kernel(
         gdc_wait()
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start_of_head = row.to(tl.int64) * row_stride + head * head_stride
-    last = tl.load(places + row // each)
+    last = tl.load(places + row // rows_per_seq)
     # 1. the first tiles are requested before anything is computed
     first = split * KEYS
     key, key_by = load_tile(keys, key_scales, start_of_head, first, last, WIDTH, KEYS, QUANTIZED)
@@ -109,7 +109,7 @@ def decode_attention_kernel(
     lane = tl.arange(0, WIDTH)
     opposite = (lane + WIDTH // 2) % WIDTH
     given = qkv + (3 * row * heads + head) * WIDTH
-    turned = row // each * WIDTH + lane
+    turned = row // rows_per_seq * WIDTH + lane
     along, across = tl.load(cos + turned).to(tl.float32), tl.load(sin + turned).to(tl.float32)
     query = tl.load(given + lane).to(tl.float32) * along
     query += tl.load(given + opposite).to(tl.float32) * across

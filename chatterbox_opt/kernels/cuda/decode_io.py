@@ -26,11 +26,11 @@ FEWER_WARPS = {12: 8}  # on generations where so many would spill registers
 
 
 # a slot's rows begin anywhere: one kernel for all of them
-@triton.jit(do_not_specialize_on_alignment=("token", "spoken", "position"))
+@triton.jit(do_not_specialize_on_alignment=("token", "num_generated", "position"))
 def embed_kernel(
-    token, spoken, position, words, spots, frequencies, x, cos, sin, places, arrivals,
+    token, num_generated, position, words, spots, frequencies, x, cos, sin, places, arrivals,
     width, beyond, counters,
-    EACH: tl.constexpr, ROOM: tl.constexpr, HALF: tl.constexpr, COUNTERS: tl.constexpr,
+    ROWS_PER_SEQ: tl.constexpr, ROOM: tl.constexpr, HALF: tl.constexpr, COUNTERS: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
     """An utterance's token and its place, embedded, its position's angles, and zeros in its
@@ -44,9 +44,9 @@ def embed_kernel(
     if EARLY:
         gdc_wait()
     word = tl.load(words + tl.load(token + row) * width + lane, inside, 0.0).to(tl.float32)
-    spot = tl.load(spots + tl.load(spoken + row) * width + lane, inside, 0.0).to(tl.float32)
-    for each in tl.static_range(EACH):
-        tl.store(x + (row * EACH + each) * width + lane, word + spot, inside)
+    spot = tl.load(spots + tl.load(num_generated + row) * width + lane, inside, 0.0).to(tl.float32)
+    for rows_per_seq in tl.static_range(ROWS_PER_SEQ):
+        tl.store(x + (row * ROWS_PER_SEQ + rows_per_seq) * width + lane, word + spot, inside)
     place = tl.minimum(tl.load(position + row), beyond - 1)
     tl.store(places + row, place)
     counter = tl.arange(0, COUNTERS)
@@ -62,12 +62,12 @@ def embed_kernel(
 
 @triton.jit(
     do_not_specialize_on_alignment=(
-        "logits", "seen", "knobs", "noise", "said", "token", "spoken", "position",
+        "logits", "seen", "knobs", "noise", "token_buffer", "token", "num_generated", "position",
     )
 )  # fmt: skip
 def sample_kernel(
-    logits, seen, knobs, noise, said, token, spoken, position, words, places, free, not_finite,
-    EACH: tl.constexpr, COLUMNS: tl.constexpr, WORDS: tl.constexpr, EARLY: tl.constexpr,
+    logits, seen, knobs, noise, token_buffer, token, num_generated, position, words, places, free, not_finite,
+    ROWS_PER_SEQ: tl.constexpr, COLUMNS: tl.constexpr, WORDS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """An utterance's next token, one program: ``sampler.sample`` without a ranking, in its order;
     then ``slots.draw``."""
@@ -78,10 +78,10 @@ def sample_kernel(
     word = tl.arange(0, WORDS)
     there = word < words
     asked = knobs + row * COLUMNS
-    count, where = tl.load(spoken + row), tl.load(position + row)
-    script = tl.load(said + row * places + count)
-    given = tl.load(logits + row * EACH * words + word, there, 0.0).to(tl.float32)
-    if EACH == 2:
+    count, where = tl.load(num_generated + row), tl.load(position + row)
+    forced_tokens = tl.load(token_buffer + row * places + count)
+    given = tl.load(logits + row * ROWS_PER_SEQ * words + word, there, 0.0).to(tl.float32)
+    if ROWS_PER_SEQ == 2:
         uncond = tl.load(logits + (2 * row + 1) * words + word, there, 0.0).to(tl.float32)
         given += tl.load(asked) * (given - uncond)
     odd = tl.sum(tl.where(tl.abs(given) < float("inf"), 0, 1), axis=0)
@@ -99,13 +99,13 @@ def sample_kernel(
     drawn = tl.argmax(kept / tl.sum(kept, axis=0) / lots, axis=0)
     made = tl.where(temperature == 0, greedy, drawn)
     made = tl.where(odd == 0, made, not_finite).to(tl.int64)
-    made = tl.where(script == free, made, script)
+    made = tl.where(forced_tokens == free, made, forced_tokens)
     tl.debug_barrier()  # what is written now was read: by all threads, whoever writes
-    tl.store(said + row * places + count, made)
+    tl.store(token_buffer + row * places + count, made)
     made = tl.minimum(tl.maximum(made, 0), words - 1)  # no row of a table, whatever was drawn
     tl.store(token + row, made)
     tl.store(seen + row * words + made, 1)
-    tl.store(spoken + row, tl.minimum(count + 1, places - 1))
+    tl.store(num_generated + row, tl.minimum(count + 1, places - 1))
     tl.store(position + row, where + 1)
 
 
@@ -114,7 +114,7 @@ def embed_tokens(
     counters: tuple[Tensor, Tensor, Tensor],
     tables: tuple[Tensor, Tensor],
     frequencies: Tensor,
-    each: int,
+    rows_per_seq: int,
     beyond: int,
     heads: int,
 ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor, Tensor]:
@@ -125,7 +125,7 @@ def embed_tokens(
         counters: int64 [n] each, as of ``T3.step``: token, spoken, position.
         tables: embeddings of tokens and of their places: [V, width] and [P, width].
         frequencies: float32 [head_dim / 2], a power of two; of rotary positions (Su et al. 2021).
-        each: rows of one utterance.
+        rows_per_seq: rows of one utterance.
         beyond: positions stay below: a slot that ended may be stepped further.
         heads: of attention; there is a counter for each row's.
 
@@ -134,13 +134,15 @@ def embed_tokens(
         [n * each * heads].
     """
     (n,), width, half = counters[0].shape, tables[0].shape[1], len(frequencies)
-    x = tables[0].new_empty(n * each, width)
+    x = tables[0].new_empty(n * rows_per_seq, width)
     (cos, sin), places = x.new_empty(2, n, 2 * half), counters[2].new_empty(n)
-    arrivals = x.new_empty(n * each * heads, dtype=torch.int32)
-    sizes = {"EACH": each, "ROOM": triton.next_power_of_2(width), "HALF": half}
-    sizes["COUNTERS"] = triton.next_power_of_2(each * heads)
+    arrivals = x.new_empty(n * rows_per_seq * heads, dtype=torch.int32)
+    sizes = {"ROWS_PER_SEQ": rows_per_seq, "ROOM": triton.next_power_of_2(width), "HALF": half}
+    sizes["COUNTERS"] = triton.next_power_of_2(rows_per_seq * heads)
     given = (*counters, *tables, frequencies, x, cos, sin, places, arrivals)
-    embed_kernel[(n,)](*given, width, beyond, each * heads, **sizes, **pdl_options(x.device))
+    embed_kernel[(n,)](
+        *given, width, beyond, rows_per_seq * heads, **sizes, **pdl_options(x.device)
+    )
     return x, (cos, sin), places, arrivals
 
 
@@ -150,31 +152,31 @@ def sample_tokens(
     seen: Tensor,
     knobs: Tensor,
     noise: Tensor,
-    said: Tensor,
+    token_buffer: Tensor,
     counters: tuple[Tensor, Tensor, Tensor],
     *,
     free: int,
     not_finite: int,
 ) -> None:
-    """``slots.draw`` without a ranking; changes ``seen``, ``said`` and the counters.
+    """``slots.draw`` without a ranking; changes ``seen``, ``token_buffer`` and the counters.
 
     Args:
         logits: [n or 2 n, V] of any float dtype.
         seen: bool [n, V].
         knobs: float32 [n, 6], see ``sampler.SamplingTensors``.
         noise: float32 [n, V].
-        said: int64 [n, P], see ``DecodeState``.
+        token_buffer: int64 [n, P], see ``DecodeState``.
         counters: int64 [n] each: token, spoken, position.
-        free: in ``said`` where nothing is prescribed.
+        free: in ``token_buffer`` where nothing is prescribed.
         not_finite: in place of a token.
     """
     rows, words = seen.shape
-    sizes = {"EACH": len(logits) // rows, "COLUMNS": knobs.shape[1]}
-    given = (logits, seen.view(torch.uint8), knobs, noise, said, *counters)
+    sizes = {"ROWS_PER_SEQ": len(logits) // rows, "COLUMNS": knobs.shape[1]}
+    given = (logits, seen.view(torch.uint8), knobs, noise, token_buffer, *counters)
     sample_kernel[(rows,)](
         *given,
         words,
-        said.shape[1],
+        token_buffer.shape[1],
         free,
         not_finite,
         **sizes,

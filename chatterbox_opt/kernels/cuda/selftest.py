@@ -85,7 +85,7 @@ def _shared_depth(drawn: Callable[..., Tensor]) -> bool:
 def _attention(drawn: Callable[..., Tensor]) -> bool:
     """Two utterances of two rows at different places, by one program a head and by several; what
     is written is looked at too. Then the same with an int8 cache."""
-    lasts, each, capacity = (3, 4 * decode_attention.KEYS + 1), 2, 8 * decode_attention.KEYS
+    lasts, rows_per_seq, capacity = (3, 4 * decode_attention.KEYS + 1), 2, 8 * decode_attention.KEYS
     keys, values = (drawn(4, HEADS, capacity, WIDTH) for _ in range(2))
     qkv, cos, sin = drawn(4, 3 * HEADS * WIDTH), drawn(2, WIDTH), drawn(2, WIDTH)
     places = torch.tensor(lasts, device=keys.device)
@@ -99,7 +99,11 @@ def _attention(drawn: Callable[..., Tensor]) -> bool:
         attend(qkv, rope, key_ints, value_ints, places, scales, arrivals),
     )
     for row in range(4):
-        last, along, across = lasts[row // each], cos[row // each], sin[row // each]
+        last, along, across = (
+            lasts[row // rows_per_seq],
+            cos[row // rows_per_seq],
+            sin[row // rows_per_seq],
+        )
         q, k, v = qkv[row].view(3, HEADS, 1, WIDTH)
         q, k = (x * along + x.roll(WIDTH // 2, -1) * across for x in (q, k))
         past = keys[row, :, :last], values[row, :, :last]
@@ -120,17 +124,17 @@ def _attention(drawn: Callable[..., Tensor]) -> bool:
 def _entering(drawn: Callable[..., Tensor]) -> bool:
     """At a position whose angles are great, and at one beyond the cache."""
     tables, frequencies = (drawn(9, DEEP), drawn(7, DEEP)), drawn(WIDTH // 2).float()
-    token, spoken, position = torch.tensor(
+    token, num_generated, position = torch.tensor(
         [[8, 2], [6, 0], [3000, 5000]], device=frequencies.device
     )
-    for each in (1, 2):
+    for rows_per_seq in (1, 2):
         x, rope, places, arrivals = decode_io.embed_tokens(
-            (token, spoken, position), tables, frequencies, each, 4000, HEADS
+            (token, num_generated, position), tables, frequencies, rows_per_seq, 4000, HEADS
         )
         angles = position.clamp(max=3999)[:, None] * frequencies
         cos, sin = angles.cos(), angles.sin()
         expected = (
-            (tables[0][token] + tables[1][spoken]).repeat_interleave(each, dim=0),
+            (tables[0][token] + tables[1][num_generated]).repeat_interleave(rows_per_seq, dim=0),
             torch.cat((cos, cos), dim=1),
             torch.cat((-sin, sin), dim=1),
         )
@@ -147,19 +151,21 @@ def _draw(drawn: Callable[..., Tensor]) -> bool:
     knobs = torch.tensor([[0.5, 2.0, 0.8, 0.9, 0.0, 0.0]], device=logits.device)
     noise = torch.ones(1, WORDS, device=logits.device)
     logits[:, 7000], logits[:, 8] = 18.0, 19.0
-    for each in (1, 2):
+    for rows_per_seq in (1, 2):
         seen = torch.zeros(1, WORDS, dtype=torch.bool, device=logits.device)
         seen[:, 8] = True
-        said = torch.tensor([[-1, 9, -1]], device=logits.device)
-        token, spoken, position = torch.zeros(3, 1, dtype=torch.long, device=logits.device)
-        state = seen, knobs, noise, said, (token, spoken, position)
+        token_buffer = torch.tensor([[-1, 9, -1]], device=logits.device)
+        token, num_generated, position = torch.zeros(3, 1, dtype=torch.long, device=logits.device)
+        state = seen, knobs, noise, token_buffer, (token, num_generated, position)
         for told in (7000, 9):
-            decode_io.sample_tokens(logits[:each], *state, free=-1, not_finite=-1)
+            decode_io.sample_tokens(logits[:rows_per_seq], *state, free=-1, not_finite=-1)
             if token.item() != told:
                 return False
-        if seen.nonzero()[:, 1].tolist() != [8, 9, 7000] or said.tolist() != [[7000, 9, -1]]:
+        if seen.nonzero()[:, 1].tolist() != [8, 9, 7000] or token_buffer.tolist() != [
+            [7000, 9, -1]
+        ]:
             return False
-        if [*spoken, *position] != [2, 2]:
+        if [*num_generated, *position] != [2, 2]:
             return False
     return True
 

@@ -47,7 +47,7 @@ class Flow(nn.Module):
         self.encoder_proj = nn.Linear(width, MEL_BINS)
         self.estimator = Estimator(shape)
         self._aside: list[tuple[nn.Module, str, linear_int.Int8Linear]] = []
-        self.through: Executor = (
+        self.executor: Executor = (
             EagerExecutor()
         )  # how encoder and ODE are run: launched, or replayed
 
@@ -109,7 +109,7 @@ class Flow(nn.Module):
                 for i, c in zip(rows, conditions, strict=True)
             ]
             frames = [len(noise) for noise in noises]
-            longest = self.through.room(max(frames))
+            longest = self.executor.room(max(frames))
             noise, given = (
                 torch.stack([F.pad(row, (0, 0, 0, longest - len(row))) for row in each])
                 for each in (noises, conditions)
@@ -136,13 +136,13 @@ class Flow(nn.Module):
         """
         whole = torch.cat((voice.tokens, tokens), dim=1)
         length = whole.shape[1]
-        if not self.through.records:
+        if not self.executor.records:
             lengths = to_device(torch.tensor([length]), whole.device)
             hidden, _ = self.encoder(self.input_embedding(whole), lengths)
             return self._conditions(hidden, voice.xvector, voice.mel)
-        beyond = self.through.room(length) - length
+        beyond = self.executor.room(length) - length
         missing = MEL_PER_TOKEN * (length + beyond) - voice.mel.shape[1]
-        found = self.through(
+        found = self.executor(
             "encode",
             self._encode,
             F.pad(whole, (0, beyond)),
@@ -199,7 +199,7 @@ class Flow(nn.Module):
         if min(frames) < noise.shape[1]:  # kernels without a mask are faster on a card
             masks = (_there(noise.shape[1], to_device(torch.tensor(frames), noise.device)),)
         solve = functools.partial(self._integrate, steps)
-        return self.through(steps, solve, noise, conditions, *masks)
+        return self.executor(steps, solve, noise, conditions, *masks)
 
     def _integrate(
         self, steps: int, x: Tensor, conditions: Tensor, mask: Tensor | None = None

@@ -20,7 +20,7 @@ from chatterbox_opt.models.t3.sampler import SamplingTensors, sample
 from chatterbox_opt.runtime.cuda import to_device
 from chatterbox_opt.sampling import Sampling
 
-UNFORCED = -1  # in ``Slots.said``: nothing is prescribed here
+UNFORCED = -1  # in ``Slots.token_buffer``: nothing is prescribed here
 
 # A prefix [each, length, width] into the cache and the logits of slot ``Slots.entering``, its last
 # position being ``Slots.last``; what is behind that is padding.
@@ -36,7 +36,7 @@ class DecodeRequest:
         sampling: its knobs; the seed is in ``generator``.
         generator: on the model's device; one draw of [speech_vocab] numbers for each token.
         on_token: told at every token how many there are.
-        script: ids that are said whatever is drawn, and then the stop token; empty is free speech.
+        forced_tokens: ids that are said whatever is drawn, and then the stop token; empty is free speech.
             It serves to measure like with like.
     """
 
@@ -44,7 +44,7 @@ class DecodeRequest:
     sampling: Sampling
     generator: torch.Generator
     on_token: Callable[[int], None]
-    script: tuple[int, ...] = ()
+    forced_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +53,13 @@ class DecodeOutput:
 
     Attributes:
         tokens: without the stop token; ids from 6561 on are no sound.
-        cut: it came to its limit without a stop token.
+        truncated: it came to its limit without a stop token.
         error: NumericsError or TextError, or None.
     """
 
     utterance: DecodeRequest
     tokens: tuple[int, ...] = ()
-    cut: bool = False
+    truncated: bool = False
     error: NumericsError | TextError | None = None
 
 
@@ -67,15 +67,15 @@ class DecodeState:
     """Static buffers for ``count`` utterances in work.
 
     Attributes:
-        each: rows of one utterance: 2 with classifier-free guidance, else 1.
+        rows_per_seq: rows of one utterance: 2 with classifier-free guidance, else 1.
         token: int64 [count], drawn last and not yet run through the model.
-        spoken: int64 [count], how many tokens were drawn.
-        position: int64 [count], where in the cache ``token`` goes.
+        num_generated: int64 [count], how many tokens were drawn.
+        position: int64 [count], where in the cache ``last_token`` goes.
         logits: [count * each, speech_vocab], of the model's last position.
         seen: bool [count, speech_vocab], the history for the repetition penalty.
         knobs: of the sampler.
         noise: float32 [count, speech_vocab], Exp(1) for the next draw.
-        said: int64 [count, speech_positions], what was drawn; ahead of that the script, or FREE.
+        token_buffer: int64 [count, speech_positions], what was drawn; ahead of that the script, or FREE.
         entering, last: int64 [1], for ``PrefillFn``.
         cache: keys and values.
     """
@@ -86,17 +86,19 @@ class DecodeState:
         Args:
             cache: an empty one for ``count`` utterances.
         """
-        shape, device, each = t3.shape, t3.like.device, cache.each
-        self.count, self.each, self.cache = count, each, cache
-        self.token, self.spoken, self.position = (
+        shape, device, rows_per_seq = t3.shape, t3.like.device, cache.rows_per_seq
+        self.count, self.rows_per_seq, self.cache = count, rows_per_seq, cache
+        self.last_token, self.num_generated, self.position = (
             torch.zeros(count, dtype=torch.long, device=device) for _ in range(3)
         )
         self.entering, self.last = torch.zeros(2, 1, dtype=torch.long, device=device)
-        self.logits = torch.zeros(count * each, shape.speech_vocab, dtype=t3.dtype, device=device)
+        self.logits = torch.zeros(
+            count * rows_per_seq, shape.speech_vocab, dtype=t3.dtype, device=device
+        )
         self.seen = torch.zeros(count, shape.speech_vocab, dtype=torch.bool, device=device)
         self.knobs = SamplingTensors.room(count, device)
         self.noise = torch.ones(count, shape.speech_vocab, device=device)
-        self.said = torch.full(
+        self.token_buffer = torch.full(
             (count, shape.speech_positions), UNFORCED, dtype=torch.long, device=device
         )
 
@@ -112,7 +114,7 @@ class DecodeState:
         Raises:
             TextError: more text tokens than the model has positions.
         """
-        prefix = t3.embed(utterance.prompt, utterance.sampling.exaggeration, self.each)
+        prefix = t3.embed(utterance.prompt, utterance.sampling.exaggeration, self.rows_per_seq)
         length = prefix.shape[1]
         room = self.cache.prefix(length)
         self.cache.clear(slot)  # of whoever was here: a weight of 0 times NaN is NaN
@@ -120,14 +122,16 @@ class DecodeState:
         self.entering.fill_(slot)
         self.last.fill_(length - 1)
         prefill(self, F.pad(prefix, (0, 0, 0, room - length)))
-        self.position[slot], self.spoken[slot] = length - 1, 0
+        self.position[slot], self.num_generated[slot] = length - 1, 0
         self.seen[slot] = False
         self.seen[slot, t3.shape.start_speech] = True
         self.knobs.set(slot, utterance.sampling)
-        self.said[slot] = UNFORCED
-        if utterance.script:
-            script = torch.tensor([*utterance.script, t3.shape.stop_speech])
-            self.said[slot, : len(script)] = to_device(script, self.said.device)
+        self.token_buffer[slot] = UNFORCED
+        if utterance.forced_tokens:
+            forced_tokens = torch.tensor([*utterance.forced_tokens, t3.shape.stop_speech])
+            self.token_buffer[slot, : len(forced_tokens)] = to_device(
+                forced_tokens, self.token_buffer.device
+            )
         return length
 
     def draw(self, first: int, last: int, *, ranked: bool) -> None:
@@ -138,34 +142,43 @@ class DecodeState:
         """
         rows = slice(first, last)
         token = sample(
-            self.logits[first * self.each : last * self.each],
+            self.logits[first * self.rows_per_seq : last * self.rows_per_seq],
             self.seen[rows],
             self.knobs.slice(first, last),
             self.noise[rows],
             ranked=ranked,
         )
-        place = self.spoken[rows][:, None]
-        script = self.said[rows].gather(1, place)[:, 0]
-        token = torch.where(script == UNFORCED, token, script)
-        self.said[rows].scatter_(1, place, token[:, None])
+        place = self.num_generated[rows][:, None]
+        forced_tokens = self.token_buffer[rows].gather(1, place)[:, 0]
+        token = torch.where(forced_tokens == UNFORCED, token, forced_tokens)
+        self.token_buffer[rows].scatter_(1, place, token[:, None])
         token = token.clamp(min=0)  # NOT_FINITE is no row of a table
-        self.token[rows].copy_(token)
+        self.last_token[rows].copy_(token)
         self.seen[rows].scatter_(1, token[:, None], value=True)
         self.position[rows].add_(1)
         # a slot that ended may be stepped a little further: it must not leave its tables
-        self.spoken[rows].add_(1).clamp_(max=self.said.shape[1] - 1)
+        self.num_generated[rows].add_(1).clamp_(max=self.token_buffer.shape[1] - 1)
 
     def latest(self, slots: int, count: int) -> Tensor:
         """The last ``count`` tokens of each of the first ``slots`` slots: int64 [slots, count]."""
-        back = torch.arange(-count, 0, device=self.said.device)
-        places = (self.spoken[:slots, None] + back).clamp(min=0)
-        return self.said[:slots].gather(1, places)
+        back = torch.arange(-count, 0, device=self.token_buffer.device)
+        places = (self.num_generated[:slots, None] + back).clamp(min=0)
+        return self.token_buffer[:slots].gather(1, places)
 
     def move(self, source: int, target: int) -> None:
         """Copy one slot over another."""
-        for kept in (self.token, self.spoken, self.position, self.seen, self.said, self.noise):
+        for kept in (
+            self.last_token,
+            self.num_generated,
+            self.position,
+            self.seen,
+            self.token_buffer,
+            self.noise,
+        ):
             kept[target] = kept[source]
         self.knobs.values[target] = self.knobs.values[source]
-        here, there = (slice(i * self.each, (i + 1) * self.each) for i in (source, target))
+        here, there = (
+            slice(i * self.rows_per_seq, (i + 1) * self.rows_per_seq) for i in (source, target)
+        )
         self.logits[there] = self.logits[here]
         self.cache.move(source, target)

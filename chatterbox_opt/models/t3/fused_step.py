@@ -45,10 +45,10 @@ class FusedStep:
 
         cache, t3 = slots.cache, self._t3
         assert isinstance(cache, StaticKVCache)
-        counters = slots.token[:count], slots.spoken[:count], slots.position[:count]
+        counters = slots.last_token[:count], slots.num_generated[:count], slots.position[:count]
         tables = t3.speech_emb.weight, t3.speech_pos.weight
         x, rope, places, arrivals = decode_io.embed_tokens(
-            counters, tables, t3.frequencies, cache.each, span, t3.shape.heads
+            counters, tables, t3.frequencies, cache.rows_per_seq, span, t3.shape.heads
         )
         linear = decode_linear.linear
         for i, block in enumerate(t3.blocks):
@@ -72,12 +72,12 @@ def draw(slots: DecodeState, count: int) -> None:
     from chatterbox_opt.kernels.cuda import decode_io  # Triton is not everywhere
 
     decode_io.sample_tokens(
-        slots.logits[: count * slots.each],
+        slots.logits[: count * slots.rows_per_seq],
         slots.seen[:count],
         slots.knobs.values[:count],
         slots.noise[:count],
-        slots.said[:count],
-        (slots.token[:count], slots.spoken[:count], slots.position[:count]),
+        slots.token_buffer[:count],
+        (slots.last_token[:count], slots.num_generated[:count], slots.position[:count]),
         free=UNFORCED,
         not_finite=NOT_FINITE,
     )

@@ -38,7 +38,7 @@ class Int8Step:
             for layer in (block.qkv, block.out, block.gate_up, block.down)
         ]
         self._layers = (*layers, t3.head)  # whose addresses are kept here
-        self._matrices = np.concatenate([layer.described() for layer in self._layers])
+        self._matrices = np.concatenate([layer.descriptor() for layer in self._layers])
         norms = [n.weight for block in t3.blocks for n in (block.attention_norm, block.ffn_norm)]
         self._norms = torch.stack((*norms, t3.norm.weight)).float()
         shape, self._task = t3.shape, openmp.torch_openmp().task(t3_decode.LAYERS)
@@ -49,12 +49,12 @@ class Int8Step:
         self._task["eps"] = shape.norm_eps
 
     def __call__(
-        self, token: Tensor, spoken: Tensor, position: Tensor, cache: KVCache, span: int
+        self, token: Tensor, num_generated: Tensor, position: Tensor, cache: KVCache, span: int
     ) -> Tensor:
         """See ``T3.step``."""
         assert isinstance(cache, RaggedKVCache)
         t3, shape, task = self._t3, self._t3.shape, self._task
-        x, cos, sin = t3.entering(token, spoken, position, cache.each)
+        x, cos, sin = t3.entering(token, num_generated, position, cache.rows_per_seq)
         rows, position = len(x), position.contiguous()
         assert bool((position < cache.room[: len(position)]).all()), "reserve() comes first"
         wide = x.new_empty(rows, max(3 * shape.width, 2 * shape.ffn))
@@ -63,7 +63,11 @@ class Int8Step:
         weights = x.new_empty(rows * shape.heads, longest)
         scratch = quantization_scratch(rows, int(self._matrices["padded"].max()))
         start_task(task, rows, scratch)
-        task["each"], task["utterances"], task["longest"] = cache.each, len(cache.room), longest
+        task["rows_per_seq"], task["utterances"], task["longest"] = (
+            cache.rows_per_seq,
+            len(cache.room),
+            longest,
+        )
         openmp.set_pointers(task, x=x, cos=cos, sin=sin, logits=logits, places=position)
         openmp.set_pointers(task, strips=cache.addresses, room=cache.room)
         openmp.set_pointers(task, wide=wide, narrow=narrow, weights=weights)

@@ -37,10 +37,10 @@ class KVCache(Protocol):
     """Keys and values of several utterances.
 
     Attributes:
-        each: rows of one utterance, next to each other: 2 under guidance, else 1.
+        rows_per_seq: rows of one utterance, next to each other: 2 under guidance, else 1.
     """
 
-    each: int
+    rows_per_seq: int
 
     def reserve(self, utterance: int, positions: int) -> None:
         """Make room for so many positions of an utterance; what is there is kept, but may move."""
@@ -112,14 +112,14 @@ class StaticKVCache:
             nothing was written: masked positions get weight 0, and 0 times NaN is NaN.
         key_scales, value_scales: float32 [layers, utterances * each, heads, capacity] where keys
             and values are int8; with a capacity of 0 where they are not.
-        each: rows of one utterance, next to each other: 2 under guidance, else 1.
+        rows_per_seq: rows of one utterance, next to each other: 2 under guidance, else 1.
     """
 
     def __init__(
         self,
         *,
         utterances: int,
-        each: int,
+        rows_per_seq: int,
         shape: tuple[int, int, int],
         like: Tensor,
         room: Callable[[int], int] = round_up_to_span,
@@ -132,15 +132,15 @@ class StaticKVCache:
             room: positions to allocate when so many are needed.
             dtype: torch.int8, or None for that of ``like``.
         """
-        self.each, self._room, self._dtype = each, room, like.dtype
+        self.rows_per_seq, self._room, self._dtype = rows_per_seq, room, like.dtype
         self.quantized = dtype == torch.int8
         layers, heads, head_dim = shape
-        empty = (layers, utterances * each, heads, 0, head_dim)
+        empty = (layers, utterances * rows_per_seq, heads, 0, head_dim)
         self.keys = torch.zeros(empty, dtype=dtype or like.dtype, device=like.device)
         self.values = torch.zeros_like(self.keys)
         self.key_scales = torch.zeros(empty[:-1], device=like.device)
         self.value_scales = torch.zeros_like(self.key_scales)
-        self._rows = torch.arange(utterances * each, device=like.device)
+        self._rows = torch.arange(utterances * rows_per_seq, device=like.device)
         self._places = torch.arange(0, device=like.device)
 
     @property
@@ -174,7 +174,10 @@ class StaticKVCache:
 
     def fill(self, layer: int, utterance: Tensor, keys: Tensor, values: Tensor) -> None:
         """See ``KVCache``; tensors only."""
-        rows, length = self._rows[: self.each] + utterance * self.each, keys.shape[2]
+        rows, length = (
+            self._rows[: self.rows_per_seq] + utterance * self.rows_per_seq,
+            keys.shape[2],
+        )
         self._write(layer, (rows, slice(None), slice(length)), keys, values)
 
     def _write(self, layer: int, where: tuple[Any, ...], keys: Tensor, values: Tensor) -> None:
@@ -223,4 +226,4 @@ class StaticKVCache:
         return (*buffers, self.key_scales, self.value_scales) if self.quantized else buffers
 
     def _rows_of(self, utterance: int) -> slice:
-        return slice(utterance * self.each, (utterance + 1) * self.each)
+        return slice(utterance * self.rows_per_seq, (utterance + 1) * self.rows_per_seq)

@@ -185,8 +185,8 @@ class T3(nn.Module):
         embeds it once there and once more before its loop.
         """
         shape, device, dtype = self.shape, self.like.device, self.like.dtype
-        spoken = prompt.speech_tokens.to(device)
-        speech = self.speech_emb(spoken) + self.speech_pos.weight[: spoken.shape[1]]
+        num_generated = prompt.speech_tokens.to(device)
+        speech = self.speech_emb(num_generated) + self.speech_pos.weight[: num_generated.shape[1]]
         emotion = torch.full((1, 1, 1), exaggeration, device=device, dtype=dtype)
         speaker = self.speaker(prompt.speaker.to(device, dtype))[:, None]
         conditioning = torch.cat((speaker, self.resampler(speech), self.emotion(emotion)), dim=1)
@@ -227,7 +227,7 @@ class T3(nn.Module):
         return self.head(self.norm(x.index_select(1, last)[:, 0]))
 
     def step(
-        self, token: Tensor, spoken: Tensor, position: Tensor, cache: KVCache, span: int
+        self, token: Tensor, num_generated: Tensor, position: Tensor, cache: KVCache, span: int
     ) -> Tensor:
         """Run one token of each of n utterances through the decoder.
 
@@ -236,7 +236,7 @@ class T3(nn.Module):
 
         Args:
             token: int64 [n].
-            spoken: int64 [n], its place among the speech tokens (the start token is 0).
+            num_generated: int64 [n], its place among the speech tokens (the start token is 0).
             position: int64 [n], its place in the cache.
             cache: written at ``position`` and read up to there.
             span: see ``KVCache.at``.
@@ -244,23 +244,23 @@ class T3(nn.Module):
         Returns:
             logits [n or 2 n, speech_vocab].
         """
-        x, *rope = self.entering(token, spoken, position, cache.each)
+        x, *rope = self.entering(token, num_generated, position, cache.rows_per_seq)
         x, (cos, sin) = x[:, None], (part[:, None, None] for part in rope)
-        attend = cache.at(position.repeat_interleave(cache.each, dim=0), span)
+        attend = cache.at(position.repeat_interleave(cache.rows_per_seq, dim=0), span)
         for i, block in enumerate(self.blocks):
             x = block.finish(x, attend(i, *block.heads_of(x, (cos, sin))))
         return self.head(self.norm(x[:, -1]))
 
     def entering(
-        self, token: Tensor, spoken: Tensor, position: Tensor, each: int
+        self, token: Tensor, num_generated: Tensor, position: Tensor, rows_per_seq: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What a step's first layer gets: [n * each, width], and two of [n * each, head_dim]."""
-        x = self.speech_emb(token) + self.speech_pos(spoken)
+        x = self.speech_emb(token) + self.speech_pos(num_generated)
         cos, sin = self.rope(position)
         return (
-            x.repeat_interleave(each, dim=0),
-            cos.repeat_interleave(each, dim=0),
-            sin.repeat_interleave(each, dim=0),
+            x.repeat_interleave(rows_per_seq, dim=0),
+            cos.repeat_interleave(rows_per_seq, dim=0),
+            sin.repeat_interleave(rows_per_seq, dim=0),
         )
 
     def bound(self, sampling: Sampling) -> int:

@@ -30,14 +30,16 @@ class RaggedKVCache:
         room: int64 [utterances], positions that each one's buffers have.
     """
 
-    def __init__(self, *, utterances: int, each: int, shape: tuple[int, int, int], like: Tensor):
+    def __init__(
+        self, *, utterances: int, rows_per_seq: int, shape: tuple[int, int, int], like: Tensor
+    ):
         """Allocate nothing yet.
 
         Args:
             shape: layers, heads, head_dim.
             like: has the device and dtype.
         """
-        self.each, self._like = each, like
+        self.rows_per_seq, self._like = rows_per_seq, like
         self._layers, self._heads, self._head_dim = shape
         self._empty = [self._room(0)] * self._layers
         # a buffer for each layer: small enough to come from the heap, which keeps what is freed
@@ -49,7 +51,7 @@ class RaggedKVCache:
         """Keys [each * heads, n, head_dim] and values [each * heads, head_dim, n]: either product
         then adds up along the axis that lies in one piece."""
         n = -(-positions // STRIP) * STRIP
-        rows, width = self.each * self._heads, self._head_dim
+        rows, width = self.rows_per_seq * self._heads, self._head_dim
         return self._like.new_empty(rows, n, width), self._like.new_empty(rows, width, n)
 
     def reserve(self, utterance: int, positions: int) -> None:
@@ -88,9 +90,9 @@ class RaggedKVCache:
 
     def at(self, places: Tensor, span: int) -> AttendFn:  # noqa: ARG002 - each has its own
         """See ``KVCache``."""
-        work = list(zip(places[:: self.each].tolist(), self._strips, strict=False))
+        work = list(zip(places[:: self.rows_per_seq].tolist(), self._strips, strict=False))
         attend = _by_rows if self._like.dtype == torch.bfloat16 else _by_columns
-        one = self.each * self._heads
+        one = self.rows_per_seq * self._heads
 
         def layer(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             made = torch.empty_like(q, memory_format=torch.contiguous_format)

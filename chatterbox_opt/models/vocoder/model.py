@@ -52,7 +52,7 @@ class Vocoder(nn.Module):
             self.pitch, self.generator = F0Predictor(net.f0_predictor), Generator(net)
         self.merge: nn.Linear = net.m_source.l_linear
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
-        self.through: Executor = EagerExecutor()  # how the layers are run: launched, or replayed
+        self.executor: Executor = EagerExecutor()  # how the layers are run: launched, or replayed
 
     @property
     def dtype(self) -> torch.dtype:
@@ -97,12 +97,12 @@ class Vocoder(nn.Module):
         spectra = [self._hum(mel, g) for mel, g in zip(mels, generators, strict=True)]
         spectrum = pad_rows(spectra, size * HOP // STRIDE + 1)
         rows = pad_rows(mels, size), spectrum, to_device(torch.tensor(lengths), spectrum.device)
-        made = self.through("layers", self._layers, *rows)
+        made = self.executor("layers", self._layers, *rows)
         return [self._wave(row[:, : s.shape[1]]) for row, s in zip(made, spectra, strict=True)]
 
     def _layers(self, mel: Tensor, spectrum: Tensor, lengths: Tensor) -> Tensor:
-        """All that can be recorded: tensors only, where ``through`` replays them."""
-        made: Tensor = self.generator(mel, spectrum, self.through.tails(lengths))
+        """All that can be recorded: tensors only, where ``executor`` replays them."""
+        made: Tensor = self.generator(mel, spectrum, self.executor.tails(lengths))
         return made
 
     def _hum(self, mel: Tensor, generator: torch.Generator | None) -> Tensor:
