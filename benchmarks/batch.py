@@ -64,7 +64,7 @@ def t3_alone(engine: Engine, lines: list[Request], slots: int) -> dict[str, floa
     """Tokens per second of T3, prefill included."""
     pipeline = cast(Pipeline, engine.pipeline)
     begun = [engine._begin(None, line, line.sampling.seed or 0) for line in lines]
-    left = iter([attempts.line() for chunks in begun for attempts in chunks])
+    left = iter([attempts.next_request() for chunks in begun for attempts in chunks])
     start, tokens = time.perf_counter(), 0
     for ended in pipeline.read(lambda: next(left, None), slots, 1, guided=True):
         tokens += sum(len(read.tokens) for read in ended if isinstance(read, TokenOutput))

@@ -257,14 +257,14 @@ def test_it_draws_what_the_slots_draw(rows_per_seq):
         for r in (1.0, 1.2, 3.0)
     ]
     rows, words, places, steps = len(asked), 300, 12, 8
-    said = torch.full((rows, places), UNFORCED)
-    said[3, 2], said[rows - 1, 1] = 299, 0  # whatever the logits are
+    token_buffer = torch.full((rows, places), UNFORCED)
+    token_buffer[3, 2], token_buffer[rows - 1, 1] = 299, 0  # whatever the logits are
     state = {
         "logits": 3 * torch.randn(rows_per_seq * rows, words, generator=generator),
         "seen": torch.rand(rows, words, generator=generator) < 0.1,
         "noise": torch.ones(rows, words),
-        "said": said,
-        "token": torch.zeros(rows, dtype=torch.long),
+        "token_buffer": token_buffer,
+        "last_token": torch.zeros(rows, dtype=torch.long),
         "num_generated": torch.arange(rows) % 7,
         "position": 40 + torch.arange(rows),
     }
@@ -286,7 +286,7 @@ def test_it_draws_what_the_slots_draw(rows_per_seq):
         theirs.noise.copy_(lots)
         DecodeState.draw(theirs, 0, rows, ranked=False)
         fused_step.draw(mine, rows)
-        for name in ("seen", "said", "token", "num_generated", "position"):
+        for name in ("seen", "token_buffer", "last_token", "num_generated", "position"):
             assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
     assert len(set(mine.token_buffer.flatten().tolist())) > rows
     assert mine.token_buffer[rows - 1, :3].tolist() == [sampler.NOT_FINITE, 0, sampler.NOT_FINITE]
@@ -355,7 +355,7 @@ def test_a_norm_and_what_stands_around_it(dtype, atol, width):
 def test_the_flow_is_the_same_with_them(engine, monkeypatch):
     """The whole velocity field in float16, padded rows: by the kernels, and by PyTorch's."""
     asked = []
-    for name in ("attend", "norm"):
+    for name in ("attention", "layer_norm"):
         kernel = getattr(flow_kernels, name)
 
         def counted(*given, _kernel=kernel, _name=name, **more):
@@ -378,7 +378,7 @@ def test_the_flow_is_the_same_with_them(engine, monkeypatch):
         half.fuse()
         found = half(x, given, shifts)
     blocks = sum(isinstance(part, Transformer) for part in half.modules())
-    assert asked.count("attend") == blocks and asked.count("norm") > 2 * blocks
+    assert asked.count("attention") == blocks and asked.count("layer_norm") > 2 * blocks
     assert_close(found[mask], expected[mask], atol=0.02 * expected.abs().max().item())
 
 
@@ -404,22 +404,22 @@ class TestBeginningEarly:
         """How often was waited, and the tensors that others write."""
         written, right, counted = [], [], []
 
-        def next_may_begin():
+        def gdc_launch_dependents():
             assert len(right) == 0, "every program waits"
             right.extend(tensor.clone() for tensor in written)
             for tensor in written:
                 tensor.copy_(wrong(tensor))
 
-        def wait_for_those_before():
+        def gdc_wait():
             for tensor in written:
                 tensor.copy_(right.pop(0))
             counted.append(1)
 
         for module in LAUNCHERS:
-            monkeypatch.setattr(module, "beginning", lambda device: {"EARLY": True})
+            monkeypatch.setattr(module, "pdl_options", lambda device: {"USE_PDL": True})
         for module in MODULES:
-            monkeypatch.setattr(module, "next_may_begin", next_may_begin)
-            monkeypatch.setattr(module, "wait_for_those_before", wait_for_those_before)
+            monkeypatch.setattr(module, "gdc_launch_dependents", gdc_launch_dependents)
+            monkeypatch.setattr(module, "gdc_wait", gdc_wait)
         yield written, counted
         assert not right
 
@@ -428,7 +428,7 @@ class TestBeginningEarly:
         written, counted = waits
         with pytest.MonkeyPatch.context() as patch:
             for module in LAUNCHERS:
-                patch.setattr(module, "beginning", lambda device: {"EARLY": False})
+                patch.setattr(module, "pdl_options", lambda device: {"USE_PDL": False})
             plain = [tensor.clone() for tensor in given]
             expected = call(*plain)
         written += given
@@ -518,9 +518,11 @@ class TestBeginningEarly:
             torch.tensor([[3, 8], [5, 0], [40, 9]]),
         ]
 
-        def call(logits, seen, knobs, noise, said, counters):
+        def call(logits, seen, knobs, noise, token_buffer, counters):
             free = {"free": UNFORCED, "not_finite": sampler.NOT_FINITE}
-            decode_io.sample_tokens(logits, seen, knobs, noise, said, tuple(counters), **free)
+            decode_io.sample_tokens(
+                logits, seen, knobs, noise, token_buffer, tuple(counters), **free
+            )
 
         self.check(waits, call, state, 2)
 
@@ -533,7 +535,7 @@ class TestTryingToBeginEarly:
         monkeypatch.setattr(kernel_launch, "gdc_launch_dependents", lambda: None)
         monkeypatch.setattr(kernel_launch, "gdc_wait", lambda: None)
         monkeypatch.setattr(
-            kernel_launch, "AHEAD", {"EARLY": True}
+            kernel_launch, "PDL_ON", {"USE_PDL": True}
         )  # the interpreter knows no more
 
         def asked(record):
@@ -587,9 +589,9 @@ class TestTrying:
         ("module", "name"),
         [
             (decode_linear, "linear"),
-            (decode_attention, "attend"),
-            (flow_kernels, "attend"),
-            (flow_kernels, "norm"),
+            (decode_attention, "decode_attention"),
+            (flow_kernels, "attention"),
+            (flow_kernels, "layer_norm"),
         ],
     )
     def test_wrong_ones_are_found_wrong(self, module, name, monkeypatch):
@@ -597,7 +599,7 @@ class TestTrying:
 
         def off(*given, **more):
             made = exact(*given, **more)
-            return (made[0], made[1] * 1.1) if name == "norm" else made * 1.1
+            return (made[0], made[1] * 1.1) if name == "layer_norm" else made * 1.1
 
         monkeypatch.setattr(module, name, off)
         stage = "flow" if module is flow_kernels else "t3"
@@ -682,9 +684,11 @@ def test_t3_says_the_same_with_it(engine, monkeypatch):
     ]
     with engine.pipeline.placement("t3") as t3, as_on_a_card(t3):
         found = [
-            said.tokens
-            for said in say_all(t3, num_generated, slots=2, way=looking(static=True, fused=True))
+            token_buffer.tokens
+            for token_buffer in say_all(
+                t3, num_generated, slots=2, way=looking(static=True, fused=True)
+            )
         ]
         again = [utterance(engine, t, k) for t, k in zip(texts, sampling, strict=True)]
-        assert found == [said.tokens for said in say_all(t3, again, slots=2)]
+        assert found == [token_buffer.tokens for token_buffer in say_all(t3, again, slots=2)]
     assert sum(map(len, found)) > 15

@@ -404,7 +404,7 @@ def test_moving_waits_for_work_that_another_run_left_beside(engine, monkeypatch)
 def reads(engine):
     """One line that T3 has read."""
     attempts = engine._begin(None, requests(1)[0], 1)
-    left = iter([attempts[0].line(), None])
+    left = iter([attempts[0].next_request(), None])
     return next(engine.pipeline.read(left.__next__, 1, 1, guided=True))
 
 

@@ -74,7 +74,7 @@ ELSEWHERE = """
 import torch
 from chatterbox_opt.kernels.cpu import llvm
 from chatterbox_opt.layers import linear_int
-assert not llvm.VNNI and linear_int.lacks().startswith("this processor multiplies no bytes")
+assert not llvm.VNNI and linear_int.unsupported_reason().startswith("this processor multiplies no bytes")
 for layer in (linear_int.Int8Linear, linear_int.Int4Linear):
     made = layer(torch.randn(130, 70))
     x = torch.randn(9, 70)
@@ -124,7 +124,7 @@ for frames in (1, 70, 150):
     exact = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
     found = bf16_ops.attend(q, k, v, mask).float()
     assert (found - exact.transpose(1, 2).flatten(2)).abs().max() < 0.05, frames
-assert not bf16_ops.serves(q), "PyTorch's are quicker than these"
+assert not bf16_ops.supports(q), "PyTorch's are quicker than these"
 """
 
 
@@ -212,7 +212,7 @@ def test_sizes_are_the_same_wherever_they_stand():
     from chatterbox_opt.kernels.cpu import int8_gemm, llvm
     from chatterbox_opt.layers import linear_int
 
-    for name in ("GROUP", "LANES", "STEP", "BLOCK"):
+    for name in ("GROUP", "VECTOR_WIDTH", "STEP", "BLOCK"):
         assert getattr(linear_int, name) == getattr(llvm, name)
     for name in ("ZERO", "LEVELS"):
         assert getattr(linear_int, name) == getattr(int8_gemm, name)
@@ -251,9 +251,9 @@ FAILING = """
 from chatterbox_opt.kernels.cpu import bf16_ops
 from chatterbox_opt.layers import weight_layout
 import torch
-lacks = weight_layout.lacks()
+lacks = weight_layout.unsupported_dtypes()
 assert "numba" in lacks["int8"] and "numba" in lacks["int4"] and "int8 flow" in lacks, lacks
-assert not bf16_ops.serves(torch.zeros(1, dtype=torch.bfloat16))
+assert not bf16_ops.supports(torch.zeros(1, dtype=torch.bfloat16))
 """
 
 

@@ -101,7 +101,7 @@ def test_another_voice_is_another_matter(engine, t3):
 
 
 def test_a_script_is_said_and_ends(engine, t3):
-    said = [utterance(engine, "hello.", knobs(1), script=(5, 9, 5)) for _ in range(2)]
+    said = [utterance(engine, "hello.", knobs(1), forced_tokens=(5, 9, 5)) for _ in range(2)]
     said.append(utterance(engine, "hello.", knobs(0)))
     one, two, free = say_all(t3, said, slots=3)
     assert one.tokens == two.tokens == (5, 9, 5)

@@ -45,7 +45,7 @@ def test_it_finds_a_vocoder_that_hears_its_padding(engine, monkeypatch):
 
 def test_it_finds_stale_recordings(engine, monkeypatch):
     """A way that forgets to look where the weights are."""
-    monkeypatch.setattr("chatterbox_opt.engine.decode_graphs.addresses", lambda module: ())
+    monkeypatch.setattr("chatterbox_opt.engine.decode_graphs.weight_addresses", lambda module: ())
     stale = CudaGraphBackend(tape.record)
     assert parity.token_parity(engine, stale, EagerBackend(), 1, 2, 6)["good"]
     for parameter in engine.pipeline.placement.module("t3").parameters():

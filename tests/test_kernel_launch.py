@@ -71,9 +71,9 @@ def hopper(monkeypatch):
 
 class TestEarly:
     def test_a_gpu_is_asked_once_however_it_is_called(self, hopper):
-        assert kernel_launch.pdl_options(torch.device("cuda")) == kernel_launch.AHEAD
+        assert kernel_launch.pdl_options(torch.device("cuda")) == kernel_launch.PDL_ON
         captures = hopper.captures
-        assert kernel_launch.pdl_options(GPU) == kernel_launch.AHEAD
+        assert kernel_launch.pdl_options(GPU) == kernel_launch.PDL_ON
         assert hopper.captures == captures > 0
 
     def test_it_is_never_tried_inside_a_capture(self, hopper):
@@ -84,9 +84,9 @@ class TestEarly:
             x.add_(1)
 
         record(work)()
-        assert found == [kernel_launch.IN_TURN] and x.tolist() == [1, 1]
-        assert kernel_launch.pdl_options(x.device) == kernel_launch.AHEAD, (
+        assert found == [kernel_launch.PDL_OFF] and x.tolist() == [1, 1]
+        assert kernel_launch.pdl_options(x.device) == kernel_launch.PDL_ON, (
             "it is asked again outside"
         )
         record(work)
-        assert found[1:] == [kernel_launch.AHEAD], "and what is known is known there too"
+        assert found[1:] == [kernel_launch.PDL_ON], "and what is known is known there too"

@@ -33,13 +33,13 @@ def machine_code(kernel, types: dict[str, str], constants: dict[str, int], card:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from chatterbox_opt.kernels.cuda.launch import EARLY_ON, gdc_wait
+    from chatterbox_opt.kernels.cuda.launch import PDL_CAPABILITIES, gdc_wait
 
     parameters = inspect.signature(kernel.fn).parameters
-    early = "EARLY" in parameters and gdc_wait is not None and card // 10 in EARLY_ON
+    early = "USE_PDL" in parameters and gdc_wait is not None and card // 10 in PDL_CAPABILITIES
     options = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
     constants = {name: constants[name] for name in constants if name not in options}
-    constants |= {"EARLY": early} if "EARLY" in parameters else {}
+    constants |= {"USE_PDL": early} if "USE_PDL" in parameters else {}
     signature = {name: types[name] for name in parameters if name in types}
     signature |= dict.fromkeys(constants, "constexpr")
     # what Triton would learn from the real arguments: without it nothing waits in shared memory
@@ -161,7 +161,7 @@ def test_they_compile_for_cards_that_are_not_here(card, narrow, tmp_path, monkey
             machine_code(gemm, types | more, constants, card)
     pointers = dict.fromkeys(("qkv", "cos", "sin", "keys", "values", "out"), given)
     pointers |= dict.fromkeys(("key_scales", "value_scales", "partial"), "*fp32")
-    strides = dict.fromkeys(("each", "heads", "row_stride", "head_stride"), "i32")
+    strides = dict.fromkeys(("rows_per_seq", "heads", "row_stride", "head_stride"), "i32")
     query = {**pointers, "places": "*i64", "arrivals": "*i32", "scale": "fp32", **strides}
     keys = decode_attention.SMALLER.get(card // 10, decode_attention.KEYS)
     constants = {"WIDTH": 64, "KEYS": keys, "num_warps": decode_attention.WARPS}
@@ -169,7 +169,7 @@ def test_they_compile_for_cards_that_are_not_here(card, narrow, tmp_path, monkey
         types = query | (dict.fromkeys(("keys", "values"), "*i8") if whole else {})
         forms = constants | {"SPLITS": parts, "QUANTIZED": whole}
         machine_code(decode_attention.decode_attention_kernel, types, forms, card)
-    kept = dict.fromkeys(("said", "token", "spoken", "position"), "*i64")
+    kept = dict.fromkeys(("token_buffer", "last_token", "num_generated", "position"), "*i64")
     sizes = dict.fromkeys(("words", "places", "free", "not_finite"), "i32")
     draw = {"logits": given, "seen": "*u8", "knobs": "*fp32", "noise": "*fp32", **kept, **sizes}
     warps = decode_io.FEWER_WARPS.get(card // 10, decode_io.WIDE_WARPS)

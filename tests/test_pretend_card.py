@@ -118,9 +118,9 @@ def draw(logits, seen, knobs, noise, said, counters, *, free, not_finite):
         seen=seen,
         knobs=sampler.SamplingTensors(knobs),
         noise=noise,
-        said=said,
-        token=token,
-        spoken=spoken,
+        token_buffer=said,
+        last_token=token,
+        num_generated=spoken,
         position=position,
     )
     DecodeState.draw(held, 0, len(seen), ranked=False)

@@ -149,7 +149,7 @@ def test_training_runs_the_decoder_that_speaks(reader):
             plain_step(held, *args, **more)
             seen.append(held.logits.clone())
 
-        say_all(plain, [said], each=1, way=looking(step=step))
+        say_all(plain, [said], rows_per_seq=1, way=looking(step=step))
         mine = logits[row * 7 + 1 : row * 7 + 7, : len(reader.used)]  # after each of six codes
         theirs = torch.cat(given)[:, reader.used]
         assert_close(mine, theirs, atol=1e-4)

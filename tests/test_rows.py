@@ -110,7 +110,7 @@ def replaying(engine, monkeypatch):
             recorded.append(work)
             return tape.record(work)
 
-        monkeypatch.setattr(flow, "through", GraphedExecutor(record, flow, "the flow"))
+        monkeypatch.setattr(flow, "executor", GraphedExecutor(record, flow, "the flow"))
         yield flow, recorded
         if was_blocked:
             linear_onednn.use_onednn(flow)
@@ -124,7 +124,7 @@ def test_a_replayed_encoder_does_not_hear_its_padding(engine, replaying, monkeyp
     flow, recorded = replaying
     voice = engine.voice(None if own else SAMPLE)
     with monkeypatch.context() as patch:
-        patch.setattr(flow, "through", EagerExecutor())
+        patch.setattr(flow, "executor", EagerExecutor())
         expected = conditions(flow, voice, COUNTS)
     prompt = voice.tokens.shape[1]
     buckets = {bucketing.bucket(prompt + count) for count in COUNTS}
@@ -157,7 +157,7 @@ def test_the_encoders_tables_grow_before_it_is_recorded(engine, replaying, monke
         short = embed.pos_enc.position_encoding(offset=0, size=40)
         monkeypatch.setattr(embed.pos_enc, "pe", short.clone())
     with monkeypatch.context() as patch:
-        patch.setattr(flow, "through", EagerExecutor())
+        patch.setattr(flow, "executor", EagerExecutor())
         (expected,) = conditions(flow, engine.voice(), [60])
     for embed in (flow.encoder.embed, flow.encoder.up_embed):
         embed.pos_enc.pe = short.clone()

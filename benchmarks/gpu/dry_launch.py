@@ -154,14 +154,14 @@ def gpu_of(capability: int, *, early: bool) -> Iterator[Compiled]:
     except ImportError as error:
         raise RuntimeError("compiling without a GPU needs Triton 3.4 or newer") from error
     compiled = Compiled()
-    options = kernel_launch.AHEAD if early else kernel_launch.IN_TURN
+    options = kernel_launch.PDL_ON if early else kernel_launch.PDL_OFF
     with ExitStack() as stack:
         # not by reset_active: without a GPU there is no other driver to go back to
         stack.enter_context(mock.patch.object(driver, "_active", _Driver(capability)))
         stack.enter_context(mock.patch.object(knobs.compilation, "listener", compiled.note))
         stack.enter_context(mock.patch.object(cuda, "capability_major", lambda _: capability // 10))
         for module in (decode_linear, decode_attention, decode_io):
-            stack.enter_context(mock.patch.object(module, "beginning", lambda _: options))
+            stack.enter_context(mock.patch.object(module, "pdl_options", lambda _: options))
         yield compiled
 
 

@@ -31,12 +31,12 @@ class Ending:
     Attributes:
         exit: its code; minus the signal's number if one ended it.
         seconds: that it was waited for.
-        cut: it had to be ended.
+        truncated: it had to be ended.
     """
 
     exit: int
     seconds: float
-    cut: bool
+    truncated: bool
 
     @property
     def good(self) -> bool:
@@ -84,17 +84,17 @@ def dying_with(parent: int) -> Callable[[], None] | None:
 
 def finish(process: subprocess.Popen[bytes], limit: float) -> Ending:
     """Wait for a process, and end it and its children if it takes longer than ``limit`` seconds."""
-    begun, cut = time.monotonic(), False
+    begun, truncated = time.monotonic(), False
     try:
         process.wait(max(0.0, limit))
     except subprocess.TimeoutExpired:
-        cut = True
+        truncated = True
         _signal(process, signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):  # then it is killed below
             process.wait(GRACE)
     finally:
         kill(process)
-    return Ending(process.returncode, time.monotonic() - begun, cut)
+    return Ending(process.returncode, time.monotonic() - begun, truncated)
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

@@ -27,7 +27,7 @@ import typer
 
 from benchmarks.gpu import dry_launch
 from benchmarks.gpu.report import grid
-from chatterbox_opt.kernels.cuda.launch import EARLY_ON
+from chatterbox_opt.kernels.cuda.launch import PDL_CAPABILITIES
 
 REGISTERS = 65_536  # of an SM, on every GPU since Maxwell
 BYTES = {"i8": 1, "fp16": 2, "bf16": 2, "fp32": 4}
@@ -113,8 +113,8 @@ def ahead(name: str, constants: Mapping[str, Any], types: Mapping[str, str], sta
         rows = constants["COLUMNS"] * (2 if constants["GATED"] else 1)
         tile = rows * constants["DEPTH"] * BYTES[types["weight"].lstrip("*")]
         return tile if name == "gemv" else tile * (stages - 1)
-    if name in ("attention", "attended"):
-        keys = types["keys" if name == "attention" else "k"].lstrip("*")
+    if name.endswith("attention_kernel"):
+        keys = types["keys" if name == "decode_attention_kernel" else "k"].lstrip("*")
         return 2 * int(constants["KEYS"]) * int(constants["WIDTH"]) * BYTES[keys]
     return 0
 
@@ -163,7 +163,7 @@ def rows_of(kernels: Iterable[dry_launch.Kernel], capability: int) -> list[dict[
 def compile_all(capability: int, counts: tuple[int, ...]) -> list[dry_launch.Kernel]:
     """Every kernel that a GPU of this capability runs, in the dtypes that it would use."""
     half = torch.bfloat16 if capability >= 80 else torch.float16
-    with dry_launch.gpu_of(capability, early=capability // 10 in EARLY_ON) as compiled:
+    with dry_launch.gpu_of(capability, early=capability // 10 in PDL_CAPABILITIES) as compiled:
         for dtype in dict.fromkeys((torch.float16, half, torch.float32)):
             for whole in (False, True):
                 dry_launch.decode_steps(dtype, counts, whole=whole, narrow=False)

@@ -27,7 +27,7 @@ from chatterbox_opt.layers import linear_onednn
 LEVELS = 127  # int8 from -127 to 127, for weights and for activations
 ZERO = 128  # weights are stored unsigned
 GROUP = 32  # int4: columns that share a scale and a minimum
-LANES, STEP, BLOCK = 16, 4, 64  # outputs of a vector, columns of a lane, outputs of a block
+VECTOR_WIDTH, STEP, BLOCK = 16, 4, 64  # outputs of a vector, columns of a lane, outputs of a block
 HALF = BLOCK // 2  # outputs of nibbles that are worked at together
 TINY = 1e-30  # a row of zeros is divided by this
 
@@ -156,8 +156,8 @@ class Int4Linear(IntegerLinear):
     BITS, KIND = 4, "int4"
 
     def _pack(self, wide: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [out / HALF, in / GROUP, 4, HALF, STEP], and bfloat16 [out / LANES, in / GROUP,
-        2, LANES] (scales, minima): low nibbles are the first 16 columns of a group."""
+        """uint8 [out / HALF, in / GROUP, 4, HALF, STEP], and bfloat16 [out / VECTOR_WIDTH, in / GROUP,
+        2, VECTOR_WIDTH] (scales, minima): low nibbles are the first 16 columns of a group."""
         groups = wide.unflatten(1, (-1, GROUP))
         least = groups.amin(-1).bfloat16()
         scale = ((groups.amax(-1) - least.float()) / 15).clamp_min(TINY).bfloat16()
@@ -165,7 +165,7 @@ class Int4Linear(IntegerLinear):
         codes = q.round_().clamp_(0, 15).to(torch.uint8)
         tiles = codes.view(-1, HALF, codes.shape[1], 2, 4, STEP).permute(0, 2, 3, 4, 1, 5)
         packed = tiles[:, :, 0] | (tiles[:, :, 1] << 4)
-        pairs = torch.stack((scale, least), dim=2).view(-1, LANES, codes.shape[1], 2)
+        pairs = torch.stack((scale, least), dim=2).view(-1, VECTOR_WIDTH, codes.shape[1], 2)
         return packed.contiguous(), pairs.permute(0, 2, 3, 1).contiguous()
 
     def _unpack(self) -> Tensor:

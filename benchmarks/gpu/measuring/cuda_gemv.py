@@ -72,7 +72,7 @@ def defined(source: str, **constants: int) -> str:
 
 def launcher(compile: Callable[[str, str], Any], warps: int, rows: int, ahead: int) -> Launch:
     """The product in a form."""
-    constants = {"WARPS": warps, "ROWS": rows, "AHEAD": ahead}
+    constants = {"WARPS": warps, "ROWS": rows, "PDL_ON": ahead}
     kernel = compile(defined(SOURCE.read_text(encoding="utf-8"), **constants), "gemv")
 
     def launch(x: Tensor, weight: Tensor, out: Tensor) -> None:
@@ -104,7 +104,7 @@ def _reading(device: torch.device, compile: Callable[[str, str], Any]) -> Iterat
     """Loads of 16 bytes, eight on their way for each thread, by blocks of a processor."""
     numbers = torch.empty(READ_BYTES, dtype=torch.uint8, device=device).random_(0, 255)
     out = torch.zeros(1, device=device)
-    source = defined(SOURCE.read_text(encoding="utf-8"), WARPS=4, ROWS=1, AHEAD=1)
+    source = defined(SOURCE.read_text(encoding="utf-8"), WARPS=4, ROWS=1, PDL_ON=1)
     kernel = compile(source, "read_all")
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     for rows_per_seq in (2, 4, 8):

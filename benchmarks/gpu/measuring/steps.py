@@ -47,7 +47,7 @@ def entered(engine: Engine, t3: T3, way: DecodeBackend, count: int, name: str) -
     asked = request(engine, 0, TEXTS[1], ROOM)
     with torch.inference_mode():
         for slot in range(count):
-            slots.enter(slot, asked, t3, way.prefill(t3), way.stride)
+            slots.enter(slot, asked, t3, way.prefill(t3), way.steps_per_sync)
             slots.position[slot] += SPOKEN_SO_FAR
             slots.cache.reserve(slot, ROOM)
     step = way.step(t3)

@@ -90,10 +90,10 @@ def decode_attention_kernel(
     qkv, cos, sin, keys, values, key_scales, value_scales, places, partial, arrivals, out, scale,
     rows_per_seq, heads, row_stride, head_stride,
     WIDTH: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, QUANTIZED: tl.constexpr,
-    EARLY: tl.constexpr,
+    USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """See ``decode_attention``; ``scale`` has log2(e) in it."""
-    if EARLY:
+    if USE_PDL:
         gdc_launch_dependents()
         gdc_wait()
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)

@@ -26,24 +26,24 @@ FEWER_WARPS = {12: 8}  # on generations where so many would spill registers
 
 
 # a slot's rows begin anywhere: one kernel for all of them
-@triton.jit(do_not_specialize_on_alignment=("token", "num_generated", "position"))
+@triton.jit(do_not_specialize_on_alignment=("last_token", "num_generated", "position"))
 def embed_kernel(
-    token, num_generated, position, words, spots, frequencies, x, cos, sin, places, arrivals,
+    last_token, num_generated, position, words, spots, frequencies, x, cos, sin, places, arrivals,
     width, beyond, counters,
     ROWS_PER_SEQ: tl.constexpr, ROOM: tl.constexpr, HALF: tl.constexpr, COUNTERS: tl.constexpr,
-    EARLY: tl.constexpr,
+    USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """An utterance's token and its place, embedded, its position's angles, and zeros in its
     counters, one program."""
-    if EARLY:
+    if USE_PDL:
         gdc_launch_dependents()
     row = tl.program_id(0)
     lane, pair = tl.arange(0, ROOM), tl.arange(0, HALF)
     inside = lane < width
     frequency = tl.load(frequencies + pair)
-    if EARLY:
+    if USE_PDL:
         gdc_wait()
-    word = tl.load(words + tl.load(token + row) * width + lane, inside, 0.0).to(tl.float32)
+    word = tl.load(words + tl.load(last_token + row) * width + lane, inside, 0.0).to(tl.float32)
     spot = tl.load(spots + tl.load(num_generated + row) * width + lane, inside, 0.0).to(tl.float32)
     for rows_per_seq in tl.static_range(ROWS_PER_SEQ):
         tl.store(x + (row * ROWS_PER_SEQ + rows_per_seq) * width + lane, word + spot, inside)
@@ -62,16 +62,16 @@ def embed_kernel(
 
 @triton.jit(
     do_not_specialize_on_alignment=(
-        "logits", "seen", "knobs", "noise", "token_buffer", "token", "num_generated", "position",
+        "logits", "seen", "knobs", "noise", "token_buffer", "last_token", "num_generated", "position",
     )
 )  # fmt: skip
 def sample_kernel(
-    logits, seen, knobs, noise, token_buffer, token, num_generated, position, words, places, free, not_finite,
-    ROWS_PER_SEQ: tl.constexpr, COLUMNS: tl.constexpr, WORDS: tl.constexpr, EARLY: tl.constexpr,
+    logits, seen, knobs, noise, token_buffer, last_token, num_generated, position, words, places, free, not_finite,
+    ROWS_PER_SEQ: tl.constexpr, COLUMNS: tl.constexpr, WORDS: tl.constexpr, USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """An utterance's next token, one program: ``sampler.sample`` without a ranking, in its order;
     then ``slots.draw``."""
-    if EARLY:
+    if USE_PDL:
         gdc_launch_dependents()
         gdc_wait()
     row = tl.program_id(0)
@@ -103,7 +103,7 @@ def sample_kernel(
     tl.debug_barrier()  # what is written now was read: by all threads, whoever writes
     tl.store(token_buffer + row * places + count, made)
     made = tl.minimum(tl.maximum(made, 0), words - 1)  # no row of a table, whatever was drawn
-    tl.store(token + row, made)
+    tl.store(last_token + row, made)
     tl.store(seen + row * words + made, 1)
     tl.store(num_generated + row, tl.minimum(count + 1, places - 1))
     tl.store(position + row, where + 1)

@@ -95,7 +95,7 @@ def gemm(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     SPLITS: tl.constexpr,
     SCALED: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr,
-    EARLY: tl.constexpr,
+    USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """As ``gemv``, on the tensor cores. They multiply fp16 or bf16, so the norm's weight is
     multiplied into the matrix, which is rounded once more: x, which may have outliers, goes to
@@ -103,7 +103,7 @@ def gemm(
 
     SPLITS: programs that share a tile's depth; more than one only where nothing is normed or gated.
     """
-    if EARLY:
+    if USE_PDL:
         gdc_launch_dependents()
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -116,7 +116,7 @@ def gemm(
     if SPLITS > 1:  # see ``splits``; the compiler must know, to copy 16 bytes at once
         part = tl.multiple_of(k // SPLITS, 2 * DEPTH)
     first, second = column_scales(scales, column, n, SCALED, GATED)
-    if EARLY:
+    if USE_PDL:
         gdc_wait()
     if ADDED:
         before = tl.load(residual + place, inside, 0.0).to(tl.float32)

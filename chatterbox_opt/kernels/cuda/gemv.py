@@ -162,14 +162,14 @@ def gemv(
     K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     PIECE: tl.constexpr, WIDTH: tl.constexpr,
     SCALED: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr,
-    EARLY: tl.constexpr,
+    USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """out[rows, n] = x[rows, K] times weight[n, K], summed in fp32; one program a tile.
 
     SCALED: times scales[n]. NORMED: of x / rms(x) * norm[K]. GATED: weight has 2 n rows, the result
     is silu(first half) * second half. ADDED: plus residual[rows, n]. EARLY: see kernels/cuda/launch.py.
     """
-    if EARLY:
+    if USE_PDL:
         gdc_launch_dependents()
     row, column = tl.arange(0, ROWS), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     place = row[:, None] * n + column[None, :]
@@ -179,7 +179,7 @@ def gemv(
     # 1. prefetch what no kernel writes
     tile, gate, by = prefetch(matrix, norm, 0, wanted, n, K, DEPTH, PIECE, WIDTH, NORMED, GATED)
     first, second = column_scales(scales, column, n, SCALED, GATED)
-    if EARLY:
+    if USE_PDL:
         gdc_wait()
     before = 0.0
     if ADDED:

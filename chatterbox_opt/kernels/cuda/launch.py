@@ -4,7 +4,7 @@ Knows Triton's errors and CUDA's programmatic dependent launch. Knows nothing of
 compute. Imports Triton, as gemv.py does.
 
 From Hopper on a kernel may be launched while the one before it works (CUDA C++ Programming Guide,
-4.5), which hides the microsecond or two between them. Each of ours, where ``EARLY``, says at its
+4.5), which hides the microsecond or two between them. Each of ours, where ``USE_PDL``, says at its
 beginning that the next may come, sends for what no kernel writes (weights), and then waits until
 all before it is done and to be seen. Two things make that right. Before its wait a kernel reads
 nothing that any such kernel writes, and writes nothing; and all of them wait, so whoever has waited
@@ -33,21 +33,21 @@ from chatterbox_opt.runtime import cuda
 
 log = logging.getLogger(__name__)
 
-# for kernels, where ``EARLY``; Triton has them from 3.4 on
+# for kernels, where ``USE_PDL``; Triton has them from 3.4 on
 gdc_launch_dependents: Any = getattr(triton_cuda, "gdc_launch_dependents", None)
 gdc_wait: Any = getattr(triton_cuda, "gdc_wait", None)
 
 # Major versions: Hopper and the large Blackwell. RTX 50xx (12) is left out: others' captures with
 # such launches were refused there (sgl-project/sglang, pull request 18596).
-EARLY_ON = (9, 10)
-AHEAD: dict[str, Any] = {"EARLY": True, "launch_pdl": True}
-IN_TURN: dict[str, Any] = {"EARLY": False}
+PDL_CAPABILITIES = (9, 10)
+PDL_ON: dict[str, Any] = {"USE_PDL": True, "launch_pdl": True}
+PDL_OFF: dict[str, Any] = {"USE_PDL": False}
 
 
 @triton.jit
-def counted(x, y, EARLY: tl.constexpr):
+def counted(x, y, USE_PDL: tl.constexpr):
     """y = x + 1, for the trial."""
-    if EARLY:
+    if USE_PDL:
         gdc_launch_dependents()
         gdc_wait()
     tl.store(y + tl.program_id(0), tl.load(x + tl.program_id(0)) + 1)
@@ -69,7 +69,7 @@ def pdl_supported(device: torch.device) -> bool:
     Raises:
         AskedInCaptureError: it was not asked before, and a graph is being captured.
     """
-    if gdc_wait is None or cuda.capability_major(device) not in EARLY_ON:
+    if gdc_wait is None or cuda.capability_major(device) not in PDL_CAPABILITIES:
         return False
     if cuda.is_capturing(device):
         raise ProbedDuringCaptureError
@@ -79,9 +79,9 @@ def pdl_supported(device: torch.device) -> bool:
     def chain() -> None:
         for _ in range(8):
             for source, target in ((here, there), (there, aside)):
-                counted[grid](source, target, **AHEAD)
+                counted[grid](source, target, **PDL_ON)
             here.copy_(aside)
-            counted[grid](here, here, **AHEAD)
+            counted[grid](here, here, **PDL_ON)
 
     try:
         with triton_errors():
@@ -97,15 +97,15 @@ def pdl_supported(device: torch.device) -> bool:
 
 
 def pdl_options(device: torch.device) -> dict[str, Any]:
-    """The constant ``EARLY`` of a kernel, and the launch's option.
+    """The constant ``USE_PDL`` of a kernel, and the launch's option.
 
     Work is run before it is recorded (cuda_graphs.py), so it is asked outside of captures. If ever not,
     that one graph has its kernels in turn, and the next one asks again.
     """
     try:
-        return AHEAD if pdl_supported(cuda.with_index(device)) else IN_TURN
+        return PDL_ON if pdl_supported(cuda.with_index(device)) else PDL_OFF
     except ProbedDuringCaptureError:
-        return IN_TURN
+        return PDL_OFF
 
 
 @contextmanager

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from chatterbox_opt.kernels.cpu import openmp
-from chatterbox_opt.layers.linear_int import LANES, IntegerLinear, quantization_scratch, start_task
+from chatterbox_opt.layers.linear_int import (
+    VECTOR_WIDTH,
+    IntegerLinear,
+    quantization_scratch,
+    start_task,
+)
 from chatterbox_opt.models.t3.kv_cache import KVCache
 from chatterbox_opt.models.t3.model import T3
 from chatterbox_opt.models.t3.ragged_kv_cache import RaggedKVCache
@@ -59,7 +64,7 @@ class Int8Step:
         assert bool((position < cache.room[: len(position)]).all()), "reserve() comes first"
         wide = x.new_empty(rows, max(3 * shape.width, 2 * shape.ffn))
         narrow, logits = torch.empty_like(x), x.new_empty(rows, shape.speech_vocab)
-        longest = int(cache.room.max()) + LANES
+        longest = int(cache.room.max()) + VECTOR_WIDTH
         weights = x.new_empty(rows * shape.heads, longest)
         scratch = quantization_scratch(rows, int(self._matrices["padded"].max()))
         start_task(task, rows, scratch)
