@@ -21,8 +21,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 BENCH = ("<!-- bench: start -->\n", "<!-- bench: end -->\n")  # docs/benchmarks.md
 PERFORMANCE = ("<!-- performance: start -->\n", "<!-- performance: end -->\n")  # README.md
 MACHINES = {  # reports that README.md shows, and what it calls their machines
-    "epyc-vnni-2-cores": "AMD EPYC, 2 cores, VNNI",
-    "xeon-amx-2-cores": "Intel Xeon, 2 cores, AMX",
+    "epyc-vnni-2-cores": "2-core EPYC (VNNI)",
+    "xeon-amx-2-cores": "2-core Xeon (AMX)",
 }
 ROWS = {  # row of a report -> configuration
     "upstream": "chatterbox-tts 0.1.7",
