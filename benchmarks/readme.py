@@ -3,7 +3,7 @@
     python benchmarks/readme.py benchmarks/results/NAME.json
 
 The report's full table goes to docs/benchmarks.md, between the two marks there. The short table of
-README.md is made anew from the reports of ``MACHINES``. Neither carries a figure that is not in a
+README.md is regenerated from the reports of ``MACHINES``. Neither carries a figure that is not in a
 file under benchmarks/results/ (a test compares them).
 """
 
