@@ -298,3 +298,9 @@ def test_the_functions_that_the_architecture_names_exist():
         assert re.search(rf"^ *def {function}\(", text(PACKAGE / name), re.MULTILINE), (
             f"{name}:{function}"
         )
+
+
+def test_the_classes_that_the_architecture_names_exist():
+    code = "".join(text(path) for path in PACKAGE.rglob("*.py"))
+    for name in set(re.findall(r"`([A-Z][a-z]\w+)`", text(ARCHITECTURE))) - {"ChatterboxProvider"}:
+        assert re.search(rf"^class {name}\b", code, re.MULTILINE), name
