@@ -1,25 +1,87 @@
-"""Write a report's table into the README, between the two marks: make bench calls this.
+"""Write measured figures into the documentation; ``make bench`` calls this.
 
-The README never carries a figure that is not in a file under benchmarks/results/ (a test holds it).
+    python benchmarks/readme.py benchmarks/results/NAME.json
+
+The report's full table goes to docs/benchmarks.md, between the two marks there. The short table of
+README.md is regenerated from the reports of ``MACHINES``. Neither carries a figure that is not in a
+file under benchmarks/results/ (a test compares them).
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from chatterbox_opt.bench.report import markdown, read
 
-START, END = "<!-- bench: start -->\n", "<!-- bench: end -->\n"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BENCH = ("<!-- bench: start -->\n", "<!-- bench: end -->\n")  # docs/benchmarks.md
+PERFORMANCE = ("<!-- performance: start -->\n", "<!-- performance: end -->\n")  # README.md
+MACHINES = {  # reports that README.md shows, and what it calls their machines
+    "epyc-vnni-2-cores": "2-core EPYC (VNNI)",
+    "xeon-amx-2-cores": "2-core Xeon (AMX)",
+}
+ROWS = {  # row of a report -> configuration
+    "upstream": "chatterbox-tts 0.1.7",
+    "float32": "float32 (exact)",
+    "bfloat16": "bfloat16",
+    "int8": "int8 (default)",
+}
+TOGETHER = "whole, 12 at once"  # row of a -batch report
+HEADINGS = ("Machine", "Configuration", "x real time", "x chatterbox-tts", "Memory")
+
+
+def performance() -> str:
+    """The short table: speed of a single request and of a batch, and peak memory."""
+    lines = [HEADINGS, ("---",) * len(HEADINGS)]
+    for name, machine in MACHINES.items():
+        rows = {row["name"]: row for row in _report(name)["rows"]}
+        for row, configuration in ROWS.items():
+            lines.append((machine, configuration, *_figures(rows[row])))
+        batch = _report(f"{name}-batch")["rows"]
+        lines.append((machine, "int8, batch of 12", *_batch_figures(batch)))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _report(name: str) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return report
+
+
+def _figures(row: dict[str, Any]) -> tuple[str, str, str]:
+    memory = row["peak_rss_mib"] / 1024
+    return f"{row['realtime_x']:.2f}", f"{row['vs_upstream']['synthesis']:.1f}", f"{memory:.1f} GiB"
+
+
+def _batch_figures(rows: dict[str, Any]) -> tuple[str, str, str]:
+    """Where plain Chatterbox synthesized lines of the same job, also against it."""
+    [ours] = rows[TOGETHER]
+    theirs = rows.get("upstream")
+    ratio = f"{ours['realtime_x'] / theirs[0]['realtime_x']:.1f}" if theirs else "-"
+    return f"{ours['realtime_x']:.2f}", ratio, "-"
+
+
+def between(document: Path, marks: tuple[str, str]) -> str:
+    """What a document has between two marks."""
+    return document.read_text(encoding="utf-8").split(marks[0])[1].split(marks[1])[0]
+
+
+def replace(document: Path, marks: tuple[str, str], content: str) -> None:
+    """Put ``content`` between two marks of a document."""
+    before, _, rest = document.read_text(encoding="utf-8").partition(marks[0])
+    _, _, after = rest.partition(marks[1])
+    document.write_text(before + marks[0] + content + marks[1] + after, encoding="utf-8")
 
 
 def main() -> None:
+    """Write both tables."""
     source = Path(sys.argv[1])
-    readme = Path(__file__).parent.parent / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(START)
-    _, _, after = rest.partition(END)
     table = f"From `benchmarks/results/{source.name}`:\n\n{markdown(read(source))}"
-    readme.write_text(before + START + table + END + after, encoding="utf-8")
+    replace(ROOT / "docs" / "benchmarks.md", BENCH, table)
+    replace(ROOT / "README.md", PERFORMANCE, "\n" + performance() + "\n")
 
 
 if __name__ == "__main__":

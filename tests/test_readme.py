@@ -1,7 +1,10 @@
-"""The README's commands and Python run as they stand, over a hub cache that holds tiny weights."""
+"""README and docs say what is true: commands and Python blocks run as they stand, over a hub cache
+that holds tiny weights; tables, figures, links and file names are compared with their sources."""
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import re
 import shlex
@@ -13,16 +16,44 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-README = (ROOT / "README.md").read_text()
+README = ROOT / "README.md"
+DOCS = [README, *sorted((ROOT / "docs").glob("*.md"))]
+OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "tests" / "README.md",
+          ROOT / "docs" / "samples" / "README.md"]  # fmt: skip
+PACKAGE = ROOT / "chatterbox_opt"
+MOST_WORDS = 1200
+MADE = {  # what the commands of a document leave behind
+    "README.md": ("first.wav", "hello.wav", "cloned.wav", "book/0003.wav", "book.flac"),
+    "configuration.md": ("greedy.wav", "piped.wav", "chapter.mp3", "out.ogg", "anna.flac"),
+    "batch.md": ("book.flac", "lines/a-hello-there.ogg", "piped/0002.wav", "events.jsonl"),
+}
+RUN_BLOCKS = """
+import json, sys
+for where, code in json.load(sys.stdin):
+    print(where, file=sys.stderr)  # the last one before a traceback is to blame
+    exec(compile(code, where, "exec"), {"__name__": "__main__"})
+"""
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
-COMMANDS = [
-    line for block in blocks("sh") for line in block.splitlines() if "chatterbox-opt " in line
-]
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text(path), re.DOTALL | re.MULTILINE)
+
+
+def commands(path: Path) -> list[str]:
+    lines = "\n".join(blocks(path, "sh")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if "chatterbox-opt " in line]
+
+
+def result(name: str):
+    return json.loads(text(ROOT / "benchmarks" / "results" / f"{name}.json"))
+
+
+def rows(name: str) -> dict[str, dict]:
+    return {row["name"]: row for row in result(name)["rows"]}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +66,7 @@ def workplace(tiny, tmp_path_factory):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(revision)
     shutil.copytree(ROOT / "samples", home / "samples")
-    (home / "chapter.txt").write_text("It was a bright cold day in April. " * 20)
+    (home / "chapter.txt").write_text("It was a bright cold day in April. " * 12)
     (home / "book.txt").write_text("Chapter one.\nIt was cold.\n\nChapter two.\n")
     row = "a,Hello there.,samples/speaker.flac,0.3\n"
     (home / "lines.csv").write_text(f"id,text,voice,cfg_weight\n{row}")
@@ -46,46 +77,92 @@ def workplace(tiny, tmp_path_factory):
     return home
 
 
-def run(home: Path, command: list[str]) -> subprocess.CompletedProcess:
+def run(home: Path, command: list[str], given: str | None = None) -> subprocess.CompletedProcess:
     environment = os.environ | {
         "HF_HOME": str(home / "hf"),
         "HF_HUB_OFFLINE": "1",
         "CHATTERBOX_VOICE_CACHE": str(home / "voices"),
         "PATH": f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}",
     }
-    return subprocess.run(command, cwd=home, env=environment, capture_output=True, timeout=240)
+    return subprocess.run(
+        command, cwd=home, env=environment, input=given, text=True, capture_output=True, timeout=240
+    )
 
 
-def test_the_two_first_commands_are_targets():
-    first = blocks("sh")[0]
-    targets = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^make (\S+)", first, re.MULTILINE):
-        assert re.search(rf"^{target}:", targets, re.MULTILINE)
+@pytest.mark.parametrize("name", MADE)
+def test_the_commands_run_in_order(workplace, name):
+    [document] = [path for path in DOCS if path.name == name]
+    for command in commands(document):
+        done = run(workplace, ["bash", "-euo", "pipefail", "-c", command])
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    for made in MADE[name]:
+        assert (workplace / made).stat().st_size > 100, made
 
 
-def test_every_command_runs_in_order(workplace):
-    assert len(COMMANDS) >= 10
-    for command in COMMANDS:
-        result = run(workplace, ["bash", "-euo", "pipefail", "-c", command])
-        assert result.returncode == 0, f"{command}\n{result.stderr.decode()}"
-    made = ("hello.wav", "cloned.wav", "anna.flac", "piped.wav", "chapter.mp3", "out.ogg",
-            "book/0003.wav", "book.flac", "lines/a-hello-there.ogg", "piped/0002.wav")  # fmt: skip
-    for name in made:
-        assert (workplace / name).stat().st_size > 1000, name
+def test_no_other_document_has_commands_that_run():
+    assert {path.name for path in DOCS if commands(path)} == set(MADE)
 
 
-@pytest.mark.parametrize("code", blocks("python"))
-def test_every_python_block_runs(workplace, code):
-    result = run(workplace, [sys.executable, "-c", code])
-    assert result.returncode == 0, result.stderr.decode()
+def test_the_python_blocks_run(workplace):
+    found = [
+        (f"{path.name}, block {number}", code)
+        for path in DOCS
+        for number, code in enumerate(blocks(path, "python"), 1)
+    ]
+    assert len(found) >= 5
+    done = run(workplace, [sys.executable, "-c", RUN_BLOCKS], json.dumps(found))
+    assert done.returncode == 0, done.stderr
 
 
-def test_the_profile_table_is_the_profiles():
+@pytest.mark.parametrize("path", [*DOCS, *OTHERS], ids=lambda path: path.name)
+def test_make_targets_exist(path):
+    makefile = text(ROOT / "Makefile")
+    for target in re.findall(r"^make (\S+)|`make ([a-z-]+)", text(path), re.MULTILINE):
+        assert re.search(rf"^{''.join(target)}:", makefile, re.MULTILINE), target
+
+
+def slug(heading: str) -> str:
+    """GitHub's anchor of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", [*DOCS, *OTHERS], ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    found = re.findall(r"\]\(([^)\s]+)\)", text(path))
+    found += re.findall(r'(?:src|srcset)="([^"]+)"', text(path))
+    for link in found:
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", text(target), re.MULTILINE)
+            assert anchor in {slug(heading) for heading in headings}, link
+
+
+def test_the_readme_is_short():
+    assert len(text(README).split()) <= MOST_WORDS
+
+
+def test_the_readme_has_small_samples_to_listen_to():
+    samples = re.findall(r"docs/samples/\w+\.mp3", text(README))
+    assert 3 <= len(samples) <= 5
+    for sample in samples:
+        assert 10_000 < (ROOT / sample).stat().st_size < 100_000
+
+
+@pytest.mark.parametrize("path", [README, ROOT / "docs" / "configuration.md"], ids=lambda p: p.name)
+def test_the_profile_table_is_the_profiles(path):
     from chatterbox_opt.config.profile import load_profile, profile_names
 
     for name in profile_names():
         profile = load_profile(name)
-        [row] = re.findall(rf"^\| {name} \|.*$", README, re.MULTILINE)
+        [row] = [
+            row
+            for row in re.findall(rf"^\| {name} \|.*$", text(path), re.MULTILINE)
+            if row.count("|") == 6
+        ]
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         dtype = (
             profile.t3
@@ -97,16 +174,133 @@ def test_the_profile_table_is_the_profiles():
         assert cells[2:] == [dtype, profile.compile, profile.offload]
 
 
-def test_the_tree_names_every_module():
-    tree = README.split("## How it is built")[1]
-    for path in (ROOT / "chatterbox_opt").glob("*.py"):
-        assert path.name in tree or path.name == "__init__.py"
+def test_the_rules_of_auto_are_those_of_the_code():
+    from chatterbox_opt import plan
+
+    shown = text(ROOT / "docs" / "configuration.md")
+    assert f"under {plan.ROOM_MIB:,} MiB free, or under {plan.MIDDLE_MIB:,} MiB in total" in shown
+    assert f"at least {plan.BIG_MIB:,} MiB in total" in shown
 
 
-def test_every_figure_in_the_speed_table_is_in_a_results_file():
+def test_every_environment_variable_is_documented():
+    from chatterbox_opt import plan, weight_cache
+
+    shown = text(ROOT / "docs" / "configuration.md")
+    for name in (*plan.ENVIRONMENT, plan.PLAIN, plan.GPU_KERNELS, weight_cache.VARIABLE,
+                 "CHATTERBOX_VOICE_CACHE"):  # fmt: skip
+        assert f"| {name} |" in shown
+
+
+@pytest.mark.parametrize("command", ["synth", "batch", "bench"])
+def test_every_option_is_documented(command):
+    import typer
+
+    from chatterbox_opt.cli.main import app
+
+    names = {"synth": [], "batch": ["batch.md"], "bench": ["benchmarks.md"]}[command]
+    shown = "".join(text(ROOT / "docs" / name) for name in ["configuration.md", *names])
+    for parameter in typer.main.get_command(app).commands[command].params:
+        options = [name for name in parameter.opts if name.startswith("-")]
+        if options and "--text" not in options:
+            assert any(re.search(rf"{name}\b", shown) for name in options), options
+
+
+def test_the_first_sentence_has_the_figure_of_the_results():
+    [claim] = re.findall(r"up to ([\d.]+)x faster than chatterbox-tts", text(README))
+    row = rows("epyc-vnni-2-cores")["int8"]
+    assert claim == f"{row['vs_upstream']['synthesis']:.1f}"
+
+
+def test_the_chart_is_described_with_its_figures():
+    shown = " ".join(text(README).split())
+    found = rows("epyc-vnni-2-cores")
+    for name, label in (("upstream", "chatterbox-tts"), *((n, n) for n in ("float32", "bfloat16", "int8"))):  # fmt: skip
+        assert f"{label} {found[name]['synthesis_seconds']:.1f}" in shown
+
+
+def test_the_readme_shows_the_results():
+    from benchmarks.readme import PERFORMANCE, between, performance
+
+    assert between(README, PERFORMANCE).strip() == performance().strip()
+
+
+def test_the_full_table_is_that_of_a_results_file():
+    from benchmarks.readme import BENCH, between
     from chatterbox_opt.bench.report import markdown, read
 
-    shown = README.split("<!-- bench: start -->\n")[1].split("<!-- bench: end -->")[0]
+    shown = between(ROOT / "docs" / "benchmarks.md", BENCH)
     name = re.search(r"benchmarks/results/(\S+\.json)", shown)
     assert name, "run make bench"
     assert markdown(read(ROOT / "benchmarks" / "results" / name[1])) in shown
+
+
+def test_the_other_figures_of_the_benchmarks_are_in_the_results():
+    shown = " ".join(text(ROOT / "docs" / "benchmarks.md").split())
+    for name in ("epyc-vnni-2-cores-batch", "xeon-amx-2-cores-batch"):
+        batch = result(name)["rows"]
+        t3 = [batch[f"t3, {n} at once"][0]["t3_tokens_per_second"] for n in (1, 12)]
+        whole = [batch[f"whole, {n} at once"][0]["realtime_x"] for n in (1, 12)]
+        figures = [f"{figure:.1f}" for figure in t3] + [f"{figure:.2f}" for figure in whole]
+        assert f"| {' | '.join(figures)} |" in shown
+    for name, row in rows("epyc-vnni-2-cores-cold").items():
+        first, again = row["cold_first_seconds"], f"{row['cold_seconds']:.1f} s"
+        first = f"{first:.1f} s" if first else "-"
+        name = name.replace("upstream", "chatterbox-tts")
+        assert f"| {name} | {first} | {again} | {row['cold_vs_upstream']:.1f} |" in shown
+    for name, row in rows("xeon-amx-2-cores").items():
+        flow, whole = f"{row['flow_seconds']:.1f}", f"{row['realtime_x']:.2f}x"
+        tokens = f"{row['t3_tokens_per_second']:.1f}"
+        expected = (
+            f"chatterbox-tts {tokens} T3 tokens/s, flow {flow} s, in all {whole}"
+            if name == "upstream"
+            else f"{name} {tokens}, {flow}, {whole}"
+        )
+        assert expected in shown
+
+
+def strings(path: Path) -> list[str]:
+    """The string constants of a file; an f-string's parts one by one."""
+    nodes = ast.walk(ast.parse(text(path)))
+    return [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+
+
+def test_the_messages_that_the_readme_quotes_are_in_the_code():
+    table = text(README).split("## Troubleshooting")[1].split("## Documentation")[0]
+    quoted = re.findall(r'"([^"]+)"', table)
+    assert len(quoted) >= 5
+    known = [string for path in PACKAGE.rglob("*.py") for string in strings(path)]
+    for part in (part for message in quoted for part in message.split("...")):
+        assert any(part.strip() in string for string in known), part
+
+
+# --- docs/architecture.md ---------------------------------------------------------------------
+
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+
+
+def test_the_architecture_names_every_file():
+    shown = text(ARCHITECTURE)
+    for path in PACKAGE.rglob("*.py"):
+        name = path.relative_to(PACKAGE).as_posix()
+        if path.name != "__init__.py" or path.parent == PACKAGE:
+            assert f"`{name}`" in shown, name
+
+
+def test_the_architecture_names_no_file_that_is_not_there():
+    for name in re.findall(r"`([a-z_0-9/]+\.py)[`:]", text(ARCHITECTURE)):
+        assert (PACKAGE / name).is_file(), name
+
+
+def test_the_functions_that_the_architecture_names_exist():
+    found = re.findall(r"`([a-z_0-9/]+\.py):(\w+)`", text(ARCHITECTURE))
+    assert len(found) >= 20
+    for name, function in found:
+        assert re.search(rf"^ *def {function}\(", text(PACKAGE / name), re.MULTILINE), (
+            f"{name}:{function}"
+        )
+
+
+def test_the_classes_that_the_architecture_names_exist():
+    code = "".join(text(path) for path in PACKAGE.rglob("*.py"))
+    for name in set(re.findall(r"`([A-Z][a-z]\w+)`", text(ARCHITECTURE))) - {"ChatterboxProvider"}:
+        assert re.search(rf"^class {name}\b", code, re.MULTILINE), name
