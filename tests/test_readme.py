@@ -175,7 +175,7 @@ def test_the_profile_table_is_the_profiles(path):
 
 
 def test_the_rules_of_auto_are_those_of_the_code():
-    from chatterbox_opt import plan
+    from chatterbox_opt.config import plan
 
     shown = text(ROOT / "docs" / "configuration.md")
     assert f"under {plan.ROOM_MIB:,} MiB free, or under {plan.MIDDLE_MIB:,} MiB in total" in shown
@@ -183,7 +183,8 @@ def test_the_rules_of_auto_are_those_of_the_code():
 
 
 def test_every_environment_variable_is_documented():
-    from chatterbox_opt import plan, weight_cache
+    from chatterbox_opt.checkpoints import weight_cache
+    from chatterbox_opt.config import plan
 
     shown = text(ROOT / "docs" / "configuration.md")
     for name in (*plan.ENVIRONMENT, plan.PLAIN, plan.GPU_KERNELS, weight_cache.VARIABLE,
