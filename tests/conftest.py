@@ -67,7 +67,7 @@ def engine(tiny: Path, tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def upstream(tiny: Path):
     """Upstream's ChatterboxTTS over the same files."""
-    from reference import upstream_tts
+    from helpers.upstream_reference import upstream_tts
 
     return upstream_tts(tiny)
 

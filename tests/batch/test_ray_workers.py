@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SAMPLE
-from made_up import lives
-from test_batch import Fake
-from test_batch_faults import COMMAND, batch, noted
+from helpers.fake_worker_engine import lives
+from test_crashes import COMMAND, batch, noted
+from test_runner import Fake
 
 from chatterbox_opt import Request, Sampling
 from chatterbox_opt.batch.executors import with_voices

@@ -157,7 +157,7 @@ def test_killed_at_any_moment_it_leaves_no_child_and_whole_lines(fake, tmp_path)
         import sys, time
         sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
         from pathlib import Path
-        from test_gpu_run import Fake, run, Stage
+        from test_run import Fake, run, Stage
         fake = Fake(Path({str(fake.out)!r}), Path({str(tmp_path)!r}), Path(), None, "x", "fakes",
                     environment={fake.environment!r})
         run.run(fake, [Stage("counts", 1, 60)], 60, time.monotonic())

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 
 import pytest
-import reference
 import torch
 from conftest import assert_close, prefilled, prompt_for, say_all, utterance
-from reference import greedy_tokens, sampled_tokens
-from texts import TEXTS
+from helpers import upstream_reference
+from helpers.texts import TEXTS
+from helpers.upstream_reference import greedy_tokens, sampled_tokens
 
 from chatterbox_opt.models.t3.sampler import apply_cfg
 from chatterbox_opt.sampling import Sampling
@@ -89,7 +89,7 @@ def test_every_knob_moves_the_logits_and_as_upstreams(engine, upstream):
     for cfg_weight, exaggeration in [*CASES, (0.0, 0.5)]:
         knobs = {"cfg_weight": cfg_weight, "exaggeration": exaggeration}
         ours = first_logits(engine, text, Sampling(**knobs))
-        assert_close(ours, reference.first_logits(upstream, text, **knobs), atol=1e-5)
+        assert_close(ours, upstream_reference.first_logits(upstream, text, **knobs), atol=1e-5)
         all_logits.append(apply_cfg(ours, torch.tensor([[cfg_weight]])))
     for one, other in itertools.combinations(all_logits, 2):
         assert (one - other).abs().max() > 1e-3

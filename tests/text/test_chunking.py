@@ -6,9 +6,9 @@ import unicodedata
 
 import pytest
 from chatterbox.tts import punc_norm
+from helpers.texts import TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import TEXTS
 
 from chatterbox_opt.errors import TextError
 from chatterbox_opt.text.chunking import LIMIT, PARAGRAPH_PAUSE, clean, normalize, split

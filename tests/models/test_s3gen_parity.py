@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import SAMPLE, assert_close
-from texts import TEXTS
+from helpers.texts import TEXTS
 
 from chatterbox_opt import Sampling
 from chatterbox_opt.models.vocoder.model import source

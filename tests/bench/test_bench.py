@@ -8,10 +8,10 @@ import json
 import math
 
 import pytest
-import tape
 import torch
 from conftest import ROOT, assert_close
-from test_graphs import capture
+from helpers import fake_graph_capture
+from test_cuda_graphs import capture
 from typer.testing import CliRunner
 
 from chatterbox_opt.bench import backends, cold_start, report
@@ -184,7 +184,7 @@ def test_a_row_that_replays_is_measured_as_one_that_launches(tiny):
     """Its way looks at the tokens rarely: logits and the end of the prefill are not seen there."""
     ours = OptimizedTarget(BenchJob(str(tiny), "cpu", tokens=forced_tokens(0.8)), "float32")
     launched = ours.quality()["logits"]
-    capture(ours._engine, tape.record)
+    capture(ours._engine, fake_graph_capture.record)
     assert_close(ours.quality()["logits"], launched, atol=1e-4)
     seconds = [ours.run() for _ in range(3)][-1]
     assert seconds["prefill"] > 0 and seconds["decode"] > 0

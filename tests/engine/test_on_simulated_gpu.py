@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SAMPLE, as_on_a_card, looking, say_all, utterance
-from pretend_card import STREAMS, Card, RaceError
+from helpers.simulated_gpu import STREAMS, Card, RaceError
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from benchmarks.gpu import kinds, report, results

@@ -9,7 +9,7 @@ import itertools
 import pytest
 import torch
 from conftest import SAMPLE, assert_close
-from texts import TEXTS
+from helpers.texts import TEXTS
 
 pytestmark = pytest.mark.slow
 MAX_TOKENS = 6
@@ -47,7 +47,7 @@ def full_engine(full, tmp_path_factory):
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_tokens_are_upstreams(full_engine, full_upstream, text):
-    from reference import greedy_tokens, sampled_tokens
+    from helpers.upstream_reference import greedy_tokens, sampled_tokens
     from test_t3_parity import raw_tokens
 
     from chatterbox_opt import Sampling
@@ -63,7 +63,7 @@ def test_tokens_are_upstreams(full_engine, full_upstream, text):
 
 
 def test_tokens_are_upstreams_over_many_steps(full_engine, full_upstream):
-    from reference import sampled_tokens
+    from helpers.upstream_reference import sampled_tokens
     from test_t3_parity import raw_tokens
 
     from chatterbox_opt import Sampling

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from interpreter import OTHERS, interpreted, on_this_numpy
+from helpers.triton_interpreter import OTHERS, interpreted, on_this_numpy
 
 pytest.importorskip("triton", reason="this torch comes without Triton")
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from interpreter import OTHERS, interpreted, on_this_numpy
+from helpers.triton_interpreter import OTHERS, interpreted, on_this_numpy
 
 from benchmarks.gpu import resources
 

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from made_up import MadeUp, gone, lives
-from test_batch import go, lines_of, work
-from test_batch_faults import COMMAND, HERE, QUICK, batch, listen_to_ctrl_c, noted
+from helpers.fake_worker_engine import MadeUp, gone, lives
+from test_crashes import COMMAND, HERE, QUICK, batch, listen_to_ctrl_c, noted
+from test_runner import go, lines_of, work
 
 from chatterbox_opt import Request, Sampling
 from chatterbox_opt.batch.local_workers import ProcessWorkers, split_resources
@@ -161,9 +161,9 @@ def test_a_batch_ends_well_when_workers_keep_dying(tmp_path):
 RUN = """
 import signal, sys
 from pathlib import Path
-from made_up import MadeUp
-from test_batch import go, work
-from test_workers import pool
+from helpers.fake_worker_engine import MadeUp
+from test_runner import go, work
+from test_worker_pool import pool
 if __name__ == "__main__":
     with pool(MadeUp(Path(sys.argv[1]), width=2, pause=float(sys.argv[2])), 3) as speak:
         go(Path(sys.argv[1]) / "out", work([sys.argv[3]] * 500), speak)

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 from conftest import SAMPLE
 from rich.console import Console
-from test_batch import Fake, work
+from test_runner import Fake, work
 
 from chatterbox_opt.batch import manifest
 from chatterbox_opt.batch.manifest import Entry
@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 FAKE = """
 import sys, time
 from pathlib import Path
-from test_batch import Fake, go, work
+from test_runner import Fake, go, work
 fake = Fake()
 def speak(requests):
     for result in fake(requests):

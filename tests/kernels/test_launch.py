@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pretend_card import Card
+from helpers.simulated_gpu import Card
 
 pytest.importorskip("triton", reason="this torch comes without Triton")
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as some
-from test_fallback import SAMPLING, Failing, batch, stage
+from test_recovery import SAMPLING, Failing, batch, stage
 from torch import nn
 
 from chatterbox_opt import Engine

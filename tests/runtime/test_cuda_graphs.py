@@ -1,6 +1,6 @@
 """Recorded work: replays say what plain work says, and are dropped when they are stale.
 
-The recorder here is tape.py, which freezes what a CUDA graph freezes.
+The recorder here is fake_graph_capture.py, which freezes what a CUDA graph freezes.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import weakref
 
 import numpy as np
 import pytest
-import tape
 import torch
 from conftest import SAMPLE, say_all, utterance
-from test_decoding import TEXTS, some
+from helpers import fake_graph_capture
+from test_decode import TEXTS, some
 
 from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.checkpoints import loader, registry
@@ -42,7 +42,7 @@ class Counting:
         self.recorded += 1
         if self.error:
             raise self.error
-        return tape.record(work)
+        return fake_graph_capture.record(work)
 
 
 def capture(engine: Engine, record) -> None:
@@ -99,7 +99,7 @@ def test_one_by_one_over_the_same_slots(engine, t3, alone):
 def test_the_generator_is_left_as_the_last_token_left_it(engine, t3):
     plain, replayed = some(engine), some(engine)
     say_all(t3, plain)
-    say_all(t3, replayed, slots=3, way=CudaGraphBackend(tape.record))
+    say_all(t3, replayed, slots=3, way=CudaGraphBackend(fake_graph_capture.record))
     for one, other in zip(plain, replayed, strict=True):
         assert torch.equal(one.generator.get_state(), other.generator.get_state())
 
@@ -174,7 +174,7 @@ def test_weights_may_move_whenever_the_loop_is_left(engine, tiny, when):
 
 
 def test_the_loop_looks_for_moved_weights_only_then(engine, t3, monkeypatch):
-    looked, way = [], CudaGraphBackend(tape.record)
+    looked, way = [], CudaGraphBackend(fake_graph_capture.record)
     monkeypatch.setattr(cuda_graphs, "weight_addresses", lambda module: looked.append(module) or ())
     [said] = say_all(t3, [utterance(engine, "Hello.", Sampling(seed=1, max_tokens=90))], way=way)
     assert len(said.tokens) > 5 * decode_graphs.STEPS_PER_SYNC
@@ -205,7 +205,7 @@ def test_stages_that_take_turns_sound_the_same(fresh, engine, offload):
     sampling = Sampling(seed=3, max_tokens=40)
     expected = engine.synthesize("Hello there.", None, sampling).samples
     with fresh() as turning:
-        capture(turning, tape.record)
+        capture(turning, fake_graph_capture.record)
         stages, cpu = turning.pipeline.placement._stages, torch.device("cpu")
         turning.pipeline.placement = StagePlacement(
             stages, cpu, offload=offload, copier=PlainTransfer(cpu)
@@ -263,7 +263,7 @@ def test_a_closed_engine_leaves_nothing(fresh):
     gc.disable()
     try:
         engine = fresh()
-        capture(engine, tape.record)
+        capture(engine, fake_graph_capture.record)
         engine.synthesize("Hello there.", None, Sampling(seed=3, max_tokens=20))
         pipeline = engine.pipeline
         held = [weakref.ref(pipeline.placement.module(name)) for name in ("t3", "flow", "vocoder")]
@@ -279,12 +279,12 @@ def test_reading_a_value_back_cannot_be_recorded():
     """Guards all tests here: the recorder would have noticed."""
     x = torch.ones(1)
     with pytest.raises(RuntimeError, match="not permitted"):
-        tape.record(lambda: x.mul_(2 if x > 0 else 3))
+        fake_graph_capture.record(lambda: x.mul_(2 if x > 0 else 3))
 
 
 def test_recording_does_nothing_and_freezes_numbers():
     x, factor = torch.ones(3), 2.0
-    replay = tape.record(lambda: x.mul_(factor))
+    replay = fake_graph_capture.record(lambda: x.mul_(factor))
     assert x.tolist() == [1, 1, 1]
     factor = 5.0
     replay()

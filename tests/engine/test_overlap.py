@@ -13,11 +13,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tape
 import torch
-from test_fallback import Failing, load, stage  # noqa: F401 (a fixture)
-from test_graphs import capture
+from helpers import fake_graph_capture
+from test_cuda_graphs import capture
 from test_plan import CPU
+from test_recovery import Failing, load, stage  # noqa: F401 (a fixture)
 
 from chatterbox_opt import Request, Sampling
 from chatterbox_opt.checkpoints import registry
@@ -153,11 +153,11 @@ def test_every_line_sounds_the_same_bit_by_bit(engine, monkeypatch, retries):
 
 def test_recorded_work_sounds_the_same(engine):
     """Both stages replay, and record, in two threads at once."""
-    capture(engine, tape.record)
+    capture(engine, fake_graph_capture.record)
     expected = [batch(engine, InlineRenderer()) for _ in range(3)][-1]
     for _ in range(2):
         assert same(batch(engine, OverlappedRenderer()), expected)
-    capture(engine, tape.record)
+    capture(engine, fake_graph_capture.record)
     for _ in range(3):
         assert same(batch(engine, OverlappedRenderer()), expected)
     assert isinstance(engine.pipeline.backend, CudaGraphBackend)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import tape
 import torch
-from test_graphs import capture
+from helpers import fake_graph_capture
+from test_cuda_graphs import capture
 
 from benchmarks import batch
 from benchmarks.gpu.context import BROKEN_EXIT, Context, parse
@@ -24,7 +24,7 @@ from chatterbox_opt.engine.overlap import OverlappedRenderer
 @pytest.fixture
 def engine(tiny):
     with Engine.load(str(tiny), "dev", device="cpu", watermark=False) as engine:
-        capture(engine, tape.record)
+        capture(engine, fake_graph_capture.record)
         yield engine
 
 
@@ -46,7 +46,7 @@ def test_it_finds_a_vocoder_that_hears_its_padding(engine, monkeypatch):
 def test_it_finds_stale_recordings(engine, monkeypatch):
     """A way that forgets to look where the weights are."""
     monkeypatch.setattr("chatterbox_opt.engine.decode_graphs.weight_addresses", lambda module: ())
-    stale = CudaGraphBackend(tape.record)
+    stale = CudaGraphBackend(fake_graph_capture.record)
     assert parity.token_parity(engine, stale, EagerBackend(), 1, 2, 6)["good"]
     for parameter in engine.pipeline.placement.module("t3").parameters():
         parameter.data = parameter.data.roll(1, -1)
@@ -62,11 +62,13 @@ def test_its_figures_are_figures(engine):
         assert row["some way"] > 0
         shape, here = t3.shape, t3.like.device
     asked = kernel_times.Queries(shape.heads, shape.head_dim, 2, 128, here, torch.float32)
-    row = kernel_times.decode_attention(asked, tape.record, fused=False, cold=3 * asked.nbytes - 1)
+    row = kernel_times.decode_attention(
+        asked, fake_graph_capture.record, fused=False, cold=3 * asked.nbytes - 1
+    )
     assert row["sdpa, masked"] > 0 and row["products"] > 0
     assert (row["layers"], row["bytes"]) == (3, 2 * 2 * 4 * 128 * 16 * 4)
     shape = engine.checkpoint.config.flow
-    row = kernel_times.flow_attention(shape, tape.record, here, 20, fused=False)
+    row = kernel_times.flow_attention(shape, fake_graph_capture.record, here, 20, fused=False)
     assert row["sdpa, all"] > 0 and row["sdpa, masked"] > 0
 
 
@@ -74,7 +76,10 @@ def test_what_cannot_run_has_its_reason_in_the_row():
     def impossible():
         raise RuntimeError("too large\nfor this GPU")
 
-    assert kernel_times.timed(tape.record, impossible, torch.device("cpu"), 1) == "too large"
+    assert (
+        kernel_times.timed(fake_graph_capture.record, impossible, torch.device("cpu"), 1)
+        == "too large"
+    )
     assert kernel_times.rated("too large", 1) == {"error": "too large"}
     assert kernel_times.rated(2.0, 4000) == {"us": 2.0, "gb_per_second": 2.0}
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import tape
 import torch
 from conftest import SAMPLE, assert_close
+from helpers import fake_graph_capture
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -108,7 +108,7 @@ def replaying(engine, monkeypatch):
 
         def record(work):
             recorded.append(work)
-            return tape.record(work)
+            return fake_graph_capture.record(work)
 
         monkeypatch.setattr(flow, "executor", GraphedExecutor(record, flow, "the flow"))
         yield flow, recorded
