@@ -146,7 +146,7 @@ class OptimizedTarget:
         if not isinstance(speaker, Pipeline):
             raise InputError("bench measures both: unset DISABLE_OPTIMIZATION")
         self._pipeline, self._job = speaker, job
-        self.dtype, self.plan = self._engine.plan.t3, self._engine.plan.summary()
+        self.dtype, self.plan = self._engine.plan.t3.storage, self._engine.plan.summary()
         # what is recorded is met in the first run and recorded in the second
         self.warm_ups = 2 if self._engine.plan.compile == "cudagraphs" else 1
         self._sampling = Sampling(seed=0, max_tokens=len(job.tokens))

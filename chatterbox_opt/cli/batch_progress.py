@@ -1,6 +1,6 @@
-"""What the person sees of a batch: a bar on a terminal, lines elsewhere, events for scripts.
+"""Displays a batch: a progress bar on a terminal, lines elsewhere, JSON events for scripts.
 
-Knows Rich, the terminal and standard output. Knows nothing of how the work is done.
+Responsible for Rich, the terminal and standard output. Not responsible for how the work is done.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from chatterbox_opt.batch.manifest import Entry
     from chatterbox_opt.batch.runner import Event, Summary
 
-EVERY = 1.0  # seconds between plain lines; failures are always said
+EVERY = 1.0  # seconds between plain lines; failures are always printed
 LISTED = 50  # failures named at the end; the manifest has them all
 
 
 @contextmanager
-def display(talk: Reporter, *, as_json: bool) -> Iterator[Callable[[Event], None]]:
+def display(reporter: Reporter, *, as_json: bool) -> Iterator[Callable[[Event], None]]:
     """Yield a function that shows events, while the block runs."""
     shown: list[Callable[[Event], None]] = [_print_json] if as_json else []
-    if talk.quiet:
+    if reporter.quiet:
         yield _each(shown)
-    elif not talk.is_terminal:
-        yield _each([*shown, _Lines(talk)])
+    elif not reporter.is_terminal:
+        yield _each([*shown, _Lines(reporter)])
     else:
         columns = (
             SpinnerColumn(),
@@ -39,16 +39,16 @@ def display(talk: Reporter, *, as_json: bool) -> Iterator[Callable[[Event], None
             MofNCompleteColumn(),
             TextColumn("{task.description}"),
         )
-        with Progress(*columns, console=talk.console, transient=True) as bars:
-            yield _each([*shown, _Bar(talk, bars)])
+        with Progress(*columns, console=reporter.console, transient=True) as bars:
+            yield _each([*shown, _Bar(reporter, bars)])
 
 
 def _each(shown: list[Callable[[Event], None]]) -> Callable[[Event], None]:
-    def tell(event: Event) -> None:
+    def forward(event: Event) -> None:
         for show in shown:
             show(event)
 
-    return tell
+    return forward
 
 
 def _print_json(event: Event) -> None:
@@ -57,37 +57,37 @@ def _print_json(event: Event) -> None:
 
 def as_object(event: Event) -> dict[str, Any]:
     """An event as a script reads it: ``event``, the counts, and for an item its manifest line."""
-    found = dataclasses.asdict(event)
-    entry = found.pop("entry") or {}
-    found = {"event": found.pop("kind"), **found, "remaining": _remaining(event)}
-    rounded = {k: round(v, 3) if isinstance(v, float) else v for k, v in found.items()}
+    values = dataclasses.asdict(event)
+    entry = values.pop("entry") or {}
+    values = {"event": values.pop("kind"), **values, "remaining": _remaining(event)}
+    rounded = {k: round(v, 3) if isinstance(v, float) else v for k, v in values.items()}
     return rounded | ({"item": entry} if entry else {})
 
 
 class _Lines:
     """A line for an item, at most one in ``EVERY`` seconds."""
 
-    def __init__(self, talk: Reporter) -> None:
-        self._talk = talk
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
         self._last = float("-inf")
 
     def __call__(self, event: Event) -> None:
         entry, now = event.entry, time.monotonic()
         if event.kind == "begin" and event.skipped:
-            self._talk.say(f"{event.skipped} of {event.total} are done already")
+            self._reporter.status(f"{event.skipped} of {event.total} are done already")
         if entry is None:
             return
         if entry.error or entry.faults or now - self._last >= EVERY or not _left(event):
             self._last = now
-            place = f"[{event.skipped + event.done + event.failed}/{event.total}]"
-            self._talk.say(f"{place} {_line(entry)} · {_rates(event)}")
+            position = f"[{event.skipped + event.done + event.failed}/{event.total}]"
+            self._reporter.status(f"{position} {_line(entry)} · {_rates(event)}")
 
 
 class _Bar:
     """One bar for the whole job; failures scroll by above it."""
 
-    def __init__(self, talk: Reporter, bars: Progress) -> None:
-        self._talk, self._bars = talk, bars
+    def __init__(self, reporter: Reporter, bars: Progress) -> None:
+        self._reporter, self._bars = reporter, bars
         self._task = bars.add_task("", total=None)
 
     def __call__(self, event: Event) -> None:
@@ -96,7 +96,7 @@ class _Bar:
             self._task, total=event.total, completed=completed, description=_rates(event)
         )
         if event.entry is not None and (event.entry.error or event.entry.faults):
-            self._talk.say(_line(event.entry))
+            self._reporter.status(_line(event.entry))
 
 
 def _line(entry: Entry) -> str:
@@ -111,7 +111,7 @@ def _left(event: Event) -> int:
 
 
 def _remaining(event: Event) -> float | None:
-    """Seconds until the end, by the characters that are yet to be said."""
+    """Seconds until the end, by the characters that are left."""
     if not 0 < event.share <= 1:
         return None
     return event.elapsed * (1 - event.share) / event.share
@@ -134,29 +134,29 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def report(talk: Reporter, summary: Summary, rows: dict[str, int], seconds: float) -> None:
-    """Failures with their reasons, then a table of the whole.
+def report(reporter: Reporter, summary: Summary, rows: dict[str, int], seconds: float) -> None:
+    """Failures with their reasons, then a summary table.
 
     Args:
-        rows: of the job file, by id.
-        seconds: that the run took.
+        rows: row of the job file by id.
+        seconds: how long the run took.
     """
     failed, marked = summary.failed(), summary.marked()
     for entry in failed[:LISTED]:
-        talk.warn(f"row {rows[entry.id]} (id {entry.id}) failed: {entry.error}")
+        reporter.warn(f"row {rows[entry.id]} (id {entry.id}) failed: {entry.error}")
     if len(failed) > LISTED:
-        talk.warn(f"{len(failed) - LISTED} more failed: see the manifest")
+        reporter.warn(f"{len(failed) - LISTED} more failed: see the manifest")
     for entry in marked[:LISTED]:
-        talk.say(f"doubtful: {_line(entry)}")
+        reporter.status(f"doubtful: {_line(entry)}")
     done = [e for e in summary.entries.values() if not e.error]
-    sound = sum(entry.duration for entry in done)
+    seconds_of_audio = sum(entry.duration for entry in done)
     cells = [
         ("done", str(len(done) - summary.skipped)),
         ("done before", str(summary.skipped)),
         ("failed", str(len(failed))),
         ("doubtful", str(len(marked))),
         ("not reached", str(summary.left)),
-        ("audio", _clock(sound)),
+        ("audio", _clock(seconds_of_audio)),
         ("time", _clock(seconds)),
     ]
-    talk.table([(name, value) for name, value in cells if value != "0" or name == "failed"])
+    reporter.table([(name, value) for name, value in cells if value != "0" or name == "failed"])

@@ -1,90 +1,140 @@
-"""The small commands: voices, models, profiles, doctor. Parse, call, print.
+"""The command ``bench``: measures this machine, or shows an earlier report.
 
-Knows options and tables. Heavy imports live inside the commands.
+Responsible for its options and for which files are written. Not responsible for measuring
+(bench/runner.py) or for the forms of a report (bench/report.py, bench/chart.py).
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.bench import chart, report
-from chatterbox_opt.cli import console
+from chatterbox_opt.cli import console, options
 from chatterbox_opt.config import hardware
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.utils import atomic_file
+from chatterbox_opt.utils.quiet import silence_dependencies
 
 
-def bench(
+@dataclass(frozen=True, kw_only=True)
+class MeasuringOptions:
+    """What is measured."""
+
     model: Annotated[
         Optional[str],
-        typer.Option(help="A model; else the real weights, or random ones."),
-    ] = None,
+        typer.Option(help="Model; default: the real weights if downloaded, else random ones."),
+    ] = None
     rows: Annotated[
         Optional[str], typer.Option(help="Comma-separated: upstream, float32, bfloat16, ...")
-    ] = None,
+    ] = None
     profile: Annotated[
-        Optional[list[str]], typer.Option(help="One more row: a profile; may be given again.")
-    ] = None,
-    device: Annotated[str, typer.Option(help=", ".join(hardware.DEVICES))] = hardware.AUTO,
-    seconds: Annotated[float, typer.Option(help="Sound that every row makes.")] = 5.0,
-    runs: Annotated[int, typer.Option(help="Measured runs of each row, after a warm-up.")] = 3,
-    words: Annotated[Optional[str], typer.Option("--text", help="The text of the prefill.")] = None,
+        Optional[list[str]], typer.Option(help="A profile as one more row; repeatable.")
+    ] = None
+    device: Annotated[str, typer.Option(help=f"One of {', '.join(hardware.DEVICES)}.")] = (
+        hardware.AUTO
+    )
+    seconds: Annotated[float, typer.Option(help="Seconds of audio per run.")] = 5.0
+    runs: Annotated[int, typer.Option(help="Measured runs of each row, after warm-up.")] = 3
+    text: Annotated[Optional[str], typer.Option(help="The text of the prefill.")] = None
     cold: Annotated[
-        bool, typer.Option("--cold", help="Time whole processes too, from start to wav.")
-    ] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Tiny random weights: a trial.")] = False,
-    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the report.")] = None,
-    csv_file: Annotated[Optional[Path], typer.Option("--csv", help="Write the rows.")] = None,
+        bool, typer.Option("--cold", help="Also time whole processes, from start to wav.")
+    ] = False
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Tiny random weights: only to try the command.")
+    ] = False
+
+    def check(self) -> None:
+        """Raise InputError for a length or a number of runs out of range."""
+        if not (0 < self.seconds <= 100 and 1 <= self.runs <= 100):
+            raise InputError("--seconds is above 0 to 100, --runs 1 to 100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Where the report is written."""
+
+    json_file: Annotated[
+        Optional[Path], typer.Option("--json", help="Write the report as JSON.")
+    ] = None
+    csv_file: Annotated[Optional[Path], typer.Option("--csv", help="Write the rows as CSV.")] = None
     markdown_file: Annotated[
-        Optional[Path], typer.Option("--markdown", help="Write the table.")
+        Optional[Path], typer.Option("--markdown", help="Write the table as Markdown.")
+    ] = None
+    plot: Annotated[Optional[Path], typer.Option(help="Draw a chart: .png or .svg.")] = None
+
+    def check(self) -> None:
+        """Raise InputError or OutputError for files that cannot be written."""
+        if self.plot:
+            chart.check(self.plot)
+        for file in (self.json_file, self.csv_file, self.markdown_file, self.plot):
+            if file:
+                audio_files.check_writable(str(file))
+
+    def write(self, measured: Mapping[str, Any]) -> None:
+        """Write the report in every requested form."""
+        forms = (
+            (self.json_file, json.dumps(measured, indent=1)),
+            (self.csv_file, report.csv_text(measured)),
+            (self.markdown_file, report.markdown(measured)),
+        )
+        for target, content in forms:
+            if target:
+                with atomic_file.atomic_write(target) as part:
+                    part.write_text(content.rstrip("\n") + "\n", encoding="utf-8")
+        if self.plot:
+            chart.draw(measured, self.plot)
+
+
+@options.with_groups
+def bench(
+    measuring: MeasuringOptions,
+    forms: ReportOptions,
+    earlier: Annotated[
+        Optional[Path],
+        typer.Option("--from", help="Show this --json report instead of measuring."),
     ] = None,
-    plot: Annotated[Optional[Path], typer.Option(help="Draw a chart: .png or .svg.")] = None,
-    compare: Annotated[Optional[Path], typer.Option(help="An older --json report.")] = None,
+    compare: Annotated[
+        Optional[Path], typer.Option(help="An older --json report; exit 1 if a figure got worse.")
+    ] = None,
     tolerance: Annotated[float, typer.Option(help="How much worse a figure may be.")] = 0.1,
 ) -> None:
-    """Measure this machine: plain Chatterbox, and each of our configurations beside it."""
+    """Measure this machine: plain Chatterbox next to each of our configurations."""
     old = report.read(compare) if compare else None
-    files = [file for file in (json_file, csv_file, markdown_file, plot) if file]
-    if plot:
-        chart.check(plot)
-    for file in files:
-        audio_files.check_writable(str(file))
-    if not (0 < seconds <= 100 and 1 <= runs <= 100):
-        raise InputError("give --seconds from above 0 to 100 and --runs from 1 to 100")
-    talk = console.Reporter()
-    console.be_quiet()
-    os.environ.setdefault("TQDM_DISABLE", "1")  # upstream's own bars, in the rows' processes
-    from chatterbox_opt.bench import backends
-    from chatterbox_opt.bench import runner as bench_runner
-
-    chosen = bench_runner.choose_rows(rows, profile or [], device, tiny=quick)
-    with bench_runner.weights(model, tiny=quick, say=talk.say) as directory:
-        job = backends.BenchJob(
-            str(directory),
-            device,
-            words or backends.SENTENCE,
-            backends.forced_tokens(min(seconds, 2.0) if quick else seconds),
-            min(runs, 2) if quick else runs,
-            cold,
-        )
-        measured = bench_runner.measure(job, chosen, talk.say)
+    forms.check()
+    measuring.check()
+    measured = report.read(earlier) if earlier else _measure(measuring)
     for line in report.card_lines(measured):
         print(line)
     console.table(*report.cells(measured))
-    forms = (json.dumps(measured, indent=1), report.csv_text(measured), report.markdown(measured))
-    for target, content in zip((json_file, csv_file, markdown_file), forms, strict=True):
-        if target:
-            with atomic_file.atomic_write(target) as part:
-                part.write_text(content + "\n" * (not content.endswith("\n")), encoding="utf-8")
-    if plot:
-        chart.draw(measured, plot)
+    forms.write(measured)
     if old:
         lines, worse = report.compare(measured, old, tolerance)
         console.table(("row", "figure", "old", "new", "change", ""), lines)
         raise typer.Exit(1 if worse else 0)
+
+
+def _measure(asked: MeasuringOptions) -> dict[str, Any]:
+    reporter = console.Reporter()
+    silence_dependencies()
+    os.environ.setdefault("TQDM_DISABLE", "1")  # upstream's own bars, in the rows' processes
+    from chatterbox_opt.bench import backends, runner
+
+    rows = runner.choose_rows(asked.rows, asked.profile or [], asked.device, tiny=asked.quick)
+    with runner.weights(asked.model, tiny=asked.quick, say=reporter.status) as directory:
+        job = backends.BenchJob(
+            str(directory),
+            asked.device,
+            asked.text or backends.SENTENCE,
+            backends.forced_tokens(min(asked.seconds, 2.0) if asked.quick else asked.seconds),
+            min(asked.runs, 2) if asked.quick else asked.runs,
+            asked.cold,
+        )
+        return runner.measure(job, rows, reporter.status)

@@ -1,14 +1,13 @@
-"""What the person sees: status lines, progress bars, tables, warnings. All of it on stderr.
+"""Terminal output: status lines, progress bars, tables, warnings. All but tables go to stderr.
 
-Knows Rich and the terminal. Knows nothing of torch, and computes nothing. Standard output belongs
-to results: a wav, a JSON object, or a table that was asked for.
+Responsible for Rich and the terminal. Not responsible for computing anything; imports no torch.
+Standard output is for results: a wav, a JSON object, or a requested table.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -25,7 +24,7 @@ TOKENS_PER_CHARACTER = 1.7  # English at a calm pace: 15 characters and 25 token
 
 
 class Reporter:
-    """One command's voice towards the person.
+    """The status output of one command.
 
     Attributes:
         quiet: only warnings and errors are shown.
@@ -38,11 +37,11 @@ class Reporter:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether somebody watches."""
+        """Whether stderr is a terminal."""
         return self.console.is_terminal
 
     def table(self, rows: Iterable[tuple[str, str]]) -> None:
-        """A small table of names and figures, as part of the talk."""
+        """A small table of names and figures, on stderr."""
         grid = Table(show_header=False, box=None, pad_edge=False)
         grid.add_column(style="bold")
         grid.add_column(justify="right")
@@ -51,7 +50,7 @@ class Reporter:
         if not self.quiet:
             self.console.print(grid)
 
-    def say(self, line: str) -> None:
+    def status(self, line: str) -> None:
         """A status line."""
         if not self.quiet:
             self.console.print(line, markup=False)
@@ -66,10 +65,10 @@ class Reporter:
         self.console.print(f"warning: {line}", markup=False, style="yellow")
 
     @contextmanager
-    def bars(self) -> Iterator[Callable[[request.Progress], None]]:
+    def progress(self) -> Iterator[Callable[[request.Progress], None]]:
         """A bar per chunk with tokens per second, while the block runs; silent off a terminal.
 
-        A bar's end is a guess from the chunk's characters.
+        The length of a bar is estimated from the chunk's characters.
         """
         if self.quiet or not self.console.is_terminal:
             yield lambda progress: None
@@ -101,26 +100,20 @@ class _Rate(ProgressColumn):
 
 
 class _Warnings(logging.Handler):
-    """Shows the library's warnings as the command's own."""
+    """Prints the library's warnings as the command's own."""
 
-    def __init__(self, talk: Reporter) -> None:
+    def __init__(self, reporter: Reporter) -> None:
         super().__init__(logging.WARNING)
-        self._talk = talk
+        self._reporter = reporter
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._talk.warn(record.getMessage())
+        self._reporter.warn(record.getMessage())
 
 
-def show_warnings(talk: Reporter) -> None:
-    """Let the library's log messages through to the person, once each."""
+def show_warnings(reporter: Reporter) -> None:
+    """Print the library's log messages as warnings of the command."""
     logger = logging.getLogger("chatterbox_opt")
-    logger.handlers, logger.propagate = [_Warnings(talk)], False
-
-
-def be_quiet() -> None:
-    """Silence what only the authors of our dependencies need to know (``--debug`` does not)."""
-    warnings.simplefilter("ignore")  # deprecations
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; we say the end
+    logger.handlers, logger.propagate = [_Warnings(reporter)], False
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:

@@ -14,7 +14,6 @@ from chatterbox_opt.checkpoints import registry, weight_cache
 from chatterbox_opt.cli import console, options
 from chatterbox_opt.config import hardware, plan
 from chatterbox_opt.engine import probe
-from chatterbox_opt.engine import spec as engine_spec
 from chatterbox_opt.errors import ChatterboxOptError, DeviceError
 from chatterbox_opt.voices.store import VoiceStore
 
@@ -73,9 +72,7 @@ def _cuda() -> Finding:
         facts = f"{card.name}, {memory}, capability {hardware.format_capability(card.capability)}"
         return Finding("cuda", good=True, found=facts)
     if shutil.which("nvidia-smi"):
-        remedy = (
-            f"torch was built for CUDA {torch.version.cuda}; update the driver or see the README"
-        )
+        remedy = f"torch was built for CUDA {torch.version.cuda}; update the driver or see docs/install.md"
         return Finding("cuda", good=False, found="a driver, but torch sees no card", remedy=remedy)
     return Finding("cuda", good=True, found="no card: speech runs on the processor")
 
@@ -124,11 +121,11 @@ def _profile() -> list[Finding]:
     return [Finding("profile", good=True, found=f"{how.summary()} ({'; '.join(how.reasons)})")]
 
 
-def doctor(voice_cache: options.Store = None) -> None:
-    """Say what was found here, and what to mend."""
-    findings = examine(engine_spec.store_at(voice_cache))
+def doctor(voice_cache: options.VoiceCache = None) -> None:
+    """Check this machine: what was found, and what to fix."""
+    findings = examine(options.voice_store_at(voice_cache))
     console.table(
         ("what", "state", "found", "remedy"),
-        ((f.what, "ok" if f.good else "MEND", f.found, f.remedy) for f in findings),
+        ((f.what, "ok" if f.good else "FIX", f.found, f.remedy) for f in findings),
     )
     raise typer.Exit(0 if all(f.good for f in findings) else 1)

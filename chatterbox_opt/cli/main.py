@@ -1,7 +1,8 @@
-"""The command line: parses, calls, prints, exits. Heavy imports live inside the commands.
+"""The command line: the Typer application, exit codes and signals.
 
-Knows options and exit codes. Knows nothing of how sound is made. What is wrong with the arguments
-is said before torch is imported.
+Responsible for assembling the commands and for what every error becomes: one line on stderr and an
+exit code. Not responsible for options or for what commands do. Commands import torch inside their
+functions, so that wrong arguments are reported at once.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from chatterbox_opt.errors import ChatterboxOptError
 
 app = typer.Typer(
     name="chatterbox-opt",
-    help="Chatterbox text-to-speech, fast and exact.",
+    help="Fast inference for Chatterbox text-to-speech.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 app.add_typer(voices_command.voices, name="voices")
-app.add_typer(models_command.models_app, name="models")
+app.add_typer(models_command.models, name="models")
 app.add_typer(profiles_command.profiles, name="profiles")
 app.command()(doctor_command.doctor)
 app.command()(bench_command.bench)
@@ -60,7 +61,7 @@ def root(
         bool, typer.Option("--version", callback=lambda v: _version(wanted=v), is_eager=True)
     ] = False,
 ) -> None:
-    """Chatterbox text-to-speech, fast and exact."""
+    """Fast inference for Chatterbox text-to-speech."""
 
 
 # the base of usage errors; newer Typer carries its own click, so it is found by name

@@ -1,4 +1,4 @@
-"""The commands ``models``."""
+"""The commands ``models``: known models, random checkpoints, the weight cache."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from chatterbox_opt.cli import console
 from chatterbox_opt.config.model_config import read_config
 from chatterbox_opt.errors import InputError
 
-models_app = typer.Typer(
-    help="List models, make a random one, forget conversions.",
+models = typer.Typer(
+    help="List models, make a random one, clear the weight cache.",
     no_args_is_help=True,
 )
 
 
-@models_app.command("list")
+@models.command("list")
 def models_list() -> None:
     """List known models and where they are."""
     rows = []
@@ -31,18 +31,18 @@ def models_list() -> None:
             else registry.built_in(name)
         )
         rows.append((name, origin, str(here) if here else "not downloaded yet"))
-    console.table(("model", "from", "here"), rows)
+    console.table(("model", "source", "location"), rows)
 
 
-@models_app.command("clear")
+@models.command("clear")
 def models_clear() -> None:
-    """Forget converted weights, which the next start converts again; downloads stay."""
+    """Delete converted weights, which the next start converts again; downloads stay."""
     cache = weight_cache.default()
-    where = cache.directory or "nowhere"
+    where = cache.directory or "no directory"
     print(f"{cache.clear() >> 20:,} MiB removed from {where}", file=sys.stderr)
 
 
-@models_app.command("make")
+@models.command("make")
 def models_make(
     directory: Path,
     size: Annotated[
@@ -54,14 +54,19 @@ def models_make(
     if size not in ("tiny", "full"):
         raise InputError(f"size is '{size}'; known: tiny, full")
     if directory.exists() and not directory.is_dir():
-        raise InputError(f"'{directory}' is a file; give a directory")
+        raise InputError(f"'{directory}' is a file; pass a directory")
     if (
         any((directory / n).exists() for n in registry.FILES)
         and not read_config(directory).random_weights
     ):
-        raise InputError(f"'{directory}' holds weights that were not made here; give another")
+        raise InputError(
+            f"'{directory}' holds weights that were not made by this command; choose another directory"
+        )
     warnings.simplefilter("ignore")
     from chatterbox_opt.checkpoints.random_weights import make
 
     make(directory, size, seed)
-    print(f"made {size} weights of random values in {directory}: they speak noise", file=sys.stderr)
+    print(
+        f"made {size} weights of random values in {directory}: their output is noise",
+        file=sys.stderr,
+    )

@@ -1,78 +1,228 @@
-"""Options that several commands share, and what they add up to: a machine that speaks.
+"""Options that several commands share, in groups.
 
-Knows their names, their help and what can be said about them before torch is imported. Knows
-nothing of what a command does with the engine.
+Responsible for their names, defaults and help, and for the values that a group adds up to. Not
+responsible for what a command does with them.
+
+A group is a dataclass with an annotated field for each option. A command takes whole groups as
+parameters; ``with_groups`` shows Typer their fields:
+
+    @with_groups
+    def synth(text: str, sampling: SamplingOptions, engine: EngineOptions) -> None: ...
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
 import os
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from chatterbox_opt.cli import console
+from chatterbox_opt.checkpoints import registry
+from chatterbox_opt.cli.console import Reporter, show_warnings
 from chatterbox_opt.config import hardware
 from chatterbox_opt.config.profile import COMPILE, KV_CACHE, OFFLOAD, T3_DTYPES
+from chatterbox_opt.engine.spec import EngineSpec
+from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.utils.quiet import silence_dependencies
+from chatterbox_opt.voices.store import VoiceStore, default_directory
 
 if TYPE_CHECKING:
-    pass
+    from chatterbox_opt.config.plan import Plan
 
-Store = Annotated[
+DEFAULTS = Sampling()
+
+VoiceCache = Annotated[
     Optional[Path],
-    typer.Option("--voice-cache", help="Where voices are kept; or CHATTERBOX_VOICE_CACHE."),
-]
-NoStore = Annotated[
-    bool,
-    typer.Option(
-        "--no-cache",
-        "--no-voice-cache",
-        help="Compute the voice and convert the weights anew; keep neither.",
-    ),
+    typer.Option("--voice-cache", help="Voice cache directory (default: $CHATTERBOX_VOICE_CACHE)."),
 ]
 Voice = Annotated[
-    Optional[str], typer.Option(help="A recording, or a saved voice's name; else the model's own.")
-]
-Model = Annotated[str, typer.Option(help="A model's name, or a directory with its files.")]
-Seed = Annotated[Optional[int], typer.Option(help="The same seed gives the same wav.")]
-Temperature = Annotated[float, typer.Option(help="Spread of the speech; 0 is greedy.")]
-CfgWeight = Annotated[float, typer.Option(help="How strongly the text steers; 0 is off.")]
-Exaggeration = Annotated[float, typer.Option(help="Emotion; 0.5 is neutral.")]
-MinP = Annotated[
-    float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")
-]
-TopP = Annotated[float, typer.Option(help="Nucleus sampling; 1 keeps all.")]
-TopK = Annotated[int, typer.Option(help="Keep so many of the likeliest; 0 keeps all.")]
-RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 discourages repetition.")]
-MaxTokens = Annotated[int, typer.Option(help="Bound for one chunk; 25 are a second.")]
-CfmSteps = Annotated[int, typer.Option(help="Steps of the flow; fewer are quicker and less exact.")]
-Profile = Annotated[str, typer.Option(help="A profile's name, a .yaml file, or auto.")]
-Device = Annotated[str, typer.Option(help=", ".join(hardware.DEVICES))]
-Dtype = Annotated[Optional[str], typer.Option(help=", ".join(T3_DTYPES))]
-Compile = Annotated[Optional[str], typer.Option(help=", ".join(COMPILE))]
-Offload = Annotated[Optional[str], typer.Option(help=", ".join(OFFLOAD))]
-KvCache = Annotated[
-    Optional[str], typer.Option(help=f"Keys and values on a GPU: {', '.join(KV_CACHE)}.")
-]
-Subtype = Annotated[
-    Optional[str], typer.Option(help="Sample format, such as PCM_24 or FLOAT for wav.")
-]
-NoWatermark = Annotated[bool, typer.Option("--no-watermark", help="Leave out the PerTh watermark.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say where each setting came from.")]
-Debug = Annotated[
-    bool, typer.Option("--debug", help="Tracebacks, CUDA_LAUNCH_BLOCKING, TORCH_LOGS.")
+    Optional[str],
+    typer.Option(help="Reference recording, or the name of a voice; default: the model's own."),
 ]
 
 
-def quieten(talk: console.Reporter, *, debug: bool) -> None:
-    """Route the library's warnings to the person; with --debug let everything through."""
-    console.show_warnings(talk)
-    if debug:
-        os.environ.setdefault("CUDA_LAUNCH_BLOCKING", "1")
-        os.environ.setdefault("TORCH_LOGS", "+dynamo")
-    else:
-        console.be_quiet()
-    if talk.quiet:
-        os.environ.setdefault("TQDM_DISABLE", "1")  # the hub's and plain Chatterbox's bars
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """The sampling parameters, by the names of ``Sampling``'s fields."""
+
+    seed: Annotated[Optional[int], typer.Option(help="The same seed gives the same file.")] = None
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 = greedy.")] = (
+        DEFAULTS.temperature
+    )
+    cfg_weight: Annotated[
+        float, typer.Option(help="Classifier-free guidance weight; 0 disables it.")
+    ] = DEFAULTS.cfg_weight
+    exaggeration: Annotated[float, typer.Option(help="Emotion intensity; 0.5 is neutral.")] = (
+        DEFAULTS.exaggeration
+    )
+    min_p: Annotated[
+        float, typer.Option(help="Drop tokens below this share of the most likely one's.")
+    ] = DEFAULTS.min_p
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 keeps all tokens.")] = (
+        DEFAULTS.top_p
+    )
+    top_k: Annotated[
+        int, typer.Option(help="Keep only this many most likely tokens; 0 keeps all.")
+    ] = DEFAULTS.top_k
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repetition.")] = (
+        DEFAULTS.repetition_penalty
+    )
+    max_tokens: Annotated[int, typer.Option(help="Maximum speech tokens per chunk (25 = 1 s).")] = (
+        DEFAULTS.max_tokens
+    )
+    cfm_steps: Annotated[
+        int, typer.Option(help="Euler steps of the flow; fewer are faster and less exact.")
+    ] = DEFAULTS.cfm_steps
+
+    def sampling(self) -> Sampling:
+        """The value.
+
+        Raises:
+            InputError: one is out of range.
+        """
+        return Sampling(**dataclasses.asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Which model, on what, and how."""
+
+    model: Annotated[str, typer.Option(help="Model name, or a directory with its files.")] = (
+        registry.DEFAULT
+    )
+    profile: Annotated[str, typer.Option(help="Profile name, a .yaml file, or auto.")] = (
+        hardware.AUTO
+    )
+    device: Annotated[str, typer.Option(help=f"One of {', '.join(hardware.DEVICES)}.")] = (
+        hardware.AUTO
+    )
+    dtype: Annotated[
+        Optional[str], typer.Option(help=f"Dtype of the weights: {', '.join(T3_DTYPES)}.")
+    ] = None
+    compile: Annotated[
+        Optional[str], typer.Option(help=f"How the decode step is run: {', '.join(COMPILE)}.")
+    ] = None
+    offload: Annotated[
+        Optional[str], typer.Option(help=f"Stages in host memory: {', '.join(OFFLOAD)}.")
+    ] = None
+    kv_cache: Annotated[
+        Optional[str], typer.Option(help=f"Dtype of the KV cache on a GPU: {', '.join(KV_CACHE)}.")
+    ] = None
+    no_watermark: Annotated[
+        bool, typer.Option("--no-watermark", help="Leave out the PerTh watermark.")
+    ] = False
+    voice_cache: VoiceCache = None
+    no_voice_cache: Annotated[
+        bool,
+        typer.Option(
+            "--no-cache",
+            "--no-voice-cache",
+            help="Use neither cached voices nor cached converted weights.",
+        ),
+    ] = False
+
+    def spec(self) -> EngineSpec:
+        """What the engine is loaded from."""
+        overrides = {
+            "dtype": self.dtype,
+            "compile": self.compile,
+            "offload": self.offload,
+            "kv_cache": self.kv_cache,
+        }
+        return EngineSpec(
+            model=self.model,
+            profile=self.profile,
+            device=self.device,
+            overrides={key: value for key, value in overrides.items() if value is not None},
+            store=voice_store_at(self.voice_cache, keep=not self.no_voice_cache),
+            watermark=not self.no_watermark,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What the command prints."""
+
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")
+    ] = False
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print where each setting comes from.")
+    ] = False
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Tracebacks, CUDA_LAUNCH_BLOCKING, TORCH_LOGS.")
+    ] = False
+
+    def reporter(self) -> Reporter:
+        """Where status lines go."""
+        return Reporter(quiet=self.quiet, verbose=self.verbose)
+
+    def set_up_logging(self, reporter: Reporter) -> None:
+        """Show the library's warnings; with --debug everything that dependencies print too."""
+        show_warnings(reporter)
+        if self.debug:
+            os.environ.setdefault("CUDA_LAUNCH_BLOCKING", "1")
+            os.environ.setdefault("TORCH_LOGS", "+dynamo")
+        else:
+            silence_dependencies()
+        if self.quiet:
+            os.environ.setdefault("TQDM_DISABLE", "1")  # the hub's and plain Chatterbox's bars
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Let Typer see the fields of every parameter of ``command`` that is an option group."""
+    hints = typing.get_type_hints(command, include_extras=True)
+    shown: list[inspect.Parameter] = []
+    groups: dict[str, tuple[type, list[str]]] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind = hints[name]
+        if not dataclasses.is_dataclass(kind):
+            shown.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=kind))
+            continue
+        fields = dataclasses.fields(kind)
+        of_fields = typing.get_type_hints(kind, include_extras=True)
+        groups[name] = (typing.cast(type, kind), [field.name for field in fields])
+        shown += [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=of_fields[field.name],
+            )
+            for field in fields
+        ]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        for name, (group, fields) in groups.items():
+            values[name] = group(**{field: values.pop(field) for field in fields})
+        command(**values)
+
+    run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    return run
+
+
+def voice_store_at(directory: Path | None, *, keep: bool = True) -> VoiceStore:
+    """The voice store in a directory, or in the default one."""
+    return VoiceStore(directory or default_directory(), keep)
+
+
+def announce_download(model: str, reporter: Reporter) -> None:
+    """Print a line if the model's files have to be downloaded first."""
+    if registry.must_download(model):
+        reporter.status(f"downloading {registry.HUB[model]} from the hub: 3 GB, once")
+
+
+def report_plan(plan: Plan, reporter: Reporter, workers: int = 1) -> None:
+    """Print the plan in a line, and with -v the reasons."""
+    reporter.status(plan.summary() + (f" · {workers} workers" if workers > 1 else ""))
+    for reason in plan.reasons:
+        reporter.detail(f"  {reason}")

@@ -1,4 +1,4 @@
-"""The commands ``profiles``."""
+"""The commands ``profiles``: shipped profiles, and the plan for this machine."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from chatterbox_opt.config import hardware, plan
 from chatterbox_opt.config.profile import load_profile, profile_names
 from chatterbox_opt.engine import probe
 
-profiles = typer.Typer(help="Show hardware profiles, or what was detected here.")
+profiles = typer.Typer(help="Show hardware profiles, or what is detected on this machine.")
 
 
 @profiles.callback(invoke_without_command=True)
 def profiles_root(context: typer.Context) -> None:
-    """Show hardware profiles, or what was detected here."""
+    """Show hardware profiles, or what is detected on this machine."""
     if context.invoked_subcommand is None:
         profiles_list()
 
@@ -46,9 +46,19 @@ def profiles_show(name: str) -> None:
 def profiles_detect(
     device: Annotated[str, typer.Option(help=", ".join(hardware.DEVICES))] = hardware.AUTO,
 ) -> None:
-    """Look at this machine and say which profile auto takes, and why."""
-    how = plan.resolve(hardware.AUTO, probe.probe(device))
+    """Detect this machine's hardware and show which profile auto picks, and why."""
+    resolved = plan.resolve(hardware.AUTO, probe.probe(device))
     rows = [
-        (f.name, str(getattr(how, f.name))) for f in dataclasses.fields(how) if f.name != "reasons"
+        (field.name, _cell(getattr(resolved, field.name)))
+        for field in dataclasses.fields(resolved)
+        if field.name != "reasons"
     ]
-    console.table(("key", "value"), [*rows, *(("reason", reason) for reason in how.reasons)])
+    console.table(("key", "value"), [*rows, *(("reason", why) for why in resolved.reasons)])
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, plan.StagePlan):
+        layout = "" if value.layout == plan.PLAIN else f", layout {value.layout}"
+        computed = "" if value.compute == value.storage else f", {value.compute} computed"
+        return f"{value.storage}{computed}{layout}, kernels {value.kernels}"
+    return str(value)

@@ -1,4 +1,4 @@
-"""The commands ``voices``."""
+"""The commands ``voices``: named reference recordings and computed voices."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ import typer
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.cli import console, options
-from chatterbox_opt.engine import spec as engine_spec
 from chatterbox_opt.errors import InputError
 
 voices = typer.Typer(help="Name voices, so that --voice anna works.", no_args_is_help=True)
 
 
 @voices.command("list")
-def voices_list(voice_cache: options.Store = None) -> None:
+def voices_list(voice_cache: options.VoiceCache = None) -> None:
     """List saved voices, and those that come with a model."""
-    store = engine_spec.store_at(voice_cache)
+    store = options.voice_store_at(voice_cache)
     rows = [(name, str(path)) for name, path in store.names().items()]
     for model in registry.BUILT_IN:
         rows += [(name, f"comes with --model {model}") for name in registry.shipped_voices(model)]
@@ -29,27 +28,29 @@ def voices_list(voice_cache: options.Store = None) -> None:
 
 
 @voices.command("add")
-def voices_add(name: str, file: Path, voice_cache: options.Store = None) -> None:
+def voices_add(name: str, file: Path, voice_cache: options.VoiceCache = None) -> None:
     """Save a recording under a name (a copy; an older one of that name is replaced)."""
     audio_files.read_reference(file)
-    print(f"{name} -> {engine_spec.store_at(voice_cache).add(name, file)}", file=sys.stderr)
+    print(f"{name} -> {options.voice_store_at(voice_cache).add(name, file)}", file=sys.stderr)
 
 
 @voices.command("remove")
-def voices_remove(name: str, voice_cache: options.Store = None) -> None:
-    """Forget a saved voice."""
-    engine_spec.store_at(voice_cache).remove(name)
+def voices_remove(name: str, voice_cache: options.VoiceCache = None) -> None:
+    """Delete a saved voice."""
+    options.voice_store_at(voice_cache).remove(name)
 
 
 @voices.command("clear")
 def voices_clear(
-    voice_cache: options.Store = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    voice_cache: options.VoiceCache = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Forget all saved and computed voices."""
-    store = engine_spec.store_at(voice_cache)
+    """Delete all saved and computed voices."""
+    store = options.voice_store_at(voice_cache)
     if not yes and not sys.stdin.isatty():
-        raise InputError("nobody is here to ask; say --yes to forget all voices")
-    if not yes and not typer.confirm(f"Forget all voices in {store.directory}?", err=True):
+        raise InputError(
+            "stdin is not a terminal; pass --yes to delete all voices without confirmation"
+        )
+    if not yes and not typer.confirm(f"Delete all voices in {store.directory}?", err=True):
         raise typer.Exit(1)
     print(f"{store.clear()} files removed from {store.directory}", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""What is there: the only place that asks what the machine can do.
+"""What a machine has: a value, and the capabilities from which features are supported.
 
-Knows torch's questions to the card. Knows nothing of wishes or of what is done with the answers.
-Imports torch only in ``probe``.
+Responsible for describing hardware. Not responsible for looking at it (engine/probe.py) or for what
+follows from it (plan.py, downgrade.py). Imports no torch.
 """
 
 from __future__ import annotations
@@ -13,18 +13,26 @@ AUTO = "auto"
 DEVICES = (AUTO, "cuda", "mps", "cpu")
 # compute capabilities
 BFLOAT16_CAPABILITY = (8, 0)  # torch reports bfloat16 from 7.5 on, where it is emulated and slow
-# for 7.0 Triton's compiler ends the process; for 7.5 its newer versions multiply without the units
+# for 7.0 Triton's compiler ends the process; for 7.5 its newer versions use no tensor cores
 TRITON_CAPABILITY = {"t3": (7, 5), "flow": (8, 0)}
 HALF_CAPABILITY = (7, 0)  # below, half-precision arithmetic is up to 64 times slower than float32
-# what there are kernels of our own for, on a card
+ONEDNN = "onednn"  # its name in ``Hardware.unsupported``
+# stages and dtypes that our GPU kernels (kernels/cuda) exist for
 KERNELS = {"t3": ("float32", "float16", "bfloat16"), "flow": ("float16", "bfloat16")}
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What was found. Memory in MiB; ``capability`` is CUDA's, (0, 0) elsewhere; ``unsupported`` names a
-    processor's missing or slow narrow dtypes, or a card's ``kernel_feature`` that cannot be used, each
-    with the reason."""
+    """One device.
+
+    Attributes:
+        device: "cuda", "mps" or "cpu".
+        name: as the driver or the system gives it.
+        total_mib, free_mib: GPU memory in MiB; 0 elsewhere.
+        capability: CUDA compute capability; (0, 0) elsewhere.
+        unsupported: feature -> why it cannot be used or does not pay: of a CPU its narrow dtypes,
+            ``ONEDNN`` and "int8 flow", of a GPU every ``kernel_feature``.
+    """
 
     device: str
     name: str
@@ -35,12 +43,12 @@ class Hardware:
 
 
 def kernel_feature(stage: str, dtype: str) -> str:
-    """The name in ``unsupported`` of the kernels of our own for a stage on a card."""
+    """The name in ``Hardware.unsupported`` of our GPU kernels for a stage in a dtype."""
     return f"{stage} kernels, {dtype}"
 
 
 def has_kernels(capability: tuple[int, int], built_for: list[str]) -> bool:
-    """Whether a torch built for these architectures (``sm_86``, ``compute_90``) runs on a card:
+    """Whether a torch built for these architectures (``sm_86``, ``compute_90``) runs on a GPU:
     binary kernels run on the same major version from their minor one on, PTX on all later."""
     major, minor = capability
     for name in built_for:
@@ -55,5 +63,5 @@ def has_kernels(capability: tuple[int, int], built_for: list[str]) -> bool:
 
 
 def format_capability(capability: tuple[int, int]) -> str:
-    """A capability as people write it."""
+    """(8, 6) as "8.6"."""
     return ".".join(map(str, capability))

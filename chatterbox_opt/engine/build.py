@@ -1,4 +1,8 @@
-"""A plan and a checkpoint to a pipeline: loads, stores, places and compiles the stages."""
+"""Builds a pipeline from a plan and a checkpoint.
+
+Responsible for executing the plan: loading, narrowing, laying out, placing, compiling. Not
+responsible for decisions (config/plan.py) or for requests.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,11 @@ import torch
 from chatterbox_opt.checkpoints.loader import load_flow, load_t3, load_tokenizer, load_vocoder
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.checkpoints.weight_cache import WeightCache
-from chatterbox_opt.config.plan import OVERLAPPED, Plan
+from chatterbox_opt.config.plan import ONEDNN_LAYOUT, OVERLAPPED, TRITON, Plan
 from chatterbox_opt.engine import decode_graphs
 from chatterbox_opt.engine.decode import DecodeBackend, EagerBackend, StepFn
 from chatterbox_opt.engine.overlap import InlineRenderer, OverlappedRenderer
 from chatterbox_opt.engine.pipeline import Pipeline
-from chatterbox_opt.kernels.cpu import onednn
 from chatterbox_opt.layers import linear_int, linear_onednn, weight_layout
 from chatterbox_opt.layers.weight_layout import store_narrow
 from chatterbox_opt.models.flow import estimator
@@ -28,39 +31,16 @@ from chatterbox_opt.runtime.cuda import DEVICE_ERRORS, GraphCapturer, SideStream
 from chatterbox_opt.runtime.offload import NONE, STAGES, StagePlacement
 
 log = logging.getLogger(__name__)
-GPU_RENDER_GROUP = 8  # utterances that flow and vocoder of a card work at together
+GPU_RENDER_GROUP = 8  # sequences that flow and vocoder of a GPU run together
 
 
 def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None = None) -> Pipeline:
-    """Load the stages as the plan says: cast or store, place, compile."""
-    t3_dtype = weight_layout.compute_dtype(plan.compute or plan.t3)
-    integers = plan.flow == "int8"  # its values are bfloat16
-    flow_dtype = weight_layout.compute_dtype(
-        plan.compute or ("bfloat16" if integers else plan.flow)
-    )
-    layout = weight_layout.layout(plan.compute or plan.t3, plan.device)
-    if layout == weight_layout.WEIGHT_ONLY:
-        t3_dtype = flow_dtype  # the values between its matrices are the card's halves
-    # the flow is read whole before it is narrowed: first, while there is nothing beside it
-    flow_stage, hift = load_flow(checkpoint, flow_dtype, cache), load_vocoder(checkpoint)
-    malloc.trim()
-    stages = {
-        "t3": load_t3(checkpoint, t3_dtype, layout, cache),
-        "flow": flow_stage,
-        "vocoder": hift,
-    }
-    if integers:  # of bfloat16 numbers: their rounding is a thirtieth of that to int8
-        linear_int.quantize_transformers(flow_stage, estimator.Transformer)
-    if plan.device == "cpu" and not plan.compute and onednn.supported():
-        linear_onednn.use_onednn(stages["flow"])
-        # narrower ones have layouts of their own, and a compiler wants plain layers
-        if (plan.t3, plan.compile) == ("float32", "none"):
-            linear_onednn.use_onednn(stages["t3"])
-    if "flow" in plan.fused:
-        flow_stage.estimator.fuse()
-    if plan.compute:
-        store_narrow(stages["t3"], getattr(torch, plan.t3))
-        store_narrow(stages["flow"], getattr(torch, plan.flow))
+    """Load, store, place and compile the stages as the plan says; nothing is decided here.
+
+    Raises:
+        WeightsError: a weights file is missing, damaged or of another model.
+    """
+    stages = _stages(checkpoint, plan, cache)
     device = torch.device(plan.device)
     if plan.device == "cpu":
         malloc.trim()
@@ -68,39 +48,70 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None 
     try:
         placement = StagePlacement(stages, device, offload=plan.offload)
     except torch.OutOfMemoryError:
-        log.warning("the card has no room for all stages: they take turns on it")
+        log.warning("the GPU has no memory for all stages: they take turns on it")
         placement = StagePlacement(stages, device, offload=STAGES)
+    # a placement that had to offload leaves no memory for two stages at once
+    overlapped = plan.rendering == OVERLAPPED and placement.offload == NONE
+    renderer = OverlappedRenderer(SideStream(device)) if overlapped else InlineRenderer()
+    backend = _decode_backend(plan, placement, overlapped=overlapped)
     group = 1 if plan.device == "cpu" else GPU_RENDER_GROUP
-    beside = plan.sound == OVERLAPPED and placement.offload == NONE
-    sound = OverlappedRenderer(SideStream(device)) if beside else InlineRenderer()
-    backend = _decode_backend(plan, placement, beside=beside)
-    return Pipeline(load_tokenizer(checkpoint), placement, backend, group, sound)
+    return Pipeline(load_tokenizer(checkpoint), placement, backend, group, renderer)
 
 
-def _decode_backend(plan: Plan, placement: StagePlacement, *, beside: bool) -> DecodeBackend:
-    """How T3's steps are run; on a card, flow and vocoder are recorded too when T3 is.
+def _stages(
+    checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None
+) -> dict[str, torch.nn.Module]:
+    """The three stages in host memory, in their dtypes and layouts."""
+    # the flow is read whole before it is narrowed: first, while no other stage is in memory
+    flow = load_flow(checkpoint, _dtype(plan.flow.compute), cache)
+    vocoder = load_vocoder(checkpoint)
+    malloc.trim()
+    layout = plan.t3.layout if plan.t3.layout in weight_layout.LAYER_TYPES else ""
+    t3 = load_t3(checkpoint, _dtype(plan.t3.compute), layout, cache)
+    if plan.flow.layout == "int8":  # of bfloat16 values: their rounding is 1/30 of that to int8
+        linear_int.quantize_transformers(flow, estimator.Transformer)
+    if plan.flow.layout in ("int8", ONEDNN_LAYOUT):
+        linear_onednn.use_onednn(flow)
+    if plan.t3.layout == ONEDNN_LAYOUT:
+        linear_onednn.use_onednn(t3)
+    if plan.flow.kernels == TRITON:
+        flow.estimator.fuse()
+    for stage, planned in ((t3, plan.t3), (flow, plan.flow)):
+        if planned.narrowed:
+            store_narrow(stage, _dtype(planned.storage))
+    return {"t3": t3, "flow": flow, "vocoder": vocoder}
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _decode_backend(plan: Plan, placement: StagePlacement, *, overlapped: bool) -> DecodeBackend:
+    """How T3's steps are run; with CUDA graphs, flow and vocoder are captured too.
 
     Args:
-        beside: the flow may work while T3 does.
+        overlapped: the flow may run while T3 does.
     """
-    forward, compile = None, plan.compile
-    if compile == "inductor":
+    forward = None
+    if plan.compile == "inductor":
         with placement("t3") as stage:
             forward = _compiled(cast(t3_model.T3, stage))
-    fused = "t3" in plan.fused and forward is None  # inductor makes kernels of its own
+    fused = plan.t3.kernels == TRITON and forward is None  # inductor makes kernels of its own
     kv_cache = torch.int8 if plan.kv_cache == "int8" else None
-    if compile == "none" or placement.device.type != "cuda":
+    if plan.compile == "none" or placement.device.type != "cuda":
         return EagerBackend(forward, fused=fused, kv_cache=kv_cache)
-    # captures collect nothing (``card.uncollected``), so what cycles of old hold of the GPU would
-    # lie beside the recordings' memory. Once, for where there are many objects it takes long
+    # the garbage collector is off during captures: old cycles that hold GPU memory would stay
+    # there next to the graphs' pool. Once is enough, for it takes long where objects are many
     gc.collect()
-    record = GraphCapturer(placement.device)
-    solver = cast(flow_model.Flow, placement.module("flow"))
-    apart = record.apart() if beside else record  # one pool of memory is enough for turns
-    solver.executor = cuda_graphs.GraphedExecutor(apart, solver, "the flow")
-    hift = cast(vocoder_model.Vocoder, placement.module("vocoder"))
-    hift.executor = cuda_graphs.GraphedExecutor(apart, hift, "the vocoder")
-    return decode_graphs.CudaGraphBackend(record, forward, fused=fused, kv_cache=kv_cache)
+    capturer = GraphCapturer(placement.device)
+    # stages that run at the same time need memory pools of their own
+    rendering = capturer.apart() if overlapped else capturer
+    flow = cast(flow_model.Flow, placement.module("flow"))
+    flow.executor = cuda_graphs.GraphedExecutor(rendering, flow, "the flow")
+    vocoder = cast(vocoder_model.Vocoder, placement.module("vocoder"))
+    vocoder.executor = cuda_graphs.GraphedExecutor(rendering, vocoder, "the vocoder")
+    return decode_graphs.CudaGraphBackend(capturer, forward, fused=fused, kv_cache=kv_cache)
 
 
 def _compiled(model: t3_model.T3) -> StepFn | None:

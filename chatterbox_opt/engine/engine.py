@@ -27,8 +27,8 @@ from chatterbox_opt.audio.watermark import Watermark
 from chatterbox_opt.checkpoints import registry, weight_cache
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.checkpoints.weight_cache import WeightCache
-from chatterbox_opt.config import hardware, plan
-from chatterbox_opt.config.plan import Plan
+from chatterbox_opt.config import hardware
+from chatterbox_opt.config.plan import Plan, resolve
 from chatterbox_opt.engine import build, probe
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.quality import Guard
@@ -97,6 +97,7 @@ class Engine:
         *,
         device: str = hardware.AUTO,
         overrides: Mapping[str, str] | None = None,
+        plan: Plan | None = None,
         store: VoiceStore | None = None,
         watermark: bool = True,
         weights: WeightCache | None = None,
@@ -104,13 +105,17 @@ class Engine:
         """Find the weights, make a plan for this machine and load.
 
         Args:
-            model: "chatterbox" (downloaded once), or a directory in upstream's file format.
-            profile: a shipped profile's name, a YAML file, or "auto" (looks at the card).
+            model: "chatterbox" (downloaded once), "pico" (built in), or a directory in upstream's
+                file format.
+            profile: a shipped profile's name, a YAML file, or "auto" (by the GPU's memory and
+                compute capability).
             device: "auto", "cuda", "mps" or "cpu".
             overrides: ``dtype``, ``compile``, ``offload``, ``kv_cache``; they win over
                 environment and profile.
+            plan: one that was resolved already; ``profile``, ``device`` and ``overrides`` are not
+                used then.
             store: where voices are kept; None takes the platform's cache directory.
-            watermark: mark all sound with PerTh, as upstream does.
+            watermark: mark all audio with PerTh, as upstream does.
             weights: where converted weights are kept; None takes the platform's cache directory.
 
         Raises:
@@ -118,28 +123,25 @@ class Engine:
             WeightsError: weights missing or damaged.
             DeviceError: the device is not there.
         """
-        how = plan.resolve(profile, probe.probe(device), overrides)
-        mark = Watermark() if watermark and how.optimized else None  # before 3 GB are fetched
+        if plan is None:
+            plan = resolve(profile, probe.probe(device), overrides)
+        # before 3 GB are downloaded: PerTh may be missing
+        mark = Watermark() if watermark and plan.optimized else None
         checkpoint = registry.locate(model)
         if checkpoint.config.random_weights:
-            log.warning("'%s' holds random values: what it says is noise", Path(model).name)
+            log.warning("'%s' has random weights: its output is noise", Path(model).name)
         pipeline: Pipeline | UpstreamBackend
-        if how.optimized:
-            pipeline = build.load_pipeline(checkpoint, how, weights or weight_cache.default())
+        if plan.optimized:
+            pipeline = build.load_pipeline(checkpoint, plan, weights or weight_cache.default())
         else:
-            pipeline = UpstreamBackend.load(checkpoint, torch.device(how.device))
+            pipeline = UpstreamBackend.load(checkpoint, torch.device(plan.device))
             if not watermark:
                 log.warning("plain Chatterbox always leaves its watermark")
-        if mark and how.device == "cuda" and how.offload == NONE:
-            # 9 MB, and work that takes some more: not where stages take turns for lack of room
-            mark.move(torch.device(how.device))
-        return cls(
-            how,
-            checkpoint,
-            pipeline,
-            VoiceLibrary(checkpoint, store or VoiceStore(voice_store.default_directory())),
-            mark,
-        )
+        if mark and plan.device == "cuda" and plan.offload == NONE:
+            # 9 MB and some work space: not where stages are offloaded for lack of memory
+            mark.move(torch.device(plan.device))
+        voices = VoiceLibrary(checkpoint, store or VoiceStore(voice_store.default_directory()))
+        return cls(plan, checkpoint, pipeline, voices, mark)
 
     def __enter__(self) -> Engine:
         return self

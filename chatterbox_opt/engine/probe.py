@@ -1,4 +1,8 @@
-"""Looks at the machine: the only place that asks what a device can do."""
+"""Looks at the machine: the only place that asks torch and the system what there is.
+
+Responsible for finding devices, memory and capabilities. Not responsible for what follows from
+them (config/plan.py). Imports torch only inside functions.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +28,25 @@ def probe(device: str = AUTO) -> Hardware:
     """Look at the machine (imports torch).
 
     Raises:
-        DeviceError: the device asked for is not there.
+        DeviceError: the requested device is not there.
     """
     import torch
 
-    found = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    available = [
+        name
+        for name, present in (
+            ("cuda", torch.cuda.is_available()),
+            ("mps", torch.backends.mps.is_available()),
+            ("cpu", True),
+        )
+        if present
+    ]
     if device == AUTO:
-        device = next(name for name, there in found.items() if there)
-    if not found.get(device, False):
-        here = ", ".join(name for name, there in found.items() if there)
+        device = available[0]
+    if device not in available:
         raise DeviceError(
-            f"there is no {device} device here (found: {here}); use --device auto, or see "
-            "chatterbox-opt doctor for the driver and the torch build"
+            f"there is no {device} device here (found: {', '.join(available)}); use --device "
+            "auto, or see chatterbox-opt doctor for the driver and the torch build"
         )
     if device == "cpu":
         from chatterbox_opt.layers import weight_layout
@@ -52,8 +59,8 @@ def probe(device: str = AUTO) -> Hardware:
     if torch.version.hip is None and not has_kernels(capability, torch.cuda.get_arch_list()):
         raise DeviceError(
             f"torch {torch.__version__} has no kernels for {torch.cuda.get_device_name()} "
-            f"(capability {format_capability(capability)}): install another torch, see RTX 50xx in the "
-            "README, or use --device cpu"
+            f"(capability {format_capability(capability)}): install another torch, see RTX 50xx "
+            "in docs/install.md, or use --device cpu"
         )
     return Hardware(
         device="cuda",
@@ -74,7 +81,7 @@ def probe(device: str = AUTO) -> Hardware:
 
 
 def _kernels_unsupported(stage: str, dtype: str, capability: tuple[int, int]) -> str:
-    """Why they cannot be used on the card, or ""."""
+    """Why our GPU kernels cannot be used for a stage in a dtype, or ""."""
     import torch
 
     from chatterbox_opt.kernels.cuda import selftest
@@ -84,13 +91,13 @@ def _kernels_unsupported(stage: str, dtype: str, capability: tuple[int, int]) ->
         return f"{stage}'s kernels need compute capability {format_capability(since)}"
     binaries = [name for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
     if nvidia and not has_kernels(capability, binaries):
-        # a card that torch only knows by PTX is newer than its Triton, which may end the process
-        return f"this torch's Triton is older than the card ({format_capability(capability)})"
+        # a GPU that torch only supports by PTX is newer than its Triton, which may end the process
+        return f"this torch's Triton is older than the GPU ({format_capability(capability)})"
     return selftest.unsupported_reason(stage, getattr(torch, dtype))
 
 
 def visible_gpus() -> list[str]:
-    """Names of the cards that this process may use, as CUDA_VISIBLE_DEVICES has them."""
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
@@ -100,7 +107,7 @@ def visible_gpus() -> list[str]:
 
 
 def cpu_name() -> str:
-    """The processor's name, as far as the system tells it."""
+    """The CPU's name, as far as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,48 +1,54 @@
-"""What an engine is loaded from: a picklable value."""
+"""What an engine is loaded from: a picklable value that commands and worker processes share.
+
+Responsible for the settings of one engine, for checking them before torch is imported, and for
+loading by them. Not responsible for command lines: it imports no typer and no rich.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.checkpoints import registry, weight_cache
-from chatterbox_opt.cli import console
-from chatterbox_opt.config import hardware, plan
+from chatterbox_opt.config import hardware, plan, settings
+from chatterbox_opt.config.plan import Plan
 from chatterbox_opt.errors import InputError
-from chatterbox_opt.voices import store as voice_store
-from chatterbox_opt.voices.store import VoiceStore
+from chatterbox_opt.voices.store import VoiceStore, default_directory
 
 if TYPE_CHECKING:
     from chatterbox_opt.engine.engine import Engine
 
 
-def store_at(directory: Path | None, *, keep: bool = True) -> VoiceStore:
-    """The store in a directory, or in the default one."""
-    return VoiceStore(directory or voice_store.default_directory(), keep)
+def _default_store() -> VoiceStore:
+    return VoiceStore(default_directory())
 
 
-def given(**options: str | None) -> dict[str, str]:
-    """Those that are not None."""
-    return {name: value for name, value in options.items() if value is not None}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """Which model, on what, and how.
 
+    Attributes:
+        model: a name, or a directory with a checkpoint's files.
+        profile: a name, a YAML path, or "auto".
+        device: one of ``hardware.DEVICES``.
+        overrides: ``dtype``, ``compile``, ``offload``, ``kv_cache``; they win over environment
+            and profile.
+        store: where voices are kept; its ``keep_computed`` is for converted weights too.
+        watermark: mark all audio with PerTh.
+    """
 
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """Which model, on what, and how."""
-
-    model: str
-    profile: str
-    device: str
-    overrides: Mapping[str, str]
-    store: VoiceStore
-    watermark: bool
+    model: str = registry.DEFAULT
+    profile: str = hardware.AUTO
+    device: str = hardware.AUTO
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    store: VoiceStore = field(default_factory=_default_store)
+    watermark: bool = True
 
     def check(self, voice: str | None) -> None:
-        """Say what is wrong before torch is imported.
+        """Find what is wrong before torch is imported.
 
         Raises:
             InputError: unknown model, voice, device, profile, key or value.
@@ -54,28 +60,27 @@ class Machine:
                 audio_files.check_reference(path)
         if self.device not in hardware.DEVICES:
             raise InputError(f"device is '{self.device}'; known: {', '.join(hardware.DEVICES)}")
-        plan.check_settings(self.profile, self.overrides, os.environ)
+        settings.check_settings(self.profile, self.overrides, os.environ)
 
-    def announce(self, talk: console.Reporter) -> None:
-        """Say so if the model's files have to be fetched first."""
-        if registry.must_download(self.model):
-            talk.say(f"fetching {registry.HUB[self.model]} from the hub: 3 GB, once")
+    def resolve(self, found: hardware.Hardware) -> Plan:
+        """The plan of this engine on that hardware."""
+        return plan.resolve(self.profile, found, self.overrides)
 
-    def load(self, talk: console.Reporter) -> Engine:
-        """Load the engine and say what it is."""
+    def load(self, made: Plan | None = None) -> Engine:
+        """Load the engine (imports torch).
+
+        Args:
+            made: the plan, where it was resolved already; None resolves it here.
+        """
         from chatterbox_opt.engine.engine import Engine
 
-        self.announce(talk)
-        engine = Engine.load(
+        return Engine.load(
             self.model,
             self.profile,
             device=self.device,
             overrides=self.overrides,
+            plan=made,
             store=self.store,
             watermark=self.watermark,
             weights=weight_cache.default(keep=self.store.keep_computed),
         )
-        talk.say(engine.plan.summary())
-        for reason in engine.plan.reasons:
-            talk.detail(f"  {reason}")
-        return engine

@@ -28,6 +28,7 @@ from chatterbox_opt.utils.lazy_reasons import LazyReasons
 
 QUANTIZED = ("int8", "int4")
 INT8_FLOW = "int8 flow"
+ONEDNN = "onednn"
 WEIGHT_ONLY = "weight-only"  # int8 for a card
 PackedLayer = PackedBf16Linear | Int8Linear | Int4Linear | WeightOnlyInt8Linear
 
@@ -42,6 +43,7 @@ def unsupported_dtypes() -> LazyReasons:
             "int8": integers,
             "int4": integers,
             INT8_FLOW: lambda: integers() or _no_bfloat16_between(),
+            ONEDNN: lambda: "" if onednn.supported() else "no oneDNN product on this CPU",
         }
     )
 

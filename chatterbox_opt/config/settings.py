@@ -1,0 +1,85 @@
+"""Environment variables and command-line options that override a profile.
+
+Responsible for their names, values and precedence. Not responsible for what the hardware supports
+(downgrade.py). Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from chatterbox_opt.config.hardware import AUTO
+from chatterbox_opt.config.profile import (
+    COMPILE,
+    KV_CACHE,
+    OFFLOAD,
+    T3_DTYPES,
+    check_keys,
+    load_profile,
+)
+from chatterbox_opt.errors import ProfileError
+
+# environment variable -> profile key, and its accepted words -> values
+ENVIRONMENT: dict[str, tuple[str, dict[str, str]]] = {
+    "CHATTERBOX_DTYPE": ("dtype", {name: name for name in T3_DTYPES}),
+    "CHATTERBOX_COMPILATION": ("compile", {"true": "cudagraphs", "false": "none"}),
+    "CHATTERBOX_CPU_OFFLOAD": ("offload", {"true": "stages", "false": "none"}),
+    "CHATTERBOX_KV_CACHE": ("kv_cache", {name: name for name in KV_CACHE}),
+}
+DISABLE_OPTIMIZATION = "DISABLE_OPTIMIZATION"
+GPU_KERNELS = "CHATTERBOX_GPU_KERNELS"  # false: PyTorch's operations in place of our own kernels
+SWITCHED_OFF = {"true": "", "false": "yes"}
+
+
+def optimization_disabled(environment: Mapping[str, str]) -> bool:
+    """Whether DISABLE_OPTIMIZATION asks for plain upstream.
+
+    Raises:
+        ProfileError: a value other than true or false.
+    """
+    return _setting(environment, DISABLE_OPTIMIZATION, {"true": "yes", "false": ""}) == "yes"
+
+
+def gpu_kernels_disabled(environment: Mapping[str, str]) -> bool:
+    """Whether CHATTERBOX_GPU_KERNELS=false asks for PyTorch's operations only.
+
+    Raises:
+        ProfileError: a value other than true or false.
+    """
+    return bool(_setting(environment, GPU_KERNELS, SWITCHED_OFF))
+
+
+def check_settings(
+    profile: str, overrides: Mapping[str, str], environment: Mapping[str, str]
+) -> None:
+    """Raise ProfileError for settings that are wrong on every machine; imports no torch."""
+    if profile != AUTO:
+        load_profile(profile)
+    optimization_disabled(environment)
+    gpu_kernels_disabled(environment)
+    override_settings(environment, overrides)
+
+
+def override_settings(
+    environment: Mapping[str, str], overrides: Mapping[str, str]
+) -> list[tuple[str, str, str]]:
+    """Key, value and source of every setting that overrides a profile, weakest first."""
+    settings = []
+    for variable, (key, values) in ENVIRONMENT.items():
+        if value := _setting(environment, variable, values):
+            settings.append((key, value, variable))
+    allowed = {"dtype": T3_DTYPES, "compile": COMPILE, "offload": OFFLOAD, "kv_cache": KV_CACHE}
+    check_keys("options", overrides, allowed)
+    for key, value in overrides.items():
+        if value not in allowed[key]:
+            raise ProfileError(f"{key} is '{value}'; known: {', '.join(allowed[key])}")
+        settings.append((key, value, "the command line"))
+    return settings
+
+
+def _setting(environment: Mapping[str, str], variable: str, values: Mapping[str, str]) -> str:
+    value = environment.get(variable, "").strip().lower()
+    value = {"1": "true", "0": "false"}.get(value, value)
+    if value and value not in values:
+        raise ProfileError(f"{variable} is '{value}'; known: {', '.join(values)}")
+    return values.get(value, "")
