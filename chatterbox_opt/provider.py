@@ -123,7 +123,7 @@ class OptimizedChatterboxProvider:
         plan = self.engine.plan
         details = {
             "device": plan.device,
-            "dtype": plan.t3,
+            "dtype": plan.t3.storage,
             "compilation": plan.compile,
             "cpu_offload": plan.offload != "none",
             "reasons": list(plan.reasons),

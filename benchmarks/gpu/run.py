@@ -26,7 +26,7 @@ from benchmarks.gpu.kinds import SETUP, SKIPPED, STAGE
 from benchmarks.gpu.processes import Ending
 from benchmarks.gpu.schedule import CEILINGS, Stage
 from benchmarks.gpu.setting import Setting
-from chatterbox_opt.config.plan import GPU_KERNELS  # imports no torch
+from chatterbox_opt.config.settings import GPU_KERNELS  # imports no torch
 
 INSTALL_LIMIT = 60.0  # seconds
 LOOK_LIMIT = 60.0  # seconds to find a GPU in; one that is not found in time may still be there

@@ -101,6 +101,12 @@ class Plan:
         """The dtype of arithmetic over weights that are stored narrower, or ""."""
         return next((stage.compute for stage in (self.t3, self.flow) if stage.narrowed), "")
 
+    @property
+    def triton_stages(self) -> tuple[str, ...]:
+        """Names of the stages that our GPU kernels run."""
+        stages = {"t3": self.t3, "flow": self.flow}
+        return tuple(name for name, stage in stages.items() if stage.kernels == TRITON)
+
     def summary(self) -> str:
         """One line for people: device, dtype, compilation, offload."""
         if not self.optimized:

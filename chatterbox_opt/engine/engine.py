@@ -1,10 +1,10 @@
-"""The engine: text, voice and knobs in, sound out. Start reading here.
+"""The engine: text, voice and sampling parameters in, audio out. Start reading here.
 
-Composes the parts. A text is cut into chunks (chunking.py); each goes through t3, flow and vocoder
-(pipeline.py), is spoken again if need be (retries.py), and gets its watermark and its pause. One
-text is spoken chunk by chunk, many are spoken in company (scheduler.py); whole files and streams
-collect it. Knows plans, models and the voice store; knows nothing of command lines, files to
-write or printing.
+Responsible for composing the parts. A text is split into chunks (text/chunking.py); each goes
+through T3, flow and vocoder (pipeline.py), is retried if the output is empty or fails the quality
+checks (retries.py), and gets its watermark and its pause (scheduler.py). One text is synthesized
+chunk by chunk, the chunks of many requests are batched; whole results and streams collect the same
+pieces. Not responsible for command lines, files to write or printing.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ from chatterbox_opt.voices.store import VoiceStore
 log = logging.getLogger(__name__)
 Wave = npt.NDArray[np.float32]
 
-WARM_UP = (  # 1, 5 and 12 seconds
+WARM_UP = (  # about 1, 5 and 12 seconds of audio
     "Hello, hello.",
-    "This is said so that nobody has to wait for it later, and nobody hears it.",
-    "What is done for the first time takes longer: kernels are compiled, libraries look at the "
-    "machine, and a card records what it will repeat. So it is done once, before anyone listens.",
+    "This sentence is synthesized once at the start, and its audio is dropped.",
+    "The first call of everything takes longer: kernels are compiled, libraries set themselves up, "
+    "and CUDA graphs are captured. So these three texts are synthesized before the first request.",
 )
-SLOW, SECOND = 4, 25  # speech tokens: of a letter, slowly spoken; of a second
+TOKENS_PER_LETTER, TOKENS_PER_SECOND = 4, 25  # speech tokens: of a letter spoken slowly; of 1 s
 
 
 class Engine:
@@ -155,7 +155,7 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Free the model and the device's memory; the engine cannot speak any more."""
+        """Free the model and the device's memory; the engine cannot be used afterwards."""
         self.pipeline.close()
         self._voices.clear()
         if self._watermark:
@@ -164,7 +164,7 @@ class Engine:
             cuda.release_memory()
 
     def voice(self, source: str | os.PathLike[str] | None = None) -> Voice:
-        """Return a Voice: computed on first sight of a recording, from the cache afterwards.
+        """Return a Voice: computed for a new recording, from the cache afterwards.
 
         Args:
             source: an audio file, a name saved with ``chatterbox-opt voices add``, the name of a
@@ -176,23 +176,27 @@ class Engine:
         return self._voices.voice(source)
 
     def warm_up(self, *texts: str, voice: Voice | None = None) -> None:
-        """Do now what the first calls would do besides speaking: compile, record, set libraries up.
+        """Compile kernels, capture CUDA graphs and set libraries up before the first request.
 
-        On a card flow and vocoder are recorded by length and T3's prefill by that of the text, each
-        at its second time; so it is best to say what will be said, or texts as long.
+        On a GPU flow and vocoder are captured per length and T3's prefill per length of the text,
+        each at its second call: so use the texts that will be requested, or texts as long.
 
         Args:
-            texts: said twice each, unheard; none takes three sentences from short to long.
+            texts: each is synthesized twice and its audio dropped; without any, three sentences
+                from short to long.
             voice: as ``pieces``.
 
         Raises:
             TextError, DeviceError, NumericsError: as ``pieces``.
         """
         for text in texts or WARM_UP:
-            sampling = Sampling(seed=0, max_tokens=min(MAX_TOKENS, SECOND + SLOW * len(text)))
+            sampling = Sampling(
+                seed=0,
+                max_tokens=min(MAX_TOKENS, TOKENS_PER_SECOND + TOKENS_PER_LETTER * len(text)),
+            )
             for _ in range(2):
                 for _ in self.pieces(text, voice, sampling):
-                    pass  # unheard
+                    pass
 
     def pieces(
         self,
@@ -202,16 +206,16 @@ class Engine:
         observe: Observer | None = None,
         guard: Guard | None = None,
     ) -> Iterator[Piece]:
-        """Speak a text of any length, chunk by chunk: the primitive that all else collects.
+        """Synthesize a text of any length, yielding each chunk: the primitive of all other calls.
 
         Args:
             voice: from ``engine.voice``; None is the model's own.
-            sampling: knobs; without a seed a new one is drawn.
+            sampling: sampling parameters; without a seed a new one is drawn.
             observe: called at every speech token.
-            guard: finds runaways, cut-offs and loops, and has such a chunk spoken again.
+            guard: finds runaways, cut-offs and loops, and retries such a chunk.
 
         Raises:
-            TextError: nothing to speak.
+            TextError: the text has no letter or digit.
             DeviceError, NumericsError: after all fallbacks.
         """
         sampling = sampling or Sampling()
@@ -228,9 +232,8 @@ class Engine:
     def _chunks(self, text: str) -> list[Chunk]:
         if not self.checkpoint.config.needs_text_normalization:
             return split(text)
-        from chatterbox_opt.text.english import (
-            normalize_english,  # only the built-in model needs its library
-        )
+        # only the built-in model needs its library
+        from chatterbox_opt.text.english import normalize_english
 
         return split(text, spell=normalize_english)
 
@@ -243,7 +246,7 @@ class Engine:
         guard: Guard | None = None,
         observe: Observer | None = None,
     ) -> list[ChunkAttempts]:
-        """The chunks of a text, none of them spoken yet."""
+        """The chunks of a text, before their first attempt."""
         voice, chunks = voice or self.voice(), self._chunks(text)
         return [
             ChunkAttempts(
@@ -261,7 +264,7 @@ class Engine:
     def stream(
         self, text: str, voice: Voice | None = None, sampling: Sampling | None = None
     ) -> Iterator[Wave]:
-        """Yield float32 [n_i] at 24 kHz as they are ready; joined they are ``synthesize``'s."""
+        """Yield each chunk's float32 [n] samples at 24 kHz; joined they equal ``synthesize``'s."""
         return (piece.samples for piece in self.pieces(text, voice, sampling))
 
     def synthesize(
@@ -271,25 +274,24 @@ class Engine:
         sampling: Sampling | None = None,
         observe: Observer | None = None,
     ) -> Audio:
-        """Speak a text of any length and return it whole. Arguments and errors as ``pieces``."""
+        """Synthesize a text of any length at once. Arguments and errors as ``pieces``."""
         sampling = sampling or Sampling()
         seed = _seed(sampling)
         pieces = list(self.pieces(text, voice, replace(sampling, seed=seed), observe))
         return join(pieces, seed)
 
     def batch(self, requests: Iterable[Request], guard: Guard | None = None) -> Iterator[Result]:
-        """Speak many texts; yield results as they finish, each with its request's id.
+        """Synthesize many texts; yield results as they finish, each with its request's id.
 
-        A request that fails gives its error as a value and does not end the others. Requests are
-        drawn as there is room for them, so a generator that ends early ends the batch with
-        nothing half done.
+        The error of a request is a value of its result and does not end the others. Requests are
+        taken from the iterable when a slot is free, so a generator that ends early ends the batch
+        after the requests that it gave.
 
         Args:
             guard: as ``pieces``.
         """
         slots = self.plan.slots
-        aside = self.plan.device != "cpu"
-        with ChunkFinisher(self._watermark, aside=aside) as finisher:
+        with ChunkFinisher(self._watermark, aside=self.plan.device != "cpu") as finisher:
             schedule = Scheduler(
                 requests,
                 lambda request: _seed(request.sampling),
@@ -307,13 +309,15 @@ class Engine:
     def speech_tokens(
         self, text: str, voice: Voice | None = None, sampling: Sampling | None = None
     ) -> Tensor:
-        """Run only t3: int64 [T] on the processor, stop token removed, chunks joined.
+        """Run T3 only: int64 [T] on the CPU, stop token removed, chunks joined.
 
         Raises:
-            InputError: plain upstream is in force, which does not give its tokens out.
+            InputError: the backend is plain upstream, which does not return its tokens.
         """
         if not isinstance(self.pipeline, Pipeline):
-            raise InputError("plain Chatterbox gives no tokens out: unset DISABLE_OPTIMIZATION")
+            raise InputError(
+                "plain Chatterbox returns no speech tokens: unset DISABLE_OPTIMIZATION"
+            )
         sampling = sampling or Sampling()
         chunks = self._attempts(text, voice, sampling, _seed(sampling))
         codes: list[int] = []
@@ -330,7 +334,7 @@ def _one_by_one(chunks: list[ChunkAttempts]) -> Callable[[], ChunkAttempts | Non
 
 
 def seeded(sampling: Sampling) -> Sampling:
-    """The same knobs with a seed, drawn if there was none."""
+    """The same sampling parameters with a seed, drawn if there was none."""
     return replace(sampling, seed=_seed(sampling))
 
 

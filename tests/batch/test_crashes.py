@@ -193,7 +193,7 @@ def test_a_signal_finishes_the_item_and_the_next_run_goes_on(tiny, tmp_path, num
     finally:
         process.kill()
     assert process.returncode == code, told.decode()
-    assert "stopping when what is in work is finished" in told.decode()
+    assert "stopping when the running items are finished" in told.decode()
     assert "not reached" in told.decode()
     check_whole(out, len(noted(out)))
 

@@ -270,7 +270,7 @@ def test_ctrl_c_finishes_what_is_in_work_and_leaves_nobody(tiny, tmp_path):
         process.kill()
     assert process.returncode == 130, told.decode()
     assert "Traceback" not in told.decode()
-    assert "stopping when what is in work is finished" in told.decode()
+    assert "stopping when the running items are finished" in told.decode()
     assert gone(workers)
     lines = noted(tmp_path / "out")
     assert all(line["status"] == "done" for line in lines)

@@ -42,7 +42,7 @@ def test_synth_writes_a_wav_and_says_how_fast(tiny, tmp_path):
     assert "device cpu" in told
     assert "· compile none · offload none" in told
     assert "real-time factor" in told
-    assert "profile cpu: no CUDA card" in told
+    assert "profile cpu: no CUDA GPU" in told
     assert told.count("noise") == 1, "a made model says once that it speaks noise"
     report = json.loads(result.stdout)
     info = soundfile.info(tmp_path / "hello.wav")
@@ -92,8 +92,8 @@ def test_ctrl_c_leaves_nothing(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "give the text"),
-        (["hello", "--file", "x.txt"], "give the text"),
+        ([], "pass the text"),
+        (["hello", "--file", "x.txt"], "pass the text"),
         ([""], "the text is empty"),
         (["  \n"], "the text is empty"),
         (["?!..."], "no letter or digit"),
@@ -279,7 +279,7 @@ def test_debug_switches(monkeypatch):
 
     monkeypatch.delenv("CUDA_LAUNCH_BLOCKING", raising=False)
     monkeypatch.setenv("TORCH_LOGS", "+inductor")
-    options.quieten(console.Reporter(), debug=True)
+    options.OutputOptions(debug=True).set_up_logging(console.Reporter())
     assert os.environ["CUDA_LAUNCH_BLOCKING"] == "1"
     assert os.environ["TORCH_LOGS"] == "+inductor", "a person's own setting stays"
     monkeypatch.delenv("CUDA_LAUNCH_BLOCKING")
@@ -303,7 +303,7 @@ def test_models_and_profiles_commands(tmp_path):
     shown = runner.invoke(app, ["profiles", "show", "gtx1080"]).output
     assert "compute" in shown
     detected = runner.invoke(app, ["profiles", "detect", "--device", "cpu"]).output
-    assert "no CUDA card" in detected
+    assert "no CUDA GPU" in detected
 
 
 def test_doctor_on_a_card_that_torch_has_no_kernels_for(monkeypatch):
@@ -328,5 +328,5 @@ def test_doctor_on_a_card_that_torch_has_no_kernels_for(monkeypatch):
 def test_doctor_says_what_to_mend():
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 1, "the weights are not here"
-    for word in ("torch", "watermark", "PerTh works", "MEND", "--model DIR", "profile"):
+    for word in ("torch", "watermark", "PerTh works", "FIX", "--model DIR", "profile"):
         assert word in result.output

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from chatterbox_opt.config import hardware, plan
+from chatterbox_opt.config import hardware, settings
 from chatterbox_opt.config.hardware import Hardware, kernel_feature
-from chatterbox_opt.config.plan import choose_profile, resolve
+from chatterbox_opt.config.plan import StagePlan, choose_profile, resolve
 from chatterbox_opt.config.profile import load_profile, profile_names
 from chatterbox_opt.engine import probe
 from chatterbox_opt.errors import ProfileError
@@ -72,16 +72,16 @@ def test_auto_looks_at_total_and_free_memory_and_capability(hardware, profile):
 )  # fmt: skip
 def test_a_wish_becomes_a_plan_for_the_machine(profile, hardware, overrides, expected):
     made = resolve(profile, hardware, overrides, {})
-    assert (made.t3, made.compute, made.compile, made.offload) == expected
-    assert made.flow == made.t3
+    assert (made.t3.storage, made.narrowed_compute, made.compile, made.offload) == expected
+    assert made.flow.storage == made.t3.storage
 
 
 def test_what_is_lowered_has_a_reason():
     reasons = " | ".join(resolve("rtx3080", CPU, {"dtype": "float16"}, {}).reasons)
     for word in (
         "float16 arithmetic",
-        "cudagraphs needs a CUDA card",
-        "no card to move stages off",
+        "cudagraphs needs a CUDA GPU",
+        "only a GPU has memory to move stages out of",
     ):
         assert word in reasons
     old = resolve("rtx4090", card(capability=(7, 5)), {"dtype": "bfloat16"}, {})
@@ -113,29 +113,29 @@ def test_a_card_that_torch_was_not_built_for_is_seen(capability, built_for, runs
 @pytest.mark.parametrize(
     ("profile", "hardware", "overrides", "sound"),
     [
-        ("rtx4090", card(), {}, "beside"),
-        ("dev", card(), {}, "beside"),
-        ("rtx4090", card(), {"offload": "stages"}, "here"),
-        ("memory-limited", card(), {}, "here"),
-        ("rtx4090", card(free=4_500), {}, "here"),  # room for one line at a time
-        ("rtx4090", CPU, {}, "here"),
-        ("rtx4090", MPS, {}, "here"),
+        ("rtx4090", card(), {}, "overlapped"),
+        ("dev", card(), {}, "overlapped"),
+        ("rtx4090", card(), {"offload": "stages"}, "inline"),
+        ("memory-limited", card(), {}, "inline"),
+        ("rtx4090", card(free=4_500), {}, "inline"),  # room for one line at a time
+        ("rtx4090", CPU, {}, "inline"),
+        ("rtx4090", MPS, {}, "inline"),
     ],
 )
 def test_sound_is_made_beside_t3_on_a_card_that_holds_all_stages(
     profile, hardware, overrides, sound
 ):
     made = resolve(profile, hardware, overrides, {})
-    assert made.sound == sound
-    assert any(reason.startswith("sound beside t3") for reason in made.reasons) == (
-        sound == "beside"
+    assert made.rendering == sound
+    assert any(reason.startswith("rendering overlaps with t3") for reason in made.reasons) == (
+        sound == "overlapped"
     )
 
 
 def test_the_command_line_beats_the_environment_beats_the_profile():
     environment = {"CHATTERBOX_DTYPE": "bfloat16", "CHATTERBOX_CPU_OFFLOAD": "true"}
     made = resolve("rtx4090", card(), {"dtype": "float32"}, environment)
-    assert (made.t3, made.offload, made.compile) == ("float32", "stages", "cudagraphs")
+    assert (made.t3.storage, made.offload, made.compile) == ("float32", "stages", "cudagraphs")
     assert "dtype float32: from the command line" in made.reasons
     assert "offload stages: from CHATTERBOX_CPU_OFFLOAD" in made.reasons
     assert "compile cudagraphs: from profile rtx4090" in made.reasons, "every value has a source"
@@ -153,7 +153,8 @@ def test_the_command_line_beats_the_environment_beats_the_profile():
     ],
 )
 def test_environment(variable, value, field, expected):
-    assert getattr(resolve("rtx4090", card(), {}, {variable: value}), field) == expected
+    made = resolve("rtx4090", card(), {}, {variable: value})
+    assert (made.t3.storage if field == "t3" else getattr(made, field)) == expected
 
 
 @pytest.mark.parametrize(
@@ -200,14 +201,14 @@ def test_kernels_of_our_own_can_be_switched_off(word, stages):
             return default
 
     hardware = replace(card(), unsupported=Untried())
-    made = resolve("rtx4090", hardware, {"dtype": "int8"}, {plan.GPU_KERNELS: word})
-    assert made.fused == stages and made.t3 == ("int8" if stages else "bfloat16")
+    made = resolve("rtx4090", hardware, {"dtype": "int8"}, {settings.GPU_KERNELS: word})
+    assert made.triton_stages == stages and made.t3.storage == ("int8" if stages else "bfloat16")
     told = [reason for reason in made.reasons if "switched off by CHATTERBOX_GPU_KERNELS" in reason]
     assert bool(told) == (word == "false")
 
 
 @pytest.mark.parametrize(
-    "variable", [*plan.ENVIRONMENT, plan.DISABLE_OPTIMIZATION, plan.GPU_KERNELS]
+    "variable", [*settings.ENVIRONMENT, settings.DISABLE_OPTIMIZATION, settings.GPU_KERNELS]
 )
 def test_a_wrong_word_in_the_environment_names_the_known_ones(variable):
     with pytest.raises(ProfileError, match=f"{variable} is 'maybe'; known: "):
@@ -244,7 +245,7 @@ def test_your_own_profile(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("dtype: {t3: bfloat16}\noffload: stages\n")
     made = resolve(str(path), card(), {}, {})
-    assert (made.t3, made.flow, made.offload) == ("bfloat16", "float32", "stages")
+    assert (made.t3.storage, made.flow.storage, made.offload) == ("bfloat16", "float32", "stages")
 
 
 @pytest.mark.parametrize("name", ["nope", "../rtx4090", ""])
@@ -284,14 +285,18 @@ WITHOUT_VNNI = Hardware(
 )
 def test_integers_become_what_the_machine_has(hardware, dtype, expected):
     made = resolve("dev", hardware, {"dtype": dtype}, {})
-    assert (made.t3, made.flow) == expected
+    assert (made.t3.storage, made.flow.storage) == expected
     assert f"dtype {dtype}: from the command line" in made.reasons
     said = " | ".join(made.reasons)
-    for narrow in {dtype, "bfloat16", kernel_feature("t3", made.flow)} & set(hardware.unsupported):
+    for narrow in {dtype, "bfloat16", kernel_feature("t3", made.flow.storage)} & set(
+        hardware.unsupported
+    ):
         assert hardware.unsupported[narrow] in said
     if hardware.device == "mps":
-        assert "integer matrices are for processors and CUDA cards" in said
-    assert made.fused == (("t3",) if hardware.device == "cuda" and not hardware.unsupported else ())
+        assert "integer matrices are for CPUs and CUDA GPUs" in said
+    assert made.triton_stages == (
+        ("t3",) if hardware.device == "cuda" and not hardware.unsupported else ()
+    )
 
 
 def test_kernels_are_for_the_stages_and_dtypes_that_have_them():
@@ -307,24 +312,27 @@ def test_kernels_are_for_the_stages_and_dtypes_that_have_them():
         asked.clear()
         return resolve("rtx4090", replace(card(), unsupported=LazyReasons(reasons)), wish, {})
 
-    assert fused().fused == ("t3", "flow")
+    assert fused().triton_stages == ("t3", "flow")
     assert asked == [
         kernel_feature(*one) for one in (("t3", "float16"), ("t3", "float32"), ("flow", "float16"))
     ]
     made = fused("no registers")
-    assert made.fused == ("t3",) and "flow by PyTorch's operations: no registers" in made.reasons
-    assert fused(dtype="float32").fused == ("t3",)
-    assert fused(compile="none").fused == ("t3",)
+    assert (
+        made.triton_stages == ("t3",)
+        and "flow by PyTorch's operations: no registers" in made.reasons
+    )
+    assert fused(dtype="float32").triton_stages == ("t3",)
+    assert fused(compile="none").triton_stages == ("t3",)
     plain = resolve(
         "rtx4090", card(unsupported=WITHOUT_KERNELS), {}, {"DISABLE_OPTIMIZATION": "true"}
     )
-    assert plain.fused == () and "no compiler" not in " ".join(plain.reasons)
+    assert plain.triton_stages == () and "no compiler" not in " ".join(plain.reasons)
 
 
 def test_a_step_over_integers_is_not_compiled_again():
     found = resolve("cpu", CPU, {"dtype": "int8", "compile": "inductor"}, {})
     assert found.compile == "none"
-    assert "one call" in " | ".join(found.reasons)
+    assert "one compiled call" in " | ".join(found.reasons)
     assert resolve("dev", CPU, {"compile": "inductor"}, {}).compile == "inductor"
 
 
@@ -336,16 +344,17 @@ def test_a_quantised_plan_says_what_it_costs():
 
 
 def test_the_cpu_profile_takes_the_fastest_that_this_processor_has():
-    assert (resolve("cpu", CPU, {}, {}).t3, resolve("cpu", CPU, {}, {}).flow) == ("int8", "int8")
+    new = resolve("cpu", CPU, {}, {})
+    assert (new.t3.storage, new.flow.storage) == ("int8", "int8")
     old = resolve("cpu", WITHOUT_VNNI, {}, {})
-    assert (old.t3, old.flow) == ("float32", "float32")
+    assert (old.t3.storage, old.flow.storage) == ("float32", "float32")
     assert "t3 bfloat16: products saturate" in old.reasons
     assert "t3 float32: none here" in old.reasons
 
 
 def test_a_processor_is_asked_for_what_it_lacks():
     found = probe.probe("cpu")
-    assert set(found.unsupported) <= {"bfloat16", "int8", "int4", "int8 flow"}
+    assert set(found.unsupported) <= {"bfloat16", "int8", "int4", "int8 flow", "onednn"}
     assert all(found.unsupported.values())
 
 
@@ -356,3 +365,33 @@ def test_what_another_machine_found_travels(monkeypatch):
     here = probe.probe("cpu")
     there = pickle.loads(pickle.dumps(here))
     assert there == here and there.unsupported == {"int8": "no VNNI"}
+
+
+@pytest.mark.parametrize(
+    ("hardware", "overrides", "t3", "flow"),
+    [
+        (CPU, {"dtype": "int8"}, ("int8", "float32", "int8", "numba"), ("int8", "bfloat16", "int8", "numba")),
+        (CPU, {"dtype": "int4"}, ("int4", "float32", "int4", "numba"), ("int8", "bfloat16", "int8", "numba")),
+        (CPU, {"dtype": "bfloat16"}, ("bfloat16", "bfloat16", "bfloat16", "pytorch"), ("bfloat16", "bfloat16", "onednn", "pytorch")),
+        (CPU, {"dtype": "float32"}, ("float32", "float32", "onednn", "pytorch"), ("float32", "float32", "onednn", "pytorch")),
+        (CPU, {"dtype": "float32", "compile": "inductor"}, ("float32", "float32", "plain", "pytorch"), ("float32", "float32", "onednn", "pytorch")),
+        (Hardware("cpu", "x", unsupported={"onednn": "none"}), {"dtype": "float32"}, ("float32", "float32", "plain", "pytorch"), ("float32", "float32", "plain", "pytorch")),
+        (MPS, {"dtype": "float16"}, ("float16", "float16", "plain", "pytorch"), ("float16", "float16", "plain", "pytorch")),
+        (card(), {"dtype": "int8"}, ("int8", "bfloat16", "weight-only", "triton"), ("bfloat16", "bfloat16", "plain", "triton")),
+        (card(), {"dtype": "float16"}, ("float16", "float16", "plain", "triton"), ("float16", "float16", "plain", "triton")),
+    ],
+)  # fmt: skip
+def test_a_stage_is_planned_whole(hardware, overrides, t3, flow):
+    """Storage, arithmetic, layout and kernels follow from the plan alone: building decides nothing."""
+    profile = "rtx4090" if hardware.device == "cuda" else "dev"
+    made = resolve(profile, hardware, overrides, {})
+    for stage, expected in ((made.t3, t3), (made.flow, flow)):
+        assert (stage.storage, stage.compute, stage.layout, stage.kernels) == expected
+    assert made.vocoder == StagePlan()
+
+
+def test_weights_stored_narrower_than_they_are_multiplied():
+    made = resolve("gtx1080", card("GTX 1080", 8000, None, (6, 1)), {}, {})
+    assert (made.t3.storage, made.t3.compute, made.t3.narrowed) == ("float16", "float32", True)
+    assert made.narrowed_compute == "float32" and "stored, float32 computed" in made.summary()
+    assert not resolve("cpu", CPU, {}, {}).narrowed_compute, "integers have a layout, not a dtype"

@@ -234,7 +234,7 @@ def test_after_warming_up_nothing_is_recorded(on_card, there):
 def test_sound_beside_t3_is_ordered(on_card, there, expected):
     """Two threads, two streams, recordings of both; every operation's order was looked at."""
     with on_card("rtx4090") as engine:
-        assert engine.plan.sound == "beside" and engine.plan.slots > 8
+        assert engine.plan.rendering == "overlapped" and engine.plan.slots > 8
         lines = [
             Request(str(i), "Hello.", None, Sampling(seed=i, max_tokens=9 + i % 9, cfm_steps=2))
             for i in range(20)

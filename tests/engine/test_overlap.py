@@ -576,15 +576,15 @@ def test_closing_the_engine_waits_for_the_work_beside(engine, monkeypatch):
 @pytest.mark.parametrize(
     ("sound", "offload", "kind"),
     [
-        ("beside", "none", OverlappedRenderer),
-        ("here", "none", InlineRenderer),
-        ("beside", "stages", InlineRenderer),
+        ("overlapped", "none", OverlappedRenderer),
+        ("inline", "none", InlineRenderer),
+        ("overlapped", "stages", InlineRenderer),
     ],
 )
 def test_the_plan_says_who_makes_the_sound(tiny, monkeypatch, sound, offload, kind):
     """Also where the card was found to have no room for all stages when they were loaded."""
     monkeypatch.setattr(build, "SideStream", lambda device: no_stream)
-    planned = replace(resolve("dev", CPU, {}, {}), sound=sound, offload=offload)
+    planned = replace(resolve("dev", CPU, {}, {}), rendering=sound, offload=offload)
     pipeline = build.load_pipeline(registry.locate(str(tiny)), planned)
     assert type(pipeline.sound) is kind
     pipeline.close()
@@ -603,7 +603,7 @@ def test_the_flow_is_recorded_apart_only_where_it_works_beside_t3(monkeypatch, b
     flow = torch.nn.Identity()
     card = SimpleNamespace(device=torch.device("cuda"), module=lambda name: flow)
     planned = replace(resolve("dev", CPU, {}, {}), compile="cudagraphs")
-    way = build._decode_backend(planned, card, beside=beside)
+    way = build._decode_backend(planned, card, overlapped=beside)
     assert (flow.executor._recordings._record is way._recordings._record) is not beside
 
 

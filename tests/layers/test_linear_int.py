@@ -211,9 +211,9 @@ def test_the_plan_is_what_is_loaded(checkpoint):
     pipeline = build.load_pipeline(checkpoint, how)
     assert type(pipeline.placement.module("t3").head) is Int8Linear
     block = pipeline.placement.module("flow").estimator.middle[0].transformers[0]
-    assert (type(block.up) is Int8Linear) == (how.flow == "int8")
+    assert (type(block.up) is Int8Linear) == (how.flow.storage == "int8")
     assert pipeline.placement.module("flow").dtype == weight_layout.compute_dtype(
-        "bfloat16" if how.flow == "int8" else how.flow
+        "bfloat16" if how.flow.storage == "int8" else how.flow.storage
     )
     plain = build.load_pipeline(checkpoint, replace(how, t3="float32", flow="float32"))
     assert type(plain.placement.module("t3").head) in (torch.nn.Linear, OneDnnLinear)
@@ -300,7 +300,7 @@ def test_neighbours_change_nothing_in_one_call(pico, dtype, layer):
 @needs_int8
 def test_a_flow_in_integers_goes_to_float32_and_comes_back(pico):
     how = resolve("cpu", probe.probe("cpu"), {}, {})
-    if how.flow != "int8":
+    if how.flow.storage != "int8":
         pytest.skip("no int8 flow here")
     flow = build.load_pipeline(pico, how).placement.module("flow")
     voice = from_conditionals(pico.path(registry.CONDITIONALS))

@@ -47,17 +47,19 @@ def load(context: Context, overrides: Mapping[str, str]) -> Engine:
         LOADED,
         {
             "overrides": dict(overrides),
-            "dtype": plan.t3,
+            "dtype": plan.t3.storage,
             "seconds": time.perf_counter() - start,
             "plan": plan.summary(),
-            "fused": plan.fused,
+            "fused": plan.triton_stages,
             "slots": plan.slots,
-            "sound": plan.sound,
+            "sound": plan.rendering,
             "reasons": plan.reasons,
         }
         | vram(),
     )
-    context.put(CHECK, {"name": f"own kernels, {plan.t3}", "good": "t3" in plan.fused})
+    context.put(
+        CHECK, {"name": f"own kernels, {plan.t3.storage}", "good": "t3" in plan.triton_stages}
+    )
     return engine
 
 
@@ -138,7 +140,7 @@ def _stages_through(engine: Engine, through: Any) -> Iterator[None]:
 
 def sounds(engine: Engine) -> dict[str, Renderer]:
     """Who can make the sound of a batch: always T3's own thread, and whom the plan has."""
-    return {INLINE: InlineRenderer(), engine.plan.sound: pipeline_of(engine).sound}
+    return {INLINE: InlineRenderer(), engine.plan.rendering: pipeline_of(engine).sound}
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def measure_row(context: Context, engine: Engine, mode: Mode, runs: int) -> None
             lap = ours.run(mode.steps)
             row = {
                 "row": mode.name,
-                "dtype": engine.plan.t3,
+                "dtype": engine.plan.t3.storage,
                 "plan": ours.plan,
                 "warm": turn < mode.warm_ups,
                 "tokens": len(tokens),
@@ -102,5 +102,5 @@ def measure_row(context: Context, engine: Engine, mode: Mode, runs: int) -> None
             context.put(RUN, row | vram())
         if mode.graph:
             found = recorded(engine, mode.steps)
-            name = f"recorded, {engine.plan.t3}, {mode.name}"
+            name = f"recorded, {engine.plan.t3.storage}, {mode.name}"
             context.put(CHECK, {"name": name, **found, "good": all(found.values())})

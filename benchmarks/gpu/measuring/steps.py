@@ -83,7 +83,7 @@ def trace_step(context: Context, engine: Engine, t3: T3, step: OneStep) -> None:
         context.put(TRAFFIC, {"step": step.name, "parts": None})
         return
     rows = [place for place in positions for _ in range(step.slots.rows_per_seq)]
-    weights = 1 if engine.plan.t3 == "int8" else t3.dtype.itemsize
+    weights = 1 if engine.plan.t3.storage == "int8" else t3.dtype.itemsize
     keys = getattr(step.slots.cache, "keys", t3.like)
     needed = step_bytes(t3.shape, weights, keys.element_size(), rows)
     found: dict[str, Any] = {}

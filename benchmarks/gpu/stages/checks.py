@@ -33,7 +33,7 @@ def _with_engine(context: Context, dtype: str, work: Callable[[Context, Engine],
 
 
 def _dtype(context: Context, engine: Engine) -> None:
-    dtype, way = engine.plan.t3, pipeline_of(engine).backend
+    dtype, way = engine.plan.t3.storage, pipeline_of(engine).backend
     sizes = context.sizes.requests, context.sizes.tokens
     for slots in (1, 4):
         found = parity.token_parity(engine, way, EagerBackend(fused=way.fused), slots, *sizes)

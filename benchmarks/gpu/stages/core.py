@@ -50,7 +50,7 @@ def run(context: Context) -> None:
 
 def parity_of(context: Context, engine: Engine) -> None:
     """Few tokens: that figures are of what is right. The whole of it is in checks.py."""
-    dtype, way = engine.plan.t3, pipeline_of(engine).backend
+    dtype, way = engine.plan.t3.storage, pipeline_of(engine).backend
     sizes = 2, min(4, context.sizes.requests), context.sizes.tokens
     launched_too = parity.token_parity(engine, way, EagerBackend(fused=way.fused), *sizes)
     context.put(CHECK, {"name": f"tokens, {dtype}, replayed as launched"} | launched_too)
@@ -67,7 +67,7 @@ def _whole(context: Context, engine: Engine) -> None:
         audio = engine.synthesize(SENTENCE, None, Sampling(seed=0, max_tokens=count))
         taken = time.perf_counter() - start
         told = {"turn": turn, "warm": turn < 2, "seconds": taken, "by_stage": dict(audio.seconds)}
-        context.put(WHOLE, told | {"tokens": audio.tokens, "dtype": engine.plan.t3})
+        context.put(WHOLE, told | {"tokens": audio.tokens, "dtype": engine.plan.t3.storage})
 
 
 def _first_audio(context: Context, engine: Engine) -> None:
@@ -81,17 +81,17 @@ def _first_audio(context: Context, engine: Engine) -> None:
         if len(firsts) < 2:
             raise RuntimeError("no sentence is behind the first one: this is no first audio")
         told = {"turn": turn, "warm": turn < 2, "seconds": firsts[0], "tokens": few}
-        context.put(FIRST_AUDIO, told | {"dtype": engine.plan.t3})
+        context.put(FIRST_AUDIO, told | {"dtype": engine.plan.t3.storage})
 
 
 def _lengths(context: Context, engine: Engine) -> None:
     """Flow and vocoder, and the prefill, by length, replayed and launched."""
     sizes = context.sizes
     for row in lengths.sound_by_length(engine, sizes.lengths):
-        context.put(SOUND, {"mode": "graph", "dtype": engine.plan.flow} | row)
+        context.put(SOUND, {"mode": "graph", "dtype": engine.plan.flow.storage} | row)
     with launched(engine):
         for row in lengths.sound_by_length(engine, sizes.launched_lengths):
-            context.put(SOUND, {"mode": "launched", "dtype": engine.plan.flow} | row)
+            context.put(SOUND, {"mode": "launched", "dtype": engine.plan.flow.storage} | row)
     way = pipeline_of(engine).backend
     with on_device(engine, "t3") as t3:
         by_mode = {"launched": EagerBackend(fused=way.fused), "replayed": way}

@@ -24,7 +24,7 @@ def run(context: Context) -> None:
 
 
 def _dtype(context: Context, engine: Engine) -> None:
-    dtype = engine.plan.t3
+    dtype = engine.plan.t3.storage
     for mode in modes(engine):
         with context.part(f"{dtype}, {mode.name}"):
             measure_row(context, engine, mode, mode.runs(context.sizes.runs))
