@@ -344,9 +344,5 @@ def _seed(sampling: Sampling) -> int:
 
 def _reporter(observe: Observer | None, i: int, chunks: list[Chunk]) -> OnToken:
     if observe is None:
-        return _ignore
+        return lambda tokens: None
     return lambda tokens: observe(Progress(i, len(chunks), len(chunks[i].text), tokens))
-
-
-def _ignore(tokens: int) -> None:
-    """Nobody watches."""
