@@ -1,4 +1,8 @@
-"""What is on this machine, and what is missing for speech. Looks, and changes nothing."""
+"""The command ``doctor``: what this machine has, and what is missing for synthesis.
+
+Responsible for its checks and remedies; it changes nothing. Not responsible for hardware detection
+itself (engine/probe.py).
+"""
 
 from __future__ import annotations
 
@@ -20,11 +24,11 @@ from chatterbox_opt.voices.store import VoiceStore
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at.
+    """The result of one check.
 
     Attributes:
-        what: its name.
-        good: whether speech works with it as it is.
+        what: what was checked.
+        good: whether synthesis works with it as it is.
         found: what was seen.
         remedy: what to do, or "".
     """
@@ -36,7 +40,7 @@ class Finding:
 
 
 def examine(store: VoiceStore) -> list[Finding]:
-    """Look at everything that synthesis needs."""
+    """Check everything that synthesis needs."""
     import torch
 
     checks = [
@@ -65,16 +69,17 @@ def _cuda() -> Finding:
 
     if torch.cuda.is_available():
         try:
-            card = probe.probe("cuda")
+            gpu = probe.probe("cuda")
         except DeviceError as error:
-            return Finding("cuda", good=False, found="an unusable card", remedy=str(error))
-        memory = f"{card.free_mib:,} of {card.total_mib:,} MiB free"
-        facts = f"{card.name}, {memory}, capability {hardware.format_capability(card.capability)}"
+            return Finding("cuda", good=False, found="an unusable GPU", remedy=str(error))
+        memory = f"{gpu.free_mib:,} of {gpu.total_mib:,} MiB free"
+        capability = hardware.format_capability(gpu.capability)
+        facts = f"{gpu.name}, {memory}, capability {capability}"
         return Finding("cuda", good=True, found=facts)
     if shutil.which("nvidia-smi"):
         remedy = f"torch was built for CUDA {torch.version.cuda}; update the driver or see docs/install.md"
-        return Finding("cuda", good=False, found="a driver, but torch sees no card", remedy=remedy)
-    return Finding("cuda", good=True, found="no card: speech runs on the processor")
+        return Finding("cuda", good=False, found="a driver, but torch sees no GPU", remedy=remedy)
+    return Finding("cuda", good=True, found="no GPU: the CPU is used")
 
 
 def _perth() -> Finding:
@@ -102,23 +107,25 @@ def _voices(store: VoiceStore) -> Finding:
     parent = next(p for p in (store.directory, *store.directory.parents) if p.exists())
     good = os.access(parent, os.W_OK)
     found = f"{len(store.names())} named, {store.computed()} computed in {store.directory}"
-    return Finding("voices", good, found, "not writable: give --voice-cache DIR")
+    return Finding("voices", good, found, "not writable: use --voice-cache DIR")
 
 
 def _converted() -> Finding:
     cache = weight_cache.default()
     files = cache.entries()
     size = sum(path.stat().st_size for path in files) >> 20
-    found = f"{len(files)} kept, {size:,} MiB in {cache.directory}" if cache.directory else "off"
+    found = f"{len(files)} cached, {size:,} MiB in {cache.directory}" if cache.directory else "off"
     return Finding("converted weights", good=True, found=found)
 
 
 def _profile() -> list[Finding]:
     try:
-        how = plan.resolve(hardware.AUTO, probe.probe())
+        resolved = plan.resolve(hardware.AUTO, probe.probe())
     except ChatterboxOptError as error:
         return [Finding("profile", good=False, found="none", remedy=str(error))]
-    return [Finding("profile", good=True, found=f"{how.summary()} ({'; '.join(how.reasons)})")]
+    return [
+        Finding("profile", good=True, found=f"{resolved.summary()} ({'; '.join(resolved.reasons)})")
+    ]
 
 
 def doctor(voice_cache: options.VoiceCache = None) -> None:

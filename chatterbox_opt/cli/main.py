@@ -72,14 +72,14 @@ _CLICK_ERROR: type[Exception] = next(
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    # torch's 150,000 objects stay until the end: to look through them again and again while
-    # they come, and once more when the process ends, takes half a second
+    # torch's 150,000 objects live until the end: collecting garbage among them while they are
+    # created, and once more when the process ends, takes half a second
     gc.set_threshold(COLLECT_AFTER)
     atexit.register(gc.freeze)
     sys.excepthook = _unexpected
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        # through the command, not the Typer object: that would put its own hook in place of ours
+        # through the command, not the Typer object: that would replace our excepthook
         code = typer.main.get_command(app)(standalone_mode=False)
         if code == INTERRUPTED:  # Typer turns Ctrl-C into this code
             raise KeyboardInterrupt
@@ -92,7 +92,9 @@ def main() -> None:
         message = error.format_message()  # type: ignore[attr-defined]
         code = _fail(f"{message} See chatterbox-opt --help.", 2, error)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody listens any more
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # the reader has closed the pipe
         code = 1
     except OSError as error:
         where = f": '{error.filename}'" if error.filename else ""
@@ -110,14 +112,14 @@ def _fail(message: str, code: int, error: Exception | None) -> int:
 
 
 def _terminate(*_: object) -> None:
-    """Leave as after Ctrl-C, so that no half-written file stays behind."""
+    """Exit as after Ctrl-C, so that no partial file is left behind."""
     sys.exit(128 + signal.SIGTERM)
 
 
 def _unexpected(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """What nobody foresaw: one line too, and where to find the rest."""
+    """Print an unexpected error as one line too, and how to get the traceback."""
     if DEBUG in sys.argv:
         traceback.print_exception(kind, error, trace)
     reason = " ".join(str(error).split())

@@ -48,7 +48,7 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None 
     try:
         placement = StagePlacement(stages, device, offload=plan.offload)
     except torch.OutOfMemoryError:
-        log.warning("the GPU has no memory for all stages: they take turns on it")
+        log.warning("the GPU has no memory for all stages at once: offloading the idle ones")
         placement = StagePlacement(stages, device, offload=STAGES)
     # a placement that had to offload leaves no memory for two stages at once
     overlapped = plan.rendering == OVERLAPPED and placement.offload == NONE
