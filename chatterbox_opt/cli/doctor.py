@@ -77,7 +77,8 @@ def _cuda() -> Finding:
         facts = f"{gpu.name}, {memory}, capability {capability}"
         return Finding("cuda", good=True, found=facts)
     if shutil.which("nvidia-smi"):
-        remedy = f"torch was built for CUDA {torch.version.cuda}; update the driver or see docs/install.md"
+        built_for = f"torch was built for CUDA {torch.version.cuda}"
+        remedy = f"{built_for}; update the driver or see docs/install.md"
         return Finding("cuda", good=False, found="a driver, but torch sees no GPU", remedy=remedy)
     return Finding("cuda", good=True, found="no GPU: the CPU is used")
 

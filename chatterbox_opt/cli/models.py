@@ -59,9 +59,7 @@ def models_make(
         any((directory / n).exists() for n in registry.FILES)
         and not read_config(directory).random_weights
     ):
-        raise InputError(
-            f"'{directory}' holds weights that were not made by this command; choose another directory"
-        )
+        raise InputError(f"'{directory}' holds weights of another origin; choose another directory")
     warnings.simplefilter("ignore")
     from chatterbox_opt.checkpoints.random_weights import make
 
