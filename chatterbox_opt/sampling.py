@@ -15,7 +15,7 @@ SEED_LIMIT = 2**63
 CFM_STEPS = 10  # upstream's number of Euler steps (flow_matching.py)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """The knobs of one request, validated at birth.
 

@@ -26,18 +26,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import ChatterboxOptError, first_line
+from chatterbox_opt.request import Wave
 from chatterbox_opt.runtime.cuda import SideStream
 from chatterbox_opt.utils import upstream_import
 from chatterbox_opt.utils.skip_init import skip_init
 
 log = logging.getLogger(__name__)
-Wave = npt.NDArray[np.float32]
 QUIETLY = threading.Lock()  # redirecting standard output is global: one at a time
 REMEDY = "pip install 'setuptools<81' resemble-perth, or speak without it (--no-watermark)"
 NETWORK = "perth_net.perth_net_implicit"

@@ -21,10 +21,7 @@ from chatterbox_opt.eval.wer import REMEDY, missing
 from chatterbox_opt.utils.atomic_file import atomic_write
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Wave = npt.NDArray[np.float32]
+    from chatterbox_opt.request import Wave
 
 RATE = 16_000  # Hz, of Whisper's features
 
