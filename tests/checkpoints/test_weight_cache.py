@@ -21,7 +21,7 @@ HALF = torch.bfloat16
 
 @pytest.fixture
 def cache(tmp_path):
-    return WeightCache(tmp_path / "weights", least=0)
+    return WeightCache(tmp_path / "weights", min_bytes=0)
 
 
 @pytest.fixture
@@ -146,12 +146,12 @@ def test_where_nothing_can_be_written_nothing_is_said(tiny, tmp_path, caplog, mo
     (tmp_path / "file").touch()
     with caplog.at_level(logging.DEBUG, "chatterbox_opt"):
         fresh = load(tiny, WeightCache(None))
-        assert same(load(tiny, WeightCache(tmp_path / "file" / "weights", least=0)), fresh)
-        assert caplog.text.count("were not kept") == 2
+        assert same(load(tiny, WeightCache(tmp_path / "file" / "weights", min_bytes=0)), fresh)
+        assert caplog.text.count("were not cached") == 2
         monkeypatch.setattr(shutil, "disk_usage", lambda path: os.terminal_size((0, 0)))
         full = type("Usage", (), {"free": 1000})
         monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-        cache = WeightCache(tmp_path / "weights", least=0)
+        cache = WeightCache(tmp_path / "weights", min_bytes=0)
         assert same(load(tiny, cache), fresh)
     assert "MiB free" in caplog.text
     assert not cache.entries()
@@ -165,7 +165,7 @@ def test_a_disk_that_fills_up_while_writing(tiny, cache, monkeypatch, caplog):
     monkeypatch.setattr(torch, "save", full)
     with caplog.at_level(logging.DEBUG, "chatterbox_opt"):
         load(tiny, cache)
-    assert "were not kept" in caplog.text
+    assert "were not cached" in caplog.text
     assert not list(cache.directory.iterdir())
 
 
@@ -193,7 +193,7 @@ def test_a_file_that_was_touched_is_not_trusted(copy, cache):
 
 def test_what_lies_there_is_bounded(tiny, cache):
     checkpoint = registry.locate(str(tiny))
-    bounded = WeightCache(cache.directory, least=0, most=5000)
+    bounded = WeightCache(cache.directory, min_bytes=0, max_bytes=5000)
     for i, form in enumerate(("a", "b", "c", "d")):
         bounded.tensors(checkpoint, "t3", form, lambda: {"x": torch.zeros(300)})
         newest = max(bounded.entries(), key=lambda path: path.name)
@@ -213,7 +213,7 @@ def test_what_lies_there_is_bounded(tiny, cache):
 def test_small_and_float32_weights_are_not_kept(tiny, tmp_path):
     cache = WeightCache(tmp_path / "weights")
     load(tiny, cache)
-    cache = WeightCache(tmp_path / "weights", least=0)
+    cache = WeightCache(tmp_path / "weights", min_bytes=0)
     loader.load_t3(registry.locate(str(tiny)), torch.float32, cache=cache)
     assert not cache.entries()
 

@@ -205,7 +205,7 @@ def test_any_rate_and_channel_count_is_read(tmp_path, name, rate, channels, opti
         (lambda p: _bytes(p / "cut.wav", b"RIFF"), "cannot be read as audio"),
         (lambda p: write(p / "short.wav", SPEECH[:4800]), "lasts 0.2 s"),
         (lambda p: write(p / "silent.wav", SPEECH * 0), "is silent"),
-        (lambda p: write(p / "nan.wav", SPEECH * np.nan, subtype="FLOAT"), "not numbers"),
+        (lambda p: write(p / "nan.wav", SPEECH * np.nan, subtype="FLOAT"), "has NaN/Inf samples"),
         (lambda p: write(p / "none.wav", SPEECH[:0]), "lasts 0.0 s"),
     ],
 )
