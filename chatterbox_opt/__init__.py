@@ -2,7 +2,8 @@
 
     from chatterbox_opt import Engine, Sampling, Voice
 
-Importing this package imports no torch; naming ``Engine`` or ``Voice`` does.
+Importing this package does not import torch; the first use of ``Engine``, ``Guard`` or ``Voice``
+does.
 """
 
 from __future__ import annotations
@@ -11,16 +12,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chatterbox_opt.engine.engine import Engine
-    from chatterbox_opt.request import Audio, Request, Result
+    from chatterbox_opt.engine.quality import Guard
+    from chatterbox_opt.errors import ChatterboxOptError
+    from chatterbox_opt.request import Audio, Piece, Progress, Request, Result
     from chatterbox_opt.sampling import Sampling
     from chatterbox_opt.voice import Voice
 
 __version__ = "0.1.0"
-__all__ = ["Audio", "Engine", "Request", "Result", "Sampling", "Voice"]
+__all__ = [
+    "Audio",
+    "ChatterboxOptError",
+    "Engine",
+    "Guard",
+    "Piece",
+    "Progress",
+    "Request",
+    "Result",
+    "Sampling",
+    "Voice",
+]
 
-_HOMES = {
+_MODULE_OF = {  # public name -> module that defines it, imported on first use
     "Audio": "request",
+    "ChatterboxOptError": "errors",
     "Engine": "engine.engine",
+    "Guard": "engine.quality",
+    "Piece": "request",
+    "Progress": "request",
     "Request": "request",
     "Result": "request",
     "Sampling": "sampling",
@@ -29,8 +47,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'chatterbox_opt' has no attribute '{name}'")
     from importlib import import_module
 
-    return getattr(import_module(f"chatterbox_opt.{_HOMES[name]}"), name)
+    return getattr(import_module(f"chatterbox_opt.{_MODULE_OF[name]}"), name)

@@ -1,35 +1,32 @@
-"""The error tree. Knows nothing of the rest of the package; imports nothing.
+"""The exceptions of the package. Imports nothing.
 
-ChatterboxOptError            exit 1   the root: the command line catches it in one place
-├── InputError                exit 2   what was asked cannot be done as asked
-│   ├── TextError                      nothing to speak, or not text at all
-│   ├── VoiceError                     a reference recording or a voice name that cannot be used
-│   └── ProfileError                   unknown profile, key or value
-├── WeightsError              exit 1   weights missing, damaged or of other shapes
-├── OutputError               exit 1   the sound could not be written
-├── DeviceError               exit 1   the device is missing or out of memory
-├── NumericsError             exit 1   numbers that are not numbers, even in float32
-├── SilenceError              exit 1   the model said nothing, however often it was asked
-└── WorkerError               exit 1   processes that speak for a batch died
+ChatterboxOptError            the root: callers catch it in one place
+├── InputError                an argument, option or input file is wrong
+│   ├── TextError             nothing to synthesize, or not text at all
+│   ├── VoiceError            unusable reference recording or unknown voice name
+│   └── ProfileError          unknown profile, key or value
+├── WeightsError              weights missing, damaged or of the wrong shape
+├── OutputError               the audio could not be written
+├── DeviceError               the device is missing or out of memory
+├── NumericsError             NaN or Inf, even in float32
+├── SilenceError              the model generated no speech after several seeds
+└── WorkerError               worker processes of a batch crashed
 
-Every message is one line and ends with what to do.
+Every message is one line and ends with a remedy. The command line maps these to exit codes
+(cli/main.py).
 """
 
 
 class ChatterboxOptError(Exception):
-    """Something went wrong that the person can act on; ``str()`` is one line with the remedy."""
-
-    exit_code = 1
+    """An error that the caller can act on; ``str()`` is one line with the remedy."""
 
 
 class InputError(ChatterboxOptError):
     """A wrong argument, option or input file."""
 
-    exit_code = 2
-
 
 class TextError(InputError):
-    """The text holds nothing that can be spoken."""
+    """The text holds nothing that can be synthesized."""
 
 
 class VoiceError(InputError):
@@ -37,39 +34,39 @@ class VoiceError(InputError):
 
 
 class ProfileError(InputError):
-    """A profile, or one of its keys or values, is not known."""
+    """A profile, or one of its keys or values, is unknown."""
 
 
 class WeightsError(ChatterboxOptError):
-    """The model's files are missing, damaged, or do not fit each other."""
+    """The model's files are missing, damaged, or do not belong together."""
 
 
 class OutputError(ChatterboxOptError):
-    """The sound could not be written."""
+    """The audio could not be written."""
 
 
 class DeviceError(ChatterboxOptError):
-    """The device is not there, or has not enough memory."""
+    """The device is missing, or out of memory."""
 
 
 class NumericsError(ChatterboxOptError):
-    """A stage produced NaN or infinity."""
+    """A stage produced NaN or Inf."""
 
 
 class SilenceError(ChatterboxOptError):
-    """The model ended its speech before it began."""
+    """The model ended the sequence before generating any speech."""
 
 
 class WorkerError(ChatterboxOptError):
-    """Processes that speak for a batch died."""
+    """Worker processes of a batch crashed."""
 
 
 def in_words(error: Exception) -> str:
-    """An error for people; one that is not ours needs its kind to be understood."""
+    """An error as a message for users; foreign exceptions are prefixed with their class name."""
     ours = isinstance(error, ChatterboxOptError)
     return str(error) if ours else f"{type(error).__name__}: {error}"
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, or its kind if it says nothing, in one line."""
+    """The first line of an error's message, or its class name if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

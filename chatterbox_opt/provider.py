@@ -1,13 +1,13 @@
-"""Two classes of the seed guide's shape, thin over Engine, for programs written against it.
+"""Adapters with the ``ChatterboxProvider`` interface, built on Engine.
 
-Know emotions as presets. Know nothing of stages: everything is passed to the engine.
+Responsible for emotion presets. Not responsible for anything else: all calls go to the engine.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from chatterbox_opt.checkpoints import registry
@@ -19,14 +19,14 @@ from chatterbox_opt.sampling import Sampling
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """What an emotion means in upstream's knobs."""
+    """Sampling parameters of an emotion."""
 
     exaggeration: float
     temperature: float
 
 
-# neutral is upstream's default; its README advises higher exaggeration for drama, which also
-# hurries the speech, and lower temperatures for an even voice
+# neutral is upstream's default; its README recommends higher exaggeration for dramatic speech,
+# which also makes it faster, and lower temperatures for a steady voice
 EMOTIONS = {
     "neutral": Preset(0.5, 0.8),
     "calm": Preset(0.3, 0.6),
@@ -37,8 +37,8 @@ EMOTIONS = {
 }
 
 
-class OptimizedChatterboxProvider:
-    """Chatterbox through our engine.
+class OptimizedChatterboxProvider(AbstractContextManager["OptimizedChatterboxProvider"]):
+    """Chatterbox on the optimized engine.
 
     Usage:
         provider = OptimizedChatterboxProvider(device="cuda", dtype="float16")
@@ -58,9 +58,9 @@ class OptimizedChatterboxProvider:
 
         Args:
             device: "cuda", "mps", "cpu" or "auto".
-            dtype: of t3 and flow, as --dtype; the vocoder is float32.
-            use_compilation: compile the T3 step where the device can.
-            cpu_offload: stages take turns on the card.
+            dtype: of T3 and flow, as ``--dtype``; the vocoder is float32.
+            use_compilation: use CUDA graphs for the T3 step if the device supports them.
+            cpu_offload: keep the weights in host memory and move stages to the GPU one by one.
             model: a known name, or a directory.
 
         Raises:
@@ -77,15 +77,7 @@ class OptimizedChatterboxProvider:
             },
         )
 
-    def __enter__(self) -> OptimizedChatterboxProvider:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -102,12 +94,12 @@ class OptimizedChatterboxProvider:
         cfg_weight: float = 0.5,
         seed: int | None = None,
     ) -> Audio:
-        """Speak.
+        """Synthesize a text.
 
         Args:
-            voice_path: a recording, or None for the model's own voice.
+            voice_path: a reference recording, or None for the model's own voice.
             emotion: one of ``EMOTIONS``.
-            exaggeration: replaces the emotion's own.
+            exaggeration: overrides the emotion's value.
 
         Raises:
             InputError: unknown emotion, text without words, unusable recording.
@@ -119,7 +111,7 @@ class OptimizedChatterboxProvider:
         )
 
     def get_provider_status(self) -> dict[str, Any]:
-        """Return what is in force: ``optimization_enabled`` and ``optimization_details``."""
+        """Return the active settings: ``optimization_enabled`` and ``optimization_details``."""
         plan = self.engine.plan
         details = {
             "device": plan.device,
@@ -132,24 +124,24 @@ class OptimizedChatterboxProvider:
 
 
 class RealChatterboxProvider(OptimizedChatterboxProvider):
-    """The optimized provider where it can be used, plain Chatterbox where not.
+    """The provider with a profile chosen from the hardware.
 
-    ``DISABLE_OPTIMIZATION=true`` asks for plain Chatterbox; a profile is chosen from the hardware,
-    and CHATTERBOX_DTYPE, CHATTERBOX_COMPILATION and CHATTERBOX_CPU_OFFLOAD adjust it.
+    The variables CHATTERBOX_DTYPE, CHATTERBOX_COMPILATION and CHATTERBOX_CPU_OFFLOAD override the
+    profile; ``DISABLE_OPTIMIZATION=true`` uses plain chatterbox-tts.
     """
 
     def __init__(self, model: str = registry.DEFAULT, device: str = "auto") -> None:
-        """Load the model with the plan that fits this machine. Errors as ``Engine.load``."""
+        """Load the model with the plan for this machine. Raises as ``Engine.load``."""
         self.engine = Engine.load(model, device=device)
 
 
 def sampling_for(
     emotion: str, exaggeration: float | None, cfg_weight: float, seed: int | None
 ) -> Sampling:
-    """Knobs for an emotion.
+    """Sampling parameters for an emotion.
 
     Raises:
-        InputError: an unknown emotion; the known ones are named.
+        InputError: an unknown emotion; the known ones are listed.
     """
     if emotion not in EMOTIONS:
         raise InputError(f"unknown emotion '{emotion}'; known: {', '.join(EMOTIONS)}")

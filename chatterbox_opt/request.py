@@ -1,4 +1,4 @@
-"""What the engine is asked for and gives back: requests, progress, pieces, results. Values only."""
+"""Inputs and outputs of the engine: requests, progress, pieces, results. Values only."""
 
 from __future__ import annotations
 
@@ -20,8 +20,14 @@ Wave = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where the work is: chunk ``chunk`` (from 0) of ``chunks``, of so many characters, with so
-    many speech tokens said."""
+    """Progress of one text, reported at every speech token.
+
+    Attributes:
+        chunk: index of the current chunk, from 0.
+        chunks: number of chunks.
+        characters: length of the current chunk.
+        tokens: speech tokens generated for it so far.
+    """
 
     chunk: int
     chunks: int
@@ -34,15 +40,15 @@ Observer = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The sound of one chunk with the silence after it.
+    """Audio of one chunk with the pause after it.
 
     Attributes:
         samples: float32 [n] in [-1, 1] at 24 kHz.
-        text: the normalised chunk.
-        tokens: speech tokens in it.
-        seconds: of work, by stage (t3, flow, vocoder, watermark).
-        faults: what a guard still found in it after all attempts (see quality.py).
-        attempts: how often it was spoken.
+        text: the normalized chunk.
+        tokens: number of speech tokens.
+        seconds: processing time by stage (t3, flow, vocoder, watermark).
+        faults: detected by a guard in the best attempt (see engine/quality.py).
+        attempts: number of times that it was synthesized.
     """
 
     samples: Wave
@@ -55,14 +61,14 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """A whole synthesis.
+    """Audio of a whole text.
 
     Attributes:
         samples: float32 [n] in [-1, 1].
         sample_rate: 24000.
-        seed: gives the same samples again, on the same machine and plan.
-        tokens: speech tokens in all.
-        seconds: of work, by stage.
+        seed: reproduces the samples on the same machine and plan.
+        tokens: total number of speech tokens.
+        seconds: processing time by stage.
     """
 
     samples: Wave
@@ -73,19 +79,19 @@ class Audio:
 
     @property
     def duration(self) -> float:
-        """Seconds of sound."""
+        """Seconds of audio."""
         return len(self.samples) / self.sample_rate
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One utterance of a batch.
+    """One text of a batch.
 
     Attributes:
-        id: comes back with the result.
+        id: returned with the result.
         text: of any length.
-        voice: a Voice, whatever ``engine.voice`` takes, or None for the model's own.
-        sampling: knobs; without a seed one is drawn, and comes back with the result.
+        voice: a Voice, a source as for ``engine.voice``, or None for the model's own voice.
+        sampling: parameters; without a seed one is drawn, and returned with the result.
     """
 
     id: str
@@ -96,12 +102,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one request: pieces, or an error as a value.
+    """Outcome of one request: pieces, or an error as a value.
 
     Attributes:
-        id: the request's.
-        seed: the one used; gives the same samples again, alone or in company.
-        pieces: joined they are the whole; empty if it failed.
+        id: of the request.
+        seed: that was used; reproduces the samples, alone or in any batch.
+        pieces: of all chunks, in order; empty if the request failed.
         error: why it failed, or None.
     """
 
@@ -111,21 +117,21 @@ class Result:
     error: Exception | None = None
 
     def audio(self) -> Audio:
-        """The whole, as ``Engine.synthesize`` gives it.
+        """The pieces joined, as returned by ``Engine.synthesize``.
 
         Raises:
-            Exception: the request failed; this is its error.
+            Exception: the request's error, if it failed.
         """
         if self.error is not None:
             raise self.error
         return join(list(self.pieces), self.seed)
 
 
-Speak = Callable[[Iterable[Request]], Iterator[Result]]  # as Engine.batch, in whatever order
+Speak = Callable[[Iterable[Request]], Iterator[Result]]  # as Engine.batch; results in any order
 
 
 def join(pieces: list[Piece], seed: int) -> Audio:
-    """Pieces to the whole."""
+    """Concatenate pieces."""
     return Audio(
         samples=np.concatenate([piece.samples for piece in pieces]),
         sample_rate=SAMPLE_RATE,
@@ -136,7 +142,7 @@ def join(pieces: list[Piece], seed: int) -> Audio:
 
 
 def total_seconds(pieces: list[Piece]) -> dict[str, float]:
-    """Sum the work of pieces, stage by stage."""
+    """Total processing time of pieces by stage."""
     total: dict[str, float] = {}
     for piece in pieces:
         for stage, seconds in piece.seconds.items():

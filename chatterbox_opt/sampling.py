@@ -1,5 +1,6 @@
-"""How to say it: the knobs of one request. Knows nothing of tensors (see sampler.py) or devices.
+"""Sampling parameters of one request, and the seeds derived from them.
 
+Responsible for ranges and defaults. Not responsible for sampling itself (models/t3/sampler.py).
 Defaults and meaning are upstream's (``ChatterboxTTS.generate``, tts.py 0.1.7).
 """
 
@@ -10,26 +11,26 @@ from dataclasses import dataclass
 
 from chatterbox_opt.errors import InputError
 
-MAX_TOKENS = 4096  # T3's table of speech positions ends here (upstream t3_config.py)
+MAX_TOKENS = 4096  # size of T3's table of speech positions (upstream t3_config.py)
 SEED_LIMIT = 2**63
 CFM_STEPS = 10  # upstream's number of Euler steps (flow_matching.py)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """The knobs of one request, validated at birth.
+    """Sampling parameters of one request; keyword arguments, validated on construction.
 
     Attributes:
-        seed: fixes the result bit for bit on one machine and plan; None draws a new one.
-        temperature: spread of the T3 distribution; 0 takes the most likely token (greedy).
-        cfg_weight: classifier-free guidance, how strongly the text steers; 0 switches it off.
-        exaggeration: emotion; 0.5 is neutral, above 1 grows unstable.
-        min_p: tokens less likely than ``min_p`` times the likeliest are dropped.
-        top_p: nucleus sampling; 1 keeps all.
-        repetition_penalty: above 1 discourages tokens already said.
-        max_tokens: bound for one chunk; 25 tokens are a second of sound.
-        cfm_steps: Euler steps of the flow; fewer are quicker and less exact.
-        top_k: only so many of the likeliest tokens; 0 keeps all. Upstream has no such knob.
+        seed: makes the result bit-reproducible on one machine and plan; None draws a new seed.
+        temperature: of T3's distribution; 0 is greedy decoding.
+        cfg_weight: classifier-free guidance weight; 0 disables guidance.
+        exaggeration: emotion; 0.5 is neutral, above 1 becomes unstable.
+        min_p: drops tokens less likely than ``min_p`` times the most likely one.
+        top_p: nucleus sampling; 1 keeps all tokens.
+        repetition_penalty: above 1 discourages tokens that were already generated.
+        max_tokens: limit of one chunk; 25 tokens are one second of audio.
+        cfm_steps: Euler steps of the flow; fewer are faster and less accurate.
+        top_k: keeps only the ``top_k`` most likely tokens; 0 keeps all. Not in upstream.
     """
 
     seed: int | None = None
@@ -59,20 +60,23 @@ class Sampling:
             "cfm_steps": (1 <= self.cfm_steps <= 100, "1 to 100"),
             "max_tokens": (1 <= self.max_tokens <= MAX_TOKENS, f"1 to {MAX_TOKENS}"),
         }
-        for name, (good, bounds) in in_range.items():
-            if not good:
+        for name, (valid, bounds) in in_range.items():
+            if not valid:
                 raise InputError(f"{name} is {getattr(self, name)}; give a value from {bounds}")
 
     @property
     def truncates(self) -> bool:
-        """Whether tokens are dropped by their rank: top_p or top_k is at work."""
+        """Whether tokens are filtered by rank (top_p or top_k), which needs sorted logits."""
         return self.top_p < 1 or self.top_k > 0
 
 
 def chunk_seed(seed: int, index: int, attempt: int = 0) -> int:
-    """Return the seed of chunk ``index``: the request's own for the first, so that a text of one
-    chunk draws as upstream draws after ``torch.manual_seed(seed)``; hashed for the others and for
-    further attempts, so that neighbouring seeds do not share chunks."""
+    """Return the seed of chunk ``index``.
+
+    The first chunk uses the request's own seed, so that a text of one chunk draws the same random
+    numbers as upstream after ``torch.manual_seed(seed)``. Seeds of other chunks and attempts are
+    hashed, so that adjacent request seeds have no chunk seed in common.
+    """
     if (index, attempt) == (0, 0):
         return seed
     digest = hashlib.blake2b(f"{seed}/{index}/{attempt}".encode(), digest_size=8).digest()

@@ -1,8 +1,8 @@
-"""Who says it: a reference recording turned, once, into a value.
+"""A speaker's voice as an immutable value: what T3 and the flow are conditioned on.
 
-Knows the encoders that read a recording and the tensors they give. Knows nothing of text, of
-devices in use, or where voices are kept (see voices/store.py). A Voice is never changed by a call:
-upstream's ``prepare_conditioning`` writes into the conditioning it is given, ours does not.
+Responsible for the tensors of a Voice and for upstream's conds.pt format. Not responsible for
+computing one (models/voice_encoders.py) or storing it (voices/). Unlike upstream's
+``prepare_conditioning``, which modifies its argument, no call changes a Voice.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _MALFORMED = (EOFError, KeyError, TypeError, AttributeError, ValueError)
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """What the stages need of a speaker; float32 and int64 tensors, on one device.
+    """Conditioning of T3 and the flow by one speaker; float32 and int64 tensors on one device.
 
     Attributes:
-        speaker: [1, 256], voice encoder's embedding, for T3.
-        prompt: int64 [1, P], speech tokens of the first six seconds, for T3.
-        tokens: int64 [1, N], speech tokens of the first ten seconds, for the flow.
-        mel: [1, M, 80], their mel spectrogram, for the flow; M is 2 N or 2 N + 1.
+        speaker: [1, 256], embedding of the voice encoder, for T3.
+        prompt: int64 [1, P], speech tokens of the recording's first six seconds, for T3.
+        tokens: int64 [1, N], speech tokens of its first ten seconds, for the flow.
+        mel: [1, M, 80], mel spectrogram of the same ten seconds, for the flow; M is 2 N or 2 N + 1.
         xvector: [1, 192], CAMPPlus speaker embedding, for the flow.
     """
 
@@ -51,7 +51,7 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> Voice:
     """Build a Voice from saved tensors.
 
     Raises:
-        KeyError: one is missing or unknown.
+        KeyError: a tensor is missing or unknown.
     """
     names = {f.name for f in fields(Voice)}
     if set(tensors) != names:
@@ -60,10 +60,10 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> Voice:
 
 
 def from_conditionals(path: Path) -> Voice:
-    """Read the voice that comes with a checkpoint (upstream ``Conditionals``, conds.pt).
+    """Read the voice of a checkpoint (upstream ``Conditionals``, conds.pt).
 
     Raises:
-        WeightsError: not such a file, or it holds anything but plain tensors.
+        WeightsError: not a conds.pt file, or it contains more than plain tensors.
     """
     import pickle
 

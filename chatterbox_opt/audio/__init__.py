@@ -1,1 +1,4 @@
-"""audio"""
+"""Audio files in and out, and the PerTh watermark.
+
+May import ``runtime`` and the modules below it; not ``kernels``, ``models`` or ``engine``.
+"""

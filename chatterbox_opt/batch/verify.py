@@ -21,10 +21,7 @@ from chatterbox_opt.errors import ChatterboxOptError, InputError
 from chatterbox_opt.eval import wer
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Wave = npt.NDArray[np.float32]
+    from chatterbox_opt.request import Wave
 
 FILE = "{}"  # in the command, where the wav's path goes; else it goes to the end
 TIMEOUT = 600.0  # seconds

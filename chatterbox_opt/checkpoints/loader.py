@@ -1,14 +1,14 @@
-"""Plan and checkpoint to stages: read, build, cast, store.
+"""Loads the stages of a checkpoint: read the files, convert upstream's names, cast, cache.
 
-Knows files' tensors, upstream's names in them and the precision policy. Knows nothing of requests.
-Everything is read as safetensors (conds.pt with ``weights_only``): a weights file cannot run code.
-Real weights, made ones and a built-in model all come through here.
+Responsible for the tensors in the files and the dtype of every stage. Not responsible for choosing
+dtypes (config/plan.py) or for requests. Weights are read as safetensors (conds.pt with
+``weights_only``), so a weights file cannot run code. Real, random and built-in models all use this
+module.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 
 import torch
 from tokenizers import Tokenizer
@@ -27,8 +27,6 @@ from chatterbox_opt.models.t3.convert import t3_from_upstream, t3_of
 from chatterbox_opt.models.vocoder import model as vocoder_model
 from chatterbox_opt.utils.skip_init import skip_init
 
-log = logging.getLogger(__name__)
-
 
 def load_t3(
     checkpoint: Checkpoint,
@@ -36,27 +34,32 @@ def load_t3(
     layout: str = "",
     cache: WeightCache | None = None,
 ) -> t3_model.T3:
-    """Read T3, strictly, in ``dtype``, its matrices laid out as weight_layout.py knows; converted weights
-    come from the cache where it has them."""
-    shape, built = checkpoint.config.t3, []
+    """Load T3 in ``dtype``; every tensor must be known and present.
+
+    Args:
+        layout: of the matrices, see layers/weight_layout.py; "" leaves them plain.
+        cache: used for converted weights, if it has a directory.
+    """
+    config, converted = checkpoint.config.t3, []
+    cache = cache or WeightCache(None)
 
     def convert() -> dict[str, Tensor]:
-        read = Tensors(checkpoint.path(registry.T3))
-        built.append(t3_from_upstream(read, shape, dtype, layout))
-        # without a cache nothing is written, and nothing has to be laid out for it
-        return weight_layout.packed_tensors(built[0]) if cache and cache.directory else {}
+        upstream = Tensors(checkpoint.path(registry.T3))
+        converted.append(t3_from_upstream(upstream, config, dtype, layout))
+        # packing for the file is only needed if a file is written
+        return weight_layout.packed_tensors(converted[0]) if cache.directory else {}
 
-    form = layout or _name(dtype)
+    variant = layout or _dtype_name(dtype)
     if layout == weight_layout.WEIGHT_ONLY:
-        form = f"{layout}-{_name(dtype)}"  # beside its integers are tensors of that dtype
-    tensors = _kept(cache).tensors(checkpoint, "t3", form, convert)
-    return built[0] if built else t3_of(tensors, shape)
+        variant = f"{layout}-{_dtype_name(dtype)}"  # its other tensors have that dtype
+    tensors = cache.tensors(checkpoint, "t3", variant, convert)
+    return converted[0] if converted else t3_of(tensors, config)
 
 
 def load_flow(
     checkpoint: Checkpoint, dtype: torch.dtype, cache: WeightCache | None = None
 ) -> flow_model.Flow:
-    """Read the flow in ``dtype``; converted weights come from the cache where it has them."""
+    """Load the flow in ``dtype``; ``cache`` is used for converted weights."""
     with skip_init():
         stage = flow_model.Flow(checkpoint.config.flow)
 
@@ -65,22 +68,22 @@ def load_flow(
         _cast_flow(stage, dtype)
         return stage.state_dict()
 
-    fill(
-        stage, _kept(cache).tensors(checkpoint, "flow", _name(dtype), convert), "flow", assign=True
-    )
-    _cast_flow(stage, dtype)  # the tables that are in no state dict
+    cache = cache or WeightCache(None)
+    tensors = cache.tensors(checkpoint, "flow", _dtype_name(dtype), convert)
+    fill(stage, tensors, "flow", assign=True)
+    _cast_flow(stage, dtype)  # buffers that are not in the state dict
     return stage.eval()
 
 
 def _read_flow(stage: flow_model.Flow, checkpoint: Checkpoint) -> None:
     tensors = dict(Tensors(checkpoint.path(registry.S3GEN), "flow."))
     prefix = "decoder.estimator."
-    theirs = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    upstream = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     try:
-        ours = flow_convert.from_upstream(theirs, checkpoint.config.flow)
+        estimator = flow_convert.from_upstream(upstream, checkpoint.config.flow)
     except KeyError as error:
         raise WeightsError(f"flow lacks {prefix}{error.args[0]}: wrong or old file?") from error
-    fill(stage, tensors | {f"estimator.{n}": t for n, t in ours.items()}, "flow")
+    fill(stage, tensors | {f"estimator.{n}": t for n, t in estimator.items()}, "flow")
 
 
 def _cast_flow(stage: flow_model.Flow, dtype: torch.dtype) -> None:
@@ -88,16 +91,12 @@ def _cast_flow(stage: flow_model.Flow, dtype: torch.dtype) -> None:
         stage.set_precision(dtype)
 
 
-def _kept(cache: WeightCache | None) -> WeightCache:
-    return cache or WeightCache(None)
-
-
-def _name(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
 def load_vocoder(checkpoint: Checkpoint) -> vocoder_model.Vocoder:
-    """Read the vocoder in float32."""
+    """Load the vocoder in float32."""
     with skip_init():
         net = vocoder_model.build(checkpoint.config.vocoder)
     fill(net, Tensors(checkpoint.path(registry.S3GEN), "mel2wav."), "vocoder")
@@ -105,7 +104,7 @@ def load_vocoder(checkpoint: Checkpoint) -> vocoder_model.Vocoder:
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """Read the text tokenizer.
+    """Load the text tokenizer.
 
     Raises:
         WeightsError: damaged, or without the start and stop tokens.

@@ -1,8 +1,8 @@
-"""Checkpoints made here: upstream's exact file format with random values (``models make``).
+"""Random checkpoints in upstream's exact file format (``models make``).
 
-Knows upstream's classes, names and file layout. Knows nothing of what is done with the files. Full
-shapes measure speed, which does not depend on the values; tiny ones serve tests. Spoken, they are
-noise, and ``config.json`` says so.
+Responsible for upstream's classes, tensor names and file layout. Not responsible for using the
+files. The full size is for measuring speed, which does not depend on the values; the tiny one is
+for tests. The audio is noise, and ``config.json`` marks the checkpoint as random.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from chatterbox_opt import voice
 from chatterbox_opt.checkpoints import registry
-from chatterbox_opt.checkpoints.reader import FORGIVEN
+from chatterbox_opt.checkpoints.reader import COMPUTED_BUFFERS
 from chatterbox_opt.config.model_config import (
     MEL_BINS,
     SPEECH_TOKENS,
@@ -36,19 +36,19 @@ from chatterbox_opt.utils.atomic_file import atomic_write
 from chatterbox_opt.utils.skip_init import skip_init
 
 SIZES = {"tiny": TINY, "full": ModelConfig()}
-HEAD_GAIN = 3.0  # spreads the T3 logits, so that the likeliest token leads by more than rounding
-STOP_GAIN = 1.8  # and the stop token comes up now and then: a made model falls silent by itself
-ATTENTION_GAIN = 2.0  # sharpens attention, so that the prefix decides what is said, as when trained
-F0_HZ = 150.0  # the made F0 predictor hovers here, so that the harmonic source is at work
+HEAD_GAIN = 3.0  # spreads the T3 logits, so that the top token leads by more than rounding
+STOP_GAIN = 1.8  # makes the stop token likely enough that sequences end by themselves
+ATTENTION_GAIN = 2.0  # sharpens attention, so that the output depends on the prefix
+F0_HZ = 150.0  # mean of the random F0 predictor, so that the harmonic source is active
 
 
 def make(directory: Path, size: str, seed: int) -> None:
     """Write a checkpoint of random values.
 
     Args:
-        directory: made if missing; files of the same names are replaced.
-        size: "tiny" (a few MB) or "full" (the true shapes, 3 GB).
-        seed: the same seed gives the same bytes.
+        directory: created if missing; files of the same names are replaced.
+        size: "tiny" (a few MB) or "full" (Chatterbox's own size, 3 GB).
+        seed: the same seed writes the same bytes.
 
     Raises:
         OSError: not writable, or the disk is full.
@@ -66,7 +66,7 @@ def make(directory: Path, size: str, seed: int) -> None:
     s3gen = {f"{part}.{n}": t for part, m in parts.items() for n, t in m.state_dict().items()}
     files: dict[str, Mapping[str, Tensor]] = {
         registry.VOICE_ENCODER: encoders.voice_encoder.state_dict(),
-        registry.S3GEN: {name: t for name, t in s3gen.items() if name not in FORGIVEN},
+        registry.S3GEN: {name: t for name, t in s3gen.items() if name not in COMPUTED_BUFFERS},
         registry.T3: t3_template(config.t3),
     }
     for name, template in files.items():
@@ -90,86 +90,88 @@ def _generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
-def t3_template(shape: T3Config) -> dict[str, Tensor]:
-    """Names and shapes (meta tensors) of upstream's T3, from upstream's classes."""
+def t3_template(config: T3Config) -> dict[str, Tensor]:
+    """Names and shapes (as meta tensors) of upstream's T3, from upstream's classes."""
     from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
     from chatterbox.models.t3.modules.cond_enc import T3CondEnc
     from chatterbox.models.t3.modules.learned_pos_emb import LearnedPositionEmbeddings
     from chatterbox.models.t3.modules.perceiver import Perceiver
-    from chatterbox.models.t3.modules.t3_config import T3Config
+    from chatterbox.models.t3.modules.t3_config import T3Config as UpstreamConfig
     from transformers import LlamaConfig, LlamaModel
 
-    class Config(T3Config):  # type: ignore[misc]
-        n_channels = shape.width
+    class SizedConfig(UpstreamConfig):  # type: ignore[misc]
+        n_channels = config.width
 
-    config = Config(shape.text_vocab)
-    config.speaker_embed_size = shape.speaker
+    sized = SizedConfig(config.text_vocab)
+    sized.speaker_embed_size = config.speaker
     with torch.device("meta"):
-        conditioning = T3CondEnc(config)
+        conditioning = T3CondEnc(sized)
         conditioning.perceiver = Perceiver(
-            shape.resampler_queries, shape.width, shape.width, shape.resampler_heads
+            config.resampler_queries, config.width, config.width, config.resampler_heads
         )
         net = nn.ModuleDict(
             {
-                "tfmr": LlamaModel(LlamaConfig(**llama_config(shape, LLAMA_CONFIGS["Llama_520M"]))),
+                "tfmr": LlamaModel(
+                    LlamaConfig(**llama_config(config, LLAMA_CONFIGS["Llama_520M"]))
+                ),
                 "cond_enc": conditioning,
-                "text_emb": nn.Embedding(shape.text_vocab, shape.width),
-                "speech_emb": nn.Embedding(shape.speech_vocab, shape.width),
-                "text_pos_emb": LearnedPositionEmbeddings(shape.text_positions, shape.width),
-                "speech_pos_emb": LearnedPositionEmbeddings(shape.speech_positions, shape.width),
-                "text_head": nn.Linear(shape.width, shape.text_vocab, bias=False),
-                "speech_head": nn.Linear(shape.width, shape.speech_vocab, bias=False),
+                "text_emb": nn.Embedding(config.text_vocab, config.width),
+                "speech_emb": nn.Embedding(config.speech_vocab, config.width),
+                "text_pos_emb": LearnedPositionEmbeddings(config.text_positions, config.width),
+                "speech_pos_emb": LearnedPositionEmbeddings(config.speech_positions, config.width),
+                "text_head": nn.Linear(config.width, config.text_vocab, bias=False),
+                "speech_head": nn.Linear(config.width, config.speech_vocab, bias=False),
             }
         )
     return dict(net.state_dict())
 
 
-def upstream_flow(shape: FlowConfig) -> nn.Module:
-    """Upstream's whole flow in these shapes, for its names and shapes (and for the tests)."""
+def upstream_flow(config: FlowConfig) -> nn.Module:
+    """Upstream's whole flow in this size, for its tensor names and shapes (and for tests)."""
     from chatterbox.models.s3gen.configs import CFM_PARAMS
     from chatterbox.models.s3gen.decoder import ConditionalDecoder
     from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec
     from chatterbox.models.s3gen.flow_matching import CausalConditionalCFM
 
-    width = shape.encoder_width
+    width = config.encoder_width
     estimator = ConditionalDecoder(
         in_channels=4 * MEL_BINS,
         out_channels=MEL_BINS,
         causal=True,
-        channels=[shape.estimator_width],
+        channels=[config.estimator_width],
         dropout=0.0,
-        attention_head_dim=shape.estimator_head_dim,
-        n_blocks=shape.estimator_blocks,
-        num_mid_blocks=shape.estimator_mid,
-        num_heads=shape.estimator_heads,
+        attention_head_dim=config.estimator_head_dim,
+        n_blocks=config.estimator_blocks,
+        num_mid_blocks=config.estimator_mid,
+        num_heads=config.estimator_heads,
         act_fn="gelu",
     )
     decoder = CausalConditionalCFM(spk_emb_dim=MEL_BINS, cfm_params=CFM_PARAMS, estimator=estimator)
     net: nn.Module = CausalMaskedDiffWithXvec(
         input_size=width,
         output_size=MEL_BINS,
-        spk_embed_dim=shape.xvector,
+        spk_embed_dim=config.xvector,
         vocab_size=SPEECH_TOKENS,
-        encoder=flow_model.build_encoder(shape),
+        encoder=flow_model.build_encoder(config),
         decoder=decoder,
     )
     return net
 
 
-def llama_config(shape: T3Config, true: Mapping[str, Any]) -> dict[str, Any]:
-    """Upstream's backbone configuration with this shape's widths."""
-    return dict(true) | {
-        "hidden_size": shape.width,
-        "intermediate_size": shape.ffn,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.heads,
-        "head_dim": shape.head_dim,
+def llama_config(config: T3Config, upstream: Mapping[str, Any]) -> dict[str, Any]:
+    """Upstream's backbone configuration with the dimensions of ``config``."""
+    return dict(upstream) | {
+        "hidden_size": config.width,
+        "intermediate_size": config.ffn,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.heads,
+        "head_dim": config.head_dim,
     }
 
 
 def random_tensor(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Values that keep signals near unit size through the layers, so that nothing overflows."""
+    """Values that keep activations near unit variance through the layers, without overflow."""
     if not like.is_floating_point():
         return torch.zeros(like.shape, dtype=like.dtype)
     values = torch.randn(like.shape, generator=generator)
@@ -190,11 +192,11 @@ def random_tensor(name: str, like: Tensor, generator: torch.Generator) -> Tensor
     return values
 
 
-def tokenizer(shape: T3Config) -> dict[str, Any]:
-    """A character tokenizer in the format of upstream's tokenizer.json, special ids in place."""
-    special = {"[STOP]": shape.stop_text, "[UNK]": 1, "[SPACE]": 2, "[START]": shape.start_text}
+def tokenizer(config: T3Config) -> dict[str, Any]:
+    """A character tokenizer in the format of upstream's tokenizer.json, with its special ids."""
+    special = {"[STOP]": config.stop_text, "[UNK]": 1, "[SPACE]": 2, "[START]": config.start_text}
     printable = [chr(c) for c in range(33, 0x250) if chr(c).isprintable() and not chr(c).isspace()]
-    free = (i for i in range(shape.text_vocab) if i not in special.values())
+    free = (i for i in range(config.text_vocab) if i not in special.values())
     vocabulary = special | dict(zip(printable, free, strict=False))
     for i in free:
         vocabulary[f"[PLACEHOLDER{i}]"] = i
@@ -232,7 +234,7 @@ def conditionals(config: ModelConfig, size: str, generator: torch.Generator) -> 
 
     speaker = torch.rand(1, config.t3.speaker, generator=generator)
     return voice.to_conditionals(
-        voice.Voice(  # in this order: the same seed gives the same bytes
+        voice.Voice(  # this order of draws defines the bytes of a seed
             speaker=speaker / speaker.norm(),
             prompt=ids(config.t3.prompt_tokens),
             tokens=ids(tokens),

@@ -1,7 +1,7 @@
-"""The Chatterbox family: names, files, and how to find, download and check them.
+"""Known models: names, files, and how to find, download and check them.
 
-Knows file names and the hub. Knows nothing of tensors inside the files (see checkpoints/loader.py), and
-imports no torch.
+Responsible for file names and the Hugging Face hub. Not responsible for the tensors in the files
+(checkpoints/loader.py); imports no torch.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ TOKENIZER = "tokenizer.json"
 CONDITIONALS = "conds.pt"
 REQUIRED = (VOICE_ENCODER, T3, S3GEN, TOKENIZER)  # conds.pt may be absent, as upstream allows
 FILES = (*REQUIRED, CONDITIONALS)
-VOICES = "voices"  # folder of named voices that come with a model; the hub's have none
+VOICES = "voices"  # folder of named voices that come with a model; hub models have none
 
 DEFAULT = "chatterbox"
 HUB = {DEFAULT: "ResembleAI/chatterbox"}  # name -> hub repository
-BUILT_IN = ("pico",)  # in directories of these names inside the package
+BUILT_IN = ("pico",)  # names of their directories in the package
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A complete set of files on this disk.
+    """A complete set of model files on local disk.
 
     Attributes:
-        name: as the person gave it.
-        directory: where the files are.
+        name: as passed to ``locate``.
+        directory: of the files.
         config: of all stages.
-        voice_identity: changes when the encoders that read a recording change.
+        voice_identity: digest of the encoders that turn a recording into a Voice.
     """
 
     name: str
@@ -49,30 +49,30 @@ class Checkpoint:
         return self.directory / file
 
     def voices(self) -> dict[str, Path]:
-        """Named voices that come with the model, see ``voice.from_tensors``."""
+        """Named voices that come with the model, as files (see ``voices.library.load_voice``)."""
         return _voices(self.directory)
 
 
 def available() -> dict[str, str]:
-    """Known model names and where each comes from, for messages and tables."""
+    """Known model names and the source of each, for messages and tables."""
     known = {name: f"hub: {repository}" for name, repository in HUB.items()}
     return known | dict.fromkeys(BUILT_IN, "built in")
 
 
 def built_in(name: str) -> Path:
-    """Directory of a model that ships inside the package."""
+    """Directory of a model that is part of the package."""
     return Path(__file__).parents[1] / name
 
 
 def shipped_voices(model: str) -> dict[str, Path]:
-    """Named voices that come with a model, without network; none for one that is not here."""
+    """Named voices that come with a model; uses no network, so hub models have none."""
     if model in HUB:
         return {}
     return _voices(_on_disk(model))
 
 
-def _fetched(repository: str) -> Path:
-    # a complete cache is used as it is: no network, no waiting for one
+def _fetch(repository: str) -> Path:
+    # a complete cache is used without asking the network
     return in_cache(repository) or from_hub(repository)
 
 
@@ -85,7 +85,7 @@ def _voices(directory: Path) -> dict[str, Path]:
 
 
 def check_name(model: str) -> None:
-    """Say early, without touching disk or network much, that a model cannot be what is meant.
+    """Reject an impossible model name early, before disk or network are used.
 
     Raises:
         InputError: neither a known name nor a directory.
@@ -98,18 +98,18 @@ def check_name(model: str) -> None:
 
 
 def locate(model: str = DEFAULT) -> Checkpoint:
-    """Find a model's files, downloading them if they are on the hub and not yet here.
+    """Find a model's files; those of a hub model are downloaded if they are not cached.
 
-    ``HF_HUB_OFFLINE``, ``HF_TOKEN``, ``HF_HOME`` and ``HF_ENDPOINT`` mean what they always mean;
-    an interrupted download continues where it stopped.
+    ``HF_HUB_OFFLINE``, ``HF_TOKEN``, ``HF_HOME`` and ``HF_ENDPOINT`` have their usual meaning; an
+    interrupted download is resumed.
 
     Raises:
         InputError: unknown model.
-        WeightsError: files missing, or not to be had.
+        WeightsError: files are missing or cannot be downloaded.
     """
     check_name(model)
-    # a directory with the hub's name is ./chatterbox
-    directory = _fetched(HUB[model]) if model in HUB else _on_disk(model)
+    # a known name wins over a directory of that name, which is ./chatterbox
+    directory = _fetch(HUB[model]) if model in HUB else _on_disk(model)
     if missing := [name for name in REQUIRED if not (directory / name).is_file()]:
         raise WeightsError(
             f"'{directory}' lacks {', '.join(missing)}; a model directory needs "
@@ -120,46 +120,47 @@ def locate(model: str = DEFAULT) -> Checkpoint:
 
 
 def from_hub(repository: str) -> Path:
-    """Download what the local cache lacks of a hub repository; return its directory there.
+    """Download the files of a hub repository that are not cached; return the cache directory.
 
-    The hub's library shows a bar per file and resumes what was interrupted.
+    huggingface_hub shows a progress bar per file and resumes interrupted downloads.
 
     Raises:
-        WeightsError: not in the cache and not reachable, or not allowed.
+        WeightsError: not cached, and not reachable or not permitted.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    # the hub's transport is requests, httpx or httpx2, by version; its errors are found here
+    # huggingface_hub uses requests, httpx or httpx2, depending on its version: take their errors
+    # from the base classes of its own
     bases = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
     failures: tuple[type[Exception], ...] = (OSError, *bases)
     try:
         paths = [Path(hf_hub_download(repository, name)) for name in FILES]
     except LocalEntryNotFoundError as error:
-        raise WeightsError(
-            _ways_out(repository, "not here yet and the hub cannot be reached")
-        ) from error
+        reason = "not here yet and the hub cannot be reached"
+        raise WeightsError(_with_remedies(repository, reason)) from error
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no answer"
-        reason = f"not here, and the hub answered {status}"
-        raise WeightsError(_ways_out(repository, reason)) from error
+        reason = f"not here yet and the hub answered {status}"
+        raise WeightsError(_with_remedies(repository, reason)) from error
     except failures as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
-        reason = f"not here, and the download failed: {first}"
-        raise WeightsError(_ways_out(repository, reason)) from error
+        reason = f"not here yet and the download failed: {first}"
+        raise WeightsError(_with_remedies(repository, reason)) from error
     return paths[0].parent
 
 
 def in_cache(repository: str) -> Path | None:
-    """Directory of a repository that is complete in the local cache, without any network."""
+    """Directory of a repository in the local cache if it is complete; uses no network."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = [try_to_load_from_cache(repository, name) for name in FILES]
-    return Path(found[0]).parent if found and all(isinstance(f, str) for f in found) else None  # type: ignore[arg-type]
+    paths = [try_to_load_from_cache(repository, name) for name in FILES]
+    cached = [path for path in paths if isinstance(path, str)]
+    return Path(cached[0]).parent if len(cached) == len(FILES) else None
 
 
 def identity(checkpoint: Checkpoint) -> str:
-    """Digest of everything that a model's sound depends on, as ``_voice_identity`` takes it."""
+    """Digest of the config and of samples of all files: changes when the model's output may."""
     digest = hashlib.blake2b(repr(checkpoint.config).encode(), digest_size=12)
     for name in FILES:
         if checkpoint.path(name).is_file():
@@ -173,30 +174,30 @@ def must_download(model: str) -> bool:
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids the network, by the hub library's own reading."""
+    """Whether HF_HUB_OFFLINE disables the network, parsed as huggingface_hub does."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
-def _ways_out(repository: str, reason: str) -> str:
+def _with_remedies(repository: str, reason: str) -> str:
     offline = " (HF_HUB_OFFLINE is set)" if is_offline() else ""
     return (
         f"the weights of {repository} are {reason}{offline}. Three ways out: "
         "(1) connect and run again, with HF_TOKEN or HF_ENDPOINT if your network needs them; "
         f"(2) --model DIR with a copy of {', '.join(FILES)}; "
-        f"(3) --model {BUILT_IN[0]} speaks with the small built-in model"
+        f"(3) --model {BUILT_IN[0]}, the small built-in model"
     )
 
 
 def _voice_identity(directory: Path) -> str:
-    """Digest of what turns a recording into a Voice: all of the voice encoder (6 MB), and of
-    s3gen's half gigabyte its header and 64 blocks spread over the file."""
+    """Digest of the voice encoders: the whole ve.safetensors (6 MB), and of s3gen (0.5 GB) the
+    header and 64 blocks spread over the file."""
     digest = hashlib.blake2b((directory / VOICE_ENCODER).read_bytes(), digest_size=16)
     _add_file(digest, directory / S3GEN)
     return digest.hexdigest()
 
 
 def _add_file(digest: hashlib.blake2b, path: Path) -> None:
-    """Add a file's header and 64 blocks spread over it."""
+    """Hash a file's header and 64 blocks spread over it."""
     size, block = path.stat().st_size, 1 << 16
     with path.open("rb") as file:
         for i in range(64):

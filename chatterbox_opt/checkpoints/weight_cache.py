@@ -1,18 +1,18 @@
-"""Converted weights kept on disk, so that the next start maps them instead of converting again.
+"""Disk cache of converted weights: the next start memory-maps them instead of converting again.
 
-Knows one directory, whose weights a file holds, and how much may lie there. Knows nothing of how
-weights are converted or what their tensors mean: tensors by name go in, the same come out.
+Responsible for one directory, for which checkpoint a file belongs to, and for the size limit. Not
+responsible for how weights are converted or what the tensors mean: it maps names to tensors.
 
-    DIR/<where the checkpoint lies>-<which checkpoint>-<part>-<form>.pt
+    DIR/<hash of the checkpoint's path>-<hash of its content>-<part>-<variant>.pt
 
-What is worth keeping was measured on two EPYC cores at the true shapes. A half-precision T3 costs
-1.3 s of reading, casting and stacking, and 0.02 s from here. Float32 costs 1.5 s, would take 2 GB
-of disk, and 0.6 s of that comes back as page faults: it is not kept, nor is any small model.
+What is cached was decided by measurements on two EPYC cores at full size. An fp16/bf16 T3 takes
+1.3 s to read, cast and stack, and 0.02 s from here. Float32 takes 1.5 s, would need 2 GB of disk,
+and 0.6 s of that would return as page faults: it is not cached, nor is any small model.
 
-Files are torch's own archives, read with ``weights_only`` (plain tensors, no code) and mapped: no
-copy is made, pages are read when used. safetensors would do but for its alignment of 8 bytes: a
-bfloat16 product with one or two rows took 10 % longer over such a matrix. Here it is 64 bytes, as
-in memory, so that a kept weight is in all respects what a fresh one is.
+Files are torch's own archives, read with ``weights_only`` (plain tensors, no code) and
+memory-mapped: nothing is copied, pages are read on first use. safetensors would do except for its
+8-byte alignment: a bfloat16 GEMM with one or two rows took 10 % longer on such a matrix. Here it is
+64 bytes, as in memory, so a cached weight behaves exactly like a freshly converted one.
 """
 
 from __future__ import annotations
@@ -38,77 +38,76 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # of the tensors' names and layout; a change here converts all again
-AS_READ = "float32"  # the form of the checkpoint's own files
-LEAST = 64 << 20  # bytes; smaller parts load in no time
-MOST = 8 << 30  # bytes in the directory; what was used longest ago goes first
-ABANDONED = 86_400  # seconds after which a half-written file of a killed process is removed
+FORMAT = 3  # of the tensors' names and layout; changing it invalidates all files
+UNCONVERTED = "float32"  # the variant of the checkpoint's own files; never cached
+MIN_BYTES = 64 << 20  # smaller parts load fast enough without the cache
+MAX_BYTES = 8 << 30  # of the directory; least recently used files are evicted
+STALE_SECONDS = 86_400  # after which a killed process's half-written file is removed
 VARIABLE = "CHATTERBOX_WEIGHT_CACHE"
-OFF = ("", "0", "false", "off", "no")
+OFF_VALUES = ("", "0", "false", "off", "no")
 _DAMAGED = (OSError, RuntimeError, ValueError, LookupError, EOFError, TypeError, AttributeError,
             pickle.UnpicklingError)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class WeightCache:
-    """Converted weights below one directory. Safe with several processes: files appear whole.
+    """Converted weights in one directory; safe with several processes: writes are atomic.
 
     Attributes:
-        directory: made when first written to; None keeps nothing.
-        least: bytes below which a part is not kept.
-        most: bytes that may lie in the directory.
+        directory: created by the first write; None disables the cache.
+        min_bytes: smaller parts are not cached.
+        max_bytes: size limit of the directory.
     """
 
     directory: Path | None
-    least: int = LEAST
-    most: int = MOST
+    min_bytes: int = MIN_BYTES
+    max_bytes: int = MAX_BYTES
 
     def tensors(
         self,
         checkpoint: Checkpoint,
         part: str,
-        form: str,
+        variant: str,
         convert: Callable[[], Mapping[str, Tensor]],
     ) -> Mapping[str, Tensor]:
-        """A part's tensors in some form: mapped if they are kept, else converted and kept.
+        """The tensors of a part: memory-mapped if cached, else converted and cached.
 
-        A file that is damaged, a directory that cannot be written to or a full disk cost time, not
-        the result: they are logged.
+        A damaged file, a read-only directory or a full disk is logged and costs only time.
 
         Args:
-            part: "t3", "flow": what is converted.
-            form: "bfloat16", "int8": how; "float32" is never kept.
-            convert: called when nothing is kept; may return any tensors, under any names.
+            part: "t3" or "flow".
+            variant: "bfloat16", "int8", ...; "float32" is never cached.
+            convert: called on a miss; may return any tensors under any names.
         """
-        if self.directory is None or form == AS_READ:
+        if self.directory is None or variant == UNCONVERTED:
             return convert()
-        place, owner = _place(checkpoint.directory), _owner(checkpoint)
-        path = self.directory / f"{place}-{owner}-{part}-{form}.pt"
-        found = _read(path)
-        if found is not None:
-            return found
+        location, content = _path_hash(checkpoint.directory), _content_hash(checkpoint)
+        path = self.directory / f"{location}-{content}-{part}-{variant}.pt"
+        cached = _read(path)
+        if cached is not None:
+            return cached
         tensors = convert()
-        if sum(t.nbytes for t in tensors.values()) >= self.least:
+        if sum(t.nbytes for t in tensors.values()) >= self.min_bytes:
             try:
                 self._write(path, tensors)
-                self._tidy(place, owner, path)
-            except (OSError, RuntimeError) as error:  # torch says RuntimeError for a full disk
+                self._evict(location, content, path)
+            except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk
                 reason = str(error).splitlines()[0]
-                log.debug("converted weights were not kept in %s (%s)", self.directory, reason)
+                log.debug("converted weights were not cached in %s (%s)", self.directory, reason)
         return tensors
 
     def entries(self) -> list[Path]:
-        """The files, those used longest ago first."""
-        found = list(self.directory.glob("*.pt")) if self.directory else []
-        return sorted(found, key=lambda path: path.stat().st_mtime)
+        """The files, least recently used first."""
+        paths = list(self.directory.glob("*.pt")) if self.directory else []
+        return sorted(paths, key=lambda path: path.stat().st_mtime)
 
     def clear(self) -> int:
-        """Remove all files; return how many bytes went."""
-        sizes = 0
+        """Remove all files; return the number of bytes freed."""
+        freed = 0
         for path in self.entries():
-            sizes += path.stat().st_size
+            freed += path.stat().st_size
             path.unlink(missing_ok=True)
-        return sizes
+        return freed
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         import torch
@@ -117,37 +116,43 @@ class WeightCache:
         size = sum(t.nbytes for t in tensors.values())
         if shutil.disk_usage(path.parent).free < 2 * size:
             raise OSError(f"less than {2 * size >> 20} MiB free")
-        content = {"name": path.name, "tensors": {n: _alone(t) for n, t in tensors.items()}}
+        content = {"name": path.name, "tensors": {n: _compact(t) for n, t in tensors.items()}}
         with atomic_write(path) as part:
             torch.save(content, part)
-        log.debug("kept %s, %d MiB", path.name, size >> 20)
+        log.debug("cached %s, %d MiB", path.name, size >> 20)
 
-    def _tidy(self, place: str, owner: str, newest: Path) -> None:
-        """Remove what this checkpoint's place held before, what a killed process left, and what
-        is too much."""
+    def _evict(self, location: str, content: str, newest: Path) -> None:
+        """Remove files of an older checkpoint at the same path, stale temporary files, and the
+        least recently used files above the size limit."""
         for path in newest.parent.iterdir():
-            old = path.name.startswith(f"{place}-") and not path.name.startswith(f"{place}-{owner}")
-            left = PART.fullmatch(path.name) and time.time() - path.stat().st_mtime > ABANDONED
-            if old or left:
+            name = path.name
+            outdated = name.startswith(f"{location}-") and not name.startswith(
+                f"{location}-{content}"
+            )
+            stale = PART.fullmatch(name) and time.time() - path.stat().st_mtime > STALE_SECONDS
+            if outdated or stale:
                 path.unlink(missing_ok=True)
         total = sum(path.stat().st_size for path in self.entries())
         for path in self.entries():
-            if total > self.most and path != newest:
+            if total > self.max_bytes and path != newest:
                 total -= path.stat().st_size
                 path.unlink(missing_ok=True)
 
 
 def default(*, keep: bool = True) -> WeightCache:
-    """The cache in the default directory, or none: ``CHATTERBOX_WEIGHT_CACHE`` is a directory, or
-    false."""
+    """The cache at ``CHATTERBOX_WEIGHT_CACHE`` or in the platform's cache directory.
+
+    Args:
+        keep: False disables the cache, as does the variable if it is one of ``OFF_VALUES``.
+    """
     import platformdirs
 
-    chosen = os.environ.get(VARIABLE)
-    if not keep or (chosen is not None and chosen.lower() in OFF):
+    setting = os.environ.get(VARIABLE)
+    if not keep or (setting is not None and setting.lower() in OFF_VALUES):
         return WeightCache(None)
-    return WeightCache(
-        Path(chosen) if chosen else Path(platformdirs.user_cache_dir("chatterbox-opt")) / "weights"
-    )
+    if setting:
+        return WeightCache(Path(setting))
+    return WeightCache(Path(platformdirs.user_cache_dir("chatterbox-opt")) / "weights")
 
 
 def _read(path: Path) -> Mapping[str, Tensor] | None:
@@ -162,26 +167,25 @@ def _read(path: Path) -> Mapping[str, Tensor] | None:
         tensors: dict[str, Tensor] = saved["tensors"]
     except _DAMAGED as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        log.info("kept weights %s are damaged (%s): converted again", path.name, reason)
+        log.info("cached weights %s are damaged (%s): converting again", path.name, reason)
         return None
     with contextlib.suppress(OSError):
-        os.utime(path)  # "used": a directory that may only be read has no order
+        os.utime(path)  # marks it as used; not possible in a read-only directory
     return tensors
 
 
-def _alone(tensor: Tensor) -> Tensor:
-    """The tensor with nothing else in its storage, which is what gets written."""
+def _compact(tensor: Tensor) -> Tensor:
+    """The tensor in a storage of its own size: torch.save writes whole storages."""
     whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor.detach() if whole else tensor.detach().contiguous().clone()
 
 
-def _place(directory: Path) -> str:
+def _path_hash(directory: Path) -> str:
     return hashlib.blake2b(str(directory.resolve()).encode(), digest_size=6).hexdigest()
 
 
-def _owner(checkpoint: Checkpoint) -> str:
-    """Digest that changes with the checkpoint's content; times of the files too, because the
-    content is only sampled."""
+def _content_hash(checkpoint: Checkpoint) -> str:
+    """Digest of the checkpoint's content, which is only sampled, and of the files' mtimes."""
     stats = [os.stat(checkpoint.path(name)) for name in (registry.T3, registry.S3GEN)]
     facts = (FORMAT, registry.identity(checkpoint), [(s.st_size, s.st_mtime_ns) for s in stats])
     return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()

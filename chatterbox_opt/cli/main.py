@@ -26,7 +26,7 @@ from chatterbox_opt.cli import models as models_command
 from chatterbox_opt.cli import profiles as profiles_command
 from chatterbox_opt.cli import synth as synth_command
 from chatterbox_opt.cli import voices as voices_command
-from chatterbox_opt.errors import ChatterboxOptError
+from chatterbox_opt.errors import ChatterboxOptError, InputError
 
 app = typer.Typer(
     name="chatterbox-opt",
@@ -84,7 +84,7 @@ def main() -> None:
         if code == INTERRUPTED:  # Typer turns Ctrl-C into this code
             raise KeyboardInterrupt
     except ChatterboxOptError as error:
-        code = _fail(str(error), error.exit_code, error)
+        code = _fail(str(error), 2 if isinstance(error, InputError) else 1, error)
     except _CLICK_ERROR as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()  # type: ignore[attr-defined]

@@ -1,9 +1,9 @@
-"""The shapes of a checkpoint: what is fixed in upstream's code, and what a smaller model changes.
+"""Dimensions and special tokens of a checkpoint.
 
-Knows widths, depths and special tokens. Knows no file names (see checkpoints/registry.py) and no tensors.
-Defaults are the true Chatterbox (English), read in upstream's t3_config.py, llama_configs.py,
-s3gen.py and voice_encoder/config.py. A checkpoint whose shapes differ says so in ``config.json``:
-only the fields that differ, one object per part.
+Responsible for ``config.json``. Not responsible for the other files (checkpoints/registry.py) or
+for tensors. Defaults are those of Chatterbox (English), from upstream's t3_config.py,
+llama_configs.py, s3gen.py and voice_encoder/config.py. A checkpoint of another size has a
+``config.json`` with only the fields that differ, one object per part.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from chatterbox_opt.errors import WeightsError
 
 PARTS = ("t3", "flow", "vocoder", "voice")
 CONFIG_FILE = "config.json"
-# keys of config.json besides those of the parts, and the fields that they set
+# further keys of config.json -> fields that they set
 FLAGS = {"made": "random_weights", "spelled": "needs_text_normalization"}
-SAMPLE_RATE = 24_000  # Hz, of what is spoken (upstream S3GEN_SR)
+SAMPLE_RATE = 24_000  # Hz, of the output (upstream S3GEN_SR)
 TOKEN_RATE = 25  # speech tokens per second
 SPEECH_TOKENS = 6561  # 3^8 codes; ids from here on are start, stop and unused
 MEL_BINS = 80
@@ -86,7 +86,7 @@ class VocoderConfig:
 
 @dataclass(frozen=True, slots=True)
 class VoiceEncoderConfig:
-    """The three encoders that only a new voice needs."""
+    """The three encoders of a reference recording."""
 
     tokenizer_width: int = 1280
     tokenizer_heads: int = 20
@@ -99,12 +99,12 @@ class VoiceEncoderConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """All shapes of one checkpoint.
+    """Configuration of all stages of a checkpoint.
 
     Attributes:
-        random_weights: the values are random (``models make``): speed is true, sound is noise.
-        needs_text_normalization: the model reads words in English letters only: numbers, dates and abbreviations
-            are put into words first (english.py).
+        random_weights: the values are random (``models make``): real speed, but noise as output.
+        needs_text_normalization: the model was trained on English words only, so numbers, dates
+            and abbreviations are written out first (text/english.py).
     """
 
     t3: T3Config = field(default_factory=T3Config)
@@ -143,10 +143,10 @@ TINY = ModelConfig(
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """Read ``config.json`` of a checkpoint directory; without one the shapes are the true ones.
+    """Read ``config.json`` of a checkpoint directory; without one the defaults are returned.
 
     Raises:
-        WeightsError: not JSON, or a part or field that is not known.
+        WeightsError: not JSON, or an unknown part or field.
     """
     path = directory / CONFIG_FILE
     if not path.exists():
@@ -157,7 +157,7 @@ def read_config(directory: Path) -> ModelConfig:
         raise WeightsError(f"{path} is not valid JSON ({error}); make or copy it again") from error
     known = (*PARTS, *FLAGS)
     if not isinstance(config, dict) or not set(config) & set(known):
-        return ModelConfig()  # somebody else's: hub repositories and fine-tunes often carry one
+        return ModelConfig()  # not our format: hub repositories and fine-tunes often have one
     values: dict[str, Any] = {}
     for name, value in config.items():
         if name not in known:
@@ -169,24 +169,26 @@ def read_config(directory: Path) -> ModelConfig:
     return ModelConfig(**values)
 
 
-def _read_part(path: Path, name: str, given: dict[str, Any]) -> Any:
+def _read_part(path: Path, name: str, values: dict[str, Any]) -> Any:
     part = type(getattr(ModelConfig(), name))
     known = [f.name for f in dataclasses.fields(part)]
-    if not isinstance(given, dict) or not all(isinstance(v, (int, float)) for v in given.values()):
+    if not isinstance(values, dict) or not all(
+        isinstance(v, (int, float)) for v in values.values()
+    ):
         raise WeightsError(f"{path}: {name} must map names to numbers; make or copy it again")
-    unknown = sorted(set(given) - set(known))
+    unknown = sorted(set(values) - set(known))
     if unknown:
         raise WeightsError(f"{path}: {name} has no '{unknown[0]}'; known: {', '.join(known)}")
-    return part(**given)
+    return part(**values)
 
 
 def write_config(directory: Path, config: ModelConfig) -> None:
-    """Write the fields of ``config`` that differ from the true ones to ``config.json``."""
-    true = ModelConfig()
+    """Write the fields of ``config`` that differ from the defaults to ``config.json``."""
+    defaults = ModelConfig()
     written: dict[str, Any] = {key: True for key, name in FLAGS.items() if getattr(config, name)}
     for part in PARTS:
-        given, default = (dataclasses.asdict(getattr(s, part)) for s in (config, true))
-        if differing := {k: v for k, v in given.items() if v != default[k]}:
+        values, default = (dataclasses.asdict(getattr(c, part)) for c in (config, defaults))
+        if differing := {k: v for k, v in values.items() if v != default[k]}:
             written[part] = differing
     if written:
         (directory / CONFIG_FILE).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
-"""Profiles: what a YAML file asks for, checked word by word.
+"""Profiles: requested settings from a YAML file, validated.
 
-Knows keys, values and where the shipped files are. Knows nothing of machines (plan.py).
+Responsible for keys, values and the folder of shipped profiles. Not responsible for what the
+hardware supports (plan.py).
 """
 
 from __future__ import annotations
@@ -17,34 +18,32 @@ from chatterbox_opt.errors import ProfileError
 
 STAGES = ("t3", "flow", "vocoder")
 DTYPES = ("float32", "float16", "bfloat16")
-QUANTIZED = {  # what each costs on a processor (docs/performance-log.md)
-    "int8": "99.6 % of T3's choices as in float32, KL divergence 5.7e-4, on the built-in model",
-    "int4": "98.3 % of T3's choices as in float32, KL divergence 7.4e-3, on the built-in model",
+QUANTIZED = {  # accuracy of each on CPU (docs/performance-log.md)
+    "int8": "99.6 % of T3's tokens equal float32's, KL divergence 5.7e-4, on the built-in model",
+    "int4": "98.3 % of T3's tokens equal float32's, KL divergence 7.4e-3, on the built-in model",
 }
 T3_DTYPES, FLOW_DTYPES = (*DTYPES, *QUANTIZED), (*DTYPES, "int8")
-INT8_FLOW_COSTS = (
-    "log-mel cosine to float32 0.99997 on the built-in model, where bfloat16 has 0.99998"
-)
+INT8_FLOW_COSTS = "log-mel cosine to float32 is 0.99997 on the built-in model; bfloat16 has 0.99998"
 COMPILE = ("none", "cudagraphs", "inductor")
-OFFLOAD = ("none", "stages", "all-but-active")  # from most memory on the card to least
-KV_CACHE = ("auto", "int8")  # of T3; auto is the dtype of its arithmetic
+OFFLOAD = ("none", "stages", "all-but-active")  # from most GPU memory to least
+KV_CACHE = ("auto", "int8")  # of T3; auto is T3's compute dtype
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What a YAML file asks for.
+    """Requested settings of one profile.
 
     Attributes:
-        name: of the file, or its path.
-        description: which hardware it is for.
-        t3: dtype of its weights, one of ``T3_DTYPES``.
-        flow: dtype of its weights, one of ``FLOW_DTYPES``; int8 is of its transformers, with
-            bfloat16 between. The vocoder is float32.
-        compute: dtype of arithmetic when it shall differ from the stored one, or "".
+        name: of the shipped profile, or the path of a file.
+        description: the hardware that it is for.
+        t3: dtype of T3's weights, one of ``T3_DTYPES``.
+        flow: dtype of the flow's weights, one of ``FLOW_DTYPES``; int8 applies to its transformer
+            layers, the others are bfloat16. The vocoder is float32.
+        compute: compute dtype if it differs from the weights', or "".
         compile: how the T3 step is compiled, one of ``COMPILE``.
-        offload: one of ``OFFLOAD``: "stages" has them take turns on the card, the next one fetched
-            while one works; "all-but-active" has only the working one there.
-        kv_cache: dtype of T3's keys and values on a GPU, one of ``KV_CACHE``.
+        offload: one of ``OFFLOAD``: "stages" moves stages to the GPU one after the other and
+            prefetches the next; "all-but-active" keeps only the running one there.
+        kv_cache: dtype of T3's KV cache on a GPU, one of ``KV_CACHE``.
     """
 
     name: str
@@ -58,7 +57,7 @@ class Profile:
 
 
 def profiles_directory() -> Path:
-    """Where the shipped profiles are: in the installed package, or at the top of a checkout."""
+    """Folder of the shipped profiles: in the installed package, or at the top of a checkout."""
     package = Path(__file__).parents[1]
     inside = package / "profiles"
     return inside if inside.is_dir() else package.parent / "profiles"
@@ -70,34 +69,34 @@ def profile_names() -> list[str]:
 
 
 def load_profile(name: str) -> Profile:
-    """Read a shipped profile by name, or one of your own by path (``*.yaml``).
+    """Read a shipped profile by name, or a file by path (``*.yaml``).
 
     Raises:
-        ProfileError: not found, not YAML, or an unknown key or value (the known ones are named).
+        ProfileError: not found, not YAML, or an unknown key or value (the known ones are listed).
     """
-    own = name.endswith((".yaml", ".yml"))
-    path = Path(name) if own else profiles_directory() / f"{name}.yaml"
-    if not own and name not in profile_names():
+    is_file = name.endswith((".yaml", ".yml"))
+    path = Path(name) if is_file else profiles_directory() / f"{name}.yaml"
+    if not is_file and name not in profile_names():
         raise ProfileError(
             f"unknown profile '{name}'; "
             f"known: {', '.join([AUTO, *profile_names()])}, or a .yaml file"
         )
     try:
-        wishes = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ProfileError(f"profile '{name}' cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ProfileError(f"profile '{name}' is not valid YAML ({_first_line(error)})") from error
-    if not isinstance(wishes, dict):
+        raise ProfileError(f"profile '{name}' is not valid YAML ({_one_line(error)})") from error
+    if not isinstance(settings, dict):
         raise ProfileError(f"profile '{name}' must be a mapping of keys to values")
-    return _parse(name, wishes)
+    return _parse(name, settings)
 
 
-def _first_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _parse(name: str, wishes: Mapping[str, Any]) -> Profile:
+def _parse(name: str, settings: Mapping[str, Any]) -> Profile:
     choices = {
         "description": None,
         "dtype": None,
@@ -106,9 +105,9 @@ def _parse(name: str, wishes: Mapping[str, Any]) -> Profile:
         "offload": OFFLOAD,
         "kv_cache": KV_CACHE,
     }
-    check_keys(f"profile '{name}'", wishes, choices)
-    values = {k: v for k, v in wishes.items() if k != "dtype"}
-    dtype = wishes.get("dtype", "float32")
+    check_keys(f"profile '{name}'", settings, choices)
+    values = {k: v for k, v in settings.items() if k != "dtype"}
+    dtype = settings.get("dtype", "float32")
     if not isinstance(dtype, (str, dict)):
         raise ProfileError(f"profile '{name}': dtype is {dtype!r}; give a name, or one per stage")
     per_stage = stages_of(dtype) if isinstance(dtype, str) else dict(dtype)
@@ -119,22 +118,25 @@ def _parse(name: str, wishes: Mapping[str, Any]) -> Profile:
         )
     for key, value in (values | per_stage).items():
         allowed = {"t3": T3_DTYPES, "flow": FLOW_DTYPES}.get(key) or choices[key]
-        # YAML reads a bare `none` as text but `no`, `off` and `~` as other things
+        # YAML reads a bare `none` as a string, but `no`, `off` and `~` as false and null
         if allowed and value not in allowed:
             raise ProfileError(f"profile '{name}': {key} is {value!r}; known: {', '.join(allowed)}")
     integers = [dtype for dtype in per_stage.values() if dtype in QUANTIZED]
-    if wishes.get("compute") and integers:
-        raise ProfileError(f"profile '{name}': compute is for halves; {integers[0]} has its own")
+    if settings.get("compute") and integers:
+        raise ProfileError(
+            f"profile '{name}': compute is for float16 and bfloat16 weights; remove it, "
+            f"{integers[0]} sets its own"
+        )
     return Profile(name=name, **values, **per_stage)
 
 
 def stages_of(dtype: str) -> dict[str, str]:
-    """What one word for all stages means for each: 4 bits are for T3, whose step waits for its
-    matrices, and not for the flow, which computes."""
+    """The dtype of each stage if one is given for all: int4 is for T3, whose decode step is bound
+    by memory, and becomes int8 in the flow, which is bound by compute."""
     return {"t3": dtype, "flow": "int8" if dtype in QUANTIZED else dtype}
 
 
-def check_keys(where: str, given: Mapping[str, Any], keys: Mapping[str, Any]) -> None:
-    """Raise ProfileError for a key that is not among ``keys``; ``where`` says whose it is."""
-    if unknown := sorted(str(key) for key in set(given) - set(keys)):
-        raise ProfileError(f"{where}: unknown key '{unknown[0]}'; known: {', '.join(keys)}")
+def check_keys(where: str, settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raise ProfileError for a key that is not in ``known``; ``where`` names its origin."""
+    if unknown := sorted(str(key) for key in set(settings) - set(known)):
+        raise ProfileError(f"{where}: unknown key '{unknown[0]}'; known: {', '.join(known)}")

@@ -18,8 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -43,7 +41,7 @@ from chatterbox_opt.engine.scheduler import (
 from chatterbox_opt.engine.sequence import OnToken
 from chatterbox_opt.engine.upstream_backend import UpstreamBackend
 from chatterbox_opt.errors import InputError
-from chatterbox_opt.request import Audio, Observer, Piece, Progress, Request, Result, join
+from chatterbox_opt.request import Audio, Observer, Piece, Progress, Request, Result, Wave, join
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.runtime.offload import NONE
 from chatterbox_opt.sampling import MAX_TOKENS, Sampling
@@ -54,7 +52,6 @@ from chatterbox_opt.voices.library import VoiceLibrary
 from chatterbox_opt.voices.store import VoiceStore
 
 log = logging.getLogger(__name__)
-Wave = npt.NDArray[np.float32]
 
 WARM_UP = (  # about 1, 5 and 12 seconds of audio
     "Hello, hello.",

@@ -13,7 +13,6 @@ from itertools import groupby
 from typing import Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -30,10 +29,10 @@ from chatterbox_opt.engine.sequence import (
 )
 from chatterbox_opt.engine.t3_runner import T3Runner
 from chatterbox_opt.errors import NumericsError
+from chatterbox_opt.request import Wave
 from chatterbox_opt.runtime.offload import NONE, StagePlacement
 from chatterbox_opt.runtime.recovery import RecoveryPolicy
 
-Wave = npt.NDArray[np.float32]
 Result = TypeVar("Result")
 
 

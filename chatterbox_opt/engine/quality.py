@@ -26,6 +26,7 @@ from chatterbox_opt.engine.sequence import Attempt
 
 if TYPE_CHECKING:
     from chatterbox_opt.engine.sequence import AudioOutput
+    from chatterbox_opt.request import Wave
 
 FASTEST, SLOWEST = 22.0, 8.0  # letters a second; calm English has 15
 LEAST, LEAD = 0.2, 1.3  # seconds on top, whatever the text: breaths, the drawl of a single word
@@ -102,7 +103,7 @@ def _loop(codes: tuple[int, ...]) -> int:
     return longest
 
 
-def _longest_silence(wave: npt.NDArray[np.float32]) -> float:
+def _longest_silence(wave: Wave) -> float:
     """Seconds of the longest stretch far below the loudest sample."""
     frames = len(wave) // FRAME
     if not frames:

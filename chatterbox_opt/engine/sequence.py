@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from chatterbox_opt.errors import ChatterboxOptError
+from chatterbox_opt.request import Wave
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.text.chunking import Chunk
 
@@ -58,7 +56,6 @@ class TokenOutput:
 
 TokenResult = TokenOutput | tuple[ChunkRequest, Exception]
 NextChunk = Callable[[], ChunkRequest | None]
-Wave = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

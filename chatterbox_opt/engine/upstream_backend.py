@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from chatterbox_opt.audio.watermark import QUIETLY
+from chatterbox_opt.audio.watermark import STDOUT_LOCK
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.config.model_config import SAMPLE_RATE, TOKEN_RATE, ModelConfig
 from chatterbox_opt.engine.sequence import REQUEST_ERRORS, AudioOutput, ChunkRequest, NextChunk
@@ -45,7 +45,10 @@ class UpstreamBackend:
             )
         from chatterbox.tts import ChatterboxTTS
 
-        with QUIETLY, contextlib.redirect_stdout(io.StringIO()):  # PerTh announces itself on stdout
+        with (
+            STDOUT_LOCK,
+            contextlib.redirect_stdout(io.StringIO()),
+        ):  # PerTh announces itself on stdout
             return cls(ChatterboxTTS.from_local(checkpoint.directory, device.type), device)
 
     def close(self) -> None:

@@ -1,1 +1,4 @@
-"""eval"""
+"""Speech recognition and word error rates, for tests, benchmarks and ``--verify``.
+
+May import ``request``, ``utils`` and ``errors``; not ``models`` or ``engine``.
+"""

@@ -1,10 +1,10 @@
-"""A speech recognizer for tests and benchmarks: what words are heard.
+"""Whisper speech recognition for tests, benchmarks and ``--verify``.
 
-Knows Whisper's packages and the hashes of their weights. Knows nothing of how the sound was made
-or how errors are counted (see wer.py), and imports no torch. Needs the extra ``ears``; without it
-it says what to install. Nothing is downloaded: the weights are Python packages.
+Responsible for Whisper's packages and the hashes of their weights. Not responsible for counting
+errors (wer.py); imports no torch. Needs the extra ``ears``; errors name what to install. Nothing is
+downloaded: the weights are Python packages.
 
-A recognizer says whether words can be understood, not whether a voice is pleasant.
+A recognizer measures intelligibility, not how pleasant a voice is.
 """
 
 from __future__ import annotations
@@ -21,19 +21,16 @@ from chatterbox_opt.eval.wer import REMEDY, missing
 from chatterbox_opt.utils.atomic_file import atomic_write
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Wave = npt.NDArray[np.float32]
+    from chatterbox_opt.request import Wave
 
 RATE = 16_000  # Hz, of Whisper's features
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file of a model: the parts it is joined from, below site-packages, and its sha256.
+    """A file of a model: the parts below site-packages that it is joined from, and its sha256.
 
-    Their publishers are little known, so the content is pinned, not only the version.
+    The publishers of the packages are little known, so the content is pinned, not just the version.
     """
 
     name: str
@@ -95,10 +92,10 @@ NAMES = tuple(_MODELS)
 
 
 class Recognizer:
-    """English speech to text with Whisper, in int8 on the processor, greedy: no randomness.
+    """English speech to text with Whisper: int8 on the CPU, greedy decoding, deterministic.
 
     Usage:
-        Recogniser.load("tiny.en").transcribe(audio.samples, audio.sample_rate)
+        Recognizer.load("tiny.en").transcribe(audio.samples, audio.sample_rate)
     """
 
     def __init__(self, model: Any, name: str) -> None:
@@ -109,28 +106,27 @@ class Recognizer:
     def load(
         cls, name: str = "tiny.en", *, threads: int = 1, directory: Path | None = None
     ) -> Recognizer:
-        """Check the weights and load them; nothing is fetched from a network.
+        """Verify the weights and load them; uses no network.
 
         Args:
             name: "tiny.en" (39 M parameters), or "base" (74 M, multilingual, about twice as slow).
-            threads: of the processor.
-            directory: where weights that come in parts are joined (145 MB, kept for the next
-                time); None takes the platform's cache directory for this tool.
+            threads: number of CPU threads.
+            directory: where weights that come in parts are joined (145 MB, reused later); None is
+                the platform's cache directory for this tool.
 
         Raises:
-            InputError: an unknown name, or a package is missing; says what to install.
-            WeightsError: the content of a file is not what it was when it was chosen, or the
-                parts cannot be joined.
+            InputError: an unknown name, or a package is missing; names what to install.
+            WeightsError: a file does not have the pinned content, or the parts cannot be joined.
         """
         if name not in _MODELS:
-            raise InputError(f"unknown recogniser '{name}'; known: {', '.join(NAMES)}")
-        place = _weights(_MODELS[name], (directory or default_directory()) / name)
+            raise InputError(f"unknown recognizer '{name}'; known: {', '.join(NAMES)}")
+        weights = _weights(_MODELS[name], (directory or default_directory()) / name)
         try:
             from faster_whisper import WhisperModel
         except ImportError as error:
             raise missing("faster-whisper", error) from error
         model = WhisperModel(
-            str(place),
+            str(weights),
             device="cpu",
             compute_type="int8",
             cpu_threads=threads,
@@ -139,10 +135,9 @@ class Recognizer:
         return cls(model, name)
 
     def transcribe(self, samples: Wave, sample_rate: int) -> str:
-        """What is heard in float32 [n] in [-1, 1], any rate in Hz; "" when nothing is.
+        """Transcribe float32 [n] in [-1, 1] at any sample rate; "" if nothing is recognized.
 
-        Noise and silence may be heard as words that are not there: Whisper was trained to say
-        something.
+        Whisper may hallucinate words in noise and silence.
         """
         if not len(samples):
             return ""
@@ -169,32 +164,32 @@ def _at_rate(samples: Wave, sample_rate: int) -> Wave:
         return samples
     import librosa
 
-    narrow: Wave = librosa.resample(samples, orig_sr=sample_rate, target_sr=RATE)
-    return narrow
+    resampled: Wave = librosa.resample(samples, orig_sr=sample_rate, target_sr=RATE)
+    return resampled
 
 
 def _weights(files: Iterable[_File], joined: Path) -> Path:
-    """A directory with the files, each of the right content: the package's own, or ``joined``."""
+    """A directory with the verified files: the package's own, or ``joined``."""
     parts = {file: [_installed(part) for part in file.parts] for file in files}
-    homes = {path.parent for paths in parts.values() for path in paths}
-    if len(homes) == 1:
+    folders = {path.parent for paths in parts.values() for path in paths}
+    if len(folders) == 1:
         for file, (path,) in parts.items():
             _check(file, _sha256(_blocks([path])))
-        return homes.pop()
+        return folders.pop()
     try:
         joined.mkdir(parents=True, exist_ok=True)
         for file, paths in parts.items():
             _join(file, paths, joined / file.name)
     except OSError as error:
         raise WeightsError(
-            f"the recogniser's weights could not be joined in '{joined}' ({error.strerror}): "
+            f"the recognizer's weights could not be joined in '{joined}' ({error.strerror}): "
             "check the free space and the permissions"
         ) from error
     return joined
 
 
 def _installed(part: str) -> Path:
-    """Where a package's file lies, without running the package's code."""
+    """Path of a package's file, without running the package's code."""
     package, _, rest = part.partition("/")
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -206,13 +201,13 @@ def _installed(part: str) -> Path:
 
 
 def _join(file: _File, parts: list[Path], target: Path) -> None:
-    """Put the parts in a row, unless that was done; the target appears whole and right, or not."""
+    """Concatenate the parts into ``target``, unless it is already there and has the right hash."""
     if target.is_file() and _sha256(_blocks([target])) == file.sha256:
         return
     with atomic_write(target) as whole:
         with whole.open("wb") as sink:
-            found = _sha256(_blocks(parts), sink.write)
-        _check(file, found)
+            digest = _sha256(_blocks(parts), sink.write)
+        _check(file, digest)
 
 
 def _blocks(paths: Iterable[Path]) -> Iterator[bytes]:
@@ -222,20 +217,21 @@ def _blocks(paths: Iterable[Path]) -> Iterator[bytes]:
                 yield block
 
 
-def _sha256(blocks: Iterable[bytes], also: Callable[[bytes], object] | None = None) -> str:
+def _sha256(blocks: Iterable[bytes], write: Callable[[bytes], object] | None = None) -> str:
+    """Hash the blocks, and pass each to ``write``."""
     digest = hashlib.sha256()
     for block in blocks:
         digest.update(block)
-        if also:
-            also(block)
+        if write:
+            write(block)
     return digest.hexdigest()
 
 
-def _check(file: _File, found: str) -> None:
-    if found != file.sha256:
+def _check(file: _File, digest: str) -> None:
+    if digest != file.sha256:
         package = file.parts[0].partition("/")[0].replace("_", "-")
         raise WeightsError(
             f"{file.name} of {package} is not the file that this version was tested with "
-            f"(sha256 {found[:12]}…, expected {file.sha256[:12]}…): it is refused; reinstall "
+            f"(sha256 {digest[:12]}…, expected {file.sha256[:12]}…): it is refused; reinstall "
             f"with {REMEDY}"
         )

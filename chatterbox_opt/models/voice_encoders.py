@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from chatterbox_opt.config.model_config import SAMPLE_RATE, SPEECH_TOKENS, VoiceEncoderConfig
+from chatterbox_opt.request import Wave
 from chatterbox_opt.utils.upstream_import import import_upstream
 from chatterbox_opt.voice import Voice
 
@@ -27,7 +26,7 @@ class Encoders(nn.Module):
         self.speaker_encoder: Any = _speaker_encoder(shape)
         self.voice_encoder: Any = _voice_encoder(shape, speaker)
 
-    def encode(self, wave: npt.NDArray[np.float32], prompt_tokens: int) -> Voice:
+    def encode(self, wave: Wave, prompt_tokens: int) -> Voice:
         """Turn a recording into a Voice as upstream's ``prepare_conditionals`` does (tts.py).
 
         Args:

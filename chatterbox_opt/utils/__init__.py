@@ -1,1 +1,4 @@
-"""utils"""
+"""Helpers that know nothing of speech: atomic files, lazy imports, module construction.
+
+May import ``errors`` only.
+"""

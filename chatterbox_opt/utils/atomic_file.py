@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all. Knows nothing of what is in them."""
+"""Atomic file writes: a file appears completely or not at all."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PART = re.compile(r"\.[0-9a-f]{16}\.part")  # the temporary names of whole_file
+PART = re.compile(r"\.[0-9a-f]{16}\.part")  # names of temporary files
 
 
 @contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``target`` that takes its place when the block ends well.
+    """Yield a temporary path next to ``target``; it is renamed to ``target`` when the block ends.
 
-    Whatever ends the block early, Ctrl-C included, removes the temporary file and leaves an
-    existing ``target`` as it was. Two processes may write the same target: the last rename wins.
+    If the block is left by an exception, Ctrl-C included, the temporary file is removed and an
+    existing ``target`` is unchanged. Two processes may write the same target: the last rename wins.
 
     Raises:
         OSError: the directory is not writable, or the disk is full.
@@ -27,7 +27,7 @@ def atomic_write(target: Path) -> Iterator[Path]:
     try:
         yield part
         with part.open("rb+") as file:
-            os.fsync(file.fileno())  # a full disk may only show here, and must before the rename
+            os.fsync(file.fileno())  # a full disk may only be reported here, before the rename
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)

@@ -1,7 +1,4 @@
-"""What a machine lacks, each thing looked for when it is asked for: looking may compile.
-
-Knows names and reasons. Knows nothing of machines.
-"""
+"""Lazy mapping feature -> why it is unsupported. A lookup may JIT-compile a probe."""
 
 from __future__ import annotations
 
@@ -10,23 +7,28 @@ from collections.abc import Callable, Iterator, Mapping
 
 
 class LazyReasons(Mapping[str, str]):
-    """Reasons by name; a name is missing where nothing is lacking."""
+    """Reasons by feature; supported features are not in the mapping."""
 
-    def __init__(self, reasons: Mapping[str, Callable[[], str]]) -> None:
-        """Take what finds each reason, or "" where nothing is lacking."""
-        self._reasons = {name: functools.cache(reason) for name, reason in reasons.items()}
+    def __init__(self, probes: Mapping[str, Callable[[], str]]) -> None:
+        """Create the mapping.
+
+        Args:
+            probes: feature -> function that returns the reason, or "" if it is supported; each is
+                called at most once.
+        """
+        self._probes = {name: functools.cache(probe) for name, probe in probes.items()}
 
     def __getitem__(self, name: str) -> str:
-        if reason := self._reasons[name]():
+        if reason := self._probes[name]():
             return reason
         raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name in self._reasons if name in self)
+        return (name for name in self._probes if name in self)
 
     def __len__(self) -> int:
         return len(list(iter(self)))
 
     def __reduce__(self) -> tuple[type, tuple[dict[str, str]]]:
-        """To another process goes what was found in this one, all of it."""
+        """Pickle as a plain dict: all probes are run in this process."""
         return dict, (dict(self),)

@@ -1,7 +1,7 @@
-"""Modules built without initial values. Knows torch's initialisers, and nothing of what is built.
+"""Construction of modules without random initialization, because weights are loaded afterwards.
 
-Every value is read from a file a moment later. Drawing them first takes 2 s for upstream's flow, is
-a draw from the global generator that is none of ours, and on the meta device imports sympy (0.3 s).
+Initialization takes 2 s for upstream's flow, advances the global generator, and imports sympy on
+the meta device (0.3 s).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class _SkipInit(TorchFunctionMode):
-    """Leave new parameters as they are."""
+    """Turns torch's random initializers into no-ops."""
 
     NAMES = frozenset(
         ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_")
@@ -35,6 +35,6 @@ class _SkipInit(TorchFunctionMode):
 
 @contextmanager
 def skip_init() -> Iterator[None]:
-    """Build modules without drawing initial values."""
+    """Leave parameters of modules that are constructed in the block uninitialized."""
     with _SkipInit():
         yield

@@ -1,15 +1,15 @@
-"""Other packages' layer files, imported without the packages around them.
+"""Imports single files of chatterbox-tts and PerTh without running the packages' ``__init__``.
 
-Knows where the installed chatterbox-tts and PerTh lie, and what their files import in vain. Knows
-nothing of what is in them.
+Responsible for finding the installed packages and avoiding their heavy imports. Not responsible for
+what the files define.
 
 ``import chatterbox`` imports every model of the family, and with them transformers, diffusers,
-librosa and PerTh: six seconds before the first word. The files that we drive need none of that.
-They are imported, from the same installed package, below a private name whose packages are empty,
-so that the ``__init__`` files do not run; ``import chatterbox`` elsewhere is not touched.
+librosa and PerTh: six seconds. The files that are used here need none of that. They are imported
+from the same installed package under a private name whose packages are empty modules, so that no
+``__init__`` runs; a normal ``import chatterbox`` elsewhere is not affected.
 
-One of them, the vocoder, wants a window function of scipy.signal, which takes 0.6 s to import.
-That file alone is given ``hann_window`` instead: its import statements go through a function of ours.
+One of them, the vocoder, needs a window function of scipy.signal, which takes 0.6 s to import. For
+that file only, ``__import__`` is replaced so that it gets ``hann_window`` instead.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ import numpy.typing as npt
 
 from chatterbox_opt.errors import ChatterboxOptError
 
-PRIVATE = "_lean_"
+PRIVATE = "_single_files_of_"  # prefix of the private package names
 UPSTREAM = "chatterbox"
-HEAVY = {"models.s3gen.hifigan": "scipy.signal"}  # file -> what it needs a window of
+REPLACED = {"models.s3gen.hifigan": "scipy.signal"}  # file -> import that gets ``hann_window``
 
 
 def import_upstream(name: str) -> ModuleType:
@@ -48,14 +48,14 @@ def import_upstream(name: str) -> ModuleType:
 
 
 def package_directory(package: str) -> Path | None:
-    """Folder of an installed package, found without importing it; None if it is not installed."""
+    """Folder of an installed package, without importing it; None if it is not installed."""
     spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec else None
     return Path(folders[0]) if folders else None
 
 
 def import_layers(package: Path, name: str) -> ModuleType:
-    """Import a file below a package's folder; packages on the way to it stay empty."""
+    """Import a module below a package's folder; its parent packages are empty modules."""
     private, path = f"{PRIVATE}{package.name}", package
     for part in ["", *name.split(".")[:-1]]:
         private, path = (f"{private}.{part}", path / part) if part else (private, path)
@@ -64,26 +64,26 @@ def import_layers(package: Path, name: str) -> ModuleType:
             empty.__path__ = [str(path)]
             sys.modules[private] = empty
     full = f"{PRIVATE}{package.name}.{name}"
-    if name in HEAVY and full not in sys.modules:
-        _import_with_window(full, HEAVY[name])
+    if name in REPLACED and full not in sys.modules:
+        _import_with_window(full, REPLACED[name])
     return importlib.import_module(full)
 
 
 def hann_window(name: str, length: int, *, fftbins: bool) -> npt.NDArray[np.float64]:
-    """What ``scipy.signal.get_window("hann", length, fftbins=True)`` gives: float64 [length].
+    """Same values as ``scipy.signal.get_window("hann", length, fftbins=True)``: float64 [length].
 
     Raises:
-        ValueError: another window is asked for.
+        ValueError: another window was requested.
     """
     if name != "hann" or not fftbins:
-        raise ValueError(f"only the periodic Hann window is known here, not {name}")
+        raise ValueError(f"only the periodic Hann window is supported here, not {name}")
     return 0.5 + 0.5 * np.cos(np.linspace(-np.pi, np.pi, length + 1)[:-1])
 
 
-def _import_with_window(full: str, heavy: str) -> None:
-    """Import a file whose ``from heavy import get_window`` is answered with ``hann_window``."""
-    stand_in: Any = ModuleType(heavy)
-    stand_in.get_window = hann_window
+def _import_with_window(full: str, replaced: str) -> None:
+    """Import a module whose ``from replaced import get_window`` gets ``hann_window``."""
+    replacement: Any = ModuleType(replaced)
+    replacement.get_window = hann_window
 
     def import_(
         name: str,
@@ -92,15 +92,15 @@ def _import_with_window(full: str, heavy: str) -> None:
         names: tuple[str, ...] = (),
         level: int = 0,
     ) -> ModuleType:
-        if name == heavy and level == 0:
-            return stand_in
+        if name == replaced and level == 0:
+            return replacement
         return builtins.__import__(name, globals, locals, names, level)
 
     spec = importlib.util.find_spec(full)
     if spec is None or spec.loader is None:
-        return  # the plain import says what is missing
+        return  # the normal import raises the error
     module = importlib.util.module_from_spec(spec)
-    # an import statement calls the __import__ of its own module's builtins
+    # import statements call ``__import__`` from their module's ``__builtins__``
     module.__dict__["__builtins__"] = vars(builtins) | {"__import__": import_}
     spec.loader.exec_module(module)
     sys.modules[full] = module

@@ -1,43 +1,58 @@
-"""Recordings and names to Voices, each computed once.
+"""Turns recordings and voice names into Voices; each is computed once.
 
-Knows the store, the model's own voices and the encoders. Knows nothing of engines or requests.
+Responsible for the voices of one model: its own, those that come with it, and new recordings, with
+a cache in memory over the one on disk (voices/store.py). Not responsible for engines or requests.
 """
 
 from __future__ import annotations
 
-import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from chatterbox_opt import voice
-from chatterbox_opt.audio.files import check_reference, read_reference
+from chatterbox_opt import voice as voice_module
+from chatterbox_opt.audio.files import check_reference, decode_reference
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.reader import Tensors, fill
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.errors import InputError, WeightsError
-from chatterbox_opt.models import voice_encoders
+from chatterbox_opt.models.voice_encoders import Encoders
 from chatterbox_opt.utils.skip_init import skip_init
-from chatterbox_opt.voice import Voice, from_conditionals
-from chatterbox_opt.voices import library as voice_library
-from chatterbox_opt.voices import store as voice_store
-from chatterbox_opt.voices.store import VoiceStore
+from chatterbox_opt.voice import Voice
+from chatterbox_opt.voices.store import VoiceStore, content_key
 
-KEPT = 64  # in memory, of some 200 KB each; the store has them all
+MAX_CACHED = 64  # Voices in memory, about 200 KB each; the store holds all of them
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A file that a Voice is read or computed from.
+
+    Attributes:
+        kind: "own" is the checkpoint's conds.pt, "shipped" a named voice that comes with it,
+            "recording" an audio file.
+        key: identifies the Voice in the caches.
+    """
+
+    kind: Literal["own", "shipped", "recording"]
+    path: Path
+    key: str
 
 
 class VoiceLibrary:
-    """The voices that one model can speak with."""
+    """The voices that are available to one model."""
 
     def __init__(self, checkpoint: Checkpoint, store: VoiceStore) -> None:
         self._checkpoint, self._store = checkpoint, store
-        self._kept: dict[str, Voice] = {}
+        self._cached: dict[str, Voice] = {}
 
     def clear(self) -> None:
-        """Forget what is in memory."""
-        self._kept.clear()
+        """Drop the Voices in memory; the store keeps its own."""
+        self._cached.clear()
 
     def voice(self, source: str | os.PathLike[str] | None = None) -> Voice:
-        """Return a Voice: computed on first sight of a recording, from the cache afterwards.
+        """Return a Voice: computed the first time a recording is used, cached afterwards.
 
         Args:
             source: an audio file, a name saved with ``chatterbox-opt voices add``, the name of a
@@ -45,73 +60,73 @@ class VoiceLibrary:
 
         Raises:
             VoiceError: not found, not audio, too short, silent.
+            InputError: None was passed and the model has no voice of its own.
         """
-        path, key = self._found(source)
-        if key not in self._kept:
-            if len(self._kept) >= KEPT:
-                del self._kept[next(iter(self._kept))]
-            self._kept[key] = self._read(path, key)
-        return self._kept[key]
+        located = self._locate(source)
+        if located.key not in self._cached:
+            if len(self._cached) >= MAX_CACHED:
+                del self._cached[next(iter(self._cached))]  # the oldest
+            self._cached[located.key] = self._load(located)
+        return self._cached[located.key]
 
-    def _found(self, source: str | os.PathLike[str] | None) -> tuple[Path, str]:
-        """A file, and what its voice is kept under."""
+    def _locate(self, source: str | os.PathLike[str] | None) -> _Source:
         if source is None:
             path = self._checkpoint.path(registry.CONDITIONALS)
             if not path.is_file():
                 raise InputError(
-                    f"'{self._checkpoint.name}' has no voice of its own; give one with --voice"
+                    f"'{self._checkpoint.name}' has no voice of its own; pass a reference "
+                    "recording (--voice FILE on the command line)"
                 )
-            return path, registry.CONDITIONALS
+            return _Source("own", path, registry.CONDITIONALS)
         shipped = self._checkpoint.voices()
         path = self._store.find(os.fspath(source), shipped)
         if path in shipped.values():
-            return path, path.name
-        check_reference(path)
-        return path, voice_store.content_key(path, self._checkpoint.voice_identity)
+            return _Source("shipped", path, path.name)
+        check_reference(path)  # before the whole file is hashed
+        key = content_key(path, self._checkpoint.voice_identity)
+        return _Source("recording", path, key)
 
-    def _read(self, path: Path, key: str) -> Voice:
-        if key == registry.CONDITIONALS:
-            return from_conditionals(path)
-        if key == path.name:
-            return voice_library.load_voice(path)
-        return self._store.load(key) or self._computed(path, key)
+    def _load(self, source: _Source) -> Voice:
+        if source.kind == "own":
+            return voice_module.from_conditionals(source.path)
+        if source.kind == "shipped":
+            return load_voice(source.path)
+        return self._store.load(source.key) or self._encode(source)
 
-    def _computed(self, path: Path, key: str) -> Voice:
-        wave = read_reference(path)
-        # the encoders stay on the processor and go when done: 0.5 GB that a known voice never needs
-        encoders = voice_library.load_encoders(self._checkpoint)
+    def _encode(self, source: _Source) -> Voice:
+        wave = decode_reference(source.path)
+        # the encoders run on the CPU and are freed here: 0.5 GB that a cached voice never needs
+        encoders = load_encoders(self._checkpoint)
         voice = encoders.encode(wave, self._checkpoint.config.t3.prompt_tokens)
-        self._store.save(key, voice)
+        self._store.save(source.key, voice)
         return voice
 
 
-log = logging.getLogger(__name__)
-
-
-def load_encoders(checkpoint: Checkpoint) -> voice_encoders.Encoders:
-    """Read the encoders of a new voice in float32 (about 0.5 GB at the true shapes)."""
+def load_encoders(checkpoint: Checkpoint) -> Encoders:
+    """Load the encoders of a new voice in float32 (about 0.5 GB at full size)."""
     config = checkpoint.config
     with skip_init():
-        encoders = voice_encoders.Encoders(config.voice, config.t3.speaker)
+        encoders = Encoders(config.voice, config.t3.speaker)
     s3gen = Tensors(checkpoint.path(registry.S3GEN))
-    reader = Tensors(checkpoint.path(registry.VOICE_ENCODER))
+    voice_encoder = Tensors(checkpoint.path(registry.VOICE_ENCODER))
     known = set(encoders.voice_encoder.state_dict())
-    if unknown := sorted(set(reader) - known):
+    if unknown := sorted(set(voice_encoder) - known):
         raise WeightsError(f"the voice encoder has an unknown tensor {unknown[0]}: wrong file?")
     parts = ("tokenizer.", "speaker_encoder.")
-    named = {name: s3gen[name] for name in s3gen if name.startswith(parts)}
-    fill(encoders, named | {f"voice_encoder.{n}": reader[n] for n in reader}, "the voice encoders")
+    tensors = {name: s3gen[name] for name in s3gen if name.startswith(parts)}
+    tensors |= {f"voice_encoder.{name}": voice_encoder[name] for name in voice_encoder}
+    fill(encoders, tensors, "the voice encoders")
     return encoders
 
 
-def load_voice(path: Path) -> voice.Voice:
-    """Read a named voice that comes with a checkpoint; stored in half precision, used in float32.
+def load_voice(path: Path) -> Voice:
+    """Load a named voice that comes with a checkpoint; stored in fp16, returned in float32.
 
     Raises:
         WeightsError: damaged.
     """
     tensors = {n: t.float() if t.is_floating_point() else t for n, t in Tensors(path).items()}
     try:
-        return voice.from_tensors(tensors)
+        return voice_module.from_tensors(tensors)
     except KeyError as error:
         raise WeightsError(f"{path} is not a voice ({error}): get it again") from error

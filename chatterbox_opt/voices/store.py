@@ -1,8 +1,8 @@
-"""Where voices are kept: named recordings, and the Voices already computed from recordings.
+"""The voice store on disk: named recordings, and Voices already computed from recordings.
 
-Knows one directory. Knows nothing of how a Voice is computed, and imports no torch until a Voice
-is read or written. A named voice is a copy of the recording, so it serves every model; a computed
-one belongs to a recording's content, a model's encoders and ``FORMAT``.
+Responsible for one directory. Not responsible for computing a Voice; torch is imported only when a
+Voice is read or written. A named voice is a copy of the recording, so it works with every model; a
+computed one is valid for a recording's content, a model's encoders and ``FORMAT``.
 
     DIR/named/anna.wav
     DIR/computed/<key>.safetensors
@@ -26,7 +26,7 @@ from chatterbox_opt.utils.atomic_file import atomic_write
 if TYPE_CHECKING:
     from chatterbox_opt.voice import Voice
 
-FORMAT = 1  # of what a computed voice holds; a change here recomputes all
+FORMAT = 1  # of the computed files; changing it recomputes all of them
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 log = logging.getLogger(__name__)
@@ -36,13 +36,17 @@ def default_directory() -> Path:
     """``CHATTERBOX_VOICE_CACHE``, or the platform's cache directory for this tool (not created)."""
     import platformdirs
 
-    if chosen := os.environ.get("CHATTERBOX_VOICE_CACHE"):
-        return Path(chosen)
+    if directory := os.environ.get("CHATTERBOX_VOICE_CACHE"):
+        return Path(directory)
     return Path(platformdirs.user_cache_dir("chatterbox-opt")) / "voices"
 
 
 def content_key(path: Path, model: str) -> str:
-    """Key of a recording under a model's encoders: hex, safe as a file name."""
+    """Cache key of a recording: hex, safe as a file name.
+
+    Args:
+        model: identity of the encoders (``Checkpoint.voice_identity``).
+    """
     digest = hashlib.blake2b(digest_size=20)
     digest.update(f"{FORMAT}\n{model}\n".encode())
     with path.open("rb") as file:
@@ -53,11 +57,11 @@ def content_key(path: Path, model: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class VoiceStore:
-    """Voices below one directory. Safe with several processes: files appear whole, by rename.
+    """Voices below one directory. Safe with several processes: files are renamed into place.
 
     Attributes:
-        directory: made when first written to.
-        keep_computed: whether computed Voices are read and written (``--no-cache``: no).
+        directory: created by the first write.
+        keep_computed: whether computed Voices are read and written (False with ``--no-cache``).
     """
 
     directory: Path
@@ -65,52 +69,52 @@ class VoiceStore:
 
     def names(self) -> dict[str, Path]:
         """Named voices, sorted, with their recordings."""
-        found = sorted((self.directory / "named").glob("*"))
-        return {path.stem: path for path in found if _NAME.fullmatch(path.stem)}
+        paths = sorted((self.directory / "named").glob("*"))
+        return {path.stem: path for path in paths if _NAME.fullmatch(path.stem)}
 
     def find(self, voice: str, shipped: Mapping[str, Path] | None = None) -> Path:
-        """Turn what a person typed after ``--voice``, a file or a name, into a path.
+        """Resolve a file name or a voice name (the value of ``--voice``) to a path.
 
         Args:
-            shipped: voices that come with the model; a saved recording of that name wins.
+            shipped: voices that come with the model; a saved recording of the same name wins.
 
         Returns:
-            a recording, or the file of a shipped voice.
+            a recording (not checked), or the file of a shipped voice.
 
         Raises:
-            VoiceError: neither.
+            VoiceError: neither a file nor a known name.
         """
         names = dict(shipped or {}) | self.names()
         if os.path.isfile(voice) or not (_NAME.fullmatch(voice) or voice in names):
             return Path(voice)
         if voice not in names:
             if os.path.isdir(voice):
-                raise VoiceError(f"voice '{voice}' is a directory; give an audio file")
+                raise VoiceError(f"voice '{voice}' is a directory; use an audio file")
             known = ", ".join(names) or "none yet; chatterbox-opt voices add NAME FILE"
             raise VoiceError(f"there is no file and no voice '{voice}'; known: {known}")
         return names[voice]
 
     def add(self, name: str, recording: Path) -> Path:
-        """Keep a copy of ``recording`` under ``name``, replacing an older one.
+        """Store a copy of ``recording`` under ``name``, replacing an older one.
 
         Raises:
-            VoiceError: the name has other characters than letters, digits, ``-`` and ``_``.
+            VoiceError: the name has characters other than letters, digits, ``-`` and ``_``.
         """
         if not _NAME.fullmatch(name):
             raise VoiceError(
-                f"'{name}' cannot be a voice's name; use letters, digits, - and _ (at most 64)"
+                f"'{name}' is not a valid voice name; use letters, digits, - and _ (at most 64)"
             )
-        older = self.names().get(name)
+        previous = self.names().get(name)
         target = self.directory / "named" / f"{name}{recording.suffix.lower()}"
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(target) as part:
             shutil.copyfile(recording, part)
-        if older and older != target:
-            older.unlink(missing_ok=True)
+        if previous and previous != target:  # another extension
+            previous.unlink(missing_ok=True)
         return target
 
     def remove(self, name: str) -> None:
-        """Forget a named voice.
+        """Delete a named voice.
 
         Raises:
             VoiceError: no such name.
@@ -123,18 +127,18 @@ class VoiceStore:
         names[name].unlink(missing_ok=True)
 
     def clear(self) -> int:
-        """Forget all named and computed voices; return how many files went."""
+        """Delete all named and computed voices; return the number of files."""
         files = [f for kind in ("named", "computed") for f in (self.directory / kind).glob("*")]
         for file in files:
             file.unlink(missing_ok=True)
         return len(files)
 
     def computed(self) -> int:
-        """How many computed voices there are."""
+        """Number of computed voices."""
         return len(list((self.directory / "computed").glob("*.safetensors")))
 
     def load(self, key: str) -> Voice | None:
-        """Return the computed Voice, or None when there is none or it is damaged (then rebuilt)."""
+        """Return the computed Voice, or None if it is missing or damaged."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -150,7 +154,7 @@ class VoiceStore:
             return None
 
     def save(self, key: str, voice: Voice) -> None:
-        """Keep a computed Voice; a store that cannot be written to costs time, not the result."""
+        """Store a computed Voice; if that fails, a warning is logged."""
         from safetensors.torch import save
 
         if not self.keep_computed:

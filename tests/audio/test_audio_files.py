@@ -24,7 +24,7 @@ WAVE = (np.sin(np.arange(24_000) / 15) * 0.5).astype(np.float32)
         ("-", None, "WAV", "PCM_16"),
     ],
 )
-def test_formats(tmp_path, name, subtype, format_, expected):
+def test_written_format_and_subtype(tmp_path, name, subtype, format_, expected):
     assert output_format(name, subtype) == (format_, expected)
     if name == "-":
         return
@@ -44,18 +44,18 @@ def test_formats(tmp_path, name, subtype, format_, expected):
 
 
 @pytest.mark.parametrize("name", ["a.aac", "a", "a.wav.txt", ".wav"])
-def test_an_unknown_extension_names_the_known_ones(name):
+def test_unknown_extension_error_lists_known_ones(name):
     with pytest.raises(InputError, match=r"\.wav, \.flac, \.ogg, \.mp3"):
         output_format(name)
 
 
-def test_an_unknown_subtype_names_the_known_ones():
+def test_unknown_subtype_error_lists_known_ones():
     with pytest.raises(InputError, match="it has PCM_16, PCM_24"):
         output_format("a.wav", "PCM_99")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])
-def test_what_ends_early_leaves_nothing_and_keeps_the_old_file(tmp_path, error):
+def test_exception_leaves_the_old_file_unchanged(tmp_path, error):
     path = tmp_path / "out.wav"
     path.write_bytes(b"old")
     with pytest.raises(error), writer(str(path)) as sink:
@@ -65,7 +65,7 @@ def test_what_ends_early_leaves_nothing_and_keeps_the_old_file(tmp_path, error):
     assert [p.name for p in tmp_path.iterdir()] == ["out.wav"]
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+def test_full_disk_raises_and_leaves_no_file(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -78,14 +78,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_minutes_at_once_do_not_crash_vorbis(tmp_path):
-    """libsndfile dies of a block of 3.9 M frames (163 s, the most that one chunk can say)."""
+def test_long_chunk_does_not_crash_vorbis(tmp_path):
+    """libsndfile crashes on a block of 3.9 M frames (163 s, the longest possible chunk)."""
     with writer(str(tmp_path / "long.ogg")) as sink:
         sink.write(np.zeros(4096 * 960, np.float32))
     assert soundfile.info(tmp_path / "long.ogg").frames == 4096 * 960
 
 
-def test_permissions_follow_the_umask(tmp_path):
+def test_file_permissions_follow_the_umask(tmp_path):
     old = os.umask(0o022)
     try:
         with writer(str(tmp_path / "out.wav")) as sink:
@@ -95,7 +95,7 @@ def test_permissions_follow_the_umask(tmp_path):
     assert (tmp_path / "out.wav").stat().st_mode & 0o777 == 0o644
 
 
-def test_where_nothing_can_be_written(tmp_path):
+def test_missing_directory_or_directory_as_file_raises(tmp_path):
     with pytest.raises(InputError, match="make it first"):
         check_writable(str(tmp_path / "no" / "out.wav"))
     (tmp_path / "dir.wav").mkdir()
@@ -105,7 +105,7 @@ def test_where_nothing_can_be_written(tmp_path):
     check_writable("out.wav")
 
 
-def test_a_read_only_directory(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+def test_read_only_directory_raises(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root can write everywhere
     with pytest.raises(InputError, match="cannot be written to"):
         check_writable(str(tmp_path / "out.wav"))

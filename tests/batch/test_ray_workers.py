@@ -167,9 +167,9 @@ def test_the_speakers_give_what_the_engine_gives(engine, tiny, store, tmp_path):
         for name, tensor in ours.tensors().items():
             assert np.array_equal(tensor.numpy(), theirs.tensors()[name].numpy())
         assert found.voice(source) is ours
-    for i in range(voice_library.KEPT - 2):
-        found._kept[str(i)] = ours
+    for i in range(voice_library.MAX_CACHED - 2):
+        found._cached[str(i)] = ours
     assert found.voice(None) is not ours
-    assert len(found._kept) == voice_library.KEPT
+    assert len(found._cached) == voice_library.MAX_CACHED
     with pytest.raises(VoiceError):
         found.voice(str(tmp_path / "missing.wav"))

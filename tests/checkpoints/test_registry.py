@@ -1,4 +1,4 @@
-"""Checkpoints: upstream's names and shapes, strictness, damage, the hub without a network."""
+"""Checkpoints: upstream's names and shapes, strict loading, damaged files, the hub offline."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ def copy(tiny, tmp_path):
     return directory
 
 
-def test_the_template_is_upstreams_t3():
-    """True shapes, on the meta device: names and shapes as upstream's own class has them."""
+def test_t3_template_equals_upstreams_t3():
+    """Full size, on the meta device: tensor names and shapes of upstream's own class."""
     from chatterbox.models.t3 import T3
 
     with torch.device("meta"):
-        true = T3().state_dict()
-    made = t3_template(ModelConfig().t3)
-    assert {n: t.shape for n, t in made.items()} == {n: t.shape for n, t in true.items()}
+        upstream = T3().state_dict()
+    template = t3_template(ModelConfig().t3)
+    assert {n: t.shape for n, t in template.items()} == {n: t.shape for n, t in upstream.items()}
     names = t3_convert.t3_upstream_names(ModelConfig().t3)
-    assert {n for group in names.values() for n in group} | set(t3_convert.UNUSED) == set(true)
+    assert {n for group in names.values() for n in group} | set(t3_convert.UNUSED) == set(upstream)
 
 
-def test_true_shapes_build_upstreams_own_s3gen():
+def test_default_config_builds_upstreams_s3gen():
     from chatterbox.models.s3gen import S3Gen
 
     from chatterbox_opt.models import voice_encoders
     from chatterbox_opt.models.vocoder import model as vocoder_model
 
     with skip_init():
-        true = S3Gen().state_dict()
+        upstream = S3Gen().state_dict()
         encoders = voice_encoders.Encoders(ModelConfig().voice, ModelConfig().t3.speaker)
         parts = {
             "flow": upstream_flow(ModelConfig().flow),
@@ -54,23 +54,23 @@ def test_true_shapes_build_upstreams_own_s3gen():
             "speaker_encoder": encoders.speaker_encoder,
         }
     ours = {f"{p}.{n}": t.shape for p, m in parts.items() for n, t in m.state_dict().items()}
-    assert ours == {name: tensor.shape for name, tensor in true.items()}
+    assert ours == {name: tensor.shape for name, tensor in upstream.items()}
 
 
-def test_made_files_load_in_upstreams_own_classes_strictly(tiny, upstream):
-    """The fixture loads T3 and the voice encoder strictly and S3Gen as upstream does."""
+def test_random_checkpoints_load_strictly_in_upstreams_classes(tiny, upstream):
+    """The fixture loads T3 and the voice encoder strictly, and S3Gen as upstream does."""
     state = load_file(tiny / registry.S3GEN)
-    lacking = set(upstream.s3gen.state_dict()) - set(state)
-    assert lacking == {"tokenizer._mel_filters", "tokenizer.window"}
+    missing = set(upstream.s3gen.state_dict()) - set(state)
+    assert missing == {"tokenizer._mel_filters", "tokenizer.window"}
 
 
-def test_the_same_seed_makes_the_same_bytes(tiny, tmp_path):
+def test_same_seed_writes_the_same_bytes(tiny, tmp_path):
     make(tmp_path / "again", "tiny", seed=1)
     make(tmp_path / "other", "tiny", seed=2)
     for name in (registry.T3, registry.S3GEN, registry.VOICE_ENCODER):
-        made = (tiny / name).read_bytes()
-        assert (tmp_path / "again" / name).read_bytes() == made
-        assert (tmp_path / "other" / name).read_bytes() != made
+        expected = (tiny / name).read_bytes()
+        assert (tmp_path / "again" / name).read_bytes() == expected
+        assert (tmp_path / "other" / name).read_bytes() != expected
     assert sum(f.stat().st_size for f in tiny.iterdir()) < 16 << 20
     identities = {registry.locate(str(d)).voice_identity for d in (tiny, tmp_path / "other")}
     assert len(identities) == 2
@@ -91,7 +91,7 @@ def load_all(directory):
     loader.load_tokenizer(checkpoint)
 
 
-def test_a_model_wrapper_is_taken_off(copy, tiny):
+def test_model_prefix_is_stripped(copy, tiny):
     state = load_file(copy / registry.T3)
     save_file({f"model.{n}": t for n, t in state.items()}, copy / registry.T3)
     wrapped = loader.load_t3(registry.locate(str(copy)), torch.float32)
@@ -125,14 +125,14 @@ def test_a_model_wrapper_is_taken_off(copy, tiny):
         ),
     ],
 )
-def test_weights_that_do_not_fit(copy, file, change, message):
+def test_missing_unknown_or_misshapen_tensors_raise(copy, file, change, message):
     rewrite(copy / file, change)
     with pytest.raises(WeightsError, match=message) as caught:
         load_all(copy)
     assert "\n" not in str(caught.value)
 
 
-def test_what_upstream_forgives_is_forgiven(copy):
+def test_extra_s3gen_tensors_and_buffers_are_ignored(copy):
     def change(state):
         state["flow.something.new"] = torch.zeros(1)
         state["tokenizer.window"] = torch.hann_window(400)
@@ -147,20 +147,20 @@ def test_what_upstream_forgives_is_forgiven(copy):
 @pytest.mark.parametrize(
     "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"{}" * 99]
 )
-def test_damaged_or_half_downloaded_files(copy, file, damage):
+def test_damaged_or_half_downloaded_files_raise(copy, file, damage):
     (copy / file).write_bytes(damage((copy / file).read_bytes()))
     with pytest.raises(WeightsError, match="get it again"):
         load_all(copy)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"model": {"type": "BPE", "vocab": {}, "merges": []}}'])
-def test_a_tokenizer_of_something_else(copy, content):
+def test_foreign_tokenizer_raises(copy, content):
     (copy / registry.TOKENIZER).write_text(content)
     with pytest.raises(WeightsError, match="tokenizer"):
         load_all(copy)
 
 
-def test_missing_files_are_listed(copy):
+def test_missing_files_are_listed_in_the_error(copy):
     (copy / registry.T3).unlink()
     (copy / registry.TOKENIZER).unlink()
     with pytest.raises(WeightsError, match="lacks t3_cfg.safetensors, tokenizer.json"):
@@ -177,24 +177,24 @@ def test_missing_files_are_listed(copy):
         (json.dumps({"t3": {"layer": 2}}), "t3 has no 'layer'; known: layers"),
     ],
 )
-def test_a_wrong_config(copy, config, message):
+def test_invalid_config_raises(copy, config, message):
     (copy / "config.json").write_text(config)
     with pytest.raises(WeightsError, match=message):
         registry.locate(str(copy))
 
 
-def test_without_a_config_the_shapes_are_the_true_ones(tmp_path):
+def test_missing_config_means_default_config(tmp_path):
     assert read_config(tmp_path) == ModelConfig()
 
 
 @pytest.mark.parametrize("config", ["[]", json.dumps({"model_type": "llama", "dtype": "float32"})])
-def test_somebody_elses_config_is_not_ours(tmp_path, config):
-    """Hub repositories and fine-tunes often carry a config.json of their own."""
+def test_foreign_config_is_ignored(tmp_path, config):
+    """Hub repositories and fine-tunes often have a config.json in another format."""
     (tmp_path / "config.json").write_text(config)
     assert read_config(tmp_path) == ModelConfig()
 
 
-def test_a_directory_does_not_hijack_a_known_name(tmp_path, monkeypatch):
+def test_known_name_wins_over_a_directory(tmp_path, monkeypatch):
     (tmp_path / "chatterbox").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "in_cache", lambda repository: tmp_path / "from-the-hub")
@@ -204,7 +204,7 @@ def test_a_directory_does_not_hijack_a_known_name(tmp_path, monkeypatch):
         registry.locate("./chatterbox")
 
 
-def test_weights_that_were_not_made_here_are_not_overwritten(tmp_path):
+def test_real_weights_are_not_overwritten(tmp_path):
     from typer.testing import CliRunner
 
     from chatterbox_opt.cli.main import app
@@ -215,23 +215,23 @@ def test_weights_that_were_not_made_here_are_not_overwritten(tmp_path):
     assert (tmp_path / registry.T3).read_bytes() == b"precious"
 
 
-def test_an_unknown_model_names_the_known_ones():
+def test_unknown_model_error_lists_known_models():
     with pytest.raises(InputError, match="unknown model 'nope'; known: chatterbox"):
         registry.locate("nope")
 
 
-def test_without_network_and_weights_there_are_three_ways_out(monkeypatch):
+def test_missing_weights_without_network_error_lists_three_remedies(monkeypatch):
     def refuse(*_, **__):
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr("time.sleep", lambda _: None)  # between the library's retries
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between huggingface_hub's retries
     with pytest.raises(WeightsError, match=r"\(1\) connect.*\(2\) --model DIR.*\(3\)") as caught:
         registry.locate("chatterbox")
     assert "\n" not in str(caught.value)
 
 
-def test_offline_mode_is_named(monkeypatch):
+def test_offline_mode_is_named_in_the_error(monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -240,7 +240,7 @@ def test_offline_mode_is_named(monkeypatch):
         registry.locate("chatterbox")
 
 
-def test_a_complete_hub_cache_is_used_without_a_network(tiny, tmp_path, monkeypatch):
+def test_complete_hub_cache_is_used_without_network(tiny, tmp_path, monkeypatch):
     import huggingface_hub.constants
 
     cache = tmp_path / "hub"

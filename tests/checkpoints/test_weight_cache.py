@@ -1,4 +1,4 @@
-"""Converted weights on disk: the same sound with and without them, and never an error."""
+"""Cache of converted weights: same output with and without it, and never an error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HALF = torch.bfloat16
 
 @pytest.fixture
 def cache(tmp_path):
-    return WeightCache(tmp_path / "weights", least=0)
+    return WeightCache(tmp_path / "weights", min_bytes=0)
 
 
 @pytest.fixture
@@ -51,69 +51,69 @@ def names(cache):
 
 
 def never():
-    raise AssertionError("converted, though it was kept")
+    raise AssertionError("converted although it was cached")
 
 
-def test_kept_weights_say_bit_for_bit_the_same(tiny, cache):
-    def speak():
+def test_output_with_cached_weights_is_bit_identical(tiny, cache):
+    def synthesize():
         with Engine.load(str(tiny), "dev", device="cpu", overrides={"dtype": "bfloat16"},
                          watermark=False, weights=cache) as engine:  # fmt: skip
             return engine.synthesize("Hello there.", sampling=Sampling(seed=4, max_tokens=12))
 
-    fresh = speak()
+    fresh = synthesize()
     assert names(cache) == ["flow-bfloat16.pt", "t3-bfloat16.pt"]
-    kept = speak()
-    assert np.array_equal(kept.samples, fresh.samples)
+    cached = synthesize()
+    assert np.array_equal(cached.samples, fresh.samples)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
-def test_integer_matrices_are_kept_too(tiny, cache, dtype, monkeypatch):
-    if why := weight_layout.unsupported_dtypes().get(dtype):
-        pytest.skip(why)
+def test_integer_weights_are_cached(tiny, cache, dtype, monkeypatch):
+    if reason := weight_layout.unsupported_dtypes().get(dtype):
+        pytest.skip(reason)
 
-    def speak():
+    def synthesize():
         with Engine.load(str(tiny), "dev", device="cpu", overrides={"dtype": dtype},
                          watermark=False, weights=cache) as engine:  # fmt: skip
             return engine.synthesize("Hello there.", sampling=Sampling(seed=4, max_tokens=12))
 
-    fresh = speak()
+    fresh = synthesize()
     assert f"t3-{dtype}.pt" in names(cache)
     monkeypatch.setattr(loader, "t3_from_upstream", lambda *_: never())
-    assert np.array_equal(speak().samples, fresh.samples)
+    assert np.array_equal(synthesize().samples, fresh.samples)
 
 
-def test_kept_tensors_are_mapped_not_converted_again(tiny, cache, monkeypatch):
+def test_cached_tensors_are_mapped_and_aligned(tiny, cache, monkeypatch):
     fresh = load(tiny, cache)
     monkeypatch.setattr(loader, "t3_from_upstream", lambda *_: never())
     monkeypatch.setattr(loader, "_read_flow", lambda *_: never())
-    kept = load(tiny, cache)
-    assert same(kept, fresh)
-    assert {t.data_ptr() % 64 for state in kept for t in state.values()} == {0}
+    cached = load(tiny, cache)
+    assert same(cached, fresh)
+    assert {t.data_ptr() % 64 for state in cached for t in state.values()} == {0}
 
 
-def test_tables_outside_the_state_dict_are_cast_too(tiny, cache):
+def test_buffers_outside_the_state_dict_are_cast(tiny, cache):
     checkpoint = registry.locate(str(tiny))
-    fresh, kept = (loader.load_flow(checkpoint, HALF, cache) for _ in range(2))
-    assert {n: b.dtype for n, b in kept.named_buffers()} == {
+    fresh, cached = (loader.load_flow(checkpoint, HALF, cache) for _ in range(2))
+    assert {n: b.dtype for n, b in cached.named_buffers()} == {
         n: b.dtype for n, b in fresh.named_buffers()
     }
     t3s = [loader.load_t3(checkpoint, HALF, cache=cache) for _ in range(2)]
     assert torch.equal(t3s[0].frequencies, t3s[1].frequencies)
 
 
-def test_any_tensors_come_back_as_they_went_in(tiny, cache):
-    """What a quantised form needs: integers beside scales, views of larger storages."""
+def test_arbitrary_tensors_are_restored(tiny, cache):
+    """As quantized weights need: integers with scales, views of larger storages."""
     checkpoint = registry.locate(str(tiny))
     wide = torch.arange(600, dtype=torch.int8).reshape(20, 30)
-    given = {
+    tensors = {
         "a.weight": wide[:, ::2].t(),
         "a.scale": torch.rand(20),
         "b": torch.tensor(3, dtype=torch.uint8),
     }
-    cache.tensors(checkpoint, "t3", "int8", lambda: given)
-    found = cache.tensors(checkpoint, "t3", "int8", never)
-    assert found.keys() == given.keys()
-    assert all(found[n].dtype == t.dtype and torch.equal(found[n], t) for n, t in given.items())
+    cache.tensors(checkpoint, "t3", "int8", lambda: tensors)
+    cached = cache.tensors(checkpoint, "t3", "int8", never)
+    assert cached.keys() == tensors.keys()
+    assert all(cached[n].dtype == t.dtype and torch.equal(cached[n], t) for n, t in tensors.items())
     assert cache.entries()[0].stat().st_size < 10_000
 
 
@@ -129,7 +129,7 @@ def test_any_tensors_come_back_as_they_went_in(tiny, cache):
         lambda path: (path.unlink(), path.mkdir()),
     ],
 )
-def test_damage_is_mended(tiny, cache, damage, caplog):
+def test_damaged_files_are_converted_again(tiny, cache, damage, caplog):
     fresh = load(tiny, cache)
     whole = [path.stat().st_size for path in sorted(cache.entries())]
     for path in cache.entries():
@@ -142,47 +142,49 @@ def test_damage_is_mended(tiny, cache, damage, caplog):
         assert [path.stat().st_size for path in sorted(cache.entries())] == whole
 
 
-def test_where_nothing_can_be_written_nothing_is_said(tiny, tmp_path, caplog, monkeypatch):
+def test_unwritable_directory_or_full_disk_is_only_logged_at_debug_level(
+    tiny, tmp_path, caplog, monkeypatch
+):
     (tmp_path / "file").touch()
     with caplog.at_level(logging.DEBUG, "chatterbox_opt"):
         fresh = load(tiny, WeightCache(None))
-        assert same(load(tiny, WeightCache(tmp_path / "file" / "weights", least=0)), fresh)
-        assert caplog.text.count("were not kept") == 2
+        assert same(load(tiny, WeightCache(tmp_path / "file" / "weights", min_bytes=0)), fresh)
+        assert caplog.text.count("were not cached") == 2
         monkeypatch.setattr(shutil, "disk_usage", lambda path: os.terminal_size((0, 0)))
         full = type("Usage", (), {"free": 1000})
         monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-        cache = WeightCache(tmp_path / "weights", least=0)
+        cache = WeightCache(tmp_path / "weights", min_bytes=0)
         assert same(load(tiny, cache), fresh)
     assert "MiB free" in caplog.text
     assert not cache.entries()
     assert not [r for r in caplog.records if r.levelno > logging.DEBUG]
 
 
-def test_a_disk_that_fills_up_while_writing(tiny, cache, monkeypatch, caplog):
+def test_disk_full_while_writing_leaves_no_file(tiny, cache, monkeypatch, caplog):
     def full(*_):
         raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
 
     monkeypatch.setattr(torch, "save", full)
     with caplog.at_level(logging.DEBUG, "chatterbox_opt"):
         load(tiny, cache)
-    assert "were not kept" in caplog.text
+    assert "were not cached" in caplog.text
     assert not list(cache.directory.iterdir())
 
 
-def test_another_checkpoint_in_the_same_place_is_converted_anew(tiny, copy, tmp_path, cache):
+def test_replaced_checkpoint_is_converted_again(tiny, copy, tmp_path, cache):
     from chatterbox_opt.checkpoints.random_weights import make
 
     first, elsewhere = load(copy, cache), load(tiny, cache)
     assert same(first, elsewhere)
-    assert len(cache.entries()) == 4, "two places, two parts"
+    assert len(cache.entries()) == 4, "two checkpoints of two parts"
     old = set(cache.entries())
     make(copy, "tiny", seed=9)
     assert not same(load(copy, cache), first)
     assert len(cache.entries()) == 4
-    assert len(old & set(cache.entries())) == 2, "only the replaced checkpoint's files went"
+    assert len(old & set(cache.entries())) == 2, "only the replaced checkpoint's files are removed"
 
 
-def test_a_file_that_was_touched_is_not_trusted(copy, cache):
+def test_changed_mtime_invalidates_the_cache(copy, cache):
     load(copy, cache)
     before = set(cache.entries())
     os.utime(copy / registry.T3, (1, 1))
@@ -191,34 +193,34 @@ def test_a_file_that_was_touched_is_not_trusted(copy, cache):
     assert not before & set(cache.entries())
 
 
-def test_what_lies_there_is_bounded(tiny, cache):
+def test_directory_size_is_bounded(tiny, cache):
     checkpoint = registry.locate(str(tiny))
-    bounded = WeightCache(cache.directory, least=0, most=5000)
-    for i, form in enumerate(("a", "b", "c", "d")):
-        bounded.tensors(checkpoint, "t3", form, lambda: {"x": torch.zeros(300)})
+    bounded = WeightCache(cache.directory, min_bytes=0, max_bytes=5000)
+    for i, variant in enumerate(("a", "b", "c", "d")):
+        bounded.tensors(checkpoint, "t3", variant, lambda: {"x": torch.zeros(300)})
         newest = max(bounded.entries(), key=lambda path: path.name)
         os.utime(newest, (i, i))
     assert 1 <= len(bounded.entries()) < 4
     assert sum(path.stat().st_size for path in bounded.entries()) <= 5000
-    assert "t3-d.pt" in names(bounded), "the newest stays"
-    left = cache.directory / f".{'0' * 16}.part"
-    left.touch()
-    os.utime(left, (time.time() - 1e6,) * 2)
+    assert "t3-d.pt" in names(bounded), "the newest file is never evicted"
+    stale = cache.directory / f".{'0' * 16}.part"
+    stale.touch()
+    os.utime(stale, (time.time() - 1e6,) * 2)
     bounded.tensors(checkpoint, "t3", "e", lambda: {"x": torch.zeros(3)})
-    assert not left.exists()
+    assert not stale.exists()
     assert bounded.clear() > 0
     assert not bounded.entries()
 
 
-def test_small_and_float32_weights_are_not_kept(tiny, tmp_path):
+def test_small_and_float32_weights_are_not_cached(tiny, tmp_path):
     cache = WeightCache(tmp_path / "weights")
     load(tiny, cache)
-    cache = WeightCache(tmp_path / "weights", least=0)
+    cache = WeightCache(tmp_path / "weights", min_bytes=0)
     loader.load_t3(registry.locate(str(tiny)), torch.float32, cache=cache)
     assert not cache.entries()
 
 
-def test_the_switches(monkeypatch, tmp_path):
+def test_environment_variable_and_keep(monkeypatch, tmp_path):
     monkeypatch.setenv(weight_cache.VARIABLE, str(tmp_path))
     assert weight_cache.default().directory == tmp_path
     assert weight_cache.default(keep=False).directory is None, "--no-cache"
@@ -229,7 +231,7 @@ def test_the_switches(monkeypatch, tmp_path):
     assert weight_cache.default().directory.name == "weights"
 
 
-def test_the_commands(monkeypatch, tmp_path):
+def test_doctor_and_models_clear_commands(monkeypatch, tmp_path):
     from typer.testing import CliRunner
 
     from chatterbox_opt.cli.main import app

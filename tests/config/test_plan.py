@@ -14,16 +14,16 @@ from chatterbox_opt.errors import ProfileError
 from chatterbox_opt.layers import weight_layout
 from chatterbox_opt.utils.lazy_reasons import LazyReasons
 
-CPU = Hardware("cpu", "some processor")
+CPU = Hardware("cpu", "some CPU")
 MPS = Hardware("mps", "arm")
 
 
-def card(name="card", total=24_000, free=None, capability=(8, 9), unsupported=()):
+def gpu(name="GPU", total=24_000, free=None, capability=(8, 9), unsupported=()):
     free = total - 500 if free is None else free
     return Hardware("cuda", name, total, free, capability, dict(unsupported))
 
 
-def test_the_shipped_profiles_load():
+def test_shipped_profiles_load():
     assert profile_names() == ["cpu", "dev", "gtx1080", "memory-limited", "rtx3080", "rtx4090"]
     for name in profile_names():
         assert load_profile(name).description
@@ -32,19 +32,19 @@ def test_the_shipped_profiles_load():
 @pytest.mark.parametrize(
     ("hardware", "profile"),
     [
-        (card("RTX 4090"), "rtx4090"),
-        (card("H100", 81_000, capability=(9, 0)), "rtx4090"),
-        (card("RTX 3080", 10_000, capability=(8, 6)), "rtx3080"),
-        (card("RTX 3060 Ti", 8_100, capability=(8, 6)), "rtx3080"),
-        (card("T4", 15_100, capability=(7, 5)), "rtx4090"),
-        (card("GTX 1080", 8_100, capability=(6, 1)), "gtx1080"),
-        (card("GTX 1650", 4_000, capability=(7, 5)), "memory-limited"),
-        (card("RTX 4090", free=3_000), "memory-limited"),
+        (gpu("RTX 4090"), "rtx4090"),
+        (gpu("H100", 81_000, capability=(9, 0)), "rtx4090"),
+        (gpu("RTX 3080", 10_000, capability=(8, 6)), "rtx3080"),
+        (gpu("RTX 3060 Ti", 8_100, capability=(8, 6)), "rtx3080"),
+        (gpu("T4", 15_100, capability=(7, 5)), "rtx4090"),
+        (gpu("GTX 1080", 8_100, capability=(6, 1)), "gtx1080"),
+        (gpu("GTX 1650", 4_000, capability=(7, 5)), "memory-limited"),
+        (gpu("RTX 4090", free=3_000), "memory-limited"),
         (CPU, "cpu"),
         (MPS, "dev"),
     ],
 )
-def test_auto_looks_at_total_and_free_memory_and_capability(hardware, profile):
+def test_auto_profile_depends_on_memory_and_capability(hardware, profile):
     name, reason = choose_profile(hardware)
     assert name == profile
     if hardware.device == "cuda":
@@ -56,13 +56,13 @@ def test_auto_looks_at_total_and_free_memory_and_capability(hardware, profile):
 @pytest.mark.parametrize(
     ("profile", "hardware", "overrides", "expected"),
     [
-        ("rtx4090", card(), {}, ("float16", "", "cudagraphs", "none")),
-        ("rtx4090", card(), {"dtype": "bfloat16"}, ("bfloat16", "", "cudagraphs", "none")),
-        ("rtx4090", card(capability=(7, 5)), {"dtype": "bfloat16"}, ("float16", "", "cudagraphs", "none")),
-        ("dev", card(capability=(6, 1)), {"dtype": "bfloat16"}, ("float16", "float32", "none", "none")),
-        ("gtx1080", card(capability=(6, 1)), {}, ("float16", "float32", "none", "stages")),
-        ("rtx3080", card(), {"compile": "inductor"}, ("float16", "", "inductor", "stages")),
-        ("rtx3080", card(), {"compile": "none"}, ("float16", "", "none", "stages")),
+        ("rtx4090", gpu(), {}, ("float16", "", "cudagraphs", "none")),
+        ("rtx4090", gpu(), {"dtype": "bfloat16"}, ("bfloat16", "", "cudagraphs", "none")),
+        ("rtx4090", gpu(capability=(7, 5)), {"dtype": "bfloat16"}, ("float16", "", "cudagraphs", "none")),
+        ("dev", gpu(capability=(6, 1)), {"dtype": "bfloat16"}, ("float16", "float32", "none", "none")),
+        ("gtx1080", gpu(capability=(6, 1)), {}, ("float16", "float32", "none", "stages")),
+        ("rtx3080", gpu(), {"compile": "inductor"}, ("float16", "", "inductor", "stages")),
+        ("rtx3080", gpu(), {"compile": "none"}, ("float16", "", "none", "stages")),
         ("rtx3080", CPU, {}, ("float32", "", "none", "none")),
         ("gtx1080", CPU, {}, ("float32", "", "none", "none")),
         ("cpu", CPU, {"dtype": "bfloat16"}, ("bfloat16", "", "none", "none")),
@@ -70,13 +70,18 @@ def test_auto_looks_at_total_and_free_memory_and_capability(hardware, profile):
         ("rtx4090", MPS, {"compile": "inductor"}, ("float16", "", "none", "none")),
     ],
 )  # fmt: skip
-def test_a_wish_becomes_a_plan_for_the_machine(profile, hardware, overrides, expected):
-    made = resolve(profile, hardware, overrides, {})
-    assert (made.t3.storage, made.narrowed_compute, made.compile, made.offload) == expected
-    assert made.flow.storage == made.t3.storage
+def test_profile_and_overrides_resolve_to_a_plan(profile, hardware, overrides, expected):
+    resolved = resolve(profile, hardware, overrides, {})
+    assert (
+        resolved.t3.storage,
+        resolved.narrowed_compute,
+        resolved.compile,
+        resolved.offload,
+    ) == expected
+    assert resolved.flow.storage == resolved.t3.storage
 
 
-def test_what_is_lowered_has_a_reason():
+def test_downgrades_have_a_reason():
     reasons = " | ".join(resolve("rtx3080", CPU, {"dtype": "float16"}, {}).reasons)
     for word in (
         "float16 arithmetic",
@@ -84,14 +89,14 @@ def test_what_is_lowered_has_a_reason():
         "only a GPU has memory to move stages out of",
     ):
         assert word in reasons
-    old = resolve("rtx4090", card(capability=(7, 5)), {"dtype": "bfloat16"}, {})
+    old = resolve("rtx4090", gpu(capability=(7, 5)), {"dtype": "bfloat16"}, {})
     assert "bfloat16 needs compute capability 8.0" in " ".join(old.reasons)
 
 
-def test_graphs_are_kept_where_there_is_a_card():
-    made = resolve("dev", card(), {}, {"CHATTERBOX_COMPILATION": "TRUE"})
-    assert made.compile == "cudagraphs"
-    assert "compile cudagraphs: from CHATTERBOX_COMPILATION" in made.reasons
+def test_cuda_graphs_from_the_environment_on_a_gpu():
+    resolved = resolve("dev", gpu(), {}, {"CHATTERBOX_COMPILATION": "TRUE"})
+    assert resolved.compile == "cudagraphs"
+    assert "compile cudagraphs: from CHATTERBOX_COMPILATION" in resolved.reasons
 
 
 @pytest.mark.parametrize(
@@ -106,39 +111,43 @@ def test_graphs_are_kept_where_there_is_a_card():
         ((8, 0), [], False),
     ],
 )
-def test_a_card_that_torch_was_not_built_for_is_seen(capability, built_for, runs):
+def test_has_kernels_compares_capability_with_torchs_builds(capability, built_for, runs):
     assert hardware.has_kernels(capability, built_for) is runs
 
 
 @pytest.mark.parametrize(
     ("profile", "hardware", "overrides", "sound"),
     [
-        ("rtx4090", card(), {}, "overlapped"),
-        ("dev", card(), {}, "overlapped"),
-        ("rtx4090", card(), {"offload": "stages"}, "inline"),
-        ("memory-limited", card(), {}, "inline"),
-        ("rtx4090", card(free=4_500), {}, "inline"),  # room for one line at a time
+        ("rtx4090", gpu(), {}, "overlapped"),
+        ("dev", gpu(), {}, "overlapped"),
+        ("rtx4090", gpu(), {"offload": "stages"}, "inline"),
+        ("memory-limited", gpu(), {}, "inline"),
+        ("rtx4090", gpu(free=4_500), {}, "inline"),  # memory for one sequence at a time
         ("rtx4090", CPU, {}, "inline"),
         ("rtx4090", MPS, {}, "inline"),
     ],
 )
-def test_sound_is_made_beside_t3_on_a_card_that_holds_all_stages(
-    profile, hardware, overrides, sound
-):
-    made = resolve(profile, hardware, overrides, {})
-    assert made.rendering == sound
-    assert any(reason.startswith("rendering overlaps with t3") for reason in made.reasons) == (
+def test_rendering_overlaps_t3_if_all_stages_fit_on_the_gpu(profile, hardware, overrides, sound):
+    resolved = resolve(profile, hardware, overrides, {})
+    assert resolved.rendering == sound
+    assert any(reason.startswith("rendering overlaps with t3") for reason in resolved.reasons) == (
         sound == "overlapped"
     )
 
 
-def test_the_command_line_beats_the_environment_beats_the_profile():
+def test_command_line_overrides_environment_overrides_profile():
     environment = {"CHATTERBOX_DTYPE": "bfloat16", "CHATTERBOX_CPU_OFFLOAD": "true"}
-    made = resolve("rtx4090", card(), {"dtype": "float32"}, environment)
-    assert (made.t3.storage, made.offload, made.compile) == ("float32", "stages", "cudagraphs")
-    assert "dtype float32: from the command line" in made.reasons
-    assert "offload stages: from CHATTERBOX_CPU_OFFLOAD" in made.reasons
-    assert "compile cudagraphs: from profile rtx4090" in made.reasons, "every value has a source"
+    resolved = resolve("rtx4090", gpu(), {"dtype": "float32"}, environment)
+    assert (resolved.t3.storage, resolved.offload, resolved.compile) == (
+        "float32",
+        "stages",
+        "cudagraphs",
+    )
+    assert "dtype float32: from the command line" in resolved.reasons
+    assert "offload stages: from CHATTERBOX_CPU_OFFLOAD" in resolved.reasons
+    assert "compile cudagraphs: from profile rtx4090" in resolved.reasons, (
+        "every value has its source"
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,29 +161,29 @@ def test_the_command_line_beats_the_environment_beats_the_profile():
         ("DISABLE_OPTIMIZATION", "false", "optimized", True),
     ],
 )
-def test_environment(variable, value, field, expected):
-    made = resolve("rtx4090", card(), {}, {variable: value})
-    assert (made.t3.storage if field == "t3" else getattr(made, field)) == expected
+def test_environment_variables(variable, value, field, expected):
+    resolved = resolve("rtx4090", gpu(), {}, {variable: value})
+    assert (resolved.t3.storage if field == "t3" else getattr(resolved, field)) == expected
 
 
 @pytest.mark.parametrize(
-    ("hardware", "overrides", "expected", "why"),
+    ("hardware", "overrides", "expected", "reason"),
     [
-        (card(), {}, "int8", "kv_cache int8: from the command line"),
+        (gpu(), {}, "int8", "kv_cache int8: from the command line"),
         (CPU, {}, "auto", "kv_cache auto: int8 keys and values are for CUDA GPUs"),
         (MPS, {}, "auto", "kv_cache auto: int8 keys and values are for CUDA GPUs"),
         (
-            card(),
+            gpu(),
             {"compile": "inductor"},
             "auto",
             "kv_cache auto: a step compiled by inductor has no int8 keys and values",
         ),
     ],
 )
-def test_int8_keys_and_values(hardware, overrides, expected, why):
-    made = resolve("rtx4090", hardware, {"kv_cache": "int8"} | overrides, {})
-    assert made.kv_cache == expected and why in made.reasons
-    assert ("kv cache int8" in made.summary()) == (expected == "int8")
+def test_int8_kv_cache(hardware, overrides, expected, reason):
+    resolved = resolve("rtx4090", hardware, {"kv_cache": "int8"} | overrides, {})
+    assert resolved.kv_cache == expected and reason in resolved.reasons
+    assert ("kv cache int8" in resolved.summary()) == (expected == "int8")
 
 
 @pytest.mark.parametrize(
@@ -186,31 +195,35 @@ def test_int8_keys_and_values(hardware, overrides, expected, why):
         (4_600, "int8", 4),
     ],
 )
-def test_int8_keys_and_values_leave_room_for_more_slots(free, kv_cache, slots):
-    made = resolve("rtx4090", card(free=free), {"kv_cache": kv_cache}, {})
-    assert made.slots == slots
+def test_int8_kv_cache_allows_more_slots(free, kv_cache, slots):
+    resolved = resolve("rtx4090", gpu(free=free), {"kv_cache": kv_cache}, {})
+    assert resolved.slots == slots
 
 
 @pytest.mark.parametrize(("word", "stages"), [("false", ()), ("true", ("t3", "flow"))])
-def test_kernels_of_our_own_can_be_switched_off(word, stages):
-    """int8 matrices on a GPU need them; nothing is tried."""
+def test_gpu_kernels_can_be_disabled(word, stages):
+    """int8 weights on a GPU need them; no probe is run."""
 
     class Untried(dict):
         def get(self, name, default=None):
             assert word == "true"
             return default
 
-    hardware = replace(card(), unsupported=Untried())
-    made = resolve("rtx4090", hardware, {"dtype": "int8"}, {settings.GPU_KERNELS: word})
-    assert made.triton_stages == stages and made.t3.storage == ("int8" if stages else "bfloat16")
-    told = [reason for reason in made.reasons if "switched off by CHATTERBOX_GPU_KERNELS" in reason]
-    assert bool(told) == (word == "false")
+    hardware = replace(gpu(), unsupported=Untried())
+    resolved = resolve("rtx4090", hardware, {"dtype": "int8"}, {settings.GPU_KERNELS: word})
+    assert resolved.triton_stages == stages and resolved.t3.storage == (
+        "int8" if stages else "bfloat16"
+    )
+    disabled = [
+        reason for reason in resolved.reasons if "switched off by CHATTERBOX_GPU_KERNELS" in reason
+    ]
+    assert bool(disabled) == (word == "false")
 
 
 @pytest.mark.parametrize(
     "variable", [*settings.ENVIRONMENT, settings.DISABLE_OPTIMIZATION, settings.GPU_KERNELS]
 )
-def test_a_wrong_word_in_the_environment_names_the_known_ones(variable):
+def test_invalid_environment_value_error_lists_known_ones(variable):
     with pytest.raises(ProfileError, match=f"{variable} is 'maybe'; known: "):
         resolve("dev", CPU, {}, {variable: "maybe"})
 
@@ -222,8 +235,8 @@ def test_a_wrong_word_in_the_environment_names_the_known_ones(variable):
         ("dtype: {t3: float16, t4: float16}", "unknown key 't4'; known: t3, flow, vocoder"),
         ("dtype: float8", "is 'float8'; known: float32, float16, bfloat16"),
         ("dtype: {flow: int4}", "flow is 'int4'; known: float32, float16, bfloat16, int8"),
-        ("dtype: {t3: int8}\ncompute: float32", "compute is for halves"),
-        ("dtype: {flow: int8}\ncompute: float32", "compute is for halves"),
+        ("dtype: {t3: int8}\ncompute: float32", "compute is for float16 and bfloat16"),
+        ("dtype: {flow: int8}\ncompute: float32", "compute is for float16 and bfloat16"),
         ("dtype: {vocoder: float16}", "vocoder is float32 only"),
         ("compile: no", "compile is False; known: none, cudagraphs, inductor"),
         ("offload: everything", "known: none, stages, all-but-active"),
@@ -234,22 +247,26 @@ def test_a_wrong_word_in_the_environment_names_the_known_ones(variable):
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
     ],
 )
-def test_a_wrong_profile_says_what_is_known(tmp_path, text, message):
+def test_invalid_profile_error_lists_known_values(tmp_path, text, message):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ProfileError, match=message.replace("[", r"\[")):
         load_profile(str(path))
 
 
-def test_your_own_profile(tmp_path):
+def test_profile_from_a_file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("dtype: {t3: bfloat16}\noffload: stages\n")
-    made = resolve(str(path), card(), {}, {})
-    assert (made.t3.storage, made.flow.storage, made.offload) == ("bfloat16", "float32", "stages")
+    resolved = resolve(str(path), gpu(), {}, {})
+    assert (resolved.t3.storage, resolved.flow.storage, resolved.offload) == (
+        "bfloat16",
+        "float32",
+        "stages",
+    )
 
 
 @pytest.mark.parametrize("name", ["nope", "../rtx4090", ""])
-def test_an_unknown_profile_names_the_known_ones(name):
+def test_unknown_profile_error_lists_known_ones(name):
     with pytest.raises(ProfileError, match="known: auto, cpu, dev"):
         load_profile(name)
 
@@ -275,96 +292,98 @@ WITHOUT_VNNI = Hardware(
         (Hardware("cpu", "x", unsupported={"int8": "none"}), "int8", ("bfloat16", "bfloat16")),
         (WITHOUT_VNNI, "int8", ("float32", "float32")),
         (WITHOUT_VNNI, "bfloat16", ("float32", "float32")),
-        (card(), "int8", ("int8", "bfloat16")),
-        (card(), "int4", ("int8", "bfloat16")),
-        (card(capability=(7, 5)), "int8", ("int8", "float16")),
-        (card(unsupported=WITHOUT_KERNELS), "int8", ("bfloat16", "bfloat16")),
-        (card(capability=(6, 1), unsupported=WITHOUT_KERNELS), "int8", ("float16", "float16")),
+        (gpu(), "int8", ("int8", "bfloat16")),
+        (gpu(), "int4", ("int8", "bfloat16")),
+        (gpu(capability=(7, 5)), "int8", ("int8", "float16")),
+        (gpu(unsupported=WITHOUT_KERNELS), "int8", ("bfloat16", "bfloat16")),
+        (gpu(capability=(6, 1), unsupported=WITHOUT_KERNELS), "int8", ("float16", "float16")),
         (MPS, "int8", ("float16", "float16")),
     ],
 )
-def test_integers_become_what_the_machine_has(hardware, dtype, expected):
-    made = resolve("dev", hardware, {"dtype": dtype}, {})
-    assert (made.t3.storage, made.flow.storage) == expected
-    assert f"dtype {dtype}: from the command line" in made.reasons
-    said = " | ".join(made.reasons)
-    for narrow in {dtype, "bfloat16", kernel_feature("t3", made.flow.storage)} & set(
+def test_integer_dtypes_fall_back_to_supported_ones(hardware, dtype, expected):
+    resolved = resolve("dev", hardware, {"dtype": dtype}, {})
+    assert (resolved.t3.storage, resolved.flow.storage) == expected
+    assert f"dtype {dtype}: from the command line" in resolved.reasons
+    reasons = " | ".join(resolved.reasons)
+    for narrow in {dtype, "bfloat16", kernel_feature("t3", resolved.flow.storage)} & set(
         hardware.unsupported
     ):
-        assert hardware.unsupported[narrow] in said
+        assert hardware.unsupported[narrow] in reasons
     if hardware.device == "mps":
-        assert "integer matrices are for CPUs and CUDA GPUs" in said
-    assert made.triton_stages == (
+        assert "integer matrices are for CPUs and CUDA GPUs" in reasons
+    assert resolved.triton_stages == (
         ("t3",) if hardware.device == "cuda" and not hardware.unsupported else ()
     )
 
 
-def test_kernels_are_for_the_stages_and_dtypes_that_have_them():
-    """Only what will be used is asked for: asking compiles."""
-    asked = []
+def test_fused_kernels_are_probed_only_for_the_requested_dtypes():
+    """A probe compiles, so only kernels that will be used are probed."""
+    probed = []
 
-    def unsupported(name, why):
-        return name, lambda: asked.append(name) or why
+    def unsupported(name, reason):
+        return name, lambda: probed.append(name) or reason
 
-    def fused(why="", **wish):
+    def fused(reason="", **overrides):
         names = [kernel_feature(s, d) for s, dtypes in hardware.KERNELS.items() for d in dtypes]
-        reasons = dict(unsupported(name, why if name.startswith("flow") else "") for name in names)
-        asked.clear()
-        return resolve("rtx4090", replace(card(), unsupported=LazyReasons(reasons)), wish, {})
+        reasons = dict(
+            unsupported(name, reason if name.startswith("flow") else "") for name in names
+        )
+        probed.clear()
+        return resolve("rtx4090", replace(gpu(), unsupported=LazyReasons(reasons)), overrides, {})
 
     assert fused().triton_stages == ("t3", "flow")
-    assert asked == [
-        kernel_feature(*one) for one in (("t3", "float16"), ("t3", "float32"), ("flow", "float16"))
+    assert probed == [
+        kernel_feature(*pair)
+        for pair in (("t3", "float16"), ("t3", "float32"), ("flow", "float16"))
     ]
-    made = fused("no registers")
+    resolved = fused("no registers")
     assert (
-        made.triton_stages == ("t3",)
-        and "flow by PyTorch's operations: no registers" in made.reasons
+        resolved.triton_stages == ("t3",)
+        and "flow by PyTorch's operations: no registers" in resolved.reasons
     )
     assert fused(dtype="float32").triton_stages == ("t3",)
     assert fused(compile="none").triton_stages == ("t3",)
     plain = resolve(
-        "rtx4090", card(unsupported=WITHOUT_KERNELS), {}, {"DISABLE_OPTIMIZATION": "true"}
+        "rtx4090", gpu(unsupported=WITHOUT_KERNELS), {}, {"DISABLE_OPTIMIZATION": "true"}
     )
     assert plain.triton_stages == () and "no compiler" not in " ".join(plain.reasons)
 
 
-def test_a_step_over_integers_is_not_compiled_again():
-    found = resolve("cpu", CPU, {"dtype": "int8", "compile": "inductor"}, {})
-    assert found.compile == "none"
-    assert "one compiled call" in " | ".join(found.reasons)
+def test_integer_step_ignores_inductor():
+    resolved = resolve("cpu", CPU, {"dtype": "int8", "compile": "inductor"}, {})
+    assert resolved.compile == "none"
+    assert "one compiled call" in " | ".join(resolved.reasons)
     assert resolve("dev", CPU, {"compile": "inductor"}, {}).compile == "inductor"
 
 
-def test_a_quantised_plan_says_what_it_costs():
+def test_quantized_plan_reports_its_accuracy():
     reasons = " | ".join(resolve("cpu", CPU, {}, {}).reasons)
     assert "99.6 %" in reasons
     assert "98.3 %" in " | ".join(resolve("cpu", CPU, {"dtype": "int4"}, {}).reasons)
     assert "KL" not in " | ".join(resolve("cpu", WITHOUT_VNNI, {}, {}).reasons)
 
 
-def test_the_cpu_profile_takes_the_fastest_that_this_processor_has():
-    new = resolve("cpu", CPU, {}, {})
-    assert (new.t3.storage, new.flow.storage) == ("int8", "int8")
+def test_cpu_profile_uses_the_fastest_supported_dtype():
+    assert (resolve("cpu", CPU, {}, {}).t3, resolve("cpu", CPU, {}, {}).flow) == ("int8", "int8")
     old = resolve("cpu", WITHOUT_VNNI, {}, {})
     assert (old.t3.storage, old.flow.storage) == ("float32", "float32")
     assert "t3 bfloat16: products saturate" in old.reasons
     assert "t3 float32: none here" in old.reasons
 
 
-def test_a_processor_is_asked_for_what_it_lacks():
-    found = probe.probe("cpu")
-    assert set(found.unsupported) <= {"bfloat16", "int8", "int4", "int8 flow", "onednn"}
-    assert all(found.unsupported.values())
+def test_probe_of_the_cpu_lists_unsupported_dtypes():
+    probed = probe.probe("cpu")
+    assert set(probed.unsupported) <= {"bfloat16", "int8", "int4", "int8 flow", "onednn"}
+    assert all(probed.unsupported.values())
 
 
-def test_what_another_machine_found_travels(monkeypatch):
-    """As plain values: what looks for them, each when it is asked, stays there (Ray, ray_workers.py)."""
+def test_probed_hardware_is_picklable(monkeypatch):
+    """With its reasons as plain values; the lazy probes are not pickled (Ray, ray_workers.py)."""
     reasons = {"int8": lambda: "no VNNI", "bfloat16": lambda: ""}
     monkeypatch.setattr(weight_layout, "unsupported_dtypes", lambda: LazyReasons(reasons))
-    here = probe.probe("cpu")
-    there = pickle.loads(pickle.dumps(here))
-    assert there == here and there.unsupported == {"int8": "no VNNI"}
+    probed = probe.probe("cpu")
+    restored = pickle.loads(pickle.dumps(probed))
+    assert restored == probed and restored.unsupported == {"int8": "no VNNI"}
 
 
 @pytest.mark.parametrize(
@@ -377,21 +396,27 @@ def test_what_another_machine_found_travels(monkeypatch):
         (CPU, {"dtype": "float32", "compile": "inductor"}, ("float32", "float32", "plain", "pytorch"), ("float32", "float32", "onednn", "pytorch")),
         (Hardware("cpu", "x", unsupported={"onednn": "none"}), {"dtype": "float32"}, ("float32", "float32", "plain", "pytorch"), ("float32", "float32", "plain", "pytorch")),
         (MPS, {"dtype": "float16"}, ("float16", "float16", "plain", "pytorch"), ("float16", "float16", "plain", "pytorch")),
-        (card(), {"dtype": "int8"}, ("int8", "bfloat16", "weight-only", "triton"), ("bfloat16", "bfloat16", "plain", "triton")),
-        (card(), {"dtype": "float16"}, ("float16", "float16", "plain", "triton"), ("float16", "float16", "plain", "triton")),
+        (gpu(), {"dtype": "int8"}, ("int8", "bfloat16", "weight-only", "triton"), ("bfloat16", "bfloat16", "plain", "triton")),
+        (gpu(), {"dtype": "float16"}, ("float16", "float16", "plain", "triton"), ("float16", "float16", "plain", "triton")),
     ],
 )  # fmt: skip
 def test_a_stage_is_planned_whole(hardware, overrides, t3, flow):
     """Storage, arithmetic, layout and kernels follow from the plan alone: building decides nothing."""
     profile = "rtx4090" if hardware.device == "cuda" else "dev"
-    made = resolve(profile, hardware, overrides, {})
-    for stage, expected in ((made.t3, t3), (made.flow, flow)):
+    resolved = resolve(profile, hardware, overrides, {})
+    for stage, expected in ((resolved.t3, t3), (resolved.flow, flow)):
         assert (stage.storage, stage.compute, stage.layout, stage.kernels) == expected
-    assert made.vocoder == StagePlan()
+    assert resolved.vocoder == StagePlan()
 
 
 def test_weights_stored_narrower_than_they_are_multiplied():
-    made = resolve("gtx1080", card("GTX 1080", 8000, None, (6, 1)), {}, {})
-    assert (made.t3.storage, made.t3.compute, made.t3.narrowed) == ("float16", "float32", True)
-    assert made.narrowed_compute == "float32" and "stored, float32 computed" in made.summary()
+    resolved = resolve("gtx1080", gpu("GTX 1080", 8000, None, (6, 1)), {}, {})
+    assert (resolved.t3.storage, resolved.t3.compute, resolved.t3.narrowed) == (
+        "float16",
+        "float32",
+        True,
+    )
+    assert (
+        resolved.narrowed_compute == "float32" and "stored, float32 computed" in resolved.summary()
+    )
     assert not resolve("cpu", CPU, {}, {}).narrowed_compute, "integers have a layout, not a dtype"

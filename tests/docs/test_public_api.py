@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import subprocess
 import sys
@@ -11,7 +12,10 @@ from chatterbox_opt import Audio, Engine, Request, Result, Sampling, Voice
 
 
 def test_the_names():
-    assert chatterbox_opt.__all__ == ["Audio", "Engine", "Request", "Result", "Sampling", "Voice"]
+    assert chatterbox_opt.__all__ == [
+        "Audio", "ChatterboxOptError", "Engine", "Guard", "Piece", "Progress",
+        "Request", "Result", "Sampling", "Voice"
+    ]  # fmt: skip
     assert all(getattr(chatterbox_opt, name) for name in chatterbox_opt.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Nope'"):
         chatterbox_opt.Nope  # noqa: B018
@@ -30,7 +34,20 @@ def test_the_engine():
 
 
 def test_the_values():
-    assert Sampling() == Sampling(None, 0.8, 0.5, 0.5, 0.05, 1.0, 1.2, 1000, 10, 0)
+    assert dataclasses.asdict(Sampling()) == {
+        "seed": None,
+        "temperature": 0.8,
+        "cfg_weight": 0.5,
+        "exaggeration": 0.5,
+        "min_p": 0.05,
+        "top_p": 1.0,
+        "repetition_penalty": 1.2,
+        "max_tokens": 1000,
+        "cfm_steps": 10,
+        "top_k": 0,
+    }
+    with pytest.raises(TypeError):
+        Sampling(3)
     with pytest.raises(AttributeError):
         Sampling().seed = 3
     assert [f for f in Voice.__slots__] == ["speaker", "prompt", "tokens", "mel", "xvector"]

@@ -1,4 +1,4 @@
-"""Rung 1 on the true shapes: minutes of work and 8 GB of memory (make test-slow)."""
+"""Parity with upstream at full size, in float32: takes minutes and 8 GB (make test-slow)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CASES = list(itertools.product((0.5, 1.0), (0.25, 0.5, 1.0)))
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
-    """The true shapes: 3 GB on disk."""
+    """A random checkpoint of full size: 3 GB on disk."""
     from chatterbox_opt.checkpoints.random_weights import make
 
     directory = tmp_path_factory.mktemp("models") / "full"
@@ -28,7 +28,7 @@ def full(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def full_upstream(full):
-    """Loaded by upstream's own from_local: the file format is the true one."""
+    """Loaded by upstream's own from_local, which checks the file format."""
     from chatterbox.tts import ChatterboxTTS
 
     return ChatterboxTTS.from_local(full, "cpu")
@@ -46,7 +46,7 @@ def full_engine(full, tmp_path_factory):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_tokens_are_upstreams(full_engine, full_upstream, text):
+def test_tokens_equal_upstreams(full_engine, full_upstream, text):
     from helpers.upstream_reference import greedy_tokens, sampled_tokens
     from test_t3_parity import raw_tokens
 
@@ -55,37 +55,37 @@ def test_tokens_are_upstreams(full_engine, full_upstream, text):
 
     text = normalize(text)
     for seed, (cfg_weight, exaggeration) in enumerate(CASES):
-        knobs = {"cfg_weight": cfg_weight, "exaggeration": exaggeration, "max_tokens": MAX_TOKENS}
-        greedy = raw_tokens(full_engine, text, Sampling(temperature=0, **knobs))
-        assert greedy == greedy_tokens(full_upstream, text, **knobs), knobs
-        sampled = raw_tokens(full_engine, text, Sampling(seed=seed, **knobs))
-        assert sampled == sampled_tokens(full_upstream, text, seed=seed, **knobs), knobs
+        params = {"cfg_weight": cfg_weight, "exaggeration": exaggeration, "max_tokens": MAX_TOKENS}
+        greedy = raw_tokens(full_engine, text, Sampling(temperature=0, **params))
+        assert greedy == greedy_tokens(full_upstream, text, **params), params
+        sampled = raw_tokens(full_engine, text, Sampling(seed=seed, **params))
+        assert sampled == sampled_tokens(full_upstream, text, seed=seed, **params), params
 
 
-def test_tokens_are_upstreams_over_many_steps(full_engine, full_upstream):
+def test_tokens_equal_upstreams_over_many_steps(full_engine, full_upstream):
     from helpers.upstream_reference import sampled_tokens
     from test_t3_parity import raw_tokens
 
     from chatterbox_opt import Sampling
 
-    knobs = {"seed": 3, "cfg_weight": 0.5, "exaggeration": 0.5, "max_tokens": 150}
-    ours = raw_tokens(full_engine, TEXTS[-1], Sampling(**knobs))
-    assert ours == sampled_tokens(full_upstream, TEXTS[-1], **knobs)
+    params = {"seed": 3, "cfg_weight": 0.5, "exaggeration": 0.5, "max_tokens": 150}
+    ours = raw_tokens(full_engine, TEXTS[-1], Sampling(**params))
+    assert ours == sampled_tokens(full_upstream, TEXTS[-1], **params)
 
 
-def test_a_new_voice_is_upstreams(full_engine, full_upstream):
+def test_new_voice_equals_upstreams(full_engine, full_upstream):
     own = full_upstream.conds
     full_upstream.prepare_conditionals(str(SAMPLE), exaggeration=0.5)
-    theirs, full_upstream.conds = full_upstream.conds, own
+    expected, full_upstream.conds = full_upstream.conds, own
     ours = full_engine.voice(SAMPLE)
-    assert_close(ours.speaker, theirs.t3.speaker_emb, atol=1e-5)
-    assert torch.equal(ours.prompt, theirs.t3.cond_prompt_speech_tokens)
-    assert torch.equal(ours.tokens, theirs.gen["prompt_token"])
-    assert_close(ours.mel, theirs.gen["prompt_feat"], atol=1e-5)
-    assert_close(ours.xvector, theirs.gen["embedding"], atol=1e-4)
+    assert_close(ours.speaker, expected.t3.speaker_emb, atol=1e-5)
+    assert torch.equal(ours.prompt, expected.t3.cond_prompt_speech_tokens)
+    assert torch.equal(ours.tokens, expected.gen["prompt_token"])
+    assert_close(ours.mel, expected.gen["prompt_feat"], atol=1e-5)
+    assert_close(ours.xvector, expected.gen["embedding"], atol=1e-4)
 
 
-def test_mel_and_wave_are_upstreams_for_the_same_noise(full_engine, full_upstream):
+def test_mel_and_wave_equal_upstreams_for_the_same_noise(full_engine, full_upstream):
     tokens = torch.randint(0, 6561, (1, 50), generator=torch.Generator().manual_seed(0))
     voice = full_engine.voice()
     torch.manual_seed(4)
@@ -102,19 +102,17 @@ def test_mel_and_wave_are_upstreams_for_the_same_noise(full_engine, full_upstrea
         assert_close(vocoder([mel[0]], [generator])[0], wave[0], atol=1e-4)
 
 
-def bounded_inference(inference, **knobs):
-    return inference(**(knobs | {"max_new_tokens": 40}))
+def bounded_inference(inference, **params):
+    return inference(**(params | {"max_new_tokens": 40}))
 
 
-def test_a_whole_synthesis_is_upstreams_under_the_same_seed(
-    full_engine, full_upstream, monkeypatch
-):
+def test_synthesis_equals_upstreams_for_the_same_seed(full_engine, full_upstream, monkeypatch):
     from test_s3gen_parity import WHOLE_ATOL, Unmarked
 
     from chatterbox_opt import Sampling
 
     full_upstream.watermarker = Unmarked()
-    # deep random weights hardly ever stop: upstream's bound of 1,000 tokens is lowered on both sides
+    # a deep random T3 hardly ever generates the stop token: limit both sides to fewer tokens
     bounded = functools.partial(bounded_inference, full_upstream.t3.inference)
     monkeypatch.setattr(full_upstream.t3, "inference", bounded)
     torch.manual_seed(2)

@@ -1,4 +1,4 @@
-"""Many items through the real command line: the time is linear, and memory does not grow."""
+"""Many items through the command line: linear time and constant memory."""
 
 from __future__ import annotations
 
@@ -17,48 +17,47 @@ WORDS = ("Good morning.", "Who is there?", "It rains.", "Come in, please.", "Not
 
 
 @dataclass(frozen=True)
-class Moment:
-    """What a process had used when an item was finished: seconds by the clock and of the
-    processor, MiB of memory."""
+class Usage:
+    """Usage of a process when an item was finished: wall and CPU seconds, MiB of memory."""
 
-    clock: float
-    work: float
+    wall: float
+    cpu: float
     memory: float
 
     @classmethod
-    def of(cls, process: int, clock: float) -> Moment:
-        place = Path(f"/proc/{process}")
-        ticks = place.joinpath("stat").read_text().rpartition(")")[2].split()[11:13]
-        work = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
-        memory = place.joinpath("status").read_text().split("VmRSS:")[1].split()[0]
-        return cls(clock, work, int(memory) / 1024)
+    def of(cls, process: int, wall: float) -> Usage:
+        proc = Path(f"/proc/{process}")
+        ticks = proc.joinpath("stat").read_text().rpartition(")")[2].split()[11:13]
+        cpu = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+        memory = proc.joinpath("status").read_text().split("VmRSS:")[1].split()[0]
+        return cls(wall, cpu, int(memory) / 1024)
 
 
-def measure(model: Path, directory: Path, count: int) -> list[Moment]:
-    """Run a job of ``count`` lines; return the moments after each tenth, the first item's first."""
+def measure(model: Path, directory: Path, count: int) -> list[Usage]:
+    """Run a job of ``count`` lines; return the usage after the first item and after each tenth."""
     job = directory / f"{count}.txt"
     job.write_text("".join(f"{WORDS[i % len(WORDS)]}\n" for i in range(count)))
     out = directory / str(count)
     args = [str(job), "--out-dir", str(out), "--model", str(model), *QUICK, "-q", "--json"]
-    moments, finished = [], 0
+    usages, finished = [], 0
     with subprocess.Popen([*COMMAND, *args], stdout=subprocess.PIPE) as process:
         for line in process.stdout:
             event = json.loads(line)
             if event["event"] == "item":
                 finished += 1
                 if finished == 1 or finished % (count // 10) == 0:
-                    moments.append(Moment.of(process.pid, event["elapsed"]))
+                    usages.append(Usage.of(process.pid, event["elapsed"]))
     assert process.returncode == 0
     assert len(list(out.glob("*.wav"))) == finished == count
-    return moments
+    return usages
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1000, 10_000])
-def test_the_last_tenth_is_as_quick_as_the_first_and_memory_stays(tiny, tmp_path, count):
-    moments = measure(tiny, tmp_path, count)
-    work = [after.work - before.work for before, after in zip(moments, moments[1:], strict=False)]
-    print(f"{count} items in {moments[-1].clock:.0f} s; CPU seconds of each tenth: {work}")
-    print(f"MiB after each tenth: {[round(moment.memory) for moment in moments]}")
-    assert work[-1] < 1.5 * min(work), "a step that grows with the items would show"
-    assert moments[-1].memory - moments[1].memory < 50
+def test_time_is_linear_and_memory_constant(tiny, tmp_path, count):
+    usages = measure(tiny, tmp_path, count)
+    cpu = [after.cpu - before.cpu for before, after in zip(usages, usages[1:], strict=False)]
+    print(f"{count} items in {usages[-1].wall:.0f} s; CPU seconds of each tenth: {cpu}")
+    print(f"MiB after each tenth: {[round(usage.memory) for usage in usages]}")
+    assert cpu[-1] < 1.5 * min(cpu), "the time per item grows with the number of items"
+    assert usages[-1].memory - usages[1].memory < 50

@@ -1,6 +1,6 @@
-"""The built-in model: that it is whole, speaks by itself, and keeps its voices apart.
+"""The built-in model: it is complete, generates speech, and its voices differ.
 
-What it says is judged by a recognizer where one is installed; the long form is test_quality.py.
+Its output is transcribed if a recognizer is installed; test_quality.py measures more.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def pico():
         yield engine
 
 
-def test_all_of_it_is_small_and_complete():
+def test_files_are_complete_and_small():
     folder = registry.built_in("pico")
     files = [path for path in folder.rglob("*") if path.is_file()]
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as wheel:  # as a wheel is
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as wheel:  # as in a wheel
         for path in files:
             wheel.write(path)
     assert packed.tell() <= 32e6
@@ -48,51 +48,51 @@ def test_all_of_it_is_small_and_complete():
     assert len(registry.shipped_voices("pico")) >= 4
 
 
-def test_it_speaks_and_stops_by_itself(pico):
+def test_speech_has_a_plausible_length_and_level(pico):
     for i, sentence in enumerate([*SENTENCES, "Hello.", "Yes!", "No?"]):
         audio = pico.synthesize(sentence, None, Sampling(seed=i))
         assert 0.3 < audio.duration < 0.9 * len(sentence.split()) + 2.5
         assert 0.05 < np.abs(audio.samples).max() < 1.0
 
 
-def test_it_is_understood(pico, recogniser):
-    heard = []
+def test_speech_is_intelligible(pico, recogniser):
+    pairs = []
     for i, sentence in enumerate(SENTENCES):
         audio = pico.synthesize(sentence, None, Sampling(seed=i))
-        heard.append((sentence, recogniser.transcribe(audio.samples, audio.sample_rate)))
-    assert word_error_rate(heard).rate <= 0.4, heard  # 42 words; the model card has the real figure
+        pairs.append((sentence, recogniser.transcribe(audio.samples, audio.sample_rate)))
+    assert word_error_rate(pairs).rate <= 0.4, pairs  # 42 words; the model card has the real figure
 
 
-def test_numbers_are_spoken_as_words(pico):
+def test_numbers_are_normalized_to_words(pico):
     written = pico.speech_tokens("It costs $5.", None, Sampling(seed=1))
-    spoken = pico.speech_tokens("It costs five dollars.", None, Sampling(seed=1))
-    assert torch.equal(written, spoken)
+    normalized = pico.speech_tokens("It costs five dollars.", None, Sampling(seed=1))
+    assert torch.equal(written, normalized)
 
 
 def test_named_voices_differ_in_pitch(pico):
-    """By the vocoder's own pitch reader, over the mel of what was spoken."""
-    reader = loader.load_vocoder(pico.checkpoint).pitch
+    """By the vocoder's own F0 predictor on the mel spectrogram of the output."""
+    predict_f0 = loader.load_vocoder(pico.checkpoint).pitch
     pitches = {}
     for name in registry.shipped_voices("pico"):
         audio = pico.synthesize("The morning was quiet.", pico.voice(name), Sampling(seed=3))
         mel = import_upstream("models.s3gen.utils.mel").mel_spectrogram(
             torch.from_numpy(audio.samples)[None]
         )
-        f0 = reader(mel)
+        f0 = predict_f0(mel)
         pitches[name] = f0[f0 > 60].median().item()
     assert pitches["bruno"] < 0.7 * pitches["clara"], pitches
-    # dora and emil are three semitones apart, which breathy low voices do not let the reader tell
+    # dora and emil differ by three semitones, too little for the predictor on breathy low voices
     assert pitches["bruno"] < min(pitches["dora"], pitches["emil"])
     assert max(pitches["dora"], pitches["emil"]) < pitches["ada"] < pitches["clara"], pitches
 
 
-def test_any_recording_is_a_voice(pico):
+def test_voice_of_a_recording(pico):
     voice = pico.voice(SAMPLE)
     assert voice.prompt.shape[1] <= pico.checkpoint.config.t3.prompt_tokens
     assert pico.synthesize("Good evening.", voice, Sampling(seed=1)).duration > 0.3
 
 
-def test_faster_when_more_emotion_is_asked(pico):
+def test_exaggeration_makes_speech_faster(pico):
     slow, fast = (
         sum(
             len(pico.speech_tokens(SENTENCES[0], None, Sampling(seed=i, exaggeration=e)))
@@ -103,12 +103,12 @@ def test_faster_when_more_emotion_is_asked(pico):
     assert fast < slow
 
 
-def test_all_sound_is_marked(pico):
+def test_output_is_watermarked(pico):
     audio = pico.synthesize(SENTENCES[0], None, Sampling(seed=5))
     assert Watermark().strength(audio.samples) > 0.9
 
 
-def test_a_name_nobody_has_lists_the_shipped_ones(tmp_path):
+def test_unknown_voice_error_lists_the_shipped_ones(tmp_path):
     out = tmp_path / "x.wav"
     args = ["synth", "Hi.", "--model", "pico", "--voice", "nobody", "-o", str(out)]
     with pytest.raises(VoiceError, match="ada, bruno"):

@@ -1,4 +1,4 @@
-"""The profiles travel in the wheel: built, installed into a fresh environment, listed."""
+"""The wheel contains the profiles: build, install into a new environment, list them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import venv
 from conftest import ROOT
 
 
-def test_a_fresh_environment_lists_the_profiles(tmp_path):
+def test_installed_wheel_lists_the_profiles(tmp_path):
     script = (
         "import sys; from hatchling.builders.wheel import WheelBuilder;"
         "print(list(WheelBuilder(sys.argv[1]).build(directory=sys.argv[2], versions=['standard']))[0])"
@@ -27,7 +27,7 @@ def test_a_fresh_environment_lists_the_profiles(tmp_path):
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index"]
     installed = subprocess.run([*pip, built.stdout.strip()], capture_output=True, text=True)
     assert installed.returncode == 0, installed.stderr
-    # the dependencies are borrowed; their own .pth files, this checkout's among them, are not read
+    # dependencies come from this environment; its .pth files, which add this checkout, are not read
     with open(f"{packages}/borrowed.pth", "w") as file:
         file.write("\n".join(site.getsitepackages()))
     listed = subprocess.run(

@@ -20,7 +20,7 @@ ABSENT = [name for name in PACKAGES if find_spec(name) is None]
 needs_ears = pytest.mark.skipif(
     bool(ABSENT), reason=f"the extra 'ears' is not installed (no {', '.join(ABSENT)})"
 )
-SAID = (  # samples/README.md
+SAMPLE_TEXT = (  # samples/README.md
     "The harbour lay still under a pale morning sky. Somewhere behind the boats a bell rang "
     "twice, and the gulls answered it as they always did. By noon the wind would rise."
 )
@@ -28,7 +28,7 @@ SAID = (  # samples/README.md
 
 @needs_ears
 @pytest.mark.parametrize(
-    ("written", "heard"),
+    ("reference", "transcript"),
     [
         ("The train leaves at nine o'clock.", "the train leaves at 9:00"),
         ("Nine o\u2019clock", "9 o'clock"),
@@ -46,22 +46,22 @@ SAID = (  # samples/README.md
         ("No\u2026 really...", "No. Really?"),
     ],
 )
-def test_what_sounds_the_same_compares_equal(written, heard):
-    assert wer.words(written) == wer.words(heard)
+def test_equivalent_spellings_compare_equal(reference, transcript):
+    assert wer.words(reference) == wer.words(transcript)
 
 
 @needs_ears
 @pytest.mark.parametrize(
-    ("written", "heard"),
+    ("reference", "transcript"),
     [("nineteen", "ninety"), ("a bell", "of Bell"), ("three thirty", "three thirteen")],
 )
-def test_what_sounds_different_does_not(written, heard):
-    assert wer.words(written) != wer.words(heard)
+def test_different_words_compare_unequal(reference, transcript):
+    assert wer.words(reference) != wer.words(transcript)
 
 
 @needs_ears
 @pytest.mark.parametrize(
-    ("reference", "heard", "expected"),
+    ("reference", "transcript", "expected"),
     [
         ("The cat sat.", "the cat sat", (0, 3)),
         ("the cat sat", "the dog sat", (1, 3)),
@@ -72,25 +72,25 @@ def test_what_sounds_different_does_not(written, heard):
         ("", "", (0, 0)),
     ],
 )
-def test_word_errors(reference, heard, expected):
-    assert wer.word_errors(reference, heard) == expected
+def test_word_errors(reference, transcript, expected):
+    assert wer.word_errors(reference, transcript) == expected
 
 
 @needs_ears
-def test_the_rate_is_of_words_not_of_sentences():
-    found = wer.word_error_rate([("yes", "no"), ("the cat sat on the mat at noon", "") , ("a b", "a b")])  # fmt: skip
-    assert (found.errors, found.words, found.rate) == (9, 11, 9 / 11)
+def test_rate_is_per_word_not_per_sentence():
+    result = wer.word_error_rate([("yes", "no"), ("the cat sat on the mat at noon", "") , ("a b", "a b")])  # fmt: skip
+    assert (result.errors, result.words, result.rate) == (9, 11, 9 / 11)
 
 
-def test_the_interval_holds_the_rate_and_narrows_with_more():
-    drawn = np.random.default_rng(1).binomial(8, 0.25, size=400)
-    few, many = (wer.rate_of([(int(n), 8) for n in drawn[:k]]) for k in (20, 400))
-    for found in (few, many):
-        assert 0 <= found.low < found.rate < found.high
+def test_interval_contains_the_rate_and_narrows_with_more_texts():
+    errors = np.random.default_rng(1).binomial(8, 0.25, size=400)
+    few, many = (wer.rate_of([(int(n), 8) for n in errors[:k]]) for k in (20, 400))
+    for result in (few, many):
+        assert 0 <= result.low < result.rate < result.high
     # 3200 words at 25 %: standard error 0.77 %, so the interval is 3 % wide
     assert many.high - many.low == pytest.approx(0.03, abs=0.006)
     assert few.high - few.low > 2 * (many.high - many.low)
-    assert wer.rate_of([(int(n), 8) for n in drawn[:20]]) == few
+    assert wer.rate_of([(int(n), 8) for n in errors[:20]]) == few
 
 
 @pytest.mark.parametrize(
@@ -99,27 +99,27 @@ def test_the_interval_holds_the_rate_and_narrows_with_more():
         ([(0, 5)], (0.0, 0.0, 0.0)),
         ([(2, 4)], (0.5, 0.5, 0.5)),
         ([(9, 3), (9, 3)], (3.0, 3.0, 3.0)),
-        ([(1, 0), (1, 1)], (1.0, 2.0, 2.0)),  # put in where nothing was to be said
+        ([(1, 0), (1, 1)], (1.0, 2.0, 2.0)),  # an insertion into an empty reference
     ],
 )
-def test_few_utterances(counts, expected):
-    found = wer.rate_of(counts)
-    assert (found.low, found.rate, found.high) == expected
+def test_interval_of_very_few_texts(counts, expected):
+    result = wer.rate_of(counts)
+    assert (result.low, result.rate, result.high) == expected
 
 
 @pytest.mark.parametrize("counts", [[], [(2, 0)]])
-def test_a_rate_of_no_words_is_refused(counts):
+def test_references_without_words_raise(counts):
     with pytest.raises(InputError, match="no words"):
         wer.rate_of(counts)
 
 
-def test_an_unknown_name_lists_the_known_ones():
+def test_unknown_name_error_lists_known_ones():
     with pytest.raises(InputError, match=r"tiny\.en, base"):
         whisper.Recognizer.load("huge")
 
 
 @pytest.mark.parametrize("name", whisper.NAMES)
-def test_a_missing_package_says_what_to_install(monkeypatch, tmp_path, name):
+def test_missing_package_error_names_what_to_install(monkeypatch, tmp_path, name):
     monkeypatch.setattr(whisper, "find_spec", lambda package: None)
     with pytest.raises(InputError, match=r'is not installed: pip install "chatterbox-opt\[ears\]"'):
         whisper.Recognizer.load(name, directory=tmp_path)
@@ -133,7 +133,7 @@ def test_a_missing_package_says_what_to_install(monkeypatch, tmp_path, name):
         ("whisper_normalizer.english", lambda: wer.words("a")),
     ],
 )
-def test_a_missing_library_says_what_to_install(monkeypatch, module, call):
+def test_missing_library_error_names_what_to_install(monkeypatch, module, call):
     wer._normalizer.cache_clear()
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=r'pip install "chatterbox-opt\[ears\]"'):
@@ -142,18 +142,18 @@ def test_a_missing_library_says_what_to_install(monkeypatch, module, call):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """Two packages with a part each, of b"first" and b"second"; and how to name a file of both."""
+    """Two packages with one part each, b"first" and b"second"; returns the file of both."""
     site = tmp_path / "site"
     for name, content in (("ears_a", b"first"), ("ears_b", b"second")):
         (site / name).mkdir(parents=True)
-        (site / name / "__init__.py").write_text("raise RuntimeError('was run')")
+        (site / name / "__init__.py").write_text("raise RuntimeError('was executed')")
         (site / name / "part").write_bytes(content)
     monkeypatch.syspath_prepend(str(site))
     right = "da83f63e1a473003712c18f5afc5a79044221943d1083c7c5a7ac7236d85e8d2"  # of b"firstsecond"
     return whisper._File("model.bin", ("ears_a/part", "ears_b/part"), right)
 
 
-def test_parts_are_joined_once(package, tmp_path):
+def test_parts_are_joined_only_once(package, tmp_path):
     target = tmp_path / "cache" / "base"
     assert whisper._weights([package], target) == target
     assert (target / "model.bin").read_bytes() == b"firstsecond"
@@ -162,35 +162,35 @@ def test_parts_are_joined_once(package, tmp_path):
     assert (target / "model.bin").stat().st_mtime_ns == before
 
 
-def test_a_damaged_joined_file_is_joined_again(package, tmp_path):
+def test_damaged_joined_file_is_replaced(package, tmp_path):
     target = whisper._weights([package], tmp_path / "cache")
     (target / "model.bin").write_bytes(b"damaged")
     whisper._weights([package], target)
     assert (target / "model.bin").read_bytes() == b"firstsecond"
 
 
-def test_parts_of_other_content_are_refused_and_leave_nothing(package, tmp_path):
+def test_parts_with_wrong_hash_raise_and_leave_no_file(package, tmp_path):
     wrong = replace(package, sha256="0" * 64)
     with pytest.raises(WeightsError, match=r"model\.bin of ears-a .* is refused"):
         whisper._weights([wrong], tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_a_file_of_other_content_is_refused(package, tmp_path):
+def test_file_with_wrong_hash_raises(package, tmp_path):
     one = replace(package, parts=("ears_a/part",))
     with pytest.raises(WeightsError, match="is refused"):
         whisper._weights([one], tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_cache_that_cannot_be_made_says_so(package, tmp_path):
+def test_unwritable_cache_raises(package, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WeightsError, match="check the free space"):
         whisper._weights([package], tmp_path / "file" / "base")
 
 
 @needs_ears
-def test_the_real_weights_are_refused_when_their_hash_is_another(monkeypatch):
+def test_installed_weights_with_wrong_hash_raise(monkeypatch):
     files = whisper._MODELS["tiny.en"]
     wrong = (replace(files[0], sha256="0" * 64), *files[1:])
     monkeypatch.setitem(whisper._MODELS, "tiny.en", wrong)
@@ -198,7 +198,7 @@ def test_the_real_weights_are_refused_when_their_hash_is_another(monkeypatch):
         whisper.Recognizer.load("tiny.en")
 
 
-def test_the_module_imports_nothing_heavy():
+def test_module_imports_no_heavy_packages():
     heavy = "{'torch', 'numpy', 'librosa', 'faster_whisper', 'jiwer', 'whisper_normalizer'}"
     code = f"import sys, chatterbox_opt.eval.whisper; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -207,14 +207,14 @@ def test_the_module_imports_nothing_heavy():
 
 @needs_ears
 @pytest.mark.parametrize("name", whisper.NAMES)
-def test_the_sample_is_understood(name):
+def test_sample_is_recognized(name):
     wave, rate = soundfile.read(SAMPLE, dtype="float32")
-    with tempfile.TemporaryDirectory() as joined:  # pytest would keep 145 MB of each run
-        recogniser = whisper.Recognizer.load(name, directory=Path(joined))
-        heard = recogniser.transcribe(wave, rate)
-    found = wer.word_error_rate([(SAID, heard)])
-    assert found.words == 32
-    # measured: 1 (tiny.en) and 3 (base) of 32; rounding may differ by processor
-    assert found.errors <= 5, heard
-    assert recogniser.transcribe(np.zeros(24_000, dtype=np.float32), 24_000) == ""
-    assert recogniser.transcribe(np.zeros(0, dtype=np.float32), 24_000) == ""
+    with tempfile.TemporaryDirectory() as joined:  # tmp_path would keep 145 MB of each run
+        recognizer = whisper.Recognizer.load(name, directory=Path(joined))
+        transcript = recognizer.transcribe(wave, rate)
+    result = wer.word_error_rate([(SAMPLE_TEXT, transcript)])
+    assert result.words == 32
+    # measured: 1 (tiny.en) and 3 (base) of 32; rounding may differ between CPUs
+    assert result.errors <= 5, transcript
+    assert recognizer.transcribe(np.zeros(24_000, dtype=np.float32), 24_000) == ""
+    assert recognizer.transcribe(np.zeros(0, dtype=np.float32), 24_000) == ""

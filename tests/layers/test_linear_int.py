@@ -339,7 +339,7 @@ class TestWeightOnly:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_t3_comes_back_from_the_cache_as_it_was(self, tiny, tmp_path, dtype, engine):
         checkpoint = registry.locate(str(tiny))
-        cache = WeightCache(tmp_path, least=0)
+        cache = WeightCache(tmp_path, min_bytes=0)
         plain = loader.load_t3(checkpoint, dtype, weight_layout.WEIGHT_ONLY)
         other = torch.float16 if dtype == torch.bfloat16 else torch.bfloat16
         loader.load_t3(checkpoint, other, weight_layout.WEIGHT_ONLY, cache)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import shutil
 import weakref
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from conftest import SAMPLE
 from chatterbox_opt import Engine
 from chatterbox_opt.audio.files import read_reference
 from chatterbox_opt.checkpoints import registry
-from chatterbox_opt.errors import VoiceError, WeightsError
+from chatterbox_opt.errors import InputError, VoiceError, WeightsError
 from chatterbox_opt.voice import Voice, from_conditionals
 from chatterbox_opt.voices import library as voice_library
 from chatterbox_opt.voices import store as voice_store
@@ -32,14 +33,14 @@ def same(a: Voice, b: Voice) -> bool:
     return all(torch.equal(t, b.tensors()[n]) for n, t in a.tensors().items())
 
 
-def test_a_voice_survives_the_disk(store):
+def test_saved_voice_is_restored(store):
     voice = random_voice()
     assert store.load("key") is None
     store.save("key", voice)
     assert same(store.load("key"), voice)
 
 
-def test_the_key_is_content_and_model_not_name(tmp_path):
+def test_cache_key_depends_on_content_and_model_not_on_name(tmp_path):
     for name in ("a.wav", "b.wav"):
         (tmp_path / name).write_bytes(b"same")
     (tmp_path / "c.wav").write_bytes(b"other")
@@ -50,7 +51,7 @@ def test_the_key_is_content_and_model_not_name(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", None])
-def test_a_damaged_cache_entry_is_computed_again(tiny, store, caplog, damage):
+def test_damaged_cache_entry_is_computed_again(tiny, store, caplog, damage):
     with Engine.load(str(tiny), "dev", device="cpu", store=store, watermark=False) as engine:
         voice = engine.voice(SAMPLE)
     [entry] = (store.directory / "computed").glob("*.safetensors")
@@ -61,7 +62,7 @@ def test_a_damaged_cache_entry_is_computed_again(tiny, store, caplog, damage):
     assert same(store.load(entry.stem), voice)
 
 
-def test_a_cached_voice_needs_no_encoders(tiny, store, monkeypatch):
+def test_cached_voice_loads_no_encoders(tiny, store, monkeypatch):
     with Engine.load(str(tiny), "dev", device="cpu", store=store, watermark=False) as engine:
         voice = engine.voice(SAMPLE)
     monkeypatch.setattr(
@@ -72,42 +73,42 @@ def test_a_cached_voice_needs_no_encoders(tiny, store, monkeypatch):
         assert engine.voice(SAMPLE) is engine.voice(str(SAMPLE)), "memory cache"
 
 
-def test_the_encoders_of_a_new_voice_stay_on_the_processor_and_go(tiny, store, monkeypatch):
-    """Whatever the device of the stages: 0.5 GB that the card never sees and nobody keeps."""
-    read, seen, devices = voice_library.load_encoders, [], set()
+def test_encoders_run_on_the_cpu_and_are_freed(tiny, store, monkeypatch):
+    """On any device: their 0.5 GB are never in GPU memory and not held after use."""
+    load_encoders, loaded, devices = voice_library.load_encoders, [], set()
 
-    def watched(checkpoint):
-        encoders = read(checkpoint)
-        seen.append(weakref.ref(encoders))
+    def load_traced(checkpoint):
+        encoders = load_encoders(checkpoint)
+        loaded.append(weakref.ref(encoders))
         encode = encoders.encode
 
-        def watching(*args):
+        def encode_traced(*args):
             voice = encode(*args)
             devices.update(t.device.type for t in (*encoders.parameters(), *encoders.buffers()))
             return voice
 
-        encoders.encode = watching
+        encoders.encode = encode_traced
         return encoders
 
-    monkeypatch.setattr(voice_library, "load_encoders", watched)
-    speakers = VoiceLibrary(registry.locate(str(tiny)), store)
-    voice = speakers.voice(SAMPLE)
+    monkeypatch.setattr(voice_library, "load_encoders", load_traced)
+    library = VoiceLibrary(registry.locate(str(tiny)), store)
+    voice = library.voice(SAMPLE)
     gc.collect()
     assert devices == {"cpu"}
-    assert [ref() for ref in seen] == [None]
+    assert [ref() for ref in loaded] == [None]
     assert {tensor.device.type for tensor in voice.tensors().values()} == {"cpu"}
-    assert speakers.voice(SAMPLE) is voice
-    assert len(seen) == 1
+    assert library.voice(SAMPLE) is voice
+    assert len(loaded) == 1
 
 
-def test_without_a_cache_nothing_is_kept(tiny, tmp_path):
+def test_disabled_cache_writes_nothing(tiny, tmp_path):
     store = VoiceStore(tmp_path / "voices", keep_computed=False)
     with Engine.load(str(tiny), "dev", device="cpu", store=store, watermark=False) as engine:
         engine.voice(SAMPLE)
     assert not store.directory.exists()
 
 
-def test_an_unwritable_cache_costs_time_not_the_result(tiny, tmp_path, caplog):
+def test_unwritable_cache_is_logged_and_the_voice_returned(tiny, tmp_path, caplog):
     (tmp_path / "voices").write_text("a file in the way")
     store = VoiceStore(tmp_path / "voices")
     with Engine.load(str(tiny), "dev", device="cpu", store=store, watermark=False) as engine:
@@ -120,28 +121,28 @@ def _write_many(directory: Path, seed: int) -> None:
         VoiceStore(directory).save("shared", random_voice(seed))
 
 
-def test_several_processes_may_write_one_entry(tmp_path):
+def test_concurrent_writers_of_one_entry(tmp_path):
     context = multiprocessing.get_context("fork")
     writers = [context.Process(target=_write_many, args=(tmp_path, i)) for i in range(3)]
     for writer in writers:
         writer.start()
     candidates, seen = [random_voice(i) for i in range(3)], 0
     while any(writer.is_alive() for writer in writers):
-        found = VoiceStore(tmp_path).load("shared")
-        seen += found is not None
-        assert found is None or any(same(found, c) for c in candidates), "half a file was read"
+        loaded = VoiceStore(tmp_path).load("shared")
+        seen += loaded is not None
+        assert loaded is None or any(same(loaded, c) for c in candidates), "partial file read"
     assert all(writer.exitcode == 0 for writer in writers)
     assert seen
     assert [p.name for p in (tmp_path / "computed").iterdir()] == ["shared.safetensors"]
 
 
-def test_named_voices(store, tmp_path):
+def test_named_voices_are_added_replaced_and_removed(store, tmp_path):
     store.add("anna", SAMPLE)
     assert store.find("anna").read_bytes() == SAMPLE.read_bytes()
     other = tmp_path / "other.wav"
     other.write_bytes(b"1")
     store.add("anna", other)
-    assert list(store.names()) == ["anna"], "a new recording replaces the old, whatever its type"
+    assert list(store.names()) == ["anna"], "a new recording replaces the old one of another type"
     store.remove("anna")
     with pytest.raises(VoiceError, match="no file and no voice 'anna'"):
         store.find("anna")
@@ -152,7 +153,7 @@ def test_named_voices(store, tmp_path):
 @pytest.mark.parametrize(
     "name", ["../evil", "a/b", "/etc/passwd", "", ".hidden", "a b", "x" * 65, "ä"]
 )
-def test_names_cannot_leave_the_directory(store, tmp_path, name):
+def test_names_cannot_escape_the_directory(store, tmp_path, name):
     with pytest.raises(VoiceError, match="letters, digits"):
         store.add(name, SAMPLE)
     with pytest.raises(VoiceError):
@@ -160,7 +161,7 @@ def test_names_cannot_leave_the_directory(store, tmp_path, name):
     assert not list(tmp_path.rglob("*.flac"))
 
 
-def test_clear_takes_only_what_is_ours(store):
+def test_clear_removes_only_voices(store):
     store.add("anna", SAMPLE)
     store.save("key", random_voice())
     (store.directory / "notes.txt").write_text("mine")
@@ -188,11 +189,11 @@ SPEECH = (np.sin(np.arange(48_000) / 20) * 0.3).astype(np.float32)
         ("voice.aiff", 16_000, 1, {}),
     ],
 )
-def test_any_rate_and_channel_count_is_read(tmp_path, name, rate, channels, options):
+def test_any_sample_rate_and_channel_count_is_decoded(tmp_path, name, rate, channels, options):
     wave = np.tile(np.resize(SPEECH, 2 * rate)[:, None], (1, channels))
-    read = read_reference(write(tmp_path / name, wave, rate, **options))
-    assert read.dtype == np.float32
-    assert abs(len(read) / 24_000 - 2) < 0.1
+    decoded = read_reference(write(tmp_path / name, wave, rate, **options))
+    assert decoded.dtype == np.float32
+    assert abs(len(decoded) / 24_000 - 2) < 0.1
 
 
 @pytest.mark.parametrize(
@@ -205,11 +206,11 @@ def test_any_rate_and_channel_count_is_read(tmp_path, name, rate, channels, opti
         (lambda p: _bytes(p / "cut.wav", b"RIFF"), "cannot be read as audio"),
         (lambda p: write(p / "short.wav", SPEECH[:4800]), "lasts 0.2 s"),
         (lambda p: write(p / "silent.wav", SPEECH * 0), "is silent"),
-        (lambda p: write(p / "nan.wav", SPEECH * np.nan, subtype="FLOAT"), "not numbers"),
+        (lambda p: write(p / "nan.wav", SPEECH * np.nan, subtype="FLOAT"), "has NaN/Inf samples"),
         (lambda p: write(p / "none.wav", SPEECH[:0]), "lasts 0.0 s"),
     ],
 )
-def test_unusable_recordings_say_what_is_wrong(tmp_path, make, message):
+def test_unusable_recordings_raise_with_the_reason(tmp_path, make, message):
     with pytest.raises(VoiceError, match=message) as caught:
         read_reference(make(tmp_path))
     assert "\n" not in str(caught.value)
@@ -220,7 +221,7 @@ def _bytes(path: Path, content: bytes) -> Path:
     return path
 
 
-def test_a_voice_of_one_second_works(tiny, store, tmp_path):
+def test_recording_of_one_second_is_enough(tiny, store, tmp_path):
     path = write(tmp_path / "one.wav", SPEECH[:24_000])
     with Engine.load(str(tiny), "dev", device="cpu", store=store, watermark=False) as engine:
         from chatterbox_opt import Sampling
@@ -228,10 +229,10 @@ def test_a_voice_of_one_second_works(tiny, store, tmp_path):
         assert engine.synthesize("Hi.", engine.voice(path), Sampling(seed=0, max_tokens=9)).duration
 
 
-def test_conds_pt_cannot_run_code(tmp_path):
+def test_conds_pt_cannot_execute_code(tmp_path):
     class Evil:
         def __reduce__(self):
-            return (pytest.fail, ("code was run",))
+            return (pytest.fail, ("code was executed",))
 
     path = tmp_path / "conds.pt"
     torch.save({"t3": Evil(), "gen": {}}, path)
@@ -242,19 +243,19 @@ def test_conds_pt_cannot_run_code(tmp_path):
 @pytest.mark.parametrize(
     "saved", [{}, {"t3": None, "gen": {}}, {"t3": {"speaker_emb": None}, "gen": {}}, []]
 )
-def test_a_malformed_conds_pt_is_one_line(tmp_path, saved):
+def test_malformed_conds_pt_raises(tmp_path, saved):
     torch.save(saved, tmp_path / "conds.pt")
     with pytest.raises(WeightsError, match="damaged"):
         from_conditionals(tmp_path / "conds.pt")
 
 
-def test_a_voice_works_outside_inference_mode_fresh_or_cached(tiny, store):
+def test_voice_tensors_are_not_inference_tensors(tiny, store):
     with Engine.load(str(tiny), "dev", device="cpu", store=store, watermark=False) as engine:
         fresh = engine.voice(SAMPLE)
     assert not any(t.is_inference() for t in fresh.tensors().values())
 
 
-def test_a_saved_name_wins_over_a_directory(store, tmp_path, monkeypatch):
+def test_saved_name_wins_over_a_directory(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "anna").mkdir()
     with pytest.raises(VoiceError, match="is a directory"):
@@ -267,12 +268,31 @@ def test_a_saved_name_wins_over_a_directory(store, tmp_path, monkeypatch):
         check_reference(store.find("x" * 300))
 
 
-def test_the_environment_says_where_voices_are(monkeypatch, tmp_path):
+def test_voice_cache_directory_from_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("CHATTERBOX_VOICE_CACHE", str(tmp_path))
     assert voice_store.default_directory() == tmp_path
 
 
-def test_the_models_own_voice(tiny):
+def test_shapes_of_the_models_own_voice(tiny):
     voice = from_conditionals(registry.locate(str(tiny)).path(registry.CONDITIONALS))
     assert voice.mel.shape == (1, 2 * voice.tokens.shape[1], 80)
     assert voice.speaker.shape == (1, 64)
+
+
+def test_model_without_its_own_voice_says_how_to_pass_one(tiny, store, tmp_path):
+    shutil.copytree(tiny, tmp_path / "model")
+    (tmp_path / "model" / registry.CONDITIONALS).unlink()
+    library = VoiceLibrary(registry.locate(str(tmp_path / "model")), store)
+    with pytest.raises(
+        InputError, match=r"no voice of its own; pass a reference recording \(--voice"
+    ):
+        library.voice()
+
+
+def test_shipped_voices_are_read_without_encoders(store, monkeypatch):
+    monkeypatch.setattr(
+        voice_library, "load_encoders", lambda _: pytest.fail("encoders were loaded")
+    )
+    library = VoiceLibrary(registry.locate("pico"), store)
+    name, path = next(iter(registry.shipped_voices("pico").items()))
+    assert same(library.voice(name), voice_library.load_voice(path))

@@ -361,7 +361,7 @@ def main() -> None:
         app()
     except ChatterboxOptError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        sys.exit(2 if isinstance(error, InputError) else 1)
 
 
 if __name__ == "__main__":

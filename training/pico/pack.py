@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from chatterbox_opt.checkpoints import random_weights, registry
-from chatterbox_opt.checkpoints.reader import FORGIVEN
+from chatterbox_opt.checkpoints.reader import COMPUTED_BUFFERS
 from chatterbox_opt.checkpoints.registry import VOICES
 from chatterbox_opt.config.model_config import write_config
 from chatterbox_opt.models.flow import convert as flow_convert
@@ -116,7 +116,7 @@ def files(out: Path) -> dict[str, dict[str, Tensor]]:
     s3gen = {f"{part}.{name}": t for part, state in parts.items() for name, t in state.items()}
     return {
         registry.T3: half(decoder),
-        registry.S3GEN: half({n: t for n, t in s3gen.items() if n not in FORGIVEN}),
+        registry.S3GEN: half({n: t for n, t in s3gen.items() if n not in COMPUTED_BUFFERS}),
         registry.VOICE_ENCODER: half(_state("voice_encoder", encoders.voice_encoder, out)),
     }
 
