@@ -182,19 +182,19 @@ class Int4Linear(IntegerLinear):
 
 def quantize_transformers(module: nn.Module, kind: type[nn.Module]) -> None:
     """Replace the linear layers of every ``kind`` inside ``module`` by int8."""
-    for owner, name, layer in linear_onednn.owned_children(module):
+    for owner, name, layer in linear_onednn.submodules_with_parent(module):
         if isinstance(owner, kind) and isinstance(layer, nn.Linear):
             setattr(owner, name, Int8Linear(layer.weight.data, layer.bias))
 
 
-def clone_outliers(module: nn.Module) -> list[tuple[nn.Module, str, Int8Linear]]:
+def dequantize_layers(module: nn.Module) -> list[tuple[nn.Module, str, Int8Linear]]:
     """Replace int8 layers by dequantized float32 ones.
 
     Returns:
         The replaced layers as (parent, name, layer), to be restored with ``setattr``.
     """
     replaced = []
-    for owner, name, layer in linear_onednn.owned_children(module):
+    for owner, name, layer in linear_onednn.submodules_with_parent(module):
         if isinstance(layer, Int8Linear):
             bias = None if layer.bias is None else layer.bias[: layer.outputs]
             setattr(owner, name, linear_onednn.plain_linear(layer.matrix(), bias))

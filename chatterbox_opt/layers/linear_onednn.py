@@ -51,7 +51,7 @@ def plain_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
 
 def use_onednn(module: nn.Module) -> None:
     """Replace every float32 or bfloat16 linear layer inside ``module``."""
-    for parent, name, child in owned_children(module):
+    for parent, name, child in submodules_with_parent(module):
         if isinstance(child, nn.Linear) and child.weight.dtype in (torch.float32, torch.bfloat16):
             setattr(parent, name, OneDnnLinear(child))
 
@@ -59,14 +59,14 @@ def use_onednn(module: nn.Module) -> None:
 def use_plain(module: nn.Module) -> bool:
     """Replace blocked layers by plain ones; return whether there were any."""
     replaced = False
-    for parent, name, child in owned_children(module):
+    for parent, name, child in submodules_with_parent(module):
         if isinstance(child, OneDnnLinear):
             setattr(parent, name, child.plain())
             replaced = True
     return replaced
 
 
-def owned_children(module: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+def submodules_with_parent(module: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
     """All submodules, as (parent, name in the parent, child)."""
     return [(p, name, c) for p in module.modules() for name, c in p.named_children()]
 

@@ -124,7 +124,7 @@ def packable(module: nn.Module) -> bool:
 
 def pack(module: nn.Module) -> None:
     """Replace every bias-free bfloat16 linear layer inside ``module`` by a packed one."""
-    for parent, name, child in linear_onednn.owned_children(module):
+    for parent, name, child in linear_onednn.submodules_with_parent(module):
         if not isinstance(child, nn.Linear) or not packable(child):
             continue
         if child.weight.dtype == torch.bfloat16:
@@ -140,7 +140,7 @@ def unpack(module: nn.Module) -> bool:
         Whether there were packed bfloat16 ones, which ``pack`` can restore exactly.
     """
     was_packed = False
-    for parent, name, child in linear_onednn.owned_children(module):
+    for parent, name, child in linear_onednn.submodules_with_parent(module):
         if isinstance(child, PackedLayer) and not isinstance(child, WeightOnlyInt8Linear):
             setattr(parent, name, linear_onednn.plain_linear(child.matrix()))
             was_packed |= isinstance(child, PackedBf16Linear)
