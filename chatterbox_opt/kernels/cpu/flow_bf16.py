@@ -13,7 +13,7 @@ AVX-512, 16 with AMX) is taken through all three steps before the next one start
         | x k^T, packed: panels of 64 frames, pairs of dimensions together
         v
       scores float32 [6, frames]      running maximum per row, frames beyond kv_len set to -inf
-        | 2^((s - max) * log2(e) / sqrt(d)), rounded to bfloat16; the sum is kept in float32
+        | 2^((s - max) * log2(e) / sqrt(d)), rounded to bfloat16; the sum stays float32
         v
       probs bfloat16 [6, frames]      not yet divided by the sum
         | x v, packed: panels of d dimensions, pairs of frames together
@@ -175,7 +175,7 @@ def _mask_block(scores, first):
 
 @_compile
 def _weighted_values_avx512(values, d, kv_len, probs, stride, padded, out):
-    """Six queries' probabilities, rows ``stride`` bytes apart, times values: float32 [6, d] into
+    """Six queries' probabilities, with a row stride in bytes, times values: float32 [6, d] into
     rows of BLOCK."""
     for i in range(QUERIES):
         rest = carray(pointer(probs + i * stride), padded, np.uint16)

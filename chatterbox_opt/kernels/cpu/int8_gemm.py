@@ -210,7 +210,7 @@ def quantize_row(x, row, m, t):
     for i in range(m.inputs):
         codes[i] = np.int8(np.int32(rint(x[i] * factor)))
     codes[m.inputs :] = 0
-    # 3) sums of codes: by group, and of all in the last place
+    # 3) sums of codes: by group, and of all as the last element
     sums[groups] = 0
     for group in range(groups):
         total = np.int32(0)

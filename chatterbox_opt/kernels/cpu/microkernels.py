@@ -30,7 +30,7 @@ panels of 64 outputs. For int8, output o and column k are at byte
 
 Example: the first 64 bytes of a panel are columns 0..3 of output 0, columns 0..3 of output 1, ...,
 columns 0..3 of output 15: one vector. Three more vectors hold outputs 16..63; then come columns
-4..7. A tile reads its panel from front to back, the pattern that a hardware prefetcher serves best.
+4..7. A tile reads its panel from front to back, the pattern of a hardware prefetcher.
 
 Numbers. VNNI's vpdpbusd multiplies unsigned by signed bytes. Activations are signed; weights are
 stored as w + 128, and sum((w + 128) * x) = sum(w * x) + 128 * sum(x) is corrected afterwards with
