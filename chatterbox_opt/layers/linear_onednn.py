@@ -1,12 +1,13 @@
-"""Linear layers on the processor: oneDNN's own product over its own layout.
+"""Linear layers on a CPU over oneDNN's blocked weight layout, float32 and bfloat16.
 
-Knows one layer and where it can stand in. Knows nothing of the model around it.
+Responsible for these layers and for swapping them in and out of a module; not responsible for the
+model around them.
 
-PyTorch multiplies float32 matrices through MKL, which on processors not made by Intel leaves half
-of the arithmetic unused: 99 GFLOPS on one EPYC core where oneDNN reaches 220. Where few rows wait
-for a matrix it leaves three quarters of the rate of memory: 194 ms for a decode step, oneDNN
-44. The layout cannot be read by other operations: a stage that changes its precision puts plain
-layers back first.
+PyTorch multiplies float32 matrices through MKL, which on CPUs not made by Intel leaves half of the
+arithmetic unused: 99 GFLOPS on one EPYC core where oneDNN reaches 220. With few rows it leaves
+three quarters of the memory bandwidth unused: 194 ms for a decode step, oneDNN 44 ms. Other
+operations cannot read the blocked layout: a stage that changes its precision swaps plain layers in
+first.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from torch import Tensor, nn
 from chatterbox_opt.kernels.cpu import onednn
 from chatterbox_opt.kernels.cpu.onednn import product
 
-BLOCKED_ROWS = 1024  # the layout is tuned for so many rows; it serves any number
+BLOCKED_ROWS = 1024  # number of rows the layout is tuned for; any number works
 
 
 class OneDnnLinear(nn.Module):
-    """``nn.Linear`` over a blocked matrix."""
+    """``nn.Linear`` over a matrix in oneDNN's blocked layout."""
 
     def __init__(self, plain: nn.Linear) -> None:
         super().__init__()
@@ -35,49 +36,49 @@ class OneDnnLinear(nn.Module):
         return product(x, self.blocked, self.bias)
 
     def plain(self) -> nn.Linear:
-        """The plain layer again, with the same values."""
+        """An ``nn.Linear`` with the same values."""
         return plain_linear(self.blocked.to_dense(), self.bias)
 
 
 def plain_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """A linear layer of these very tensors, [out, in] and [out]."""
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    made.weight = nn.Parameter(weight, requires_grad=False)
+    """A linear layer that shares these tensors, [out, in] and [out]."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
-        made.bias = nn.Parameter(bias, requires_grad=False)
-    return made
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+    return layer
 
 
 def use_onednn(module: nn.Module) -> None:
     """Replace every float32 or bfloat16 linear layer inside ``module``."""
-    for parent, name, child in owned_children(module):
+    for parent, name, child in submodules_with_parent(module):
         if isinstance(child, nn.Linear) and child.weight.dtype in (torch.float32, torch.bfloat16):
             setattr(parent, name, OneDnnLinear(child))
 
 
 def use_plain(module: nn.Module) -> bool:
-    """Put plain layers back; return whether there were blocked ones."""
-    found = False
-    for parent, name, child in owned_children(module):
+    """Replace blocked layers by plain ones; return whether there were any."""
+    replaced = False
+    for parent, name, child in submodules_with_parent(module):
         if isinstance(child, OneDnnLinear):
             setattr(parent, name, child.plain())
-            found = True
-    return found
+            replaced = True
+    return replaced
 
 
-def owned_children(module: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
-    """All modules inside, each with its owner and its name there."""
+def submodules_with_parent(module: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    """All submodules, as (parent, name in the parent, child)."""
     return [(p, name, c) for p in module.modules() for name, c in p.named_children()]
 
 
-PACKED_ROWS = 2  # the layout is tuned for so many rows; it serves any number
+PACKED_ROWS = 2  # number of rows the layout is tuned for; any number works
 
 
 class PackedBf16Linear(nn.Module):
-    """``nn.Linear`` without bias over a packed bfloat16 matrix."""
+    """``nn.Linear`` without bias over a bfloat16 matrix in oneDNN's layout for few rows."""
 
     def __init__(self, weight: Tensor) -> None:
-        """Pack ``weight`` [out, in] of any float dtype; it is not kept."""
+        """Pack ``weight`` [out, in] of any float dtype; no reference to it is held."""
         super().__init__()
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16(), PACKED_ROWS)
 
@@ -91,10 +92,10 @@ class PackedBf16Linear(nn.Module):
         return plain
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """What ``from_state_tensors`` makes the same layer of."""
+        """Tensors from which ``from_state_tensors`` restores this layer."""
         return {"bfloat16": self.matrix()}
 
     @classmethod
-    def from_state_tensors(cls, kept: Mapping[str, Tensor]) -> PackedBf16Linear:
-        """The layer again."""
-        return cls(kept["bfloat16"])
+    def from_state_tensors(cls, stored: Mapping[str, Tensor]) -> PackedBf16Linear:
+        """Restore a layer from ``state_tensors``."""
+        return cls(stored["bfloat16"])

@@ -1,18 +1,17 @@
-"""Matrices laid out for the processor: oneDNN's blocked bfloat16, and integers (linear_int.py); and
-integers for a card (linear_int.py).
+"""Which layout a matrix gets: plain, oneDNN's bfloat16, int8 or int4 (CPU), int8 weight-only (GPU).
 
-Knows the layouts, which of them work here, and how the matrices of a model change places with them.
-Knows nothing of the model around them.
+Responsible for which layouts work here, and for packing and unpacking the matrices of a model; not
+responsible for the layers themselves (linear_int.py, linear_onednn.py) or the model around them.
 
-A step of T3 multiplies two rows with every matrix. PyTorch's plain bfloat16 product takes 56 to 74
-ms for all of them on two cores with AMX, the same as float32 does; over oneDNN's own layout it
-takes 43. The layout cannot be read by other operations: a stage that changes its precision unpacks.
+A decode step of T3 multiplies two rows with every matrix. PyTorch's plain bfloat16 product takes 56
+to 74 ms for all of them on two cores with AMX, the same as float32 does; over oneDNN's layout it
+takes 43 ms. Other operations cannot read the packed layout: a stage that changes its precision
+unpacks.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
 import platform
 from collections.abc import Callable, Mapping
 
@@ -29,66 +28,65 @@ from chatterbox_opt.utils.lazy_reasons import LazyReasons
 QUANTIZED = ("int8", "int4")
 INT8_FLOW = "int8 flow"
 ONEDNN = "onednn"
-WEIGHT_ONLY = "weight-only"  # int8 for a card
+WEIGHT_ONLY = "weight-only"  # int8 on a GPU
 PackedLayer = PackedBf16Linear | Int8Linear | Int4Linear | WeightOnlyInt8Linear
 
 
 def unsupported_dtypes() -> LazyReasons:
-    """The narrow dtypes that are missing or slow on this processor, each with the reason; and
-    ``INT8_FLOW``, which multiplies rows of bfloat16."""
-    integers = functools.cache(linear_int.unsupported_reason)
+    """The narrow dtypes that are unsupported or slow on this CPU, each with the reason; and
+    ``INT8_FLOW``, which has bfloat16 activations."""
+    int_reason = functools.cache(linear_int.unsupported_reason)
     return LazyReasons(
         {
-            "bfloat16": _no_fast_bfloat16,
-            "int8": integers,
-            "int4": integers,
-            INT8_FLOW: lambda: integers() or _no_bfloat16_between(),
+            "bfloat16": _bf16_unsupported_reason,
+            "int8": int_reason,
+            "int4": int_reason,
+            INT8_FLOW: lambda: int_reason() or _int8_flow_unsupported_reason(),
             ONEDNN: lambda: "" if onednn.supported() else "no oneDNN product on this CPU",
         }
     )
 
 
-def _no_bfloat16_between() -> str:
+def _int8_flow_unsupported_reason() -> str:
     if torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx():
         return "AMX multiplies bfloat16 faster"
-    serves = bf16_ops.supports(torch.zeros(1, dtype=torch.bfloat16))
-    return "" if serves else "there is no bfloat16 between its matrices"
+    supported = bf16_ops.supports(torch.zeros(1, dtype=torch.bfloat16))
+    return "" if supported else "this CPU has no bfloat16 for the flow's activations"
 
 
-def _no_fast_bfloat16() -> str:
+def _bf16_unsupported_reason() -> str:
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    # on x86 oneDNN also says yes where it only emulates, at half of float32's speed
+    # on x86 oneDNN also reports support where it only emulates, at half of float32's speed
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return (
-        "" if onednn.supported() and (native or not x86) else "this processor computes no bfloat16"
-    )
+    supported = onednn.supported() and (native or not x86)
+    return "" if supported else "this CPU has no bfloat16 instructions"
 
 
 def compute_dtype(dtype: str) -> torch.dtype:
-    """The dtype of the values between matrices that are stored as ``dtype``."""
-    found: torch.dtype = torch.float32 if dtype in QUANTIZED else getattr(torch, dtype)
-    return found
+    """The dtype of activations with matrices that are stored as ``dtype``."""
+    activations: torch.dtype = torch.float32 if dtype in QUANTIZED else getattr(torch, dtype)
+    return activations
 
 
 def layout(dtype: str, device: str) -> str:
-    """How to lay out the matrices of a stage with ``dtype`` on ``device``, "" for plainly."""
+    """The layout of the matrices of a stage with ``dtype`` on ``device``; "" is plain."""
     if dtype in QUANTIZED:
         return dtype if device == "cpu" else WEIGHT_ONLY
     return "bfloat16" if (dtype, device) == ("bfloat16", "cpu") and onednn.supported() else ""
 
 
 def make_layer(name: str, weight: Tensor, layout: str) -> PackedLayer:
-    """The matrix called ``name`` in ``layout``.
+    """A layer of the matrix called ``name`` in ``layout``.
 
-    The head stays int8 in a 4-bit model: its rows are the words to choose between.
+    The head stays int8 in a 4-bit model: its outputs are the logits.
     """
-    makers: dict[str, Callable[[Tensor], PackedLayer]] = {
+    factories: dict[str, Callable[[Tensor], PackedLayer]] = {
         "bfloat16": PackedBf16Linear,
         "int8": Int8Linear,
         "int4": Int8Linear if name.startswith("head") else Int4Linear,
         WEIGHT_ONLY: WeightOnlyInt8Linear,
     }
-    return makers[layout](weight)
+    return factories[layout](weight)
 
 
 LAYER_TYPES: dict[str, type[PackedLayer]] = {
@@ -101,34 +99,34 @@ LAYER_TYPES: dict[str, type[PackedLayer]] = {
 
 def packed_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The state of a module with packed layers, as plain tensors by name."""
-    found = dict(module.state_dict())
+    state = dict(module.state_dict())
     for path, layer in module.named_modules():
         if isinstance(layer, PackedLayer):
-            found |= {f"{path}.{name}": tensor for name, tensor in layer.state_tensors().items()}
-    return found
+            state |= {f"{path}.{name}": tensor for name, tensor in layer.state_tensors().items()}
+    return state
 
 
-def restore_packed(module: nn.Module, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put the packed layers of ``packed_tensors`` into a module of plain ones; return what is left."""
-    left = dict(kept)
-    for kind, maker in LAYER_TYPES.items():
-        paths = [name[: -len(kind) - 1] for name in kept if name.endswith(f".{kind}")]
+def restore_packed(module: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Restore the packed layers of ``packed_tensors`` in a plain module; return other tensors."""
+    left = dict(stored)
+    for kind, layer_type in LAYER_TYPES.items():
+        paths = [name[: -len(kind) - 1] for name in stored if name.endswith(f".{kind}")]
         for path in paths:
             own = [name for name in left if name.rpartition(".")[0] == path]
             part = {name.rpartition(".")[2]: left.pop(name) for name in own}
             owner, _, name = path.rpartition(".")
-            setattr(module.get_submodule(owner), name, maker.from_state_tensors(part))
+            setattr(module.get_submodule(owner), name, layer_type.from_state_tensors(part))
     return left
 
 
 def packable(module: nn.Module) -> bool:
-    """Whether a layer is one that the layouts are for: a matrix without bias."""
+    """Whether a layer can be packed: a matrix without bias."""
     return isinstance(module, nn.Linear) and module.bias is None and module.in_features > 1
 
 
 def pack(module: nn.Module) -> None:
     """Replace every bias-free bfloat16 linear layer inside ``module`` by a packed one."""
-    for parent, name, child in linear_onednn.owned_children(module):
+    for parent, name, child in linear_onednn.submodules_with_parent(module):
         if not isinstance(child, nn.Linear) or not packable(child):
             continue
         if child.weight.dtype == torch.bfloat16:
@@ -136,25 +134,23 @@ def pack(module: nn.Module) -> None:
 
 
 def unpack(module: nn.Module) -> bool:
-    """Put plain layers back, integers as the float32 values that they stand for; those for a card
-    multiply rows of any dtype, and stay.
+    """Replace packed layers by plain ones, integers by dequantized float32 weights.
+
+    Weight-only layers (GPU) accept rows of any dtype, and stay.
 
     Returns:
-        Whether there were packed bfloat16 ones, which ``pack`` can bring back as they were.
+        Whether there were packed bfloat16 ones, which ``pack`` can restore exactly.
     """
-    found = False
-    for parent, name, child in linear_onednn.owned_children(module):
+    was_packed = False
+    for parent, name, child in linear_onednn.submodules_with_parent(module):
         if isinstance(child, PackedLayer) and not isinstance(child, WeightOnlyInt8Linear):
             setattr(parent, name, linear_onednn.plain_linear(child.matrix()))
-            found |= isinstance(child, PackedBf16Linear)
-    return found
-
-
-log = logging.getLogger(__name__)
+            was_packed |= isinstance(child, PackedBf16Linear)
+    return was_packed
 
 
 class _Widen(nn.Module):
-    """A stored weight, widened each time it is used."""
+    """A parametrization: the stored weight, widened each time it is used."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -165,9 +161,9 @@ class _Widen(nn.Module):
 
 
 def store_narrow(module: nn.Module, dtype: torch.dtype) -> None:
-    """Keep matrices in ``dtype`` while arithmetic stays in their present one.
+    """Store matrices in ``dtype`` while arithmetic stays in their present one.
 
-    For cards whose half-precision arithmetic is slow or unsafe (GTX 10xx: 1/64 rate): half of the
+    For GPUs whose half-precision arithmetic is slow or unsafe (GTX 10xx: 1/64 rate): half of the
     memory, float32 results from rounded weights.
     """
     for part in list(module.modules()):

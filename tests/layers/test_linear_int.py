@@ -1,4 +1,4 @@
-"""Integer matrices: each layer against plain arithmetic, T3 against float32, and the way back."""
+"""Integer matrices: layers against plain arithmetic, T3 against float32, and dequantization."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from conftest import assert_close, say_all, utterance
 
 from chatterbox_opt.checkpoints import loader, registry
 from chatterbox_opt.checkpoints.weight_cache import WeightCache
-from chatterbox_opt.config.plan import resolve
+from chatterbox_opt.config.plan import StagePlan, resolve
 from chatterbox_opt.engine import build, probe
 from chatterbox_opt.engine.decode import EagerBackend, decode
 from chatterbox_opt.engine.t3_runner import text_tokens
@@ -27,9 +27,9 @@ from chatterbox_opt.models.t3.sampler import apply_cfg
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.voice import from_conditionals
 
-LACKS = weight_layout.unsupported_dtypes()
-needs_int8 = pytest.mark.skipif("int8" in LACKS, reason=LACKS.get("int8", ""))
-needs_int4 = pytest.mark.skipif("int4" in LACKS, reason=LACKS.get("int4", ""))
+UNSUPPORTED = weight_layout.unsupported_dtypes()
+needs_int8 = pytest.mark.skipif("int8" in UNSUPPORTED, reason=UNSUPPORTED.get("int8", ""))
+needs_int4 = pytest.mark.skipif("int4" in UNSUPPORTED, reason=UNSUPPORTED.get("int4", ""))
 LAYERS = [
     pytest.param("int8", Int8Linear, marks=needs_int8),
     pytest.param("int4", Int4Linear, marks=needs_int4),
@@ -37,65 +37,68 @@ LAYERS = [
 layers = pytest.mark.parametrize(("dtype", "layer"), LAYERS)
 
 
-def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+def random_tensor(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @needs_int8
-def test_int8_is_the_integer_product_that_it_says():
-    """Weights and rows rounded to 127ths of their largest value, sums exact, then scaled."""
-    weight, x = drawn(96, 256), drawn(5, 256, seed=1) * torch.tensor([[1e-3], [1], [9], [1e4], [0]])
+def test_int8_matches_its_definition():
+    """Weights and rows rounded to 127ths of their largest value, exact sums, then scaled."""
+    weight, x = (
+        random_tensor(96, 256),
+        random_tensor(5, 256, seed=1) * torch.tensor([[1e-3], [1], [9], [1e4], [0]]),
+    )
     scale = weight.abs().amax(1) / 127
     largest = x.abs().amax(1, keepdim=True).clamp_min(1e-30)
     q, rows = (weight / scale[:, None]).round(), (x / largest * 127).round()
     expected = (rows.double() @ q.double().t()) * scale * largest / 127
-    given = Int8Linear(weight)(x)
-    assert_close(given / largest, (expected / largest).float(), atol=1e-4)
+    out = Int8Linear(weight)(x)
+    assert_close(out / largest, (expected / largest).float(), atol=1e-4)
     assert_close(Int8Linear(weight).matrix(), q * scale[:, None], atol=1e-6)
 
 
 @needs_int4
-def test_int4_rounds_to_sixteen_levels_of_each_group():
-    weight = drawn(40, 64)
-    found = Int4Linear(weight).matrix()
-    assert found.shape == weight.shape
-    for group, exact in zip(found.split(32, 1), weight.split(32, 1), strict=True):
+def test_int4_has_sixteen_levels_per_group():
+    weight = random_tensor(40, 64)
+    matrix = Int4Linear(weight).matrix()
+    assert matrix.shape == weight.shape
+    for group, exact in zip(matrix.split(32, 1), weight.split(32, 1), strict=True):
         step = (exact.amax(1) - exact.amin(1)) / 15
         assert all(len(row.unique()) <= 16 for row in group)
         assert ((group - exact).abs().amax(1) <= 0.5 * step + 0.03).all()
 
 
-def test_int8_keys_and_values_cost_a_trained_model_little(pico, said):
+def test_int8_kv_cache_of_a_trained_model_is_accurate(pico, reference):
     """In a static cache, as on a GPU, by PyTorch's operations."""
-    tokens, exact = said
+    tokens, exact = reference
     t3 = loader.load_t3(pico, torch.float32)
-    same = heard(t3, pico, tokens, EagerBackend(t3.step))
-    assert (same - exact).abs().max() < 1e-3
-    given = heard(t3, pico, tokens, EagerBackend(t3.step, kv_cache=torch.int8))
-    kl = (exact.exp() * (exact - given)).sum(-1).mean()
-    top1 = (exact.argmax(-1) == given.argmax(-1)).float().mean()
-    print(f"int8 keys and values: top-1 {top1:.4f}, KL {kl:.2e}, {len(given)} steps")
-    assert not torch.equal(given, same)
+    float_cache = all_log_probs(t3, pico, tokens, EagerBackend(t3.step))
+    assert (float_cache - exact).abs().max() < 1e-3
+    int8_cache = all_log_probs(t3, pico, tokens, EagerBackend(t3.step, kv_cache=torch.int8))
+    kl = (exact.exp() * (exact - int8_cache)).sum(-1).mean()
+    top1 = (exact.argmax(-1) == int8_cache.argmax(-1)).float().mean()
+    print(f"int8 keys and values: top-1 {top1:.4f}, KL {kl:.2e}, {len(int8_cache)} steps")
+    assert not torch.equal(int8_cache, float_cache)
     assert top1 >= 0.98 and kl < 1e-3
 
 
 @layers
-def test_a_row_does_not_depend_on_the_rows_beside_it(dtype, layer):
-    """Bit for bit: one row alone, among small ones, and beside one a thousand times larger."""
-    made, row = layer(drawn(8194, 256)), drawn(1, 256, seed=1)
-    alone = made(row)
+def test_a_row_does_not_depend_on_the_other_rows(dtype, layer):
+    """Bit for bit: a row alone, and in batches with rows a thousand times larger."""
+    linear, row = layer(random_tensor(8194, 256)), random_tensor(1, 256, seed=1)
+    alone = linear(row)
     for others in (1, 7, 15, 300):
-        beside = torch.cat((1000 * drawn(others, 256, seed=2), row))
-        assert torch.equal(made(beside)[-1:], alone), others
-        assert torch.equal(made(beside[None])[0, -1:], alone), others
+        batch = torch.cat((1000 * random_tensor(others, 256, seed=2), row))
+        assert torch.equal(linear(batch)[-1:], alone), others
+        assert torch.equal(linear(batch[None])[0, -1:], alone), others
 
 
 @layers
-def test_zeros_stay_zeros_and_what_is_not_finite_stays_so(dtype, layer):
-    made = layer(drawn(32, 64))
+def test_zeros_stay_zero_and_nan_and_inf_propagate(dtype, layer):
+    linear = layer(random_tensor(32, 64))
     x = torch.zeros(3, 64)
     x[1, 5], x[2, 5] = float("nan"), float("inf")
-    out = made(x)
+    out = linear(x)
     assert torch.equal(out[0], torch.zeros(32))
     assert not out[1].isfinite().any()
     assert not out[2].isfinite().all()
@@ -115,17 +118,17 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def said(pico):
-    """What pico says in float32 for each text, and its guided logits at each of those steps."""
+def reference(pico):
+    """The tokens that pico generates in float32 for each text, and their log-probabilities."""
     t3 = loader.load_t3(pico, torch.float32)
-    tokens = [say_all(t3, [line(pico, text)])[0].tokens for text in TEXTS]
-    return tokens, heard(t3, pico, tokens)
+    tokens = [say_all(t3, [request(pico, text)])[0].tokens for text in TEXTS]
+    return tokens, all_log_probs(t3, pico, tokens)
 
 
-def heard(t3, pico, tokens, way=None):
-    """Log-probabilities of all texts, one after the other."""
-    rows_per_seq = zip(tokens, TEXTS, strict=True)
-    return torch.cat([logits(t3, pico, *one, way=way) for one in rows_per_seq])
+def all_log_probs(t3, pico, tokens, backend=None):
+    """Log-probabilities of all texts, concatenated."""
+    pairs = zip(tokens, TEXTS, strict=True)
+    return torch.cat([log_probs(t3, pico, *pair, backend=backend) for pair in pairs])
 
 
 SAMPLING = Sampling(max_tokens=120)
@@ -137,25 +140,25 @@ def prompt(pico, text):
     return Prompt(ids, voice.speaker, voice.prompt)
 
 
-def line(pico, text=TEXTS[0], script=(), told=lambda count: None):
+def request(pico, text=TEXTS[0], forced_tokens=(), on_token=lambda count: None):
     generator = torch.Generator().manual_seed(0)
-    return DecodeRequest(prompt(pico, text), SAMPLING, generator, told, script)
+    return DecodeRequest(prompt(pico, text), SAMPLING, generator, on_token, forced_tokens)
 
 
-def logits(t3, pico, tokens, text=TEXTS[0], way=None):
-    """Guided log-probabilities from which each of the tokens is drawn."""
-    way, found = way or EagerBackend(), []
-    slots = way.slots(t3, 1, 2)
+def log_probs(t3, pico, tokens, text=TEXTS[0], backend=None):
+    """Log-probabilities with CFG from which each of the forced tokens is drawn."""
+    backend, logits = backend or EagerBackend(), []
+    slots = backend.slots(t3, 1, 2)
 
-    def told(_):
-        found.append(apply_cfg(slots.logits.float(), slots.knobs.cfg_weight))
+    def on_token(_):
+        logits.append(apply_cfg(slots.logits.float(), slots.knobs.cfg_weight))
 
-    waiting = iter([line(pico, text, tokens, told)])
-    list(decode(t3, slots, lambda: next(waiting, None), way))
-    return torch.log_softmax(torch.cat(found), dim=-1)
+    waiting = iter([request(pico, text, tokens, on_token)])
+    list(decode(t3, slots, lambda: next(waiting, None), backend))
+    return torch.log_softmax(torch.cat(logits), dim=-1)
 
 
-BOUNDS = [  # the project's goals for a default, wider for int4, which is none
+BOUNDS = [  # what a default must meet; wider for int4, which is not a default
     pytest.param("bfloat16", torch.bfloat16, 0.98, 1e-3),
     pytest.param("int8", torch.float32, 0.97, 5e-3, marks=needs_int8),
     pytest.param("int4", torch.float32, 0.93, 2e-2, marks=[needs_int8, needs_int4]),
@@ -164,12 +167,12 @@ BOUNDS = [  # the project's goals for a default, wider for int4, which is none
 
 
 @pytest.mark.parametrize(("layout", "dtype", "top1", "kl"), BOUNDS)
-def test_a_trained_model_says_the_same_with_narrow_matrices(pico, said, layout, dtype, top1, kl):
-    tokens, exact = said
-    given = heard(loader.load_t3(pico, dtype, layout), pico, tokens)
-    assert len(given) > 200
-    assert (given.argmax(-1) == exact.argmax(-1)).float().mean() >= top1
-    divergence = (exact.exp() * (exact - given)).sum(-1).mean()
+def test_narrow_matrices_of_a_trained_model_are_accurate(pico, reference, layout, dtype, top1, kl):
+    tokens, exact = reference
+    narrow = all_log_probs(loader.load_t3(pico, dtype, layout), pico, tokens)
+    assert len(narrow) > 200
+    assert (narrow.argmax(-1) == exact.argmax(-1)).float().mean() >= top1
+    divergence = (exact.exp() * (exact - narrow)).sum(-1).mean()
     assert 0 < divergence <= kl
 
 
@@ -179,19 +182,19 @@ def checkpoint(tiny):
 
 
 @layers
-def test_all_of_t3s_matrices_are_narrow_and_nothing_else(checkpoint, dtype, layer):
+def test_exactly_the_matrices_of_t3_are_quantized(checkpoint, dtype, layer):
     t3 = loader.load_t3(checkpoint, torch.float32, dtype)
     assert t3.dtype == torch.float32
     for block in t3.blocks:
         for part in (block.qkv, block.out, block.gate_up, block.down):
             assert type(part) is layer
-    assert type(t3.head) is Int8Linear, "the head chooses the words: 8 bits even beside 4"
+    assert type(t3.head) is Int8Linear, "the head's outputs are the logits: 8 bits, even in int4"
     assert type(t3.emotion) is torch.nn.Linear
 
 
 @layers
-def test_again_in_float32_works_for_integers_too(checkpoint, engine, dtype, layer):
-    """The rounded values as plain float32 matrices: near to what the integers gave."""
+def test_set_precision_to_float32_dequantizes(checkpoint, engine, dtype, layer):
+    """The dequantized matrices give nearly the logits of the integers."""
     from test_precision import logits
 
     t3 = loader.load_t3(checkpoint, torch.float32, dtype)
@@ -201,75 +204,74 @@ def test_again_in_float32_works_for_integers_too(checkpoint, engine, dtype, laye
     assert t3.head.weight.dtype == torch.float32
     assert_close(logits(t3, engine), before, atol=0.3)  # of logits that reach from -12 to 12
     t3.set_precision(torch.bfloat16)
-    assert type(t3.head) is torch.nn.Linear, "what was given up does not come back by itself"
+    assert type(t3.head) is torch.nn.Linear, "quantization is not restored"
 
 
 @needs_int8
-def test_the_plan_is_what_is_loaded(checkpoint):
-    here = probe.probe("cpu")
-    how = resolve("dev", here, {"dtype": "int8"}, {})
-    pipeline = build.load_pipeline(checkpoint, how)
+def test_loaded_layers_match_the_plan(checkpoint):
+    plan = resolve("dev", probe.probe("cpu"), {"dtype": "int8"}, {})
+    pipeline = build.load_pipeline(checkpoint, plan)
     assert type(pipeline.placement.module("t3").head) is Int8Linear
     block = pipeline.placement.module("flow").estimator.middle[0].transformers[0]
-    assert (type(block.up) is Int8Linear) == (how.flow.storage == "int8")
+    assert (type(block.up) is Int8Linear) == (plan.flow.storage == "int8")
     assert pipeline.placement.module("flow").dtype == weight_layout.compute_dtype(
-        "bfloat16" if how.flow.storage == "int8" else how.flow.storage
+        plan.flow.compute
     )
-    plain = build.load_pipeline(checkpoint, replace(how, t3="float32", flow="float32"))
+    plain = build.load_pipeline(checkpoint, replace(plan, t3=StagePlan(), flow=StagePlan()))
     assert type(plain.placement.module("t3").head) in (torch.nn.Linear, OneDnnLinear)
 
 
-def test_an_installation_that_cannot_compile_says_so(monkeypatch):
-    def nowhere(*_):
+def test_a_failing_compiler_is_reported(monkeypatch):
+    def fail(*_):
         raise RuntimeError("cannot cache function: no locator available")
 
     monkeypatch.setattr(llvm, "VNNI", True)
-    monkeypatch.setattr(Int8Linear, "forward", nowhere)
+    monkeypatch.setattr(Int8Linear, "forward", fail)
     assert (
         "numba cannot compile here (cannot cache function"
         in weight_layout.unsupported_dtypes()["int8"]
     )
 
 
-def test_products_that_are_wrong_are_found_out(monkeypatch):
+def test_the_selftest_detects_wrong_products(monkeypatch):
     monkeypatch.setattr(llvm, "VNNI", True)
     exact = Int8Linear.forward
     monkeypatch.setattr(Int8Linear, "forward", lambda self, x: exact(self, x).clamp(max=33.0))
-    assert "wrong here" in linear_int.unsupported_reason()
+    assert "wrong results here" in linear_int.unsupported_reason()
 
 
-def test_a_processor_without_the_instructions_says_so(monkeypatch):
+def test_a_cpu_without_vnni_is_reported(monkeypatch):
     monkeypatch.setattr(llvm, "VNNI", False)
     assert "no VNNI" in weight_layout.unsupported_dtypes()["int4"]
 
 
 @layers
-def test_what_is_kept_is_what_was_made(dtype, layer):
-    made, x = layer(drawn(70, 96)), drawn(3, 96, seed=1)
-    again = layer.from_state_tensors(
-        {name: tensor.clone() for name, tensor in made.state_tensors().items()}
+def test_state_tensors_restore_the_layer(dtype, layer):
+    linear, x = layer(random_tensor(70, 96)), random_tensor(3, 96, seed=1)
+    restored = layer.from_state_tensors(
+        {name: tensor.clone() for name, tensor in linear.state_tensors().items()}
     )
-    assert torch.equal(again(x), made(x))
-    assert torch.equal(again.matrix(), made.matrix())
-    assert made.matrix().shape == (70, 96)
+    assert torch.equal(restored(x), linear(x))
+    assert torch.equal(restored.matrix(), linear.matrix())
+    assert linear.matrix().shape == (70, 96)
 
 
 @layers
-def test_a_step_in_one_call_is_the_step_of_modules(pico, monkeypatch, dtype, layer):
-    """The same numbers, but for the order of sums: which now and then turns a rounding to int8.
+def test_the_compiled_step_matches_the_modules(pico, monkeypatch, dtype, layer):
+    """Equal up to the order of sums, which occasionally changes a rounding to int8.
 
     Keys and values are rounded to float16 for the modules too.
     """
-    rounded = RaggedKVCache.at
+    original_at = RaggedKVCache.at
 
-    def at(self, places, span):
-        attend = rounded(self, places, span)
+    def at(self, position, kv_len):
+        attend = original_at(self, position, kv_len)
         return lambda i, q, k, v: attend(i, q, k.half().float(), v.half().float())
 
     fill = RaggedKVCache.fill
     narrow = loader.load_t3(pico, torch.float32, dtype)
     tokens = tuple(range(100, 140))
-    one_call = logits(narrow, pico, tokens)
+    compiled = log_probs(narrow, pico, tokens)
     monkeypatch.setattr(int8_step, "supports", lambda t3: False)
     monkeypatch.setattr(RaggedKVCache, "at", at)
     monkeypatch.setattr(
@@ -277,32 +279,33 @@ def test_a_step_in_one_call_is_the_step_of_modules(pico, monkeypatch, dtype, lay
         "fill",
         lambda self, *a: fill(self, *a[:2], *(x.half().float() for x in a[2:])),
     )
-    worst = (logits(narrow, pico, tokens) - one_call).abs().amax(-1)
-    assert worst[0] == 0, "a prefill has no step in it"
+    worst = (log_probs(narrow, pico, tokens) - compiled).abs().amax(-1)
+    assert worst[0] == 0, "the first logits come from prefill"
     assert (worst[:4] < 1e-3).all(), worst
     assert (worst < 1.5).all(), worst
 
 
 @layers
-def test_neighbours_change_nothing_in_one_call(pico, dtype, layer):
-    """Utterances of other lengths, slots refilled, cache longer than a strip: the same tokens."""
+def test_batching_does_not_change_tokens_of_the_compiled_step(pico, dtype, layer):
+    """Sequences of different lengths, refilled slots, growing cache buffers: the same tokens."""
     narrow = loader.load_t3(pico, torch.float32, dtype)
 
-    def spoken(slots):
-        way = EagerBackend()
-        waiting = iter([line(pico, text) for text in TEXTS])
-        said = list(decode(narrow, way.slots(narrow, slots, 2), lambda: next(waiting, None), way))
-        return sorted(one.tokens for one in said)
+    def generate(slots):
+        backend = EagerBackend()
+        waiting = iter([request(pico, text) for text in TEXTS])
+        state = backend.slots(narrow, slots, 2)
+        outputs = list(decode(narrow, state, lambda: next(waiting, None), backend))
+        return sorted(output.tokens for output in outputs)
 
-    assert spoken(1) == spoken(3)
+    assert generate(1) == generate(3)
 
 
 @needs_int8
-def test_a_flow_in_integers_goes_to_float32_and_comes_back(pico):
-    how = resolve("cpu", probe.probe("cpu"), {}, {})
-    if how.flow.storage != "int8":
+def test_an_int8_flow_goes_to_float32_and_back(pico):
+    plan = resolve("cpu", probe.probe("cpu"), {}, {})
+    if plan.flow.storage != "int8":
         pytest.skip("no int8 flow here")
-    flow = build.load_pipeline(pico, how).placement.module("flow")
+    flow = build.load_pipeline(pico, plan).placement.module("flow")
     voice = from_conditionals(pico.path(registry.CONDITIONALS))
 
     def mel():
@@ -315,17 +318,17 @@ def test_a_flow_in_integers_goes_to_float32_and_comes_back(pico):
     assert not any(isinstance(part, Int8Linear) for part in flow.modules())
     flow.set_precision(torch.bfloat16)
     assert torch.equal(mel(), before)
-    exact = build.load_pipeline(pico, replace(how, t3="float32", flow="float32"))
+    exact = build.load_pipeline(pico, replace(plan, t3=StagePlan(), flow=StagePlan()))
     flow = exact.placement.module("flow")
-    for given, bound in ((before, 0.999), (wide, 0.9999)):
-        assert F.cosine_similarity(given.flatten(), mel().flatten(), dim=0) > bound
+    for quantized, bound in ((before, 0.999), (wide, 0.9999)):
+        assert F.cosine_similarity(quantized.flatten(), mel().flatten(), dim=0) > bound
 
 
 class TestWeightOnly:
-    """The integer matrices of a card, by their plain arithmetic; test_kernels.py has the kernel."""
+    """int8 weights for GPUs, by plain arithmetic; kernels/test_cuda_kernels.py has the kernel."""
 
     def test_only_the_weights_are_rounded(self):
-        weight, x = drawn(96, 256), drawn(5, 256, seed=1)
+        weight, x = random_tensor(96, 256), random_tensor(5, 256, seed=1)
         layer = WeightOnlyInt8Linear(weight)
         step = weight.abs().amax(1, keepdim=True) / 127
         rounded = layer.weight * layer.scales[:, None]
@@ -337,28 +340,28 @@ class TestWeightOnly:
         assert not WeightOnlyInt8Linear(torch.zeros(4, 8))(torch.ones(2, 8)).any()
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_t3_comes_back_from_the_cache_as_it_was(self, tiny, tmp_path, dtype, engine):
+    def test_t3_is_restored_from_the_weight_cache(self, tiny, tmp_path, dtype, engine):
         checkpoint = registry.locate(str(tiny))
         cache = WeightCache(tmp_path, min_bytes=0)
         plain = loader.load_t3(checkpoint, dtype, weight_layout.WEIGHT_ONLY)
         other = torch.float16 if dtype == torch.bfloat16 else torch.bfloat16
         loader.load_t3(checkpoint, other, weight_layout.WEIGHT_ONLY, cache)
         first = loader.load_t3(checkpoint, dtype, weight_layout.WEIGHT_ONLY, cache)
-        assert len(list(tmp_path.iterdir())) == 2, "a form for each dtype beside the integers"
-        again = loader.load_t3(checkpoint, dtype, weight_layout.WEIGHT_ONLY, cache)
-        assert again.dtype == first.dtype == dtype
-        layers = [m for m in again.modules() if isinstance(m, WeightOnlyInt8Linear)]
-        assert len(layers) == 4 * again.shape.layers + 1
-        said = [
+        assert len(list(tmp_path.iterdir())) == 2, "one file per dtype of the other tensors"
+        restored = loader.load_t3(checkpoint, dtype, weight_layout.WEIGHT_ONLY, cache)
+        assert restored.dtype == first.dtype == dtype
+        layers = [m for m in restored.modules() if isinstance(m, WeightOnlyInt8Linear)]
+        assert len(layers) == 4 * restored.shape.layers + 1
+        tokens = [
             say_all(t3, [utterance(engine, "hello.", Sampling(seed=3, max_tokens=12))])[0].tokens
-            for t3 in (plain, first, again)
+            for t3 in (plain, first, restored)
         ]
-        assert said[0] == said[1] == said[2]
+        assert tokens[0] == tokens[1] == tokens[2]
 
-    def test_numbers_that_are_not_finite_are_met_in_float32(self, tiny, engine):
-        """The ladder widens a stage in place: integers multiply rows of any dtype."""
+    def test_set_precision_to_float32_keeps_weight_only_layers(self, tiny, engine):
+        """Recovery from NaN widens a stage in place: weight-only layers accept any dtype."""
         t3 = loader.load_t3(registry.locate(str(tiny)), torch.bfloat16, weight_layout.WEIGHT_ONLY)
         t3.set_precision(torch.float32)
-        [said] = say_all(t3, [utterance(engine, "hello.", Sampling(seed=3, max_tokens=6))])
-        assert said.error is None and said.tokens
+        [output] = say_all(t3, [utterance(engine, "hello.", Sampling(seed=3, max_tokens=6))])
+        assert output.error is None and output.tokens
         assert isinstance(t3.blocks[0].qkv, WeightOnlyInt8Linear)

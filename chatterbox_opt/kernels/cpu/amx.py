@@ -1,11 +1,13 @@
-"""Products of bfloat16 tiles on processors with Intel's AMX, for attention (flow_bf16.py).
+"""bfloat16 products of AMX tiles, for attention on Intel CPUs (flow_bf16.py).
 
-Knows tile registers: eight of 16 rows of 64 bytes, here all in full size. Knows nothing of layers
-or threads. Whoever calls has asked the system for AMX (torch.cpu._init_amx), else it ends the
-process, and has ``configure``d its thread.
+Responsible for the tile registers; not responsible for layers or threads. The caller has requested
+AMX from the operating system (torch.cpu._init_amx; without it the process is killed), and has
+``configure``d its thread.
 
-A tile instruction multiplies 16 rows by 16 outputs over 32 columns; LLVM's names for them are those
-of Intel's manual, and a register is part of the instruction.
+A tile register is a matrix of up to 16 rows of 64 bytes; there are eight, tmm0 to tmm7, here all in
+full size. tdpbf16ps multiplies two of them into a third: float32 C[16, 16] += A[16, 32] * B, with A
+in bfloat16 row by row, and B's 32 columns in pairs, as packed weights are (microkernels.py). The
+names of the instructions are those of Intel's manual; register numbers are immediates.
 """
 
 from __future__ import annotations
@@ -17,22 +19,22 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from chatterbox_opt.kernels.cpu.llvm import BLOCK, I8, I64, VECTOR_WIDTH, has
+from chatterbox_opt.kernels.cpu.llvm import BLOCK, I8, I64, VECTOR_WIDTH, has_feature
 
-AMX = has("amx-bf16")
+AMX = has_feature("amx-bf16")
 ROWS, DEPTH = 16, 32  # of the left tile; DEPTH columns of bfloat16 are 64 bytes
-WIDE = 4 * VECTOR_WIDTH  # bytes of a tile's row
-_SUMS, _MORE = 4, 2  # the first register of four sums, and of what the sums are made of
+ROW_BYTES = 4 * VECTOR_WIDTH  # bytes of a tile's row
+_ACC, _KEYS = 4, 2  # first register of the four accumulators, and of the keys' two buffers
 
 
-def _do(b: Any, name: str, *given: Any) -> None:
-    """One instruction; numbers are registers."""
-    values = [I8(x) if isinstance(x, int) else x for x in given]
+def _emit(b: Any, name: str, *operands: Any) -> None:
+    """One instruction; Python ints are register numbers."""
+    values = [I8(x) if isinstance(x, int) else x for x in operands]
     kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
     b.call(cgutils.get_or_insert_function(b.module, kind, f"llvm.x86.{name}"), values)
 
 
-def _at(b: Any, address: Any, offset: int = 0) -> Any:
+def _pointer(b: Any, address: Any, offset: int = 0) -> Any:
     return b.inttoptr(b.add(address, I64(offset)), I8.as_pointer())
 
 
@@ -55,81 +57,83 @@ def _instruction(count: int, emit: Any) -> Any:
     return {1: one, 3: three}[count]
 
 
-def _queries(dims: int) -> Any:
-    """Load 16 queries; their address: bfloat16 [16, dims]."""
+def _load_queries(dims: int) -> Any:
+    """Load 16 queries into tiles; the argument is their address: bfloat16 [16, dims]."""
 
     def emit(b: Any, queries: Any) -> None:
         for half in range(dims // DEPTH):
-            _do(b, "tileloadd64", half, _at(b, queries, WIDE * half), I64(2 * dims))
+            _emit(b, "tileloadd64", half, _pointer(b, queries, ROW_BYTES * half), I64(2 * dims))
 
     return _instruction(1, emit)
 
 
 def _scores(dims: int) -> Any:
-    """Products of the queries that were loaded with a block of keys.
+    """Products of the loaded queries with a block of keys.
 
-    Its arguments: the keys, [dims / 2, BLOCK] pairs of bfloat16; where the scores go, float32
-    [16, BLOCK], and how many bytes lie between two rows.
+    Its arguments: the keys, [dims / 2, BLOCK] pairs of bfloat16; the address of the scores, float32
+    [16, BLOCK], and the bytes from one of their rows to the next.
     """
 
-    def emit(b: Any, keys: Any, out: Any, apart: Any) -> None:
+    def emit(b: Any, keys: Any, out: Any, stride: Any) -> None:
         parts = range(BLOCK // VECTOR_WIDTH)
         for part in parts:
-            _do(b, "tilezero", _SUMS + part)
+            _emit(b, "tilezero", _ACC + part)
         for half in range(dims // DEPTH):
-            for part in parts:  # a product waits 52 cycles for the one before in its sum
-                place, given = half * ROWS * 4 * BLOCK + part * WIDE, _MORE + part % 2
-                _do(b, "tileloadd64", given, _at(b, keys, place), I64(4 * BLOCK))
-                _do(b, "tdpbf16ps", _SUMS + part, half, given)
+            for part in parts:  # four accumulators in rotation: tdpbf16ps has 52 cycles of latency
+                offset, tile = half * ROWS * 4 * BLOCK + part * ROW_BYTES, _KEYS + part % 2
+                _emit(b, "tileloadd64", tile, _pointer(b, keys, offset), I64(4 * BLOCK))
+                _emit(b, "tdpbf16ps", _ACC + part, half, tile)
         for part in parts:
-            _do(b, "tilestored64", _SUMS + part, _at(b, out, part * WIDE), apart)
+            _emit(b, "tilestored64", _ACC + part, _pointer(b, out, part * ROW_BYTES), stride)
 
     return _instruction(3, emit)
 
 
-def _begin(dims: int) -> Any:
-    """Set the sums of ``_mix`` to 0; its argument means nothing."""
+def _zero_output(dims: int) -> Any:
+    """Zero the accumulators of ``_add_values``; the argument is ignored."""
 
     def emit(b: Any, _: Any) -> None:
         for part in range(dims // VECTOR_WIDTH):
-            _do(b, "tilezero", _SUMS + part)
+            _emit(b, "tilezero", _ACC + part)
 
     return _instruction(1, emit)
 
 
-def _mix(dims: int) -> Any:
-    """Add 32 frames' values by their shares to the sums.
+def _add_values(dims: int) -> Any:
+    """Add the probabilities of 32 frames times their values to the accumulators.
 
-    Its arguments: the shares, bfloat16 [16, 32], the bytes between two rows of them; the values,
-    [16, dims] pairs of bfloat16.
+    Its arguments: the probabilities, bfloat16 [16, 32], the bytes from one of their rows to the
+    next; the values, [16, dims] pairs of bfloat16.
     """
 
-    def emit(b: Any, shares: Any, apart: Any, values: Any) -> None:
-        _do(b, "tileloadd64", 0, _at(b, shares), apart)
+    def emit(b: Any, probs: Any, stride: Any, values: Any) -> None:
+        _emit(b, "tileloadd64", 0, _pointer(b, probs), stride)
         for part in range(dims // VECTOR_WIDTH):
-            given = 1 + part % 3
-            _do(b, "tileloadd64", given, _at(b, values, part * WIDE), I64(4 * dims))
-            _do(b, "tdpbf16ps", _SUMS + part, 0, given)
+            tile = 1 + part % 3
+            address = _pointer(b, values, part * ROW_BYTES)
+            _emit(b, "tileloadd64", tile, address, I64(4 * dims))
+            _emit(b, "tdpbf16ps", _ACC + part, 0, tile)
 
     return _instruction(3, emit)
 
 
-def _end(dims: int) -> Any:
-    """Store the sums: float32 [16, dims] into rows of BLOCK."""
+def _store_output(dims: int) -> Any:
+    """Store the accumulators: float32 [16, dims] into rows of BLOCK."""
 
     def emit(b: Any, out: Any) -> None:
         for part in range(dims // VECTOR_WIDTH):
-            _do(b, "tilestored64", _SUMS + part, _at(b, out, part * WIDE), I64(4 * BLOCK))
+            address = _pointer(b, out, part * ROW_BYTES)
+            _emit(b, "tilestored64", _ACC + part, address, I64(4 * BLOCK))
 
     return _instruction(1, emit)
 
 
-# its argument: 64 bytes, palette 1, 16 rows of 64 bytes for each register
-configure = _instruction(1, lambda b, place: _do(b, "ldtilecfg", _at(b, place)))
-# a thread that is done lets go: tiles that may be in use are saved whenever it is interrupted
-release = _instruction(1, lambda b, _: _do(b, "tilerelease"))
-queries_32, queries_64 = _queries(32), _queries(64)
+# the argument is the address of 64 bytes: palette 1, 16 rows of 64 bytes for each register
+configure = _instruction(1, lambda b, address: _emit(b, "ldtilecfg", _pointer(b, address)))
+# after the last tile: while tiles are in use, the kernel saves them at each context switch
+release = _instruction(1, lambda b, _: _emit(b, "tilerelease"))
+load_queries_32, load_queries_64 = _load_queries(32), _load_queries(64)
 scores_32, scores_64 = _scores(32), _scores(64)
-begin_32, begin_64 = _begin(32), _begin(64)
-mix_32, mix_64 = _mix(32), _mix(64)
-end_32, end_64 = _end(32), _end(64)
+zero_output_32, zero_output_64 = _zero_output(32), _zero_output(64)
+add_values_32, add_values_64 = _add_values(32), _add_values(64)
+store_output_32, store_output_64 = _store_output(32), _store_output(64)

@@ -1,13 +1,13 @@
-"""The flow's bfloat16 operations on a processor that has the instructions: by code of our own.
+"""The flow's bfloat16 operations by our own CPU kernels: attention, layer norm, add + layer norm.
 
-Knows tensors and what flow_bf16.py wants of them. Knows nothing of the layers around. Whoever
-calls asks ``supports`` first, and has PyTorch's operation for all else.
+Responsible for tensors, and for whether the kernels run here; not responsible for the arithmetic
+(flow_bf16.py, norm_bf16.py) or the layers around. Callers check ``supports`` first and use
+PyTorch's operation for everything else.
 """
 
 from __future__ import annotations
 
 import functools
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from chatterbox_opt.kernels.cpu import openmp
 
 BLOCK = 64  # frames are padded to a multiple of it
-HEADS = (32, 64)  # dimensions of a head that attention is written for
+HEAD_DIMS = (32, 64)  # sizes of a head that attention is written for
 
 
 def supports(*tensors: Tensor) -> bool:
-    """Whether these, of what goes into one of this module's functions, are for it.
+    """Whether the functions of this module can be called with these inputs.
 
-    Training is not: they know no gradient. Nor is a processor where numba is missing, or has
-    nowhere to keep what it compiles.
+    False in training, as the kernels have no gradient, and on CPUs where numba is missing or has no
+    writable cache directory.
     """
-    fit = (x.device.type == "cpu" and x.dtype == torch.bfloat16 for x in tensors)
-    if not all(fit) or any(x.requires_grad for x in tensors):
+    suitable = (x.device.type == "cpu" and x.dtype == torch.bfloat16 for x in tensors)
+    if not all(suitable) or any(x.requires_grad for x in tensors):
         return False
     return not _unsupported_reason()
 
@@ -34,74 +34,71 @@ def supports(*tensors: Tensor) -> bool:
 @functools.cache
 def _unsupported_reason() -> str:
     if not torch.cpu._is_avx512_bf16_supported():
-        return "no bfloat16"
-    return openmp.selftest(_selftest_failed)
+        return "this CPU has no bfloat16 instructions"
+    return openmp.selftest(_selftest_failure)
 
 
-def _selftest_failed() -> str:
+def _selftest_failure() -> str:
     from chatterbox_opt.kernels.cpu import amx, llvm
 
-    if amx.AMX and not torch.cpu._init_amx():  # whatever PyTorch thinks of this processor
-        return "the system does not lend AMX"
-    # without its tiles ours takes longer than PyTorch's on a processor that has AMX
+    if amx.AMX and not torch.cpu._init_amx():  # whatever PyTorch reports about this CPU
+        return "the operating system does not permit AMX"
+    # without AMX tiles our kernels are slower than PyTorch's on a CPU that has AMX
     if not llvm.BFLOAT16 or (torch.cpu._is_amx_tile_supported() and not amx.AMX):
-        return "numba compiles for less than this processor"
-    x = torch.linspace(-2, 2, 3 * 2 * HEADS[0]).bfloat16().view(1, 3, 2, HEADS[0]).transpose(1, 2)
+        return "numba does not compile for all features of this CPU"
+    x = torch.linspace(-2, 2, 3 * 2 * HEAD_DIMS[0]).bfloat16().view(1, 3, 2, HEAD_DIMS[0])
+    x = x.transpose(1, 2)
     wide = x.float()
-    found, exact = attention(x, x, x, None), F.scaled_dot_product_attention(wide, wide, wide)
-    layer = nn.LayerNorm(HEADS[0], device="cpu", dtype=torch.bfloat16)
-    near = (
-        torch.allclose(found.float(), exact.transpose(1, 2).flatten(2), atol=0.05),
+    ours, exact = attention(x, x, x, None), F.scaled_dot_product_attention(wide, wide, wide)
+    layer = nn.LayerNorm(HEAD_DIMS[0], device="cpu", dtype=torch.bfloat16)
+    close = (
+        torch.allclose(ours.float(), exact.transpose(1, 2).flatten(2), atol=0.05),
         torch.allclose(layer_norm(layer, x).float(), layer(x).float(), atol=0.05),
     )
-    return "" if all(near) else "attention or norms are wrong here"
+    return "" if all(close) else "attention or layer norms give wrong results here"
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """See ``attention.attend``; head_dim is one of ``HEADS``."""
-    compiled = _code()
-    assert q.stride() == k.stride() == v.stride(), "one layout"
-    assert q.stride(-1) == 1 and q.shape[-1] in HEADS, "whole heads"
+    """As layers/attention.py's ``attend``; head_dim is one of ``HEAD_DIMS``."""
+    from chatterbox_opt.kernels.cpu import flow_bf16  # numba is only needed here
+
+    assert q.stride() == k.stride() == v.stride(), "q, k and v must have the same strides"
+    assert q.stride(-1) == 1 and q.shape[-1] in HEAD_DIMS, "heads must be contiguous"
     rows, heads, frames, head_dim = q.shape
     padded = frames + -frames % BLOCK
-    visible = torch.full((rows,), frames, device="cpu") if mask is None else mask.flatten(1).sum(1)
-    keys = q.new_empty(rows * heads, padded, head_dim)
-    values = q.new_empty(rows * heads, BLOCK, padded)
+    kv_lens = torch.full((rows,), frames, device="cpu") if mask is None else mask.flatten(1).sum(1)
+    packed_keys = q.new_empty(rows * heads, padded, head_dim)
+    packed_values = q.new_empty(rows * heads, BLOCK, padded)
     attended = q.new_empty(rows, frames, heads, head_dim)
-    task = openmp.torch_openmp().task(compiled.ATTENTION)
+    task = openmp.torch_openmp().new_task(flow_bf16.ATTENTION)
     task["rows"], task["heads"], task["frames"], task["head_dim"] = q.shape
-    task["row"], task["head"], task["frame"], _ = q.stride()
-    openmp.set_pointers(
-        task, q=q, k=k, v=v, visible=visible, out=attended, keys=keys, values=values
-    )
-    openmp.torch_openmp().run(compiled.attention.address, task.ctypes.data)
+    task["row_stride"], task["head_stride"], task["frame_stride"], _ = q.stride()
+    openmp.set_pointers(task, q=q, k=k, v=v, kv_lens=kv_lens, out=attended)
+    openmp.set_pointers(task, packed_keys=packed_keys, packed_values=packed_values)
+    openmp.torch_openmp().run(flow_bf16.attention.address, task.ctypes.data)
     return attended.flatten(2)
 
 
 def layer_norm(layer: nn.LayerNorm, x: Tensor, *, mish: bool = False) -> Tensor:
-    """Layer norm over the last axis of ``x``, and Mish after it: the same shape."""
-    return _normed(layer, x.contiguous(), None, mish=mish)
+    """Layer norm over the last axis of ``x``, optionally followed by Mish: the same shape."""
+    return _norm(layer, x.contiguous(), None, mish=mish)
 
 
-def add_layer_norm(layer: nn.LayerNorm, x: Tensor, more: Tensor) -> Tensor:
-    """Add ``more`` to ``x`` where it lies, then as ``layer_norm``; both in one piece."""
-    return _normed(layer, x, more.contiguous(), mish=False)
+def add_layer_norm(layer: nn.LayerNorm, x: Tensor, residual: Tensor) -> Tensor:
+    """``x += residual`` in place, then ``layer_norm``; x must be contiguous."""
+    return _norm(layer, x, residual.contiguous(), mish=False)
 
 
-def _normed(layer: nn.LayerNorm, x: Tensor, more: Tensor | None, *, mish: bool) -> Tensor:
-    assert x.is_contiguous(), "in one piece"
-    compiled, out = _code(), torch.empty_like(x)
-    task = openmp.torch_openmp().task(compiled.NORM)
+def _norm(layer: nn.LayerNorm, x: Tensor, residual: Tensor | None, *, mish: bool) -> Tensor:
+    from chatterbox_opt.kernels.cpu import norm_bf16  # numba is only needed here
+
+    assert x.is_contiguous(), "x must be contiguous"
+    out = torch.empty_like(x)
+    task = openmp.torch_openmp().new_task(norm_bf16.NORM)
     task["width"], task["eps"], task["mish"] = x.shape[-1], layer.eps, mish
     task["rows"] = x.numel() // x.shape[-1]
     openmp.set_pointers(task, x=x, weight=layer.weight, bias=layer.bias, out=out)
-    if more is not None:
-        openmp.set_pointers(task, more=more)
-    openmp.torch_openmp().run(compiled.norm.address, task.ctypes.data)
+    if residual is not None:
+        openmp.set_pointers(task, residual=residual)
+    openmp.torch_openmp().run(norm_bf16.norm.address, task.ctypes.data)
     return out
-
-
-def _code() -> ModuleType:
-    from chatterbox_opt.kernels.cpu import flow_bf16  # numba is only needed here
-
-    return flow_bf16

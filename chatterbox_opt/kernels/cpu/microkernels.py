@@ -1,10 +1,47 @@
-"""The inner loops of products on a processor: a few rows times a block of outputs.
+"""Micro-kernels: the register-tiled inner loops of matrix products on a CPU, in LLVM IR.
 
-Knows registers. Knows nothing of layers or threads.
+Responsible for one register tile; not responsible for layers, threads or which tile comes next.
 
-Such a loop has to keep all its sums in registers and to use one instruction where the processor has
-VNNI or bfloat16, which no compiler finds by itself: it is written in LLVM's own language. Where
-there is no VNNI, bytes are widened to 16 bits first, exactly too.
+The algorithm
+-------------
+All products here are out[rows, outputs] = x[rows, K] * weights[outputs, K]^T with few rows. As in
+BLIS, the innermost kernel computes one register tile of MR rows times NR outputs, with all of its
+sums in registers for the whole of K:
+
+                       NR = 64 outputs = 4 vectors of 16 lanes
+              w0 [16 x i32]  w1 [16 x i32]  w2 [16 x i32]  w3 [16 x i32]   <- 4 loads per step
+    row 0 a0     acc00          acc01          acc02          acc03
+    row 1 a1     acc10          acc11          acc12          acc13         24 accumulators
+    ...                                                                      + 4 weights
+    row 5 a5     acc50          acc51          acc52          acc53         + 1 broadcast <= 32
+
+One step consumes 4 bytes of K (4 int8 or 2 bfloat16 columns): load four weight vectors, broadcast
+4 bytes of each row, and issue 6 * 4 dot-product instructions, each on an accumulator of its own.
+The instruction has a latency of several cycles; 24 independent sums hide it, and each weight
+vector that was loaded is used six times. MR is 1, 2, 4 or 6; NR is 64 (32 for int4, which has
+12 int32 sums of the current group of columns and 12 float32 sums of all groups).
+
+Packed weights
+--------------
+A vector load must yield 4 consecutive columns of each of 16 outputs, so weights are stored in
+panels of 64 outputs. For int8, output o and column k are at byte
+
+    ((o // 64 * (K // 4) + k // 4) * 64 + o % 64) * 4 + k % 4
+
+Example: the first 64 bytes of a panel are columns 0..3 of output 0, columns 0..3 of output 1, ...,
+columns 0..3 of output 15: one vector. Three more vectors hold outputs 16..63; then come columns
+4..7. A tile reads its panel from front to back, the pattern of a hardware prefetcher.
+
+Numbers. VNNI's vpdpbusd multiplies unsigned by signed bytes. Activations are signed; weights are
+stored as w + 128, and sum((w + 128) * x) = sum(w * x) + 128 * sum(x) is corrected afterwards with
+the row's sum of codes. Sums are int32, hence exact, and independent of MR.
+
+Why LLVM IR. No compiler keeps 24 sums in registers and forms vpdpbusd or vdpbf16ps from a scalar
+loop by itself. Without VNNI, bytes are widened to 16 bits first, with the same exact result.
+
+Limits. With one or two rows each weight byte is used once or twice: memory bandwidth is the limit,
+and the panel streams through once. With six rows and more the instruction rate is; other tiles
+then reuse the panel from the cache, and meanwhile each tile prefetches a part of the next panel.
 """
 
 from __future__ import annotations
@@ -23,8 +60,8 @@ from chatterbox_opt.kernels.cpu.llvm import (
     I32,
     I64,
     INTS,
-    STEP,
     VECTOR_WIDTH,
+    VNNI_FACTOR,
     constant_vector,
     dot_bf16,
     dot_u8s8,
@@ -35,126 +72,149 @@ from chatterbox_opt.kernels.cpu.llvm import (
     to_bf16,
 )
 
-NOTHING = ir.Constant(FLOATS, [0.0] * VECTOR_WIDTH)
+ZEROS = ir.Constant(FLOATS, [0.0] * VECTOR_WIDTH)
 
 
-def loop(b: Any, times: Any, starts: list[Any], body: Any) -> list[Any]:
-    """Run ``body(i, values)`` so often, at least once, values in registers; return the last."""
-    before, again = b.block, b.append_basic_block("again")
+def loop(b: Any, count: Any, initial: list[Any], body: Any) -> list[Any]:
+    """Emit ``count`` iterations, at least one, of ``values = body(i, values)``; return the last.
+
+    The values are phi nodes, so they stay in registers.
+    """
+    before, header = b.block, b.append_basic_block("loop")
     done = b.append_basic_block("done")
-    b.branch(again)
-    b.position_at_end(again)
-    i, values = b.phi(I64), [b.phi(start.type) for start in starts]
-    after = body(i, values)
+    b.branch(header)
+    b.position_at_end(header)
+    i, values = b.phi(I64), [b.phi(value.type) for value in initial]
+    results = body(i, values)
     following = b.add(i, I64(1))
-    for phi, first, then in zip((i, *values), (I64(0), *starts), (following, *after), strict=True):
+    for phi, first, new in zip(
+        (i, *values), (I64(0), *initial), (following, *results), strict=True
+    ):
         phi.add_incoming(first, before)
-        phi.add_incoming(then, again)
-    b.cbranch(b.icmp_signed("<", following, times), again, done)
+        phi.add_incoming(new, header)
+    b.cbranch(b.icmp_signed("<", following, count), header, done)
     b.position_at_end(done)
-    return after
+    return results
 
 
-def _loaded(b: Any, vectors: Any, i: Any, blocks: int) -> list[Any]:
-    """The ``i``-th vector of each block: they lie side by side, so that all is read in a row."""
+def _load_weights(b: Any, panel: Any, i: Any, blocks: int) -> list[Any]:
+    """The ``blocks`` vectors of step ``i``; they are contiguous in the panel."""
     first = b.mul(i, I64(blocks))
-    return [b.load(b.gep(vectors, [b.add(first, I64(j))]), align=1) for j in range(blocks)]
+    return [b.load(b.gep(panel, [b.add(first, I64(j))]), align=1) for j in range(blocks)]
 
 
-def _add_products(
-    b: Any, sums: list[Any], weights: list[Any], rows: list[Any], i: Any, dot: Any
+def _accumulate(
+    b: Any, acc: list[Any], weights: list[Any], rows: list[Any], i: Any, dot: Any
 ) -> list[Any]:
-    """Sums [rows * blocks] plus what a vector of each block gives with the rows' ``i``-th bytes."""
-    added = []
+    """One step of the tile: acc [rows * blocks] plus weights times 4 bytes of each row."""
+    result = []
     for row, p in enumerate(rows):
-        four = splat(b, b.load(b.gep(p, [i]), align=4))
-        mine = sums[row * len(weights) : (row + 1) * len(weights)]
-        added += [dot(b, total, w, four) for total, w in zip(mine, weights, strict=True)]
-    return added
+        broadcast = splat(b, b.load(b.gep(p, [i]), align=4))
+        row_acc = acc[row * len(weights) : (row + 1) * len(weights)]
+        result += [dot(b, old, w, broadcast) for old, w in zip(row_acc, weights, strict=True)]
+    return result
 
 
-def _store(b: Any, values: list[Any], rows: int, out: Any, apart: Any) -> None:
+def _store(b: Any, values: list[Any], rows: int, out: Any, out_stride: Any) -> None:
+    """Store a tile of 4-byte values, ``out_stride`` bytes from row to row."""
     blocks = len(values) // rows
-    for row, p in enumerate(pointers(b, out, apart, rows, values[0].type)):
+    for row, p in enumerate(pointers(b, out, out_stride, rows, values[0].type)):
         for j in range(blocks):
             b.store(values[row * blocks + j], b.gep(p, [I64(j)]), align=4)
 
 
-def _sums(b: Any, tile: tuple[int, int], dot: Any, nothing: Any, arguments: Any) -> list[Any]:
-    """Rows and blocks of a tile: the sums [rows * blocks] of its first arguments, see ``_tile``."""
+def _tile_sums(b: Any, tile: tuple[int, int], dot: Any, zero: Any, arguments: Any) -> list[Any]:
+    """The sums [rows * blocks] of a tile (rows, blocks); for ``arguments`` see ``_microkernel``."""
     rows, blocks = tile
-    weights, size, values, ahead = arguments
-    vectors = b.inttoptr(weights, INTS.as_pointer())
-    scalars = pointers(b, values, size, rows, I32)
+    weights, size, values, next_panel = arguments
+    panel = b.inttoptr(weights, INTS.as_pointer())
+    row_pointers = pointers(b, values, size, rows, I32)
 
-    def body(i: Any, sums: list[Any]) -> list[Any]:
+    def body(i: Any, acc: list[Any]) -> list[Any]:
         if rows > 2:
-            prefetch(b, b.add(ahead, b.shl(i, I64(6))))
-        return _add_products(b, sums, _loaded(b, vectors, i, blocks), scalars, i, dot)
+            prefetch(b, b.add(next_panel, b.shl(i, I64(6))))
+        return _accumulate(b, acc, _load_weights(b, panel, i, blocks), row_pointers, i, dot)
 
-    return loop(b, b.sdiv(size, I64(STEP)), [nothing] * (rows * blocks), body)
+    return loop(b, b.sdiv(size, I64(VNNI_FACTOR)), [zero] * (rows * blocks), body)
 
 
-def _tile(rows: int, blocks: int, dot: Any, nothing: Any) -> Any:
-    """Make a function: rows times ``blocks`` times 16 outputs, each of 4 bytes.
+def _microkernel(rows: int, blocks: int, dot: Any, zero: Any) -> Any:
+    """Make a micro-kernel: ``rows`` times ``blocks`` vectors of 16 outputs, stored as 4-byte sums.
 
-    Its arguments, addresses and sizes: weights, of which 64 bytes are 4 bytes of each of 16
-    outputs, blocks side by side; bytes of a row, and of the weights of an output; rows; where what
-    comes next lies: of it as much as one block is brought into the cache, but for a row or two,
-    which go through the weights once and leave no time for it; where to put the outputs of the
-    first row, and how many bytes further on those of the next.
+    Its arguments are addresses and sizes in bytes: the packed panel; bytes of a row, which are as
+    many as those of one output's weights; the rows; where to prefetch, 64 bytes per step (a tile
+    of one or two rows does not prefetch: it is limited by bandwidth already); the first row of the
+    output; bytes from one row of the output to the next.
     """
 
     @intrinsic
-    def tile(context, weights, size, values, ahead, out, apart):
+    def kernel(context, weights, size, values, next_panel, out, out_stride):
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            *given, out, apart = arguments
-            _store(b, _sums(b, (rows, blocks), dot, nothing, given), rows, out, apart)
+            *inputs, out, out_stride = arguments
+            _store(b, _tile_sums(b, (rows, blocks), dot, zero, inputs), rows, out, out_stride)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 6), generate
 
-    return tile
+    return kernel
 
 
-def _scores_tile(rows: int, blocks: int) -> Any:
-    """The same of bfloat16, and the largest so far: one more argument, float32 [rows, LANES], of
-    which each is replaced by what is larger among its row's outputs there. NaN counts for nothing.
+def _scores_microkernel(rows: int, blocks: int) -> Any:
+    """Make a bfloat16 micro-kernel that also updates a running maximum, for attention.
+
+    One more argument than ``_microkernel``: float32 [rows, VECTOR_WIDTH], each lane replaced by the
+    maximum of itself and its row's outputs in that lane. NaN is ignored.
     """
 
     @intrinsic
-    def tile(context, weights, size, values, ahead, out, apart, highest):
+    def kernel(context, weights, size, values, next_panel, out, out_stride, maxima):
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            *given, out, apart, highest = arguments
-            sums = _sums(b, (rows, blocks), dot_bf16, NOTHING, given)
-            _store(b, sums, rows, out, apart)
-            for row, p in enumerate(pointers(b, highest, I64(4 * VECTOR_WIDTH), rows, FLOATS)):
-                most = b.load(p, align=4)
-                for new in sums[row * blocks : (row + 1) * blocks]:
-                    most = b.select(b.fcmp_ordered(">", new, most), new, most)
-                b.store(most, p, align=4)
+            *inputs, out, out_stride, maxima = arguments
+            acc = _tile_sums(b, (rows, blocks), dot_bf16, ZEROS, inputs)
+            _store(b, acc, rows, out, out_stride)
+            for row, p in enumerate(pointers(b, maxima, I64(4 * VECTOR_WIDTH), rows, FLOATS)):
+                maximum = b.load(p, align=4)
+                for new in acc[row * blocks : (row + 1) * blocks]:
+                    maximum = b.select(b.fcmp_ordered(">", new, maximum), new, maximum)
+                b.store(maximum, p, align=4)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 7), generate
 
-    return tile
+    return kernel
 
 
-def _bf16_output_tile(rows: int, blocks: int) -> Any:
-    """The same from bytes to finished bfloat16: (sum - zero) * factor * scale + bias.
+def _bf16_output_microkernel(rows: int, blocks: int) -> Any:
+    """Make an int8 micro-kernel with a fused epilogue and bfloat16 output.
 
-    More arguments: scales, float32 of each row; sums, int32 of each row, of which 128 times as much
-    is the zero, and the bytes from one to the next; factors and bias, float32 of each output.
+    out = (acc - zero) * factor * scale + bias.
+
+    More arguments than ``_microkernel``: scales, float32 of each row; sums, int32 of each row (128
+    times a sum is the zero-point correction), and the bytes from one to the next; factors and bias,
+    float32 of each output.
     """
 
     @intrinsic
-    def tile(  # noqa: PLR0913 - LLVM knows no records
-        context, weights, size, values, ahead, out, apart, scales, sums, sums_apart, factors, bias
+    def kernel(  # noqa: PLR0913 - an intrinsic has no records
+        context,
+        weights,
+        size,
+        values,
+        next_panel,
+        out,
+        out_stride,
+        scales,
+        sums,
+        sums_stride,
+        factors,
+        bias,
     ):
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            *given, out, apart, scales, sums, sums_apart, factors, bias = arguments
+            *inputs, out, out_stride, scales, sums, sums_stride, factors, bias = arguments
             columns = (factors, bias)
-            counts = _sums(b, (rows, blocks), dot_u8s8, constant_vector(0), given)
+            # 1) integer products of the tile
+            acc = _tile_sums(b, (rows, blocks), dot_u8s8, constant_vector(0), inputs)
+            # 2) load what belongs to the outputs
             factors, bias = (
                 [
                     b.load(p, align=4)
@@ -162,97 +222,101 @@ def _bf16_output_tile(rows: int, blocks: int) -> Any:
                 ]
                 for column in columns
             )
-            outs = pointers(b, out, apart, rows, ir.VectorType(I16, VECTOR_WIDTH))
-            rows_of = (
+            outs = pointers(b, out, out_stride, rows, ir.VectorType(I16, VECTOR_WIDTH))
+            per_row = (
                 pointers(b, scales, I64(4), rows, I32),
-                pointers(b, sums, sums_apart, rows, I32),
+                pointers(b, sums, sums_stride, rows, I32),
             )
-            for row, (scale, total) in enumerate(zip(*rows_of, strict=True)):
+            # 3) row by row: subtract the zero point, scale, add the bias, round, store
+            for row, (scale, total) in enumerate(zip(*per_row, strict=True)):
                 zero = splat(b, b.shl(b.load(total, align=4), I32(7)))
                 factor = b.bitcast(splat(b, b.load(scale, align=4)), FLOATS)
                 for j in range(blocks):
-                    counted = b.sitofp(b.sub(counts[row * blocks + j], zero), FLOATS)
-                    made = fma(b, b.fmul(counted, factors[j]), factor, bias[j])
-                    b.store(to_bf16(b, made), b.gep(outs[row], [I64(j)]), align=2)
+                    exact = b.sitofp(b.sub(acc[row * blocks + j], zero), FLOATS)
+                    result = fma(b, b.fmul(exact, factors[j]), factor, bias[j])
+                    b.store(to_bf16(b, result), b.gep(outs[row], [I64(j)]), align=2)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 11), generate
 
-    return tile
+    return kernel
 
 
-def _int4_tile(rows: int, blocks: int) -> Any:
-    """The same from nibbles, scaled by group: float32 [rows, BLOCK].
+def _int4_microkernel(rows: int, blocks: int) -> Any:
+    """Make an int4 micro-kernel, scaled by group: float32 [rows, BLOCK].
 
-    Its arguments: weights, scales, padded columns, codes, the int32 sums of their groups, whose
-    rows are one longer than there are groups, where to put it, and what comes next. 64 bytes are
-    4 columns, the low nibbles, and those 16 further on.
+    Its arguments: packed weights, scales, padded columns, codes, the int32 sums of their groups,
+    whose rows are one longer than there are groups, the output, and where to prefetch. Each byte
+    holds two columns: 64 bytes are 4 columns of 16 outputs in the low nibbles, and the columns 16
+    further on in the high nibbles.
     """
 
     @intrinsic
-    def tile(context, weights, scales, padded, codes, sums, out, ahead):
-        halves = ir.VectorType(I16, VECTOR_WIDTH)
+    def kernel(context, weights, scales, padded, codes, sums, out, next_panel):
+        bf16 = ir.VectorType(I16, VECTOR_WIDTH)
 
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            weights, scales, padded, codes, sums, out, ahead = arguments
+            weights, scales, padded, codes, sums, out, next_panel = arguments
             groups = b.sdiv(padded, I64(GROUP))
-            vectors = b.inttoptr(weights, INTS.as_pointer())
-            pairs = pointers(b, scales, b.mul(groups, I64(4 * VECTOR_WIDTH)), blocks, halves)
-            scalars = pointers(b, codes, padded, rows, I32)
+            panel = b.inttoptr(weights, INTS.as_pointer())
+            pairs = pointers(b, scales, b.mul(groups, I64(4 * VECTOR_WIDTH)), blocks, bf16)
+            row_pointers = pointers(b, codes, padded, rows, I32)
             stride = b.mul(b.add(groups, I64(1)), I64(4))
-            added = pointers(b, sums, stride, rows, I32)
+            group_sums = pointers(b, sums, stride, rows, I32)
 
             def widen(p: Any, i: Any) -> Any:  # bfloat16 is the upper half of float32
                 bits = b.zext(b.load(b.gep(p, [i]), align=2), INTS)
                 return b.bitcast(b.shl(bits, constant_vector(16)), FLOATS)
 
             def body(group: Any, totals: list[Any]) -> list[Any]:
-                counts = [constant_vector(0)] * (rows * blocks)
+                # 1) integer products of the group's 32 columns: 4 steps, 2 nibbles each
+                acc = [constant_vector(0)] * (rows * blocks)
                 for step in range(4):
                     i = b.add(b.shl(group, I64(2)), I64(step))
-                    prefetch(b, b.add(ahead, b.shl(i, I64(6))))
-                    loaded = _loaded(b, vectors, i, blocks)
+                    prefetch(b, b.add(next_panel, b.shl(i, I64(6))))
+                    loaded = _load_weights(b, panel, i, blocks)
                     low = [b.and_(w, constant_vector(0x0F0F0F0F)) for w in loaded]
                     high = [
                         b.and_(b.lshr(w, constant_vector(4)), constant_vector(0x0F0F0F0F))
                         for w in loaded
                     ]
-                    for nibbles, at in ((low, step), (high, step + 4)):
-                        i = b.add(b.shl(group, I64(3)), I64(at))
-                        counts = _add_products(b, counts, nibbles, scalars, i, dot_u8s8)
+                    for nibbles, offset in ((low, step), (high, step + 4)):
+                        i = b.add(b.shl(group, I64(3)), I64(offset))
+                        acc = _accumulate(b, acc, nibbles, row_pointers, i, dot_u8s8)
+                # 2) float32: totals += minimum * sum of codes + scale * acc
                 twice = b.shl(group, I64(1))
                 scale = [widen(p, twice) for p in pairs]
-                least = [widen(p, b.add(twice, I64(1))) for p in pairs]
-                after = []
-                for row, p in enumerate(added):
-                    total = b.sitofp(splat(b, b.load(b.gep(p, [group]), align=4)), FLOATS)
+                minimum = [widen(p, b.add(twice, I64(1))) for p in pairs]
+                results = []
+                for row, p in enumerate(group_sums):
+                    code_sum = b.sitofp(splat(b, b.load(b.gep(p, [group]), align=4)), FLOATS)
                     for j in range(blocks):
-                        at = row * blocks + j
-                        counted = b.sitofp(counts[at], FLOATS)
-                        old = fma(b, least[j], total, totals[at])
-                        after.append(fma(b, scale[j], counted, old))
-                return after
+                        index = row * blocks + j
+                        exact = b.sitofp(acc[index], FLOATS)
+                        old = fma(b, minimum[j], code_sum, totals[index])
+                        results.append(fma(b, scale[j], exact, old))
+                return results
 
-            sums = loop(b, groups, [NOTHING] * (rows * blocks), body)
-            _store(b, sums, rows, out, I64(4 * BLOCK))
+            totals = loop(b, groups, [ZEROS] * (rows * blocks), body)
+            _store(b, totals, rows, out, I64(4 * BLOCK))
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 7), generate
 
-    return tile
+    return kernel
 
 
-# 24 of 32 registers hold sums at most; a block of nibbles is worked at by halves
+# _r6: six rows, so at most 24 of 32 registers hold sums; int4 tiles have half a BLOCK of outputs
 dot_u8s8_r1, dot_u8s8_r2, dot_u8s8_r4, dot_u8s8_r6 = (
-    _tile(rows, BLOCK // VECTOR_WIDTH, dot_u8s8, constant_vector(0)) for rows in (1, 2, 4, 6)
+    _microkernel(rows, BLOCK // VECTOR_WIDTH, dot_u8s8, constant_vector(0)) for rows in (1, 2, 4, 6)
 )
-dot_bf16_r6, dot_bf16_r6_short = (  # short ones give half a BLOCK of outputs
-    _tile(6, blocks, dot_bf16, NOTHING) for blocks in (4, 2)
+dot_bf16_r6, dot_bf16_r6_short = (  # _short: half a BLOCK of outputs
+    _microkernel(6, blocks, dot_bf16, ZEROS) for blocks in (4, 2)
 )
-scores_r6 = _scores_tile(6, BLOCK // VECTOR_WIDTH)
+scores_r6 = _scores_microkernel(6, BLOCK // VECTOR_WIDTH)
 dot_u8s8_bf16_r1, dot_u8s8_bf16_r2, dot_u8s8_bf16_r4, dot_u8s8_bf16_r6 = (
-    _bf16_output_tile(rows, BLOCK // VECTOR_WIDTH) for rows in (1, 2, 4, 6)
+    _bf16_output_microkernel(rows, BLOCK // VECTOR_WIDTH) for rows in (1, 2, 4, 6)
 )
 dot_s4_r1, dot_s4_r2, dot_s4_r4, dot_s4_r6 = (
-    _int4_tile(rows, BLOCK // VECTOR_WIDTH // 2) for rows in (1, 2, 4, 6)
+    _int4_microkernel(rows, BLOCK // VECTOR_WIDTH // 2) for rows in (1, 2, 4, 6)
 )

@@ -1,11 +1,27 @@
-"""PyTorch's own threads, lent to compiled code of ours (compiled_*.py).
+"""Runs compiled kernels on PyTorch's own OpenMP threads.
 
-Knows OpenMP's entry points inside the library that PyTorch has loaded. Knows nothing of the work.
+Responsible for the entry points of the OpenMP library that PyTorch has loaded, and for the
+self-test that decides whether kernels can run here; not responsible for what the kernels compute.
 
-A second team of threads in the process would fight the first for the cores: either one spins for a
-while when it has nothing to do. So there is only one. Starting it takes 2 us and waiting for each
-other 0.4 us on two cores. Where PyTorch's library is another one (Windows, macOS), work of ours
-could only be done by the thread that asks for it, and is refused if PyTorch has more (``selftest``).
+Why not threads of our own
+--------------------------
+An OpenMP runtime keeps its threads alive between parallel regions, spinning for a while so that
+the next region starts quickly. A second thread pool in the same process would compete with the
+first for the cores: while one computes, the other spins. So our kernels use the pool that PyTorch's
+operations already use. A compiled kernel is a C function ``void work(void *data)``; we pass its
+address to libgomp's ``GOMP_parallel``, which calls it once in each thread:
+
+    run(work, data) -> GOMP_parallel -+- thread 0: work(data)   omp_get_thread_num() = 0
+                                      +- thread 1: work(data)   omp_get_thread_num() = 1
+                                      +- implicit barrier, then run returns
+
+``data`` is a numpy record of int64 fields (``new_task``): addresses of tensors, sizes, and the
+addresses of three OpenMP functions, so that compiled code can find out its thread index and wait at
+a barrier (llvm.py: ``thread_index``, ``barrier_wait``) without linking against anything.
+
+Starting a parallel region takes 2 us and a barrier 0.4 us on two cores, so a T3 step can afford
+nine barriers per layer. Where PyTorch uses another OpenMP library (Windows, macOS), kernels could
+only run in the calling thread, and are refused if PyTorch uses more than one (``selftest``).
 """
 
 from __future__ import annotations
@@ -23,44 +39,45 @@ from torch import Tensor
 
 from chatterbox_opt.errors import first_line
 
-MAPS = "/proc/self/maps"  # what is loaded into this process, on Linux
+MAPS = "/proc/self/maps"  # the shared libraries of this process, on Linux
 
 
 @dataclass(frozen=True, slots=True)
 class OpenMPRuntime:
-    """Addresses of C functions; 0 where there are none, and then one thread does it all.
+    """Addresses of C functions; 0 where there are none, and then everything runs in one thread.
 
     Attributes:
         parallel: void (*)(void (*work)(void *), void *data, unsigned threads, unsigned flags).
-        number: int (*)(void), which of the team's threads asks.
-        size: int (*)(void), how many they are.
-        barrier: void (*)(void), waits until all of them are there.
+        thread_num: int (*)(void), index of the calling thread.
+        num_threads: int (*)(void), number of threads in the parallel region.
+        barrier: void (*)(void), returns when all threads have called it.
     """
 
     parallel: int = 0
-    number: int = 0
-    size: int = 0
+    thread_num: int = 0
+    num_threads: int = 0
     barrier: int = 0
 
     def run(self, work: int, data: int) -> None:
         """Call the C function at ``work`` with ``data`` in as many threads as PyTorch uses.
 
-        The interpreter's lock is free meanwhile.
+        The GIL is released meanwhile.
         """
         if self.parallel:
             _PARALLEL(self.parallel)(work, data, torch.get_num_threads(), 0)
         else:
             _WORK(work)(data)
 
-    def task(self, kind: Any) -> Any:
-        """A record [1] of a compiled_*.py, zeros but for what its threads ask each other with."""
-        made = np.zeros(1, kind)
-        made["number"], made["size"], made["barrier"] = self.number, self.size, self.barrier
-        return made
+    def new_task(self, kind: Any) -> Any:
+        """A zeroed record [1] of dtype ``kind``, its OpenMP function addresses filled in."""
+        task = np.zeros(1, kind)
+        task["thread_num"], task["num_threads"] = self.thread_num, self.num_threads
+        task["barrier"] = self.barrier
+        return task
 
 
 def set_pointers(task: Any, **tensors: Tensor) -> None:
-    """Write where tensors lie; they have to live until the work is done."""
+    """Write tensors' addresses into a task; the tensors must outlive the call of the kernel."""
     for name, tensor in tensors.items():
         task[name] = tensor.data_ptr()
 
@@ -71,13 +88,13 @@ _WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 @functools.cache
 def torch_openmp() -> OpenMPRuntime:
-    """The team of the GNU OpenMP library that PyTorch brings."""
+    """The GNU OpenMP library that PyTorch ships with and has loaded."""
     package = Path(torch.__file__).resolve().parent
-    inside = (f"{package}/", f"{package}.libs/")  # others bring their own
+    torch_folders = (f"{package}/", f"{package}.libs/")  # other packages load their own libgomp
     maps = Path(MAPS)
     lines = maps.read_text(errors="surrogateescape").splitlines() if maps.exists() else []
     loaded = {line.split(maxsplit=5)[-1] for line in lines}
-    for path in sorted(p for p in loaded if "libgomp" in p and p.startswith(inside)):
+    for path in sorted(p for p in loaded if "libgomp" in p and p.startswith(torch_folders)):
         library = ctypes.CDLL(path)
         names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier")
         return OpenMPRuntime(*(_address(library, name) for name in names))
@@ -88,20 +105,20 @@ def _address(library: Any, name: str) -> int:
     return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
 
 
-def selftest(work: Callable[[], str]) -> str:
-    """Try code of ours: why it cannot serve here, or "".
+def selftest(check: Callable[[], str]) -> str:
+    """Why compiled kernels cannot run here, or "".
 
     Args:
-        work: imports it, runs a little of it, and says what is wrong.
+        check: imports kernels, runs small examples, and returns what is wrong, or "".
     """
     if not torch_openmp().parallel and torch.get_num_threads() > 1:
-        return "PyTorch's threads cannot be lent here (no libgomp of its own)"
+        return "PyTorch's threads cannot be used here (it does not use a libgomp of its own)"
     try:
         from numba.core.errors import NumbaError
     except (ImportError, OSError, AttributeError) as error:
         return f"numba cannot be loaded ({first_line(error)})"
     try:
-        return work()
+        return check()
     except (NumbaError, ImportError, OSError, RuntimeError, AttributeError) as error:
-        # RuntimeError: LLVM's, or nowhere to keep what is compiled; OSError: a full disk
+        # RuntimeError: from LLVM, or no writable cache directory; OSError: disk full
         return f"numba cannot compile here ({first_line(error)})"

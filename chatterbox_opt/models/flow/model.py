@@ -68,7 +68,7 @@ class Flow(nn.Module):
                 setattr(owner, name, layer)
             self._aside = []
         else:
-            self._aside += linear_int.clone_outliers(self)
+            self._aside += linear_int.dequantize_layers(self)
         self.to(dtype)
         self.estimator.time_in.float()
         self.estimator.time_out.float()

@@ -14,8 +14,8 @@ from chatterbox_opt.kernels.cpu import openmp
 from chatterbox_opt.layers.linear_int import (
     VECTOR_WIDTH,
     IntegerLinear,
+    init_task,
     quantization_scratch,
-    start_task,
 )
 from chatterbox_opt.models.t3.kv_cache import KVCache
 from chatterbox_opt.models.t3.model import T3
@@ -35,7 +35,7 @@ class Int8Step:
     def __init__(self, t3: T3) -> None:
         from chatterbox_opt.kernels.cpu import t3_decode  # numba is only needed here
 
-        self._t3, self._work = t3, t3_decode.layers.address
+        self._t3, self._work = t3, t3_decode.decode_step.address
         assert t3.dtype == torch.float32, "what is between the matrices"
         layers = [
             layer
@@ -46,7 +46,7 @@ class Int8Step:
         self._matrices = np.concatenate([layer.descriptor() for layer in self._layers])
         norms = [n.weight for block in t3.blocks for n in (block.attention_norm, block.ffn_norm)]
         self._norms = torch.stack((*norms, t3.norm.weight)).float()
-        shape, self._task = t3.shape, openmp.torch_openmp().task(t3_decode.LAYERS)
+        shape, self._task = t3.shape, openmp.torch_openmp().new_task(t3_decode.DECODE_STEP)
         self._task["matrices"] = self._matrices.ctypes.data
         self._task["norms"] = self._norms.data_ptr()
         for name in ("layers", "heads", "head_dim", "ffn"):
@@ -64,17 +64,14 @@ class Int8Step:
         assert bool((position < cache.room[: len(position)]).all()), "reserve() comes first"
         wide = x.new_empty(rows, max(3 * shape.width, 2 * shape.ffn))
         narrow, logits = torch.empty_like(x), x.new_empty(rows, shape.speech_vocab)
-        longest = int(cache.room.max()) + VECTOR_WIDTH
-        weights = x.new_empty(rows * shape.heads, longest)
+        probs_stride = int(cache.room.max()) + VECTOR_WIDTH
+        probs = x.new_empty(rows * shape.heads, probs_stride)
         scratch = quantization_scratch(rows, int(self._matrices["padded"].max()))
-        start_task(task, rows, scratch)
-        task["rows_per_seq"], task["utterances"], task["longest"] = (
-            cache.rows_per_seq,
-            len(cache.room),
-            longest,
-        )
-        openmp.set_pointers(task, x=x, cos=cos, sin=sin, logits=logits, places=position)
-        openmp.set_pointers(task, strips=cache.addresses, room=cache.room)
-        openmp.set_pointers(task, wide=wide, narrow=narrow, weights=weights)
+        init_task(task, rows, scratch)
+        task["rows_per_seq"], task["num_seqs"] = cache.rows_per_seq, len(cache.room)
+        task["probs_stride"] = probs_stride
+        openmp.set_pointers(task, x=x, cos=cos, sin=sin, logits=logits, position=position)
+        openmp.set_pointers(task, kv_pointers=cache.addresses, capacity=cache.room)
+        openmp.set_pointers(task, wide=wide, narrow=narrow, probs=probs)
         openmp.torch_openmp().run(self._work, task.ctypes.data)
         return logits
