@@ -20,7 +20,7 @@ import typer
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.batch import executors, filenames, job_file, manifest
 from chatterbox_opt.batch.join import join
-from chatterbox_opt.batch.runner import BatchRunner, Summary, Task, tasks
+from chatterbox_opt.batch.runner import BatchRunner, Summary, prepare
 from chatterbox_opt.batch.verify import MAX_WER, Verifier
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.registry import Checkpoint
@@ -134,7 +134,7 @@ def batch(
     options.quieten(talk, debug=debug)
     with (
         executors.open_executor(executor, workers, ray_address) as place,
-        manifest.open_manifest(out_dir, anew=force) as noted,
+        manifest.open_manifest(out_dir, reset=force) as noted,
         display(talk, as_json=as_json) as show,
     ):
         if book is not None:
@@ -192,13 +192,13 @@ def _files(
 
 def _tasks(
     machine: engine_spec.Machine, how: plan.Plan, items: list[job_file.Item], files: list[str]
-) -> list[Task]:
+) -> list[job_file.Item]:
     """What is asked, hashed with all that its sound depends on: no model is loaded for it."""
     checkpoint = registry.locate(machine.model)
     precision = [how.t3, how.flow, how.compute] if how.optimized else ["plain"]
     mark = "marked" if machine.watermark else "unmarked"
     made_by = " ".join([registry.identity(checkpoint), *precision, mark])
-    return tasks(items, files, made_by, functools.partial(_voice_key, machine.store, checkpoint))
+    return prepare(items, files, made_by, functools.partial(_voice_key, machine.store, checkpoint))
 
 
 def _voice_key(store: voice_store.VoiceStore, checkpoint: Checkpoint, voice: str | None) -> str:
