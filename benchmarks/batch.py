@@ -22,7 +22,7 @@ import typer
 
 from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.bench.backends import SENTENCE, BenchJob, UpstreamTarget, forced_tokens
-from chatterbox_opt.bench.roofline import facts
+from chatterbox_opt.bench.roofline import machine_facts
 from chatterbox_opt.checkpoints.registry import locate
 from chatterbox_opt.config.hardware import AUTO
 from chatterbox_opt.config.model_config import TOKEN_RATE
@@ -122,8 +122,8 @@ def main(
     if upstream_lines:
         rows["upstream"] = [upstream(model, asked[:upstream_lines])]
         typer.echo(f"upstream: {json.dumps(rows['upstream'][0])}", err=True)
-    card = facts(BenchJob(model), locate(model))
-    report = {"card": card, "dtype": dtype, "lines": lines, "rows": rows}
+    facts = machine_facts(BenchJob(model), locate(model))
+    report = {"card": facts, "dtype": dtype, "lines": lines, "rows": rows}
     text = json.dumps(report, indent=1)
     typer.echo(text) if output is None else output.write_text(text + "\n", encoding="utf-8")
 

@@ -97,7 +97,7 @@ class RayExecutor:
 
     def probe(self, device: str) -> Hardware:
         """What a machine of the cluster has."""
-        return self._cluster.ask(probe.probe, device)
+        return self._cluster.call(probe.probe, device)
 
     @contextmanager
     def speaking(self, speech: WorkerSpec, how: Plan, talk: console.Reporter) -> Iterator[Speak]:
@@ -105,7 +105,7 @@ class RayExecutor:
         from chatterbox_opt.voices.library import VoiceLibrary
 
         speakers = VoiceLibrary(registry.locate(speech.machine.model), speech.machine.store)
-        share = self._cluster.share(self._workers, on_card=how.device == "cuda")
+        share = self._cluster.share(self._workers, use_gpu=how.device == "cuda")
         with Pool(ray_workers.RayActors(speech.settled(how), share), self._workers) as pool:
             pool.wait()
             _say(talk, how, self._workers)

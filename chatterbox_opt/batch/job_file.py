@@ -147,7 +147,9 @@ def _parse_csv(name: str, text: str) -> _Parsed:
                 )
             yield row, dict(zip(header, cells, strict=True)), False
     except csv.Error as error:
-        raise InputError(f"{name} row {reader.line_num} is not CSV ({error}): correct it") from error
+        raise InputError(
+            f"{name} row {reader.line_num} is not CSV ({error}): correct it"
+        ) from error
 
 
 def _parse_cues(name: str, text: str) -> _Parsed:

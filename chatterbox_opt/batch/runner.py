@@ -103,9 +103,7 @@ def prepare(
         # the keys and their order are those of manifests on disk: they must not change
         settings = {"by": model_key, "voice": voice_keys[item.voice], **asdict(item.sampling)}
         text_hash, settings_hash = _hash(item.text), _hash(json.dumps(settings, sort_keys=True))
-        prepared.append(
-            replace(item, file=file, text_hash=text_hash, settings_hash=settings_hash)
-        )
+        prepared.append(replace(item, file=file, text_hash=text_hash, settings_hash=settings_hash))
     return prepared
 
 

@@ -57,7 +57,9 @@ class Verifier:
         try:
             parts = shlex.split(command)
         except ValueError as error:
-            raise InputError(f"--verify '{command}' cannot be parsed ({error}): correct it") from error
+            raise InputError(
+                f"--verify '{command}' cannot be parsed ({error}): correct it"
+            ) from error
         if not parts or shutil.which(parts[0]) is None:
             raise InputError(f"--verify: there is no program '{command}'; give its path")
         if max_wer < 0:

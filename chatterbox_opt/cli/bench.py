@@ -74,7 +74,7 @@ def bench(
             cold,
         )
         measured = bench_runner.measure(job, chosen, talk.say)
-    for line in report.card_lines(measured):
+    for line in report.machine_lines(measured):
         print(line)
     console.table(*report.cells(measured))
     forms = (json.dumps(measured, indent=1), report.csv_text(measured), report.markdown(measured))

@@ -50,16 +50,16 @@ class Fake:
         return [request.id for request in self.asked]
 
 
-def work(lines: Iterable[str], voices: str = "v", made_by: str = "m") -> list[batch_runner.Task]:
+def work(lines: Iterable[str], voices: str = "v", made_by: str = "m") -> list[job_file.Item]:
     items = job_file.read("a.txt", "\n".join(lines).encode(), Sampling(seed=1))
-    return batch_runner.tasks(
+    return batch_runner.prepare(
         items, [f"{item.id}.wav" for item in items], made_by, lambda voice: voices
     )
 
 
-def go(directory: Path, todo, speak=None, *, anew=False, events=None, **options) -> Summary:
+def go(directory: Path, todo, speak=None, *, reset=False, events=None, **options) -> Summary:
     tell = (lambda event: None) if events is None else events.append
-    with manifest.open_manifest(directory, anew=anew) as noted:
+    with manifest.open_manifest(directory, reset=reset) as noted:
         return BatchRunner(noted, todo, tell, **options).run(speak or Fake())
 
 
@@ -103,7 +103,7 @@ def test_resume_does_what_is_new_changed_failed_or_gone_and_nothing_else(tmp_pat
     assert len(fake.ids) == 5, "another voice is another result"
     go(tmp_path, work(lines, voices="another", made_by="n"), fake := Fake())
     assert len(fake.ids) == 5, "another model too"
-    go(tmp_path, work(lines, voices="another", made_by="n"), fake := Fake(), anew=True)
+    go(tmp_path, work(lines, voices="another", made_by="n"), fake := Fake(), reset=True)
     assert len(fake.ids) == 5
     assert len(lines_of(tmp_path)) == 5, "--force forgets"
 
@@ -111,7 +111,7 @@ def test_resume_does_what_is_new_changed_failed_or_gone_and_nothing_else(tmp_pat
 def test_a_file_that_another_item_was_written_over_is_made_again(tmp_path):
     one, two = work(["One.", "Two."])
     go(tmp_path, [one])
-    taken = batch_runner.Task(two.item, one.file, two.text, two.settings)
+    taken = dataclasses.replace(two, file=one.file)
     go(tmp_path, [taken])
     assert go(tmp_path, [one], fake := Fake()).skipped == 0
     assert fake.ids == ["1"]
@@ -120,7 +120,7 @@ def test_a_file_that_another_item_was_written_over_is_made_again(tmp_path):
 def test_fail_fast_and_stop(tmp_path):
     summary = go(tmp_path, work(["One.", "bad", "Three."]), fail_fast=True)
     assert (len(summary.entries), summary.left) == (2, 1)
-    with manifest.open_manifest(tmp_path, anew=True) as noted:
+    with manifest.open_manifest(tmp_path, reset=True) as noted:
         running = BatchRunner(noted, work(["a", "b", "c"]), lambda event: None)
 
         def speak(requests):
@@ -142,7 +142,7 @@ def test_a_torn_last_line_is_put_right(tmp_path, tail, caplog):
     go(tmp_path, work(["One.", "Two."]), fake := Fake())
     assert fake.ids == ["2"]
     assert [line["id"] for line in lines_of(tmp_path)] == ["1", "2"]
-    assert "half a line" in caplog.text
+    assert "partial line" in caplog.text
     path.write_bytes(path.read_bytes()[:-1])  # only the line's end was lost
     assert go(tmp_path, work(["One.", "Two."])).skipped == 2
     assert path.read_bytes().endswith(b"\n")
@@ -294,7 +294,7 @@ def test_a_recognizer_is_called_without_a_shell(tmp_path):
 
 def test_the_book_is_the_files_in_order_with_pauses(tmp_path):
     items = job_file.read("a.txt", b"One.\nTwo two.\n\nThree.", Sampling())
-    todo = batch_runner.tasks(items, [f"{i.id}.flac" for i in items], "m", lambda voice: "v")
+    todo = batch_runner.prepare(items, [f"{i.id}.flac" for i in items], "m", lambda voice: "v")
     summary = go(tmp_path, todo)
     target = tmp_path / "book.wav"
     length = batch_join.join(items, summary.entries, tmp_path, str(target), (0.25, 1.0))

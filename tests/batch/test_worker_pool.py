@@ -86,7 +86,9 @@ def test_an_item_that_kills_fails_alone(tmp_path, width, count):
     assert len(results) == len(asked)
     assert [id for id, result in results.items() if result.error] == ["2"]
     assert isinstance(results["2"].error, WorkerError)
-    assert "3 workers died of it, the last one alone with it (SIGKILL" in str(results["2"].error)
+    assert "it crashed 3 workers, the last one while running alone (SIGKILL" in str(
+        results["2"].error
+    )
 
 
 def test_an_engine_that_dies_of_everything_is_given_up(tmp_path):
@@ -112,7 +114,7 @@ def test_what_cannot_load_says_why(tmp_path):
 def test_one_that_cannot_load_is_left_out(tmp_path, caplog):
     with pool(MadeUp(tmp_path, fault="late", pause=0.05)) as speak:
         assert len(list(speak(iter(requests(*["x"] * 40))))) == 40
-    assert "is left out: the file is damaged: get it again" in caplog.text
+    assert "is not used: the file is damaged: get it again" in caplog.text
 
 
 def test_when_the_last_one_cannot_load_again_the_batch_says_why(tmp_path):

@@ -66,13 +66,13 @@ def test_attention_kernels_by_name():
     ran = [
         "void pytorch_flash::flash_fwd_splitkv_kernel<Flash_fwd_kernel_traits<64, 64>, true>(args)",
         "fmha_cutlassF_bf16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::Params)",
-        "one_query",
+        "decode_attention_kernel",
         "void at::native::elementwise_kernel<128, 2>(int)",
         "aten::linear",
     ]
     assert backends.attention_among(ran) == [
+        "decode_attention_kernel",
         "fmha_cutlassF_bf16_aligned_64x64_rf_sm80",
-        "one_query",
         "pytorch_flash::flash_fwd_splitkv_kernel",
     ]
 
@@ -129,7 +129,7 @@ def test_cold_starts_are_compared_with_upstreams(monkeypatch):
 
     monkeypatch.setattr(cold_start, "_run", run)
     monkeypatch.setattr(cold_start, "_length", lambda output: {"audio": 3.0})
-    monkeypatch.setattr(cold_start, "_theirs", lambda job, output: [])
+    monkeypatch.setattr(cold_start, "_upstream_command", lambda job, output: [])
     names = ["upstream", "float32", "mine"]
     found = cold_start.measure(BenchJob("x", runs=2), names, lambda line: None)
     assert [f["cold_vs_upstream"] for f in found] == [1, 4, 5]
@@ -184,7 +184,7 @@ def test_a_row_that_replays_is_measured_as_one_that_launches(tiny):
     """Its way looks at the tokens rarely: logits and the end of the prefill are not seen there."""
     ours = OptimizedTarget(BenchJob(str(tiny), "cpu", tokens=forced_tokens(0.8)), "float32")
     launched = ours.quality()["logits"]
-    capture(ours._engine, fake_graph_capture.record)
+    capture(ours.engine, fake_graph_capture.record)
     assert_close(ours.quality()["logits"], launched, atol=1e-4)
     seconds = [ours.run() for _ in range(3)][-1]
     assert seconds["prefill"] > 0 and seconds["decode"] > 0
@@ -242,13 +242,13 @@ class FakeRow:
     """A row whose process is not there; "upstream" cannot load, "bfloat16" dies in its second run."""
 
     runs: list[str] = []
-    load_seconds, dtype, plan, kernels, end = 1.0, "float32", "a plan", [], {"peak_rss_mib": 1}
+    load_seconds, dtype, plan, attention, usage = 1.0, "float32", "a plan", [], {"peak_rss_mib": 1}
 
     def __init__(self, job, name):
         if name == "upstream":
             raise ChatterboxOptError("row upstream: there is none")
         self.name, self.warm_ups = name, 2 if name == "+compile" else 1
-        self.laps, self.reads, self.given = [], [], {}
+        self.laps, self.reads, self.quality = [], [], {}
 
     def run(self):
         self.runs.append(self.name)
@@ -280,8 +280,8 @@ def test_rows_that_fail_are_left_out_and_the_others_go_on(tiny, monkeypatch):
 
 
 def test_a_row_that_hangs_is_ended(tiny):
-    job = BenchJob(str(tiny), "cpu", tokens=forced_tokens(0.2), patience=0.05)
-    with pytest.raises(ChatterboxOptError, match="row float32 did not answer in 0 s and was ended"):
+    job = BenchJob(str(tiny), "cpu", tokens=forced_tokens(0.2), timeout=0.05)
+    with pytest.raises(ChatterboxOptError, match="row float32 did not reply in 0 s and was ended"):
         bench_runner.measure(job, ["float32"], lambda _: None)
 
 
