@@ -108,6 +108,32 @@ def test_resume_does_what_is_new_changed_failed_or_gone_and_nothing_else(tmp_pat
     assert len(lines_of(tmp_path)) == 5, "--force forgets"
 
 
+# written by the version before the package had folders
+EARLIER_MANIFEST = """\
+{"id": "1", "text": "830b4291cf437fe9eda4acf3", "settings": "f7a52baafddd6b2a2031689e", "status": "done", "file": "0001.wav", "size": 524, "duration": 0.01, "seconds": 0.5, "seed": 7, "attempts": 1, "faults": [], "error": "", "time": "2026-11-28T07:52:29+00:00"}
+{"id": "2", "text": "f49520ce686dbfc75fb02fc2", "settings": "f7a52baafddd6b2a2031689e", "status": "done", "file": "0002.wav", "size": 524, "duration": 0.01, "seconds": 0.5, "seed": 7, "attempts": 1, "faults": [], "error": "", "time": "2026-11-28T07:52:29+00:00"}
+"""
+
+
+def test_a_directory_of_an_earlier_version_is_resumed(tmp_path):
+    (tmp_path / "manifest.jsonl").write_text(EARLIER_MANIFEST)
+    job = "One line.\nAnother — naïve.\n".encode()
+    default = Sampling(seed=7, temperature=0.5)
+    model_key = "tiny float32 float32 None marked"
+    files = ["0001.wav", "0002.wav"]
+    for file, line in zip(files, lines_of(tmp_path), strict=True):
+        (tmp_path / file).write_bytes(bytes(line["size"]))
+
+    def prepared(sampling):
+        items = job_file.read("a.txt", job, sampling, "anna")
+        return batch_runner.prepare(items, files, model_key, lambda voice: f"key of {voice}")
+
+    assert go(tmp_path, prepared(default), fake := Fake()).skipped == 2
+    assert not fake.ids
+    go(tmp_path, prepared(dataclasses.replace(default, top_k=5)), fake := Fake())
+    assert fake.ids == ["1", "2"]
+
+
 def test_a_file_that_another_item_was_written_over_is_made_again(tmp_path):
     one, two = work(["One.", "Two."])
     go(tmp_path, [one])
