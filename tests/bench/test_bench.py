@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from helpers import fake_graph_capture
 from test_cuda_graphs import capture
 from typer.testing import CliRunner
 
-from chatterbox_opt.bench import backends, cold_start, report
+from chatterbox_opt.bench import backends, cold_start, report, row_process
 from chatterbox_opt.bench import runner as bench_runner
 from chatterbox_opt.bench.backends import BenchJob, OptimizedTarget, forced_tokens
 from chatterbox_opt.cli.main import app
@@ -285,6 +287,23 @@ def test_a_row_that_hangs_is_ended(tiny):
         bench_runner.measure(job, ["float32"], lambda _: None)
 
 
+def test_without_the_resource_module_memory_is_not_measured(measured, monkeypatch):
+    """Windows has no ``resource``: the benchmark starts there, and shows a dash."""
+    script = (
+        "import sys; sys.modules['resource'] = None\n"
+        "from chatterbox_opt.bench import row_process, runner\n"
+        "assert row_process.peak_rss_mib() is None"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert row_process.peak_rss_mib() > 100
+    found = json.loads(measured[1]["json"].read_text())
+    found["rows"][0]["peak_rss_mib"] = None
+    headings, lines = report.cells(found)
+    assert lines[0][headings.index("RSS MiB")] == "-"
+    assert report.compare(found, found, 0.1)[1] is False
+
+
 def test_the_quick_trial_leaves_out_what_tiny_weights_cannot_do():
     assert bench_runner.choose_rows(None, [], "cpu", tiny=True) == [
         "float32",
@@ -315,7 +334,9 @@ def test_a_chart_is_drawn_from_a_report(tmp_path):
     chart.draw(kept, tmp_path / "speed.svg")
     drawn = (tmp_path / "speed.svg").read_text()
     assert drawn.startswith("<?xml") and len(drawn) > 5000
-    chart.draw(kept, tmp_path / "speed.png")
+    assert "x chatterbox-tts" in drawn
+    assert "vocoder" in drawn and "watermark" not in drawn, "no bar of it is visible"
+    chart.draw(kept, tmp_path / "speed.png", title="A title", font_scale=1.5)
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="must end in"):
         chart.check(tmp_path / "speed.gif")
