@@ -52,12 +52,12 @@ FIGURES = (
 
 
 def measure(
-    job: BenchJob, names: Sequence[str], say: Callable[[str], None]
+    job: BenchJob, names: Sequence[str], on_progress: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """Measure the rows' cold starts.
 
     Args:
-        say: callback, called with a line of progress.
+        on_progress: callback, called with a line of progress.
 
     Returns:
         For each row, in order, a mapping with the keys of ``FIGURES``.
@@ -69,7 +69,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="chatterbox-opt-") as scratch:
         for run in range(job.runs):
             for name in names:
-                say(f"cold start {run + 1} of {job.runs}: {name}")
+                on_progress(f"cold start {run + 1} of {job.runs}: {name}")
                 with tempfile.TemporaryDirectory(dir=scratch) as caches:
                     laps[name].append(_start(job, name, Path(caches)))
     figures = {name: _figures(row_laps) for name, row_laps in laps.items()}

@@ -57,7 +57,7 @@ def choose_rows(rows: str | None, profiles: Sequence[str], device: str, *, tiny:
 
 
 @contextmanager
-def weights(model: str | None, *, tiny: bool, say: Callable[[str], None]) -> Iterator[str]:
+def weights(model: str | None, *, tiny: bool, on_progress: Callable[[str], None]) -> Iterator[str]:
     """Yield the model to measure; without the real weights, temporary random ones."""
     if model or (not tiny and not must_download(DEFAULT)):
         yield model or DEFAULT
@@ -66,7 +66,7 @@ def weights(model: str | None, *, tiny: bool, say: Callable[[str], None]) -> Ite
 
     size = "tiny" if tiny else "full"
     with tempfile.TemporaryDirectory(prefix="chatterbox-opt-") as directory:
-        say(f"making {size} random weights: speed does not depend on the values")
+        on_progress(f"making {size} random weights: speed does not depend on the values")
         make(Path(directory), size, seed=0)
         yield directory
 
@@ -74,10 +74,10 @@ def weights(model: str | None, *, tiny: bool, say: Callable[[str], None]) -> Ite
 class _RowProcesses:
     """The processes of a measurement. A row that fails is excluded, and the others continue."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, on_progress: Callable[[str], None]) -> None:
         self.rows: list[RowProcess] = []
         self.failed: dict[str, str] = {}
-        self._say = say
+        self._on_progress = on_progress
 
     def load(self, job: BenchJob, names: Sequence[str]) -> None:
         """Start them, one after another.
@@ -86,7 +86,7 @@ class _RowProcesses:
             ChatterboxOptError: none can be measured here; the error of the first one.
         """
         for name in names:
-            self._say(f"loading {name}")
+            self._on_progress(f"loading {name}")
             with self._excluding(name):
                 self.rows.append(RowProcess(job, name))
         if not self.rows:
@@ -98,7 +98,7 @@ class _RowProcesses:
             for row in self.active():
                 if run <= -row.warm_ups:
                     continue
-                self._say(f"{'warm-up' if run < 1 else f'run {run} of {runs}'}: {row.name}")
+                self._on_progress(f"{'warm-up' if run < 1 else f'run {run} of {runs}'}: {row.name}")
                 with self._excluding(row.name):
                     seconds = row.run()
                     if run >= 1:
@@ -126,22 +126,24 @@ class _RowProcesses:
         try:
             yield
         except ChatterboxOptError as error:
-            self._say(f"left out: {error}")
+            self._on_progress(f"left out: {error}")
             self.failed[name] = str(error)
 
 
-def measure(job: BenchJob, names: Sequence[str], say: Callable[[str], None]) -> dict[str, Any]:
+def measure(
+    job: BenchJob, names: Sequence[str], on_progress: Callable[[str], None]
+) -> dict[str, Any]:
     """Measure all rows; return the report (see bench/report.py for its columns).
 
     Args:
-        say: callback, called with a line of progress.
+        on_progress: callback, called with a line of progress.
 
     Raises:
         ChatterboxOptError: no row could be measured.
     """
     facts = roofline.machine_facts(job, locate(job.model))
     device = torch.device(probe.probe(job.device).device)
-    rows = _RowProcesses(say)
+    rows = _RowProcesses(on_progress)
     try:
         rows.load(job, names)
         rows.run_alternating(job.runs, device)
@@ -155,7 +157,9 @@ def measure(job: BenchJob, names: Sequence[str], say: Callable[[str], None]) -> 
     facts |= {"read_gb_s": statistics.median(reads)}
     facts |= {"ceiling_tokens_per_second": roofline.steps_per_second(facts, reads)}
     table = _table(job, facts, measured)
-    starts = cold_start.measure(job, [row.name for row in measured], say) if job.cold else []
+    starts = (
+        cold_start.measure(job, [row.name for row in measured], on_progress) if job.cold else []
+    )
     unmeasured: dict[str, Any] = dict.fromkeys(cold_start.FIGURES)
     for entry, figures in itertools.zip_longest(table, starts, fillvalue=unmeasured):
         entry |= figures

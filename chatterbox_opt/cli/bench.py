@@ -64,7 +64,7 @@ def bench(
     from chatterbox_opt.bench import runner as bench_runner
 
     chosen = bench_runner.choose_rows(rows, profile or [], device, tiny=quick)
-    with bench_runner.weights(model, tiny=quick, say=talk.say) as directory:
+    with bench_runner.weights(model, tiny=quick, on_progress=talk.say) as directory:
         job = backends.BenchJob(
             str(directory),
             device,
