@@ -1,10 +1,10 @@
-"""Throughput of a batch: the same lines one by one, side by side, and by plain Chatterbox.
+"""Throughput of a batch: the same requests one by one, batched, and by chatterbox-tts.
 
     python benchmarks/batch.py --model DIR --lines 16 --slots 8 --json NAME-batch.json
 
-Lines of 5 to 12 s of forced length (the model never stops by itself), the same ones in every way:
-all of them through T3 alone, the first ``--whole`` through all stages too; plain Chatterbox says
-``--upstream`` of them. Ways take turns.
+Requests of 5 to 12 s of forced length (the stop token is disabled), the same ones for every number
+of slots: all of them through T3 alone, the first ``--whole`` through all stages too, and
+``--upstream`` of them through chatterbox-tts. Numbers of slots alternate.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ import typer
 
 from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.bench.backends import SENTENCE, BenchJob, UpstreamTarget, forced_tokens
-from chatterbox_opt.bench.roofline import facts
+from chatterbox_opt.bench.roofline import machine_facts
 from chatterbox_opt.checkpoints.registry import locate
 from chatterbox_opt.config.hardware import AUTO
 from chatterbox_opt.config.model_config import TOKEN_RATE
 from chatterbox_opt.engine.pipeline import Pipeline
-from chatterbox_opt.engine.sequence import TokenOutput
+from chatterbox_opt.engine.sequence import ChunkRequest, TokenOutput
+from chatterbox_opt.text import chunking
 
-NEVER = -5  # no token
+NO_TOKEN = -5
 
 
 def requests(lines: int) -> list[Request]:
@@ -42,7 +43,7 @@ def requests(lines: int) -> list[Request]:
 
 
 def ours(engine: Engine, lines: list[Request], slots: int) -> dict[str, float]:
-    """Seconds by stage and in all, and what was said."""
+    """All stages: seconds by stage and in total, and tokens."""
     engine.plan = replace(engine.plan, slots=slots)
     start, tokens, stages = time.perf_counter(), 0, {}  # type: tuple[float, int, dict[str, float]]
     for result in engine.batch(lines):
@@ -55,16 +56,21 @@ def ours(engine: Engine, lines: list[Request], slots: int) -> dict[str, float]:
 
 
 def never_stop(engine: Engine) -> None:
-    """Let every utterance come to its bound, whatever the weights."""
+    """Disable the stop token: every sequence reaches its token limit, whatever the weights."""
     with engine.pipeline.placement("t3") as t3:  # type: ignore[union-attr]
-        t3.shape = replace(t3.shape, stop_speech=NEVER)  # type: ignore[type-var]
+        t3.shape = replace(t3.shape, stop_speech=NO_TOKEN)  # type: ignore[type-var]
 
 
 def t3_alone(engine: Engine, lines: list[Request], slots: int) -> dict[str, float]:
     """Tokens per second of T3, prefill included."""
     pipeline = cast(Pipeline, engine.pipeline)
-    begun = [engine._begin(None, line, line.sampling.seed or 0) for line in lines]
-    left = iter([attempts.next_request() for chunks in begun for attempts in chunks])
+    [chunk], voice = chunking.split(SENTENCE), engine.voice()
+    left = iter(
+        [
+            ChunkRequest(chunk, voice, line.sampling, line.sampling.seed or 0, lambda count: None)
+            for line in lines
+        ]
+    )
     start, tokens = time.perf_counter(), 0
     for ended in pipeline.read(lambda: next(left, None), slots, 1, guided=True):
         tokens += sum(len(read.tokens) for read in ended if isinstance(read, TokenOutput))
@@ -84,10 +90,10 @@ def figures(tokens: int, whole: float, stages: dict[str, float]) -> dict[str, An
 
 def upstream(model: str, lines: list[Request], device: str = AUTO) -> dict[str, Any]:
     tokens, stages = 0, {}  # type: tuple[int, dict[str, float]]
-    theirs = UpstreamTarget(BenchJob(model, device), "")
+    target = UpstreamTarget(BenchJob(model, device), "")
     for line in lines:
         count = line.sampling.max_tokens
-        seconds = theirs.run(forced_tokens(count / TOKEN_RATE))
+        seconds = target.run(forced_tokens(count / TOKEN_RATE))
         seconds["t3"] = seconds.pop("prefill") + seconds.pop("decode")
         stages = {stage: stages.get(stage, 0.0) + s for stage, s in seconds.items()}
         tokens += count
@@ -96,34 +102,34 @@ def upstream(model: str, lines: list[Request], device: str = AUTO) -> dict[str, 
 
 def main(
     model: Annotated[str, typer.Option(help="A checkpoint of random values will do.")],
-    lines: Annotated[int, typer.Option(help="How many.")] = 64,
-    slots: Annotated[list[int] | None, typer.Option(help="Ways to batch.")] = None,
-    whole: Annotated[int, typer.Option(help="Lines through all stages.")] = 8,
+    lines: Annotated[int, typer.Option(help="Number of requests.")] = 64,
+    slots: Annotated[list[int] | None, typer.Option(help="Sequences decoded at once.")] = None,
+    whole: Annotated[int, typer.Option(help="Requests through all stages.")] = 8,
     dtype: Annotated[str, typer.Option(help="As for synth.")] = "bfloat16",
-    runs: Annotated[int, typer.Option(help="Turns of every way.")] = 1,
+    runs: Annotated[int, typer.Option(help="Runs of every number of slots.")] = 1,
     upstream_lines: Annotated[
-        int, typer.Option("--upstream", help="Lines for plain Chatterbox.")
+        int, typer.Option("--upstream", help="Requests for chatterbox-tts.")
     ] = 0,
-    output: Annotated[Path | None, typer.Option("--json", help="Where figures go.")] = None,
+    output: Annotated[Path | None, typer.Option("--json", help="Write the report.")] = None,
 ) -> None:
     """Measure and print."""
-    asked = requests(lines)
+    all_requests = requests(lines)
     rows: dict[str, list[dict[str, Any]]] = {}
     with Engine.load(model, "dev", overrides={"dtype": dtype}) as engine:
         never_stop(engine)
-        ways_to_go = slots or [1, engine.plan.slots]
-        ours(engine, asked[:2], 2)  # warm
-        for _, (name, measure, count), ways in product(
-            range(runs), (("t3", t3_alone, lines), ("whole", ours, whole)), ways_to_go
+        slot_counts = slots or [1, engine.plan.slots]
+        ours(engine, all_requests[:2], 2)  # warm-up
+        for _, (name, measure, count), slot_count in product(
+            range(runs), (("t3", t3_alone, lines), ("whole", ours, whole)), slot_counts
         ):
-            row = measure(engine, asked[:count], ways)
-            rows.setdefault(f"{name}, {ways} at once", []).append(row)
-            typer.echo(f"{name}, {ways} at once: {json.dumps(row)}", err=True)
+            row = measure(engine, all_requests[:count], slot_count)
+            rows.setdefault(f"{name}, {slot_count} at once", []).append(row)
+            typer.echo(f"{name}, {slot_count} at once: {json.dumps(row)}", err=True)
     if upstream_lines:
-        rows["upstream"] = [upstream(model, asked[:upstream_lines])]
+        rows["upstream"] = [upstream(model, all_requests[:upstream_lines])]
         typer.echo(f"upstream: {json.dumps(rows['upstream'][0])}", err=True)
-    card = facts(BenchJob(model), locate(model))
-    report = {"card": card, "dtype": dtype, "lines": lines, "rows": rows}
+    facts = machine_facts(BenchJob(model), locate(model))
+    report = {"card": facts, "dtype": dtype, "lines": lines, "rows": rows}
     text = json.dumps(report, indent=1)
     typer.echo(text) if output is None else output.write_text(text + "\n", encoding="utf-8")
 

@@ -2,7 +2,7 @@
 
     python benchmarks/readme_chart.py benchmarks/results/epyc-vnni-2-cores.json
 
-The drawing is that of ``chatterbox-opt bench --plot``; this script chooses rows, names and colors.
+The chart is that of ``chatterbox-opt bench --plot``; this script selects rows, names and colors.
 """
 
 from __future__ import annotations
@@ -23,33 +23,38 @@ ROWS = {  # row of the report -> label
     "bfloat16": "bfloat16",
     "int8": "int8 (default)",
 }
-INK = {"light": "#1f2328", "dark": "#e6edf3"}  # GitHub's text colors
-PAPER = {"light": "#ffffff", "dark": "#0d1117"}  # and its backgrounds
+FONT_SCALE = 1.2
+FOREGROUND = {"light": "#1f2328", "dark": "#e6edf3"}  # GitHub's text colors
+BACKGROUND = {"light": "#ffffff", "dark": "#0d1117"}  # and its backgrounds
 
 
-def chosen(report: dict[str, Any]) -> dict[str, Any]:
+def select_rows(report: dict[str, Any]) -> dict[str, Any]:
     """The report with the rows above only, under the names above."""
     rows = [row | {"name": ROWS[row["name"]]} for row in report["rows"] if row["name"] in ROWS]
-    card = report["card"]
-    device = f"{card['device']}, {card['cores']} cores ({card['instructions']}): shorter is faster"
-    return report | {"rows": rows, "card": card | {"device": device}}
+    return report | {"rows": rows}
+
+
+def title(report: dict[str, Any]) -> str:
+    facts = report["card"]
+    return f"{facts['device']}, {facts['cores']} cores ({facts['instructions']}): shorter is faster"
 
 
 def style(theme: str) -> dict[str, Any]:
     """Matplotlib's settings for a theme."""
-    ink, paper = INK[theme], PAPER[theme]
-    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    papered = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
-    return dict.fromkeys(inked, ink) | dict.fromkeys(papered, paper) | {"font.size": 11}
+    foreground = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    background = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
+    return dict.fromkeys(foreground, FOREGROUND[theme]) | dict.fromkeys(
+        background, BACKGROUND[theme]
+    )
 
 
 def main() -> None:
     """Write docs/images/speed-light.png and speed-dark.png."""
-    report = chosen(read(Path(sys.argv[1])))
+    report = select_rows(read(Path(sys.argv[1])))
     IMAGES.mkdir(parents=True, exist_ok=True)
-    for theme in INK:
+    for theme in FOREGROUND:
         with matplotlib.rc_context(style(theme)):
-            draw(report, IMAGES / f"speed-{theme}.png")
+            draw(report, IMAGES / f"speed-{theme}.png", title=title(report), font_scale=FONT_SCALE)
 
 
 if __name__ == "__main__":

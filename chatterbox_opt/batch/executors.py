@@ -103,7 +103,7 @@ class RayExecutor:
 
     def probe(self, device: str) -> Hardware:
         """What a machine of the cluster has."""
-        return self._cluster.ask(probe.probe, device)
+        return self._cluster.call(probe.probe, device)
 
     @contextmanager
     def open(self, spec: WorkerSpec) -> Iterator[Speak]:
@@ -111,7 +111,7 @@ class RayExecutor:
         from chatterbox_opt.voices.library import VoiceLibrary
 
         voices = VoiceLibrary(registry.locate(spec.engine.model), spec.engine.store)
-        share = self._cluster.share(self.workers, on_card=spec.plan.device == "cuda")
+        share = self._cluster.share(self.workers, use_gpu=spec.plan.device == "cuda")
         with Pool(ray_workers.RayActors(spec, share), self.workers) as pool:
             pool.wait()
             yield with_voices(pool, voices.voice)

@@ -1,9 +1,9 @@
-"""Job files to utterances: .txt, .jsonl, .csv, .srt, .vtt, or standard input.
+"""Parsers of job files: .txt, .jsonl, .csv, .srt, .vtt, or standard input, to ``Item``s.
 
-Knows what each format looks like and which columns there are. Knows nothing of engines, of output
-files or of whether a text can be spoken: that is found out, row by row, when its turn comes. What
-makes the file itself doubtful (an unknown column, an id given twice, a seed that is no number) is
-said before any work, with file and row.
+Responsible for the formats and the known columns. Not responsible for engines, output files or
+whether a text can be synthesized: that is found out item by item. What makes the file itself
+ambiguous (an unknown column, a duplicate id, a seed that is not a number) is an error before any
+work, with file and row.
 """
 
 from __future__ import annotations
@@ -13,33 +13,36 @@ import html
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.sampling import Sampling
 
 STDIN = "-"
-KNOBS = tuple(field.name for field in fields(Sampling))
-COLUMNS = ("id", "text", "voice", *KNOBS)
-_WHOLE = ("seed", "max_tokens", "cfm_steps")
+SAMPLING_COLUMNS = tuple(field.name for field in fields(Sampling))
+COLUMNS = ("id", "text", "voice", *SAMPLING_COLUMNS)
+_INTEGERS = ("seed", "max_tokens", "cfm_steps")
 _TIMING = re.compile(r"^\s*(?:\d+:)?\d+:\d+[.,]\d+\s+-->\s+(?:\d+:)?\d+:\d+[.,]\d+")
 _MARKUP = re.compile(r"<[^<>\n]*>|\{\\[^{}\n]*\}")  # <i>, <v Anna>, {\an8}
+Cells: TypeAlias = dict[str, Any]  # by column
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One utterance of a job.
+    """One text of a job, and where its audio goes.
 
     Attributes:
-        id: as given, or its number among the utterances.
+        id: the row's own, or its number among the items.
         row: its line in the file (its number, for cues), for messages.
         text: not yet cleaned.
-        voice: a recording or a name; None is the job's own.
-        sampling: the job's knobs with the row's over them.
+        voice: a recording or a name; None is the model's own.
+        sampling: the job's sampling parameters, overridden by the row's.
         starts_chapter: a chapter begins here.
+        file: name in the output directory; "" until runner.py assigns it.
+        text_hash, settings_hash: what the manifest compares (see runner.py); "" until then.
     """
 
     id: str
@@ -48,53 +51,46 @@ class Item:
     voice: str | None
     sampling: Sampling
     starts_chapter: bool = False
+    file: str = ""
+    text_hash: str = ""
+    settings_hash: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """What a format finds: cells by column, and where."""
-
-    number: int
-    cells: Mapping[str, Any]
-    starts_chapter: bool = False
-
-
-def read(file: str, content: bytes, usual: Sampling, voice: str | None = None) -> list[Item]:
-    """Turn a job file into items.
+def read(file: str, content: bytes, default: Sampling, voice: str | None = None) -> list[Item]:
+    """Parse a job file.
 
     Args:
-        file: its name, whose extension is its format; ``-`` is lines.
-        content: what is in it.
-        usual: knobs that a row does not give.
-        voice: for rows that give none.
+        file: its name, whose extension is its format; ``-`` is plain lines.
+        content: of the file.
+        default: sampling parameters where a row has none.
+        voice: where a row has none.
 
     Raises:
-        InputError: unknown format, not UTF-8, or a row that makes the file doubtful.
+        InputError: unknown format, not UTF-8, or a row that makes the file ambiguous.
     """
     kind = ".txt" if file == STDIN else Path(file).suffix.lower()
     name = "standard input" if file == STDIN else f"'{file}'"
     if kind not in _FORMATS:
         raise InputError(f"{name} has no known extension; give {', '.join(_FORMATS)}, or -")
-    text = _decoded(name, content)
+    text = _decode(name, content)
     items: list[Item] = []
-    seen: dict[str, int] = {}
-    for row in _FORMATS[kind](name, text):
-        item = _item(
-            name, row, len(items) + 1, Item("", row.number, "", voice, usual, row.starts_chapter)
-        )
-        if item.id in seen:
+    row_of_id: dict[str, int] = {}
+    for row, cells, starts_chapter in _FORMATS[kind](name, text):
+        base = Item(str(len(items) + 1), row, "", voice, default, starts_chapter)
+        item = _item(f"{name} row {row}", cells, base)
+        if item.id in row_of_id:
             raise InputError(
-                f"{name} row {item.row}: id '{item.id}' is that of row {seen[item.id]} too; "
+                f"{name} row {row}: id '{item.id}' is that of row {row_of_id[item.id]} too; "
                 "give each row its own"
             )
-        seen[item.id] = item.row
+        row_of_id[item.id] = row
         items.append(item)
     if not items:
-        raise InputError(f"{name} has nothing to say; give at least one line")
+        raise InputError(f"{name} has no text; give at least one line")
     return items
 
 
-def _decoded(name: str, content: bytes) -> str:
+def _decode(name: str, content: bytes) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -103,55 +99,61 @@ def _decoded(name: str, content: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _lines(name: str, text: str) -> Iterator[_Row]:
-    """A line an utterance; a blank line before it opens a chapter."""
+# Each parser yields (row, cells, starts_chapter).
+_Parsed: TypeAlias = Iterator[tuple[int, Cells, bool]]
+
+
+def _parse_lines(name: str, text: str) -> _Parsed:
+    """One item per line; an empty line before it starts a chapter."""
     starts_chapter = False
-    for number, line in enumerate(text.split("\n"), 1):
+    for row, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             starts_chapter = True
             continue
-        yield _Row(number, {"text": line.strip()}, starts_chapter)
+        yield row, {"text": line.strip()}, starts_chapter
         starts_chapter = False
 
 
-def _json_lines(name: str, text: str) -> Iterator[_Row]:
-    for number, line in enumerate(text.split("\n"), 1):
+def _parse_json_lines(name: str, text: str) -> _Parsed:
+    for row, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             cells = json.loads(line)
         except (ValueError, RecursionError) as error:
             reason = str(error).partition(": line 1")[0]
-            raise InputError(f"{name} row {number} is not JSON ({reason}): mend it") from error
+            raise InputError(f"{name} row {row} is not JSON ({reason}): correct it") from error
         if not isinstance(cells, dict):
-            raise InputError(f'{name} row {number} is no JSON object: write {{"text": …}}')
-        yield _Row(number, cells)
+            raise InputError(f'{name} row {row} is not a JSON object: write {{"text": …}}')
+        yield row, cells, False
 
 
-def _csv(name: str, text: str) -> Iterator[_Row]:
+def _parse_csv(name: str, text: str) -> _Parsed:
     reader = csv.reader(io.StringIO(text), strict=True)
     try:
         header = [column.strip() for column in next(reader, [])]
-        _check_columns(name, 1, header)
+        _check_columns(f"{name} row 1", header)
         if len(set(header)) < len(header):
             raise InputError(f"{name} row 1 names a column twice; name each once")
-        ended = reader.line_num
+        last_line = reader.line_num
         for cells in reader:
-            number, ended = ended + 1, reader.line_num  # a quoted cell may hold line breaks
+            row, last_line = last_line + 1, reader.line_num  # a quoted cell may hold line breaks
             if not cells:
                 continue
             if len(cells) != len(header):
                 raise InputError(
-                    f"{name} row {number} has {len(cells)} cells and the header {len(header)}; "
+                    f"{name} row {row} has {len(cells)} cells and the header {len(header)}; "
                     'put a text with commas in quotes ("…")'
                 )
-            yield _Row(number, dict(zip(header, cells, strict=True)))
+            yield row, dict(zip(header, cells, strict=True)), False
     except csv.Error as error:
-        raise InputError(f"{name} row {reader.line_num} is not CSV ({error}): mend it") from error
+        raise InputError(
+            f"{name} row {reader.line_num} is not CSV ({error}): correct it"
+        ) from error
 
 
-def _cues(name: str, text: str) -> Iterator[_Row]:
-    """Subtitles: the words of every cue, without markup. When they are shown does not matter."""
+def _parse_cues(name: str, text: str) -> _Parsed:
+    """Subtitles: the text of every cue, without markup; times are ignored."""
     lines: list[str] | None = None
     number = 0
     for line in [*text.split("\n"), ""]:
@@ -160,56 +162,56 @@ def _cues(name: str, text: str) -> Iterator[_Row]:
         elif lines is not None and line.strip():
             lines.append(line.strip())
         elif lines is not None:
-            words = " ".join(html.unescape(_MARKUP.sub("", line)) for line in lines).strip()
-            if words:
-                yield _Row(number, {"text": words})
+            cue = " ".join(html.unescape(_MARKUP.sub("", line)) for line in lines).strip()
+            if cue:
+                yield number, {"text": cue}, False
             lines = None
 
 
-_FORMATS: dict[str, Callable[[str, str], Iterator[_Row]]] = {
-    ".txt": _lines,
-    ".jsonl": _json_lines,
-    ".csv": _csv,
-    ".srt": _cues,
-    ".vtt": _cues,
+_FORMATS: dict[str, Callable[[str, str], _Parsed]] = {
+    ".txt": _parse_lines,
+    ".jsonl": _parse_json_lines,
+    ".csv": _parse_csv,
+    ".srt": _parse_cues,
+    ".vtt": _parse_cues,
 }
 
 
-def _check_columns(name: str, row: int, columns: list[str]) -> None:
+def _check_columns(where: str, columns: list[str]) -> None:
     for column in columns:
         if column not in COLUMNS:
             known = ", ".join(COLUMNS)
-            raise InputError(f"{name} row {row}: unknown column '{column}'; known: {known}")
+            raise InputError(f"{where}: unknown column '{column}'; known: {known}")
     if "text" not in columns:
-        raise InputError(f"{name} row {row} has no text; name the column 'text'")
+        raise InputError(f"{where} has no text; name the column 'text'")
 
 
-def _item(name: str, row: _Row, number: int, usual: Item) -> Item:
-    """Cells over the job's own values; an empty cell is one that is not given."""
-    _check_columns(name, row.number, list(row.cells))
-    given = {column: cell for column, cell in row.cells.items() if cell not in (None, "")}
-    text, id = given.pop("text", ""), given.pop("id", number)
-    voice = given.pop("voice", usual.voice)
+def _item(where: str, cells: Cells, base: Item) -> Item:
+    """``base`` overridden by a row's cells; an empty cell is treated as absent."""
+    _check_columns(where, list(cells))
+    cells = {column: cell for column, cell in cells.items() if cell not in (None, "")}
+    text, id = cells.pop("text", ""), cells.pop("id", base.id)
+    voice = cells.pop("voice", base.voice)
     if not isinstance(text, str):
-        raise InputError(f"{name} row {row.number}: text is no string; put it in quotes")
+        raise InputError(f"{where}: text is not a string; put it in quotes")
     if isinstance(id, bool) or not isinstance(id, (str, int)):
-        raise InputError(f"{name} row {row.number}: id is no string or whole number")
+        raise InputError(f"{where}: id is not a string or whole number")
     if voice is not None and not isinstance(voice, str):
-        raise InputError(f"{name} row {row.number}: voice is no string; give a file or a name")
+        raise InputError(f"{where}: voice is not a string; give a file or a name")
     try:
-        knobs = {knob: _number(knob, cell) for knob, cell in given.items()}
-        sampling = replace(usual.sampling, **knobs)
+        overrides = {column: _number(column, cell) for column, cell in cells.items()}
+        sampling = replace(base.sampling, **overrides)
     except InputError as error:
-        raise InputError(f"{name} row {row.number}: {error}") from error
-    return replace(usual, id=str(id), text=text, voice=voice, sampling=sampling)
+        raise InputError(f"{where}: {error}") from error
+    return replace(base, id=str(id), text=text, voice=voice, sampling=sampling)
 
 
-def _number(knob: str, cell: Any) -> Any:
-    kind: type[int] | type[float] = int if knob in _WHOLE else float
+def _number(column: str, cell: Any) -> Any:
+    kind: type[int] | type[float] = int if column in _INTEGERS else float
     try:
         if isinstance(cell, bool) or (kind is int and isinstance(cell, float)):
             raise ValueError
         return kind(cell)
     except (ValueError, TypeError, OverflowError) as error:
         what = "a whole number" if kind is int else "a number"
-        raise InputError(f"{knob} is {json.dumps(cell)[:40]}; give {what}") from error
+        raise InputError(f"{column} is {json.dumps(cell)[:40]}; give {what}") from error

@@ -1,8 +1,8 @@
-"""Workers that are processes of this machine, each with its share of cards or cores.
+"""Workers that are processes of this machine, each with its share of the GPUs or cores.
 
-Knows pipes, signals and how a process ends. Knows nothing of engines, nor of what is in a message.
-A worker hears nothing of Ctrl-C: the parent decides what is finished. It ends when its pipe does,
-whatever it does: a parent that is killed leaves nobody behind.
+Responsible for pipes, signals and exit codes. Not responsible for engines or the content of
+messages. Workers ignore Ctrl-C: the parent decides what is finished. A worker exits when its pipe
+is closed, whatever it is doing, so a killed parent leaves no processes behind.
 """
 
 from __future__ import annotations
@@ -19,29 +19,35 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
-from chatterbox_opt.batch.worker_pool import Message, Opening, WorkerDied, forward_logs, serve
+from chatterbox_opt.batch.worker_pool import (
+    EngineFactory,
+    Message,
+    WorkerDied,
+    forward_logs,
+    serve,
+)
 from chatterbox_opt.request import Request
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
-PATIENCE = 5.0  # seconds that an end may take
+JOIN_TIMEOUT = 5.0  # seconds
 THREADS = "OMP_NUM_THREADS"
-CARDS = "CUDA_VISIBLE_DEVICES"
+GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 def split_resources(
-    count: int, cards: Sequence[str], environment: Mapping[str, str]
+    count: int, gpus: Sequence[str], environment: Mapping[str, str]
 ) -> list[dict[str, str]]:
-    """What each of ``count`` processes finds in its environment.
+    """The environment variables of each of ``count`` processes.
 
     Args:
-        cards: names of the cards that are there, as CUDA_VISIBLE_DEVICES has them; they are dealt
-            out in turn. If there are none, the cores are shared out.
-        environment: a number of threads in it is kept.
+        gpus: the visible GPUs, named as in CUDA_VISIBLE_DEVICES; assigned round robin. Without
+            GPUs the cores are divided.
+        environment: a number of threads set in it is not changed.
     """
-    if cards:
-        return [{CARDS: cards[number % len(cards)]} for number in range(count)]
+    if gpus:
+        return [{GPUS: gpus[number % len(gpus)]} for number in range(count)]
     threads = environment.get(THREADS) or str(max(1, _cores() // count))
     return [{THREADS: threads}] * count
 
@@ -53,42 +59,43 @@ def _cores() -> int:
 
 
 class ProcessWorkers:
-    """A crew (see worker_pool.py) of processes with a fresh interpreter each."""
+    """A ``WorkerFactory`` of processes, each with a fresh interpreter."""
 
-    def __init__(self, opening: Opening, environments: Sequence[Mapping[str, str]]) -> None:
-        self._opening, self._environments = opening, environments
+    def __init__(
+        self, load_engine: EngineFactory, environments: Sequence[Mapping[str, str]]
+    ) -> None:
+        self._load_engine, self._environments = load_engine, environments
 
     def start(self, number: int) -> _Process:
-        """Start a process; what it needs is in its environment before it imports anything."""
+        """Start a process; its environment variables are set before it imports anything."""
         context = multiprocessing.get_context("spawn")
-        near, far = context.Pipe()
-        process = context.Process(target=_main, args=(far, self._opening))
-        with _inherited(self._environments[number]), far:
+        parent_end, worker_end = context.Pipe()
+        process = context.Process(target=_main, args=(worker_end, self._load_engine))
+        with _child_settings(self._environments[number]), worker_end:
             process.start()
-        return _Process(near, process)
+        return _Process(parent_end, process)
 
     def wait(self, ends: Sequence[Any]) -> list[Any]:
-        """See ``Crew``."""
         return wait(ends)
 
 
 class _Process:
+    """The parent's handle of a process."""
+
     def __init__(self, pipe: Connection, process: SpawnProcess) -> None:
         self._pipe, self._process = pipe, process
         self.ends = (pipe, process.sentinel)
 
-    def give(self, request: Request | None) -> None:
-        """See ``Worker``."""
-        with suppress(OSError):  # it is dead: the next receive says so
+    def send(self, request: Request | None) -> None:
+        with suppress(OSError):  # it is dead: the next receive raises
             self._pipe.send_bytes(pickle.dumps(request))
 
     def receive(self) -> Message:
-        """See ``Worker``."""
         with suppress(OSError, EOFError):
-            if self._pipe.poll():  # also what it said before it died
+            if self._pipe.poll():  # including messages sent before it died
                 message: Message = pickle.loads(self._pipe.recv_bytes())
                 return message
-        self._process.join(PATIENCE)
+        self._process.join(JOIN_TIMEOUT)
         code = self._process.exitcode
         if code is None or code >= 0:
             raise WorkerDied(f"exit code {code}")
@@ -96,23 +103,23 @@ class _Process:
         raise WorkerDied(f"{signal.Signals(-code).name}{reason}")
 
     def close(self) -> None:
-        """See ``Worker``."""
         self._pipe.close()
-        self._process.join(PATIENCE)
+        self._process.join(JOIN_TIMEOUT)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
 
 
 @contextmanager
-def _inherited(environment: Mapping[str, str]) -> Iterator[None]:
-    """Have a process that starts in the block inherit these values, and deaf ears for signals."""
+def _child_settings(environment: Mapping[str, str]) -> Iterator[None]:
+    """Start child processes with these environment variables, and SIGINT and SIGTERM blocked."""
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
-    deaf = hasattr(signal, "pthread_sigmask")
-    if deaf:
-        resource_tracker.ensure_running()  # the first process starts it, and it opens our ears
-        ours = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    has_sigmask = hasattr(signal, "pthread_sigmask")
+    if has_sigmask:
+        # the first process would start the tracker, which unblocks the parent's signals
+        resource_tracker.ensure_running()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
@@ -121,37 +128,38 @@ def _inherited(environment: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-        if deaf:
-            signal.pthread_sigmask(signal.SIG_SETMASK, ours)
+        if has_sigmask:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _main(pipe: Connection, opening: Opening) -> None:
+def _main(pipe: Connection, load_engine: EngineFactory) -> None:
+    """The worker process."""
     if not hasattr(signal, "pthread_sigmask"):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     incoming: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(pipe, incoming), daemon=True).start()
-    one_at_a_time = threading.Lock()  # a warning may come from another thread
+    send_lock = threading.Lock()  # a warning may come from another thread
 
     def send(message: Message) -> None:
         content = pickle.dumps(message)
-        with one_at_a_time, _ending():
+        with send_lock, _exit_without_parent():
             pipe.send_bytes(content)
 
     forward_logs(send)
-    serve(opening, incoming.get, send)
+    serve(load_engine, incoming.get, send)
 
 
 def _read(pipe: Connection, incoming: queue.SimpleQueue[Request | None]) -> None:
-    """Take in what comes, so that two ends never wait for each other."""
+    """Empty the pipe continuously, so that parent and worker cannot block each other."""
     while True:
-        with _ending():
+        with _exit_without_parent():
             content = pipe.recv_bytes()
         incoming.put(pickle.loads(content))
 
 
 @contextmanager
-def _ending() -> Iterator[None]:
-    """End the process, whatever it does, when there is nobody at the other end."""
+def _exit_without_parent() -> Iterator[None]:
+    """Exit the process immediately if the pipe has no other end any more."""
     try:
         yield
     except (OSError, EOFError):

@@ -1,12 +1,12 @@
-"""What a batch has done: one line of JSON for each attempt at an item, never rewritten.
+"""The manifest of a batch: an append-only log with one line of JSON per result of an item.
 
-Knows one directory: its manifest, its lock, and what an item's file must look like to count as
-done. Knows nothing of speech or of job files, and imports no torch.
+Responsible for one output directory: its manifest, its lock, and what an item's file must look
+like to count as done. Not responsible for synthesis or job files; imports no torch.
 
-    DIR/manifest.jsonl   appended to, flushed to the disk after each item's file is in its place
-    DIR/manifest.lock    held while a run works here; the system drops it with the process
+    DIR/manifest.jsonl   appended to, and synced to disk after each item's file is in place
+    DIR/manifest.lock    held during a run; the system releases it when the process ends
 
-Of several lines of one item the last counts, whatever their times say.
+Of several lines with the same id the last one counts, regardless of their times.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ DONE, FAILED = "done", "failed"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What became of one item.
+    """The result of one item. The fields are the keys of a manifest line: they must not change.
 
     Attributes:
         id: the item's.
-        text, settings: hashes of what was asked.
+        text, settings: hashes of the request (see runner.py).
         status: "done" or "failed".
         file: name in the directory; "" if failed.
         size: of the file, bytes.
-        duration: of the sound, seconds.
-        seconds: of work.
+        duration: of the audio, seconds.
+        seconds: computing time.
         seed: the one that was used.
-        attempts: the most that one chunk took, with what --verify asked for.
-        faults: what the guard still found in it; empty for good speech.
+        attempts: maximum over the chunks, plus the retries requested by --verify.
+        faults: what the quality checks still found in the best attempt; empty if nothing.
         error: why it failed.
-        time: when, by the clock of the machine; for people.
+        time: local time of the machine; informative only.
     """
 
     id: str
@@ -67,7 +67,7 @@ class Entry:
 
 
 class Manifest:
-    """The open manifest of a directory that this process has for itself (see ``open_manifest``)."""
+    """The open manifest of a directory that this process has locked (see ``open_manifest``)."""
 
     def __init__(self, directory: Path, descriptor: int, entries: dict[str, Entry]) -> None:
         self.directory = directory
@@ -75,19 +75,19 @@ class Manifest:
         self._entries = entries
 
     def done(self, id: str, text: str, settings: str, file: str) -> Entry | None:
-        """The entry of an item that needs no work: same text and settings, its file in place."""
+        """The entry of an item that is up to date: same text and settings, its file in place."""
         entry = self._entries.get(id)
-        wanted = (DONE, text, settings, file)
-        if entry is None or (entry.status, entry.text, entry.settings, entry.file) != wanted:
+        expected = (DONE, text, settings, file)
+        if entry is None or (entry.status, entry.text, entry.settings, entry.file) != expected:
             return None
         try:
-            there = (self.directory / file).stat().st_size == entry.size
+            exists = (self.directory / file).stat().st_size == entry.size
         except OSError:
-            there = False
-        return entry if there else None
+            exists = False
+        return entry if exists else None
 
     def append(self, entry: Entry) -> Entry:
-        """Write a line and wait until the disk has it; return the entry with its time.
+        """Write a line and sync it to disk; return the entry with its time.
 
         Raises:
             OutputError: disk full, or the manifest was removed or replaced.
@@ -95,9 +95,9 @@ class Manifest:
         path = self.directory / FILE
         entry = dataclasses.replace(entry, time=_now())
         line = json.dumps(dataclasses.asdict(entry), ensure_ascii=False) + "\n"
-        # a lone surrogate, which JSON can smuggle in, has no UTF-8 of its own
+        # JSON can contain lone surrogates, which UTF-8 cannot encode
         content = line.encode("utf-8", "backslashreplace")
-        before = os.fstat(self._descriptor).st_size
+        size_before = os.fstat(self._descriptor).st_size
         try:
             if not os.path.samestat(path.stat(), os.fstat(self._descriptor)):
                 raise OutputError(f"'{path}' was replaced by another program: run again")
@@ -106,7 +106,7 @@ class Manifest:
             os.fsync(self._descriptor)
         except OSError as error:
             with suppress(OSError):
-                os.ftruncate(self._descriptor, before)  # no half line before the next
+                os.ftruncate(self._descriptor, size_before)  # remove the partial line
             raise OutputError(
                 f"could not write '{path}' ({error.strerror}): check that the directory is there "
                 "and has free space, and run again to go on"
@@ -116,16 +116,16 @@ class Manifest:
 
 
 @contextmanager
-def open_manifest(directory: Path, *, anew: bool = False) -> Iterator[Manifest]:
-    """Have a directory for oneself while the block runs, with what was done there before.
+def open_manifest(directory: Path, *, reset: bool = False) -> Iterator[Manifest]:
+    """Lock a directory while the block runs, and load its manifest.
 
-    What a killed run left is put right: a torn last line goes, half-written files go.
+    Cleans up after a killed run: removes a partial last line and partially written files.
 
     Args:
-        anew: forget what was done.
+        reset: discard the entries of earlier runs.
 
     Raises:
-        InputError: another run works there, or it is not a directory that can be written to.
+        InputError: another run holds the lock, or it is not a writable directory.
     """
     import filelock
 
@@ -139,10 +139,10 @@ def open_manifest(directory: Path, *, anew: bool = False) -> Iterator[Manifest]:
         ) from error
     try:
         lock = filelock.FileLock(directory / LOCK, timeout=0)
-        with lock, _descriptor(directory / FILE, anew=anew) as descriptor:
-            for left in directory.iterdir():
-                if PART.fullmatch(left.name):
-                    left.unlink(missing_ok=True)
+        with lock, _open(directory / FILE, reset=reset) as descriptor:
+            for path in directory.iterdir():
+                if PART.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
             entries = _read(descriptor, directory / FILE)
             yield Manifest(directory, descriptor, entries)
     except filelock.Timeout as error:
@@ -152,9 +152,9 @@ def open_manifest(directory: Path, *, anew: bool = False) -> Iterator[Manifest]:
 
 
 @contextmanager
-def _descriptor(path: Path, *, anew: bool) -> Iterator[int]:
+def _open(path: Path, *, reset: bool) -> Iterator[int]:
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags | (os.O_TRUNC if anew else 0), 0o666)
+    descriptor = os.open(path, flags | (os.O_TRUNC if reset else 0), 0o666)
     try:
         yield descriptor
     finally:
@@ -162,36 +162,36 @@ def _descriptor(path: Path, *, anew: bool) -> Iterator[int]:
 
 
 def _read(descriptor: int, path: Path) -> dict[str, Entry]:
-    """Entries by id, the last of each; the file ends at a line's end afterwards."""
+    """Entries by id, the last of each; afterwards the file ends with a line break."""
     with open(os.dup(descriptor), "rb") as file:
         file.seek(0)
         content = file.read()
     *lines, tail = content.split(b"\n")
-    if tail and _entry(tail):
-        os.write(descriptor, b"\n")  # whole but for its end
+    if tail and _parse(tail):
+        os.write(descriptor, b"\n")  # complete except for its line break
         lines.append(tail)
     elif tail:
-        log.warning("%s ends in half a line, of a run that was killed: dropped", path)
+        log.warning("%s ends in a partial line, of a run that was killed: removed", path)
         os.ftruncate(descriptor, len(content) - len(tail))
     entries: dict[str, Entry] = {}
-    owners: dict[str, str] = {}
+    id_of_file: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
-        entry = _entry(line)
+        entry = _parse(line)
         if entry is None:
-            log.warning("%s line %d is damaged: what it said is done again", path, number)
+            log.warning("%s line %d is damaged: its item is synthesized again", path, number)
             continue
         entries[entry.id] = entry
         if entry.file:
-            owners[entry.file] = entry.id
-    # a file that another item was written over is no longer this one's
-    return {id: e for id, e in entries.items() if not e.file or owners[e.file] == id}
+            id_of_file[entry.file] = entry.id
+    # a file overwritten by another item belongs to the other item only
+    return {id: e for id, e in entries.items() if not e.file or id_of_file[e.file] == id}
 
 
-def _entry(line: bytes) -> Entry | None:
-    """A line's entry; None where it is damaged. Keys of later versions are passed over."""
+def _parse(line: bytes) -> Entry | None:
+    """A line's entry, None if it is damaged. Unknown keys (of later versions) are ignored."""
     try:
-        found: dict[str, Any] = json.loads(line)
-        known = {f.name: found[f.name] for f in dataclasses.fields(Entry) if f.name in found}
+        cells: dict[str, Any] = json.loads(line)
+        known = {f.name: cells[f.name] for f in dataclasses.fields(Entry) if f.name in cells}
         entry = Entry(**known)
         if not (isinstance(entry.id, str) and isinstance(entry.file, str)):
             return None

@@ -1,7 +1,7 @@
-"""Workers that are actors of a Ray cluster: an engine each, on whatever machine Ray finds for it.
+"""Workers that are actors of a Ray cluster, each with an engine, on a node that Ray selects.
 
-Knows Ray. Knows nothing of engines, nor of what is in a message. The cluster's machines must have
-the same version of this package; ``--model DIR`` must be there too. Voices come with the requests.
+Responsible for Ray. Not responsible for engines or the content of messages. All nodes must have
+the same version of this package, and ``--model DIR`` if given. Voices are sent with the requests.
 """
 
 from __future__ import annotations
@@ -15,23 +15,29 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from chatterbox_opt import __version__
-from chatterbox_opt.batch.worker_pool import Message, Opening, WorkerDied, forward_logs, serve
+from chatterbox_opt.batch.worker_pool import (
+    EngineFactory,
+    Message,
+    WorkerDied,
+    forward_logs,
+    serve,
+)
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import Request
 
 REMEDY = 'pip install "chatterbox-opt[ray]"'
-TIMEOUT = 10.0  # seconds for a cluster to pick up
-Answer = TypeVar("Answer")
+TIMEOUT = 10.0  # seconds to connect to the head node
+Returned = TypeVar("Returned")
 
 
 @contextmanager
 def connected(address: str | None, environment: Mapping[str, str]) -> Iterator[RayCluster]:
-    """Yield a cluster, which is left when the block ends.
+    """Connect to a cluster while the block runs.
 
     Args:
-        address: of a cluster; None takes RAY_ADDRESS, else the one that runs on this machine, else
-            starts one here that ends with the block.
-        environment: variables that the workers find set.
+        address: of the head node; None uses RAY_ADDRESS, else a cluster that runs on this machine,
+            else starts one here that ends with the block.
+        environment: environment variables of the actors.
 
     Raises:
         InputError: Ray is not installed, or there is no such cluster.
@@ -50,7 +56,7 @@ def connected(address: str | None, environment: Mapping[str, str]) -> Iterator[R
             runtime_env={"env_vars": dict(environment)},
         )
     except (OSError, ValueError, RuntimeError) as error:
-        where = f"at {address}" if address else "to be had"
+        where = f"at {address}" if address else "available"
         reason = " ".join(str(error).split())
         raise InputError(f"no Ray cluster {where} ({reason}): check --ray-address") from error
     try:
@@ -60,7 +66,7 @@ def connected(address: str | None, environment: Mapping[str, str]) -> Iterator[R
 
 
 def _check_port(address: str) -> None:
-    """Raise OSError if nobody listens at an address; Ray itself would try for minutes."""
+    """Raise OSError if the port of an address is closed; Ray itself would retry for minutes."""
     host, _, port = address.rpartition("/")[2].rpartition(":")
     if port.isdigit():
         socket.create_connection((host, int(port)), TIMEOUT).close()
@@ -68,10 +74,10 @@ def _check_port(address: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ResourceShare:
-    """What Ray keeps free for one worker."""
+    """Resources that Ray reserves for one actor."""
 
-    cores: int
-    cards: int
+    cpus: int
+    gpus: int
 
 
 class RayCluster:
@@ -81,28 +87,28 @@ class RayCluster:
         import ray
 
         self._resources = ray.cluster_resources()
-        self._machines = sum(node["Alive"] for node in ray.nodes())
+        self._nodes = sum(node["Alive"] for node in ray.nodes())
 
     @property
-    def has_cards(self) -> bool:
-        """Whether any machine of it has a GPU."""
+    def has_gpus(self) -> bool:
+        """Whether any node has a GPU."""
         return bool(self._resources.get("GPU", 0))
 
     def count(self) -> int:
-        """How many workers to have if nobody says: one a card, or else one a machine."""
-        return int(self._resources.get("GPU", 0)) or self._machines
+        """Default number of workers: one per GPU, or without GPUs one per node."""
+        return int(self._resources.get("GPU", 0)) or self._nodes
 
-    def share(self, count: int, *, on_card: bool) -> ResourceShare:
-        """What each of ``count`` workers may have for itself."""
-        if on_card:
-            return ResourceShare(1, 1)
-        return ResourceShare(max(1, int(self._resources.get("CPU", 1)) // count), 0)
+    def share(self, count: int, *, use_gpu: bool) -> ResourceShare:
+        """The resources of each of ``count`` workers."""
+        if use_gpu:
+            return ResourceShare(cpus=1, gpus=1)
+        return ResourceShare(cpus=max(1, int(self._resources.get("CPU", 1)) // count), gpus=0)
 
-    def ask(self, question: Callable[..., Answer], *args: object) -> Answer:
-        """Call a function where the workers will be; its errors are raised here."""
+    def call(self, function: Callable[..., Returned], *args: object) -> Returned:
+        """Call a function on a node of the kind that the actors run on; its errors are raised."""
         import ray
 
-        task = ray.remote(question).options(num_gpus=int(self.has_cards))
+        task = ray.remote(function).options(num_gpus=int(self.has_gpus))
         try:
             return ray.get(task.remote(*args))
         except ray.exceptions.RayTaskError as error:
@@ -110,22 +116,23 @@ class RayCluster:
 
 
 class RayActors:
-    """A crew (see worker_pool.py) of actors."""
+    """A ``WorkerFactory`` of actors."""
 
-    def __init__(self, opening: Opening, share: ResourceShare) -> None:
-        self._opening, self._share = opening, share
+    def __init__(self, load_engine: EngineFactory, share: ResourceShare) -> None:
+        self._load_engine, self._share = load_engine, share
 
     def start(self, number: int) -> _ActorHandle:
-        """Have Ray start an actor; until a machine has room for it, it is not ready."""
+        """Start an actor; it is not ready until a node has the resources for it."""
         import ray
 
         actor = ray.remote(_Actor).options(
-            num_cpus=self._share.cores, num_gpus=self._share.cards, max_concurrency=_Actor.CALLS
+            num_cpus=self._share.cpus,
+            num_gpus=self._share.gpus,
+            max_concurrency=_Actor.CONCURRENCY,
         )
-        return _ActorHandle(actor.remote(), self._opening)
+        return _ActorHandle(actor.remote(), self._load_engine)
 
     def wait(self, ends: Sequence[Any]) -> list[Any]:
-        """See ``Crew``."""
         import ray
 
         ready: list[Any] = ray.wait(list(ends))[0]
@@ -133,67 +140,63 @@ class RayActors:
 
 
 class _ActorHandle:
-    """The near end of an actor: it has one call of ``take`` in waiting, always."""
+    """The driver's handle of an actor: one call of ``next_message`` is always pending."""
 
-    def __init__(self, actor: Any, opening: Opening) -> None:
+    def __init__(self, actor: Any, load_engine: EngineFactory) -> None:
         self._actor = actor
-        self._run = actor.run.remote(opening, __version__)
-        self._take = actor.take.remote()
+        self._run = actor.run.remote(load_engine, __version__)
+        self._pending = actor.next_message.remote()
 
     @property
     def ends(self) -> tuple[Any, Any]:
-        """See ``Worker``."""
-        return self._take, self._run
+        return self._pending, self._run
 
-    def give(self, request: Request | None) -> None:
-        """See ``Worker``."""
-        self._actor.give.remote(request)
+    def send(self, request: Request | None) -> None:
+        self._actor.put.remote(request)
 
     def receive(self) -> Message:
-        """See ``Worker``."""
         import ray
 
         try:
-            ready, _ = ray.wait([self._take], timeout=0)
-            message: Message = ray.get(self._take if ready else self._run)
+            ready, _ = ray.wait([self._pending], timeout=0)
+            message: Message = ray.get(self._pending if ready else self._run)
         except ray.exceptions.RayError as error:
             raise WorkerDied(str(error).strip().splitlines()[0]) from error
-        self._take = self._actor.take.remote()
+        self._pending = self._actor.next_message.remote()
         return message
 
     def close(self) -> None:
-        """See ``Worker``."""
         import ray
 
         ray.kill(self._actor)
 
 
 class _Actor:
-    """The far end: one call works, another gives, a third takes."""
+    """The actor. Its three methods run concurrently: one synthesizes, the others do the I/O."""
 
-    CALLS = 3
+    CONCURRENCY = 3
 
     def __init__(self) -> None:
-        self._down: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
-        self._up: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._incoming: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._outgoing: queue.SimpleQueue[Message] = queue.SimpleQueue()
 
-    def run(self, opening: Opening, version: str) -> None:
-        """Work until the actor is killed."""
-        forward_logs(self._up.put)
+    def run(self, load_engine: EngineFactory, version: str) -> None:
+        """Load and synthesize until the actor is killed."""
+        forward_logs(self._outgoing.put)
         if version != __version__:
-            self._up.put(
+            self._outgoing.put(
                 InputError(
                     f"the cluster has chatterbox-opt {__version__}, this machine has {version}: "
                     "install the same on both"
                 )
             )
             return
-        serve(opening, self._down.get, self._up.put)
+        serve(load_engine, self._incoming.get, self._outgoing.put)
 
-    def give(self, request: Request | None) -> None:
-        """Take a message to ``run``."""
-        self._down.put(request)
+    def put(self, request: Request | None) -> None:
+        """Pass a request to ``run``."""
+        self._incoming.put(request)
 
-    def take(self) -> Message:
+    def next_message(self) -> Message:
         """Wait for a message of ``run``."""
-        return self._up.get()
+        return self._outgoing.get()

@@ -1,18 +1,17 @@
-"""The runner of a batch: what is left to do, done one after the other, nothing lost.
+"""Runs a batch: skips finished items, synthesizes the rest, verifies, saves, updates the manifest.
 
-Knows the order of things: a sound is made, judged, written whole, and only then noted in the
-manifest. Knows nothing of command lines, of models, or of how many utterances are in work at
-once: it is given a function from requests to results (``Engine.batch``), and draws on it.
+Responsible for the order of operations: audio is synthesized, verified, written completely, and
+only then entered in the manifest. Not responsible for command lines, models, or how many requests
+are in flight: it passes requests to a function such as ``Engine.batch`` and consumes the results.
 
-What fails for one item is noted and the others go on. What would fail for all of them, a disk
-that is full or a directory that is gone, ends the run; the same command goes on from there.
+An error of one item is entered in the manifest and the run continues. An error that would affect
+all items (disk full, directory gone) ends the run; the same command resumes it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import secrets
 import time
 from collections import deque
@@ -21,42 +20,29 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 
 from chatterbox_opt.audio import files as audio_files
-from chatterbox_opt.batch import manifest
 from chatterbox_opt.batch.job_file import Item
-from chatterbox_opt.batch.manifest import Entry, Manifest
+from chatterbox_opt.batch.manifest import DONE, FAILED, Entry, Manifest
 from chatterbox_opt.batch.verify import Verifier, VerifierError
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import ChatterboxOptError, OutputError, in_words
 from chatterbox_opt.request import Piece, Request, Result, Speak
 from chatterbox_opt.sampling import chunk_seed
 
-log = logging.getLogger(__name__)
-RETRY_CHUNK_INDEX = (
-    -1
-)  # in place of a chunk's number, for the seed of an utterance that is spoken again
-MAX_FAULTS_LISTED = 5  # faults of one item that are noted
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """An item with its place and with what makes its result this one and no other."""
-
-    item: Item
-    file: str
-    text: str
-    settings: str
+RETRY_CHUNK_INDEX = -1  # in place of a chunk's index, in the seed of an item that is retried
+MAX_FAULTS_LISTED = 5  # faults of one item in its manifest entry
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something to show: the run begins, an item is finished, the run ends.
+    """Progress of a run: it begins, an item is finished, it ends.
 
     Attributes:
         kind: "begin", "item" or "end".
-        total: items of the job; ``skipped`` of them were done before, ``done`` and ``failed`` now.
-        audio: seconds of sound made now.
+        total: items of the job; ``skipped`` of them were finished by an earlier run, ``done`` and
+            ``failed`` in this one.
+        audio: seconds of audio synthesized in this run.
         elapsed: seconds since the beginning.
-        share: of the characters to be said now, from 0 to 1.
+        share: of the characters of this run that are finished, from 0 to 1.
         entry: of the finished item.
     """
 
@@ -73,13 +59,13 @@ class Event:
 
 @dataclass(slots=True)
 class Summary:
-    """How a run ended.
+    """The outcome of a run.
 
     Attributes:
-        entries: by id, of all items that are done or failed, those done before included.
-        skipped: how many were done before.
-        left: how many were not reached.
-        stopped: what ended the run early, if that was an error.
+        entries: by id, of all items that are done or failed, including those of earlier runs.
+        skipped: how many were done by an earlier run.
+        left: how many were not processed.
+        stopped: the error that ended the run early, if any.
     """
 
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -88,35 +74,37 @@ class Summary:
     stopped: ChatterboxOptError | None = None
 
     def failed(self) -> list[Entry]:
-        """Items without a result."""
-        return [e for e in self.entries.values() if e.status == manifest.FAILED]
+        """Items without audio."""
+        return [e for e in self.entries.values() if e.status == FAILED]
 
     def marked(self) -> list[Entry]:
         """Items whose best attempt still has faults."""
-        return [e for e in self.entries.values() if e.status == manifest.DONE and e.faults]
+        return [e for e in self.entries.values() if e.status == DONE and e.faults]
 
 
-def tasks(
+def prepare(
     items: Iterable[Item],
     files: Iterable[str],
-    made_by: str,
+    model_key: str,
     voice_key: Callable[[str | None], str],
-) -> list[Task]:
-    """Hash what each item asks for.
+) -> list[Item]:
+    """The items with their output file and the hashes that decide whether they are up to date.
 
     Args:
-        made_by: model, precision, whatever else gives another sound or another file.
-        voice_key: of a voice's content, so that a recording that changed is seen.
+        files: output file of each item.
+        model_key: model, precision, and whatever else changes the audio or the file.
+        voice_key: hash of a voice's content, so that a changed recording is detected.
     """
-    keys: dict[str | None, str] = {}
-    found = []
+    voice_keys: dict[str | None, str] = {}
+    prepared = []
     for item, file in zip(items, files, strict=True):
-        if item.voice not in keys:
-            keys[item.voice] = voice_key(item.voice)
-        settings = {"by": made_by, "voice": keys[item.voice], **asdict(item.sampling)}
-        asked = json.dumps(settings, sort_keys=True)
-        found.append(Task(item, file, _hash(item.text), _hash(asked)))
-    return found
+        if item.voice not in voice_keys:
+            voice_keys[item.voice] = voice_key(item.voice)
+        # the keys and their order are those of manifests on disk: they must not change
+        settings = {"by": model_key, "voice": voice_keys[item.voice], **asdict(item.sampling)}
+        text_hash, settings_hash = _hash(item.text), _hash(json.dumps(settings, sort_keys=True))
+        prepared.append(replace(item, file=file, text_hash=text_hash, settings_hash=settings_hash))
+    return prepared
 
 
 def _hash(text: str) -> str:
@@ -124,77 +112,74 @@ def _hash(text: str) -> str:
     return hashlib.blake2b(content, digest_size=12).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class _Take:
-    """One attempt at an utterance, and what --verify says to it."""
-
-    result: Result
-    rate: float = 0.0
-    fault: str = ""
-
-
 class BatchRunner:
-    """One run over a job. ``run`` it once; ``stop`` may be called from a signal handler."""
+    """One run of a job. Call ``run`` once; ``stop`` may be called from a signal handler."""
 
     def __init__(
         self,
-        noted: Manifest,
-        todo: list[Task],
-        tell: Callable[[Event], None],
+        manifest: Manifest,
+        items: list[Item],
+        on_event: Callable[[Event], None],
         *,
         verifier: Verifier | None = None,
         retries: int = 0,
         fail_fast: bool = False,
     ) -> None:
-        """Look at what is done already.
+        """Find out which items are done already.
 
         Args:
-            tell: is given every event.
-            verifier: hears each utterance; ``retries`` times it may be spoken again.
+            items: from ``prepare``.
+            on_event: callback, called with every event.
+            verifier: transcribes each result; an item it rejects is retried ``retries`` times.
             fail_fast: end the run at the first failure.
         """
-        self._noted, self._tell = noted, tell
+        self._manifest, self._on_event = manifest, on_event
         self._verifier, self._retries, self._fail_fast = verifier, retries, fail_fast
         self._stopping = False
-        self._full = 0  # files in a row that could not be written
-        self._heard: dict[str, list[_Take]] = {}
+        self._write_errors = 0  # consecutive files that could not be written
+        # by id: (result, word error rate, fault) of each attempt until the item is finished
+        self._attempts: dict[str, list[tuple[Result, float, str]]] = {}
         self.summary = Summary()
-        self._total = len(todo)
-        self._tasks: dict[str, Task] = {}
-        for task in todo:
-            if entry := noted.done(task.item.id, task.text, task.settings, task.file):
+        self._total = len(items)
+        self._items: dict[str, Item] = {}  # to be synthesized in this run, by id
+        for item in items:
+            if entry := manifest.done(item.id, item.text_hash, item.settings_hash, item.file):
                 self.summary.entries[entry.id] = entry
             else:
-                self._tasks[task.item.id] = task
+                self._items[item.id] = item
         self.summary.skipped = len(self.summary.entries)
-        self._queue = deque(_request(task) for task in self._tasks.values())
-        self._characters = max(sum(len(task.item.text) for task in self._tasks.values()), 1)
-        self._said, self._failed, self._audio = 0, 0, 0.0
+        self._queue = deque(_request(item) for item in self._items.values())
+        self._characters = max(sum(len(item.text) for item in self._items.values()), 1)
+        self._characters_done, self._failed, self._audio = 0, 0, 0.0
         self._started = time.monotonic()
 
     @property
     def left(self) -> int:
-        """How many items are not yet done or failed."""
+        """How many items are neither done nor failed."""
         return self._total - len(self.summary.entries)
 
     def stop(self) -> None:
-        """Take no new item; what is in work is finished and noted."""
+        """Start no new item; those in flight are finished and saved."""
         self._stopping = True
 
     def run(self, speak: Speak) -> Summary:
-        """Do what is left."""
+        """Synthesize what is left.
+
+        Args:
+            speak: from requests to results, such as ``Engine.batch``.
+        """
         self._started = time.monotonic()
-        self._event("begin")
+        self._emit("begin")
         try:
             while self._queue and not self._stopping:
                 for result in speak(self._requests()):
                     self._finish(result)
-            for id in list(self._heard):  # heard, and to be spoken again when the stop came
+            for id in list(self._attempts):  # stopped before their retry
                 self._save_best(id)
-        except ChatterboxOptError as error:  # of all items: what is one's own comes as a value
+        except ChatterboxOptError as error:  # of the whole run: an item's error is in its result
             self.summary.stopped = error
         self.summary.left = self.left
-        self._event("end")
+        self._emit("end")
         return self.summary
 
     def _requests(self) -> Iterator[Request]:
@@ -202,124 +187,121 @@ class BatchRunner:
             yield self._queue.popleft()
 
     def _finish(self, result: Result) -> None:
-        """Note a failure; save what is good; have the rest spoken again."""
-        attempts = self._heard.setdefault(result.id, [])
+        """Enter a failure, retry audio that was rejected, save the best attempt otherwise."""
+        attempts = self._attempts.setdefault(result.id, [])
         if result.error is not None and not attempts:
-            del self._heard[result.id]
-            self._note(self._failure(result.id, in_words(result.error)))
+            del self._attempts[result.id]
+            self._add(self._failure(result.id, in_words(result.error)))
             return
         if result.error is None:
-            attempts.append(self._listen(result))
-            if attempts[-1].fault and len(attempts) <= self._retries and not self._stopping:
-                self._queue.appendleft(_request(self._tasks[result.id], len(attempts)))
+            word_error_rate, fault = self._verify(result)
+            attempts.append((result, word_error_rate, fault))
+            if fault and len(attempts) <= self._retries and not self._stopping:
+                self._queue.appendleft(_request(self._items[result.id], len(attempts)))
                 return
         self._save_best(result.id)
 
-    def _listen(self, result: Result) -> _Take:
+    def _verify(self, result: Result) -> tuple[float, str]:
+        """The word error rate, and the fault if it is too high ("" if not)."""
         if self._verifier is None:
-            return _Take(result)
+            return 0.0, ""
         waves = (piece.samples for piece in result.pieces)
         try:
-            text = self._tasks[result.id].item.text
-            rate = self._verifier.word_error_rate(text, waves)
+            rate = self._verifier.word_error_rate(self._items[result.id].text, waves)
         except VerifierError as error:
-            return _Take(result, float("inf"), str(error))
-        if rate <= self._verifier.max_wer:
-            return _Take(result, rate)
-        return _Take(result, rate, f"word error rate {rate:.0%}")
+            return float("inf"), str(error)
+        return rate, "" if rate <= self._verifier.max_wer else f"word error rate {rate:.0%}"
 
     def _save_best(self, id: str) -> None:
-        attempts = self._heard.pop(id)
-        best = min(attempts, key=lambda heard: heard.rate)
-        pieces = best.result.pieces
-        task = self._tasks[id]
-        path = self._noted.directory / task.file
+        """Write the attempt with the lowest word error rate, the first of equals."""
+        attempts = self._attempts.pop(id)
+        result, _, fault = min(attempts, key=lambda attempt: attempt[1])
+        pieces, item = result.pieces, self._items[id]
+        path = self._manifest.directory / item.file
         try:
             with audio_files.writer(str(path)) as sink:
                 for piece in pieces:
                     sink.write(piece.samples)
             size = path.stat().st_size
         except (OutputError, OSError) as error:
-            self._unwritten(id, error)
+            self._on_write_error(id, error)
             return
-        self._full = 0
-        found = _faults(pieces)
-        self._note(
+        self._write_errors = 0
+        self._add(
             Entry(
                 id,
-                task.text,
-                task.settings,
-                manifest.DONE,
-                task.file,
+                item.text_hash,
+                item.settings_hash,
+                DONE,
+                item.file,
                 size,
-                round(sum(len(piece.samples) for piece in pieces) / SAMPLE_RATE, 3),
-                round(sum(sum(piece.seconds.values()) for piece in pieces), 3),
-                best.result.seed,
-                max(piece.attempts for piece in pieces) + len(attempts) - 1,
-                tuple(found + [best.fault] * bool(best.fault)),
+                duration=round(sum(len(piece.samples) for piece in pieces) / SAMPLE_RATE, 3),
+                seconds=round(sum(sum(piece.seconds.values()) for piece in pieces), 3),
+                seed=result.seed,
+                attempts=max(piece.attempts for piece in pieces) + len(attempts) - 1,
+                faults=tuple(_faults(pieces) + [fault] * bool(fault)),
             )
         )
 
-    def _unwritten(self, id: str, error: OSError | OutputError) -> None:
-        """Note it; twice in a row is no matter of this item, and the work would be for nothing."""
-        self._full += 1
-        stop = error if isinstance(error, OutputError) else OutputError(str(error))
-        if self._full > 1:
+    def _on_write_error(self, id: str, error: OSError | OutputError) -> None:
+        """Mark the item as failed; raise at the second in a row: all further work would be lost."""
+        self._write_errors += 1
+        if self._write_errors > 1:
             with suppress(OutputError):  # the disk may be too full for this, too
-                self._note(self._failure(id, str(error)))
-            raise stop
-        self._note(self._failure(id, str(error)))
+                self._add(self._failure(id, str(error)))
+            raise error if isinstance(error, OutputError) else OutputError(str(error))
+        self._add(self._failure(id, str(error)))
 
     def _failure(self, id: str, reason: str) -> Entry:
-        task = self._tasks[id]
+        item = self._items[id]
         error = " ".join(reason.split())
-        return Entry(id, task.text, task.settings, manifest.FAILED, attempts=1, error=error)
+        return Entry(id, item.text_hash, item.settings_hash, FAILED, attempts=1, error=error)
 
-    def _note(self, entry: Entry) -> None:
-        entry = self._noted.append(entry)
+    def _add(self, entry: Entry) -> None:
+        """Append to the manifest, update the counts, emit an event."""
+        entry = self._manifest.append(entry)
         self.summary.entries[entry.id] = entry
         self._audio += entry.duration
-        self._said += len(self._tasks[entry.id].item.text)
-        if entry.status == manifest.FAILED:
+        self._characters_done += len(self._items[entry.id].text)
+        if entry.status == FAILED:
             self._failed += 1
             self._stopping |= self._fail_fast
-        self._event("item", entry)
+        self._emit("item", entry)
 
-    def _event(self, kind: str, entry: Entry | None = None) -> None:
-        done = len(self.summary.entries) - self._failed - self.summary.skipped
-        self._tell(
+    def _emit(self, kind: str, entry: Entry | None = None) -> None:
+        self._on_event(
             Event(
                 kind,
                 self._total,
                 self.summary.skipped,
-                done,
-                self._failed,
-                self._audio,
-                time.monotonic() - self._started,
-                self._said / self._characters,
-                entry,
+                done=len(self.summary.entries) - self._failed - self.summary.skipped,
+                failed=self._failed,
+                audio=self._audio,
+                elapsed=time.monotonic() - self._started,
+                share=self._characters_done / self._characters,
+                entry=entry,
             )
         )
 
 
 def _faults(pieces: tuple[Piece, ...]) -> list[str]:
-    """What is wrong with an utterance, and in which chunk."""
-    found = [
+    """The faults of an item, with the number of their chunk if it has several."""
+    faults = [
         fault if len(pieces) == 1 else f"chunk {number}: {fault}"
         for number, piece in enumerate(pieces, 1)
         for fault in piece.faults
     ]
-    more = len(found) - MAX_FAULTS_LISTED
-    return found if more <= 0 else [*found[:MAX_FAULTS_LISTED], f"{more} more"]
+    more = len(faults) - MAX_FAULTS_LISTED
+    return faults if more <= 0 else [*faults[:MAX_FAULTS_LISTED], f"{more} more"]
 
 
-def _request(task: Task, attempt: int = 0) -> Request:
-    """What the engine is asked; a further attempt has a seed derived from the row's.
+def _request(item: Item, attempt: int = 0) -> Request:
+    """The request of an item; a retry has a seed derived from the row's.
 
-    A row without a seed gets one here, each time anew, so that who speaks it does not matter, nor
-    how often a worker dies of it.
+    A row without a seed gets a random one here, on every attempt, so the audio does not depend on
+    which worker computes it or how often a worker crashes.
     """
-    item, seed = task.item, task.item.sampling.seed
+    seed = item.sampling.seed
     if seed is None:
         seed = secrets.randbits(32)
     elif attempt:

@@ -1,8 +1,8 @@
-"""A second opinion on what was said: the person's own recognizer, a command.
+"""Verifies audio by an external speech recognizer: a command that transcribes a wav.
 
-Knows how to call it and how to count word errors (wer.py). Knows nothing of engines. The command
-is split as a shell would split it but no shell runs it: nothing in a text or a file name is ever
-read as a command.
+Responsible for running the command and for its word error rate (eval/wer.py). Not responsible for
+synthesis or retries. The command is split as a shell would split it, but no shell runs it, so
+nothing in a text or file name can be executed.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from chatterbox_opt.eval import wer
 if TYPE_CHECKING:
     from chatterbox_opt.request import Wave
 
-FILE = "{}"  # in the command, where the wav's path goes; else it goes to the end
+PATH_FIELD = "{}"  # in the command, replaced by the wav's path; without it the path is appended
 TIMEOUT = 600.0  # seconds
 MAX_WER = 0.2
 
 
 class VerifierError(ChatterboxOptError):
-    """The command did not say what it heard."""
+    """The command returned no transcript."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """Hears utterances by a command that gets a wav's path and prints the words.
+    """Transcribes audio by a command that gets a wav's path and prints the text.
 
     Attributes:
         command: the program and its arguments.
-        max_wer: word errors by word up to which an utterance is good.
+        max_wer: word error rate up to which the audio is accepted.
     """
 
     command: tuple[str, ...]
@@ -46,51 +46,54 @@ class Verifier:
 
     @classmethod
     def of(cls, command: str, max_wer: float = MAX_WER) -> Verifier:
-        """Check a command as the person typed it.
+        """Parse and check a command line.
 
         Raises:
-            InputError: no such program, quotes that do not close, or the extra is not installed.
+            InputError: no such program, an unclosed quote, or the extra is not installed.
         """
         try:
             parts = shlex.split(command)
         except ValueError as error:
-            raise InputError(f"--verify '{command}' cannot be split ({error}): mend it") from error
+            raise InputError(
+                f"--verify '{command}' cannot be parsed ({error}): correct it"
+            ) from error
         if not parts or shutil.which(parts[0]) is None:
             raise InputError(f"--verify: there is no program '{command}'; give its path")
         if max_wer < 0:
             raise InputError(f"--max-wer is {max_wer}; give a value from 0")
-        wer.word_errors("a", "a")  # says now what to install
+        wer.word_errors("a", "a")  # raises if the extra is missing
         return cls(tuple(parts), max_wer)
 
     def word_error_rate(self, text: str, waves: Iterable[Wave]) -> float:
-        """Word errors by word of ``text``.
+        """Word errors per word of ``text``.
 
         Raises:
-            HearingError: the command failed, took too long, or printed what is no text.
+            VerifierError: the command failed or took too long.
         """
-        errors, words = wer.word_errors(text, self._heard(waves))
+        errors, words = wer.word_errors(text, self.transcribe(waves))
         return errors / max(words, 1)
 
-    def _heard(self, waves: Iterable[Wave]) -> str:
+    def transcribe(self, waves: Iterable[Wave]) -> str:
+        """The command's transcript of the waves, joined. Raises as ``word_error_rate``."""
         with tempfile.TemporaryDirectory(prefix="chatterbox-opt-") as scratch:
-            path = str(Path(scratch) / "heard.wav")
+            path = str(Path(scratch) / "audio.wav")
             with audio_files.writer(path) as sink:
                 for wave in waves:
                     sink.write(wave)
-            call = [part.replace(FILE, path) for part in self.command]
-            if call == list(self.command):
-                call.append(path)
+            command = [part.replace(PATH_FIELD, path) for part in self.command]
+            if command == list(self.command):
+                command.append(path)
             try:
                 done = subprocess.run(
-                    call,
+                    command,
                     stdin=subprocess.DEVNULL,
                     capture_output=True,
                     timeout=TIMEOUT,
-                    start_new_session=True,  # Ctrl-C lets the item be finished
+                    start_new_session=True,  # Ctrl-C must not reach it: the item is finished
                 )
             except (OSError, subprocess.TimeoutExpired) as error:
-                raise VerifierError(f"--verify did not answer ({error}): try it by hand") from error
+                raise VerifierError(f"--verify failed ({error}): try it by hand") from error
         if done.returncode != 0:
-            last = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-            raise VerifierError(f"--verify ended with {done.returncode} ({last}): try it by hand")
+            reason = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+            raise VerifierError(f"--verify ended with {done.returncode} ({reason}): try it by hand")
         return done.stdout.decode("utf-8", "replace")

@@ -1,14 +1,15 @@
-"""Many engines as one: a pool of workers behind the same function from requests to results.
+"""A pool of workers behind the same function as one engine: from requests to results.
 
-Knows who has which request in work, and what becomes of it when a worker dies. Knows nothing of
-engines, and not where the workers are: processes of this machine (local_workers.py) or a cluster's
-actors (ray_workers.py), each with a model of its own that it loads once.
+Responsible for which request is in flight on which worker, and for recovery from crashes. Not
+responsible for engines or for where the workers run: in processes of this machine
+(local_workers.py) or as actors of a cluster (ray_workers.py), each with a model that it loads once.
 
-A worker asks for a request whenever its engine has room for one, so no more are out than are in
-work. These go up and down, as values:
+A worker requests its next item when its engine has a free slot, so the requests taken from the
+source are exactly those in flight. Messages are values:
 
-    down   a Request; None: there are no more for now, finish what is in work
-    up     READY once; WANTED when there is room; Results; log records; or why it cannot load
+    to a worker     a Request; None: no more for now, finish those in flight
+    from a worker   READY once; WANTED when a slot is free; Results; log records; or the error
+                    that prevented loading
 """
 
 from __future__ import annotations
@@ -28,45 +29,45 @@ from chatterbox_opt.request import Request, Result, Speak
 log = logging.getLogger(__name__)
 
 READY, WANTED = "ready", "wanted"
-Opening = Callable[[], AbstractContextManager[Speak]]  # picklable: it is called in the worker
+EngineFactory = Callable[[], AbstractContextManager[Speak]]  # picklable: called in the worker
 Message: TypeAlias = "str | Result | logging.LogRecord | ChatterboxOptError"
 
-MAX_CRASHES = 3  # deaths with one item in work, the last one alone, after which it is its fault
-MAX_LOAD_ATTEMPTS = 3  # deaths of one worker before it was ready after which it is not replaced
-SPARE = 2  # so many more items than workers may be fatal in a row before all is given up
+MAX_CRASHES = 3  # an item that crashed this many workers (the last time alone) is marked failed
+MAX_LOAD_ATTEMPTS = 3  # a worker that crashed this often while loading is not restarted
+EXTRA_CRASHES = 2  # items, beyond one per worker, that may crash workers in a row before giving up
 
 
 class WorkerDied(Exception):
-    """A worker died; ``str()`` says of what."""
+    """A worker died; ``str()`` is the cause."""
 
 
 class Worker(Protocol):
-    """The near end of one worker."""
+    """The parent's handle of one worker."""
 
     @property
     def ends(self) -> Sequence[Any]:
-        """What ``WorkerFactory.wait`` waits for: one of them is ready when there is a message, or none
-        will come any more."""
+        """What ``WorkerFactory.wait`` waits for: one of them is ready when there is a message, or
+        when the worker has died."""
 
-    def give(self, request: Request | None) -> None:
-        """Send a request, or None; a worker that is dead takes it and says so in ``receive``."""
+    def send(self, request: Request | None) -> None:
+        """Send a request, or None. To a dead worker it is a no-op; ``receive`` then raises."""
 
     def receive(self) -> Message:
         """The next message, after an end was ready.
 
         Raises:
-            Gone: it died, and has nothing more to say.
+            WorkerDied: it died, and all its messages were received.
         """
 
     def close(self) -> None:
-        """End it, whatever it does."""
+        """End it, whatever its state."""
 
 
 class WorkerFactory(Protocol):
-    """Where workers are."""
+    """Starts workers and waits for them."""
 
     def start(self, number: int) -> Worker:
-        """Start one; ``number`` counts from 0, and a dead worker's is given again."""
+        """Start one; ``number`` counts from 0, and a replacement has that of the dead worker."""
 
     def wait(self, ends: Sequence[Any]) -> Collection[Any]:
         """Wait until at least one end of a worker is ready; return those that are."""
@@ -74,46 +75,48 @@ class WorkerFactory(Protocol):
 
 @dataclass(slots=True)
 class _WorkerSlot:
-    """A place for a worker, and what it has in work.
+    """A slot for a worker, and its requests.
 
     Attributes:
-        worker: None when it died too often while loading.
+        worker: None when it is not restarted any more.
         ready: it has loaded its model.
-        open: it has been given a request and no None since: it may want more.
-        alone: what it has is to be in work without company.
+        accepting: it was sent a request and no None since: it may request more.
+        exclusive: its request must run alone, because it may be what crashes workers.
+        in_flight: requests sent and not yet answered, by id.
+        failed_loads: crashes while loading, in a row.
     """
 
     number: int
     worker: Worker | None
     ready: bool = False
-    open: bool = False
-    alone: bool = False
-    out: dict[str, Request] = field(default_factory=dict)
-    loads: int = 0
+    accepting: bool = False
+    exclusive: bool = False
+    in_flight: dict[str, Request] = field(default_factory=dict)
+    failed_loads: int = 0
 
 
 class Pool:
     """Call it with requests for an iterator over their results, in the order they finish.
 
-    What a dead worker had in work is done again, by the others or by a new one. An item that was
-    there twice is then done alone, so that it takes no other with it; if that fails too, its
-    result is a WorkerError. Draw each iterator to its end before the next call.
+    The requests in flight on a worker that dies are requeued, and a replacement is started. An
+    item that was in flight at two crashes is then run alone, so that it takes no other with it; if
+    that crashes too, its result is a WorkerError. Exhaust each iterator before the next call.
     """
 
-    def __init__(self, crew: WorkerFactory, count: int) -> None:
-        self._crew, self._count = crew, count
-        self._places: list[_WorkerSlot] = []
+    def __init__(self, factory: WorkerFactory, count: int) -> None:
+        self._factory, self._count = factory, count
+        self._slots: list[_WorkerSlot] = []
         self._source: Iterator[Request] = iter(())
-        self._dry = True  # the source has no more
-        self._again: deque[Request] = deque()  # what dead workers had in work
-        self._deaths: dict[str, int] = {}  # by id, of those
-        self._row = 0  # deaths since the last result
+        self._exhausted = True  # the source has no more
+        self._requeued: deque[Request] = deque()  # were in flight on workers that died
+        self._crashes: dict[str, int] = {}  # of those, by id
+        self._crashes_in_a_row = 0  # since the last result
 
     def __enter__(self) -> Pool:
         with ExitStack() as undo:
             undo.callback(self.close)
             for number in range(self._count):
-                self._places.append(_WorkerSlot(number, self._crew.start(number)))
+                self._slots.append(_WorkerSlot(number, self._factory.start(number)))
             undo.pop_all()
         return self
 
@@ -126,133 +129,138 @@ class Pool:
         self.close()
 
     def close(self) -> None:
-        """End the workers; what they have in work is lost."""
-        for place in self._places:
-            if place.worker is not None:
-                place.worker.close()
-        self._places.clear()
+        """End the workers; their requests in flight are lost."""
+        for slot in self._slots:
+            if slot.worker is not None:
+                slot.worker.close()
+        self._slots.clear()
 
     def wait(self) -> None:
         """Return when the first worker is ready.
 
         Raises:
-            ChatterboxOptError: why it cannot load.
-            WorkerError: they die while they load.
+            ChatterboxOptError: the error that prevented loading.
+            WorkerError: workers die while loading.
         """
-        while not any(place.ready for place in self._places):
-            for place in self._speaking():
-                for _ in self._hear(place):
-                    pass  # nothing was given out yet
+        while not any(slot.ready for slot in self._slots):
+            for slot in self._with_messages():
+                for _ in self._receive(slot):
+                    pass  # no results: no requests were sent yet
 
     def __call__(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Yield a result for each request.
 
         Raises:
-            WorkerError: workers die one after the other, whatever they are given.
-            ChatterboxOptError: why none can load any more.
+            WorkerError: workers die in a row, on different requests.
+            ChatterboxOptError: no worker can load any more; the error that prevented it.
         """
-        self._source, self._dry = iter(requests), False
+        self._source, self._exhausted = iter(requests), False
         while True:
-            self._feed()
-            if self._dry and not self._again and not any(p.out for p in self._places):
+            self._fill_idle()
+            in_flight = any(slot.in_flight for slot in self._slots)
+            if self._exhausted and not self._requeued and not in_flight:
                 return
-            for place in self._speaking():
-                yield from self._hear(place)
+            for slot in self._with_messages():
+                yield from self._receive(slot)
 
-    def _speaking(self) -> list[_WorkerSlot]:
-        """Wait for those that have something to say."""
-        workers = [(place, place.worker) for place in self._places if place.worker is not None]
-        ready = self._crew.wait([end for _, worker in workers for end in worker.ends])
-        return [place for place, worker in workers if any(end in ready for end in worker.ends)]
+    def _with_messages(self) -> list[_WorkerSlot]:
+        """Wait for messages; the slots that have one, or whose worker died."""
+        workers = [(slot, slot.worker) for slot in self._slots if slot.worker is not None]
+        ready = self._factory.wait([end for _, worker in workers for end in worker.ends])
+        return [slot for slot, worker in workers if any(end in ready for end in worker.ends)]
 
     def _next(self) -> Request | None:
-        if self._again:
-            return self._again.popleft()
-        request = None if self._dry else next(self._source, None)
-        self._dry = request is None
+        if self._requeued:
+            return self._requeued.popleft()
+        request = None if self._exhausted else next(self._source, None)
+        self._exhausted = request is None
         return request
 
-    def _feed(self) -> None:
-        """Give to those that have nothing in work and are not about to ask."""
-        for place in self._places:
-            if place.ready and not place.out and not place.open:
+    def _fill_idle(self) -> None:
+        """Send a request to each worker that has none and would not request one itself."""
+        for slot in self._slots:
+            if slot.ready and not slot.in_flight and not slot.accepting:
                 request = self._next()
-                place.alone = request is not None and self._is_suspect(request)
+                slot.exclusive = request is not None and self._is_suspect(request)
                 if request is not None:
-                    self._give(place, request)
+                    self._send(slot, request)
 
     def _is_suspect(self, request: Request) -> bool:
-        return self._deaths.get(request.id, 0) >= MAX_CRASHES - 1
+        return self._crashes.get(request.id, 0) >= MAX_CRASHES - 1
 
-    def _give(self, place: _WorkerSlot, request: Request | None) -> None:
-        assert place.worker is not None
-        place.open = request is not None
+    def _send(self, slot: _WorkerSlot, request: Request | None) -> None:
+        assert slot.worker is not None
+        slot.accepting = request is not None
         if request is not None:
-            place.out[request.id] = request
-        place.worker.give(request)
+            slot.in_flight[request.id] = request
+        slot.worker.send(request)
 
-    def _hear(self, place: _WorkerSlot) -> Iterator[Result]:
-        assert place.worker is not None
+    def _receive(self, slot: _WorkerSlot) -> Iterator[Result]:
+        """Handle one message; yield a result, if it is or causes one."""
+        assert slot.worker is not None
         try:
-            message = place.worker.receive()
+            message = slot.worker.receive()
         except WorkerDied as death:
-            yield from self._bury(place, str(death))
+            yield from self._on_worker_death(slot, str(death))
             return
         if isinstance(message, Result):
-            place.out.pop(message.id, None)
-            self._deaths.pop(message.id, None)
-            self._row = 0
+            slot.in_flight.pop(message.id, None)
+            self._crashes.pop(message.id, None)
+            self._crashes_in_a_row = 0
             yield message
         elif isinstance(message, logging.LogRecord):
-            if place.ready or place.number == 0:  # all would say the same while they load
+            if slot.ready or slot.number == 0:  # while loading, all workers log the same
                 logging.getLogger(message.name).handle(message)
         elif isinstance(message, ChatterboxOptError):
-            self._leave_out(place, message)
+            self._drop_worker(slot, message)
         elif message == READY:
-            place.ready, place.loads = True, 0
+            slot.ready, slot.failed_loads = True, 0
         else:
-            suspect = bool(self._again) and self._is_suspect(self._again[0])
-            # one that is to be alone waits until a place is empty
-            self._give(place, None if place.alone or suspect else self._next())
+            suspect = bool(self._requeued) and self._is_suspect(self._requeued[0])
+            # a suspect request waits until a worker has nothing else in flight
+            self._send(slot, None if slot.exclusive or suspect else self._next())
 
-    def _leave_out(self, place: _WorkerSlot, error: ChatterboxOptError) -> None:
-        """Go on without one that cannot load, as long as there are others."""
-        if not any(other.ready for other in self._places):
+    def _drop_worker(self, slot: _WorkerSlot, error: ChatterboxOptError) -> None:
+        """Continue without a worker that cannot load, as long as there are others."""
+        if not any(other.ready for other in self._slots):
             raise error
-        assert place.worker is not None
-        place.worker.close()
-        place.worker = None
-        log.warning("worker %d is left out: %s", place.number, error)
+        assert slot.worker is not None
+        slot.worker.close()
+        slot.worker = None
+        log.warning("worker %d is not used: %s", slot.number, error)
 
-    def _bury(self, place: _WorkerSlot, cause: str) -> Iterator[Result]:
-        """Have its work done again, and put another in its place."""
-        assert place.worker is not None
-        place.worker.close()
-        lost, ready = list(place.out.values()), place.ready
-        place.out.clear()
-        place.ready = place.open = False
-        self._row += 1
+    def _on_worker_death(self, slot: _WorkerSlot, cause: str) -> Iterator[Result]:
+        """Requeue its requests and start a replacement; yield the failure of a request that
+        crashed too many workers."""
+        assert slot.worker is not None
+        slot.worker.close()
+        lost, was_ready = list(slot.in_flight.values()), slot.ready
+        slot.in_flight.clear()
+        slot.ready = slot.accepting = False
+        self._crashes_in_a_row += 1
         for request in lost:
-            died = self._deaths[request.id] = self._deaths.get(request.id, 0) + 1
-            if died >= MAX_CRASHES and len(lost) == 1:
-                del self._deaths[request.id]
-                reason = f"{died} workers died of it, the last one alone with it ({cause})"
-                yield _failed(request, WorkerError(f"{reason}: see whether the text is too long"))
+            crashes = self._crashes[request.id] = self._crashes.get(request.id, 0) + 1
+            if crashes >= MAX_CRASHES and len(lost) == 1:
+                del self._crashes[request.id]
+                reason = f"it crashed {crashes} workers, the last one while running alone ({cause})"
+                yield _failed(request, WorkerError(f"{reason}: check whether the text is too long"))
             else:
-                self._again.append(request)
-        if not ready:
-            place.loads += 1
-        if self._row >= MAX_CRASHES * (self._count + SPARE):
-            raise WorkerError(f"{self._row} workers died in a row ({cause}): try --workers 1")
-        if place.loads >= MAX_LOAD_ATTEMPTS:
-            place.worker = None
-            log.warning("worker %d died while loading (%s) and is left out", place.number, cause)
-            if not any(p.worker for p in self._places):
+                self._requeued.append(request)
+        if not was_ready:
+            slot.failed_loads += 1
+        if self._crashes_in_a_row >= MAX_CRASHES * (self._count + EXTRA_CRASHES):
+            raise WorkerError(
+                f"{self._crashes_in_a_row} workers died in a row ({cause}): try --workers 1"
+            )
+        if slot.failed_loads >= MAX_LOAD_ATTEMPTS:
+            slot.worker = None
+            log.warning("worker %d died while loading (%s) and is not used", slot.number, cause)
+            if not any(other.worker for other in self._slots):
                 raise WorkerError(f"no worker can load ({cause}): give fewer --workers")
             return
-        if ready:
-            log.warning("a worker died (%s): %d items are done again", cause, len(lost))
-        place.worker = self._crew.start(place.number)
+        if was_ready:
+            log.warning("a worker died (%s): %d requests are requeued", cause, len(lost))
+        slot.worker = self._factory.start(slot.number)
 
 
 def _failed(request: Request, error: ChatterboxOptError) -> Result:
@@ -260,26 +268,28 @@ def _failed(request: Request, error: ChatterboxOptError) -> Result:
 
 
 def serve(
-    opening: Opening, receive: Callable[[], Request | None], send: Callable[[Message], None]
+    load_engine: EngineFactory,
+    receive: Callable[[], Request | None],
+    send: Callable[[Message], None],
 ) -> None:
-    """The worker's side: open once, then speak for as long as requests come.
+    """The main loop of a worker: load once, then synthesize until the process is ended.
 
     Args:
-        receive: waits for the next message; it never returns once nobody is there.
-        send: takes one away.
+        receive: waits for the next message of the parent; does not return once the parent is gone.
+        send: sends a message to the parent.
     """
     try:
-        with opening() as speak:
+        with load_engine() as speak:
             send(READY)
             while True:
                 if (first := receive()) is not None:
-                    for result in speak(_stream(first, receive, send)):
-                        send(_portable(result))
+                    for result in speak(_requests(first, receive, send)):
+                        send(_picklable(result))
     except ChatterboxOptError as error:
         send(error)
 
 
-def _stream(
+def _requests(
     first: Request, receive: Callable[[], Request | None], send: Callable[[Message], None]
 ) -> Iterator[Request]:
     request: Request | None = first
@@ -289,23 +299,23 @@ def _stream(
         request = receive()
 
 
-def _portable(result: Result) -> Result:
-    """Errors of other libraries as words: not all survive a journey between processes."""
+def _picklable(result: Result) -> Result:
+    """Errors of other libraries as text: not all of them can be unpickled."""
     error = result.error
     if error is None or isinstance(error, ChatterboxOptError):
         return result
     return replace(result, error=ChatterboxOptError(in_words(error)))
 
 
-class _Forward(QueueHandler):
-    """Sends a record, put into words, to where the person is."""
+class _ForwardingHandler(QueueHandler):
+    """Sends formatted log records to the parent."""
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        """See ``QueueHandler``: a picklable record comes in."""
+        """Send a record, which ``QueueHandler.prepare`` made picklable."""
         self.queue(record)  # type: ignore[operator]
 
 
 def forward_logs(send: Callable[[Message], None]) -> None:
-    """Have the library's warnings shown by the process that the person talks to."""
+    """Send the library's warnings to the parent, which shows them."""
     logger = logging.getLogger("chatterbox_opt")
-    logger.handlers, logger.propagate = [_Forward(send)], False  # type: ignore[arg-type]
+    logger.handlers, logger.propagate = [_ForwardingHandler(send)], False  # type: ignore[arg-type]

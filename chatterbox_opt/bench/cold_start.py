@@ -1,11 +1,12 @@
-"""Cold starts: what a person waits for, from the command to the finished file.
+"""Cold starts: wall-clock time from the command to the finished file.
 
-Knows the two programs that are compared, and a clock. Knows nothing of stages, tables or files.
+Responsible for starting and timing the two programs that are compared. Not responsible for
+stages, tables or files.
 
 Every measurement is a fresh process. ``upstream`` is chatterbox-tts as its own example uses it:
-load, generate, write the file. Ours is ``chatterbox-opt synth``, twice: the first start finds no
-converted weights (see weight_cache.py) and leaves them for the second. Rows take turns. The files
-of the checkpoint are in the system's memory by then: this is not a measurement of the disk.
+load, generate, write the file. This package's is ``chatterbox-opt synth``, twice: the first start
+finds no converted weights (checkpoints/weight_cache.py) and caches them for the second. Rows
+alternate. The checkpoint's files are in the page cache by then, so the disk is not measured.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ from chatterbox_opt.checkpoints.weight_cache import VARIABLE
 from chatterbox_opt.engine import probe
 from chatterbox_opt.errors import ChatterboxOptError
 
-# upstream's example; its bound of 1000 tokens is the job's here, because random weights do not stop
+# upstream's example, with the job's max_new_tokens instead of 1000: random weights do not stop
 EXAMPLE = """
 import sys
 import soundfile
 import torch
 from chatterbox.tts import ChatterboxTTS
-directory, device, text, bound, output = sys.argv[1:]
+directory, device, text, max_tokens, output = sys.argv[1:]
 model = ChatterboxTTS.from_local(directory, device)
-speak = model.t3.inference
-model.t3.inference = lambda **given: speak(**given | {"max_new_tokens": int(bound)})
+inference = model.t3.inference
+model.t3.inference = lambda **args: inference(**args | {"max_new_tokens": int(max_tokens)})
 torch.manual_seed(0)
 soundfile.write(output, model.generate(text)[0].numpy(), model.sr)
 """
@@ -51,47 +52,56 @@ FIGURES = (
 
 
 def measure(
-    job: BenchJob, names: Sequence[str], say: Callable[[str], None]
+    job: BenchJob, names: Sequence[str], on_progress: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Measure the rows' cold starts; figures by row, in order, under the keys of ``FIGURES``.
+    """Measure the rows' cold starts.
+
+    Args:
+        on_progress: callback, called with a line of progress.
+
+    Returns:
+        For each row, in order, a mapping with the keys of ``FIGURES``.
 
     Raises:
-        ChatterboxOptError: a row's program failed; says how.
+        ChatterboxOptError: a row's program failed.
     """
     laps: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory(prefix="chatterbox-opt-") as scratch:
-        for turn in range(job.runs):
+        for run in range(job.runs):
             for name in names:
-                say(f"cold start {turn + 1} of {job.runs}: {name}")
-                with tempfile.TemporaryDirectory(dir=scratch) as kept:
-                    laps[name].append(_starts(job, name, Path(kept)))
-    figures = {name: _figures(found) for name, found in laps.items()}
+                on_progress(f"cold start {run + 1} of {job.runs}: {name}")
+                with tempfile.TemporaryDirectory(dir=scratch) as caches:
+                    laps[name].append(_start(job, name, Path(caches)))
+    figures = {name: _figures(row_laps) for name, row_laps in laps.items()}
     reference = figures.get(UPSTREAM, {}).get("cold_seconds")
-    for found in figures.values():
-        found["cold_vs_upstream"] = reference and reference / found["cold_seconds"]
+    for row in figures.values():
+        row["cold_vs_upstream"] = reference and reference / row["cold_seconds"]
     return [figures[name] for name in names]
 
 
-def _starts(job: BenchJob, name: str, kept: Path) -> dict[str, float]:
-    """One start of upstream's program, or the first and the second of ours, in seconds."""
-    output = kept / "cold.wav"
+def _start(job: BenchJob, name: str, caches: Path) -> dict[str, float]:
+    """Seconds of one start of upstream's example, or of the first and second start of ``synth``."""
+    output = caches / "cold.wav"
     if name == UPSTREAM:
-        return {"second": _run(name, _theirs(job, output), {})} | _length(output)
-    command = _ours(job, name, output)
-    home = {VARIABLE: str(kept / "weights"), "CHATTERBOX_VOICE_CACHE": str(kept / "voices")}
-    first = _run(name, command, home)
-    return {"first": first, "second": _run(name, command, home)} | _length(output)
+        return {"second": _run(name, _upstream_command(job, output), {})} | _length(output)
+    command = _synth_command(job, name, output)
+    environment = {
+        VARIABLE: str(caches / "weights"),
+        "CHATTERBOX_VOICE_CACHE": str(caches / "voices"),
+    }
+    first = _run(name, command, environment)
+    return {"first": first, "second": _run(name, command, environment)} | _length(output)
 
 
-def _theirs(job: BenchJob, output: Path) -> list[str]:
+def _upstream_command(job: BenchJob, output: Path) -> list[str]:
     directory = locate(job.model).directory
     device = probe.probe(job.device).device
-    text, bound = job.sentence, str(len(job.tokens))
-    return [sys.executable, "-c", EXAMPLE, str(directory), device, text, bound, str(output)]
+    text, count = job.sentence, str(len(job.tokens))
+    return [sys.executable, "-c", EXAMPLE, str(directory), device, text, count, str(output)]
 
 
-def _ours(job: BenchJob, name: str, output: Path) -> list[str]:
-    profile, wishes = ("dev", ROWS[name]) if name in ROWS else (name, {})
+def _synth_command(job: BenchJob, name: str, output: Path) -> list[str]:
+    profile, overrides = ("dev", ROWS[name]) if name in ROWS else (name, {})
     options = {
         "model": job.model,
         "device": job.device,
@@ -99,10 +109,10 @@ def _ours(job: BenchJob, name: str, output: Path) -> list[str]:
         "max-tokens": str(len(job.tokens)),
         "seed": "0",
         "output": str(output),
-        **wishes,
+        **overrides,
     }
-    words = [word for key, value in options.items() for word in (f"--{key}", value)]
-    return [sys.executable, "-m", "chatterbox_opt", "synth", job.sentence, "-q", *words]
+    args = [arg for key, value in options.items() for arg in (f"--{key}", value)]
+    return [sys.executable, "-m", "chatterbox_opt", "synth", job.sentence, "-q", *args]
 
 
 def _run(name: str, command: Sequence[str], environment: Mapping[str, str]) -> float:
@@ -110,13 +120,13 @@ def _run(name: str, command: Sequence[str], environment: Mapping[str, str]) -> f
     done = subprocess.run(
         command, env=os.environ | dict(environment), capture_output=True, stdin=subprocess.DEVNULL
     )
-    spent = time.perf_counter() - start
+    seconds = time.perf_counter() - start
     if done.returncode:
-        told = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        errors = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         raise ChatterboxOptError(
-            f"row {name}: its cold start failed (exit {done.returncode}): {told[-1]}"
+            f"row {name}: its cold start failed (exit {done.returncode}): {errors[-1]}"
         )
-    return spent
+    return seconds
 
 
 def _length(output: Path) -> dict[str, float]:

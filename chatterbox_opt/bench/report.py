@@ -1,14 +1,15 @@
-"""A benchmark's report: as a table, as files, against an older one.
+"""A benchmark's report: as a table, as files, compared with an older one.
 
-Knows the columns and their units. Knows nothing of measuring, and imports no torch. The report is
-plain data, ``{"card": {...}, "rows": [...], "failed": {...}}``; absent figures are None, and rows
-that could not be measured are in ``failed``, by name, with the reason.
+Responsible for the columns and their units. Not responsible for measuring; imports no torch. The
+report is plain data, ``{"card": {...}, "rows": [...], "failed": {...}}``: ``card`` has the facts of
+the machine (roofline.py), missing figures are None, and ``failed`` maps rows that could not be
+measured to the reason. Reports are files that are compared later, so their keys do not change.
 
-A row's ``cold_*`` figures come from ``--cold`` (cold_start.py) and are None without it. They time whole
-processes, from the command to the finished wav: ``cold_seconds`` with what an earlier start left on
-disk, ``cold_first_seconds`` without (None for upstream, which leaves nothing), ``cold_spread`` is
-the range of the former over its median, ``cold_audio_seconds`` the sound that was written, and
-``cold_vs_upstream`` how many times quicker than upstream's example.
+A row's ``cold_*`` figures come from ``--cold`` (cold_start.py) and are None without it. They time
+whole processes, from the command to the finished wav: ``cold_seconds`` with the caches of an
+earlier start, ``cold_first_seconds`` without (None for upstream, which has no caches),
+``cold_spread`` is the range of the former divided by its median, ``cold_audio_seconds`` the length
+of the wav, and ``cold_vs_upstream`` the speedup over upstream's example.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (  # heading, path in the row, forma
     ("prefill s", "prefill_seconds", "{:.2f}"),
     ("flow s", "flow_seconds", "{:.2f}"),
     ("vocoder s", "vocoder_seconds", "{:.2f}"),
-    ("mark s", "watermark_seconds", "{:.2f}"),
-    ("whole s", "synthesis_seconds", "{:.2f}"),
+    ("watermark s", "watermark_seconds", "{:.2f}"),
+    ("total s", "synthesis_seconds", "{:.2f}"),
     ("x real time", "realtime_x", "{:.2f}"),
-    ("x upstream", "vs_upstream.synthesis", "{:.2f}"),
+    ("x chatterbox-tts", "vs_upstream.synthesis", "{:.2f}"),
     ("x standard", "vs_standard.synthesis", "{:.2f}"),
     ("cold 1st s", "cold_first_seconds", "{:.1f}"),
     ("cold s", "cold_seconds", "{:.1f}"),
-    ("cold x upstream", "cold_vs_upstream", "{:.2f}"),
+    ("cold x chatterbox-tts", "cold_vs_upstream", "{:.2f}"),
     ("load s", "load_seconds", "{:.1f}"),
     ("RSS MiB", "peak_rss_mib", "{:.0f}"),
     ("VRAM MiB", "peak_vram_mib", "{:.0f}"),
@@ -45,10 +46,10 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (  # heading, path in the row, forma
     ("mel cosine", "quality.log_mel_cosine", "{:.5f}"),
     ("WER", "quality.wer", "{:.1%}"),
 )
-# where more is better; in the others less is
-RISING = ("t3_tokens_per_second", "realtime_x")
+# higher is better; for the others lower is
+HIGHER_IS_BETTER = ("t3_tokens_per_second", "realtime_x")
 COMPARED = (
-    *RISING,
+    *HIGHER_IS_BETTER,
     *(f"{stage}_seconds" for stage in ("prefill", "flow", "vocoder", "synthesis", "load")),
     "cold_seconds",
     "peak_rss_mib",
@@ -57,14 +58,14 @@ COMPARED = (
 
 def value_at(row: Mapping[str, Any], path: str) -> Any:
     """Follow a dotted path; None where it ends early."""
-    found: Any = row
+    value: Any = row
     for name in path.split("."):
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return found
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def cells(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and formatted rows, without columns that are empty in all; noisy rows have a ~."""
+    """Headings and formatted rows, without columns that are empty in all; noisy rows get a ~."""
     rows = report["rows"]
     used = [c for c in COLUMNS if any(value_at(row, c[1]) is not None for row in rows)]
     lines = []
@@ -76,34 +77,34 @@ def cells(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return [heading for heading, _, _ in used], lines
 
 
-def card_lines(report: Mapping[str, Any]) -> list[str]:
-    """The machine in a few lines."""
-    card = report["card"]
-    rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in card["gemm_gflops"].items())
-    ceilings = ", ".join(f"{n} {v:,.0f}" for n, v in card["ceiling_tokens_per_second"].items())
+def machine_lines(report: Mapping[str, Any]) -> list[str]:
+    """The machine in a few lines, and the rows that failed."""
+    facts = report["card"]
+    rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in facts["gemm_gflops"].items())
+    ceilings = ", ".join(f"{n} {v:,.0f}" for n, v in facts["ceiling_tokens_per_second"].items())
     lines = [
-        f"{card['device']} · {card['cores']} threads of {card['instructions']} · "
-        f"torch {card['torch']}",
-        f"reads {card['read_gb_s']:.1f} GB/s, multiplies (GFLOPS) {rates}",
-        f"T3 reads {card['t3_weights_per_step'] / 1e6:,.0f} M weights a step: "
+        f"{facts['device']} · {facts['cores']} threads of {facts['instructions']} · "
+        f"torch {facts['torch']}",
+        f"reads {facts['read_gb_s']:.1f} GB/s, multiplies (GFLOPS) {rates}",
+        f"T3 reads {facts['t3_weights_per_step'] / 1e6:,.0f} M weights a step: "
         f"at most {ceilings} tokens/s",
     ]
-    lines += [f"left out: {why}" for why in report.get("failed", {}).values()]
-    if card["made_weights"]:
+    lines += [f"left out: {reason}" for reason in report.get("failed", {}).values()]
+    if facts["made_weights"]:
         lines.append("weights are random values of the same shapes: speed does not depend on them")
     return lines
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The card and the table, for a README."""
+    """The machine and the table, as markdown."""
     headings, lines = cells(report)
     table = [headings, ["---"] * len(headings), *lines]
     rows = "\n".join("| " + " | ".join(line) + " |" for line in table)
-    return "\n".join(f"{line}  " for line in card_lines(report)) + f"\n\n{rows}\n"
+    return "\n".join(f"{line}  " for line in machine_lines(report)) + f"\n\n{rows}\n"
 
 
 def csv_text(report: Mapping[str, Any]) -> str:
-    """All columns with unrounded values."""
+    """All columns, values not rounded."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     paths = [path for _, path, _ in COLUMNS] + ["cold_spread", "cold_audio_seconds", "noisy"]
@@ -114,19 +115,20 @@ def csv_text(report: Mapping[str, Any]) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a report back.
+    """Read a JSON report.
 
     Raises:
-        InputError: not there, or not a report.
+        InputError: missing, or not a report.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        names = {row["name"] for row in report["rows"]}
+        if not all("name" in row for row in report["rows"]):
+            raise KeyError("name")
     except OSError as error:
         raise InputError(f"'{path}' cannot be read ({error.strerror}): check the path") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"'{path}' is not a report of chatterbox-opt bench --json") from error
-    return {"card": report.get("card", {}), "rows": report["rows"], "names": names}
+    return {"card": report.get("card", {}), "rows": report["rows"]}
 
 
 def compare(
@@ -135,7 +137,7 @@ def compare(
     """Set two reports side by side.
 
     Args:
-        tolerance: 0.1 lets a figure be a tenth worse.
+        tolerance: 0.1 accepts figures that are 10 % worse.
 
     Returns:
         Lines of row, figure, old, new, change, verdict; and whether any is worse than tolerated.
@@ -148,7 +150,7 @@ def compare(
             if not was or now is None:
                 continue
             change = now / was - 1
-            bad = (-change if name in RISING else change) > tolerance
+            bad = (-change if name in HIGHER_IS_BETTER else change) > tolerance
             worse |= bad
             verdict = "WORSE" if bad else ""
             lines.append([row["name"], name, f"{was:.4g}", f"{now:.4g}", f"{change:+.1%}", verdict])

@@ -1,10 +1,11 @@
-"""What a machine can do at best, measured on the spot, and what a decode step needs of it.
+"""Roofline of the machine: memory bandwidth and GEMM throughput, and what a decode step needs.
 
-Knows reading and multiplying. Knows nothing of rows or reports (bench/runner.py).
+Responsible for measuring bandwidth and throughput. Not responsible for rows or reports
+(bench/runner.py).
 
-On a GPU by CUDA events, so that neither a launch nor the host's wait is in it, at a size that fills
-it, of random numbers: zeros are read and multiplied with less current, a tenth too fast; the
-median, which a run gets too. On a processor by the host's clock, the best of some.
+On a GPU: CUDA events, which exclude launch and synchronization, sizes that fill the GPU, random
+data (zeros draw less power and measure 10 % too fast), and the median, as for the runs. On a CPU:
+the host's clock, and the minimum.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.config.model_config import T3Config
 from chatterbox_opt.engine import probe
 
-TRIES = 7
-READ = {"cuda": 1 << 29}  # float32 numbers, no cache holds them: 2 GiB
-SIDE = {"cuda": 8192}  # rows of square matrices
-SMALL_READ, SMALL_SIDE = 1 << 27, 2048  # elsewhere
-WIDTHS = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.5}  # bytes
+REPEATS = 7
+READ_SIZES = {"cuda": 1 << 29}  # float32 elements, 2 GiB: larger than any cache
+GEMM_SIZES = {"cuda": 8192}  # rows of square matrices
+SMALL_READ, SMALL_GEMM = 1 << 27, 2048  # on other devices
+BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.5}
 
 
-def facts(job: BenchJob, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the machine can do at best, and what a step needs of it."""
+def machine_facts(job: BenchJob, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The machine's specification and roofline, and the weights a decode step reads."""
     machine = probe.probe(job.device)
     device = torch.device(machine.device)
     read = read_gb_s(device)
-    card = {
+    facts = {
         "device": machine.name,
         "cores": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -46,58 +47,58 @@ def facts(job: BenchJob, checkpoint: Checkpoint) -> dict[str, Any]:
         "t3_weights_per_step": weights_per_step(checkpoint.config.t3),
         "made_weights": checkpoint.config.random_weights,
     }
-    return card | {"ceiling_tokens_per_second": steps_per_second(card, [read])}
+    return facts | {"ceiling_tokens_per_second": steps_per_second(facts, [read])}
 
 
 def weights_per_step(shape: T3Config) -> int:
-    """Numbers that a decode step multiplies by: every layer's matrices and the head."""
+    """Weights that a decode step multiplies by: every layer's matrices and the head."""
     layer = 4 * shape.width**2 + 3 * shape.width * shape.ffn
     return shape.layers * layer + shape.speech_vocab * shape.width
 
 
-def steps_per_second(card: Mapping[str, Any], reads: Sequence[float]) -> dict[str, float]:
-    """Steps a second that reading the weights allows, by dtype, at the median of ``reads`` GB/s."""
-    rate, weights = statistics.median(reads) * 1e9, card["t3_weights_per_step"]
-    return {dtype: rate / (weights * width) for dtype, width in WIDTHS.items()}
+def steps_per_second(facts: Mapping[str, Any], reads: Sequence[float]) -> dict[str, float]:
+    """Maximum decode steps per second by dtype, at a bandwidth of the median of ``reads`` GB/s."""
+    rate, weights = statistics.median(reads) * 1e9, facts["t3_weights_per_step"]
+    return {dtype: rate / (weights * size) for dtype, size in BYTES_PER_WEIGHT.items()}
 
 
 def read_gb_s(device: torch.device) -> float:
-    """Read rate of numbers that no cache holds; a sum does nothing else. Not a product of matrices:
-    MKL reads a fifth as fast on processors not made by Intel."""
-    numbers = _numbers(device, READ.get(device.type, SMALL_READ))
-    return numbers.numel() * 4 / seconds(numbers.sum, device) / 1e9
+    """Bandwidth of reading memory outside all caches, by a sum. Not by a matrix product: MKL reads
+    at a fifth of the bandwidth on CPUs not made by Intel."""
+    tensor = _test_data(device, READ_SIZES.get(device.type, SMALL_READ))
+    return tensor.numel() * 4 / seconds(tensor.sum, device) / 1e9
 
 
 def gemm_gflops(device: torch.device, dtype: str) -> float:
-    """Rate of a large product of matrices."""
-    side = SIDE.get(device.type, SMALL_SIDE)
-    matrix = _numbers(device, side, side).to(getattr(torch, dtype))
-    return 2 * side**3 / seconds(lambda: matrix @ matrix, device) / 1e9
+    """Throughput of a large matrix product."""
+    size = GEMM_SIZES.get(device.type, SMALL_GEMM)
+    matrix = _test_data(device, size, size).to(getattr(torch, dtype))
+    return 2 * size**3 / seconds(lambda: matrix @ matrix, device) / 1e9
 
 
-def _numbers(device: torch.device, *sizes: int) -> torch.Tensor:
-    """Random ones on a GPU, drawn in place; a processor's figures do not depend on them."""
-    made = torch.zeros(sizes, device=device)
-    return made.uniform_(-1, 1) if device.type == "cuda" else made
+def _test_data(device: torch.device, *sizes: int) -> torch.Tensor:
+    """Random values on a GPU, zeros elsewhere: a CPU's rates do not depend on them."""
+    tensor = torch.zeros(sizes, device=device)
+    return tensor.uniform_(-1, 1) if device.type == "cuda" else tensor
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Of some work, once it is warm: see the module."""
+    """Seconds of ``work`` after a warm-up call; see the module for how."""
     work()
     if device.type == "cuda":
-        return statistics.median(event_seconds(work) for _ in range(TRIES))
+        return statistics.median(event_seconds(work) for _ in range(REPEATS))
     clock = StageTimer(device)
-    for i in range(TRIES):
+    for i in range(REPEATS):
         work()
         clock.lap(str(i))
     return min(clock.seconds.values())
 
 
 def event_seconds(work: Callable[[], object]) -> float:
-    """Seconds of some work on a GPU, between two events."""
-    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begun.record()
+    """Seconds of ``work`` on a GPU, between two CUDA events."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
     work()
-    ended.record()
-    ended.synchronize()
-    return float(begun.elapsed_time(ended)) / 1e3
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3

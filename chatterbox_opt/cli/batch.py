@@ -23,7 +23,7 @@ from chatterbox_opt.batch import executors, filenames, job_file
 from chatterbox_opt.batch.executors import LocalExecutor, RayExecutor, WorkerSpec
 from chatterbox_opt.batch.join import join
 from chatterbox_opt.batch.manifest import open_manifest
-from chatterbox_opt.batch.runner import BatchRunner, Summary, Task, tasks
+from chatterbox_opt.batch.runner import BatchRunner, Summary, prepare
 from chatterbox_opt.batch.verify import MAX_WER, Verifier
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.registry import Checkpoint
@@ -147,7 +147,7 @@ def batch(
     printing.set_up_logging(reporter)
     with (
         executors.open_executor(*where) as executor,
-        open_manifest(files.out_dir, anew=files.force) as manifest,
+        open_manifest(files.out_dir, reset=files.force) as manifest,
         display(reporter, as_json=as_json) as show,
     ):
         if files.book is not None:
@@ -157,7 +157,7 @@ def batch(
         worker = WorkerSpec(engine=spec, plan=plan, retries=quality.retries, debug=printing.debug)
         runner = BatchRunner(
             manifest,
-            _tasks(spec, plan, items, names),
+            _prepared(spec, plan, items, names),
             show,
             verifier=verifier,
             retries=quality.retries,
@@ -194,16 +194,16 @@ def _names(items: list[job_file.Item], files: FileOptions) -> list[str]:
     return filenames.names(rows, files.name, f".{files.format}", taken)
 
 
-def _tasks(
+def _prepared(
     spec: EngineSpec, plan: Plan, items: list[job_file.Item], names: list[str]
-) -> list[Task]:
+) -> list[job_file.Item]:
     """The items with hashes of all that their audio depends on; no model is loaded for it."""
     checkpoint = registry.locate(spec.model)
     precision = [plan.t3.storage, plan.flow.storage, plan.narrowed_compute]
     mark = "marked" if spec.watermark else "unmarked"
     parts = [registry.identity(checkpoint), *(precision if plan.optimized else ["plain"]), mark]
     voice_key = functools.partial(_voice_key, spec.store, checkpoint)
-    return tasks(items, names, " ".join(parts), voice_key)
+    return prepare(items, names, " ".join(parts), voice_key)
 
 
 def _voice_key(store: voice_store.VoiceStore, checkpoint: Checkpoint, voice: str | None) -> str:

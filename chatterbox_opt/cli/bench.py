@@ -111,7 +111,7 @@ def bench(
     forms.check()
     measuring.check()
     measured = report.read(earlier) if earlier else _measure(measuring)
-    for line in report.card_lines(measured):
+    for line in report.machine_lines(measured):
         print(line)
     console.table(*report.cells(measured))
     forms.write(measured)
@@ -128,7 +128,7 @@ def _measure(asked: MeasuringOptions) -> dict[str, Any]:
     from chatterbox_opt.bench import backends, runner
 
     rows = runner.choose_rows(asked.rows, asked.profile or [], asked.device, tiny=asked.quick)
-    with runner.weights(asked.model, tiny=asked.quick, say=reporter.status) as directory:
+    with runner.weights(asked.model, tiny=asked.quick, on_progress=reporter.status) as directory:
         job = backends.BenchJob(
             str(directory),
             asked.device,

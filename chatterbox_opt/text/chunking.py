@@ -1,10 +1,11 @@
-"""Text to chunks: clean, normalise as upstream does, split at sentences within a length.
+"""Splits text into chunks: cleans, normalizes as upstream does, splits at sentences.
 
-Knows the rules of written text. Knows nothing of tokens, voices or tensors, and imports no torch.
+Responsible for characters, punctuation and lengths. Not responsible for tokens, voices or
+tensors; imports no torch.
 
-T3 was trained on single utterances, and upstream caps one run at 1,000 tokens (40 s): longer
-text is cut or turns to gibberish. So a long text becomes several chunks, and no word is lost
-between them. A text that fits is one chunk, spoken exactly as upstream would speak it.
+T3 was trained on single sentences, and upstream limits one run to 1,000 tokens (40 s): the audio
+of a longer text is truncated or unintelligible. So a long text becomes several chunks, and no word
+is lost between them. A text that fits is one chunk, with exactly upstream's normalization.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sentencex
 
 from chatterbox_opt.errors import TextError
 
-LIMIT = 300  # characters of one chunk; users of upstream settled on 280 to 300
+LIMIT = 300  # characters of one chunk; what users of upstream recommend is 280 to 300
 SENTENCE_PAUSE = 0.2  # seconds of silence between two chunks of one paragraph
 PARAGRAPH_PAUSE = 0.5  # seconds of silence between paragraphs
 
@@ -37,7 +38,7 @@ _REPLACEMENTS = (
     ("‘", "'"),
     ("’", "'"),
 )
-_ENDERS = (".", "!", "?", "-", ",")
+_END_MARKS = (".", "!", "?", "-", ",")
 _CLAUSE = re.compile(r".+?(?:[,;:)\]—–](?:\s+|$)|[，、；：]|$)", re.DOTALL)
 _WORD = re.compile(r"\S+\s*|\s+")
 _PARAGRAPH = re.compile(r"\n\s*\n")
@@ -45,12 +46,12 @@ _PARAGRAPH = re.compile(r"\n\s*\n")
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What one T3 run says, and the silence that follows it.
+    """The text of one T3 run, and the silence after it.
 
     Attributes:
-        text: normalised text, at most ``LIMIT`` characters unless another limit was asked for.
+        text: normalized text, at most ``LIMIT`` characters unless another limit was passed.
         pause: seconds of silence after it; 0 for the last chunk.
-        source: the same words before normalising (which is not the same when done twice).
+        source: the text before normalization, which is not idempotent.
     """
 
     text: str
@@ -59,7 +60,7 @@ class Chunk:
 
 
 def normalize(text: str) -> str:
-    """Return ``text`` as upstream's ``punc_norm`` returns it, for every string (tts.py, 0.1.7)."""
+    """Equals upstream's ``punc_norm`` for every string (tts.py, 0.1.7)."""
     if not text:
         return "You need to add some text for me to talk."
     if text[0].islower():
@@ -68,14 +69,16 @@ def normalize(text: str) -> str:
     for old, new in _REPLACEMENTS:
         text = text.replace(old, new)
     text = text.rstrip(" ")
-    return text if text.endswith(_ENDERS) else text + "."
+    return text if text.endswith(_END_MARKS) else text + "."
 
 
 def clean(text: str) -> str:
-    """Drop what no voice can say and no person typed: control characters and byte-order marks.
+    """Remove control characters and byte-order marks.
+
+    ``split`` calls this; call it before to reject a text before a model is loaded.
 
     Raises:
-        TextError: a NUL byte (the input is not text), or nothing speakable is left.
+        TextError: a NUL byte (the input is not text), or no letter or digit is left.
     """
     if "\0" in text:
         raise TextError(
@@ -84,12 +87,12 @@ def clean(text: str) -> str:
         )
     if any(unicodedata.category(c) == "Cs" for c in text):
         raise TextError("the text is not UTF-8: save it as UTF-8 and try again")
-    kept = "".join(c for c in text if c.isspace() or unicodedata.category(c) != "Cc")
-    kept = kept.replace("\ufeff", "")
-    if not has_speech(kept):
-        found = "is empty" if not kept.strip() else "has no letter or digit"
-        raise TextError(f"the text {found}: give at least one word to speak")
-    return kept
+    cleaned = "".join(c for c in text if c.isspace() or unicodedata.category(c) != "Cc")
+    cleaned = cleaned.replace("\ufeff", "")
+    if not has_speech(cleaned):
+        problem = "is empty" if not cleaned.strip() else "has no letter or digit"
+        raise TextError(f"the text {problem}: give at least one word to speak")
+    return cleaned
 
 
 def has_speech(text: str) -> bool:
@@ -98,16 +101,16 @@ def has_speech(text: str) -> bool:
 
 
 def split(text: str, limit: int = LIMIT, spell: Callable[[str], str] | None = None) -> list[Chunk]:
-    """Turn any text into chunks whose normalised form has at most ``limit`` characters.
+    """Split any text into chunks whose normalized form has at most ``limit`` characters.
 
-    Boundaries are looked for at sentences, then clauses, then words, and only where a single
-    word is longer than ``limit`` (scripts without spaces) between characters.
+    Splits at sentences, then clauses, then words, and only where a single word is longer than
+    ``limit`` (scripts without spaces) between characters.
 
     Args:
-        spell: puts a paragraph into words first, for a model that reads letters only.
+        spell: applied to each paragraph first: numbers and symbols to words (english.py).
 
     Raises:
-        TextError: nothing to speak, see ``clean``.
+        TextError: no letter or digit, see ``clean``.
     """
     text = clean(text)
     if spell is not None:
@@ -115,7 +118,7 @@ def split(text: str, limit: int = LIMIT, spell: Callable[[str], str] | None = No
         if not text:
             raise TextError("the text has no word that this model can read: it knows English only")
     if _fits(text, limit):
-        return [Chunk(normalize(text), source=text)]  # unstripped: upstream sees blanks too
+        return [Chunk(normalize(text), source=text)]  # not stripped: nor does upstream
     chunks: list[Chunk] = []
     for paragraph in filter(has_speech, _PARAGRAPH.split(text)):
         pieces = [p.strip() for p in _pack(paragraph.strip(), limit, 0) if has_speech(p)]
@@ -126,16 +129,18 @@ def split(text: str, limit: int = LIMIT, spell: Callable[[str], str] | None = No
 
 
 def _fits(text: str, limit: int) -> bool:
-    # normalising adds at most a full stop and one blank per ellipsis; skip it for what is far off
+    # Only the length is used: a chunk's text is normalized again, because its first letter is
+    # capitalized only without blanks before it, as upstream does. Text far above the limit is not
+    # normalized at all, or packing a long paragraph would take quadratic time.
     return len(text) <= 16 * limit and len(normalize(text.strip())) <= limit
 
 
 def _sentences(text: str) -> Iterable[str]:
-    return sentencex.segment("en", text)  # its fallback rules know the enders of other scripts too
+    return sentencex.segment("en", text)  # its fallback rules cover other scripts' full stops too
 
 
 def _characters(text: str) -> list[str]:
-    """Split between characters, keeping combining marks with the letter that carries them."""
+    """Split between characters, keeping combining marks with their base letter."""
     parts: list[str] = []
     for c in text:
         if parts and unicodedata.category(c).startswith("M"):
@@ -145,7 +150,7 @@ def _characters(text: str) -> list[str]:
     return parts
 
 
-_FINER: tuple[Callable[[str], Iterable[str]], ...] = (
+_SPLITTERS: tuple[Callable[[str], Iterable[str]], ...] = (
     _sentences,
     _CLAUSE.findall,
     _WORD.findall,
@@ -154,17 +159,21 @@ _FINER: tuple[Callable[[str], Iterable[str]], ...] = (
 
 
 def _pack(text: str, limit: int, level: int) -> list[str]:
-    """Fill pieces up to ``limit`` with parts of ``text``; a part too long is split more finely."""
+    """Fill pieces up to ``limit`` with parts of ``text``, splitting a part that is too long again.
+
+    Args:
+        level: index of the splitter in ``_SPLITTERS``, coarsest first.
+    """
     pieces: list[str] = []
     current = ""
-    for part in _FINER[level](text):
+    for part in _SPLITTERS[level](text):
         if _fits(current + part, limit):
             current += part
             continue
         if current.strip():
             pieces.append(current)
         current = part
-        if not _fits(part, limit) and level + 1 < len(_FINER):
+        if not _fits(part, limit) and level + 1 < len(_SPLITTERS):
             *full, current = _pack(part, limit, level + 1)
             pieces += full
     return [*pieces, current]

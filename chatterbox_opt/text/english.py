@@ -1,9 +1,9 @@
-"""English as written to the same in words: "Dr. Lee paid $5" to "Doctor Lee paid five dollars".
+"""English text normalization: "Dr. Lee paid $5" to "Doctor Lee paid five dollars".
 
-Knows how English writes numbers, dates, money, abbreviations and initials. Knows nothing of
-tokens, of other languages or of meaning: what can be read in two ways is read in the likelier.
+Responsible for numbers, dates, times, money, units, abbreviations and initialisms. Not responsible
+for tokens or other languages; no semantics: ambiguous text gets its more frequent reading.
 
-The built-in model was trained on words in letters, so nothing else may reach it.
+The built-in model was trained on words only, so its input must not contain digits or symbols.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from num2words import num2words
 
 
 def _table(pairs: str) -> dict[str, str]:
-    """Read "a:b c:d_e" as {"a": "b", "c": "d e"}."""
+    """Parse "a:b c:d_e" to {"a": "b", "c": "d e"}."""
     return {k: v.replace("_", " ") for k, v in (p.rsplit(":", 1) for p in pairs.split())}
 
 
@@ -25,7 +25,7 @@ def _any(words: dict[str, str]) -> str:
     return "(" + "|".join(map(re.escape, sorted(words, key=len, reverse=True))) + ")"
 
 
-# what Unicode's own decomposition does not turn into ASCII, or turns into the wrong thing
+# what Unicode's decomposition does not map to ASCII, or maps to the wrong character
 _FOLDED = str.maketrans(
     dict.fromkeys("‘’‚‛′ʼʻ`´‹›", "'")
     | dict.fromkeys("“”„‟″«»", '"')
@@ -66,10 +66,10 @@ _DATES = {d[:n]: d for d in f"{_YEAR} {_WEEK}".split() for n in (3, 4, 5) if len
 del _DATES["Marc"]  # a name
 _RULERS = "Henry|Elizabeth|Charles|George|Edward|James|William|Richard|Mary|Louis|Philip|John|Paul"
 _PARTS = "Chapter|Part|Act|Scene|Volume|Book|Section|Phase|Stage|Type|Class|Article|War|Level"
-# after "U.S." or "5 p.m." only these tell a new sentence: what follows may be a name
+# after "U.S." or "5 p.m." only these words mark a new sentence: others may be names
 _NEXT_SENTENCE = r"\W*$|\W+(?:Th\w+|An?|He|She|It|We|You|I|But|And|So|In|On|At|If|My|Her|Wh\w+)\b"
-# A word in capitals is initials if it has no vowel, if English could not say it in syllables, or if
-# it has two or three letters; but for these, which are words, and those after, which are initials.
+# A word in capitals is an initialism if it has no vowel, is not made of English syllables, or has
+# two or three letters. Exceptions: _WORDS are words, _INITIALS are initialisms.
 _WORDS = (
     " AM AN AS AT BE BY DO GO HE IF IN IS ME MY NO OF OH ON OR SO TO UP WE AH HA HEY HI ALL AND "
     "ANY ARE ASK BUT BUY CAN DAD DAY DID END FOR FUN GET GOD GOT HAD HAS HER HIM HIS HOT HOW ITS "
@@ -92,20 +92,20 @@ _CAPITALS = re.compile(
 
 
 def normalize_english(text: str) -> str:
-    """Return English ``text`` in words: only ASCII letters, single blanks and ``.,!?;:'"-()``.
+    """Return English ``text`` in words: only ASCII letters, single spaces and ``.,!?;:'"-()``.
 
-    Initials become single letters ("B B C"), accents are dropped, and so is what has no English
-    reading (emoji, other scripts). Every string is accepted; with nothing to speak it is empty.
+    Initialisms become single letters ("B B C"). Accents are removed, and so are emoji and other
+    scripts. Accepts every string; the result is empty if no word is left.
     """
     text = _fold(text)
     for pattern, reading in _RULES:
         text = pattern.sub(reading, text)
-    text = re.sub(r"(?<!\.)\.(?=[,;:])", "", text)  # of an abbreviation in mid-sentence
+    text = re.sub(r"(?<!\.)\.(?=[,;:])", "", text)  # of an abbreviation within a sentence
     return _tidy(text) if re.search("[A-Za-z]", text) else ""
 
 
 def _fold(text: str) -> str:
-    text = re.sub("[¼-¾⅐-⅞]", r" \g<0>", text.translate(_FOLDED))  # off the digit before it
+    text = re.sub("[¼-¾⅐-⅞]", r" \g<0>", text.translate(_FOLDED))  # "1½" to "1 ½"
     plain = unicodedata.normalize("NFKD", text).replace("\u2044", "/")
     return _tidy("".join(map(_ascii, plain)))
 
@@ -140,9 +140,9 @@ def _cardinal(number: str) -> str:
 
 def _plural(noun: str) -> str:
     first, *rest = noun.split(" ")
-    many = {"penny": "pence", "yen": "yen", "foot": "feet", "half": "halves"}.get(first)
-    usual = first if first.endswith("hertz") else re.sub("y$", "ie", first) + "s"
-    return " ".join([many or usual, *rest])
+    irregular = {"penny": "pence", "yen": "yen", "foot": "feet", "half": "halves"}.get(first)
+    regular = first if first.endswith("hertz") else re.sub("y$", "ie", first) + "s"
+    return " ".join([irregular or regular, *rest])
 
 
 def _counted(number: str, noun: str) -> str:
@@ -155,7 +155,7 @@ def _short(m: Match[str], table: dict[str, str]) -> str:
 
 
 def _stop(m: Match[str], capital: str = r"\W*$|\W+[A-Z]") -> str:
-    """Return the full stop of an abbreviation where it ends the sentence too."""
+    """Return the full stop of an abbreviation if it also ends the sentence."""
     rest = m.string[m.end() : m.end() + 20]
     ends = m[0].endswith(".") and rest[:1] in ("", " ", '"', "'", ")") and re.match(capital, rest)
     return "." if ends else ""
@@ -164,14 +164,14 @@ def _stop(m: Match[str], capital: str = r"\W*$|\W+[A-Z]") -> str:
 def _address(m: Match[str]) -> str:
     address = re.sub(r"^https?://", "", m[0])
     body = address.rstrip(".,!?;:'/")
-    spoken = re.sub(r"[.@/_:-]", lambda sign: f" {_ADDRESS[sign[0]]} ", body)
-    return re.sub(r"^www\b", "W W W", spoken) + address[len(body) :].strip("/")
+    words = re.sub(r"[.@/_:-]", lambda sign: f" {_ADDRESS[sign[0]]} ", body)
+    return re.sub(r"^www\b", "W W W", words) + address[len(body) :].strip("/")
 
 
 def _title(m: Match[str]) -> str:
     before = m.string[max(0, m.start() - 30) : m.start()]  # "on Main St. Bob waited"
-    place = re.search(rf"[a-z\d] [A-Z][a-z]+ $|\d{_NTH} $", before)
-    road = {"St": "Street", "Dr": "Drive"}.get(m[1]) if place else None
+    after_name = re.search(rf"[a-z\d] [A-Z][a-z]+ $|\d{_NTH} $", before)
+    road = {"St": "Street", "Dr": "Drive"}.get(m[1]) if after_name else None
     return road + _stop(m) if road else _TITLES[m[1]]
 
 
@@ -191,30 +191,30 @@ def _is_word(word: str, *, shouted: bool) -> bool:
 
 
 def _capitals(sentence: Match[str]) -> str:
-    """Read the initials of a sentence; where all of it is in capitals, short words are words."""
-    whole = sentence[0]
-    words = re.findall(r"[A-Za-z]{2,}", whole)
+    """Expand the initialisms of a sentence; if all of it is in capitals, short words are words."""
+    text = sentence[0]
+    words = re.findall(r"[A-Za-z]{2,}", text)
     shouted = all(map(str.isupper, words)) and sum(_is_word(w, shouted=True) for w in words) > 1
 
-    def read(m: Match[str]) -> str:
+    def expand(m: Match[str]) -> str:
         before, word, plural = m.groups()
         unit = before and (word in _UNITS or word in ("AM", "PM"))
-        beside = re.findall(r"([A-Z]{2,}) $", whole[max(0, m.start() - 20) : m.start()])
-        beside += re.findall(r"^ ([A-Z]{2,})\b", whole[m.end() : m.end() + 20])
-        near = any(_is_word(w, shouted=False) for w in beside)
-        if unit or (plural != "" and _is_word(word, shouted=shouted or near)):  # "AT&T"
+        neighbors = re.findall(r"([A-Z]{2,}) $", text[max(0, m.start() - 20) : m.start()])
+        neighbors += re.findall(r"^ ([A-Z]{2,})\b", text[m.end() : m.end() + 20])
+        emphasis = any(_is_word(w, shouted=False) for w in neighbors)
+        if unit or (plural != "" and _is_word(word, shouted=shouted or emphasis)):  # "AT&T"
             return m[0]
         return (before or "") + " ".join(word) + ("'s" if plural else "")
 
-    return _CAPITALS.sub(read, whole)
+    return _CAPITALS.sub(expand, text)
 
 
 def _time(m: Match[str]) -> str:
     hour, minute, half = m.groups()
-    named = " oh " + _words(minute) if minute[:1] == "0" else f" {minute}"
+    minutes = " oh " + _words(minute) if minute[:1] == "0" else f" {minute}"
     if minute in ("", "00"):
-        named = "" if half else " o'clock" if 0 < int(hour) < 13 else " hundred"
-    return _words(hour) + named + (f" {half.upper()} M{_stop(m, _NEXT_SENTENCE)}" if half else "")
+        minutes = "" if half else " o'clock" if 0 < int(hour) < 13 else " hundred"
+    return _words(hour) + minutes + (f" {half.upper()} M{_stop(m, _NEXT_SENTENCE)}" if half else "")
 
 
 def _date(month: str, day: str, year: str | None, *, day_first: bool = False) -> str:
@@ -233,8 +233,8 @@ def _money(m: Match[str]) -> str:
     if not small or len(part) not in (1, 2):
         return _counted(amount, coin)
     cents = str(int(part.ljust(2, "0")))
-    said = [_counted(whole, coin)] if whole.strip("0") or cents == "0" else []
-    return " and ".join(said if cents == "0" else [*said, _counted(cents, small)])
+    parts = [_counted(whole, coin)] if whole.strip("0") or cents == "0" else []
+    return " and ".join(parts if cents == "0" else [*parts, _counted(cents, small)])
 
 
 # fmt: off

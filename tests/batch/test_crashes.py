@@ -1,4 +1,4 @@
-"""Batches in real processes: killed, interrupted, and with rows that nothing can be made of."""
+"""Batches in real processes: killed, interrupted, and with invalid rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COMMAND = [sys.executable, "-m", "chatterbox_opt", "batch"]
 QUICK = ["--max-tokens", "3", "--cfm-steps", "1", "--retries", "0", "--no-watermark", "--seed", "5"]
 HERE = Path(__file__).parent
 
-# a run whose speech is made up: no torch, so that it can be killed often
+# a run with a fake engine: no torch, so that it can be killed often
 FAKE = """
 import sys, time
 from pathlib import Path
@@ -52,7 +52,7 @@ def noted(directory: Path) -> list[dict]:
 
 
 def check_whole(directory: Path, count: int) -> None:
-    """Every item has one line that says done, and the file it speaks of; there is nothing else."""
+    """Every item has one "done" line and its file; the directory contains nothing else."""
     lines = noted(directory)
     assert sorted(int(line["id"]) for line in lines) == list(range(1, count + 1)), "none twice"
     for line in lines:
@@ -67,9 +67,9 @@ def check_whole(directory: Path, count: int) -> None:
 def kill_and_resume(
     command: list[str], out: Path, cwd: Path, *, items: int, kills: int, step: float
 ) -> None:
-    """Kill at random moments, all over the job: up to two items of ``step`` seconds after a few
-    more were noted, or while it starts: so often that there is work left for each kill, however
-    quick the machine is."""
+    """Kill at random times throughout the job: up to two items of ``step`` seconds after a few
+    more are in the manifest, or during start-up. There is work left for each kill, however fast
+    the machine is."""
     chance = random.Random(1)
     for number in range(1, kills + 1):
         before = len(noted(out))
@@ -79,11 +79,11 @@ def kill_and_resume(
         while len(noted(out)) < before + more and time.monotonic() < deadline:
             time.sleep(0.002)
         time.sleep(chance.uniform(0, 2 * step))
-        assert process.poll() is None, "it was to be killed at work"
+        assert process.poll() is None, "it must still be running when it is killed"
         process.kill()
         process.wait()
         after = noted(out)
-        assert len(after) >= before + more, "what was noted stays"
+        assert len(after) >= before + more, "entries are not lost"
         for line in after:
             assert (out / line["file"]).stat().st_size == line["size"]
     assert subprocess.run(command, cwd=cwd).returncode == 0
@@ -92,7 +92,7 @@ def kill_and_resume(
 @pytest.mark.parametrize(
     ("items", "kills"), [(40, 5), pytest.param(200, 50, marks=pytest.mark.slow)]
 )
-def test_kills_lose_at_most_the_item_in_work(tmp_path, items, kills):
+def test_a_kill_loses_at_most_the_item_in_flight(tmp_path, items, kills):
     command = [sys.executable, "-c", FAKE, str(tmp_path / "out"), str(items)]
     kill_and_resume(command, tmp_path / "out", HERE, items=items, kills=kills, step=0.02)
     check_whole(tmp_path / "out", items)
@@ -105,23 +105,25 @@ def test_fifty_kills_of_two_hundred_items_then_one_resume(tiny, tmp_path):
     command = [*COMMAND, *args, "out"]
     kill_and_resume(command, tmp_path / "out", tmp_path, items=200, kills=50, step=0.06)
     check_whole(tmp_path / "out", 200)
-    assert batch(*args, "straight", cwd=tmp_path).returncode == 0
+    assert batch(*args, "uninterrupted", cwd=tmp_path).returncode == 0
     for line in noted(tmp_path / "out"):
-        killed, straight = (tmp_path / name / line["file"] for name in ("out", "straight"))
-        assert killed.read_bytes() == straight.read_bytes()
+        killed, uninterrupted = (
+            tmp_path / name / line["file"] for name in ("out", "uninterrupted")
+        )
+        assert killed.read_bytes() == uninterrupted.read_bytes()
 
 
-def test_a_disk_that_takes_no_sound_ends_the_run(tmp_path):
-    """The system's own refusal in the middle of a file, as libsndfile meets it."""
+def test_a_full_disk_ends_the_run(tmp_path):
+    """The error comes from the system, while libsndfile writes a file."""
     out = tmp_path / "out"
     command = [sys.executable, "-c", FAKE, str(out), "9"]
 
-    def little_room() -> None:
+    def limit_file_size() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 
-    full = subprocess.run(command, cwd=HERE, preexec_fn=little_room, capture_output=True)
+    full = subprocess.run(command, cwd=HERE, preexec_fn=limit_file_size, capture_output=True)
     assert full.returncode == 1, full.stderr.decode()
     assert "Traceback" not in full.stderr.decode()
     assert [line["status"] for line in noted(out)] == ["failed", "failed"]
@@ -140,17 +142,17 @@ def rows(good_voice: bool) -> str:
     return "\n".join(json.dumps(row) for row in cells)
 
 
-def test_bad_rows_fail_and_all_others_are_made(tiny, tmp_path):
+def test_bad_rows_fail_and_all_others_succeed(tiny, tmp_path):
     (tmp_path / "damaged.wav").write_bytes(b"RIFF" + b"x" * 100)
     job = tmp_path / "job.jsonl"
     job.write_text(rows(good_voice=False))
     args = ["job.jsonl", "--model", str(tiny), *QUICK, "--out-dir", "out", "--json"]
     first = batch(*args, cwd=tmp_path)
-    told = first.stderr.decode()
-    assert first.returncode == 1, told
-    assert "row 5 (id 5) failed: the text has a NUL byte" in told
-    assert "row 10 (id 10) failed: the text has no letter or digit" in told
-    assert "row 17 (id 17) failed: 'damaged.wav' cannot be read as audio" in told
+    stderr = first.stderr.decode()
+    assert first.returncode == 1, stderr
+    assert "row 5 (id 5) failed: the text has a NUL byte" in stderr
+    assert "row 10 (id 10) failed: the text has no letter or digit" in stderr
+    assert "row 17 (id 17) failed: 'damaged.wav' cannot be read as audio" in stderr
     events = [json.loads(line) for line in first.stdout.splitlines()]
     assert [e["event"] for e in events] == ["begin", *["item"] * 19, "end"]
     assert (events[-1]["done"], events[-1]["failed"], events[-1]["total"]) == (16, 3, 19)
@@ -164,7 +166,7 @@ def test_bad_rows_fail_and_all_others_are_made(tiny, tmp_path):
     second = batch(*args, cwd=tmp_path)
     events = [json.loads(line) for line in second.stdout.splitlines()]
     assert second.returncode == 1
-    assert [e["item"]["id"] for e in events[1:-1]] == ["5", "10", "17"], "failed ones again"
+    assert [e["item"]["id"] for e in events[1:-1]] == ["5", "10", "17"], "failed items are retried"
     assert events[-1]["skipped"] == 16
 
 
@@ -174,7 +176,7 @@ def listen_to_ctrl_c() -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_finishes_the_item_and_the_next_run_goes_on(tiny, tmp_path, number, code):
+def test_a_signal_finishes_the_item_and_the_next_run_resumes(tiny, tmp_path, number, code):
     (tmp_path / "job.txt").write_text("This is one of many lines.\n" * 2000)
     out = tmp_path / "out"
     args = ["job.txt", "--out-dir", "out", "--model", str(tiny), *QUICK]
@@ -189,12 +191,12 @@ def test_a_signal_finishes_the_item_and_the_next_run_goes_on(tiny, tmp_path, num
         assert second.returncode == 2
         assert "another run is working in 'out'" in second.stderr.decode()
         process.send_signal(number)
-        _, told = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == code, told.decode()
-    assert "stopping when the running items are finished" in told.decode()
-    assert "not reached" in told.decode()
+    assert process.returncode == code, stderr.decode()
+    assert "stopping when the running items are finished" in stderr.decode()
+    assert "not reached" in stderr.decode()
     check_whole(out, len(noted(out)))
 
 
@@ -211,7 +213,7 @@ def test_a_second_signal_stops_at_once(tmp_path):
                 signal.raise_signal(signal.SIGTERM)
     assert caught.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == before
-    assert running.run(Fake()).left == 3, "it takes no new item"
+    assert running.run(Fake()).left == 3, "it starts no new item"
 
 
 def test_a_finished_job_loads_no_model_and_can_still_be_joined(tiny, tmp_path):
@@ -219,17 +221,17 @@ def test_a_finished_job_loads_no_model_and_can_still_be_joined(tiny, tmp_path):
     args = ["job.txt", "--out-dir", "out", "--model", str(tiny), *QUICK, "--format", "flac"]
     assert batch(*args, cwd=tmp_path).returncode == 0
     again = batch(*args, "--join", "out/book.wav", cwd=tmp_path)
-    told = again.stderr.decode()
-    assert again.returncode == 0, told
-    assert "2 of 2 are done already" in told
-    assert "device cpu" not in told, "that is said when a model is loaded"
+    stderr = again.stderr.decode()
+    assert again.returncode == 0, stderr
+    assert "2 of 2 are done already" in stderr
+    assert "device cpu" not in stderr, "that is printed when a model is loaded"
     pieces = [soundfile.info(tmp_path / "out" / f"000{i}.flac").duration for i in (1, 2)]
     joined = soundfile.info(tmp_path / "out" / "book.wav").duration
     assert joined == pytest.approx(sum(pieces) + 1.5, abs=0.001), "a chapter begins at Two"
     (tmp_path / "job.txt").write_text("One.\n?\n")
-    lacking = batch(*args, "--join", "book.wav", cwd=tmp_path)
-    assert lacking.returncode == 1
-    assert "'book.wav' is not written, 1 items are missing" in lacking.stderr.decode()
+    incomplete = batch(*args, "--join", "book.wav", cwd=tmp_path)
+    assert incomplete.returncode == 1
+    assert "'book.wav' is not written, 1 items are missing" in incomplete.stderr.decode()
     assert not (tmp_path / "book.wav").exists()
 
 
@@ -261,9 +263,9 @@ def test_a_usage_error_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit) as caught:
         main()
     sys.excepthook = hook
-    told = capsys.readouterr().err.strip()
-    assert (caught.value.code, len(told.splitlines())) == (2, 1)
-    assert message in told
+    stderr = capsys.readouterr().err.strip()
+    assert (caught.value.code, len(stderr.splitlines())) == (2, 1)
+    assert message in stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -283,7 +285,7 @@ def shown(*, terminal: bool, quiet: bool = False) -> str:
     return stream.getvalue()
 
 
-def test_what_the_person_sees():
+def test_the_progress_output():
     lines = shown(terminal=False)
     assert "1 of 4 are done already" in lines
     assert "[2/4] 1.wav 3.0s (too slow) · 0.02 items/s · 0.05x real time · 3:00 left" in lines

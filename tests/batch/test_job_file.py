@@ -21,7 +21,7 @@ def read(file: str, content: str | bytes, **knobs) -> list[job_file.Item]:
     return job_file.read(file, raw, Sampling(**knobs), "anna")
 
 
-def test_a_line_is_an_utterance_and_blank_lines_open_chapters():
+def test_a_line_is_an_item_and_empty_lines_start_chapters():
     items = read("a.txt", "\ufeffOne.\r\n\r\n\r\n  Two. \nThree.\u2028Still three.\n\n", seed=4)
     assert [(i.id, i.row, i.text, i.starts_chapter) for i in items] == [
         ("1", 1, "One.", False), ("2", 4, "Two.", True), ("3", 5, "Three.\u2028Still three.", False)
@@ -30,7 +30,7 @@ def test_a_line_is_an_utterance_and_blank_lines_open_chapters():
     assert [i.text for i in read("-", "A\nB")] == ["A", "B"]
 
 
-def test_rows_have_ids_voices_and_knobs():
+def test_rows_have_ids_voices_and_sampling_parameters():
     first, second = read(
         "a.jsonl",
         '{"text": "One.", "id": 7, "voice": "b.wav", "seed": 3, "cfg_weight": 0, "top_p": 0.5}\n\n'
@@ -62,16 +62,16 @@ def test_cues_are_words_without_markup():
     ("file", "content", "message"),
     [
         ("a.doc", "x", "known extension; give .txt, .jsonl"),
-        ("a.txt", "\n \n", "nothing to say"),
+        ("a.txt", "\n \n", "has no text; give at least"),
         ("a.txt", b"ok\nca\xe9", "'a.txt' row 2 is not UTF-8"),
         ("-", b"\xff", "standard input row 1"),
         ("a.jsonl", '{"text": "a"}\n{"text": "b", "voise": "x"}', "row 2: unknown column 'voise'; known: id, text, voice, seed"),
         ("a.jsonl", '{"text": "a"}\n\n{"text"', "row 3 is not JSON"),
-        ("a.jsonl", "[1]", "row 1 is no JSON object"),
+        ("a.jsonl", "[1]", "row 1 is not a JSON object"),
         ("a.jsonl", '{"id": 1}', "row 1 has no text"),
-        ("a.jsonl", '{"text": 5}', "text is no string"),
-        ("a.jsonl", '{"text": "a", "id": [1]}', "id is no string"),
-        ("a.jsonl", '{"text": "a", "voice": 3}', "voice is no string"),
+        ("a.jsonl", '{"text": 5}', "text is not a string"),
+        ("a.jsonl", '{"text": "a", "id": [1]}', "id is not a string"),
+        ("a.jsonl", '{"text": "a", "voice": 3}', "voice is not a string"),
         ("a.jsonl", '{"text": "a", "id": "x"}\n{"text": "b", "id": "x"}', "row 2: id 'x' is that of row 1"),
         ("a.jsonl", '{"text": "a", "id": "2"}\n{"text": "b"}', "row 2: id '2' is that of row 1"),
         ("a.jsonl", '{"text": "a", "seed": 1.5}', "row 1: seed is 1.5; give a whole number"),
@@ -86,7 +86,7 @@ def test_cues_are_words_without_markup():
         ("a.csv", "", "row 1 has no text"),
     ],
 )  # fmt: skip
-def test_a_doubtful_file_is_refused_with_its_row(file, content, message):
+def test_an_ambiguous_file_is_an_error_with_its_row(file, content, message):
     with pytest.raises(InputError) as caught:
         read(file, content)
     assert message in str(caught.value)
@@ -94,7 +94,7 @@ def test_a_doubtful_file_is_refused_with_its_row(file, content, message):
 
 
 @given(st.text())
-def test_any_text_is_lines_or_an_error(content):
+def test_any_content_is_items_or_an_error(content):
     raw = content.encode("utf-8", "surrogatepass")
     for kind in ("txt", "jsonl", "csv", "srt", "vtt"):
         try:
@@ -103,8 +103,8 @@ def test_any_text_is_lines_or_an_error(content):
             assert f"a.{kind}" in str(error)
 
 
-def names(*ids: str, pattern: str = "{id}", taken=()) -> list[str]:
-    return filenames.names([(id, "Some words.") for id in ids], pattern, ".wav", taken)
+def names(*ids: str, pattern: str = "{id}", reserved=()) -> list[str]:
+    return filenames.names([(id, "Some words.") for id in ids], pattern, ".wav", reserved)
 
 
 def test_patterns():
@@ -122,17 +122,17 @@ def test_patterns():
 
 
 def test_names_are_distinct_on_every_file_system():
-    found = names("a/b", "a\\b", "a_b", "A_B", "e\u0301", "\u00e9", "7", "007", "CON", "nul.txt", "book", taken=["Book.wav"])  # fmt: skip
+    found = names("a/b", "a\\b", "a_b", "A_B", "e\u0301", "\u00e9", "7", "007", "CON", "nul.txt", "book", reserved=["Book.wav"])  # fmt: skip
     assert len({name.casefold() for name in found}) == len(found)
     assert found[2] == "a_b.wav"
     assert found[-1].startswith("book~")
     assert found[8].startswith("_CON")
     again = names("new", "a/b", "a\\b")
-    assert again[1:] == found[:2], "a row more does not move the others"
+    assert again[1:] == found[:2], "adding a row does not rename the others"
 
 
-# what people have tried on programs that make file names from data
-WICKED = st.one_of(
+# inputs that break programs which derive file names from data
+HOSTILE_IDS = st.one_of(
     st.text(),
     st.text("./\\~: \0\n", max_size=8),
     st.sampled_from(["..", ".", "", "../../etc/passwd", "C:\\x", "\0", "con", "COM1.wav", "x" * 5000,
@@ -140,7 +140,10 @@ WICKED = st.one_of(
 )  # fmt: skip
 
 
-@given(st.lists(WICKED, unique=True, max_size=8), st.sampled_from(["{id}", "{id:04d}-{slug}", "x"]))
+@given(
+    st.lists(HOSTILE_IDS, unique=True, max_size=8),
+    st.sampled_from(["{id}", "{id:04d}-{slug}", "x"]),
+)
 def test_no_id_leaves_the_directory(ids, pattern):
     found = filenames.names([(id, id) for id in ids], pattern, ".wav")
     base = Path("out").resolve()

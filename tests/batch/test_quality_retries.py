@@ -1,4 +1,4 @@
-"""What the guard calls a fault, and engine.batch over a tiny model."""
+"""The quality checks' faults, and engine.batch with a tiny model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOISE = np.random.default_rng(0)
 SHORT = Sampling(seed=1, max_tokens=12)
 
 
-def spoken(seconds: float, *, codes=None, truncated=False, silence=(0.0, 0.0)) -> AudioOutput:
+def audio(seconds: float, *, codes=None, truncated=False, silence=(0.0, 0.0)) -> AudioOutput:
     wave = NOISE.uniform(-0.5, 0.5, round(seconds * SAMPLE_RATE)).astype(np.float32)
     start, end = (round(edge * SAMPLE_RATE) for edge in silence)
     wave[start:end] *= 0.001
@@ -34,44 +34,47 @@ def spoken(seconds: float, *, codes=None, truncated=False, silence=(0.0, 0.0)) -
 @pytest.mark.parametrize(
     ("text", "sound"),
     [
-        (SENTENCE, spoken(2.6)),
-        (SENTENCE, spoken(4.5)),
-        (SENTENCE, spoken(1.9)),
-        (SENTENCE, spoken(4.0, silence=(1.0, 2.5))),  # a pause for effect
-        (SENTENCE, spoken(3.0, codes=[*range(30), *[4218] * 40, *range(30)])),  # silence's token
-        ("Hi.", spoken(0.3)),
-        ("Hi.", spoken(1.5)),
-        ("1984 and 2001.", spoken(3.5)),
-        ("今日はいい天気ですね。", spoken(2.5)),
-        ("안녕하세요 여러분", spoken(1.6)),
-        (SENTENCE, spoken(2.6, codes=())),  # plain Chatterbox gives no tokens out
+        (SENTENCE, audio(2.6)),
+        (SENTENCE, audio(4.5)),
+        (SENTENCE, audio(1.9)),
+        (SENTENCE, audio(4.0, silence=(1.0, 2.5))),  # a pause within a sentence
+        (
+            SENTENCE,
+            audio(3.0, codes=[*range(30), *[4218] * 40, *range(30)]),
+        ),  # the token of silence
+        ("Hi.", audio(0.3)),
+        ("Hi.", audio(1.5)),
+        ("1984 and 2001.", audio(3.5)),
+        ("今日はいい天気ですね。", audio(2.5)),
+        ("안녕하세요 여러분", audio(1.6)),
+        (SENTENCE, audio(2.6, codes=())),  # chatterbox-tts does not return tokens
     ],
 )
-def test_good_speech_has_no_fault(text, sound):
+def test_good_audio_has_no_fault(text, sound):
     assert find_faults(text, sound) == ()
 
 
 @pytest.mark.parametrize(
     ("sound", "fault"),
     [
-        (spoken(2.6, truncated=True), "no end before the limit"),
-        (spoken(20), "too slow: 20.0 s for 35 letters"),
-        (spoken(0.5), "too fast: 0.5 s"),
-        (spoken(1.3), "too fast: 1.3 s for 35 letters"),  # half of it
-        (spoken(6.0), "too slow: 6.0 s"),
-        (spoken(4.0, codes=[*range(20), *[5, 6, 7, 8] * 20]), "repeats itself for 3.2 s"),
-        (spoken(4.0, codes=[1] * 99), "repeats itself for 4.0 s"),
-        (spoken(4.5, silence=(1.0, 3.4)), "silent for 2.4 s"),
-        (spoken(4.5, silence=(2.0, 4.5)), "silent for 2.5 s"),
+        (audio(2.6, truncated=True), "no end before the limit"),
+        (audio(20), "too slow: 20.0 s for 35 letters"),
+        (audio(0.5), "too fast: 0.5 s"),
+        (audio(1.3), "too fast: 1.3 s for 35 letters"),  # half of it
+        (audio(6.0), "too slow: 6.0 s"),
+        (audio(4.0, codes=[*range(20), *[5, 6, 7, 8] * 20]), "repeats itself for 3.2 s"),
+        (audio(4.0, codes=[1] * 99), "repeats itself for 4.0 s"),
+        (audio(4.5, silence=(1.0, 3.4)), "silent for 2.4 s"),
+        (audio(4.5, silence=(2.0, 4.5)), "silent for 2.5 s"),
     ],
 )
-def test_bad_speech_is_found(sound, fault):
+def test_bad_audio_has_a_fault(sound, fault):
     [found] = find_faults(SENTENCE, sound)
     assert found.startswith(fault)
 
 
 def judged(retries: int, takes: list[AudioOutput]):
-    """What is kept of a chunk whose attempts sound like this."""
+    """The attempt that is kept for a chunk with these outputs."""
     attempts = ChunkAttempts(
         Chunk(SENTENCE), 0, None, SHORT, seed=1, on_token=print, guard=Guard(retries)
     )
@@ -81,12 +84,12 @@ def judged(retries: int, takes: list[AudioOutput]):
         if (kept := attempts.on_result(sound)) is not None:
             assert (len(seeds), number) == (len(takes), len(takes)), "each has its own seed"
             return kept
-    raise AssertionError("there were not enough attempts")
+    raise AssertionError("more attempts were requested than expected")
 
 
 @pytest.mark.slow
-def test_the_bounds_on_trained_speech():
-    """What the guard's docstring says, on a few of those sentences: no alarm, all faults found."""
+def test_the_bounds_with_a_trained_model():
+    """The claim of the guard's docstring, on a few sentences: no false alarm, all faults detected."""
     with Engine.load("pico", "dev", device="cpu", watermark=False) as speaker:
         names = [None, *speaker.checkpoint.voices()]
         texts = [
@@ -100,12 +103,12 @@ def test_the_bounds_on_trained_speech():
             said = ChunkRequest(chunk, voice, Sampling(), i, lambda n: None)
             [(_, good)] = speaker.pipeline.speak(iter([said, None]).__next__)
             assert find_faults(chunk.text, good) == (), text
-            for fault, planted in plant(good):
-                assert find_faults(chunk.text, planted), f"{fault}: {text}"
+            for fault, faulty in insert_faults(good):
+                assert find_faults(chunk.text, faulty), f"{fault}: {text}"
 
 
-def plant(good: AudioOutput) -> Iterator[tuple[str, AudioOutput]]:
-    """A good utterance in which something goes wrong."""
+def insert_faults(good: AudioOutput) -> Iterator[tuple[str, AudioOutput]]:
+    """A good output with one fault inserted."""
     wave, codes = good.wave, good.codes
     middle = len(codes) // 2
     edge = middle * SAMPLE_RATE // 25
@@ -118,7 +121,7 @@ def plant(good: AudioOutput) -> Iterator[tuple[str, AudioOutput]]:
 
 
 def test_the_best_of_the_attempts_is_kept():
-    bad, worse, good = spoken(20), spoken(30, truncated=True), spoken(2.6)
+    bad, worse, good = audio(20), audio(30, truncated=True), audio(2.6)
     best = judged(5, [worse, bad, good])
     assert best.output.wave is good.wave
     assert (best.faults, best.attempts, best.output.seconds) == ((), 3, {"t3": 3.0})
@@ -126,12 +129,12 @@ def test_the_best_of_the_attempts_is_kept():
     assert best.output.wave is bad.wave
     assert len(best.faults) == 1
     assert judged(0, [worse]).attempts == 1
-    nearer = judged(2, [spoken(90), spoken(20), spoken(60)])
+    nearer = judged(2, [audio(90), audio(20), audio(60)])
     assert len(nearer.output.wave) == 20 * SAMPLE_RATE
 
 
-def test_an_attempt_that_fails_does_not_cost_the_ones_before():
-    bad = spoken(20)
+def test_a_failed_attempt_does_not_discard_the_earlier_ones():
+    bad = audio(20)
     silent = SilenceError("nothing")
     assert judged(2, [bad, NumericsError("not finite")]).output.wave is bad.wave
     assert isinstance(judged(2, [NumericsError("not finite")]), NumericsError)
@@ -156,16 +159,16 @@ def test_results_have_ids_and_errors_are_values(engine, tmp_path):
         results["d"].audio()
     alone = engine.synthesize("Hello there.", None, SHORT)
     together = results["a"].audio()
-    assert np.array_equal(alone.samples, together.samples), "the same alone and in company"
+    assert np.array_equal(alone.samples, together.samples), "batching does not change the result"
     assert (together.seed, together.tokens) == (1, alone.tokens)
     drawn = results["f"]
     again = engine.synthesize(
         "Hello there.", engine.voice(SAMPLE), Sampling(seed=drawn.seed, max_tokens=12)
     )
-    assert np.array_equal(again.samples, drawn.audio().samples), "a drawn seed comes back"
+    assert np.array_equal(again.samples, drawn.audio().samples), "a random seed is returned"
 
 
-def test_what_torch_raises_for_one_text_ends_only_that(engine, monkeypatch):
+def test_an_exception_for_one_text_fails_only_that_one(engine, monkeypatch):
     plain = engine.pipeline.tokenizer
 
     class Fragile:
@@ -186,7 +189,7 @@ def test_what_torch_raises_for_one_text_ends_only_that(engine, monkeypatch):
             assert type(result.error) is RuntimeError
 
 
-def test_requests_are_drawn_as_there_is_room(engine, monkeypatch):
+def test_requests_are_drawn_when_a_slot_is_free(engine, monkeypatch):
     drawn = []
 
     def feed():
@@ -201,42 +204,46 @@ def test_requests_are_drawn_as_there_is_room(engine, monkeypatch):
     assert len(list(results)) == 2
 
 
-def test_a_guarded_engine_speaks_chunks_again_with_seeds_of_their_own(engine):
+def test_a_guarded_engine_retries_chunks_with_other_seeds(engine):
     text = "Hello there, this is a sentence that twelve tokens cannot say."
     [plain] = engine.pieces(text, None, SHORT)
-    assert (plain.faults, plain.attempts) == ((), 1), "without a guard nothing is judged"
+    assert (plain.faults, plain.attempts) == ((), 1), "without a guard nothing is checked"
     [guarded] = engine.pieces(text, None, SHORT, guard=Guard(retries=2))
     assert guarded.attempts == 3
     assert guarded.faults
     [again] = engine.pieces(text, None, SHORT, guard=Guard(retries=2))
-    assert np.array_equal(guarded.samples, again.samples), "retries repeat too"
+    assert np.array_equal(guarded.samples, again.samples), "retries are reproducible too"
     [single] = engine.pieces(text, None, SHORT, guard=Guard(retries=0))
-    assert np.array_equal(single.samples, plain.samples), "the first attempt is the plain one"
-    [(_, truncated)] = engine.pipeline.speak(iter([line(engine, max_tokens=5), None]).__next__)
+    assert np.array_equal(single.samples, plain.samples), (
+        "the first attempt equals the one without a guard"
+    )
+    [(_, truncated)] = engine.pipeline.speak(
+        iter([chunk_request(engine, max_tokens=5), None]).__next__
+    )
     assert truncated.truncated
     assert len(truncated.codes) == truncated.tokens
 
 
-def line(engine, **knobs) -> ChunkRequest:
+def chunk_request(engine, **knobs) -> ChunkRequest:
     chunk = next(iter(engine._chunks("Hello there, this is a sentence.")))
     return ChunkRequest(chunk, engine.voice(), Sampling(**knobs), 1, lambda count: None)
 
 
-def test_the_sound_is_finished_beside_the_work_on_a_card_and_is_the_same(engine, monkeypatch):
+def test_finishing_audio_on_another_thread_does_not_change_it(engine, monkeypatch):
     texts = ["Hello there. " * 30, "Hello.", "Something else."]
 
-    def spoken_with(device: str) -> dict[str, np.ndarray]:
+    def samples_with(device: str) -> dict[str, np.ndarray]:
         monkeypatch.setattr(engine, "plan", replace(engine.plan, device=device, slots=3))
         requests = (Request(text, text, None, SHORT) for text in texts)
         return {result.id: result.audio().samples for result in engine.batch(requests)}
 
-    here, aside = spoken_with("cpu"), spoken_with("cuda")
-    assert set(here) == set(aside) == set(texts)
+    inline, overlapped = samples_with("cpu"), samples_with("cuda")
+    assert set(inline) == set(overlapped) == set(texts)
     for text in texts:
-        assert np.array_equal(here[text], aside[text])
+        assert np.array_equal(inline[text], overlapped[text])
 
 
-def test_a_list_of_requests_that_breaks_is_raised_when_what_was_begun_is_done(engine):
+def test_an_error_of_the_request_iterator_is_raised_after_the_requests_in_flight(engine):
     def feed():
         yield Request("a", "Hello.", None, SHORT)
         raise OSError("the pipe is gone")

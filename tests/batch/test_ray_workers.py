@@ -1,4 +1,4 @@
-"""A batch on a Ray cluster of this machine: the same files as without, with an actor killed."""
+"""A batch on a local Ray cluster: the same files as without Ray, even if an actor is killed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from chatterbox_opt.errors import VoiceError
 RAY = importlib.util.find_spec("ray")
 needs_ray = pytest.mark.skipif(not RAY, reason='Ray is not installed: pip install -e ".[ray]"')
 
-# a cluster of two cores, until its input is closed; pytest itself must not open sockets
+# a cluster of two cores, until its stdin is closed; pytest itself must not open sockets
 CLUSTER = """
 import sys, ray
 context = ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -50,7 +50,7 @@ def cluster(monkeypatch):
 
 
 def actors(process: int) -> list[int]:
-    """Those below a process."""
+    """The process ids of the actors below a process."""
     lists = Path(f"/proc/{process}/task").glob("*/children")
     children = [int(child) for path in lists for child in path.read_text().split()]
     found = [
@@ -61,13 +61,13 @@ def actors(process: int) -> list[int]:
 
 @needs_ray
 @pytest.mark.slow
-def test_a_killed_actor_costs_nothing_and_the_files_are_the_same(
+def test_a_killed_actor_loses_nothing_and_the_files_are_the_same(
     tiny, tmp_path, cluster, monkeypatch
 ):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     address, holder = cluster
-    rows = [{"text": f"This is row {i}, said by somebody.", "seed": i} for i in range(60)]
-    rows[7]["voice"], rows[8]["text"], rows[9]["voice"] = str(SAMPLE), "?!", "nobody.wav"
+    rows = [{"text": f"This is row {i}, of the job.", "seed": i} for i in range(60)]
+    rows[7]["voice"], rows[8]["text"], rows[9]["voice"] = str(SAMPLE), "?!", "missing.wav"
     (tmp_path / "job.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     args = ["job.jsonl", "--model", str(tiny), "--max-tokens", "12", "--no-watermark", "--out-dir"]
     with subprocess.Popen(
@@ -78,16 +78,16 @@ def test_a_killed_actor_costs_nothing_and_the_files_are_the_same(
             time.sleep(0.05)
         working = actors(holder)
         os.kill(working[0], signal.SIGKILL)
-        _, told = process.communicate(timeout=300)
-    assert process.returncode == 1, told.decode()
+        _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 1, stderr.decode()
     assert len(working) == 2
-    assert "2 workers" in told.decode()
-    assert "a worker died" in told.decode()
-    assert "row 9 (id 9) failed: the text has no letter or digit" in told.decode()
-    assert "row 10 (id 10) failed: there is no voice file" in told.decode()
-    assert "Traceback" not in told.decode()
+    assert "2 workers" in stderr.decode()
+    assert "a worker died" in stderr.decode()
+    assert "row 9 (id 9) failed: the text has no letter or digit" in stderr.decode()
+    assert "row 10 (id 10) failed: there is no voice file" in stderr.decode()
+    assert "Traceback" not in stderr.decode()
     assert not any(lives(actor) for actor in actors(holder)), (
-        "a cluster of others is left as it was"
+        "no actor is left on a cluster that was not started here"
     )
     assert batch(*args, "alone", cwd=tmp_path).returncode == 1
     one, other = (
@@ -123,7 +123,7 @@ def test_no_cluster_at_an_address_is_one_line(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch, capsys):
+def test_without_ray_the_error_names_the_extra(tmp_path, monkeypatch, capsys):
     from chatterbox_opt.cli.main import main
 
     (tmp_path / "job.txt").write_text("One.")
@@ -134,13 +134,13 @@ def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     with pytest.raises(SystemExit) as caught:
         main()
-    told = capsys.readouterr().err.strip()
-    assert (caught.value.code, len(told.splitlines())) == (2, 1)
-    assert told.endswith('pip install "chatterbox-opt[ray]"')
+    stderr = capsys.readouterr().err.strip()
+    assert (caught.value.code, len(stderr.splitlines())) == (2, 1)
+    assert stderr.endswith('pip install "chatterbox-opt[ray]"')
     assert not (tmp_path / "out").exists()
 
 
-def test_voices_go_with_the_requests_and_a_bad_one_fails_alone():
+def test_voices_are_sent_with_the_requests_and_a_bad_one_fails_alone():
     voices = {"a.wav": object()}
 
     def voice(source: str) -> object:
@@ -157,19 +157,19 @@ def test_voices_go_with_the_requests_and_a_bad_one_fails_alone():
     assert [r.voice for r in fake.asked] == [None, voices["a.wav"], voices["a.wav"]]
 
 
-def test_the_speakers_give_what_the_engine_gives(engine, tiny, store, tmp_path):
+def test_the_voice_library_returns_the_voices_of_the_engine(engine, tiny, store, tmp_path):
     from chatterbox_opt.checkpoints import registry
     from chatterbox_opt.voices import library as voice_library
 
-    found = voice_library.VoiceLibrary(registry.locate(str(tiny)), store)
+    library = voice_library.VoiceLibrary(registry.locate(str(tiny)), store)
     for source in (None, str(SAMPLE)):
-        ours, theirs = found.voice(source), engine.voice(source)
+        ours, engines = library.voice(source), engine.voice(source)
         for name, tensor in ours.tensors().items():
-            assert np.array_equal(tensor.numpy(), theirs.tensors()[name].numpy())
-        assert found.voice(source) is ours
+            assert np.array_equal(tensor.numpy(), engines.tensors()[name].numpy())
+        assert library.voice(source) is ours
     for i in range(voice_library.MAX_CACHED - 2):
-        found._cached[str(i)] = ours
-    assert found.voice(None) is not ours
-    assert len(found._cached) == voice_library.MAX_CACHED
+        library._cached[str(i)] = ours
+    assert library.voice(None) is not ours
+    assert len(library._cached) == voice_library.MAX_CACHED
     with pytest.raises(VoiceError):
-        found.voice(str(tmp_path / "missing.wav"))
+        library.voice(str(tmp_path / "missing.wav"))

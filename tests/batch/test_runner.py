@@ -1,4 +1,4 @@
-"""The runner without a model: order, resume, failures, verification, the manifest and the book."""
+"""The runner without a model: order, resuming, failures, verification, manifest, joined file."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ class Fake:
         return [request.id for request in self.asked]
 
 
-def work(lines: Iterable[str], voices: str = "v", made_by: str = "m") -> list[batch_runner.Task]:
+def work(lines: Iterable[str], voices: str = "v", made_by: str = "m") -> list[job_file.Item]:
     items = job_file.read("a.txt", "\n".join(lines).encode(), Sampling(seed=1))
-    return batch_runner.tasks(
+    return batch_runner.prepare(
         items, [f"{item.id}.wav" for item in items], made_by, lambda voice: voices
     )
 
 
-def go(directory: Path, todo, speak=None, *, anew=False, events=None, **options) -> Summary:
+def go(directory: Path, todo, speak=None, *, reset=False, events=None, **options) -> Summary:
     tell = (lambda event: None) if events is None else events.append
-    with manifest.open_manifest(directory, anew=anew) as noted:
+    with manifest.open_manifest(directory, reset=reset) as noted:
         return BatchRunner(noted, todo, tell, **options).run(speak or Fake())
 
 
@@ -84,7 +84,7 @@ def test_files_manifest_and_events(tmp_path):
     ]  # fmt: skip
 
 
-def test_resume_does_what_is_new_changed_failed_or_gone_and_nothing_else(tmp_path):
+def test_resuming_processes_new_changed_failed_and_missing_items_only(tmp_path):
     lines = ["One.", "Two.", "bad", "Four.", "Five."]
     summary = go(tmp_path, work(lines))
     [failed] = summary.failed()
@@ -103,15 +103,41 @@ def test_resume_does_what_is_new_changed_failed_or_gone_and_nothing_else(tmp_pat
     assert len(fake.ids) == 5, "another voice is another result"
     go(tmp_path, work(lines, voices="another", made_by="n"), fake := Fake())
     assert len(fake.ids) == 5, "another model too"
-    go(tmp_path, work(lines, voices="another", made_by="n"), fake := Fake(), anew=True)
+    go(tmp_path, work(lines, voices="another", made_by="n"), fake := Fake(), reset=True)
     assert len(fake.ids) == 5
     assert len(lines_of(tmp_path)) == 5, "--force forgets"
 
 
-def test_a_file_that_another_item_was_written_over_is_made_again(tmp_path):
+# written by the version before the package had folders
+MANIFEST_OF_EARLIER_VERSION = """\
+{"id": "1", "text": "830b4291cf437fe9eda4acf3", "settings": "f7a52baafddd6b2a2031689e", "status": "done", "file": "0001.wav", "size": 524, "duration": 0.01, "seconds": 0.5, "seed": 7, "attempts": 1, "faults": [], "error": "", "time": "2026-11-28T07:52:29+00:00"}
+{"id": "2", "text": "f49520ce686dbfc75fb02fc2", "settings": "f7a52baafddd6b2a2031689e", "status": "done", "file": "0002.wav", "size": 524, "duration": 0.01, "seconds": 0.5, "seed": 7, "attempts": 1, "faults": [], "error": "", "time": "2026-11-28T07:52:29+00:00"}
+"""
+
+
+def test_a_directory_of_an_earlier_version_is_resumed(tmp_path):
+    (tmp_path / "manifest.jsonl").write_text(MANIFEST_OF_EARLIER_VERSION)
+    job = "One line.\nAnother — naïve.\n".encode()
+    default = Sampling(seed=7, temperature=0.5)
+    model_key = "tiny float32 float32 None marked"
+    files = ["0001.wav", "0002.wav"]
+    for file, line in zip(files, lines_of(tmp_path), strict=True):
+        (tmp_path / file).write_bytes(bytes(line["size"]))
+
+    def prepared(sampling):
+        items = job_file.read("a.txt", job, sampling, "anna")
+        return batch_runner.prepare(items, files, model_key, lambda voice: f"key of {voice}")
+
+    assert go(tmp_path, prepared(default), fake := Fake()).skipped == 2
+    assert not fake.ids
+    go(tmp_path, prepared(dataclasses.replace(default, top_k=5)), fake := Fake())
+    assert fake.ids == ["1", "2"]
+
+
+def test_a_file_overwritten_by_another_item_is_synthesized_again(tmp_path):
     one, two = work(["One.", "Two."])
     go(tmp_path, [one])
-    taken = batch_runner.Task(two.item, one.file, two.text, two.settings)
+    taken = dataclasses.replace(two, file=one.file)
     go(tmp_path, [taken])
     assert go(tmp_path, [one], fake := Fake()).skipped == 0
     assert fake.ids == ["1"]
@@ -120,7 +146,7 @@ def test_a_file_that_another_item_was_written_over_is_made_again(tmp_path):
 def test_fail_fast_and_stop(tmp_path):
     summary = go(tmp_path, work(["One.", "bad", "Three."]), fail_fast=True)
     assert (len(summary.entries), summary.left) == (2, 1)
-    with manifest.open_manifest(tmp_path, anew=True) as noted:
+    with manifest.open_manifest(tmp_path, reset=True) as noted:
         running = BatchRunner(noted, work(["a", "b", "c"]), lambda event: None)
 
         def speak(requests):
@@ -133,7 +159,7 @@ def test_fail_fast_and_stop(tmp_path):
 
 
 @pytest.mark.parametrize("tail", [b'{"id": "2", "te', b"\0" * 50, b"\xff\xfe", b'{"id"'])
-def test_a_torn_last_line_is_put_right(tmp_path, tail, caplog):
+def test_a_partial_last_line_is_removed(tmp_path, tail, caplog):
     go(tmp_path, work(["One.", "Two."]))
     path = tmp_path / "manifest.jsonl"
     whole = path.read_bytes()
@@ -142,13 +168,13 @@ def test_a_torn_last_line_is_put_right(tmp_path, tail, caplog):
     go(tmp_path, work(["One.", "Two."]), fake := Fake())
     assert fake.ids == ["2"]
     assert [line["id"] for line in lines_of(tmp_path)] == ["1", "2"]
-    assert "half a line" in caplog.text
-    path.write_bytes(path.read_bytes()[:-1])  # only the line's end was lost
+    assert "partial line" in caplog.text
+    path.write_bytes(path.read_bytes()[:-1])  # only the line break was lost
     assert go(tmp_path, work(["One.", "Two."])).skipped == 2
     assert path.read_bytes().endswith(b"\n")
 
 
-def test_damage_in_the_middle_costs_only_its_lines(tmp_path):
+def test_damaged_lines_do_not_affect_others(tmp_path):
     go(tmp_path, work(["One.", "Two.", "Three."]))
     path = tmp_path / "manifest.jsonl"
     first, _, third = path.read_bytes().splitlines(keepends=True)
@@ -165,12 +191,12 @@ def test_a_clock_that_goes_backwards_is_harmless(tmp_path, monkeypatch):
     assert go(tmp_path, work(["Good.", "Two."])).skipped == 2
 
 
-def test_a_second_run_says_so_and_a_dead_ones_lock_does_not_matter(tmp_path):
+def test_a_second_run_is_an_error_and_a_stale_lock_is_ignored(tmp_path):
     (tmp_path / "manifest.lock").write_text("4711")
     (tmp_path / f".{'0' * 16}.part").write_text("half")
     (tmp_path / ".mine.part").write_text("kept")
     with manifest.open_manifest(tmp_path):
-        assert not list(tmp_path.glob(".0*")), "what a killed run left goes"
+        assert not list(tmp_path.glob(".0*")), "partial files of a killed run are removed"
         assert (tmp_path / ".mine.part").exists()
         with (
             pytest.raises(InputError, match="another run is working"),
@@ -185,7 +211,7 @@ def test_a_second_run_says_so_and_a_dead_ones_lock_does_not_matter(tmp_path):
 
 
 def fill_after(monkeypatch, blocks: int) -> None:
-    """From then on the disk is full for sound; the manifest's short lines still fit."""
+    """After this many blocks the disk is full for audio; the manifest's short lines still fit."""
     written = [0]
     plain = audio_files.Sink.write
 
@@ -198,14 +224,14 @@ def fill_after(monkeypatch, blocks: int) -> None:
     monkeypatch.setattr(audio_files.Sink, "write", write)
 
 
-def test_a_full_disk_ends_the_run_and_the_next_goes_on(tmp_path, monkeypatch):
+def test_a_full_disk_ends_the_run_and_the_next_resumes(tmp_path, monkeypatch):
     lines = [f"Line {i}." for i in range(9)]
     with monkeypatch.context() as full:
         fill_after(full, 3)
         summary = go(tmp_path, work(lines), fake := Fake())
     assert isinstance(summary.stopped, OutputError)
     assert "No space left" in str(summary.stopped)
-    assert len(fake.ids) == 5, "two in a row are enough to know"
+    assert len(fake.ids) == 5, "the second failure in a row ends the run"
     assert sorted(p.name for p in tmp_path.glob("*.wav")) == ["1.wav", "2.wav", "3.wav"]
     assert not list(tmp_path.glob(".*.part"))
     summary = go(tmp_path, work(lines), fake := Fake())
@@ -219,7 +245,7 @@ def test_one_file_that_cannot_be_written_is_one_failure(tmp_path):
     assert summary.stopped is None
 
 
-def test_a_full_disk_tears_no_line_of_the_manifest(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_partial_line_in_the_manifest(tmp_path, monkeypatch):
     plain = os.write
 
     def write(descriptor, content):
@@ -235,7 +261,7 @@ def test_a_full_disk_tears_no_line_of_the_manifest(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("back", [False, True])
-def test_a_directory_that_goes_away_ends_the_run(tmp_path, back):
+def test_a_directory_that_disappears_ends_the_run(tmp_path, back):
     out = tmp_path / "out"
 
     def speak(requests):
@@ -243,7 +269,7 @@ def test_a_directory_that_goes_away_ends_the_run(tmp_path, back):
             if i == 1:
                 out.rename(tmp_path / "elsewhere")
             if i == 1 and back:
-                out.mkdir()  # by somebody else: our manifest is not in it
+                out.mkdir()  # by another program: without our manifest
                 (out / "manifest.jsonl").touch()
             yield result
 
@@ -253,10 +279,10 @@ def test_a_directory_that_goes_away_ends_the_run(tmp_path, back):
     assert go(out, work(["One.", "Two.", "Three."])).failed() == []
 
 
-def test_verify_speaks_again_with_other_seeds_and_keeps_the_best(tmp_path, monkeypatch):
-    heard = iter([0.5, 0.3, 0.4, 0.1])
-    rates = lambda self, text, waves: next(heard)
-    monkeypatch.setattr(verify.Verifier, "word_error_rate", rates)
+def test_verify_retries_with_other_seeds_and_keeps_the_best(tmp_path, monkeypatch):
+    rates = iter([0.5, 0.3, 0.4, 0.1])
+    rate = lambda self, text, waves: next(rates)
+    monkeypatch.setattr(verify.Verifier, "word_error_rate", rate)
     verifier = verify.Verifier(("x",), 0.2)
     summary = go(tmp_path, work(["One.", "Two."]), fake := Fake(), verifier=verifier, retries=2)
     assert fake.ids == ["1", "1", "1", "2"]
@@ -292,9 +318,9 @@ def test_a_recognizer_is_called_without_a_shell(tmp_path):
             verify.Verifier.of(command)
 
 
-def test_the_book_is_the_files_in_order_with_pauses(tmp_path):
+def test_the_joined_file_has_the_files_in_order_with_pauses(tmp_path):
     items = job_file.read("a.txt", b"One.\nTwo two.\n\nThree.", Sampling())
-    todo = batch_runner.tasks(items, [f"{i.id}.flac" for i in items], "m", lambda voice: "v")
+    todo = batch_runner.prepare(items, [f"{i.id}.flac" for i in items], "m", lambda voice: "v")
     summary = go(tmp_path, todo)
     target = tmp_path / "book.wav"
     length = batch_join.join(items, summary.entries, tmp_path, str(target), (0.25, 1.0))
@@ -314,7 +340,7 @@ def test_the_book_is_the_files_in_order_with_pauses(tmp_path):
         batch_join.join(items, long, tmp_path, str(tmp_path / "other.wav"), (0.25, 1.0))
 
 
-def test_faults_say_where_and_are_not_endless(tmp_path):
+def test_faults_name_their_chunk_and_are_limited(tmp_path):
     wave = np.zeros(240, np.float32)
 
     def speak(requests):
@@ -328,14 +354,14 @@ def test_faults_say_where_and_are_not_endless(tmp_path):
     assert (len(nine.faults), nine.faults[-1]) == (6, "4 more")
 
 
-def test_errors_that_are_not_ours_say_their_kind(tmp_path):
+def test_errors_of_other_libraries_have_their_type(tmp_path):
     speak = lambda requests: (Result(r.id, 0, error=KeyError("x")) for r in requests)
     assert go(tmp_path, work("a"), speak).failed()[0].error == "KeyError: 'x'"
 
 
 def rate_and_growth(directory: Path, count: int) -> tuple[float, float]:
-    """Seconds of the last tenth by those of the first (of the middle of ten runs of each), and
-    MiB that stay."""
+    """Median time per item of the last tenth divided by that of the first, and the MiB that
+    remain allocated."""
     stamps: list[float] = []
     todo = work(f"Line {i}." for i in range(count))
     tracemalloc.start()
@@ -352,14 +378,14 @@ def rate_and_growth(directory: Path, count: int) -> tuple[float, float]:
     return float(np.median(steps[-tenth:]) / np.median(steps[:tenth])), grown
 
 
-def test_many_items_hold_their_rate_and_little_memory(tmp_path):
+def test_many_items_keep_their_rate_and_use_little_memory(tmp_path):
     slower, grown = rate_and_growth(tmp_path, 300)
-    assert slower < 3, "a quadratic step would show"
+    assert slower < 3, "no quadratic step"
     assert grown < 3
 
 
 @pytest.mark.slow
-def test_ten_thousand_items_hold_their_rate_and_under_50_mib(tmp_path):
+def test_ten_thousand_items_keep_their_rate_and_use_under_50_mib(tmp_path):
     slower, grown = rate_and_growth(tmp_path, 10_000)
     assert slower < 1.1
     assert grown < 50

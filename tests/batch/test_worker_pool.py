@@ -1,4 +1,4 @@
-"""A batch by several processes: the same results, whoever dies. Most of it with made-up speech."""
+"""A batch by several processes: the same results, whichever dies. Mostly with a fake engine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def requests(*texts: str) -> list[Request]:
     return [Request(str(i), text, None, Sampling(seed=i)) for i, text in enumerate(texts)]
 
 
-def test_all_come_back_once_and_errors_are_values(tmp_path):
+def test_each_result_comes_once_and_errors_are_values(tmp_path):
     speech = MadeUp(tmp_path, width=3)
     asked = requests(*"abcdefghij", "bad", "odd")
     with pool(speech) as speak:
@@ -38,16 +38,16 @@ def test_all_come_back_once_and_errors_are_values(tmp_path):
         assert sorted(results) == sorted(request.id for request in asked)
         assert isinstance(results["10"].error, TextError)
         assert isinstance(results["11"].error, ChatterboxOptError)
-        assert str(results["11"].error) == "Odd: 1 and 2", "in words, as without workers"
+        assert str(results["11"].error) == "Odd: 1 and 2", "as text, as without workers"
         alone = {result.id: result for result in speech.speak(iter(asked[:10]))}
         for id, result in alone.items():
             assert (results[id].audio().samples == result.audio().samples).all()
-        assert [r.id for r in speak(iter(asked[:1]))] == ["0"], "a pool is called again and again"
-        assert speech.loaded(2), "each loads once, however quickly one alone has done all"
+        assert [r.id for r in speak(iter(asked[:1]))] == ["0"], "a pool can be called repeatedly"
+        assert speech.loaded(2), "each worker loads once, even if another one processes everything"
     assert gone(speech.processes())
 
 
-def test_only_as_many_are_drawn_as_there_is_room_for(tmp_path):
+def test_requests_are_drawn_when_a_slot_is_free(tmp_path):
     drawn: list[str] = []
 
     def feed():
@@ -61,8 +61,8 @@ def test_only_as_many_are_drawn_as_there_is_room_for(tmp_path):
 
 
 @pytest.mark.parametrize("width", [1, 3])
-def test_what_a_killed_worker_had_is_done_by_others(tmp_path, width, caplog):
-    """It is killed again and again from outside; nothing is lost and nothing comes twice."""
+def test_requests_of_a_killed_worker_are_requeued(tmp_path, width, caplog):
+    """Killed repeatedly from outside; no result is lost or duplicated."""
     speech = MadeUp(tmp_path, width=width, pause=0.02)
     asked = requests(*["some words"] * 60)
     found = []
@@ -78,7 +78,7 @@ def test_what_a_killed_worker_had_is_done_by_others(tmp_path, width, caplog):
 
 
 @pytest.mark.parametrize(("width", "count"), [(1, 1), (1, 2), (3, 2)])
-def test_an_item_that_kills_fails_alone(tmp_path, width, count):
+def test_an_item_that_crashes_workers_fails_alone(tmp_path, width, count):
     speech = MadeUp(tmp_path, width=width)
     asked = requests("a", "b", "killer", "c", "d", "twice", "e", "f", "g")
     with pool(speech, count) as speak:
@@ -86,10 +86,12 @@ def test_an_item_that_kills_fails_alone(tmp_path, width, count):
     assert len(results) == len(asked)
     assert [id for id, result in results.items() if result.error] == ["2"]
     assert isinstance(results["2"].error, WorkerError)
-    assert "3 workers died of it, the last one alone with it (SIGKILL" in str(results["2"].error)
+    assert "it crashed 3 workers, the last one while running alone (SIGKILL" in str(
+        results["2"].error
+    )
 
 
-def test_an_engine_that_dies_of_everything_is_given_up(tmp_path):
+def test_an_engine_that_crashes_on_everything_ends_the_run(tmp_path):
     speech = MadeUp(tmp_path)
     with pool(speech) as speak, pytest.raises(WorkerError, match="12 workers died in a row"):
         list(speak(iter(requests(*["killer"] * 30))))
@@ -97,7 +99,7 @@ def test_an_engine_that_dies_of_everything_is_given_up(tmp_path):
     assert gone(speech.processes())
 
 
-def test_what_cannot_load_says_why(tmp_path):
+def test_a_load_error_is_raised(tmp_path):
     with (
         pool(MadeUp(tmp_path, fault="weights")) as speak,
         pytest.raises(WeightsError, match="again"),
@@ -109,20 +111,20 @@ def test_what_cannot_load_says_why(tmp_path):
     assert gone(speech.processes())
 
 
-def test_one_that_cannot_load_is_left_out(tmp_path, caplog):
+def test_a_worker_that_cannot_load_is_not_used(tmp_path, caplog):
     with pool(MadeUp(tmp_path, fault="late", pause=0.05)) as speak:
         assert len(list(speak(iter(requests(*["x"] * 40))))) == 40
-    assert "is left out: the file is damaged: get it again" in caplog.text
+    assert "is not used: the file is damaged: get it again" in caplog.text
 
 
-def test_when_the_last_one_cannot_load_again_the_batch_says_why(tmp_path):
+def test_the_load_error_of_the_last_worker_ends_the_batch(tmp_path):
     with pool(MadeUp(tmp_path, fault="late"), 1) as speak:
         summary = go(tmp_path / "out", work(["Good.", "killer"]), speak)
     assert isinstance(summary.stopped, WeightsError)
     assert (list(summary.entries), summary.left) == (["1"], 1)
 
 
-def test_a_warning_of_all_while_they_load_is_shown_once(tmp_path, caplog):
+def test_a_warning_during_loading_is_shown_once(tmp_path, caplog):
     with pool(MadeUp(tmp_path), 3) as speak:
         speak.wait()
         assert MadeUp(tmp_path).loaded(3)
@@ -133,7 +135,7 @@ def test_a_warning_of_all_while_they_load_is_shown_once(tmp_path, caplog):
     assert caplog.text.count("it is made up") == 1
 
 
-def test_a_batch_by_a_pool_notes_what_a_batch_alone_notes(tmp_path):
+def test_a_pool_writes_the_same_manifest_as_one_engine(tmp_path):
     lines = ["One.", "bad", "Three.", "odd", *(f"Line {i}." for i in range(20))]
     speech = MadeUp(tmp_path)
     go(tmp_path / "alone", work(lines), speech.speak)
@@ -149,7 +151,7 @@ def test_a_batch_by_a_pool_notes_what_a_batch_alone_notes(tmp_path):
         assert path.read_bytes() == (tmp_path / "pool" / path.name).read_bytes()
 
 
-def test_a_batch_ends_well_when_workers_keep_dying(tmp_path):
+def test_a_batch_ends_cleanly_when_workers_keep_crashing(tmp_path):
     with pool(MadeUp(tmp_path), 1) as speak:
         summary = go(tmp_path / "out", work(["Good.", *["killer"] * 9]), speak)
     assert isinstance(summary.stopped, WorkerError)
@@ -157,7 +159,7 @@ def test_a_batch_ends_well_when_workers_keep_dying(tmp_path):
     assert summary.left > 0
 
 
-# what a person's run of a pool is, in a process that can be killed
+# a batch with a pool, in a process that can be killed
 RUN = """
 import signal, sys
 from pathlib import Path
@@ -170,7 +172,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_parent_leaves_no_worker(tmp_path):
+def test_a_killed_parent_leaves_no_workers(tmp_path):
     for text in ("Quick.", "slow"):
         directory = tmp_path / text
         directory.mkdir()
@@ -187,10 +189,10 @@ def test_a_killed_parent_leaves_no_worker(tmp_path):
         finally:
             parent.kill()
             parent.wait()
-        assert gone(speech.processes()), "they end with their pipe, whatever they do"
+        assert gone(speech.processes()), "workers exit when their pipe is closed"
 
 
-def test_the_shares():
+def test_resources_are_divided():
     assert split_resources(3, ["0", "5"], {}) == [
         {"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "5"}, {"CUDA_VISIBLE_DEVICES": "0"},
     ]  # fmt: skip
@@ -202,11 +204,11 @@ def test_the_shares():
     assert split_resources(2, [], {"OMP_NUM_THREADS": "7"})[1] == {"OMP_NUM_THREADS": "7"}
 
 
-def test_environment_and_signals_of_the_parent_are_as_before(tmp_path):
+def test_environment_and_signals_of_the_parent_are_restored(tmp_path):
     handler = signal.getsignal(signal.SIGINT)
     before, threads = dict(os.environ), threading.active_count()
-    crew = ProcessWorkers(MadeUp(tmp_path), [{"OMP_NUM_THREADS": "3", "SOMETHING": "1"}])
-    with Pool(crew, 1) as speak:
+    factory = ProcessWorkers(MadeUp(tmp_path), [{"OMP_NUM_THREADS": "3", "SOMETHING": "1"}])
+    with Pool(factory, 1) as speak:
         speak.wait()
         [process] = MadeUp(tmp_path).processes()
         inherited = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
@@ -233,18 +235,20 @@ def test_the_number_of_workers_does_not_change_the_files(tiny, tmp_path, monkeyp
     args = ["job.jsonl", "--model", str(tiny), "--max-tokens", "5", "--cfm-steps", "2", "--out-dir"]
     for count in ("1", "2"):
         done = batch(*args, count, "--workers", count, cwd=tmp_path)
-        told = done.stderr.decode()
-        assert done.returncode == 1, told
-        assert "row 13 (id 13) failed: the text has no letter or digit" in told
-        assert told.count("noise") == 1
-        assert ("2 workers" in told) == (count == "2")
+        stderr = done.stderr.decode()
+        assert done.returncode == 1, stderr
+        assert "row 13 (id 13) failed: the text has no letter or digit" in stderr
+        assert stderr.count("noise") == 1
+        assert ("2 workers" in stderr) == (count == "2")
     names = sorted(path.name for path in (tmp_path / "1").glob("*.wav"))
     assert len(names) == 12
     for path in (tmp_path / "1").glob("*.wav"):
         assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes()
     assert sorted(path.name for path in (tmp_path / "2").glob("*.wav")) == names
     again = batch(*args, "1", "--workers", "2", cwd=tmp_path)
-    assert b"12 of 13 are done already" in again.stderr, "and a job goes on with another number"
+    assert b"12 of 13 are done already" in again.stderr, (
+        "a job can be resumed with another number of workers"
+    )
 
 
 def children(process: int) -> list[int]:
@@ -252,7 +256,7 @@ def children(process: int) -> list[int]:
     return [int(child) for child in path.read_text().split()]
 
 
-def test_ctrl_c_finishes_what_is_in_work_and_leaves_nobody(tiny, tmp_path):
+def test_ctrl_c_finishes_the_items_in_flight_and_leaves_no_process(tiny, tmp_path):
     args = [*job(tmp_path, 2000), "out", "--model", str(tiny), *QUICK, "--workers", "2"]
     process = subprocess.Popen(
         [*COMMAND, *args], cwd=tmp_path, stderr=subprocess.PIPE, preexec_fn=listen_to_ctrl_c,
@@ -264,13 +268,13 @@ def test_ctrl_c_finishes_what_is_in_work_and_leaves_nobody(tiny, tmp_path):
             time.sleep(0.02)
         workers = children(process.pid)
         assert len(workers) >= 2
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
-        _, told = process.communicate(timeout=60)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+        _, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130, told.decode()
-    assert "Traceback" not in told.decode()
-    assert "stopping when the running items are finished" in told.decode()
+    assert process.returncode == 130, stderr.decode()
+    assert "Traceback" not in stderr.decode()
+    assert "stopping when the running items are finished" in stderr.decode()
     assert gone(workers)
     lines = noted(tmp_path / "out")
     assert all(line["status"] == "done" for line in lines)

@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from helpers import fake_graph_capture
 from test_cuda_graphs import capture
 from typer.testing import CliRunner
 
-from chatterbox_opt.bench import backends, cold_start, report
+from chatterbox_opt.bench import backends, cold_start, report, row_process
 from chatterbox_opt.bench import runner as bench_runner
 from chatterbox_opt.bench.backends import BenchJob, OptimizedTarget, forced_tokens
 from chatterbox_opt.cli.main import app
@@ -36,18 +38,18 @@ def measured(tiny, tmp_path_factory):
     return result.output, files
 
 
-def test_the_report_has_its_promised_shape(measured):
+def test_the_report_has_its_documented_shape(measured):
     output, files = measured
     found = json.loads(files["json"].read_text())
-    card = found["card"]
-    assert card["read_gb_s"] > 0
-    assert set(card["gemm_gflops"]) == {"float32", "bfloat16"}
-    assert card["made_weights"] is True
+    facts = found["card"]
+    assert facts["read_gb_s"] > 0
+    assert set(facts["gemm_gflops"]) == {"float32", "bfloat16"}
+    assert facts["made_weights"] is True
     assert [row["name"] for row in found["rows"]] == ["float32", "bfloat16", "memory-limited"]
     for row in found["rows"]:
         for _, path, _ in report.COLUMNS:
             if path.startswith("cold_"):
-                assert row[path] is None, "measured only when asked for"
+                assert row[path] is None, "measured only with --cold"
             elif path not in ("peak_vram_mib", "vs_upstream.synthesis", "quality.wer"):
                 assert report.value_at(row, path) is not None, path
         assert row["audio_seconds"] == pytest.approx(0.4)
@@ -66,18 +68,18 @@ def test_attention_kernels_by_name():
     ran = [
         "void pytorch_flash::flash_fwd_splitkv_kernel<Flash_fwd_kernel_traits<64, 64>, true>(args)",
         "fmha_cutlassF_bf16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::Params)",
-        "one_query",
+        "decode_attention_kernel",
         "void at::native::elementwise_kernel<128, 2>(int)",
         "aten::linear",
     ]
     assert backends.attention_among(ran) == [
+        "decode_attention_kernel",
         "fmha_cutlassF_bf16_aligned_64x64_rf_sm80",
-        "one_query",
         "pytorch_flash::flash_fwd_splitkv_kernel",
     ]
 
 
-def test_quality_stands_beside_speed(measured):
+def test_the_report_has_quality_next_to_speed(measured):
     rows = {
         row["name"]: row["quality"] for row in json.loads(measured[1]["json"].read_text())["rows"]
     }
@@ -89,7 +91,7 @@ def test_quality_stands_beside_speed(measured):
     }
     assert 0 < rows["bfloat16"]["kl"] < 0.1 or "bfloat16" in probe.probe("cpu").unsupported
     assert 0.9 < rows["bfloat16"]["log_mel_cosine"] <= 1
-    assert rows["memory-limited"]["kl"] == 0, "float16 is lowered to float32 on a processor"
+    assert rows["memory-limited"]["kl"] == 0, "float16 is downgraded to float32 on a CPU"
 
 
 def test_the_files(measured):
@@ -119,29 +121,29 @@ def test_cold_starts_are_whole_processes(tiny, tmp_path):
     assert float(lines[0]["cold_seconds"]) > 0
 
 
-def test_cold_starts_are_compared_with_upstreams(monkeypatch):
-    """Programs take turns; ours starts twice over one cache, which the next turn does not see."""
-    seen = []
+def test_cold_starts_are_compared_with_upstream(monkeypatch):
+    """Programs alternate; ours starts twice with the same cache, and each run has a new one."""
+    started = []
 
     def run(name, command, environment):
-        seen.append((name, environment.get("CHATTERBOX_WEIGHT_CACHE")))
+        started.append((name, environment.get("CHATTERBOX_WEIGHT_CACHE")))
         return {"upstream": 20.0, "float32": 5.0, "mine": 4.0}[name]
 
     monkeypatch.setattr(cold_start, "_run", run)
     monkeypatch.setattr(cold_start, "_length", lambda output: {"audio": 3.0})
-    monkeypatch.setattr(cold_start, "_theirs", lambda job, output: [])
+    monkeypatch.setattr(cold_start, "_upstream_command", lambda job, output: [])
     names = ["upstream", "float32", "mine"]
     found = cold_start.measure(BenchJob("x", runs=2), names, lambda line: None)
     assert [f["cold_vs_upstream"] for f in found] == [1, 4, 5]
     assert [f["cold_first_seconds"] for f in found] == [None, 5, 4]
-    turn = ["upstream", "float32", "float32", "mine", "mine"]
-    assert [name for name, _ in seen] == turn * 2
-    homes = [home for _, home in seen if home]
-    assert homes[0::2] == homes[1::2]
-    assert len(set(homes)) == 4
+    one_run = ["upstream", "float32", "float32", "mine", "mine"]
+    assert [name for name, _ in started] == one_run * 2
+    caches = [cache for _, cache in started if cache]
+    assert caches[0::2] == caches[1::2]
+    assert len(set(caches)) == 4
 
 
-def test_a_cold_start_that_fails_says_why(tmp_path):
+def test_a_failed_cold_start_is_an_error_with_its_message(tmp_path):
     job = BenchJob(str(tmp_path), "cpu", tokens=(1,), runs=1)
     with pytest.raises(ChatterboxOptError, match="row float32: its cold start failed.*lacks ve"):
         cold_start.measure(job, ["float32"], lambda line: None)
@@ -167,30 +169,30 @@ def test_compare(measured, tmp_path):
         report.read(tmp_path / "missing.json")
 
 
-def test_all_rows_say_the_same_tokens_through_the_real_loop(tiny, engine):
-    """The recorded logits are those that each forced token was drawn from."""
+def test_all_rows_decode_the_same_tokens_in_the_real_loop(tiny, engine):
+    """The returned logits are those at each forced token."""
     job = BenchJob(str(tiny), "cpu", tokens=forced_tokens(0.4))
     ours = OptimizedTarget(job, "float32")
-    given = ours.quality()
-    assert given["logits"].shape == (len(job.tokens), 8194)
-    assert given["mel"].shape == (80, 2 * len(job.tokens))
+    quality = ours.quality()
+    assert quality["logits"].shape == (len(job.tokens), 8194)
+    assert quality["mel"].shape == (80, 2 * len(job.tokens))
     other = BenchJob(str(tiny), "cpu", tokens=(*job.tokens[:5], 17, *job.tokens[6:]))
     changed = OptimizedTarget(other, "float32").quality()["logits"]
-    assert_close(changed[:6], given["logits"][:6], atol=1e-6)
-    assert (changed[6] - given["logits"][6]).abs().max() > 1e-2
+    assert_close(changed[:6], quality["logits"][:6], atol=1e-6)
+    assert (changed[6] - quality["logits"][6]).abs().max() > 1e-2
 
 
-def test_a_row_that_replays_is_measured_as_one_that_launches(tiny):
-    """Its way looks at the tokens rarely: logits and the end of the prefill are not seen there."""
+def test_a_row_with_cuda_graphs_is_measured_as_an_eager_one(tiny):
+    """Its backend syncs rarely: without special handling logits and the prefill's end are missed."""
     ours = OptimizedTarget(BenchJob(str(tiny), "cpu", tokens=forced_tokens(0.8)), "float32")
-    launched = ours.quality()["logits"]
-    capture(ours._engine, fake_graph_capture.record)
-    assert_close(ours.quality()["logits"], launched, atol=1e-4)
+    eager = ours.quality()["logits"]
+    capture(ours.engine, fake_graph_capture.record)
+    assert_close(ours.quality()["logits"], eager, atol=1e-4)
     seconds = [ours.run() for _ in range(3)][-1]
     assert seconds["prefill"] > 0 and seconds["decode"] > 0
 
 
-def test_closeness_is_what_it_says():
+def test_closeness_has_the_documented_values():
     exact = {"logits": torch.log(torch.tensor([[0.5, 0.25, 0.25]])), "mel": torch.ones(80, 2)}
     given = {"logits": torch.log(torch.tensor([[0.25, 0.5, 0.25]])), "mel": -torch.ones(80, 2)}
     found = bench_runner.closeness(given, exact)
@@ -210,7 +212,7 @@ def test_noisy_rows_are_marked():
     assert bench_runner._entry(job, laps(2.0), 24.0)["t3_share_of_ceiling"] == pytest.approx(0.5)
 
 
-def test_forced_tokens_are_the_same_every_time():
+def test_forced_tokens_are_the_same_on_every_call():
     assert forced_tokens(1.0) == forced_tokens(1.0)
     assert len(forced_tokens(10)) == 250
     assert max(forced_tokens(100)) < 6561
@@ -232,23 +234,23 @@ def test_usage_errors(args, message):
     assert message in str(result.exception)
 
 
-def test_a_row_that_cannot_be_measured_says_why(tiny):
+def test_a_row_that_cannot_be_measured_is_an_error_with_its_reason(tiny):
     job = BenchJob(str(tiny), "cpu", tokens=forced_tokens(0.2))
     with pytest.raises(ChatterboxOptError, match="row upstream: plain Chatterbox cannot load"):
         bench_runner.measure(job, ["upstream"], lambda _: None)
 
 
 class FakeRow:
-    """A row whose process is not there; "upstream" cannot load, "bfloat16" dies in its second run."""
+    """A row without a process; "upstream" cannot load, "bfloat16" dies in its second run."""
 
     runs: list[str] = []
-    load_seconds, dtype, plan, kernels, end = 1.0, "float32", "a plan", [], {"peak_rss_mib": 1}
+    load_seconds, dtype, plan, attention, usage = 1.0, "float32", "a plan", [], {"peak_rss_mib": 1}
 
     def __init__(self, job, name):
         if name == "upstream":
             raise ChatterboxOptError("row upstream: there is none")
         self.name, self.warm_ups = name, 2 if name == "+compile" else 1
-        self.laps, self.reads, self.given = [], [], {}
+        self.laps, self.reads, self.quality = [], [], {}
 
     def run(self):
         self.runs.append(self.name)
@@ -257,35 +259,54 @@ class FakeRow:
         return dict.fromkeys(bench_runner.STAGES, 1.0)
 
     def finish(self):
-        assert self.name != "bfloat16", "it is no longer asked"
+        assert self.name != "bfloat16", "it is not used any more"
 
     def kill(self):
         pass
 
 
-def test_rows_that_fail_are_left_out_and_the_others_go_on(tiny, monkeypatch):
+def test_rows_that_fail_are_excluded_and_the_others_continue(tiny, monkeypatch):
     monkeypatch.setattr(bench_runner, "RowProcess", FakeRow)
     monkeypatch.setattr(FakeRow, "runs", [])
     job = BenchJob(str(tiny), "cpu", tokens=forced_tokens(0.2), runs=3)
-    said = []
-    found = bench_runner.measure(job, ["upstream", "float32", "bfloat16", "+compile"], said.append)
+    messages = []
+    found = bench_runner.measure(
+        job, ["upstream", "float32", "bfloat16", "+compile"], messages.append
+    )
     assert [row["name"] for row in found["rows"]] == ["float32", "+compile"]
     assert set(found["failed"]) == {"upstream", "bfloat16"}
     assert "left out: row bfloat16 died (exit -9)" in report.markdown(found)
-    assert "left out: row upstream: there is none" in said
-    # what is recorded is met in one run and recorded in the next: neither counts
+    assert "left out: row upstream: there is none" in messages
+    # CUDA graphs are captured in the second run: two warm-ups
     assert FakeRow.runs.count("float32") == 1 + 3
     assert FakeRow.runs.count("+compile") == 2 + 3
     assert FakeRow.runs.count("bfloat16") == 2
 
 
 def test_a_row_that_hangs_is_ended(tiny):
-    job = BenchJob(str(tiny), "cpu", tokens=forced_tokens(0.2), patience=0.05)
-    with pytest.raises(ChatterboxOptError, match="row float32 did not answer in 0 s and was ended"):
+    job = BenchJob(str(tiny), "cpu", tokens=forced_tokens(0.2), timeout=0.05)
+    with pytest.raises(ChatterboxOptError, match="row float32 did not reply in 0 s and was ended"):
         bench_runner.measure(job, ["float32"], lambda _: None)
 
 
-def test_the_quick_trial_leaves_out_what_tiny_weights_cannot_do():
+def test_without_the_resource_module_memory_is_not_measured(measured, monkeypatch):
+    """Windows has no ``resource``: the benchmark starts there, and shows a dash."""
+    script = (
+        "import sys; sys.modules['resource'] = None\n"
+        "from chatterbox_opt.bench import row_process, runner\n"
+        "assert row_process.peak_rss_mib() is None"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert row_process.peak_rss_mib() > 100
+    found = json.loads(measured[1]["json"].read_text())
+    found["rows"][0]["peak_rss_mib"] = None
+    headings, lines = report.cells(found)
+    assert lines[0][headings.index("RSS MiB")] == "-"
+    assert report.compare(found, found, 0.1)[1] is False
+
+
+def test_the_quick_trial_excludes_rows_that_cannot_load_tiny_weights():
     assert bench_runner.choose_rows(None, [], "cpu", tiny=True) == [
         "float32",
         "bfloat16",
@@ -306,16 +327,18 @@ def test_the_quick_trial_leaves_out_what_tiny_weights_cannot_do():
 def test_a_chart_is_drawn_from_a_report(tmp_path):
     from chatterbox_opt.bench import chart
 
-    kept = report.read(ROOT / "benchmarks" / "results" / "xeon-amx-2-cores.json")
-    for row in kept["rows"]:
+    stored = report.read(ROOT / "benchmarks" / "results" / "xeon-amx-2-cores.json")
+    for row in stored["rows"]:
         parts = chart.stage_seconds(row)
         assert sum(parts.values()) == pytest.approx(row["synthesis_seconds"])
         decoded = 25 * row["audio_seconds"] / row["t3_tokens_per_second"]
         assert parts["t3"] == pytest.approx(row["prefill_seconds"] + decoded, rel=0.02)
-    chart.draw(kept, tmp_path / "speed.svg")
+    chart.draw(stored, tmp_path / "speed.svg")
     drawn = (tmp_path / "speed.svg").read_text()
     assert drawn.startswith("<?xml") and len(drawn) > 5000
-    chart.draw(kept, tmp_path / "speed.png")
+    assert "x chatterbox-tts" in drawn
+    assert "vocoder" in drawn and "watermark" not in drawn, "no bar of it is visible"
+    chart.draw(stored, tmp_path / "speed.png", title="A title", font_scale=1.5)
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="must end in"):
         chart.check(tmp_path / "speed.gif")

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: real processes, exit codes, one-line errors."""
+"""The command line in real processes: exit codes, one-line errors."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def one_line(result: subprocess.CompletedProcess) -> str:
     return lines[0]
 
 
-def test_synth_writes_a_wav_and_says_how_fast(tiny, tmp_path):
+def test_synth_writes_a_wav_and_reports_its_speed(tiny, tmp_path):
     result = run("synth", "Hello there.", "--model", str(tiny), "--voice", str(SAMPLE), "-v", *SHORT,
                  "-o", "hello.wav", "--json", cwd=tmp_path)  # fmt: skip
     assert result.returncode == 0, result.stderr.decode()
-    told = result.stderr.decode()
-    assert "device cpu" in told
-    assert "· compile none · offload none" in told
-    assert "real-time factor" in told
-    assert "profile cpu: no CUDA GPU" in told
-    assert told.count("noise") == 1, "a made model says once that it speaks noise"
+    stderr = result.stderr.decode()
+    assert "device cpu" in stderr
+    assert "· compile none · offload none" in stderr
+    assert "real-time factor" in stderr
+    assert "profile cpu: no CUDA GPU" in stderr
+    assert stderr.count("noise") == 1, "a made model says once that it speaks noise"
     report = json.loads(result.stdout)
     info = soundfile.info(tmp_path / "hello.wav")
     assert info.duration == pytest.approx(report["audio_seconds"], abs=0.01)
@@ -53,14 +53,14 @@ def test_synth_writes_a_wav_and_says_how_fast(tiny, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["hello.wav"]
 
 
-def test_a_wav_goes_down_a_pipe_and_only_a_wav(tiny, tmp_path):
+def test_a_pipe_gets_the_wav_and_nothing_else(tiny, tmp_path):
     args = ["synth", "-", "--model", str(tiny), *SHORT, "--no-watermark", "-o"]
     piped = run(*args, "-", stdin=b"Hello there.", cwd=tmp_path)
     assert piped.returncode == 0, piped.stderr.decode()
     filed = run(*args, "out.wav", "-q", stdin=b"Hello there.", cwd=tmp_path)
-    assert filed.stderr.decode().startswith("warning: "), "quiet leaves warnings"
+    assert filed.stderr.decode().startswith("warning: "), "quiet does not hide warnings"
     assert "Generated" not in filed.stderr.decode()
-    assert piped.stdout == (tmp_path / "out.wav").read_bytes(), "the same seed, bit for bit"
+    assert piped.stdout == (tmp_path / "out.wav").read_bytes(), "the same seed gives the same bytes"
 
 
 def listen_to_ctrl_c() -> None:
@@ -68,7 +68,7 @@ def listen_to_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_ctrl_c_leaves_nothing(tiny, tmp_path):
+def test_ctrl_c_leaves_no_files(tiny, tmp_path):
     text = tmp_path / "long.txt"
     text.write_text("A sentence that is said again and again, without end. " * 2000)
     process = subprocess.Popen(
@@ -79,13 +79,13 @@ def test_ctrl_c_leaves_nothing(tiny, tmp_path):
         deadline = time.monotonic() + 100
         while not list(tmp_path.glob(".*.part")) and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert list(tmp_path.glob(".*.part")), "it never began to write"
+        assert list(tmp_path.glob(".*.part")), "it did not start to write"
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130
-    assert told.decode().strip().splitlines()[-1] == "error: interrupted"
+    assert stderr.decode().strip().splitlines()[-1] == "error: interrupted"
     assert [p.name for p in tmp_path.iterdir()] == ["long.txt"]
 
 
@@ -136,10 +136,10 @@ def test_a_usage_error_is_one_line_and_exit_2(tmp_path, monkeypatch, args, messa
     with pytest.raises(SystemExit) as caught:
         main()
     sys.excepthook = hook
-    told = capsys.readouterr().err.strip()
+    stderr = capsys.readouterr().err.strip()
     assert caught.value.code == 2
-    assert message in told
-    assert len(told.splitlines()) == 1
+    assert message in stderr
+    assert len(stderr.splitlines()) == 1
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -152,7 +152,7 @@ def test_a_usage_error_is_one_line_and_exit_2(tmp_path, monkeypatch, args, messa
     ],
 )  # fmt: skip
 def test_quick_answers_import_no_torch(args, code, tmp_path):
-    """A real process that reports on its own modules at the end; time is not asserted, torch is."""
+    """A real process that prints its modules at exit; checks for torch, not for time."""
     script = (
         "import sys, atexit\n"
         "atexit.register(lambda: print('MODULES', *sys.modules, file=sys.stderr))\n"
@@ -174,8 +174,8 @@ def test_quick_answers_import_no_torch(args, code, tmp_path):
     }
 
 
-def test_synth_imports_nothing_it_does_not_use(tiny, tmp_path):
-    """What upstream's package imports and our path does not need."""
+def test_synth_imports_only_what_it_uses(tiny, tmp_path):
+    """Modules that upstream imports and this package does not need."""
     script = (
         "import sys\n"
         f"sys.argv = ['chatterbox-opt', 'synth', 'Hi.', '--model', {str(tiny)!r}, '-q',"
@@ -193,9 +193,9 @@ def test_synth_imports_nothing_it_does_not_use(tiny, tmp_path):
 
 def test_failures_exit_1(tiny, tmp_path):
     (tmp_path / "model").mkdir()
-    lacking = run("synth", "hello", "--model", "model", cwd=tmp_path)
-    assert lacking.returncode == 1
-    assert "lacks ve.safetensors" in one_line(lacking)
+    missing = run("synth", "hello", "--model", "model", cwd=tmp_path)
+    assert missing.returncode == 1
+    assert "lacks ve.safetensors" in one_line(missing)
     offline = run("synth", "hello", cwd=tmp_path, env={"HF_HUB_OFFLINE": "1"})
     assert offline.returncode == 1
     assert "Three ways out" in offline.stderr.decode()
@@ -214,7 +214,7 @@ def test_a_full_pipe_is_one_line(tiny, tmp_path):
     assert "Traceback" not in result.stderr.decode()
 
 
-def test_what_nobody_foresaw_is_one_line_too(tmp_path):
+def test_an_unexpected_error_is_one_line_too(tmp_path):
     script = (
         "import sys\n"
         "from chatterbox_opt.cli import main\n"
@@ -243,13 +243,13 @@ def test_bytes_that_are_not_utf8_on_standard_input(tmp_path):
     assert "standard input is closed" in one_line(closed)
 
 
-def test_nobody_to_ask_is_said(tmp_path):
+def test_without_a_terminal_clear_needs_yes(tmp_path):
     result = run("voices", "clear", "--voice-cache", str(tmp_path), stdin=b"")
     assert result.returncode == 2
     assert "--yes" in one_line(result)
 
 
-def test_termination_leaves_nothing(tiny, tmp_path):
+def test_termination_leaves_no_files(tiny, tmp_path):
     script = (
         "import os, signal, sys\n"
         "from chatterbox_opt.audio import files\n"
@@ -268,10 +268,10 @@ def test_termination_leaves_nothing(tiny, tmp_path):
 
 def test_debug_shows_the_traceback_and_sets_the_switches(tmp_path, monkeypatch, capsys):
     result = run("synth", "hello", "--model", str(tmp_path), "--debug", cwd=tmp_path)
-    told = result.stderr.decode()
+    stderr = result.stderr.decode()
     assert result.returncode == 1
-    assert "Traceback" in told
-    assert told.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" in stderr
+    assert stderr.strip().splitlines()[-1].startswith("error: ")
 
 
 def test_debug_switches(monkeypatch):
@@ -281,7 +281,7 @@ def test_debug_switches(monkeypatch):
     monkeypatch.setenv("TORCH_LOGS", "+inductor")
     options.OutputOptions(debug=True).set_up_logging(console.Reporter())
     assert os.environ["CUDA_LAUNCH_BLOCKING"] == "1"
-    assert os.environ["TORCH_LOGS"] == "+inductor", "a person's own setting stays"
+    assert os.environ["TORCH_LOGS"] == "+inductor", "a value set by the user is not changed"
     monkeypatch.delenv("CUDA_LAUNCH_BLOCKING")
 
 
@@ -306,7 +306,7 @@ def test_models_and_profiles_commands(tmp_path):
     assert "no CUDA GPU" in detected
 
 
-def test_doctor_on_a_card_that_torch_has_no_kernels_for(monkeypatch):
+def test_doctor_on_a_gpu_that_torch_has_no_kernels_for(monkeypatch):
     import torch
 
     from chatterbox_opt.cli import doctor as doctor_command
@@ -325,7 +325,7 @@ def test_doctor_on_a_card_that_torch_has_no_kernels_for(monkeypatch):
     )
 
 
-def test_doctor_says_what_to_mend():
+def test_doctor_names_the_remedies():
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 1, "the weights are not here"
     for word in ("torch", "watermark", "PerTh works", "FIX", "--model DIR", "profile"):

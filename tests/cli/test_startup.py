@@ -1,4 +1,4 @@
-"""Start-up: what replaces heavy imports gives the same numbers, and the imports stay away."""
+"""Start-up: replacements of heavy imports are bit-exact, and the imports do not happen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from chatterbox_opt.utils import upstream_import
 
 
 @pytest.mark.parametrize("length", [1500, 24_000, 95_999, 96_001])
-def test_the_mark_is_perths_to_the_last_bit(length):
+def test_the_watermark_equals_perths_bit_for_bit(length):
     import perth
 
     wave = audio_files.read_reference(SAMPLE)[5000 : 5000 + length]
@@ -41,7 +41,7 @@ def test_a_missing_or_broken_watermarker_is_one_line(monkeypatch, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_the_window_is_scipys():
+def test_the_window_equals_scipys():
     from scipy.signal import get_window
 
     for length in (16, 20, 1024):
@@ -51,8 +51,8 @@ def test_the_window_is_scipys():
         upstream_import.hann_window("blackman", 16, fftbins=True)
 
 
-def test_a_first_word_needs_none_of_these(tmp_path):
-    """The built-in model with its watermark: five seconds of imports that stay away."""
+def test_a_short_text_imports_none_of_these(tmp_path):
+    """The built-in model with its watermark: these imports would take five seconds."""
     script = (
         "import sys\n"
         "sys.argv = ['chatterbox-opt', 'synth', 'It is 5 o.', '--model', 'pico', '-q',"
@@ -64,7 +64,7 @@ def test_a_first_word_needs_none_of_these(tmp_path):
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr.decode()
     loaded = set(result.stdout.decode().split())
-    assert "soxr" in loaded, "it was marked"
+    assert "soxr" in loaded, "the watermark was applied"
     assert not loaded & {
         "librosa",
         "scipy.signal",

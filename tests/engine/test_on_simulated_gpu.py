@@ -419,12 +419,12 @@ def test_memory_of_stages_that_take_turns(on_card, there):
 
 def test_ceilings_are_of_random_numbers_by_events(there, monkeypatch):
     here, seen = torch.device("cuda"), []
-    monkeypatch.setattr(roofline, "READ", {"cuda": 1 << 10})
-    monkeypatch.setattr(roofline, "SIDE", {"cuda": 16})
+    monkeypatch.setattr(roofline, "READ_SIZES", {"cuda": 1 << 10})
+    monkeypatch.setattr(roofline, "GEMM_SIZES", {"cuda": 16})
     events = roofline.event_seconds
     monkeypatch.setattr(roofline, "event_seconds", lambda work: seen.append(work()) or events(work))
     assert roofline.read_gb_s(here) > 0
-    assert len(seen) == roofline.TRIES and seen[0].item() != 0
+    assert len(seen) == roofline.REPEATS and seen[0].item() != 0
     assert roofline.gemm_gflops(here, "bfloat16") > 0
     assert seen[-1].shape == (16, 16) and seen[-1].dtype == torch.bfloat16
 

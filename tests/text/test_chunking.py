@@ -21,13 +21,13 @@ LONG = (
 
 @given(st.text())
 @settings(max_examples=500, deadline=None)
-def test_normalise_is_upstreams_on_every_string(text):
+def test_normalize_equals_upstream_on_every_string(text):
     assert normalize(text) == punc_norm(text)
 
 
 @given(st.text(alphabet=' .,:;…—–-“”‘’"abcÄ字\n\t!?'))
 @settings(max_examples=500, deadline=None)
-def test_normalise_is_upstreams_on_punctuation(text):
+def test_normalize_equals_upstream_on_punctuation(text):
     assert normalize(text) == punc_norm(text)
 
 
@@ -36,7 +36,7 @@ def words(text: str) -> list[str]:
 
 
 def letters(text: str) -> list[str]:
-    """Letters and digits, whatever their case (a chunk's first is capitalised)."""
+    """Letters and digits, ignoring case (a chunk's first letter is capitalized)."""
     return [c for c in text.upper().casefold() if c.isalnum()]
 
 
@@ -53,7 +53,7 @@ def test_no_letter_is_lost_and_no_chunk_is_too_long(text):
     assert all(len(chunk.text) <= 60 for chunk in chunks)
 
 
-def test_no_word_is_cut_where_blanks_are():
+def test_no_word_is_split_where_there_are_spaces():
     chunks = split(LONG)
     assert sum((words(chunk.text) for chunk in chunks), []) == words(LONG)
     assert len(chunks) > 3
@@ -66,7 +66,7 @@ def test_chunks_end_at_sentences_and_abbreviations_do_not():
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_what_fits_is_one_chunk_just_as_upstream_would_say_it(text):
+def test_a_text_that_fits_is_one_chunk_normalized_as_upstream_does(text):
     assert [chunk.text for chunk in split(text)] == [punc_norm(text)]
     assert split(text)[0].pause == 0
 
@@ -79,13 +79,13 @@ def test_one_sentence_of_2000_characters():
 
 
 @pytest.mark.parametrize("text", ["字" * 1000, "ก" + "ำ" * 3 + "ข" * 999, "e\u0301" * 700])
-def test_scripts_without_blanks(text):
+def test_scripts_without_spaces(text):
     chunks = split(text)
     assert max(len(chunk.text) for chunk in chunks) <= LIMIT
     assert not any(unicodedata.category(chunk.text[0]).startswith("M") for chunk in chunks)
 
 
-def test_chinese_is_cut_at_its_own_full_stops():
+def test_chinese_is_split_at_its_own_full_stops():
     chunks = split("今天天气很好，我们去公园。" * 40)
     assert all(chunk.text.rstrip(".").endswith("。") for chunk in chunks)
 
@@ -99,17 +99,17 @@ def test_paragraphs_get_a_longer_pause():
 @pytest.mark.parametrize(
     "text", ["", "  \n\t ", "...!?", "🎉🎉", "\x07\x1b", "\ufeff", "—", "\r\n"]
 )
-def test_nothing_to_speak(text):
+def test_a_text_without_words_is_an_error(text):
     with pytest.raises(TextError, match="at least one word"):
         split(text)
 
 
-def test_nul_is_refused_with_its_position():
+def test_nul_is_an_error_with_its_position():
     with pytest.raises(TextError, match="position 2"):
         split("ab\0c")
 
 
-def test_what_was_not_utf8_is_refused():
+def test_text_that_was_not_utf8_is_an_error():
     with pytest.raises(TextError, match="not UTF-8"):
         split("caf\udce9")
 
@@ -120,7 +120,7 @@ def test_a_run_of_marks_in_a_long_word_is_not_quadratic():
     assert time.perf_counter() - start < 30
 
 
-def test_control_characters_are_dropped():
+def test_control_characters_are_removed():
     assert clean("\x1bHel\x07lo\x00"[:-1]) == "Hello"
 
 
@@ -128,4 +128,4 @@ def test_a_megabyte_is_split_in_a_moment():
     start = time.perf_counter()
     chunks = split(LONG * 500)
     assert len(chunks) > 2000
-    assert time.perf_counter() - start < 30  # quadratic work would take hours
+    assert time.perf_counter() - start < 30  # quadratic time would be hours
