@@ -96,7 +96,9 @@ def _decode_backend(plan: Plan, placement: StagePlacement, *, beside: bool) -> D
     gc.collect()
     record = GraphCapturer(placement.device)
     solver = cast(flow_model.Flow, placement.module("flow"))
-    apart = record.apart() if beside else record  # one pool of memory is enough for turns
+    apart = (
+        record.for_other_stream() if beside else record
+    )  # one pool of memory is enough for turns
     solver.executor = cuda_graphs.GraphedExecutor(apart, solver, "the flow")
     hift = cast(vocoder_model.Vocoder, placement.module("vocoder"))
     hift.executor = cuda_graphs.GraphedExecutor(apart, hift, "the vocoder")
@@ -107,5 +109,5 @@ def _compiled(model: t3_model.T3) -> StepFn | None:
     try:
         return decode_graphs.compiled_step(model)
     except DEVICE_ERRORS as error:
-        log.warning("%s", cuda_graphs.capture_failed(error))
+        log.warning("%s", cuda_graphs.compilation_failed("the t3 step", error))
         return None

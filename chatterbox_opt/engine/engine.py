@@ -30,6 +30,7 @@ from chatterbox_opt.checkpoints.weight_cache import WeightCache
 from chatterbox_opt.config import hardware, plan
 from chatterbox_opt.config.plan import Plan
 from chatterbox_opt.engine import build, probe
+from chatterbox_opt.engine.backend import BatchOptions, SpeechBackend
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.retries import ChunkAttempts
@@ -79,7 +80,7 @@ class Engine:
         self,
         plan: Plan,
         checkpoint: Checkpoint,
-        pipeline: Pipeline | UpstreamBackend,
+        pipeline: SpeechBackend,
         voices: VoiceLibrary,
         watermark: Watermark | None,
     ) -> None:
@@ -123,7 +124,7 @@ class Engine:
         checkpoint = registry.locate(model)
         if checkpoint.config.random_weights:
             log.warning("'%s' holds random values: what it says is noise", Path(model).name)
-        pipeline: Pipeline | UpstreamBackend
+        pipeline: SpeechBackend
         if how.optimized:
             pipeline = build.load_pipeline(checkpoint, how, weights or weight_cache.default())
         else:
@@ -220,8 +221,8 @@ class Engine:
             yield finish_chunk(attempts, kept, self._watermark)
 
     def _speech(self, sampling: Sampling) -> SynthesizeChunks:
-        guided = sampling.cfg_weight > 0
-        return functools.partial(self.pipeline.speak, slots=1, guided=guided)
+        options = BatchOptions(slots=1, use_cfg=sampling.cfg_weight > 0)
+        return functools.partial(self.pipeline.synthesize_chunks, options=options)
 
     def _chunks(self, text: str) -> list[Chunk]:
         if not self.checkpoint.config.needs_text_normalization:
@@ -285,16 +286,18 @@ class Engine:
         Args:
             guard: as ``pieces``.
         """
-        slots = self.plan.slots
-        aside = self.plan.device != "cpu"
-        with ChunkFinisher(self._watermark, aside=aside) as finisher:
+        options = BatchOptions(slots=self.plan.slots)
+        overlap = self.plan.device != "cpu"
+        with ChunkFinisher(self._watermark, overlap=overlap) as finisher:
             schedule = Scheduler(
                 requests,
                 lambda request: _seed(request.sampling),
                 functools.partial(self._begin, guard),
                 finisher.finish,
             )
-            yield from schedule.results(functools.partial(self.pipeline.speak, slots=slots))
+            yield from schedule.results(
+                functools.partial(self.pipeline.synthesize_chunks, options=options)
+            )
 
     def _begin(self, guard: Guard | None, request: Request, seed: int) -> list[ChunkAttempts]:
         voice = request.voice

@@ -242,7 +242,7 @@ def test_sound_beside_t3_is_ordered(on_card, there, expected):
         first, again = (
             {result.id: result.audio().samples for result in engine.batch(lines)} for _ in range(2)
         )
-        assert not engine.pipeline.sound.over
+        assert not engine.pipeline.renderer.disabled
     assert all(np.abs(first[id] - again[id]).max() < 1e-2 for id in first)
     assert there.captures and there.replays > there.captures
 

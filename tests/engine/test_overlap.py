@@ -23,6 +23,7 @@ from chatterbox_opt import Request, Sampling
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.config.plan import resolve
 from chatterbox_opt.engine import build
+from chatterbox_opt.engine.backend import ONE_AT_A_TIME
 from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
 from chatterbox_opt.engine.overlap import InlineRenderer, OverlappedRenderer, RenderJob, no_stream
 from chatterbox_opt.engine.quality import Guard
@@ -57,7 +58,7 @@ def requests(lines=LINES):
 
 def begin(engine, sound, guard=None, lines=LINES):
     """A batch under way."""
-    engine.pipeline.sound, engine.pipeline.group = sound, GROUP
+    engine.pipeline.renderer, engine.pipeline.group = sound, GROUP
     engine.plan = replace(engine.plan, slots=SLOTS)
     return engine.batch(requests(lines), guard)
 
@@ -72,7 +73,7 @@ def batch(engine, sound, guard=None):
 
 def left():
     """Threads that should be gone."""
-    return [thread for thread in threading.enumerate() if thread.name.startswith("sound")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("render")]
 
 
 def same(ours, expected):
@@ -81,7 +82,7 @@ def same(ours, expected):
 
 def aside():
     """Whether this is the thread beside T3."""
-    return threading.current_thread().name.startswith("sound")
+    return threading.current_thread().name.startswith("render")
 
 
 @contextmanager
@@ -120,7 +121,7 @@ class Meeting:
     @contextmanager
     def __call__(self, monkeypatch, engine):
         with (
-            around(monkeypatch, T3Runner, "turn", self.turn),
+            around(monkeypatch, T3Runner, "run_until", self.turn),
             around(monkeypatch, stage(engine, "t3"), "step", self.step),
             around(monkeypatch, stage(engine, "flow"), "forward", self.work),
         ):
@@ -165,14 +166,14 @@ def test_recorded_work_sounds_the_same(engine):
 
 def test_lines_said_again_are_taken_in_the_same_run_and_at_the_same_place(engine, monkeypatch):
     runs, takes = [], []
-    plain = T3Runner._utterance
+    plain = T3Runner._decode_request
 
     def utterance(reader, line, t3):
         takes[-1].append(line.seed)
         return plain(reader, line, t3)
 
-    monkeypatch.setattr(T3Runner, "_utterance", utterance)
-    with around(monkeypatch, engine.pipeline, "speak", lambda *_: runs.append(1)):
+    monkeypatch.setattr(T3Runner, "_decode_request", utterance)
+    with around(monkeypatch, engine.pipeline, "synthesize_chunks", lambda *_: runs.append(1)):
         for _ in range(3):
             takes.append([])
             batch(engine, OverlappedRenderer(), Guard(1))
@@ -183,7 +184,7 @@ def test_lines_said_again_are_taken_in_the_same_run_and_at_the_same_place(engine
 
 def test_results_come_group_by_group_while_t3_goes_on(engine, monkeypatch):
     turns = []
-    with around(monkeypatch, T3Runner, "turn", lambda *_: turns.append(1)):
+    with around(monkeypatch, T3Runner, "run_until", lambda *_: turns.append(1)):
         seen = [(result.id, len(turns)) for result in begin(engine, OverlappedRenderer())]
     assert [turn for _, turn in seen[:GROUP]] == [2] * GROUP, "the first when the second is read"
     assert sorted({turn for _, turn in seen}) == [2, 3, 4, 5, 6]
@@ -219,7 +220,7 @@ def test_in_turn_they_do_not_meet(engine, monkeypatch):
 
 def test_at_most_one_group_is_in_other_hands(engine, monkeypatch):
     ahead, most, working = [0], [0], []
-    plain = T3Runner.turn
+    plain = T3Runner.run_until
 
     def turn(reader, take, count):
         assert sum(working) <= 1
@@ -228,7 +229,7 @@ def test_at_most_one_group_is_in_other_hands(engine, monkeypatch):
         most[0] = max(most[0], ahead[0])
         return ended
 
-    monkeypatch.setattr(T3Runner, "turn", turn)
+    monkeypatch.setattr(T3Runner, "run_until", turn)
     with around(monkeypatch, stage(engine, "vocoder"), "forward", lambda *_: working.append(0)):
         for _ in begin(engine, OverlappedRenderer()):
             ahead[0] -= 1
@@ -249,11 +250,11 @@ def test_a_group_is_given_when_the_one_before_has_been_fetched():
 
     with OverlappedRenderer().run(lambda: True) as turns:
         assert not turns.busy
-        assert list(turns.next([RenderJob(first, list)])) == []
+        assert list(turns.submit([RenderJob(first, list)])) == []
         assert turns.busy
         go.set()
-        assert list(turns.next([RenderJob(second, list)])) == [("a", 1)]
-        assert list(turns.next(())) == [("b", 2)]
+        assert list(turns.submit([RenderJob(second, list)])) == [("a", 1)]
+        assert list(turns.submit(())) == [("b", 2)]
         assert not turns.busy
     assert happened == ["first made", "second begun"]
     assert left() == []
@@ -268,7 +269,7 @@ def test_it_is_not_for_one_slot_nor_for_stages_that_move(engine, monkeypatch, re
             engine.synthesize("Hello. And again.", None, Sampling(seed=1, max_tokens=9))
         else:
             pipeline.placement.offload = "stages"
-            batch(engine, pipeline.sound)
+            batch(engine, pipeline.renderer)
     assert threads and not any(threads)
 
 
@@ -281,8 +282,8 @@ def test_inference_mode_comes_along(mode):
         return []
 
     with OverlappedRenderer().run(lambda: True) as turns, torch.inference_mode(mode):
-        assert list(turns.next([RenderJob(attempt, list)])) == []
-        assert list(turns.next(())) == []
+        assert list(turns.submit([RenderJob(attempt, list)])) == []
+        assert list(turns.submit(())) == []
     assert seen == [mode]
 
 
@@ -305,7 +306,7 @@ def test_a_failure_of_one_line_stays_that_lines(engine, monkeypatch, expected, n
             error = found.pop(odd)
             assert isinstance(error, ValueError) and "odd" in str(error)
             assert same(found, {id: wave for id, wave in expected.items() if id != odd})
-            assert not getattr(sound, "over", False), "it is no reason to go on in turn"
+            assert not getattr(sound, "disabled", False), "it is no reason to go on in turn"
 
 
 @pytest.mark.parametrize("name", ["flow", "vocoder"])
@@ -320,8 +321,8 @@ def test_out_of_memory_beside_t3_goes_on_in_turn_and_then_down_the_ladder(
         assert same(batch(engine, sound), expected)
         assert engine.pipeline.placement.offload == offload
         assert same(batch(engine, sound), expected)
-    assert sound.over and threads[0] and not any(threads[2:])
-    assert caplog.text.count("no memory for sound beside t3") == 1
+    assert sound.disabled and threads[0] and not any(threads[2:])
+    assert caplog.text.count("out of GPU memory while overlapping") == 1
 
 
 def test_out_of_memory_of_t3_first_gets_the_room_of_the_sound(
@@ -340,7 +341,7 @@ def test_out_of_memory_of_t3_first_gets_the_room_of_the_sound(
         meeting(monkeypatch, engine),  # so that the sound is in work when T3 fails
     ):
         assert same(batch(engine, sound), expected)
-    assert failures == [True] and sound.over
+    assert failures == [True] and sound.disabled
     assert engine.pipeline.placement.offload == "none"
     assert "slots" not in caplog.text, "as many lines at once as before"
 
@@ -390,13 +391,13 @@ def test_moving_waits_for_work_that_another_run_left_beside(engine, monkeypatch)
         order.append("moved")
 
     with around(monkeypatch, stage(engine, "flow"), "forward", flow):
-        run = engine.pipeline.sound = OverlappedRenderer()
+        run = engine.pipeline.renderer = OverlappedRenderer()
         with run.run(lambda: True) as turns:
             job = engine.pipeline._jobs(reads(engine), 0.0)[0]
-            list(turns.next([job]))
+            list(turns.submit([job]))
             assert begun.wait(LIMIT)
             more()
-            [(_, spoken)] = turns.next(())
+            [(_, spoken)] = turns.submit(())
     assert order == ["worked", "moved"]
     assert len(spoken.wave) == 480 * 2 * spoken.tokens, "what could not go on beside is done here"
 
@@ -405,7 +406,7 @@ def reads(engine):
     """One line that T3 has read."""
     attempts = engine._begin(None, requests(1)[0], 1)
     left = iter([attempts[0].next_request(), None])
-    return next(engine.pipeline.read(left.__next__, 1, 1, guided=True))
+    return next(engine.pipeline.generate_tokens(left.__next__, ONE_AT_A_TIME, 1))
 
 
 @pytest.mark.parametrize("name", ["flow", "vocoder"])
@@ -439,7 +440,7 @@ def test_what_is_not_finite_in_half_is_made_in_float32_while_t3_waits(
             assert same(batch(half, sound), expected)
         assert all(np.isfinite(wave).all() for wave in expected.values())
         assert healed and len(threads) == 2 * healed and not any(threads)
-        assert flow.dtype == torch.bfloat16 and not sound.over
+        assert flow.dtype == torch.bfloat16 and not sound.disabled
     assert caplog.text.count("in float32") == 1
 
 
@@ -482,7 +483,7 @@ def test_what_is_read_is_made_before_a_failure_of_no_line_is_raised(engine, monk
         if len(turns) == 3:
             raise DeviceError("the card is gone")
 
-    with around(monkeypatch, T3Runner, "turn", turn), pytest.raises(DeviceError, match="gone"):
+    with around(monkeypatch, T3Runner, "run_until", turn), pytest.raises(DeviceError, match="gone"):
         heard.extend(result.id for result in begin(engine, sound))
     # extend() keeps what came before the error
     assert len(heard) == 2 * GROUP
@@ -506,20 +507,20 @@ def test_what_failed_beside_is_done_again_when_nobody_works_there():
         return [("a", 1)]
 
     with OverlappedRenderer().run(lambda: True) as turns:
-        list(turns.next([RenderJob(bad, whole), RenderJob(slow, list)]))
-        assert list(turns.next(())) == [("a", 1), ("b", 2)], "in the order they were given"
+        list(turns.submit([RenderJob(bad, whole), RenderJob(slow, list)]))
+        assert list(turns.submit(())) == [("a", 1), ("b", 2)], "in the order they were given"
     assert happened == ["the second made", "the first again"]
 
 
 def test_after_the_end_all_is_made_at_once_and_here(caplog):
     sound = OverlappedRenderer()
     for _ in range(2):
-        sound.end()
+        sound.disable()
         with sound.run(lambda: True) as turns:
             job = RenderJob(lambda: [("beside", 0)], lambda: [("here", 0)])
-            assert list(turns.next([job])) == [("here", 0)]
+            assert list(turns.submit([job])) == [("here", 0)]
             assert not turns.busy
-    assert caplog.text.count("no memory for sound") == 1
+    assert caplog.text.count("out of GPU memory while overlapping") == 1
 
 
 def test_a_bug_beside_is_raised_here(engine, monkeypatch):
@@ -539,7 +540,7 @@ def test_closing_the_engine_waits_for_the_work_beside(engine, monkeypatch):
     class Door:
         """The lock, and whether somebody stands before it."""
 
-        lock = ladder.alone
+        lock = ladder.lock
 
         def __enter__(self):
             closing.set()
@@ -562,9 +563,9 @@ def test_closing_the_engine_waits_for_the_work_beside(engine, monkeypatch):
         around(monkeypatch, engine.pipeline.placement, "close", close),
         OverlappedRenderer().run(lambda: True) as turns,
     ):
-        assert list(turns.next([job])) == []
+        assert list(turns.submit([job])) == []
         assert begun.wait(LIMIT)
-        monkeypatch.setattr(ladder, "alone", Door())
+        monkeypatch.setattr(ladder, "lock", Door())
         engine.close()
     assert order == ["worked", "closed"]
     assert left() == []
@@ -586,7 +587,7 @@ def test_the_plan_says_who_makes_the_sound(tiny, monkeypatch, sound, offload, ki
     monkeypatch.setattr(build, "SideStream", lambda device: no_stream)
     planned = replace(resolve("dev", CPU, {}, {}), sound=sound, offload=offload)
     pipeline = build.load_pipeline(registry.locate(str(tiny)), planned)
-    assert type(pipeline.sound) is kind
+    assert type(pipeline.renderer) is kind
     pipeline.close()
 
 
@@ -596,7 +597,7 @@ def test_the_flow_is_recorded_apart_only_where_it_works_beside_t3(monkeypatch, b
         def __init__(self, device):
             self.device = device
 
-        def apart(self):
+        def for_other_stream(self):
             return "another"
 
     monkeypatch.setattr(build, "GraphCapturer", Recorder)
@@ -604,7 +605,7 @@ def test_the_flow_is_recorded_apart_only_where_it_works_beside_t3(monkeypatch, b
     card = SimpleNamespace(device=torch.device("cuda"), module=lambda name: flow)
     planned = replace(resolve("dev", CPU, {}, {}), compile="cudagraphs")
     way = build._decode_backend(planned, card, beside=beside)
-    assert (flow.executor._recordings._record is way._recordings._record) is not beside
+    assert (flow.executor._cache._capture is way._cache._capture) is not beside
 
 
 # -- what a card is told
@@ -681,13 +682,13 @@ def test_work_beside_begins_after_what_was_launched_and_has_ended_when_it_return
 
 def test_recorders_of_two_threads_share_no_memory_and_take_turns(told, monkeypatch):
     graphs = []
-    for nothing in ("_little", "_library_handles"):
+    for nothing in ("_anchor_work", "_create_library_handles"):
         monkeypatch.setattr(GraphCapturer, nothing, lambda recorder: None)
     t3 = GraphCapturer(torch.device("cuda"))
-    flow = t3.apart()
+    flow = t3.for_other_stream()
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graphs.append(Graph()) or graphs[-1])
     for one, other in ((t3, flow), (flow, t3)):
-        Graph.turn = other._one_at_a_time
+        Graph.turn = other._lock
         replay = one(lambda: told.append("recorded" if Graph.turn.locked() else "not alone"))
         assert not Graph.turn.locked()
         replay()

@@ -40,7 +40,7 @@ def test_plain_chatterbox_when_asked(tiny, upstream, engine, monkeypatch):
     from chatterbox_opt.engine import upstream_backend
 
     monkeypatch.setenv("DISABLE_OPTIMIZATION", "true")
-    with pytest.raises(InputError, match="whose shapes are not its own"):
+    with pytest.raises(InputError, match="whose dimensions are not its own"):
         RealChatterboxProvider(str(tiny), device="cpu")
     monkeypatch.setattr(
         upstream_backend,

@@ -59,12 +59,12 @@ class Card:
     def allocate(self, size):
         return torch.empty(size, dtype=torch.uint8)
 
-    def start(self, source, *, aside):
+    def start(self, source, *, overlap):
         name = self.names.get(len(source), "?")
-        if (name, aside) in self.full:
+        if (name, overlap) in self.full:
             self.events.append(f"no room for {name}")
             raise torch.OutOfMemoryError("CUDA out of memory")
-        self.events.append(f"{'fetch' if aside else 'load'} {name}")
+        self.events.append(f"{'fetch' if overlap else 'load'} {name}")
         array = np.full(len(source), 255, np.uint8)
         self.arrays.append(weakref.ref(array))
         memory = torch.from_numpy(array)
@@ -123,7 +123,7 @@ def make(card):
         stages = {name: Stage(16 * (i + 1)) for i, name in enumerate(NAMES)}
         inputs = {name: torch.randn(2, 16 * (i + 1)) for i, name in enumerate(NAMES)}
         expected = {name: stages[name](inputs[name]) for name in NAMES}
-        placement = StagePlacement(stages, CPU, offload=offload, copier=card)
+        placement = StagePlacement(stages, CPU, offload=offload, transfer=card)
         card.names |= {len(f.home): name for name, f in placement._flats.items()}
 
         def check(name):
@@ -268,7 +268,7 @@ def test_float32_inside_a_turn_and_the_stage_intact_after_it(tiny, card, offload
         "flow": loader.load_flow(checkpoint, dtype),
     }
     before = {n: [t.clone() for _, _, t in module_tensors(m)] for n, m in stages.items()}
-    placement = StagePlacement(stages, CPU, offload=offload, copier=card)
+    placement = StagePlacement(stages, CPU, offload=offload, transfer=card)
     for name in (*stages, *stages):
         with placement(name) as module:
             on_card = [t.clone() for _, _, t in module_tensors(module)]
@@ -372,7 +372,7 @@ def test_weights_that_are_stored_narrow_and_widened_when_used_move_too(card):
     layer, x = nn.Linear(8, 8).requires_grad_(False), torch.randn(2, 8)
     weight_layout.store_narrow(layer, torch.float16)
     expected = layer(x)
-    placement = StagePlacement({"t3": layer}, CPU, offload="all-but-active", copier=card)
+    placement = StagePlacement({"t3": layer}, CPU, offload="all-but-active", transfer=card)
     with placement("t3") as module:
         assert torch.equal(module(x), expected)
         assert {t.dtype for _, _, t in module_tensors(module)} == {torch.float16, torch.float32}
@@ -385,7 +385,7 @@ def test_bits_are_kept_whatever_they_mean():
     bits = torch.randint(-(2**15), 2**15, (4096,), dtype=torch.int16)
     module.register_buffer("odd", bits.clone().view(torch.float16))
     flat = FlatBuffer(module, PlainTransfer(CPU).allocate)
-    flat.put(PlainTransfer(CPU).start(flat.home, aside=True).wait())
+    flat.rebind(PlainTransfer(CPU).start(flat.home, overlap=True).wait())
     assert torch.equal(module.odd.view(torch.int16), bits)
     assert not flat.is_home()
 
@@ -397,7 +397,7 @@ def test_bits_are_kept_whatever_they_mean():
 def load(tiny, store, monkeypatch, card):
     def load(offload, **overrides):
         def placement(stages, device, **_):
-            return StagePlacement(stages, device, offload=offload, copier=card)
+            return StagePlacement(stages, device, offload=offload, transfer=card)
 
         monkeypatch.setattr(build, "StagePlacement", placement)
         return Engine.load(
@@ -522,7 +522,7 @@ def told(monkeypatch):
 def test_a_copy_aside_comes_after_what_was_there_and_before_what_is_next(told):
     side = StreamTransfer(CPU)
     source = torch.arange(256, dtype=torch.uint8)
-    arriving = side.start(source, aside=True)
+    arriving = side.start(source, overlap=True)
     assert told == [
         *("side wait_stream current", "on side", "copy without waiting", "off side"),
         "side record_event",
@@ -538,14 +538,14 @@ def test_a_copy_aside_comes_after_what_was_there_and_before_what_is_next(told):
 
 
 def test_memory_that_nobody_waited_for_is_not_given_away_under_the_copy(told):
-    arriving = StreamTransfer(CPU).start(torch.zeros(256, dtype=torch.uint8), aside=True)
+    arriving = StreamTransfer(CPU).start(torch.zeros(256, dtype=torch.uint8), overlap=True)
     told.clear()
     del arriving
     assert told == ["memory used by side"]
 
 
 def test_a_copy_that_is_needed_now_is_on_the_working_stream(told):
-    memory = StreamTransfer(CPU).start(torch.ones(9, dtype=torch.uint8), aside=False).wait()
+    memory = StreamTransfer(CPU).start(torch.ones(9, dtype=torch.uint8), overlap=False).wait()
     assert told == ["copy without waiting"]
     assert memory.tolist() == [1] * 9
 
@@ -553,7 +553,7 @@ def test_a_copy_that_is_needed_now_is_on_the_working_stream(told):
 def test_the_card_gives_back_what_is_unused_in_all_but_active_only(told):
     for offload, expected in (("all-but-active", 1), ("stages", 0)):
         placement = StagePlacement(
-            {"t3": Stage(4)}, CPU, offload=offload, copier=Unpinned(StreamTransfer(CPU))
+            {"t3": Stage(4)}, CPU, offload=offload, transfer=Unpinned(StreamTransfer(CPU))
         )
         with placement("t3"):
             pass
