@@ -112,7 +112,7 @@ def test_a_step_that_fails_with_some_requests_is_retried_eagerly_once(load, engi
     expected = batch(engine, TEXTS)
     with load() as fragile, caplog.at_level(logging.WARNING, "chatterbox_opt"):
         backend = fragile.pipeline.backend = FragileBackend(lambda call: call in (3, 15))
-        for _ in range(2):
+        for _ in range(3):
             assert same(batch(fragile, TEXTS), expected)
         assert fragile.pipeline.backend is backend and backend.calls > 16
         assert fragile.pipeline.recovery.step_failures == 0
@@ -250,7 +250,7 @@ def test_out_of_memory_at_load_offloads(tiny, monkeypatch, caplog):
     with Engine.load(str(tiny), "dev", device="cpu", watermark=False) as engine:
         assert engine.synthesize("Hello.", None, SAMPLING).duration
     assert placed == ["none", "stages"]
-    assert "not all stages" in caplog.text or "take turns" in caplog.text
+    assert any(record.name == build.log.name for record in caplog.records)
 
 
 @pytest.mark.parametrize("permanent", [True, False])
