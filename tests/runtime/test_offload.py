@@ -193,7 +193,7 @@ def test_out_of_memory_in_a_prefetch_is_no_error(make, transfer, caplog):
     transfer.full.clear()
     check("flow")
     assert transfer.take_events() == [
-        *("load t3", "wait t3", "no room for flow", "t3 ran"),
+        *("load t3", "wait t3", "no memory for flow", "t3 ran"),
         *("load flow", "wait flow", "prefetch vocoder", "flow ran"),
     ]
     assert not caplog.records
@@ -453,7 +453,7 @@ def test_an_engine_out_of_memory_goes_from_none_to_stages_to_all_but_active(
         with pytest.raises(DeviceError, match="too little free memory for t3 alone"):
             fragile.synthesize("Hello.", None, SAMPLING)
     assert transfer.live() == 0
-    assert "only the stage that works is on the transfer now" in caplog.text
+    assert "only the running stage is on the GPU now" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["t3", "flow"])
