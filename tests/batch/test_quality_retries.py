@@ -212,7 +212,9 @@ def test_a_guarded_engine_speaks_chunks_again_with_seeds_of_their_own(engine):
     assert np.array_equal(guarded.samples, again.samples), "retries repeat too"
     [single] = engine.pieces(text, None, SHORT, guard=Guard(retries=0))
     assert np.array_equal(single.samples, plain.samples), "the first attempt is the plain one"
-    [(_, truncated)] = engine.pipeline.synthesize_chunks(iter([line(engine, max_tokens=5), None]).__next__)
+    [(_, truncated)] = engine.pipeline.synthesize_chunks(
+        iter([line(engine, max_tokens=5), None]).__next__
+    )
     assert truncated.truncated
     assert len(truncated.codes) == truncated.tokens
 

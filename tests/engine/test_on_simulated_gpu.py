@@ -712,7 +712,7 @@ class TestTheSimulatedGpu:
         assert gpu.workspaces() == 0
 
     def test_an_older_torch_does_not_free_workspaces(self, gpu, monkeypatch):
-        monkeypatch.setattr(cuda, "LOCKED", "9.9")
+        monkeypatch.setattr(cuda, "TORCH_WITH_WORKSPACE_LOCK", "9.9")
         x = torch.ones(2, 2, device="cuda")
         x @ x
         cuda.GraphCapturer(torch.device("cuda"))(lambda: x.copy_(x @ x))
