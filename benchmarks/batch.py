@@ -26,6 +26,7 @@ from chatterbox_opt.bench.roofline import machine_facts
 from chatterbox_opt.checkpoints.registry import locate
 from chatterbox_opt.config.hardware import AUTO
 from chatterbox_opt.config.model_config import TOKEN_RATE
+from chatterbox_opt.engine.backend import BatchOptions
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.sequence import ChunkRequest, TokenOutput
 from chatterbox_opt.text import chunking
@@ -72,8 +73,8 @@ def t3_alone(engine: Engine, lines: list[Request], slots: int) -> dict[str, floa
         ]
     )
     start, tokens = time.perf_counter(), 0
-    for ended in pipeline.read(lambda: next(left, None), slots, 1, guided=True):
-        tokens += sum(len(read.tokens) for read in ended if isinstance(read, TokenOutput))
+    for results in pipeline.generate_tokens(lambda: next(left, None), BatchOptions(slots), 1):
+        tokens += sum(len(one.tokens) for one in results if isinstance(one, TokenOutput))
     seconds = time.perf_counter() - start
     return {"tokens": tokens, "seconds": seconds, "t3_tokens_per_second": tokens / seconds}
 

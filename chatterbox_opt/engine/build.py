@@ -106,7 +106,7 @@ def _decode_backend(plan: Plan, placement: StagePlacement, *, overlapped: bool) 
     gc.collect()
     capturer = GraphCapturer(placement.device)
     # stages that run at the same time need memory pools of their own
-    rendering = capturer.apart() if overlapped else capturer
+    rendering = capturer.for_other_stream() if overlapped else capturer
     flow = cast(flow_model.Flow, placement.module("flow"))
     flow.executor = cuda_graphs.GraphedExecutor(rendering, flow, "the flow")
     vocoder = cast(vocoder_model.Vocoder, placement.module("vocoder"))
@@ -118,5 +118,5 @@ def _compiled(model: t3_model.T3) -> StepFn | None:
     try:
         return decode_graphs.compiled_step(model)
     except DEVICE_ERRORS as error:
-        log.warning("%s", cuda_graphs.capture_failed(error))
+        log.warning("%s", cuda_graphs.compilation_failed("the t3 step", error))
         return None

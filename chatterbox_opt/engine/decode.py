@@ -1,13 +1,14 @@
-"""Speech tokens of one utterance or of many side by side: the one loop of the t3 stage.
+"""The decode loop of the t3 stage: speech tokens of one sequence or of a continuous batch.
 
-Knows steps, how they are run and when an utterance ends. Knows nothing of sound, of files, or of
-why something is said.
+Continuous batching: a fixed number of slots, each with its own position, sampling parameters,
+history and generator. A sequence that ends frees its slot at once, and a step costs nearly the same
+for one slot as for many. A sequence's tokens do not depend on the rest of the batch. Everything
+that differs between two steps is a tensor in a static buffer (decode_state.py), so a step can be
+captured once and replayed (cuda_graphs.py). How a step runs, and how often the host reads tokens
+back, is the ``DecodeBackend``'s choice.
 
-Continuous batching: a fixed number of slots, each with its own position, knobs, history and
-generator; an utterance that ends makes room at once, and a step costs nearly the same for one slot
-as for many. What an utterance says does not depend on its neighbours. Everything that differs
-between two steps is a tensor in a static buffer (decode_state.py), so a step can be captured once and
-replayed (cuda_graphs.py). How a step is run, and how often the host looks at the tokens, is a ``DecodeBackend``.
+Responsible for steps, the backends that run them, and when a sequence ends. Not responsible for
+audio, files, or why a sequence is requested.
 """
 
 from __future__ import annotations
@@ -40,25 +41,25 @@ StepFn = Callable[[Tensor, Tensor, Tensor, KVCache, int], Tensor]  # T3.step, or
 
 
 class DecodeStep(Protocol):
-    """Token in, next token out, for the first ``count`` slots over ``span`` positions."""
+    """Token in, next token out, for the first ``count`` slots over ``kv_len`` positions."""
 
-    def __call__(self, slots: DecodeState, count: int, span: int, *, ranked: bool) -> None:
-        """Change the slots' buffers."""
+    def __call__(self, slots: DecodeState, count: int, kv_len: int, /, *, ranked: bool) -> None:
+        """Update the slots' buffers."""
         ...
 
 
 def eager_step(forward: StepFn) -> DecodeStep:
-    """The step around the model's ``forward``.
+    """The step around the model's ``forward``, in PyTorch operations.
 
-    The whole of it is tensors in static buffers: nothing is read back, and nothing but ``count``,
-    ``span`` and ``ranked`` shapes it.
+    All of it works on tensors in static buffers: nothing is read back, and its shapes depend only
+    on ``count``, ``kv_len`` and ``ranked``.
     """
 
-    def step(slots: DecodeState, count: int, span: int, *, ranked: bool) -> None:
-        # a slot that ended may be stepped further: its position must stay inside what is read
-        position = slots.position[:count].clamp(max=span - 1)
+    def step(slots: DecodeState, count: int, kv_len: int, /, *, ranked: bool) -> None:
+        # a slot whose sequence ended may be stepped further: keep its position inside the cache
+        position = slots.position[:count].clamp(max=kv_len - 1)
         logits = forward(
-            slots.last_token[:count], slots.num_generated[:count], position, slots.cache, span
+            slots.last_token[:count], slots.num_generated[:count], position, slots.cache, kv_len
         )
         slots.logits[: count * slots.rows_per_seq].copy_(logits)
         slots.draw(0, count, ranked=ranked)
@@ -67,14 +68,14 @@ def eager_step(forward: StepFn) -> DecodeStep:
 
 
 def fastest_step(backend: DecodeBackend, t3: T3) -> DecodeStep:
-    """The step of this way for the weights as they are now."""
+    """The fastest step that this backend can run with the present weights."""
     if backend.forward is None and backend.fused and fused_step.supports(t3):
         return FusedStep(t3)
     return eager_step(backend.forward or t3.step)
 
 
 def prefill_fn(t3: T3) -> PrefillFn:
-    """The model's prefill, in the slots' buffers; tensors only, as a step."""
+    """The model's prefill, over the slots' static buffers; reads nothing back."""
 
     def prefill(slots: DecodeState, prefix: Tensor) -> None:
         logits = t3.prefill(prefix, slots.last, slots.cache, slots.entering)
@@ -87,11 +88,11 @@ class DecodeBackend(Protocol):
     """How steps and prefills are run.
 
     Attributes:
-        steps_per_sync: steps between two looks at the tokens. With 1 the host looks before it goes on;
-            with more, the next steps are under way while it looks, and what was drawn after an
-            end is dropped.
+        steps_per_sync: steps between two readbacks of tokens. With 1 the host waits for each token;
+            with more, the next steps run during the readback, and tokens generated after a
+            sequence's end are dropped.
         forward: a compiled ``T3.step``, or None.
-        fused: steps run by kernels of our own where those serve (fused_step.py).
+        fused: steps use our Triton kernels where they support the model (fused_step.py).
         kv_cache: torch.int8 keys and values in a static cache, or None for T3's dtype.
     """
 
@@ -101,24 +102,24 @@ class DecodeBackend(Protocol):
     kv_cache: torch.dtype | None
 
     def slots(self, t3: T3, count: int, rows_per_seq: int) -> DecodeState:
-        """Buffers for ``count`` utterances, in any state; those given out last are void."""
+        """Buffers for ``count`` sequences, contents undefined; voids those returned before."""
         ...
 
     def prefill(self, t3: T3) -> PrefillFn:
-        """The prefill for the weights as they are now."""
+        """The prefill with the present weights."""
         ...
 
     def step(self, t3: T3) -> DecodeStep:
-        """The step for the weights as they are now; asked for anew when they may have moved."""
+        """The step with the present weights; called again whenever they may have moved."""
         ...
 
     def readback(self, tokens: Tensor) -> Callable[[], list[list[int]]]:
-        """Start to bring int64 [n, m] to the host; what is returned waits for them."""
+        """Start copying int64 [n, m] to the host; the returned function waits for the copy."""
         ...
 
 
 class EagerBackend:
-    """Every step goes through Python; right everywhere."""
+    """Launches every step from Python; works on every device."""
 
     steps_per_sync = 1
 
@@ -129,22 +130,22 @@ class EagerBackend:
         fused: bool = False,
         kv_cache: torch.dtype | None = None,
     ) -> None:
-        """Take a compiled ``T3.step``, or none.
+        """Use a compiled ``T3.step``, if there is one.
 
         Args:
             fused, kv_cache: see ``DecodeBackend``.
         """
         self.forward, self.fused, self.kv_cache = forward, fused, kv_cache
-        self._integers: Int8Step | None = None
+        self._int8_step: Int8Step | None = None
 
     def slots(self, t3: T3, count: int, rows_per_seq: int) -> DecodeState:
-        """See ``DecodeBackend``; what is compiled, or runs far from the host, wants a static cache."""
+        """A static KV cache where steps are compiled or run on a GPU, else a ragged one."""
         shape, like = t3.cached, t3.like
         cache: KVCache
-        self._integers = None
+        self._int8_step = None
         if like.device.type == "cpu" and self.forward is None:
             if int8_step.supports(t3):
-                self._integers, like = Int8Step(t3), like.to(int8_step.KEPT)
+                self._int8_step, like = Int8Step(t3), like.to(int8_step.KEPT)
             cache = RaggedKVCache(
                 utterances=count, rows_per_seq=rows_per_seq, shape=shape, like=like
             )
@@ -159,155 +160,162 @@ class EagerBackend:
         return DecodeState(t3, count, cache)
 
     def prefill(self, t3: T3) -> PrefillFn:
-        """See ``DecodeBackend``."""
         return prefill_fn(t3)
 
     def step(self, t3: T3) -> DecodeStep:
-        """See ``DecodeBackend``."""
-        return eager_step(self._integers) if self._integers else fastest_step(self, t3)
+        return eager_step(self._int8_step) if self._int8_step else fastest_step(self, t3)
 
     def readback(self, tokens: Tensor) -> Callable[[], list[list[int]]]:
-        """See ``DecodeBackend``."""
         return tokens.tolist
 
 
 @dataclass(slots=True)
-class _Running:
-    """The host's view of a slot in work.
+class _RunningSequence:
+    """The host's view of a slot in use.
 
     Attributes:
-        surplus: what is drawn is not heard at once, and may be beyond the end.
+        max_tokens: it is truncated at this length.
+        position: of its last token in the KV cache.
+        late_readback: tokens are read back later than they are drawn, so there may be extra ones
+            after the end.
+        unread: tokens drawn since the last readback.
+        drawn: the generator's state after each draw of an unread token.
     """
 
-    utterance: DecodeRequest
-    bound: int
+    request: DecodeRequest
+    max_tokens: int
     position: int
-    surplus: bool
-    fresh: int = 1  # tokens drawn since the last look
+    late_readback: bool
+    unread: int = 1
     tokens: list[int] = field(default_factory=list)
-    drawn: deque[GeneratorState] = field(default_factory=deque)  # of the generator, after each draw
+    drawn: deque[GeneratorState] = field(default_factory=deque)
 
     def prepare(self, slots: DecodeState, slot: int) -> None:
         """Draw the random numbers of the next token."""
-        if self.utterance.sampling.temperature == 0:
+        if self.request.sampling.temperature == 0:
             return
-        slots.noise[slot].exponential_(generator=self.utterance.generator)
-        if self.surplus:
-            self.drawn.append(generator_state(self.utterance.generator))
+        slots.noise[slot].exponential_(generator=self.request.generator)
+        if self.late_readback:
+            self.drawn.append(generator_state(self.request.generator))
 
-    def hear(self, drawn: Sequence[int], stop: int) -> DecodeOutput | None:
-        """Take tokens in the order they were drawn; return what was said if it has ended.
+    def append(self, tokens: Sequence[int], stop: int) -> DecodeOutput | None:
+        """Append tokens in the order they were drawn; return the output if the sequence has ended.
 
-        Then the generator is as it was after the last of them, whatever was drawn beyond.
+        Its generator is then reset to its state after the last of them, as if no extra tokens had
+        been drawn.
         """
-        for token in drawn:
+        for token in tokens:
             after = self.drawn.popleft() if self.drawn else None
-            output = self._ended(token, stop)
+            output = self._append(token, stop)
             if output is not None:
                 if self.drawn and after is not None:
-                    restore_generator(self.utterance.generator, after)
+                    restore_generator(self.request.generator, after)
                 return output
         return None
 
-    def _ended(self, token: int, stop: int) -> DecodeOutput | None:
+    def _append(self, token: int, stop: int) -> DecodeOutput | None:
         if token == NOT_FINITE:
-            where = f"t3 gave numbers that are not finite at token {len(self.tokens)}"
-            return DecodeOutput(self.utterance, error=NumericsError(where))
+            message = f"t3 produced NaN or Inf at token {len(self.tokens)}"
+            return DecodeOutput(self.request, error=NumericsError(message))
         if token == stop:
-            return DecodeOutput(self.utterance, tuple(self.tokens))
+            return DecodeOutput(self.request, tuple(self.tokens))
         self.tokens.append(token)
-        self.utterance.on_token(len(self.tokens))
-        if len(self.tokens) == self.bound:
-            return DecodeOutput(self.utterance, tuple(self.tokens), truncated=True)
+        self.request.on_token(len(self.tokens))
+        if len(self.tokens) == self.max_tokens:
+            return DecodeOutput(self.request, tuple(self.tokens), truncated=True)
         return None
 
 
 class _Readback:
-    """The tokens drawn since the last look, on their way to the host."""
+    """The tokens drawn since the last readback, on their way to the host."""
 
     def __init__(
-        self, slots: DecodeState, speaking: list[_Running], backend: DecodeBackend
+        self, slots: DecodeState, running: list[_RunningSequence], backend: DecodeBackend
     ) -> None:
-        """Start copying; what is drawn from now on is for the next look."""
-        self._counts = [one.fresh for one in speaking]
-        for one in speaking:
-            one.fresh = 0
-        self._arrived = backend.readback(slots.latest(len(speaking), max(self._counts)))
+        """Start copying; tokens drawn from now on belong to the next readback."""
+        self._counts = [sequence.unread for sequence in running]
+        for sequence in running:
+            sequence.unread = 0
+        self._wait = backend.readback(slots.latest(len(running), max(self._counts)))
 
-    def drawn(self) -> list[list[int]]:
-        """Wait for them; those of each slot."""
-        rows = zip(self._arrived(), self._counts, strict=True)
+    def tokens(self) -> list[list[int]]:
+        """Wait for the copy; the tokens of each slot."""
+        rows = zip(self._wait(), self._counts, strict=True)
         return [row[len(row) - count :] for row, count in rows]
 
 
 @torch.inference_mode()
 def decode(
-    t3: T3, slots: DecodeState, take: Callable[[], DecodeRequest | None], backend: DecodeBackend
+    t3: T3,
+    slots: DecodeState,
+    next_request: Callable[[], DecodeRequest | None],
+    backend: DecodeBackend,
 ) -> Iterator[DecodeOutput]:
-    """Say what ``take`` gives until it gives nothing and all is said; yield each as it ends.
+    """Decode requests until there are none and all have ended; yield each as it ends.
 
     Args:
         slots: from ``backend``.
-        take: asked whenever a slot is free; None if there is nothing (for now).
+        next_request: called whenever a slot is free; None if there is no request (for now).
     """
-    speaking: list[_Running] = []
-    # weights move only while others are at work: whoever gives lines, or gets what was said
+    running: list[_RunningSequence] = []
+    # weights move only while the caller's code runs: in next_request, and at each yield
     step, stale = backend.step(t3), False
     while True:
-        while len(speaking) < slots.count and (utterance := take()) is not None:
-            slot, stale = len(speaking), True
+        # 1) prefill new requests into free slots
+        while len(running) < slots.count and (request := next_request()) is not None:
+            slot, stale = len(running), True
             try:
-                length = slots.enter(
-                    slot, utterance, t3, backend.prefill(t3), backend.steps_per_sync
-                )
+                length = slots.enter(slot, request, t3, backend.prefill(t3), backend.steps_per_sync)
             except TextError as error:
-                yield DecodeOutput(utterance, error=error)
+                yield DecodeOutput(request, error=error)
                 continue
-            bound = t3.bound(utterance.sampling)
-            speaking.append(_Running(utterance, bound, length, surplus=backend.steps_per_sync > 1))
-            speaking[slot].prepare(slots, slot)
-            slots.draw(slot, slot + 1, ranked=utterance.sampling.truncates)
-        if not speaking:
+            late = backend.steps_per_sync > 1
+            running.append(_RunningSequence(request, t3.bound(request.sampling), length, late))
+            running[slot].prepare(slots, slot)
+            slots.draw(slot, slot + 1, ranked=request.sampling.truncates)
+        if not running:
             return
         if stale:
             step, stale = backend.step(t3), False
-        look = _Readback(slots, speaking, backend)
+        # 2) start the readback, and run the next steps meanwhile
+        readback = _Readback(slots, running, backend)
         if backend.steps_per_sync > 1:
-            _advance(slots, speaking, step, backend.steps_per_sync)
-        ended = _collect(slots, speaking, look, t3.shape.stop_speech)
+            _advance(slots, running, step, backend.steps_per_sync)
+        # 3) take out what has ended
+        ended = _take_out_ended(slots, running, readback, t3.shape.stop_speech)
         stale = bool(ended)
         yield from ended
         if backend.steps_per_sync == 1 and not ended:
-            _advance(slots, speaking, step, 1)
+            _advance(slots, running, step, 1)
 
 
-def _collect(
-    slots: DecodeState, speaking: list[_Running], look: _Readback, stop: int
+def _take_out_ended(
+    slots: DecodeState, running: list[_RunningSequence], readback: _Readback, stop: int
 ) -> list[DecodeOutput]:
-    """Take out what has ended."""
-    drawn, ended = look.drawn(), []
-    for slot in reversed(range(len(speaking))):
-        output = speaking[slot].hear(drawn[slot], stop)
+    """Append the tokens read back; remove the sequences that have ended and return their output."""
+    tokens, ended = readback.tokens(), []
+    for slot in reversed(range(len(running))):
+        output = running[slot].append(tokens[slot], stop)
         if output is None:
             continue
         ended.append(output)
-        last = speaking.pop()
-        if slot < len(speaking):  # the last one fills the gap: slots in work stay together
-            slots.move(len(speaking), slot)
-            speaking[slot] = last
+        last = running.pop()
+        if slot < len(running):  # the last one moves into the gap: used slots stay contiguous
+            slots.move(len(running), slot)
+            running[slot] = last
     return ended
 
 
 def _advance(
-    slots: DecodeState, speaking: list[_Running], step: DecodeStep, steps_per_sync: int
+    slots: DecodeState, running: list[_RunningSequence], step: DecodeStep, steps_per_sync: int
 ) -> None:
-    """Run ``steps_per_sync`` steps without looking."""
-    ranked = any(one.utterance.sampling.truncates for one in speaking)
+    """Run ``steps_per_sync`` steps without a readback."""
+    ranked = any(sequence.request.sampling.truncates for sequence in running)
     for _ in range(steps_per_sync):
-        for slot, one in enumerate(speaking):
-            one.prepare(slots, slot)
-            one.position += 1
-            one.fresh += 1
-            slots.cache.reserve(slot, one.position)
-        span = round_up_to_span(max(one.position for one in speaking))
-        step(slots, len(speaking), span, ranked=ranked)
+        for slot, sequence in enumerate(running):
+            sequence.prepare(slots, slot)
+            sequence.position += 1
+            sequence.unread += 1
+            slots.cache.reserve(slot, sequence.position)
+        kv_len = round_up_to_span(max(sequence.position for sequence in running))
+        step(slots, len(running), kv_len, ranked=ranked)

@@ -1,8 +1,11 @@
-"""The decode step as CUDA graphs, and compiled by inductor."""
+"""The CUDA graph backend of the decode loop, and the decode step compiled by inductor.
+
+Responsible for the keys of T3's graphs and for the static buffers they use. Not responsible for
+capture and replay (runtime/cuda_graphs.py) or for the loop (decode.py).
+"""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Hashable
 
 import torch
@@ -21,55 +24,51 @@ from chatterbox_opt.runtime.cuda_graphs import (
     weight_addresses,
 )
 
-log = logging.getLogger(__name__)
-STEPS_PER_SYNC = 8  # steps between two looks: at 1,500 tokens/s the host looks every 5 ms
-KV_GROWTH = 4 * SPAN  # a cache that grows moves, and recordings over it are void: grow rarely
-WARM_UP_STEPS = 2  # the first call traces and compiles, the second runs what was compiled
+STEPS_PER_SYNC = 8  # steps between two readbacks: at 1,500 tokens/s one every 5 ms
+KV_GROWTH = 4 * SPAN  # a cache that grows moves, and its graphs are stale: grow rarely
+WARM_UP_STEPS = 2  # the first call traces and compiles, the second runs the compiled code
 
 
 def grown_length(positions: int) -> int:
-    """Room of a cache for so many positions, in large pieces."""
+    """Capacity of a cache for so many positions, in steps of ``KV_GROWTH``."""
     return -(-round_up_to_span(positions) // KV_GROWTH) * KV_GROWTH
 
 
 class CudaGraphBackend:
-    """A way to decode: a step is one replay, and so is a prefill, over slots that live as long as
-    the recordings.
-
-    See ``decoding.Way``.
-    """
+    """The ``DecodeBackend`` that replays steps and prefills as CUDA graphs, over slots that live as
+    long as the graphs."""
 
     steps_per_sync = STEPS_PER_SYNC
 
     def __init__(
         self,
-        record: CaptureFn,
+        capture: CaptureFn,
         forward: StepFn | None = None,
         *,
         fused: bool = False,
         kv_cache: torch.dtype | None = None,
     ) -> None:
-        """Take a recorder, and a compiled ``T3.step`` to be recorded, or none.
+        """Capture steps of ``forward``, a compiled ``T3.step``, or without it of our own kernels.
 
         Args:
-            fused, kv_cache: see ``decoding.Way``.
+            fused, kv_cache: see ``DecodeBackend``.
         """
         self.forward, self.fused, self.kv_cache = forward, fused, kv_cache
-        self._recordings = CudaGraphCache(record, "the t3 step")
+        self._cache = CudaGraphCache(capture, "the t3 step")
         self._slots: DecodeState | None = None
-        self._fits: tuple[int, int, torch.dtype] | None = None
+        self._slots_key: tuple[int, int, torch.dtype] | None = None
         self._allocations = 0
 
     @property
     def captures_work(self) -> bool:
-        """See ``CudaGraphCache``."""
-        return self._recordings.captures_work
+        """As ``CudaGraphCache.captures_work``."""
+        return self._cache.captures_work
 
     def slots(self, t3: T3, count: int, rows_per_seq: int) -> DecodeState:
-        """The slots of last time if they fit, else new ones."""
-        fits = (count, rows_per_seq, t3.dtype)
-        if self._slots is None or fits != self._fits:
-            self._slots = None  # before there are others: they are large
+        """The slots of the last call if they fit, else new ones."""
+        key = (count, rows_per_seq, t3.dtype)
+        if self._slots is None or key != self._slots_key:
+            self._slots = None  # free them before allocating others: they are large
             cache = StaticKVCache(
                 utterances=count,
                 rows_per_seq=rows_per_seq,
@@ -78,46 +77,47 @@ class CudaGraphBackend:
                 room=grown_length,
                 dtype=self.kv_cache,
             )
-            self._slots, self._fits = DecodeState(t3, count, cache), fits
+            self._slots, self._slots_key = DecodeState(t3, count, cache), key
             self._allocations += 1
         return self._slots
 
     def prefill(self, t3: T3) -> PrefillFn:
-        """See ``Way``; one recording for each length that prefixes are padded to."""
-        weights, plain = weight_addresses(t3), prefill_fn(t3)
+        """One graph for each length that prefixes are padded to."""
+        weights, eager = weight_addresses(t3), prefill_fn(t3)
 
         def prefill(slots: DecodeState, prefix: Tensor) -> None:
-            recording = self._find(slots, weights, ("prefix", prefix.shape[1]))
-            if not recording.arguments:
-                recording.hold((torch.empty_like(prefix),))
-            (mine,) = recording.arguments
-            mine.copy_(prefix)
-            self._recordings.run(recording, lambda: plain(slots, mine))
+            graph = self._find(slots, weights, ("prefix", prefix.shape[1]))
+            if not graph.arguments:
+                graph.set_buffers((torch.empty_like(prefix),))
+            (buffer,) = graph.arguments
+            buffer.copy_(prefix)
+            self._cache.run(graph, lambda: eager(slots, buffer))
 
         return prefill
 
     def step(self, t3: T3) -> DecodeStep:
-        """See ``Way``; recordings over weights that have moved are dropped."""
-        weights, plain = weight_addresses(t3), fastest_step(self, t3)
+        """One graph for each number of slots and KV length."""
+        weights, eager = weight_addresses(t3), fastest_step(self, t3)
 
-        def step(slots: DecodeState, count: int, span: int, *, ranked: bool) -> None:
-            # few distinct programs: slots beyond those in work are stepped along, unheard
+        def step(slots: DecodeState, count: int, kv_len: int, /, *, ranked: bool) -> None:
+            # round up to powers of two, so that graphs are few: the output of unused slots is
+            # ignored
             count = min(slots.count, 1 << (count - 1).bit_length())
-            if isinstance(plain, FusedStep):  # which reads each as far as it goes
+            if isinstance(eager, FusedStep):  # its attention stops at each sequence's length
                 assert isinstance(slots.cache, StaticKVCache)
-                span = slots.cache.capacity
-            recording = self._find(slots, weights, (count, span, ranked))
-            self._recordings.run(recording, lambda: plain(slots, count, span, ranked=ranked))
+                kv_len = slots.cache.capacity
+            graph = self._find(slots, weights, (count, kv_len, ranked))
+            self._cache.run(graph, lambda: eager(slots, count, kv_len, ranked=ranked))
 
         return step
 
     def _find(self, slots: DecodeState, weights: tuple[int, ...], key: Hashable) -> CapturedGraph:
         assert isinstance(slots.cache, StaticKVCache)
-        place = (weights, slots.cache.addresses, self._allocations)
-        return self._recordings.find(key, place)
+        addresses = (weights, slots.cache.addresses, self._allocations)
+        return self._cache.find(key, addresses)
 
     def readback(self, tokens: Tensor) -> Callable[[], list[list[int]]]:
-        """See ``Way``: the next steps are launched while these numbers travel."""
+        """Asynchronous on a GPU: the next steps are launched during the copy."""
         return cuda.to_host_async(tokens) if tokens.is_cuda else tokens.tolist
 
 
@@ -125,7 +125,7 @@ def compiled_step(model: T3) -> StepFn:
     """Compile ``model.step`` by inductor and run it twice on an empty cache.
 
     Raises:
-        One of ``FAILURES``: no compiler, no Triton, an operation that cannot be compiled.
+        One of ``DEVICE_ERRORS``: no compiler, no Triton, an operation that cannot be compiled.
     """
     step: StepFn = torch.compile(model.step, backend="inductor", fullgraph=True)
     zero = torch.zeros(1, dtype=torch.long, device=model.like.device)

@@ -28,6 +28,7 @@ from chatterbox_opt.checkpoints.weight_cache import WeightCache
 from chatterbox_opt.config import hardware
 from chatterbox_opt.config.plan import Plan, resolve
 from chatterbox_opt.engine import build, probe
+from chatterbox_opt.engine.backend import BatchOptions, SpeechBackend
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.retries import ChunkAttempts
@@ -76,7 +77,7 @@ class Engine:
         self,
         plan: Plan,
         checkpoint: Checkpoint,
-        pipeline: Pipeline | UpstreamBackend,
+        pipeline: SpeechBackend,
         voices: VoiceLibrary,
         watermark: Watermark | None,
     ) -> None:
@@ -127,7 +128,7 @@ class Engine:
         checkpoint = registry.locate(model)
         if checkpoint.config.random_weights:
             log.warning("'%s' has random weights: its output is noise", Path(model).name)
-        pipeline: Pipeline | UpstreamBackend
+        pipeline: SpeechBackend
         if plan.optimized:
             pipeline = build.load_pipeline(checkpoint, plan, weights or weight_cache.default())
         else:
@@ -223,8 +224,8 @@ class Engine:
             yield finish_chunk(attempts, kept, self._watermark)
 
     def _speech(self, sampling: Sampling) -> SynthesizeChunks:
-        guided = sampling.cfg_weight > 0
-        return functools.partial(self.pipeline.speak, slots=1, guided=guided)
+        options = BatchOptions(slots=1, use_cfg=sampling.cfg_weight > 0)
+        return functools.partial(self.pipeline.synthesize_chunks, options=options)
 
     def _chunks(self, text: str) -> list[Chunk]:
         if not self.checkpoint.config.needs_text_normalization:
@@ -287,15 +288,18 @@ class Engine:
         Args:
             guard: as ``pieces``.
         """
-        slots = self.plan.slots
-        with ChunkFinisher(self._watermark, aside=self.plan.device != "cpu") as finisher:
+        options = BatchOptions(slots=self.plan.slots)
+        overlap = self.plan.device != "cpu"
+        with ChunkFinisher(self._watermark, overlap=overlap) as finisher:
             schedule = Scheduler(
                 requests,
                 lambda request: _seed(request.sampling),
                 functools.partial(self._begin, guard),
                 finisher.finish,
             )
-            yield from schedule.results(functools.partial(self.pipeline.speak, slots=slots))
+            yield from schedule.results(
+                functools.partial(self.pipeline.synthesize_chunks, options=options)
+            )
 
     def _begin(self, guard: Guard | None, request: Request, seed: int) -> list[ChunkAttempts]:
         voice = request.voice

@@ -1,17 +1,17 @@
-"""Who makes the sound of what T3 has read: its own thread in turn, or a thread beside it.
+"""Runs flow and vocoder for finished T3 sequences, inline or on a worker thread overlapped with T3.
 
-Knows threads, and what is done when the work beside T3 fails. Knows nothing of stages or of sound.
+    inline      T3 waits while flow and vocoder run
+    overlapped  T3 decodes the next sequences meanwhile: at most one group is on the worker thread,
+                and it is collected when the next group is complete, or when T3 has nothing left
 
-    here    T3 waits while flow and vocoder work
-    beside  T3 reads the next lines meanwhile: at most one group is in another thread's hands, and
-            it is fetched when the next one is complete, or when T3 has nothing left to do
+When a group is collected does not depend on the threads' speed. Retried chunks thus enter T3 at the
+same step in every run, and the same seed gives the same file.
 
-When a group is fetched does not depend on how fast the threads are. Lines that are said again thus
-enter T3 at the same step in every run, and the same seed gives the same file.
+The worker makes one try and changes nothing: no weights, no placement, no warning. What fails there
+is run again in full by T3's thread, which waits at that moment, so that recovery (recovery.py)
+still runs alone. Out of memory while overlapping has a fallback of its own: inline from then on.
 
-The thread beside makes one attempt and changes nothing: no weights, no places, no warning. Whatever
-fails there is done again in full by T3's thread, which waits at that moment, so all that heals
-(recovery.py) still runs alone. Out of memory beside T3 is a rung of its own: from then on in turn.
+Responsible for threads and for failures of overlapped work. Not responsible for stages or audio.
 """
 
 from __future__ import annotations
@@ -21,43 +21,39 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 
-from chatterbox_opt.engine.sequence import REQUEST_ERRORS, ChunkRequest
-
-if TYPE_CHECKING:
-    from chatterbox_opt.engine.sequence import AudioOutput
+from chatterbox_opt.engine.sequence import REQUEST_ERRORS, ChunkResult
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
-Made: TypeAlias = "tuple[ChunkRequest, AudioOutput | Exception]"
 
 
 @dataclass(frozen=True, slots=True)
 class RenderJob:
-    """Lines of which sound is to be made together.
+    """Token sequences that are rendered together.
 
     Attributes:
-        attempt: makes it or raises one of ``REQUEST_ERRORS``; leaves all but the lines' generators as it
-            was, so it may run beside T3.
-        whole: makes it from the beginning and heals what can be healed; a line's failure is a
-            value.
+        try_run: renders them or raises one of ``REQUEST_ERRORS``; changes nothing but the
+            sequences' generators, so it may overlap with T3.
+        run_with_recovery: renders them from the start, with recovery; a request's failure is
+            returned as its result.
     """
 
-    attempt: Callable[[], list[Made]]
-    whole: Callable[[], Iterable[Made]]
+    try_run: Callable[[], list[ChunkResult]]
+    run_with_recovery: Callable[[], Iterable[ChunkResult]]
 
 
 class Renderer(Protocol):
-    """Who makes the sound."""
+    """Runs render jobs inline or overlapped."""
 
-    def run(self, may: Callable[[], bool]) -> AbstractContextManager[RenderSession]:
-        """Begin a run over lines; when the block ends, however it ends, no thread is left.
+    def run(self, can_overlap: Callable[[], bool]) -> AbstractContextManager[RenderSession]:
+        """Start a run over requests; when the block ends, for any reason, no thread is left.
 
         Args:
-            may: asked before work is given to another thread: whether stages stay where they are.
+            can_overlap: called before work goes to another thread: whether stages stay in place.
         """
         ...
 
@@ -66,7 +62,7 @@ class RenderSession(Protocol):
     """One run.
 
     Attributes:
-        busy: something was given and not fetched.
+        busy: jobs were submitted and not collected yet.
     """
 
     @property
@@ -74,147 +70,145 @@ class RenderSession(Protocol):
         """See above."""
         ...
 
-    def next(self, jobs: Sequence[RenderJob]) -> Iterator[Made]:
-        """Give a group of jobs, or none; yield what is ready. Draw it to its end."""
+    def submit(self, jobs: Sequence[RenderJob]) -> Iterator[ChunkResult]:
+        """Submit a group of jobs, or none; yield what is ready. Exhaust the iterator."""
         ...
 
-    def rest(self) -> bool:
-        """Make room for T3: wait for the work beside it, and work in turn from now on.
+    def release_memory(self) -> bool:
+        """Free memory for T3: wait for overlapped work, and run inline from now on.
 
         Returns:
-            whether there was any.
+            whether there was such work.
         """
         ...
 
 
 class InlineRenderer:
-    """In turn."""
+    """Runs jobs on T3's thread, while T3 waits."""
 
     busy = False
 
     @contextmanager
-    def run(self, may: Callable[[], bool]) -> Iterator[RenderSession]:
-        """See ``Renderer``."""
+    def run(self, can_overlap: Callable[[], bool]) -> Iterator[RenderSession]:
         yield self
 
-    def next(self, jobs: Sequence[RenderJob]) -> Iterator[Made]:
-        """See ``RenderSession``."""
+    def submit(self, jobs: Sequence[RenderJob]) -> Iterator[ChunkResult]:
         for job in jobs:
-            yield from job.whole()
+            yield from job.run_with_recovery()
 
-    def rest(self) -> bool:
-        """See ``RenderSession``."""
+    def release_memory(self) -> bool:
         return False
 
 
 class StreamContext(Protocol):
-    """Where on the device another thread's work goes; see ``card.Side``."""
+    """The stream on which another thread's work runs; see ``cuda.SideStream``."""
 
     def __call__(self, work: Callable[[], Result]) -> Callable[[], Result]:
-        """``work`` for another thread: after what this one has given the device; done when it
-        returns."""
+        """``work`` for another thread: ordered after what this one has launched, and complete on
+        the device when it returns."""
         ...
 
 
 def no_stream(work: Callable[[], Result]) -> Callable[[], Result]:
-    """A ``StreamContext`` of a device that has none, such as a processor."""
+    """The ``StreamContext`` of a device without streams, such as a CPU."""
     return work
 
 
 class OverlappedRenderer:
-    """In a thread of its own, one for each run."""
+    """Runs jobs on a worker thread, one for each run.
 
-    def __init__(self, lane: StreamContext = no_stream) -> None:
-        self._lane = lane
-        self._over = False
+    Attributes:
+        disabled: there was not enough memory to overlap; jobs run inline.
+    """
+
+    def __init__(self, stream: StreamContext = no_stream) -> None:
+        self._stream = stream
+        self.disabled = False
 
     @contextmanager
-    def run(self, may: Callable[[], bool]) -> Iterator[RenderSession]:
-        """See ``Renderer``."""
-        with ThreadPoolExecutor(1, "sound") as thread:
+    def run(self, can_overlap: Callable[[], bool]) -> Iterator[RenderSession]:
+        with ThreadPoolExecutor(1, "render") as thread:
             try:
-                yield _OverlappedSession(self, thread, may)
+                yield _OverlappedSession(self, thread, can_overlap)
             finally:
-                thread.shutdown(cancel_futures=True)  # waits for the job in work
+                thread.shutdown(cancel_futures=True)  # waits for the running job
 
-    @property
-    def over(self) -> bool:
-        """There was no room for T3 and sound at once."""
-        return self._over
+    def disable(self) -> None:
+        """Run inline from now on, with a warning."""
+        if not self.disabled:
+            self.disabled = True
+            log.warning(
+                "out of GPU memory while overlapping T3 with vocoding; "
+                "running them one after the other from now on"
+            )
 
-    def end(self) -> None:
-        """Work in turn from now on, and say so."""
-        if not self._over:
-            self._over = True
-            log.warning("no memory for sound beside t3: from now on they take turns")
+    def start(self, job: RenderJob, thread: ThreadPoolExecutor) -> Future[list[ChunkResult] | None]:
+        """Try a job on ``thread``; the future's result is None if it failed."""
+        inference = torch.is_inference_mode_enabled()  # which is per thread
 
-    def begin(self, job: RenderJob, thread: ThreadPoolExecutor) -> Future[list[Made] | None]:
-        """Have ``thread`` attempt a job; None comes if it failed."""
-        inference = torch.is_inference_mode_enabled()  # which each thread has of its own
-
-        def attempt() -> list[Made]:
+        def try_run() -> list[ChunkResult]:
             with torch.inference_mode(inference):
-                return job.attempt()
+                return job.try_run()
 
-        work = self._lane(attempt)
+        work = self._stream(try_run)
 
-        def attempted() -> list[Made] | None:
-            if self._over:  # since this was given
+        def run() -> list[ChunkResult] | None:
+            if self.disabled:  # since it was submitted
                 return None
             try:
                 return work()
             except REQUEST_ERRORS as error:
-                # not kept: its frames hold the memory that is wanted for the next attempt
+                # not stored: its frames hold memory that the next try needs
                 if isinstance(error, torch.OutOfMemoryError):
-                    self.end()
+                    self.disable()
                 return None
 
-        return thread.submit(attempted)
+        return thread.submit(run)
 
 
 class _OverlappedSession:
-    """See ``RenderSession``."""
+    """One run of ``OverlappedRenderer``."""
 
     def __init__(
-        self, beside: OverlappedRenderer, thread: ThreadPoolExecutor, may: Callable[[], bool]
+        self,
+        renderer: OverlappedRenderer,
+        thread: ThreadPoolExecutor,
+        can_overlap: Callable[[], bool],
     ) -> None:
-        self._beside, self._thread, self._may = beside, thread, may
-        self._given: list[tuple[RenderJob, Future[list[Made] | None]]] = []
-        self._rested = False
+        self._renderer, self._thread, self._can_overlap = renderer, thread, can_overlap
+        self._pending: list[tuple[RenderJob, Future[list[ChunkResult] | None]]] = []
+        self._released = False
 
     @property
     def busy(self) -> bool:
-        """See ``RenderSession``."""
-        return bool(self._given)
+        return bool(self._pending)
 
-    def next(self, jobs: Sequence[RenderJob]) -> Iterator[Made]:
-        """See ``RenderSession``."""
-        fetched = self._fetched()
-        if not self._beside.over and self._may():
-            # before the last ones go out: whoever takes them may take long
-            self._given = [(job, self._beside.begin(job, self._thread)) for job in jobs]
+    def submit(self, jobs: Sequence[RenderJob]) -> Iterator[ChunkResult]:
+        results = self._collect()
+        if not self._renderer.disabled and self._can_overlap():
+            # before the last results are yielded: their consumer may take long
+            self._pending = [(job, self._renderer.start(job, self._thread)) for job in jobs]
             jobs = ()
-        yield from fetched
+        yield from results
         for job in jobs:
-            yield from job.whole()
+            yield from job.run_with_recovery()
 
-    def rest(self) -> bool:
-        """See ``RenderSession``."""
-        if self._rested or not self._given:
+    def release_memory(self) -> bool:
+        if self._released or not self._pending:
             return False
-        self._rested = True
+        self._released = True
         self._wait()
-        self._beside.end()
+        self._renderer.disable()
         return True
 
     def _wait(self) -> None:
-        wait([future for _, future in self._given])
+        wait([future for _, future in self._pending])
 
-    def _fetched(self) -> list[Made]:
-        self._wait()  # for all: what heals must be alone with the stages
-        given, self._given = self._given, []
-        made: list[Made] = []
-        for job, future in given:
-            found = future.result()
-            made.extend(job.whole() if found is None else found)
-        return made
+    def _collect(self) -> list[ChunkResult]:
+        self._wait()  # for all: recovery must be the only work on the stages
+        pending, self._pending = self._pending, []
+        results: list[ChunkResult] = []
+        for job, future in pending:
+            result = future.result()
+            results.extend(job.run_with_recovery() if result is None else result)
+        return results

@@ -1,7 +1,7 @@
-"""The three stages in a row: lines in, their sound out.
+"""The three stages in order: chunk requests in, audio out.
 
-Knows the order of the stages and where each gets its inputs. Knows nothing of long texts, files
-or profiles.
+Responsible for the order of the stages and where each gets its inputs. Not responsible for long
+texts, files or profiles.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from chatterbox_opt.engine.backend import ONE_AT_A_TIME, BatchOptions
 from chatterbox_opt.engine.decode import DecodeBackend, EagerBackend
-from chatterbox_opt.engine.overlap import InlineRenderer, Made, Renderer, RenderJob
+from chatterbox_opt.engine.overlap import InlineRenderer, Renderer, RenderJob
 from chatterbox_opt.engine.sequence import (
     REQUEST_ERRORS,
     AudioOutput,
-    ChunkRequest,
+    ChunkResult,
     NextChunk,
     TokenOutput,
     TokenResult,
@@ -37,7 +38,7 @@ Result = TypeVar("Result")
 
 
 class RunStage(Protocol):
-    """How a stage is asked: ``RecoveryPolicy.run`` or ``RecoveryPolicy.try_once``."""
+    """How a stage is called: ``RecoveryPolicy.run`` or ``RecoveryPolicy.try_once``."""
 
     def __call__(
         self,
@@ -45,12 +46,19 @@ class RunStage(Protocol):
         work: Callable[[nn.Module], Result],
         generators: Sequence[torch.Generator],
     ) -> Result:
-        """See there."""
+        """Run ``work`` with the stage's module."""
         ...
 
 
 class Pipeline:
-    """Our own engine: t3, flow, vocoder."""
+    """The optimized ``SpeechBackend``: t3, flow, vocoder.
+
+    Attributes:
+        backend: how T3's steps are run; replaced when a fallback is permanent.
+        renderer: runs flow and vocoder when T3 has several sequences at once.
+        group: sequences that flow and vocoder process together.
+        device: of the stages.
+    """
 
     def __init__(
         self,
@@ -58,186 +66,196 @@ class Pipeline:
         placement: StagePlacement,
         backend: DecodeBackend,
         group: int = 1,
-        sound: Renderer | None = None,
+        renderer: Renderer | None = None,
     ) -> None:
         """Take over loaded stages.
 
         Args:
             placement: holds t3, flow and vocoder.
-            backend: how T3's steps are run.
-            group: lines that flow and vocoder work at together.
-            sound: who lets them work when T3 has several lines at once; None is ``InlineRenderer``.
+            renderer: None is ``InlineRenderer``.
         """
         self.tokenizer = tokenizer
         self.placement = placement
         self.backend = backend
         self.group = group
-        self.sound = sound or InlineRenderer()
+        self.renderer = renderer or InlineRenderer()
         self.device = placement.device
         self.recovery = RecoveryPolicy(placement)
 
     def close(self) -> None:
-        """Give the device's memory back."""
-        with self.recovery.alone:  # a run that was left in the middle may be at work beside
-            self.backend = EagerBackend()  # recordings hold memory of the device
+        with self.recovery.lock:  # an abandoned run may still be rendering on its worker thread
+            self.backend = EagerBackend()  # captured graphs hold device memory
             self.placement.close()
 
-    def read(
-        self, take: NextChunk, slots: int, most: int, *, guided: bool
+    def generate_tokens(
+        self, next_chunk: NextChunk, options: BatchOptions, n_finished: int
     ) -> Iterator[list[TokenResult]]:
-        """Run t3 on lines, ``slots`` at once; yield them as they end, ``most`` at a time.
+        """Run only t3; yield results ``n_finished`` at a time.
 
         Args:
-            take: asked whenever there is room; None if there is no line (for now).
-            guided: some line may have a cfg_weight above 0.
+            next_chunk: called whenever a slot is free; None if there is no request (for now).
         """
-        reader = T3Runner(self.tokenizer, self.recovery, self.backend, slots, 2 if guided else 1)
-        while ended := self._turn(reader, take, most):
-            yield ended
+        runner = self._t3_runner(options)
+        while finished := self._run_t3(runner, next_chunk, n_finished):
+            yield finished
 
-    def _turn(self, reader: T3Runner, take: NextChunk, most: int) -> list[TokenResult]:
-        ended = reader.turn(take, most)
-        self.backend = reader.backend
-        return ended
+    def _t3_runner(
+        self, options: BatchOptions, release_memory: Callable[[], bool] = lambda: False
+    ) -> T3Runner:
+        rows_per_seq = 2 if options.use_cfg else 1
+        return T3Runner(
+            self.tokenizer, self.recovery, self.backend, options.slots, rows_per_seq, release_memory
+        )
 
-    def speak(
-        self, take: NextChunk, slots: int = 1, *, guided: bool = True
-    ) -> Iterator[tuple[ChunkRequest, AudioOutput | Exception]]:
-        """Speak lines; yield each as it is ready, with its sound or the reason why there is none.
+    def _run_t3(
+        self, runner: T3Runner, next_chunk: NextChunk, n_finished: int
+    ) -> list[TokenResult]:
+        finished = runner.run_until(next_chunk, n_finished)
+        self.backend = runner.backend
+        return finished
 
-        One generator serves the three stages of a line in turn, as upstream's global one does.
-        Arguments as ``read``. A line is taken when there is room for it, so with one slot the
-        next is taken after the last was yielded. Where sound is made beside T3, lines are yielded
-        when T3 has read the next group or has nothing left; then it asks for lines once more.
+    def synthesize_chunks(
+        self, next_chunk: NextChunk, options: BatchOptions = ONE_AT_A_TIME
+    ) -> Iterator[ChunkResult]:
+        """Synthesize requests; yield each as it is ready, with its audio or its error.
+
+        One generator serves the three stages of a request in order, as upstream's global one does.
+        A request is taken when a slot is free, so with one slot the next is taken after the last
+        was yielded. With an overlapped renderer, results are yielded when T3 has finished the next
+        group or has nothing left; then ``next_chunk`` is called once more.
 
         Raises:
-            Exception: a failure of no line; what was read until then is yielded first.
+            Exception: a failure of no request; what T3 has finished until then is yielded first.
         """
-        group = min(self.group, slots)
-        rows_per_seq = 2 if guided else 1
-        with self.sound.run(lambda: slots > 1 and self.placement.offload == NONE) as turns:
-            reader = T3Runner(
-                self.tokenizer, self.recovery, self.backend, slots, rows_per_seq, turns.rest
-            )
+        group = min(self.group, options.slots)
+        with self.renderer.run(
+            lambda: options.slots > 1 and self.placement.offload == NONE
+        ) as session:
+            runner = self._t3_runner(options, session.release_memory)
             while True:
                 start = time.perf_counter()
                 try:
-                    ended = self._turn(reader, take, group)
-                except REQUEST_ERRORS:  # no line's: what is in work is finished first
-                    yield from turns.next(())
+                    finished = self._run_t3(runner, next_chunk, group)
+                except REQUEST_ERRORS:  # no request's own: render what T3 has finished first
+                    yield from session.submit(())
                     raise
                 spent = time.perf_counter() - start
-                yield from (failed for failed in ended if not isinstance(failed, TokenOutput))
-                if not ended and not turns.busy:
+                yield from (failed for failed in finished if not isinstance(failed, TokenOutput))
+                if not finished and not session.busy:
                     return
-                # with nothing to give, what comes back may still be said again
-                yield from turns.next(self._jobs(ended, spent))
+                # with no jobs left, the results collected now may still be retried
+                yield from session.submit(self._jobs(finished, spent))
 
-    def codes(self, take: NextChunk) -> Iterator[tuple[ChunkRequest, AudioOutput | Exception]]:
-        """As ``speak`` with one slot, but run only t3: what comes has codes and no wave."""
-        for ended in self.read(take, 1, 1, guided=True):
-            for read in ended:
-                if not isinstance(read, TokenOutput):
-                    yield read
+    def codes(self, next_chunk: NextChunk) -> Iterator[ChunkResult]:
+        """As ``synthesize_chunks`` with one slot, but only t3: results have codes and no wave."""
+        for finished in self.generate_tokens(next_chunk, ONE_AT_A_TIME, 1):
+            for result in finished:
+                if not isinstance(result, TokenOutput):
+                    yield result
                     continue
-                codes = tuple(read.tokens.tolist())
+                codes = tuple(result.tokens.tolist())
                 yield (
-                    read.request,
-                    AudioOutput(np.empty(0, np.float32), len(codes), {}, codes, read.truncated),
+                    result.request,
+                    AudioOutput(np.empty(0, np.float32), len(codes), {}, codes, result.truncated),
                 )
 
-    def _jobs(self, ended: Sequence[TokenResult], t3_seconds: float) -> list[RenderJob]:
-        """A job for the lines that want as many steps, like lengths side by side."""
-        whole = [read for read in ended if isinstance(read, TokenOutput)]
-        whole.sort(key=lambda read: (read.request.sampling.cfm_steps, len(read.tokens)))
-        alike = groupby(whole, key=lambda read: read.request.sampling.cfm_steps)
-        return [self._job(list(reads), t3_seconds / len(ended)) for _, reads in alike]
+    def _jobs(self, finished: Sequence[TokenResult], t3_seconds: float) -> list[RenderJob]:
+        """A job for each number of flow steps, sequences sorted by length."""
+        outputs = [result for result in finished if isinstance(result, TokenOutput)]
+        outputs.sort(key=lambda output: (output.request.sampling.cfm_steps, len(output.tokens)))
+        groups = groupby(outputs, key=lambda output: output.request.sampling.cfm_steps)
+        return [self._job(list(group), t3_seconds / len(finished)) for _, group in groups]
 
-    def _job(self, reads: Sequence[TokenOutput], t3_seconds: float) -> RenderJob:
-        states = [read.generator.get_state() for read in reads]
+    def _job(self, outputs: Sequence[TokenOutput], t3_seconds: float) -> RenderJob:
+        states = [output.generator.get_state() for output in outputs]
 
-        def whole() -> Iterator[Made]:
-            _rewind(reads, states)  # an attempt may have drawn
-            return self._sound(reads, t3_seconds)
+        def run_with_recovery() -> Iterator[ChunkResult]:
+            _restore_generators(outputs, states)  # a failed try may have drawn
+            return self._render_with_recovery(outputs, t3_seconds)
 
-        return RenderJob(lambda: self._attempt(reads, t3_seconds), whole)
+        return RenderJob(lambda: self._try_render(outputs, t3_seconds), run_with_recovery)
 
-    def _attempt(self, reads: Sequence[TokenOutput], t3_seconds: float) -> list[Made]:
-        """Flow and vocoder as they are: all of it works in another thread too."""
+    def _try_render(self, outputs: Sequence[TokenOutput], t3_seconds: float) -> list[ChunkResult]:
+        """Run flow and vocoder without recovery: safe on the worker thread."""
         once, start = self.recovery.try_once, time.perf_counter()
-        mels = self._mels(reads, once)
-        drawn = time.perf_counter()
-        waves = self._vocode(mels, reads, once)
-        seconds = {"flow": drawn - start, "vocoder": time.perf_counter() - drawn}
-        return _spoken(reads, waves, t3_seconds, seconds)
+        mels = self._mels(outputs, once)
+        middle = time.perf_counter()
+        waves = self._vocode(mels, outputs, once)
+        seconds = {"flow": middle - start, "vocoder": time.perf_counter() - middle}
+        return _audio_outputs(outputs, waves, t3_seconds, seconds)
 
-    def _sound(self, reads: Sequence[TokenOutput], t3_seconds: float) -> Iterator[Made]:
-        """Flow and vocoder for lines that want as many steps; if they fail together, one by one."""
-        states = [read.generator.get_state() for read in reads]
+    def _render_with_recovery(
+        self, outputs: Sequence[TokenOutput], t3_seconds: float
+    ) -> Iterator[ChunkResult]:
+        """Run flow and vocoder for sequences of equal steps; if they fail together, one by one."""
+        states = [output.generator.get_state() for output in outputs]
         try:
-            waves, seconds = self._waves(reads)
+            waves, seconds = self._waves(outputs)
         except REQUEST_ERRORS as error:
-            if len(reads) == 1:
-                yield reads[0].request, error
+            if len(outputs) == 1:
+                yield outputs[0].request, error
                 return
             failed = True
         else:
             failed = False
         if failed:
-            _rewind(reads, states)
-            for read in reads:
-                yield from self._sound([read], t3_seconds)
+            _restore_generators(outputs, states)
+            for output in outputs:
+                yield from self._render_with_recovery([output], t3_seconds)
             return
-        yield from _spoken(reads, waves, t3_seconds, seconds)
+        yield from _audio_outputs(outputs, waves, t3_seconds, seconds)
 
-    def _waves(self, reads: Sequence[TokenOutput]) -> tuple[list[Wave], dict[str, float]]:
-        states = [read.generator.get_state() for read in reads]
+    def _waves(self, outputs: Sequence[TokenOutput]) -> tuple[list[Wave], dict[str, float]]:
+        states = [output.generator.get_state() for output in outputs]
         start = time.perf_counter()
-        mels = self._mels(reads, self.recovery.run)
-        drawn = time.perf_counter()
+        mels = self._mels(outputs, self.recovery.run)
+        middle = time.perf_counter()
         try:
-            waves = self._vocode(mels, reads, self.recovery.run)
+            waves = self._vocode(mels, outputs, self.recovery.run)
         except NumericsError:
-            # the vocoder is float32: what it choked on came from the flow
-            if not self.recovery.is_half("flow"):
+            # the vocoder is float32: the cause is the mel spectrogram of an fp16/bf16 flow
+            if not self.recovery.reduced_precision("flow"):
                 raise
-            self.recovery.warn_once("vocoder choked on the flow's mel: flow again in float32")
-            _rewind(reads, states)
-            mels = self._mels(reads, functools.partial(self.recovery.run, wide=True))
-            waves = self._vocode(mels, reads, self.recovery.run)
-        return waves, {"flow": drawn - start, "vocoder": time.perf_counter() - drawn}
+            self.recovery.warn_once(
+                "vocoder produced NaN or Inf from the flow's output: flow again in float32"
+            )
+            _restore_generators(outputs, states)
+            mels = self._mels(outputs, functools.partial(self.recovery.run, float32=True))
+            waves = self._vocode(mels, outputs, self.recovery.run)
+        return waves, {"flow": middle - start, "vocoder": time.perf_counter() - middle}
 
-    def _mels(self, reads: Sequence[TokenOutput], ask: RunStage) -> list[Tensor]:
-        tokens = [read.tokens.to(self.device) for read in reads]
-        voices = [read.request.voice.to(self.device) for read in reads]
-        generators = [read.generator for read in reads]
-        steps = reads[0].request.sampling.cfm_steps
-        return ask("flow", lambda flow: flow(tokens, voices, generators, steps), generators)
+    def _mels(self, outputs: Sequence[TokenOutput], run: RunStage) -> list[Tensor]:
+        tokens = [output.tokens.to(self.device) for output in outputs]
+        voices = [output.request.voice.to(self.device) for output in outputs]
+        generators = [output.generator for output in outputs]
+        steps = outputs[0].request.sampling.cfm_steps
+        return run("flow", lambda flow: flow(tokens, voices, generators, steps), generators)
 
     def _vocode(
-        self, mels: Sequence[Tensor], reads: Sequence[TokenOutput], ask: RunStage
+        self, mels: Sequence[Tensor], outputs: Sequence[TokenOutput], run: RunStage
     ) -> list[Wave]:
-        generators = [read.generator for read in reads]
-        waves: list[Tensor] = ask("vocoder", lambda hift: hift(mels, generators), generators)
+        generators = [output.generator for output in outputs]
+        waves: list[Tensor] = run("vocoder", lambda hift: hift(mels, generators), generators)
         return [wave.cpu().numpy() for wave in waves]
 
 
-def _rewind(reads: Sequence[TokenOutput], states: Sequence[Tensor]) -> None:
-    """Have the lines' generators draw again what they drew since they had these states."""
-    for read, state in zip(reads, states, strict=True):
-        read.generator.set_state(state)
+def _restore_generators(outputs: Sequence[TokenOutput], states: Sequence[Tensor]) -> None:
+    """Reset the sequences' generators, so that a retry draws the same numbers."""
+    for output, state in zip(outputs, states, strict=True):
+        output.generator.set_state(state)
 
 
-def _spoken(
-    reads: Sequence[TokenOutput],
+def _audio_outputs(
+    outputs: Sequence[TokenOutput],
     waves: Sequence[Wave],
     t3_seconds: float,
     seconds: Mapping[str, float],
-) -> list[Made]:
-    """Lines and their sound, each with its share of the seconds."""
-    spent = {"t3": t3_seconds} | {stage: s / len(reads) for stage, s in seconds.items()}
-    made: list[Made] = []
-    for read, wave in zip(reads, waves, strict=True):
-        codes = tuple(read.tokens.tolist())
-        made.append((read.request, AudioOutput(wave, len(codes), spent, codes, read.truncated)))
-    return made
+) -> list[ChunkResult]:
+    """Results with their audio, each with its share of the seconds."""
+    share = {"t3": t3_seconds} | {stage: s / len(outputs) for stage, s in seconds.items()}
+    results: list[ChunkResult] = []
+    for output, wave in zip(outputs, waves, strict=True):
+        codes = tuple(output.tokens.tolist())
+        audio = AudioOutput(wave, len(codes), share, codes, output.truncated)
+        results.append((output.request, audio))
+    return results

@@ -1,15 +1,16 @@
-"""The quality guard: finds speech that went wrong, without a recognizer.
+"""Quality checks of synthesized audio without a recognizer: runaways, cut-offs, loops, silence.
 
-Knows how long a text takes to say and what runaways, cut-offs and repeats look like in tokens and
-samples. Knows nothing of engines, files or seeds (retries.py has it spoken again). A false alarm
-costs a retry, and of all attempts the best is kept.
+Responsible for how long a text should take and what these faults look like in tokens and samples.
+Not responsible for engines, files or seeds (retries.py retries). A false alarm costs a retry, and
+the best of all attempts is used.
 
-The bounds are set by what the built-in model says of everyday.txt and of every fourth line of
-lengths.txt (pico/sentences; 225 utterances, six voices). It says 11.5 to 17.0 letters a second from
-20 letters on and 6.9 to 11.8 below, is silent for at most 0.8 s, and has no loop above 0.7 s. It
-comes within 0.2 s of no bound: no utterance is alarmed at. Planted in each of them, always found:
-either half alone, 2 to 8 s of a loop of 1 to 60 tokens, other speech until 40 s. Other speech of
-10 s behind it is missed in 3, of 4 s in 99: so much longer a slow speaker may take.
+The bounds were measured on the built-in model over everyday.txt and every fourth line of
+lengths.txt (training/pico/sentences; 225 chunks, six voices). It speaks 11.5 to 17.0 letters per
+second from 20 letters on and 6.9 to 11.8 below, is silent for at most 0.8 s, and has no loop above
+0.7 s. It stays at least 0.2 s away from every bound: no false alarm. Faults inserted into each
+chunk and always detected: either half alone, 2 to 8 s of a loop of 1 to 60 tokens, other speech up
+to 40 s. Other speech of 10 s appended is missed in 3, of 4 s in 99: a slow speaker may take that
+long.
 """
 
 from __future__ import annotations
@@ -28,55 +29,56 @@ if TYPE_CHECKING:
     from chatterbox_opt.engine.sequence import AudioOutput
     from chatterbox_opt.request import Wave
 
-FASTEST, SLOWEST = 22.0, 8.0  # letters a second; calm English has 15
-LEAST, LEAD = 0.2, 1.3  # seconds on top, whatever the text: breaths, the drawl of a single word
-CJK_LETTERS = 3  # letters that a Han, kana or Hangul character counts for
-DIGIT_LETTERS = 4  # letters that a digit counts for: "7" is said "seven"
+FASTEST, SLOWEST = 22.0, 8.0  # letters per second; calm English has 15
+# seconds added to either bound, for any text: breaths, the drawl of a single word
+LEAST, LEAD = 0.2, 1.3
+CJK_LETTERS = 3  # letters that a Han, kana or Hangul character counts as
+DIGIT_LETTERS = 4  # letters that a digit counts as: "7" is spoken "seven"
 LONGEST_SILENCE = 2.0  # seconds
 SILENCE_LEVEL = 0.01  # of the loudest sample: -40 dB
 FRAME = SAMPLE_RATE // 50
-LOOP_TOKENS = 2 * TOKEN_RATE  # the same tokens over and over for this long
-LOOP_ROUNDS = 3  # and at least so often
+LOOP_TOKENS = 2 * TOKEN_RATE  # the same tokens repeated for this long
+LOOP_ROUNDS = 3  # and at least this often
 LONGEST_PERIOD = 3 * TOKEN_RATE
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Has what went wrong spoken again, at most ``retries`` times, and keeps the best."""
+    """Retries a chunk with faults, at most ``retries`` times, and selects the best attempt."""
 
     retries: int = 2
 
-    def best(self, text: str, takes: Sequence[Attempt]) -> Attempt:
-        """The attempt with the fewest faults, with the work of all.
+    def best(self, text: str, attempts: Sequence[Attempt]) -> Attempt:
+        """The attempt with the fewest faults, with the seconds of all attempts.
 
-        Among equals it is the one whose length is nearest to what the text should take.
+        Of several, the one whose duration is closest to what the text should take.
         """
-        chosen = min(takes, key=lambda take: (len(take.faults), _oddness(text, take.output)))
-        stages = chosen.output.seconds
-        seconds = {stage: sum(t.output.seconds[stage] for t in takes) for stage in stages}
-        return Attempt(replace(chosen.output, seconds=seconds), chosen.faults, len(takes))
+        best = min(attempts, key=lambda one: (len(one.faults), _duration_error(text, one.output)))
+        stages = best.output.seconds
+        seconds = {stage: sum(one.output.seconds[stage] for one in attempts) for stage in stages}
+        return Attempt(replace(best.output, seconds=seconds), best.faults, len(attempts))
 
 
 def find_faults(text: str, output: AudioOutput) -> tuple[str, ...]:
-    """What is wrong with a chunk's sound, in words; empty for good speech."""
+    """The faults of a chunk's audio, in words; empty for good speech."""
     seconds = len(output.wave) / SAMPLE_RATE
     letters = _letters(text)
-    found = []
+    faults = []
     if output.truncated:
-        found.append("no end before the limit of tokens")
+        faults.append("no end before the limit of tokens")
     if seconds > letters / SLOWEST + LEAD:
-        found.append(f"too slow: {seconds:.1f} s for {letters} letters")
+        faults.append(f"too slow: {seconds:.1f} s for {letters} letters")
     if seconds < letters / FASTEST + LEAST:
-        found.append(f"too fast: {seconds:.1f} s for {letters} letters")
+        faults.append(f"too fast: {seconds:.1f} s for {letters} letters")
     if (looped := _loop(output.codes)) >= LOOP_TOKENS:
-        found.append(f"repeats itself for {looped / TOKEN_RATE:.1f} s")
+        faults.append(f"repeats itself for {looped / TOKEN_RATE:.1f} s")
     if (silent := _longest_silence(output.wave)) > LONGEST_SILENCE:
-        found.append(f"silent for {silent:.1f} s")
-    return tuple(found)
+        faults.append(f"silent for {silent:.1f} s")
+    return tuple(faults)
 
 
 def _letters(text: str) -> int:
-    """Letters that take about the same time to say."""
+    """The number of letters, weighted by the time they take to speak."""
     return sum(
         DIGIT_LETTERS if c.isdigit() else CJK_LETTERS if "\u3040" <= c <= "\ud7ff" else 1
         for c in text
@@ -84,27 +86,27 @@ def _letters(text: str) -> int:
     )
 
 
-def _oddness(text: str, output: AudioOutput) -> float:
-    """How far the length is from what the text should take: 0 is right, in both directions."""
-    usual = (_letters(text) + 1) / (FASTEST * SLOWEST) ** 0.5
-    return abs(float(np.log((len(output.wave) + 1) / SAMPLE_RATE / usual)))
+def _duration_error(text: str, output: AudioOutput) -> float:
+    """How far the duration is from what the text should take: 0 is as expected."""
+    expected = (_letters(text) + 1) / (FASTEST * SLOWEST) ** 0.5
+    return abs(float(np.log((len(output.wave) + 1) / SAMPLE_RATE / expected)))
 
 
 def _loop(codes: tuple[int, ...]) -> int:
-    """Length in tokens of the longest stretch that says the same again and again; 0 for none."""
-    said = np.asarray(codes, dtype=np.int64)
+    """Length in tokens of the longest periodic run; 0 for none."""
+    tokens = np.asarray(codes, dtype=np.int64)
     longest = 0
     for period in range(1, LONGEST_PERIOD + 1):
-        if len(said) < LOOP_ROUNDS * period:
+        if len(tokens) < LOOP_ROUNDS * period:
             break
-        stretch = _longest_run(said[period:] == said[:-period]) + period
-        if stretch >= LOOP_ROUNDS * period:
-            longest = max(longest, stretch)
+        run = _longest_run(tokens[period:] == tokens[:-period]) + period
+        if run >= LOOP_ROUNDS * period:
+            longest = max(longest, run)
     return longest
 
 
 def _longest_silence(wave: Wave) -> float:
-    """Seconds of the longest stretch far below the loudest sample."""
+    """Seconds of the longest run of frames far below the loudest sample."""
     frames = len(wave) // FRAME
     if not frames:
         return 0.0
@@ -113,7 +115,7 @@ def _longest_silence(wave: Wave) -> float:
 
 
 def _longest_run(flags: npt.NDArray[np.bool_]) -> int:
-    """How many True stand in a row at most."""
+    """The length of the longest run of True."""
     padded = np.concatenate(([False], flags, [False]))
     edges = np.flatnonzero(padded[1:] != padded[:-1])
     return int((edges[1::2] - edges[::2]).max(initial=0))

@@ -1,7 +1,7 @@
-"""One chunk until it is well said: silence is asked again, faults are judged by a guard.
+"""Retry policy of one chunk: retries empty output and output that fails the quality checks.
 
-Knows attempts, their seeds and what is kept of them. Knows nothing of engines or of how a line is
-spoken: it gives out lines and is told what became of them.
+Responsible for attempts, their seeds and which attempt is used. Not responsible for engines or for
+how a chunk is synthesized: it returns requests and receives their results.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from chatterbox_opt.engine.sequence import AudioOutput
 
 log = logging.getLogger(__name__)
-MAX_SILENT_RETRIES = 3  # further seeds for an attempt of which the model says nothing
+MAX_SILENT_RETRIES = 3  # further seeds for an attempt for which the model generates no speech
 
 
 class ChunkAttempts:
-    """What was tried for chunk number ``index`` of a text.
+    """The attempts at chunk number ``index`` of a text.
 
     Attributes:
-        chunk: what is to be said.
-        index: its number in the text.
+        chunk: the text.
+        index: its number in the request.
     """
 
     def __init__(
@@ -46,41 +46,41 @@ class ChunkAttempts:
 
         Args:
             seed: of the whole text.
-            guard: without one the first sound is kept.
+            guard: without one the first audio is used.
         """
         self.chunk, self.index = chunk, index
         self._voice, self._sampling, self._seed = voice, sampling, seed
         self._on_token, self._guard = on_token, guard
-        self._takes: list[Attempt] = []
+        self._attempts: list[Attempt] = []
         self._silences = 0
 
     def next_request(self) -> ChunkRequest:
-        """The line of the next attempt, with a seed of its own."""
-        number = len(self._takes) * (MAX_SILENT_RETRIES + 1) + self._silences
+        """The request of the next attempt, with a seed of its own."""
+        number = len(self._attempts) * (MAX_SILENT_RETRIES + 1) + self._silences
         seed = chunk_seed(self._seed, self.index, number)
         return ChunkRequest(self.chunk, self._voice, self._sampling, seed, self._on_token)
 
     def on_result(self, outcome: AudioOutput | Exception) -> Attempt | Exception | None:
-        """Take what became of the last line.
+        """Record the result of the last request.
 
         Returns:
-            what is kept of all attempts, or the error if there is nothing; None: try ``next_request``
+            the best of all attempts, or the error if there is none; None: try ``next_request``
             again.
         """
         if isinstance(outcome, SilenceError) and self._silences < MAX_SILENT_RETRIES:
-            log.warning("%s (asking again)", outcome)
+            log.warning("%s (retrying)", outcome)
             self._silences += 1
             return None
         if isinstance(outcome, Exception):
-            return self._best() if self._takes else outcome
+            return self._best() if self._attempts else outcome
         self._silences = 0
         if self._guard is None:
             return Attempt(outcome)
-        self._takes.append(Attempt(outcome, find_faults(self.chunk.text, outcome)))
-        if self._takes[-1].faults and len(self._takes) <= self._guard.retries:
+        self._attempts.append(Attempt(outcome, find_faults(self.chunk.text, outcome)))
+        if self._attempts[-1].faults and len(self._attempts) <= self._guard.retries:
             return None
         return self._best()
 
     def _best(self) -> Attempt:
         assert self._guard is not None
-        return self._guard.best(self.chunk.text, self._takes)
+        return self._guard.best(self.chunk.text, self._attempts)

@@ -1,38 +1,40 @@
-"""Requests to results: texts are cut into chunks, chunks go their own ways, texts come together.
+"""Scheduler: splits requests into chunks, synthesizes the chunks, reassembles results.
 
-Knows which chunk belongs to which request and when a request is finished. Knows nothing of models:
-it is given functions that begin a request, speak chunks and finish a chunk.
+Responsible for which chunk belongs to which request and when a request is finished. Not responsible
+for models: functions that start a request, synthesize chunks and finish a chunk are passed in.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from chatterbox_opt.audio.watermark import Watermark
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.engine.retries import ChunkAttempts
-from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Attempt, ChunkRequest, NextChunk
+from chatterbox_opt.engine.sequence import (
+    REQUEST_ERRORS,
+    Attempt,
+    ChunkRequest,
+    ChunkResult,
+    NextChunk,
+)
 from chatterbox_opt.request import Piece, Request, Result
-
-if TYPE_CHECKING:
-    from chatterbox_opt.engine.sequence import AudioOutput
 
 StartRequest = Callable[[Request, int], list[ChunkAttempts]]
 FinishChunk = Callable[[ChunkAttempts, Attempt], "Future[Piece]"]
+SynthesizeChunks = Callable[[NextChunk], Iterator[ChunkResult]]
 
 
 @dataclass(slots=True, eq=False)
 class _RequestState:
-    """A request in work: its pieces as far as they are there, or under way."""
+    """A running request and its pieces: None until synthesized, then finished or being finished."""
 
     id: str
     seed: int
@@ -40,18 +42,18 @@ class _RequestState:
     failed: bool = False
 
     def result(self) -> Result:
-        """Wait for the pieces."""
+        """The result; waits for its pieces."""
         pieces = tuple(piece.result() for piece in self.pieces if piece is not None)
         return Result(self.id, self.seed, pieces)
 
     @property
     def finished(self) -> bool:
-        """Whether nothing has to be waited for."""
+        """Whether all pieces are finished."""
         return all(piece is not None and piece.done() for piece in self.pieces)
 
 
 class Scheduler:
-    """One run over requests. ``results`` it once."""
+    """One run over requests; call ``results`` once."""
 
     def __init__(
         self,
@@ -63,136 +65,132 @@ class Scheduler:
         """Prepare.
 
         Args:
-            seed_of: a request's own seed, or one that is drawn.
-            begin: a request and its seed to its chunks; may raise one of ``REQUEST_ERRORS``.
-            finish: a chunk and what is kept of it to its piece, here or in another thread.
+            seed_of: a request's own seed, or a random one.
+            begin: (request, seed) -> its chunks; may raise one of ``REQUEST_ERRORS``.
+            finish: (chunk, best attempt) -> its piece, inline or on another thread.
         """
         self._requests = iter(requests)
         self._seed_of, self._begin, self._finish = seed_of, begin, finish
         self._chunks: deque[tuple[ChunkAttempts, _RequestState]] = deque()
-        self._jobs: dict[ChunkAttempts, _RequestState] = {}
+        self._running: dict[ChunkAttempts, _RequestState] = {}
         self._failed: deque[Result] = deque()
-        self._whole: deque[_RequestState] = deque()
-        self._broken: Exception | None = None
+        self._complete: deque[_RequestState] = deque()
+        self._source_error: Exception | None = None
 
-    def results(self, speak: SynthesizeChunks) -> Iterator[Result]:
-        """Yield results as they are finished.
+    def results(self, synthesize: SynthesizeChunks) -> Iterator[Result]:
+        """Yield results as they finish.
 
         Raises:
-            Exception: the requests' iterator failed; what was in work is finished first.
+            Exception: the requests' iterator failed; running requests are finished first.
         """
-        for attempts, kept in run_with_retries(self._more, speak):
-            self._settled(attempts, self._jobs.pop(attempts), kept)
+        for attempts, outcome in run_with_retries(self._next_chunk, synthesize):
+            self._on_chunk(attempts, self._running.pop(attempts), outcome)
             while self._failed:
                 yield self._failed.popleft()
-            while self._whole and self._whole[0].finished:
-                yield self._whole.popleft().result()
+            while self._complete and self._complete[0].finished:
+                yield self._complete.popleft().result()
         yield from self._failed
-        for job in self._whole:
-            yield job.result()
-        if self._broken is not None:
-            raise self._broken
+        for state in self._complete:
+            yield state.result()
+        if self._source_error is not None:
+            raise self._source_error
 
-    def _more(self) -> ChunkAttempts | None:
-        """The next chunk, of a new request if need be."""
+    def _next_chunk(self) -> ChunkAttempts | None:
+        """The next chunk, of a new request if none is waiting."""
         while True:
             while self._chunks:
-                attempts, job = self._chunks.popleft()
-                if not job.failed:
-                    self._jobs[attempts] = job
+                attempts, state = self._chunks.popleft()
+                if not state.failed:
+                    self._running[attempts] = state
                     return attempts
             try:
                 request = next(self._requests, None)
-            except REQUEST_ERRORS as error:  # raised when what is in work has ended
-                self._broken, request = error, None
+            except REQUEST_ERRORS as error:  # raised once the running requests have finished
+                self._source_error, request = error, None
             if request is None:
                 return None
-            self._cut(request)
+            self._split(request)
 
-    def _cut(self, request: Request) -> None:
+    def _split(self, request: Request) -> None:
         seed = self._seed_of(request)
         try:
             chunks = self._begin(request, seed)
         except REQUEST_ERRORS as error:
             self._failed.append(Result(request.id, seed, error=error))
             return
-        job = _RequestState(request.id, seed, [None] * len(chunks))
-        self._chunks.extend((attempts, job) for attempts in chunks)
+        state = _RequestState(request.id, seed, [None] * len(chunks))
+        self._chunks.extend((attempts, state) for attempts in chunks)
 
-    def _settled(
-        self, attempts: ChunkAttempts, job: _RequestState, kept: Attempt | Exception
+    def _on_chunk(
+        self, attempts: ChunkAttempts, state: _RequestState, outcome: Attempt | Exception
     ) -> None:
-        if job.failed:
+        if state.failed:
             return
-        if isinstance(kept, Exception):
-            job.failed = True
-            self._failed.append(Result(job.id, job.seed, error=kept))
+        if isinstance(outcome, Exception):
+            state.failed = True
+            self._failed.append(Result(state.id, state.seed, error=outcome))
             return
-        job.pieces[attempts.index] = self._finish(attempts, kept)
-        if None not in job.pieces:
-            self._whole.append(job)
-
-
-log = logging.getLogger(__name__)
-SynthesizeChunks = Callable[[NextChunk], Iterator[tuple[ChunkRequest, "AudioOutput | Exception"]]]
+        state.pieces[attempts.index] = self._finish(attempts, outcome)
+        if None not in state.pieces:
+            self._complete.append(state)
 
 
 def run_with_retries(
-    more: Callable[[], ChunkAttempts | None], speak: SynthesizeChunks
+    next_chunk: Callable[[], ChunkAttempts | None], synthesize: SynthesizeChunks
 ) -> Iterator[tuple[ChunkAttempts, Attempt | Exception]]:
-    """Speak what ``more`` gives until it gives nothing; yield each with what is kept of it.
+    """Synthesize chunks until there are none; yield each with its best attempt, or its error.
 
     Args:
-        more: asked whenever there is room; None if there is nothing left.
+        next_chunk: called whenever a slot is free; None if no chunk is left.
     """
-    again: deque[ChunkAttempts] = deque()
-    spoken: dict[ChunkRequest, ChunkAttempts] = {}
+    retries: deque[ChunkAttempts] = deque()
+    running: dict[ChunkRequest, ChunkAttempts] = {}
 
-    def take() -> ChunkRequest | None:
-        attempts = again.popleft() if again else more()
+    def next_request() -> ChunkRequest | None:
+        attempts = retries.popleft() if retries else next_chunk()
         if attempts is None:
             return None
         request = attempts.next_request()
-        spoken[request] = attempts
+        running[request] = attempts
         return request
 
     while True:
-        for request, outcome in speak(take):
-            attempts = spoken.pop(request)
-            kept = attempts.on_result(outcome)
-            if kept is None:
-                again.append(attempts)
+        for request, result in synthesize(next_request):
+            attempts = running.pop(request)
+            outcome = attempts.on_result(result)
+            if outcome is None:
+                retries.append(attempts)
             else:
-                yield attempts, kept
-        if not again:
+                yield attempts, outcome
+        if not retries:
             return
 
 
-def finish_chunk(attempts: ChunkAttempts, take: Attempt, watermark: Watermark | None) -> Piece:
-    """A chunk as it goes out."""
-    chunk, spoken = attempts.chunk, take.output
-    wave, seconds = spoken.wave, dict(spoken.seconds)
+def finish_chunk(attempts: ChunkAttempts, best: Attempt, watermark: Watermark | None) -> Piece:
+    """Add watermark and pause to a chunk's audio."""
+    chunk, output = attempts.chunk, best.output
+    wave, seconds = output.wave, dict(output.seconds)
     if watermark:
         start = time.perf_counter()
         wave = watermark.apply(wave)
         seconds["watermark"] = time.perf_counter() - start
     silence = np.zeros(round(chunk.pause * SAMPLE_RATE), dtype=np.float32)
     samples = np.concatenate((wave, silence))
-    return Piece(samples, chunk.text, spoken.tokens, seconds, take.faults, take.attempts)
+    return Piece(samples, chunk.text, output.tokens, seconds, best.faults, best.attempts)
 
 
 class ChunkFinisher:
-    """Finishes chunks of a batch. Use it as a context manager."""
+    """Finishes the chunks of a batch. Use it as a context manager."""
 
-    def __init__(self, watermark: Watermark | None, *, aside: bool) -> None:
+    def __init__(self, watermark: Watermark | None, *, overlap: bool) -> None:
         """Prepare.
 
         Args:
-            aside: work in a thread, off the stages' path. Not on a processor: there the thread
-                would only take the cores from the stages.
+            overlap: work on a thread, in parallel with the stages. Not on a CPU, where the thread
+                would compete with them for the cores.
         """
         self._watermark = watermark
-        self._thread = ThreadPoolExecutor(1) if aside else None
+        self._thread = ThreadPoolExecutor(1) if overlap else None
 
     def __enter__(self) -> ChunkFinisher:
         return self
@@ -206,10 +204,10 @@ class ChunkFinisher:
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
 
-    def finish(self, attempts: ChunkAttempts, take: Attempt) -> Future[Piece]:
-        """A chunk's piece, there or under way."""
+    def finish(self, attempts: ChunkAttempts, best: Attempt) -> Future[Piece]:
+        """The chunk's piece, finished or being finished."""
         if self._thread is not None:
-            return self._thread.submit(finish_chunk, attempts, take, self._watermark)
+            return self._thread.submit(finish_chunk, attempts, best, self._watermark)
         done: Future[Piece] = Future()
-        done.set_result(finish_chunk(attempts, take, self._watermark))
+        done.set_result(finish_chunk(attempts, best, self._watermark))
         return done

@@ -1,10 +1,10 @@
-"""The values that one chunk is while it goes through the engine."""
+"""The values of one chunk on its way through the engine: request, tokens, audio, attempt."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from chatterbox_opt.errors import ChatterboxOptError
 from chatterbox_opt.request import Wave
@@ -18,17 +18,23 @@ if TYPE_CHECKING:
     from chatterbox_opt.voice import Voice
 
 OnToken = Callable[[int], None]
-# what may go wrong with one line; torch, numpy and file systems have their own kinds
+# The errors that fail one request and not its batch. Openly: this is ``except Exception`` by
+# enumeration. It contains our own errors and the kinds that torch, numpy, tokenizers and file
+# systems raise: RuntimeError (with torch.OutOfMemoryError, CUDA's and torch.compile's errors),
+# ValueError, LookupError, OSError, MemoryError. Deliberately not caught are programming errors
+# (TypeError, AttributeError, NameError, AssertionError), which no retry repairs and which must not
+# be reported as a request's failure; nor ImportError, ArithmeticError, and what is no Exception
+# (KeyboardInterrupt, SystemExit).
 REQUEST_ERRORS = (ChatterboxOptError, RuntimeError, ValueError, LookupError, OSError, MemoryError)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChunkRequest:
-    """One chunk of text that is to be said once.
+    """One attempt at one chunk of text, as requested from T3.
 
     Attributes:
-        seed: of this line alone; ``sampling.seed`` is not looked at.
-        on_token: told at every speech token how many there are.
+        seed: of this attempt; ``sampling.seed`` is ignored.
+        on_token: called at every speech token with the number generated so far.
     """
 
     chunk: Chunk
@@ -40,11 +46,11 @@ class ChunkRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
-    """A line as speech tokens.
+    """The speech tokens of a chunk request.
 
     Attributes:
-        tokens: int64 [T] on the processor, only ids that are sound (below 6561).
-        truncated: T3 came to its limit without a stop token.
+        tokens: int64 [T] on the CPU, only ids that encode audio (below 6561).
+        truncated: T3 reached its limit without a stop token.
         generator: in the state in which T3 left it; flow and vocoder go on drawing from it.
     """
 
@@ -60,15 +66,15 @@ NextChunk = Callable[[], ChunkRequest | None]
 
 @dataclass(frozen=True, slots=True)
 class AudioOutput:
-    """One line's sound.
+    """The audio of a chunk request.
 
     Attributes:
         wave: float32 [n] in [-1, 1] at 24 kHz, without watermark.
-        tokens: how many speech tokens it was made of.
-        seconds: of work, by stage; its share where several were worked at together. What is worked
-            at beside T3 counts in full, so that the sum may be more than passed.
-        codes: the speech tokens, where they are known (plain Chatterbox gives none out).
-        truncated: T3 came to its limit without a stop token.
+        tokens: the number of speech tokens that it was rendered from.
+        seconds: of work, by stage; a share where several were processed together. Rendering that
+            overlaps with T3 counts in full, so the sum may exceed the elapsed time.
+        codes: the speech tokens, where they are known (plain Chatterbox does not return them).
+        truncated: T3 reached its limit without a stop token.
     """
 
     wave: Wave
@@ -78,9 +84,12 @@ class AudioOutput:
     truncated: bool = False
 
 
+ChunkResult: TypeAlias = "tuple[ChunkRequest, AudioOutput | Exception]"
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One chunk's sound, what is wrong with it, and how many attempts were made."""
+    """One chunk's audio, its faults, and how many attempts were made."""
 
     output: AudioOutput
     faults: tuple[str, ...] = ()

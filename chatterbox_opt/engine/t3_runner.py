@@ -1,13 +1,16 @@
-"""T3 at work on lines: text in, speech tokens out, with what can be healed healed.
+"""Runs the T3 stage over a stream of requests and recovers from OOM, NaN and failing steps.
 
-Knows decoding, residency and the fallbacks of the t3 stage. Knows nothing of sound, of whole
-texts, or of why a line is said again.
+    out of device memory          -> stop overlapping, then half as many slots, then offload,
+                                     then DeviceError
+    a fused or compiled step that
+      cannot be compiled/launched -> eager steps for good
+      fails with these requests   -> these requests again with eager steps; for good after
+                                     ``MAX_STEP_FAILURES`` in a row
+    NaN/Inf in fp16/bf16          -> that request again in float32 -> NumericsError
+    other errors in a batch       -> its requests one by one: the error is one request's
 
-    out of device memory            -> no sound beside it, then half as many slots, then offload,
-                                       then DeviceError
-    a compiled step that fails      -> eager steps
-    NaN or infinity in half         -> that line again in float32 -> NumericsError
-    any other failure in company    -> those lines one by one: it is one line's, not the batch's
+Responsible for decoding requests and for the fallbacks above. Not responsible for audio, whole
+texts, or why a chunk is retried.
 """
 
 from __future__ import annotations
@@ -30,18 +33,23 @@ from chatterbox_opt.engine.sequence import (
     TokenOutput,
     TokenResult,
 )
-from chatterbox_opt.errors import DeviceError, NumericsError, SilenceError
+from chatterbox_opt.errors import DeviceError, NumericsError, SilenceError, first_line
 from chatterbox_opt.models.t3.decode_state import DecodeOutput, DecodeRequest
 from chatterbox_opt.models.t3.model import T3, Prompt
-from chatterbox_opt.runtime import cuda_graphs
 from chatterbox_opt.runtime.cuda import to_device
-from chatterbox_opt.runtime.recovery import RecoveryPolicy, in_float32
+from chatterbox_opt.runtime.cuda_graphs import EAGER_FROM_NOW_ON, compilation_failed
+from chatterbox_opt.runtime.recovery import RecoveryPolicy, in_float32, is_setup_error
 
 log = logging.getLogger(__name__)
+MAX_STEP_FAILURES = 3  # of a fused or compiled step in a row, after which it is not used any more
 
 
 class T3Runner:
-    """The t3 stage for one run over lines."""
+    """The t3 stage for one run over requests.
+
+    Attributes:
+        backend: how steps are run; replaced when a fallback is permanent.
+    """
 
     def __init__(
         self,
@@ -50,107 +58,139 @@ class T3Runner:
         backend: DecodeBackend,
         slots: int,
         rows_per_seq: int,
-        rest: Callable[[], bool] = lambda: False,
+        release_memory: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Prepare for ``slots`` lines at once.
+        """Prepare for ``slots`` sequences at once.
 
         Args:
-            backend: how steps are run; ``backend`` tells whether it is still that one.
-            rows_per_seq: rows of a line: 2, or 1 if no line wants guidance.
-            rest: has others leave the device's memory to T3; whether there were any.
+            rows_per_seq: 2, or 1 if no request uses classifier-free guidance.
+            release_memory: stops other work on the device; returns whether there was any.
         """
-        self._tokenizer, self.recovery, self._rest = tokenizer, recovery, rest
-        self.backend, self._slots, self._each = backend, slots, rows_per_seq
-        self._work: dict[DecodeRequest, ChunkRequest] = {}
-        self._again: deque[ChunkRequest] = deque()
-        self._one_by_one = False
+        self._tokenizer, self.recovery = tokenizer, recovery
+        self._release_memory = release_memory
+        self.backend, self._slots, self._rows_per_seq = backend, slots, rows_per_seq
+        self._running: dict[DecodeRequest, ChunkRequest] = {}
+        self._retries: deque[ChunkRequest] = deque()
+        self._one_by_one = self._eagerly = False  # how ``_retries`` run; new requests wait
+        self._failures_before = 0
         self._loop: Iterator[DecodeOutput] | None = None
-        self._ended: list[TokenResult] = []
+        self._finished: list[TokenResult] = []
 
-    def turn(self, take: NextChunk, most: int) -> list[TokenResult]:
-        """Decode until ``most`` lines have ended; fewer only if there are no more, then none.
+    def run_until(self, next_chunk: NextChunk, n_finished: int) -> list[TokenResult]:
+        """Decode until ``n_finished`` requests have finished; fewer, then none, if no more come.
 
         Args:
-            take: asked whenever a slot is free; None if there is nothing (for now).
+            next_chunk: called whenever a slot is free; None if there is no request (for now).
 
         Raises:
-            Exception: a failure with no line in work.
+            Exception: a failure while no request was running.
         """
         while True:
             try:
                 with self.recovery.placement("t3") as stage:
-                    self._decode(cast(T3, stage), take, most)
-                ended, self._ended = self._ended, []
-                return ended
+                    self._decode(cast(T3, stage), next_chunk, n_finished)
+                finished, self._finished = self._finished, []
+                return finished
             except torch.OutOfMemoryError as error:
                 self._make_room(error)
             except REQUEST_ERRORS as error:
-                if self.backend.forward is not None or self.backend.fused:
-                    log.warning("%s", cuda_graphs.capture_failed(error))
-                    self.backend = EagerBackend()
-                elif len(self._work) > 1:
-                    self._one_by_one = True
-                else:
-                    self._blame(error)
-            # all that was in work is asked again: its seeds make it the same
-            self._again.extendleft(reversed(self._work.values()))
-            self._work.clear()
+                self._on_error(error)
+            # all running requests start again: from their seeds they give the same tokens
+            self._retries.extendleft(reversed(self._running.values()))
+            self._running.clear()
             self._loop = None
 
+    def _on_error(self, error: Exception) -> None:
+        """Choose how the running requests are retried, or give the only one its error."""
+        accelerated = self.backend.forward is not None or self.backend.fused
+        if accelerated and not self._eagerly:
+            self._on_step_failure(error)
+            return
+        if self._eagerly:  # eager steps fail as well: the requests are at fault, not the backend
+            self.recovery.step_failures = self._failures_before
+        if len(self._running) > 1:
+            self._one_by_one = True
+        else:
+            self._fail_request(error)
+
+    def _on_step_failure(self, error: Exception) -> None:
+        """Fall back to eager steps: for good, or for the running requests only."""
+        self._failures_before = self.recovery.step_failures
+        self.recovery.step_failures += 1
+        if is_setup_error(error):
+            log.warning("%s", compilation_failed("the t3 step", error))
+        elif self.recovery.step_failures < MAX_STEP_FAILURES:
+            log.info("the t3 step failed (%s); retrying eagerly", first_line(error))
+            self._eagerly = True
+            return
+        else:
+            times = f"{MAX_STEP_FAILURES} times in a row"
+            reason = first_line(error)
+            log.warning("the t3 step failed %s (%s); %s", times, reason, EAGER_FROM_NOW_ON)
+        self.recovery.step_failures = 0
+        self.backend = EagerBackend()
+
     def _make_room(self, error: torch.OutOfMemoryError) -> None:
-        if self._rest():
+        """Free device memory: stop overlapped work, else use fewer slots, else offload."""
+        if self._release_memory():
             return
         if self._slots > 1:
             self._slots //= 2
-            log.warning("t3 ran out of memory: it goes on with %d slots", self._slots)
+            log.warning("t3 ran out of memory: it continues with %d slots", self._slots)
             return
         try:
             self.recovery.out_of_memory("t3", error)
         except DeviceError as final:
-            self._blame(final)
+            self._fail_request(final)
 
-    def _blame(self, error: Exception) -> None:
-        """It is the failure of the one line in work, or else of no line."""
-        if not self._work:
+    def _fail_request(self, error: Exception) -> None:
+        """Report the error as the only running request's; raise it if none is running."""
+        if not self._running:
             raise error
-        (request,) = self._work.values()
-        self._ended.append((request, error))
-        self._work.clear()
+        (request,) = self._running.values()
+        self._finished.append((request, error))
+        self._running.clear()
 
-    def _decode(self, t3: T3, take: NextChunk, most: int) -> None:
-        while len(self._ended) < most:
+    def _decode(self, t3: T3, next_chunk: NextChunk, n_finished: int) -> None:
+        while len(self._finished) < n_finished:
             if self._loop is None:
-                self._loop = self._start(t3, take)
+                self._loop = self._start(t3, next_chunk)
             output = next(self._loop, None)
             if output is not None:
-                self._ended.append(self._outcome(t3, output))
-                del self._work[output.utterance]
+                self._finished.append(self._outcome(t3, output))
+                del self._running[output.utterance]
+                if output.error is None and not self._eagerly:
+                    self.recovery.step_failures = 0
                 continue
             self._loop = None
-            if not self._one_by_one:
+            if not (self._one_by_one or self._eagerly):
                 return
-            self._one_by_one = False
+            self._one_by_one = self._eagerly = False  # all retries are done
 
-    def _start(self, t3: T3, take: NextChunk) -> Iterator[DecodeOutput]:
-        alone = self._one_by_one
+    def _start(self, t3: T3, next_chunk: NextChunk) -> Iterator[DecodeOutput]:
+        only_retries = self._one_by_one or self._eagerly
 
-        def next_utterance() -> DecodeRequest | None:
+        def next_request() -> DecodeRequest | None:
             while True:
-                request = self._again.popleft() if self._again else None if alone else take()
+                if self._retries:
+                    request: ChunkRequest | None = self._retries.popleft()
+                else:
+                    request = None if only_retries else next_chunk()
                 if request is None:
                     return None
                 try:
-                    utterance = self._utterance(request, t3)
+                    decode_request = self._decode_request(request, t3)
                 except REQUEST_ERRORS as error:
-                    self._ended.append((request, error))
+                    self._finished.append((request, error))
                     continue
-                self._work[utterance] = request
-                return utterance
+                self._running[decode_request] = request
+                return decode_request
 
-        slots = self.backend.slots(t3, 1 if alone else self._slots, self._each)
-        return decode(t3, slots, next_utterance, self.backend)
+        backend = EagerBackend() if self._eagerly else self.backend
+        slots = backend.slots(t3, 1 if self._one_by_one else self._slots, self._rows_per_seq)
+        return decode(t3, slots, next_request, backend)
 
-    def _utterance(self, request: ChunkRequest, t3: T3) -> DecodeRequest:
+    def _decode_request(self, request: ChunkRequest, t3: T3) -> DecodeRequest:
         device, voice = t3.like.device, request.voice
         ids = text_tokens(self._tokenizer, request.chunk.text)
         prompt = Prompt(*(to_device(x, device) for x in (ids, voice.speaker, voice.prompt)))
@@ -158,28 +198,30 @@ class T3Runner:
         return DecodeRequest(prompt, request.sampling, generator, request.on_token)
 
     def _outcome(self, t3: T3, output: DecodeOutput) -> TokenResult:
-        request = self._work[output.utterance]
+        """The result of a decoded request; NaN/Inf in fp16/bf16 are retried in float32 here."""
+        request = self._running[output.utterance]
         if isinstance(output.error, NumericsError) and t3.dtype != torch.float32:
-            self.recovery.warn_once("t3 gave numbers that are not finite: again in float32")
+            self.recovery.warn_once("t3 produced NaN or Inf: running it again in float32")
             with in_float32(t3):
-                eager, alone = EagerBackend(), iter([self._utterance(request, t3)])
-                slots = eager.slots(t3, 1, self._each)
-                [output] = decode(t3, slots, lambda: next(alone, None), eager)
+                eager, single = EagerBackend(), iter([self._decode_request(request, t3)])
+                slots = eager.slots(t3, 1, self._rows_per_seq)
+                [output] = decode(t3, slots, lambda: next(single, None), eager)
         if isinstance(output.error, NumericsError):
             return request, NumericsError(
                 f"{output.error}, in float32: the weights may be damaged, get them again"
             )
         if output.error is not None:
             return request, output.error
-        kept = [token for token in output.tokens if token < SPEECH_TOKENS]
-        if not kept:
+        tokens = [token for token in output.tokens if token < SPEECH_TOKENS]
+        if not tokens:
             text = request.chunk.text[:40]
-            return request, SilenceError(f"the model said nothing for {text!r}: try another --seed")
+            message = f"the model generated no speech for {text!r}: try another --seed"
+            return request, SilenceError(message)
         return TokenOutput(
-            request, torch.tensor(kept), output.truncated, output.utterance.generator
+            request, torch.tensor(tokens), output.truncated, output.utterance.generator
         )
 
 
 def text_tokens(tokenizer: Tokenizer, text: str) -> Tensor:
-    """Normalised text to int64 [T] (upstream tokenizer.py, EnTokenizer.encode)."""
+    """Normalized text to int64 [T] (upstream tokenizer.py, EnTokenizer.encode)."""
     return torch.tensor(tokenizer.encode(text.replace(" ", "[SPACE]")).ids, dtype=torch.long)

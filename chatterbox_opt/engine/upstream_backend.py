@@ -1,6 +1,6 @@
-"""Plain Chatterbox behind the same call, for DISABLE_OPTIMIZATION and for comparison.
+"""Plain Chatterbox behind ``SpeechBackend``, for DISABLE_OPTIMIZATION and for comparison.
 
-Knows upstream's own model object and its ``generate``. Knows nothing of our stages.
+Responsible for upstream's model object and its ``generate``. Not responsible for our stages.
 """
 
 from __future__ import annotations
@@ -17,14 +17,26 @@ import torch
 from chatterbox_opt.audio.watermark import STDOUT_LOCK
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.config.model_config import SAMPLE_RATE, TOKEN_RATE, ModelConfig
-from chatterbox_opt.engine.sequence import REQUEST_ERRORS, AudioOutput, ChunkRequest, NextChunk
+from chatterbox_opt.engine.backend import ONE_AT_A_TIME, BatchOptions
+from chatterbox_opt.engine.sequence import (
+    REQUEST_ERRORS,
+    AudioOutput,
+    ChunkRequest,
+    ChunkResult,
+    NextChunk,
+)
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.voice import Voice
 
 
 class UpstreamBackend:
-    """One ``ChatterboxTTS`` that speaks chunks."""
+    """The ``SpeechBackend`` over one ``ChatterboxTTS``.
+
+    Attributes:
+        model: upstream's object; None once closed.
+        device: on which it runs.
+    """
 
     def __init__(self, model: Any, device: torch.device) -> None:
         self.model = model
@@ -32,58 +44,57 @@ class UpstreamBackend:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: torch.device) -> UpstreamBackend:
-        """Load as upstream loads.
+        """Load with upstream's own loader.
 
         Raises:
-            InputError: the checkpoint's shapes are not those that upstream's code has built in.
+            InputError: the checkpoint's dimensions differ from those hard-coded upstream.
         """
         config = checkpoint.config
         if dataclasses.replace(config, random_weights=False) != ModelConfig():
             raise InputError(
-                f"plain Chatterbox cannot load '{checkpoint.name}', whose shapes are not its own: "
-                "unset DISABLE_OPTIMIZATION"
+                f"plain Chatterbox cannot load '{checkpoint.name}', whose dimensions are not "
+                "its own: unset DISABLE_OPTIMIZATION"
             )
         from chatterbox.tts import ChatterboxTTS
 
         with (
             STDOUT_LOCK,
             contextlib.redirect_stdout(io.StringIO()),
-        ):  # PerTh announces itself on stdout
+        ):  # PerTh prints a line on stdout
             return cls(ChatterboxTTS.from_local(checkpoint.directory, device.type), device)
 
     def close(self) -> None:
-        """Let go of the model."""
         self.model = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def speak(
-        self, take: NextChunk, slots: int = 1, *, guided: bool = True
-    ) -> Iterator[tuple[ChunkRequest, AudioOutput | Exception]]:
-        """Speak lines one by one; see ``Pipeline.speak``, whose other arguments have no meaning
-        here."""
-        while (request := take()) is not None:
+    def synthesize_chunks(
+        self, next_chunk: NextChunk, options: BatchOptions = ONE_AT_A_TIME
+    ) -> Iterator[ChunkResult]:
+        """Synthesize requests one after the other.
+
+        ``options`` are capacities, which upstream has fixed: one sequence of two rows.
+        """
+        while (request := next_chunk()) is not None:
             try:
-                yield request, self._say(request)
+                yield request, self._generate(request)
             except REQUEST_ERRORS as error:
                 yield request, error
 
-    def _say(self, request: ChunkRequest) -> AudioOutput:
-        """Speak one chunk with upstream's ``generate``; it owns its sampling loop and its bars.
-
-        Its watermark is always on.
+    def _generate(self, request: ChunkRequest) -> AudioOutput:
+        """Run upstream's ``generate``, with its own sampling loop, progress bar and watermark.
 
         Raises:
-            InputError: a knob that upstream cannot do.
+            InputError: a sampling parameter that upstream does not support.
         """
         sampling = request.sampling
-        usual, fixed = Sampling(), ("max_tokens", "cfm_steps", "top_k")
+        defaults, fixed = Sampling(), ("max_tokens", "cfm_steps", "top_k")
         if 0 in (sampling.temperature, sampling.cfg_weight) or any(
-            getattr(sampling, knob) != getattr(usual, knob) for knob in fixed
+            getattr(sampling, name) != getattr(defaults, name) for name in fixed
         ):
             raise InputError(
-                "plain Chatterbox cannot do temperature 0, cfg_weight 0, top_k, or other than "
-                f"{usual.max_tokens} max_tokens and {usual.cfm_steps} cfm_steps: "
+                "plain Chatterbox does not support temperature 0, cfg_weight 0, top_k, or other "
+                f"than {defaults.max_tokens} max_tokens and {defaults.cfm_steps} cfm_steps: "
                 "unset DISABLE_OPTIMIZATION"
             )
         self.model.conds = upstream_conditionals(
@@ -109,7 +120,7 @@ class UpstreamBackend:
 
 
 def upstream_conditionals(voice: Voice, exaggeration: float) -> Any:
-    """Upstream's ``Conditionals`` from a Voice, fresh: its inference writes into what it gets."""
+    """Upstream's ``Conditionals`` of a Voice; a new object, since its inference modifies them."""
     from chatterbox.models.t3.modules.cond_enc import T3Cond
     from chatterbox.tts import Conditionals
 

@@ -1,7 +1,7 @@
-"""Utterances of different lengths side by side: groups, padding on the right, tails.
+"""Batches of sequences of different lengths: grouping, padding on the right, padding masks.
 
-Knows lengths and time as the last axis, and how a function of such rows is called. Knows nothing
-of what the numbers mean.
+Responsible for lengths (time is the last axis) and for how a stage's tensor functions are called.
+Not responsible for what the values mean.
 """
 
 from __future__ import annotations
@@ -15,101 +15,96 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BUCKETS_PER_OCTAVE = 8  # buckets from one power of two to the next: at most an eighth is padding
-SINGLE_ROW = 1  # a limit of frames that puts every utterance into a group of its own
-MAX_FRAMES = {"cpu": SINGLE_ROW}  # arithmetic is all there is to win there: padding would cost
-DEFAULT_MAX_FRAMES = 8192  # elsewhere: bounds the memory that a group takes
+SINGLE_ROW = 1  # a limit of frames that puts every sequence into a group of its own
+MAX_FRAMES = {"cpu": SINGLE_ROW}  # a CPU is compute-bound here: padding would cost time
+DEFAULT_MAX_FRAMES = 8192  # on other devices: bounds the memory that a group takes
 
 
 class PaddingMask(Protocol):
-    """What is beyond each row's length."""
+    """Which positions of each row are padding."""
 
     def zero_(self, x: Tensor) -> Tensor:
-        """Zero it in [rows, channels, time], in place."""
+        """Zero the padding of [rows, channels, time], in place."""
         ...
 
-    def grown(self, rate: int, lead: int) -> PaddingMask:
-        """Those after a layer that makes n * ``rate`` + ``lead`` of n."""
+    def after_layer(self, rate: int, lead: int) -> PaddingMask:
+        """The mask after a layer whose output has n * ``rate`` + ``lead`` positions for n."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class HostLengths:
-    """Lengths that the host knows: nothing but the tails is touched."""
+    """Mask from lengths known to the host: only the padding itself is written."""
 
     lengths: tuple[int, ...]
 
     def zero_(self, x: Tensor) -> Tensor:
-        """See ``PaddingMask``."""
         for row, length in zip(x, self.lengths, strict=True):
             if length < row.shape[-1]:
                 row[:, length:] = 0
         return x
 
-    def grown(self, rate: int, lead: int) -> HostLengths:
-        """See ``PaddingMask``."""
+    def after_layer(self, rate: int, lead: int) -> HostLengths:
         return HostLengths(tuple(length * rate + lead for length in self.lengths))
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceLengths:
-    """Lengths int64 [rows] that are tensors only, so that one recording serves all lengths."""
+    """Mask from lengths int64 [rows] on the device: one captured graph serves all lengths."""
 
     lengths: Tensor
 
     def zero_(self, x: Tensor) -> Tensor:
-        """See ``PaddingMask``."""
         times = torch.arange(x.shape[-1], device=x.device)
         return x.masked_fill_(times >= self.lengths[:, None, None], 0)
 
-    def grown(self, rate: int, lead: int) -> DeviceLengths:
-        """See ``PaddingMask``."""
+    def after_layer(self, rate: int, lead: int) -> DeviceLengths:
         return DeviceLengths(self.lengths * rate + lead)
 
 
 class Executor(Protocol):
-    """How a stage calls its functions of tensors; cuda_graphs.py has another way than ``EagerExecutor``.
+    """Runs a stage's tensor functions: eagerly here, by CUDA graph replay in cuda_graphs.py.
 
     Attributes:
-        records: functions are best such as can be recorded, and padded to ``room``.
+        captures: functions are captured, so they should read nothing back to the host, and their
+            inputs should be padded to ``padded_length``.
     """
 
-    records: bool
+    captures: bool
 
-    def room(self, length: int) -> int:
-        """To what length rows are best padded."""
+    def padded_length(self, length: int) -> int:
+        """The length that rows of ``length`` should be padded to."""
         ...
 
-    def tails(self, lengths: Tensor) -> PaddingMask:
-        """How a function finds the ends of rows of these lengths, int64 [rows]."""
+    def padding_mask(self, lengths: Tensor) -> PaddingMask:
+        """The mask for rows of these lengths, int64 [rows]."""
         ...
 
     def __call__(self, key: Hashable, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """``function(*tensors)``; ``key`` tells functions apart that differ in more than shapes."""
+        """``function(*tensors)``; ``key`` distinguishes functions that take equal shapes."""
         ...
 
 
 class EagerExecutor:
-    """Calls them."""
+    """Calls functions directly; needs no padding."""
 
-    records = False
+    captures = False
 
-    def room(self, length: int) -> int:
-        """No padding is needed."""
+    def padded_length(self, length: int) -> int:
         return length
 
-    def tails(self, lengths: Tensor) -> PaddingMask:
-        """See ``Executor``."""
+    def padding_mask(self, lengths: Tensor) -> PaddingMask:
         return HostLengths(tuple(lengths.tolist()))
 
     def __call__(self, key: Hashable, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """See ``Executor``."""
         return function(*tensors)
 
 
 def bucket(length: int) -> int:
-    """The smallest bucket that holds ``length``: ``BUCKETS_PER_OCTAVE`` steps to each power of two.
+    """The smallest bucket that holds ``length``: ``BUCKETS_PER_OCTAVE`` per power of two.
 
-    A processor's convolutions are prepared anew for each length that they have not seen.
+    Few distinct lengths matter on a CPU too: oneDNN prepares a convolution for every length that
+    it has not seen before.
     """
     step = max(
         1, 1 << max(0, (length - 1).bit_length() - 1) >> (BUCKETS_PER_OCTAVE.bit_length() - 1)
@@ -118,11 +113,11 @@ def bucket(length: int) -> int:
 
 
 def group_by_length(lengths: Sequence[int], device: torch.device) -> list[list[int]]:
-    """Group the indices of ``lengths`` so that little is padding and memory is bounded.
+    """Group the indices of ``lengths`` so that padding is small and memory is bounded.
 
     Returns:
-        groups of indices, like lengths together; within a group, rows times the longest length
-        stay below the device's limit of frames unless the group is one utterance.
+        groups of indices of similar lengths; in a group, rows times the longest length stay below
+        the device's limit of frames unless the group is a single sequence.
     """
     limit = MAX_FRAMES.get(device.type, DEFAULT_MAX_FRAMES)
     groups: list[list[int]] = []

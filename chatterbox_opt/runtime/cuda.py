@@ -1,7 +1,7 @@
-"""The CUDA runtime beneath tensors: graphs, copies that nobody waits for, streams for threads.
+"""CUDA graph capture, side streams, asynchronous copies, generator state; the same for ROCm.
 
-Knows streams, events and capture; the same calls serve ROCm. Knows nothing of what is recorded
-or copied, and is only used where there is a card.
+Responsible for streams, events, capture and cuBLAS workspaces. Not responsible for what is captured
+or copied. Only used where there is a GPU.
 """
 
 from __future__ import annotations
@@ -17,88 +17,88 @@ import torch
 from torch import Tensor
 
 Work = Callable[[], None]
-GeneratorState = (
-    int | Tensor
-)  # in a generator's sequence: its offset on a GPU, else its whole state
+GeneratorState = int | Tensor  # a generator's offset on a GPU, else its whole state
 Result = TypeVar("Result")
-DEVICE_ERRORS = (
-    RuntimeError,
-    ImportError,
-    OSError,
-)  # dynamo's, inductor's and CUDA's are RuntimeErrors
-LOCKED = "2.11"  # the torch from which on the table of cuBLAS workspaces is known to have a lock
+# dynamo's, inductor's and CUDA's errors are RuntimeErrors
+DEVICE_ERRORS = (RuntimeError, ImportError, OSError)
+# the first torch whose table of cuBLAS workspaces is known to have a lock
+TORCH_WITH_WORKSPACE_LOCK = "2.11"
+
+
+class SetupError(RuntimeError):
+    """A kernel could not be compiled, loaded or launched at all, whatever its inputs."""
 
 
 class GraphCapturer:
-    """Records work into CUDA graphs that share one pool of memory.
+    """Captures work into CUDA graphs that share one memory pool.
 
-    They may share it because they never run at the same time and leave their results in tensors
-    that are not the pool's. Work that runs beside them is recorded by ``apart``.
+    Sharing is safe because these graphs never run at the same time and copy their results into
+    tensors outside of the pool. Work that overlaps with them is captured by ``for_other_stream``.
 
-    A pool that has no graph any more refuses the next one (an assertion of the allocator), and
-    recordings come and go; so one graph of nothing to speak of stays as long as this.
+    A pool whose last graph was freed refuses the next capture (an assertion of the allocator), and
+    graphs come and go; so one almost empty graph, the anchor, lives as long as this object.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
-        # nobody else's: what another thread launches on it would be recorded, and the workspace
-        # of matrix products, which replays use, belongs to the stream they are recorded on
+        # used for captures only: what another thread launches on a capturing stream would be
+        # captured too, and the cuBLAS workspace that replays use belongs to the capture's stream
         self._stream = torch.cuda.Stream(device)
-        self._one_at_a_time = threading.Lock()
+        self._lock = threading.Lock()
         self._anchor: torch.cuda.CUDAGraph | None = None
 
-    def apart(self) -> GraphCapturer:
-        """A recorder for another thread, whose graphs may run while this one's do."""
+    def for_other_stream(self) -> GraphCapturer:
+        """A capturer with its own pool, for a thread whose graphs may overlap with this one's."""
         other = GraphCapturer(self._device)
-        other._one_at_a_time = self._one_at_a_time
+        other._lock = self._lock
         return other
 
     def __call__(self, work: Work) -> Work:
-        """Note what ``work`` does, without doing it; return what does it.
+        """Capture ``work`` without running it; return the function that replays it.
 
         Raises:
             RuntimeError: it cannot be captured.
         """
-        turn = self._one_at_a_time
-        # in torch 2.6 every graph takes the default generator along, used or not; while one is
-        # captured, a replay in another thread finds that generator in capture and is refused
-        with turn:
+        lock = self._lock
+        # torch 2.6 registers the default generator with every graph, used or not; while a capture
+        # is open, a replay in another thread finds that generator in capture and is refused
+        with lock:
             if self._anchor is None:
-                self._anchor = self._captured(self._little, self._pool)
+                self._anchor = self._capture(self._anchor_work, self._pool)
             try:
-                graph = self._captured(work, self._pool)
+                graph = self._capture(work, self._pool)
             except DEVICE_ERRORS:
-                # a capture that was broken off leaves that generator in capture, and its pool for
-                # the allocator in use by a capture, so that no other one may have it
+                # a failed capture leaves the generator in capture, and the allocator regards the
+                # pool as being captured into, so that no other graph may use it
                 self._pool, self._anchor = torch.cuda.graph_pool_handle(), None
                 with suppress(*DEVICE_ERRORS):
-                    self._anchor = self._captured(self._little, self._pool)
+                    self._anchor = self._capture(self._anchor_work, self._pool)
                 raise
 
         def replay() -> None:
-            with turn:  # for as long as a launch takes
+            with lock:  # held for the duration of a launch
                 graph.replay()
 
         return replay
 
-    def _library_handles(self) -> None:
-        """Have cuBLAS and cuDNN made ready for this thread: each thread has handles of its own, and
-        the first product of one must not be inside a capture (pytorch/pytorch, issue 99397)."""
+    def _create_library_handles(self) -> None:
+        """Create this thread's cuBLAS and cuDNN handles: each thread has its own, and they must not
+        be created during a capture (pytorch/pytorch, issue 99397)."""
         torch.cuda.current_blas_handle()
         one = torch.zeros(1, 1, 1, device=self._device)
         torch.nn.functional.conv1d(one, one)
 
-    def _little(self) -> None:
+    def _anchor_work(self) -> None:
         torch.zeros(1, device=self._device)
 
-    def _captured(self, work: Work, pool: Any) -> torch.cuda.CUDAGraph:
+    def _capture(self, work: Work, pool: Any) -> torch.cuda.CUDAGraph:
         graph, stream = torch.cuda.CUDAGraph(), self._stream
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._library_handles()
+            self._create_library_handles()
         with gc_paused(), separate_workspaces(), torch.cuda.stream(stream):
-            # other threads may go on using the card meanwhile
+            # thread_local: other threads may go on using the GPU meanwhile
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 work()
@@ -110,11 +110,11 @@ class GraphCapturer:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """No garbage collection inside the block: it might free what CUDA must be asked to free (a
-    graph, an event, memory that two streams used), and asking ends a capture with an error.
+    """No garbage collection inside the block: it might free a graph, an event or memory that two
+    streams used, and those CUDA calls end a capture with an error.
 
-    It is one switch for all threads: of two engines that capture at once, the one that ends first
-    turns collection on again. If the other's capture is then broken off, its work runs eager.
+    The switch is global: of two engines that capture at once, the one that ends first turns
+    collection on again. If that breaks the other's capture, its work runs eagerly.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -127,16 +127,15 @@ def gc_paused() -> Iterator[None]:
 
 @contextmanager
 def separate_workspaces() -> Iterator[None]:
-    """Have a capture inside the block multiply in memory of its graph's pool.
+    """Have a capture inside the block use a cuBLAS workspace from its graph's own pool.
 
-    cuBLAS works in a piece of memory (32 MiB on Hopper, else 8) that torch keeps for each pair of
-    handle and stream, and a graph has its address frozen. The recorder's stream may be one that
-    others multiplied on before, since torch has 32 streams that go round: their workspace would be
-    freed under this graph, or be in use by two graphs at once. With none kept the capture takes
-    one from its pool, and with none kept after it nobody else comes to use that one. What
-    remains is a free piece of the pool, which lives as long as its graphs; later captures may put
-    other things there, as they may over all that is a graph's own (inductor's cudagraph_trees does
-    the same).
+    torch caches a workspace (32 MiB on Hopper, else 8) for each pair of cuBLAS handle and stream,
+    and a graph freezes its address. The capture's stream may be one that others have used, because
+    torch reuses its 32 streams in turn: the cached workspace would be freed under this graph, or be
+    used by two graphs at once. If none is cached, the capture allocates one from its pool; if none
+    is cached afterwards, no other work uses that one. It remains as a free block of the pool,
+    which lives as long as its graphs; later captures may reuse it, as they may reuse all memory
+    that is private to a graph (inductor's cudagraph_trees does the same).
     """
     release_workspaces()
     try:
@@ -146,90 +145,90 @@ def separate_workspaces() -> Iterator[None]:
 
 
 def release_workspaces() -> None:
-    """Free cuBLAS's workspaces, of all threads and streams; the next product takes a new one.
+    """Free cuBLAS's workspaces of all threads and streams; the next GEMM allocates a new one.
 
-    Another thread may have launched products, or be about to. Its workspace goes back to the
-    caching allocator, to be given out for that thread's stream only, whose work comes after those
-    products; and graphs have theirs in pools that live as long as they. Only if the memory were
-    given back to the driver, in the microseconds between a thread's look at the table and its
-    launch, would the product be left without. Before 2.11 the table itself has no lock that we
-    know of, and two threads at it could crash: there the workspaces stay.
+    Another thread may have launched GEMMs, or be about to. Its workspace returns to the caching
+    allocator, which reuses it for that thread's stream only, in order after those GEMMs; and graphs
+    have theirs in pools that live as long as they. A GEMM would lose its workspace only if the
+    memory returned to the driver in the microseconds between the thread's lookup and its launch.
+    Before torch 2.11 the table itself has no lock that we know of, and concurrent access could
+    crash: there the workspaces stay.
     """
-    if torch.torch_version.TorchVersion(torch.__version__) >= LOCKED:
+    if torch.torch_version.TorchVersion(torch.__version__) >= TORCH_WITH_WORKSPACE_LOCK:
         torch._C._cuda_clearCublasWorkspaces()
 
 
 def release_memory() -> None:
-    """Give back what libraries and allocator keep for work that has ended."""
+    """Free cuBLAS workspaces and the allocator's cached blocks."""
     release_workspaces()
     torch.cuda.empty_cache()
 
 
 class SideStream:
-    """A stream for the work of another thread: see ``beside.Lane``.
+    """Runs another thread's work on a stream of its own (an ``overlap.StreamContext``).
 
-    What crosses streams needs no record in the caching allocator, because no memory is used by two
-    streams at once: this stream begins after all that was launched before the work was given, and
-    has come to its end when the work is returned, failed or not. What passes between the threads in
-    the meantime is nothing on the card: tokens come and waves go by the host, and a generator's
-    state, seed and offset, is on the host and moves when a draw is launched.
+    No ``record_stream`` is needed, because no memory is used by two streams at once: this stream
+    starts after everything that was launched before the call, and is synchronized when the work
+    returns or raises. In between the threads exchange nothing on the GPU: tokens and waveforms pass
+    through the host, and a generator's state (seed and offset) is host memory that advances when a
+    draw is launched.
 
-    Made once and kept: streams come out of a small pool that goes round, and one made anew for each
-    run would some day be the one on which another thread records.
+    Created once and reused: torch reuses a small pool of streams in turn, and a new one for each
+    run would eventually be the stream on which another thread captures.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # does not wait for the default stream: T3's
+        self._stream = torch.cuda.Stream(device)  # does not wait for the default stream (T3's)
 
     def __call__(self, work: Callable[[], Result]) -> Callable[[], Result]:
-        """See ``beside.Lane``."""
-        given = torch.cuda.current_stream(self._device).record_event()
+        """``work`` for another thread, ordered after what the current stream holds now."""
+        launched = torch.cuda.current_stream(self._device).record_event()
 
-        def worked() -> Result:
-            # a thread has a current stream, and a current device, of its own
+        def run() -> Result:
+            # the current stream and the current device are per thread
             with torch.cuda.stream(self._stream):
-                self._stream.wait_event(given)
+                self._stream.wait_event(launched)
                 try:
                     return work()
                 finally:
                     self._stream.synchronize()
 
-        return worked
+        return run
 
 
 @functools.cache
 def capability_major(device: torch.device) -> int:
-    """The major version of an NVIDIA card's compute capability, or 0."""
+    """The major version of an NVIDIA GPU's compute capability, or 0."""
     if device.type != "cuda" or torch.version.hip is not None:
         return 0
     return torch.cuda.get_device_capability(device)[0]
 
 
 def with_index(device: torch.device) -> torch.device:
-    """The device with its index: "cuda" is the current GPU, as tensors there call it."""
+    """The device with its index, as tensors report it: "cuda" is the current GPU."""
     if device.type != "cuda" or device.index is not None:
         return device
     return torch.device(device.type, torch.cuda.current_device())
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Whether this thread's work there is being recorded."""
+    """Whether this thread's current stream is capturing."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on any device; a card's host does not wait until work before it ends."""
+    """Copy a host tensor to a device; to a GPU from pinned memory, without synchronizing."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def generator_state(generator: torch.Generator) -> GeneratorState:
-    """How far a generator has come, for ``restore_generator``.
+    """The position of a generator, for ``restore_generator``.
 
-    On a GPU it is a counter (Philox; Salmon et al. 2011) that the host keeps, and the offset in it
-    tells all but the seed, without a tensor to be made.
+    On a GPU it is the offset of a counter-based generator (Philox; Salmon et al. 2011), which the
+    host stores: reading it creates no tensor.
     """
     if generator.device.type == "cuda" and hasattr(generator, "get_offset"):
         offset: int = generator.get_offset()
@@ -237,23 +236,23 @@ def generator_state(generator: torch.Generator) -> GeneratorState:
     return generator.get_state()
 
 
-def restore_generator(generator: torch.Generator, place: GeneratorState) -> None:
-    """Have a generator draw again what it drew since it was there; its seed is still the same."""
-    if isinstance(place, int):
-        generator.set_offset(place)
+def restore_generator(generator: torch.Generator, state: GeneratorState) -> None:
+    """Reset a generator, whose seed must be unchanged, to an earlier position."""
+    if isinstance(state, int):
+        generator.set_offset(state)
     else:
-        generator.set_state(place)
+        generator.set_state(state)
 
 
 def to_host_async(numbers: Tensor) -> Callable[[], list[list[int]]]:
-    """Start copying int64 [n, m] to the host; what is returned waits until it is there."""
-    there, copy = torch.cuda.Event(), torch.empty_like(numbers, device="cpu", pin_memory=True)
+    """Start copying int64 [n, m] to the host; the returned function waits for the copy."""
+    done, copy = torch.cuda.Event(), torch.empty_like(numbers, device="cpu", pin_memory=True)
     copy.copy_(numbers, non_blocking=True)
-    there.record()
+    done.record()
 
-    def arrived() -> list[list[int]]:
-        there.synchronize()
-        found: list[list[int]] = copy.tolist()
-        return found
+    def wait() -> list[list[int]]:
+        done.synchronize()
+        values: list[list[int]] = copy.tolist()
+        return values
 
-    return arrived
+    return wait

@@ -1,13 +1,42 @@
-"""Work that Python launches once and the device repeats: recorded, replayed, dropped when stale.
+"""CUDA graphs: work is captured once and replayed with one launch; stale graphs are dropped.
 
-Knows recordings, what they depend on, and torch.compile. Knows nothing of what the work means.
+What a graph is. A decode step is hundreds of small kernels, and Python needs longer to launch them
+than the GPU to run them. A CUDA graph is the list of those launches, captured from a stream; one
+call replays all of it. Capture runs no kernel, it notes each launch with its arguments *frozen*:
+the kernel, the grid, every scalar and every pointer. A replay does precisely that again. So nothing
+may vary between two replays but the contents of memory:
 
-A CUDA graph is a list of launches with their addresses and numbers frozen in it. Everything that
-may differ between two runs must therefore be a tensor at the same place: the decode step works over
-its slots (decode_state.py), which live as long as the recordings; other work gets its arguments copied
-into tensors of the recording's own. Work is run the first time that it is met (libraries set
-themselves up then, and kernels are compiled), recorded the second time, and replayed from then on.
-What cannot be recorded is said once and run without.
+- Whatever varies must be a tensor at a fixed address. The decode step reads its positions, tokens,
+  noise and sampling parameters from static buffers (decode_state.py). Functions with arguments
+  (``GraphedExecutor``) get them copied into buffers that belong to the graph, and the result is
+  copied out, because the next replay overwrites it.
+- Whatever shapes the work (batch size, KV length, dtype) is part of the key of a graph: one graph
+  for each key, with shapes rounded up (``bucketing.bucket``) so that keys are few.
+
+Warm-up, capture, replay. The first call of a key runs eagerly: libraries create handles and
+workspaces, kernels are compiled and autotuned, none of which may happen during a capture. The
+second call captures and replays. So work that occurs once is never captured.
+
+Stale graphs. If weights move (offload, another precision) or the KV cache is reallocated, a replay
+would read and write memory that is freed or reused, without any error. Hence every lookup passes
+the addresses that the graphs depend on, and if one has changed all graphs are dropped. Their number
+(``MAX_GRAPHS``) and the bytes of their buffers are bounded; the least recently used go first.
+
+Memory. Temporaries of a captured function come from a private pool, because their addresses are
+frozen too. Graphs that never overlap share one pool; graphs that replay on another stream at the
+same time need another (``cuda.GraphCapturer.for_other_stream``).
+
+What cannot be captured: reading a value back (``.item()``, a branch on a tensor), pageable copies
+from or to the host, new library handles, an allocation returned to the driver. Such a capture fails
+with an error; it is logged once, and from then on the work is launched eagerly, with equal results.
+
+Why not ``torch.cuda.make_graphed_callables``: it captures one fixed set of shapes, keeps its static
+inputs and outputs for ever, and does not notice moved weights. Why not torch.compile's
+cudagraph trees: they need a compiler for every kernel in the graph, copy or guard inputs in Python
+at each call, and manage their own pool and thread; and the steps here are hand-written Triton.
+
+Responsible for captured graphs, what they depend on, and the messages of the fallback. Not
+responsible for what the work means.
 """
 
 from __future__ import annotations
@@ -25,173 +54,184 @@ from chatterbox_opt.runtime.bucketing import DeviceLengths, PaddingMask, bucket
 from chatterbox_opt.runtime.cuda import DEVICE_ERRORS, Work
 
 log = logging.getLogger(__name__)
-MAX_GRAPHS = 64  # recordings of one stage; each holds its launches and a share of the memory pool
-MAX_BUFFER_BYTES = 256 << 20  # bytes of their own arguments and results, of one stage
-CaptureFn = Callable[[Work], Work]  # notes what the work does, without doing it; returns the replay
+MAX_GRAPHS = 64  # graphs of one stage; each holds its launches and a share of the memory pool
+MAX_BUFFER_BYTES = 256 << 20  # of the argument and result buffers of one stage's graphs
+CaptureFn = Callable[[Work], Work]  # captures work without running it; returns the replay
+EAGER_FROM_NOW_ON = "running it eagerly from now on"
 
 
-def capture_failed(error: Exception, what: str = "the t3 step") -> str:
-    """One line for the person."""
-    reason = first_line(error)
-    return f"Compilation setup failed: {reason}; {what} runs eager"
+def capture_failed(what: str, error: Exception) -> str:
+    """The warning that ``what`` cannot be captured."""
+    return f"CUDA graph capture of {what} failed ({first_line(error)}); {EAGER_FROM_NOW_ON}"
+
+
+def replay_failed(what: str, error: Exception) -> str:
+    """The warning that a captured ``what`` cannot be launched."""
+    return f"CUDA graph replay of {what} failed ({first_line(error)}); {EAGER_FROM_NOW_ON}"
+
+
+def compilation_failed(what: str, error: Exception) -> str:
+    """The warning that ``what`` cannot be compiled."""
+    return f"compilation of {what} failed ({first_line(error)}); {EAGER_FROM_NOW_ON}"
 
 
 @dataclass(slots=True, eq=False)
 class CapturedGraph:
-    """One piece of work.
+    """One piece of work: not yet run, warmed up, or captured.
 
     Attributes:
-        met: it was done once, unrecorded.
-        replay: does it again; None until it is recorded.
-        gives: shape and dtype of a function's result, once it is met.
-        arguments, result: of such a function, where the recording has them.
-        size: bytes of those; noted once, for every step asks.
+        warmed_up: it ran once, eagerly.
+        replay: launches the graph; None until it is captured.
+        out_spec: shape and dtype of a function's result, known after the warm-up.
+        arguments, result: a function's static buffers, once there is a graph that uses them.
+        nbytes: of those; stored because every step reads it.
     """
 
-    met: bool = False
+    warmed_up: bool = False
     replay: Work | None = None
-    gives: tuple[torch.Size, torch.dtype] | None = None
+    out_spec: tuple[torch.Size, torch.dtype] | None = None
     arguments: tuple[Tensor, ...] = ()
     result: Tensor | None = None
-    size: int = 0
+    nbytes: int = 0
 
-    def hold(self, arguments: tuple[Tensor, ...], result: Tensor | None = None) -> None:
-        """Have these for its own."""
+    def set_buffers(self, arguments: tuple[Tensor, ...], result: Tensor | None = None) -> None:
+        """Set the static buffers."""
         self.arguments, self.result = arguments, result
-        held = arguments if result is None else (*arguments, result)
-        self.size = sum(tensor.nbytes for tensor in held)
+        buffers = arguments if result is None else (*arguments, result)
+        self.nbytes = sum(tensor.nbytes for tensor in buffers)
 
 
 class CudaGraphCache:
-    """Recordings by key, for as long as what they work over stays where it is."""
+    """Captured graphs by key, valid while the memory they use stays at its addresses."""
 
-    def __init__(self, record: CaptureFn, what: str) -> None:
-        """Keep nothing yet.
+    def __init__(self, capture: CaptureFn, what: str) -> None:
+        """Start empty.
 
         Args:
-            what: the work, for a warning.
+            what: the work's name in warnings.
         """
-        self._record: CaptureFn | None = record
+        self._capture: CaptureFn | None = capture
         self._what = what
-        self._known: dict[Hashable, CapturedGraph] = {}
-        self._place: Hashable = None
+        self._graphs: dict[Hashable, CapturedGraph] = {}
+        self._addresses: Hashable = None
 
     @property
     def captures_work(self) -> bool:
-        """Whether nothing has failed to be recorded or replayed yet; else all is launched."""
-        return self._record is not None
+        """False after a failed capture or replay: everything is then launched eagerly."""
+        return self._capture is not None
 
-    def find(self, key: Hashable, place: Hashable) -> CapturedGraph:
-        """The recording under ``key``; all are dropped if ``place`` is another one.
+    def find(self, key: Hashable, addresses: Hashable) -> CapturedGraph:
+        """The graph under ``key``; all are dropped if ``addresses`` differ from the last call's.
 
         Args:
-            key: all that shapes the work, apart from values in tensors.
-            place: the addresses that the recordings depend on.
+            key: everything that shapes the work, except values in tensors.
+            addresses: of the memory that the graphs use.
         """
-        if place != self._place:
-            self._known.clear()
-            self._place = place
-        found = self._known.pop(key, None) or CapturedGraph()
-        while self._known and (len(self._known) >= MAX_GRAPHS or self._size() > MAX_BUFFER_BYTES):
-            del self._known[next(iter(self._known))]
-        self._known[key] = found  # the last is the one used last
-        return found
+        if addresses != self._addresses:
+            self._graphs.clear()
+            self._addresses = addresses
+        graph = self._graphs.pop(key, None) or CapturedGraph()
+        while self._graphs and (
+            len(self._graphs) >= MAX_GRAPHS or self._buffer_bytes() > MAX_BUFFER_BYTES
+        ):
+            del self._graphs[next(iter(self._graphs))]
+        self._graphs[key] = graph  # the most recently used comes last
+        return graph
 
-    def _size(self) -> int:
-        return sum(recording.size for recording in self._known.values())
+    def _buffer_bytes(self) -> int:
+        return sum(graph.nbytes for graph in self._graphs.values())
 
-    def run(self, recording: CapturedGraph, work: Work) -> None:
-        """Do ``work``: the first time as it is, the second time recorded, then by replay."""
-        if recording.replay is None and recording.met and self._record is not None:
+    def run(self, graph: CapturedGraph, work: Work) -> None:
+        """Run ``work``: eagerly the first time, captured the second time, then by replay."""
+        if graph.replay is None and graph.warmed_up and self._capture is not None:
             try:
-                recording.replay = self._record(work)
+                graph.replay = self._capture(work)
             except DEVICE_ERRORS as error:
-                log.warning("%s", capture_failed(error, self._what))
-                self._record = None
-        recording.met = True
-        if recording.replay is not None:
+                log.warning("%s", capture_failed(self._what, error))
+                self._capture = None
+        graph.warmed_up = True
+        if graph.replay is not None:
             try:
-                recording.replay()
+                graph.replay()
             except DEVICE_ERRORS as error:  # nothing was launched
-                log.warning("%s", capture_failed(error, self._what))
-                self._record = None
-                self._known.clear()
+                log.warning("%s", replay_failed(self._what, error))
+                self._capture = None
+                self._graphs.clear()
             else:
                 return
         work()
 
 
 def weight_addresses(module: nn.Module) -> tuple[int, ...]:
-    """Where a module's numbers are; what is shared comes as often as it is met.
+    """The addresses of a module's parameters and buffers; shared ones occur more than once.
 
-    By the modules' own tables: ``parameters()`` takes four times as long, and recorded work asks
-    each time.
+    Walks the modules' own dictionaries: ``parameters()`` takes four times as long, and this is
+    called for every lookup of a graph.
     """
-    found: list[int] = []
+    addresses: list[int] = []
     left: list[nn.Module | None] = [module]
     while left:
         part = left.pop()
         if part is None:
             continue
-        for held in (part._parameters, part._buffers):
-            found += [tensor.data_ptr() for tensor in held.values() if tensor is not None]
+        for tensors in (part._parameters, part._buffers):
+            addresses += [tensor.data_ptr() for tensor in tensors.values() if tensor is not None]
         left += part._modules.values()
-    return tuple(found)
+    return tuple(addresses)
 
 
 class GraphedExecutor:
-    """Calls a module's functions by recordings, one for each key and set of shapes.
+    """The ``Executor`` that replays a module's functions: one graph per key and set of shapes."""
 
-    See ``rows.Through``.
-    """
+    captures = True
 
-    records = True
-
-    def __init__(self, record: CaptureFn, module: nn.Module, what: str) -> None:
-        """Prepare.
+    def __init__(self, capture: CaptureFn, module: nn.Module, what: str) -> None:
+        """Start empty.
 
         Args:
-            module: whose weights the functions read.
-            what: the work, for a warning.
+            module: whose weights the functions use.
+            what: the work's name in warnings.
         """
-        self._recordings = CudaGraphCache(record, what)
-        self._module = weakref.ref(module)  # which has this as its attribute: no cycle, so that
-        # what a closed engine held is free at once
+        self._cache = CudaGraphCache(capture, what)
+        # the module has this object as its attribute; without a cycle, a closed engine's memory
+        # is freed at once
+        self._module = weakref.ref(module)
 
     @property
     def captures_work(self) -> bool:
-        """See ``CudaGraphCache``."""
-        return self._recordings.captures_work
+        """As ``CudaGraphCache.captures_work``."""
+        return self._cache.captures_work
 
-    def room(self, length: int) -> int:
-        """A bucket: few recordings serve all lengths."""
+    def padded_length(self, length: int) -> int:
+        """The next bucket: few graphs serve all lengths."""
         return bucket(length)
 
-    def tails(self, lengths: Tensor) -> PaddingMask:
-        """See ``rows.Through``."""
+    def padding_mask(self, lengths: Tensor) -> PaddingMask:
         return DeviceLengths(lengths)
 
     def __call__(self, key: Hashable, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """See ``rows.Through``."""
         module = self._module()
-        assert module is not None  # its functions are called
+        assert module is not None  # the caller holds it
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
-        recording = self._recordings.find((key, shapes), weight_addresses(module))
-        if recording.gives is None:  # it may be the only time: nothing is kept for it
-            made = function(*tensors)
-            recording.met, recording.gives = True, (made.shape, made.dtype)
-            return made
-        if recording.result is None:
-            shape, dtype = recording.gives
+        graph = self._cache.find((key, shapes), weight_addresses(module))
+        # 1) warm up: no buffers, because these shapes may not occur again
+        if graph.out_spec is None:
+            out = function(*tensors)
+            graph.warmed_up, graph.out_spec = True, (out.shape, out.dtype)
+            return out
+        # 2) allocate static buffers
+        if graph.result is None:
+            shape, dtype = graph.out_spec
             arguments = tuple(torch.empty_like(tensor) for tensor in tensors)
-            recording.hold(arguments, tensors[0].new_empty(shape, dtype=dtype))
-        result = recording.result
+            graph.set_buffers(arguments, tensors[0].new_empty(shape, dtype=dtype))
+        result = graph.result
         assert result is not None
-        for mine, given in zip(recording.arguments, tensors, strict=True):
-            mine.copy_(given)
+        # 3) copy in, capture or replay, copy out
+        for buffer, tensor in zip(graph.arguments, tensors, strict=True):
+            buffer.copy_(tensor)
 
         def work() -> None:
-            result.copy_(function(*recording.arguments))
+            result.copy_(function(*graph.arguments))
 
-        self._recordings.run(recording, work)
+        self._cache.run(graph, work)
         return result.clone()

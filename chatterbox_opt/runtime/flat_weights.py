@@ -1,8 +1,8 @@
-"""A stage's weights side by side in one piece of memory, so that they move in one copy.
+"""A stage's weights in one contiguous buffer, so that they move in one copy.
 
-Knows tensors' places in memory, and how a module is given others. Knows nothing of devices, or of
-when a stage moves (offload.py). Not to be mistaken for weight_layout.py, which lays single matrices out
-for the processor: what is laid out there is no plain tensor, and is left where it is.
+Responsible for where a module's tensors are in memory and for rebinding them. Not responsible for
+devices or for when a stage moves (offload.py). Unrelated to weight_layout.py, which packs single
+matrices for CPU kernels: packed matrices are not strided tensors and are left where they are.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-ALIGN = 256  # bytes; what the card's own allocator gives, and what its kernels hope for
+ALIGN = 256  # bytes; the alignment of CUDA's own allocations, which kernels may assume
 
 
 @dataclass(frozen=True, slots=True)
 class TensorView:
-    """Where one tensor of a module lies; several may share theirs.
+    """Position of one tensor of a module in the buffer; tensors that share memory overlap.
 
     Attributes:
-        start, stop: bytes from the beginning.
+        start, stop: byte offsets.
     """
 
     owner: nn.Module
@@ -33,60 +33,60 @@ class TensorView:
     stop: int
 
     def view(self, memory: Tensor) -> Tensor:
-        """The tensor's part of uint8 ``memory``, as the tensor."""
+        """The tensor as a view of uint8 ``memory``."""
         return memory[self.start : self.stop].view(self.dtype).as_strided(self.shape, self.stride)
 
 
 class FlatBuffer:
-    """The weights of a module, as they were when this was made.
+    """The weights of a module as they were at construction.
 
     Attributes:
-        home: uint8 [size], the only copy that stays.
+        home: uint8 [size] in host memory, the master copy.
     """
 
     def __init__(self, module: nn.Module, allocate: Callable[[int], Tensor]) -> None:
-        """Copy all tensors of ``module``, wherever they are, and make them views of the copy.
+        """Copy all tensors of ``module`` from any device, and rebind them to the copy.
 
         Args:
-            allocate: gives uint8 [size] in host memory.
+            allocate: size -> uint8 [size] in host memory.
         """
-        found = list(module_tensors(module))
-        offsets, size = layout([tensor for _, _, tensor in found])
-        self._places = [
+        tensors = list(module_tensors(module))
+        offsets, size = layout([tensor for _, _, tensor in tensors])
+        self._views = [
             TensorView(owner, name, t.dtype, tuple(t.shape), t.stride(), start, start + extent(t))
-            for (owner, name, t), start in zip(found, offsets, strict=True)
+            for (owner, name, t), start in zip(tensors, offsets, strict=True)
         ]
         with torch.inference_mode(mode=False), torch.no_grad():
             self.home = allocate(size)
-            for place, (_, _, tensor) in zip(self._places, found, strict=True):
-                place.view(self.home).copy_(tensor)
-        self.put(self.home)
+            for view, (_, _, tensor) in zip(self._views, tensors, strict=True):
+                view.view(self.home).copy_(tensor)
+        self.rebind(self.home)
 
-    def put(self, memory: Tensor) -> None:
-        """Make the module's tensors views of ``memory``, which holds what ``home`` holds.
+    def rebind(self, memory: Tensor) -> None:
+        """Make the module's tensors views of ``memory``, which holds a copy of ``home``.
 
-        Whatever they were before is let go: a precision that was changed is as it was, and a
-        table that a layer moved or cast for itself is the original one.
+        Their present storage is dropped: a changed precision is undone, and a table that a layer
+        moved or cast is replaced by the original one.
         """
         with torch.inference_mode(mode=False):
-            for place in self._places:
-                assign(place.owner, place.name, place.view(memory))
+            for view in self._views:
+                assign(view.owner, view.name, view.view(memory))
 
     def is_home(self) -> bool:
-        """Whether the module's tensors are those at home; not so after they were replaced there."""
+        """Whether the module's tensors are still the views of ``home``."""
         base = self.home.data_ptr()
-        for place in self._places:
-            tensor: Tensor = getattr(place.owner, place.name)
-            if tensor.dtype != place.dtype:
+        for view in self._views:
+            tensor: Tensor = getattr(view.owner, view.name)
+            if tensor.dtype != view.dtype:
                 return False
-            if tensor.numel() and tensor.data_ptr() != base + place.start:
+            if tensor.numel() and tensor.data_ptr() != base + view.start:
                 return False
         return True
 
 
 def module_tensors(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
     """Owner, name and value of a module's parameters, its buffers, persistent or not, and plain
-    attributes that are tensors: upstream's layers keep tables of positions so.
+    attributes that are tensors (upstream's layers store their tables of positions so).
 
     What is not strided memory (weight_layout.py, linear_onednn.py, linear_int.py) is left out.
     """
@@ -98,7 +98,7 @@ def module_tensors(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]
 
 
 def assign(owner: nn.Module, name: str, value: Tensor) -> None:
-    """Give a module another tensor; a parameter stays the same object with other data."""
+    """Replace a module's tensor; a parameter stays the same object with other data."""
     if isinstance(parameter := getattr(owner, name), nn.Parameter):
         parameter.data = value
     else:
@@ -106,7 +106,7 @@ def assign(owner: nn.Module, name: str, value: Tensor) -> None:
 
 
 def drop_storage(module: nn.Module) -> None:
-    """Take a module's tensors away from it: their memory is free, whoever holds the module."""
+    """Free the memory of a module's tensors even if the module itself is still referenced."""
     for owner, name, tensor in list(module_tensors(module)):
         assign(owner, name, torch.empty(0, dtype=tensor.dtype))
 
@@ -119,18 +119,18 @@ def extent(tensor: Tensor) -> int:
     return (1 + steps) * tensor.element_size()
 
 
-def layout(found: Sequence[Tensor]) -> tuple[list[int], int]:
-    """A place for each tensor, in bytes, and the size of all; what shares memory goes on sharing.
+def layout(tensors: Sequence[Tensor]) -> tuple[list[int], int]:
+    """A byte offset for each tensor, and the total size; shared memory stays shared.
 
     Tensors that overlap keep their distance; all others begin at a multiple of ``ALIGN``.
     """
     offsets: dict[int, int] = {}
     base = end = offset = size = 0
-    for tensor in sorted(found, key=lambda t: t.data_ptr()):
+    for tensor in sorted(tensors, key=lambda t: t.data_ptr()):
         address = tensor.data_ptr()
         if address >= end:
             base, offset = address, size
         offsets[address] = offset + address - base
         end = max(end, address + extent(tensor))
         size = -(-(offset + end - base) // ALIGN) * ALIGN
-    return [offsets[tensor.data_ptr()] for tensor in found], size
+    return [offsets[tensor.data_ptr()] for tensor in tensors], size

@@ -1,6 +1,6 @@
-"""The process's heap, where its allocator can be told: glibc on Linux, nothing elsewhere.
+"""glibc malloc settings of this process; no effect with other C libraries.
 
-Knows what glibc does with freed memory. Knows nothing of what is in it.
+Responsible for when freed pages return to the system. Not responsible for what is allocated.
 """
 
 from __future__ import annotations
@@ -9,39 +9,40 @@ import ctypes
 import sys
 from typing import Any
 
-# mallopt's numbers (malloc.h)
-TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
-LARGE = 32 << 20  # bytes: the largest threshold that glibc takes
-KEPT = 1 << 30  # bytes of free memory at the heap's end that stay
-AHEAD = 64 << 20  # bytes by which the heap grows
+# parameters of mallopt (malloc.h)
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+MMAP_THRESHOLD = 32 << 20  # bytes: the largest value that glibc accepts
+TRIM_THRESHOLD = 1 << 30  # bytes of free memory at the top of the heap that are not returned
+TOP_PAD = 64 << 20  # bytes by which the heap grows
 
 
 def _glibc() -> Any:
-    """The C library, or None where it is another one."""
+    """The C library, or None if it is not glibc."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     return libc if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt") else None
 
 
 def trim() -> None:
-    """Give freed memory back to the system.
+    """Return freed memory to the system.
 
-    Of the float32 matrices that a narrow T3 is made of, holes of 340 MB stayed with the process.
+    After the float32 matrices of T3 had been converted to a smaller dtype, 340 MB of free memory
+    stayed with the process.
     """
     if libc := _glibc():
         libc.malloc_trim(0)
 
 
 def keep_freed_pages() -> None:
-    """From now on keep what is freed, up to a bound, for what is asked for next.
+    """From now on keep freed pages, up to a limit, for the next allocation.
 
-    On the processor every layer frees its tensors and asks for the same sizes again. What glibc
-    had given back has to be mapped, zeroed and faulted in anew: a sixth of T3's time with eight
-    utterances side by side.
+    On a CPU every layer frees its tensors and allocates the same sizes again. Pages that glibc had
+    returned must be mapped, zeroed and faulted in again: a sixth of T3's time with eight sequences
+    in a batch.
     """
     if libc := _glibc():
         for parameter, value in (
-            (MMAP_THRESHOLD, LARGE),
-            (TRIM_THRESHOLD, KEPT),
-            (TOP_PAD, AHEAD),
+            (M_MMAP_THRESHOLD, MMAP_THRESHOLD),
+            (M_TRIM_THRESHOLD, TRIM_THRESHOLD),
+            (M_TOP_PAD, TOP_PAD),
         ):
             libc.mallopt(parameter, value)

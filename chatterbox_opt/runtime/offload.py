@@ -1,11 +1,12 @@
-"""Which stage is on the device, and when. Owns the moving; knows nothing of what stages do.
+"""Which stage's weights are on the device, and when.
 
-    none            all stages are placed once, and the context manager is a formality
-    stages          they take turns; the next one is fetched while one works: at most two are there
-    all-but-active  only the working one is there
+    none            all stages are placed once; the context manager does nothing
+    stages          stages alternate; the next one is prefetched while one runs: at most two at once
+    all-but-active  only the running stage is on the device
 
-Weights do not change: each stage's stay in host memory in one piece (flat_weights.py), enter the device in
-one copy (weight_transfer.py), and are dropped there when the turn ends. On the processor nothing moves.
+Weights do not change: each stage's stay in host memory in one buffer (flat_weights.py), are copied
+to the device in one transfer (weight_transfer.py), and are dropped there when the stage is done. On
+a CPU nothing moves. Responsible for the moves; not responsible for what stages compute.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ NONE, STAGES, ALL_BUT_ACTIVE = OFFLOAD
 
 @dataclass(frozen=True, slots=True)
 class _Prefetch:
-    """The stage that is fetched ahead."""
+    """A stage whose copy to the device was started."""
 
     flat: FlatBuffer
     pending: PendingCopy
@@ -46,39 +47,39 @@ class StagePlacement:
         device: torch.device,
         *,
         offload: str,
-        copier: WeightTransfer | None = None,
+        transfer: WeightTransfer | None = None,
     ) -> None:
-        """Place the stages; with offload all stay in host memory until asked for.
+        """Place the stages; with offload all stay in host memory until they are used.
 
         Args:
-            stages: in the order of work, which begins again after the last.
-            copier: another than the device's own.
+            stages: in the order in which they run, which repeats after the last.
+            transfer: replaces the device's own.
 
         Raises:
-            torch.OutOfMemoryError: the device has no room for all, and offload is none.
+            torch.OutOfMemoryError: not all stages fit on the device, and offload is none.
         """
         self._stages = dict(stages)
         self.device = device
         self.offload = offload
-        self._elsewhere = copier is not None or device.type != "cpu"  # else there is no way to go
-        self._copier = copier or transfer_for(device)
+        self._can_move = transfer is not None or device.type != "cpu"  # else host = device memory
+        self._transfer = transfer or transfer_for(device)
         self._flats: dict[str, FlatBuffer] = {}
-        self._there: dict[str, Tensor] = {}
-        self._coming: _Prefetch | None = None
-        self._settle()
+        self._on_device: dict[str, Tensor] = {}
+        self._prefetched: _Prefetch | None = None
+        self._place_all()
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[nn.Module]:
         """Yield the stage's module, on the device until the block ends.
 
-        What the block does to the weights (another precision) ends with it where stages move.
+        Where stages move, changes to the weights inside the block (another precision) end with it.
 
         Raises:
             InputError: closed.
-            torch.OutOfMemoryError: the device has no room for the stage.
+            torch.OutOfMemoryError: the stage does not fit on the device.
         """
         module = self.module(stage)
-        if not self._moving or stage in self._there:
+        if not self._moving or stage in self._on_device:
             yield module
             return
         try:
@@ -88,7 +89,7 @@ class StagePlacement:
             self._leave(stage)
 
     def module(self, stage: str) -> nn.Module:
-        """The stage, wherever it is.
+        """The stage, on whichever device it is.
 
         Raises:
             InputError: closed.
@@ -98,28 +99,28 @@ class StagePlacement:
         return self._stages[stage]
 
     def offload_more(self) -> None:
-        """From none to stages, from stages to all-but-active; outside of all blocks."""
+        """From none to stages, from stages to all-but-active; call it outside of all blocks."""
         self.offload = STAGES if self.offload == NONE else ALL_BUT_ACTIVE
-        self._coming = None
-        self._settle()
-        self._copier.release()
+        self._prefetched = None
+        self._place_all()
+        self._transfer.release()
 
     def close(self) -> None:
-        """Drop the stages and give the device's memory back, whoever still holds a stage."""
-        if self._elsewhere:
+        """Drop the stages and free the device's memory, even if a stage is still referenced."""
+        if self._can_move:
             for module in self._stages.values():
                 drop_storage(module)
-        self._coming = None
-        for kept in (self._stages, self._flats, self._there):
-            kept.clear()
-        self._copier.release()
+        self._prefetched = None
+        for mapping in (self._stages, self._flats, self._on_device):
+            mapping.clear()
+        self._transfer.release()
 
     @property
     def _moving(self) -> bool:
-        return self.offload != NONE and self._elsewhere
+        return self.offload != NONE and self._can_move
 
-    def _settle(self) -> None:
-        """Bring every stage to where it is when it does not work."""
+    def _place_all(self) -> None:
+        """Put every stage where it belongs while it is not running."""
         for stage, module in self._stages.items():
             if self._moving:
                 self._flat(stage)
@@ -127,45 +128,47 @@ class StagePlacement:
                 module.to(self.device)
 
     def _flat(self, stage: str) -> FlatBuffer:
-        """The stage's weights in host memory; made again if the stage was given others there."""
+        """The stage's weights in host memory; rebuilt if its tensors were replaced there."""
         flat = self._flats.get(stage)
         if flat is None or not flat.is_home():
-            flat = self._flats[stage] = FlatBuffer(self._stages[stage], self._copier.allocate)
+            flat = self._flats[stage] = FlatBuffer(self._stages[stage], self._transfer.allocate)
         return flat
 
     def _enter(self, stage: str) -> None:
         with torch.inference_mode(mode=False):
-            self._there[stage] = self._fetched(stage)
-            self._flats[stage].put(self._there[stage])
+            self._on_device[stage] = self._fetch(stage)
+            self._flats[stage].rebind(self._on_device[stage])
             if self.offload == STAGES:
-                self._fetch_ahead(self._following(stage))
+                self._prefetch(self._next_stage(stage))
 
-    def _fetched(self, stage: str) -> Tensor:
+    def _fetch(self, stage: str) -> Tensor:
         flat = self._flat(stage)
-        if self._coming is not None and self._coming.flat is flat:
-            memory = self._coming.pending.wait()
-            self._coming = None
+        if self._prefetched is not None and self._prefetched.flat is flat:
+            memory = self._prefetched.pending.wait()
+            self._prefetched = None
             return memory
-        if self._coming is not None and self._coming.flat is not self._flat(self._following(stage)):
-            self._coming = None  # the work took another way: it would be a third stage there
-        return self._copier.start(flat.home, aside=False).wait()
+        if self._prefetched is not None:
+            following = self._flat(self._next_stage(stage))
+            if self._prefetched.flat is not following:
+                self._prefetched = None  # not the usual order: it would be a third stage there
+        return self._transfer.start(flat.home, overlap=False).wait()
 
-    def _fetch_ahead(self, stage: str) -> None:
-        if self._coming is not None or stage in self._there:
+    def _prefetch(self, stage: str) -> None:
+        if self._prefetched is not None or stage in self._on_device:
             return
         flat = self._flat(stage)
         try:
-            self._coming = _Prefetch(flat, self._copier.start(flat.home, aside=True))
+            self._prefetched = _Prefetch(flat, self._transfer.start(flat.home, overlap=True))
         except torch.OutOfMemoryError:
-            return  # there is no room beside this one: it comes when its turn does
+            return  # does not fit next to the running stage: it is copied when it runs
 
-    def _following(self, stage: str) -> str:
+    def _next_stage(self, stage: str) -> str:
         order = list(self._stages)
         return order[(order.index(stage) + 1) % len(order)]
 
     def _leave(self, stage: str) -> None:
-        self._there.pop(stage, None)
-        if stage in self._flats:  # it was not closed meanwhile
-            self._flats[stage].put(self._flats[stage].home)
+        self._on_device.pop(stage, None)
+        if stage in self._flats:  # not closed in the meantime
+            self._flats[stage].rebind(self._flats[stage].home)
         if self.offload == ALL_BUT_ACTIVE:
-            self._copier.release()  # what lies unused would be cut up for small things
+            self._transfer.release()  # else small allocations would fragment the cached block

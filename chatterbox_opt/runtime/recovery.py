@@ -1,12 +1,11 @@
-"""What to do when a stage fails for a reason that can be healed: one rung down, and say so.
+"""Recovery of flow and vocoder from out of memory and NaN/Inf; which errors are set-up errors.
 
-Knows residency and precision. Knows nothing of text, tokens or files.
+    out of device memory   -> offload, then offload more -> DeviceError
+    NaN/Inf in fp16/bf16   -> the same work again in float32 -> NumericsError
 
-    out of device memory      -> offload, then offload more -> DeviceError
-    NaN or infinity in half   -> that work again in float32 -> NumericsError
-
-Flow and vocoder may be asked by two threads (overlap.py). They work for one at a time, and stages
-are moved only while neither works.
+Responsible for placement and precision. Not responsible for text, tokens or files. Flow and vocoder
+may be called from two threads (overlap.py): a lock lets one work at a time, and stages are moved
+only while neither works.
 """
 
 from __future__ import annotations
@@ -20,18 +19,20 @@ from typing import Protocol, TypeVar, cast
 import torch
 
 from chatterbox_opt.errors import DeviceError, NumericsError
+from chatterbox_opt.runtime.cuda import SetupError
 from chatterbox_opt.runtime.offload import ALL_BUT_ACTIVE, NONE, STAGES, StagePlacement
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
-HAPPENED = {
-    STAGES: "stages now take turns on the card",
-    ALL_BUT_ACTIVE: "only the stage that works is on the card now",
+OFFLOADED = {
+    STAGES: "stages now alternate on the GPU",
+    ALL_BUT_ACTIVE: "only the running stage is on the GPU now",
 }
+COMPILERS = ("torch._dynamo", "torch._inductor", "triton")  # modules of their exceptions
 
 
 class Castable(Protocol):
-    """A stage whose arithmetic can be switched."""
+    """A stage whose arithmetic can change its precision."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -43,11 +44,23 @@ class Castable(Protocol):
         ...
 
 
+def is_setup_error(error: Exception) -> bool:
+    """Whether a step failed in compilation or launch set-up, so that any inputs would fail.
+
+    Such are errors of torch.compile and Triton, a missing compiler or library, and what
+    ``kernels.cuda.launch`` converts; other errors may be due to these requests only.
+    """
+    modules = (kind.__module__ for kind in type(error).__mro__)
+    return isinstance(error, (SetupError, ImportError, OSError)) or any(
+        module == name or module.startswith(f"{name}.") for module in modules for name in COMPILERS
+    )
+
+
 @contextmanager
 def in_float32(module: torch.nn.Module) -> Iterator[None]:
-    """Work in float32 inside the block; the stage's own dtype comes back after it.
+    """Run the stage in float32 inside the block, and restore its own dtype afterwards.
 
-    The numbers come back as they were, but in other memory: ``StagePlacement.version`` tells.
+    The weights get their former values back, but at other addresses: captured graphs are stale.
     """
     stage = cast(Castable, module)
     before = stage.dtype
@@ -62,19 +75,21 @@ def in_float32(module: torch.nn.Module) -> Iterator[None]:
 
 
 class RecoveryPolicy:
-    """Runs work on stages and heals what can be healed, warning once of each kind.
+    """Runs work on stages, recovers from what it can, and warns once of each kind.
 
     Attributes:
-        alone: held by whoever works on flow or vocoder, or moves stages.
+        lock: held while flow or vocoder run, or stages are moved.
+        step_failures: of T3's fused or compiled step since it last succeeded (t3_runner.py).
     """
 
     def __init__(self, placement: StagePlacement) -> None:
         self.placement = placement
+        self.lock = threading.RLock()
+        self.step_failures = 0
         self._warned: set[str] = set()
-        self.alone = threading.RLock()
 
     def warn_once(self, message: str) -> None:
-        """Log a warning that this engine has not given yet."""
+        """Log a warning unless this engine has logged it already."""
         if message not in self._warned:
             self._warned.add(message)
             log.warning(message)
@@ -85,19 +100,19 @@ class RecoveryPolicy:
         work: Callable[[torch.nn.Module], Result],
         generators: Sequence[torch.Generator],
         *,
-        wide: bool = False,
+        float32: bool = False,
     ) -> Result:
-        """Run ``work`` with the stage on the device; another try draws the same random numbers.
+        """Run ``work`` with the stage on the device; a retry draws the same random numbers.
 
         Args:
-            wide: begin in float32.
+            float32: start in float32.
 
         Raises:
             DeviceError: out of memory even with only this stage on the device.
-            NumericsError: not finite even in float32.
+            NumericsError: NaN/Inf even in float32.
         """
-        with self.alone:
-            return self._run(stage, work, generators, wide=wide)
+        with self.lock:
+            return self._run(stage, work, generators, float32=float32)
 
     def try_once(
         self,
@@ -105,15 +120,15 @@ class RecoveryPolicy:
         work: Callable[[torch.nn.Module], Result],
         generators: Sequence[torch.Generator],
     ) -> Result:
-        """Run ``work`` and heal nothing: for a thread beside the one that T3 works in.
+        """Run ``work`` without recovery: for a thread that overlaps with T3.
 
         Raises:
-            DeviceError: stages move; that is not for two threads.
+            DeviceError: stages move, which must not happen in parallel with T3.
         """
-        with self.alone:
+        with self.lock:
             if self.placement.offload != NONE:
-                raise DeviceError(f"{stage} has to take turns with the others")
-            return self._attempt(stage, work, wide=False)
+                raise DeviceError(f"{stage} cannot overlap with T3 while stages are offloaded")
+            return self._try(stage, work, float32=False)
 
     def _run(
         self,
@@ -121,23 +136,23 @@ class RecoveryPolicy:
         work: Callable[[torch.nn.Module], Result],
         generators: Sequence[torch.Generator],
         *,
-        wide: bool,
+        float32: bool,
     ) -> Result:
         states = [generator.get_state() for generator in generators]
         while True:
             try:
-                return self._attempt(stage, work, wide=wide)
+                return self._try(stage, work, float32=float32)
             except torch.OutOfMemoryError as error:
-                full: torch.OutOfMemoryError | None = error
+                oom: torch.OutOfMemoryError | None = error
             except NumericsError as error:
-                if wide or not self.is_half(stage):
+                if float32 or not self.reduced_precision(stage):
                     remedy = "the weights may be damaged, get them again"
                     raise NumericsError(f"{error}, in float32: {remedy}") from error
-                self.warn_once(f"{stage} gave numbers that are not finite: again in float32")
-                wide, full = True, None
-            # out here the failure's frames are gone, and with them the memory that they held
-            if full is not None:
-                self.out_of_memory(stage, full)
+                self.warn_once(f"{stage} produced NaN or Inf: running it again in float32")
+                float32, oom = True, None
+            # outside of the handlers, so that the failed frames and their memory are freed
+            if oom is not None:
+                self.out_of_memory(stage, oom)
             for generator, state in zip(generators, states, strict=True):
                 generator.set_state(state)
 
@@ -145,31 +160,31 @@ class RecoveryPolicy:
         """Offload, or offload more, from now on.
 
         Raises:
-            DeviceError: the working stage is alone already.
+            DeviceError: only the running stage is on the device already.
         """
-        error.__traceback__ = None  # it holds the frames, and they hold the memory
+        error.__traceback__ = None  # it references the frames, and they the memory
         if self.placement.offload == ALL_BUT_ACTIVE:
-            raise DeviceError(_no_room(stage)) from error
-        with self.alone:
+            raise DeviceError(_stage_does_not_fit(stage)) from error
+        with self.lock:
             self.placement.offload_more()
-        self.warn_once(f"{stage} ran out of memory: {HAPPENED[self.placement.offload]}")
+        self.warn_once(f"{stage} ran out of memory: {OFFLOADED[self.placement.offload]}")
 
-    def is_half(self, stage: str) -> bool:
-        """Whether the stage's arithmetic is narrower than float32."""
+    def reduced_precision(self, stage: str) -> bool:
+        """Whether the stage's arithmetic is fp16 or bf16."""
         return cast(Castable, self.placement.module(stage)).dtype != torch.float32
 
-    def _attempt(
-        self, stage: str, work: Callable[[torch.nn.Module], Result], *, wide: bool
+    def _try(
+        self, stage: str, work: Callable[[torch.nn.Module], Result], *, float32: bool
     ) -> Result:
         with self.placement(stage) as module:
-            if not wide:
+            if not float32:
                 return work(module)
             with in_float32(module):
                 return work(module)
 
 
-def _no_room(stage: str) -> str:
+def _stage_does_not_fit(stage: str) -> str:
     return (
-        f"the card has too little free memory for {stage} alone: close other programs, "
+        f"the GPU has too little free memory for {stage} alone: close other programs, "
         "use --profile memory-limited --dtype float16, or --device cpu"
     )

@@ -1,6 +1,7 @@
-"""How bytes get from host memory to a device, beside the work that goes on there if it can.
+"""Host-to-device copies of weights, overlapped with compute on a side stream where possible.
 
-Knows streams, events and pinned memory. Knows nothing of modules, or of whose bytes they are.
+Responsible for streams, events and pinned memory. Not responsible for modules or for what the
+bytes are.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ log = logging.getLogger(__name__)
 
 
 class PendingCopy(Protocol):
-    """Bytes on their way to the device."""
+    """A copy to the device that was started."""
 
     def wait(self) -> Tensor:
-        """Have all work that is given to the device from now on come after the copy.
+        """Make work launched from now on wait for the copy (stream-wait on its event).
 
         Returns:
-            uint8 [size] on the device; free when nobody refers to it any more.
+            uint8 [size] on the device, freed with its last reference.
         """
         ...
 
@@ -34,108 +35,104 @@ class WeightTransfer(Protocol):
         """Host memory to copy from, uint8 [size]."""
         ...
 
-    def start(self, source: Tensor, *, aside: bool) -> PendingCopy:
-        """Begin to copy uint8 ``source`` to new memory on the device.
+    def start(self, source: Tensor, *, overlap: bool) -> PendingCopy:
+        """Start copying uint8 ``source`` to new memory on the device.
 
         Args:
-            aside: while the device works; else at once, before what it is given next.
+            overlap: copy in parallel with the device's work; else in order, before work that is
+                launched later.
 
         Raises:
-            torch.OutOfMemoryError: the device has no room for it.
+            torch.OutOfMemoryError: the device has not enough free memory.
         """
         ...
 
     def release(self) -> None:
-        """Give memory that nobody refers to back to other programs."""
+        """Return cached, unused device memory to other programs."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class DoneCopy:
-    """Bytes that need not be waited for."""
+    """A copy that is complete, or ordered by the current stream."""
 
     memory: Tensor
 
     def wait(self) -> Tensor:
-        """See ``PendingCopy``."""
         return self.memory
 
 
 class PlainTransfer:
-    """Copies and waits, on any device."""
+    """Synchronous copies, for any device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def allocate(self, size: int) -> Tensor:
-        """See ``WeightTransfer``."""
         return torch.empty(size, dtype=torch.uint8)
 
-    def start(self, source: Tensor, *, aside: bool) -> PendingCopy:
-        """See ``WeightTransfer``."""
+    def start(self, source: Tensor, *, overlap: bool) -> PendingCopy:
         return DoneCopy(source.to(self._device, copy=True))
 
     def release(self) -> None:
-        """See ``WeightTransfer``."""
+        pass
 
 
 class StreamCopy:
-    """Bytes that another stream copies to memory of the current one."""
+    """A copy on a side stream, into memory allocated on the current stream."""
 
     def __init__(self, memory: Tensor, side: torch.cuda.Stream) -> None:
         self._memory, self._side, self._awaited = memory, side, False
         self._done = side.record_event()
 
     def wait(self) -> Tensor:
-        """See ``PendingCopy``; the processor does not wait, the current stream does."""
+        """The current stream waits, the host does not."""
         current = torch.cuda.current_stream(self._memory.device)
         current.wait_event(self._done)
         self._awaited = True
         return self._memory
 
     def __del__(self) -> None:
-        """Memory that is let go before the copy was waited for must not be given away under it.
+        """Memory freed before ``wait`` must not be reused while the copy still writes to it.
 
-        Not said of all memory: what two streams use is free only some time after it was let go,
-        and the next stage would be given other memory in vain.
+        Only then, because memory with ``record_stream`` becomes free only some time after it was
+        released, and the next stage would have to allocate other memory.
         """
         if not self._awaited:
             self._memory.record_stream(self._side)
 
 
 class StreamTransfer:
-    """Copies to a CUDA card from pinned memory, on a stream of its own if it shall be aside."""
+    """Copies to a CUDA GPU from pinned memory, on a side stream if they shall overlap."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._side = torch.cuda.Stream(device)
 
     def allocate(self, size: int) -> Tensor:
-        """See ``WeightTransfer``; pinned, or slower where the system gives no memory that is."""
+        """Pinned memory; pageable memory, from which copies are slower, if it cannot be pinned."""
         try:
             return torch.empty(size, dtype=torch.uint8, pin_memory=True)
         except RuntimeError as error:
-            log.warning("no pinned memory (%s): stages are slower to enter the card", error)
+            log.warning("no pinned memory (%s): copying stages to the GPU is slower", error)
             return torch.empty(size, dtype=torch.uint8)
 
-    def start(self, source: Tensor, *, aside: bool) -> PendingCopy:
-        """See ``WeightTransfer``."""
+    def start(self, source: Tensor, *, overlap: bool) -> PendingCopy:
         memory = torch.empty(source.shape, dtype=torch.uint8, device=self._device)
-        if not aside:
+        if not overlap:
             memory.copy_(source, non_blocking=True)
             return DoneCopy(memory)
-        # the memory may be what work that still runs has let go: after that work, which is little,
-        # because a stage's turn has only begun
+        # the allocator may have reused memory that running work still accesses: copy after that
+        # work, which is little because the active stage has only just started
         self._side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._side):
             memory.copy_(source, non_blocking=True)
         return StreamCopy(memory, self._side)
 
     def release(self) -> None:
-        """See ``WeightTransfer``."""
         torch.cuda.empty_cache()
 
 
 def transfer_for(device: torch.device) -> WeightTransfer:
-    """What copies to a device best."""
+    """The fastest transfer for a device."""
     return StreamTransfer(device) if device.type == "cuda" else PlainTransfer(device)

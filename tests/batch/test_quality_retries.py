@@ -101,7 +101,7 @@ def test_the_bounds_with_a_trained_model():
             [chunk] = speaker._chunks(text)
             voice = speaker.voice(names[i % len(names)])
             said = ChunkRequest(chunk, voice, Sampling(), i, lambda n: None)
-            [(_, good)] = speaker.pipeline.speak(iter([said, None]).__next__)
+            [(_, good)] = speaker.pipeline.synthesize_chunks(iter([said, None]).__next__)
             assert find_faults(chunk.text, good) == (), text
             for fault, faulty in insert_faults(good):
                 assert find_faults(chunk.text, faulty), f"{fault}: {text}"
@@ -214,10 +214,8 @@ def test_a_guarded_engine_retries_chunks_with_other_seeds(engine):
     [again] = engine.pieces(text, None, SHORT, guard=Guard(retries=2))
     assert np.array_equal(guarded.samples, again.samples), "retries are reproducible too"
     [single] = engine.pieces(text, None, SHORT, guard=Guard(retries=0))
-    assert np.array_equal(single.samples, plain.samples), (
-        "the first attempt equals the one without a guard"
-    )
-    [(_, truncated)] = engine.pipeline.speak(
+    assert np.array_equal(single.samples, plain.samples), "the first attempt is the plain one"
+    [(_, truncated)] = engine.pipeline.synthesize_chunks(
         iter([chunk_request(engine, max_tokens=5), None]).__next__
     )
     assert truncated.truncated

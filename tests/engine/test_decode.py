@@ -1,4 +1,4 @@
-"""Many utterances side by side: each says what it says alone, whatever its neighbours are."""
+"""Continuous batching: a sequence's tokens do not depend on the rest of the batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXTS = ["hello.", "a much longer sentence, with a comma in it.", "one two three
 
 
 def knobs(i: int) -> Sampling:
-    """Knobs of every kind, no two alike, some greedy, some without guidance."""
+    """All kinds of sampling parameters, no two alike, some greedy, some without guidance."""
     return Sampling(
         seed=i,
         temperature=[0.0, 0.8, 1.7][i % 3],
@@ -43,7 +43,7 @@ def some(engine, order: list[int] | None = None) -> list[DecodeRequest]:
 
 @pytest.fixture(scope="module")
 def t3(tiny):
-    """In plain matrices: oneDNN's layout is no memory that a trace can follow."""
+    """In plain matrices: oneDNN's layout cannot be traced."""
     return loader.load_t3(registry.locate(str(tiny)), torch.float32)
 
 
@@ -53,8 +53,8 @@ def alone(engine, t3) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5, 12])
-def test_tokens_do_not_depend_on_the_company(engine, t3, alone, slots):
-    """Different knobs, seeds and lengths share the steps; slots are refilled in mid-flight."""
+def test_tokens_do_not_depend_on_the_batch(engine, t3, alone, slots):
+    """Sampling parameters, seeds and lengths differ; free slots are refilled while others run."""
     together = say_all(t3, some(engine), slots=slots)
     assert [said.tokens for said in together] == alone
     assert len(set(alone)) == len(alone), "or equal tokens would prove nothing"
@@ -68,10 +68,10 @@ def test_tokens_do_not_depend_on_the_order(engine, t3, alone):
 
 
 @pytest.mark.parametrize("steps_per_sync", [2, 7])
-def test_looking_rarely_changes_nothing(engine, t3, alone, steps_per_sync):
-    """What was drawn after an end is dropped, and steps after an end stay inside their tables.
+def test_late_readback_changes_nothing(engine, t3, alone, steps_per_sync):
+    """Extra tokens after an end are dropped, and extra steps stay inside the buffers.
 
-    The generator too is left as the last token left it: the flow goes on drawing from it.
+    The generator is reset to its state after the last token: the flow goes on drawing from it.
     """
     often, rarely = (
         say_all(t3, some(engine), slots=3, way=looking(steps_between))
@@ -83,7 +83,7 @@ def test_looking_rarely_changes_nothing(engine, t3, alone, steps_per_sync):
         assert torch.equal(*states)
 
 
-def test_another_voice_is_another_matter(engine, t3):
+def test_each_sequence_uses_its_own_voice(engine, t3):
     other = engine.voice(SAMPLE)
     ids = prompt_for(engine, TEXTS[0]).text_tokens
 
@@ -100,7 +100,7 @@ def test_another_voice_is_another_matter(engine, t3):
     assert together[0] != together[1]
 
 
-def test_a_script_is_said_and_ends(engine, t3):
+def test_forced_tokens_are_generated_and_end(engine, t3):
     said = [utterance(engine, "hello.", knobs(1), forced_tokens=(5, 9, 5)) for _ in range(2)]
     said.append(utterance(engine, "hello.", knobs(0)))
     one, two, free = say_all(t3, said, slots=3)
@@ -108,11 +108,11 @@ def test_a_script_is_said_and_ends(engine, t3):
     assert free.tokens == say_all(t3, [utterance(engine, "hello.", knobs(0))])[0].tokens
 
 
-def test_tokens_are_told_as_they_are_said(engine, t3):
-    heard: list[int] = []
+def test_on_token_is_called_for_every_token(engine, t3):
+    counts: list[int] = []
     prompt, sampling = prompt_for(engine, "hello."), Sampling(seed=3, max_tokens=6)
-    one = DecodeRequest(prompt, sampling, torch.Generator().manual_seed(3), heard.append)
-    assert heard == list(range(1, len(say_all(t3, [one])[0].tokens) + 1))
+    one = DecodeRequest(prompt, sampling, torch.Generator().manual_seed(3), counts.append)
+    assert counts == list(range(1, len(say_all(t3, [one])[0].tokens) + 1))
 
 
 def test_a_text_that_is_too_long_fails_alone(engine, t3, alone):
@@ -125,8 +125,8 @@ def test_a_text_that_is_too_long_fails_alone(engine, t3, alone):
 
 @pytest.mark.parametrize("steps_per_sync", [1, 4])
 @pytest.mark.parametrize("static", [False, True])
-def test_numbers_that_are_not_finite_stay_in_their_slot(engine, t3, alone, static, steps_per_sync):
-    """One row's cache is spoiled; its slot is used again by others, who must not notice."""
+def test_nan_stays_in_its_slot(engine, t3, alone, static, steps_per_sync):
+    """NaN in one row's cache; the slot is reused by others, whose tokens must not change."""
     spoiled = utterance(engine, "hello.", Sampling(seed=1, max_tokens=300))
     queue = deque([spoiled, *some(engine)])
     steps, plain = 0, eager_step(t3.step)
@@ -139,8 +139,8 @@ def test_numbers_that_are_not_finite_stay_in_their_slot(engine, t3, alone, stati
             keys[..., 3, :] = torch.nan
         plain(slots, count, span, ranked=ranked)
 
-    way = looking(steps_per_sync, step, static=static)
-    said = decode(t3, way.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, way)
+    backend = looking(steps_per_sync, step, static=static)
+    said = decode(t3, backend.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, backend)
     found = {one.utterance: one for one in said}
     assert isinstance(found.pop(spoiled).error, NumericsError)
     assert [one.tokens for one in found.values()] != []
@@ -148,11 +148,11 @@ def test_numbers_that_are_not_finite_stay_in_their_slot(engine, t3, alone, stati
 
 
 @pytest.mark.parametrize("static", [False, True])
-def test_numbers_that_are_not_finite_are_not_left_where_a_slot_moved_from(engine, t3, static):
-    """The last slot fills a gap while it is being spoiled: who enters in its old place reads on."""
+def test_nan_is_not_left_where_a_slot_moved_from(engine, t3, static):
+    """The last slot, with NaN, moves into a gap: a new sequence then uses its old position."""
     short = utterance(engine, "no!", Sampling(seed=2, max_tokens=6))
     spoiled = utterance(engine, "hello.", Sampling(seed=1, max_tokens=300))
-    for seed in range(5, 50):  # until one says enough: another torch makes other weights
+    for seed in range(5, 50):  # until one is long enough: another torch gives other weights
         knobs = Sampling(seed=seed, max_tokens=30)
         [expected] = say_all(t3, [utterance(engine, "one.", knobs)])
         if len(expected.tokens) > 6:
@@ -164,44 +164,46 @@ def test_numbers_that_are_not_finite_are_not_left_where_a_slot_moved_from(engine
     def step(slots, count, span, *, ranked):
         nonlocal steps
         steps += 1
-        if steps == 9:  # under way while the host learns that the short one has ended
+        if steps == 9:  # runs while the host reads that the short one has ended
             keys = slots.cache.keys[0, 2:4] if static else slots.cache._strips[1][0][0]
             keys[..., -20:, :] = keys[..., 3:9, :] = torch.nan
         plain(slots, count, span, ranked=ranked)
 
-    way = looking(4, step, static=static)
-    said = decode(t3, way.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, way)
+    backend = looking(4, step, static=static)
+    said = decode(t3, backend.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, backend)
     found = {one.utterance: one for one in said}
     assert isinstance(found[spoiled].error, NumericsError)
     assert len(found[short].tokens) == 6
     assert found[late].tokens == expected.tokens and len(expected.tokens) > 6
 
 
-def test_a_late_line_is_taken_when_there_is_room(engine, t3, alone):
-    """``take`` may have nothing now and something later: what was said decides what is next."""
+def test_a_late_request_is_taken_when_a_slot_is_free(engine, t3, alone):
+    """There may be no request now and one later, depending on what has ended."""
     utterances = some(engine)
     queue = deque(utterances[:1])
-    heard, way = [], EagerBackend()
-    for said in decode(t3, way.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, way):
-        heard.append(said.tokens)
-        if len(heard) < len(utterances):
-            queue.append(utterances[len(heard)])
-    assert heard == alone
+    outputs, backend = [], EagerBackend()
+    for said in decode(
+        t3, backend.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, backend
+    ):
+        outputs.append(said.tokens)
+        if len(outputs) < len(utterances):
+            queue.append(utterances[len(outputs)])
+    assert outputs == alone
 
 
-def test_bfloat16_rows_do_not_depend_on_the_company(engine, tiny):
-    """Half precision rounds each row by itself too, on one machine with one kernel."""
+def test_bfloat16_rows_do_not_depend_on_the_batch(engine, tiny):
+    """bfloat16 rounds each row by itself too, on one machine with one kernel."""
     half = loader.load_t3(registry.locate(str(tiny)), torch.bfloat16)
     together = say_all(half, some(engine), slots=3)
     again = say_all(half, some(engine), slots=3)
     assert [said.tokens for said in together] == [said.tokens for said in again]
 
 
-STATIC = ("token", "spoken", "position", "logits", "seen", "noise", "said")
+STATIC = ("last_token", "num_generated", "position", "logits", "seen", "noise", "token_buffer")
 
 
 def buffers(slots: DecodeState) -> list[torch.Tensor]:
-    """All tensors that a step reads or writes, the weights left out."""
+    """All tensors that a step reads or writes, except the weights."""
     cached = [slots.cache.keys, slots.cache.values, slots.knobs.values]
     return [getattr(slots, name) for name in STATIC] + cached
 
@@ -218,10 +220,10 @@ def over(slots: DecodeState, tensors: list[torch.Tensor]) -> DecodeState:
 
 
 class TestTrace:
-    """The step is shown capture-safe: traced once, replayed over the static buffers.
+    """The step can be captured: traced once, replayed over the static buffers.
 
-    ``make_fx`` on the processor freezes Python numbers and refuses ``.item()``, as a CUDA graph's
-    capture does. Two traces for the two lengths of the cache that are met; all else is a tensor.
+    ``make_fx`` on a CPU freezes Python scalars and refuses ``.item()``, as a CUDA graph's
+    capture does. Two traces, for the two KV lengths that occur; all else is a tensor.
     """
 
     @staticmethod
@@ -252,17 +254,17 @@ class TestTrace:
             for one in some(engine)
         ]
         assert found == alone
-        assert len(traced) <= 4, "knobs, voices, texts and seeds changed; the program did not"
+        assert len(traced) <= 4, "parameters, voices, texts and seeds changed; the trace did not"
 
-    def test_replayed_in_company_too(self, engine, t3, alone):
+    def test_replayed_in_a_batch_too(self, engine, t3, alone):
         traced: dict = {}
         together = say_all(
             t3, some(engine), slots=3, way=looking(4, self.replaying(t3, traced), static=True)
         )
         assert [said.tokens for said in together] == alone
 
-    def test_a_step_that_looks_at_a_value_cannot_be_traced(self, engine, t3, monkeypatch):
-        """Guards the tests above: the tracer would have noticed."""
+    def test_a_step_that_reads_a_value_back_cannot_be_traced(self, engine, t3, monkeypatch):
+        """Guards the tests above: the tracer would have refused."""
 
         def peeking(*args, **kwargs):
             drawn = sample(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""The engine as a whole: no call influences another, seeds repeat, pieces join to the whole."""
+"""The engine as a whole: calls are independent, seeds reproduce, pieces join to the whole."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHORT = {"max_tokens": 30}
 
 
 def test_interleaved_calls_do_not_influence_one_another(engine):
-    """Upstream's conditionals are written to by every call; earlier forks freeze the first's knobs."""
+    """Upstream's calls modify its conditionals; earlier forks keep the first call's parameters."""
     a = {"voice": engine.voice(), "sampling": Sampling(seed=1, **SHORT)}
     b = {
         "voice": engine.voice(SAMPLE),
@@ -46,7 +46,7 @@ def test_a_voice_is_not_changed_by_use(engine):
         assert torch.equal(tensor, before[name])
 
 
-def test_a_closed_engine_says_so(tiny, tmp_path):
+def test_a_closed_engine_raises_a_clear_error(tiny, tmp_path):
     engine = Engine.load(
         str(tiny), "dev", device="cpu", store=VoiceStore(tmp_path), watermark=False
     )
@@ -56,7 +56,7 @@ def test_a_closed_engine_says_so(tiny, tmp_path):
         engine.synthesize("Hello.", voice)
 
 
-def test_the_global_generator_is_left_alone(engine):
+def test_the_global_generator_is_unchanged(engine):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -73,7 +73,7 @@ def test_two_engines_at_once_and_one_after_the_other(tiny, engine, tmp_path):
             assert np.array_equal(engine.synthesize("Hello.", None, sampling).samples, expected)
 
 
-def test_a_long_text_is_spoken_in_chunks_that_join(engine):
+def test_a_long_text_is_synthesized_in_chunks_that_join(engine):
     sampling = Sampling(seed=6, **SHORT)
     whole = engine.synthesize(LONG, None, sampling)
     joined = np.concatenate(list(engine.stream(LONG, None, sampling)))
@@ -118,12 +118,12 @@ def test_warming_up_changes_nothing(engine):
         engine.warm_up("?!")
 
 
-def test_nothing_to_speak(engine):
+def test_empty_text(engine):
     with pytest.raises(TextError):
         engine.synthesize("...")
 
 
-def test_a_model_without_a_voice_says_so(tiny, tmp_path):
+def test_a_model_without_a_voice_raises_a_clear_error(tiny, tmp_path):
     import shutil
 
     copy = tmp_path / "model"
@@ -136,15 +136,15 @@ def test_a_model_without_a_voice_says_so(tiny, tmp_path):
         engine.synthesize("Hello.")
 
 
-def test_a_missing_card_is_a_clear_error(tiny):
+def test_a_missing_gpu_is_a_clear_error(tiny):
     if torch.cuda.is_available():
-        pytest.skip("there is a card")
+        pytest.skip("there is a GPU")
     with pytest.raises(DeviceError, match="no cuda device"):
         Engine.load(str(tiny), device="cuda")
 
 
-def test_a_model_that_says_nothing_is_asked_again_then_is_an_error(engine, monkeypatch, caplog):
-    """A hole in the speech would be worse than an error, and a lost book worse than a retry."""
+def test_empty_output_is_retried_then_an_error(engine, monkeypatch, caplog):
+    """A gap in the audio would be worse than an error, and a failed book worse than a retry."""
     asked = []
 
     def silent(*args):
@@ -157,13 +157,13 @@ def test_a_model_that_says_nothing_is_asked_again_then_is_an_error(engine, monke
     quiet = 2
     assert engine.synthesize("Hello.", None, sampling).tokens
     assert len(asked) == 3
-    assert caplog.text.count("asking again") == 2
+    assert caplog.text.count("(retrying)") == 2
     quiet = 100
     with pytest.raises(SilenceError, match="another --seed"):
         engine.synthesize("Hello.", None, sampling)
 
 
-def test_the_watermark_is_there_and_can_be_left_out(tiny, engine, tmp_path):
+def test_the_watermark_is_on_by_default_and_can_be_disabled(tiny, engine, tmp_path):
     from chatterbox_opt.audio.watermark import Watermark
 
     sampling = Sampling(seed=4, max_tokens=60)
@@ -176,7 +176,7 @@ def test_the_watermark_is_there_and_can_be_left_out(tiny, engine, tmp_path):
     assert np.abs(with_mark).max() <= 1.0
 
 
-def test_narrow_stages_speak(tiny, tmp_path):
+def test_half_precision_stages_synthesize(tiny, tmp_path):
     for dtype in ("bfloat16", "int8"):
         with Engine.load(
             str(tiny), "dev", device="cpu", overrides={"dtype": dtype}, store=VoiceStore(tmp_path),

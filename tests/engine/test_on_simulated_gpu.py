@@ -1,4 +1,4 @@
-"""The engine on a card that is not there (pretend_card.py): what a card would refuse, it refuses."""
+"""The engine on a simulated GPU (simulated_gpu.py), which refuses what a GPU would refuse."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ from chatterbox_opt.runtime import cuda
 from chatterbox_opt.runtime.flat_weights import module_tensors
 from chatterbox_opt.voices.store import VoiceStore
 
-WAYS = {
+CONFIGS = {
     "dev": {},
-    "dev, recorded": {"compile": "cudagraphs"},
+    "dev, captured": {"compile": "cudagraphs"},
     "rtx4090": {},
     "rtx3080": {},
     "memory-limited": {},
@@ -53,17 +53,17 @@ WAYS = {
     "rtx4090, int8": {"dtype": "int8"},
     "rtx3080, int8": {"dtype": "int8"},
     "rtx4090, int8 kv cache": {"kv_cache": "int8"},
-    "dev, turns": {"compile": "cudagraphs", "offload": "stages"},
+    "dev, offload": {"compile": "cudagraphs", "offload": "stages"},
     "dev, alone": {"compile": "cudagraphs", "offload": "all-but-active"},
 }
-USUAL = ("dev, turns", "gtx1080")  # the others are slow tests
-EXACT = [name for name in WAYS if name.startswith("dev")]
+FAST = ("dev, offload", "gtx1080")  # the others are slow tests
+EXACT = [name for name in CONFIGS if name.startswith("dev")]
 
 
 def linear(
     x, weight, scales=None, *, norm=None, gated=False, residual=None, out=None, arrivals=None
 ):
-    """``decode_linear.linear`` in operations that a tape can follow."""
+    """``decode_linear.linear`` in operations that the fake capture can trace."""
     made = (
         x.float() if norm is None else F.rms_norm(x.float(), x.shape[1:], norm[0].float(), norm[1])
     )
@@ -77,7 +77,7 @@ def linear(
 
 
 def attend(qkv, rope, keys, values, places, scales=None, arrivals=None, tile=0):
-    """``decode_attention.decode_attention``, the same."""
+    """``decode_attention.decode_attention``, likewise."""
     rows, rows_per_seq = len(qkv), len(qkv) // len(places)
     every = places.repeat_interleave(rows_per_seq)
     q, k, v = qkv.view(rows, 3, keys.shape[1], 1, -1).unbind(1)
@@ -98,7 +98,7 @@ def attend(qkv, rope, keys, values, places, scales=None, arrivals=None, tile=0):
 
 
 def enter(counters, tables, frequencies, rows_per_seq, beyond, heads):
-    """``kernel_ends.enter``."""
+    """``decode_io.embed_tokens``."""
     token, spoken, position = counters
     places = position.clamp(max=beyond - 1)
     angles = places.float()[:, None] * frequencies
@@ -109,7 +109,7 @@ def enter(counters, tables, frequencies, rows_per_seq, beyond, heads):
 
 
 def draw(logits, seen, knobs, noise, said, counters, *, free, not_finite):
-    """``kernel_ends.draw``."""
+    """``decode_io.sample_tokens``."""
     assert (free, not_finite) == (UNFORCED, sampler.NOT_FINITE)
     token, spoken, position = counters
     held = SimpleNamespace(
@@ -127,7 +127,7 @@ def draw(logits, seen, knobs, noise, said, counters, *, free, not_finite):
 
 
 def attend_frames(q, k, v, lengths):
-    """``flow_kernels.attend``."""
+    """``flow.attention``."""
     mask = None
     if lengths is not None:
         mask = (torch.arange(q.shape[2], device=q.device) < lengths[:, None])[:, None, None]
@@ -136,15 +136,15 @@ def attend_frames(q, k, v, lengths):
 
 
 def norm(x, weight, bias, eps, more=None, *, mish=False):
-    """``flow_kernels.norm``."""
+    """``flow.layer_norm``."""
     total = x if more is None else x + more
     made = F.layer_norm(total, weight.shape, weight, bias, eps)
     return total, F.mish(made) if mish else made
 
 
 @pytest.fixture
-def there(monkeypatch):
-    """A card; its Triton kernels are what they compute, in operations that a tape can follow."""
+def gpu(monkeypatch):
+    """A simulated GPU; Triton kernels are replaced by what they compute, in operations that the fake capture can trace."""
     monkeypatch.setattr(selftest, "unsupported_reason", lambda *_: "")
 
     monkeypatch.setattr(decode_linear, "linear", linear)
@@ -158,15 +158,15 @@ def there(monkeypatch):
 
 
 @pytest.fixture
-def on_card(there, tiny, tmp_path):
+def load_on_gpu(gpu, tiny, tmp_path):
     def load(way: str = "dev", **overrides: str) -> Engine:
-        there.capability = (6, 1) if way.startswith("gtx") else (9, 0)
+        gpu.capability = (6, 1) if way.startswith("gtx") else (9, 0)
         profile, _, _ = way.partition(",")
         return Engine.load(
             str(tiny),
             profile,
             device="cuda",
-            overrides=WAYS[way] | overrides,
+            overrides=CONFIGS[way] | overrides,
             store=VoiceStore(tmp_path),
             watermark=False,
         )
@@ -186,10 +186,11 @@ def expected(engine):
 
 
 @pytest.mark.parametrize(
-    "way", [name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in WAYS]
+    "way",
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS],
 )
-def test_every_way_speaks_on_a_card(on_card, there, expected, way):
-    """Three times each, alone and in a batch: met, recorded, replayed."""
+def test_every_configuration_synthesizes_on_a_gpu(load_on_gpu, gpu, expected, way):
+    """Three times each, single and in a batch: warmed up, captured, replayed."""
 
     def check(i: int, found: np.ndarray) -> None:
         assert np.isfinite(found).all()
@@ -197,43 +198,43 @@ def test_every_way_speaks_on_a_card(on_card, there, expected, way):
             assert found.shape == expected[i].shape
             assert np.abs(found - expected[i]).max() < 1e-3
 
-    with on_card(way) as engine:
-        recorded = isinstance(engine.pipeline.backend, CudaGraphBackend)
-        assert recorded == (engine.plan.compile == "cudagraphs")
+    with load_on_gpu(way) as engine:
+        captured = isinstance(engine.pipeline.backend, CudaGraphBackend)
+        assert captured == (engine.plan.compile == "cudagraphs")
         voices = [engine.voice(voice) for _, voice, _ in CALLS]
         for _ in range(3):
             for i, (text, _, sampling) in enumerate(CALLS):
                 check(i, engine.synthesize(text, voices[i], sampling).samples)
         asked = [
-            Request(f"{i} {turn}", text, voices[i], sampling)
-            for turn in range(3)
+            Request(f"{i} {run}", text, voices[i], sampling)
+            for run in range(3)
             for i, (text, _, sampling) in enumerate(CALLS)
         ]
         for result in engine.batch(asked):
             check(int(result.id.split()[0]), result.audio().samples)
-        assert bool(there.replays) == recorded
-        if recorded:
+        assert bool(gpu.replays) == captured
+        if captured:
             assert all(engines.recorded(engine, engine.pipeline.backend).values())
     gc.collect()
-    assert there.allocated() == torch.cuda.memory_allocated() == 0, "what is left after close()"
+    assert gpu.allocated() == torch.cuda.memory_allocated() == 0, "memory that close() did not free"
 
 
-def test_after_warming_up_nothing_is_recorded(on_card, there):
+def test_after_warm_up_nothing_is_captured(load_on_gpu, gpu):
     text = "No."
     sampling = Sampling(seed=0, max_tokens=SECOND + SLOW * len(text))
-    with on_card("rtx4090") as engine:
+    with load_on_gpu("rtx4090") as engine:
         first = engine.synthesize(text, sampling=sampling).samples
         engine.warm_up(text)
-        captures, replays = there.captures, there.replays
+        captures, replays = gpu.captures, gpu.replays
         assert captures
         again = engine.synthesize(text, sampling=sampling).samples
-        assert there.captures == captures and there.replays > replays
+        assert gpu.captures == captures and gpu.replays > replays
     assert np.abs(again - first).max() < 1e-2
 
 
-def test_sound_beside_t3_is_ordered(on_card, there, expected):
-    """Two threads, two streams, recordings of both; every operation's order was looked at."""
-    with on_card("rtx4090") as engine:
+def test_overlapped_rendering_has_no_race(load_on_gpu, gpu, expected):
+    """Two threads, two streams, graphs of both; the order of every operation is checked."""
+    with load_on_gpu("rtx4090") as engine:
         assert engine.plan.rendering == "overlapped" and engine.plan.slots > 8
         lines = [
             Request(str(i), "Hello.", None, Sampling(seed=i, max_tokens=9 + i % 9, cfm_steps=2))
@@ -242,27 +243,27 @@ def test_sound_beside_t3_is_ordered(on_card, there, expected):
         first, again = (
             {result.id: result.audio().samples for result in engine.batch(lines)} for _ in range(2)
         )
-        assert not engine.pipeline.sound.over
+        assert not engine.pipeline.renderer.disabled
     assert all(np.abs(first[id] - again[id]).max() < 1e-2 for id in first)
-    assert there.captures and there.replays > there.captures
+    assert gpu.captures and gpu.replays > gpu.captures
 
 
-def test_the_host_hardly_waits_while_t3_works(on_card, there):
-    """Once for ``STEPS_PER_SYNC`` tokens, by an event that is long past; not in a step."""
-    with on_card("rtx4090") as engine:
+def test_the_host_rarely_waits_while_t3_decodes(load_on_gpu, gpu):
+    """Once per ``STEPS_PER_SYNC`` tokens, for an event that is long past; never in a step."""
+    with load_on_gpu("rtx4090") as engine:
         for _ in range(3):
-            there.syncs.clear()
+            gpu.syncs.clear()
             words = engine.speech_tokens("Hello.", None, Sampling(seed=1, max_tokens=40))
     assert len(words) > 2 * STEPS_PER_SYNC
-    events = there.syncs.count("event")
+    events = gpu.syncs.count("event")
     assert events <= len(words) // STEPS_PER_SYNC + 3
-    # what it is given comes from the host: not once for each token
-    assert len(there.syncs) - events < 10, there.syncs
+    # inputs are copied from the host: not once per token
+    assert len(gpu.syncs) - events < 10, gpu.syncs
 
 
 @pytest.mark.parametrize("offsets", [True, False])
-def test_what_is_drawn_beyond_an_end_is_taken_back(there, engine, tiny, offsets, monkeypatch):
-    """By an offset, where the generator has one: no state is read for each token."""
+def test_extra_draws_after_an_end_are_undone(gpu, engine, tiny, offsets, monkeypatch):
+    """By the generator's offset where it has one: no state is read per token."""
     if not offsets:
         missing = property(lambda generator: [].get_offset)  # which raises AttributeError
         monkeypatch.setattr(torch.Generator, "get_offset", missing)
@@ -276,9 +277,9 @@ def test_what_is_drawn_beyond_an_end_is_taken_back(there, engine, tiny, offsets,
             )
             for i, heat in enumerate((0.8, 1.2, 0.0))
         ]
-        there.states = 0
+        gpu.states = 0
         found = [one.tokens for one in say_all(t3, lines, slots=2, way=way)]
-        asked = there.states
+        asked = gpu.states
         return found, [line.generator.get_state() for line in lines], asked
 
     tokens, states, asked = said(looking())
@@ -287,12 +288,12 @@ def test_what_is_drawn_beyond_an_end_is_taken_back(there, engine, tiny, offsets,
     )
     assert replayed == tokens and [len(one) for one in tokens] == [9, 14, 19]
     assert all(map(torch.equal, states, same))
-    assert asked == 0, "who looks at every token draws none beyond"
+    assert asked == 0, "with a readback per token gpu are no extra draws"
     assert (asked_replaying == 0) == offsets
 
 
-def test_the_watermark_is_made_on_the_card(there, tiny, tmp_path):
-    """Alone, and in a batch by a thread and a stream of its own, beside T3 and its sound."""
+def test_the_watermark_runs_on_the_gpu(gpu, tiny, tmp_path):
+    """Single, and in a batch on a thread and stream of its own, overlapped with T3 and rendering."""
     sampling = Sampling(seed=1, max_tokens=11, cfm_steps=2)
     asked = [Request(str(i), "Hello.", None, sampling) for i in range(12)]
     load = functools.partial(
@@ -305,47 +306,47 @@ def test_the_watermark_is_made_on_the_card(there, tiny, tmp_path):
     here = Watermark()
     with load() as engine:
         expected = here.apply(plain)
-        before = len(there.syncs)
+        before = len(gpu.syncs)
         found = engine.synthesize("Hello.", None, sampling).samples
-        assert "stream" in there.syncs[before:], "the host waited for a stream of its own"
+        assert "stream" in gpu.syncs[before:], "the host waited for its side stream"
         assert np.abs(found - expected).max() < 1e-4 < np.abs(found - plain).max()
         marked = {r.id: r.audio().samples for r in engine.batch(asked)}
         for id, wave in unmarked.items():
             assert np.abs(marked[id] - here.apply(wave)).max() < 1e-2
     gc.collect()
     assert torch.cuda.memory_allocated() == 0
-    assert np.array_equal(engine._watermark.apply(plain), expected), "and then by the processor"
+    assert np.array_equal(engine._watermark.apply(plain), expected), "and then on the CPU"
 
 
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("nvrtc: error: no such file")],
 )
-def test_where_the_gpu_cannot_make_the_watermark_the_cpu_does(there, monkeypatch, caplog, error):
+def test_the_watermark_falls_back_to_the_cpu(gpu, monkeypatch, caplog, error):
     mark, wave = Watermark(), np.sin(np.arange(24_000, dtype=np.float32))
-    expected, told = mark.apply(wave), f"the GPU cannot ({str(error)})"
+    expected, message = mark.apply(wave), f"the GPU cannot ({str(error)})"
 
     def fail(*_):
-        raise type(error)(str(error))  # anew: a traceback holds what its frames held
+        raise type(error)(str(error))  # a new one: a traceback references its frames' memory
 
     mark.move(torch.device("cuda"))
-    assert np.abs(mark.apply(wave) - expected).max() < 1e-4 and there.allocated()
+    assert np.abs(mark.apply(wave) - expected).max() < 1e-4 and gpu.allocated()
     monkeypatch.setattr(watermark._Gpu, "mark", fail)
     for _ in range(2):
         assert np.array_equal(mark.apply(wave), expected)
-    assert caplog.text.count(told) == 1
+    assert caplog.text.count(message) == 1
     gc.collect()
-    assert there.allocated() == 0
-    mark.move(torch.device("cuda"))  # it is tried at once
-    assert caplog.text.count(told) == 2
+    assert gpu.allocated() == 0
+    mark.move(torch.device("cuda"))  # it is tried immediately
+    assert caplog.text.count(message) == 2
     monkeypatch.setattr(watermark._Network, "copied", fail)
     mark.move(torch.device("cuda"))
     assert np.array_equal(mark.apply(wave), expected)
-    assert caplog.text.count(told) == 3
+    assert caplog.text.count(message) == 3
 
 
 @pytest.mark.parametrize("offload", ["none", "stages"])
-def test_the_watermark_leaves_the_card_to_stages_that_take_turns(there, tiny, tmp_path, offload):
+def test_the_watermark_stays_on_the_cpu_with_offload(gpu, tiny, tmp_path, offload):
     with Engine.load(
         str(tiny), "dev", device="cuda", overrides={"offload": offload}, store=VoiceStore(tmp_path)
     ) as engine:
@@ -353,7 +354,7 @@ def test_the_watermark_leaves_the_card_to_stages_that_take_turns(there, tiny, tm
 
 
 class Launches(TorchDispatchMode):
-    """Counts what a card would launch: views and room for results are free."""
+    """Counts kernel launches: views and allocations are free."""
 
     def __init__(self):
         super().__init__()
@@ -364,7 +365,7 @@ class Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def as_one(self, kernel):
-        """Whatever a stand-in does, a kernel is one launch."""
+        """A replaced kernel is one launch, whatever its replacement does."""
 
         def launched(*args, **kwargs):
             self.count += 1
@@ -374,8 +375,8 @@ class Launches(TorchDispatchMode):
         return launched
 
 
-def test_a_step_is_few_launches(engine, monkeypatch):
-    """Each takes a card a microsecond or two however little it does."""
+def test_a_step_has_few_launches(engine, monkeypatch):
+    """Each costs a GPU a microsecond or two, however little it does."""
     launches = Launches()
     monkeypatch.setattr(decode_linear, "linear", launches.as_one(linear))
     monkeypatch.setattr(decode_attention, "decode_attention", launches.as_one(attend))
@@ -396,15 +397,15 @@ def test_a_step_is_few_launches(engine, monkeypatch):
     assert found[False] > 20 * layers + 50
 
 
-def test_memory_of_stages_that_take_turns(on_card, there):
-    """What stays there between two calls, and the most that was there; a tape's own copies aside."""
+def test_memory_of_offloaded_stages(load_on_gpu, gpu):
+    """Memory held between two calls, and the peak, without the fake capture's copies."""
     held, peak, stages = {}, {}, {}
     for offload in ("none", "stages", "all-but-active"):
-        with on_card(offload=offload) as engine:
+        with load_on_gpu(offload=offload) as engine:
             for _ in range(3):
-                there._forget_peak()
+                gpu._forget_peak()
                 engine.synthesize(CALLS[0][0], None, CALLS[0][2])
-            held[offload], peak[offload] = there.allocated(), there.peak
+            held[offload], peak[offload] = gpu.allocated(), gpu.peak
             stages = {
                 name: sum(tensor.nbytes for _, _, tensor in module_tensors(module))
                 for name, module in engine.pipeline.placement._stages.items()
@@ -417,7 +418,7 @@ def test_memory_of_stages_that_take_turns(on_card, there):
     assert peak["stages"] <= whole - min(stages.values()) + working
 
 
-def test_ceilings_are_of_random_numbers_by_events(there, monkeypatch):
+def test_rooflines_use_random_numbers_and_events(gpu, monkeypatch):
     here, seen = torch.device("cuda"), []
     monkeypatch.setattr(roofline, "READ_SIZES", {"cuda": 1 << 10})
     monkeypatch.setattr(roofline, "GEMM_SIZES", {"cuda": 16})
@@ -430,11 +431,11 @@ def test_ceilings_are_of_random_numbers_by_events(there, monkeypatch):
 
 
 @pytest.fixture
-def stage(there, tiny, tmp_path, monkeypatch):
-    """Runs a stage of benchmarks/gpu there on tiny weights; its lines, and what failed."""
+def stage(gpu, tiny, tmp_path, monkeypatch):
+    """Runs a stage of benchmarks/gpu on tiny weights; its lines, and what failed."""
     monkeypatch.setattr(warnings, "showwarning", lambda *_, **__: None)
     for of, name in ((clocks, "REPLAYS"), (clocks, "RUNS"), (lengths, "RUNS"), (steps, "STEPS")):
-        monkeypatch.setattr(of, name, 1)  # it takes long enough
+        monkeypatch.setattr(of, name, 1)  # else it takes too long
 
     def run(name: str) -> list[results.Line]:
         module = importlib.import_module(f"benchmarks.gpu.stages.{name}")
@@ -447,7 +448,7 @@ def stage(there, tiny, tmp_path, monkeypatch):
         assert report.markdown(lines).startswith("# ")
         assert (lines[0].what, lines[-1].what) == (kinds.BEGUN, kinds.ENDED)
         bad = [one.value for one in lines if one.what == kinds.CHECK and not one.value["good"]]
-        # a tape keeps all that it made, and a clock of this says nothing
+        # the fake capture holds all tensors, and its times mean nothing
         assert [one for one in bad if one["name"] not in ("drift", "closed")] == []
         return lines
 
@@ -456,7 +457,7 @@ def stage(there, tiny, tmp_path, monkeypatch):
 
 def valued(lines, what):
     found = [one.value for one in lines if one.what == what]
-    assert found, f"no line of {what}; there are {sorted({one.what for one in lines})}"
+    assert found, f"no line of {what}; gpu are {sorted({one.what for one in lines})}"
     return found
 
 
@@ -484,7 +485,7 @@ class TestStages:
         assert valued(lines, "host")[0]["us"] > 0
 
     def test_upstream(self, stage, monkeypatch):
-        """Upstream's code has its shapes built in: it cannot load tiny weights."""
+        """Upstream's dimensions are hard-coded: it cannot load tiny weights."""
         from benchmarks.gpu.stages import upstream
 
         class Theirs:
@@ -520,7 +521,7 @@ class TestStages:
         assert any(one["by"] == "cublas" for one in products)
         tiles = [one["tile"] for one in products if isinstance(one.get("tile"), dict)]
         assert {"columns": 4} in tiles and {"columns": 8} in tiles
-        assert any(one["by"] == "cuda" for one in products), "it says what cannot be had here"
+        assert any(one["by"] == "cuda" for one in products), "it reports what is unavailable here"
         attention, quantized = valued(lines, "attention of one query")
         assert quantized["int8"] and quantized["own"] > 0 and "products" not in quantized
         assert attention["own"] > 0 and attention["products"] > 0 and attention["layers"] > 1
@@ -539,7 +540,7 @@ class TestStages:
     def test_speak(self, stage, tmp_path, monkeypatch, tiny):
         from benchmarks.gpu.stages import speak
 
-        monkeypatch.setattr(speak, "MODEL", str(tiny))  # the built-in one takes minutes here
+        monkeypatch.setattr(speak, "MODEL", str(tiny))  # the built-in model takes minutes here
         monkeypatch.setattr(speak, "TURNS", 2)
         monkeypatch.setattr(speak, "TEXTS", speak.TEXTS[:1])
         lines = stage("speak")
@@ -554,7 +555,7 @@ class TestStages:
 
 @pytest.mark.parametrize("name", CUDA_ROWS[1:])
 @pytest.mark.slow
-def test_the_rows_of_its_table_run_there(there, tiny, name):
+def test_the_rows_of_its_table_run_on_the_gpu(gpu, tiny, name):
     row = OptimizedTarget(BenchJob(str(tiny), "cuda", tokens=forced_tokens(0.5)), name)
     for _ in range(3):
         assert row.run()["decode"] > 0
@@ -563,8 +564,8 @@ def test_the_rows_of_its_table_run_there(there, tiny, name):
     assert torch.isfinite(quality["logits"]).all()
 
 
-def test_another_thread_may_be_the_first_to_record(there):
-    """A library's handle is a thread's own, and is not to be made inside a capture."""
+def test_another_thread_may_be_the_first_to_capture(gpu):
+    """Library handles are per thread, and must not be created inside a capture."""
     x, made = torch.ones(2, 2, device="cuda"), torch.zeros(2, 2, device="cuda")
     record, errors = cuda.GraphCapturer(torch.device("cuda")), []
 
@@ -579,7 +580,7 @@ def test_another_thread_may_be_the_first_to_record(there):
             errors.append(error)
 
     replays = []
-    multiply()  # met by this thread
+    multiply()  # warmed up by this thread
     torch.cuda.synchronize()
     thread = threading.Thread(target=second)
     thread.start()
@@ -587,7 +588,7 @@ def test_another_thread_may_be_the_first_to_record(there):
     assert not errors and len(replays) == 1
 
 
-def test_after_a_broken_capture_others_go_on(there):
+def test_after_a_failed_capture_others_work(gpu):
     x, record = torch.ones(3, device="cuda"), cuda.GraphCapturer(torch.device("cuda"))
     before = record(lambda: x.add_(1))
     for _ in range(2):
@@ -598,28 +599,28 @@ def test_after_a_broken_capture_others_go_on(there):
     assert x.tolist() == [5, 5, 5]
 
 
-class TestTheCard:
+class TestTheSimulatedGpu:
     """What it refuses; else no test above could fail."""
 
-    def test_two_devices(self, there):
-        there_, here = torch.ones(2, device="cuda"), torch.ones(2)
+    def test_two_devices(self, gpu):
+        on_gpu, here = torch.ones(2, device="cuda"), torch.ones(2)
         with pytest.raises(RuntimeError, match="same device"):
-            there_ + here
+            on_gpu + here
         with pytest.raises(TypeError, match="numpy"):
-            there_.numpy()
-        assert (there_ + torch.tensor(1.0)).tolist() == [2, 2], "a number may come along"
-        assert there_.device.type == "cuda" and there_.cpu().device.type == "cpu"
+            on_gpu.numpy()
+        assert (on_gpu + torch.tensor(1.0)).tolist() == [2, 2], "a CPU scalar is allowed"
+        assert on_gpu.device.type == "cuda" and on_gpu.cpu().device.type == "cpu"
         module = torch.nn.Linear(2, 2)
         with pytest.raises(RuntimeError, match="same device"):
-            module(there_)
-        assert module.to("cuda")(there_).is_cuda
+            module(on_gpu)
+        assert module.to("cuda")(on_gpu).is_cuda
 
-    def test_a_generator_of_the_host(self, there):
+    def test_a_host_generator(self, gpu):
         with pytest.raises(RuntimeError, match="generator"):
             torch.randn(2, device="cuda", generator=torch.Generator())
         assert torch.randn(2, device="cuda", generator=torch.Generator("cuda")).is_cuda
 
-    def test_no_kernel(self, there):
+    def test_no_kernel(self, gpu):
         with pytest.raises(NotImplementedError, match="no kernel for CUDA"):
             torch._C._nn.mkldnn_reorder_conv2d_weight(torch.ones(1, 1, 1, 1, device="cuda"))
 
@@ -635,7 +636,7 @@ class TestTheCard:
             lambda x: x * torch.tensor(2.0),
         ],
     )
-    def test_capture(self, there, work):
+    def test_capture(self, gpu, work):
         x, record = torch.ones(3, device="cuda"), cuda.GraphCapturer(torch.device("cuda"))
         with pytest.raises(RuntimeError, match="capturing"):
             record(functools.partial(work, x))
@@ -644,7 +645,7 @@ class TestTheCard:
         replay()
         assert x.tolist() == [2, 2, 2]
 
-    def test_streams_in_no_order(self, there):
+    def test_unordered_streams(self, gpu):
         x, other = torch.ones(3, device="cuda"), torch.cuda.Stream()
         with torch.cuda.stream(other), pytest.raises(RaceError):
             x.sum()
@@ -656,7 +657,7 @@ class TestTheCard:
         torch.cuda.current_stream().wait_event(other.record_event())
         x.mul_(2)
 
-    def test_a_copy_that_nobody_waited_for(self, there):
+    def test_a_copy_without_a_wait(self, gpu):
         x, host = torch.ones(3, device="cuda"), torch.empty(3, pin_memory=True)
         host.copy_(x, non_blocking=True)
         with pytest.raises(RaceError):
@@ -665,20 +666,20 @@ class TestTheCard:
         arrived.record()
         arrived.synchronize()
         assert host.tolist() == [1, 1, 1]
-        assert there.syncs == ["event"]
+        assert gpu.syncs == ["event"]
 
-    def test_memory(self, there):
-        assert there.allocated() == 0
+    def test_memory(self, gpu):
+        assert gpu.allocated() == 0
         x = torch.ones(1 << 10, device="cuda")
         y = x[:5]
-        assert there.allocated() == 4 << 10
+        assert gpu.allocated() == 4 << 10
         del x
-        assert there.allocated() == 4 << 10, "a view holds it"
+        assert gpu.allocated() == 4 << 10, "a view references it"
         del y
-        assert (there.allocated(), there.peak) == (0, 4 << 10)
+        assert (gpu.allocated(), gpu.peak) == (0, 4 << 10)
 
-    def test_workspaces_of_products(self, there):
-        """One for each stream, until they are cleared; and never one for two graphs."""
+    def test_workspaces_of_gemms(self, gpu):
+        """One per stream until they are freed; never one for two graphs."""
         x, other, size = torch.ones(2, 2, device="cuda"), torch.cuda.Stream(), 32 << 20
         for _ in range(2):
             x @ x
@@ -697,8 +698,8 @@ class TestTheCard:
         torch._C._cuda_clearCublasWorkspaces()
         assert torch.cuda.memory_allocated() == x.nbytes
 
-    def test_a_recorders_products_are_nobody_elses(self, there):
-        """However often torch's streams have gone round."""
+    def test_a_capturers_workspaces_are_private(self, gpu):
+        """However often torch has reused its streams."""
         x, recorders = torch.ones(2, 2, device="cuda"), []
         for _ in range(STREAMS + 2):
             recorders.append(cuda.GraphCapturer(torch.device("cuda")))
@@ -706,21 +707,21 @@ class TestTheCard:
             x @ x
         recorders[0](lambda: x.copy_(x @ x))()
         x @ x
-        assert there.workspaces() == 32 << 20, "of the default stream"
+        assert gpu.workspaces() == 32 << 20, "the default stream's"
         cuda.release_memory()
-        assert there.workspaces() == 0
+        assert gpu.workspaces() == 0
 
-    def test_an_older_torch_keeps_its_workspaces(self, there, monkeypatch):
-        monkeypatch.setattr(cuda, "LOCKED", "9.9")
+    def test_an_older_torch_does_not_free_workspaces(self, gpu, monkeypatch):
+        monkeypatch.setattr(cuda, "TORCH_WITH_WORKSPACE_LOCK", "9.9")
         x = torch.ones(2, 2, device="cuda")
         x @ x
         cuda.GraphCapturer(torch.device("cuda"))(lambda: x.copy_(x @ x))
         cuda.release_memory()
-        assert there.workspaces() == 64 << 20
+        assert gpu.workspaces() == 64 << 20
 
     @pytest.mark.parametrize("enabled", [True, False])
-    def test_nothing_is_collected_inside_a_capture(self, there, enabled):
-        """A cycle that is freed there would have CUDA free memory, which ends the capture."""
+    def test_no_garbage_collection_inside_a_capture(self, gpu, enabled):
+        """Freeing a cycle's GPU memory gpu would end the capture."""
         record, x, freed = (
             cuda.GraphCapturer(torch.device("cuda")),
             torch.ones(2, device="cuda"),
@@ -737,7 +738,7 @@ class TestTheCard:
 
         def work():
             Cycle()
-            made = [[] for _ in range(9)]  # enough to have them collected
+            made = [[] for _ in range(9)]  # enough to trigger a collection
             x.add_(len(made))
 
         try:
@@ -751,7 +752,7 @@ class TestTheCard:
             (gc.enable if was else gc.disable)()
         assert freed == [False] and x.tolist() == [10, 10]
 
-    def test_another_thread(self, there):
+    def test_another_thread(self, gpu):
         found = []
 
         def work():
@@ -763,8 +764,8 @@ class TestTheCard:
         thread.join()
         assert found == [True]
 
-    def test_a_pool_without_graphs_is_none(self, there):
-        """So a recorder keeps one of its own."""
+    def test_a_pool_without_graphs_cannot_be_used(self, gpu):
+        """So a capturer holds an anchor graph."""
         pool, stream, graphs = torch.cuda.graph_pool_handle(), torch.cuda.Stream(), []
         for _ in range(2):
             with torch.cuda.stream(stream):

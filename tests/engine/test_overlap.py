@@ -1,6 +1,6 @@
-"""Sound made in a thread beside T3: the same sound, nothing lost, nobody left behind.
+"""Rendering on a thread overlapped with T3: the same audio, no lost result, no leaked thread.
 
-Threads wait for each other by events, never by time: ``LIMIT`` only ends what would wait for ever.
+Threads wait for each other by events, never by time: ``LIMIT`` only ends a deadlock.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from chatterbox_opt import Request, Sampling
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.config.plan import resolve
 from chatterbox_opt.engine import build
+from chatterbox_opt.engine.backend import ONE_AT_A_TIME
 from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
 from chatterbox_opt.engine.overlap import InlineRenderer, OverlappedRenderer, RenderJob, no_stream
 from chatterbox_opt.engine.quality import Guard
@@ -37,7 +38,7 @@ FULL = torch.OutOfMemoryError("CUDA out of memory")
 
 
 def requests(lines=LINES):
-    """No two alike: knobs, seeds, lengths, and steps of the flow."""
+    """No two alike: sampling parameters, seeds, lengths, and steps of the flow."""
     return [
         Request(
             str(i),
@@ -56,32 +57,32 @@ def requests(lines=LINES):
 
 
 def begin(engine, sound, guard=None, lines=LINES):
-    """A batch under way."""
-    engine.pipeline.sound, engine.pipeline.group = sound, GROUP
+    """A running batch."""
+    engine.pipeline.renderer, engine.pipeline.group = sound, GROUP
     engine.plan = replace(engine.plan, slots=SLOTS)
     return engine.batch(requests(lines), guard)
 
 
 def batch(engine, sound, guard=None):
-    """Waves by id, or the error."""
+    """Audio by id, or the error."""
     results = {r.id: r.error or r.audio().samples for r in begin(engine, sound, guard)}
     assert set(results) == {str(i) for i in range(LINES)}
-    assert left() == []
+    assert worker_threads() == []
     return results
 
 
-def left():
-    """Threads that should be gone."""
-    return [thread for thread in threading.enumerate() if thread.name.startswith("sound")]
+def worker_threads():
+    """Worker threads that are still alive."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("render")]
 
 
 def same(ours, expected):
     return all(np.array_equal(ours[id], wave) for id, wave in expected.items())
 
 
-def aside():
-    """Whether this is the thread beside T3."""
-    return threading.current_thread().name.startswith("sound")
+def on_worker():
+    """Whether this is the worker thread."""
+    return threading.current_thread().name.startswith("render")
 
 
 @contextmanager
@@ -98,18 +99,18 @@ def around(monkeypatch, module, method, before):
         yield
 
 
-class Meeting:
-    """T3 in its second turn, and the first sound: each waits in its work for the other."""
+class Rendezvous:
+    """T3 in its second run, and the first rendering: each waits for the other while working."""
 
     def __init__(self, limit=LIMIT):
-        self.t3, self.sound, self.turns, self.limit = *(threading.Event() for _ in "ab"), 0, limit
+        self.t3, self.sound, self.runs, self.limit = *(threading.Event() for _ in "ab"), 0, limit
         self.met = []
 
-    def turn(self, *_):
-        self.turns += 1
+    def run(self, *_):
+        self.runs += 1
 
     def step(self, *_):
-        if self.turns == 2:
+        if self.runs == 2:
             self.t3.set()
             self.met.append(self.sound.wait(self.limit))
 
@@ -120,7 +121,7 @@ class Meeting:
     @contextmanager
     def __call__(self, monkeypatch, engine):
         with (
-            around(monkeypatch, T3Runner, "turn", self.turn),
+            around(monkeypatch, T3Runner, "run_until", self.run),
             around(monkeypatch, stage(engine, "t3"), "step", self.step),
             around(monkeypatch, stage(engine, "flow"), "forward", self.work),
         ):
@@ -138,21 +139,21 @@ def expected(engine):
     return batch(engine, InlineRenderer())
 
 
-# -- the same
+# -- equal results
 
 
 @pytest.mark.parametrize("retries", [None, 2])
-def test_every_line_sounds_the_same_bit_by_bit(engine, monkeypatch, retries):
+def test_overlapped_audio_is_bit_identical(engine, monkeypatch, retries):
     guard, threads = None if retries is None else Guard(retries), []
     expected = batch(engine, InlineRenderer(), guard)
     flow = stage(engine, "flow")
-    with around(monkeypatch, flow, "forward", lambda *_: threads.append(aside())):
+    with around(monkeypatch, flow, "forward", lambda *_: threads.append(on_worker())):
         assert same(batch(engine, OverlappedRenderer(), guard), expected)
-    assert threads and all(threads), "all of it was made beside T3"
+    assert threads and all(threads), "all of it was rendered on the worker"
 
 
-def test_recorded_work_sounds_the_same(engine):
-    """Both stages replay, and record, in two threads at once."""
+def test_overlapped_graphs_give_bit_identical_audio(engine):
+    """Two threads replay, and capture, at the same time."""
     capture(engine, fake_graph_capture.record)
     expected = [batch(engine, InlineRenderer()) for _ in range(3)][-1]
     for _ in range(2):
@@ -163,33 +164,35 @@ def test_recorded_work_sounds_the_same(engine):
     assert isinstance(engine.pipeline.backend, CudaGraphBackend)
 
 
-def test_lines_said_again_are_taken_in_the_same_run_and_at_the_same_place(engine, monkeypatch):
-    runs, takes = [], []
-    plain = T3Runner._utterance
+def test_retries_enter_in_the_same_run_and_at_the_same_position(engine, monkeypatch):
+    runs, seeds = [], []
+    plain = T3Runner._decode_request
 
-    def utterance(reader, line, t3):
-        takes[-1].append(line.seed)
-        return plain(reader, line, t3)
+    def decode_request(runner, request, t3):
+        seeds[-1].append(request.seed)
+        return plain(runner, request, t3)
 
-    monkeypatch.setattr(T3Runner, "_utterance", utterance)
-    with around(monkeypatch, engine.pipeline, "speak", lambda *_: runs.append(1)):
+    monkeypatch.setattr(T3Runner, "_decode_request", decode_request)
+    with around(monkeypatch, engine.pipeline, "synthesize_chunks", lambda *_: runs.append(1)):
         for _ in range(3):
-            takes.append([])
+            seeds.append([])
             batch(engine, OverlappedRenderer(), Guard(1))
-    assert len(runs) == 3, "there was nothing left over to begin another run for"
-    assert len(takes[0]) > LINES
-    assert takes[0] == takes[1] == takes[2], "threads' speed decides nothing"
+    assert len(runs) == 3, "no chunk was left for another run"
+    assert len(seeds[0]) > LINES
+    assert seeds[0] == seeds[1] == seeds[2], "independent of the threads' speed"
 
 
-def test_results_come_group_by_group_while_t3_goes_on(engine, monkeypatch):
-    turns = []
-    with around(monkeypatch, T3Runner, "turn", lambda *_: turns.append(1)):
-        seen = [(result.id, len(turns)) for result in begin(engine, OverlappedRenderer())]
-    assert [turn for _, turn in seen[:GROUP]] == [2] * GROUP, "the first when the second is read"
-    assert sorted({turn for _, turn in seen}) == [2, 3, 4, 5, 6]
+def test_results_come_group_by_group_while_t3_continues(engine, monkeypatch):
+    runs = []
+    with around(monkeypatch, T3Runner, "run_until", lambda *_: runs.append(1)):
+        seen = [(result.id, len(runs)) for result in begin(engine, OverlappedRenderer())]
+    assert [run for _, run in seen[:GROUP]] == [2] * GROUP, (
+        "the first group when the second is decoded"
+    )
+    assert sorted({run for _, run in seen}) == [2, 3, 4, 5, 6]
 
 
-def test_another_text_may_be_spoken_between_two_results(engine, expected):
+def test_another_text_may_be_synthesized_between_two_results(engine, expected):
     alone = engine.synthesize("Alone.", None, Sampling(seed=4, max_tokens=9)).samples
     found = {}
     for result in begin(engine, OverlappedRenderer()):
@@ -199,90 +202,92 @@ def test_another_text_may_be_spoken_between_two_results(engine, expected):
     assert same(found, expected)
 
 
-# -- beside
+# -- overlap
 
 
-def test_t3_and_sound_work_at_the_same_time(engine, monkeypatch, expected):
-    meeting = Meeting()
-    with meeting(monkeypatch, engine):
+def test_t3_and_rendering_run_at_the_same_time(engine, monkeypatch, expected):
+    rendezvous = Rendezvous()
+    with rendezvous(monkeypatch, engine):
         assert same(batch(engine, OverlappedRenderer()), expected)
-    assert len(meeting.met) > 2 and all(meeting.met)
+    assert len(rendezvous.met) > 2 and all(rendezvous.met)
 
 
-def test_in_turn_they_do_not_meet(engine, monkeypatch):
+def test_inline_they_do_not_run_at_the_same_time(engine, monkeypatch):
     """Guards the test before: it can fail."""
-    meeting = Meeting(limit=0.01)
-    with meeting(monkeypatch, engine):
+    rendezvous = Rendezvous(limit=0.01)
+    with rendezvous(monkeypatch, engine):
         next(begin(engine, InlineRenderer()))
-    assert meeting.met[0] is False
+    assert rendezvous.met[0] is False
 
 
-def test_at_most_one_group_is_in_other_hands(engine, monkeypatch):
-    ahead, most, working = [0], [0], []
-    plain = T3Runner.turn
+def test_at_most_one_group_is_on_the_worker(engine, monkeypatch):
+    pending, peak, working = [0], [0], []
+    plain = T3Runner.run_until
 
-    def turn(reader, take, count):
+    def run_until(runner, next_chunk, count):
         assert sum(working) <= 1
-        ended = plain(reader, take, count)
-        ahead[0] += len(ended)
-        most[0] = max(most[0], ahead[0])
-        return ended
+        finished = plain(runner, next_chunk, count)
+        pending[0] += len(finished)
+        peak[0] = max(peak[0], pending[0])
+        return finished
 
-    monkeypatch.setattr(T3Runner, "turn", turn)
+    monkeypatch.setattr(T3Runner, "run_until", run_until)
     with around(monkeypatch, stage(engine, "vocoder"), "forward", lambda *_: working.append(0)):
         for _ in begin(engine, OverlappedRenderer()):
-            ahead[0] -= 1
-    assert most[0] <= 2 * GROUP, "one group that is read, one whose sound is made"
+            pending[0] -= 1
+    assert peak[0] <= 2 * GROUP, "one group being decoded, one being rendered"
 
 
-def test_a_group_is_given_when_the_one_before_has_been_fetched():
+def test_a_group_starts_when_the_previous_one_was_collected():
     happened, go = [], threading.Event()
 
     def first():
         assert go.wait(LIMIT)
-        happened.append("first made")
+        happened.append("first done")
         return [("a", 1)]
 
     def second():
-        happened.append("second begun")
+        happened.append("second started")
         return [("b", 2)]
 
-    with OverlappedRenderer().run(lambda: True) as turns:
-        assert not turns.busy
-        assert list(turns.next([RenderJob(first, list)])) == []
-        assert turns.busy
+    with OverlappedRenderer().run(lambda: True) as session:
+        assert not session.busy
+        assert list(session.submit([RenderJob(first, list)])) == []
+        assert session.busy
         go.set()
-        assert list(turns.next([RenderJob(second, list)])) == [("a", 1)]
-        assert list(turns.next(())) == [("b", 2)]
-        assert not turns.busy
-    assert happened == ["first made", "second begun"]
-    assert left() == []
+        assert list(session.submit([RenderJob(second, list)])) == [("a", 1)]
+        assert list(session.submit(())) == [("b", 2)]
+        assert not session.busy
+    assert happened == ["first done", "second started"]
+    assert worker_threads() == []
 
 
 @pytest.mark.parametrize("reason", ["one slot", "stages move"])
-def test_it_is_not_for_one_slot_nor_for_stages_that_move(engine, monkeypatch, reason):
+def test_no_overlap_with_one_slot_or_offloaded_stages(engine, monkeypatch, reason):
     threads, pipeline = [], engine.pipeline
     begin(engine, OverlappedRenderer())
-    with around(monkeypatch, stage(engine, "flow"), "forward", lambda *_: threads.append(aside())):
+    with around(
+        monkeypatch, stage(engine, "flow"), "forward", lambda *_: threads.append(on_worker())
+    ):
         if reason == "one slot":
             engine.synthesize("Hello. And again.", None, Sampling(seed=1, max_tokens=9))
         else:
             pipeline.placement.offload = "stages"
-            batch(engine, pipeline.sound)
+            batch(engine, pipeline.renderer)
     assert threads and not any(threads)
 
 
 @pytest.mark.parametrize("mode", [False, True])
-def test_inference_mode_comes_along(mode):
+def test_inference_mode_is_passed_to_the_worker(mode):
     seen = []
 
-    def attempt():
+    def try_run():
         seen.append(torch.is_inference_mode_enabled())
         return []
 
-    with OverlappedRenderer().run(lambda: True) as turns, torch.inference_mode(mode):
-        assert list(turns.next([RenderJob(attempt, list)])) == []
-        assert list(turns.next(())) == []
+    with OverlappedRenderer().run(lambda: True) as session, torch.inference_mode(mode):
+        assert list(session.submit([RenderJob(try_run, list)])) == []
+        assert list(session.submit(())) == []
     assert seen == [mode]
 
 
@@ -290,14 +295,14 @@ def test_inference_mode_comes_along(mode):
 
 
 @pytest.mark.parametrize("name", ["flow", "vocoder"])
-def test_a_failure_of_one_line_stays_that_lines(engine, monkeypatch, expected, name):
+def test_one_requests_failure_does_not_affect_others(engine, monkeypatch, expected, name):
     frames = {id: len(wave) // 480 for id, wave in expected.items()}
     odd = next(id for id in frames if [*frames.values()].count(frames[id]) == 1)
 
-    def picky(given, *_):
-        lengths = [2 * len(one) if name == "flow" else one.shape[-1] for one in given]
+    def picky(inputs, *_):
+        lengths = [2 * len(one) if name == "flow" else one.shape[-1] for one in inputs]
         if frames[odd] in lengths:
-            raise ValueError("an odd line")
+            raise ValueError("an odd request")
 
     with around(monkeypatch, stage(engine, name), "forward", picky):
         for sound in (OverlappedRenderer(), InlineRenderer()):
@@ -305,54 +310,54 @@ def test_a_failure_of_one_line_stays_that_lines(engine, monkeypatch, expected, n
             error = found.pop(odd)
             assert isinstance(error, ValueError) and "odd" in str(error)
             assert same(found, {id: wave for id, wave in expected.items() if id != odd})
-            assert not getattr(sound, "over", False), "it is no reason to go on in turn"
+            assert not getattr(sound, "disabled", False), "no reason to disable overlap"
 
 
 @pytest.mark.parametrize("name", ["flow", "vocoder"])
 @pytest.mark.parametrize(("times", "offload"), [(1, "none"), (2, "stages"), (3, "all-but-active")])
-def test_out_of_memory_beside_t3_goes_on_in_turn_and_then_down_the_ladder(
+def test_out_of_memory_disables_overlap_and_then_offloads(
     engine, monkeypatch, expected, caplog, name, times, offload
 ):
     module, sound, threads = stage(engine, name), OverlappedRenderer(), []
     failing = Failing(module.forward, FULL, times)
-    monkeypatch.setattr(module, "forward", lambda *a: threads.append(aside()) or failing(*a))
+    monkeypatch.setattr(module, "forward", lambda *a: threads.append(on_worker()) or failing(*a))
     with caplog.at_level(logging.WARNING, "chatterbox_opt"):
         assert same(batch(engine, sound), expected)
         assert engine.pipeline.placement.offload == offload
         assert same(batch(engine, sound), expected)
-    assert sound.over and threads[0] and not any(threads[2:])
-    assert caplog.text.count("no memory for sound beside t3") == 1
+    assert sound.disabled and threads[0] and not any(threads[2:])
+    assert caplog.text.count("out of GPU memory while overlapping") == 1
 
 
-def test_out_of_memory_of_t3_first_gets_the_room_of_the_sound(
+def test_out_of_memory_in_t3_first_frees_the_memory_of_rendering(
     engine, monkeypatch, expected, caplog
 ):
-    meeting, sound, failures = Meeting(), OverlappedRenderer(), []
+    rendezvous, sound, failures = Rendezvous(), OverlappedRenderer(), []
 
     def full(*_):
-        if meeting.turns == 2 and not failures:
-            failures.append(meeting.sound.is_set())
+        if rendezvous.runs == 2 and not failures:
+            failures.append(rendezvous.sound.is_set())
             raise FULL
 
     with (
         caplog.at_level(logging.WARNING, "chatterbox_opt"),
         around(monkeypatch, stage(engine, "t3"), "step", full),
-        meeting(monkeypatch, engine),  # so that the sound is in work when T3 fails
+        rendezvous(monkeypatch, engine),  # so that rendering is running when T3 fails
     ):
         assert same(batch(engine, sound), expected)
-    assert failures == [True] and sound.over
+    assert failures == [True] and sound.disabled
     assert engine.pipeline.placement.offload == "none"
-    assert "slots" not in caplog.text, "as many lines at once as before"
+    assert "slots" not in caplog.text, "as many slots as before"
 
 
-def test_stages_move_only_when_nobody_works_beside(engine, monkeypatch, expected):
-    """T3 has no room at all, again and again, from its second turn on."""
-    meeting, working, moved, failures = Meeting(), [], [], []
+def test_stages_move_only_while_the_worker_is_idle(engine, monkeypatch, expected):
+    """T3 runs out of memory repeatedly from its second run on."""
+    rendezvous, working, moved, failures = Rendezvous(), [], [], []
 
     def full(*_):
-        if meeting.turns == 2 and len(moved) < 2:
+        if rendezvous.runs == 2 and len(moved) < 2:
             failures.append(1)
-            assert len(failures) < 50, "it goes in circles"
+            assert len(failures) < 50, "endless retries"
             raise FULL
 
     placement = engine.pipeline.placement
@@ -360,29 +365,29 @@ def test_stages_move_only_when_nobody_works_beside(engine, monkeypatch, expected
 
     def vocode(*args):
         working.append(1)
-        made = plain(*args)
+        out = plain(*args)
         working.pop()
-        return made
+        return out
 
     monkeypatch.setattr(stage(engine, "vocoder"), "forward", vocode)
     with (
         around(monkeypatch, placement, "offload_more", lambda: moved.append(list(working))),
         around(monkeypatch, stage(engine, "t3"), "step", full),
-        meeting(monkeypatch, engine),
+        rendezvous(monkeypatch, engine),
     ):
         assert same(batch(engine, OverlappedRenderer()), expected)
     assert moved == [[], []]
     assert placement.offload == "all-but-active"
 
 
-def test_moving_waits_for_work_that_another_run_left_beside(engine, monkeypatch):
+def test_offloading_waits_for_work_that_another_run_left_on_the_worker(engine, monkeypatch):
     begun, go, order = threading.Event(), threading.Event(), []
 
     def flow(*_):
-        if aside() and not begun.is_set():
+        if on_worker() and not begun.is_set():
             begun.set()
             assert go.wait(LIMIT)
-            order.append("worked")
+            order.append("ran")
 
     def more():
         go.set()
@@ -390,26 +395,28 @@ def test_moving_waits_for_work_that_another_run_left_beside(engine, monkeypatch)
         order.append("moved")
 
     with around(monkeypatch, stage(engine, "flow"), "forward", flow):
-        run = engine.pipeline.sound = OverlappedRenderer()
-        with run.run(lambda: True) as turns:
-            job = engine.pipeline._jobs(reads(engine), 0.0)[0]
-            list(turns.next([job]))
+        run = engine.pipeline.renderer = OverlappedRenderer()
+        with run.run(lambda: True) as session:
+            job = engine.pipeline._jobs(token_results(engine), 0.0)[0]
+            list(session.submit([job]))
             assert begun.wait(LIMIT)
             more()
-            [(_, spoken)] = turns.next(())
-    assert order == ["worked", "moved"]
-    assert len(spoken.wave) == 480 * 2 * spoken.tokens, "what could not go on beside is done here"
+            [(_, output)] = session.submit(())
+    assert order == ["ran", "moved"]
+    assert len(output.wave) == 480 * 2 * output.tokens, (
+        "what failed on the worker is run again here"
+    )
 
 
-def reads(engine):
-    """One line that T3 has read."""
+def token_results(engine):
+    """One request that T3 has finished."""
     attempts = engine._begin(None, requests(1)[0], 1)
     left = iter([attempts[0].next_request(), None])
-    return next(engine.pipeline.read(left.__next__, 1, 1, guided=True))
+    return next(engine.pipeline.generate_tokens(left.__next__, ONE_AT_A_TIME, 1))
 
 
 @pytest.mark.parametrize("name", ["flow", "vocoder"])
-def test_what_is_not_finite_in_half_is_made_in_float32_while_t3_waits(
+def test_nan_in_half_precision_is_rerun_in_float32_while_t3_waits(
     load,  # noqa: F811
     monkeypatch,
     caplog,
@@ -421,125 +428,133 @@ def test_what_is_not_finite_in_half_is_made_in_float32_while_t3_waits(
 
         def overflowing(noise, *rest):
             used.append(flow.dtype)
-            made = solve(noise, *rest)
+            out = solve(noise, *rest)
             bad = name == "flow" and noise.shape[1] % 4 == 0 and flow.dtype == torch.bfloat16
-            return made * torch.nan if bad else made
+            return out * torch.nan if bad else out
 
-        def choking(mels, *rest):
+        def failing(mels, *rest):
             waves = decode(mels, *rest)
             bad = name == "vocoder" and used[-1] == torch.bfloat16 and mels[0].shape[1] % 4 == 0
             return [w * torch.nan for w in waves] if bad else waves
 
         monkeypatch.setattr(flow, "solve", overflowing)
-        monkeypatch.setattr(stage(half, "vocoder"), "decode", choking)
-        with around(monkeypatch, flow, "set_precision", lambda *_: threads.append(aside())):
+        monkeypatch.setattr(stage(half, "vocoder"), "decode", failing)
+        with around(monkeypatch, flow, "set_precision", lambda *_: threads.append(on_worker())):
             expected = batch(half, InlineRenderer())
-            healed = len(threads)
+            recoveries = len(threads)
             sound = OverlappedRenderer()
             assert same(batch(half, sound), expected)
         assert all(np.isfinite(wave).all() for wave in expected.values())
-        assert healed and len(threads) == 2 * healed and not any(threads)
-        assert flow.dtype == torch.bfloat16 and not sound.over
+        assert recoveries and len(threads) == 2 * recoveries and not any(threads)
+        assert flow.dtype == torch.bfloat16 and not sound.disabled
     assert caplog.text.count("in float32") == 1
 
 
-# -- the end
+# -- ending a run
 
 
 def test_a_consumer_that_stops_early_leaves_no_thread(engine, monkeypatch, expected):
-    meeting = Meeting()
-    with meeting(monkeypatch, engine):
+    rendezvous = Rendezvous()
+    with rendezvous(monkeypatch, engine):
         results = begin(engine, OverlappedRenderer())
         next(results)
-        assert len(left()) == 1, "the next group is in work"
+        assert len(worker_threads()) == 1, "the next group is being rendered"
         results.close()
-        assert left() == []
-    assert same(batch(engine, OverlappedRenderer()), expected), "and nothing is spoilt"
+        assert worker_threads() == []
+    assert same(batch(engine, OverlappedRenderer()), expected), "and the engine still works"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, AssertionError])
 def test_an_interruption_leaves_no_thread(engine, monkeypatch, expected, error):
-    meeting = Meeting()
+    rendezvous = Rendezvous()
 
     def interrupt(*_):
-        if meeting.turns == 2:
+        if rendezvous.runs == 2:
             raise error
 
-    with around(monkeypatch, stage(engine, "t3"), "step", interrupt), meeting(monkeypatch, engine):
+    with (
+        around(monkeypatch, stage(engine, "t3"), "step", interrupt),
+        rendezvous(monkeypatch, engine),
+    ):
         with pytest.raises(error):
             list(begin(engine, OverlappedRenderer()))
-    assert meeting.sound.is_set()
-    assert left() == []
-    assert same(batch(engine, OverlappedRenderer()), expected), "and nothing is spoilt"
+    assert rendezvous.sound.is_set()
+    assert worker_threads() == []
+    assert same(batch(engine, OverlappedRenderer()), expected), "and the engine still works"
 
 
 @pytest.mark.parametrize("sound", [InlineRenderer(), OverlappedRenderer()])
-def test_what_is_read_is_made_before_a_failure_of_no_line_is_raised(engine, monkeypatch, sound):
-    turns, heard = [], []
+def test_finished_sequences_are_rendered_before_a_general_failure_is_raised(
+    engine, monkeypatch, sound
+):
+    runs, ids = [], []
 
-    def turn(*_):
-        turns.append(1)
-        if len(turns) == 3:
-            raise DeviceError("the card is gone")
+    def run_until(*_):
+        runs.append(1)
+        if len(runs) == 3:
+            raise DeviceError("the GPU is gone")
 
-    with around(monkeypatch, T3Runner, "turn", turn), pytest.raises(DeviceError, match="gone"):
-        heard.extend(result.id for result in begin(engine, sound))
+    with (
+        around(monkeypatch, T3Runner, "run_until", run_until),
+        pytest.raises(DeviceError, match="gone"),
+    ):
+        ids.extend(result.id for result in begin(engine, sound))
     # extend() keeps what came before the error
-    assert len(heard) == 2 * GROUP
-    assert left() == []
+    assert len(ids) == 2 * GROUP
+    assert worker_threads() == []
 
 
-def test_what_failed_beside_is_done_again_when_nobody_works_there():
-    healing, happened = threading.Event(), []
+def test_failed_work_is_run_again_while_the_worker_is_idle():
+    recovering, happened = threading.Event(), []
 
     def bad():
-        raise ValueError("not beside")
+        raise ValueError("not on the worker")
 
     def slow():
-        assert not healing.wait(0.05), "the other is done again meanwhile"
-        happened.append("the second made")
+        assert not recovering.wait(0.05), "the other is run again meanwhile"
+        happened.append("the second done")
         return [("b", 2)]
 
-    def whole():
-        healing.set()
+    def run_with_recovery():
+        recovering.set()
         happened.append("the first again")
         return [("a", 1)]
 
-    with OverlappedRenderer().run(lambda: True) as turns:
-        list(turns.next([RenderJob(bad, whole), RenderJob(slow, list)]))
-        assert list(turns.next(())) == [("a", 1), ("b", 2)], "in the order they were given"
-    assert happened == ["the second made", "the first again"]
+    with OverlappedRenderer().run(lambda: True) as session:
+        list(session.submit([RenderJob(bad, run_with_recovery), RenderJob(slow, list)]))
+        assert list(session.submit(())) == [("a", 1), ("b", 2)], "in the order they were submitted"
+    assert happened == ["the second done", "the first again"]
 
 
-def test_after_the_end_all_is_made_at_once_and_here(caplog):
+def test_a_disabled_renderer_runs_jobs_inline_at_once(caplog):
     sound = OverlappedRenderer()
     for _ in range(2):
-        sound.end()
-        with sound.run(lambda: True) as turns:
-            job = RenderJob(lambda: [("beside", 0)], lambda: [("here", 0)])
-            assert list(turns.next([job])) == [("here", 0)]
-            assert not turns.busy
-    assert caplog.text.count("no memory for sound") == 1
+        sound.disable()
+        with sound.run(lambda: True) as session:
+            job = RenderJob(lambda: [("worker", 0)], lambda: [("inline", 0)])
+            assert list(session.submit([job])) == [("inline", 0)]
+            assert not session.busy
+    assert caplog.text.count("out of GPU memory while overlapping") == 1
 
 
-def test_a_bug_beside_is_raised_here(engine, monkeypatch):
+def test_a_bug_on_the_worker_is_raised_here(engine, monkeypatch):
     def bug(*_):
-        assert not aside(), "a bug"
+        assert not on_worker(), "a bug"
 
     with around(monkeypatch, stage(engine, "flow"), "forward", bug):
         with pytest.raises(AssertionError, match="a bug"):
             list(begin(engine, OverlappedRenderer()))
-    assert left() == []
+    assert worker_threads() == []
 
 
-def test_closing_the_engine_waits_for_the_work_beside(engine, monkeypatch):
+def test_closing_the_engine_waits_for_the_worker(engine, monkeypatch):
     begun, closing, order = threading.Event(), threading.Event(), []
-    ladder, job = engine.pipeline.recovery, engine.pipeline._jobs(reads(engine), 0.0)[0]
+    recovery, job = engine.pipeline.recovery, engine.pipeline._jobs(token_results(engine), 0.0)[0]
 
-    class Door:
-        """The lock, and whether somebody stands before it."""
+    class WatchedLock:
+        """The lock, and an event that is set when a thread waits for it."""
 
-        lock = ladder.alone
+        lock = recovery.lock
 
         def __enter__(self):
             closing.set()
@@ -551,7 +566,7 @@ def test_closing_the_engine_waits_for_the_work_beside(engine, monkeypatch):
     def flow(*_):
         begun.set()
         assert closing.wait(LIMIT)
-        order.append("worked")
+        order.append("ran")
 
     def close():
         order.append("closed")
@@ -560,14 +575,14 @@ def test_closing_the_engine_waits_for_the_work_beside(engine, monkeypatch):
     with (
         around(monkeypatch, stage(engine, "flow"), "forward", flow),
         around(monkeypatch, engine.pipeline.placement, "close", close),
-        OverlappedRenderer().run(lambda: True) as turns,
+        OverlappedRenderer().run(lambda: True) as session,
     ):
-        assert list(turns.next([job])) == []
+        assert list(session.submit([job])) == []
         assert begun.wait(LIMIT)
-        monkeypatch.setattr(ladder, "alone", Door())
+        monkeypatch.setattr(recovery, "lock", WatchedLock())
         engine.close()
-    assert order == ["worked", "closed"]
-    assert left() == []
+    assert order == ["ran", "closed"]
+    assert worker_threads() == []
 
 
 # -- the plan
@@ -581,37 +596,37 @@ def test_closing_the_engine_waits_for_the_work_beside(engine, monkeypatch):
         ("overlapped", "stages", InlineRenderer),
     ],
 )
-def test_the_plan_says_who_makes_the_sound(tiny, monkeypatch, sound, offload, kind):
-    """Also where the card was found to have no room for all stages when they were loaded."""
+def test_the_plan_chooses_the_renderer(tiny, monkeypatch, sound, offload, kind):
+    """Also where not all stages fitted on the GPU when they were loaded."""
     monkeypatch.setattr(build, "SideStream", lambda device: no_stream)
     planned = replace(resolve("dev", CPU, {}, {}), rendering=sound, offload=offload)
     pipeline = build.load_pipeline(registry.locate(str(tiny)), planned)
-    assert type(pipeline.sound) is kind
+    assert type(pipeline.renderer) is kind
     pipeline.close()
 
 
 @pytest.mark.parametrize("beside", [True, False])
-def test_the_flow_is_recorded_apart_only_where_it_works_beside_t3(monkeypatch, beside):
-    class Recorder:
+def test_the_flow_has_its_own_graph_pool_only_where_it_overlaps_with_t3(monkeypatch, beside):
+    class Capturer:
         def __init__(self, device):
             self.device = device
 
-        def apart(self):
+        def for_other_stream(self):
             return "another"
 
-    monkeypatch.setattr(build, "GraphCapturer", Recorder)
+    monkeypatch.setattr(build, "GraphCapturer", Capturer)
     flow = torch.nn.Identity()
-    card = SimpleNamespace(device=torch.device("cuda"), module=lambda name: flow)
+    placement = SimpleNamespace(device=torch.device("cuda"), module=lambda name: flow)
     planned = replace(resolve("dev", CPU, {}, {}), compile="cudagraphs")
-    way = build._decode_backend(planned, card, overlapped=beside)
-    assert (flow.executor._recordings._record is way._recordings._record) is not beside
+    backend = build._decode_backend(planned, placement, overlapped=beside)
+    assert (flow.executor._cache._capture is backend._cache._capture) is not beside
 
 
-# -- what a card is told
+# -- CUDA calls
 
 
-class Told:
-    """Stands for a stream or an event."""
+class FakeStream:
+    """A fake stream or event that records its method calls."""
 
     def __init__(self, name, calls):
         self.name, self.calls = name, calls
@@ -619,30 +634,30 @@ class Told:
     def __getattr__(self, method):
         def call(*args):
             self.calls.append(" ".join([self.name, method, *(a.name for a in args)]))
-            return Told("event", self.calls)
+            return FakeStream("event", self.calls)
 
         return call
 
 
-class Graph:
-    """Stands for a CUDA graph."""
+class FakeGraph:
+    """A fake CUDA graph."""
 
     def __init__(self):
         self.pool = None
 
     def capture_begin(self, pool, capture_error_mode):
-        assert capture_error_mode == "thread_local", "the other thread goes on using the card"
+        assert capture_error_mode == "thread_local", "the other thread goes on using the GPU"
         self.pool = pool
 
     def capture_end(self):
         pass
 
     def replay(self):
-        assert self.turn.locked()
+        assert self.lock.locked()
 
 
 @pytest.fixture
-def told(monkeypatch):
+def calls(monkeypatch):
     calls, pools, streams = [], iter(range(9)), iter("ABCDEF")
 
     @contextmanager
@@ -651,47 +666,47 @@ def told(monkeypatch):
         yield
         calls.append(f"off {stream.name}")
 
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Told(next(streams), calls))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: Told("current", calls))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: FakeStream(next(streams), calls))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: FakeStream("current", calls))
     monkeypatch.setattr(torch.cuda, "stream", on)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools))
     return calls
 
 
 @pytest.mark.parametrize("error", [None, FULL])
-def test_work_beside_begins_after_what_was_launched_and_has_ended_when_it_returns(told, error):
-    lane = SideStream(torch.device("cuda"))
+def test_side_stream_work_is_ordered_and_complete_when_it_returns(calls, error):
+    side_stream = SideStream(torch.device("cuda"))
 
     def work():
-        told.append("work")
+        calls.append("work")
         if error:
             raise error
         return 7
 
-    given = lane(work)
-    assert told == ["current record_event"], "by the giver, for the giver's stream"
+    run = side_stream(work)
+    assert calls == ["current record_event"], "by the calling thread, for its stream"
     if error:
         with pytest.raises(torch.OutOfMemoryError):
-            given()
-        assert told[1:] == ["on A", "A wait_event event", "work", "A synchronize"]
+            run()
+        assert calls[1:] == ["on A", "A wait_event event", "work", "A synchronize"]
     else:
-        assert given() == 7
-        assert told[1:] == ["on A", "A wait_event event", "work", "A synchronize", "off A"]
+        assert run() == 7
+        assert calls[1:] == ["on A", "A wait_event event", "work", "A synchronize", "off A"]
 
 
-def test_recorders_of_two_threads_share_no_memory_and_take_turns(told, monkeypatch):
+def test_capturers_of_two_threads_share_no_pool_and_one_lock(calls, monkeypatch):
     graphs = []
-    for nothing in ("_little", "_library_handles"):
-        monkeypatch.setattr(GraphCapturer, nothing, lambda recorder: None)
+    for method in ("_anchor_work", "_create_library_handles"):
+        monkeypatch.setattr(GraphCapturer, method, lambda capturer: None)
     t3 = GraphCapturer(torch.device("cuda"))
-    flow = t3.apart()
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graphs.append(Graph()) or graphs[-1])
+    flow = t3.for_other_stream()
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graphs.append(FakeGraph()) or graphs[-1])
     for one, other in ((t3, flow), (flow, t3)):
-        Graph.turn = other._one_at_a_time
-        replay = one(lambda: told.append("recorded" if Graph.turn.locked() else "not alone"))
-        assert not Graph.turn.locked()
+        FakeGraph.lock = other._lock
+        replay = one(lambda: calls.append("captured" if FakeGraph.lock.locked() else "not alone"))
+        assert not FakeGraph.lock.locked()
         replay()
-    assert "not alone" not in told and told.count("recorded") == 2
+    assert "not alone" not in calls and calls.count("captured") == 2
     t3s, flows = (first.pool for first in (graphs[0], graphs[2]))
     assert t3s != flows and [graph.pool for graph in graphs] == [t3s, t3s, flows, flows]
-    assert told.count("on A") == told.count("on B") == 4, "each has one that stays"
+    assert calls.count("on A") == calls.count("on B") == 4, "each reuses one stream"

@@ -13,7 +13,7 @@ from chatterbox_opt.provider import (
 )
 
 
-def test_the_optimized_provider_speaks(tiny):
+def test_the_optimized_provider_synthesizes(tiny):
     with OptimizedChatterboxProvider("cpu", "float32", model=str(tiny)) as provider:
         status = provider.get_provider_status()
         assert status["optimization_enabled"] is True
@@ -28,19 +28,19 @@ def test_the_optimized_provider_speaks(tiny):
         )
 
 
-def test_the_real_provider_takes_the_plan_of_the_machine(tiny):
+def test_the_real_provider_uses_the_machines_plan(tiny):
     with RealChatterboxProvider(str(tiny), device="cpu") as provider:
         assert provider.engine.plan.profile == "cpu"
         assert provider.generate("Hello.", seed=1).duration > 0
 
 
-def test_plain_chatterbox_when_asked(tiny, upstream, engine, monkeypatch):
-    """The tiny shapes are not upstream's own: its object is put in place of from_local's."""
+def test_plain_chatterbox_when_requested(tiny, upstream, engine, monkeypatch):
+    """Upstream cannot load the tiny dimensions: from_local is replaced to return its object."""
     from chatterbox_opt.config.model_config import ModelConfig
     from chatterbox_opt.engine import upstream_backend
 
     monkeypatch.setenv("DISABLE_OPTIMIZATION", "true")
-    with pytest.raises(InputError, match="whose shapes are not its own"):
+    with pytest.raises(InputError, match="whose dimensions are not its own"):
         RealChatterboxProvider(str(tiny), device="cpu")
     monkeypatch.setattr(
         upstream_backend,

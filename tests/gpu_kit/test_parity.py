@@ -86,14 +86,14 @@ def test_what_cannot_run_has_its_reason_in_the_row():
 
 def test_it_compares_sound_made_beside_t3(engine):
     engine.plan = replace(engine.plan, sound="beside", slots=3)
-    engine.pipeline.sound, engine.pipeline.group = OverlappedRenderer(), 2
+    engine.pipeline.renderer, engine.pipeline.group = OverlappedRenderer(), 2
     assert parity.beside_parity(engine, 6) == {"equal": 3, "of": 3, "kept": True, "good": True}
     assert set(sounds(engine)) == {"here", "beside"}
     for sound in sounds(engine).values():
         with sound_made_by(engine, sound):
             assert batch.ours(engine, batch.requests(3), 3)["realtime_x"] > 0
-    assert isinstance(engine.pipeline.sound, OverlappedRenderer)
-    engine.pipeline.sound.end()
+    assert isinstance(engine.pipeline.renderer, OverlappedRenderer)
+    engine.pipeline.renderer.disable()
     assert not parity.beside_parity(engine, 2)["good"], "it did not stay beside"
 
 

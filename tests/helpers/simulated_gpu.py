@@ -386,7 +386,7 @@ class Card:
             patch.setattr(cuda, name, value)
         patch.setattr(torch, "Generator", Generator)
         patch.setattr(torch._C, "_cuda_clearCublasWorkspaces", self._workspaces.clear)
-        patch.setattr("chatterbox_opt.runtime.cuda.LOCKED", "2")
+        patch.setattr("chatterbox_opt.runtime.cuda.TORCH_WITH_WORKSPACE_LOCK", "2")
         # freed memory is never given away here
         patch.setattr(torch.Tensor, "record_stream", lambda *_: None)
         set_result, result = Future.set_result, Future.result

@@ -1,4 +1,4 @@
-"""One and many are one path: a row beside others is what it is alone, whatever its length."""
+"""A sequence in a padded batch gives what it gives alone, whatever its length."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def side_by_side(monkeypatch):
-    """Groups as on a card: many rows at once."""
+def batched(monkeypatch):
+    """Groups as on a GPU: many rows at once."""
     monkeypatch.setattr(bucketing, "MAX_FRAMES", {})
 
 
@@ -38,7 +38,7 @@ def said(engine, sample):
 
 
 def mel(frames):
-    """Small enough that the last layer does not blow one last bit up."""
+    """Small enough that the last layer does not amplify a difference in the last bit."""
     return torch.randn(80, frames, generator=alone(frames)) * SCALE
 
 
@@ -63,7 +63,7 @@ def assert_rows_close(found, expected):
         assert_close(one, other, atol=ATOL)
 
 
-def test_mels_in_company_are_mels_alone(engine, side_by_side):
+def test_mels_of_a_batch_are_those_of_single_rows(engine, batched):
     with engine.pipeline.placement("flow") as flow:
         tokens, voices = said(engine, SAMPLE)
         found, expected = many(flow, tokens, voices), singly(flow, tokens, voices)
@@ -71,8 +71,8 @@ def test_mels_in_company_are_mels_alone(engine, side_by_side):
     assert_rows_close(found, expected)
 
 
-def test_without_its_mask_a_short_row_would_hear_the_padding(engine, side_by_side, monkeypatch):
-    """Guards the test above: the difference that the mask makes is not small."""
+def test_without_its_mask_a_short_row_would_depend_on_the_padding(engine, batched, monkeypatch):
+    """Guards the test above: the mask makes a large difference."""
     kept = estimator.Estimator.given
     with engine.pipeline.placement("flow") as flow:
         tokens, voices = said(engine, SAMPLE)
@@ -82,7 +82,7 @@ def test_without_its_mask_a_short_row_would_hear_the_padding(engine, side_by_sid
     assert (found[1] - expected[1]).abs().max() > 10 * ATOL
 
 
-def test_rows_of_one_length_need_no_mask(engine, side_by_side, monkeypatch):
+def test_rows_of_one_length_need_no_mask(engine, batched, monkeypatch):
     masks, kept = [], estimator.Estimator.given
     monkeypatch.setattr(
         estimator.Estimator, "given", lambda net, c, mask: masks.append(mask) or kept(net, c, mask)
@@ -101,17 +101,19 @@ def conditions(flow, voice, counts):
 
 @pytest.fixture
 def replaying(engine, monkeypatch):
-    """The flow with its work recorded, and how often that was."""
+    """The flow with its work captured, and the list of captures."""
     with engine.pipeline.placement("flow") as flow, torch.inference_mode():
-        was_blocked = linear_onednn.use_plain(flow)  # no memory that a tape can follow
-        recorded = []
+        was_blocked = linear_onednn.use_plain(
+            flow
+        )  # oneDNN's layout cannot be traced by the fake capture
+        captured = []
 
         def record(work):
-            recorded.append(work)
+            captured.append(work)
             return fake_graph_capture.record(work)
 
         monkeypatch.setattr(flow, "executor", GraphedExecutor(record, flow, "the flow"))
-        yield flow, recorded
+        yield flow, captured
         if was_blocked:
             linear_onednn.use_onednn(flow)
 
@@ -120,8 +122,8 @@ COUNTS = (1, 2, 7, 32, 60, 61, 149, 150)
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_a_replayed_encoder_does_not_hear_its_padding(engine, replaying, monkeypatch, own):
-    flow, recorded = replaying
+def test_a_replayed_encoder_does_not_depend_on_its_padding(engine, replaying, monkeypatch, own):
+    flow, captured = replaying
     voice = engine.voice(None if own else SAMPLE)
     with monkeypatch.context() as patch:
         patch.setattr(flow, "executor", EagerExecutor())
@@ -129,12 +131,12 @@ def test_a_replayed_encoder_does_not_hear_its_padding(engine, replaying, monkeyp
     prompt = voice.tokens.shape[1]
     buckets = {bucketing.bucket(prompt + count) for count in COUNTS}
     assert any(prompt + count not in buckets for count in COUNTS), "some are padded"
-    for _ in range(3):  # met, recorded, replayed
+    for _ in range(3):  # warmed up, captured, replayed
         assert_rows_close(conditions(flow, voice, COUNTS), expected)
-    assert len(recorded) == len(buckets) < len(COUNTS)
+    assert len(captured) == len(buckets) < len(COUNTS)
 
 
-def test_without_zeros_behind_it_the_encoder_would_hear_its_padding(engine, replaying, monkeypatch):
+def test_without_zeroed_padding_the_encoder_would_depend_on_it(engine, replaying, monkeypatch):
     """Guards the test above."""
     flow, _ = replaying
     count, plain = 150, torch.Tensor.masked_fill
@@ -150,9 +152,9 @@ def test_without_zeros_behind_it_the_encoder_would_hear_its_padding(engine, repl
     assert (found - expected).abs().max() > 10 * ATOL
 
 
-def test_the_encoders_tables_grow_before_it_is_recorded(engine, replaying, monkeypatch):
+def test_the_encoders_tables_grow_before_it_is_captured(engine, replaying, monkeypatch):
     """They are as long as upstream's for any text; a longer one must not grow them in a capture."""
-    flow, recorded = replaying
+    flow, captured = replaying
     for embed in (flow.encoder.embed, flow.encoder.up_embed):
         short = embed.pos_enc.position_encoding(offset=0, size=40)
         monkeypatch.setattr(embed.pos_enc, "pe", short.clone())
@@ -164,21 +166,21 @@ def test_the_encoders_tables_grow_before_it_is_recorded(engine, replaying, monke
     for _ in range(3):
         (found,) = conditions(flow, engine.voice(), [60])
         assert_close(found, expected, atol=ATOL)
-    assert len(recorded) == 1
+    assert len(captured) == 1
 
 
-def test_waves_in_company_are_waves_alone(engine, side_by_side):
+def test_waves_of_a_batch_are_those_of_single_rows(engine, batched):
     with engine.pipeline.placement("vocoder") as vocoder:
         found, expected = many(vocoder, mels()), singly(vocoder, mels())
     assert [len(wave) for wave in found] == [480 * one.shape[-1] for one in mels()]
     assert_rows_close(found, expected)
 
 
-def test_tails_left_alone_would_be_heard(engine, side_by_side, monkeypatch):
-    """Guards the test above, and the one of buckets."""
+def test_padding_that_is_not_zeroed_would_change_the_waves(engine, batched, monkeypatch):
+    """Guards the test above and the one of buckets."""
     with engine.pipeline.placement("vocoder") as vocoder:
         expected = singly(vocoder, mels())
-        monkeypatch.setattr(bucketing.HostLengths, "zero_", lambda tails, x: x)
+        monkeypatch.setattr(bucketing.HostLengths, "zero_", lambda mask, x: x)
         found = many(vocoder, mels())
     worst = [(one - other).abs().max() for one, other in zip(found, expected, strict=True)]
     assert max(worst[:2]) > 10 * ATOL
@@ -195,7 +197,7 @@ def test_a_bucket_changes_nothing(engine, monkeypatch, frames):
 
 
 @given(st.integers(1, 100_000))
-def test_buckets_are_few_and_waste_little(length):
+def test_buckets_are_few_with_little_padding(length):
     held = bucketing.bucket(length)
     assert length <= held < length * (1 + 1 / bucketing.BUCKETS_PER_OCTAVE)
     assert bucketing.bucket(held) == held
@@ -206,7 +208,7 @@ def test_sixty_seconds_have_few_buckets():
 
 
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=40))
-def test_groups_hold_everyone_once_within_the_limit(lengths):
+def test_groups_hold_every_row_once_within_the_limit(lengths):
     groups = bucketing.group_by_length(lengths, torch.device("cuda"))
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     for group in groups:

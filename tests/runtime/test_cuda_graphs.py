@@ -1,6 +1,6 @@
-"""Recorded work: replays say what plain work says, and are dropped when they are stale.
+"""CUDA graphs: replays give what eager work gives, and are dropped when they are stale.
 
-The recorder here is fake_graph_capture.py, which freezes what a CUDA graph freezes.
+Capture is done by fake_graph_capture.py, which freezes what a CUDA graph freezes.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from chatterbox_opt.voices.store import VoiceStore
 
 
 class Counting:
-    """A recorder that counts what it is asked for."""
+    """A capture function that counts its calls."""
 
     def __init__(self, error: Exception | None = None):
-        self.recorded, self.error = 0, error
+        self.captured, self.error = 0, error
 
     def __call__(self, work):
-        self.recorded += 1
+        self.captured += 1
         if self.error:
             raise self.error
         return fake_graph_capture.record(work)
 
 
 def capture(engine: Engine, record) -> None:
-    """Give an engine what a card would give it."""
+    """Have an engine on a CPU capture and replay as on a GPU."""
     pipeline = engine.pipeline
     flow, vocoder = (pipeline.placement.module(name) for name in ("flow", "vocoder"))
     for stage in (flow, pipeline.placement.module("t3")):
-        linear_onednn.use_plain(stage)  # oneDNN's own layout is no memory that a tape can follow
+        linear_onednn.use_plain(stage)  # oneDNN's layout cannot be traced by the fake capture
     flow.executor = GraphedExecutor(record, flow, "the flow")
     vocoder.executor = GraphedExecutor(record, vocoder, "the vocoder")
     pipeline.backend = CudaGraphBackend(record)
@@ -77,23 +77,23 @@ def alone(engine, t3):
 
 
 @pytest.mark.parametrize("slots", [1, 3, 8])
-def test_replayed_tokens_are_the_plain_ones(engine, t3, alone, slots):
-    """Every knob, voice, text length and seed differs; the recordings serve them all."""
+def test_replayed_tokens_are_the_eager_ones(engine, t3, alone, slots):
+    """Sampling parameters, voice, text length and seed differ; the graphs serve them all."""
     record = Counting()
-    way = CudaGraphBackend(record)
-    together = say_all(t3, some(engine), slots=slots, way=way)
+    backend = CudaGraphBackend(record)
+    together = say_all(t3, some(engine), slots=slots, way=backend)
     assert [said.tokens for said in together] == alone
-    assert 0 < record.recorded <= 4 * slots
-    before = record.recorded
-    assert [said.tokens for said in say_all(t3, some(engine), slots=slots, way=way)] == alone
-    assert record.recorded <= before + 4, "the second time there is next to nothing to record"
+    assert 0 < record.captured <= 4 * slots
+    before = record.captured
+    assert [said.tokens for said in say_all(t3, some(engine), slots=slots, way=backend)] == alone
+    assert record.captured <= before + 4, "the second time there is almost nothing left to capture"
 
 
-def test_one_by_one_over_the_same_slots(engine, t3, alone):
+def test_one_sequence_at_a_time_over_the_same_slots(engine, t3, alone):
     record = Counting()
-    way = CudaGraphBackend(record)
-    assert [say_all(t3, [one], way=way)[0].tokens for one in some(engine)] == alone
-    assert record.recorded <= 4, "two lengths of the cache, with a ranking of tokens and without"
+    backend = CudaGraphBackend(record)
+    assert [say_all(t3, [one], way=backend)[0].tokens for one in some(engine)] == alone
+    assert record.captured <= 4, "two KV lengths, with and without sorting"
 
 
 def test_the_generator_is_left_as_the_last_token_left_it(engine, t3):
@@ -104,35 +104,35 @@ def test_the_generator_is_left_as_the_last_token_left_it(engine, t3):
         assert torch.equal(one.generator.get_state(), other.generator.get_state())
 
 
-def test_a_cache_that_grows_makes_recordings_void(engine, t3, monkeypatch):
-    """It moves: a replay over where it was would read and write what is no longer the cache."""
+def test_graphs_are_stale_when_the_cache_grows(engine, t3, monkeypatch):
+    """It moves: a replay would read and write memory that is no longer the cache."""
     monkeypatch.setattr(decode_graphs, "KV_GROWTH", kv_cache.SPAN)
     texts, knobs = ["hello.", "word " * 60], Sampling(seed=5, max_tokens=150, temperature=1.5)
     record = Counting()
-    way, grown = CudaGraphBackend(record), set()
+    backend, grown = CudaGraphBackend(record), set()
     for text in texts:
-        [said] = say_all(t3, [utterance(engine, text, knobs)], way=way)
+        [said] = say_all(t3, [utterance(engine, text, knobs)], way=backend)
         [plain] = say_all(t3, [utterance(engine, text, knobs)])
         assert said.tokens == plain.tokens
-        grown.add(way.slots(t3, 1, 2).cache.capacity)
-    assert len(grown) == 2 and record.recorded >= 3
+        grown.add(backend.slots(t3, 1, 2).cache.capacity)
+    assert len(grown) == 2 and record.captured >= 3
 
 
-def test_weights_that_move_make_recordings_void(fresh):
-    """As offload, and a visit to float32, move them."""
+def test_graphs_are_stale_when_weights_move(fresh):
+    """As offload and a retry in float32 move them."""
     sampling = Sampling(seed=3, max_tokens=40)
     with fresh() as engine:
         record = Counting()
         capture(engine, record)
         first = engine.synthesize("Hello there.", None, sampling).samples
-        count = record.recorded
+        count = record.captured
         for parameter in engine.pipeline.placement.module("t3").parameters():
             parameter.data = parameter.data.clone().mul_(0.5)
         for parameter in engine.pipeline.placement.module("flow").parameters():
             parameter.data = parameter.data.clone().mul_(0.5)
         moved = engine.synthesize("Hello there.", None, sampling).samples
         moved_again = engine.synthesize("Hello there.", None, sampling).samples
-        assert record.recorded > count
+        assert record.captured > count
         engine.pipeline.backend = EagerBackend()
         engine.pipeline.placement.module("flow").executor = EagerExecutor()
         plain = engine.synthesize("Hello there.", None, sampling).samples
@@ -141,12 +141,12 @@ def test_weights_that_move_make_recordings_void(fresh):
     assert len(first) != len(moved) or not np.allclose(first, moved, atol=1e-3)
 
 
-@pytest.mark.parametrize("when", ["a line has ended", "a line is taken"])
+@pytest.mark.parametrize("when", ["a sequence has ended", "a request is taken"])
 def test_weights_may_move_whenever_the_loop_is_left(engine, tiny, when):
-    """Their old memory is given to others: a replay over it would say something else."""
+    """Their old memory is reused: a replay over it would give other tokens."""
     t3, record, moved = loader.load_t3(registry.locate(str(tiny)), torch.float32), Counting(), []
 
-    def lines():
+    def requests():
         bounds = (18, 60, 60, 60, 10)
         return [utterance(engine, TEXTS[i], Sampling(seed=i, max_tokens=bounds[i])) for i in order]
 
@@ -156,29 +156,31 @@ def test_weights_may_move_whenever_the_loop_is_left(engine, tiny, when):
             parameter.data = parameter.data.clone()
             moved[-1].fill_(torch.nan)
 
-    def take():
-        if len(left) == 1 and when == "a line is taken":
+    def next_request():
+        if len(left) == 1 and when == "a request is taken":
             move()
         return left.pop(0) if left else None
 
-    order = range(5) if when == "a line is taken" else range(4)
-    alone = [said.tokens for said in say_all(t3, lines())]
-    left, way, said = lines(), CudaGraphBackend(record), {}
+    order = range(5) if when == "a request is taken" else range(4)
+    alone = [said.tokens for said in say_all(t3, requests())]
+    left, backend, said = requests(), CudaGraphBackend(record), {}
     utterances = list(left)
-    for one in decode(t3, way.slots(t3, 4, 2), take, way):
+    for one in decode(t3, backend.slots(t3, 4, 2), next_request, backend):
         said[one.utterance] = one.tokens
-        if when == "a line has ended":
+        if when == "a sequence has ended":
             move()
     assert [said[one] for one in utterances] == alone
-    assert moved and record.recorded > 1
+    assert moved and record.captured > 1
 
 
-def test_the_loop_looks_for_moved_weights_only_then(engine, t3, monkeypatch):
-    looked, way = [], CudaGraphBackend(fake_graph_capture.record)
-    monkeypatch.setattr(cuda_graphs, "weight_addresses", lambda module: looked.append(module) or ())
-    [said] = say_all(t3, [utterance(engine, "Hello.", Sampling(seed=1, max_tokens=90))], way=way)
+def test_the_loop_checks_for_moved_weights_only_then(engine, t3, monkeypatch):
+    checks, backend = [], CudaGraphBackend(fake_graph_capture.record)
+    monkeypatch.setattr(cuda_graphs, "weight_addresses", lambda module: checks.append(module) or ())
+    [said] = say_all(
+        t3, [utterance(engine, "Hello.", Sampling(seed=1, max_tokens=90))], way=backend
+    )
     assert len(said.tokens) > 5 * decode_graphs.STEPS_PER_SYNC
-    assert len(looked) <= 3, "for its prefill, and for its steps"
+    assert len(checks) <= 3, "for the prefill and for the steps"
 
 
 def test_addresses_are_all_of_them():
@@ -200,24 +202,24 @@ def test_addresses_are_all_of_them():
 
 
 @pytest.mark.parametrize("offload", ["stages", "all-but-active"])
-def test_stages_that_take_turns_sound_the_same(fresh, engine, offload):
-    """Their weights come back to the same memory or to another: recordings follow."""
+def test_offloaded_stages_give_the_same_audio(fresh, engine, offload):
+    """Their weights return to the same memory or to other memory: graphs are recaptured."""
     sampling = Sampling(seed=3, max_tokens=40)
     expected = engine.synthesize("Hello there.", None, sampling).samples
-    with fresh() as turning:
-        capture(turning, fake_graph_capture.record)
-        stages, cpu = turning.pipeline.placement._stages, torch.device("cpu")
-        turning.pipeline.placement = StagePlacement(
-            stages, cpu, offload=offload, copier=PlainTransfer(cpu)
+    with fresh() as offloaded:
+        capture(offloaded, fake_graph_capture.record)
+        stages, cpu = offloaded.pipeline.placement._stages, torch.device("cpu")
+        offloaded.pipeline.placement = StagePlacement(
+            stages, cpu, offload=offload, transfer=PlainTransfer(cpu)
         )
-        turning.pipeline.recovery = RecoveryPolicy(turning.pipeline.placement)
+        offloaded.pipeline.recovery = RecoveryPolicy(offloaded.pipeline.placement)
         for _ in range(4):
-            found = turning.synthesize("Hello there.", None, sampling).samples
+            found = offloaded.synthesize("Hello there.", None, sampling).samples
             assert np.abs(found - expected).max() < 1e-3
 
 
-def test_an_engine_with_recordings_sounds_the_same(fresh, engine):
-    """Interleaved calls with other voices, lengths, steps and knobs; alone and in a batch."""
+def test_an_engine_with_graphs_gives_the_same_audio(fresh, engine):
+    """Interleaved voices, lengths, steps and sampling parameters; single and in a batch."""
     calls = [
         ("Hello.", None, Sampling(seed=1, max_tokens=30)),
         ("A longer text, to be sure.", SAMPLE, Sampling(seed=2, max_tokens=30, top_p=0.8)),
@@ -231,9 +233,9 @@ def test_an_engine_with_recordings_sounds_the_same(fresh, engine):
         for (text, voice, sampling), wave in zip(calls, expected, strict=True):
             samples = replaying.synthesize(text, replaying.voice(voice), sampling).samples
             assert samples.shape == wave.shape
-            # padding to a bucket costs float32's last bits, which the phase of F0 magnifies
+            # padding to a bucket changes float32's last bits, which the phase of F0 amplifies
             assert np.abs(samples - wave).max() < 1e-3
-        assert record.recorded >= 4
+        assert record.captured >= 4
         batch = [Request(str(i), text, voice, s) for i, (text, voice, s) in enumerate(calls[:8])]
         found = {r.id: r.audio().samples for r in replaying.batch(batch)}
         for i, wave in enumerate(expected[:8]):
@@ -241,24 +243,26 @@ def test_an_engine_with_recordings_sounds_the_same(fresh, engine):
             assert np.abs(found[str(i)] - wave).max() < 1e-3
 
 
-def test_work_that_cannot_be_recorded_runs_plainly_with_one_warning_each(fresh, engine, caplog):
+def test_work_that_cannot_be_captured_runs_eagerly_with_one_warning_each(fresh, engine, caplog):
     sampling = Sampling(seed=3, max_tokens=40)
     expected = engine.synthesize("Hello there.", None, sampling).samples
-    with fresh() as healed, caplog.at_level(logging.WARNING, "chatterbox_opt"):
-        capture(healed, Counting(RuntimeError("operation not permitted when stream is capturing")))
+    with fresh() as recovered, caplog.at_level(logging.WARNING, "chatterbox_opt"):
+        capture(
+            recovered, Counting(RuntimeError("operation not permitted when stream is capturing"))
+        )
         for _ in range(3):
-            found = healed.synthesize("Hello there.", None, sampling).samples
+            found = recovered.synthesize("Hello there.", None, sampling).samples
             assert np.abs(found - expected).max() < 1e-3
     warned = [r.message for r in caplog.records if r.name == "chatterbox_opt.runtime.cuda_graphs"]
-    assert [line.split("; ")[1] for line in warned] == [
-        "the t3 step runs eager",
-        "the flow runs eager",
-        "the vocoder runs eager",
+    reason = "(operation not permitted when stream is capturing); running it eagerly from now on"
+    assert warned == [
+        f"CUDA graph capture of the {what} failed {reason}"
+        for what in ("t3 step", "flow", "vocoder")
     ]
 
 
-def test_a_closed_engine_leaves_nothing(fresh):
-    """No cycle keeps weights, slots or recordings until a collection that may be long in coming."""
+def test_a_closed_engine_frees_all_memory(fresh):
+    """No reference cycle holds weights, slots or graphs until the next garbage collection."""
     gc.collect()
     gc.disable()
     try:
@@ -275,14 +279,14 @@ def test_a_closed_engine_leaves_nothing(fresh):
         gc.enable()
 
 
-def test_reading_a_value_back_cannot_be_recorded():
-    """Guards all tests here: the recorder would have noticed."""
+def test_a_readback_cannot_be_captured():
+    """Guards all tests here: the fake capture would have refused."""
     x = torch.ones(1)
     with pytest.raises(RuntimeError, match="not permitted"):
         fake_graph_capture.record(lambda: x.mul_(2 if x > 0 else 3))
 
 
-def test_recording_does_nothing_and_freezes_numbers():
+def test_capture_runs_nothing_and_freezes_scalars():
     x, factor = torch.ones(3), 2.0
     replay = fake_graph_capture.record(lambda: x.mul_(factor))
     assert x.tolist() == [1, 1, 1]
@@ -291,42 +295,42 @@ def test_recording_does_nothing_and_freezes_numbers():
     assert x.tolist() == [2, 2, 2]
 
 
-def test_recordings_are_bounded_and_the_last_used_stay(monkeypatch):
+def test_the_least_recently_used_graphs_are_dropped(monkeypatch):
     monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
     record, x = Counting(), torch.zeros(1)
-    recordings = CudaGraphCache(record, "the sum")
+    cache = CudaGraphCache(record, "the sum")
 
     def add(key):
-        recordings.run(recordings.find(key, "here"), lambda: x.add_(1))
+        cache.run(cache.find(key, "here"), lambda: x.add_(1))
 
     for key in "aabba":
         add(key)
-    assert record.recorded == 2
+    assert record.captured == 2
     for key in "ccb":  # c takes b's place: a was used after it
         add(key)
-    assert record.recorded == 3
+    assert record.captured == 3
     add("b")
-    assert (record.recorded, x.item()) == (4, 9), "each was done once, however it was done"
-    recordings.run(recordings.find("b", "elsewhere"), lambda: x.add_(1))
-    assert record.recorded == 4, "in another place all is met for the first time"
+    assert (record.captured, x.item()) == (4, 9), "each call ran once, eagerly or by replay"
+    cache.run(cache.find("b", "elsewhere"), lambda: x.add_(1))
+    assert record.captured == 4, "with other addresses all graphs are dropped"
 
 
-def test_what_the_recordings_hold_is_bounded(monkeypatch):
+def test_the_buffers_of_graphs_are_bounded(monkeypatch):
     record, module = Counting(), torch.nn.Linear(2, 2)
     call = GraphedExecutor(record, module, "the product")
     monkeypatch.setattr(
         cuda_graphs, "MAX_BUFFER_BYTES", 2 * 2 * 40 * 4
-    )  # arguments and result of 40 rows
+    )  # argument and result buffers of 40 rows
     with torch.inference_mode():
         for rows in (10, 11, 12, 40, 10, 11):
             for _ in range(2):
                 x = torch.randn(rows, 2)
                 assert torch.equal(call("once", module, x), module(x))
-    assert record.recorded == 5, "11 was dropped for 40, and recorded again"
-    assert sum(recording.size > 0 for recording in call._recordings._known.values()) < 4
+    assert record.captured == 5, "11 was dropped for 40, and captured again"
+    assert sum(graph.nbytes > 0 for graph in call._cache._graphs.values()) < 4
 
 
-def test_a_replay_that_fails_is_done_plainly_and_recording_ends(caplog):
+def test_after_a_failed_replay_work_runs_eagerly(caplog):
     x, failing = torch.zeros(1), []
 
     def record(work):
@@ -337,14 +341,14 @@ def test_a_replay_that_fails_is_done_plainly_and_recording_ends(caplog):
 
         return replay
 
-    recordings = CudaGraphCache(record, "the sum")
-    for turn in range(5):
-        failing += [turn] if turn == 3 else []
-        recordings.run(recordings.find("one", "here"), lambda: x.add_(1))
-    assert x.item() == 5 and caplog.text.count("the sum runs eager") == 1
+    cache = CudaGraphCache(record, "the sum")
+    for i in range(5):
+        failing += [i] if i == 3 else []
+        cache.run(cache.find("one", "here"), lambda: x.add_(1))
+    assert x.item() == 5 and caplog.text.count("CUDA graph replay of the sum failed") == 1
 
 
-def test_a_function_of_tensors_is_recorded_for_each_shape_and_key():
+def test_a_function_is_captured_for_each_shape_and_key():
     record, module = Counting(), torch.nn.Linear(2, 2)
     call = GraphedExecutor(record, module, "the product")
     with torch.inference_mode():
@@ -353,4 +357,4 @@ def test_a_function_of_tensors_is_recorded_for_each_shape_and_key():
                 x = torch.randn(rows, 2)
                 assert torch.equal(call("once", module, x), module(x))
                 assert torch.equal(call("twice", lambda y: module(module(y)), x), module(module(x)))
-    assert record.recorded == 4
+    assert record.captured == 4

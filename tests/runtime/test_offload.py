@@ -1,8 +1,8 @@
-"""Offload on a pretend card: the processor, reached by copies that are noted down.
+"""Offload to a fake device: CPU memory, filled by copies that are recorded.
 
-Memory "on the card" holds only ones until it was waited for, so that weights that are used too
-early are noticed; and it is a numpy array, because a weak reference to one tells when the last
-view of it is gone.
+Memory "on the device" holds only ones until the copy is waited for, so weights that are used too
+early are detected; and it is a numpy array, because a weak reference to one shows when its last
+view is freed.
 """
 
 from __future__ import annotations
@@ -38,54 +38,54 @@ TEXTS = ["Hello.", "Something else.", "A third one."]
 
 
 @dataclass
-class Late:
-    card: Card
+class FakeCopy:
+    transfer: FakeTransfer
     name: str
     source: torch.Tensor
     memory: torch.Tensor
 
     def wait(self):
-        self.card.events.append(f"wait {self.name}")
+        self.transfer.events.append(f"wait {self.name}")
         return self.memory.copy_(self.source)
 
 
-class Card:
-    """A copier to the pretend card."""
+class FakeTransfer:
+    """A ``WeightTransfer`` to the fake device that records its calls."""
 
     def __init__(self, names=None):
         self.names = names or {}  # bytes -> stage
-        self.events, self.arrays, self.most, self.full = [], [], 0, set()
+        self.events, self.arrays, self.peak, self.full = [], [], 0, set()
 
     def allocate(self, size):
         return torch.empty(size, dtype=torch.uint8)
 
-    def start(self, source, *, aside):
+    def start(self, source, *, overlap):
         name = self.names.get(len(source), "?")
-        if (name, aside) in self.full:
-            self.events.append(f"no room for {name}")
+        if (name, overlap) in self.full:
+            self.events.append(f"no memory for {name}")
             raise torch.OutOfMemoryError("CUDA out of memory")
-        self.events.append(f"{'fetch' if aside else 'load'} {name}")
+        self.events.append(f"{'prefetch' if overlap else 'load'} {name}")
         array = np.full(len(source), 255, np.uint8)
         self.arrays.append(weakref.ref(array))
         memory = torch.from_numpy(array)
         del array
-        self.most = max(self.most, self.there())
-        return Late(self, name, source, memory)
+        self.peak = max(self.peak, self.live())
+        return FakeCopy(self, name, source, memory)
 
-    def there(self):
-        """Buffers that somebody still refers to."""
+    def live(self):
+        """Buffers that are still referenced."""
         return sum(array() is not None for array in self.arrays)
 
     def release(self):
         self.events.append("release")
 
-    def happened(self):
+    def take_events(self):
         events, self.events = [e for e in self.events if e != "release"], []
         return events
 
 
 class Stage(nn.Module):
-    """Tied and transposed weights, buffers, a table in no state dict; as large as its number."""
+    """Tied and transposed weights, buffers, and a table that is in no state dict."""
 
     def __init__(self, width):
         super().__init__()
@@ -110,155 +110,155 @@ class Stage(nn.Module):
 
 
 @pytest.fixture
-def card():
-    return Card()
+def transfer():
+    return FakeTransfer()
 
 
 @pytest.fixture
-def make(card):
-    """A residency over three small stages, and what each gives."""
+def make(transfer):
+    """A placement of three small stages, and a check of each stage's output."""
 
     def make(offload):
         torch.manual_seed(0)
         stages = {name: Stage(16 * (i + 1)) for i, name in enumerate(NAMES)}
         inputs = {name: torch.randn(2, 16 * (i + 1)) for i, name in enumerate(NAMES)}
         expected = {name: stages[name](inputs[name]) for name in NAMES}
-        placement = StagePlacement(stages, CPU, offload=offload, copier=card)
-        card.names |= {len(f.home): name for name, f in placement._flats.items()}
+        placement = StagePlacement(stages, CPU, offload=offload, transfer=transfer)
+        transfer.names |= {len(f.home): name for name, f in placement._flats.items()}
 
         def check(name):
             with placement(name) as module:
                 assert module is stages[name]
                 assert torch.equal(module(inputs[name]), expected[name])
-                card.events.append(f"{name} worked")
+                transfer.events.append(f"{name} ran")
 
         return placement, check
 
     return make
 
 
-def test_the_next_stage_is_fetched_while_one_works(make, card):
+def test_the_next_stage_is_prefetched_while_one_runs(make, transfer):
     placement, check = make("stages")
     for name in (*NAMES, *NAMES):
         check(name)
     turn = [
-        *("fetch flow", "t3 worked"),
-        *("wait flow", "fetch vocoder", "flow worked"),
-        *("wait vocoder", "fetch t3", "vocoder worked"),
+        *("prefetch flow", "t3 ran"),
+        *("wait flow", "prefetch vocoder", "flow ran"),
+        *("wait vocoder", "prefetch t3", "vocoder ran"),
     ]
-    assert card.happened() == ["load t3", "wait t3", *turn, "wait t3", *turn]
-    assert card.most == 2
-    assert card.there() == 1, "t3 waits for its turn"
+    assert transfer.take_events() == ["load t3", "wait t3", *turn, "wait t3", *turn]
+    assert transfer.peak == 2
+    assert transfer.live() == 1, "t3 is prefetched"
 
 
-def test_only_the_active_stage_is_there(make, card):
+def test_only_the_active_stage_is_on_the_device(make, transfer):
     placement, check = make("all-but-active")
     for name in (*NAMES, "t3", "t3"):
         check(name)
-        assert card.there() == 0
-        assert card.events[-1] == "release"
-    loads = [e for e in card.happened() if not e.startswith("wait")]
-    assert loads[:4] == ["load t3", "t3 worked", "load flow", "flow worked"]
-    assert card.most == 1
+        assert transfer.live() == 0
+        assert transfer.events[-1] == "release"
+    loads = [e for e in transfer.take_events() if not e.startswith("wait")]
+    assert loads[:4] == ["load t3", "t3 ran", "load flow", "flow ran"]
+    assert transfer.peak == 1
 
 
 @pytest.mark.parametrize("offload", ["stages", "all-but-active"])
-def test_a_stage_leaves_when_its_work_fails(make, card, offload):
+def test_a_stage_leaves_the_device_when_its_work_fails(make, transfer, offload):
     placement, check = make(offload)
     with pytest.raises(ValueError, match="boom"), placement("vocoder"):
         raise ValueError("boom")
-    assert card.there() == (offload == "stages")
+    assert transfer.live() == (offload == "stages")
     for name in NAMES:
         check(name)
 
 
-def test_work_that_goes_another_way_never_has_three_stages_there(make, card):
-    """The vocoder chokes: the flow again, while t3 is fetched already."""
+def test_another_order_of_stages_never_has_three_on_the_device(make, transfer):
+    """NaN in the vocoder: the flow runs again, when t3 is prefetched already."""
     placement, check = make("stages")
     for name in ("t3", "flow", "vocoder", "flow", "vocoder", "t3", "t3"):
         check(name)
-    assert card.most == 2
-    assert card.happened()[10:] == [
-        *("load flow", "wait flow", "fetch vocoder", "flow worked"),
-        *("wait vocoder", "fetch t3", "vocoder worked"),
-        *("wait t3", "fetch flow", "t3 worked"),
-        *("load t3", "wait t3", "t3 worked"),  # with the flow beside it still
+    assert transfer.peak == 2
+    assert transfer.take_events()[10:] == [
+        *("load flow", "wait flow", "prefetch vocoder", "flow ran"),
+        *("wait vocoder", "prefetch t3", "vocoder ran"),
+        *("wait t3", "prefetch flow", "t3 ran"),
+        *("load t3", "wait t3", "t3 ran"),  # with the flow still on the device
     ]
 
 
-def test_no_room_to_fetch_ahead_is_no_error(make, card, caplog):
+def test_out_of_memory_in_a_prefetch_is_no_error(make, transfer, caplog):
     placement, check = make("stages")
-    card.full.add(("flow", True))
+    transfer.full.add(("flow", True))
     check("t3")
-    card.full.clear()
+    transfer.full.clear()
     check("flow")
-    assert card.happened() == [
-        *("load t3", "wait t3", "no room for flow", "t3 worked"),
-        *("load flow", "wait flow", "fetch vocoder", "flow worked"),
+    assert transfer.take_events() == [
+        *("load t3", "wait t3", "no memory for flow", "t3 ran"),
+        *("load flow", "wait flow", "prefetch vocoder", "flow ran"),
     ]
     assert not caplog.records
     assert placement.offload == "stages"
 
 
 @pytest.mark.parametrize("offload", ["stages", "all-but-active"])
-def test_no_room_for_the_stage_itself_is_told_and_spoils_nothing(make, card, offload):
+def test_out_of_memory_for_the_stage_itself_is_raised_and_changes_nothing(make, transfer, offload):
     placement, check = make(offload)
-    card.full.add(("t3", False))
+    transfer.full.add(("t3", False))
     with pytest.raises(torch.OutOfMemoryError), placement("t3"):
         pytest.fail("not reached")
-    card.full.clear()
+    transfer.full.clear()
     for name in NAMES:
         check(name)
 
 
-def test_offloading_more_goes_down_the_ladder(make, card):
+def test_offload_more_goes_from_none_to_stages_to_all_but_active(make, transfer):
     placement, check = make("none")
     check("t3")
-    assert card.happened() == ["t3 worked"]
+    assert transfer.take_events() == ["t3 ran"]
     for expected in ("stages", "all-but-active", "all-but-active"):
         placement.offload_more()
-        card.names |= {len(f.home): name for name, f in placement._flats.items()}
+        transfer.names |= {len(f.home): name for name, f in placement._flats.items()}
         assert placement.offload == expected
-        assert card.there() == 0, "what was fetched ahead is gone too"
+        assert transfer.live() == 0, "the prefetched stage is freed too"
         for name in NAMES:
             check(name)
-    assert card.happened()[-3:] == ["load vocoder", "wait vocoder", "vocoder worked"]
+    assert transfer.take_events()[-3:] == ["load vocoder", "wait vocoder", "vocoder ran"]
 
 
 @pytest.mark.parametrize("offload", ["none", "stages", "all-but-active"])
-def test_after_closing_nothing_is_there_whoever_holds_a_stage(make, card, offload):
+def test_closing_frees_the_device_even_if_stages_are_referenced(make, transfer, offload):
     placement, check = make(offload)
     held = [placement.module(name) for name in NAMES]
     memory = [weakref.ref(t.untyped_storage()) for m in held for _, _, t in module_tensors(m)]
     check("t3")
     placement.close()
-    assert card.there() == 0
-    assert card.events[-1] == "release"
+    assert transfer.live() == 0
+    assert transfer.events[-1] == "release"
     assert not any(t.numel() for module in held for _, _, t in module_tensors(module))
     assert not any(ref() for ref in memory)
     with pytest.raises(InputError, match="closed"), placement("t3"):
         pass
 
 
-def test_closing_in_the_middle_of_work(make, card):
+def test_closing_while_a_stage_runs(make, transfer):
     placement, _ = make("stages")
     with placement("t3"):
-        assert card.there() == 2
+        assert transfer.live() == 2
         placement.close()
-        assert card.there() == 0
+        assert transfer.live() == 0
 
 
-def test_a_stage_inside_itself_stays(make, card):
+def test_a_nested_use_of_a_stage_moves_nothing(make, transfer):
     placement, check = make("stages")
     with placement("t3"):
         check("t3")
         check("t3")
-        assert card.there() == 2
-    assert card.there() == 1
+        assert transfer.live() == 2
+    assert transfer.live() == 1
 
 
 @pytest.mark.parametrize("offload", ["stages", "all-but-active"])
-def test_float32_inside_a_turn_and_the_stage_intact_after_it(tiny, card, offload):
+def test_float32_inside_the_block_and_the_stage_intact_after_it(tiny, transfer, offload):
     from chatterbox_opt.checkpoints import registry
 
     checkpoint = registry.locate(str(tiny))
@@ -268,26 +268,26 @@ def test_float32_inside_a_turn_and_the_stage_intact_after_it(tiny, card, offload
         "flow": loader.load_flow(checkpoint, dtype),
     }
     before = {n: [t.clone() for _, _, t in module_tensors(m)] for n, m in stages.items()}
-    placement = StagePlacement(stages, CPU, offload=offload, copier=card)
+    placement = StagePlacement(stages, CPU, offload=offload, transfer=transfer)
     for name in (*stages, *stages):
         with placement(name) as module:
-            on_card = [t.clone() for _, _, t in module_tensors(module)]
+            on_gpu = [t.clone() for _, _, t in module_tensors(module)]
             with in_float32(module):
                 assert module.dtype == torch.float32
                 assert {t.dtype for t in module.parameters()} == {torch.float32}
             assert module.dtype == dtype
         after = [t for _, _, t in module_tensors(stages[name])]
         assert placement._flats[name].is_home()
-        for now, there, then in zip(after, on_card, before[name], strict=True):
-            assert now.dtype == there.dtype == then.dtype
-            assert now.stride() == there.stride() == then.stride()
+        for now, live, then in zip(after, on_gpu, before[name], strict=True):
+            assert now.dtype == live.dtype == then.dtype
+            assert now.stride() == live.stride() == then.stride()
             assert torch.equal(now, then)
-            assert torch.equal(there, then)
-    assert card.there() == (offload == "stages")
+            assert torch.equal(live, then)
+    assert transfer.live() == (offload == "stages")
 
 
-def test_a_precision_that_fails_to_come_back_is_back_at_the_next_turn(make, card):
-    """Out of memory while the weights are cast: half of them are float32."""
+def test_a_precision_that_failed_to_be_restored_is_restored_at_the_next_use(make, transfer):
+    """Out of memory while the weights are cast: half of them stay float32."""
     placement, check = make("all-but-active")
     with pytest.raises(torch.OutOfMemoryError), placement("t3") as module:
         module.one.bfloat16()
@@ -295,19 +295,19 @@ def test_a_precision_that_fails_to_come_back_is_back_at_the_next_turn(make, card
     check("t3")
 
 
-def test_weights_that_are_replaced_at_home_are_those_that_enter(make, card):
+def test_weights_that_are_replaced_in_host_memory_are_the_ones_copied(make, transfer):
     placement, check = make("stages")
-    check("vocoder")  # t3 is fetched, and what was fetched is old now
+    check("vocoder")  # t3 is prefetched, and the prefetched copy is stale now
     module = placement.module("t3")
     module.double()
     with placement("t3"):
         assert module.dtype == torch.float64
         assert module.one.weight is module.two.weight
-        assert card.happened()[-3:] == ["load ?", "wait ?", "fetch flow"]
+        assert transfer.take_events()[-3:] == ["load ?", "wait ?", "prefetch flow"]
 
 
-def test_stages_are_as_they_were_where_there_is_no_way_to_go(tiny):
-    """On the processor: packed matrices are no tensors that could be views of something."""
+def test_offload_changes_nothing_on_a_cpu(tiny):
+    """Packed matrices of a CPU are no strided tensors, which could be views of a buffer."""
     from chatterbox_opt.checkpoints import registry
 
     t3 = loader.load_t3(registry.locate(str(tiny)), torch.float32, "int8")
@@ -319,7 +319,7 @@ def test_stages_are_as_they_were_where_there_is_no_way_to_go(tiny):
         placement.offload_more()
 
 
-def test_inference_mode_around_a_turn_leaves_no_trace(make):
+def test_inference_mode_around_a_stage_has_no_lasting_effect(make):
     placement, check = make("stages")
     with torch.inference_mode():
         check("t3")
@@ -340,7 +340,7 @@ DTYPES = some.sampled_from([torch.float32, torch.float16, torch.bool, torch.int6
 
 
 @given(SHAPES, some.data())
-def test_places_are_apart_and_aligned(shapes, data):
+def test_offsets_are_disjoint_and_aligned(shapes, data):
     found = [torch.ones(shape, dtype=data.draw(DTYPES)) for shape in shapes]
     offsets, size = layout(found)
     assert size % ALIGN == 0
@@ -350,7 +350,7 @@ def test_places_are_apart_and_aligned(shapes, data):
         assert start + length <= following
 
 
-def test_what_shares_memory_shares_it_still():
+def test_tensors_that_share_memory_still_do():
     module, whole = nn.Module(), torch.arange(12.0).view(3, 4)
     module.register_buffer("whole", whole)
     module.register_buffer("row", whole[1])
@@ -367,37 +367,37 @@ def test_what_shares_memory_shares_it_still():
     assert module.column.stride() == (4,)
 
 
-def test_weights_that_are_stored_narrow_and_widened_when_used_move_too(card):
+def test_weights_stored_in_half_precision_for_float32_arithmetic_move_too(transfer):
     torch.manual_seed(0)
     layer, x = nn.Linear(8, 8).requires_grad_(False), torch.randn(2, 8)
     weight_layout.store_narrow(layer, torch.float16)
     expected = layer(x)
-    placement = StagePlacement({"t3": layer}, CPU, offload="all-but-active", copier=card)
+    placement = StagePlacement({"t3": layer}, CPU, offload="all-but-active", transfer=transfer)
     with placement("t3") as module:
         assert torch.equal(module(x), expected)
         assert {t.dtype for _, _, t in module_tensors(module)} == {torch.float16, torch.float32}
         assert len(placement._flats["t3"].home) == 2 * ALIGN
-    assert card.there() == 0
+    assert transfer.live() == 0
 
 
-def test_bits_are_kept_whatever_they_mean():
+def test_every_bit_pattern_survives_a_copy():
     module = nn.Module()
     bits = torch.randint(-(2**15), 2**15, (4096,), dtype=torch.int16)
     module.register_buffer("odd", bits.clone().view(torch.float16))
     flat = FlatBuffer(module, PlainTransfer(CPU).allocate)
-    flat.put(PlainTransfer(CPU).start(flat.home, aside=True).wait())
+    flat.rebind(PlainTransfer(CPU).start(flat.home, overlap=True).wait())
     assert torch.equal(module.odd.view(torch.int16), bits)
     assert not flat.is_home()
 
 
-# -- the engine on the pretend card
+# -- the engine on the fake device
 
 
 @pytest.fixture
-def load(tiny, store, monkeypatch, card):
+def load(tiny, store, monkeypatch, transfer):
     def load(offload, **overrides):
         def placement(stages, device, **_):
-            return StagePlacement(stages, device, offload=offload, copier=card)
+            return StagePlacement(stages, device, offload=offload, transfer=transfer)
 
         monkeypatch.setattr(build, "StagePlacement", placement)
         return Engine.load(
@@ -409,7 +409,9 @@ def load(tiny, store, monkeypatch, card):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("offload", ["stages", "all-but-active"])
-def test_an_engine_that_offloads_says_the_same_bit_by_bit(load, card, tiny, store, offload, dtype):
+def test_an_engine_with_offload_gives_bit_identical_audio(
+    load, transfer, tiny, store, offload, dtype
+):
     with Engine.load(
         str(tiny), "dev", device="cpu", overrides={"dtype": dtype}, store=store, watermark=False
     ) as plain:
@@ -421,18 +423,20 @@ def test_an_engine_that_offloads_says_the_same_bit_by_bit(load, card, tiny, stor
         )
         ours = batch(engine, TEXTS)
         assert all(np.array_equal(ours[t], together[t]) for t in TEXTS)
-        assert any(e.startswith("fetch") for e in card.happened()) == (offload == "stages")
-    assert card.most == {"stages": 2, "all-but-active": 1}[offload]
-    assert card.there() == 0, "after closing"
+        assert any(e.startswith("prefetch") for e in transfer.take_events()) == (
+            offload == "stages"
+        )
+    assert transfer.peak == {"stages": 2, "all-but-active": 1}[offload]
+    assert transfer.live() == 0, "after closing"
 
 
 def test_an_engine_out_of_memory_goes_from_none_to_stages_to_all_but_active(
-    load, engine, card, monkeypatch, caplog
+    load, engine, transfer, monkeypatch, caplog
 ):
     expected = engine.synthesize("Hello.", None, SAMPLING).samples
     full = torch.OutOfMemoryError("CUDA out of memory")
     with load("none") as fragile, caplog.at_level(logging.WARNING, "chatterbox_opt"):
-        placement, most = fragile.pipeline.placement, []
+        placement, peak = fragile.pipeline.placement, []
         for name, mode in (("flow", "stages"), ("t3", "all-but-active")):
             module = stage(fragile, name)
             method = "step" if name == "t3" else "forward"
@@ -440,21 +444,21 @@ def test_an_engine_out_of_memory_goes_from_none_to_stages_to_all_but_active(
             monkeypatch.setattr(module, method, failing)
             assert np.array_equal(fragile.synthesize("Hello.", None, SAMPLING).samples, expected)
             assert placement.offload == mode
-            most.append(card.most)
-        assert most == [2, 2]
-        card.most = 0
+            peak.append(transfer.peak)
+        assert peak == [2, 2]
+        transfer.peak = 0
         fragile.synthesize("Hello.", None, SAMPLING)
-        assert card.most == 1
+        assert transfer.peak == 1
         monkeypatch.setattr(module, "step", Failing(None, full, 1))
         with pytest.raises(DeviceError, match="too little free memory for t3 alone"):
             fragile.synthesize("Hello.", None, SAMPLING)
-    assert card.there() == 0
-    assert "only the stage that works is on the card now" in caplog.text
+    assert transfer.live() == 0
+    assert "only the running stage is on the GPU now" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["t3", "flow"])
 @pytest.mark.parametrize("offload", ["stages", "all-but-active"])
-def test_an_engine_that_offloads_repairs_in_float32(load, monkeypatch, offload, name):
+def test_an_engine_with_offload_recovers_in_float32(load, monkeypatch, offload, name):
     with load(offload, dtype="bfloat16") as half:
         expected = half.synthesize("Hello.", None, SAMPLING).samples
         module, used = stage(half, name), []
@@ -474,27 +478,27 @@ def test_an_engine_that_offloads_repairs_in_float32(load, monkeypatch, offload, 
         assert np.array_equal(half.synthesize("Hello.", None, SAMPLING).samples, expected)
 
 
-# -- what a card is told
+# -- CUDA calls
 
 
-class Told:
-    """Stands for a stream, an event, or what is made of them."""
+class FakeStream:
+    """A fake stream or event that records its method calls."""
 
     def __init__(self, name, calls):
         self.name, self.calls = name, calls
 
     def __getattr__(self, method):
         def call(*args):
-            told = [a.name if isinstance(a, Told) else "memory" for a in args]
-            self.calls.append(" ".join([self.name, method, *told]))
-            return Told("event", self.calls)
+            names = [a.name if isinstance(a, FakeStream) else "memory" for a in args]
+            self.calls.append(" ".join([self.name, method, *names]))
+            return FakeStream("event", self.calls)
 
         return call
 
 
 @pytest.fixture
-def told(monkeypatch):
-    """``torch.cuda`` and the tensors of "the card", noted down."""
+def calls(monkeypatch):
+    """The calls of ``torch.cuda`` and of tensors on "the GPU", recorded."""
     calls: list[str] = []
 
     @contextmanager
@@ -508,8 +512,8 @@ def told(monkeypatch):
         return plain_copy(memory, source)
 
     plain_copy = torch.Tensor.copy_
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Told("side", calls))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Told("current", calls))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: FakeStream("side", calls))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: FakeStream("current", calls))
     monkeypatch.setattr(torch.cuda, "stream", on)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("empty cache"))
     monkeypatch.setattr(torch.Tensor, "copy_", copy_)
@@ -519,88 +523,88 @@ def told(monkeypatch):
     return calls
 
 
-def test_a_copy_aside_comes_after_what_was_there_and_before_what_is_next(told):
+def test_an_overlapped_copy_is_ordered_after_earlier_and_before_later_work(calls):
     side = StreamTransfer(CPU)
     source = torch.arange(256, dtype=torch.uint8)
-    arriving = side.start(source, aside=True)
-    assert told == [
+    pending = side.start(source, overlap=True)
+    assert calls == [
         *("side wait_stream current", "on side", "copy without waiting", "off side"),
         "side record_event",
     ]
-    told.clear()
-    memory = arriving.wait()
-    assert told == ["current wait_event event"]
+    calls.clear()
+    memory = pending.wait()
+    assert calls == ["current wait_event event"]
     assert torch.equal(memory, source)
     assert memory.data_ptr() != source.data_ptr()
-    told.clear()
-    del arriving
-    assert told == [], "it was waited for: the order of work on the current stream is enough"
+    calls.clear()
+    del pending
+    assert calls == [], "it was waited for: the current stream's order is enough"
 
 
-def test_memory_that_nobody_waited_for_is_not_given_away_under_the_copy(told):
-    arriving = StreamTransfer(CPU).start(torch.zeros(256, dtype=torch.uint8), aside=True)
-    told.clear()
-    del arriving
-    assert told == ["memory used by side"]
+def test_memory_freed_before_the_wait_is_not_reused_during_the_copy(calls):
+    pending = StreamTransfer(CPU).start(torch.zeros(256, dtype=torch.uint8), overlap=True)
+    calls.clear()
+    del pending
+    assert calls == ["memory used by side"]
 
 
-def test_a_copy_that_is_needed_now_is_on_the_working_stream(told):
-    memory = StreamTransfer(CPU).start(torch.ones(9, dtype=torch.uint8), aside=False).wait()
-    assert told == ["copy without waiting"]
+def test_a_copy_without_overlap_is_on_the_current_stream(calls):
+    memory = StreamTransfer(CPU).start(torch.ones(9, dtype=torch.uint8), overlap=False).wait()
+    assert calls == ["copy without waiting"]
     assert memory.tolist() == [1] * 9
 
 
-def test_the_card_gives_back_what_is_unused_in_all_but_active_only(told):
+def test_cached_memory_is_released_in_all_but_active_only(calls):
     for offload, expected in (("all-but-active", 1), ("stages", 0)):
         placement = StagePlacement(
-            {"t3": Stage(4)}, CPU, offload=offload, copier=Unpinned(StreamTransfer(CPU))
+            {"t3": Stage(4)}, CPU, offload=offload, transfer=UnpinnedTransfer(StreamTransfer(CPU))
         )
         with placement("t3"):
             pass
-        assert told.count("empty cache") == expected
-        told.clear()
+        assert calls.count("empty cache") == expected
+        calls.clear()
         placement.close()
-        assert told == ["empty cache"]
-        told.clear()
+        assert calls == ["empty cache"]
+        calls.clear()
 
 
-class Unpinned:
-    """A side stream's copies, from memory that needs no card."""
+class UnpinnedTransfer:
+    """A ``StreamTransfer`` from unpinned memory, which needs no GPU."""
 
     def __init__(self, side):
         self.start, self.release = side.start, side.release
         self.allocate = functools.partial(torch.empty, dtype=torch.uint8)
 
 
-def test_memory_to_copy_from_is_pinned_or_that_is_said(told, monkeypatch, caplog):
-    asked = []
+def test_host_memory_is_pinned_or_a_warning_is_logged(calls, monkeypatch, caplog):
+    pinned = []
 
     def empty(size, *, dtype, pin_memory=False):
-        asked.append(pin_memory)
-        if len(asked) == 2:
+        pinned.append(pin_memory)
+        if len(pinned) == 2:
             raise RuntimeError("CUDA error: out of memory")
         return torch.zeros(size, dtype=dtype)
 
     monkeypatch.setattr(torch, "empty", empty)
     for _ in range(2):
         assert StreamTransfer(CPU).allocate(8).shape == (8,)
-    assert asked == [True, True, False]
+    assert pinned == [True, True, False]
     assert "no pinned memory" in caplog.text
 
 
-def test_each_device_has_its_copier(told):
+def test_each_device_has_its_transfer(calls):
     assert isinstance(weight_transfer.transfer_for(torch.device("cuda", 1)), StreamTransfer)
     assert isinstance(weight_transfer.transfer_for(torch.device("mps")), PlainTransfer)
 
 
-# -- a real one
+# -- on a real GPU
 
 
 @pytest.fixture
-def on_card(tiny, store):
+def on_gpu(tiny, store):
     if not torch.cuda.is_available():
-        pytest.skip("no CUDA card")
-    # the products' own workspaces come with the first one and stay, whoever asks for it
+        pytest.skip("no CUDA GPU")
+    # cuBLAS workspaces are allocated by the first GEMM and stay
     torch.ones(64, 64, device="cuda") @ torch.ones(64, 64, device="cuda")
     return lambda offload: Engine.load(
         str(tiny), "dev", device="cuda", overrides={"offload": offload}, store=store,
@@ -608,10 +612,10 @@ def on_card(tiny, store):
     )  # fmt: skip
 
 
-def test_a_card_holds_what_it_should_and_nothing_after_closing(on_card):
+def test_a_gpu_holds_the_prefetched_stage_and_nothing_after_closing(on_gpu):
     empty, waves = torch.cuda.memory_allocated(), {}
     for offload in ("none", "stages", "all-but-active"):
-        with on_card(offload) as engine:
+        with on_gpu(offload) as engine:
             waves[offload] = engine.synthesize("Hello. And goodbye.", None, SAMPLING).samples
             placement = engine.pipeline.placement
             if offload == "none":
@@ -626,8 +630,8 @@ def test_a_card_holds_what_it_should_and_nothing_after_closing(on_card):
     assert np.array_equal(waves["none"], waves["all-but-active"])
 
 
-def test_what_a_card_computes_with_is_what_was_fetched_aside(on_card):
-    with on_card("stages") as engine, torch.inference_mode():
+def test_weights_on_a_gpu_equal_the_prefetched_ones(on_gpu):
+    with on_gpu("stages") as engine, torch.inference_mode():
         placement = engine.pipeline.placement
         for name in (*NAMES, *NAMES):
             with placement(name) as module:

@@ -140,18 +140,18 @@ def _stages_through(engine: Engine, through: Any) -> Iterator[None]:
 
 def sounds(engine: Engine) -> dict[str, Renderer]:
     """Who can make the sound of a batch: always T3's own thread, and whom the plan has."""
-    return {INLINE: InlineRenderer(), engine.plan.rendering: pipeline_of(engine).sound}
+    return {INLINE: InlineRenderer(), engine.plan.rendering: pipeline_of(engine).renderer}
 
 
 @contextmanager
 def sound_made_by(engine: Engine, sound: Renderer) -> Iterator[None]:
     """Have another make it."""
     pipeline = pipeline_of(engine)
-    before, pipeline.sound = pipeline.sound, sound
+    before, pipeline.renderer = pipeline.renderer, sound
     try:
         yield
     finally:
-        pipeline.sound = before
+        pipeline.renderer = before
 
 
 def request(engine: Engine, i: int, text: str, tokens: int) -> DecodeRequest:

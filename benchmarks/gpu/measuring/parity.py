@@ -135,12 +135,12 @@ def beside_parity(engine: Engine, lines: int) -> dict[str, Any]:
             return {result.id: result.audio().samples for result in engine.batch(asked)}
 
     pipeline = pipeline_of(engine)
-    planned, steps = pipeline.sound, pipeline.backend
+    planned, steps = pipeline.renderer, pipeline.backend
     for _ in range(2):  # met, recorded
         waves(planned)
     here, *others = waves(InlineRenderer()), waves(planned), waves(InlineRenderer()), waves(planned)
     equal = sum(all(np.array_equal(one[id], here[id]) for id in here) for one in others)
-    kept = pipeline.backend is steps and not getattr(planned, "over", False)
+    kept = pipeline.backend is steps and not getattr(planned, "disabled", False)
     kept &= all(recorded(engine, steps).values())
     return {"equal": equal, "of": len(others), "kept": kept, "good": kept and equal == len(others)}
 

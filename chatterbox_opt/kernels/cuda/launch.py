@@ -123,7 +123,7 @@ def triton_errors() -> Iterator[None]:
 
 
 def _as_runtime_error(error: Exception) -> RuntimeError:
-    return RuntimeError(f"Triton: {str(error).strip() or type(error).__name__}")
+    return cuda.SetupError(f"Triton: {str(error).strip() or type(error).__name__}")
 
 
 def _raised_by_triton(error: AssertionError) -> bool:

@@ -109,7 +109,7 @@ class Flow(nn.Module):
                 for i, c in zip(rows, conditions, strict=True)
             ]
             frames = [len(noise) for noise in noises]
-            longest = self.executor.room(max(frames))
+            longest = self.executor.padded_length(max(frames))
             noise, given = (
                 torch.stack([F.pad(row, (0, 0, 0, longest - len(row))) for row in each])
                 for each in (noises, conditions)
@@ -136,11 +136,11 @@ class Flow(nn.Module):
         """
         whole = torch.cat((voice.tokens, tokens), dim=1)
         length = whole.shape[1]
-        if not self.executor.records:
+        if not self.executor.captures:
             lengths = to_device(torch.tensor([length]), whole.device)
             hidden, _ = self.encoder(self.input_embedding(whole), lengths)
             return self._conditions(hidden, voice.xvector, voice.mel)
-        beyond = self.executor.room(length) - length
+        beyond = self.executor.padded_length(length) - length
         missing = MEL_PER_TOKEN * (length + beyond) - voice.mel.shape[1]
         found = self.executor(
             "encode",

@@ -183,7 +183,7 @@ class Generator(nn.Module):
         """
         x = tails.zero_(self.enter(mel))
         for stage in self.stages:
-            tails = tails.grown(stage.up.rate, stage.up.lead)
+            tails = tails.after_layer(stage.up.rate, stage.up.lead)
             x = stage(x, spectrum, tails)
         return self.leave(F.leaky_relu_(x))
 

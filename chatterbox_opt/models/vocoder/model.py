@@ -102,7 +102,7 @@ class Vocoder(nn.Module):
 
     def _layers(self, mel: Tensor, spectrum: Tensor, lengths: Tensor) -> Tensor:
         """All that can be recorded: tensors only, where ``executor`` replays them."""
-        made: Tensor = self.generator(mel, spectrum, self.executor.tails(lengths))
+        made: Tensor = self.generator(mel, spectrum, self.executor.padding_mask(lengths))
         return made
 
     def _hum(self, mel: Tensor, generator: torch.Generator | None) -> Tensor:

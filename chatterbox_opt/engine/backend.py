@@ -1,0 +1,54 @@
+"""What the engine needs of a backend: our own pipeline and plain Chatterbox both provide it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from chatterbox_opt.engine.sequence import ChunkResult, NextChunk
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOptions:
+    """What a backend may provide for, before it has seen the requests; never changes their output.
+
+    Attributes:
+        slots: sequences that may be decoded at once.
+        use_cfg: some request may have a cfg_weight above 0, which needs a second row per sequence.
+    """
+
+    slots: int = 1
+    use_cfg: bool = True
+
+
+ONE_AT_A_TIME = BatchOptions()
+
+
+class SpeechBackend(Protocol):
+    """Turns chunk requests into audio: ``Pipeline`` or ``UpstreamBackend``.
+
+    Attributes:
+        device: on which the model runs.
+    """
+
+    device: torch.device
+
+    def synthesize_chunks(
+        self, next_chunk: NextChunk, options: BatchOptions = ONE_AT_A_TIME
+    ) -> Iterator[ChunkResult]:
+        """Synthesize requests until there are none; yield each as it finishes, in any order.
+
+        A request that fails is yielded with its error and does not end the others.
+
+        Args:
+            next_chunk: called whenever a slot is free; None if there is no request (for now).
+            options: the most that the backend may use; one with less capacity may ignore them.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the model and the device's memory."""
+        ...
