@@ -57,7 +57,7 @@ def ours(engine: Engine, lines: list[Request], slots: int) -> dict[str, float]:
 def never_stop(engine: Engine) -> None:
     """Let every utterance come to its bound, whatever the weights."""
     with engine.pipeline.placement("t3") as t3:  # type: ignore[union-attr]
-        t3.shape = replace(t3.shape, stop_speech=NEVER)  # type: ignore[type-var]
+        t3.config = replace(t3.config, stop_speech=NEVER)  # type: ignore[type-var]
 
 
 def t3_alone(engine: Engine, lines: list[Request], slots: int) -> dict[str, float]:

@@ -180,7 +180,9 @@ class OptimizedTarget:
 
             def on_token(_: int) -> None:
                 if record is not None:
-                    record.append(apply_cfg(slots.logits.float(), slots.knobs.cfg_weight).cpu())
+                    record.append(
+                        apply_cfg(slots.logits.float(), slots.sampling_tensors.cfg_weight).cpu()
+                    )
 
             sampling = replace(self._sampling, max_tokens=len(forced_tokens))
             said = DecodeRequest(prompt, sampling, generator, on_token, forced_tokens)

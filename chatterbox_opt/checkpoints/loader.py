@@ -23,7 +23,7 @@ from chatterbox_opt.layers import weight_layout
 from chatterbox_opt.models.flow import convert as flow_convert
 from chatterbox_opt.models.flow import model as flow_model
 from chatterbox_opt.models.t3 import model as t3_model
-from chatterbox_opt.models.t3.convert import t3_from_upstream, t3_of
+from chatterbox_opt.models.t3.convert import t3_from_upstream, t3_from_tensors
 from chatterbox_opt.models.vocoder import model as vocoder_model
 from chatterbox_opt.utils.skip_init import skip_init
 
@@ -50,7 +50,7 @@ def load_t3(
     if layout == weight_layout.WEIGHT_ONLY:
         form = f"{layout}-{_name(dtype)}"  # beside its integers are tensors of that dtype
     tensors = _kept(cache).tensors(checkpoint, "t3", form, convert)
-    return built[0] if built else t3_of(tensors, shape)
+    return built[0] if built else t3_from_tensors(tensors, shape)
 
 
 def load_flow(
@@ -77,7 +77,7 @@ def _read_flow(stage: flow_model.Flow, checkpoint: Checkpoint) -> None:
     prefix = "decoder.estimator."
     theirs = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     try:
-        ours = flow_convert.from_upstream(theirs, checkpoint.config.flow)
+        ours = flow_convert.estimator_from_upstream(theirs, checkpoint.config.flow)
     except KeyError as error:
         raise WeightsError(f"flow lacks {prefix}{error.args[0]}: wrong or old file?") from error
     fill(stage, tensors | {f"estimator.{n}": t for n, t in ours.items()}, "flow")
@@ -99,7 +99,7 @@ def _name(dtype: torch.dtype) -> str:
 def load_vocoder(checkpoint: Checkpoint) -> vocoder_model.Vocoder:
     """Read the vocoder in float32."""
     with skip_init():
-        net = vocoder_model.build(checkpoint.config.vocoder)
+        net = vocoder_model.build_hift(checkpoint.config.vocoder)
     fill(net, Tensors(checkpoint.path(registry.S3GEN), "mel2wav."), "vocoder")
     return vocoder_model.Vocoder(net).eval()
 

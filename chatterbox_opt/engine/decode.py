@@ -30,7 +30,7 @@ from chatterbox_opt.models.t3.decode_state import (
 )
 from chatterbox_opt.models.t3.fused_step import FusedStep
 from chatterbox_opt.models.t3.int8_step import Int8Step
-from chatterbox_opt.models.t3.kv_cache import KVCache, StaticKVCache, round_up_to_span
+from chatterbox_opt.models.t3.kv_cache import KVCache, StaticKVCache, round_up_kv_len
 from chatterbox_opt.models.t3.model import T3
 from chatterbox_opt.models.t3.ragged_kv_cache import RaggedKVCache
 from chatterbox_opt.models.t3.sampler import NOT_FINITE
@@ -40,9 +40,9 @@ StepFn = Callable[[Tensor, Tensor, Tensor, KVCache, int], Tensor]  # T3.step, or
 
 
 class DecodeStep(Protocol):
-    """Token in, next token out, for the first ``count`` slots over ``span`` positions."""
+    """Token in, next token out, for the first ``count`` slots over ``kv_len`` positions."""
 
-    def __call__(self, slots: DecodeState, count: int, span: int, *, ranked: bool) -> None:
+    def __call__(self, slots: DecodeState, count: int, kv_len: int, *, needs_sort: bool) -> None:
         """Change the slots' buffers."""
         ...
 
@@ -51,17 +51,17 @@ def eager_step(forward: StepFn) -> DecodeStep:
     """The step around the model's ``forward``.
 
     The whole of it is tensors in static buffers: nothing is read back, and nothing but ``count``,
-    ``span`` and ``ranked`` shapes it.
+    ``kv_len`` and ``needs_sort`` shapes it.
     """
 
-    def step(slots: DecodeState, count: int, span: int, *, ranked: bool) -> None:
+    def step(slots: DecodeState, count: int, kv_len: int, *, needs_sort: bool) -> None:
         # a slot that ended may be stepped further: its position must stay inside what is read
-        position = slots.position[:count].clamp(max=span - 1)
+        position = slots.position[:count].clamp(max=kv_len - 1)
         logits = forward(
-            slots.last_token[:count], slots.num_generated[:count], position, slots.cache, span
+            slots.last_token[:count], slots.num_generated[:count], position, slots.cache, kv_len
         )
         slots.logits[: count * slots.rows_per_seq].copy_(logits)
-        slots.draw(0, count, ranked=ranked)
+        slots.sample_next(0, count, needs_sort=needs_sort)
 
     return step
 
@@ -77,8 +77,8 @@ def prefill_fn(t3: T3) -> PrefillFn:
     """The model's prefill, in the slots' buffers; tensors only, as a step."""
 
     def prefill(slots: DecodeState, prefix: Tensor) -> None:
-        logits = t3.prefill(prefix, slots.last, slots.cache, slots.entering)
-        slots.logits.unflatten(0, (slots.count, slots.rows_per_seq))[slots.entering] = logits
+        logits = t3.prefill(prefix, slots.prefill_last, slots.cache, slots.prefill_slot)
+        slots.logits.unflatten(0, (slots.count, slots.rows_per_seq))[slots.prefill_slot] = logits
 
     return prefill
 
@@ -139,18 +139,16 @@ class EagerBackend:
 
     def slots(self, t3: T3, count: int, rows_per_seq: int) -> DecodeState:
         """See ``DecodeBackend``; what is compiled, or runs far from the host, wants a static cache."""
-        shape, like = t3.cached, t3.like
+        shape, like = t3.kv_shape, t3.like
         cache: KVCache
         self._integers = None
         if like.device.type == "cpu" and self.forward is None:
             if int8_step.supports(t3):
-                self._integers, like = Int8Step(t3), like.to(int8_step.KEPT)
-            cache = RaggedKVCache(
-                utterances=count, rows_per_seq=rows_per_seq, shape=shape, like=like
-            )
+                self._integers, like = Int8Step(t3), like.to(int8_step.KV_DTYPE)
+            cache = RaggedKVCache(num_seqs=count, rows_per_seq=rows_per_seq, shape=shape, like=like)
         else:
             cache = StaticKVCache(
-                utterances=count,
+                num_seqs=count,
                 rows_per_seq=rows_per_seq,
                 shape=shape,
                 like=like,
@@ -257,16 +255,16 @@ def decode(
         while len(speaking) < slots.count and (utterance := take()) is not None:
             slot, stale = len(speaking), True
             try:
-                length = slots.enter(
+                length = slots.prefill(
                     slot, utterance, t3, backend.prefill(t3), backend.steps_per_sync
                 )
             except TextError as error:
                 yield DecodeOutput(utterance, error=error)
                 continue
-            bound = t3.bound(utterance.sampling)
+            bound = t3.max_tokens(utterance.sampling)
             speaking.append(_Running(utterance, bound, length, surplus=backend.steps_per_sync > 1))
             speaking[slot].prepare(slots, slot)
-            slots.draw(slot, slot + 1, ranked=utterance.sampling.truncates)
+            slots.sample_next(slot, slot + 1, needs_sort=utterance.sampling.truncates)
         if not speaking:
             return
         if stale:
@@ -274,7 +272,7 @@ def decode(
         look = _Readback(slots, speaking, backend)
         if backend.steps_per_sync > 1:
             _advance(slots, speaking, step, backend.steps_per_sync)
-        ended = _collect(slots, speaking, look, t3.shape.stop_speech)
+        ended = _collect(slots, speaking, look, t3.config.stop_speech)
         stale = bool(ended)
         yield from ended
         if backend.steps_per_sync == 1 and not ended:
@@ -302,12 +300,12 @@ def _advance(
     slots: DecodeState, speaking: list[_Running], step: DecodeStep, steps_per_sync: int
 ) -> None:
     """Run ``steps_per_sync`` steps without looking."""
-    ranked = any(one.utterance.sampling.truncates for one in speaking)
+    needs_sort = any(one.utterance.sampling.truncates for one in speaking)
     for _ in range(steps_per_sync):
         for slot, one in enumerate(speaking):
             one.prepare(slots, slot)
             one.position += 1
             one.fresh += 1
             slots.cache.reserve(slot, one.position)
-        span = round_up_to_span(max(one.position for one in speaking))
-        step(slots, len(speaking), span, ranked=ranked)
+        kv_len = round_up_kv_len(max(one.position for one in speaking))
+        step(slots, len(speaking), kv_len, needs_sort=needs_sort)

@@ -11,7 +11,7 @@ from torch import Tensor
 from chatterbox_opt.engine.decode import DecodeStep, StepFn, fastest_step, prefill_fn
 from chatterbox_opt.models.t3.decode_state import DecodeState, PrefillFn
 from chatterbox_opt.models.t3.fused_step import FusedStep
-from chatterbox_opt.models.t3.kv_cache import SPAN, StaticKVCache, round_up_to_span
+from chatterbox_opt.models.t3.kv_cache import KV_BLOCK, StaticKVCache, round_up_kv_len
 from chatterbox_opt.models.t3.model import T3
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.runtime.cuda_graphs import (
@@ -23,13 +23,13 @@ from chatterbox_opt.runtime.cuda_graphs import (
 
 log = logging.getLogger(__name__)
 STEPS_PER_SYNC = 8  # steps between two looks: at 1,500 tokens/s the host looks every 5 ms
-KV_GROWTH = 4 * SPAN  # a cache that grows moves, and recordings over it are void: grow rarely
+KV_GROWTH = 4 * KV_BLOCK  # a cache that grows moves, and recordings over it are void: grow rarely
 WARM_UP_STEPS = 2  # the first call traces and compiles, the second runs what was compiled
 
 
 def grown_length(positions: int) -> int:
     """Room of a cache for so many positions, in large pieces."""
-    return -(-round_up_to_span(positions) // KV_GROWTH) * KV_GROWTH
+    return -(-round_up_kv_len(positions) // KV_GROWTH) * KV_GROWTH
 
 
 class CudaGraphBackend:
@@ -71,11 +71,11 @@ class CudaGraphBackend:
         if self._slots is None or fits != self._fits:
             self._slots = None  # before there are others: they are large
             cache = StaticKVCache(
-                utterances=count,
+                num_seqs=count,
                 rows_per_seq=rows_per_seq,
-                shape=t3.cached,
+                shape=t3.kv_shape,
                 like=t3.like,
-                room=grown_length,
+                capacity_for=grown_length,
                 dtype=self.kv_cache,
             )
             self._slots, self._fits = DecodeState(t3, count, cache), fits
@@ -100,14 +100,16 @@ class CudaGraphBackend:
         """See ``Way``; recordings over weights that have moved are dropped."""
         weights, plain = weight_addresses(t3), fastest_step(self, t3)
 
-        def step(slots: DecodeState, count: int, span: int, *, ranked: bool) -> None:
+        def step(slots: DecodeState, count: int, kv_len: int, *, needs_sort: bool) -> None:
             # few distinct programs: slots beyond those in work are stepped along, unheard
             count = min(slots.count, 1 << (count - 1).bit_length())
             if isinstance(plain, FusedStep):  # which reads each as far as it goes
                 assert isinstance(slots.cache, StaticKVCache)
-                span = slots.cache.capacity
-            recording = self._find(slots, weights, (count, span, ranked))
-            self._recordings.run(recording, lambda: plain(slots, count, span, ranked=ranked))
+                kv_len = slots.cache.capacity
+            recording = self._find(slots, weights, (count, kv_len, needs_sort))
+            self._recordings.run(
+                recording, lambda: plain(slots, count, kv_len, needs_sort=needs_sort)
+            )
 
         return step
 
@@ -130,8 +132,8 @@ def compiled_step(model: T3) -> StepFn:
     step: StepFn = torch.compile(model.step, backend="inductor", fullgraph=True)
     zero = torch.zeros(1, dtype=torch.long, device=model.like.device)
     with torch.inference_mode():
-        cache = StaticKVCache(utterances=1, rows_per_seq=2, shape=model.cached, like=model.like)
-        cache.reserve(0, SPAN)
+        cache = StaticKVCache(num_seqs=1, rows_per_seq=2, shape=model.kv_shape, like=model.like)
+        cache.reserve(0, KV_BLOCK)
         for _ in range(WARM_UP_STEPS):
-            step(zero, zero, zero, cache, SPAN)
+            step(zero, zero, zero, cache, KV_BLOCK)
     return step

@@ -124,7 +124,7 @@ class T3Runner:
             output = next(self._loop, None)
             if output is not None:
                 self._ended.append(self._outcome(t3, output))
-                del self._work[output.utterance]
+                del self._work[output.sequence]
                 continue
             self._loop = None
             if not self._one_by_one:
@@ -158,7 +158,7 @@ class T3Runner:
         return DecodeRequest(prompt, request.sampling, generator, request.on_token)
 
     def _outcome(self, t3: T3, output: DecodeOutput) -> TokenResult:
-        request = self._work[output.utterance]
+        request = self._work[output.sequence]
         if isinstance(output.error, NumericsError) and t3.dtype != torch.float32:
             self.recovery.warn_once("t3 gave numbers that are not finite: again in float32")
             with in_float32(t3):
@@ -175,9 +175,7 @@ class T3Runner:
         if not kept:
             text = request.chunk.text[:40]
             return request, SilenceError(f"the model said nothing for {text!r}: try another --seed")
-        return TokenOutput(
-            request, torch.tensor(kept), output.truncated, output.utterance.generator
-        )
+        return TokenOutput(request, torch.tensor(kept), output.truncated, output.sequence.generator)
 
 
 def text_tokens(tokenizer: Tokenizer, text: str) -> Tensor:

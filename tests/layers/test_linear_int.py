@@ -148,7 +148,7 @@ def logits(t3, pico, tokens, text=TEXTS[0], way=None):
     slots = way.slots(t3, 1, 2)
 
     def told(_):
-        found.append(apply_cfg(slots.logits.float(), slots.knobs.cfg_weight))
+        found.append(apply_cfg(slots.logits.float(), slots.sampling_tensors.cfg_weight))
 
     waiting = iter([line(pico, text, tokens, told)])
     list(decode(t3, slots, lambda: next(waiting, None), way))
@@ -260,21 +260,21 @@ def test_a_step_in_one_call_is_the_step_of_modules(pico, monkeypatch, dtype, lay
 
     Keys and values are rounded to float16 for the modules too.
     """
-    rounded = RaggedKVCache.at
+    rounded = RaggedKVCache.decode_attention
 
-    def at(self, places, span):
-        attend = rounded(self, places, span)
+    def at(self, places, kv_len):
+        attend = rounded(self, places, kv_len)
         return lambda i, q, k, v: attend(i, q, k.half().float(), v.half().float())
 
-    fill = RaggedKVCache.fill
+    fill = RaggedKVCache.write_prefix
     narrow = loader.load_t3(pico, torch.float32, dtype)
     tokens = tuple(range(100, 140))
     one_call = logits(narrow, pico, tokens)
     monkeypatch.setattr(int8_step, "supports", lambda t3: False)
-    monkeypatch.setattr(RaggedKVCache, "at", at)
+    monkeypatch.setattr(RaggedKVCache, "decode_attention", at)
     monkeypatch.setattr(
         RaggedKVCache,
-        "fill",
+        "write_prefix",
         lambda self, *a: fill(self, *a[:2], *(x.half().float() for x in a[2:])),
     )
     worst = (logits(narrow, pico, tokens) - one_call).abs().amax(-1)
@@ -348,7 +348,7 @@ class TestWeightOnly:
         again = loader.load_t3(checkpoint, dtype, weight_layout.WEIGHT_ONLY, cache)
         assert again.dtype == first.dtype == dtype
         layers = [m for m in again.modules() if isinstance(m, WeightOnlyInt8Linear)]
-        assert len(layers) == 4 * again.shape.layers + 1
+        assert len(layers) == 4 * again.config.layers + 1
         said = [
             say_all(t3, [utterance(engine, "hello.", Sampling(seed=3, max_tokens=12))])[0].tokens
             for t3 in (plain, first, again)

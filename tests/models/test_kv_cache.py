@@ -8,17 +8,17 @@ import torch.nn.functional as F
 from conftest import assert_close
 
 from chatterbox_opt.kernels.cuda.kv_quantization import dequantize, quantize
-from chatterbox_opt.models.t3.kv_cache import SPAN, StaticKVCache, round_up_to_span
-from chatterbox_opt.models.t3.ragged_kv_cache import STRIP, RaggedKVCache
+from chatterbox_opt.models.t3.kv_cache import KV_BLOCK, StaticKVCache, round_up_kv_len
+from chatterbox_opt.models.t3.ragged_kv_cache import GROWTH, RaggedKVCache
 
 LAYERS, HEADS, WIDTH, ROWS_PER_SEQ = 2, 3, 8, 2
 KINDS = (StaticKVCache, RaggedKVCache)
 
 
-def empty(kind, utterances: int, dtype=torch.float32):
+def empty(kind, num_seqs: int, dtype=torch.float32):
     like = torch.zeros(1, dtype=dtype)
     return kind(
-        utterances=utterances, rows_per_seq=ROWS_PER_SEQ, shape=(LAYERS, HEADS, WIDTH), like=like
+        num_seqs=num_seqs, rows_per_seq=ROWS_PER_SEQ, shape=(LAYERS, HEADS, WIDTH), like=like
     )
 
 
@@ -42,23 +42,23 @@ def test_attends_as_a_growing_cache(kind, dtype, atol):
     """Utterances of several lengths, over the edges of blocks and strips; one leaves midway and
     another takes its place."""
     generator = torch.Generator().manual_seed(0)
-    prefixes = [SPAN - 3, 5, STRIP - 1]
+    prefixes = [KV_BLOCK - 3, 5, GROWTH - 1]
     grown = [Growing(length, generator) for length in prefixes]
     cache = empty(kind, len(prefixes), dtype)
 
-    def enter(utterance: int) -> None:
-        one = grown[utterance]
-        cache.reserve(utterance, one.keys.shape[3])
+    def enter(sequence: int) -> None:
+        one = grown[sequence]
+        cache.reserve(sequence, one.keys.shape[3])
         for layer in range(LAYERS):
-            cache.fill(
+            cache.write_prefix(
                 layer,
-                torch.tensor([utterance]),
+                torch.tensor([sequence]),
                 one.keys[layer].to(dtype),
                 one.values[layer].to(dtype),
             )
 
-    for utterance in range(len(grown)):
-        enter(utterance)
+    for sequence in range(len(grown)):
+        enter(sequence)
     for turn in range(8):
         if turn == 4:
             cache.clear(0)
@@ -71,11 +71,11 @@ def test_attends_as_a_growing_cache(kind, dtype, atol):
             len(grown), LAYERS, 3, ROWS_PER_SEQ, HEADS, 1, WIDTH, generator=generator
         )
         positions = [one.keys.shape[3] for one in grown]
-        for utterance, position in enumerate(positions):
-            cache.reserve(utterance, position + 1)
-        attend = cache.at(
+        for sequence, position in enumerate(positions):
+            cache.reserve(sequence, position + 1)
+        attend = cache.decode_attention(
             torch.tensor(positions).repeat_interleave(ROWS_PER_SEQ),
-            round_up_to_span(max(positions) + 1),
+            round_up_kv_len(max(positions) + 1),
         )
         expected = torch.stack([one.attend(s) for one, s in zip(grown, steps, strict=True)])
         for layer in range(LAYERS):
@@ -92,8 +92,8 @@ def test_what_was_not_finite_is_gone_once_cleared(kind):
     for prefix in (bad, good):
         cache.reserve(0, prefix.shape[2] + 1)
         for layer in range(LAYERS):
-            cache.fill(layer, torch.tensor([0]), prefix, prefix)
-        attend = cache.at(torch.tensor([prefix.shape[2]] * ROWS_PER_SEQ), SPAN)
+            cache.write_prefix(layer, torch.tensor([0]), prefix, prefix)
+        attend = cache.decode_attention(torch.tensor([prefix.shape[2]] * ROWS_PER_SEQ), KV_BLOCK)
         one = torch.ones(ROWS_PER_SEQ, HEADS, 1, WIDTH)
         found = [attend(layer, one, one, one) for layer in range(LAYERS)]
         cache.clear(0)
@@ -101,32 +101,36 @@ def test_what_was_not_finite_is_gone_once_cleared(kind):
 
 
 def test_a_static_cache_is_whole_blocks_and_never_smaller():
-    assert (round_up_to_span(1), round_up_to_span(SPAN), round_up_to_span(SPAN + 1)) == (
-        SPAN,
-        SPAN,
-        2 * SPAN,
+    assert (round_up_kv_len(1), round_up_kv_len(KV_BLOCK), round_up_kv_len(KV_BLOCK + 1)) == (
+        KV_BLOCK,
+        KV_BLOCK,
+        2 * KV_BLOCK,
     )
     cache = empty(StaticKVCache, 3)
-    for wanted, capacity in ((SPAN + 1, 2 * SPAN), (1, 2 * SPAN), (2 * SPAN + 1, 3 * SPAN)):
+    for wanted, capacity in (
+        (KV_BLOCK + 1, 2 * KV_BLOCK),
+        (1, 2 * KV_BLOCK),
+        (2 * KV_BLOCK + 1, 3 * KV_BLOCK),
+    ):
         cache.reserve(1, wanted)
         assert cache.capacity == capacity
 
 
 def test_a_ragged_cache_holds_no_more_than_a_strip_in_excess():
     cache = empty(RaggedKVCache, 2)
-    cache.reserve(0, 3 * STRIP + 1)
+    cache.reserve(0, 3 * GROWTH + 1)
     cache.reserve(1, 5)
-    assert [layers[0][0].shape[1] for layers in cache._strips] == [4 * STRIP, STRIP]
+    assert [layers[0][0].shape[1] for layers in cache._buffers] == [4 * GROWTH, GROWTH]
 
 
 def test_float16_keys_end_at_its_range():
     """Infinity times a weight of 0 would be no number, and a whole sentence lost."""
     like = torch.empty(0, dtype=torch.float16)
-    cache = RaggedKVCache(utterances=1, rows_per_seq=1, shape=(1, 1, 4), like=like)
+    cache = RaggedKVCache(num_seqs=1, rows_per_seq=1, shape=(1, 1, 4), like=like)
     cache.reserve(0, 3)
     far = torch.tensor([1e9, -1e9, 2.0, 65504.0]).expand(1, 1, 3, 4)
-    cache.fill(0, torch.tensor([0]), far, far)
-    keys, values = cache._strips[0][0]
+    cache.write_prefix(0, torch.tensor([0]), far, far)
+    keys, values = cache._buffers[0][0]
     assert keys[0, 0].tolist() == values[0, :, 0].tolist() == [65504.0, -65504.0, 2.0, 65504.0]
 
 
@@ -135,10 +139,10 @@ def test_int8_keys_and_values_are_near_and_stay_with_their_utterance():
     generator = torch.Generator().manual_seed(0)
     like, shape = torch.zeros(1), (LAYERS, HEADS, WIDTH)
     wide, narrow = (
-        StaticKVCache(utterances=2, rows_per_seq=ROWS_PER_SEQ, shape=shape, like=like, dtype=dtype)
+        StaticKVCache(num_seqs=2, rows_per_seq=ROWS_PER_SEQ, shape=shape, like=like, dtype=dtype)
         for dtype in (None, torch.int8)
     )
-    lengths = [SPAN - 2, 7]
+    lengths = [KV_BLOCK - 2, 7]
     assert narrow.scales(0) is not None and wide.scales(0) is None
     before = narrow.addresses
 
@@ -148,15 +152,15 @@ def test_int8_keys_and_values_are_near_and_stay_with_their_utterance():
 
     def step(places):
         q, k, v = torch.randn(3, len(places), HEADS, 1, WIDTH, generator=generator)
-        span = round_up_to_span(int(places.max()) + 1)
-        found = [cache.at(places, span)(1, q, k, v) for cache in (wide, narrow)]
+        kv_len = round_up_kv_len(int(places.max()) + 1)
+        found = [cache.decode_attention(places, kv_len)(1, q, k, v) for cache in (wide, narrow)]
         assert_close(found[1], found[0], atol=0.03)
         assert not torch.equal(*found)
 
-    for utterance, length in enumerate(lengths):
-        both("reserve", utterance, length + 4)
+    for sequence, length in enumerate(lengths):
+        both("reserve", sequence, length + 4)
         keys, values = torch.randn(2, ROWS_PER_SEQ, HEADS, length, WIDTH, generator=generator)
-        both("fill", 1, torch.tensor([utterance]), keys, values)
+        both("write_prefix", 1, torch.tensor([sequence]), keys, values)
     assert narrow.addresses != before and narrow.keys.dtype == torch.int8
     for i in range(4):
         step(torch.tensor(lengths).repeat_interleave(ROWS_PER_SEQ) + i)

@@ -23,12 +23,12 @@ from chatterbox_opt.models.t3.sampler import (
 from chatterbox_opt.sampling import Sampling, chunk_seed
 
 
-def draw(logits, seen, sampling, seed, *, ranked=False):
+def draw(logits, seen, sampling, seed, *, needs_sort=False):
     """One row's token."""
-    knobs, noise = SamplingTensors.room(1), torch.empty(1, logits.shape[-1])
-    knobs.set(0, sampling)
+    sampling_tensors, noise = SamplingTensors.allocate(1), torch.empty(1, logits.shape[-1])
+    sampling_tensors.set(0, sampling)
     noise.exponential_(generator=torch.Generator().manual_seed(seed))
-    return sample(logits, seen, knobs, noise, ranked=ranked)
+    return sample(logits, seen, sampling_tensors, noise, needs_sort=needs_sort)
 
 
 LOGITS = torch.randn(40, 1, 200, generator=torch.Generator().manual_seed(0)) * 3
@@ -39,22 +39,22 @@ LOGITS = torch.randn(40, 1, 200, generator=torch.Generator().manual_seed(0)) * 3
 def test_truncation_keeps_the_same_tokens(min_p, top_p):
     for logits in LOGITS:
         expected = TopPLogitsWarper(top_p)(None, MinPLogitsWarper(min_p)(None, logits))
-        knobs = SamplingTensors.room(1)
-        knobs.set(0, Sampling(min_p=min_p, top_p=top_p))
-        ours = filter_logits(logits, knobs, ranked=top_p < 1)
+        sampling_tensors = SamplingTensors.allocate(1)
+        sampling_tensors.set(0, Sampling(min_p=min_p, top_p=top_p))
+        ours = filter_logits(logits, sampling_tensors, needs_sort=top_p < 1)
         assert torch.equal(torch.softmax(ours, -1), torch.softmax(expected, -1))
 
 
 @pytest.mark.parametrize("top_k", [1, 7, 500])
 @pytest.mark.parametrize("top_p", [0.5, 1.0])
 def test_top_k_comes_between_min_p_and_top_p(top_k, top_p):
-    knobs = SamplingTensors.room(2)
-    knobs.set(0, Sampling(min_p=0.02, top_p=top_p, top_k=top_k))
-    knobs.set(1, Sampling(min_p=0.02))
+    sampling_tensors = SamplingTensors.allocate(2)
+    sampling_tensors.set(0, Sampling(min_p=0.02, top_p=top_p, top_k=top_k))
+    sampling_tensors.set(1, Sampling(min_p=0.02))
     for logits in LOGITS:
         likely = MinPLogitsWarper(0.02)(None, logits)
         expected = TopPLogitsWarper(top_p)(None, TopKLogitsWarper(top_k)(None, likely))
-        ours, neighbour = filter_logits(logits.repeat(2, 1), knobs, ranked=True)
+        ours, neighbour = filter_logits(logits.repeat(2, 1), sampling_tensors, needs_sort=True)
         assert torch.equal(torch.softmax(ours, -1), torch.softmax(expected[0], -1))
         assert torch.equal(neighbour, likely[0]), "a row without it must not notice"
 

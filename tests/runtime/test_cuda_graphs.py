@@ -106,7 +106,7 @@ def test_the_generator_is_left_as_the_last_token_left_it(engine, t3):
 
 def test_a_cache_that_grows_makes_recordings_void(engine, t3, monkeypatch):
     """It moves: a replay over where it was would read and write what is no longer the cache."""
-    monkeypatch.setattr(decode_graphs, "KV_GROWTH", kv_cache.SPAN)
+    monkeypatch.setattr(decode_graphs, "KV_GROWTH", kv_cache.KV_BLOCK)
     texts, knobs = ["hello.", "word " * 60], Sampling(seed=5, max_tokens=150, temperature=1.5)
     record = Counting()
     way, grown = CudaGraphBackend(record), set()
@@ -166,7 +166,7 @@ def test_weights_may_move_whenever_the_loop_is_left(engine, tiny, when):
     left, way, said = lines(), CudaGraphBackend(record), {}
     utterances = list(left)
     for one in decode(t3, way.slots(t3, 4, 2), take, way):
-        said[one.utterance] = one.tokens
+        said[one.sequence] = one.tokens
         if when == "a line has ended":
             move()
     assert [said[one] for one in utterances] == alone

@@ -71,7 +71,7 @@ def flow_to_ours(theirs: Tensors) -> Tensors:
     """Upstream's names of the flow's tensors to ours, as ``loading.load_flow`` reads them."""
     prefix = "decoder.estimator."
     inner = {n.removeprefix(prefix): t for n, t in theirs.items() if n.startswith(prefix)}
-    made = flow_convert.from_upstream(inner, SHAPES.flow)
+    made = flow_convert.estimator_from_upstream(inner, SHAPES.flow)
     outer = {n: t for n, t in theirs.items() if not n.startswith("decoder.")}
     return outer | {f"estimator.{n}": t for n, t in made.items()}
 

@@ -102,9 +102,9 @@ class Painter(nn.Module):
             time = 1 - torch.cos(torch.rand(rows) * 0.5 * torch.pi)
             noise = torch.randn_like(mel)
             x = (1 - time)[:, None, None] * noise + time[:, None, None] * mel
-            shifts = flow.estimator.times(time)[:, :, None]
-            given = flow.estimator.given(conditions * kept, None)
-            velocity = flow.estimator(x, given, shifts).float()
+            shifts = flow.estimator.time_shifts(time)[:, :, None]
+            conditioning = flow.estimator.condition(conditions * kept, None)
+            velocity = flow.estimator(x, conditioning, shifts).float()
         cfm = ((velocity - (mel - noise)) / DEVIATION).pow(2).mean()
         estimate = ((mu - mel) / DEVIATION).abs().mean()
         return {"loss": cfm + MU_WEIGHT * estimate, "cfm": cfm, "mu": estimate}

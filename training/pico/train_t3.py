@@ -155,11 +155,11 @@ class Reader(nn.Module):
         x = x.index_copy(0, batch.speech_at, speech.float()).view(rows, length, -1)
         rope, guide = t3.rope(torch.arange(length)), x.new_zeros(())
         for i, block in enumerate(t3.blocks):
-            q, k, v = block.heads_of(x, rope)
+            q, k, v = block.project_qkv(x, rope)
             q, k = q.to(v.dtype), k.to(v.dtype)
             if i == GUIDED:
                 guide = batch.guide(q[:, 0], k[:, 0])
-            x = block.finish(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+            x = block.out_and_ffn(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
         return t3.norm(x.flatten(0, 1)[batch.target_at]), guide
 
 

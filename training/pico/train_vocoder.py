@@ -20,7 +20,7 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
-from chatterbox_opt.models.vocoder.model import HOP, build, source
+from chatterbox_opt.models.vocoder.model import HOP_LENGTH, build_hift, source
 from training.pico.design import SHAPES
 from training.pico.sound import mel_of
 from training.pico.training import train
@@ -36,7 +36,7 @@ class Sounder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net: Any = build(SHAPES.vocoder)
+        self.net: Any = build_hift(SHAPES.vocoder)
 
     def forward(self, mel: Tensor, pitch: Tensor) -> tuple[Tensor, Tensor]:
         """Mel [rows, 80, F] to F0 [rows, F]; with the true one for a source, wave [rows, 480 F]."""
@@ -62,7 +62,7 @@ def segment(one: Utterance, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
     """A piece of sound, margins included, at a random loudness, and its pitch without margins."""
     assert one.wave is not None and one.f0 is not None
     start = int(rng.integers(MARGIN, len(one.f0) - FRAMES - MARGIN + 1))
-    wave = one.wave[(start - MARGIN) * HOP : (start + FRAMES + MARGIN) * HOP]
+    wave = one.wave[(start - MARGIN) * HOP_LENGTH : (start + FRAMES + MARGIN) * HOP_LENGTH]
     gain = 10 ** (rng.uniform(-9, 0) / 20)
     return wave.astype(np.float32) / 32768 * gain, one.f0[start : start + FRAMES]
 
@@ -83,7 +83,7 @@ def main(
         padded = torch.from_numpy(np.stack([wave for wave, _ in drawn]))
         pitch = torch.from_numpy(np.stack([f0 for _, f0 in drawn])).float()
         mel = mel_of(padded)[..., MARGIN:-MARGIN]
-        true = padded[:, MARGIN * HOP : -MARGIN * HOP]
+        true = padded[:, MARGIN * HOP_LENGTH : -MARGIN * HOP_LENGTH]
         guessed, made = net(mel, pitch)
         parts = {
             "stft": spectral_loss(made, true),

@@ -15,7 +15,7 @@ from chatterbox_opt.config.model_config import MEL_BINS, FlowConfig
 from chatterbox_opt.models.flow.estimator import CONDITIONS
 
 
-def from_upstream(state: dict[str, Tensor], shape: FlowConfig) -> dict[str, Tensor]:
+def estimator_from_upstream(state: dict[str, Tensor], shape: FlowConfig) -> dict[str, Tensor]:
     """Rename and reshape upstream's parameters (names below ``decoder.estimator.``) to ours.
 
     Raises:

@@ -24,7 +24,7 @@ from chatterbox_opt.config.model_config import MEL_BINS, FlowConfig
 from chatterbox_opt.kernels.cpu import bf16_ops
 from chatterbox_opt.layers.attention import attend
 
-KERNEL = 3  # frames that a causal convolution sees: this one and the two before
+KERNEL_SIZE = 3  # frames that a causal convolution sees: this one and the two before
 CONDITIONS = 3 * MEL_BINS  # mu, speaker, prompt
 
 
@@ -75,14 +75,14 @@ class CausalConv(nn.Module):
 
     def __init__(self, channels: int, out: int, *, bias: bool = True) -> None:
         super().__init__()
-        self.product = nn.Linear(KERNEL * channels, out, bias=bias)
+        self.product = nn.Linear(KERNEL_SIZE * channels, out, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         rows, frames, channels = x.shape
-        padded = F.pad(x, (0, 0, KERNEL - 1, 0))
+        padded = F.pad(x, (0, 0, KERNEL_SIZE - 1, 0))
         # KERNEL neighbouring frames lie one after the other in memory
         strides = (padded.stride(0), channels, 1)
-        windows = padded.as_strided((rows, frames, KERNEL * channels), strides)
+        windows = padded.as_strided((rows, frames, KERNEL_SIZE * channels), strides)
         convolved: Tensor = self.product(windows)
         return convolved
 
@@ -114,7 +114,7 @@ class ResNet(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class Conditioning:
     """What all steps share.
 
     Attributes:
@@ -129,7 +129,7 @@ class Given:
     lengths: Tensor | None
 
 
-class Entry(nn.Module):
+class InputResNet(nn.Module):
     """The first residual block: what depends on the noisy mel, and what does not, apart."""
 
     def __init__(self, out: int, time: int) -> None:
@@ -140,7 +140,7 @@ class Entry(nn.Module):
         self.mel_skip = nn.Linear(MEL_BINS, out)
         self.given_skip = nn.Linear(CONDITIONS, out, bias=False)
 
-    def forward(self, x: Tensor, given: Given, shift: Tensor) -> Tensor:
+    def forward(self, x: Tensor, given: Conditioning, shift: Tensor) -> Tensor:
         """[n, frames, 80] with ``rows`` conditions, a multiple of n, to [rows, frames, width]."""
         times = (given.first.shape[0] // x.shape[0], 1, 1)
         first = self.norm(self.mel(x).repeat(times) + given.first, mish=True)
@@ -166,7 +166,7 @@ class Transformer(nn.Module):
         self.out = nn.Linear(inner, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, more: Tensor | None, given: Given) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, more: Tensor | None, given: Conditioning) -> tuple[Tensor, Tensor]:
         """The residual stream and what is still to be added to it, before and after."""
         x, inner = self.attention_norm.of_sum(x, more)
         qkv = self.qkv(inner)
@@ -174,7 +174,7 @@ class Transformer(nn.Module):
         x, inner = self.ffn_norm.of_sum(x, self.out(self._attend(q, k, v, given)))
         return x, self.down(F.gelu(self.up(inner)))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, given: Given) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, given: Conditioning) -> Tensor:
         if self.fused and is_half(q):
             from chatterbox_opt.kernels.cuda import flow as flow_kernels  # Triton is not everywhere
 
@@ -185,7 +185,7 @@ class Transformer(nn.Module):
 class Level(nn.Module):
     """A residual block and the transformers after it."""
 
-    def __init__(self, resnet: Entry | ResNet, shape: FlowConfig) -> None:
+    def __init__(self, resnet: InputResNet | ResNet, shape: FlowConfig) -> None:
         super().__init__()
         width = shape.estimator_width
         self.resnet = resnet
@@ -199,7 +199,7 @@ class Level(nn.Module):
         shifted: Tensor = self.resnet.time(time)
         return shifted
 
-    def forward(self, given: Given, *inputs: object) -> Tensor:
+    def forward(self, given: Conditioning, *inputs: object) -> Tensor:
         """``inputs`` are the residual block's."""
         x: Tensor = self.resnet(*inputs)
         more: Tensor | None = None
@@ -216,7 +216,7 @@ class Estimator(nn.Module):
         width, inputs = shape.estimator_width, MEL_BINS + CONDITIONS
         time = 4 * width
         self.time_in, self.time_out = nn.Linear(inputs, time), nn.Linear(time, time)
-        self.enter = Level(Entry(width, time), shape)
+        self.enter = Level(InputResNet(width, time), shape)
         self.enter_conv = CausalConv(width, width)
         self.middle = nn.ModuleList(
             Level(ResNet(width, width, time), shape) for _ in range(shape.estimator_mid)
@@ -253,20 +253,20 @@ class Estimator(nn.Module):
         """The dtype of the arithmetic."""
         return self.final.norm.weight.dtype
 
-    def given(self, conditions: Tensor, mask: Tensor | None) -> Given:
+    def given(self, conditions: Tensor, mask: Tensor | None) -> Conditioning:
         """Compute what all steps share.
 
         Args:
             conditions: [rows, frames, 240]: mu, speaker and prompt side by side.
             mask: bool [rows, frames], which frames are there, the first ones; None for all.
         """
-        entry = cast(Entry, self.enter.resnet)
+        entry = cast(InputResNet, self.enter.resnet)
         first, skip = entry.given(conditions), entry.given_skip(conditions)
         if mask is None:
-            return Given(first, skip, None, None)
-        return Given(first, skip, mask[:, None, None], mask.sum(dim=-1, dtype=torch.int32))
+            return Conditioning(first, skip, None, None)
+        return Conditioning(first, skip, mask[:, None, None], mask.sum(dim=-1, dtype=torch.int32))
 
-    def forward(self, x: Tensor, given: Given, shifts: Tensor) -> Tensor:
+    def forward(self, x: Tensor, given: Conditioning, shifts: Tensor) -> Tensor:
         """One evaluation.
 
         Args:

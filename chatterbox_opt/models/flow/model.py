@@ -29,7 +29,7 @@ from chatterbox_opt.sampling import CFM_STEPS
 from chatterbox_opt.utils.upstream_import import import_upstream
 from chatterbox_opt.voice import Voice
 
-GUIDANCE = 0.7  # upstream's inference_cfg_rate (s3gen/configs.py)
+CFG_RATE = 0.7  # upstream's inference_cfg_rate (s3gen/configs.py)
 
 
 class Flow(nn.Module):
@@ -149,7 +149,7 @@ class Flow(nn.Module):
             whole.new_full((1,), length),
             voice.xvector,
             F.pad(voice.mel, (0, 0, 0, missing)),
-            *positions(self.encoder, length + beyond, self.input_embedding.weight),
+            *relative_positions(self.encoder, length + beyond, self.input_embedding.weight),
         )
         return found[:, : MEL_PER_TOKEN * length]
 
@@ -167,7 +167,7 @@ class Flow(nn.Module):
         Args:
             tokens: int64 [1, T], padded; ``lengths`` of them are there.
             mel: float32 [1, 2 T, 80], the voice's and then zeros.
-            near, far: from ``positions``.
+            near, far: from ``relative_positions``.
         """
         hidden = encode_padded(self.encoder, self.input_embedding(tokens), lengths, near, far)
         return self._conditions(hidden, xvector, mel)
@@ -197,7 +197,7 @@ class Flow(nn.Module):
         """
         masks: tuple[Tensor, ...] = ()
         if min(frames) < noise.shape[1]:  # kernels without a mask are faster on a card
-            masks = (_there(noise.shape[1], to_device(torch.tensor(frames), noise.device)),)
+            masks = (valid_mask(noise.shape[1], to_device(torch.tensor(frames), noise.device)),)
         solve = functools.partial(self._integrate, steps)
         return self.executor(steps, solve, noise, conditions, *masks)
 
@@ -217,7 +217,7 @@ class Flow(nn.Module):
         for i in range(steps):
             both = estimator(x.to(conditions.dtype), given, shifts[:, i]).float()
             cond, uncond = both.chunk(2)
-            velocity = (1.0 + GUIDANCE) * cond - GUIDANCE * uncond
+            velocity = (1.0 + CFG_RATE) * cond - CFG_RATE * uncond
             x = x + (times[i + 1] - times[i]) * velocity
         return x
 
@@ -251,7 +251,7 @@ def build_encoder(shape: FlowConfig) -> Any:
     return encoder
 
 
-def positions(encoder: Any, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
+def relative_positions(encoder: Any, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """The encoder's tables of relative positions for ``length`` tokens: [1, 2 length - 1, width],
     and as many for its frames.
 
@@ -278,18 +278,18 @@ def encode_padded(encoder: Any, x: Tensor, lengths: Tensor, near: Tensor, far: T
     Args:
         x: [rows, T, width], padded on the right.
         lengths: int64 [rows].
-        near, far: from ``positions``.
+        near, far: from ``relative_positions``.
 
     Returns:
         [rows, 2 T, width]; whatever beyond each row's frames.
     """
-    there = _there(x.shape[1], lengths)
+    there = valid_mask(x.shape[1], lengths)
     x = encoder.embed.out(x) * encoder.embed.pos_enc.xscale
     x = encoder.pre_lookahead_layer(x.masked_fill(~there[..., None], 0))
     for layer in encoder.encoders:
         x, *_ = layer(x, there[:, None], near)
     x, lengths = encoder.up_layer(x.transpose(1, 2).contiguous(), lengths)
-    there = _there(x.shape[2], lengths)
+    there = valid_mask(x.shape[2], lengths)
     x = encoder.up_embed.out(x.transpose(1, 2).contiguous()) * encoder.up_embed.pos_enc.xscale
     for layer in encoder.up_encoders:
         x, *_ = layer(x, there[:, None], far)
@@ -297,6 +297,6 @@ def encode_padded(encoder: Any, x: Tensor, lengths: Tensor, near: Tensor, far: T
     return hidden
 
 
-def _there(length: int, lengths: Tensor) -> Tensor:
+def valid_mask(length: int, lengths: Tensor) -> Tensor:
     """Which of ``length`` places are not padding: bool [rows, length]."""
     return torch.arange(length, device=lengths.device) < lengths[:, None]

@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from chatterbox_opt.runtime.bucketing import PaddingMask
 from chatterbox_opt.utils.skip_init import skip_init
 
-SMALL = 1e-6  # Snake with a smaller factor is the identity in float32
-SLOPE = 0.1  # of the leaky ReLU between stages (upstream lrelu_slope)
+MIN_ALPHA = 1e-6  # Snake with a smaller factor is the identity in float32
+LRELU_SLOPE = 0.1  # of the leaky ReLU between stages (upstream lrelu_slope)
 
 
-def folded(weight: Tensor, bias: Tensor, **layout: int) -> nn.Conv1d:
+def conv_from(weight: Tensor, bias: Tensor, **layout: int) -> nn.Conv1d:
     """A float32 convolution with this weight [out, in, kernel] and bias [out]."""
     out, channels, kernel = weight.shape
     with skip_init():
@@ -42,10 +42,10 @@ def folded(weight: Tensor, bias: Tensor, **layout: int) -> nn.Conv1d:
     return conv
 
 
-def plain(conv: Any, scale: float = 1.0) -> nn.Conv1d:
+def fold_weight_norm(conv: Any, scale: float = 1.0) -> nn.Conv1d:
     """Upstream's convolution without weight norm, its input to be scaled by ``scale``."""
     layout = {name: getattr(conv, name)[0] for name in ("stride", "padding", "dilation")}
-    return folded(conv.weight.double() * scale, conv.bias, **layout)
+    return conv_from(conv.weight.double() * scale, conv.bias, **layout)
 
 
 def snake_(y: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def snake_(y: Tensor) -> Tensor:
     return y.addcmul_(sine, sine)
 
 
-class Pair(nn.Module):
+class ResPair(nn.Module):
     """Snake and a dilated convolution, Snake and a plain one, added to what came in."""
 
     frequency: Tensor
@@ -66,28 +66,28 @@ class Pair(nn.Module):
         dilation = one.dilation[0]
         wide = one.weight.double() / first[:, None] * second[:, None, None]
         self.register_buffer("frequency", first[:, None].float())
-        self.wide = folded(wide, one.bias * second, padding=one.padding[0], dilation=dilation)
-        self.narrow = folded(
+        self.wide = conv_from(wide, one.bias * second, padding=one.padding[0], dilation=dilation)
+        self.narrow = conv_from(
             two.weight.double() / second[:, None], two.bias, padding=two.padding[0]
         )
 
     @staticmethod
     def _frequency(snake: Any) -> Tensor:
         factor: Tensor = snake.alpha.double()
-        return torch.where(factor.abs() < SMALL, SMALL, factor)
+        return torch.where(factor.abs() < MIN_ALPHA, MIN_ALPHA, factor)
 
     def forward(self, x: Tensor, tails: PaddingMask) -> Tensor:
         y = tails.zero_(self.wide(snake_(x * self.frequency)))
         return tails.zero_(self.narrow(snake_(y))).add_(x)
 
 
-class Residual(nn.Module):
+class ResBlock(nn.Module):
     """Pairs of growing dilation (upstream ResBlock)."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
         parts = (block.convs1, block.convs2, block.activations1, block.activations2)
-        self.pairs = nn.ModuleList(Pair(*pair) for pair in zip(*parts, strict=True))
+        self.pairs = nn.ModuleList(ResPair(*pair) for pair in zip(*parts, strict=True))
 
     def forward(self, x: Tensor, tails: PaddingMask) -> Tensor:
         for pair in self.pairs:
@@ -115,7 +115,9 @@ class Upsample(nn.Module):
                 source = place + conv.padding[0] + self.rate * (1 - tap)
                 if 0 <= source < kernel:
                     phases[:, place, :, tap] = weight[:, :, source].T
-        self.conv = folded(phases.flatten(0, 1), conv.bias.repeat_interleave(self.rate), padding=1)
+        self.conv = conv_from(
+            phases.flatten(0, 1), conv.bias.repeat_interleave(self.rate), padding=1
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         rows, _, time = x.shape
@@ -138,10 +140,10 @@ class Stage(nn.Module):
         super().__init__()
         count, last = net.num_kernels, index == net.num_upsamples - 1
         self.up = Upsample(net.ups[index], 1 / count if index else 1.0, lead=int(last))
-        self.source_down = plain(net.source_downs[index])
-        self.source_block = Residual(net.source_resblocks[index])
+        self.source_down = fold_weight_norm(net.source_downs[index])
+        self.source_block = ResBlock(net.source_resblocks[index])
         blocks = net.resblocks[index * count : (index + 1) * count]
-        self.blocks = nn.ModuleList(Residual(block) for block in blocks)
+        self.blocks = nn.ModuleList(ResBlock(block) for block in blocks)
 
     def forward(self, x: Tensor, spectrum: Tensor, tails: PaddingMask) -> Tensor:
         """[rows, 2 C, T] and the source's spectrum to [rows, C, rate T + lead].
@@ -149,7 +151,7 @@ class Stage(nn.Module):
         Args:
             tails: of the result.
         """
-        x = tails.zero_(self.up(F.leaky_relu(x, SLOPE)))
+        x = tails.zero_(self.up(F.leaky_relu(x, LRELU_SLOPE)))
         source = tails.zero_(self.source_down(spectrum))
         x += self.source_block(source, tails)
         total: Tensor = self.blocks[0](x, tails)
@@ -164,9 +166,9 @@ class Generator(nn.Module):
     def __init__(self, net: Any) -> None:
         """Fold upstream's HiFTGenerator."""
         super().__init__()
-        self.enter = plain(net.conv_pre)
+        self.enter = fold_weight_norm(net.conv_pre)
         self.stages = nn.ModuleList(Stage(net, i) for i in range(net.num_upsamples))
-        self.leave = plain(net.conv_post, 1 / net.num_kernels)
+        self.leave = fold_weight_norm(net.conv_post, 1 / net.num_kernels)
 
     def forward(self, mel: Tensor, spectrum: Tensor, tails: PaddingMask) -> Tensor:
         """One pass.
@@ -195,7 +197,7 @@ class F0Predictor(nn.Module):
         """Fold upstream's layer."""
         super().__init__()
         convs = (layer for layer in predictor.condnet if hasattr(layer, "weight"))
-        self.convs = nn.ModuleList(plain(conv) for conv in convs)
+        self.convs = nn.ModuleList(fold_weight_norm(conv) for conv in convs)
         self.out = predictor.classifier
 
     def forward(self, mel: Tensor) -> Tensor:

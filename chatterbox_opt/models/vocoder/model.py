@@ -28,15 +28,15 @@ from chatterbox_opt.runtime.bucketing import (
 from chatterbox_opt.runtime.cuda import to_device
 from chatterbox_opt.utils.upstream_import import import_upstream
 
-HOP = 480  # samples per mel frame
-FADE = SAMPLE_RATE // 50  # 20 ms of silence, then 20 ms of fade-in (upstream trim_fade)
+HOP_LENGTH = 480  # samples per mel frame
+FADE_LENGTH = SAMPLE_RATE // 50  # 20 ms of silence, then 20 ms of fade-in (upstream trim_fade)
 # upstream's constants of the source and of the last layer (hifigan.py)
-HARMONICS = 9  # the fundamental among them
-LOUD, QUIET = 0.1, 0.003  # amplitude of a harmonic, and of the noise upon it
-VOICED = 10.0  # Hz and more
-WINDOW, STRIDE = 16, 4  # samples of a short-time spectrum and between two
-LOUDEST = 100.0  # magnitude
-CEILING = 0.99  # of the wave
+NUM_HARMONICS = 9  # the fundamental among them
+SINE_AMP, NOISE_STD = 0.1, 0.003  # amplitude of a harmonic, and of the noise upon it
+VOICED_THRESHOLD = 10.0  # Hz and more
+N_FFT, STFT_HOP = 16, 4  # samples of a short-time spectrum and between two
+MAX_MAGNITUDE = 100.0  # magnitude
+AUDIO_LIMIT = 0.99  # of the wave
 Generators = Sequence[torch.Generator | None]
 
 
@@ -46,12 +46,12 @@ class Vocoder(nn.Module):
     window: Tensor
 
     def __init__(self, net: Any) -> None:
-        """Fold upstream's HiFTGenerator (see ``build``), whose parameters stay as they are."""
+        """Fold upstream's HiFTGenerator (see ``build_hift``), whose parameters stay as they are."""
         super().__init__()
         with torch.no_grad():
             self.pitch, self.generator = F0Predictor(net.f0_predictor), Generator(net)
         self.merge: nn.Linear = net.m_source.l_linear
-        self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
+        self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
         self.executor: Executor = EagerExecutor()  # how the layers are run: launched, or replayed
 
     @property
@@ -83,7 +83,7 @@ class Vocoder(nn.Module):
         for wave in waves.values():
             if not torch.isfinite(wave).all():
                 raise NumericsError("vocoder gave a wave with numbers that are not finite")
-            wave[: 2 * FADE] *= fade
+            wave[: 2 * FADE_LENGTH] *= fade
         return [waves[i] for i in range(len(mels))]
 
     def decode(self, mels: Sequence[Tensor], generators: Generators) -> list[Tensor]:
@@ -95,7 +95,7 @@ class Vocoder(nn.Module):
         lengths = [mel.shape[-1] for mel in mels]
         size = bucket(max(lengths))
         spectra = [self._hum(mel, g) for mel, g in zip(mels, generators, strict=True)]
-        spectrum = pad_rows(spectra, size * HOP // STRIDE + 1)
+        spectrum = pad_rows(spectra, size * HOP_LENGTH // STFT_HOP + 1)
         rows = pad_rows(mels, size), spectrum, to_device(torch.tensor(lengths), spectrum.device)
         made = self.executor("layers", self._layers, *rows)
         return [self._wave(row[:, : s.shape[1]]) for row, s in zip(made, spectra, strict=True)]
@@ -108,15 +108,17 @@ class Vocoder(nn.Module):
     def _hum(self, mel: Tensor, generator: torch.Generator | None) -> Tensor:
         """[80, F] to the source's short-time spectrum [18, 120 F + 1], real above imaginary."""
         wave = source(self.merge, self.pitch(mel[None]), generator)[0]
-        spectrum = torch.stft(wave, WINDOW, STRIDE, WINDOW, self.window, return_complex=True)
+        spectrum = torch.stft(wave, N_FFT, STFT_HOP, N_FFT, self.window, return_complex=True)
         return torch.cat((spectrum.real, spectrum.imag))
 
     def _wave(self, row: Tensor) -> Tensor:
         """[18, n / 4 + 1] to [n]."""
-        bins = WINDOW // 2 + 1
-        magnitude, phase = row[:bins].exp().clamp(max=LOUDEST), row[bins:].sin()
+        bins = N_FFT // 2 + 1
+        magnitude, phase = row[:bins].exp().clamp(max=MAX_MAGNITUDE), row[bins:].sin()
         spectrum = torch.polar(magnitude, phase)
-        return torch.istft(spectrum, WINDOW, STRIDE, WINDOW, self.window).clamp_(-CEILING, CEILING)
+        return torch.istft(spectrum, N_FFT, STFT_HOP, N_FFT, self.window).clamp_(
+            -AUDIO_LIMIT, AUDIO_LIMIT
+        )
 
 
 def source(merge: nn.Linear, f0: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -133,27 +135,29 @@ def source(merge: nn.Linear, f0: Tensor, generator: torch.Generator | None) -> T
         float32 [rows, 480 F].
     """
     with torch.no_grad():
-        f0 = f0.repeat_interleave(HOP, dim=1)[:, None]
-        orders = torch.arange(1, HARMONICS + 1, device=f0.device)[None, :, None]
+        f0 = f0.repeat_interleave(HOP_LENGTH, dim=1)[:, None]
+        orders = torch.arange(1, NUM_HARMONICS + 1, device=f0.device)[None, :, None]
         cycles = torch.cumsum(f0 * orders / SAMPLE_RATE, dim=-1).frac_()
-        size = (len(f0), HARMONICS, 1)
+        size = (len(f0), NUM_HARMONICS, 1)
         phases = torch.rand(size, generator=generator, device=f0.device) * (2 * torch.pi) - torch.pi
         phases[:, 0] = 0
-        voiced = f0 > VOICED
-        waves = cycles.mul_(2 * torch.pi).add_(phases).sin_().mul_(LOUD * voiced)
+        voiced = f0 > VOICED_THRESHOLD
+        waves = cycles.mul_(2 * torch.pi).add_(phases).sin_().mul_(SINE_AMP * voiced)
         noise = torch.randn(waves.shape, generator=generator, device=f0.device)
-        waves.addcmul_(noise, torch.where(voiced, QUIET, LOUD / 3))
+        waves.addcmul_(noise, torch.where(voiced, NOISE_STD, SINE_AMP / 3))
     return torch.tanh(merge(waves.transpose(1, 2))).squeeze(-1)
 
 
 def fade_in(device: torch.device) -> Tensor:
     """Upstream's trim_fade: float32 [960], 20 ms of zeros, then half a cosine up to 1."""
-    fade = torch.zeros(2 * FADE, device=device)
-    fade[FADE:] = (torch.cos(torch.linspace(torch.pi, 0, FADE, device=device)) + 1) / 2
+    fade = torch.zeros(2 * FADE_LENGTH, device=device)
+    fade[FADE_LENGTH:] = (
+        torch.cos(torch.linspace(torch.pi, 0, FADE_LENGTH, device=device)) + 1
+    ) / 2
     return fade
 
 
-def build(shape: VocoderConfig) -> nn.Module:
+def build_hift(shape: VocoderConfig) -> nn.Module:
     """Instantiate upstream's HiFT with these widths; the rest is as in upstream's s3gen.py."""
     predictor = import_upstream("models.s3gen.f0_predictor").ConvRNNF0Predictor
     net: nn.Module = import_upstream("models.s3gen.hifigan").HiFTGenerator(
