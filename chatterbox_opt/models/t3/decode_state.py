@@ -1,4 +1,4 @@
-"""Static buffers of the sequences being decoded; what differs between decode steps is a tensor here.
+"""Static buffers of the sequences being decoded: all that differs between two steps is a tensor.
 
 Responsible for the state of a slot: prefilling a sequence into it and sampling tokens into it. Not
 responsible for the decode loop, for stopping criteria, or for how a step is run (decode.py).

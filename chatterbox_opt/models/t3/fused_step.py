@@ -84,7 +84,7 @@ def sample_tokens(slots: DecodeState, count: int) -> None:
 
 
 def weight_and_scales(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """A layer's arguments of ``decode_linear.linear``: its weight, and the scales of an int8 one."""
+    """Arguments of ``decode_linear.linear``: a layer's weight, and the scales of an int8 one."""
     return layer.weight, layer.scales if isinstance(layer, WeightOnlyInt8Linear) else None
 
 

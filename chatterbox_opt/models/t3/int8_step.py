@@ -31,7 +31,7 @@ def supports(t3: T3) -> bool:
 
 
 class Int8Step:
-    """Replaces ``T3.step`` over a RaggedKVCache of ``KV_DTYPE``. Valid until T3's weights change."""
+    """``T3.step`` over a RaggedKVCache of ``KV_DTYPE``. Valid until T3's weights change."""
 
     def __init__(self, t3: T3) -> None:
         from chatterbox_opt.kernels.cpu import t3_decode  # numba is only needed here

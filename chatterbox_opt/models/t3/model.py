@@ -202,7 +202,7 @@ class T3(nn.Module):
         ids = F.pad(ids, (0, 1), value=config.stop_text)
         if len(ids) > config.text_positions:
             raise TextError(
-                f"one chunk has {len(ids)} text tokens and the model takes {config.text_positions}: "
+                f"one chunk has {len(ids)} text tokens, the model takes {config.text_positions}: "
                 "give a shorter word or lower the chunk limit"
             )
         text = self.text_emb(ids).expand(rows, -1, -1).clone()
