@@ -23,7 +23,7 @@ from chatterbox_opt.layers import weight_layout
 from chatterbox_opt.models.flow import convert as flow_convert
 from chatterbox_opt.models.flow import model as flow_model
 from chatterbox_opt.models.t3 import model as t3_model
-from chatterbox_opt.models.t3.convert import t3_from_upstream, t3_from_tensors
+from chatterbox_opt.models.t3.convert import t3_from_tensors, t3_from_upstream
 from chatterbox_opt.models.vocoder import model as vocoder_model
 from chatterbox_opt.utils.skip_init import skip_init
 

@@ -46,26 +46,26 @@ def sample_utterance(text="Hello, world.", tokens=(5, 700, 90, 6000, 701, 5)) ->
 
 def test_symbols_are_unique_and_fit_the_code_base():
     assert len(set(codes.SYMBOLS)) == len(codes.SYMBOLS) <= codes.BASE
-    found = codes.symbols_of("həlˈO, wˈɜɹld.")
-    assert [codes.SYMBOLS[i] for i, _, _ in found] == list("həl") + [
+    symbols = codes.symbols_of("həlˈO, wˈɜɹld.")
+    assert [codes.SYMBOLS[i] for i, _, _ in symbols] == list("həl") + [
         "ˈO",
         ",",
         " ",
         "w",
         "ˈɜ",
     ] + list("ɹld.")
-    assert [word for _, word, _ in found] == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1]
-    assert sum(width for _, _, width in found) == len("həlˈO, wˈɜɹld.")
+    assert [word for _, word, _ in symbols] == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1]
+    assert sum(width for _, _, width in symbols) == len("həlˈO, wˈɜɹld.")
 
 
 def test_code_is_two_phones_and_eight_ternary_digits():
     frames = np.repeat(np.arange(10), 2)  # ten symbols of 25 ms
-    found = codes.codes_of(frames)
-    assert len(found) == 6  # 250 ms are six codes and a bit
-    assert found[0] == codes.BASE * 0 + 1
-    digits = codes.digits(found)
+    speech_codes = codes.codes_of(frames)
+    assert len(speech_codes) == 6  # 250 ms are six codes and a bit
+    assert speech_codes[0] == codes.BASE * 0 + 1
+    digits = codes.digits(speech_codes)
     assert digits.max() <= 2
-    assert ((digits * 3 ** np.arange(8)).sum(1) == found).all()
+    assert ((digits * 3 ** np.arange(8)).sum(1) == speech_codes).all()
 
 
 def test_speaker_vectors_are_normalized_like_the_encoders():

@@ -30,7 +30,7 @@ PER_CODE = ENCODER_RATE // 25  # samples at 16 kHz
 CODES = 70  # per row, for the tokenizer
 
 
-class Recordings:
+class AugmentedAudio:
     """Utterances at 16 kHz, cropped and augmented with noise and gain."""
 
     def __init__(self, utterances: list[Utterance]) -> None:
@@ -58,11 +58,11 @@ def _resample(one: Utterance) -> np.ndarray:
     return np.clip(wave, -32768, 32767).astype(np.int16)[: PER_CODE * len(one.codes)]
 
 
-def train_tokenizer(tokenizer: Any, recordings: Recordings, minutes: float, out: Path) -> None:
+def train_tokenizer(tokenizer: Any, audio: AugmentedAudio, minutes: float, out: Path) -> None:
     """Train the S3 tokenizer on the eight FSQ digits of every code, before rounding."""
 
     def loss_of(rng: np.random.Generator) -> dict[str, Tensor]:
-        waves, utterances, starts = recordings.draw(rng, 10, CODES)
+        waves, utterances, starts = audio.draw(rng, 10, CODES)
         mels = torch.stack([tokenizer.log_mel_spectrogram(wave) for wave in waves])
         lengths = torch.full((len(mels),), mels.shape[-1])
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -77,14 +77,14 @@ def train_tokenizer(tokenizer: Any, recordings: Recordings, minutes: float, out:
     train("tokenizer", tokenizer, loss_of, minutes=minutes, rate=2e-3, out=out)
 
 
-def train_speaker(camp: Any, recordings: Recordings, minutes: float, out: Path) -> None:
+def train_speaker(camp: Any, audio: AugmentedAudio, minutes: float, out: Path) -> None:
     """Train CAMPPlus on the direction of the speaker's x-vector; the flow normalizes its length."""
     features = import_upstream("models.s3gen.xvector").extract_feature
     # with eight rows, the last batch norm would make every vector depend on the batch
     camp.xvector.dense.nonlinear.eval()
 
     def loss_of(rng: np.random.Generator) -> dict[str, Tensor]:
-        waves, utterances, _ = recordings.draw(rng, 8, int(rng.integers(30, 55)))
+        waves, utterances, _ = audio.draw(rng, 8, int(rng.integers(30, 55)))
         predicted = camp(features(waves)[0].float())
         target = np.stack(
             [teacher.x_vector(u.speaker, PICO_CONFIG.flow.xvector) for u in utterances]
@@ -94,13 +94,13 @@ def train_speaker(camp: Any, recordings: Recordings, minutes: float, out: Path) 
     train("xvector", camp, loss_of, minutes=minutes, rate=2e-3, out=out)
 
 
-def train_voice(encoder: Any, recordings: Recordings, minutes: float, out: Path) -> None:
+def train_voice(encoder: Any, audio: AugmentedAudio, minutes: float, out: Path) -> None:
     """Train the voice encoder on the speaker's vector, over windows of 1.6 s."""
     spectrogram = import_upstream("models.voice_encoder.melspec").melspectrogram
     window = encoder.hp.ve_partial_frames
 
     def loss_of(rng: np.random.Generator) -> dict[str, Tensor]:
-        waves, utterances, _ = recordings.draw(rng, 24, 42)
+        waves, utterances, _ = audio.draw(rng, 24, 42)
         mels = np.stack([spectrogram(w.numpy(), encoder.hp).T[:window] for w in waves])
         predicted = encoder(torch.from_numpy(mels))
         target = np.stack(
@@ -120,10 +120,10 @@ def main(
     logging.disable(logging.WARNING)
     torch.manual_seed(0)
     encoders = Encoders(PICO_CONFIG.voice, PICO_CONFIG.t3.speaker)
-    recordings = Recordings(load("sound", out)[HELD_OUT:])
-    train_tokenizer(encoders.tokenizer, recordings, minutes / 3, out)
-    train_speaker(encoders.speaker_encoder, recordings, minutes / 3, out)
-    train_voice(encoders.voice_encoder, recordings, minutes / 3, out)
+    audio = AugmentedAudio(load("sound", out)[HELD_OUT:])
+    train_tokenizer(encoders.tokenizer, audio, minutes / 3, out)
+    train_speaker(encoders.speaker_encoder, audio, minutes / 3, out)
+    train_voice(encoders.voice_encoder, audio, minutes / 3, out)
 
 
 if __name__ == "__main__":
