@@ -59,7 +59,7 @@ def ours(engine: Engine, lines: list[Request], slots: int) -> dict[str, float]:
 def never_stop(engine: Engine) -> None:
     """Disable the stop token: every sequence reaches its token limit, whatever the weights."""
     with engine.pipeline.placement("t3") as t3:  # type: ignore[union-attr]
-        t3.shape = replace(t3.shape, stop_speech=NO_TOKEN)  # type: ignore[type-var]
+        t3.config = replace(t3.config, stop_speech=NO_TOKEN)  # type: ignore[type-var]
 
 
 def t3_alone(engine: Engine, lines: list[Request], slots: int) -> dict[str, float]:

@@ -109,7 +109,7 @@ def prefilled(t3, prefix):
 
     from chatterbox_opt.models.t3.kv_cache import StaticKVCache
 
-    cache = StaticKVCache(utterances=1, rows_per_seq=len(prefix), shape=t3.cached, like=t3.like)
+    cache = StaticKVCache(num_seqs=1, rows_per_seq=len(prefix), shape=t3.kv_shape, like=t3.like)
     cache.reserve(0, prefix.shape[1])
     return t3.prefill(prefix, torch.tensor([prefix.shape[1] - 1]), cache, torch.tensor([0]))
 
@@ -137,7 +137,7 @@ def looking(steps_per_sync: int = 1, step=None, static: bool = False, fused: boo
 
     def slots(t3, count, rows_per_seq):
         cache = StaticKVCache(
-            utterances=count, rows_per_seq=rows_per_seq, shape=t3.cached, like=t3.like
+            num_seqs=count, rows_per_seq=rows_per_seq, shape=t3.kv_shape, like=t3.like
         )
         return DecodeState(t3, count, cache)
 
@@ -156,7 +156,7 @@ def say_all(t3, utterances, *, slots: int = 1, rows_per_seq: int = 2, way=None):
 
     left, way = iter(utterances), way or looking()
     said = decode(t3, way.slots(t3, slots, rows_per_seq), lambda: next(left, None), way)
-    found = {one.utterance: one for one in said}
+    found = {one.sequence: one for one in said}
     return [found[one] for one in utterances]
 
 

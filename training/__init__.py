@@ -1,1 +1,1 @@
-"""Programs that train what comes with the package."""
+"""Training of the models that are shipped with the package."""

@@ -190,10 +190,10 @@ def decode_steps(
     for rows_per_seq, count in [(2, count) for count in counts] + alone:
         kept = torch.int8 if narrow else None
         cache = StaticKVCache(
-            utterances=count, rows_per_seq=rows_per_seq, shape=t3.cached, like=t3.like, dtype=kept
+            num_seqs=count, rows_per_seq=rows_per_seq, shape=t3.kv_shape, like=t3.like, dtype=kept
         )
         cache.reserve(0, POSITIONS)
-        FusedStep(t3)(DecodeState(t3, count, cache), count, POSITIONS, ranked=False)
+        FusedStep(t3)(DecodeState(t3, count, cache), count, POSITIONS, needs_sort=False)
 
 
 def _quantize(t3: T3) -> None:

@@ -189,7 +189,7 @@ class OptimizedTarget:
 
             def on_token(_: int) -> None:
                 if step_logits is not None:
-                    logits = apply_cfg(state.logits.float(), state.knobs.cfg_weight)
+                    logits = apply_cfg(state.logits.float(), state.sampling_tensors.cfg_weight)
                     step_logits.append(logits.cpu())
 
             sampling = replace(self._sampling, max_tokens=len(tokens))

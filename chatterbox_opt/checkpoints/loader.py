@@ -23,7 +23,7 @@ from chatterbox_opt.layers import weight_layout
 from chatterbox_opt.models.flow import convert as flow_convert
 from chatterbox_opt.models.flow import model as flow_model
 from chatterbox_opt.models.t3 import model as t3_model
-from chatterbox_opt.models.t3.convert import t3_from_upstream, t3_of
+from chatterbox_opt.models.t3.convert import t3_from_tensors, t3_from_upstream
 from chatterbox_opt.models.vocoder import model as vocoder_model
 from chatterbox_opt.utils.skip_init import skip_init
 
@@ -53,7 +53,7 @@ def load_t3(
     if layout == weight_layout.WEIGHT_ONLY:
         variant = f"{layout}-{_dtype_name(dtype)}"  # its other tensors have that dtype
     tensors = cache.tensors(checkpoint, "t3", variant, convert)
-    return converted[0] if converted else t3_of(tensors, config)
+    return converted[0] if converted else t3_from_tensors(tensors, config)
 
 
 def load_flow(
@@ -80,7 +80,7 @@ def _read_flow(stage: flow_model.Flow, checkpoint: Checkpoint) -> None:
     prefix = "decoder.estimator."
     upstream = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     try:
-        estimator = flow_convert.from_upstream(upstream, checkpoint.config.flow)
+        estimator = flow_convert.estimator_from_upstream(upstream, checkpoint.config.flow)
     except KeyError as error:
         raise WeightsError(f"flow lacks {prefix}{error.args[0]}: wrong or old file?") from error
     fill(stage, tensors | {f"estimator.{n}": t for n, t in estimator.items()}, "flow")
@@ -98,7 +98,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
 def load_vocoder(checkpoint: Checkpoint) -> vocoder_model.Vocoder:
     """Load the vocoder in float32."""
     with skip_init():
-        net = vocoder_model.build(checkpoint.config.vocoder)
+        net = vocoder_model.build_hift(checkpoint.config.vocoder)
     fill(net, Tensors(checkpoint.path(registry.S3GEN), "mel2wav."), "vocoder")
     return vocoder_model.Vocoder(net).eval()
 

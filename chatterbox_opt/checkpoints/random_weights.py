@@ -61,7 +61,7 @@ def make(directory: Path, size: str, seed: int) -> None:
             "tokenizer": encoders.tokenizer,
             "speaker_encoder": encoders.speaker_encoder,
             "flow": upstream_flow(config.flow),
-            "mel2wav": vocoder_model.build(config.vocoder),
+            "mel2wav": vocoder_model.build_hift(config.vocoder),
         }
     s3gen = {f"{part}.{n}": t for part, m in parts.items() for n, t in m.state_dict().items()}
     files: dict[str, Mapping[str, Tensor]] = {

@@ -31,7 +31,7 @@ from chatterbox_opt.models.t3.decode_state import (
 )
 from chatterbox_opt.models.t3.fused_step import FusedStep
 from chatterbox_opt.models.t3.int8_step import Int8Step
-from chatterbox_opt.models.t3.kv_cache import KVCache, StaticKVCache, round_up_to_span
+from chatterbox_opt.models.t3.kv_cache import KVCache, StaticKVCache, round_up_kv_len
 from chatterbox_opt.models.t3.model import T3
 from chatterbox_opt.models.t3.ragged_kv_cache import RaggedKVCache
 from chatterbox_opt.models.t3.sampler import NOT_FINITE
@@ -43,7 +43,7 @@ StepFn = Callable[[Tensor, Tensor, Tensor, KVCache, int], Tensor]  # T3.step, or
 class DecodeStep(Protocol):
     """Token in, next token out, for the first ``count`` slots over ``kv_len`` positions."""
 
-    def __call__(self, slots: DecodeState, count: int, kv_len: int, /, *, ranked: bool) -> None:
+    def __call__(self, slots: DecodeState, count: int, kv_len: int, /, *, needs_sort: bool) -> None:
         """Update the slots' buffers."""
         ...
 
@@ -52,17 +52,17 @@ def eager_step(forward: StepFn) -> DecodeStep:
     """The step around the model's ``forward``, in PyTorch operations.
 
     All of it works on tensors in static buffers: nothing is read back, and its shapes depend only
-    on ``count``, ``kv_len`` and ``ranked``.
+    on ``count``, ``kv_len`` and ``needs_sort``.
     """
 
-    def step(slots: DecodeState, count: int, kv_len: int, /, *, ranked: bool) -> None:
+    def step(slots: DecodeState, count: int, kv_len: int, /, *, needs_sort: bool) -> None:
         # a slot whose sequence ended may be stepped further: keep its position inside the cache
         position = slots.position[:count].clamp(max=kv_len - 1)
         logits = forward(
             slots.last_token[:count], slots.num_generated[:count], position, slots.cache, kv_len
         )
         slots.logits[: count * slots.rows_per_seq].copy_(logits)
-        slots.draw(0, count, ranked=ranked)
+        slots.sample_next(0, count, needs_sort=needs_sort)
 
     return step
 
@@ -78,8 +78,8 @@ def prefill_fn(t3: T3) -> PrefillFn:
     """The model's prefill, over the slots' static buffers; reads nothing back."""
 
     def prefill(slots: DecodeState, prefix: Tensor) -> None:
-        logits = t3.prefill(prefix, slots.last, slots.cache, slots.entering)
-        slots.logits.unflatten(0, (slots.count, slots.rows_per_seq))[slots.entering] = logits
+        logits = t3.prefill(prefix, slots.prefill_last, slots.cache, slots.prefill_slot)
+        slots.logits.unflatten(0, (slots.count, slots.rows_per_seq))[slots.prefill_slot] = logits
 
     return prefill
 
@@ -140,18 +140,16 @@ class EagerBackend:
 
     def slots(self, t3: T3, count: int, rows_per_seq: int) -> DecodeState:
         """A static KV cache where steps are compiled or run on a GPU, else a ragged one."""
-        shape, like = t3.cached, t3.like
+        shape, like = t3.kv_shape, t3.like
         cache: KVCache
         self._int8_step = None
         if like.device.type == "cpu" and self.forward is None:
             if int8_step.supports(t3):
-                self._int8_step, like = Int8Step(t3), like.to(int8_step.KEPT)
-            cache = RaggedKVCache(
-                utterances=count, rows_per_seq=rows_per_seq, shape=shape, like=like
-            )
+                self._int8_step, like = Int8Step(t3), like.to(int8_step.KV_DTYPE)
+            cache = RaggedKVCache(num_seqs=count, rows_per_seq=rows_per_seq, shape=shape, like=like)
         else:
             cache = StaticKVCache(
-                utterances=count,
+                num_seqs=count,
                 rows_per_seq=rows_per_seq,
                 shape=shape,
                 like=like,
@@ -265,14 +263,16 @@ def decode(
         while len(running) < slots.count and (request := next_request()) is not None:
             slot, stale = len(running), True
             try:
-                length = slots.enter(slot, request, t3, backend.prefill(t3), backend.steps_per_sync)
+                length = slots.prefill(
+                    slot, request, t3, backend.prefill(t3), backend.steps_per_sync
+                )
             except TextError as error:
                 yield DecodeOutput(request, error=error)
                 continue
             late = backend.steps_per_sync > 1
-            running.append(_RunningSequence(request, t3.bound(request.sampling), length, late))
+            running.append(_RunningSequence(request, t3.max_tokens(request.sampling), length, late))
             running[slot].prepare(slots, slot)
-            slots.draw(slot, slot + 1, ranked=request.sampling.truncates)
+            slots.sample_next(slot, slot + 1, needs_sort=request.sampling.truncates)
         if not running:
             return
         if stale:
@@ -282,7 +282,7 @@ def decode(
         if backend.steps_per_sync > 1:
             _advance(slots, running, step, backend.steps_per_sync)
         # 3) take out what has ended
-        ended = _take_out_ended(slots, running, readback, t3.shape.stop_speech)
+        ended = _take_out_ended(slots, running, readback, t3.config.stop_speech)
         stale = bool(ended)
         yield from ended
         if backend.steps_per_sync == 1 and not ended:
@@ -310,12 +310,12 @@ def _advance(
     slots: DecodeState, running: list[_RunningSequence], step: DecodeStep, steps_per_sync: int
 ) -> None:
     """Run ``steps_per_sync`` steps without a readback."""
-    ranked = any(sequence.request.sampling.truncates for sequence in running)
+    needs_sort = any(sequence.request.sampling.truncates for sequence in running)
     for _ in range(steps_per_sync):
         for slot, sequence in enumerate(running):
             sequence.prepare(slots, slot)
             sequence.position += 1
             sequence.unread += 1
             slots.cache.reserve(slot, sequence.position)
-        kv_len = round_up_to_span(max(sequence.position for sequence in running))
-        step(slots, len(running), kv_len, ranked=ranked)
+        kv_len = round_up_kv_len(max(sequence.position for sequence in running))
+        step(slots, len(running), kv_len, needs_sort=needs_sort)

@@ -14,7 +14,7 @@ from torch import Tensor
 from chatterbox_opt.engine.decode import DecodeStep, StepFn, fastest_step, prefill_fn
 from chatterbox_opt.models.t3.decode_state import DecodeState, PrefillFn
 from chatterbox_opt.models.t3.fused_step import FusedStep
-from chatterbox_opt.models.t3.kv_cache import SPAN, StaticKVCache, round_up_to_span
+from chatterbox_opt.models.t3.kv_cache import KV_BLOCK, StaticKVCache, round_up_kv_len
 from chatterbox_opt.models.t3.model import T3
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.runtime.cuda_graphs import (
@@ -25,13 +25,13 @@ from chatterbox_opt.runtime.cuda_graphs import (
 )
 
 STEPS_PER_SYNC = 8  # steps between two readbacks: at 1,500 tokens/s one every 5 ms
-KV_GROWTH = 4 * SPAN  # a cache that grows moves, and its graphs are stale: grow rarely
+KV_GROWTH = 4 * KV_BLOCK  # a cache that grows moves, and its graphs are stale: grow rarely
 WARM_UP_STEPS = 2  # the first call traces and compiles, the second runs the compiled code
 
 
 def grown_length(positions: int) -> int:
     """Capacity of a cache for so many positions, in steps of ``KV_GROWTH``."""
-    return -(-round_up_to_span(positions) // KV_GROWTH) * KV_GROWTH
+    return -(-round_up_kv_len(positions) // KV_GROWTH) * KV_GROWTH
 
 
 class CudaGraphBackend:
@@ -70,11 +70,11 @@ class CudaGraphBackend:
         if self._slots is None or key != self._slots_key:
             self._slots = None  # free them before allocating others: they are large
             cache = StaticKVCache(
-                utterances=count,
+                num_seqs=count,
                 rows_per_seq=rows_per_seq,
-                shape=t3.cached,
+                shape=t3.kv_shape,
                 like=t3.like,
-                room=grown_length,
+                capacity_for=grown_length,
                 dtype=self.kv_cache,
             )
             self._slots, self._slots_key = DecodeState(t3, count, cache), key
@@ -99,15 +99,15 @@ class CudaGraphBackend:
         """One graph for each number of slots and KV length."""
         weights, eager = weight_addresses(t3), fastest_step(self, t3)
 
-        def step(slots: DecodeState, count: int, kv_len: int, /, *, ranked: bool) -> None:
+        def step(slots: DecodeState, count: int, kv_len: int, /, *, needs_sort: bool) -> None:
             # round up to powers of two, so that graphs are few: the output of unused slots is
             # ignored
             count = min(slots.count, 1 << (count - 1).bit_length())
             if isinstance(eager, FusedStep):  # its attention stops at each sequence's length
                 assert isinstance(slots.cache, StaticKVCache)
                 kv_len = slots.cache.capacity
-            graph = self._find(slots, weights, (count, kv_len, ranked))
-            self._cache.run(graph, lambda: eager(slots, count, kv_len, ranked=ranked))
+            graph = self._find(slots, weights, (count, kv_len, needs_sort))
+            self._cache.run(graph, lambda: eager(slots, count, kv_len, needs_sort=needs_sort))
 
         return step
 
@@ -130,8 +130,8 @@ def compiled_step(model: T3) -> StepFn:
     step: StepFn = torch.compile(model.step, backend="inductor", fullgraph=True)
     zero = torch.zeros(1, dtype=torch.long, device=model.like.device)
     with torch.inference_mode():
-        cache = StaticKVCache(utterances=1, rows_per_seq=2, shape=model.cached, like=model.like)
-        cache.reserve(0, SPAN)
+        cache = StaticKVCache(num_seqs=1, rows_per_seq=2, shape=model.kv_shape, like=model.like)
+        cache.reserve(0, KV_BLOCK)
         for _ in range(WARM_UP_STEPS):
-            step(zero, zero, zero, cache, SPAN)
+            step(zero, zero, zero, cache, KV_BLOCK)
     return step

@@ -158,7 +158,7 @@ class T3Runner:
             output = next(self._loop, None)
             if output is not None:
                 self._finished.append(self._outcome(t3, output))
-                del self._running[output.utterance]
+                del self._running[output.sequence]
                 if output.error is None and not self._eagerly:
                     self.recovery.step_failures = 0
                 continue
@@ -199,7 +199,7 @@ class T3Runner:
 
     def _outcome(self, t3: T3, output: DecodeOutput) -> TokenResult:
         """The result of a decoded request; NaN/Inf in fp16/bf16 are retried in float32 here."""
-        request = self._running[output.utterance]
+        request = self._running[output.sequence]
         if isinstance(output.error, NumericsError) and t3.dtype != torch.float32:
             self.recovery.warn_once("t3 produced NaN or Inf: running it again in float32")
             with in_float32(t3):
@@ -218,7 +218,7 @@ class T3Runner:
             message = f"the model generated no speech for {text!r}: try another --seed"
             return request, SilenceError(message)
         return TokenOutput(
-            request, torch.tensor(tokens), output.truncated, output.utterance.generator
+            request, torch.tensor(tokens), output.truncated, output.sequence.generator
         )
 
 

@@ -49,7 +49,7 @@ def test_default_config_builds_upstreams_s3gen():
         encoders = voice_encoders.Encoders(ModelConfig().voice, ModelConfig().t3.speaker)
         parts = {
             "flow": upstream_flow(ModelConfig().flow),
-            "mel2wav": vocoder_model.build(ModelConfig().vocoder),
+            "mel2wav": vocoder_model.build_hift(ModelConfig().vocoder),
             "tokenizer": encoders.tokenizer,
             "speaker_encoder": encoders.speaker_encoder,
         }
@@ -106,7 +106,7 @@ def test_model_prefix_is_stripped(copy, tiny):
         (
             registry.T3,
             lambda s: s.pop("speech_head.weight"),
-            "t3 lacks 1 tensors, first speech_head",
+            "t3 is missing 1 tensors, first speech_head",
         ),
         (
             registry.T3,

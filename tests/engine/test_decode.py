@@ -79,7 +79,7 @@ def test_late_readback_changes_nothing(engine, t3, alone, steps_per_sync):
     )
     assert [said.tokens for said in rarely] == alone
     for one, other in zip(often, rarely, strict=True):
-        states = [said.utterance.generator.get_state() for said in (one, other)]
+        states = [said.sequence.generator.get_state() for said in (one, other)]
         assert torch.equal(*states)
 
 
@@ -131,17 +131,17 @@ def test_nan_stays_in_its_slot(engine, t3, alone, static, steps_per_sync):
     queue = deque([spoiled, *some(engine)])
     steps, plain = 0, eager_step(t3.step)
 
-    def step(slots, count, span, *, ranked):
+    def step(slots, count, kv_len, *, needs_sort):
         nonlocal steps
         steps += 1
         if steps == 5:
-            keys = slots.cache.keys[0, :2] if static else slots.cache._strips[0][0][0]
+            keys = slots.cache.keys[0, :2] if static else slots.cache._buffers[0][0][0]
             keys[..., 3, :] = torch.nan
-        plain(slots, count, span, ranked=ranked)
+        plain(slots, count, kv_len, needs_sort=needs_sort)
 
     backend = looking(steps_per_sync, step, static=static)
     said = decode(t3, backend.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, backend)
-    found = {one.utterance: one for one in said}
+    found = {one.sequence: one for one in said}
     assert isinstance(found.pop(spoiled).error, NumericsError)
     assert [one.tokens for one in found.values()] != []
     assert sorted(one.tokens for one in found.values()) == sorted(alone)
@@ -161,17 +161,17 @@ def test_nan_is_not_left_where_a_slot_moved_from(engine, t3, static):
     queue = deque([short, spoiled, late])
     steps, plain = 0, eager_step(t3.step)
 
-    def step(slots, count, span, *, ranked):
+    def step(slots, count, kv_len, *, needs_sort):
         nonlocal steps
         steps += 1
         if steps == 9:  # runs while the host reads that the short one has ended
-            keys = slots.cache.keys[0, 2:4] if static else slots.cache._strips[1][0][0]
+            keys = slots.cache.keys[0, 2:4] if static else slots.cache._buffers[1][0][0]
             keys[..., -20:, :] = keys[..., 3:9, :] = torch.nan
-        plain(slots, count, span, ranked=ranked)
+        plain(slots, count, kv_len, needs_sort=needs_sort)
 
     backend = looking(4, step, static=static)
     said = decode(t3, backend.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, backend)
-    found = {one.utterance: one for one in said}
+    found = {one.sequence: one for one in said}
     assert isinstance(found[spoiled].error, NumericsError)
     assert len(found[short].tokens) == 6
     assert found[late].tokens == expected.tokens and len(expected.tokens) > 6
@@ -204,7 +204,7 @@ STATIC = ("last_token", "num_generated", "position", "logits", "seen", "noise", 
 
 def buffers(slots: DecodeState) -> list[torch.Tensor]:
     """All tensors that a step reads or writes, except the weights."""
-    cached = [slots.cache.keys, slots.cache.values, slots.knobs.values]
+    cached = [slots.cache.keys, slots.cache.values, slots.sampling_tensors.values]
     return [getattr(slots, name) for name in STATIC] + cached
 
 
@@ -215,7 +215,7 @@ def over(slots: DecodeState, tensors: list[torch.Tensor]) -> DecodeState:
         setattr(made, name, tensor)
     made.cache = copy.copy(slots.cache)
     made.cache.keys, made.cache.values = tensors[-3], tensors[-2]
-    made.knobs = SamplingTensors(tensors[-1])
+    made.sampling_tensors = SamplingTensors(tensors[-1])
     return made
 
 
@@ -232,12 +232,12 @@ class TestTrace:
 
         plain = eager_step(t3.step)
 
-        def step(slots: DecodeState, count: int, span: int, *, ranked: bool) -> None:
-            key, static = (count, span, ranked, slots.cache.capacity), buffers(slots)
+        def step(slots: DecodeState, count: int, kv_len: int, *, needs_sort: bool) -> None:
+            key, static = (count, kv_len, needs_sort, slots.cache.capacity), buffers(slots)
             if key not in traced:
 
                 def body(*tensors):
-                    plain(over(slots, tensors), count, span, ranked=ranked)
+                    plain(over(slots, tensors), count, kv_len, needs_sort=needs_sort)
                     return tensors
 
                 copies = [tensor.clone() for tensor in static]  # tracing runs the step once

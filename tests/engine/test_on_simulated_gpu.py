@@ -37,7 +37,7 @@ from chatterbox_opt.kernels.cuda import flow as flow_kernels
 from chatterbox_opt.kernels.cuda.kv_quantization import dequantize, quantize
 from chatterbox_opt.models.t3 import sampler
 from chatterbox_opt.models.t3.decode_state import UNFORCED, DecodeState
-from chatterbox_opt.models.t3.kv_cache import products
+from chatterbox_opt.models.t3.kv_cache import attend_matmul
 from chatterbox_opt.models.t3.model import apply_rope
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.runtime.flat_weights import module_tensors
@@ -93,7 +93,7 @@ def attend(qkv, rope, keys, values, places, scales=None, arrivals=None, tile=0):
             kept[where], by[where] = quantize(new)
             seen.append(dequantize(kept[:rows], by[:rows], q.dtype))
     visible = torch.arange(keys.shape[2], device=q.device) <= every[:, None]
-    made = products(apply_rope(q, rope), *seen, visible[:, None, None])
+    made = attend_matmul(apply_rope(q, rope), *seen, visible[:, None, None])
     return made.transpose(1, 2).flatten(1)
 
 
@@ -116,14 +116,14 @@ def draw(logits, seen, knobs, noise, said, counters, *, free, not_finite):
         rows_per_seq=len(logits) // len(seen),
         logits=logits,
         seen=seen,
-        knobs=sampler.SamplingTensors(knobs),
+        sampling_tensors=sampler.SamplingTensors(knobs),
         noise=noise,
         token_buffer=said,
         last_token=token,
         num_generated=spoken,
         position=position,
     )
-    DecodeState.draw(held, 0, len(seen), ranked=False)
+    DecodeState.sample_next(held, 0, len(seen), needs_sort=False)
 
 
 def attend_frames(q, k, v, lengths):
@@ -390,9 +390,9 @@ def test_a_step_has_few_launches(engine, monkeypatch):
             held.cache.reserve(0, 128)
             launches.count = 0
             with launches:
-                way.step(t3)(held, 2, 128, ranked=False)
+                way.step(t3)(held, 2, 128, needs_sort=False)
             found[fused] = launches.count
-        layers = t3.shape.layers
+        layers = t3.config.layers
     assert found[True] == 5 * layers + 3
     assert found[False] > 20 * layers + 50
 

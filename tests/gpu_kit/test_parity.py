@@ -60,7 +60,7 @@ def test_its_figures_are_figures(engine):
     with on_device(engine, "t3") as t3:
         row = lengths.prefill_seconds(engine, t3, {"some way": engine.pipeline.backend}, 50)
         assert row["some way"] > 0
-        shape, here = t3.shape, t3.like.device
+        shape, here = t3.config, t3.like.device
     asked = kernel_times.Queries(shape.heads, shape.head_dim, 2, 128, here, torch.float32)
     row = kernel_times.decode_attention(
         asked, fake_graph_capture.record, fused=False, cold=3 * asked.nbytes - 1

@@ -62,7 +62,7 @@ def upstream_s3gen(directory: Path, shapes: ModelConfig) -> S3Gen:
     s3gen.tokenizer = encoders.tokenizer
     s3gen.speaker_encoder = encoders.speaker_encoder
     s3gen.flow = upstream_flow(shapes.flow)
-    s3gen.mel2wav = vocoder_model.build(shapes.vocoder)
+    s3gen.mel2wav = vocoder_model.build_hift(shapes.vocoder)
     from chatterbox.models.s3gen.utils.mel import mel_spectrogram
 
     s3gen.mel_extractor = mel_spectrogram

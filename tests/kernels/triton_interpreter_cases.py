@@ -27,7 +27,7 @@ from chatterbox_opt.kernels.cuda.kv_quantization import dequantize, quantize
 from chatterbox_opt.models.flow.estimator import Estimator, Transformer
 from chatterbox_opt.models.t3 import fused_step, sampler
 from chatterbox_opt.models.t3.decode_state import UNFORCED, DecodeState
-from chatterbox_opt.models.t3.kv_cache import products
+from chatterbox_opt.models.t3.kv_cache import attend_matmul
 from chatterbox_opt.models.t3.model import apply_rope
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.sampling import Sampling
@@ -181,7 +181,7 @@ def test_one_query_attends_up_to_its_place(dtype, atol, narrow, rows_per_seq, sh
         new = dequantize(*quantize(new), dtype) if narrow else new
         kept[torch.arange(rows), :, every] = new[:, :, 0]
     visible = (torch.arange(capacity) <= every[:, None])[:, None, None]
-    attended = products(q, *expected[:, :rows], visible).transpose(1, 2).flatten(1)
+    attended = attend_matmul(q, *expected[:, :rows], visible).transpose(1, 2).flatten(1)
     for row, place in enumerate(every):
         if narrow:
             buffers[:, row, :, place:] = 127
@@ -271,12 +271,14 @@ def test_it_draws_what_the_slots_draw(rows_per_seq):
     state["logits"][rows_per_seq * (rows - 1), 5] = torch.nan
     state["logits"][rows_per_seq * (rows - 2), 299] = torch.inf
     state["num_generated"][rows - 1] = 0
-    knobs = sampler.SamplingTensors.room(rows)
+    knobs = sampler.SamplingTensors.allocate(rows)
     for row, one in enumerate(asked):
         knobs.set(row, one)
     mine, theirs = (
         SimpleNamespace(
-            rows_per_seq=rows_per_seq, knobs=knobs, **{k: v.clone() for k, v in state.items()}
+            rows_per_seq=rows_per_seq,
+            sampling_tensors=knobs,
+            **{k: v.clone() for k, v in state.items()},
         )
         for _ in range(2)
     )
@@ -284,8 +286,8 @@ def test_it_draws_what_the_slots_draw(rows_per_seq):
         lots = torch.empty(rows, words).exponential_(generator=generator)
         mine.noise.copy_(lots)
         theirs.noise.copy_(lots)
-        DecodeState.draw(theirs, 0, rows, ranked=False)
-        fused_step.draw(mine, rows)
+        DecodeState.sample_next(theirs, 0, rows, needs_sort=False)
+        fused_step.sample_tokens(mine, rows)
         for name in ("seen", "token_buffer", "last_token", "num_generated", "position"):
             assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
     assert len(set(mine.token_buffer.flatten().tolist())) > rows
@@ -303,7 +305,7 @@ def test_a_step_begins_as_the_model_begins_it(engine, dtype, rows_per_seq):
             counters, tables, t3.frequencies, rows_per_seq, 3500, 5
         )
         counters[2].clamp_(max=3499)
-        expected, *turned = t3.entering(*counters, 1)
+        expected, *turned = t3.embed_tokens(*counters, 1)
     assert torch.equal(places, counters[2])
     assert torch.equal(arrivals, torch.zeros(3 * rows_per_seq * 5, dtype=torch.int32))
     assert torch.equal(
@@ -370,9 +372,9 @@ def test_the_flow_is_the_same_with_them(engine, monkeypatch):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / 6)
         half.time_in.float(), half.time_out.float()
         mask = torch.arange(40) < torch.tensor([[40], [31]])
-        given = half.given(torch.randn(2, 40, 240, generator=generator).half(), mask)
+        given = half.condition(torch.randn(2, 40, 240, generator=generator).half(), mask)
         x = torch.randn(1, 40, 80, generator=generator).half()
-        [shifts] = half.times(torch.tensor([0.3])).unbind(1)
+        [shifts] = half.time_shifts(torch.tensor([0.3])).unbind(1)
         expected = half(x, given, shifts)
         assert not asked
         half.fuse()
@@ -508,7 +510,7 @@ class TestBeginningEarly:
 
     def test_the_draw(self, waits):
         generator = torch.Generator().manual_seed(0)
-        knobs = sampler.SamplingTensors.room(2).values
+        knobs = sampler.SamplingTensors.allocate(2).values
         state = [
             torch.randn(4, 300, generator=generator),
             torch.rand(2, 300, generator=generator) < 0.3,

@@ -151,7 +151,7 @@ def log_probs(t3, pico, tokens, text=TEXTS[0], backend=None):
     slots = backend.slots(t3, 1, 2)
 
     def on_token(_):
-        logits.append(apply_cfg(slots.logits.float(), slots.knobs.cfg_weight))
+        logits.append(apply_cfg(slots.logits.float(), slots.sampling_tensors.cfg_weight))
 
     waiting = iter([request(pico, text, tokens, on_token)])
     list(decode(t3, slots, lambda: next(waiting, None), backend))
@@ -260,21 +260,21 @@ def test_the_compiled_step_matches_the_modules(pico, monkeypatch, dtype, layer):
 
     Keys and values are rounded to float16 for the modules too.
     """
-    original_at = RaggedKVCache.at
+    original_at = RaggedKVCache.decode_attention
 
     def at(self, position, kv_len):
         attend = original_at(self, position, kv_len)
         return lambda i, q, k, v: attend(i, q, k.half().float(), v.half().float())
 
-    fill = RaggedKVCache.fill
+    fill = RaggedKVCache.write_prefix
     narrow = loader.load_t3(pico, torch.float32, dtype)
     tokens = tuple(range(100, 140))
     compiled = log_probs(narrow, pico, tokens)
     monkeypatch.setattr(int8_step, "supports", lambda t3: False)
-    monkeypatch.setattr(RaggedKVCache, "at", at)
+    monkeypatch.setattr(RaggedKVCache, "decode_attention", at)
     monkeypatch.setattr(
         RaggedKVCache,
-        "fill",
+        "write_prefix",
         lambda self, *a: fill(self, *a[:2], *(x.half().float() for x in a[2:])),
     )
     worst = (log_probs(narrow, pico, tokens) - compiled).abs().amax(-1)
@@ -349,7 +349,7 @@ class TestWeightOnly:
         restored = loader.load_t3(checkpoint, dtype, weight_layout.WEIGHT_ONLY, cache)
         assert restored.dtype == first.dtype == dtype
         layers = [m for m in restored.modules() if isinstance(m, WeightOnlyInt8Linear)]
-        assert len(layers) == 4 * restored.shape.layers + 1
+        assert len(layers) == 4 * restored.config.layers + 1
         tokens = [
             say_all(t3, [utterance(engine, "hello.", Sampling(seed=3, max_tokens=12))])[0].tokens
             for t3 in (plain, first, restored)

@@ -1,4 +1,4 @@
-"""Both caches: what attention makes of them, and what becomes of an utterance's rows."""
+"""Both KV caches: decode attention, and moving and clearing sequences."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ import torch.nn.functional as F
 from conftest import assert_close
 
 from chatterbox_opt.kernels.cuda.kv_quantization import dequantize, quantize
-from chatterbox_opt.models.t3.kv_cache import SPAN, StaticKVCache, round_up_to_span
-from chatterbox_opt.models.t3.ragged_kv_cache import STRIP, RaggedKVCache
+from chatterbox_opt.models.t3.kv_cache import KV_BLOCK, StaticKVCache, round_up_kv_len
+from chatterbox_opt.models.t3.ragged_kv_cache import GROWTH, RaggedKVCache
 
 LAYERS, HEADS, WIDTH, ROWS_PER_SEQ = 2, 3, 8, 2
 KINDS = (StaticKVCache, RaggedKVCache)
 
 
-def empty(kind, utterances: int, dtype=torch.float32):
+def empty(kind, num_seqs: int, dtype=torch.float32):
     like = torch.zeros(1, dtype=dtype)
     return kind(
-        utterances=utterances, rows_per_seq=ROWS_PER_SEQ, shape=(LAYERS, HEADS, WIDTH), like=like
+        num_seqs=num_seqs, rows_per_seq=ROWS_PER_SEQ, shape=(LAYERS, HEADS, WIDTH), like=like
     )
 
 
 class Growing:
-    """Upstream's way: keys and values as they come, one utterance, attention over all of them."""
+    """Upstream's DynamicCache: one sequence, keys and values concatenated at every step."""
 
     def __init__(self, prefix: int, generator: torch.Generator) -> None:
         size = (LAYERS, ROWS_PER_SEQ, HEADS, prefix, WIDTH)
         self.keys, self.values = (torch.randn(size, generator=generator) for _ in range(2))
 
     def attend(self, steps: torch.Tensor) -> torch.Tensor:
-        """q, k, v of each layer: [layers, 3, each, heads, 1, width] to [layers, each, ...]."""
+        """q, k, v of each layer: [layers, 3, rows_per_seq, heads, 1, width] to [layers, rows_per_seq, ...]."""
         self.keys = torch.cat((self.keys, steps[:, 1]), dim=3)
         self.values = torch.cat((self.values, steps[:, 2]), dim=3)
         return F.scaled_dot_product_attention(steps[:, 0], self.keys, self.values)
@@ -38,138 +38,141 @@ class Growing:
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-6), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_attends_as_a_growing_cache(kind, dtype, atol):
-    """Utterances of several lengths, over the edges of blocks and strips; one leaves midway and
-    another takes its place."""
+def test_attention_matches_a_growing_cache(kind, dtype, atol):
+    """Sequences of several lengths, across block boundaries; one finishes and another replaces it."""
     generator = torch.Generator().manual_seed(0)
-    prefixes = [SPAN - 3, 5, STRIP - 1]
+    prefixes = [KV_BLOCK - 3, 5, GROWTH - 1]
     grown = [Growing(length, generator) for length in prefixes]
     cache = empty(kind, len(prefixes), dtype)
 
-    def enter(utterance: int) -> None:
-        one = grown[utterance]
-        cache.reserve(utterance, one.keys.shape[3])
+    def prefill(sequence: int) -> None:
+        one = grown[sequence]
+        cache.reserve(sequence, one.keys.shape[3])
         for layer in range(LAYERS):
-            cache.fill(
+            cache.write_prefix(
                 layer,
-                torch.tensor([utterance]),
+                torch.tensor([sequence]),
                 one.keys[layer].to(dtype),
                 one.values[layer].to(dtype),
             )
 
-    for utterance in range(len(grown)):
-        enter(utterance)
-    for turn in range(8):
-        if turn == 4:
+    for sequence in range(len(grown)):
+        prefill(sequence)
+    for step in range(8):
+        if step == 4:
             cache.clear(0)
             cache.move(2, 0)
             grown[0] = grown.pop()
-        if turn == 6:
+        if step == 6:
             grown.append(Growing(2, generator))
-            enter(2)
+            prefill(2)
         steps = torch.randn(
             len(grown), LAYERS, 3, ROWS_PER_SEQ, HEADS, 1, WIDTH, generator=generator
         )
         positions = [one.keys.shape[3] for one in grown]
-        for utterance, position in enumerate(positions):
-            cache.reserve(utterance, position + 1)
-        attend = cache.at(
+        for sequence, position in enumerate(positions):
+            cache.reserve(sequence, position + 1)
+        attend = cache.decode_attention(
             torch.tensor(positions).repeat_interleave(ROWS_PER_SEQ),
-            round_up_to_span(max(positions) + 1),
+            round_up_kv_len(max(positions) + 1),
         )
         expected = torch.stack([one.attend(s) for one, s in zip(grown, steps, strict=True)])
         for layer in range(LAYERS):
-            given = steps[:, layer].to(dtype).transpose(0, 1).flatten(1, 2)
-            assert_close(attend(layer, *given), expected[:, layer].flatten(0, 1), atol=atol)
+            qkv = steps[:, layer].to(dtype).transpose(0, 1).flatten(1, 2)
+            assert_close(attend(layer, *qkv), expected[:, layer].flatten(0, 1), atol=atol)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_not_finite_is_gone_once_cleared(kind):
-    """A weight of 0 times NaN is NaN: nothing may be left of it where others read."""
+def test_clear_removes_nan(kind):
+    """An attention weight of 0 times NaN is NaN: no NaN may remain in reused memory."""
     cache = empty(kind, 1)
     bad = torch.full((ROWS_PER_SEQ, HEADS, 70, WIDTH), torch.nan)
     good = torch.ones(ROWS_PER_SEQ, HEADS, 3, WIDTH)
     for prefix in (bad, good):
         cache.reserve(0, prefix.shape[2] + 1)
         for layer in range(LAYERS):
-            cache.fill(layer, torch.tensor([0]), prefix, prefix)
-        attend = cache.at(torch.tensor([prefix.shape[2]] * ROWS_PER_SEQ), SPAN)
+            cache.write_prefix(layer, torch.tensor([0]), prefix, prefix)
+        attend = cache.decode_attention(torch.tensor([prefix.shape[2]] * ROWS_PER_SEQ), KV_BLOCK)
         one = torch.ones(ROWS_PER_SEQ, HEADS, 1, WIDTH)
-        found = [attend(layer, one, one, one) for layer in range(LAYERS)]
+        outputs = [attend(layer, one, one, one) for layer in range(LAYERS)]
         cache.clear(0)
-    assert all(torch.allclose(x, torch.ones(())) for x in found)
+    assert all(torch.allclose(x, torch.ones(())) for x in outputs)
 
 
-def test_a_static_cache_is_whole_blocks_and_never_smaller():
-    assert (round_up_to_span(1), round_up_to_span(SPAN), round_up_to_span(SPAN + 1)) == (
-        SPAN,
-        SPAN,
-        2 * SPAN,
+def test_static_cache_grows_by_whole_blocks_and_never_shrinks():
+    assert (round_up_kv_len(1), round_up_kv_len(KV_BLOCK), round_up_kv_len(KV_BLOCK + 1)) == (
+        KV_BLOCK,
+        KV_BLOCK,
+        2 * KV_BLOCK,
     )
     cache = empty(StaticKVCache, 3)
-    for wanted, capacity in ((SPAN + 1, 2 * SPAN), (1, 2 * SPAN), (2 * SPAN + 1, 3 * SPAN)):
-        cache.reserve(1, wanted)
+    for requested, capacity in (
+        (KV_BLOCK + 1, 2 * KV_BLOCK),
+        (1, 2 * KV_BLOCK),
+        (2 * KV_BLOCK + 1, 3 * KV_BLOCK),
+    ):
+        cache.reserve(1, requested)
         assert cache.capacity == capacity
 
 
-def test_a_ragged_cache_holds_no_more_than_a_strip_in_excess():
+def test_ragged_cache_allocates_at_most_one_block_in_excess():
     cache = empty(RaggedKVCache, 2)
-    cache.reserve(0, 3 * STRIP + 1)
+    cache.reserve(0, 3 * GROWTH + 1)
     cache.reserve(1, 5)
-    assert [layers[0][0].shape[1] for layers in cache._strips] == [4 * STRIP, STRIP]
+    assert [layers[0][0].shape[1] for layers in cache._buffers] == [4 * GROWTH, GROWTH]
 
 
-def test_float16_keys_end_at_its_range():
-    """Infinity times a weight of 0 would be no number, and a whole sentence lost."""
+def test_float16_keys_saturate():
+    """Inf times an attention weight of 0 would be NaN and spoil the sequence."""
     like = torch.empty(0, dtype=torch.float16)
-    cache = RaggedKVCache(utterances=1, rows_per_seq=1, shape=(1, 1, 4), like=like)
+    cache = RaggedKVCache(num_seqs=1, rows_per_seq=1, shape=(1, 1, 4), like=like)
     cache.reserve(0, 3)
     far = torch.tensor([1e9, -1e9, 2.0, 65504.0]).expand(1, 1, 3, 4)
-    cache.fill(0, torch.tensor([0]), far, far)
-    keys, values = cache._strips[0][0]
+    cache.write_prefix(0, torch.tensor([0]), far, far)
+    keys, values = cache._buffers[0][0]
     assert keys[0, 0].tolist() == values[0, :, 0].tolist() == [65504.0, -65504.0, 2.0, 65504.0]
 
 
-def test_int8_keys_and_values_are_near_and_stay_with_their_utterance():
-    """Against a cache that rounds nothing: entering, steps, growth, a move and a departure."""
+def test_int8_cache_is_close_and_keeps_sequences_apart():
+    """Against a float32 cache: prefill, steps, growth, a move and a clear."""
     generator = torch.Generator().manual_seed(0)
     like, shape = torch.zeros(1), (LAYERS, HEADS, WIDTH)
-    wide, narrow = (
-        StaticKVCache(utterances=2, rows_per_seq=ROWS_PER_SEQ, shape=shape, like=like, dtype=dtype)
+    exact, int8 = (
+        StaticKVCache(num_seqs=2, rows_per_seq=ROWS_PER_SEQ, shape=shape, like=like, dtype=dtype)
         for dtype in (None, torch.int8)
     )
-    lengths = [SPAN - 2, 7]
-    assert narrow.scales(0) is not None and wide.scales(0) is None
-    before = narrow.addresses
+    lengths = [KV_BLOCK - 2, 7]
+    assert int8.scales(0) is not None and exact.scales(0) is None
+    before = int8.addresses
 
-    def both(name, *given):
-        for cache in (wide, narrow):
-            getattr(cache, name)(*given)
+    def both(name, *args):
+        for cache in (exact, int8):
+            getattr(cache, name)(*args)
 
-    def step(places):
-        q, k, v = torch.randn(3, len(places), HEADS, 1, WIDTH, generator=generator)
-        span = round_up_to_span(int(places.max()) + 1)
-        found = [cache.at(places, span)(1, q, k, v) for cache in (wide, narrow)]
-        assert_close(found[1], found[0], atol=0.03)
-        assert not torch.equal(*found)
+    def step(positions):
+        q, k, v = torch.randn(3, len(positions), HEADS, 1, WIDTH, generator=generator)
+        kv_len = round_up_kv_len(int(positions.max()) + 1)
+        outputs = [cache.decode_attention(positions, kv_len)(1, q, k, v) for cache in (exact, int8)]
+        assert_close(outputs[1], outputs[0], atol=0.03)
+        assert not torch.equal(*outputs)
 
-    for utterance, length in enumerate(lengths):
-        both("reserve", utterance, length + 4)
+    for sequence, length in enumerate(lengths):
+        both("reserve", sequence, length + 4)
         keys, values = torch.randn(2, ROWS_PER_SEQ, HEADS, length, WIDTH, generator=generator)
-        both("fill", 1, torch.tensor([utterance]), keys, values)
-    assert narrow.addresses != before and narrow.keys.dtype == torch.int8
+        both("write_prefix", 1, torch.tensor([sequence]), keys, values)
+    assert int8.addresses != before and int8.keys.dtype == torch.int8
     for i in range(4):
         step(torch.tensor(lengths).repeat_interleave(ROWS_PER_SEQ) + i)
     both("move", 1, 0)
     step(torch.tensor([lengths[1] + 4] * ROWS_PER_SEQ))
     both("clear", 0)
-    assert not any(kept[:, :ROWS_PER_SEQ].any() for kept in (narrow.keys, narrow.key_scales))
+    assert not any(buffer[:, :ROWS_PER_SEQ].any() for buffer in (int8.keys, int8.key_scales))
 
 
-def test_what_int8_cannot_hold_is_not_hidden():
+def test_int8_quantization_propagates_nan_and_inf():
     x = torch.tensor([[1.0, torch.nan], [torch.inf, 1.0], [0.0, 0.0], [-1.0, 0.5]])
-    numbers, scales = quantize(x)
-    again = dequantize(numbers, scales, torch.float32)
-    assert not again[:2].isfinite().all(dim=1).any()
-    assert torch.equal(again[2], torch.zeros(2))
-    assert_close(again[3], x[3], atol=1 / 127)
+    quantized, scales = quantize(x)
+    restored = dequantize(quantized, scales, torch.float32)
+    assert not restored[:2].isfinite().all(dim=1).any()
+    assert torch.equal(restored[2], torch.zeros(2))
+    assert_close(restored[3], x[3], atol=1 / 127)

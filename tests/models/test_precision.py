@@ -1,4 +1,4 @@
-"""Rung 3 in small: cast and stored weights stay close to float32 on the same input."""
+"""Accuracy level 3 on the tiny model: low-precision stages are close to float32."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def mel(flow, engine):
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.2), (torch.float16, 0.03)])
-def test_a_cast_t3_is_close(checkpoint, engine, dtype, bound):
+def test_cast_t3_is_close(checkpoint, engine, dtype, bound):
     exact = logits(loader.load_t3(checkpoint, torch.float32), engine)
     assert_close(logits(loader.load_t3(checkpoint, dtype), engine), exact, atol=bound)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.3), (torch.float16, 0.05)])
-def test_a_cast_flow_is_close_because_its_noise_is_the_same(checkpoint, engine, dtype, bound):
-    """A noise drawn in half precision would be another sequence: correlation near zero."""
+def test_cast_flow_is_close_with_the_same_noise(checkpoint, engine, dtype, bound):
+    """Noise drawn in fp16 or bf16 would be other random numbers: correlation near zero."""
     exact = mel(loader.load_flow(checkpoint, torch.float32), engine)
     assert_close(mel(loader.load_flow(checkpoint, dtype), engine), exact, atol=bound)
 
 
-def test_stored_weights_take_half_the_memory_and_compute_in_float32(checkpoint, engine):
-    """GTX 10xx: rounded weights, float32 arithmetic."""
+def test_fp16_storage_computes_in_float32(checkpoint, engine):
+    """GTX 10xx: fp16 weights, float32 compute."""
     t3, flow = (
         loader.load_t3(checkpoint, torch.float32),
         loader.load_flow(checkpoint, torch.float32),
@@ -55,8 +55,8 @@ def test_stored_weights_take_half_the_memory_and_compute_in_float32(checkpoint, 
     assert_close(mel(flow, engine), exact_mel, atol=0.05)
 
 
-def test_precision_there_and_back_is_the_half_precision_again(checkpoint, engine):
-    """The float32 retry must leave the stage as it was."""
+def test_set_precision_round_trip_restores_bfloat16(checkpoint, engine):
+    """The float32 retry must not change the stage."""
     t3 = loader.load_t3(checkpoint, torch.bfloat16)
     before = logits(t3, engine)
     t3.set_precision(torch.float32)
@@ -66,7 +66,7 @@ def test_precision_there_and_back_is_the_half_precision_again(checkpoint, engine
     assert t3.frequencies.dtype == torch.float32
 
 
-def test_the_flow_keeps_its_time_embedding_in_float32(checkpoint):
+def test_flow_time_embedding_stays_float32(checkpoint):
     flow = loader.load_flow(checkpoint, torch.bfloat16)
     for layer in (flow.estimator.time_in, flow.estimator.time_out):
         assert layer.weight.dtype == torch.float32
@@ -76,15 +76,15 @@ def test_the_flow_keeps_its_time_embedding_in_float32(checkpoint):
 @pytest.fixture
 def packed(checkpoint):
     if not onednn.supported():
-        pytest.skip("no packed bfloat16 products on this processor")
+        pytest.skip("oneDNN has no packed bfloat16 GEMM on this CPU")
     t3 = loader.load_t3(checkpoint, torch.bfloat16)
     weight_layout.pack(t3)
     assert isinstance(t3.head, linear_onednn.PackedBf16Linear)
     return t3
 
 
-def test_packed_matrices_give_the_same_logits(checkpoint, engine, packed):
-    """The same bfloat16 products in another order of summing."""
+def test_packed_matrices_are_as_accurate_as_plain_bfloat16(checkpoint, engine, packed):
+    """The same bfloat16 products, summed in another order."""
     plain = logits(loader.load_t3(checkpoint, torch.bfloat16), engine)
     exact = logits(loader.load_t3(checkpoint, torch.float32), engine)
     ours = logits(packed, engine)
@@ -105,12 +105,12 @@ def test_packed_matrices_unpack_for_float32_and_pack_again(checkpoint, engine, p
 
 @pytest.mark.skipif(not onednn.supported(), reason="no AVX-512")
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 0.3)])
-def test_a_blocked_flow_is_the_flow(checkpoint, engine, dtype, bound):
+def test_onednn_packed_flow_is_close_and_reversible(checkpoint, engine, dtype, bound):
     flow = loader.load_flow(checkpoint, dtype)
     exact = mel(loader.load_flow(checkpoint, torch.float32), engine)
     plain = [name for name, layer in flow.named_modules() if isinstance(layer, torch.nn.Linear)]
     linear_onednn.use_onednn(flow)
-    assert plain, "there was something to block"
+    assert plain, "the flow has no linear layers"
     assert not any(isinstance(layer, torch.nn.Linear) for layer in flow.modules())
     before = mel(flow, engine)
     assert_close(before, exact, atol=bound)

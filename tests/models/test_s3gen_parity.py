@@ -1,4 +1,4 @@
-"""Rung 1, behind T3: voice, mel, wave and the whole are upstream's for the same noise."""
+"""Accuracy level 1 after T3: voice, mel, wave and audio equal upstream's for the same noise."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from chatterbox_opt import Sampling
 from chatterbox_opt.models.vocoder.model import source
 
 ATOL = 1e-4
-# the vocoder integrates F0 to a phase: a mel that differs in its last bits drifts as time goes on
-WHOLE_ATOL = 1e-3
+# the vocoder integrates F0 to a phase: differences of the mel in the last bits accumulate
+END_TO_END_ATOL = 1e-3
 
 
 @pytest.fixture(scope="module")
 def upstream_voice(upstream):
-    """Conditionals that upstream computes from the sample, and the model's own put back after."""
+    """Conditionals that upstream computes from the sample; the model's own are restored."""
     own = upstream.conds
     upstream.prepare_conditionals(str(SAMPLE), exaggeration=0.5)
     cloned, upstream.conds = upstream.conds, own
     return cloned
 
 
-def test_a_voice_is_upstreams_conditionals(engine, upstream_voice):
+def test_voice_equals_upstreams_conditionals(engine, upstream_voice):
     voice = engine.voice(SAMPLE)
     t3, gen = upstream_voice.t3, upstream_voice.gen
     assert_close(voice.speaker, t3.speaker_emb, atol=1e-6)
@@ -36,7 +36,7 @@ def test_a_voice_is_upstreams_conditionals(engine, upstream_voice):
 
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("count", [1, 7, 60])
-def test_mel_is_upstreams_for_the_same_noise(engine, upstream, upstream_voice, own, count):
+def test_mel_equals_upstreams_for_the_same_noise(engine, upstream, upstream_voice, own, count):
     generator = torch.Generator().manual_seed(count)
     tokens = torch.randint(0, 6561, (1, count), generator=generator)
     voice = engine.voice(None if own else SAMPLE)
@@ -49,7 +49,7 @@ def test_mel_is_upstreams_for_the_same_noise(engine, upstream, upstream_voice, o
 
 
 @pytest.mark.parametrize("frames", [2, 30, 121])
-def test_wave_is_upstreams_for_the_same_noise(engine, upstream, frames):
+def test_wave_equals_upstreams_for_the_same_noise(engine, upstream, frames):
     mel = torch.randn(1, 80, frames, generator=torch.Generator().manual_seed(frames)) * 2 - 5
     torch.manual_seed(9)
     expected = upstream.s3gen.hift_inference(mel)[0].clone()
@@ -59,27 +59,27 @@ def test_wave_is_upstreams_for_the_same_noise(engine, upstream, frames):
     assert_close(wave, expected[0], atol=ATOL)
 
 
-def test_the_source_has_voiced_and_unvoiced_parts(engine):
-    """Guards the test above: a source that never hums would prove half of it."""
+def test_source_has_voiced_and_unvoiced_parts(engine):
+    """Guards the test above, which must cover both branches of the source."""
     f0 = torch.cat((torch.zeros(1, 10), torch.full((1, 10), 200.0)), dim=1)
     with engine.pipeline.placement("vocoder") as vocoder:
-        (hum,) = source(vocoder.merge, f0, torch.Generator().manual_seed(0))
-    assert hum[:4800].std() < hum[4800:].std()
+        (signal,) = source(vocoder.merge, f0, torch.Generator().manual_seed(0))
+    assert signal[:4800].std() < signal[4800:].std()
 
 
 @pytest.mark.parametrize("text", TEXTS[:3])
-def test_a_whole_synthesis_is_upstreams_under_the_same_seed(engine, upstream, text):
-    """generate() from text to watermark: only the watermark is left out on both sides."""
-    marks, upstream.watermarker = upstream.watermarker, Unmarked()
+def test_synthesis_equals_upstreams_for_the_same_seed(engine, upstream, text):
+    """End to end against generate(), both without watermark."""
+    watermarker, upstream.watermarker = upstream.watermarker, NoWatermark()
     try:
         torch.manual_seed(21)
         expected = upstream.generate(text, cfg_weight=0.7, exaggeration=0.5)[0]
     finally:
-        upstream.watermarker = marks
+        upstream.watermarker = watermarker
     audio = engine.synthesize(text, None, Sampling(seed=21, cfg_weight=0.7))
-    assert_close(torch.from_numpy(audio.samples), expected, atol=WHOLE_ATOL)
+    assert_close(torch.from_numpy(audio.samples), expected, atol=END_TO_END_ATOL)
 
 
-class Unmarked:
+class NoWatermark:
     def apply_watermark(self, wave, sample_rate):
         return wave

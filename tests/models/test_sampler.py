@@ -1,4 +1,4 @@
-"""The sampler against transformers' processors, which upstream uses."""
+"""The sampler against transformers' logits processors, which upstream uses."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from chatterbox_opt.models.t3.sampler import (
 from chatterbox_opt.sampling import Sampling, chunk_seed
 
 
-def draw(logits, seen, sampling, seed, *, ranked=False):
+def draw(logits, seen, sampling, seed, *, needs_sort=False):
     """One row's token."""
-    knobs, noise = SamplingTensors.room(1), torch.empty(1, logits.shape[-1])
-    knobs.set(0, sampling)
+    sampling_tensors, noise = SamplingTensors.allocate(1), torch.empty(1, logits.shape[-1])
+    sampling_tensors.set(0, sampling)
     noise.exponential_(generator=torch.Generator().manual_seed(seed))
-    return sample(logits, seen, knobs, noise, ranked=ranked)
+    return sample(logits, seen, sampling_tensors, noise, needs_sort=needs_sort)
 
 
 LOGITS = torch.randn(40, 1, 200, generator=torch.Generator().manual_seed(0)) * 3
@@ -36,31 +36,31 @@ LOGITS = torch.randn(40, 1, 200, generator=torch.Generator().manual_seed(0)) * 3
 
 @pytest.mark.parametrize("min_p", [0.0, 0.05, 0.5, 1.0])
 @pytest.mark.parametrize("top_p", [0.01, 0.5, 0.95, 1.0])
-def test_truncation_keeps_the_same_tokens(min_p, top_p):
+def test_min_p_and_top_p_match_transformers(min_p, top_p):
     for logits in LOGITS:
         expected = TopPLogitsWarper(top_p)(None, MinPLogitsWarper(min_p)(None, logits))
-        knobs = SamplingTensors.room(1)
-        knobs.set(0, Sampling(min_p=min_p, top_p=top_p))
-        ours = filter_logits(logits, knobs, ranked=top_p < 1)
+        sampling_tensors = SamplingTensors.allocate(1)
+        sampling_tensors.set(0, Sampling(min_p=min_p, top_p=top_p))
+        ours = filter_logits(logits, sampling_tensors, needs_sort=top_p < 1)
         assert torch.equal(torch.softmax(ours, -1), torch.softmax(expected, -1))
 
 
 @pytest.mark.parametrize("top_k", [1, 7, 500])
 @pytest.mark.parametrize("top_p", [0.5, 1.0])
-def test_top_k_comes_between_min_p_and_top_p(top_k, top_p):
-    knobs = SamplingTensors.room(2)
-    knobs.set(0, Sampling(min_p=0.02, top_p=top_p, top_k=top_k))
-    knobs.set(1, Sampling(min_p=0.02))
+def test_top_k_is_applied_between_min_p_and_top_p(top_k, top_p):
+    sampling_tensors = SamplingTensors.allocate(2)
+    sampling_tensors.set(0, Sampling(min_p=0.02, top_p=top_p, top_k=top_k))
+    sampling_tensors.set(1, Sampling(min_p=0.02))
     for logits in LOGITS:
         likely = MinPLogitsWarper(0.02)(None, logits)
         expected = TopPLogitsWarper(top_p)(None, TopKLogitsWarper(top_k)(None, likely))
-        ours, neighbour = filter_logits(logits.repeat(2, 1), knobs, ranked=True)
+        ours, other_row = filter_logits(logits.repeat(2, 1), sampling_tensors, needs_sort=True)
         assert torch.equal(torch.softmax(ours, -1), torch.softmax(expected[0], -1))
-        assert torch.equal(neighbour, likely[0]), "a row without it must not notice"
+        assert torch.equal(other_row, likely[0]), "top_k of one row changed another row"
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.0, 1.2, 4.0])
-def test_penalty(penalty):
+def test_repetition_penalty_matches_transformers(penalty):
     ids = torch.tensor([[3, 7, 7, 199]])
     seen = torch.zeros(1, 200, dtype=torch.bool)
     seen[0, ids[0]] = True
@@ -71,13 +71,13 @@ def test_penalty(penalty):
         )
 
 
-def test_guidance_of_one_row_is_that_row():
+def test_cfg_of_one_row_is_the_identity():
     assert torch.equal(apply_cfg(LOGITS[0], torch.zeros(1, 1)), LOGITS[0])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_numbers_that_are_not_finite_are_reported_not_sampled(bad, temperature):
+def test_nan_and_inf_are_reported_not_sampled(bad, temperature):
     logits = LOGITS[:2, 0].clone()
     logits[1, 5] = bad
     seen = torch.zeros(1, 200, dtype=torch.bool)
@@ -85,7 +85,7 @@ def test_numbers_that_are_not_finite_are_reported_not_sampled(bad, temperature):
     assert token.item() == NOT_FINITE
 
 
-def test_half_precision_logits_are_sampled_in_float32():
+def test_fp16_logits_are_sampled_in_float32():
     seen = torch.zeros(1, 200, dtype=torch.bool)
     half = LOGITS[0].half()
     a, b = draw(half, seen, Sampling(), 1), draw(half.float(), seen, Sampling(), 1)
@@ -93,15 +93,15 @@ def test_half_precision_logits_are_sampled_in_float32():
 
 
 @pytest.mark.parametrize(
-    "knob", [{"temperature": -1}, {"top_p": 0}, {"min_p": 1.1}, {"max_tokens": 0}, {"seed": -1},
+    "parameter", [{"temperature": -1}, {"top_p": 0}, {"min_p": 1.1}, {"max_tokens": 0}, {"seed": -1},
              {"cfg_weight": -0.1}, {"repetition_penalty": 0}, {"exaggeration": float("nan")}]
 )  # fmt: skip
-def test_knobs_out_of_range_name_themselves(knob):
-    with pytest.raises(InputError, match=next(iter(knob))):
-        Sampling(**knob)
+def test_errors_name_the_parameter_out_of_range(parameter):
+    with pytest.raises(InputError, match=next(iter(parameter))):
+        Sampling(**parameter)
 
 
-def test_chunk_seeds_differ_and_the_first_is_the_requests():
+def test_chunk_seeds_differ_and_the_first_is_the_request_seed():
     assert chunk_seed(7, 0) == 7
     seeds = {chunk_seed(seed, i) for seed in range(50) for i in range(50)}
     assert len(seeds) == 50 * 50

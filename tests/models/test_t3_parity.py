@@ -1,4 +1,4 @@
-"""Rung 1: float32 on the processor, our tokens are upstream's tokens."""
+"""Accuracy level 1: in float32 on the CPU, our tokens are upstream's tokens."""
 
 from __future__ import annotations
 
@@ -20,43 +20,45 @@ CFG_WEIGHTS, EXAGGERATIONS = (0.5, 1.0), (0.25, 0.5, 1.0)
 CASES = list(itertools.product(CFG_WEIGHTS, EXAGGERATIONS))
 
 
-def each_of(sampling: Sampling) -> int:
+def rows_per_seq(sampling: Sampling) -> int:
     return 2 if sampling.cfg_weight > 0 else 1
 
 
 def first_logits(engine, text: str, sampling: Sampling) -> torch.Tensor:
     with engine.pipeline.placement("t3") as t3, torch.inference_mode():
-        prefix = t3.embed(prompt_for(engine, text), sampling.exaggeration, each_of(sampling))
+        prefix = t3.embed(prompt_for(engine, text), sampling.exaggeration, rows_per_seq(sampling))
         return prefilled(t3, prefix)
 
 
 def raw_tokens(engine, text: str, sampling: Sampling) -> list[int]:
-    """All of T3's tokens, before the ids that are no sound are dropped."""
+    """All of T3's tokens, before special tokens are dropped."""
     with engine.pipeline.placement("t3") as t3:
-        [said] = say_all(t3, [utterance(engine, text, sampling)], rows_per_seq=each_of(sampling))
-        return list(said.tokens)
+        [output] = say_all(
+            t3, [utterance(engine, text, sampling)], rows_per_seq=rows_per_seq(sampling)
+        )
+        return list(output.tokens)
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_greedy_tokens_are_upstreams(engine, upstream, text):
+def test_greedy_tokens_equal_upstreams(engine, upstream, text):
     text = normalize(text)
     for cfg_weight, exaggeration in CASES:
-        knobs = {"cfg_weight": cfg_weight, "exaggeration": exaggeration, "max_tokens": MAX_TOKENS}
-        ours = raw_tokens(engine, text, Sampling(temperature=0, **knobs))
-        assert ours == greedy_tokens(upstream, text, **knobs), knobs
+        params = {"cfg_weight": cfg_weight, "exaggeration": exaggeration, "max_tokens": MAX_TOKENS}
+        ours = raw_tokens(engine, text, Sampling(temperature=0, **params))
+        assert ours == greedy_tokens(upstream, text, **params), params
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_sampled_tokens_are_upstreams_under_the_same_seed(engine, upstream, text):
+def test_sampled_tokens_equal_upstreams_for_the_same_seed(engine, upstream, text):
     text = normalize(text)
     for seed, (cfg_weight, exaggeration) in enumerate(CASES):
-        knobs = {"cfg_weight": cfg_weight, "exaggeration": exaggeration, "max_tokens": MAX_TOKENS}
-        ours = raw_tokens(engine, text, Sampling(seed=seed, **knobs))
-        assert ours == sampled_tokens(upstream, text, seed=seed, **knobs), knobs
+        params = {"cfg_weight": cfg_weight, "exaggeration": exaggeration, "max_tokens": MAX_TOKENS}
+        ours = raw_tokens(engine, text, Sampling(seed=seed, **params))
+        assert ours == sampled_tokens(upstream, text, seed=seed, **params), params
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "params",
     [
         {"temperature": 1.0},
         {"temperature": 1.7, "min_p": 0.0},
@@ -67,58 +69,58 @@ def test_sampled_tokens_are_upstreams_under_the_same_seed(engine, upstream, text
         {"repetition_penalty": 1.0},
     ],
 )
-def test_every_knob_is_upstreams(engine, upstream, knobs):
+def test_every_sampling_parameter_matches_upstream(engine, upstream, params):
     fixed = {"seed": 11, "cfg_weight": 0.5, "exaggeration": 0.5, "max_tokens": 60}
     text = normalize(TEXTS[1])
-    expected = sampled_tokens(upstream, text, **fixed, **knobs)
-    assert raw_tokens(engine, text, Sampling(**fixed, **knobs)) == expected
+    expected = sampled_tokens(upstream, text, **fixed, **params)
+    assert raw_tokens(engine, text, Sampling(**fixed, **params)) == expected
 
 
 @pytest.mark.parametrize("text", TEXTS[:8])
-def test_without_guidance_one_row_is_enough(engine, upstream, text):
-    """cfg_weight 0 fails upstream; the reference loop runs upstream's backend with one row."""
+def test_without_cfg_one_row_is_enough(engine, upstream, text):
+    """cfg_weight 0 fails upstream; the reference loop runs upstream's model with one row."""
     for exaggeration in EXAGGERATIONS:
-        knobs = {"cfg_weight": 0.0, "exaggeration": exaggeration, "max_tokens": MAX_TOKENS}
-        ours = raw_tokens(engine, normalize(text), Sampling(temperature=0, **knobs))
-        assert ours == greedy_tokens(upstream, normalize(text), **knobs)
+        params = {"cfg_weight": 0.0, "exaggeration": exaggeration, "max_tokens": MAX_TOKENS}
+        ours = raw_tokens(engine, normalize(text), Sampling(temperature=0, **params))
+        assert ours == greedy_tokens(upstream, normalize(text), **params)
 
 
-def test_every_knob_moves_the_logits_and_as_upstreams(engine, upstream):
-    """Guards the tests above: equal tokens would prove nothing of a knob that moves no logit."""
+def test_conditioning_parameters_change_the_logits_as_in_upstream(engine, upstream):
+    """Guards the tests above: a parameter without effect on the logits would be untested."""
     text, all_logits = normalize(TEXTS[1]), []
     for cfg_weight, exaggeration in [*CASES, (0.0, 0.5)]:
-        knobs = {"cfg_weight": cfg_weight, "exaggeration": exaggeration}
-        ours = first_logits(engine, text, Sampling(**knobs))
-        assert_close(ours, upstream_reference.first_logits(upstream, text, **knobs), atol=1e-5)
+        params = {"cfg_weight": cfg_weight, "exaggeration": exaggeration}
+        ours = first_logits(engine, text, Sampling(**params))
+        assert_close(ours, upstream_reference.first_logits(upstream, text, **params), atol=1e-5)
         all_logits.append(apply_cfg(ours, torch.tensor([[cfg_weight]])))
     for one, other in itertools.combinations(all_logits, 2):
         assert (one - other).abs().max() > 1e-3
 
 
-def test_the_stop_token_ends_the_speech_and_is_not_spoken(engine, upstream):
-    text, knobs = normalize(TEXTS[0]), {"cfg_weight": 0.5, "exaggeration": 0.5}
+def test_stop_token_ends_decoding_and_is_not_returned(engine, upstream):
+    text, params = normalize(TEXTS[0]), {"cfg_weight": 0.5, "exaggeration": 0.5}
     stopped = []
     for seed in range(8):
-        theirs = sampled_tokens(upstream, text, seed=seed, max_tokens=1000, **knobs)
-        ours = raw_tokens(engine, text, Sampling(seed=seed, max_tokens=1000, **knobs))
+        theirs = sampled_tokens(upstream, text, seed=seed, max_tokens=1000, **params)
+        ours = raw_tokens(engine, text, Sampling(seed=seed, max_tokens=1000, **params))
         assert ours == theirs
         stopped.append(len(ours) < 1000)
         if stopped[-1]:
             break
-    assert any(stopped), "no seed reached the stop token: the test has nothing to show"
+    assert any(stopped), "no seed reached the stop token: the test is void"
 
 
-def test_long_prompts_cross_cache_blocks(engine, upstream):
+def test_long_sequences_cross_kv_blocks(engine, upstream):
     text = normalize("word " * 55)
-    knobs = {"cfg_weight": 0.5, "exaggeration": 0.5, "max_tokens": 150}
-    ours = raw_tokens(engine, text, Sampling(temperature=0, **knobs))
-    assert ours == greedy_tokens(upstream, text, **knobs)
-    for seed in range(4):  # greedy speech of random weights soon repeats, and would hide a slip
-        ours = raw_tokens(engine, text, Sampling(seed=seed, **knobs))
-        assert ours == sampled_tokens(upstream, text, seed=seed, **knobs)
+    params = {"cfg_weight": 0.5, "exaggeration": 0.5, "max_tokens": 150}
+    ours = raw_tokens(engine, text, Sampling(temperature=0, **params))
+    assert ours == greedy_tokens(upstream, text, **params)
+    for seed in range(4):  # greedy output of random weights repeats, which could hide errors
+        ours = raw_tokens(engine, text, Sampling(seed=seed, **params))
+        assert ours == sampled_tokens(upstream, text, seed=seed, **params)
 
 
-def test_rotary_frequencies_are_transformers(upstream):
+def test_rope_frequencies_equal_transformers(upstream):
     from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding

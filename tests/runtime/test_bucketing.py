@@ -73,19 +73,21 @@ def test_mels_of_a_batch_are_those_of_single_rows(engine, batched):
 
 def test_without_its_mask_a_short_row_would_depend_on_the_padding(engine, batched, monkeypatch):
     """Guards the test above: the mask makes a large difference."""
-    kept = estimator.Estimator.given
+    kept = estimator.Estimator.condition
     with engine.pipeline.placement("flow") as flow:
         tokens, voices = said(engine, SAMPLE)
         expected = singly(flow, tokens, voices)
-        monkeypatch.setattr(estimator.Estimator, "given", lambda net, c, _: kept(net, c, None))
+        monkeypatch.setattr(estimator.Estimator, "condition", lambda net, c, _: kept(net, c, None))
         found = many(flow, tokens, voices)
     assert (found[1] - expected[1]).abs().max() > 10 * ATOL
 
 
 def test_rows_of_one_length_need_no_mask(engine, batched, monkeypatch):
-    masks, kept = [], estimator.Estimator.given
+    masks, kept = [], estimator.Estimator.condition
     monkeypatch.setattr(
-        estimator.Estimator, "given", lambda net, c, mask: masks.append(mask) or kept(net, c, mask)
+        estimator.Estimator,
+        "condition",
+        lambda net, c, mask: masks.append(mask) or kept(net, c, mask),
     )
     tokens, voices = [torch.arange(9), torch.arange(9) * 7], [engine.voice()] * 2
     with engine.pipeline.placement("flow") as flow:

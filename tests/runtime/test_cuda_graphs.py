@@ -106,7 +106,7 @@ def test_the_generator_is_left_as_the_last_token_left_it(engine, t3):
 
 def test_graphs_are_stale_when_the_cache_grows(engine, t3, monkeypatch):
     """It moves: a replay would read and write memory that is no longer the cache."""
-    monkeypatch.setattr(decode_graphs, "KV_GROWTH", kv_cache.SPAN)
+    monkeypatch.setattr(decode_graphs, "KV_GROWTH", kv_cache.KV_BLOCK)
     texts, knobs = ["hello.", "word " * 60], Sampling(seed=5, max_tokens=150, temperature=1.5)
     record = Counting()
     backend, grown = CudaGraphBackend(record), set()
@@ -166,7 +166,7 @@ def test_weights_may_move_whenever_the_loop_is_left(engine, tiny, when):
     left, backend, said = requests(), CudaGraphBackend(record), {}
     utterances = list(left)
     for one in decode(t3, backend.slots(t3, 4, 2), next_request, backend):
-        said[one.utterance] = one.tokens
+        said[one.sequence] = one.tokens
         if when == "a sequence has ended":
             move()
     assert [said[one] for one in utterances] == alone

@@ -1,4 +1,4 @@
-"""The recipe of pico, where no teacher is needed: codes, training forward, packing."""
+"""Pico's training, as far as no teacher is needed: codes, forward pass, packing."""
 
 from __future__ import annotations
 
@@ -28,47 +28,47 @@ from training.pico import (
     training,
     written,
 )
-from training.pico.design import SHAPES, tokenizer
+from training.pico.design import PICO_CONFIG, tokenizer
 from training.pico.utterances import Utterance
 
 
 @pytest.fixture(scope="module")
-def reader():
+def trainable_t3():
     torch.manual_seed(0)
-    used = torch.tensor([5, 90, 700, 701, 6000, SHAPES.t3.stop_speech])
-    return train_t3.Reader(used)
+    used = torch.tensor([5, 90, 700, 701, 6000, PICO_CONFIG.t3.stop_speech])
+    return train_t3.FactorizedT3(used)
 
 
-def spoken(text="Hello, world.", said=(5, 700, 90, 6000, 701, 5)) -> Utterance:
+def sample_utterance(text="Hello, world.", tokens=(5, 700, 90, 6000, 701, 5)) -> Utterance:
     words = np.array([0, 0, 0, 1, 1, 1], dtype=np.uint8)
-    return Utterance(text, 0.5, np.array(said, dtype=np.int16), words)
+    return Utterance(text, 0.5, np.array(tokens, dtype=np.int16), words)
 
 
-def test_every_symbol_has_its_own_number_and_fits():
+def test_symbols_are_unique_and_fit_the_code_base():
     assert len(set(codes.SYMBOLS)) == len(codes.SYMBOLS) <= codes.BASE
-    found = codes.symbols_of("həlˈO, wˈɜɹld.")
-    assert [codes.SYMBOLS[i] for i, _, _ in found] == list("həl") + [
+    symbols = codes.symbols_of("həlˈO, wˈɜɹld.")
+    assert [codes.SYMBOLS[i] for i, _, _ in symbols] == list("həl") + [
         "ˈO",
         ",",
         " ",
         "w",
         "ˈɜ",
     ] + list("ɹld.")
-    assert [word for _, word, _ in found] == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1]
-    assert sum(width for _, _, width in found) == len("həlˈO, wˈɜɹld.")
+    assert [word for _, word, _ in symbols] == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1]
+    assert sum(width for _, _, width in symbols) == len("həlˈO, wˈɜɹld.")
 
 
-def test_a_code_is_two_phones_and_eight_digits():
+def test_code_is_two_phones_and_eight_ternary_digits():
     frames = np.repeat(np.arange(10), 2)  # ten symbols of 25 ms
-    found = codes.codes_of(frames)
-    assert len(found) == 6  # 250 ms are six codes and a bit
-    assert found[0] == codes.BASE * 0 + 1
-    digits = codes.digits(found)
+    speech_codes = codes.codes_of(frames)
+    assert len(speech_codes) == 6  # 250 ms are six codes and a bit
+    assert speech_codes[0] == codes.BASE * 0 + 1
+    digits = codes.digits(speech_codes)
     assert digits.max() <= 2
-    assert ((digits * 3 ** np.arange(8)).sum(1) == found).all()
+    assert ((digits * 3 ** np.arange(8)).sum(1) == speech_codes).all()
 
 
-def test_speakers_have_vectors_of_the_encoders_kind():
+def test_speaker_vectors_are_normalized_like_the_encoders():
     one, other = (teacher.draw_speaker(np.random.default_rng(i)) for i in (1, 2))
     voice = teacher.voice_vector(one, 256)
     assert voice.min() >= 0 and np.linalg.norm(voice) == pytest.approx(1, abs=1e-5)
@@ -79,105 +79,110 @@ def test_speakers_have_vectors_of_the_encoders_kind():
     assert abs(many.mean()) < 0.1 and abs(many.std() - 1) < 0.1
 
 
-def test_evaluation_sentences_are_kept_out():
+def test_evaluation_sentences_are_held_out():
     banned = texts.held_out()
     assert len(banned) > 650
     assert texts.letters("The kettle is boiling, so would you like a cup of tea?") in banned
 
 
-def test_what_is_written_is_learned_in_words():
+def test_written_sentences_are_normalized_to_words():
     rng = np.random.default_rng(0)
-    made = [written.sentence(rng) for _ in range(400)]
-    assert all(re.fullmatch(r"[A-Za-z][A-Za-z',; -]*[A-Za-z.?!]+", text) for text in made)
-    assert len(set(made)) > 380
+    sentences = [written.sentence(rng) for _ in range(400)]
+    assert all(re.fullmatch(r"[A-Za-z][A-Za-z',; -]*[A-Za-z.?!]+", text) for text in sentences)
+    assert len(set(sentences)) > 380
     assert {"one", "eleven", "twelve", "thirteen", "thirty", "hundred", "thousand", "third"} <= {
-        word for text in made for word in re.split(r"[^a-z]+", text.lower())
+        word for text in sentences for word in re.split(r"[^a-z]+", text.lower())
     }
 
 
-def test_patterns_are_not_taken_from_the_evaluation():
-    """No three words in a row in common: learning them by heart would be no reading."""
+def test_patterns_share_no_trigram_with_the_evaluation():
+    """Otherwise the evaluation could measure memorization."""
 
-    def threes(text: str) -> set[tuple[str, ...]]:
+    def trigrams(text: str) -> set[tuple[str, ...]]:
         words = texts.letters(text).split()
         return set(zip(words, words[1:], words[2:], strict=False))
 
     lines = [line for f in texts.SENTENCES.glob("*.txt") for line in f.read_text().splitlines()]
-    asked = set().union(*map(threes, lines))
+    evaluated = set().union(*map(trigrams, lines))
     for pattern in written.PATTERNS:
         for piece in re.split(r"\{\w+\}", pattern):
-            assert not threes(piece) & asked, pattern
+            assert not trigrams(piece) & evaluated, pattern
 
 
-def test_a_booming_syllable_is_evened_out():
+def test_loud_syllables_are_compressed():
     time = np.arange(3 * 24000) / 24000
     quiet, loud = 0.08, 0.6
     wave = np.where((time > 1) & (time < 1.3), loud, quiet) * np.sin(2 * np.pi * 110 * time)
     wave = wave.astype(np.float32)
-    even = sound.evened(wave)
-    assert np.array_equal(even[:20000], wave[:20000]), "what is not above the limit is as it was"
-    rise = 20 * np.log10(np.abs(even[26000:30000]).max() / 10 ** (sound.LIMIT / 20) / 2**0.5)
-    before = 20 * np.log10(loud / 10 ** (sound.LIMIT / 20) / 2**0.5)
+    compressed = sound.compress(wave)
+    assert np.array_equal(compressed[:20000], wave[:20000]), "changed below the threshold"
+    rise = 20 * np.log10(
+        np.abs(compressed[26000:30000]).max() / 10 ** (sound.THRESHOLD / 20) / 2**0.5
+    )
+    before = 20 * np.log10(loud / 10 ** (sound.THRESHOLD / 20) / 2**0.5)
     assert abs(rise - before / sound.RATIO) < 0.5
 
 
-def test_training_runs_the_decoder_that_speaks(reader):
-    """Teacher forcing in a padded batch gives the logits of the package's own loop."""
-    reading = Tokenizer.from_str(json.dumps(tokenizer()))
-    short = train_t3.example(spoken(), reading)
-    long = train_t3.example(spoken("Hello, world and everybody else."), reading)
+def test_training_forward_equals_decoding(trainable_t3):
+    """Teacher forcing in a padded batch computes the logits of the package's decode loop."""
+    text_tokenizer = Tokenizer.from_str(json.dumps(tokenizer()))
+    short = train_t3.example(sample_utterance(), text_tokenizer)
+    long = train_t3.example(sample_utterance("Hello, world and everybody else."), text_tokenizer)
     batch = train_t3.Batch([short, long], np.random.default_rng(0), noisy=False)
     with torch.no_grad():
-        hidden, guide = reader(batch)
-        logits = reader.logits(hidden)
+        hidden, guide = trainable_t3(batch)
+        logits = trainable_t3.logits(hidden)
     assert guide > 0
-    plain = reader.folded().eval()
+    plain = trainable_t3.fold().eval()
     for row, e in enumerate((short, long)):
         prompt = Prompt(
             torch.from_numpy(e.ids[1:-1]),
             batch.speakers[row : row + 1],
             batch.prompts[row : row + 1],
         )
-        knobs = Sampling(cfg_weight=0.0, temperature=0.0)
-        script = tuple(int(c) for c in e.codes)
-        said = decode_state.DecodeRequest(
-            prompt, knobs, torch.Generator(), lambda count: None, script
+        sampling = Sampling(cfg_weight=0.0, temperature=0.0)
+        forced_tokens = tuple(int(c) for c in e.codes)
+        request = decode_state.DecodeRequest(
+            prompt, sampling, torch.Generator(), lambda count: None, forced_tokens
         )
-        given, plain_step = [], decode.eager_step(plain.step)
+        logits_of_steps, plain_step = [], decode.eager_step(plain.step)
 
-        def step(held, *args, seen=given, plain_step=plain_step, **more):
-            plain_step(held, *args, **more)
-            seen.append(held.logits.clone())
+        def step(slots, *args, seen=logits_of_steps, plain_step=plain_step, **kwargs):
+            plain_step(slots, *args, **kwargs)
+            seen.append(slots.logits.clone())
 
-        say_all(plain, [said], rows_per_seq=1, way=looking(step=step))
-        mine = logits[row * 7 + 1 : row * 7 + 7, : len(reader.used)]  # after each of six codes
-        theirs = torch.cat(given)[:, reader.used]
+        say_all(plain, [request], rows_per_seq=1, way=looking(step=step))
+        after_codes = slice(row * 7 + 1, row * 7 + 7)  # positions of the six codes
+        mine = logits[after_codes, : len(trainable_t3.used)]
+        theirs = torch.cat(logits_of_steps)[:, trainable_t3.used]
         assert_close(mine, theirs, atol=1e-4)
 
 
-def test_the_rest_is_one_class_as_likely_as_all_of_it(reader):
-    """The folded head's softmax over all codes is the softmax that was trained."""
-    hidden = torch.randn(3, SHAPES.t3.width)
+def test_unused_codes_are_one_softmax_class(trainable_t3):
+    """The folded head's softmax over all codes equals the trained softmax."""
+    hidden = torch.randn(3, PICO_CONFIG.t3.width)
     with torch.no_grad():
-        small = reader.logits(hidden).softmax(-1)
-        whole = reader.folded().head(hidden).softmax(-1)
-    assert_close(whole[:, reader.used], small[:, :-1], atol=1e-6)
-    assert reader.classes(torch.tensor([90, 91])).tolist() == [1, len(reader.used)]
+        small = trainable_t3.logits(hidden).softmax(-1)
+        whole = trainable_t3.fold().head(hidden).softmax(-1)
+    assert_close(whole[:, trainable_t3.used], small[:, :-1], atol=1e-6)
+    assert trainable_t3.classes(torch.tensor([90, 91])).tolist() == [1, len(trainable_t3.used)]
 
 
-def test_wrong_codes_are_codes(reader):
-    said = np.array([5, 90, 700, 6000])
-    wrong = train_t3._wrong(said, np.array([True, True, False, True]), np.random.default_rng(0))
-    assert len(wrong) == 3 and (wrong >= 0).all() and (wrong < 6561).all()
+def test_corrupted_codes_are_valid_codes(trainable_t3):
+    original = np.array([5, 90, 700, 6000])
+    corrupted = train_t3._corrupt(
+        original, np.array([True, True, False, True]), np.random.default_rng(0)
+    )
+    assert len(corrupted) == 3 and (corrupted >= 0).all() and (corrupted < 6561).all()
 
 
-def test_muon_makes_updates_orthogonal():
-    made = training.orthogonal(torch.randn(48, 16, generator=torch.Generator().manual_seed(0)))
-    singular = torch.linalg.svdvals(made)
+def test_muon_orthogonalizes_updates():
+    update = training.orthogonal(torch.randn(48, 16, generator=torch.Generator().manual_seed(0)))
+    singular = torch.linalg.svdvals(update)
     assert singular.min() > 0.5 and singular.max() < 1.4
 
 
-def test_training_goes_on_where_it_stopped(tmp_path, capsys):
+def test_training_resumes(tmp_path, capsys):
     target = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
 
     def run(minutes: float) -> torch.nn.Module:
@@ -197,24 +202,24 @@ def test_training_goes_on_where_it_stopped(tmp_path, capsys):
     assert "loss" in capsys.readouterr().out
 
 
-def test_packing_is_loading_backwards(reader):
-    plain = reader.folded().state_dict()
+def test_packing_inverts_loading(trainable_t3):
+    plain = trainable_t3.fold().state_dict()
 
     def convert(theirs):
-        return t3_from_upstream(theirs, SHAPES.t3, torch.float64).state_dict()
+        return t3_from_upstream(theirs, PICO_CONFIG.t3, torch.float64).state_dict()
 
-    theirs = pack.backwards(convert, random_weights.t3_template(SHAPES.t3), plain)
-    back = t3_from_upstream(theirs, SHAPES.t3, torch.float32).state_dict()
+    theirs = pack.invert_conversion(convert, random_weights.t3_template(PICO_CONFIG.t3), plain)
+    back = t3_from_upstream(theirs, PICO_CONFIG.t3, torch.float32).state_dict()
     assert all(torch.equal(back[name], plain[name]) for name in plain)
-    painter = train_flow.Painter()
-    state = painter.folded().state_dict()
-    template = random_weights.upstream_flow(SHAPES.flow).state_dict()
-    packed = pack.backwards(pack.flow_to_ours, template, state)
+    flow_net = train_flow.FactorizedFlow()
+    state = flow_net.fold().state_dict()
+    template = random_weights.upstream_flow(PICO_CONFIG.flow).state_dict()
+    packed = pack.invert_conversion(pack.flow_to_ours, template, state)
     assert set(packed) == set(template)
     again = pack.flow_to_ours(packed)
     assert all(torch.equal(again[name], state[name]) for name in state)
 
 
-def test_half_precision_refuses_what_does_not_fit():
+def test_float16_overflow_is_an_error():
     with pytest.raises(OverflowError, match="big"):
-        pack.half({"big": torch.tensor([1e6])})
+        pack.to_float16({"big": torch.tensor([1e6])})

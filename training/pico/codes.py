@@ -1,10 +1,10 @@
 """Phones and the speech codes made of them.
 
-Knows the alphabet and the arithmetic. Knows nothing of sound or text.
+Responsible for the alphabet and the encoding. Not responsible for audio or text.
 
-Chatterbox's S3 tokenizer has 6561 = 81 x 81 codes, 25 a second. Pico gives each a meaning: code
-81 a + b stands for the phone ``a`` 10 ms after the code's beginning and the phone ``b`` 30 ms
-after it. So labels are exact and no codebook has to be learned. In the quantizer's terms (FSQ,
+Chatterbox's S3 tokenizer has 6561 = 81 x 81 codes, 25 per second. Pico defines their meaning: code
+81 a + b is the phone ``a`` 10 ms after the code's start and the phone ``b`` 30 ms after it. So
+labels are exact and no codebook is learned. In the quantizer's terms (FSQ,
 Mentzer et al. 2023) a phone is four ternary digits.
 """
 
@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 VOWELS = "AIOQWYaiuæɑɔəɛɜɪʊʌᵊɐᵻ"  # the teacher's (misaki's) alphabet: A I O W Y are diphthongs
 CONSONANTS = "bdfhjklmnpstvwzðŋɡɹɾʃʒʤʧθTʔ"
-PAUSES = " ,.!?;"  # blank: between words; the others: the silence that the mark makes
+PAUSES = " ,.!?;"  # space: between words; others: pauses at punctuation
 SILENCE = "_"  # before the first word and after the last
 STRESSES = "ˈˌ"
-SAME = {  # rare symbols of the teacher's alphabet, said as a common one
+SAME = {  # rare symbols of the teacher's alphabet, mapped to common ones
     **dict.fromkeys("\"“”():—…", ","),
     "ɚ": "ə", "e": "ɛ", "o": "ɔ", "ɒ": "ɑ", "r": "ɹ", "x": "k", "ɫ": "l", "y": "i", "c": "k",
 }  # fmt: skip
@@ -34,13 +34,13 @@ def symbols_of(phonemes: str) -> list[tuple[int, int, int]]:
     """Split a teacher's phoneme string into symbols.
 
     Returns:
-        for each: index of the symbol, index of the word it belongs to, and how many characters of
-        the string it took (a stress mark belongs to the vowel after it).
+        for each symbol: its index, the index of its word, and its number of characters in the
+        string (a stress mark belongs to the vowel after it).
 
     Raises:
-        KeyError: a symbol that is not English.
+        KeyError: a symbol that is not in the English alphabet.
     """
-    found: list[tuple[int, int, int]] = []
+    symbols: list[tuple[int, int, int]] = []
     stress, word = "", 0
     for character in phonemes:
         if character in STRESSES:
@@ -49,9 +49,9 @@ def symbols_of(phonemes: str) -> list[tuple[int, int, int]]:
         plain = SAME.get(character, character)
         word += character == " "
         stressed = "ˈ" in stress and plain in VOWELS
-        found.append((INDEX["ˈ" + plain if stressed else plain], word, 1 + len(stress)))
+        symbols.append((INDEX["ˈ" + plain if stressed else plain], word, 1 + len(stress)))
         stress = ""
-    return found
+    return symbols
 
 
 def codes_of(frames: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -64,9 +64,9 @@ def codes_of(frames: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 def sample_frames(
     frames: npt.NDArray[np.int64], count: int, offset: float = 0.8
 ) -> npt.NDArray[np.int64]:
-    """What stands in ``frames`` at ``count`` codes' beginnings plus ``offset`` frames."""
-    places = (np.arange(count) * FRAMES_PER_CODE + offset).astype(int)
-    return frames[np.clip(places, 0, len(frames) - 1)]
+    """Sample ``frames`` at ``count`` codes' starts plus ``offset`` frames."""
+    indices = (np.arange(count) * FRAMES_PER_CODE + offset).astype(int)
+    return frames[np.clip(indices, 0, len(frames) - 1)]
 
 
 def digits(codes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

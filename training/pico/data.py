@@ -1,9 +1,9 @@
-"""Makes what pico learns from: codes for many texts, and sound for some.
+"""Generates pico's training data: codes for many texts, audio for some.
 
-Knows the teacher and the texts. Knows nothing of networks.
+Responsible for running the teacher over texts. Not responsible for networks.
 
-    python -m training.pico.data codes  --count 120000   DIR/codes.pkl   text, codes: T3's
-    python -m training.pico.data sound  --count 6000     DIR/sound.pkl   waves, pitch: others'
+    python -m training.pico.data codes  --count 120000   DIR/codes.pkl   text, codes: for T3
+    python -m training.pico.data sound  --count 6000     DIR/sound.pkl   waves, F0: for the rest
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def main(
     kind: Annotated[str, typer.Argument(help="codes or sound")],
-    count: Annotated[int, typer.Option(help="How many texts.")],
-    seed: Annotated[int, typer.Option(help="Of texts, speakers and noise.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder.")] = WORK,
+    count: Annotated[int, typer.Option(help="Number of texts.")],
+    seed: Annotated[int, typer.Option(help="Seed of texts, speakers and noise.")] = 0,
+    out: Annotated[Path, typer.Option(help="Output folder.")] = WORK,
 ) -> None:
     """Write DIR/KIND.pkl, a list of utterances."""
     if (out / f"{kind}.pkl").exists():
-        print(f"{out / kind}.pkl is there already")
+        print(f"{out / kind}.pkl exists already")
         return
     sound, started = kind == "sound", time.time()
     out.mkdir(parents=True, exist_ok=True)
-    rng, master = np.random.default_rng([seed, sound]), Teacher()
-    made = []
+    rng, teacher_model = np.random.default_rng([seed, sound]), Teacher()
+    utterances = []
     for text in texts.training(count, seed + (1 if sound else 0)):
         if sound and len(text) > 160:
             continue
-        if (one := utterance(master, text, rng, sound=sound)) is not None:
-            made.append(one)
+        if (one := utterance(teacher_model, text, rng, sound=sound)) is not None:
+            utterances.append(one)
     with atomic_write(out / f"{kind}.pkl") as part:
-        part.write_bytes(pickle.dumps(made))
-    hours = sum(len(u.codes) for u in made) / 25 / 3600
-    spent = time.time() - started
-    print(f"{len(made)} of {count} texts, {hours:.1f} hours, in {spent:.0f} s")
+        part.write_bytes(pickle.dumps(utterances))
+    hours = sum(len(u.codes) for u in utterances) / 25 / 3600
+    seconds = time.time() - started
+    print(f"{len(utterances)} of {count} texts, {hours:.1f} hours, in {seconds:.0f} s")
 
 
 if __name__ == "__main__":

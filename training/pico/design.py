@@ -1,4 +1,6 @@
-"""Pico's shapes and its text tokenizer. Knows sizes; knows nothing of training.
+"""Pico's model configuration and text tokenizer.
+
+Responsible for sizes. Not responsible for training.
 
 The same architecture as Chatterbox, every part narrower: 16 million parameters for 788.
 """
@@ -16,7 +18,7 @@ from chatterbox_opt.config.model_config import (
     VoiceEncoderConfig,
 )
 
-SHAPES = ModelConfig(
+PICO_CONFIG = ModelConfig(
     t3=T3Config(
         layers=6,
         width=256,
@@ -56,7 +58,7 @@ SHAPES = ModelConfig(
 
 
 def tokenizer() -> dict[str, Any]:
-    """One token a character, capitals read as small letters; upstream's file format."""
-    made = random_weights.tokenizer(SHAPES.t3)
-    made["normalizer"] = {"type": "Lowercase"}
-    return made
+    """Build a character tokenizer, case-insensitive, in upstream's file format."""
+    spec = random_weights.tokenizer(PICO_CONFIG.t3)
+    spec["normalizer"] = {"type": "Lowercase"}
+    return spec

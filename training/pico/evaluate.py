@@ -1,11 +1,11 @@
-"""How well a model is understood: it speaks sentences, recognisers listen, each wav is inspected.
+"""Evaluates intelligibility: synthesizes sentences, runs speech recognition, checks each wav.
 
-Knows the engine, the recognisers (chatterbox_opt/ears.py) and what a sound file must not have.
-Knows nothing of training. Run in the repository's root:
+Responsible for word error rates and signal checks. Not responsible for training. Run in the
+repository's root:
 
     python -m training.pico.evaluate --recogniser tiny.en --recogniser base --json build/e.json
 
-Needs the extra ``ears``. Says nothing of how natural a voice is: nobody listens here.
+Needs the extra ``ears``. Does not measure naturalness.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from chatterbox_opt.eval import wer, whisper
 from chatterbox_opt.request import Progress
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.utils.atomic_file import atomic_write
+from training.pico.report import print_report
 from training.pico.sound import loudness
 
 if TYPE_CHECKING:
@@ -40,23 +41,22 @@ if TYPE_CHECKING:
 Wave = npt.NDArray[np.float32]
 
 SENTENCES = Path(__file__).parent / "sentences" / "everyday.txt"
-LONGEST_LIST = 15  # sentences shown as heard wrong; --json has all
-OFFSET = 0.005  # mean sample from which a wave is off centre
-EDGE = round(0.005 * SAMPLE_RATE)  # samples at either end that must be quiet, else it clicks
+OFFSET = 0.005  # absolute mean sample from which a wave has a DC fault
+EDGE = round(0.005 * SAMPLE_RATE)  # samples at both ends that must be quiet, otherwise they click
 QUIET = 10 ** (-40 / 20)  # their peak, -40 dBFS
-MARKED = 0.75  # watermark strength; unmarked sound stays below 0.6, marked is above 0.9
+MARKED = 0.75  # watermark strength; unmarked audio stays below 0.6, marked is above 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """A sentence that was spoken.
+class Synthesis:
+    """A synthesized sentence.
 
     Attributes:
-        voice: its name; None is the model's own.
-        samples: float32 [n] in [-1, 1] at 24 kHz; empty when the model said nothing.
-        tokens: speech tokens in it.
+        voice: its name; None is the model's default.
+        samples: float32 [n] in [-1, 1] at 24 kHz; empty if the model generated no audio.
+        tokens: number of speech tokens.
         endless: a chunk of it reached max_tokens and was cut off.
-        seconds: of work.
+        seconds: of compute.
     """
 
     text: str
@@ -69,18 +69,18 @@ class Said:
 
     @property
     def duration(self) -> float:
-        """Seconds of sound."""
+        """Seconds of audio."""
         return len(self.samples) / SAMPLE_RATE
 
 
 @dataclass(frozen=True, slots=True)
-class Sound:
-    """What can be said of a wave without understanding it.
+class AudioChecks:
+    """Signal measurements of a wave.
 
     Attributes:
-        peak, offset: largest and mean sample, of 1.
+        peak, offset: largest and mean sample; full scale is 1.
         start, end: peak of the first and last 5 ms.
-        loudness: in LUFS; None where there is none: silence.
+        loudness: in LUFS; None for silence.
         watermark: strength, 0 to 1.
     """
 
@@ -93,8 +93,8 @@ class Sound:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Names of the checks that it fails."""
-        good = {
+        """Names of the failed checks."""
+        checks = {
             "peak": self.peak < 1.0,
             "offset": abs(self.offset) < OFFSET,
             "start": self.start < QUIET,
@@ -102,12 +102,12 @@ class Sound:
             "loudness": self.loudness is not None,
             "watermark": self.watermark > MARKED,
         }
-        return tuple(name for name, passed in good.items() if not passed)
+        return tuple(name for name, passed in checks.items() if not passed)
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """What a recogniser made of a sentence: its text, word errors, words of the reference."""
+class Transcript:
+    """A recognizer's output: its text, word errors, words of the reference."""
 
     text: str
     errors: int
@@ -115,10 +115,10 @@ class Heard:
 
 
 def read_sentences(path: Path, limit: int | None) -> list[str]:
-    """One sentence a line; blank lines and those that begin with # are left out.
+    """Read one sentence per line; skips empty lines and comments (#).
 
     Raises:
-        InputError: the file cannot be read, or holds none.
+        InputError: the file cannot be read or has no sentences.
     """
     try:
         lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
@@ -126,18 +126,18 @@ def read_sentences(path: Path, limit: int | None) -> list[str]:
         raise InputError(f"'{path}' cannot be read ({error}): give a text file") from error
     sentences = [line for line in lines if line and not line.startswith("#")][:limit]
     if not sentences:
-        raise InputError(f"'{path}' holds no sentences: write one a line")
+        raise InputError(f"'{path}' contains no sentences: write one per line")
     return sentences
 
 
-def speak(
+def synthesize_all(
     engine: Engine, sentences: Sequence[str], voices: Sequence[str | None], sampling: Sampling
-) -> Iterator[Said]:
-    """Speak each sentence with the next voice; sentence i has the seed of ``sampling`` plus i."""
-    ready = [engine.voice(name) for name in voices]  # the encoders' time is not the speech's
+) -> Iterator[Synthesis]:
+    """Synthesize each sentence with the next voice and the seed of ``sampling`` plus its index."""
+    loaded = [engine.voice(name) for name in voices]  # not part of the measured time
     for i, text in enumerate(sentences):
         which = i % len(voices)
-        seed = (sampling.seed or 0) + i  # one seed for all would be one draw, not many
+        seed = (sampling.seed or 0) + i  # independent draws
         longest = 0
 
         def observe(progress: Progress) -> None:
@@ -145,22 +145,22 @@ def speak(
             longest = max(longest, progress.tokens)
 
         start = time.perf_counter()
-        knobs = Sampling(seed=seed, max_tokens=sampling.max_tokens)
+        parameters = Sampling(seed=seed, max_tokens=sampling.max_tokens)
         try:
-            said = engine.synthesize(text, ready[which], knobs, observe)
-            samples, tokens = said.samples, said.tokens
-        except SilenceError:  # a sentence that it could not say: all its words are errors
+            audio = engine.synthesize(text, loaded[which], parameters, observe)
+            samples, tokens = audio.samples, audio.tokens
+        except SilenceError:  # nothing was synthesized: all words are errors
             samples, tokens = np.zeros(0, dtype=np.float32), 0
         spent = time.perf_counter() - start
         endless = longest >= sampling.max_tokens
-        yield Said(text, voices[which], seed, samples, tokens, endless, spent)
+        yield Synthesis(text, voices[which], seed, samples, tokens, endless, spent)
 
 
-def inspect(wave: Wave, mark: Watermark) -> Sound:
+def inspect(wave: Wave, mark: Watermark) -> AudioChecks:
     """Measure a wave, float32 [n] at 24 kHz."""
     if not len(wave):
-        return Sound(peak=0.0, offset=0.0, start=0.0, end=0.0, loudness=None, watermark=0.0)
-    return Sound(
+        return AudioChecks(peak=0.0, offset=0.0, start=0.0, end=0.0, loudness=None, watermark=0.0)
+    return AudioChecks(
         peak=float(np.abs(wave).max()),
         offset=float(wave.mean(dtype=np.float64)),
         start=float(np.abs(wave[:EDGE]).max()),
@@ -170,86 +170,51 @@ def inspect(wave: Wave, mark: Watermark) -> Sound:
     )
 
 
-def listen(recogniser: whisper.Recognizer, said: Said) -> Heard:
-    """Let a recogniser hear a sentence."""
-    text = recogniser.transcribe(said.samples, SAMPLE_RATE)
-    return Heard(text, *wer.word_errors(said.text, text))
+def transcribe(recognizer: whisper.Recognizer, synthesis: Synthesis) -> Transcript:
+    """Run speech recognition on a sentence."""
+    text = recognizer.transcribe(synthesis.samples, SAMPLE_RATE)
+    return Transcript(text, *wer.word_errors(synthesis.text, text))
 
 
-def summarise(said: Sequence[Said], sounds: Sequence[Sound]) -> dict[str, Any]:
+def summarize(syntheses: Sequence[Synthesis], checks: Sequence[AudioChecks]) -> dict[str, Any]:
     """Tokens, speed and checks over all sentences."""
-    levels = [sound.loudness for sound in sounds if sound.loudness is not None]
-    spoken = sum(one.duration for one in said)
-    work = sum(one.seconds for one in said)
+    levels = [check.loudness for check in checks if check.loudness is not None]
+    duration = sum(one.duration for one in syntheses)
+    compute = sum(one.seconds for one in syntheses)
     return {
-        "sentences": len(said),
-        "spoken_seconds": spoken,
-        "tokens_per_word": sum(s.tokens for s in said) / sum(len(s.text.split()) for s in said),
-        "endless_share": sum(one.endless for one in said) / len(said),
-        "realtime_factor": work / spoken if spoken else None,
+        "sentences": len(syntheses),
+        "spoken_seconds": duration,
+        "tokens_per_word": sum(s.tokens for s in syntheses)
+        / sum(len(s.text.split()) for s in syntheses),
+        "endless_share": sum(one.endless for one in syntheses) / len(syntheses),
+        "realtime_factor": compute / duration if duration else None,
         "loudness": {"low": min(levels), "mean": float(np.mean(levels)), "high": max(levels)}
         if levels
         else None,
-        "weakest_watermark": min(sound.watermark for sound in sounds),
-        "failures": dict(Counter(name for sound in sounds for name in sound.failures)),
+        "weakest_watermark": min(check.watermark for check in checks),
+        "failures": dict(Counter(name for check in checks for name in check.failures)),
     }
 
 
 def rates(
-    said: Sequence[Said], heard: Sequence[Heard], voices: Sequence[str | None]
+    syntheses: Sequence[Synthesis], transcripts: Sequence[Transcript], voices: Sequence[str | None]
 ) -> dict[str, Any]:
-    """Word error rate of all sentences, and of each voice's."""
-    counts = [(one.errors, one.words) for one in heard]
+    """Word error rate over all sentences, and per voice."""
+    counts = [(one.errors, one.words) for one in transcripts]
     by_voice = {
-        voice or "own": _rate([c for c, s in zip(counts, said, strict=True) if s.voice == voice])
+        voice or "own": _rate(
+            [c for c, s in zip(counts, syntheses, strict=True) if s.voice == voice]
+        )
         for voice in dict.fromkeys(voices)
     }
     return _rate(counts) | {"voices": by_voice}
 
 
 def _rate(counts: list[tuple[int, int]]) -> dict[str, Any]:
-    if not sum(words for _, words in counts):  # a voice that had no turn
+    if not sum(words for _, words in counts):  # a voice without sentences
         return {"errors": 0, "words": 0, "rate": None, "low": None, "high": None}
-    found = wer.rate_of(counts)
-    return asdict(found) | {"rate": found.rate}
-
-
-def print_report(report: dict[str, Any]) -> None:
-    """Print what ``evaluate`` returned to standard output."""
-    for name, found in report["recognisers"].items():
-        print(f"{name}: {_words(found)}")
-        if len(found["voices"]) > 1:
-            for voice, part in found["voices"].items():
-                print(f"  {voice}: {_words(part)}")
-        _print_wrong(name, report["sentences"])
-    whole = report["summary"]
-    failures = ", ".join(f"{name} {n}" for name, n in whole["failures"].items()) or "none"
-    levels = whole["loudness"]
-    print(f"tokens per word: {whole['tokens_per_word']:.1f}")
-    print(f"cut off at max_tokens: {whole['endless_share']:.1%}")
-    if whole["realtime_factor"]:
-        print(f"real-time factor: {whole['realtime_factor']:.3f}")
-    if levels:
-        span = f"{levels['low']:.1f} to {levels['high']:.1f}"
-        print(f"loudness: {levels['mean']:.1f} LUFS ({span})")
-    print(f"weakest watermark: {whole['weakest_watermark']:.2f}")
-    print(f"failed checks, of {whole['sentences']} wavs: {failures}")
-
-
-def _words(found: dict[str, Any]) -> str:
-    if found["rate"] is None:
-        return "no words"
-    bounds = f"{found['low']:.1%} to {found['high']:.1%}"
-    return f"WER {found['rate']:.1%} of {found['words']} words (95 %: {bounds})"
-
-
-def _print_wrong(name: str, sentences: list[dict[str, Any]]) -> None:
-    wrong = [(row["heard"][name], row["text"]) for row in sentences if row["heard"][name]["errors"]]
-    wrong.sort(key=lambda pair: pair[0]["errors"] / max(pair[0]["words"], 1), reverse=True)
-    for heard, text in wrong[:LONGEST_LIST]:
-        print(f"  {heard['errors']:3d}  {text} | {heard['text']}")
-    if len(wrong) > LONGEST_LIST:
-        print(f"       and {len(wrong) - LONGEST_LIST} more")
+    total = wer.rate_of(counts)
+    return asdict(total) | {"rate": total.rate}
 
 
 def evaluate(
@@ -257,58 +222,60 @@ def evaluate(
     sentences: Sequence[str],
     voices: Sequence[str | None],
     sampling: Sampling,
-    recognisers: Sequence[whisper.Recognizer],
+    recognizers: Sequence[whisper.Recognizer],
     out: Path | None,
 ) -> dict[str, Any]:
-    """Speak, keep, inspect and listen.
+    """Synthesize, save, check and transcribe the sentences.
 
     Returns:
-        ``summary``; ``recognisers``: name to word error rate, of all and by voice;
-        ``sentences``: one entry each.
+        ``summary``; ``recognisers``: name to word error rate, total and per voice;
+        ``sentences``: one entry per sentence.
     """
     from chatterbox_opt.audio.watermark import Watermark
 
     mark = Watermark()
-    said: list[Said] = []
-    for one in speak(engine, sentences, voices, sampling):
-        said.append(one)
-        _say(f"spoken {len(said)} of {len(sentences)}: {one.duration:.1f} s")
+    syntheses: list[Synthesis] = []
+    for one in synthesize_all(engine, sentences, voices, sampling):
+        syntheses.append(one)
+        _log(f"synthesized {len(syntheses)} of {len(sentences)}: {one.duration:.1f} s")
         if out:
-            with audio_files.writer(str(out / f"{len(said):04d}.wav")) as sink:
+            with audio_files.writer(str(out / f"{len(syntheses):04d}.wav")) as sink:
                 sink.write(one.samples)
-    _say("inspecting")
-    sounds = [inspect(one.samples, mark) for one in said]
-    heard: dict[str, list[Heard]] = {}
-    for recogniser in recognisers:
-        _say(f"{recogniser.name} listens")
-        heard[recogniser.name] = [listen(recogniser, one) for one in said]
+    _log("checking signals")
+    checks = [inspect(one.samples, mark) for one in syntheses]
+    transcripts: dict[str, list[Transcript]] = {}
+    for recognizer in recognizers:
+        _log(f"transcribing with {recognizer.name}")
+        transcripts[recognizer.name] = [transcribe(recognizer, one) for one in syntheses]
     return {
-        "summary": summarise(said, sounds),
-        "recognisers": {name: rates(said, all_, voices) for name, all_ in heard.items()},
+        "summary": summarize(syntheses, checks),
+        "recognisers": {name: rates(syntheses, all_, voices) for name, all_ in transcripts.items()},
         "sentences": [
-            _entry(one, sound, {name: all_[i] for name, all_ in heard.items()})
-            for i, (one, sound) in enumerate(zip(said, sounds, strict=True))
+            _entry(one, check, {name: all_[i] for name, all_ in transcripts.items()})
+            for i, (one, check) in enumerate(zip(syntheses, checks, strict=True))
         ],
     }
 
 
-def _entry(said: Said, sound: Sound, heard: dict[str, Heard]) -> dict[str, Any]:
+def _entry(
+    synthesis: Synthesis, checks: AudioChecks, transcripts: dict[str, Transcript]
+) -> dict[str, Any]:
     return {
-        "text": said.text,
-        "voice": said.voice,
-        "seed": said.seed,
-        "tokens": said.tokens,
-        "endless": said.endless,
-        "spoken_seconds": said.duration,
-        "seconds": said.seconds,
-        "sound": asdict(sound),
-        "failures": sound.failures,
-        "heard": {name: asdict(one) for name, one in heard.items()},
+        "text": synthesis.text,
+        "voice": synthesis.voice,
+        "seed": synthesis.seed,
+        "tokens": synthesis.tokens,
+        "endless": synthesis.endless,
+        "spoken_seconds": synthesis.duration,
+        "seconds": synthesis.seconds,
+        "sound": asdict(checks),
+        "failures": checks.failures,
+        "heard": {name: asdict(one) for name, one in transcripts.items()},
     }
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+def _log(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -316,26 +283,39 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 @app.command()
 def command(  # noqa: PLR0913 - an option is a parameter in Typer
-    sentences: Annotated[Path, typer.Argument(help="A text file, a sentence a line.")] = SENTENCES,
-    model: Annotated[str, typer.Option(help="A model's name or directory.")] = "pico",
+    sentences: Annotated[
+        Path, typer.Argument(help="A text file, one sentence per line.")
+    ] = SENTENCES,
+    model: Annotated[str, typer.Option(help="Model name or directory.")] = "pico",
     voice: Annotated[
         list[str] | None,
-        typer.Option(help="A voice; several are dealt round robin. None: the model's own."),
+        typer.Option(help="Voice; several are used round robin. Default: the model's."),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the first sentence; the next has one more.")] = 0,
-    max_tokens: Annotated[int, typer.Option(help="For one chunk.")] = Sampling().max_tokens,
-    recogniser: Annotated[
-        list[str] | None, typer.Option(help="tiny.en or base; may be given twice.")
+    seed: Annotated[
+        int, typer.Option(help="Seed of the first sentence; incremented for each next one.")
+    ] = 0,
+    max_tokens: Annotated[
+        int, typer.Option(help="Maximum speech tokens per chunk.")
+    ] = Sampling().max_tokens,
+    recognizer: Annotated[
+        list[str] | None,
+        typer.Option("--recogniser", help="tiny.en or base; may be repeated."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Keep the wavs in this directory.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write it all here.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Number of sentences; default: all.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory to save the wavs in.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File for the full report.")
+    ] = None,
 ) -> None:
-    """Speak sentences, and measure how well they are understood."""
+    """Synthesize sentences and measure their intelligibility."""
     texts = read_sentences(sentences, limit)
     sampling = Sampling(seed=seed, max_tokens=max_tokens)
-    listeners = [whisper.Recognizer.load(name) for name in dict.fromkeys(recogniser or ["tiny.en"])]
+    recognizers = [
+        whisper.Recognizer.load(name) for name in dict.fromkeys(recognizer or ["tiny.en"])
+    ]
     if out:
         out.mkdir(parents=True, exist_ok=True)
     if json_file:
@@ -344,7 +324,7 @@ def command(  # noqa: PLR0913 - an option is a parameter in Typer
 
     voices: list[str | None] = list(voice) if voice else [None]
     with Engine.load(model, overrides={"dtype": dtype} if dtype else None) as engine:
-        report = evaluate(engine, texts, voices, sampling, listeners, out)
+        report = evaluate(engine, texts, voices, sampling, recognizers, out)
         settings = {"model": model, "voices": voices, "file": str(sentences), "seed": seed}
         settings |= {"max_tokens": max_tokens, "plan": engine.plan.reasons}
     print_report(report)
@@ -354,7 +334,7 @@ def command(  # noqa: PLR0913 - an option is a parameter in Typer
 
 
 def main() -> None:
-    """Run the command; what is wrong is said in one line."""
+    """Run the command; errors are printed in one line."""
     console.be_quiet()
     console.show_warnings(console.Reporter())
     try:

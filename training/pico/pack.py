@@ -1,11 +1,11 @@
-"""Packs what was trained into the package: upstream's files, named voices, in half precision.
+"""Packs the trained parts into the package: upstream's files and named voices, in float16.
 
-Knows names and files. Knows nothing of training.
+Responsible for names and files. Not responsible for training.
 
     python -m training.pico.pack
 
-The package reads upstream's names into its own modules (checkpoints/loader.py); here the same conversion is
-run backwards, by sending the place of every number through it.
+The package converts upstream's names to its own modules (checkpoints/loader.py); here the same
+conversion is inverted, by running it on the index of every value.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from chatterbox_opt.models.voice_encoders import Encoders
 from chatterbox_opt.utils.atomic_file import atomic_write
 from chatterbox_opt.voice import Voice, to_conditionals
 from training.pico import train_flow, train_t3, train_vocoder
-from training.pico.design import SHAPES, tokenizer
+from training.pico.design import PICO_CONFIG, tokenizer
 from training.pico.sound import voice_of
 from training.pico.teacher import Speaker, Teacher
 from training.pico.training import trained
@@ -50,74 +50,76 @@ SPEAKERS = {  # the first is the model's own voice
 }
 
 
-def backwards(convert: Callable[[Tensors], Tensors], template: Tensors, ours: Tensors) -> Tensors:
-    """The tensors that ``convert`` turns into ``ours``; what it drops is zero.
+def invert_conversion(
+    convert: Callable[[Tensors], Tensors], template: Tensors, ours: Tensors
+) -> Tensors:
+    """Find the tensors that ``convert`` maps to ``ours``; tensors that it drops are zero.
 
     Args:
-        convert: renames, joins, reshapes and permutes, but changes no number.
+        convert: renames, joins, reshapes and permutes, but changes no value.
         template: names and shapes of the result.
     """
     sizes = [tensor.numel() for tensor in template.values()]
-    places = torch.arange(1, sum(sizes) + 1, dtype=torch.float64).split(sizes)
-    shaped = {n: p.view(t.shape) for (n, t), p in zip(template.items(), places, strict=True)}
+    indices = torch.arange(1, sum(sizes) + 1, dtype=torch.float64).split(sizes)
+    shaped = {n: p.view(t.shape) for (n, t), p in zip(template.items(), indices, strict=True)}
     flat = torch.zeros(sum(sizes))
-    for name, place in convert(shaped).items():
-        flat[place.long() - 1] = ours[name].detach().float()
+    for name, index in convert(shaped).items():
+        flat[index.long() - 1] = ours[name].detach().float()
     parts = zip(template.items(), flat.split(sizes), strict=True)
     return {name: part.view(tensor.shape) for (name, tensor), part in parts}
 
 
 def flow_to_ours(theirs: Tensors) -> Tensors:
-    """Upstream's names of the flow's tensors to ours, as ``loading.load_flow`` reads them."""
+    """Convert upstream's flow tensors to ours, as ``loader.load_flow`` does."""
     prefix = "decoder.estimator."
     inner = {n.removeprefix(prefix): t for n, t in theirs.items() if n.startswith(prefix)}
-    made = flow_convert.from_upstream(inner, SHAPES.flow)
+    estimator = flow_convert.estimator_from_upstream(inner, PICO_CONFIG.flow)
     outer = {n: t for n, t in theirs.items() if not n.startswith("decoder.")}
-    return outer | {f"estimator.{n}": t for n, t in made.items()}
+    return outer | {f"estimator.{n}": t for n, t in estimator.items()}
 
 
-def half(tensors: Tensors) -> dict[str, Tensor]:
+def to_float16(tensors: Tensors) -> dict[str, Tensor]:
     """Contiguous copies with floats in float16.
 
     Raises:
-        OverflowError: a number does not fit.
+        OverflowError: a value exceeds the range of float16.
     """
-    made = {n: t.detach().half() if t.is_floating_point() else t for n, t in tensors.items()}
-    for name, tensor in made.items():
+    result = {n: t.detach().half() if t.is_floating_point() else t for n, t in tensors.items()}
+    for name, tensor in result.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise OverflowError(f"{name} does not fit float16")
-    return {name: tensor.contiguous().clone() for name, tensor in made.items()}
+    return {name: tensor.contiguous().clone() for name, tensor in result.items()}
 
 
 def files(out: Path) -> dict[str, dict[str, Tensor]]:
-    """The three weights files from what was trained."""
-    reader = train_t3.Reader(train_t3.kept_codes(out))
-    trained("t3", reader, out)
-    decoder = backwards(
-        lambda theirs: t3_from_upstream(theirs, SHAPES.t3, torch.float64).state_dict(),
-        random_weights.t3_template(SHAPES.t3),
-        reader.folded().state_dict(),
+    """The three weight files, from the training checkpoints."""
+    t3 = train_t3.FactorizedT3(train_t3.checkpoint_codes(out))
+    trained("t3", t3, out)
+    decoder = invert_conversion(
+        lambda theirs: t3_from_upstream(theirs, PICO_CONFIG.t3, torch.float64).state_dict(),
+        random_weights.t3_template(PICO_CONFIG.t3),
+        t3.fold().state_dict(),
     )
-    painter = train_flow.Painter()
-    trained("flow", painter, out)
-    flow = backwards(
+    flow_net = train_flow.FactorizedFlow()
+    trained("flow", flow_net, out)
+    flow = invert_conversion(
         flow_to_ours,
-        random_weights.upstream_flow(SHAPES.flow).state_dict(),
-        painter.folded().state_dict(),
+        random_weights.upstream_flow(PICO_CONFIG.flow).state_dict(),
+        flow_net.fold().state_dict(),
     )
-    encoders = Encoders(SHAPES.voice, SHAPES.t3.speaker)
-    sounder = train_vocoder.Sounder()
+    encoders = Encoders(PICO_CONFIG.voice, PICO_CONFIG.t3.speaker)
+    hift = train_vocoder.TrainableHiFT()
     parts: dict[str, Tensors] = {
         "flow": flow,
-        "mel2wav": _state("vocoder", sounder, out, inner=sounder.net),
+        "mel2wav": _state("vocoder", hift, out, inner=hift.net),
         "tokenizer": _state("tokenizer", encoders.tokenizer, out),
         "speaker_encoder": _state("xvector", encoders.speaker_encoder, out),
     }
     s3gen = {f"{part}.{name}": t for part, state in parts.items() for name, t in state.items()}
     return {
-        registry.T3: half(decoder),
-        registry.S3GEN: half({n: t for n, t in s3gen.items() if n not in COMPUTED_BUFFERS}),
-        registry.VOICE_ENCODER: half(_state("voice_encoder", encoders.voice_encoder, out)),
+        registry.T3: to_float16(decoder),
+        registry.S3GEN: to_float16({n: t for n, t in s3gen.items() if n not in COMPUTED_BUFFERS}),
+        registry.VOICE_ENCODER: to_float16(_state("voice_encoder", encoders.voice_encoder, out)),
     }
 
 
@@ -126,31 +128,31 @@ def _state(name: str, net: nn.Module, out: Path, inner: nn.Module | None = None)
     return (inner or net).state_dict()
 
 
-def named_voice(master: Teacher, speaker: Speaker) -> Voice:
-    """The voice of a speaker who says ``PROMPT``."""
-    one = utterance(master, PROMPT, np.random.default_rng(0), sound=True, speaker=speaker)
+def named_voice(teacher_model: Teacher, speaker: Speaker) -> Voice:
+    """The voice of a speaker, from the teacher's synthesis of ``PROMPT``."""
+    one = utterance(teacher_model, PROMPT, np.random.default_rng(0), sound=True, speaker=speaker)
     assert one is not None
     return voice_of(one)
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder of what was trained.")] = WORK,
-    target: Annotated[Path, typer.Option(help="Where the model goes.")] = PACKAGE,
+    out: Annotated[Path, typer.Option(help="Work folder of the training.")] = WORK,
+    target: Annotated[Path, typer.Option(help="Output folder of the model.")] = PACKAGE,
 ) -> None:
-    """Write the model's folder; texts that lie there (the model card) stay."""
+    """Write the model's folder; its README (the model card) is kept."""
     target.mkdir(parents=True, exist_ok=True)
     for name, tensors in files(out).items():
         with atomic_write(target / name) as part:
             save_file(tensors, part)
     text = json.dumps(tokenizer(), ensure_ascii=False)
     (target / registry.TOKENIZER).write_text(text, encoding="utf-8")
-    write_config(target, SHAPES)
+    write_config(target, PICO_CONFIG)
     shutil.rmtree(target / VOICES, ignore_errors=True)
     (target / VOICES).mkdir()
-    master = Teacher()
-    voices = {name: named_voice(master, speaker) for name, speaker in SPEAKERS.items()}
+    teacher_model = Teacher()
+    voices = {name: named_voice(teacher_model, speaker) for name, speaker in SPEAKERS.items()}
     for name, voice in voices.items():
-        save_file(half(voice.tensors()), target / VOICES / f"{name}.safetensors")
+        save_file(to_float16(voice.tensors()), target / VOICES / f"{name}.safetensors")
     torch.save(to_conditionals(next(iter(voices.values()))), target / registry.CONDITIONALS)
     total = sum(f.stat().st_size for f in target.rglob("*") if f.is_file())
     print(f"{target}: {total / 1e6:.1f} MB")

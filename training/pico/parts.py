@@ -1,14 +1,15 @@
-"""How good each part of pico is by itself, on utterances that no part learned from.
+"""Evaluates each part of pico by itself, on held-out utterances.
 
-Knows what is right because the teacher knows. Knows nothing of recognizers (evaluate.py).
+Responsible for comparing with the teacher's exact labels. Not responsible for speech recognition
+(evaluate.py).
 
     python -m training.pico.parts
 
-- t3: phone error rate of what it says by itself against what the teacher says
+- t3: phone error rate of its output against the teacher's phones
 - flow: distance of its mel to the teacher's, in nepers, from the teacher's own codes
-- vocoder: log-spectral distance of copy-synthesis, in dB, and its error of the pitch
-- tokenizer: codes and phones read rightly from sound
-- voices: cosine of both encoders' vectors to what stands for the speaker
+- vocoder: log-spectral distance of copy synthesis, in dB, and F0 error
+- tokenizer: accuracy of codes and phones from audio
+- voices: cosine similarity of both encoders' vectors to the speaker's target vectors
 """
 
 from __future__ import annotations
@@ -27,49 +28,49 @@ from chatterbox_opt.models.voice_encoders import Encoders
 from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices import library as voice_library
 from training.pico import codes, teacher
-from training.pico.design import SHAPES
+from training.pico.design import PICO_CONFIG
 from training.pico.sound import mel_of, voice_of, wave_of
 from training.pico.utterances import HELD_OUT, Utterance, load
 
 
-def phones(said: np.ndarray) -> list[int]:
-    """The phones of codes: runs counted once, pauses left out."""
-    both = np.stack((said // codes.BASE, said % codes.BASE), axis=1).ravel()
+def phones_of(tokens: np.ndarray) -> list[int]:
+    """The phones of codes, with repetitions collapsed and pauses removed."""
+    both = np.stack((tokens // codes.BASE, tokens % codes.BASE), axis=1).ravel()
     runs = both[np.concatenate(([True], both[1:] != both[:-1]))]
     pauses = 1 + len(codes.PAUSES)
     return [int(p) for p in runs if p >= pauses]
 
 
 def t3_errors(engine: Engine, held: list[Utterance]) -> float:
-    """Phone error rate."""
+    """Phone error rate of T3."""
     from rapidfuzz.distance import Levenshtein
 
     wrong = total = 0
     for i, one in enumerate(held):
         sampling = Sampling(seed=i, exaggeration=one.emotion)
-        said = engine.speech_tokens(one.text, None, sampling).numpy()
-        true = phones(one.codes.astype(int))
-        wrong += Levenshtein.distance(phones(said), true)
+        tokens = engine.speech_tokens(one.text, None, sampling).numpy()
+        true = phones_of(one.codes.astype(int))
+        wrong += Levenshtein.distance(phones_of(tokens), true)
         total += len(true)
     return wrong / total
 
 
 def flow_distance(engine: Engine, held: list[Utterance]) -> float:
-    """Mean distance of log-mel from the second half's codes, the first half as prompt."""
-    stage, found = loader.load_flow(engine.checkpoint, torch.float32), []
+    """Mean log-mel distance for the second half's codes, with the first half as prompt."""
+    stage, distances = loader.load_flow(engine.checkpoint, torch.float32), []
     for i, one in enumerate(held):
         voice, half = voice_of(one), len(one.codes) // 2
-        shown = Voice(
+        prompt = Voice(
             voice.speaker,
             voice.prompt,
             voice.tokens[:, :half],
             voice.mel[:, : 2 * half],
             voice.xvector,
         )
-        (made,) = stage([voice.tokens[0, half:]], [shown], [torch.Generator().manual_seed(i)])
+        (mel,) = stage([voice.tokens[0, half:]], [prompt], [torch.Generator().manual_seed(i)])
         true = voice.mel[0, 2 * half :].T
-        found.append((made[..., : true.shape[-1]] - true).abs().mean().item())
-    return float(np.mean(found))
+        distances.append((mel[..., : true.shape[-1]] - true).abs().mean().item())
+    return float(np.mean(distances))
 
 
 def vocoder_distance(engine: Engine, held: list[Utterance]) -> tuple[float, float]:
@@ -78,36 +79,36 @@ def vocoder_distance(engine: Engine, held: list[Utterance]) -> tuple[float, floa
     window, distances, cents = torch.hann_window(1024), [], []
     for i, one in enumerate(held):
         wave, mel = wave_of(one), mel_of(wave_of(one)[None])[0]
-        (made,) = stage([mel], [torch.Generator().manual_seed(i)])
-        made = made[: len(wave)]
+        (synthesized,) = stage([mel], [torch.Generator().manual_seed(i)])
+        synthesized = synthesized[: len(wave)]
         spectra = [
             torch.stft(w, 1024, 256, window=window, return_complex=True).abs().clamp(min=1e-3)
-            for w in (made, wave[: len(made)])
+            for w in (synthesized, wave[: len(synthesized)])
         ]
         decibels = 20 * (spectra[0].log10() - spectra[1].log10())
         distances.append(decibels.pow(2).mean(0).sqrt().mean().item())
         assert one.f0 is not None
         true = torch.from_numpy(one.f0.astype(np.float32))
-        guess = stage.pitch(mel[None])[0][: len(true)]
-        voiced = (true > 40) & (guess > 40)
-        cents.append(1200 * (guess[voiced] / true[voiced]).log2().abs().median().item())
+        predicted_f0 = stage.pitch(mel[None])[0][: len(true)]
+        voiced = (true > 40) & (predicted_f0 > 40)
+        cents.append(1200 * (predicted_f0[voiced] / true[voiced]).log2().abs().median().item())
     return float(np.mean(distances)), float(np.mean(cents))
 
 
-def reading(encoders: Encoders, held: list[Utterance]) -> dict[str, float]:
-    """What the three encoders make of recordings."""
+def encoder_accuracy(encoders: Encoders, held: list[Utterance]) -> dict[str, float]:
+    """Accuracy of the three encoders on held-out audio."""
     right, phone, voices, xvectors = [], [], [], []
     for one in held:
         assert one.speaker is not None
-        found = encoders.encode(wave_of(one).numpy(), SHAPES.t3.prompt_tokens)
-        read = found.tokens[0].numpy()
-        true = one.codes[: len(read)].astype(int)
-        right.append(np.mean(read[: len(true)] == true))
-        phone.append(np.mean(read[: len(true)] // codes.BASE == true // codes.BASE))
-        speaker = torch.from_numpy(teacher.voice_vector(one.speaker, SHAPES.t3.speaker))
-        xvector = torch.from_numpy(teacher.x_vector(one.speaker, SHAPES.flow.xvector))
-        voices.append(F.cosine_similarity(found.speaker[0], speaker, dim=0).item())
-        xvectors.append(F.cosine_similarity(found.xvector[0], xvector, dim=0).item())
+        voice = encoders.encode(wave_of(one).numpy(), PICO_CONFIG.t3.prompt_tokens)
+        predicted = voice.tokens[0].numpy()
+        true = one.codes[: len(predicted)].astype(int)
+        right.append(np.mean(predicted[: len(true)] == true))
+        phone.append(np.mean(predicted[: len(true)] // codes.BASE == true // codes.BASE))
+        speaker = torch.from_numpy(teacher.voice_vector(one.speaker, PICO_CONFIG.t3.speaker))
+        xvector = torch.from_numpy(teacher.x_vector(one.speaker, PICO_CONFIG.flow.xvector))
+        voices.append(F.cosine_similarity(voice.speaker[0], speaker, dim=0).item())
+        xvectors.append(F.cosine_similarity(voice.xvector[0], xvector, dim=0).item())
     names = ("codes right", "phones right", "voice cosine", "x-vector cosine")
     lists = (right, phone, voices, xvectors)
     return {name: float(np.mean(values)) for name, values in zip(names, lists, strict=True)}
@@ -117,7 +118,7 @@ def main(
     model: Annotated[str, typer.Option(help="A model's name or directory.")] = registry.BUILT_IN[0],
     count: Annotated[int, typer.Option(help="How many utterances.")] = 30,
 ) -> None:
-    """Print a figure for each part."""
+    """Print the metrics of each part."""
     logging.disable(logging.WARNING)  # upstream's mel warns of every sample above 1
     held = [u for u in load("sound")[:HELD_OUT] if len(u.codes) >= 40][:count]
     with Engine.load(model, "dev", device="cpu", watermark=False) as engine:
@@ -126,7 +127,7 @@ def main(
         distance, cents = vocoder_distance(engine, held)
         print(f"vocoder: log-spectral distance {distance:.2f} dB, pitch error {cents:.0f} cents")
         encoders = voice_library.load_encoders(engine.checkpoint)
-        for name, value in reading(encoders, held).items():
+        for name, value in encoder_accuracy(encoders, held).items():
             print(f"{name}: {value:.3f}")
 
 

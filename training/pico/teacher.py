@@ -1,9 +1,10 @@
 """The teacher: hibari-tts (Apache-2.0), whose durations and pitch are known exactly.
 
-Knows the teacher's network and signal processing. Knows nothing of the pupil.
+Responsible for the teacher's network and signal processing. Not responsible for the student.
 
-One voice, many speakers: pitch is scaled and the spectral envelope stretched (the length of the
-vocal tract) and breath added before the teacher's own synthesis. None of them is a real person.
+The teacher has one voice. Other speakers are made by scaling its pitch, stretching its spectral
+envelope (the vocal tract length) and adding breath noise before its own synthesis. None of them is
+a real person.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from training.pico import codes
 
-# of hibari-tts 0.2.1's network; the publisher is little known, so the content is pinned
+# of hibari-tts 0.2.1's network, pinned because the publisher is little known
 SHA256 = "5f70741d4e900f4e85d0037498736cc1b3e1b9a63a13546a5da1e63abf4fccd8"
 DURATIONS = "/Clip_output_0"  # tensor in the teacher's graph: 25 ms units for each phoneme
 LEAD = 10  # frames of silence before the first word
@@ -31,12 +32,12 @@ LOW, HIGH = np.array([-1.0, 0.84, -0.4]), np.array([0.5, 1.14, 0.8])  # bounds o
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """How a pseudo-speaker differs from the teacher's voice.
+    """Differences of a pseudo-speaker from the teacher's voice.
 
     Attributes:
         pitch: octaves.
         tract: stretch of the spectral envelope; below 1 is a longer vocal tract.
-        breath: nepers of noise.
+        breath: gain of the noise, in nepers.
     """
 
     pitch: float = 0.0
@@ -44,13 +45,13 @@ class Speaker:
     breath: float = 0.0
 
     def vector(self) -> Floats:
-        """The three numbers, each in [-1, 1]."""
+        """The three parameters, normalized to [-1, 1]."""
         values = np.array([self.pitch, self.tract, self.breath])
         return ((values - LOW) / (HIGH - LOW) * 2 - 1).astype(np.float32)
 
 
 def draw_speaker(rng: np.random.Generator) -> Speaker:
-    """A speaker anywhere in the bounds; a low voice tends to have a long tract, as people do."""
+    """Draw a speaker within the bounds; low pitch correlates with a long tract, as in people."""
     pitch = rng.uniform(LOW[0], HIGH[0])
     tract = np.clip(1.02 + 0.14 * pitch + rng.normal(0, 0.05), LOW[1], HIGH[1])
     breath = np.clip(rng.normal(0, 0.3), LOW[2], HIGH[2])
@@ -58,15 +59,15 @@ def draw_speaker(rng: np.random.Generator) -> Speaker:
 
 
 def embedding(speaker: Speaker, size: int, *, seed: int, positive: bool) -> Floats:
-    """The vector that an encoder is trained to give for a speaker: random Fourier features.
+    """Target vector of a speaker encoder: random Fourier features of the speaker.
 
-    A fixed smooth map (Rahimi & Recht 2007), so that all parts of pico can be trained at the same
-    time, and near speakers have near vectors.
+    A fixed smooth map (Rahimi & Recht 2007), so that pico's parts can be trained independently,
+    and similar speakers have similar vectors.
 
     Args:
-        size: entries.
+        size: dimensions.
         seed: of the map, one for each encoder.
-        positive: clip at zero and divide by the length, as the voice encoder does.
+        positive: clip at zero and normalize to unit length, as the voice encoder does.
     """
     rng = np.random.default_rng(seed)
     weights, phases = rng.normal(0, 1.2, (3, size)), rng.uniform(0, 2 * np.pi, size)
@@ -78,24 +79,24 @@ def embedding(speaker: Speaker, size: int, *, seed: int, positive: bool) -> Floa
 
 
 def voice_vector(speaker: Speaker, size: int) -> Floats:
-    """Target of the voice encoder (T3's speaker): [size], of length one, none negative."""
+    """Target of the voice encoder (T3's speaker): [size], unit length, non-negative."""
     return embedding(speaker, size, seed=1, positive=True)
 
 
 def x_vector(speaker: Speaker, size: int) -> Floats:
-    """Target of CAMPPlus (the flow's speaker): [size], mean 0 and deviation 1 over speakers."""
+    """Target of CAMPPlus (the flow's speaker): [size], zero mean, unit variance over speakers."""
     return embedding(speaker, size, seed=2, positive=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
-    """What the teacher says.
+class TeacherOutput:
+    """Output of the teacher for one text.
 
     Attributes:
-        symbols: int64 [n], codes.SYMBOLS at each frame of 12.5 ms.
-        words: int64 [n], which word of the text each frame belongs to.
-        wave: float32 [300 n] at 24 kHz; None when only durations were asked for.
-        f0: float32 [n] in Hz, 0 where unvoiced; None likewise.
+        symbols: int64 [n], index into codes.SYMBOLS of each 12.5 ms frame.
+        words: int64 [n], index of the word that each frame belongs to.
+        wave: float32 [300 n] at 24 kHz; None when only durations were computed.
+        f0: float32 [n] in Hz, 0 where unvoiced; None if ``wave`` is None.
     """
 
     symbols: Ints
@@ -105,7 +106,7 @@ class Spoken:
 
 
 class Teacher:
-    """Text to phones with durations, and to sound."""
+    """Text to phones with durations, and to audio."""
 
     def __init__(self) -> None:
         import onnx
@@ -116,7 +117,9 @@ class Teacher:
         self._hibari: Any = Hibari()
         content = Path(self._hibari.model_path).read_bytes()
         if hashlib.sha256(content).hexdigest() != SHA256:
-            raise ValueError("the teacher is not hibari-tts 0.2.1: other data, another pico")
+            raise ValueError(
+                "the teacher is not hibari-tts 0.2.1: it would produce different training data"
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
@@ -133,28 +136,28 @@ class Teacher:
             self._all = onnxruntime.InferenceSession(path, options)
 
     def phonemes(self, text: str) -> list[str] | None:
-        """Phoneme strings, one a sentence; None when words and phonemes do not pair up."""
-        found: list[str] = self._hibari.phonemize(text)
-        said = sum(len(sentence.split(" ")) for sentence in found)
-        return found if said == len(text.split(" ")) else None
+        """Phoneme strings, one per sentence; None if words and phonemes cannot be aligned."""
+        sentences: list[str] = self._hibari.phonemize(text)
+        words = sum(len(sentence.split(" ")) for sentence in sentences)
+        return sentences if words == len(text.split(" ")) else None
 
-    def say(
+    def synthesize(
         self,
         text: str,
         speed: float = 1.0,
         speaker: Speaker | None = None,
         rng: np.random.Generator | None = None,
-    ) -> Spoken | None:
-        """Speak a text of one or more sentences.
+    ) -> TeacherOutput | None:
+        """Synthesize a text of one or more sentences.
 
         Args:
-            text: normalised, words separated by single blanks.
+            text: normalized, words separated by single spaces.
             speed: above 1 is faster.
-            speaker: None: durations only, eight times as quick.
+            speaker: None: durations only, eight times as fast.
             rng: for the noise.
 
         Returns:
-            None when the text is not plain English words.
+            None if the text is not plain English words.
         """
         sentences = self.phonemes(text)
         if sentences is None:
@@ -163,16 +166,16 @@ class Teacher:
         parts, offset = [], 0
         for phonemes in sentences:
             try:
-                spoken = self._sentence(phonemes, speed, speaker, rng)
+                output = self._sentence(phonemes, speed, speaker, rng)
             except KeyError:
                 return None
-            if spoken is None:
+            if output is None:
                 return None
-            parts.append((spoken, offset))
+            parts.append((output, offset))
             offset += len(phonemes.split(" "))
         waves = [p.wave for p, _ in parts if p.wave is not None]
         pitches = [p.f0 for p, _ in parts if p.f0 is not None]
-        return Spoken(
+        return TeacherOutput(
             np.concatenate([p.symbols for p, _ in parts]),
             np.concatenate([p.words + start for p, start in parts]),
             np.concatenate(waves) if waves else None,
@@ -181,15 +184,15 @@ class Teacher:
 
     def _sentence(
         self, phonemes: str, speed: float, speaker: Speaker | None, rng: np.random.Generator
-    ) -> Spoken | None:
+    ) -> TeacherOutput | None:
         ids = self._hibari.ids(phonemes)
         if len(ids) != len(phonemes) + 2:
             return None
         feed = {"ids": np.array([ids], np.int64), "speed": np.array([speed], np.float32)}
         if speaker is None:
             symbols, words = _expand(phonemes, self._durations.run(None, feed)[0].ravel())
-            cut = _too_silent(symbols)
-            return Spoken(symbols[cut:], words[cut:])
+            cut = _leading_silence(symbols)
+            return TeacherOutput(symbols[cut:], words[cut:])
         *outputs, units = self._all.run(None, feed)
         lh, theta, ln, lr, phi, f0 = (output[0] for output in outputs)
         lh, ln, lr = (_stretch(x, speaker.tract) for x in (lh, ln + speaker.breath, lr))
@@ -198,34 +201,34 @@ class Teacher:
 
         wave = dsp.synth(lh, theta, ln, lr, phi, f0, rng)
         symbols, words = _expand(phonemes, units.ravel())
-        cut = _too_silent(symbols)
-        return Spoken(symbols[cut:], words[cut:], wave[dsp.HOP * cut :], f0[cut:])
+        cut = _leading_silence(symbols)
+        return TeacherOutput(symbols[cut:], words[cut:], wave[dsp.HOP * cut :], f0[cut:])
 
 
-def _too_silent(symbols: Ints) -> int:
-    """Frames to cut from a sentence's beginning; the teacher waits up to half a second there."""
+def _leading_silence(symbols: Ints) -> int:
+    """Frames of silence to cut at a sentence's start; the teacher makes up to half a second."""
     first = int(np.argmax(symbols != codes.INDEX[codes.SILENCE]))
     return max(0, first - LEAD)
 
 
 def _expand(phonemes: str, units: Floats) -> tuple[Ints, Ints]:
-    frames = (2 * units.astype(int)).tolist()  # 25 ms are two frames
-    found = codes.symbols_of(phonemes)
-    symbols, words, place = [codes.INDEX[codes.SILENCE]] * frames[0], [0] * frames[0], 1
-    for symbol, word, width in found:
-        length = sum(frames[place : place + width])
+    frames = (2 * units.astype(int)).tolist()  # a unit of 25 ms is two frames
+    parsed = codes.symbols_of(phonemes)
+    symbols, words, index = [codes.INDEX[codes.SILENCE]] * frames[0], [0] * frames[0], 1
+    for symbol, word, width in parsed:
+        length = sum(frames[index : index + width])
         symbols += [symbol] * length
         words += [word] * length
-        place += width
-    symbols += [codes.INDEX[codes.SILENCE]] * frames[place]
-    words += [words[-1]] * frames[place]
+        index += width
+    symbols += [codes.INDEX[codes.SILENCE]] * frames[index]
+    words += [words[-1]] * frames[index]
     return np.array(symbols), np.array(words)
 
 
 def _stretch(spectrum: Floats, factor: float) -> Floats:
-    """Move [bins, frames] along the frequency axis: what was at f comes to lie at factor f."""
-    places = np.clip(np.arange(len(spectrum)) / factor, 0, len(spectrum) - 1)
-    low = places.astype(int)
+    """Scale the frequency axis of [bins, frames]: frequency f moves to factor * f."""
+    source = np.clip(np.arange(len(spectrum)) / factor, 0, len(spectrum) - 1)
+    low = source.astype(int)
     high = np.minimum(low + 1, len(spectrum) - 1)
-    part = (places - low)[:, None]
-    return (spectrum[low] * (1 - part) + spectrum[high] * part).astype(np.float32)
+    weight = (source - low)[:, None]
+    return (spectrum[low] * (1 - weight) + spectrum[high] * weight).astype(np.float32)

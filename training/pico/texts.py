@@ -1,7 +1,7 @@
-"""What pico reads while it learns: sentences of WordNet, and sentences made of common words.
+"""Training texts of pico: sentences of WordNet, and sentences generated from common words.
 
-Knows where words come from. Knows nothing of sound. Evaluation sentences (sentences/*.txt) are
-kept out word for word.
+Responsible for text sources. Not responsible for audio. Evaluation sentences (sentences/*.txt) are
+excluded.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from training.pico import written
 WORDNET = Path("/usr/share/wordnet")  # Debian's wordnet-base; WordNet 3.0 licence
 SENTENCES = Path(__file__).parent / "sentences"
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z',; -]+[.!?]?")
-COMMON = 25_000  # how many of the commonest words
+COMMON = 25_000  # number of most frequent words
 
-# slots of everyday sentences; every combination is a sentence somebody could say
+# slots of everyday sentences; every combination is a plausible sentence
 SLOTS: dict[str, str] = {
     "P": "I|you|we|they|he|she|my brother|her mother|the children|our neighbour|the doctor|"
     "everyone|nobody|Anna|John|the teacher|that man|the lady next door|your friend|somebody",
@@ -84,19 +84,19 @@ PATTERNS = [
 
 
 def held_out() -> set[str]:
-    """The evaluation sentences, letters only."""
+    """The evaluation sentences, normalized by ``letters``."""
     lines = [line for f in sorted(SENTENCES.glob("*.txt")) for line in f.read_text().splitlines()]
     return {letters(line) for line in lines}
 
 
 def letters(text: str) -> str:
-    """What makes two sentences the same one."""
+    """Normalize a sentence for comparison: lower case, letters only."""
     return re.sub(r"[^a-z]+", " ", text.lower()).strip()
 
 
 def wordnet() -> list[str]:
-    """About a hundred thousand glosses and examples, of two to sixteen words."""
-    found: set[str] = set()
+    """About a hundred thousand glosses and examples of two to sixteen words."""
+    sentences: set[str] = set()
     for kind in ("noun", "verb", "adj", "adv"):
         for line in (WORDNET / f"data.{kind}").read_text(encoding="latin1").splitlines():
             if line.startswith("  ") or "|" not in line:
@@ -105,22 +105,26 @@ def wordnet() -> list[str]:
             for quote in [*re.findall(r'"([^"]+)"', gloss), gloss.split(";")[0]]:
                 text = " ".join(quote.strip().strip("`'").split())
                 if _PLAIN.fullmatch(text) and 2 <= len(text.split()) <= 16 and len(text) < 100:
-                    found.add(text if text[-1] in ".!?" else text + ".")
-    return sorted(found)
+                    sentences.add(text if text[-1] in ".!?" else text + ".")
+    return sorted(sentences)
 
 
 def common_words() -> tuple[list[str], np.ndarray]:
-    """Common English words and how often to read each: the square root of how often people do."""
+    """Common English words and their sampling weights: the square root of their frequency."""
     import wordfreq
 
-    ranked = wordfreq.top_n_list("en", COMMON)
-    kept = [w for w in ranked if re.fullmatch(r"[a-z]+('[a-z]+)?", w) and (len(w) > 1 or w in "ai")]
-    weights = np.sqrt([wordfreq.word_frequency(w, "en") for w in kept])
-    return kept, weights / weights.sum()
+    by_frequency = wordfreq.top_n_list("en", COMMON)
+    words = [
+        w
+        for w in by_frequency
+        if re.fullmatch(r"[a-z]+('[a-z]+)?", w) and (len(w) > 1 or w in "ai")
+    ]
+    weights = np.sqrt([wordfreq.word_frequency(w, "en") for w in words])
+    return words, weights / weights.sum()
 
 
-def everyday(rng: np.random.Generator) -> str:
-    """A sentence from the patterns."""
+def pattern_sentence(rng: np.random.Generator) -> str:
+    """Generate a sentence from ``PATTERNS``."""
     pattern = PATTERNS[rng.integers(len(PATTERNS))]
     words = []
     for token in pattern.split(" "):
@@ -134,16 +138,16 @@ def everyday(rng: np.random.Generator) -> str:
     return text[0].upper() + text[1:]
 
 
-def salad(rng: np.random.Generator, words: list[str], weights: np.ndarray) -> str:
-    """Common words in any order with a comma now and then: spelling without grammar."""
+def word_salad(rng: np.random.Generator, words: list[str], weights: np.ndarray) -> str:
+    """Random common words with some commas: pronunciation without grammar."""
     count = int(rng.integers(1, 13))
     drawn = list(rng.choice(len(words), size=count, p=weights))
     text = " ".join(words[i] + ("," if rng.random() < 0.08 else "") for i in drawn).rstrip(",")
     return text[0].upper() + text[1:] + rng.choice([".", ".", ".", "?", "!"])
 
 
-def spelled(rng: np.random.Generator, words: list[str], weights: np.ndarray) -> str:
-    """Words with a run of single letters among them, as acronyms are given to pico."""
+def acronym_sentence(rng: np.random.Generator, words: list[str], weights: np.ndarray) -> str:
+    """Random words around a run of single letters, which is how acronyms are normalized."""
     run = " ".join(rng.choice(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), size=int(rng.integers(2, 5))))
     before, after = (
         " ".join(words[i] for i in rng.choice(len(words), size=int(rng.integers(0, 4)), p=weights))
@@ -154,7 +158,7 @@ def spelled(rng: np.random.Generator, words: list[str], weights: np.ndarray) -> 
 
 
 def training(count: int, seed: int) -> list[str]:
-    """``count`` texts: WordNet, salad, everyday, written, letters; alone or up to four in a row."""
+    """Generate ``count`` texts of one to four sentences from all sources."""
     rng = np.random.default_rng(seed)
     base, (words, weights) = wordnet(), common_words()
     banned, texts = held_out(), []
@@ -165,13 +169,13 @@ def training(count: int, seed: int) -> list[str]:
             if kind < 0.36:
                 parts.append(base[rng.integers(len(base))])
             elif kind < 0.60:
-                parts.append(salad(rng, words, weights))
+                parts.append(word_salad(rng, words, weights))
             elif kind < 0.77:
-                parts.append(everyday(rng))
+                parts.append(pattern_sentence(rng))
             elif kind < 0.97:
                 parts.append(written.sentence(rng))
             else:
-                parts.append(spelled(rng, words, weights))
+                parts.append(acronym_sentence(rng, words, weights))
         if banned.isdisjoint(letters(p) for p in parts):
             texts.append(" ".join(parts))
     return texts

@@ -1,11 +1,11 @@
 """Trains pico's vocoder: mel to wave.
 
-Knows HiFT and spectra. Knows nothing of codes or text.
+Responsible for HiFT and spectral losses. Not responsible for codes or text.
 
     python -m training.pico.train_vocoder --minutes 25
 
-Distances of short-time spectra in four resolutions (Yamamoto et al. 2020), of the mel, and of the
-predicted pitch to the teacher's, which is also the source while training.
+Losses: multi-resolution STFT (Yamamoto et al. 2020), mel, and F0. The source is driven by the
+teacher's F0 during training.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
-from chatterbox_opt.models.vocoder.model import HOP, build, source
-from training.pico.design import SHAPES
+from chatterbox_opt.models.vocoder.model import HOP_LENGTH, build_hift, source
+from training.pico.design import PICO_CONFIG
 from training.pico.sound import mel_of
 from training.pico.training import train
 from training.pico.utterances import HELD_OUT, WORK, Utterance, load
 
-FRAMES, ROWS = 40, 8  # of a batch
-MARGIN = 2  # frames on either side, whose mel reflects at the edge
+FRAMES, ROWS = 40, 8  # per batch
+MARGIN = 2  # frames on either side, whose mel is affected by reflection padding
 WINDOWS = ((240, 60), (512, 128), (1024, 256), (2048, 512))
 
 
-class Sounder(nn.Module):
-    """Upstream's HiFT, with the weight norm that the package folds when it loads."""
+class TrainableHiFT(nn.Module):
+    """Upstream's HiFT, with the weight norm that the package folds when loading."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.net: Any = build(SHAPES.vocoder)
+        self.net: Any = build_hift(PICO_CONFIG.vocoder)
 
     def forward(self, mel: Tensor, pitch: Tensor) -> tuple[Tensor, Tensor]:
-        """Mel [rows, 80, F] to F0 [rows, F]; with the true one for a source, wave [rows, 480 F]."""
-        hum = source(self.net.m_source.l_linear, pitch, None)
-        return self.net.f0_predictor(mel), self.net.decode(x=mel, s=hum[:, None])
+        """Mel [rows, 80, F] to predicted F0 [rows, F] and (from true F0) wave [rows, 480 F]."""
+        signal = source(self.net.m_source.l_linear, pitch, None)
+        return self.net.f0_predictor(mel), self.net.decode(x=mel, s=signal[:, None])
 
 
-def spectral_loss(made: Tensor, true: Tensor) -> Tensor:
-    """Spectral convergence and distance of log magnitudes, mean over ``WINDOWS``."""
-    total = made.new_zeros(())
+def spectral_loss(predicted: Tensor, true: Tensor) -> Tensor:
+    """Spectral convergence and log magnitude loss, mean over ``WINDOWS``."""
+    total = predicted.new_zeros(())
     for size, hop in WINDOWS:
         window = torch.hann_window(size)
         one, two = (
             torch.stft(x, size, hop, size, window, return_complex=True).abs().clamp(min=1e-5)
-            for x in (made, true)
+            for x in (predicted, true)
         )
         total = total + 0.5 * (one - two).norm() / two.norm().clamp(min=1e-3)
         total = total + (one.log() - two.log()).abs().mean()
@@ -59,36 +59,36 @@ def spectral_loss(made: Tensor, true: Tensor) -> Tensor:
 
 
 def segment(one: Utterance, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A piece of sound, margins included, at a random loudness, and its pitch without margins."""
+    """A random segment: wave with margins and a random gain, and F0 without margins."""
     assert one.wave is not None and one.f0 is not None
     start = int(rng.integers(MARGIN, len(one.f0) - FRAMES - MARGIN + 1))
-    wave = one.wave[(start - MARGIN) * HOP : (start + FRAMES + MARGIN) * HOP]
+    wave = one.wave[(start - MARGIN) * HOP_LENGTH : (start + FRAMES + MARGIN) * HOP_LENGTH]
     gain = 10 ** (rng.uniform(-9, 0) / 20)
     return wave.astype(np.float32) / 32768 * gain, one.f0[start : start + FRAMES]
 
 
 def main(
-    minutes: Annotated[float, typer.Option(help="Of training in all, earlier runs included.")],
-    out: Annotated[Path, typer.Option(help="Folder.")] = WORK,
+    minutes: Annotated[float, typer.Option(help="Total training time, earlier runs included.")],
+    out: Annotated[Path, typer.Option(help="Work folder.")] = WORK,
 ) -> None:
-    """Train and keep DIR/vocoder.pt."""
+    """Train and save DIR/vocoder.pt."""
     logging.disable(logging.WARNING)  # upstream's mel warns of every sample above 1
     torch.manual_seed(0)
     usable = [u for u in load("sound", out)[HELD_OUT:] if len(u.codes) * 2 > FRAMES + 2 * MARGIN]
-    net = Sounder()
+    net = TrainableHiFT()
     print(sum(p.numel() for p in net.parameters()), "parameters", len(usable), "utterances")
 
     def loss_of(rng: np.random.Generator) -> dict[str, Tensor]:
-        drawn = [segment(usable[i], rng) for i in rng.integers(len(usable), size=ROWS)]
-        padded = torch.from_numpy(np.stack([wave for wave, _ in drawn]))
-        pitch = torch.from_numpy(np.stack([f0 for _, f0 in drawn])).float()
+        segments = [segment(usable[i], rng) for i in rng.integers(len(usable), size=ROWS)]
+        padded = torch.from_numpy(np.stack([wave for wave, _ in segments]))
+        pitch = torch.from_numpy(np.stack([f0 for _, f0 in segments])).float()
         mel = mel_of(padded)[..., MARGIN:-MARGIN]
-        true = padded[:, MARGIN * HOP : -MARGIN * HOP]
-        guessed, made = net(mel, pitch)
+        true = padded[:, MARGIN * HOP_LENGTH : -MARGIN * HOP_LENGTH]
+        predicted_f0, wave = net(mel, pitch)
         parts = {
-            "stft": spectral_loss(made, true),
-            "mel": (mel_of(made) - mel_of(true)).abs().mean(),
-            "pitch": F.smooth_l1_loss(guessed, pitch, beta=20) / 100,
+            "stft": spectral_loss(wave, true),
+            "mel": (mel_of(wave) - mel_of(true)).abs().mean(),
+            "pitch": F.smooth_l1_loss(predicted_f0, pitch, beta=20) / 100,
         }
         return {"loss": parts["stft"] + parts["mel"] + 0.3 * parts["pitch"], **parts}
 

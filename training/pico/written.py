@@ -1,7 +1,7 @@
-"""Sentences as people write them: figures, dates, money, units, titles, initials, names.
+"""Sentences that need text normalization: digits, dates, money, units, titles, initials, names.
 
-Knows patterns. Knows nothing of how such things are said: chatterbox_opt/spoken.py puts them into
-words, here as when the model speaks.
+Responsible for patterns. Not responsible for normalization: chatterbox_opt/text/english.py does it,
+the same in training and inference.
 """
 
 from __future__ import annotations
@@ -117,17 +117,17 @@ Heat it to {tens}°C, wait {small} min., then stop.
 
 
 def sentence(rng: Rng) -> str:
-    """A sentence from the patterns, in words; it may begin with a small letter."""
+    """Generate a sentence from ``PATTERNS``, normalized; it may begin in lower case."""
     pattern = PATTERNS[rng.integers(len(PATTERNS))]
     parts = pattern.split("{")
-    made = parts[0]
+    text = parts[0]
     for part in parts[1:]:
         slot, _, rest = part.partition("}")
-        made += _filled(slot, rng) + rest
-    return normalize_english(made[0].upper() + made[1:])
+        text += _fill_slot(slot, rng) + rest
+    return normalize_english(text[0].upper() + text[1:])
 
 
-def _filled(slot: str, rng: Rng) -> str:
+def _fill_slot(slot: str, rng: Rng) -> str:
     if slot in WORDS:
         choices = WORDS[slot].split("|")
         return choices[rng.integers(len(choices))]
@@ -135,7 +135,7 @@ def _filled(slot: str, rng: Rng) -> str:
 
 
 def _number(rng: Rng) -> int:
-    """Up to 9,999, as many of each length."""
+    """Log-uniform up to 9,999: equally many of each length."""
     return int(10 ** rng.uniform(0.3, 4))
 
 
@@ -144,7 +144,7 @@ def _ordinal(rng: Rng) -> str:
 
 
 def _money(rng: Rng) -> str:
-    sign = _filled("sign", rng)
+    sign = _fill_slot("sign", rng)
     if rng.random() < 0.5:
         return f"{sign}{int(10 ** rng.uniform(0, 3))}.{rng.integers(1, 100):02d}"
     return f"{sign}{_number(rng):,}"

@@ -21,7 +21,7 @@ from benchmarks.gpu.measuring.clocks import graph_us
 from chatterbox_opt.config.model_config import FlowConfig
 from chatterbox_opt.errors import first_line
 from chatterbox_opt.kernels.cuda.kv_quantization import quantize
-from chatterbox_opt.models.t3.kv_cache import products
+from chatterbox_opt.models.t3.kv_cache import attend_matmul
 from chatterbox_opt.runtime.cuda import DEVICE_ERRORS
 from chatterbox_opt.runtime.cuda_graphs import CaptureFn
 
@@ -122,7 +122,7 @@ def _by_pytorch(asked: Queries) -> dict[str, Attend]:
     return {
         "sdpa, masked": lambda k, v, _: F.scaled_dot_product_attention(q, k, v, visible),
         "sdpa, no mask": lambda k, v, _: F.scaled_dot_product_attention(q, k, v),
-        "products": lambda k, v, _: products(q, k, v, visible),
+        "products": lambda k, v, _: attend_matmul(q, k, v, visible),
     }
 
 

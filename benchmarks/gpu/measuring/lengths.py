@@ -39,7 +39,7 @@ def _prefill(engine: Engine, t3: T3, way: DecodeBackend, text: str) -> float:
     with torch.inference_mode():
         for _ in range(WARM + RUNS):
             clock = StageTimer(pipeline_of(engine).device)
-            slots.enter(0, asked, t3, way.prefill(t3), way.steps_per_sync)
+            slots.prefill(0, asked, t3, way.prefill(t3), way.steps_per_sync)
             clock.lap("prefill")
             laps.append(clock.seconds["prefill"])
     return statistics.median(laps[WARM:])

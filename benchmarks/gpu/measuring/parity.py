@@ -54,7 +54,7 @@ def tokens_of(
     """Tokens of each request, in their order."""
     left = iter(asked)
     decoded = decode(t3, steps.slots(t3, slots, 2), lambda: next(left, None), steps)
-    found = {one.utterance: one for one in decoded}
+    found = {one.sequence: one for one in decoded}
     return [found[one].tokens for one in asked]
 
 

@@ -22,7 +22,11 @@ from chatterbox_opt.engine.decode import DecodeBackend
 from chatterbox_opt.models.t3.decode_state import DecodeState
 from chatterbox_opt.models.t3.model import T3
 
-SPOKEN_SO_FAR, ROOM, SPAN = 250, 900, 1024  # tokens, positions of the KV cache, multiple of a block
+SPOKEN_SO_FAR, ROOM, KV_BLOCK = (
+    250,
+    900,
+    1024,
+)  # tokens, positions of the KV cache, multiple of a block
 STEPS, TRACED = 20, 3
 
 
@@ -47,14 +51,14 @@ def entered(engine: Engine, t3: T3, way: DecodeBackend, count: int, name: str) -
     asked = request(engine, 0, TEXTS[1], ROOM)
     with torch.inference_mode():
         for slot in range(count):
-            slots.enter(slot, asked, t3, way.prefill(t3), way.steps_per_sync)
+            slots.prefill(slot, asked, t3, way.prefill(t3), way.steps_per_sync)
             slots.position[slot] += SPOKEN_SO_FAR
             slots.cache.reserve(slot, ROOM)
     step = way.step(t3)
 
     def run() -> None:
         with torch.inference_mode():
-            step(slots, count, SPAN, ranked=False)
+            step(slots, count, KV_BLOCK, needs_sort=False)
 
     for _ in range(4):  # met, recorded, replayed
         run()
@@ -78,14 +82,14 @@ def trace_step(context: Context, engine: Engine, t3: T3, step: OneStep) -> None:
     """Time by kernel, and by part against the bytes that each part must read."""
     positions = [int(place) for place in step.slots.position[: step.count].tolist()]
     kernels = traced(context, step.name, step.run, TRACED)
-    parts = by_part(kernels, t3.shape.layers, TRACED)
+    parts = by_part(kernels, t3.config.layers, TRACED)
     if parts is None:
         context.put(TRAFFIC, {"step": step.name, "parts": None})
         return
     rows = [place for place in positions for _ in range(step.slots.rows_per_seq)]
     weights = 1 if engine.plan.t3.storage == "int8" else t3.dtype.itemsize
     keys = getattr(step.slots.cache, "keys", t3.like)
-    needed = step_bytes(t3.shape, weights, keys.element_size(), rows)
+    needed = step_bytes(t3.config, weights, keys.element_size(), rows)
     found: dict[str, Any] = {}
     for part, us in parts.items():
         size = needed.get(part)

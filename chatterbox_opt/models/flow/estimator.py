@@ -1,13 +1,15 @@
-"""The flow's velocity field: upstream's ConditionalDecoder, written for the way it is used.
+"""The velocity field estimator of the flow: upstream's ConditionalDecoder, for inference.
 
-Knows one forward pass of the estimator. Knows nothing of noise, steps, guidance or voices.
+Responsible for one forward pass. Not responsible for noise, ODE steps, CFG or voices.
 
-Upstream (decoder.py, after Matcha-TTS) keeps channels first, transposes around every layer norm
-and every attention, masks in every layer, and embeds the time in each row. Here time comes before
-channels throughout: a causal convolution is one matrix product over three neighbouring frames,
-q/k/v are one product, and nothing is transposed. Convolutions look back only, so padding on the
-right matters to attention alone. What the steps of one solution share (the conditions' part of the
-first block, which is linear in its inputs, and the times) is computed once.
+Upstream (decoder.py, after Matcha-TTS) is channels-first, transposes around every layer norm and
+every attention, masks in every layer, and embeds the time in each row. Here everything is
+channels-last: a causal convolution is one GEMM over three adjacent frames, q/k/v are one GEMM, and
+nothing is transposed. Convolutions are causal, so padding on the right only matters to attention.
+What the Euler steps of one solve share (the conditions' part of the first block, which is linear
+in its inputs, and the time embeddings) is computed once.
+
+Module names are those of the weight cache and of training checkpoints.
 """
 
 from __future__ import annotations
@@ -24,65 +26,65 @@ from chatterbox_opt.config.model_config import MEL_BINS, FlowConfig
 from chatterbox_opt.kernels.cpu import bf16_ops
 from chatterbox_opt.layers.attention import attend
 
-KERNEL = 3  # frames that a causal convolution sees: this one and the two before
+KERNEL_SIZE = 3  # of causal convolutions: the current frame and the two before
 CONDITIONS = 3 * MEL_BINS  # mu, speaker, prompt
 
 
 class Norm(nn.LayerNorm):
-    """Layer norm with what stands around it.
+    """Layer norm, fused with the residual add before it or the Mish after it.
 
     Attributes:
-        fused: on a card, halves go through a kernel of our own (kernels/cuda/flow.py).
+        fused: fp16/bf16 tensors on a GPU use a fused kernel (kernels/cuda/flow.py).
     """
 
     fused = False
 
     def forward(self, x: Tensor, *, mish: bool = False) -> Tensor:
-        """The norm, and Mish (Misra 2019) after it: the same shape."""
+        """Layer norm, then optionally Mish (Misra 2019)."""
         if bf16_ops.supports(x, self.weight):
             return bf16_ops.layer_norm(self, x, mish=mish)
-        if self.fused and is_half(x):
+        if self.fused and is_half_precision(x):
             return self._fused(x, None, mish=mish)[1]
-        plain = super().forward(x)
-        return F.mish(plain) if mish else plain
+        normed = super().forward(x)
+        return F.mish(normed) if mish else normed
 
-    def of_sum(self, x: Tensor, more: Tensor | None) -> tuple[Tensor, Tensor]:
-        """``x + more``, and its norm. ``x`` may have changed: it is the residual stream."""
-        if more is None:
+    def add_and_norm(self, x: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``x + update`` and its norm. May write to ``x``, the residual stream, in place."""
+        if update is None:
             return x, self(x)
-        if bf16_ops.supports(x, more, self.weight):
-            return x, bf16_ops.add_layer_norm(self, x, more)
-        if self.fused and is_half(x):
-            return self._fused(x, more)
-        x = x + more
+        if bf16_ops.supports(x, update, self.weight):
+            return x, bf16_ops.add_layer_norm(self, x, update)
+        if self.fused and is_half_precision(x):
+            return self._fused(x, update)
+        x = x + update
         return x, self(x)
 
     def _fused(
-        self, x: Tensor, more: Tensor | None, *, mish: bool = False
+        self, x: Tensor, update: Tensor | None, *, mish: bool = False
     ) -> tuple[Tensor, Tensor]:
-        from chatterbox_opt.kernels.cuda import flow as flow_kernels  # Triton is not everywhere
+        from chatterbox_opt.kernels.cuda import flow as flow_kernels  # Triton is optional
 
-        return flow_kernels.layer_norm(x, self.weight, self.bias, self.eps, more, mish=mish)
+        return flow_kernels.layer_norm(x, self.weight, self.bias, self.eps, update, mish=mish)
 
 
-def is_half(x: Tensor) -> bool:
-    """Whether x is in a half precision; the kernels are for those."""
+def is_half_precision(x: Tensor) -> bool:
+    """Whether x is fp16 or bf16, which the fused kernels support."""
     return x.dtype in (torch.float16, torch.bfloat16)
 
 
 class CausalConv(nn.Module):
-    """Conv1d over [rows, frames, channels] that sees the past only (upstream CausalConv1d)."""
+    """Causal Conv1d over [rows, frames, channels] as a GEMM (upstream CausalConv1d)."""
 
     def __init__(self, channels: int, out: int, *, bias: bool = True) -> None:
         super().__init__()
-        self.product = nn.Linear(KERNEL * channels, out, bias=bias)
+        self.product = nn.Linear(KERNEL_SIZE * channels, out, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         rows, frames, channels = x.shape
-        padded = F.pad(x, (0, 0, KERNEL - 1, 0))
-        # KERNEL neighbouring frames lie one after the other in memory
+        padded = F.pad(x, (0, 0, KERNEL_SIZE - 1, 0))
+        # KERNEL_SIZE adjacent frames are contiguous in memory, so that im2col is a view
         strides = (padded.stride(0), channels, 1)
-        windows = padded.as_strided((rows, frames, KERNEL * channels), strides)
+        windows = padded.as_strided((rows, frames, KERNEL_SIZE * channels), strides)
         convolved: Tensor = self.product(windows)
         return convolved
 
@@ -100,7 +102,7 @@ class ConvNorm(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Two convolutions with the time in between (upstream CausalResnetBlock1D)."""
+    """Two convolutions, the time embedding added between them (upstream CausalResnetBlock1D)."""
 
     def __init__(self, channels: int, out: int, time: int) -> None:
         super().__init__()
@@ -114,13 +116,13 @@ class ResNet(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """What all steps share.
+class Conditioning:
+    """The part of the computation that all ODE steps share.
 
     Attributes:
         first, skip: [rows, frames, width], the conditions' part of the first block.
-        mask: bool [rows, 1, 1, frames], which frames may be attended to; None for all.
-        lengths: int32 [rows], how many those are, the first ones; None for all.
+        mask: bool [rows, 1, 1, frames], the attention mask; None: no padding.
+        lengths: int32 [rows], valid frames of each row; None: no padding.
     """
 
     first: Tensor
@@ -129,8 +131,8 @@ class Given:
     lengths: Tensor | None
 
 
-class Entry(nn.Module):
-    """The first residual block: what depends on the noisy mel, and what does not, apart."""
+class InputResNet(nn.Module):
+    """The first residual block, split into the noisy mel's part and the conditions' part."""
 
     def __init__(self, out: int, time: int) -> None:
         super().__init__()
@@ -140,19 +142,19 @@ class Entry(nn.Module):
         self.mel_skip = nn.Linear(MEL_BINS, out)
         self.given_skip = nn.Linear(CONDITIONS, out, bias=False)
 
-    def forward(self, x: Tensor, given: Given, shift: Tensor) -> Tensor:
+    def forward(self, x: Tensor, conditioning: Conditioning, shift: Tensor) -> Tensor:
         """[n, frames, 80] with ``rows`` conditions, a multiple of n, to [rows, frames, width]."""
-        times = (given.first.shape[0] // x.shape[0], 1, 1)
-        first = self.norm(self.mel(x).repeat(times) + given.first, mish=True)
+        repeats = (conditioning.first.shape[0] // x.shape[0], 1, 1)
+        first = self.norm(self.mel(x).repeat(repeats) + conditioning.first, mish=True)
         convolved: Tensor = self.second(first + shift)
-        return convolved + self.mel_skip(x).repeat(times) + given.skip
+        return convolved + self.mel_skip(x).repeat(repeats) + conditioning.skip
 
 
 class Transformer(nn.Module):
-    """Self-attention over all frames and a feed-forward (diffusers' BasicTransformerBlock).
+    """Self-attention over all frames and an FFN (diffusers' BasicTransformerBlock).
 
     Attributes:
-        fused: as of ``Norm``.
+        fused: see ``Norm``.
     """
 
     fused = False
@@ -166,79 +168,81 @@ class Transformer(nn.Module):
         self.out = nn.Linear(inner, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, more: Tensor | None, given: Given) -> tuple[Tensor, Tensor]:
-        """The residual stream and what is still to be added to it, before and after."""
-        x, inner = self.attention_norm.of_sum(x, more)
+    def forward(
+        self, x: Tensor, update: Tensor | None, conditioning: Conditioning
+    ) -> tuple[Tensor, Tensor]:
+        """Map (residual stream, its pending update) to the same after this block."""
+        x, inner = self.attention_norm.add_and_norm(x, update)
         qkv = self.qkv(inner)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).transpose(1, 3).unbind(2)
-        x, inner = self.ffn_norm.of_sum(x, self.out(self._attend(q, k, v, given)))
+        x, inner = self.ffn_norm.add_and_norm(x, self.out(self._attend(q, k, v, conditioning)))
         return x, self.down(F.gelu(self.up(inner)))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, given: Given) -> Tensor:
-        if self.fused and is_half(q):
-            from chatterbox_opt.kernels.cuda import flow as flow_kernels  # Triton is not everywhere
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, conditioning: Conditioning) -> Tensor:
+        if self.fused and is_half_precision(q):
+            from chatterbox_opt.kernels.cuda import flow as flow_kernels  # Triton is optional
 
-            return flow_kernels.attention(q, k, v, given.lengths)
-        return attend(q, k, v, given.mask)
+            return flow_kernels.attention(q, k, v, conditioning.lengths)
+        return attend(q, k, v, conditioning.mask)
 
 
 class Level(nn.Module):
-    """A residual block and the transformers after it."""
+    """A residual block and the transformer blocks after it (one level of upstream's U-Net)."""
 
-    def __init__(self, resnet: Entry | ResNet, shape: FlowConfig) -> None:
+    def __init__(self, resnet: InputResNet | ResNet, config: FlowConfig) -> None:
         super().__init__()
-        width = shape.estimator_width
+        width = config.estimator_width
         self.resnet = resnet
         self.transformers = nn.ModuleList(
-            Transformer(width, shape.estimator_heads, shape.estimator_head_dim)
-            for _ in range(shape.estimator_blocks)
+            Transformer(width, config.estimator_heads, config.estimator_head_dim)
+            for _ in range(config.estimator_blocks)
         )
 
     def shift(self, time: Tensor) -> Tensor:
-        """An embedded time [..., 4 width] as the residual block adds it, [..., width]."""
+        """Project a time embedding [..., 4 width] for the residual block, [..., width]."""
         shifted: Tensor = self.resnet.time(time)
         return shifted
 
-    def forward(self, given: Given, *inputs: object) -> Tensor:
-        """``inputs`` are the residual block's."""
+    def forward(self, conditioning: Conditioning, *inputs: object) -> Tensor:
+        """Run the level; ``inputs`` are the residual block's arguments."""
         x: Tensor = self.resnet(*inputs)
-        more: Tensor | None = None
+        update: Tensor | None = None
         for transformer in self.transformers:
-            x, more = transformer(x, more, given)
-        return x if more is None else x + more
+            x, update = transformer(x, update, conditioning)
+        return x if update is None else x + update
 
 
 class Estimator(nn.Module):
-    """Velocity of the mel at a time, given what the encoder, the speaker and the prompt say."""
+    """Velocity of the mel at a time, conditioned on the encoder output, speaker and prompt."""
 
-    def __init__(self, shape: FlowConfig) -> None:
+    def __init__(self, config: FlowConfig) -> None:
         super().__init__()
-        width, inputs = shape.estimator_width, MEL_BINS + CONDITIONS
+        width, inputs = config.estimator_width, MEL_BINS + CONDITIONS
         time = 4 * width
         self.time_in, self.time_out = nn.Linear(inputs, time), nn.Linear(time, time)
-        self.enter = Level(Entry(width, time), shape)
+        self.enter = Level(InputResNet(width, time), config)
         self.enter_conv = CausalConv(width, width)
         self.middle = nn.ModuleList(
-            Level(ResNet(width, width, time), shape) for _ in range(shape.estimator_mid)
+            Level(ResNet(width, width, time), config) for _ in range(config.estimator_mid)
         )
-        self.leave = Level(ResNet(2 * width, width, time), shape)
+        self.leave = Level(ResNet(2 * width, width, time), config)
         self.leave_conv = CausalConv(width, width)
         self.final = ConvNorm(width, width)
         self.mel = nn.Linear(width, MEL_BINS)
 
     def fuse(self) -> None:
-        """Have halves go through a card's kernels of our own from now on."""
+        """Use the fused GPU kernels for fp16/bf16 from now on."""
         for part in self.modules():
             if isinstance(part, Norm):
                 part.fused = True
             elif isinstance(part, Transformer):
                 part.fused = part.head_dim >= 16 and part.head_dim.bit_count() == 1
 
-    def times(self, times: Tensor) -> Tensor:
-        """Embed float32 times [n] in [0, 1]: [levels, n, width], once for all steps and rows.
+    def time_shifts(self, times: Tensor) -> Tensor:
+        """Embed float32 times [n] in [0, 1] for each level: [levels, n, width].
 
         Sines and cosines of 1000 t (upstream matcha/decoder.py, SinusoidalPosEmb) through two
-        layers that stay in float32: half precision is off by half a radian there.
+        layers that stay in float32: fp16 angles are off by half a radian.
         """
         half = (MEL_BINS + CONDITIONS) // 2
         exponents = torch.arange(half, device=times.device) * (-math.log(10_000) / (half - 1))
@@ -250,37 +254,37 @@ class Estimator(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the arithmetic."""
+        """The compute dtype."""
         return self.final.norm.weight.dtype
 
-    def given(self, conditions: Tensor, mask: Tensor | None) -> Given:
-        """Compute what all steps share.
+    def condition(self, conditions: Tensor, mask: Tensor | None) -> Conditioning:
+        """Compute what all ODE steps share.
 
         Args:
-            conditions: [rows, frames, 240]: mu, speaker and prompt side by side.
-            mask: bool [rows, frames], which frames are there, the first ones; None for all.
+            conditions: [rows, frames, 240]: mu, speaker and prompt, concatenated.
+            mask: bool [rows, frames], true for valid frames, which come first; None: no padding.
         """
-        entry = cast(Entry, self.enter.resnet)
-        first, skip = entry.given(conditions), entry.given_skip(conditions)
+        block = cast(InputResNet, self.enter.resnet)
+        first, skip = block.given(conditions), block.given_skip(conditions)
         if mask is None:
-            return Given(first, skip, None, None)
-        return Given(first, skip, mask[:, None, None], mask.sum(dim=-1, dtype=torch.int32))
+            return Conditioning(first, skip, None, None)
+        return Conditioning(first, skip, mask[:, None, None], mask.sum(dim=-1, dtype=torch.int32))
 
-    def forward(self, x: Tensor, given: Given, shifts: Tensor) -> Tensor:
-        """One evaluation.
+    def forward(self, x: Tensor, conditioning: Conditioning, shifts: Tensor) -> Tensor:
+        """Evaluate the velocity field.
 
         Args:
             x: noisy mel [n, frames, 80]; rows are n or a multiple of it.
-            shifts: [levels, width], one time of ``times``; [levels, rows, 1, width] for a time of
-                each row's own.
+            shifts: [levels, width], one time of ``time_shifts``; or [levels, rows, 1, width], one
+                time per row.
 
         Returns:
             [rows, frames, 80].
         """
         enter, *middle, leave = shifts
-        entered = self.enter(given, x, given, enter)
-        x = self.enter_conv(entered)
+        hidden = self.enter(conditioning, x, conditioning, enter)
+        x = self.enter_conv(hidden)
         for level, shift in zip(self.middle, middle, strict=True):
-            x = level(given, x, shift)
-        x = self.leave(given, torch.cat((x, entered), dim=-1), leave)
+            x = level(conditioning, x, shift)
+        x = self.leave(conditioning, torch.cat((x, hidden), dim=-1), leave)
         return self.mel(self.final(self.leave_conv(x)))

@@ -1,12 +1,12 @@
-"""The flow stage: speech tokens and voices to mel spectrograms.
+"""The flow stage: speech tokens and voices to mel spectrograms, by conditional flow matching.
 
-Knows the conformer encoder, the Euler loop and its guidance. Knows nothing of text, voice files,
-devices or waves.
+Responsible for the conformer encoder, the ODE solver (Euler) and CFG. Not responsible for text,
+voice files, devices or waveforms.
 
-Upstream's encoder class does the encoding, our estimator (estimator.py) the velocity; this file
-does what upstream does around them (flow.py and flow_matching.py of chatterbox-tts 0.1.7), with
-the noise drawn in float32 from the caller's generator: a half-precision draw is another sequence,
-another sound.
+The conformer encoder is upstream's class, the velocity field estimator is ours (estimator.py);
+this module replaces the code around them (flow.py and flow_matching.py of chatterbox-tts 0.1.7).
+Noise is drawn in float32 from the caller's generator: an fp16 or bf16 draw gives other random
+numbers and hence other audio.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from chatterbox_opt.sampling import CFM_STEPS
 from chatterbox_opt.utils.upstream_import import import_upstream
 from chatterbox_opt.voice import Voice
 
-GUIDANCE = 0.7  # upstream's inference_cfg_rate (s3gen/configs.py)
+CFG_RATE = 0.7  # upstream's inference_cfg_rate (s3gen/configs.py)
 
 
 class Flow(nn.Module):
@@ -38,41 +38,39 @@ class Flow(nn.Module):
     Parameters outside the estimator have upstream's names (CausalMaskedDiffWithXvec).
     """
 
-    def __init__(self, shape: FlowConfig) -> None:
+    def __init__(self, config: FlowConfig) -> None:
         super().__init__()
-        width = shape.encoder_width
+        width = config.encoder_width
         self.input_embedding = nn.Embedding(SPEECH_TOKENS, width)
-        self.spk_embed_affine_layer = nn.Linear(shape.xvector, MEL_BINS)
-        self.encoder: Any = build_encoder(shape)
+        self.spk_embed_affine_layer = nn.Linear(config.xvector, MEL_BINS)
+        self.encoder: Any = build_encoder(config)
         self.encoder_proj = nn.Linear(width, MEL_BINS)
-        self.estimator = Estimator(shape)
-        self._aside: list[tuple[nn.Module, str, linear_int.Int8Linear]] = []
-        self.executor: Executor = (
-            EagerExecutor()
-        )  # how encoder and ODE are run: launched, or replayed
+        self.estimator = Estimator(config)
+        self._int8_layers: list[tuple[nn.Module, str, linear_int.Int8Linear]] = []
+        self.executor: Executor = EagerExecutor()  # runs encoder and ODE: eager, or CUDA graphs
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the arithmetic."""
+        """The compute dtype."""
         return self.estimator.dtype
 
     def set_precision(self, dtype: torch.dtype) -> None:
-        """Cast for arithmetic in ``dtype``; the time embedding stays in float32.
+        """Cast to compute in ``dtype``; the time embedding stays in float32.
 
-        Blocked matrices (linear_onednn.py) are blocked again. Integers become the float32 numbers that
-        they stand for, and come back with bfloat16.
+        oneDNN-packed matrices (linear_onednn.py) are packed again. Int8 layers are dequantized to
+        float32, and restored on the return to bfloat16.
         """
-        was_blocked = linear_onednn.use_plain(self)
+        was_packed = linear_onednn.use_plain(self)
         if dtype == torch.bfloat16:
-            for owner, name, layer in self._aside:
+            for owner, name, layer in self._int8_layers:
                 setattr(owner, name, layer)
-            self._aside = []
+            self._int8_layers = []
         else:
-            self._aside += linear_int.dequantize_layers(self)
+            self._int8_layers += linear_int.dequantize_layers(self)
         self.to(dtype)
         self.estimator.time_in.float()
         self.estimator.time_out.float()
-        if was_blocked:
+        if was_packed:
             linear_onednn.use_onednn(self)
 
     @torch.inference_mode()
@@ -83,26 +81,27 @@ class Flow(nn.Module):
         generators: Sequence[torch.Generator | None],
         steps: int = CFM_STEPS,
     ) -> list[Tensor]:
-        """Turn utterances' speech tokens into mel spectrograms, each as if it were alone.
+        """Turn speech tokens of several sequences into mel spectrograms, independent of each other.
 
         Args:
             tokens: int64 [T_i] each, below 6561, each T_i at least 1.
-            voices: one for each, on the same device.
-            generators: one for each, on the same device; [1, 80, prompt + 2 T_i] normal numbers
-                are drawn.
+            voices: one for each sequence, on the same device.
+            generators: one for each sequence, on the same device; draw [1, 80, prompt + 2 T_i]
+                normal random numbers.
             steps: Euler steps of the ODE.
 
         Returns:
-            float32 [80, 2 T_i] each, the voice's prompt cut off.
+            float32 [80, 2 T_i] each, without the voice's prompt.
 
         Raises:
-            NumericsError: a mel holds NaN or infinity.
+            NumericsError: a mel contains NaN or Inf.
         """
         lengths = [
-            voice.tokens.shape[1] + len(said) for said, voice in zip(tokens, voices, strict=True)
+            voice.tokens.shape[1] + len(new) for new, voice in zip(tokens, voices, strict=True)
         ]
         mels: dict[int, Tensor] = {}
         for rows in group_by_length([MEL_PER_TOKEN * n for n in lengths], tokens[0].device):
+            # 1) encode each row alone and draw its noise
             conditions = [self.encode(tokens[i][None], voices[i])[0] for i in rows]
             noises = [
                 torch.randn(1, MEL_BINS, len(c), generator=generators[i], device=c.device)[0].T
@@ -110,48 +109,48 @@ class Flow(nn.Module):
             ]
             frames = [len(noise) for noise in noises]
             longest = self.executor.padded_length(max(frames))
-            noise, given = (
+            # 2) pad, stack and solve the group, 3) cut off prompt and padding
+            noise, padded_conditions = (
                 torch.stack([F.pad(row, (0, 0, 0, longest - len(row))) for row in each])
                 for each in (noises, conditions)
             )
-            for i, length, mel in zip(
-                rows, frames, self.solve(noise, given, frames, steps), strict=True
-            ):
+            solved = self.solve(noise, padded_conditions, frames, steps)
+            for i, length, mel in zip(rows, frames, solved, strict=True):
                 mels[i] = mel[voices[i].mel.shape[1] : length].T.contiguous()
         if not all(torch.isfinite(mel).all() for mel in mels.values()):
-            raise NumericsError("flow gave a mel spectrogram with numbers that are not finite")
+            raise NumericsError("flow computed a mel spectrogram with NaN or Inf")
         return [mels[i] for i in range(len(tokens))]
 
     def encode(self, tokens: Tensor, voice: Voice) -> Tensor:
-        """Condition on the voice (upstream flow.py, inference).
+        """Encode prompt and new tokens of one sequence (upstream flow.py, inference).
 
-        One utterance at a time. Where it is replayed it is padded to a bucket.
+        For CUDA graphs the sequence is padded to a bucket.
 
         Args:
             tokens: int64 [1, T].
 
         Returns:
-            [1, F, 240] over prompt and new frames: mu (the encoder's estimate), the speaker, and
-            the voice's mel with zeros where the new frames go.
+            [1, F, 240] over prompt and new frames: mu (the encoder's mel estimate), the speaker
+            embedding, and the voice's mel, zero at the new frames.
         """
-        whole = torch.cat((voice.tokens, tokens), dim=1)
-        length = whole.shape[1]
+        all_tokens = torch.cat((voice.tokens, tokens), dim=1)
+        length = all_tokens.shape[1]
         if not self.executor.captures:
-            lengths = to_device(torch.tensor([length]), whole.device)
-            hidden, _ = self.encoder(self.input_embedding(whole), lengths)
+            lengths = to_device(torch.tensor([length]), all_tokens.device)
+            hidden, _ = self.encoder(self.input_embedding(all_tokens), lengths)
             return self._conditions(hidden, voice.xvector, voice.mel)
-        beyond = self.executor.padded_length(length) - length
-        missing = MEL_PER_TOKEN * (length + beyond) - voice.mel.shape[1]
-        found = self.executor(
+        padding = self.executor.padded_length(length) - length
+        mel_padding = MEL_PER_TOKEN * (length + padding) - voice.mel.shape[1]
+        encoded = self.executor(
             "encode",
             self._encode,
-            F.pad(whole, (0, beyond)),
-            whole.new_full((1,), length),
+            F.pad(all_tokens, (0, padding)),
+            all_tokens.new_full((1,), length),
             voice.xvector,
-            F.pad(voice.mel, (0, 0, 0, missing)),
-            *positions(self.encoder, length + beyond, self.input_embedding.weight),
+            F.pad(voice.mel, (0, 0, 0, mel_padding)),
+            *relative_positions(self.encoder, length + padding, self.input_embedding.weight),
         )
-        return found[:, : MEL_PER_TOKEN * length]
+        return encoded[:, : MEL_PER_TOKEN * length]
 
     def _encode(
         self,
@@ -159,21 +158,23 @@ class Flow(nn.Module):
         lengths: Tensor,
         xvector: Tensor,
         mel: Tensor,
-        near: Tensor,
-        far: Tensor,
+        pos_emb: Tensor,
+        up_pos_emb: Tensor,
     ) -> Tensor:
-        """See ``encode``; all of it is tensors, so that it can be recorded.
+        """``encode`` in tensor operations only, so that it can be captured.
 
         Args:
-            tokens: int64 [1, T], padded; ``lengths`` of them are there.
-            mel: float32 [1, 2 T, 80], the voice's and then zeros.
-            near, far: from ``positions``.
+            tokens: int64 [1, T], padded; the first ``lengths`` are valid.
+            mel: float32 [1, 2 T, 80], the voice's, then zeros.
+            pos_emb, up_pos_emb: from ``relative_positions``.
         """
-        hidden = encode_padded(self.encoder, self.input_embedding(tokens), lengths, near, far)
+        hidden = encode_padded(
+            self.encoder, self.input_embedding(tokens), lengths, pos_emb, up_pos_emb
+        )
         return self._conditions(hidden, xvector, mel)
 
     def _conditions(self, hidden: Tensor, xvector: Tensor, mel: Tensor) -> Tensor:
-        """What the estimator is given, of the encoder's [1, F, width]; zeros follow the mel."""
+        """Estimator inputs from the encoder output [1, F, width]; the mel is zero-padded."""
         speaker = F.normalize(xvector, dim=1).to(self.dtype)
         speaker = self.spk_embed_affine_layer(speaker)
         mu = self.encoder_proj(hidden)
@@ -184,58 +185,60 @@ class Flow(nn.Module):
     def solve(self, noise: Tensor, conditions: Tensor, frames: Sequence[int], steps: int) -> Tensor:
         """Integrate the ODE from noise to mel on a cosine schedule (upstream solve_euler).
 
-        The state stays in float32; only the estimator works in its own dtype. Conditional and
-        unconditional rows go together: v = (1 + w) v_cond - w v_uncond.
+        The ODE state stays in float32; only the estimator computes in its own dtype. CFG runs
+        conditional and unconditional rows in one batch: v = (1 + w) v_cond - w v_uncond.
 
         Args:
             noise: float32 [rows, F, 80].
             conditions: [rows, F, 240], see ``encode``.
-            frames: how many of F each row has; what is beyond them is not seen by the others.
+            frames: valid frames of each row; the padding after them does not affect them.
 
         Returns:
-            float32 [rows, F, 80]; whatever beyond each row's frames.
+            float32 [rows, F, 80]; undefined in the padding.
         """
         masks: tuple[Tensor, ...] = ()
-        if min(frames) < noise.shape[1]:  # kernels without a mask are faster on a card
-            masks = (_there(noise.shape[1], to_device(torch.tensor(frames), noise.device)),)
+        if min(frames) < noise.shape[1]:  # attention without a mask is faster on GPUs
+            masks = (valid_mask(noise.shape[1], to_device(torch.tensor(frames), noise.device)),)
         solve = functools.partial(self._integrate, steps)
         return self.executor(steps, solve, noise, conditions, *masks)
 
     def _integrate(
         self, steps: int, x: Tensor, conditions: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """See ``solve``; all of it is tensors, so that it can be recorded.
+        """``solve`` in tensor operations only, so that it can be captured.
 
         Args:
-            mask: bool [rows, F], which frames are there; None for all.
+            mask: bool [rows, F], true for valid frames; None: no padding.
         """
         estimator = self.estimator
         mask = None if mask is None else mask.repeat(2, 1)
-        given = estimator.given(torch.cat((conditions, torch.zeros_like(conditions))), mask)
+        conditioning = estimator.condition(
+            torch.cat((conditions, torch.zeros_like(conditions))), mask
+        )
         times = 1 - torch.cos(torch.linspace(0, 1, steps + 1, device=x.device) * 0.5 * torch.pi)
-        shifts = estimator.times(times[:-1])
+        shifts = estimator.time_shifts(times[:-1])
         for i in range(steps):
-            both = estimator(x.to(conditions.dtype), given, shifts[:, i]).float()
-            cond, uncond = both.chunk(2)
-            velocity = (1.0 + GUIDANCE) * cond - GUIDANCE * uncond
+            cond_uncond = estimator(x.to(conditions.dtype), conditioning, shifts[:, i]).float()
+            cond, uncond = cond_uncond.chunk(2)
+            velocity = (1.0 + CFG_RATE) * cond - CFG_RATE * uncond
             x = x + (times[i + 1] - times[i]) * velocity
         return x
 
 
-def build_encoder(shape: FlowConfig) -> Any:
-    """Instantiate upstream's encoder with these shapes; the true ones give upstream's own module.
+def build_encoder(config: FlowConfig) -> Any:
+    """Instantiate upstream's conformer encoder with the widths of ``config``.
 
     Upstream hard-codes 512 channels in two layers and four blocks after the upsampling; for a
-    smaller model those are replaced by the same classes in the right size.
+    smaller model those are replaced by the same classes with other widths.
     """
     layers = import_upstream("models.s3gen.transformer.upsample_encoder")
-    width = shape.encoder_width
+    width = config.encoder_width
     encoder = layers.UpsampleConformerEncoder(
         input_size=width,
         output_size=width,
-        attention_heads=shape.encoder_heads,
-        linear_units=shape.encoder_ffn,
-        num_blocks=shape.encoder_blocks,
+        attention_heads=config.encoder_heads,
+        linear_units=config.encoder_ffn,
+        num_blocks=config.encoder_blocks,
         input_layer="linear",
         pos_enc_layer_type="rel_pos_espnet",
         selfattention_layer_type="rel_selfattn",
@@ -247,56 +250,58 @@ def build_encoder(shape: FlowConfig) -> Any:
         encoder.up_layer = layers.Upsample1D(
             channels=width, out_channels=width, stride=MEL_PER_TOKEN
         )
-    encoder.up_encoders = encoder.up_encoders[: shape.up_blocks]
+    encoder.up_encoders = encoder.up_encoders[: config.up_blocks]
     return encoder
 
 
-def positions(encoder: Any, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The encoder's tables of relative positions for ``length`` tokens: [1, 2 length - 1, width],
-    and as many for its frames.
+def relative_positions(encoder: Any, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The encoder's relative position embeddings for ``length`` tokens: [1, 2 length - 1, width],
+    and the same for its upsampled frames.
 
-    Upstream's layers keep them, longer and bring them to another place or dtype when they are
-    asked; a recording must not, so it gets them as arguments.
+    Upstream's layers store them and extend, move or cast them on demand, which a captured graph
+    must not, so it gets them as arguments.
     """
-    found = []
+    embeddings = []
     for embed, size in (
         (encoder.embed, length),
         (encoder.up_embed, MEL_PER_TOKEN * length),
     ):
         embed.pos_enc.extend_pe(like.new_empty(1, size))
-        found.append(embed.pos_enc.position_encoding(offset=0, size=size))
-    return found[0], found[1]
+        embeddings.append(embed.pos_enc.position_encoding(offset=0, size=size))
+    return embeddings[0], embeddings[1]
 
 
-def encode_padded(encoder: Any, x: Tensor, lengths: Tensor, near: Tensor, far: Tensor) -> Tensor:
-    """Upstream's ``UpsampleConformerEncoder.forward`` for rows of different lengths.
+def encode_padded(
+    encoder: Any, x: Tensor, lengths: Tensor, pos_emb: Tensor, up_pos_emb: Tensor
+) -> Tensor:
+    """Upstream's ``UpsampleConformerEncoder.forward`` for padded rows, without a host sync.
 
-    Its own reads a value back, and pads on the right of the padding: the convolution that looks
-    ahead would see what embedding and norm make of it. Attention has its mask, all other layers
-    look back only.
+    Upstream's own reads a value back, and does not zero the padding before the look-ahead
+    convolution, which would mix in the padding's embeddings. Attention is masked, and all other
+    layers are causal.
 
     Args:
         x: [rows, T, width], padded on the right.
         lengths: int64 [rows].
-        near, far: from ``positions``.
+        pos_emb, up_pos_emb: from ``relative_positions``.
 
     Returns:
-        [rows, 2 T, width]; whatever beyond each row's frames.
+        [rows, 2 T, width]; undefined in the padding.
     """
-    there = _there(x.shape[1], lengths)
+    valid = valid_mask(x.shape[1], lengths)
     x = encoder.embed.out(x) * encoder.embed.pos_enc.xscale
-    x = encoder.pre_lookahead_layer(x.masked_fill(~there[..., None], 0))
+    x = encoder.pre_lookahead_layer(x.masked_fill(~valid[..., None], 0))
     for layer in encoder.encoders:
-        x, *_ = layer(x, there[:, None], near)
+        x, *_ = layer(x, valid[:, None], pos_emb)
     x, lengths = encoder.up_layer(x.transpose(1, 2).contiguous(), lengths)
-    there = _there(x.shape[2], lengths)
+    valid = valid_mask(x.shape[2], lengths)
     x = encoder.up_embed.out(x.transpose(1, 2).contiguous()) * encoder.up_embed.pos_enc.xscale
     for layer in encoder.up_encoders:
-        x, *_ = layer(x, there[:, None], far)
+        x, *_ = layer(x, valid[:, None], up_pos_emb)
     hidden: Tensor = encoder.after_norm(x)
     return hidden
 
 
-def _there(length: int, lengths: Tensor) -> Tensor:
-    """Which of ``length`` places are not padding: bool [rows, length]."""
+def valid_mask(length: int, lengths: Tensor) -> Tensor:
+    """Mask of the positions that are not padding: bool [rows, length]."""
     return torch.arange(length, device=lengths.device) < lengths[:, None]

@@ -1,6 +1,6 @@
-"""T3's weights: upstream's names and ours, and how one becomes the other.
+"""Converts upstream's T3 state dict to ours.
 
-Knows tensors' names, shapes and layouts. Knows nothing of files or of what T3 computes.
+Responsible for tensor names, shapes and layouts. Not responsible for files or for what T3 computes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from chatterbox_opt.runtime import malloc
 from chatterbox_opt.utils.skip_init import skip_init
 
 
-def t3_upstream_names(shape: T3Config) -> dict[str, tuple[str, ...]]:
-    """Our parameter names, each with the upstream names whose rows it stacks, in order."""
+def t3_upstream_names(config: T3Config) -> dict[str, tuple[str, ...]]:
+    """Our parameter names, each with the upstream tensors that are stacked into it, in order."""
     names: dict[str, tuple[str, ...]] = {
         "text_emb.weight": ("text_emb.weight",),
         "text_pos.weight": ("text_pos_emb.emb.weight",),
@@ -36,7 +36,7 @@ def t3_upstream_names(shape: T3Config) -> dict[str, tuple[str, ...]]:
     for mine, theirs in ours.items():
         for kind in ("weight", "bias"):
             names[f"resampler.{mine}.{kind}"] = (f"cond_enc.perceiver.attn.{theirs}.{kind}",)
-    for i in range(shape.layers):
+    for i in range(config.layers):
         layer = f"tfmr.layers.{i}."
         attention = [f"{layer}self_attn.{p}_proj.weight" for p in ("q", "k", "v", "o")]
         ffn = [f"{layer}mlp.{p}_proj.weight" for p in ("gate", "up", "down")]
@@ -51,26 +51,26 @@ def t3_upstream_names(shape: T3Config) -> dict[str, tuple[str, ...]]:
     return names
 
 
-UNUSED = ("tfmr.embed_tokens.weight", "text_head.weight")  # in the file, never read when speaking
+UNUSED = ("tfmr.embed_tokens.weight", "text_head.weight")  # in the file, not used for inference
 
 
 def t3_from_upstream(
-    state: Mapping[str, Tensor], shape: T3Config, dtype: torch.dtype, layout: str = ""
+    state: Mapping[str, Tensor], config: T3Config, dtype: torch.dtype, layout: str = ""
 ) -> t3_model.T3:
     """Build the decoder from upstream's state dict, as strictly as upstream loads it.
 
-    One tensor at a time: with a ``layout`` no more than one matrix is ever there as a plain one.
+    One tensor at a time: with a ``layout`` only one unpacked matrix is in memory.
 
     Raises:
-        WeightsError: a tensor is missing, unknown, or of another shape than ``shape`` says.
+        WeightsError: a tensor is missing, unknown, or of a shape that does not match ``config``.
     """
-    model = _empty_t3(shape)
+    model = _empty_t3(config)
     parameters = model.state_dict()
-    names = t3_upstream_names(shape)
+    names = t3_upstream_names(config)
     expected = {name for group in names.values() for name in group} | set(UNUSED)
     if missing := sorted(expected - set(state)):
         raise WeightsError(
-            f"t3 lacks {len(missing)} tensors, first {missing[0]}: wrong or old file?"
+            f"t3 is missing {len(missing)} tensors, first {missing[0]}: wrong or old file?"
         )
     if unknown := sorted(set(state) - expected):
         raise WeightsError(
@@ -80,7 +80,7 @@ def t3_from_upstream(
     for mine, theirs in names.items():
         owner, _, name = mine.removesuffix(".weight").rpartition(".")
         packs = layout and weight_layout.packable(model.get_submodule(mine.rpartition(".")[0]))
-        # what is rounded to integers is not rounded to a half before
+        # quantize from the stored values, not from values already rounded to bf16/fp16
         tensor = torch.cat([state[n] if packs else state[n].to(dtype) for n in theirs])
         if tensor.shape != parameters[mine].shape:
             raise WeightsError(
@@ -98,13 +98,13 @@ def t3_from_upstream(
     return model.eval().requires_grad_(False)
 
 
-def t3_of(tensors: Mapping[str, Tensor], shape: T3Config) -> t3_model.T3:
-    """Build the decoder from what ``packing.tensors`` gave of it."""
-    model = _empty_t3(shape)
+def t3_from_tensors(tensors: Mapping[str, Tensor], config: T3Config) -> t3_model.T3:
+    """Build the decoder from the tensors of ``weight_layout.packed_tensors``."""
+    model = _empty_t3(config)
     model.load_state_dict(weight_layout.restore_packed(model, tensors), assign=True)
     return model.eval().requires_grad_(False)
 
 
-def _empty_t3(shape: T3Config) -> t3_model.T3:
-    with skip_init():  # its pages are never touched; the meta device would import sympy
-        return t3_model.T3(shape)
+def _empty_t3(config: T3Config) -> t3_model.T3:
+    with skip_init():  # its memory is never touched; the meta device would import sympy
+        return t3_model.T3(config)

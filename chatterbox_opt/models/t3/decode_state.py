@@ -1,7 +1,7 @@
-"""Static buffers for utterances in work: what differs between two decode steps is a tensor here.
+"""Static buffers of the sequences being decoded: all that differs between two steps is a tensor.
 
-Knows a slot's state: how an utterance enters it, how a token is drawn into it. Knows nothing of
-the loop, of when an utterance ends, or of how a step is run (decode.py).
+Responsible for the state of a slot: prefilling a sequence into it and sampling tokens into it. Not
+responsible for the decode loop, for stopping criteria, or for how a step is run (decode.py).
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from chatterbox_opt.models.t3.sampler import SamplingTensors, sample
 from chatterbox_opt.runtime.cuda import to_device
 from chatterbox_opt.sampling import Sampling
 
-UNFORCED = -1  # in ``Slots.token_buffer``: nothing is prescribed here
+UNFORCED = -1  # in ``DecodeState.token_buffer``: no token is forced at this position
 
-# A prefix [each, length, width] into the cache and the logits of slot ``Slots.entering``, its last
-# position being ``Slots.last``; what is behind that is padding.
+# Runs a prefix [rows_per_seq, length, width] into the KV cache and the logits of slot
+# ``DecodeState.prefill_slot``. Its last position is ``DecodeState.prefill_last``; padding follows.
 PrefillFn = Callable[["DecodeState", Tensor], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodeRequest:
-    """What shall be said once.
+    """A sequence to decode.
 
     Attributes:
         prompt: text and voice.
-        sampling: its knobs; the seed is in ``generator``.
-        generator: on the model's device; one draw of [speech_vocab] numbers for each token.
-        on_token: told at every token how many there are.
-        forced_tokens: ids that are said whatever is drawn, and then the stop token; empty is free speech.
-            It serves to measure like with like.
+        sampling: its sampling parameters; the seed is in ``generator``.
+        generator: on the model's device; draws [speech_vocab] random numbers for each token.
+        on_token: callback, gets the number of generated tokens after each one.
+        forced_tokens: ids that replace the sampled ones (teacher forcing), then the stop token.
+            Empty: free-running. Used to compare precisions on the same sequence.
     """
 
     prompt: Prompt
@@ -49,34 +49,37 @@ class DecodeRequest:
 
 @dataclass(frozen=True, slots=True)
 class DecodeOutput:
-    """What became of an utterance.
+    """The result of a sequence.
 
     Attributes:
-        tokens: without the stop token; ids from 6561 on are no sound.
-        truncated: it came to its limit without a stop token.
+        sequence: the request.
+        tokens: without the stop token; ids from 6561 on are special tokens without audio.
+        truncated: it reached its limit without a stop token.
         error: NumericsError or TextError, or None.
     """
 
-    utterance: DecodeRequest
+    sequence: DecodeRequest
     tokens: tuple[int, ...] = ()
     truncated: bool = False
     error: NumericsError | TextError | None = None
 
 
 class DecodeState:
-    """Static buffers for ``count`` utterances in work.
+    """Static buffers for ``count`` sequences.
 
     Attributes:
-        rows_per_seq: rows of one utterance: 2 with classifier-free guidance, else 1.
-        token: int64 [count], drawn last and not yet run through the model.
-        num_generated: int64 [count], how many tokens were drawn.
-        position: int64 [count], where in the cache ``last_token`` goes.
-        logits: [count * each, speech_vocab], of the model's last position.
-        seen: bool [count, speech_vocab], the history for the repetition penalty.
-        knobs: of the sampler.
-        noise: float32 [count, speech_vocab], Exp(1) for the next draw.
-        token_buffer: int64 [count, speech_positions], what was drawn; ahead of that the script, or FREE.
-        entering, last: int64 [1], for ``PrefillFn``.
+        count: slots.
+        rows_per_seq: batch rows of one sequence: 2 with classifier-free guidance, else 1.
+        last_token: int64 [count], sampled last and not yet run through the model.
+        num_generated: int64 [count], tokens sampled so far.
+        position: int64 [count], the KV cache position where ``last_token`` goes.
+        logits: [count * rows_per_seq, speech_vocab], of the last position that was run.
+        seen: bool [count, speech_vocab], the token history for the repetition penalty.
+        sampling_tensors: sampling parameters, a row for each slot.
+        noise: float32 [count, speech_vocab], Exp(1), for the next token.
+        token_buffer: int64 [count, speech_positions], the sampled tokens; from ``num_generated``
+            on, the forced tokens or ``UNFORCED``.
+        prefill_slot, prefill_last: int64 [1], arguments of ``PrefillFn``.
         cache: keys and values.
     """
 
@@ -84,90 +87,92 @@ class DecodeState:
         """Allocate on the model's device.
 
         Args:
-            cache: an empty one for ``count`` utterances.
+            cache: an empty one for ``count`` sequences.
         """
-        shape, device, rows_per_seq = t3.shape, t3.like.device, cache.rows_per_seq
+        config, device, rows_per_seq = t3.config, t3.like.device, cache.rows_per_seq
         self.count, self.rows_per_seq, self.cache = count, rows_per_seq, cache
         self.last_token, self.num_generated, self.position = (
             torch.zeros(count, dtype=torch.long, device=device) for _ in range(3)
         )
-        self.entering, self.last = torch.zeros(2, 1, dtype=torch.long, device=device)
+        self.prefill_slot, self.prefill_last = torch.zeros(2, 1, dtype=torch.long, device=device)
         self.logits = torch.zeros(
-            count * rows_per_seq, shape.speech_vocab, dtype=t3.dtype, device=device
+            count * rows_per_seq, config.speech_vocab, dtype=t3.dtype, device=device
         )
-        self.seen = torch.zeros(count, shape.speech_vocab, dtype=torch.bool, device=device)
-        self.knobs = SamplingTensors.room(count, device)
-        self.noise = torch.ones(count, shape.speech_vocab, device=device)
+        self.seen = torch.zeros(count, config.speech_vocab, dtype=torch.bool, device=device)
+        self.sampling_tensors = SamplingTensors.allocate(count, device)
+        self.noise = torch.ones(count, config.speech_vocab, device=device)
         self.token_buffer = torch.full(
-            (count, shape.speech_positions), UNFORCED, dtype=torch.long, device=device
+            (count, config.speech_positions), UNFORCED, dtype=torch.long, device=device
         )
 
-    def enter(
-        self, slot: int, utterance: DecodeRequest, t3: T3, prefill: PrefillFn, surplus: int
+    def prefill(
+        self, slot: int, sequence: DecodeRequest, t3: T3, prefill: PrefillFn, extra_positions: int
     ) -> int:
-        """Run an utterance's prefix into a slot; return its length.
+        """Run a sequence's prefix into a slot; return the prefix's length.
 
         Args:
-            prefill: of the way that steps are run.
-            surplus: positions wanted behind the prefix.
+            prefill: from the decode backend.
+            extra_positions: KV cache positions to reserve after the prefix.
 
         Raises:
             TextError: more text tokens than the model has positions.
         """
-        prefix = t3.embed(utterance.prompt, utterance.sampling.exaggeration, self.rows_per_seq)
+        # 1) embed the prompt, reserve KV cache positions and run the prefix
+        prefix = t3.embed(sequence.prompt, sequence.sampling.exaggeration, self.rows_per_seq)
         length = prefix.shape[1]
-        room = self.cache.prefix(length)
-        self.cache.clear(slot)  # of whoever was here: a weight of 0 times NaN is NaN
-        self.cache.reserve(slot, max(room, length + surplus))
-        self.entering.fill_(slot)
-        self.last.fill_(length - 1)
-        prefill(self, F.pad(prefix, (0, 0, 0, room - length)))
+        padded = self.cache.padded_length(length)
+        self.cache.clear(slot)  # of the previous sequence: attention weight 0 times NaN is NaN
+        self.cache.reserve(slot, max(padded, length + extra_positions))
+        self.prefill_slot.fill_(slot)
+        self.prefill_last.fill_(length - 1)
+        prefill(self, F.pad(prefix, (0, 0, 0, padded - length)))
+        # 2) reset the slot's counters, history, sampling parameters and forced tokens
         self.position[slot], self.num_generated[slot] = length - 1, 0
         self.seen[slot] = False
-        self.seen[slot, t3.shape.start_speech] = True
-        self.knobs.set(slot, utterance.sampling)
+        self.seen[slot, t3.config.start_speech] = True
+        self.sampling_tensors.set(slot, sequence.sampling)
         self.token_buffer[slot] = UNFORCED
-        if utterance.forced_tokens:
-            forced_tokens = torch.tensor([*utterance.forced_tokens, t3.shape.stop_speech])
+        if sequence.forced_tokens:
+            forced_tokens = torch.tensor([*sequence.forced_tokens, t3.config.stop_speech])
             self.token_buffer[slot, : len(forced_tokens)] = to_device(
                 forced_tokens, self.token_buffer.device
             )
         return length
 
-    def draw(self, first: int, last: int, *, ranked: bool) -> None:
-        """Choose the next token of slots ``first`` to ``last`` and note it; tensors only.
+    def sample_next(self, first: int, last: int, *, needs_sort: bool) -> None:
+        """Sample and store the next token of slots ``first`` to ``last``; tensor operations only.
 
         Args:
-            ranked: see ``sampler.filter_logits``.
+            needs_sort: see ``sampler.filter_logits``.
         """
         rows = slice(first, last)
         token = sample(
             self.logits[first * self.rows_per_seq : last * self.rows_per_seq],
             self.seen[rows],
-            self.knobs.slice(first, last),
+            self.sampling_tensors.slice(first, last),
             self.noise[rows],
-            ranked=ranked,
+            needs_sort=needs_sort,
         )
-        place = self.num_generated[rows][:, None]
-        forced_tokens = self.token_buffer[rows].gather(1, place)[:, 0]
+        index = self.num_generated[rows][:, None]
+        forced_tokens = self.token_buffer[rows].gather(1, index)[:, 0]
         token = torch.where(forced_tokens == UNFORCED, token, forced_tokens)
-        self.token_buffer[rows].scatter_(1, place, token[:, None])
-        token = token.clamp(min=0)  # NOT_FINITE is no row of a table
+        self.token_buffer[rows].scatter_(1, index, token[:, None])
+        token = token.clamp(min=0)  # NOT_FINITE is not an index into the embedding table
         self.last_token[rows].copy_(token)
         self.seen[rows].scatter_(1, token[:, None], value=True)
         self.position[rows].add_(1)
-        # a slot that ended may be stepped a little further: it must not leave its tables
+        # a finished slot may be stepped a few times more: it must stay inside its tables
         self.num_generated[rows].add_(1).clamp_(max=self.token_buffer.shape[1] - 1)
 
     def latest(self, slots: int, count: int) -> Tensor:
         """The last ``count`` tokens of each of the first ``slots`` slots: int64 [slots, count]."""
         back = torch.arange(-count, 0, device=self.token_buffer.device)
-        places = (self.num_generated[:slots, None] + back).clamp(min=0)
-        return self.token_buffer[:slots].gather(1, places)
+        indices = (self.num_generated[:slots, None] + back).clamp(min=0)
+        return self.token_buffer[:slots].gather(1, indices)
 
     def move(self, source: int, target: int) -> None:
-        """Copy one slot over another."""
-        for kept in (
+        """Copy slot ``source`` over slot ``target``."""
+        for buffer in (
             self.last_token,
             self.num_generated,
             self.position,
@@ -175,10 +180,10 @@ class DecodeState:
             self.token_buffer,
             self.noise,
         ):
-            kept[target] = kept[source]
-        self.knobs.values[target] = self.knobs.values[source]
-        here, there = (
+            buffer[target] = buffer[source]
+        self.sampling_tensors.values[target] = self.sampling_tensors.values[source]
+        source_rows, target_rows = (
             slice(i * self.rows_per_seq, (i + 1) * self.rows_per_seq) for i in (source, target)
         )
-        self.logits[there] = self.logits[here]
+        self.logits[target_rows] = self.logits[source_rows]
         self.cache.move(source, target)

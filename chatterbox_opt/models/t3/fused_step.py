@@ -1,8 +1,7 @@
-"""T3's step on a card in few launches: five a layer, and one before and one behind them, by kernels
-of our own.
+"""The T3 decode step in fused GPU kernels: five launches a layer, one before and one after them.
 
-Knows which of T3's operations go together. Knows nothing of their arithmetic (decode_linear.py,
-decode_attention.py, decode_io.py) or of the loop around a step.
+Responsible for which of T3's operations are fused. Not responsible for their arithmetic
+(decode_linear.py, decode_attention.py, decode_io.py) or for the loop around a step.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from chatterbox_opt.models.t3.sampler import NOT_FINITE
 
 
 def supports(t3: T3) -> bool:
-    """Whether all of T3's matrices are such as the kernels read."""
+    """Whether the kernels support the layout of all of T3's weight matrices."""
     layers = [part for block in t3.blocks for part in block.children()] + [t3.head]
     matrices = [part for part in layers if not isinstance(part, RMSNorm)]
     return all(
@@ -30,13 +29,13 @@ def supports(t3: T3) -> bool:
 
 
 class FusedStep:
-    """See ``decoding.Step``; for slots over a StaticCache. It has no weights of its own."""
+    """A ``decode.DecodeStep`` over slots with a StaticKVCache. Holds no weights of its own."""
 
     def __init__(self, t3: T3) -> None:
         self._t3 = t3
 
-    def __call__(self, slots: DecodeState, count: int, span: int, *, ranked: bool) -> None:
-        """See ``decoding.Step``; each row is read as far as it goes, whatever ``span`` is."""
+    def __call__(self, slots: DecodeState, count: int, kv_len: int, *, needs_sort: bool) -> None:
+        """Run one step; attention stops at each sequence's length, whatever ``kv_len`` is."""
         from chatterbox_opt.kernels.cuda import (
             decode_attention,
             decode_io,  # needs Triton
@@ -47,34 +46,35 @@ class FusedStep:
         assert isinstance(cache, StaticKVCache)
         counters = slots.last_token[:count], slots.num_generated[:count], slots.position[:count]
         tables = t3.speech_emb.weight, t3.speech_pos.weight
-        x, rope, places, arrivals = decode_io.embed_tokens(
-            counters, tables, t3.frequencies, cache.rows_per_seq, span, t3.shape.heads
+        x, rope, positions, arrivals = decode_io.embed_tokens(
+            counters, tables, t3.frequencies, cache.rows_per_seq, kv_len, t3.config.heads
         )
         linear = decode_linear.linear
         for i, block in enumerate(t3.blocks):
-            qkv = linear(x, *matrix(block.qkv), norm=_norm(block.attention_norm))
+            qkv = linear(x, *weight_and_scales(block.qkv), norm=_norm(block.attention_norm))
             attended = decode_attention.decode_attention(
-                qkv, rope, cache.keys[i], cache.values[i], places, cache.scales(i), arrivals
+                qkv, rope, cache.keys[i], cache.values[i], positions, cache.scales(i), arrivals
             )
-            x = linear(attended, *matrix(block.out), residual=x, arrivals=arrivals)
-            gated = linear(x, *matrix(block.gate_up), norm=_norm(block.ffn_norm), gated=True)
-            x = linear(gated, *matrix(block.down), residual=x, arrivals=arrivals)
+            x = linear(attended, *weight_and_scales(block.out), residual=x, arrivals=arrivals)
+            gate_up = weight_and_scales(block.gate_up)
+            gated = linear(x, *gate_up, norm=_norm(block.ffn_norm), gated=True)
+            x = linear(gated, *weight_and_scales(block.down), residual=x, arrivals=arrivals)
         logits = slots.logits[: len(x)]
-        linear(x, *matrix(t3.head), norm=_norm(t3.norm), out=logits)
-        if ranked:
-            slots.draw(0, count, ranked=True)
+        linear(x, *weight_and_scales(t3.head), norm=_norm(t3.norm), out=logits)
+        if needs_sort:
+            slots.sample_next(0, count, needs_sort=True)
         else:
-            draw(slots, count)
+            sample_tokens(slots, count)
 
 
-def draw(slots: DecodeState, count: int) -> None:
-    """``DecodeState.draw`` of the first ``count`` slots in one launch, nothing being ranked."""
+def sample_tokens(slots: DecodeState, count: int) -> None:
+    """``DecodeState.sample_next`` of the first ``count`` slots in one launch, without a sort."""
     from chatterbox_opt.kernels.cuda import decode_io  # Triton is not everywhere
 
     decode_io.sample_tokens(
         slots.logits[: count * slots.rows_per_seq],
         slots.seen[:count],
-        slots.knobs.values[:count],
+        slots.sampling_tensors.values[:count],
         slots.noise[:count],
         slots.token_buffer[:count],
         (slots.last_token[:count], slots.num_generated[:count], slots.position[:count]),
@@ -83,8 +83,8 @@ def draw(slots: DecodeState, count: int) -> None:
     )
 
 
-def matrix(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """What ``decode_linear.linear`` wants of a layer: its weight, and the scales of an int8 one."""
+def weight_and_scales(layer: Any) -> tuple[Tensor, Tensor | None]:
+    """Arguments of ``decode_linear.linear``: a layer's weight, and the scales of an int8 one."""
     return layer.weight, layer.scales if isinstance(layer, WeightOnlyInt8Linear) else None
 
 

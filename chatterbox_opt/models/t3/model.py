@@ -1,12 +1,12 @@
-"""The t3 stage: text and voice to speech tokens, by our own decoder.
+"""T3, the token decoder: text and voice to speech tokens, as our own Llama implementation.
 
-Knows the transformer and its conditioning. Knows nothing of files, devices, profiles, or what the
-tokens sound like.
+Responsible for the transformer and its conditioning. Not responsible for files, devices, profiles
+or audio.
 
-Two functions do the work: ``prefill`` (the whole prefix, fills the cache) and ``step`` (one token
-of each utterance in, logits out; tensors only, no branch on their values). The loop around them
-is in decode.py. Upstream's loop (t3.py of chatterbox-tts 0.1.7) grows its cache, keeps all
-attentions and hidden states and sorts the vocabulary at every step; ours does the same arithmetic
+The two entry points are ``prefill`` (the whole prefix, fills the KV cache) and ``step`` (one token
+of each sequence in, logits out; tensor operations only, no branch on their values). The loop
+around them is in decode.py. Upstream's loop (t3.py of chatterbox-tts 0.1.7) grows its cache, keeps
+all attentions and hidden states and sorts the vocabulary at every step; ours computes the same
 without that.
 """
 
@@ -28,12 +28,12 @@ from chatterbox_opt.sampling import Sampling
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What T3 is given.
+    """The inputs of T3.
 
     Attributes:
         text_tokens: int64 [T], without start and stop.
         speaker: float32 [1, speaker], the voice encoder's embedding.
-        speech_tokens: int64 [1, P], the voice's own speech.
+        speech_tokens: int64 [1, P], speech tokens of the reference audio.
     """
 
     text_tokens: Tensor
@@ -42,7 +42,8 @@ class Prompt:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, in float32 whatever the input (Zhang & Sennrich 2019; HF Llama)."""
+    """x / rms(x) * weight, computed in float32 for every input dtype (HF Llama; Zhang
+    & Sennrich 2019)."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -56,38 +57,38 @@ class RMSNorm(nn.Module):
 
 
 def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply rotary positions (Su et al. 2021; halves as in HF Llama): [..., length, head_dim].
+    """Apply RoPE (Su et al. 2021; half rotation as in HF Llama): [..., length, head_dim].
 
     Args:
-        rope: from ``T3.rope``: the minus of the second half is in the sines.
+        rope: from ``T3.rope``: its sines contain the minus of the rotated half.
     """
     cos, sin = rope
     return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
 class Block(nn.Module):
-    """One Llama layer with q/k/v in one product and gate/up in another."""
+    """One Llama layer with fused q/k/v and gate/up projections."""
 
-    def __init__(self, shape: T3Config) -> None:
+    def __init__(self, config: T3Config) -> None:
         super().__init__()
-        self.heads, self.head_dim = shape.heads, shape.head_dim
-        self.attention_norm = RMSNorm(shape.width, shape.norm_eps)
-        self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=False)
-        self.out = nn.Linear(shape.width, shape.width, bias=False)
-        self.ffn_norm = RMSNorm(shape.width, shape.norm_eps)
-        self.gate_up = nn.Linear(shape.width, 2 * shape.ffn, bias=False)
-        self.down = nn.Linear(shape.ffn, shape.width, bias=False)
+        self.heads, self.head_dim = config.heads, config.head_dim
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.out = nn.Linear(config.width, config.width, bias=False)
+        self.ffn_norm = RMSNorm(config.width, config.norm_eps)
+        self.gate_up = nn.Linear(config.width, 2 * config.ffn, bias=False)
+        self.down = nn.Linear(config.ffn, config.width, bias=False)
 
-    def heads_of(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """[rows, length, width] to rotated q, k and plain v: [rows, heads, length, head_dim]."""
+    def project_qkv(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """QKV and RoPE: [rows, length, width] to q, k, v [rows, heads, length, head_dim]."""
         rows, length, _ = x.shape
         split = self.qkv(self.attention_norm(x)).view(rows, length, 3, self.heads, self.head_dim)
         split = split.permute(2, 0, 3, 1, 4)
         q, k = apply_rope(split[:2], rope)
         return q, k, split[2]
 
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Add attention's output and the SwiGLU feed-forward to the residual stream."""
+    def out_and_ffn(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Add the output projection of attention and the SwiGLU FFN to the residual stream."""
         rows, length, width = x.shape
         x = x + self.out(attended.transpose(1, 2).reshape(rows, length, width))
         gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, dim=-1)
@@ -95,13 +96,13 @@ class Block(nn.Module):
 
 
 class Resampler(nn.Module):
-    """Upstream's Perceiver: queries read the voice's speech, then each other, same weights."""
+    """Perceiver: queries attend to the voice's speech, then to themselves, same weights."""
 
-    def __init__(self, shape: T3Config) -> None:
+    def __init__(self, config: T3Config) -> None:
         super().__init__()
-        width = shape.width
-        self.heads = shape.resampler_heads
-        self.queries = nn.Parameter(torch.zeros(1, shape.resampler_queries, width))
+        width = config.width
+        self.heads = config.resampler_heads
+        self.queries = nn.Parameter(torch.zeros(1, config.resampler_queries, width))
         self.norm = nn.LayerNorm(width)
         self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
 
@@ -116,50 +117,56 @@ class Resampler(nn.Module):
 
     def forward(self, speech: Tensor) -> Tensor:
         """[1, P, width] to [1, queries, width]."""
-        read = self._attend(self.queries.expand(speech.shape[0], -1, -1), speech)
-        return self._attend(read, read)
+        latents = self._attend(self.queries.expand(speech.shape[0], -1, -1), speech)
+        return self._attend(latents, latents)
 
 
 class T3(nn.Module):
-    """Token-to-token decoder: the Llama backbone of Chatterbox with its conditioning."""
+    """The Llama backbone of Chatterbox with its conditioning.
+
+    Attributes:
+        config: widths, depths and special tokens.
+        packs: whether weights are packed for oneDNN in bfloat16.
+        frequencies: float32 [head_dim / 2], inverse RoPE frequencies.
+    """
 
     frequencies: Tensor
 
-    def __init__(self, shape: T3Config) -> None:
+    def __init__(self, config: T3Config) -> None:
         super().__init__()
-        self.shape = shape
-        self.text_emb = nn.Embedding(shape.text_vocab, shape.width)
-        self.text_pos = nn.Embedding(shape.text_positions, shape.width)
-        self.speech_emb = nn.Embedding(shape.speech_vocab, shape.width)
-        self.speech_pos = nn.Embedding(shape.speech_positions, shape.width)
-        self.speaker = nn.Linear(shape.speaker, shape.width)
-        self.emotion = nn.Linear(1, shape.width, bias=False)
-        self.resampler = Resampler(shape)
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
-        self.norm = RMSNorm(shape.width, shape.norm_eps)
-        self.head = nn.Linear(shape.width, shape.speech_vocab, bias=False)
+        self.config = config
+        self.text_emb = nn.Embedding(config.text_vocab, config.width)
+        self.text_pos = nn.Embedding(config.text_positions, config.width)
+        self.speech_emb = nn.Embedding(config.speech_vocab, config.width)
+        self.speech_pos = nn.Embedding(config.speech_positions, config.width)
+        self.speaker = nn.Linear(config.speaker, config.width)
+        self.emotion = nn.Linear(1, config.width, bias=False)
+        self.resampler = Resampler(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.head = nn.Linear(config.width, config.speech_vocab, bias=False)
         self.packs = False
-        self.register_buffer("frequencies", rope_frequencies(shape), persistent=False)
+        self.register_buffer("frequencies", rope_frequencies(config), persistent=False)
 
     @property
     def like(self) -> Tensor:
-        """A tensor with the device and dtype of the arithmetic."""
+        """A tensor with the device and compute dtype."""
         return self.norm.weight
 
     @property
-    def cached(self) -> tuple[int, int, int]:
-        """What a cache keeps of a position: layers, heads, head_dim."""
-        return self.shape.layers, self.shape.heads, self.shape.head_dim
+    def kv_shape(self) -> tuple[int, int, int]:
+        """Shape of a KV cache: layers, heads, head_dim."""
+        return self.config.layers, self.config.heads, self.config.head_dim
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the arithmetic."""
+        """The compute dtype."""
         return self.like.dtype
 
     def set_precision(self, dtype: torch.dtype) -> None:
-        """Cast all weights; the table of rotary frequencies stays in float32.
+        """Cast all weights; the RoPE frequencies stay in float32.
 
-        Packed matrices (weight_layout.py) are unpacked, and packed again when bfloat16 comes back.
+        Packed matrices (weight_layout.py) are unpacked, and packed again on the return to bfloat16.
         """
         self.packs |= weight_layout.unpack(self)
         for parameter in self.parameters():
@@ -180,81 +187,83 @@ class T3(nn.Module):
     def embed(self, prompt: Prompt, exaggeration: float, rows: int) -> Tensor:
         """Build the prefix [rows, length, width]: conditioning, text, and two start-of-speech.
 
-        Two rows under CFG, else one: the second row's text is zeroed before its positions are added
-        (upstream t3.py, prepare_input_embeds). The start token stands twice because upstream
-        embeds it once there and once more before its loop.
+        Two rows with CFG, else one: the second row's text embeddings are zeroed before its position
+        embeddings are added (upstream t3.py, prepare_input_embeds). The start token appears twice
+        because upstream embeds it once there and once more before its loop.
         """
-        shape, device, dtype = self.shape, self.like.device, self.like.dtype
-        num_generated = prompt.speech_tokens.to(device)
-        speech = self.speech_emb(num_generated) + self.speech_pos.weight[: num_generated.shape[1]]
+        config, device, dtype = self.config, self.like.device, self.like.dtype
+        prompt_tokens = prompt.speech_tokens.to(device)
+        speech = self.speech_emb(prompt_tokens) + self.speech_pos.weight[: prompt_tokens.shape[1]]
         emotion = torch.full((1, 1, 1), exaggeration, device=device, dtype=dtype)
         speaker = self.speaker(prompt.speaker.to(device, dtype))[:, None]
         conditioning = torch.cat((speaker, self.resampler(speech), self.emotion(emotion)), dim=1)
 
-        ids = F.pad(prompt.text_tokens.to(device), (1, 0), value=shape.start_text)
-        ids = F.pad(ids, (0, 1), value=shape.stop_text)
-        if len(ids) > shape.text_positions:
+        ids = F.pad(prompt.text_tokens.to(device), (1, 0), value=config.start_text)
+        ids = F.pad(ids, (0, 1), value=config.stop_text)
+        if len(ids) > config.text_positions:
             raise TextError(
-                f"one chunk has {len(ids)} text tokens and the model takes {shape.text_positions}: "
+                f"one chunk has {len(ids)} text tokens, the model takes {config.text_positions}: "
                 "give a shorter word or lower the chunk limit"
             )
         text = self.text_emb(ids).expand(rows, -1, -1).clone()
         text[1:] = 0
         text = text + self.text_pos.weight[: len(ids)]
-        start = self.speech_emb.weight[shape.start_speech] + self.speech_pos.weight[0]
+        start = self.speech_emb.weight[config.start_speech] + self.speech_pos.weight[0]
         return torch.cat(
             (conditioning.expand(rows, -1, -1), text, start.expand(rows, 2, -1)), dim=1
         )
 
-    def prefill(self, x: Tensor, last: Tensor, cache: KVCache, utterance: Tensor) -> Tensor:
-        """Run the prefix of one utterance and fill the cache with it.
+    def prefill(self, x: Tensor, last: Tensor, cache: KVCache, sequence: Tensor) -> Tensor:
+        """Run the prefix of one sequence and fill the KV cache.
 
-        Like ``step`` it can be captured.
+        Like ``step`` it can be captured as a CUDA graph.
 
         Args:
-            x: [rows, length, width], see ``embed``; padded on the right or not.
-            last: int64 [1], the position of the last that is no padding.
-            utterance: int64 [1], whose rows of the cache are filled.
+            x: [rows, length, width], see ``embed``; possibly padded on the right.
+            last: int64 [1], the last position that is not padding.
+            sequence: int64 [1], whose rows of the cache are filled.
 
         Returns:
             logits [rows, speech_vocab] of position ``last``.
         """
         rope = self.rope(torch.arange(x.shape[1], device=x.device))
         for i, block in enumerate(self.blocks):
-            q, k, v = block.heads_of(x, rope)
-            cache.fill(i, utterance, k, v)
-            x = block.finish(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+            q, k, v = block.project_qkv(x, rope)
+            cache.write_prefix(i, sequence, k, v)
+            x = block.out_and_ffn(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
         return self.head(self.norm(x.index_select(1, last)[:, 0]))
 
     def step(
-        self, token: Tensor, num_generated: Tensor, position: Tensor, cache: KVCache, span: int
+        self, token: Tensor, num_generated: Tensor, position: Tensor, cache: KVCache, kv_len: int
     ) -> Tensor:
-        """Run one token of each of n utterances through the decoder.
+        """Run one token of each of n sequences through the decoder.
 
-        No value is read back and nothing is branched on: over a static cache the step can be
-        captured.
+        No value is read back or branched on: over a static cache the step can be captured.
 
         Args:
             token: int64 [n].
-            num_generated: int64 [n], its place among the speech tokens (the start token is 0).
-            position: int64 [n], its place in the cache.
-            cache: written at ``position`` and read up to there.
-            span: see ``KVCache.at``.
+            num_generated: int64 [n], its index among the speech tokens (the start token is 0).
+            position: int64 [n], its position in the KV cache.
+            cache: written at ``position`` and attended up to there.
+            kv_len: see ``KVCache.decode_attention``.
 
         Returns:
             logits [n or 2 n, speech_vocab].
         """
-        x, *rope = self.entering(token, num_generated, position, cache.rows_per_seq)
+        x, *rope = self.embed_tokens(token, num_generated, position, cache.rows_per_seq)
         x, (cos, sin) = x[:, None], (part[:, None, None] for part in rope)
-        attend = cache.at(position.repeat_interleave(cache.rows_per_seq, dim=0), span)
+        attend = cache.decode_attention(
+            position.repeat_interleave(cache.rows_per_seq, dim=0), kv_len
+        )
         for i, block in enumerate(self.blocks):
-            x = block.finish(x, attend(i, *block.heads_of(x, (cos, sin))))
+            x = block.out_and_ffn(x, attend(i, *block.project_qkv(x, (cos, sin))))
         return self.head(self.norm(x[:, -1]))
 
-    def entering(
+    def embed_tokens(
         self, token: Tensor, num_generated: Tensor, position: Tensor, rows_per_seq: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What a step's first layer gets: [n * each, width], and two of [n * each, head_dim]."""
+        """A step's embeddings [n * rows_per_seq, width], and its RoPE cosines and sines, two of
+        [n * rows_per_seq, head_dim]."""
         x = self.speech_emb(token) + self.speech_pos(num_generated)
         cos, sin = self.rope(position)
         return (
@@ -263,23 +272,23 @@ class T3(nn.Module):
             sin.repeat_interleave(rows_per_seq, dim=0),
         )
 
-    def bound(self, sampling: Sampling) -> int:
-        """The most tokens of one run: what was asked for, or a small model's table."""
-        return min(sampling.max_tokens, self.shape.speech_positions - 1)
+    def max_tokens(self, sampling: Sampling) -> int:
+        """The token limit of a sequence: the requested one, or the position table's size."""
+        return min(sampling.max_tokens, self.config.speech_positions - 1)
 
 
-def rope_frequencies(shape: T3Config) -> Tensor:
-    """Inverse frequencies float32 [head_dim / 2] with Llama 3's stretching of the long waves.
+def rope_frequencies(config: T3Config) -> Tensor:
+    """Inverse RoPE frequencies float32 [head_dim / 2] with Llama 3's scaling of low frequencies.
 
     Source: Llama 3.1 (Meta), as transformers computes it for rope_type "llama3".
     """
-    exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.int64).float() / shape.head_dim
-    plain = 1.0 / (shape.rope_theta**exponents)
-    wavelengths = 2 * math.pi / plain
-    low, high = (shape.rope_context / f for f in (shape.rope_low, shape.rope_high))
-    smooth = (shape.rope_context / wavelengths - shape.rope_low) / (
-        shape.rope_high - shape.rope_low
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+    inverse = 1.0 / (config.rope_theta**exponents)
+    wavelengths = 2 * math.pi / inverse
+    low, high = (config.rope_context / f for f in (config.rope_low, config.rope_high))
+    smooth = (config.rope_context / wavelengths - config.rope_low) / (
+        config.rope_high - config.rope_low
     )
-    blended = (1 - smooth) * (plain / shape.rope_factor) + smooth * plain
-    stretched = torch.where(wavelengths > low, plain / shape.rope_factor, plain)
-    return torch.where((wavelengths <= low) & (wavelengths >= high), blended, stretched)
+    blended = (1 - smooth) * (inverse / config.rope_factor) + smooth * inverse
+    scaled = torch.where(wavelengths > low, inverse / config.rope_factor, inverse)
+    return torch.where((wavelengths <= low) & (wavelengths >= high), blended, scaled)

@@ -1,10 +1,10 @@
-"""The vocoder stage: mel spectrograms to waves.
+"""The vocoder stage: mel spectrograms to waveforms.
 
-Knows the harmonic source, short-time spectra and the utterances' edges. Knows nothing of tokens,
-voices or files. Always float32: half precision is audible here.
+Responsible for the harmonic source, STFT and inverse STFT, and the fade-in. Not responsible for
+tokens, voices or files. Always float32: fp16 and bf16 are audible here.
 
-The layers are in hift.py; the source is computed here because upstream draws its phases and noise
-from torch's global generator.
+The generator's layers are in hift.py; the source is computed here because upstream draws its
+phases and noise from torch's global generator.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from chatterbox_opt.runtime.bucketing import (
 from chatterbox_opt.runtime.cuda import to_device
 from chatterbox_opt.utils.upstream_import import import_upstream
 
-HOP = 480  # samples per mel frame
-FADE = SAMPLE_RATE // 50  # 20 ms of silence, then 20 ms of fade-in (upstream trim_fade)
+HOP_LENGTH = 480  # samples per mel frame
+FADE_LENGTH = SAMPLE_RATE // 50  # 20 ms of silence, then 20 ms of fade-in (upstream trim_fade)
 # upstream's constants of the source and of the last layer (hifigan.py)
-HARMONICS = 9  # the fundamental among them
-LOUD, QUIET = 0.1, 0.003  # amplitude of a harmonic, and of the noise upon it
-VOICED = 10.0  # Hz and more
-WINDOW, STRIDE = 16, 4  # samples of a short-time spectrum and between two
-LOUDEST = 100.0  # magnitude
-CEILING = 0.99  # of the wave
+NUM_HARMONICS = 9  # including the fundamental
+SINE_AMP, NOISE_STD = 0.1, 0.003  # amplitude of a harmonic, std of its additive noise
+VOICED_THRESHOLD = 10.0  # Hz; F0 above it is voiced
+N_FFT, STFT_HOP = 16, 4  # samples of an STFT window and between two
+MAX_MAGNITUDE = 100.0  # of an STFT bin
+AUDIO_LIMIT = 0.99  # peak of the waveform
 Generators = Sequence[torch.Generator | None]
 
 
 class Vocoder(nn.Module):
-    """HiFT: neural source filter and inverse STFT (Li et al. 2023, arXiv 2309.09493)."""
+    """HiFT: neural source-filter model with inverse STFT (Li et al. 2023, arXiv 2309.09493)."""
 
     window: Tensor
 
     def __init__(self, net: Any) -> None:
-        """Fold upstream's HiFTGenerator (see ``build``), whose parameters stay as they are."""
+        """Fold upstream's HiFTGenerator (see ``build_hift``), whose parameters are not changed."""
         super().__init__()
         with torch.no_grad():
             self.pitch, self.generator = F0Predictor(net.f0_predictor), Generator(net)
         self.merge: nn.Linear = net.m_source.l_linear
-        self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
-        self.executor: Executor = EagerExecutor()  # how the layers are run: launched, or replayed
+        self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
+        self.executor: Executor = EagerExecutor()  # eager, or CUDA graphs
 
     @property
     def dtype(self) -> torch.dtype:
@@ -61,109 +61,116 @@ class Vocoder(nn.Module):
 
     @torch.inference_mode()
     def forward(self, mels: Sequence[Tensor], generators: Generators) -> list[Tensor]:
-        """Turn mel spectrograms into sound, each as if it were alone.
+        """Turn mel spectrograms into waveforms, independent of each other.
 
         Args:
             mels: float32 [80, F_i], each F_i at least 2.
-            generators: one for each, on the mels' device; draws the harmonics' phases and the
-                source's noise.
+            generators: one for each mel, on its device; draws the phases of the harmonics and the
+                noise of the source.
 
         Returns:
             float32 [480 F_i] in [-0.99, 0.99] at 24 kHz; the first 40 ms faded in, because the
-            voice's prompt spills into them (upstream s3gen.py, trim_fade).
+            voice's prompt leaks into them (upstream s3gen.py, trim_fade).
 
         Raises:
-            NumericsError: a wave holds NaN or infinity.
+            NumericsError: a waveform contains NaN or Inf.
         """
         waves: dict[int, Tensor] = {}
         for rows in group_by_length([mel.shape[-1] for mel in mels], mels[0].device):
-            made = self.decode([mels[i] for i in rows], [generators[i] for i in rows])
-            waves |= zip(rows, made, strict=True)
+            decoded = self.decode([mels[i] for i in rows], [generators[i] for i in rows])
+            waves |= zip(rows, decoded, strict=True)
         fade = fade_in(mels[0].device)
         for wave in waves.values():
             if not torch.isfinite(wave).all():
-                raise NumericsError("vocoder gave a wave with numbers that are not finite")
-            wave[: 2 * FADE] *= fade
+                raise NumericsError("vocoder computed a waveform with NaN or Inf")
+            wave[: 2 * FADE_LENGTH] *= fade
         return [waves[i] for i in range(len(mels))]
 
     def decode(self, mels: Sequence[Tensor], generators: Generators) -> list[Tensor]:
-        """``forward`` for one group, without the fade and the check.
+        """``forward`` for one group, without the fade-in and the NaN check.
 
-        The layers work on all rows, padded to a bucket. Pitch and source are each row's own: a
-        phase is the sum of all F0 before it, and a last bit that differs would be heard.
+        The generator runs on all rows, padded to a bucket. F0 and source are computed per row: a
+        phase is the sum of all previous F0, so that differences in the last bit become audible.
         """
         lengths = [mel.shape[-1] for mel in mels]
         size = bucket(max(lengths))
-        spectra = [self._hum(mel, g) for mel, g in zip(mels, generators, strict=True)]
-        spectrum = pad_rows(spectra, size * HOP // STRIDE + 1)
+        spectra = [self._source_stft(mel, g) for mel, g in zip(mels, generators, strict=True)]
+        spectrum = pad_rows(spectra, size * HOP_LENGTH // STFT_HOP + 1)
         rows = pad_rows(mels, size), spectrum, to_device(torch.tensor(lengths), spectrum.device)
-        made = self.executor("layers", self._layers, *rows)
-        return [self._wave(row[:, : s.shape[1]]) for row, s in zip(made, spectra, strict=True)]
+        outputs = self.executor("layers", self._generate, *rows)
+        return [
+            self._inverse_stft(row[:, : s.shape[1]])
+            for row, s in zip(outputs, spectra, strict=True)
+        ]
 
-    def _layers(self, mel: Tensor, spectrum: Tensor, lengths: Tensor) -> Tensor:
-        """All that can be recorded: tensors only, where ``executor`` replays them."""
-        made: Tensor = self.generator(mel, spectrum, self.executor.padding_mask(lengths))
-        return made
+    def _generate(self, mel: Tensor, spectrum: Tensor, lengths: Tensor) -> Tensor:
+        """The part that can be captured: tensor operations only."""
+        out: Tensor = self.generator(mel, spectrum, self.executor.padding_mask(lengths))
+        return out
 
-    def _hum(self, mel: Tensor, generator: torch.Generator | None) -> Tensor:
-        """[80, F] to the source's short-time spectrum [18, 120 F + 1], real above imaginary."""
+    def _source_stft(self, mel: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Mel [80, F] to the source's STFT [18, 120 F + 1]: real parts, then imaginary parts."""
         wave = source(self.merge, self.pitch(mel[None]), generator)[0]
-        spectrum = torch.stft(wave, WINDOW, STRIDE, WINDOW, self.window, return_complex=True)
+        spectrum = torch.stft(wave, N_FFT, STFT_HOP, N_FFT, self.window, return_complex=True)
         return torch.cat((spectrum.real, spectrum.imag))
 
-    def _wave(self, row: Tensor) -> Tensor:
-        """[18, n / 4 + 1] to [n]."""
-        bins = WINDOW // 2 + 1
-        magnitude, phase = row[:bins].exp().clamp(max=LOUDEST), row[bins:].sin()
+    def _inverse_stft(self, row: Tensor) -> Tensor:
+        """Generator output [18, n / 4 + 1] to a waveform [n]."""
+        bins = N_FFT // 2 + 1
+        magnitude, phase = row[:bins].exp().clamp(max=MAX_MAGNITUDE), row[bins:].sin()
         spectrum = torch.polar(magnitude, phase)
-        return torch.istft(spectrum, WINDOW, STRIDE, WINDOW, self.window).clamp_(-CEILING, CEILING)
+        return torch.istft(spectrum, N_FFT, STFT_HOP, N_FFT, self.window).clamp_(
+            -AUDIO_LIMIT, AUDIO_LIMIT
+        )
 
 
 def source(merge: nn.Linear, f0: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Harmonics of F0 with random phases where voiced, noise elsewhere, mixed to one signal.
+    """The source signal: harmonics of F0 with random phases where voiced, noise elsewhere.
 
-    Upstream hifigan.py, SineGen and SourceModuleHnNSF: the same numbers in the same order
-    from the same generator state.
+    Upstream hifigan.py, SineGen and SourceModuleHnNSF: the same random numbers in the same order
+    for the same generator state.
 
     Args:
-        merge: upstream's l_linear, nine harmonics to one signal; the only part that learns.
-        f0: float32 [rows, F] in Hz; up to 10 Hz counts as unvoiced.
+        merge: upstream's l_linear, nine harmonics to one signal; the only trained part.
+        f0: float32 [rows, F] in Hz; up to 10 Hz is unvoiced.
 
     Returns:
         float32 [rows, 480 F].
     """
     with torch.no_grad():
-        f0 = f0.repeat_interleave(HOP, dim=1)[:, None]
-        orders = torch.arange(1, HARMONICS + 1, device=f0.device)[None, :, None]
+        f0 = f0.repeat_interleave(HOP_LENGTH, dim=1)[:, None]
+        orders = torch.arange(1, NUM_HARMONICS + 1, device=f0.device)[None, :, None]
         cycles = torch.cumsum(f0 * orders / SAMPLE_RATE, dim=-1).frac_()
-        size = (len(f0), HARMONICS, 1)
+        size = (len(f0), NUM_HARMONICS, 1)
         phases = torch.rand(size, generator=generator, device=f0.device) * (2 * torch.pi) - torch.pi
         phases[:, 0] = 0
-        voiced = f0 > VOICED
-        waves = cycles.mul_(2 * torch.pi).add_(phases).sin_().mul_(LOUD * voiced)
+        voiced = f0 > VOICED_THRESHOLD
+        waves = cycles.mul_(2 * torch.pi).add_(phases).sin_().mul_(SINE_AMP * voiced)
         noise = torch.randn(waves.shape, generator=generator, device=f0.device)
-        waves.addcmul_(noise, torch.where(voiced, QUIET, LOUD / 3))
+        waves.addcmul_(noise, torch.where(voiced, NOISE_STD, SINE_AMP / 3))
     return torch.tanh(merge(waves.transpose(1, 2))).squeeze(-1)
 
 
 def fade_in(device: torch.device) -> Tensor:
     """Upstream's trim_fade: float32 [960], 20 ms of zeros, then half a cosine up to 1."""
-    fade = torch.zeros(2 * FADE, device=device)
-    fade[FADE:] = (torch.cos(torch.linspace(torch.pi, 0, FADE, device=device)) + 1) / 2
+    fade = torch.zeros(2 * FADE_LENGTH, device=device)
+    fade[FADE_LENGTH:] = (
+        torch.cos(torch.linspace(torch.pi, 0, FADE_LENGTH, device=device)) + 1
+    ) / 2
     return fade
 
 
-def build(shape: VocoderConfig) -> nn.Module:
-    """Instantiate upstream's HiFT with these widths; the rest is as in upstream's s3gen.py."""
+def build_hift(config: VocoderConfig) -> nn.Module:
+    """Instantiate upstream's HiFT with the widths of ``config``; otherwise as its s3gen.py."""
     predictor = import_upstream("models.s3gen.f0_predictor").ConvRNNF0Predictor
     net: nn.Module = import_upstream("models.s3gen.hifigan").HiFTGenerator(
         in_channels=MEL_BINS,
-        base_channels=shape.width,
+        base_channels=config.width,
         sampling_rate=SAMPLE_RATE,
         upsample_rates=[8, 5, 3],
         upsample_kernel_sizes=[16, 11, 7],
         source_resblock_kernel_sizes=[7, 7, 11],
         source_resblock_dilation_sizes=[[1, 3, 5], [1, 3, 5], [1, 3, 5]],
-        f0_predictor=predictor(in_channels=MEL_BINS, cond_channels=shape.f0_width),
+        f0_predictor=predictor(in_channels=MEL_BINS, cond_channels=config.f0_width),
     )
     return net
