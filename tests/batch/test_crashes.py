@@ -13,24 +13,21 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from conftest import SAMPLE
+from helpers.batch_process import COMMAND, QUICK, TESTS, batch, listen_to_ctrl_c, noted
+from helpers.common import SAMPLE
+from helpers.fake_engine import Fake, work
 from rich.console import Console
-from test_runner import Fake, work
 
 from chatterbox_opt.batch import manifest
 from chatterbox_opt.batch.manifest import Entry
 from chatterbox_opt.batch.runner import BatchRunner, Event, Summary
 from chatterbox_opt.cli import batch_progress, console
 
-COMMAND = [sys.executable, "-m", "chatterbox_opt", "batch"]
-QUICK = ["--max-tokens", "3", "--cfm-steps", "1", "--retries", "0", "--no-watermark", "--seed", "5"]
-HERE = Path(__file__).parent
-
 # a run whose speech is made up: no torch, so that it can be killed often
 FAKE = """
 import sys, time
 from pathlib import Path
-from test_runner import Fake, go, work
+from helpers.fake_engine import Fake, go, work
 fake = Fake()
 def speak(requests):
     for result in fake(requests):
@@ -39,16 +36,6 @@ def speak(requests):
 summary = go(Path(sys.argv[1]), work(f"Line {i}." for i in range(int(sys.argv[2]))), speak)
 sys.exit(bool(summary.failed() or summary.left))
 """
-
-
-def batch(*args: str, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([*COMMAND, *args], cwd=cwd, capture_output=True, timeout=540)
-
-
-def noted(directory: Path) -> list[dict]:
-    path = directory / manifest.FILE
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
 
 
 def check_whole(directory: Path, count: int) -> None:
@@ -94,7 +81,7 @@ def kill_and_resume(
 )
 def test_kills_lose_at_most_the_item_in_work(tmp_path, items, kills):
     command = [sys.executable, "-c", FAKE, str(tmp_path / "out"), str(items)]
-    kill_and_resume(command, tmp_path / "out", HERE, items=items, kills=kills, step=0.02)
+    kill_and_resume(command, tmp_path / "out", TESTS, items=items, kills=kills, step=0.02)
     check_whole(tmp_path / "out", items)
 
 
@@ -121,12 +108,12 @@ def test_a_disk_that_takes_no_sound_ends_the_run(tmp_path):
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 
-    full = subprocess.run(command, cwd=HERE, preexec_fn=little_room, capture_output=True)
+    full = subprocess.run(command, cwd=TESTS, preexec_fn=little_room, capture_output=True)
     assert full.returncode == 1, full.stderr.decode()
     assert "Traceback" not in full.stderr.decode()
     assert [line["status"] for line in noted(out)] == ["failed", "failed"]
     assert {path.name for path in out.iterdir()} == {manifest.FILE, manifest.LOCK}
-    assert subprocess.run(command, cwd=HERE).returncode == 0
+    assert subprocess.run(command, cwd=TESTS).returncode == 0
     assert len(list(out.glob("*.wav"))) == 9
 
 
@@ -166,11 +153,6 @@ def test_bad_rows_fail_and_all_others_are_made(tiny, tmp_path):
     assert second.returncode == 1
     assert [e["item"]["id"] for e in events[1:-1]] == ["5", "10", "17"], "failed ones again"
     assert events[-1]["skipped"] == 16
-
-
-def listen_to_ctrl_c() -> None:
-    # a suite started in the background passes an ignored signal on to its children
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SAMPLE
+from helpers.batch_process import COMMAND, batch, noted
+from helpers.common import SAMPLE
+from helpers.fake_engine import Fake
 from helpers.fake_worker_engine import lives
-from test_crashes import COMMAND, batch, noted
-from test_runner import Fake
 
 from chatterbox_opt import Request, Sampling
 from chatterbox_opt.batch.executors import with_voices

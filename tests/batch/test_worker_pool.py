@@ -12,18 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.fake_worker_engine import MadeUp, gone, lives
-from test_crashes import COMMAND, HERE, QUICK, batch, listen_to_ctrl_c, noted
-from test_runner import go, lines_of, work
+from helpers.batch_process import COMMAND, QUICK, TESTS, batch, listen_to_ctrl_c, noted
+from helpers.fake_engine import go, lines_of, work
+from helpers.fake_worker_engine import MadeUp, gone, lives, pool
 
 from chatterbox_opt import Request, Sampling
 from chatterbox_opt.batch.local_workers import ProcessWorkers, split_resources
 from chatterbox_opt.batch.worker_pool import Pool
 from chatterbox_opt.errors import ChatterboxOptError, TextError, WeightsError, WorkerError
-
-
-def pool(speech: MadeUp, count: int = 2) -> Pool:
-    return Pool(ProcessWorkers(speech, [{}] * count), count)
 
 
 def requests(*texts: str) -> list[Request]:
@@ -161,9 +157,8 @@ def test_a_batch_ends_well_when_workers_keep_dying(tmp_path):
 RUN = """
 import signal, sys
 from pathlib import Path
-from helpers.fake_worker_engine import MadeUp
-from test_runner import go, work
-from test_worker_pool import pool
+from helpers.fake_engine import go, work
+from helpers.fake_worker_engine import MadeUp, pool
 if __name__ == "__main__":
     with pool(MadeUp(Path(sys.argv[1]), width=2, pause=float(sys.argv[2])), 3) as speak:
         go(Path(sys.argv[1]) / "out", work([sys.argv[3]] * 500), speak)
@@ -176,7 +171,7 @@ def test_a_killed_parent_leaves_no_worker(tmp_path):
         directory.mkdir()
         speech = MadeUp(directory)
         parent = subprocess.Popen(
-            [sys.executable, "-c", RUN, str(directory), "0.01", text], cwd=HERE
+            [sys.executable, "-c", RUN, str(directory), "0.01", text], cwd=TESTS
         )
         try:
             deadline = time.monotonic() + 60

@@ -9,9 +9,9 @@ import math
 
 import pytest
 import torch
-from conftest import ROOT, assert_close
 from helpers import fake_graph_capture
-from test_cuda_graphs import capture
+from helpers.common import ROOT, assert_close
+from helpers.fake_graph_capture import capture
 from typer.testing import CliRunner
 
 from chatterbox_opt.bench import backends, cold_start, report

@@ -8,7 +8,8 @@ from collections import deque
 
 import pytest
 import torch
-from conftest import SAMPLE, looking, prompt_for, say_all, utterance
+from helpers.common import SAMPLE
+from helpers.t3 import TEXTS, knobs, looking, prompt_for, say_all, some, utterance
 
 from chatterbox_opt.checkpoints import loader, registry
 from chatterbox_opt.engine.decode import EagerBackend, decode, eager_step
@@ -18,27 +19,6 @@ from chatterbox_opt.models.t3.decode_state import DecodeRequest, DecodeState
 from chatterbox_opt.models.t3.model import Prompt
 from chatterbox_opt.models.t3.sampler import SamplingTensors
 from chatterbox_opt.sampling import Sampling
-
-TEXTS = ["hello.", "a much longer sentence, with a comma in it.", "one two three four.", "no!"] * 3
-
-
-def knobs(i: int) -> Sampling:
-    """Knobs of every kind, no two alike, some greedy, some without guidance."""
-    return Sampling(
-        seed=i,
-        temperature=[0.0, 0.8, 1.7][i % 3],
-        cfg_weight=[0.5, 0.0, 1.0, 0.3][i % 4],
-        exaggeration=0.25 * (i % 5),
-        min_p=[0.05, 0.0, 0.3][i % 3],
-        top_p=[1.0, 0.7, 1.0, 1.0, 0.9][i % 5],
-        top_k=[0, 0, 0, 12][i % 4],
-        repetition_penalty=[1.2, 1.0, 2.0][i % 3],
-        max_tokens=[20, 3, 41, 2, 33][i % 5],
-    )
-
-
-def some(engine, order: list[int] | None = None) -> list[DecodeRequest]:
-    return [utterance(engine, TEXTS[i], knobs(i)) for i in order or range(len(TEXTS))]
 
 
 @pytest.fixture(scope="module")

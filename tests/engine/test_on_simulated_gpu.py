@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SAMPLE, as_on_a_card, looking, say_all, utterance
+from helpers.common import SAMPLE
 from helpers.simulated_gpu import STREAMS, Card, RaceError
+from helpers.t3 import as_on_a_card, looking, say_all, utterance
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from benchmarks.gpu import kinds, report, results

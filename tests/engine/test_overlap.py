@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import fake_graph_capture
-from test_cuda_graphs import capture
-from test_plan import CPU
-from test_recovery import Failing, load, stage  # noqa: F401 (a fixture)
+from helpers.fake_graph_capture import capture
+from helpers.faults import Failing, stage
 
 from chatterbox_opt import Request, Sampling
 from chatterbox_opt.checkpoints import registry
+from chatterbox_opt.config.hardware import Hardware
 from chatterbox_opt.config.plan import resolve
 from chatterbox_opt.engine import build
 from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
@@ -584,7 +584,9 @@ def test_closing_the_engine_waits_for_the_work_beside(engine, monkeypatch):
 def test_the_plan_says_who_makes_the_sound(tiny, monkeypatch, sound, offload, kind):
     """Also where the card was found to have no room for all stages when they were loaded."""
     monkeypatch.setattr(build, "SideStream", lambda device: no_stream)
-    planned = replace(resolve("dev", CPU, {}, {}), sound=sound, offload=offload)
+    planned = replace(
+        resolve("dev", Hardware("cpu", "some processor"), {}, {}), sound=sound, offload=offload
+    )
     pipeline = build.load_pipeline(registry.locate(str(tiny)), planned)
     assert type(pipeline.sound) is kind
     pipeline.close()
@@ -602,7 +604,9 @@ def test_the_flow_is_recorded_apart_only_where_it_works_beside_t3(monkeypatch, b
     monkeypatch.setattr(build, "GraphCapturer", Recorder)
     flow = torch.nn.Identity()
     card = SimpleNamespace(device=torch.device("cuda"), module=lambda name: flow)
-    planned = replace(resolve("dev", CPU, {}, {}), compile="cudagraphs")
+    planned = replace(
+        resolve("dev", Hardware("cpu", "some processor"), {}, {}), compile="cudagraphs"
+    )
     way = build._decode_backend(planned, card, beside=beside)
     assert (flow.executor._recordings._record is way._recordings._record) is not beside
 

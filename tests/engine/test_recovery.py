@@ -8,45 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.faults import SAMPLING, Failing, batch, stage
 
-from chatterbox_opt import Engine, Request, Sampling
+from chatterbox_opt import Engine
 from chatterbox_opt.checkpoints import loader
 from chatterbox_opt.engine import build, decode_graphs
 from chatterbox_opt.engine.decode import EagerBackend
 from chatterbox_opt.errors import DeviceError, NumericsError
 from chatterbox_opt.runtime.offload import StagePlacement
 from chatterbox_opt.runtime.recovery import RecoveryPolicy
-from chatterbox_opt.voices.store import VoiceStore
-
-SAMPLING = Sampling(seed=3, max_tokens=20)
-
-
-@pytest.fixture
-def load(tiny, tmp_path):
-    def load(**overrides):
-        return Engine.load(
-            str(tiny), "dev", device="cpu", overrides=overrides, store=VoiceStore(tmp_path),
-            watermark=False,
-        )  # fmt: skip
-
-    return load
-
-
-class Failing:
-    """Wraps a stage's method: fails ``times`` times, then works."""
-
-    def __init__(self, method, error, times, after=0):
-        self.method, self.error, self.left, self.after = method, error, times, after
-
-    def __call__(self, *args, **kwargs):
-        if self.left > 0:
-            self.left -= 1
-            raise self.error
-        return self.method(*args, **kwargs)
-
-
-def stage(engine, name):
-    return engine.pipeline.placement._stages[name]
 
 
 def inject(monkeypatch, engine, name, error, times):
@@ -273,14 +243,6 @@ def test_loading_draws_nothing_from_the_global_generator(tiny):
     torch.manual_seed(1)
     loader.load_flow(registry.locate(str(tiny)), torch.float32)
     assert torch.equal(torch.rand(1), expected)
-
-
-def batch(engine, texts):
-    """Waves by text, or the error."""
-    requests = (Request(t, t, None, SAMPLING) for t in texts)
-    results = {r.id: r for r in engine.batch(requests)}
-    assert set(results) == set(texts)
-    return {t: r.error or r.audio().samples for t, r in results.items()}
 
 
 TEXTS = ["Hello.", "Something else.", "A third one.", "And one more.", "The last."]

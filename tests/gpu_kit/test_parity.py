@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import fake_graph_capture
-from test_cuda_graphs import capture
+from helpers.fake_graph_capture import capture
 
 from benchmarks import batch
 from benchmarks.gpu.context import BROKEN_EXIT, Context, parse

@@ -14,7 +14,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.common import ROOT
+from helpers.fake_gpu_kit import Fake
 
 from benchmarks.gpu import kernel_cache, kinds, results, run, schedule, setting, summary
 from benchmarks.gpu.results import Results
@@ -39,17 +40,6 @@ put = Results(Path(sys.argv[sys.argv.index("--out") + 1]) / "results.jsonl", {na
 put("pid", os.getpid())
 {what}
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Fake(setting.Setting):
-    """Stages that need no torch."""
-
-    def facts_command(self):
-        return ["true"]
-
-    def gpu_command(self):
-        return ["true"]
 
 
 @pytest.fixture
@@ -157,7 +147,9 @@ def test_killed_at_any_moment_it_leaves_no_child_and_whole_lines(fake, tmp_path)
         import sys, time
         sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
         from pathlib import Path
-        from test_run import Fake, run, Stage
+        from benchmarks.gpu import run
+        from benchmarks.gpu.schedule import Stage
+        from helpers.fake_gpu_kit import Fake
         fake = Fake(Path({str(fake.out)!r}), Path({str(tmp_path)!r}), Path(), None, "x", "fakes",
                     environment={fake.environment!r})
         run.run(fake, [Stage("counts", 1, 60)], 60, time.monotonic())

@@ -11,6 +11,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from chatterbox_opt import Engine
+from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
+from chatterbox_opt.layers import linear_onednn
+from chatterbox_opt.runtime.cuda_graphs import GraphedExecutor
+
 REFUSED = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal")
 
 
@@ -80,3 +85,14 @@ def record(work):
     tape.rewind()
     assert tape.operations, "nothing was recorded"
     return tape.replay
+
+
+def capture(engine: Engine, record) -> None:
+    """Give an engine what a card would give it."""
+    pipeline = engine.pipeline
+    flow, vocoder = (pipeline.placement.module(name) for name in ("flow", "vocoder"))
+    for stage in (flow, pipeline.placement.module("t3")):
+        linear_onednn.use_plain(stage)  # oneDNN's own layout is no memory that a tape can follow
+    flow.executor = GraphedExecutor(record, flow, "the flow")
+    vocoder.executor = GraphedExecutor(record, vocoder, "the vocoder")
+    pipeline.backend = CudaGraphBackend(record)

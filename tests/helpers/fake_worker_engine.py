@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from chatterbox_opt.batch.local_workers import ProcessWorkers
+from chatterbox_opt.batch.worker_pool import Pool
 from chatterbox_opt.errors import TextError, WeightsError
 from chatterbox_opt.request import Piece, Request, Result
 
@@ -103,6 +105,10 @@ class Odd(Exception):
 
     def __init__(self, one: int, two: int) -> None:
         super().__init__(f"{one} and {two}")
+
+
+def pool(speech: MadeUp, count: int = 2) -> Pool:
+    return Pool(ProcessWorkers(speech, [{}] * count), count)
 
 
 def lives(process: int) -> bool:

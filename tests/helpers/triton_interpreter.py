@@ -1,4 +1,4 @@
-"""Runs interpreted_kernels.py, in a process of its own: Triton decides when it is imported whether it
+"""Runs kernels/triton_interpreter_cases.py in a process of its own: Triton decides when it is imported whether it
 interprets."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers.common import ROOT
 
 OTHERS = "Trying or Beginning or t3_says or flow or draws or begins"  # about half of the time
 
@@ -32,7 +32,7 @@ on_this_numpy = pytest.mark.skipif(
 
 def interpreted(names: str) -> None:
     """Run those that a pytest expression names."""
-    tests = str(ROOT / "tests" / "interpreted_kernels.py")
+    tests = str(ROOT / "tests" / "kernels" / "triton_interpreter_cases.py")
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", names, tests],
         env={**os.environ, "TRITON_INTERPRET": "1"},

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import as_on_a_card, assert_close, looking, say_all, utterance
+from helpers.common import assert_close
+from helpers.t3 import as_on_a_card, looking, say_all, utterance
 from triton.runtime.errors import OutOfResources
 
 from chatterbox_opt.config.model_config import TINY

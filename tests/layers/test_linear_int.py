@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import assert_close, say_all, utterance
+from helpers.common import assert_close
+from helpers.t3 import prefill_logits, say_all, utterance
 
 from chatterbox_opt.checkpoints import loader, registry
 from chatterbox_opt.checkpoints.weight_cache import WeightCache
@@ -192,14 +193,14 @@ def test_all_of_t3s_matrices_are_narrow_and_nothing_else(checkpoint, dtype, laye
 @layers
 def test_again_in_float32_works_for_integers_too(checkpoint, engine, dtype, layer):
     """The rounded values as plain float32 matrices: near to what the integers gave."""
-    from test_precision import logits
-
     t3 = loader.load_t3(checkpoint, torch.float32, dtype)
-    before = logits(t3, engine)
+    before = prefill_logits(t3, engine)
     t3.set_precision(torch.float32)
     assert type(t3.head) is type(t3.blocks[0].down) is torch.nn.Linear
     assert t3.head.weight.dtype == torch.float32
-    assert_close(logits(t3, engine), before, atol=0.3)  # of logits that reach from -12 to 12
+    assert_close(
+        prefill_logits(t3, engine), before, atol=0.3
+    )  # of logits that reach from -12 to 12
     t3.set_precision(torch.bfloat16)
     assert type(t3.head) is torch.nn.Linear, "what was given up does not come back by itself"
 

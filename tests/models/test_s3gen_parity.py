@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import SAMPLE, assert_close
+from helpers.common import SAMPLE, assert_close
 from helpers.texts import TEXTS
+from helpers.upstream_reference import WHOLE_ATOL, Unmarked
 
 from chatterbox_opt import Sampling
 from chatterbox_opt.models.vocoder.model import source
 
 ATOL = 1e-4
-# the vocoder integrates F0 to a phase: a mel that differs in its last bits drifts as time goes on
-WHOLE_ATOL = 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +77,3 @@ def test_a_whole_synthesis_is_upstreams_under_the_same_seed(engine, upstream, te
         upstream.watermarker = marks
     audio = engine.synthesize(text, None, Sampling(seed=21, cfg_weight=0.7))
     assert_close(torch.from_numpy(audio.samples), expected, atol=WHOLE_ATOL)
-
-
-class Unmarked:
-    def apply_watermark(self, wave, sample_rate):
-        return wave

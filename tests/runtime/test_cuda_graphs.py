@@ -12,16 +12,16 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from conftest import SAMPLE, say_all, utterance
 from helpers import fake_graph_capture
-from test_decode import TEXTS, some
+from helpers.common import SAMPLE
+from helpers.fake_graph_capture import capture
+from helpers.t3 import TEXTS, say_all, some, utterance
 
 from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.checkpoints import loader, registry
 from chatterbox_opt.engine import decode_graphs
 from chatterbox_opt.engine.decode import EagerBackend, decode
 from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
-from chatterbox_opt.layers import linear_onednn
 from chatterbox_opt.models.t3 import kv_cache
 from chatterbox_opt.runtime import cuda_graphs
 from chatterbox_opt.runtime.bucketing import EagerExecutor
@@ -43,17 +43,6 @@ class Counting:
         if self.error:
             raise self.error
         return fake_graph_capture.record(work)
-
-
-def capture(engine: Engine, record) -> None:
-    """Give an engine what a card would give it."""
-    pipeline = engine.pipeline
-    flow, vocoder = (pipeline.placement.module(name) for name in ("flow", "vocoder"))
-    for stage in (flow, pipeline.placement.module("t3")):
-        linear_onednn.use_plain(stage)  # oneDNN's own layout is no memory that a tape can follow
-    flow.executor = GraphedExecutor(record, flow, "the flow")
-    vocoder.executor = GraphedExecutor(record, vocoder, "the vocoder")
-    pipeline.backend = CudaGraphBackend(record)
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from helpers.faults import SAMPLING, Failing, batch, stage
 from hypothesis import given
 from hypothesis import strategies as some
-from test_recovery import SAMPLING, Failing, batch, stage
 from torch import nn
 
 from chatterbox_opt import Engine

@@ -8,7 +8,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import assert_close, looking, say_all
+from helpers.common import assert_close
+from helpers.t3 import looking, say_all
 from tokenizers import Tokenizer
 
 from chatterbox_opt.checkpoints import random_weights
