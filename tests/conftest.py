@@ -22,8 +22,26 @@ os.environ["HF_HOME"] = f"{_SCRATCH}/hf"
 os.environ["CHATTERBOX_VOICE_CACHE"] = f"{_SCRATCH}/voices"
 os.environ["CHATTERBOX_WEIGHT_CACHE"] = f"{_SCRATCH}/weights"
 
+HERE = Path(__file__).parent
 settings.register_profile("repeatable", derandomize=True)  # the suite does not flake
 settings.load_profile("repeatable")
+
+
+# whole files go to processes (--dist loadfile): the longest first, so that none is left for the end
+LONGEST_FIRST = (
+    "kernels/test_cuda_kernels.py",
+    "kernels/test_cuda_kernels_in_place.py",
+)
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # by cost, as below, and not by the number of tests
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    order = {str(HERE / name): i for i, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(str(item.path), len(order)))
 
 
 def pytest_unconfigure():

@@ -1,4 +1,4 @@
-"""The engine on a card that is not there (pretend_card.py): what a card would refuse, it refuses."""
+"""The engine on a card that is not there (helpers/simulated_gpu.py): what a card would refuse, it refuses."""
 
 from __future__ import annotations
 

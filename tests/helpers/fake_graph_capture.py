@@ -45,7 +45,8 @@ class Tape(TorchDispatchMode):
         self.own |= {_place(x) for x in fresh}
         self.held += fresh
         # a parameter may be given other numbers elsewhere: what is frozen is the place
-        self.operations.append((func, *tree_map(_here, (args, kwargs, made))))
+        args, kwargs, kept = tree_map(_here, (args, kwargs, made))
+        self.operations.append((func, args, kwargs, tree_leaves(kept)))
         return made
 
     def _remember(self, tensor):
@@ -62,7 +63,8 @@ class Tape(TorchDispatchMode):
     def replay(self):
         for func, args, kwargs, made in self.operations:
             again = func(*args, **kwargs)
-            for old, new in zip(tree_leaves(made), tree_leaves(again), strict=True):
+            again = [again] if isinstance(again, torch.Tensor) else tree_leaves(again)
+            for old, new in zip(made, again, strict=True):
                 if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
 

@@ -1,5 +1,5 @@
-"""What Triton's kernels compute, by its interpreter; run by test_kernels.py in a process of its own,
-for Triton decides when it is imported whether it interprets."""
+"""What Triton's kernels compute, by its interpreter; run by test_cuda_kernels.py and test_cuda_kernels_in_place.py
+in processes of their own, for Triton decides when it is imported whether it interprets."""
 
 from __future__ import annotations
 

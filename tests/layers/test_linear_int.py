@@ -323,7 +323,7 @@ def test_a_flow_in_integers_goes_to_float32_and_comes_back(pico):
 
 
 class TestWeightOnly:
-    """The integer matrices of a card, by their plain arithmetic; test_kernels.py has the kernel."""
+    """The integer matrices of a card, by their plain arithmetic; test_cuda_kernels.py has the kernel."""
 
     def test_only_the_weights_are_rounded(self):
         weight, x = drawn(96, 256), drawn(5, 256, seed=1)

@@ -1,6 +1,6 @@
 """Recorded work: replays say what plain work says, and are dropped when they are stale.
 
-The recorder here is fake_graph_capture.py, which freezes what a CUDA graph freezes.
+The recorder here is helpers/fake_graph_capture.py, which freezes what a CUDA graph freezes.
 """
 
 from __future__ import annotations
