@@ -177,7 +177,7 @@ def test_bfloat16_rows_do_not_depend_on_the_company(engine, tiny):
     assert [said.tokens for said in together] == [said.tokens for said in again]
 
 
-STATIC = ("token", "spoken", "position", "logits", "seen", "noise", "said")
+STATIC = ("last_token", "num_generated", "position", "logits", "seen", "noise", "token_buffer")
 
 
 def buffers(slots: DecodeState) -> list[torch.Tensor]:

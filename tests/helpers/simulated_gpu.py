@@ -239,9 +239,11 @@ class Card:
     def operation(self, func, args, kwargs):
         known, tensors = OPERATIONS(func), _tensors((args, kwargs))
         name, short = known.name, known.short
-        homes = {self.home(t) for t in tensors if t.dim() or self.home(t) == CUDA}
+        found = [self._find(t) for t in tensors]
+        places = [CPU if m is None or m.pinned else CUDA for m in found]
+        homes = {p for t, p in zip(tensors, places, strict=True) if p == CUDA or t.dim()}
         on_card = CUDA in homes or (not tensors and self.thread.making == CUDA)
-        crossing = short == "copy_" and len({self.home(t) for t in tensors[:2]}) == 2
+        crossing = short == "copy_" and len(set(places[:2])) == 2
         if on_card and not crossing:
             self._refuse(known, args, tensors, homes)
             if short in PRODUCTS and not self.thread.replaying:
@@ -259,9 +261,8 @@ class Card:
             return made
         written = _tensors([args[i] for i in known.writes if i < len(args)])
         written += [o for o in outputs if not any(o is t for t in tensors)]
-        reads, writes = (
-            [m for t in some if (m := self._find(t)) is not None] for some in (tensors, written)
-        )
+        reads = [m for m in found if m is not None]
+        writes = [m for t in written if (m := self._find(t)) is not None]
         if on_card or crossing:
             self.launch(reads, writes, name)
             self._wait(short, args, kwargs, crossing=crossing)

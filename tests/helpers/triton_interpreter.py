@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,12 +31,12 @@ on_this_numpy = pytest.mark.skipif(
 )
 
 
-def interpreted(names: str) -> None:
-    """Run those that a pytest expression names."""
+def interpreted(names: str, tiny: Path) -> None:
+    """Run those that a pytest expression names, over a checkpoint that is made already."""
     tests = str(ROOT / "tests" / "kernels" / "triton_interpreter_cases.py")
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", names, tests],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "TINY_CHECKPOINT": str(tiny)},
         capture_output=True,
         text=True,
         timeout=300,
