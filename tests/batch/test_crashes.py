@@ -13,47 +13,41 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from conftest import SAMPLE
+from helpers.batch_process import (
+    BATCH_COMMAND,
+    QUICK,
+    TESTS,
+    listen_to_ctrl_c,
+    noted_lines,
+    run_command,
+)
+from helpers.common import SAMPLE
+from helpers.fake_engine import FakeEngine, tasks_of
 from rich.console import Console
-from test_runner import Fake, work
 
 from chatterbox_opt.batch import manifest
 from chatterbox_opt.batch.manifest import Entry
 from chatterbox_opt.batch.runner import BatchRunner, Event, Summary
 from chatterbox_opt.cli import batch_progress, console
 
-COMMAND = [sys.executable, "-m", "chatterbox_opt", "batch"]
-QUICK = ["--max-tokens", "3", "--cfm-steps", "1", "--retries", "0", "--no-watermark", "--seed", "5"]
-HERE = Path(__file__).parent
-
-# a run with a fake engine: no torch, so that it can be killed often
+# a run whose speech is made up: no torch, so that it can be killed often
 FAKE = """
 import sys, time
 from pathlib import Path
-from test_runner import Fake, go, work
-fake = Fake()
+from helpers.fake_engine import FakeEngine, run_batch, tasks_of
+fake = FakeEngine()
 def speak(requests):
     for result in fake(requests):
         time.sleep(0.01)
         yield result
-summary = go(Path(sys.argv[1]), work(f"Line {i}." for i in range(int(sys.argv[2]))), speak)
+summary = run_batch(Path(sys.argv[1]), tasks_of(f"Line {i}." for i in range(int(sys.argv[2]))), speak)
 sys.exit(bool(summary.failed() or summary.left))
 """
 
 
-def batch(*args: str, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([*COMMAND, *args], cwd=cwd, capture_output=True, timeout=540)
-
-
-def noted(directory: Path) -> list[dict]:
-    path = directory / manifest.FILE
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
-
-
 def check_whole(directory: Path, count: int) -> None:
     """Every item has one "done" line and its file; the directory contains nothing else."""
-    lines = noted(directory)
+    lines = noted_lines(directory)
     assert sorted(int(line["id"]) for line in lines) == list(range(1, count + 1)), "none twice"
     for line in lines:
         assert line["status"] == "done"
@@ -72,17 +66,17 @@ def kill_and_resume(
     the machine is."""
     chance = random.Random(1)
     for number in range(1, kills + 1):
-        before = len(noted(out))
+        before = len(noted_lines(out))
         process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
         due = items * number // (kills + 1) - before
         more, deadline = chance.randrange(max(1, min(5, due + 1))), time.monotonic() + 120
-        while len(noted(out)) < before + more and time.monotonic() < deadline:
+        while len(noted_lines(out)) < before + more and time.monotonic() < deadline:
             time.sleep(0.002)
         time.sleep(chance.uniform(0, 2 * step))
         assert process.poll() is None, "it must still be running when it is killed"
         process.kill()
         process.wait()
-        after = noted(out)
+        after = noted_lines(out)
         assert len(after) >= before + more, "entries are not lost"
         for line in after:
             assert (out / line["file"]).stat().st_size == line["size"]
@@ -94,7 +88,7 @@ def kill_and_resume(
 )
 def test_a_kill_loses_at_most_the_item_in_flight(tmp_path, items, kills):
     command = [sys.executable, "-c", FAKE, str(tmp_path / "out"), str(items)]
-    kill_and_resume(command, tmp_path / "out", HERE, items=items, kills=kills, step=0.02)
+    kill_and_resume(command, tmp_path / "out", TESTS, items=items, kills=kills, step=0.02)
     check_whole(tmp_path / "out", items)
 
 
@@ -102,11 +96,11 @@ def test_a_kill_loses_at_most_the_item_in_flight(tmp_path, items, kills):
 def test_fifty_kills_of_two_hundred_items_then_one_resume(tiny, tmp_path):
     (tmp_path / "job.txt").write_text("".join(f"This is line {i}.\n" for i in range(200)))
     args = ["job.txt", "--model", str(tiny), *QUICK, "-q", "--out-dir"]
-    command = [*COMMAND, *args, "out"]
+    command = [*BATCH_COMMAND, *args, "out"]
     kill_and_resume(command, tmp_path / "out", tmp_path, items=200, kills=50, step=0.06)
     check_whole(tmp_path / "out", 200)
-    assert batch(*args, "uninterrupted", cwd=tmp_path).returncode == 0
-    for line in noted(tmp_path / "out"):
+    assert run_command(*args, "uninterrupted", cwd=tmp_path).returncode == 0
+    for line in noted_lines(tmp_path / "out"):
         killed, uninterrupted = (
             tmp_path / name / line["file"] for name in ("out", "uninterrupted")
         )
@@ -123,12 +117,12 @@ def test_a_full_disk_ends_the_run(tmp_path):
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 
-    full = subprocess.run(command, cwd=HERE, preexec_fn=limit_file_size, capture_output=True)
+    full = subprocess.run(command, cwd=TESTS, preexec_fn=limit_file_size, capture_output=True)
     assert full.returncode == 1, full.stderr.decode()
     assert "Traceback" not in full.stderr.decode()
-    assert [line["status"] for line in noted(out)] == ["failed", "failed"]
+    assert [line["status"] for line in noted_lines(out)] == ["failed", "failed"]
     assert {path.name for path in out.iterdir()} == {manifest.FILE, manifest.LOCK}
-    assert subprocess.run(command, cwd=HERE).returncode == 0
+    assert subprocess.run(command, cwd=TESTS).returncode == 0
     assert len(list(out.glob("*.wav"))) == 9
 
 
@@ -147,7 +141,7 @@ def test_bad_rows_fail_and_all_others_succeed(tiny, tmp_path):
     job = tmp_path / "job.jsonl"
     job.write_text(rows(good_voice=False))
     args = ["job.jsonl", "--model", str(tiny), *QUICK, "--out-dir", "out", "--json"]
-    first = batch(*args, cwd=tmp_path)
+    first = run_command(*args, cwd=tmp_path)
     stderr = first.stderr.decode()
     assert first.returncode == 1, stderr
     assert "row 5 (id 5) failed: the text has a NUL byte" in stderr
@@ -159,20 +153,15 @@ def test_bad_rows_fail_and_all_others_succeed(tiny, tmp_path):
     assert sum(e["item"]["status"] == "failed" for e in events[1:-1]) == 3
     assert len(list((tmp_path / "out").glob("*.wav"))) == 16
     assert sorted(p.name for p in tmp_path.iterdir()) == ["damaged.wav", "job.jsonl", "out"]
-    long = next(line for line in noted(tmp_path / "out") if line["id"] == "9")
+    long = next(line for line in noted_lines(tmp_path / "out") if line["id"] == "9")
     assert long["duration"] > 50
 
     job.write_text(rows(good_voice=True))
-    second = batch(*args, cwd=tmp_path)
+    second = run_command(*args, cwd=tmp_path)
     events = [json.loads(line) for line in second.stdout.splitlines()]
     assert second.returncode == 1
     assert [e["item"]["id"] for e in events[1:-1]] == ["5", "10", "17"], "failed items are retried"
     assert events[-1]["skipped"] == 16
-
-
-def listen_to_ctrl_c() -> None:
-    # a suite started in the background passes an ignored signal on to its children
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -181,13 +170,13 @@ def test_a_signal_finishes_the_item_and_the_next_run_resumes(tiny, tmp_path, num
     out = tmp_path / "out"
     args = ["job.txt", "--out-dir", "out", "--model", str(tiny), *QUICK]
     process = subprocess.Popen(
-        [*COMMAND, *args], cwd=tmp_path, stderr=subprocess.PIPE, preexec_fn=listen_to_ctrl_c
+        [*BATCH_COMMAND, *args], cwd=tmp_path, stderr=subprocess.PIPE, preexec_fn=listen_to_ctrl_c
     )
     try:
         deadline = time.monotonic() + 120
-        while len(noted(out)) < 2 and time.monotonic() < deadline:
+        while len(noted_lines(out)) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
-        second = batch(*args, cwd=tmp_path)
+        second = run_command(*args, cwd=tmp_path)
         assert second.returncode == 2
         assert "another run is working in 'out'" in second.stderr.decode()
         process.send_signal(number)
@@ -197,7 +186,7 @@ def test_a_signal_finishes_the_item_and_the_next_run_resumes(tiny, tmp_path, num
     assert process.returncode == code, stderr.decode()
     assert "stopping when the running items are finished" in stderr.decode()
     assert "not reached" in stderr.decode()
-    check_whole(out, len(noted(out)))
+    check_whole(out, len(noted_lines(out)))
 
 
 def test_a_second_signal_stops_at_once(tmp_path):
@@ -205,7 +194,7 @@ def test_a_second_signal_stops_at_once(tmp_path):
 
     before = signal.getsignal(signal.SIGTERM)
     with manifest.open_manifest(tmp_path) as held:
-        running = BatchRunner(held, work("abc"), lambda event: None)
+        running = BatchRunner(held, tasks_of("abc"), lambda event: None)
         with pytest.raises(SystemExit) as caught:
             with batch_command._stoppable(running, console.Reporter(quiet=True)) as numbers:
                 signal.raise_signal(signal.SIGTERM)
@@ -213,14 +202,14 @@ def test_a_second_signal_stops_at_once(tmp_path):
                 signal.raise_signal(signal.SIGTERM)
     assert caught.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == before
-    assert running.run(Fake()).left == 3, "it starts no new item"
+    assert running.run(FakeEngine()).left == 3, "it starts no new item"
 
 
 def test_a_finished_job_loads_no_model_and_can_still_be_joined(tiny, tmp_path):
     (tmp_path / "job.txt").write_text("One.\n\nTwo.\n")
     args = ["job.txt", "--out-dir", "out", "--model", str(tiny), *QUICK, "--format", "flac"]
-    assert batch(*args, cwd=tmp_path).returncode == 0
-    again = batch(*args, "--join", "out/book.wav", cwd=tmp_path)
+    assert run_command(*args, cwd=tmp_path).returncode == 0
+    again = run_command(*args, "--join", "out/book.wav", cwd=tmp_path)
     stderr = again.stderr.decode()
     assert again.returncode == 0, stderr
     assert "2 of 2 are done already" in stderr
@@ -229,7 +218,7 @@ def test_a_finished_job_loads_no_model_and_can_still_be_joined(tiny, tmp_path):
     joined = soundfile.info(tmp_path / "out" / "book.wav").duration
     assert joined == pytest.approx(sum(pieces) + 1.5, abs=0.001), "a chapter begins at Two"
     (tmp_path / "job.txt").write_text("One.\n?\n")
-    incomplete = batch(*args, "--join", "book.wav", cwd=tmp_path)
+    incomplete = run_command(*args, "--join", "book.wav", cwd=tmp_path)
     assert incomplete.returncode == 1
     assert "'book.wav' is not written, 1 items are missing" in incomplete.stderr.decode()
     assert not (tmp_path / "book.wav").exists()

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import ROOT, SAMPLE
+from helpers.common import ROOT, SAMPLE
 
 from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.config.model_config import SAMPLE_RATE

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SAMPLE
-from helpers.fake_worker_engine import lives
-from test_crashes import COMMAND, batch, noted
-from test_runner import Fake
+from helpers.batch_process import BATCH_COMMAND, noted_lines, run_command
+from helpers.common import SAMPLE
+from helpers.fake_engine import FakeEngine
+from helpers.fake_worker_engine import is_running
 
 from chatterbox_opt import Request, Sampling
 from chatterbox_opt.batch.executors import with_voices
@@ -71,10 +71,10 @@ def test_a_killed_actor_loses_nothing_and_the_files_are_the_same(
     (tmp_path / "job.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     args = ["job.jsonl", "--model", str(tiny), "--max-tokens", "12", "--no-watermark", "--out-dir"]
     with subprocess.Popen(
-        [*COMMAND, *args, "ray", "--executor", "ray", "--workers", "2", "--ray-address", address],
+        [*BATCH_COMMAND, *args, "ray", "--executor", "ray", "--workers", "2", "--ray-address", address],
         cwd=tmp_path, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
-        while len(noted(tmp_path / "ray")) < 5 and process.poll() is None:
+        while len(noted_lines(tmp_path / "ray")) < 5 and process.poll() is None:
             time.sleep(0.05)
         working = actors(holder)
         os.kill(working[0], signal.SIGKILL)
@@ -86,10 +86,10 @@ def test_a_killed_actor_loses_nothing_and_the_files_are_the_same(
     assert "row 9 (id 9) failed: the text has no letter or digit" in stderr.decode()
     assert "row 10 (id 10) failed: there is no voice file" in stderr.decode()
     assert "Traceback" not in stderr.decode()
-    assert not any(lives(actor) for actor in actors(holder)), (
+    assert not any(is_running(actor) for actor in actors(holder)), (
         "no actor is left on a cluster that was not started here"
     )
-    assert batch(*args, "alone", cwd=tmp_path).returncode == 1
+    assert run_command(*args, "alone", cwd=tmp_path).returncode == 1
     one, other = (
         {p.name: p.read_bytes() for p in (tmp_path / d).glob("*.wav")} for d in ("ray", "alone")
     )
@@ -107,7 +107,7 @@ def test_a_killed_actor_loses_nothing_and_the_files_are_the_same(
         "attempts",
         "error",
     )
-    for first, second in zip(*(sorted(noted(tmp_path / d), key=lambda line: int(line["id"])) for d in ("ray", "alone")), strict=True):  # fmt: skip
+    for first, second in zip(*(sorted(noted_lines(tmp_path / d), key=lambda line: int(line["id"])) for d in ("ray", "alone")), strict=True):  # fmt: skip
         assert [first[key] for key in kept] == [second[key] for key in kept]
 
 
@@ -117,7 +117,7 @@ def test_no_cluster_at_an_address_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     (tmp_path / "job.txt").write_text("One.")
     args = ["job.txt", "--out-dir", "out", "--model", "pico", "--executor", "ray"]
-    done = batch(*args, "--ray-address", "127.0.0.1:1", cwd=tmp_path)
+    done = run_command(*args, "--ray-address", "127.0.0.1:1", cwd=tmp_path)
     assert done.returncode == 2
     assert "no Ray cluster at 127.0.0.1:1" in done.stderr.decode().splitlines()[-1]
     assert not (tmp_path / "out").exists()
@@ -148,7 +148,7 @@ def test_voices_are_sent_with_the_requests_and_a_bad_one_fails_alone():
             raise VoiceError("there is no such voice")
         return voices[source]
 
-    fake = Fake()
+    fake = FakeEngine()
     names = [None, "a.wav", "b.wav", "a.wav", "b.wav"]
     asked = [Request(str(i), "x", name, Sampling(seed=i)) for i, name in enumerate(names)]
     results = {r.id: r for r in with_voices(fake, voice)(iter(asked))}

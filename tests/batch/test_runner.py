@@ -4,75 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import json
 import os
 import sys
 import time
 import tracemalloc
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from helpers.fake_engine import FakeEngine, manifest_lines, run_batch, tasks_of
 
-from chatterbox_opt import Request, Result, Sampling
+from chatterbox_opt import Result, Sampling
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.batch import job_file, manifest, verify
 from chatterbox_opt.batch import join as batch_join
 from chatterbox_opt.batch import runner as batch_runner
-from chatterbox_opt.batch.runner import BatchRunner, Summary
+from chatterbox_opt.batch.runner import BatchRunner
 from chatterbox_opt.config.model_config import SAMPLE_RATE
-from chatterbox_opt.errors import InputError, OutputError, TextError
+from chatterbox_opt.errors import InputError, OutputError
 from chatterbox_opt.request import Piece
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
-class Fake:
-    """Speaks 10 ms a letter; a text with "bad" in it fails. Remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[Request] = []
-
-    def __call__(self, requests: Iterable[Request]) -> Iterator[Result]:
-        for request in requests:
-            self.asked.append(request)
-            seed = request.sampling.seed or 0
-            if "bad" in request.text:
-                yield Result(request.id, seed, error=TextError("it is\nbad: mend it"))
-                continue
-            wave = np.full(len(request.text) * SAMPLE_RATE // 100, 0.1, dtype=np.float32)
-            yield Result(request.id, seed, (Piece(wave, request.text, 1, {"t3": 0.5}),))
-
-    @property
-    def ids(self) -> list[str]:
-        return [request.id for request in self.asked]
-
-
-def work(lines: Iterable[str], voices: str = "v", made_by: str = "m") -> list[job_file.Item]:
-    items = job_file.read("a.txt", "\n".join(lines).encode(), Sampling(seed=1))
-    return batch_runner.prepare(
-        items, [f"{item.id}.wav" for item in items], made_by, lambda voice: voices
-    )
-
-
-def go(directory: Path, todo, speak=None, *, reset=False, events=None, **options) -> Summary:
-    tell = (lambda event: None) if events is None else events.append
-    with manifest.open_manifest(directory, reset=reset) as noted:
-        return BatchRunner(noted, todo, tell, **options).run(speak or Fake())
-
-
-def lines_of(directory: Path) -> list[dict]:
-    return [json.loads(line) for line in (directory / "manifest.jsonl").read_text().splitlines()]
-
-
 def test_files_manifest_and_events(tmp_path):
     events: list[batch_runner.Event] = []
-    summary = go(tmp_path, work(["One.", "Two words."]), events=events)
+    summary = run_batch(tmp_path, tasks_of(["One.", "Two words."]), events=events)
     assert [e.status for e in summary.entries.values()] == ["done", "done"]
     assert (summary.skipped, summary.left, summary.failed(), summary.stopped) == (0, 0, [], None)
-    first, second = lines_of(tmp_path)
+    first, second = manifest_lines(tmp_path)
     assert (first["id"], first["file"], first["seed"], first["attempts"]) == ("1", "1.wav", 1, 1)
     assert second["duration"] == pytest.approx(0.1)
     assert second["size"] == (tmp_path / "2.wav").stat().st_size
@@ -86,26 +47,28 @@ def test_files_manifest_and_events(tmp_path):
 
 def test_resuming_processes_new_changed_failed_and_missing_items_only(tmp_path):
     lines = ["One.", "Two.", "bad", "Four.", "Five."]
-    summary = go(tmp_path, work(lines))
+    summary = run_batch(tmp_path, tasks_of(lines))
     [failed] = summary.failed()
     assert (failed.id, failed.error) == ("3", "it is bad: mend it")
     lines[1], lines[2] = "Two, but other.", "Good."
     (tmp_path / "4.wav").unlink()
     (tmp_path / "5.wav").write_bytes(b"half")
-    fake = Fake()
-    summary = go(tmp_path, work([*lines, "Six."]), fake)
+    fake = FakeEngine()
+    summary = run_batch(tmp_path, tasks_of([*lines, "Six."]), fake)
     assert fake.ids == ["2", "3", "4", "5", "6"]
     assert (summary.skipped, summary.failed()) == (1, [])
-    fake = Fake()
-    assert go(tmp_path, work([*lines, "Six."]), fake).skipped == 6
+    fake = FakeEngine()
+    assert run_batch(tmp_path, tasks_of([*lines, "Six."]), fake).skipped == 6
     assert not fake.ids
-    go(tmp_path, work(lines, voices="another"), fake := Fake())
+    run_batch(tmp_path, tasks_of(lines, voices="another"), fake := FakeEngine())
     assert len(fake.ids) == 5, "another voice is another result"
-    go(tmp_path, work(lines, voices="another", made_by="n"), fake := Fake())
+    run_batch(tmp_path, tasks_of(lines, voices="another", made_by="n"), fake := FakeEngine())
     assert len(fake.ids) == 5, "another model too"
-    go(tmp_path, work(lines, voices="another", made_by="n"), fake := Fake(), reset=True)
+    run_batch(
+        tmp_path, tasks_of(lines, voices="another", made_by="n"), fake := FakeEngine(), reset=True
+    )
     assert len(fake.ids) == 5
-    assert len(lines_of(tmp_path)) == 5, "--force forgets"
+    assert len(manifest_lines(tmp_path)) == 5, "--force forgets"
 
 
 # written by the version before the package had folders
@@ -121,36 +84,36 @@ def test_a_directory_of_an_earlier_version_is_resumed(tmp_path):
     default = Sampling(seed=7, temperature=0.5)
     model_key = "tiny float32 float32 None marked"
     files = ["0001.wav", "0002.wav"]
-    for file, line in zip(files, lines_of(tmp_path), strict=True):
+    for file, line in zip(files, manifest_lines(tmp_path), strict=True):
         (tmp_path / file).write_bytes(bytes(line["size"]))
 
     def prepared(sampling):
         items = job_file.read("a.txt", job, sampling, "anna")
         return batch_runner.prepare(items, files, model_key, lambda voice: f"key of {voice}")
 
-    assert go(tmp_path, prepared(default), fake := Fake()).skipped == 2
+    assert run_batch(tmp_path, prepared(default), fake := FakeEngine()).skipped == 2
     assert not fake.ids
-    go(tmp_path, prepared(dataclasses.replace(default, top_k=5)), fake := Fake())
+    run_batch(tmp_path, prepared(dataclasses.replace(default, top_k=5)), fake := FakeEngine())
     assert fake.ids == ["1", "2"]
 
 
 def test_a_file_overwritten_by_another_item_is_synthesized_again(tmp_path):
-    one, two = work(["One.", "Two."])
-    go(tmp_path, [one])
+    one, two = tasks_of(["One.", "Two."])
+    run_batch(tmp_path, [one])
     taken = dataclasses.replace(two, file=one.file)
-    go(tmp_path, [taken])
-    assert go(tmp_path, [one], fake := Fake()).skipped == 0
+    run_batch(tmp_path, [taken])
+    assert run_batch(tmp_path, [one], fake := FakeEngine()).skipped == 0
     assert fake.ids == ["1"]
 
 
 def test_fail_fast_and_stop(tmp_path):
-    summary = go(tmp_path, work(["One.", "bad", "Three."]), fail_fast=True)
+    summary = run_batch(tmp_path, tasks_of(["One.", "bad", "Three."]), fail_fast=True)
     assert (len(summary.entries), summary.left) == (2, 1)
     with manifest.open_manifest(tmp_path, reset=True) as noted:
-        running = BatchRunner(noted, work(["a", "b", "c"]), lambda event: None)
+        running = BatchRunner(noted, tasks_of(["a", "b", "c"]), lambda event: None)
 
         def speak(requests):
-            for result in Fake()(requests):
+            for result in FakeEngine()(requests):
                 running.stop()  # a signal while the first is in work
                 yield result
 
@@ -160,35 +123,35 @@ def test_fail_fast_and_stop(tmp_path):
 
 @pytest.mark.parametrize("tail", [b'{"id": "2", "te', b"\0" * 50, b"\xff\xfe", b'{"id"'])
 def test_a_partial_last_line_is_removed(tmp_path, tail, caplog):
-    go(tmp_path, work(["One.", "Two."]))
+    run_batch(tmp_path, tasks_of(["One.", "Two."]))
     path = tmp_path / "manifest.jsonl"
     whole = path.read_bytes()
     first = whole.splitlines(keepends=True)[0]
     path.write_bytes(first + tail)
-    go(tmp_path, work(["One.", "Two."]), fake := Fake())
+    run_batch(tmp_path, tasks_of(["One.", "Two."]), fake := FakeEngine())
     assert fake.ids == ["2"]
-    assert [line["id"] for line in lines_of(tmp_path)] == ["1", "2"]
+    assert [line["id"] for line in manifest_lines(tmp_path)] == ["1", "2"]
     assert "partial line" in caplog.text
     path.write_bytes(path.read_bytes()[:-1])  # only the line break was lost
-    assert go(tmp_path, work(["One.", "Two."])).skipped == 2
+    assert run_batch(tmp_path, tasks_of(["One.", "Two."])).skipped == 2
     assert path.read_bytes().endswith(b"\n")
 
 
 def test_damaged_lines_do_not_affect_others(tmp_path):
-    go(tmp_path, work(["One.", "Two.", "Three."]))
+    run_batch(tmp_path, tasks_of(["One.", "Two.", "Three."]))
     path = tmp_path / "manifest.jsonl"
     first, _, third = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + b"\0\0\n[]\n{}\n\n" + third + b'{"id": [], "text": 1}\n')
-    go(tmp_path, work(["One.", "Two.", "Three."]), fake := Fake())
+    run_batch(tmp_path, tasks_of(["One.", "Two.", "Three."]), fake := FakeEngine())
     assert fake.ids == ["2"]
 
 
 def test_a_clock_that_goes_backwards_is_harmless(tmp_path, monkeypatch):
     times = iter(f"20{year}-01-01T00:00:00+00:00" for year in (30, 25, 20, 15, 10))
     monkeypatch.setattr(manifest, "_now", lambda: next(times))
-    go(tmp_path, work(["bad", "Two."]))
-    go(tmp_path, work(["Good.", "Two."]))
-    assert go(tmp_path, work(["Good.", "Two."])).skipped == 2
+    run_batch(tmp_path, tasks_of(["bad", "Two."]))
+    run_batch(tmp_path, tasks_of(["Good.", "Two."]))
+    assert run_batch(tmp_path, tasks_of(["Good.", "Two."])).skipped == 2
 
 
 def test_a_second_run_is_an_error_and_a_stale_lock_is_ignored(tmp_path):
@@ -228,19 +191,19 @@ def test_a_full_disk_ends_the_run_and_the_next_resumes(tmp_path, monkeypatch):
     lines = [f"Line {i}." for i in range(9)]
     with monkeypatch.context() as full:
         fill_after(full, 3)
-        summary = go(tmp_path, work(lines), fake := Fake())
+        summary = run_batch(tmp_path, tasks_of(lines), fake := FakeEngine())
     assert isinstance(summary.stopped, OutputError)
     assert "No space left" in str(summary.stopped)
     assert len(fake.ids) == 5, "the second failure in a row ends the run"
     assert sorted(p.name for p in tmp_path.glob("*.wav")) == ["1.wav", "2.wav", "3.wav"]
     assert not list(tmp_path.glob(".*.part"))
-    summary = go(tmp_path, work(lines), fake := Fake())
+    summary = run_batch(tmp_path, tasks_of(lines), fake := FakeEngine())
     assert (summary.skipped, len(fake.ids), summary.failed()) == (3, 6, [])
 
 
 def test_one_file_that_cannot_be_written_is_one_failure(tmp_path):
     (tmp_path / "2.wav").mkdir()
-    summary = go(tmp_path, work(["One.", "Two.", "Three."]))
+    summary = run_batch(tmp_path, tasks_of(["One.", "Two.", "Three."]))
     assert [e.id for e in summary.failed()] == ["2"]
     assert summary.stopped is None
 
@@ -254,10 +217,10 @@ def test_a_full_disk_leaves_no_partial_line_in_the_manifest(tmp_path, monkeypatc
 
     with monkeypatch.context() as full:
         full.setattr(os, "write", write)
-        summary = go(tmp_path, work(["One.", "Two."]))
+        summary = run_batch(tmp_path, tasks_of(["One.", "Two."]))
     assert "No space left" in str(summary.stopped)
     assert (tmp_path / "manifest.jsonl").read_bytes() == b""
-    assert go(tmp_path, work(["One.", "Two."])).failed() == []
+    assert run_batch(tmp_path, tasks_of(["One.", "Two."])).failed() == []
 
 
 @pytest.mark.parametrize("back", [False, True])
@@ -265,7 +228,7 @@ def test_a_directory_that_disappears_ends_the_run(tmp_path, back):
     out = tmp_path / "out"
 
     def speak(requests):
-        for i, result in enumerate(Fake()(requests)):
+        for i, result in enumerate(FakeEngine()(requests)):
             if i == 1:
                 out.rename(tmp_path / "elsewhere")
             if i == 1 and back:
@@ -273,10 +236,10 @@ def test_a_directory_that_disappears_ends_the_run(tmp_path, back):
                 (out / "manifest.jsonl").touch()
             yield result
 
-    summary = go(out, work(["One.", "Two.", "Three."]), speak)
+    summary = run_batch(out, tasks_of(["One.", "Two.", "Three."]), speak)
     assert isinstance(summary.stopped, OutputError)
     assert list(summary.entries) == ["1"]
-    assert go(out, work(["One.", "Two.", "Three."])).failed() == []
+    assert run_batch(out, tasks_of(["One.", "Two.", "Three."])).failed() == []
 
 
 def test_verify_retries_with_other_seeds_and_keeps_the_best(tmp_path, monkeypatch):
@@ -284,7 +247,9 @@ def test_verify_retries_with_other_seeds_and_keeps_the_best(tmp_path, monkeypatc
     rate = lambda self, text, waves: next(rates)
     monkeypatch.setattr(verify.Verifier, "word_error_rate", rate)
     verifier = verify.Verifier(("x",), 0.2)
-    summary = go(tmp_path, work(["One.", "Two."]), fake := Fake(), verifier=verifier, retries=2)
+    summary = run_batch(
+        tmp_path, tasks_of(["One.", "Two."]), fake := FakeEngine(), verifier=verifier, retries=2
+    )
     assert fake.ids == ["1", "1", "1", "2"]
     assert len({request.sampling.seed for request in fake.asked[:3]}) == 3
     one, two = summary.entries.values()
@@ -321,7 +286,7 @@ def test_a_recognizer_is_called_without_a_shell(tmp_path):
 def test_the_joined_file_has_the_files_in_order_with_pauses(tmp_path):
     items = job_file.read("a.txt", b"One.\nTwo two.\n\nThree.", Sampling())
     todo = batch_runner.prepare(items, [f"{i.id}.flac" for i in items], "m", lambda voice: "v")
-    summary = go(tmp_path, todo)
+    summary = run_batch(tmp_path, todo)
     target = tmp_path / "book.wav"
     length = batch_join.join(items, summary.entries, tmp_path, str(target), (0.25, 1.0))
     assert length == pytest.approx(0.04 + 0.25 + 0.08 + 1.0 + 0.06)
@@ -348,7 +313,7 @@ def test_faults_name_their_chunk_and_are_limited(tmp_path):
             piece = Piece(wave, "x", 1, {"t3": 0.5}, ("too slow",), 3)
             yield Result(request.id, 0, (piece,) * count)
 
-    one, two, nine = go(tmp_path, work("abc"), speak).entries.values()
+    one, two, nine = run_batch(tmp_path, tasks_of("abc"), speak).entries.values()
     assert (one.faults, one.attempts) == (("too slow",), 3)
     assert two.faults == ("chunk 1: too slow", "chunk 2: too slow")
     assert (len(nine.faults), nine.faults[-1]) == (6, "4 more")
@@ -356,19 +321,19 @@ def test_faults_name_their_chunk_and_are_limited(tmp_path):
 
 def test_errors_of_other_libraries_have_their_type(tmp_path):
     speak = lambda requests: (Result(r.id, 0, error=KeyError("x")) for r in requests)
-    assert go(tmp_path, work("a"), speak).failed()[0].error == "KeyError: 'x'"
+    assert run_batch(tmp_path, tasks_of("a"), speak).failed()[0].error == "KeyError: 'x'"
 
 
 def rate_and_growth(directory: Path, count: int) -> tuple[float, float]:
     """Median time per item of the last tenth divided by that of the first, and the MiB that
     remain allocated."""
     stamps: list[float] = []
-    todo = work(f"Line {i}." for i in range(count))
+    todo = tasks_of(f"Line {i}." for i in range(count))
     tracemalloc.start()
     with manifest.open_manifest(directory) as noted:
         running = BatchRunner(noted, todo, lambda event: stamps.append(time.perf_counter()))
         before = tracemalloc.get_traced_memory()[0]
-        fake = Fake()
+        fake = FakeEngine()
         running.run(lambda requests: fake(requests))
         fake.asked.clear()
         grown = (tracemalloc.get_traced_memory()[0] - before) / 2**20

@@ -12,9 +12,16 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.fake_worker_engine import MadeUp, gone, lives
-from test_crashes import COMMAND, HERE, QUICK, batch, listen_to_ctrl_c, noted
-from test_runner import go, lines_of, work
+from helpers.batch_process import (
+    BATCH_COMMAND,
+    QUICK,
+    TESTS,
+    listen_to_ctrl_c,
+    noted_lines,
+    run_command,
+)
+from helpers.fake_engine import manifest_lines, run_batch, tasks_of
+from helpers.fake_worker_engine import FakeWorkerEngine, all_ended, is_running, worker_pool
 
 from chatterbox_opt import Request, Sampling
 from chatterbox_opt.batch.local_workers import ProcessWorkers, split_resources
@@ -22,18 +29,14 @@ from chatterbox_opt.batch.worker_pool import Pool
 from chatterbox_opt.errors import ChatterboxOptError, TextError, WeightsError, WorkerError
 
 
-def pool(speech: MadeUp, count: int = 2) -> Pool:
-    return Pool(ProcessWorkers(speech, [{}] * count), count)
-
-
 def requests(*texts: str) -> list[Request]:
     return [Request(str(i), text, None, Sampling(seed=i)) for i, text in enumerate(texts)]
 
 
 def test_each_result_comes_once_and_errors_are_values(tmp_path):
-    speech = MadeUp(tmp_path, width=3)
+    speech = FakeWorkerEngine(tmp_path, width=3)
     asked = requests(*"abcdefghij", "bad", "odd")
-    with pool(speech) as speak:
+    with worker_pool(speech) as speak:
         results = {result.id: result for result in speak(iter(asked))}
         assert sorted(results) == sorted(request.id for request in asked)
         assert isinstance(results["10"].error, TextError)
@@ -44,7 +47,7 @@ def test_each_result_comes_once_and_errors_are_values(tmp_path):
             assert (results[id].audio().samples == result.audio().samples).all()
         assert [r.id for r in speak(iter(asked[:1]))] == ["0"], "a pool can be called repeatedly"
         assert speech.loaded(2), "each worker loads once, even if another one processes everything"
-    assert gone(speech.processes())
+    assert all_ended(speech.processes())
 
 
 def test_requests_are_drawn_when_a_slot_is_free(tmp_path):
@@ -55,7 +58,7 @@ def test_requests_are_drawn_when_a_slot_is_free(tmp_path):
             drawn.append(request.id)
             yield request
 
-    with pool(MadeUp(tmp_path, width=2)) as speak:
+    with worker_pool(FakeWorkerEngine(tmp_path, width=2)) as speak:
         for finished, _ in enumerate(speak(feed())):
             assert len(drawn) <= finished + 1 + 2 * 2 + 2
 
@@ -63,25 +66,27 @@ def test_requests_are_drawn_when_a_slot_is_free(tmp_path):
 @pytest.mark.parametrize("width", [1, 3])
 def test_requests_of_a_killed_worker_are_requeued(tmp_path, width, caplog):
     """Killed repeatedly from outside; no result is lost or duplicated."""
-    speech = MadeUp(tmp_path, width=width, pause=0.02)
+    speech = FakeWorkerEngine(tmp_path, width=width, pause=0.02)
     asked = requests(*["some words"] * 60)
     found = []
-    with pool(speech, 3) as speak:
+    with worker_pool(speech, 3) as speak:
         for result in speak(iter(asked)):
             found.append(result)
             if len(found) in (5, 20, 21, 40):
-                os.kill(next(p for p in reversed(speech.processes()) if lives(p)), signal.SIGKILL)
+                os.kill(
+                    next(p for p in reversed(speech.processes()) if is_running(p)), signal.SIGKILL
+                )
     assert sorted(int(result.id) for result in found) == list(range(60))
     assert all(result.error is None for result in found)
     assert "a worker died (SIGKILL (out of memory?))" in caplog.text
-    assert gone(speech.processes())
+    assert all_ended(speech.processes())
 
 
 @pytest.mark.parametrize(("width", "count"), [(1, 1), (1, 2), (3, 2)])
 def test_an_item_that_crashes_workers_fails_alone(tmp_path, width, count):
-    speech = MadeUp(tmp_path, width=width)
+    speech = FakeWorkerEngine(tmp_path, width=width)
     asked = requests("a", "b", "killer", "c", "d", "twice", "e", "f", "g")
-    with pool(speech, count) as speak:
+    with worker_pool(speech, count) as speak:
         results = {result.id: result for result in speak(iter(asked))}
     assert len(results) == len(asked)
     assert [id for id, result in results.items() if result.error] == ["2"]
@@ -92,42 +97,45 @@ def test_an_item_that_crashes_workers_fails_alone(tmp_path, width, count):
 
 
 def test_an_engine_that_crashes_on_everything_ends_the_run(tmp_path):
-    speech = MadeUp(tmp_path)
-    with pool(speech) as speak, pytest.raises(WorkerError, match="12 workers died in a row"):
+    speech = FakeWorkerEngine(tmp_path)
+    with worker_pool(speech) as speak, pytest.raises(WorkerError, match="12 workers died in a row"):
         list(speak(iter(requests(*["killer"] * 30))))
     assert len(speech.processes()) <= 14
-    assert gone(speech.processes())
+    assert all_ended(speech.processes())
 
 
 def test_a_load_error_is_raised(tmp_path):
     with (
-        pool(MadeUp(tmp_path, fault="weights")) as speak,
+        worker_pool(FakeWorkerEngine(tmp_path, fault="weights")) as speak,
         pytest.raises(WeightsError, match="again"),
     ):
         speak.wait()
-    speech = MadeUp(tmp_path, fault="killed")
-    with pool(speech) as speak, pytest.raises(WorkerError, match="no worker can load .SIGKILL"):
+    speech = FakeWorkerEngine(tmp_path, fault="killed")
+    with (
+        worker_pool(speech) as speak,
+        pytest.raises(WorkerError, match="no worker can load .SIGKILL"),
+    ):
         speak.wait()
-    assert gone(speech.processes())
+    assert all_ended(speech.processes())
 
 
 def test_a_worker_that_cannot_load_is_not_used(tmp_path, caplog):
-    with pool(MadeUp(tmp_path, fault="late", pause=0.05)) as speak:
+    with worker_pool(FakeWorkerEngine(tmp_path, fault="late", pause=0.05)) as speak:
         assert len(list(speak(iter(requests(*["x"] * 40))))) == 40
     assert "is not used: the file is damaged: get it again" in caplog.text
 
 
 def test_the_load_error_of_the_last_worker_ends_the_batch(tmp_path):
-    with pool(MadeUp(tmp_path, fault="late"), 1) as speak:
-        summary = go(tmp_path / "out", work(["Good.", "killer"]), speak)
+    with worker_pool(FakeWorkerEngine(tmp_path, fault="late"), 1) as speak:
+        summary = run_batch(tmp_path / "out", tasks_of(["Good.", "killer"]), speak)
     assert isinstance(summary.stopped, WeightsError)
     assert (list(summary.entries), summary.left) == (["1"], 1)
 
 
 def test_a_warning_during_loading_is_shown_once(tmp_path, caplog):
-    with pool(MadeUp(tmp_path), 3) as speak:
+    with worker_pool(FakeWorkerEngine(tmp_path), 3) as speak:
         speak.wait()
-        assert MadeUp(tmp_path).loaded(3)
+        assert FakeWorkerEngine(tmp_path).loaded(3)
         deadline = time.monotonic() + 60
         while "it is made up" not in caplog.text and time.monotonic() < deadline:
             list(speak(iter(requests("x"))))
@@ -137,13 +145,13 @@ def test_a_warning_during_loading_is_shown_once(tmp_path, caplog):
 
 def test_a_pool_writes_the_same_manifest_as_one_engine(tmp_path):
     lines = ["One.", "bad", "Three.", "odd", *(f"Line {i}." for i in range(20))]
-    speech = MadeUp(tmp_path)
-    go(tmp_path / "alone", work(lines), speech.speak)
-    with pool(speech, 3) as speak:
-        summary = go(tmp_path / "pool", work(lines), speak)
+    speech = FakeWorkerEngine(tmp_path)
+    run_batch(tmp_path / "alone", tasks_of(lines), speech.speak)
+    with worker_pool(speech, 3) as speak:
+        summary = run_batch(tmp_path / "pool", tasks_of(lines), speak)
     assert len(summary.failed()) == 2
     alone, together = (
-        {line["id"]: line | {"time": ""} for line in lines_of(tmp_path / name)}
+        {line["id"]: line | {"time": ""} for line in manifest_lines(tmp_path / name)}
         for name in ("alone", "pool")
     )
     assert alone == together
@@ -152,8 +160,8 @@ def test_a_pool_writes_the_same_manifest_as_one_engine(tmp_path):
 
 
 def test_a_batch_ends_cleanly_when_workers_keep_crashing(tmp_path):
-    with pool(MadeUp(tmp_path), 1) as speak:
-        summary = go(tmp_path / "out", work(["Good.", *["killer"] * 9]), speak)
+    with worker_pool(FakeWorkerEngine(tmp_path), 1) as speak:
+        summary = run_batch(tmp_path / "out", tasks_of(["Good.", *["killer"] * 9]), speak)
     assert isinstance(summary.stopped, WorkerError)
     assert summary.entries["1"].status == "done"
     assert summary.left > 0
@@ -163,12 +171,11 @@ def test_a_batch_ends_cleanly_when_workers_keep_crashing(tmp_path):
 RUN = """
 import signal, sys
 from pathlib import Path
-from helpers.fake_worker_engine import MadeUp
-from test_runner import go, work
-from test_worker_pool import pool
+from helpers.fake_engine import run_batch, tasks_of
+from helpers.fake_worker_engine import FakeWorkerEngine, worker_pool
 if __name__ == "__main__":
-    with pool(MadeUp(Path(sys.argv[1]), width=2, pause=float(sys.argv[2])), 3) as speak:
-        go(Path(sys.argv[1]) / "out", work([sys.argv[3]] * 500), speak)
+    with worker_pool(FakeWorkerEngine(Path(sys.argv[1]), width=2, pause=float(sys.argv[2])), 3) as speak:
+        run_batch(Path(sys.argv[1]) / "out", tasks_of([sys.argv[3]] * 500), speak)
 """
 
 
@@ -176,20 +183,20 @@ def test_a_killed_parent_leaves_no_workers(tmp_path):
     for text in ("Quick.", "slow"):
         directory = tmp_path / text
         directory.mkdir()
-        speech = MadeUp(directory)
+        speech = FakeWorkerEngine(directory)
         parent = subprocess.Popen(
-            [sys.executable, "-c", RUN, str(directory), "0.01", text], cwd=HERE
+            [sys.executable, "-c", RUN, str(directory), "0.01", text], cwd=TESTS
         )
         try:
             deadline = time.monotonic() + 60
             while len(speech.noted("asked")) < 6 and time.monotonic() < deadline:
                 time.sleep(0.01)
             assert speech.loaded(3)
-            assert all(lives(process) for process in speech.processes())
+            assert all(is_running(process) for process in speech.processes())
         finally:
             parent.kill()
             parent.wait()
-        assert gone(speech.processes()), "workers exit when their pipe is closed"
+        assert all_ended(speech.processes()), "workers exit when their pipe is closed"
 
 
 def test_resources_are_divided():
@@ -207,10 +214,12 @@ def test_resources_are_divided():
 def test_environment_and_signals_of_the_parent_are_restored(tmp_path):
     handler = signal.getsignal(signal.SIGINT)
     before, threads = dict(os.environ), threading.active_count()
-    factory = ProcessWorkers(MadeUp(tmp_path), [{"OMP_NUM_THREADS": "3", "SOMETHING": "1"}])
+    factory = ProcessWorkers(
+        FakeWorkerEngine(tmp_path), [{"OMP_NUM_THREADS": "3", "SOMETHING": "1"}]
+    )
     with Pool(factory, 1) as speak:
         speak.wait()
-        [process] = MadeUp(tmp_path).processes()
+        [process] = FakeWorkerEngine(tmp_path).processes()
         inherited = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
         assert {b"OMP_NUM_THREADS=3", b"SOMETHING=1"} <= set(inherited)
         os.kill(process, signal.SIGINT)
@@ -234,7 +243,7 @@ def test_the_number_of_workers_does_not_change_the_files(tiny, tmp_path, monkeyp
     (tmp_path / "job.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     args = ["job.jsonl", "--model", str(tiny), "--max-tokens", "5", "--cfm-steps", "2", "--out-dir"]
     for count in ("1", "2"):
-        done = batch(*args, count, "--workers", count, cwd=tmp_path)
+        done = run_command(*args, count, "--workers", count, cwd=tmp_path)
         stderr = done.stderr.decode()
         assert done.returncode == 1, stderr
         assert "row 13 (id 13) failed: the text has no letter or digit" in stderr
@@ -245,7 +254,7 @@ def test_the_number_of_workers_does_not_change_the_files(tiny, tmp_path, monkeyp
     for path in (tmp_path / "1").glob("*.wav"):
         assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes()
     assert sorted(path.name for path in (tmp_path / "2").glob("*.wav")) == names
-    again = batch(*args, "1", "--workers", "2", cwd=tmp_path)
+    again = run_command(*args, "1", "--workers", "2", cwd=tmp_path)
     assert b"12 of 13 are done already" in again.stderr, (
         "a job can be resumed with another number of workers"
     )
@@ -259,12 +268,12 @@ def children(process: int) -> list[int]:
 def test_ctrl_c_finishes_the_items_in_flight_and_leaves_no_process(tiny, tmp_path):
     args = [*job(tmp_path, 2000), "out", "--model", str(tiny), *QUICK, "--workers", "2"]
     process = subprocess.Popen(
-        [*COMMAND, *args], cwd=tmp_path, stderr=subprocess.PIPE, preexec_fn=listen_to_ctrl_c,
+        [*BATCH_COMMAND, *args], cwd=tmp_path, stderr=subprocess.PIPE, preexec_fn=listen_to_ctrl_c,
         start_new_session=True,
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 120
-        while len(noted(tmp_path / "out")) < 3 and time.monotonic() < deadline:
+        while len(noted_lines(tmp_path / "out")) < 3 and time.monotonic() < deadline:
             time.sleep(0.02)
         workers = children(process.pid)
         assert len(workers) >= 2
@@ -275,8 +284,8 @@ def test_ctrl_c_finishes_the_items_in_flight_and_leaves_no_process(tiny, tmp_pat
     assert process.returncode == 130, stderr.decode()
     assert "Traceback" not in stderr.decode()
     assert "stopping when the running items are finished" in stderr.decode()
-    assert gone(workers)
-    lines = noted(tmp_path / "out")
+    assert all_ended(workers)
+    lines = noted_lines(tmp_path / "out")
     assert all(line["status"] == "done" for line in lines)
     assert len({line["id"] for line in lines}) == len(lines) < 2000
     assert not list((tmp_path / "out").glob(".*.part"))
@@ -290,7 +299,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tiny, tmp_path):
     weights = broken / "t3_cfg.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     args = [*job(tmp_path, 3), "out", "--model", str(broken), *QUICK, "--workers", "2"]
-    done = batch(*args, cwd=tmp_path)
+    done = run_command(*args, cwd=tmp_path)
     assert done.returncode == 1
     assert [line for line in done.stderr.decode().splitlines() if line.startswith("error")] == [
         done.stderr.decode().splitlines()[-1]

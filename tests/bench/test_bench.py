@@ -11,9 +11,9 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, assert_close
 from helpers import fake_graph_capture
-from test_cuda_graphs import capture
+from helpers.common import ROOT, assert_close
+from helpers.fake_graph_capture import capture_graphs
 from typer.testing import CliRunner
 
 from chatterbox_opt.bench import backends, cold_start, report, row_process
@@ -186,7 +186,7 @@ def test_a_row_with_cuda_graphs_is_measured_as_an_eager_one(tiny):
     """Its backend syncs rarely: without special handling logits and the prefill's end are missed."""
     ours = OptimizedTarget(BenchJob(str(tiny), "cpu", tokens=forced_tokens(0.8)), "float32")
     eager = ours.quality()["logits"]
-    capture(ours.engine, fake_graph_capture.record)
+    capture_graphs(ours.engine, fake_graph_capture.record)
     assert_close(ours.quality()["logits"], eager, atol=1e-4)
     seconds = [ours.run() for _ in range(3)][-1]
     assert seconds["prefill"] > 0 and seconds["decode"] > 0

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import soundfile
-from conftest import SAMPLE
+from helpers.common import SAMPLE
 from typer.testing import CliRunner
 
 from chatterbox_opt.cli.main import app

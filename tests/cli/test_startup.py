@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import SAMPLE
+from helpers.common import SAMPLE
 
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.audio.watermark import Watermark

@@ -6,7 +6,7 @@ import ast
 import subprocess
 import sys
 
-from conftest import ROOT
+from helpers.common import ROOT
 
 import chatterbox_opt
 

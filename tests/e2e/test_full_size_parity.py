@@ -8,7 +8,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import SAMPLE, assert_close
+from helpers.common import SAMPLE, assert_close
 from helpers.texts import TEXTS
 
 pytestmark = pytest.mark.slow
@@ -47,8 +47,8 @@ def full_engine(full, tmp_path_factory):
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_tokens_equal_upstreams(full_engine, full_upstream, text):
+    from helpers.t3 import raw_tokens
     from helpers.upstream_reference import greedy_tokens, sampled_tokens
-    from test_t3_parity import raw_tokens
 
     from chatterbox_opt import Sampling
     from chatterbox_opt.text.chunking import normalize
@@ -63,8 +63,8 @@ def test_tokens_equal_upstreams(full_engine, full_upstream, text):
 
 
 def test_tokens_equal_upstreams_over_many_steps(full_engine, full_upstream):
+    from helpers.t3 import raw_tokens
     from helpers.upstream_reference import sampled_tokens
-    from test_t3_parity import raw_tokens
 
     from chatterbox_opt import Sampling
 
@@ -107,7 +107,7 @@ def bounded_inference(inference, **params):
 
 
 def test_synthesis_equals_upstreams_for_the_same_seed(full_engine, full_upstream, monkeypatch):
-    from test_s3gen_parity import WHOLE_ATOL, Unmarked
+    from helpers.upstream_reference import WHOLE_ATOL, Unmarked
 
     from chatterbox_opt import Sampling
 

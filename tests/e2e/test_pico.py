@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import SAMPLE
+from helpers.common import SAMPLE
 from typer.testing import CliRunner
 
 from chatterbox_opt import Engine, Sampling

@@ -8,7 +8,7 @@ import sys
 import sysconfig
 import venv
 
-from conftest import ROOT
+from helpers.common import ROOT
 
 
 def test_installed_wheel_lists_the_profiles(tmp_path):

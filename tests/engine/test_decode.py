@@ -8,7 +8,16 @@ from collections import deque
 
 import pytest
 import torch
-from conftest import SAMPLE, looking, prompt_for, say_all, utterance
+from helpers.common import SAMPLE
+from helpers.t3 import (
+    TEXTS,
+    decode_all,
+    eager_backend,
+    prompt_for,
+    utterance,
+    varied_requests,
+    varied_sampling,
+)
 
 from chatterbox_opt.checkpoints import loader, registry
 from chatterbox_opt.engine.decode import EagerBackend, decode, eager_step
@@ -19,27 +28,6 @@ from chatterbox_opt.models.t3.model import Prompt
 from chatterbox_opt.models.t3.sampler import SamplingTensors
 from chatterbox_opt.sampling import Sampling
 
-TEXTS = ["hello.", "a much longer sentence, with a comma in it.", "one two three four.", "no!"] * 3
-
-
-def knobs(i: int) -> Sampling:
-    """All kinds of sampling parameters, no two alike, some greedy, some without guidance."""
-    return Sampling(
-        seed=i,
-        temperature=[0.0, 0.8, 1.7][i % 3],
-        cfg_weight=[0.5, 0.0, 1.0, 0.3][i % 4],
-        exaggeration=0.25 * (i % 5),
-        min_p=[0.05, 0.0, 0.3][i % 3],
-        top_p=[1.0, 0.7, 1.0, 1.0, 0.9][i % 5],
-        top_k=[0, 0, 0, 12][i % 4],
-        repetition_penalty=[1.2, 1.0, 2.0][i % 3],
-        max_tokens=[20, 3, 41, 2, 33][i % 5],
-    )
-
-
-def some(engine, order: list[int] | None = None) -> list[DecodeRequest]:
-    return [utterance(engine, TEXTS[i], knobs(i)) for i in order or range(len(TEXTS))]
-
 
 @pytest.fixture(scope="module")
 def t3(tiny):
@@ -49,13 +37,13 @@ def t3(tiny):
 
 @pytest.fixture(scope="module")
 def alone(engine, t3) -> list[tuple[int, ...]]:
-    return [say_all(t3, [one])[0].tokens for one in some(engine)]
+    return [decode_all(t3, [one])[0].tokens for one in varied_requests(engine)]
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5, 12])
 def test_tokens_do_not_depend_on_the_batch(engine, t3, alone, slots):
     """Sampling parameters, seeds and lengths differ; free slots are refilled while others run."""
-    together = say_all(t3, some(engine), slots=slots)
+    together = decode_all(t3, varied_requests(engine), slots=slots)
     assert [said.tokens for said in together] == alone
     assert len(set(alone)) == len(alone), "or equal tokens would prove nothing"
 
@@ -63,7 +51,7 @@ def test_tokens_do_not_depend_on_the_batch(engine, t3, alone, slots):
 def test_tokens_do_not_depend_on_the_order(engine, t3, alone):
     order = list(range(len(TEXTS)))
     random.Random(0).shuffle(order)
-    together = say_all(t3, some(engine, order), slots=4)
+    together = decode_all(t3, varied_requests(engine, order), slots=4)
     assert [said.tokens for said in together] == [alone[i] for i in order]
 
 
@@ -74,7 +62,7 @@ def test_late_readback_changes_nothing(engine, t3, alone, steps_per_sync):
     The generator is reset to its state after the last token: the flow goes on drawing from it.
     """
     often, rarely = (
-        say_all(t3, some(engine), slots=3, way=looking(steps_between))
+        decode_all(t3, varied_requests(engine), slots=3, backend=eager_backend(steps_between))
         for steps_between in (1, steps_per_sync)
     )
     assert [said.tokens for said in rarely] == alone
@@ -88,37 +76,41 @@ def test_each_sequence_uses_its_own_voice(engine, t3):
     ids = prompt_for(engine, TEXTS[0]).text_tokens
 
     def both() -> list[DecodeRequest]:
-        mine = utterance(engine, TEXTS[0], knobs(2))
+        mine = utterance(engine, TEXTS[0], varied_sampling(2))
         prompt = Prompt(ids, other.speaker, other.prompt)
         theirs = DecodeRequest(
-            prompt, knobs(2), torch.Generator().manual_seed(2), lambda count: None
+            prompt, varied_sampling(2), torch.Generator().manual_seed(2), lambda count: None
         )
         return [mine, theirs]
 
-    together = [said.tokens for said in say_all(t3, both(), slots=2)]
-    assert together == [say_all(t3, [one])[0].tokens for one in both()]
+    together = [said.tokens for said in decode_all(t3, both(), slots=2)]
+    assert together == [decode_all(t3, [one])[0].tokens for one in both()]
     assert together[0] != together[1]
 
 
 def test_forced_tokens_are_generated_and_end(engine, t3):
-    said = [utterance(engine, "hello.", knobs(1), forced_tokens=(5, 9, 5)) for _ in range(2)]
-    said.append(utterance(engine, "hello.", knobs(0)))
-    one, two, free = say_all(t3, said, slots=3)
+    said = [
+        utterance(engine, "hello.", varied_sampling(1), forced_tokens=(5, 9, 5)) for _ in range(2)
+    ]
+    said.append(utterance(engine, "hello.", varied_sampling(0)))
+    one, two, free = decode_all(t3, said, slots=3)
     assert one.tokens == two.tokens == (5, 9, 5)
-    assert free.tokens == say_all(t3, [utterance(engine, "hello.", knobs(0))])[0].tokens
+    assert (
+        free.tokens == decode_all(t3, [utterance(engine, "hello.", varied_sampling(0))])[0].tokens
+    )
 
 
 def test_on_token_is_called_for_every_token(engine, t3):
     counts: list[int] = []
     prompt, sampling = prompt_for(engine, "hello."), Sampling(seed=3, max_tokens=6)
     one = DecodeRequest(prompt, sampling, torch.Generator().manual_seed(3), counts.append)
-    assert counts == list(range(1, len(say_all(t3, [one])[0].tokens) + 1))
+    assert counts == list(range(1, len(decode_all(t3, [one])[0].tokens) + 1))
 
 
 def test_a_text_that_is_too_long_fails_alone(engine, t3, alone):
-    said = some(engine)
-    said.insert(3, utterance(engine, "word " * 1000, knobs(0)))
-    together = say_all(t3, said, slots=4)
+    said = varied_requests(engine)
+    said.insert(3, utterance(engine, "word " * 1000, varied_sampling(0)))
+    together = decode_all(t3, said, slots=4)
     assert isinstance(together.pop(3).error, TextError)
     assert [one.tokens for one in together] == alone
 
@@ -128,7 +120,7 @@ def test_a_text_that_is_too_long_fails_alone(engine, t3, alone):
 def test_nan_stays_in_its_slot(engine, t3, alone, static, steps_per_sync):
     """NaN in one row's cache; the slot is reused by others, whose tokens must not change."""
     spoiled = utterance(engine, "hello.", Sampling(seed=1, max_tokens=300))
-    queue = deque([spoiled, *some(engine)])
+    queue = deque([spoiled, *varied_requests(engine)])
     steps, plain = 0, eager_step(t3.step)
 
     def step(slots, count, kv_len, *, needs_sort):
@@ -139,7 +131,7 @@ def test_nan_stays_in_its_slot(engine, t3, alone, static, steps_per_sync):
             keys[..., 3, :] = torch.nan
         plain(slots, count, kv_len, needs_sort=needs_sort)
 
-    backend = looking(steps_per_sync, step, static=static)
+    backend = eager_backend(steps_per_sync, step, static=static)
     said = decode(t3, backend.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, backend)
     found = {one.sequence: one for one in said}
     assert isinstance(found.pop(spoiled).error, NumericsError)
@@ -154,7 +146,7 @@ def test_nan_is_not_left_where_a_slot_moved_from(engine, t3, static):
     spoiled = utterance(engine, "hello.", Sampling(seed=1, max_tokens=300))
     for seed in range(5, 50):  # until one is long enough: another torch gives other weights
         knobs = Sampling(seed=seed, max_tokens=30)
-        [expected] = say_all(t3, [utterance(engine, "one.", knobs)])
+        [expected] = decode_all(t3, [utterance(engine, "one.", knobs)])
         if len(expected.tokens) > 6:
             break
     late = utterance(engine, "one.", knobs)
@@ -169,7 +161,7 @@ def test_nan_is_not_left_where_a_slot_moved_from(engine, t3, static):
             keys[..., -20:, :] = keys[..., 3:9, :] = torch.nan
         plain(slots, count, kv_len, needs_sort=needs_sort)
 
-    backend = looking(4, step, static=static)
+    backend = eager_backend(4, step, static=static)
     said = decode(t3, backend.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, backend)
     found = {one.sequence: one for one in said}
     assert isinstance(found[spoiled].error, NumericsError)
@@ -179,7 +171,7 @@ def test_nan_is_not_left_where_a_slot_moved_from(engine, t3, static):
 
 def test_a_late_request_is_taken_when_a_slot_is_free(engine, t3, alone):
     """There may be no request now and one later, depending on what has ended."""
-    utterances = some(engine)
+    utterances = varied_requests(engine)
     queue = deque(utterances[:1])
     outputs, backend = [], EagerBackend()
     for said in decode(
@@ -194,8 +186,8 @@ def test_a_late_request_is_taken_when_a_slot_is_free(engine, t3, alone):
 def test_bfloat16_rows_do_not_depend_on_the_batch(engine, tiny):
     """bfloat16 rounds each row by itself too, on one machine with one kernel."""
     half = loader.load_t3(registry.locate(str(tiny)), torch.bfloat16)
-    together = say_all(half, some(engine), slots=3)
-    again = say_all(half, some(engine), slots=3)
+    together = decode_all(half, varied_requests(engine), slots=3)
+    again = decode_all(half, varied_requests(engine), slots=3)
     assert [said.tokens for said in together] == [said.tokens for said in again]
 
 
@@ -250,16 +242,19 @@ class TestTrace:
         traced: dict = {}
         step = self.replaying(t3, traced)
         found = [
-            say_all(t3, [one], way=looking(step=step, static=True))[0].tokens
-            for one in some(engine)
+            decode_all(t3, [one], backend=eager_backend(step=step, static=True))[0].tokens
+            for one in varied_requests(engine)
         ]
         assert found == alone
         assert len(traced) <= 4, "parameters, voices, texts and seeds changed; the trace did not"
 
     def test_replayed_in_a_batch_too(self, engine, t3, alone):
         traced: dict = {}
-        together = say_all(
-            t3, some(engine), slots=3, way=looking(4, self.replaying(t3, traced), static=True)
+        together = decode_all(
+            t3,
+            varied_requests(engine),
+            slots=3,
+            backend=eager_backend(4, self.replaying(t3, traced), static=True),
         )
         assert [said.tokens for said in together] == alone
 
@@ -273,4 +268,8 @@ class TestTrace:
         sample = decode_state.sample
         monkeypatch.setattr(decode_state, "sample", peeking)
         with pytest.raises(Exception, match="item|data-dependent|untracked|concrete"):
-            say_all(t3, some(engine)[:1], way=looking(step=self.replaying(t3, {}), static=True))
+            decode_all(
+                t3,
+                varied_requests(engine)[:1],
+                backend=eager_backend(step=self.replaying(t3, {}), static=True),
+            )

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import SAMPLE
+from helpers.common import SAMPLE
 
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.engine import decode, probe, t3_runner

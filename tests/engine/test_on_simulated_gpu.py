@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SAMPLE, as_on_a_card, looking, say_all, utterance
-from helpers.simulated_gpu import STREAMS, Card, RaceError
+from helpers.common import SAMPLE
+from helpers.simulated_gpu import STREAMS, RaceError, SimulatedGPU
+from helpers.t3 import as_on_a_gpu, decode_all, eager_backend, utterance
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from benchmarks.gpu import kinds, report, results
@@ -153,7 +154,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(decode_io, "sample_tokens", draw)
     monkeypatch.setattr(flow_kernels, "attention", attend_frames)
     monkeypatch.setattr(flow_kernels, "layer_norm", norm)
-    with Card().plugged(monkeypatch) as plugged:
+    with SimulatedGPU().plugged(monkeypatch) as plugged:
         yield plugged
 
 
@@ -278,11 +279,11 @@ def test_extra_draws_after_an_end_are_undone(gpu, engine, tiny, offsets, monkeyp
             for i, heat in enumerate((0.8, 1.2, 0.0))
         ]
         gpu.states = 0
-        found = [one.tokens for one in say_all(t3, lines, slots=2, way=way)]
+        found = [one.tokens for one in decode_all(t3, lines, slots=2, backend=way)]
         asked = gpu.states
         return found, [line.generator.get_state() for line in lines], asked
 
-    tokens, states, asked = said(looking())
+    tokens, states, asked = said(eager_backend())
     replayed, same, asked_replaying = said(
         CudaGraphBackend(cuda.GraphCapturer(torch.device("cuda")))
     )
@@ -383,9 +384,9 @@ def test_a_step_has_few_launches(engine, monkeypatch):
     monkeypatch.setattr(decode_io, "embed_tokens", launches.as_one(enter))
     monkeypatch.setattr(decode_io, "sample_tokens", launches.as_one(draw))
     found = {}
-    with engine.pipeline.placement("t3") as t3, torch.inference_mode(), as_on_a_card(t3):
+    with engine.pipeline.placement("t3") as t3, torch.inference_mode(), as_on_a_gpu(t3):
         for fused in (False, True):
-            way = looking(static=True, fused=fused)
+            way = eager_backend(static=True, fused=fused)
             held = way.slots(t3, 2, 2)
             held.cache.reserve(0, 128)
             launches.count = 0

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import fake_graph_capture
-from test_cuda_graphs import capture
-from test_plan import CPU
-from test_recovery import Failing, load, stage  # noqa: F401 (a fixture)
+from helpers.fake_graph_capture import capture_graphs
+from helpers.faults import FaultInjector, stage
 
 from chatterbox_opt import Request, Sampling
 from chatterbox_opt.checkpoints import registry
+from chatterbox_opt.config.hardware import Hardware
 from chatterbox_opt.config.plan import resolve
 from chatterbox_opt.engine import build
 from chatterbox_opt.engine.backend import ONE_AT_A_TIME
@@ -154,11 +154,11 @@ def test_overlapped_audio_is_bit_identical(engine, monkeypatch, retries):
 
 def test_overlapped_graphs_give_bit_identical_audio(engine):
     """Two threads replay, and capture, at the same time."""
-    capture(engine, fake_graph_capture.record)
+    capture_graphs(engine, fake_graph_capture.record)
     expected = [batch(engine, InlineRenderer()) for _ in range(3)][-1]
     for _ in range(2):
         assert same(batch(engine, OverlappedRenderer()), expected)
-    capture(engine, fake_graph_capture.record)
+    capture_graphs(engine, fake_graph_capture.record)
     for _ in range(3):
         assert same(batch(engine, OverlappedRenderer()), expected)
     assert isinstance(engine.pipeline.backend, CudaGraphBackend)
@@ -319,7 +319,7 @@ def test_out_of_memory_disables_overlap_and_then_offloads(
     engine, monkeypatch, expected, caplog, name, times, offload
 ):
     module, sound, threads = stage(engine, name), OverlappedRenderer(), []
-    failing = Failing(module.forward, FULL, times)
+    failing = FaultInjector(module.forward, FULL, times)
     monkeypatch.setattr(module, "forward", lambda *a: threads.append(on_worker()) or failing(*a))
     with caplog.at_level(logging.WARNING, "chatterbox_opt"):
         assert same(batch(engine, sound), expected)
@@ -599,7 +599,9 @@ def test_closing_the_engine_waits_for_the_worker(engine, monkeypatch):
 def test_the_plan_chooses_the_renderer(tiny, monkeypatch, sound, offload, kind):
     """Also where not all stages fitted on the GPU when they were loaded."""
     monkeypatch.setattr(build, "SideStream", lambda device: no_stream)
-    planned = replace(resolve("dev", CPU, {}, {}), rendering=sound, offload=offload)
+    planned = replace(
+        resolve("dev", Hardware("cpu", "CPU"), {}, {}), rendering=sound, offload=offload
+    )
     pipeline = build.load_pipeline(registry.locate(str(tiny)), planned)
     assert type(pipeline.renderer) is kind
     pipeline.close()
@@ -617,7 +619,7 @@ def test_the_flow_has_its_own_graph_pool_only_where_it_overlaps_with_t3(monkeypa
     monkeypatch.setattr(build, "GraphCapturer", Capturer)
     flow = torch.nn.Identity()
     placement = SimpleNamespace(device=torch.device("cuda"), module=lambda name: flow)
-    planned = replace(resolve("dev", CPU, {}, {}), compile="cudagraphs")
+    planned = replace(resolve("dev", Hardware("cpu", "CPU"), {}, {}), compile="cudagraphs")
     backend = build._decode_backend(planned, placement, overlapped=beside)
     assert (flow.executor._cache._capture is backend._cache._capture) is not beside
 

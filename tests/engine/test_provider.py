@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import SAMPLE
+from helpers.common import SAMPLE
 
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.provider import (

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.faults import SAMPLING, FaultInjector, batch_waves, stage
 from torch._dynamo.exc import TorchDynamoException
 
-from chatterbox_opt import Engine, Request, Sampling
+from chatterbox_opt import Engine
 from chatterbox_opt.checkpoints import loader
 from chatterbox_opt.engine import build, decode_graphs
 from chatterbox_opt.engine.decode import EagerBackend, eager_step
@@ -18,43 +19,12 @@ from chatterbox_opt.errors import DeviceError, NumericsError
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.runtime.offload import StagePlacement
 from chatterbox_opt.runtime.recovery import RecoveryPolicy
-from chatterbox_opt.voices.store import VoiceStore
-
-SAMPLING = Sampling(seed=3, max_tokens=20)
-
-
-@pytest.fixture
-def load(tiny, tmp_path):
-    def load(**overrides):
-        return Engine.load(
-            str(tiny), "dev", device="cpu", overrides=overrides, store=VoiceStore(tmp_path),
-            watermark=False,
-        )  # fmt: skip
-
-    return load
-
-
-class Failing:
-    """Wraps a stage's method: raises ``times`` times, then works."""
-
-    def __init__(self, method, error, times, after=0):
-        self.method, self.error, self.left, self.after = method, error, times, after
-
-    def __call__(self, *args, **kwargs):
-        if self.left > 0:
-            self.left -= 1
-            raise self.error
-        return self.method(*args, **kwargs)
-
-
-def stage(engine, name):
-    return engine.pipeline.placement._stages[name]
 
 
 def inject(monkeypatch, engine, name, error, times):
     module = stage(engine, name)
     method = "step" if name == "t3" else "forward"
-    monkeypatch.setattr(module, method, Failing(getattr(module, method), error, times))
+    monkeypatch.setattr(module, method, FaultInjector(getattr(module, method), error, times))
 
 
 @pytest.mark.parametrize("name", ["t3", "flow", "vocoder"])
@@ -109,11 +79,11 @@ def test_a_fused_step_that_cannot_be_compiled_is_replaced_for_good(load, engine,
 
 def test_a_step_that_fails_with_some_requests_is_retried_eagerly_once(load, engine, caplog):
     """Those in the batch are decoded again without it; then it is used again."""
-    expected = batch(engine, TEXTS)
+    expected = batch_waves(engine, TEXTS)
     with load() as fragile, caplog.at_level(logging.WARNING, "chatterbox_opt"):
         backend = fragile.pipeline.backend = FragileBackend(lambda call: call in (3, 15))
         for _ in range(3):
-            assert same(batch(fragile, TEXTS), expected)
+            assert same(batch_waves(fragile, TEXTS), expected)
         assert fragile.pipeline.backend is backend and backend.calls > 16
         assert fragile.pipeline.recovery.step_failures == 0
     assert "failed" not in caplog.text
@@ -294,7 +264,7 @@ def test_nan_in_float32_is_a_clear_error(load, name):
 def test_compilation_that_fails_runs_eager_with_one_warning(
     load, engine, monkeypatch, caplog, error
 ):
-    monkeypatch.setattr(torch, "compile", Failing(torch.compile, error, 9))
+    monkeypatch.setattr(torch, "compile", FaultInjector(torch.compile, error, 9))
     expected = engine.synthesize("Hello.", None, SAMPLING).samples
     with caplog.at_level(logging.WARNING, "chatterbox_opt"), load(compile="inductor") as eager:
         assert eager.plan.compile == "inductor"
@@ -347,14 +317,6 @@ def test_loading_leaves_the_global_generator_unchanged(tiny):
     assert torch.equal(torch.rand(1), expected)
 
 
-def batch(engine, texts):
-    """Audio by text, or the error."""
-    requests = (Request(t, t, None, SAMPLING) for t in texts)
-    results = {r.id: r for r in engine.batch(requests)}
-    assert set(results) == set(texts)
-    return {t: r.error or r.audio().samples for t, r in results.items()}
-
-
 TEXTS = ["Hello.", "Something else.", "A third one.", "And one more.", "The last."]
 
 
@@ -365,7 +327,7 @@ def same(results, expected) -> bool:
 def test_a_batch_that_runs_out_of_memory_continues_with_fewer_slots(
     load, engine, monkeypatch, caplog
 ):
-    expected = batch(engine, TEXTS)
+    expected = batch_waves(engine, TEXTS)
     with load() as fragile:
         module, seen = stage(fragile, "t3"), []
         plain = module.step
@@ -378,7 +340,7 @@ def test_a_batch_that_runs_out_of_memory_continues_with_fewer_slots(
 
         monkeypatch.setattr(module, "step", step)
         fragile.plan = replace(fragile.plan, slots=8)
-        assert same(batch(fragile, TEXTS), expected)
+        assert same(batch_waves(fragile, TEXTS), expected)
         assert fragile.pipeline.placement.offload == "none", "fewer slots were enough"
         assert max(seen) == 5 and seen[-1] <= 2
     assert "continues with 4 slots" in caplog.text and "continues with 2 slots" in caplog.text
@@ -387,14 +349,14 @@ def test_a_batch_that_runs_out_of_memory_continues_with_fewer_slots(
 def test_a_batch_without_any_memory_fails_each_request_with_the_reason(load, monkeypatch):
     with load() as full:
         error = torch.OutOfMemoryError("CUDA out of memory")
-        monkeypatch.setattr(stage(full, "t3"), "step", Failing(None, error, 10_000))
-        for failed in batch(full, TEXTS).values():
+        monkeypatch.setattr(stage(full, "t3"), "step", FaultInjector(None, error, 10_000))
+        for failed in batch_waves(full, TEXTS).values():
             assert isinstance(failed, DeviceError)
 
 
 def test_nan_in_one_row_of_a_batch_is_retried_alone(load, monkeypatch, caplog):
     with load(dtype="bfloat16") as half:
-        expected = batch(half, TEXTS)
+        expected = batch_waves(half, TEXTS)
         module, prefills = stage(half, "t3"), []
         prefill = module.prefill
 
@@ -407,7 +369,7 @@ def test_nan_in_one_row_of_a_batch_is_retried_alone(load, monkeypatch, caplog):
             return logits
 
         monkeypatch.setattr(module, "prefill", overflowing)
-        results = batch(half, TEXTS)
+        results = batch_waves(half, TEXTS)
         assert module.dtype == torch.bfloat16
         # float32 may give the same tokens, or not: that depends on torch's rounding
         different = {t for t in TEXTS if not np.array_equal(results[t], expected[t])}
@@ -417,7 +379,7 @@ def test_nan_in_one_row_of_a_batch_is_retried_alone(load, monkeypatch, caplog):
 
 
 def test_sequences_that_cannot_be_rendered_together_are_rendered_alone(load, engine, monkeypatch):
-    expected = batch(engine, TEXTS)
+    expected = batch_waves(engine, TEXTS)
     with load() as odd:
         odd.pipeline.group = 4
         module = stage(odd, "vocoder")
@@ -429,4 +391,4 @@ def test_sequences_that_cannot_be_rendered_together_are_rendered_alone(load, eng
             return forward(mels, generators)
 
         monkeypatch.setattr(module, "forward", picky)
-        assert same(batch(odd, TEXTS), expected)
+        assert same(batch_waves(odd, TEXTS), expected)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from helpers.common import ROOT
 
 from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.checkpoints import registry

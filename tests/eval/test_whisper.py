@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import SAMPLE
+from helpers.common import SAMPLE
 
 from chatterbox_opt.errors import InputError, WeightsError
 from chatterbox_opt.eval import wer, whisper

@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers.common import ROOT
 
 from benchmarks.gpu import lean_wheel, luggage
 

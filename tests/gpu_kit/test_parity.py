@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import fake_graph_capture
-from test_cuda_graphs import capture
+from helpers.fake_graph_capture import capture_graphs
 
 from benchmarks import batch
 from benchmarks.gpu.context import BROKEN_EXIT, Context, parse
@@ -24,7 +24,7 @@ from chatterbox_opt.engine.overlap import OverlappedRenderer
 @pytest.fixture
 def engine(tiny):
     with Engine.load(str(tiny), "dev", device="cpu", watermark=False) as engine:
-        capture(engine, fake_graph_capture.record)
+        capture_graphs(engine, fake_graph_capture.record)
         yield engine
 
 

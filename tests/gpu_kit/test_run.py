@@ -14,7 +14,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.common import ROOT
+from helpers.fake_gpu_kit import FakeSetting
 
 from benchmarks.gpu import kernel_cache, kinds, results, run, schedule, setting, summary
 from benchmarks.gpu.results import Results
@@ -41,17 +42,6 @@ put("pid", os.getpid())
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Fake(setting.Setting):
-    """Stages that need no torch."""
-
-    def facts_command(self):
-        return ["true"]
-
-    def gpu_command(self):
-        return ["true"]
-
-
 @pytest.fixture
 def fake(tmp_path):
     package = tmp_path / "fakes"
@@ -61,7 +51,7 @@ def fake(tmp_path):
     path = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     out = tmp_path / "out"
     out.mkdir()
-    return Fake(out, tmp_path, tmp_path, None, "a model", "fakes", environment=path)
+    return FakeSetting(out, tmp_path, tmp_path, None, "a model", "fakes", environment=path)
 
 
 def lines(fake):
@@ -99,7 +89,7 @@ def test_after_a_broken_context_the_others_do_without_our_kernels(fake):
     ]
 
 
-class WithoutWeights(Fake):
+class WithoutWeights(FakeSetting):
     def has_weights(self):
         return False
 
@@ -138,7 +128,7 @@ def test_a_run_without_faults_is_good(fake):
 
 
 @dataclass(frozen=True, slots=True)
-class WithoutGpu(Fake):
+class WithoutGpu(FakeSetting):
     def gpu_command(self):
         return ["sh", "-c", f"exit {setting.NO_GPU}"]
 
@@ -157,8 +147,10 @@ def test_killed_at_any_moment_it_leaves_no_child_and_whole_lines(fake, tmp_path)
         import sys, time
         sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
         from pathlib import Path
-        from test_run import Fake, run, Stage
-        fake = Fake(Path({str(fake.out)!r}), Path({str(tmp_path)!r}), Path(), None, "x", "fakes",
+        from benchmarks.gpu import run
+        from benchmarks.gpu.schedule import Stage
+        from helpers.fake_gpu_kit import FakeSetting
+        fake = FakeSetting(Path({str(fake.out)!r}), Path({str(tmp_path)!r}), Path(), None, "x", "fakes",
                     environment={fake.environment!r})
         run.run(fake, [Stage("counts", 1, 60)], 60, time.monotonic())
         """)

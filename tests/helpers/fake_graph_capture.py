@@ -11,6 +11,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from chatterbox_opt import Engine
+from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
+from chatterbox_opt.layers import linear_onednn
+from chatterbox_opt.runtime.cuda_graphs import GraphedExecutor
+
 REFUSED = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal")
 
 
@@ -40,7 +45,8 @@ class Tape(TorchDispatchMode):
         self.own |= {_place(x) for x in fresh}
         self.held += fresh
         # a parameter may be given other numbers elsewhere: what is frozen is the place
-        self.operations.append((func, *tree_map(_here, (args, kwargs, made))))
+        args, kwargs, kept = tree_map(_here, (args, kwargs, made))
+        self.operations.append((func, args, kwargs, tree_leaves(kept)))
         return made
 
     def _remember(self, tensor):
@@ -57,7 +63,8 @@ class Tape(TorchDispatchMode):
     def replay(self):
         for func, args, kwargs, made in self.operations:
             again = func(*args, **kwargs)
-            for old, new in zip(tree_leaves(made), tree_leaves(again), strict=True):
+            again = [again] if isinstance(again, torch.Tensor) else tree_leaves(again)
+            for old, new in zip(made, again, strict=True):
                 if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
 
@@ -80,3 +87,14 @@ def record(work):
     tape.rewind()
     assert tape.operations, "nothing was recorded"
     return tape.replay
+
+
+def capture_graphs(engine: Engine, record) -> None:
+    """Give an engine what a card would give it."""
+    pipeline = engine.pipeline
+    flow, vocoder = (pipeline.placement.module(name) for name in ("flow", "vocoder"))
+    for stage in (flow, pipeline.placement.module("t3")):
+        linear_onednn.use_plain(stage)  # oneDNN's own layout is no memory that a tape can follow
+    flow.executor = GraphedExecutor(record, flow, "the flow")
+    vocoder.executor = GraphedExecutor(record, vocoder, "the vocoder")
+    pipeline.backend = CudaGraphBackend(record)

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from chatterbox_opt.batch.local_workers import ProcessWorkers
+from chatterbox_opt.batch.worker_pool import Pool
 from chatterbox_opt.errors import TextError, WeightsError
 from chatterbox_opt.request import Piece, Request, Result
 
 
 @dataclass(frozen=True)
-class MadeUp:
+class FakeWorkerEngine:
     """Speaks a row of requests together, shortest text first. What a text does:
 
         bad     fails; "odd" fails with an error that cannot be unpickled
@@ -105,7 +107,11 @@ class Odd(Exception):
         super().__init__(f"{one} and {two}")
 
 
-def lives(process: int) -> bool:
+def worker_pool(speech: FakeWorkerEngine, count: int = 2) -> Pool:
+    return Pool(ProcessWorkers(speech, [{}] * count), count)
+
+
+def is_running(process: int) -> bool:
     """Whether a process is there, and no mere remainder."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -113,10 +119,10 @@ def lives(process: int) -> bool:
         return False
 
 
-def gone(processes: Iterable[int], within: float = 20.0) -> bool:
+def all_ended(processes: Iterable[int], within: float = 20.0) -> bool:
     """Wait until they all ended."""
     deadline = time.monotonic() + within
-    while any(lives(process) for process in processes):
+    while any(is_running(process) for process in processes):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.02)

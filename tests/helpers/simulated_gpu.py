@@ -1,25 +1,42 @@
-"""A card that is not there: PyTorch on the processor, with account kept of what would be on a card.
+"""A GPU that is not there: PyTorch on the processor, with a record of what would be on a GPU.
 
-Every tensor is the processor's. What a program would see of a card is answered here, and what a
-card would refuse is refused:
+Every tensor is the processor's. What a program would see of a GPU is answered here, and what a
+GPU would refuse is refused:
 
-- tensors of two devices in one operation, a generator of the other device, numpy of a card's tensor;
+- tensors of two devices in one operation, a generator of the other device, numpy of a GPU's tensor;
 - an operation that PyTorch has no CUDA kernel for;
 - while a graph is captured: reading a value back, copies from and to the host, random numbers;
-- on several streams: reading or writing what another stream, or a copy that nobody waited for, may
-  still be at work on (vector clocks; Mattern 1989). Numbers are right all the same: that it was not
-  ordered is the finding.
+- a race: reading or writing what another stream, or a copy that nobody waited for, may still use.
 
-It knows what memory tensors and cuBLAS's workspaces would take, and how often the host waited. It knows nothing of
-kernels' numbers or speed, of the allocator's pieces, or of dtypes that a kernel lacks.
+Races are found by order, not by time (happens-before, with vector clocks; Mattern 1989). The GPU's
+work is a launch on a stream: launch 7 of stream 2. Each stream, event and host thread has a clock:
+for each stream, the last launch that it knows to have ended. A launch learns what its host thread
+and its stream knew; ``wait_event``, ``wait_stream``, ``synchronize`` and a future's result pass
+knowledge on. Each piece of memory keeps its last write, and each stream's last read since. Work may
+touch memory only if its clock has reached that write, and write only if it has reached those reads;
+else it raises RaceError, although the numbers are right:
+
+    with SimulatedGPU().plugged(monkeypatch):
+        x = torch.zeros(4, device="cuda")        # launch 1 of stream 1, the default: writes x
+        side = torch.cuda.Stream()               # stream 2; its clock knows of no launch
+        with torch.cuda.stream(side):
+            x + 1                                # RaceError: stream 1 may still write x
+        side.wait_stream(torch.cuda.current_stream())   # stream 2 now knows of launch 1
+        with torch.cuda.stream(side):
+            y = x + 1                            # launch 1 of stream 2: reads x
+        x.zero_()                                # RaceError: stream 2 may still read x
+
+It knows what memory tensors and cuBLAS's workspaces would take, and how often the host waited. It
+knows nothing of kernels' numbers or speed, of the allocator's pieces, or of dtypes that a kernel
+lacks.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 import weakref
-from collections import Counter
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -30,7 +47,6 @@ from helpers.fake_graph_capture import Tape
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 TOTAL = 24 << 30  # bytes of the card
@@ -44,7 +60,22 @@ PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "matmul") 
 STREAMS = 32  # of torch; they go round
 INDICES = ("index", "index_put_", "_index_put_impl_", "_unsafe_index")  # may be the host's
 PLACES = ("set_",)  # no numbers move
-Clock = Counter  # stream -> launches that are known to have ended
+
+
+class Clock(dict):
+    """Stream -> launches that are known to have ended; none of those that are not here."""
+
+    def __missing__(self, stream) -> int:
+        return 0
+
+    def __ior__(self, other):
+        for stream, launch in other.items():
+            if launch > self[stream]:
+                self[stream] = launch
+        return self
+
+    def __or__(self, other):
+        return Clock(self).__ior__(other)
 
 
 class RaceError(AssertionError):
@@ -62,8 +93,33 @@ class Memory:
     read: Clock = field(default_factory=Clock)
 
 
-class Card:
-    """The account. ``with Card().plugged(monkeypatch):`` makes it what torch.cuda tells of."""
+class Operation:
+    """What is known of an operation of torch, whatever it is given."""
+
+    def __init__(self, func):
+        schema = func._schema
+        self.name, self.short = schema.name, schema.name.split("::")[1]
+        card_name, overload = IN_PLACE_OF.get(self.name, self.name), schema.overload_name
+        self.full = f"{card_name}.{overload}" if overload and card_name == self.name else card_name
+        has = torch._C._dispatch_has_kernel_for_dispatch_key
+        self.has_kernel = any(has(self.full, key) for key in KERNELS)
+        self.views = not schema.is_mutable and any(x.alias_info is not None for x in schema.returns)
+        self.writes = [
+            place
+            for place, spec in enumerate(schema.arguments)
+            if spec.alias_info is not None and spec.alias_info.is_write
+        ]
+        # attention draws for its dropout only, which nothing here has
+        self.draws = (
+            torch.Tag.nondeterministic_seeded in func.tags and "attention" not in self.short
+        )
+
+
+OPERATIONS = functools.cache(Operation)
+
+
+class SimulatedGPU:
+    """``with SimulatedGPU().plugged(monkeypatch):`` makes it what torch.cuda tells of."""
 
     def __init__(self, capability: tuple[int, int] = (9, 0)):
         self.capability = capability
@@ -72,6 +128,7 @@ class Card:
         self.states = 0  # of generators that were asked for, whole
         self.peak = 0
         self._memory: dict[int, Memory] = {}
+        self._counted = 0  # bytes of the GPU's in there; some of it may be gone
         self._lock = threading.RLock()
         self._launched = Clock()
         self._streams = 0
@@ -93,15 +150,23 @@ class Card:
     def keep(self, tensor, *, pinned: bool = False) -> None:
         storage = tensor.untyped_storage()
         with self._lock:
-            self._memory[storage._cdata] = Memory(StorageWeakRef(storage), storage.nbytes(), pinned)
-            if sum(m.size for m in self._memory.values() if not m.pinned) > self.peak:
+            self._forget(storage._cdata)
+            memory = Memory(StorageWeakRef(storage), storage.nbytes(), pinned)
+            self._memory[storage._cdata] = memory
+            self._counted += 0 if pinned else memory.size
+            if self._counted > self.peak:
                 self.peak = max(self.peak, self.allocated())
 
     def allocated(self) -> int:
         with self._lock:
             for key in [k for k, m in self._memory.items() if m.alive.expired()]:
-                del self._memory[key]
-            return sum(m.size for m in self._memory.values() if not m.pinned)
+                self._forget(key)
+            return self._counted
+
+    def _forget(self, key: int) -> None:
+        known = self._memory.pop(key, None)
+        if known is not None and not known.pinned:
+            self._counted -= known.size
 
     def workspaces(self) -> int:
         """Bytes that cuBLAS holds: a workspace for each stream that products were made on."""
@@ -172,30 +237,32 @@ class Card:
     # -- operations
 
     def operation(self, func, args, kwargs):
-        name, tensors = func._schema.name, _tensors((args, kwargs))
-        short = name.split("::")[1]
-        homes = {self.home(t) for t in tensors if t.dim() or self.home(t) == CUDA}
+        known, tensors = OPERATIONS(func), _tensors((args, kwargs))
+        name, short = known.name, known.short
+        found = [self._find(t) for t in tensors]
+        places = [CPU if m is None or m.pinned else CUDA for m in found]
+        homes = {p for t, p in zip(tensors, places, strict=True) if p == CUDA or t.dim()}
         on_card = CUDA in homes or (not tensors and self.thread.making == CUDA)
-        crossing = short == "copy_" and len({self.home(t) for t in tensors[:2]}) == 2
+        crossing = short == "copy_" and len(set(places[:2])) == 2
         if on_card and not crossing:
-            self._refuse(func, args, tensors, homes)
+            self._refuse(known, args, tensors, homes)
             if short in PRODUCTS and not self.thread.replaying:
                 self._multiply()
         made = func(*args, **kwargs)
         outputs = _tensors(made)
         for out in outputs:
             if on_card and not crossing and out.layout == torch.strided and not self._find(out):
-                known = {t.untyped_storage()._cdata for t in tensors if t.layout == torch.strided}
-                assert out.untyped_storage()._cdata not in known, f"{name} moved the host's memory"
+                given = {t.untyped_storage()._cdata for t in tensors if t.layout == torch.strided}
+                assert out.untyped_storage()._cdata not in given, f"{name} moved the host's memory"
                 self.keep(out)
         if short in PLACES:
             return made
-        written = _written(func, args) + [o for o in outputs if not any(o is t for t in tensors)]
-        if not func._schema.is_mutable and _is_view(func):
+        if known.views:
             return made
-        reads, writes = (
-            [m for t in some if (m := self._find(t)) is not None] for some in (tensors, written)
-        )
+        written = _tensors([args[i] for i in known.writes if i < len(args)])
+        written += [o for o in outputs if not any(o is t for t in tensors)]
+        reads = [m for m in found if m is not None]
+        writes = [m for t in written if (m := self._find(t)) is not None]
         if on_card or crossing:
             self.launch(reads, writes, name)
             self._wait(short, args, kwargs, crossing=crossing)
@@ -203,23 +270,17 @@ class Card:
             self.touch(reads, writes, name)
         return made
 
-    def _refuse(self, func, args, tensors, homes) -> None:
+    def _refuse(self, known: Operation, args, tensors, homes) -> None:
         """Raise what a card would."""
-        name = func._schema.name
-        short = name.split("::")[1]
+        name, short = known.name, known.short
         if len(homes) > 1 and short not in (*INDICES, *PLACES):
             raise RuntimeError(f"Expected all tensors to be on the same device: {name}")
-        card_name = IN_PLACE_OF.get(name, name)
-        overload = func._schema.overload_name
-        full = f"{card_name}.{overload}" if overload and card_name == name else card_name
-        if not any(torch._C._dispatch_has_kernel_for_dispatch_key(full, k) for k in KERNELS):
-            raise NotImplementedError(f"{full} has no kernel for CUDA")
+        if not known.has_kernel:
+            raise NotImplementedError(f"{known.full} has no kernel for CUDA")
         if short in ("mm", "addmm", "bmm") and not tensors[-1].is_floating_point():
             raise NotImplementedError(f"{name} not implemented for integers on a card")
         if self.thread.capturing:
-            # attention draws for its dropout only, which nothing here has
-            draws = torch.Tag.nondeterministic_seeded in func.tags and "attention" not in short
-            if draws and not (short == "dropout" and not args[2]):  # not in training
+            if known.draws and not (short == "dropout" and not args[2]):  # not in training
                 self.refuse_in_capture(f"{name}, which draws")
             # fill_: a number that indexing writes, which comes as a number where there is a card
             if any(self.home(t) == CPU for t in tensors) and short not in (*PLACES, "fill_"):
@@ -245,9 +306,11 @@ class Card:
         if isinstance(func, torch._ops.OpOverload):
             return func(*args, **kwargs)  # a tape's
         if args and isinstance(args[0], torch.Tensor):
-            answer = self._answers().get(func)
+            answer = self._answers.get(func)
             if answer is not None:
                 return answer(*args, **kwargs)
+            if func.__name__ == "__get__":
+                return func(*args)
         device = kwargs.get("device")
         if device is not None:
             kwargs = {**kwargs, "device": "cpu"}
@@ -266,6 +329,7 @@ class Card:
             self.keep(made, pinned=True)
         return made
 
+    @functools.cached_property
     def _answers(self):
         T = torch.Tensor
         return {
@@ -414,7 +478,7 @@ class _Thread(threading.local):
 
     default = None
 
-    def __init__(self, card: Card):
+    def __init__(self, card: SimulatedGPU):
         self.card = card
         self.known = Clock()
         if card.__dict__.get("default") is None:
@@ -548,7 +612,7 @@ class Graph:
         self.card.replays += 1
         thread.replaying = True  # in the workspace of the capture
         try:
-            with thread.makes(CUDA):
+            with thread.makes(CUDA), torch._C.DisableTorchFunction():
                 self.tape.replay()
         finally:
             thread.replaying = False
@@ -565,17 +629,11 @@ def _in_one_piece(tensor) -> bool:
 
 
 def _tensors(value) -> list[torch.Tensor]:
-    return [x for x in tree_leaves(value) if isinstance(x, torch.Tensor)]
-
-
-def _written(func, args) -> list[torch.Tensor]:
-    return [
-        tensor
-        for spec, given in zip(func._schema.arguments, args, strict=False)
-        if spec.alias_info is not None and spec.alias_info.is_write
-        for tensor in _tensors(given)
-    ]
-
-
-def _is_view(func) -> bool:
-    return any(spec.alias_info is not None for spec in func._schema.returns)
+    """Those in an operation's arguments or results, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (tuple, list)):
+        return []
+    return [tensor for part in value for tensor in _tensors(part)]

@@ -1,4 +1,4 @@
-"""Runs interpreted_kernels.py, in a process of its own: Triton decides when it is imported whether it
+"""Runs kernels/triton_interpreter_cases.py in a process of its own: Triton decides when it is imported whether it
 interprets."""
 
 from __future__ import annotations
@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers.common import ROOT
 
 OTHERS = "Trying or Beginning or t3_says or flow or draws or begins"  # about half of the time
 
@@ -30,12 +31,12 @@ on_this_numpy = pytest.mark.skipif(
 )
 
 
-def interpreted(names: str) -> None:
-    """Run those that a pytest expression names."""
-    tests = str(ROOT / "tests" / "interpreted_kernels.py")
+def interpreted(names: str, tiny: Path) -> None:
+    """Run those that a pytest expression names, over a checkpoint that is made already."""
+    tests = str(ROOT / "tests" / "kernels" / "triton_interpreter_cases.py")
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", names, tests],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "TINY_CHECKPOINT": str(tiny)},
         capture_output=True,
         text=True,
         timeout=300,

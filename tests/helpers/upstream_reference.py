@@ -26,6 +26,16 @@ from chatterbox_opt.config.model_config import ModelConfig, read_config
 from chatterbox_opt.models import voice_encoders
 from chatterbox_opt.models.vocoder import model as vocoder_model
 
+# the vocoder integrates F0 to a phase: a mel that differs in its last bits drifts as time goes on
+WHOLE_ATOL = 1e-3
+
+
+class Unmarked:
+    """In place of upstream's watermarker."""
+
+    def apply_watermark(self, wave, sample_rate):
+        return wave
+
 
 @contextmanager
 def small_llama(shapes: ModelConfig):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, assert_close
+from helpers.common import ROOT, assert_close
 from torch import nn
 
 from chatterbox_opt.kernels.cpu import bf16_ops, compile_cache, openmp

@@ -20,9 +20,9 @@ MULTIPLES_OF_16 = ("n", "k", "width", "row_stride", "head_stride", "frame_stride
 
 
 @on_this_numpy
-def test_they_compute_what_they_should():
+def test_they_compute_what_they_should(tiny):
     """Some of them: the others are in a file of their own, which runs beside this one."""
-    interpreted(f"not ({OTHERS})")
+    interpreted(f"not ({OTHERS})", tiny)
 
 
 TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}

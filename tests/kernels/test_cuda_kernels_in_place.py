@@ -9,5 +9,5 @@ pytest.importorskip("triton", reason="this torch comes without Triton")
 
 
 @on_this_numpy
-def test_they_compute_what_they_should_in_their_place():
-    interpreted(OTHERS)
+def test_they_compute_what_they_should_in_their_place(tiny):
+    interpreted(OTHERS, tiny)

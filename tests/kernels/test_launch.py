@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.simulated_gpu import Card
+from helpers.simulated_gpu import SimulatedGPU
 
 pytest.importorskip("triton", reason="this torch comes without Triton")
 
@@ -63,7 +63,7 @@ def hopper(monkeypatch):
             return lambda x, y, **options: y.copy_(x + 1)
 
     monkeypatch.setattr(kernel_launch, "counted", Counted())
-    with Card().plugged(monkeypatch) as plugged:
+    with SimulatedGPU().plugged(monkeypatch) as plugged:
         yield plugged
     kernel_launch.pdl_supported.cache_clear()
     cuda.capability_major.cache_clear()

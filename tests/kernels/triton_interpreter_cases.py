@@ -1,5 +1,5 @@
-"""What Triton's kernels compute, by its interpreter; run by test_kernels.py in a process of its own,
-for Triton decides when it is imported whether it interprets."""
+"""What Triton's kernels compute, by its interpreter; run by test_cuda_kernels.py and test_cuda_kernels_in_place.py
+in processes of their own, for Triton decides when it is imported whether it interprets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import as_on_a_card, assert_close, looking, say_all, utterance
+from helpers.common import assert_close
+from helpers.t3 import as_on_a_gpu, decode_all, eager_backend, utterance
 from triton.runtime.errors import OutOfResources
 
 from chatterbox_opt.config.model_config import TINY
@@ -684,13 +685,13 @@ def test_t3_says_the_same_with_it(engine, monkeypatch):
     num_generated = [
         utterance(engine, text, knobs) for text, knobs in zip(texts, sampling, strict=True)
     ]
-    with engine.pipeline.placement("t3") as t3, as_on_a_card(t3):
+    with engine.pipeline.placement("t3") as t3, as_on_a_gpu(t3):
         found = [
             token_buffer.tokens
-            for token_buffer in say_all(
-                t3, num_generated, slots=2, way=looking(static=True, fused=True)
+            for token_buffer in decode_all(
+                t3, num_generated, slots=2, backend=eager_backend(static=True, fused=True)
             )
         ]
         again = [utterance(engine, t, k) for t, k in zip(texts, sampling, strict=True)]
-        assert found == [token_buffer.tokens for token_buffer in say_all(t3, again, slots=2)]
+        assert found == [token_buffer.tokens for token_buffer in decode_all(t3, again, slots=2)]
     assert sum(map(len, found)) > 15

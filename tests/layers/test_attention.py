@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import assert_close
+from helpers.common import assert_close
 
 from chatterbox_opt.layers import attention
 

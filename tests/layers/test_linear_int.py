@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import assert_close, say_all, utterance
+from helpers.common import assert_close
+from helpers.t3 import decode_all, prefill_logits, utterance
 
 from chatterbox_opt.checkpoints import loader, registry
 from chatterbox_opt.checkpoints.weight_cache import WeightCache
@@ -121,7 +122,7 @@ TEXTS = [
 def reference(pico):
     """The tokens that pico generates in float32 for each text, and their log-probabilities."""
     t3 = loader.load_t3(pico, torch.float32)
-    tokens = [say_all(t3, [request(pico, text)])[0].tokens for text in TEXTS]
+    tokens = [decode_all(t3, [request(pico, text)])[0].tokens for text in TEXTS]
     return tokens, all_log_probs(t3, pico, tokens)
 
 
@@ -195,14 +196,14 @@ def test_exactly_the_matrices_of_t3_are_quantized(checkpoint, dtype, layer):
 @layers
 def test_set_precision_to_float32_dequantizes(checkpoint, engine, dtype, layer):
     """The dequantized matrices give nearly the logits of the integers."""
-    from test_precision import logits
-
     t3 = loader.load_t3(checkpoint, torch.float32, dtype)
-    before = logits(t3, engine)
+    before = prefill_logits(t3, engine)
     t3.set_precision(torch.float32)
     assert type(t3.head) is type(t3.blocks[0].down) is torch.nn.Linear
     assert t3.head.weight.dtype == torch.float32
-    assert_close(logits(t3, engine), before, atol=0.3)  # of logits that reach from -12 to 12
+    assert_close(
+        prefill_logits(t3, engine), before, atol=0.3
+    )  # of logits that reach from -12 to 12
     t3.set_precision(torch.bfloat16)
     assert type(t3.head) is torch.nn.Linear, "quantization is not restored"
 
@@ -351,7 +352,7 @@ class TestWeightOnly:
         layers = [m for m in restored.modules() if isinstance(m, WeightOnlyInt8Linear)]
         assert len(layers) == 4 * restored.config.layers + 1
         tokens = [
-            say_all(t3, [utterance(engine, "hello.", Sampling(seed=3, max_tokens=12))])[0].tokens
+            decode_all(t3, [utterance(engine, "hello.", Sampling(seed=3, max_tokens=12))])[0].tokens
             for t3 in (plain, first, restored)
         ]
         assert tokens[0] == tokens[1] == tokens[2]
@@ -360,6 +361,6 @@ class TestWeightOnly:
         """Recovery from NaN widens a stage in place: weight-only layers accept any dtype."""
         t3 = loader.load_t3(registry.locate(str(tiny)), torch.bfloat16, weight_layout.WEIGHT_ONLY)
         t3.set_precision(torch.float32)
-        [output] = say_all(t3, [utterance(engine, "hello.", Sampling(seed=3, max_tokens=6))])
+        [output] = decode_all(t3, [utterance(engine, "hello.", Sampling(seed=3, max_tokens=6))])
         assert output.error is None and output.tokens
         assert isinstance(t3.blocks[0].qkv, WeightOnlyInt8Linear)

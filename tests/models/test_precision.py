@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import assert_close, prefilled, prompt_for
+from helpers.common import assert_close
+from helpers.t3 import prefill_logits as logits
 
 from chatterbox_opt.checkpoints import loader, registry
 from chatterbox_opt.kernels.cpu import onednn
@@ -14,12 +15,6 @@ from chatterbox_opt.layers import linear_onednn, weight_layout
 @pytest.fixture(scope="module")
 def checkpoint(tiny):
     return registry.locate(str(tiny))
-
-
-def logits(t3, engine):
-    with torch.inference_mode():
-        prefix = t3.embed(prompt_for(engine, "Hello there."), 0.5, 2)
-        return prefilled(t3, prefix).float()
 
 
 def mel(flow, engine):

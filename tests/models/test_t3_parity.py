@@ -6,8 +6,9 @@ import itertools
 
 import pytest
 import torch
-from conftest import assert_close, prefilled, prompt_for, say_all, utterance
 from helpers import upstream_reference
+from helpers.common import assert_close
+from helpers.t3 import prefilled, prompt_for, raw_tokens, rows_for
 from helpers.texts import TEXTS
 from helpers.upstream_reference import greedy_tokens, sampled_tokens
 
@@ -20,23 +21,10 @@ CFG_WEIGHTS, EXAGGERATIONS = (0.5, 1.0), (0.25, 0.5, 1.0)
 CASES = list(itertools.product(CFG_WEIGHTS, EXAGGERATIONS))
 
 
-def rows_per_seq(sampling: Sampling) -> int:
-    return 2 if sampling.cfg_weight > 0 else 1
-
-
 def first_logits(engine, text: str, sampling: Sampling) -> torch.Tensor:
     with engine.pipeline.placement("t3") as t3, torch.inference_mode():
-        prefix = t3.embed(prompt_for(engine, text), sampling.exaggeration, rows_per_seq(sampling))
+        prefix = t3.embed(prompt_for(engine, text), sampling.exaggeration, rows_for(sampling))
         return prefilled(t3, prefix)
-
-
-def raw_tokens(engine, text: str, sampling: Sampling) -> list[int]:
-    """All of T3's tokens, before special tokens are dropped."""
-    with engine.pipeline.placement("t3") as t3:
-        [output] = say_all(
-            t3, [utterance(engine, text, sampling)], rows_per_seq=rows_per_seq(sampling)
-        )
-        return list(output.tokens)
 
 
 @pytest.mark.parametrize("text", TEXTS)

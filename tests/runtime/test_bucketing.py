@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import SAMPLE, assert_close
 from helpers import fake_graph_capture
+from helpers.common import SAMPLE, assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 

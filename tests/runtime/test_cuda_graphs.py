@@ -12,16 +12,16 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from conftest import SAMPLE, say_all, utterance
 from helpers import fake_graph_capture
-from test_decode import TEXTS, some
+from helpers.common import SAMPLE
+from helpers.fake_graph_capture import capture_graphs
+from helpers.t3 import TEXTS, decode_all, utterance, varied_requests
 
 from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.checkpoints import loader, registry
 from chatterbox_opt.engine import decode_graphs
 from chatterbox_opt.engine.decode import EagerBackend, decode
 from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
-from chatterbox_opt.layers import linear_onednn
 from chatterbox_opt.models.t3 import kv_cache
 from chatterbox_opt.runtime import cuda_graphs
 from chatterbox_opt.runtime.bucketing import EagerExecutor
@@ -45,17 +45,6 @@ class Counting:
         return fake_graph_capture.record(work)
 
 
-def capture(engine: Engine, record) -> None:
-    """Have an engine on a CPU capture and replay as on a GPU."""
-    pipeline = engine.pipeline
-    flow, vocoder = (pipeline.placement.module(name) for name in ("flow", "vocoder"))
-    for stage in (flow, pipeline.placement.module("t3")):
-        linear_onednn.use_plain(stage)  # oneDNN's layout cannot be traced by the fake capture
-    flow.executor = GraphedExecutor(record, flow, "the flow")
-    vocoder.executor = GraphedExecutor(record, vocoder, "the vocoder")
-    pipeline.backend = CudaGraphBackend(record)
-
-
 @pytest.fixture
 def fresh(tiny, tmp_path):
     def load():
@@ -73,7 +62,7 @@ def t3(tiny):
 
 @pytest.fixture
 def alone(engine, t3):
-    return [say_all(t3, [one])[0].tokens for one in some(engine)]
+    return [decode_all(t3, [one])[0].tokens for one in varied_requests(engine)]
 
 
 @pytest.mark.parametrize("slots", [1, 3, 8])
@@ -81,25 +70,30 @@ def test_replayed_tokens_are_the_eager_ones(engine, t3, alone, slots):
     """Sampling parameters, voice, text length and seed differ; the graphs serve them all."""
     record = Counting()
     backend = CudaGraphBackend(record)
-    together = say_all(t3, some(engine), slots=slots, way=backend)
+    together = decode_all(t3, varied_requests(engine), slots=slots, backend=backend)
     assert [said.tokens for said in together] == alone
     assert 0 < record.captured <= 4 * slots
     before = record.captured
-    assert [said.tokens for said in say_all(t3, some(engine), slots=slots, way=backend)] == alone
+    assert [
+        said.tokens
+        for said in decode_all(t3, varied_requests(engine), slots=slots, backend=backend)
+    ] == alone
     assert record.captured <= before + 4, "the second time there is almost nothing left to capture"
 
 
 def test_one_sequence_at_a_time_over_the_same_slots(engine, t3, alone):
     record = Counting()
     backend = CudaGraphBackend(record)
-    assert [say_all(t3, [one], way=backend)[0].tokens for one in some(engine)] == alone
+    assert [
+        decode_all(t3, [one], backend=backend)[0].tokens for one in varied_requests(engine)
+    ] == alone
     assert record.captured <= 4, "two KV lengths, with and without sorting"
 
 
 def test_the_generator_is_left_as_the_last_token_left_it(engine, t3):
-    plain, replayed = some(engine), some(engine)
-    say_all(t3, plain)
-    say_all(t3, replayed, slots=3, way=CudaGraphBackend(fake_graph_capture.record))
+    plain, replayed = varied_requests(engine), varied_requests(engine)
+    decode_all(t3, plain)
+    decode_all(t3, replayed, slots=3, backend=CudaGraphBackend(fake_graph_capture.record))
     for one, other in zip(plain, replayed, strict=True):
         assert torch.equal(one.generator.get_state(), other.generator.get_state())
 
@@ -111,8 +105,8 @@ def test_graphs_are_stale_when_the_cache_grows(engine, t3, monkeypatch):
     record = Counting()
     backend, grown = CudaGraphBackend(record), set()
     for text in texts:
-        [said] = say_all(t3, [utterance(engine, text, knobs)], way=backend)
-        [plain] = say_all(t3, [utterance(engine, text, knobs)])
+        [said] = decode_all(t3, [utterance(engine, text, knobs)], backend=backend)
+        [plain] = decode_all(t3, [utterance(engine, text, knobs)])
         assert said.tokens == plain.tokens
         grown.add(backend.slots(t3, 1, 2).cache.capacity)
     assert len(grown) == 2 and record.captured >= 3
@@ -123,7 +117,7 @@ def test_graphs_are_stale_when_weights_move(fresh):
     sampling = Sampling(seed=3, max_tokens=40)
     with fresh() as engine:
         record = Counting()
-        capture(engine, record)
+        capture_graphs(engine, record)
         first = engine.synthesize("Hello there.", None, sampling).samples
         count = record.captured
         for parameter in engine.pipeline.placement.module("t3").parameters():
@@ -162,7 +156,7 @@ def test_weights_may_move_whenever_the_loop_is_left(engine, tiny, when):
         return left.pop(0) if left else None
 
     order = range(5) if when == "a request is taken" else range(4)
-    alone = [said.tokens for said in say_all(t3, requests())]
+    alone = [said.tokens for said in decode_all(t3, requests())]
     left, backend, said = requests(), CudaGraphBackend(record), {}
     utterances = list(left)
     for one in decode(t3, backend.slots(t3, 4, 2), next_request, backend):
@@ -176,8 +170,8 @@ def test_weights_may_move_whenever_the_loop_is_left(engine, tiny, when):
 def test_the_loop_checks_for_moved_weights_only_then(engine, t3, monkeypatch):
     checks, backend = [], CudaGraphBackend(fake_graph_capture.record)
     monkeypatch.setattr(cuda_graphs, "weight_addresses", lambda module: checks.append(module) or ())
-    [said] = say_all(
-        t3, [utterance(engine, "Hello.", Sampling(seed=1, max_tokens=90))], way=backend
+    [said] = decode_all(
+        t3, [utterance(engine, "Hello.", Sampling(seed=1, max_tokens=90))], backend=backend
     )
     assert len(said.tokens) > 5 * decode_graphs.STEPS_PER_SYNC
     assert len(checks) <= 3, "for the prefill and for the steps"
@@ -207,7 +201,7 @@ def test_offloaded_stages_give_the_same_audio(fresh, engine, offload):
     sampling = Sampling(seed=3, max_tokens=40)
     expected = engine.synthesize("Hello there.", None, sampling).samples
     with fresh() as offloaded:
-        capture(offloaded, fake_graph_capture.record)
+        capture_graphs(offloaded, fake_graph_capture.record)
         stages, cpu = offloaded.pipeline.placement._stages, torch.device("cpu")
         offloaded.pipeline.placement = StagePlacement(
             stages, cpu, offload=offload, transfer=PlainTransfer(cpu)
@@ -229,7 +223,7 @@ def test_an_engine_with_graphs_gives_the_same_audio(fresh, engine):
     expected = [engine.synthesize(t, engine.voice(v), s).samples for t, v, s in calls[:4]] * 3
     with fresh() as replaying:
         record = Counting()
-        capture(replaying, record)
+        capture_graphs(replaying, record)
         for (text, voice, sampling), wave in zip(calls, expected, strict=True):
             samples = replaying.synthesize(text, replaying.voice(voice), sampling).samples
             assert samples.shape == wave.shape
@@ -247,7 +241,7 @@ def test_work_that_cannot_be_captured_runs_eagerly_with_one_warning_each(fresh, 
     sampling = Sampling(seed=3, max_tokens=40)
     expected = engine.synthesize("Hello there.", None, sampling).samples
     with fresh() as recovered, caplog.at_level(logging.WARNING, "chatterbox_opt"):
-        capture(
+        capture_graphs(
             recovered, Counting(RuntimeError("operation not permitted when stream is capturing"))
         )
         for _ in range(3):
@@ -267,7 +261,7 @@ def test_a_closed_engine_frees_all_memory(fresh):
     gc.disable()
     try:
         engine = fresh()
-        capture(engine, fake_graph_capture.record)
+        capture_graphs(engine, fake_graph_capture.record)
         engine.synthesize("Hello there.", None, Sampling(seed=3, max_tokens=20))
         pipeline = engine.pipeline
         held = [weakref.ref(pipeline.placement.module(name)) for name in ("t3", "flow", "vocoder")]

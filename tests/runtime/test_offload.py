@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from helpers.faults import SAMPLING, FaultInjector, batch_waves, stage
 from hypothesis import given
 from hypothesis import strategies as some
-from test_recovery import SAMPLING, Failing, batch, stage
 from torch import nn
 
 from chatterbox_opt import Engine
@@ -416,12 +416,12 @@ def test_an_engine_with_offload_gives_bit_identical_audio(
         str(tiny), "dev", device="cpu", overrides={"dtype": dtype}, store=store, watermark=False
     ) as plain:
         alone = plain.synthesize("Hello. And goodbye.", None, SAMPLING).samples
-        together = batch(plain, TEXTS)
+        together = batch_waves(plain, TEXTS)
     with load(offload, dtype=dtype) as engine:
         assert np.array_equal(
             engine.synthesize("Hello. And goodbye.", None, SAMPLING).samples, alone
         )
-        ours = batch(engine, TEXTS)
+        ours = batch_waves(engine, TEXTS)
         assert all(np.array_equal(ours[t], together[t]) for t in TEXTS)
         assert any(e.startswith("prefetch") for e in transfer.take_events()) == (
             offload == "stages"
@@ -440,7 +440,7 @@ def test_an_engine_out_of_memory_goes_from_none_to_stages_to_all_but_active(
         for name, mode in (("flow", "stages"), ("t3", "all-but-active")):
             module = stage(fragile, name)
             method = "step" if name == "t3" else "forward"
-            failing = Failing(getattr(module, method), full, 1)
+            failing = FaultInjector(getattr(module, method), full, 1)
             monkeypatch.setattr(module, method, failing)
             assert np.array_equal(fragile.synthesize("Hello.", None, SAMPLING).samples, expected)
             assert placement.offload == mode
@@ -449,7 +449,7 @@ def test_an_engine_out_of_memory_goes_from_none_to_stages_to_all_but_active(
         transfer.peak = 0
         fragile.synthesize("Hello.", None, SAMPLING)
         assert transfer.peak == 1
-        monkeypatch.setattr(module, "step", Failing(None, full, 1))
+        monkeypatch.setattr(module, "step", FaultInjector(None, full, 1))
         with pytest.raises(DeviceError, match="too little free memory for t3 alone"):
             fragile.synthesize("Hello.", None, SAMPLING)
     assert transfer.live() == 0

@@ -8,7 +8,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import assert_close, looking, say_all
+from helpers.common import assert_close
+from helpers.t3 import decode_all, eager_backend
 from tokenizers import Tokenizer
 
 from chatterbox_opt.checkpoints import random_weights
@@ -151,7 +152,7 @@ def test_training_forward_equals_decoding(trainable_t3):
             plain_step(slots, *args, **kwargs)
             seen.append(slots.logits.clone())
 
-        say_all(plain, [request], rows_per_seq=1, way=looking(step=step))
+        decode_all(plain, [request], rows_per_seq=1, backend=eager_backend(step=step))
         after_codes = slice(row * 7 + 1, row * 7 + 7)  # positions of the six codes
         mine = logits[after_codes, : len(trainable_t3.used)]
         theirs = torch.cat(logits_of_steps)[:, trainable_t3.used]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import SAMPLE
+from helpers.common import SAMPLE
 
 from chatterbox_opt import Engine
 from chatterbox_opt.audio.files import read_reference

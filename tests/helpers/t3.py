@@ -1,0 +1,115 @@
+"""T3 alone: what it is asked to say, its prefill, and the decode loop over a list of utterances."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import torch
+
+from chatterbox_opt.engine.decode import EagerBackend, decode
+from chatterbox_opt.engine.t3_runner import text_tokens
+from chatterbox_opt.layers import linear_onednn
+from chatterbox_opt.models.t3 import fused_step
+from chatterbox_opt.models.t3.decode_state import DecodeRequest, DecodeState
+from chatterbox_opt.models.t3.kv_cache import StaticKVCache
+from chatterbox_opt.models.t3.model import Prompt
+from chatterbox_opt.sampling import Sampling
+
+TEXTS = ["hello.", "a much longer sentence, with a comma in it.", "one two three four.", "no!"] * 3
+
+
+def varied_sampling(i: int) -> Sampling:
+    """Knobs of every kind, no two alike, some greedy, some without guidance."""
+    return Sampling(
+        seed=i,
+        temperature=[0.0, 0.8, 1.7][i % 3],
+        cfg_weight=[0.5, 0.0, 1.0, 0.3][i % 4],
+        exaggeration=0.25 * (i % 5),
+        min_p=[0.05, 0.0, 0.3][i % 3],
+        top_p=[1.0, 0.7, 1.0, 1.0, 0.9][i % 5],
+        top_k=[0, 0, 0, 12][i % 4],
+        repetition_penalty=[1.2, 1.0, 2.0][i % 3],
+        max_tokens=[20, 3, 41, 2, 33][i % 5],
+    )
+
+
+def prompt_for(engine, text: str):
+    """A normalised text in the model's own voice."""
+    voice = engine.voice()
+    return Prompt(text_tokens(engine.pipeline.tokenizer, text), voice.speaker, voice.prompt)
+
+
+def utterance(engine, text: str, sampling, **more):
+    """A normalised text to be said once under the sampling's seed."""
+    generator = torch.Generator().manual_seed(sampling.seed or 0)
+    return DecodeRequest(prompt_for(engine, text), sampling, generator, lambda count: None, **more)
+
+
+def prefilled(t3, prefix):
+    """The logits [rows, vocabulary] of the last position of one utterance's prefix."""
+    cache = StaticKVCache(num_seqs=1, rows_per_seq=len(prefix), shape=t3.kv_shape, like=t3.like)
+    cache.reserve(0, prefix.shape[1])
+    return t3.prefill(prefix, torch.tensor([prefix.shape[1] - 1]), cache, torch.tensor([0]))
+
+
+@contextmanager
+def as_on_a_gpu(t3):
+    """With plain matrices: a processor has layouts of its own, which no kernel of a card reads."""
+    changed = linear_onednn.use_plain(t3)
+    try:
+        assert fused_step.supports(t3)
+        yield
+    finally:
+        if changed:
+            linear_onednn.use_onednn(t3)
+
+
+def eager_backend(steps_per_sync: int = 1, step=None, static: bool = False, fused: bool = False):
+    """An eager way that looks at the tokens so rarely, and may have another step or cache."""
+
+    def slots(t3, count, rows_per_seq):
+        cache = StaticKVCache(
+            num_seqs=count, rows_per_seq=rows_per_seq, shape=t3.kv_shape, like=t3.like
+        )
+        return DecodeState(t3, count, cache)
+
+    way = EagerBackend(fused=fused)
+    way.steps_per_sync = steps_per_sync
+    if step is not None:
+        way.step = lambda model: step
+    if static:
+        way.slots = slots
+    return way
+
+
+def decode_all(t3, utterances, *, slots: int = 1, rows_per_seq: int = 2, backend=None):
+    """What became of the utterances, in their order."""
+    left, backend = iter(utterances), backend or eager_backend()
+    said = decode(t3, backend.slots(t3, slots, rows_per_seq), lambda: next(left, None), backend)
+    found = {one.sequence: one for one in said}
+    return [found[one] for one in utterances]
+
+
+def varied_requests(engine, order: list[int] | None = None) -> list[DecodeRequest]:
+    return [utterance(engine, TEXTS[i], varied_sampling(i)) for i in order or range(len(TEXTS))]
+
+
+def rows_for(sampling: Sampling) -> int:
+    """Rows of an utterance: two with guidance."""
+    return 2 if sampling.cfg_weight > 0 else 1
+
+
+def raw_tokens(engine, text: str, sampling: Sampling) -> list[int]:
+    """All of T3's tokens, before the ids that are no sound are dropped."""
+    with engine.pipeline.placement("t3") as t3:
+        [said] = decode_all(
+            t3, [utterance(engine, text, sampling)], rows_per_seq=rows_for(sampling)
+        )
+        return list(said.tokens)
+
+
+def prefill_logits(t3, engine):
+    """Of one short text's last position, with guidance."""
+    with torch.inference_mode():
+        prefix = t3.embed(prompt_for(engine, "Hello there."), 0.5, 2)
+        return prefilled(t3, prefix).float()
