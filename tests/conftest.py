@@ -30,7 +30,14 @@ settings.load_profile("repeatable")
 # whole files go to processes (--dist loadfile): the longest first, so that none is left for the end
 LONGEST_FIRST = (
     "kernels/test_cuda_kernels.py",
+    "engine/test_on_simulated_gpu.py",
+    "docs/test_docs.py",
     "kernels/test_cuda_kernels_in_place.py",
+    "models/test_t3_parity.py",
+    "bench/test_bench.py",
+    "engine/test_overlap.py",
+    "batch/test_worker_pool.py",
+    "batch/test_crashes.py",
 )
 
 

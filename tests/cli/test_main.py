@@ -11,6 +11,7 @@ import time
 
 import pytest
 import soundfile
+from helpers.batch_process import listen_to_ctrl_c
 from helpers.common import SAMPLE
 from typer.testing import CliRunner
 
@@ -61,11 +62,6 @@ def test_a_pipe_gets_the_wav_and_nothing_else(tiny, tmp_path):
     assert filed.stderr.decode().startswith("warning: "), "quiet does not hide warnings"
     assert "Generated" not in filed.stderr.decode()
     assert piped.stdout == (tmp_path / "out.wav").read_bytes(), "the same seed gives the same bytes"
-
-
-def listen_to_ctrl_c() -> None:
-    # a suite started in the background passes an ignored signal on to its children
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_ctrl_c_leaves_no_files(tiny, tmp_path):

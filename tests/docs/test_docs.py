@@ -7,13 +7,13 @@ import ast
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers.command_server import command_server
 from helpers.common import ROOT
 
 README = ROOT / "README.md"
@@ -71,22 +71,23 @@ def workplace(tiny, tmp_path_factory):
     row = "a,Hello there.,samples/speaker.flac,0.3\n"
     (home / "lines.csv").write_text(f"id,text,voice,cfg_weight\n{row}")
     (home / "bin").mkdir()
-    script = home / "bin" / "chatterbox-opt"
-    script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m chatterbox_opt "$@"\n')
-    script.chmod(0o755)
-    return home
+    with command_server(home / "bin" / "chatterbox-opt", environment(home)):
+        yield home
 
 
-def run(home: Path, command: list[str], given: str | None = None) -> subprocess.CompletedProcess:
-    environment = os.environ | {
+def environment(home: Path) -> dict[str, str]:
+    return os.environ | {
         "HF_HOME": str(home / "hf"),
         "HF_HUB_OFFLINE": "1",
         "CHATTERBOX_VOICE_CACHE": str(home / "voices"),
         "PATH": f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}",
     }
+
+
+def run(home: Path, command: list[str], given: str | None = None) -> subprocess.CompletedProcess:
     return subprocess.run(
-        command, cwd=home, env=environment, input=given, text=True, capture_output=True, timeout=240
-    )
+        command, cwd=home, env=environment(home), input=given, text=True, capture_output=True, timeout=240
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MADE)
