@@ -605,6 +605,8 @@ class TestTrying:
             return (made[0], made[1] * 1.1) if name == "layer_norm" else made * 1.1
 
         monkeypatch.setattr(module, name, off)
+        if module is decode_attention:  # the products before it are right, and take long
+            monkeypatch.setattr(selftest, "_products", lambda drawn: True)
         stage = "flow" if module is flow_kernels else "t3"
         assert (
             selftest.unsupported_reason(stage, torch.float16, "cpu")
