@@ -11,7 +11,7 @@ import torch
 from helpers.faults import SAMPLING, FaultInjector, batch_waves, stage
 from torch._dynamo.exc import TorchDynamoException
 
-from chatterbox_opt import Engine
+from chatterbox_opt import Engine, Request
 from chatterbox_opt.checkpoints import loader
 from chatterbox_opt.engine import build, decode_graphs
 from chatterbox_opt.engine.decode import EagerBackend, eager_step

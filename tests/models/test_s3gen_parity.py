@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.common import SAMPLE, assert_close
 from helpers.texts import TEXTS
-from helpers.upstream_reference import WHOLE_ATOL
+from helpers.upstream_reference import WHOLE_ATOL, Unmarked
 
 from chatterbox_opt import Sampling
 from chatterbox_opt.models.vocoder.model import source
