@@ -108,9 +108,9 @@ def enter(counters, tables, frequencies, rows_per_seq, beyond, heads):
     return x, rope, places, places.new_zeros(len(places) * rows_per_seq * heads, dtype=torch.int32)
 
 
-def draw(logits, seen, knobs, noise, said, counters, *, free, not_finite):
+def draw(logits, seen, knobs, noise, said, counters, *, unforced, not_finite):
     """``kernel_ends.draw``."""
-    assert (free, not_finite) == (UNFORCED, sampler.NOT_FINITE)
+    assert (unforced, not_finite) == (UNFORCED, sampler.NOT_FINITE)
     token, spoken, position = counters
     held = SimpleNamespace(
         rows_per_seq=len(logits) // len(seen),

@@ -34,8 +34,8 @@ MATRICES = {
     "head": "norm",
 }
 COLD = 128 << 20  # bytes, more than the L2 cache of any GPU
-FEW_COLUMNS = (1, 2, 4, 8)  # of a program of gemv.py
-MANY_TILES = tuple(product((16, 32, 64), (64, 128)))  # columns and depth of one of gemm.py
+GEMV_COLUMNS = (1, 2, 4, 8)  # BLOCK_N of gemv.py
+GEMM_TILES = tuple(product((16, 32, 64), (64, 128)))  # columns and depth of one of gemm.py
 COUNTERS = 4096  # of programs that share a head, or a tile
 SHARED, ALONE = True, False  # whether programs share a head
 # by name: that, and arguments of ``decode_attention.attend``
