@@ -1,10 +1,10 @@
-"""Throughput of a batch: the same lines one by one, side by side, and by plain Chatterbox.
+"""Throughput of a batch: the same requests one by one, batched, and with chatterbox-tts.
 
     python benchmarks/batch.py --model DIR --lines 16 --slots 8 --json NAME-batch.json
 
-Lines of 5 to 12 s of forced length (the model never stops by itself), the same ones in every way:
-all of them through T3 alone, the first ``--whole`` through all stages too; plain Chatterbox says
-``--upstream`` of them. Ways take turns.
+The requests have a forced length of 5 to 12 s (the stop token is disabled) and are the same for
+every batch size: all of them run through T3 alone, the first ``--whole`` also through all stages,
+the first ``--upstream`` through chatterbox-tts. With ``--runs`` the batch sizes alternate.
 """
 
 from __future__ import annotations
@@ -29,65 +29,65 @@ from chatterbox_opt.config.model_config import TOKEN_RATE
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.sequence import TokenOutput
 
-NEVER = -5  # no token
+NO_TOKEN = -5  # matches no token
 
 
-def requests(lines: int) -> list[Request]:
+def requests(count: int) -> list[Request]:
     rng = np.random.default_rng(0)
-    lengths = rng.uniform(5, 12, lines) * TOKEN_RATE
+    lengths = rng.uniform(5, 12, count) * TOKEN_RATE
     return [
         Request(str(i), SENTENCE, None, Sampling(seed=i, max_tokens=round(n)))
         for i, n in enumerate(lengths)
     ]
 
 
-def ours(engine: Engine, lines: list[Request], slots: int) -> dict[str, float]:
-    """Seconds by stage and in all, and what was said."""
+def all_stages(engine: Engine, batch: list[Request], slots: int) -> dict[str, float]:
+    """Tokens and seconds of all stages."""
     engine.plan = replace(engine.plan, slots=slots)
     start, tokens, stages = time.perf_counter(), 0, {}  # type: tuple[float, int, dict[str, float]]
-    for result in engine.batch(lines):
+    for result in engine.batch(batch):
         audio = result.audio()
         tokens += audio.tokens
         for stage, seconds in audio.seconds.items():
             stages[stage] = stages.get(stage, 0.0) + seconds
-    whole = time.perf_counter() - start
-    return figures(tokens, whole, stages) | {"slots": slots}
+    seconds_total = time.perf_counter() - start
+    return figures(tokens, seconds_total, stages) | {"slots": slots}
 
 
 def never_stop(engine: Engine) -> None:
-    """Let every utterance come to its bound, whatever the weights."""
+    """Disable the stop token: every sequence reaches its forced length, whatever the weights."""
     with engine.pipeline.placement("t3") as t3:  # type: ignore[union-attr]
-        t3.shape = replace(t3.shape, stop_speech=NEVER)  # type: ignore[type-var]
+        t3.shape = replace(t3.shape, stop_speech=NO_TOKEN)  # type: ignore[type-var]
 
 
-def t3_alone(engine: Engine, lines: list[Request], slots: int) -> dict[str, float]:
+def t3_alone(engine: Engine, batch: list[Request], slots: int) -> dict[str, float]:
     """Tokens per second of T3, prefill included."""
     pipeline = cast(Pipeline, engine.pipeline)
-    begun = [engine._begin(None, line, line.sampling.seed or 0) for line in lines]
-    left = iter([attempts.next_request() for chunks in begun for attempts in chunks])
+    begun = [engine._begin(None, request, request.sampling.seed or 0) for request in batch]
+    pending = iter([attempts.next_request() for chunks in begun for attempts in chunks])
     start, tokens = time.perf_counter(), 0
-    for ended in pipeline.read(lambda: next(left, None), slots, 1, guided=True):
-        tokens += sum(len(read.tokens) for read in ended if isinstance(read, TokenOutput))
+    for ended in pipeline.read(lambda: next(pending, None), slots, 1, guided=True):
+        tokens += sum(len(output.tokens) for output in ended if isinstance(output, TokenOutput))
     seconds = time.perf_counter() - start
     return {"tokens": tokens, "seconds": seconds, "t3_tokens_per_second": tokens / seconds}
 
 
-def figures(tokens: int, whole: float, stages: dict[str, float]) -> dict[str, Any]:
+def figures(tokens: int, seconds: float, stages: dict[str, float]) -> dict[str, Any]:
     return {
         "tokens": tokens,
         "t3_tokens_per_second": tokens / stages["t3"],
-        "seconds": whole,
+        "seconds": seconds,
         "seconds_by_stage": stages,
-        "realtime_x": tokens / TOKEN_RATE / whole,
+        "realtime_x": tokens / TOKEN_RATE / seconds,
     }
 
 
-def upstream(model: str, lines: list[Request], device: str = AUTO) -> dict[str, Any]:
+def upstream(model: str, batch: list[Request], device: str = AUTO) -> dict[str, Any]:
     tokens, stages = 0, {}  # type: tuple[int, dict[str, float]]
-    theirs = UpstreamTarget(BenchJob(model, device), "")
-    for line in lines:
-        count = line.sampling.max_tokens
-        seconds = theirs.run(forced_tokens(count / TOKEN_RATE))
+    target = UpstreamTarget(BenchJob(model, device), "")
+    for request in batch:
+        count = request.sampling.max_tokens
+        seconds = target.run(forced_tokens(count / TOKEN_RATE))
         seconds["t3"] = seconds.pop("prefill") + seconds.pop("decode")
         stages = {stage: stages.get(stage, 0.0) + s for stage, s in seconds.items()}
         tokens += count
@@ -95,35 +95,34 @@ def upstream(model: str, lines: list[Request], device: str = AUTO) -> dict[str, 
 
 
 def main(
-    model: Annotated[str, typer.Option(help="A checkpoint of random values will do.")],
-    lines: Annotated[int, typer.Option(help="How many.")] = 64,
-    slots: Annotated[list[int] | None, typer.Option(help="Ways to batch.")] = None,
-    whole: Annotated[int, typer.Option(help="Lines through all stages.")] = 8,
-    dtype: Annotated[str, typer.Option(help="As for synth.")] = "bfloat16",
-    runs: Annotated[int, typer.Option(help="Turns of every way.")] = 1,
+    model: Annotated[str, typer.Option(help="Checkpoint; random weights will do.")],
+    lines: Annotated[int, typer.Option(help="Number of requests.")] = 64,
+    slots: Annotated[list[int] | None, typer.Option(help="Batch sizes.")] = None,
+    whole: Annotated[int, typer.Option(help="Requests through all stages.")] = 8,
+    dtype: Annotated[str, typer.Option(help="Dtype, as for synth.")] = "bfloat16",
+    runs: Annotated[int, typer.Option(help="Runs of every batch size.")] = 1,
     upstream_lines: Annotated[
-        int, typer.Option("--upstream", help="Lines for plain Chatterbox.")
+        int, typer.Option("--upstream", help="Requests for chatterbox-tts.")
     ] = 0,
-    output: Annotated[Path | None, typer.Option("--json", help="Where figures go.")] = None,
+    output: Annotated[Path | None, typer.Option("--json", help="Output file.")] = None,
 ) -> None:
     """Measure and print."""
-    asked = requests(lines)
+    batch = requests(lines)
     rows: dict[str, list[dict[str, Any]]] = {}
     with Engine.load(model, "dev", overrides={"dtype": dtype}) as engine:
         never_stop(engine)
-        ways_to_go = slots or [1, engine.plan.slots]
-        ours(engine, asked[:2], 2)  # warm
-        for _, (name, measure, count), ways in product(
-            range(runs), (("t3", t3_alone, lines), ("whole", ours, whole)), ways_to_go
-        ):
-            row = measure(engine, asked[:count], ways)
-            rows.setdefault(f"{name}, {ways} at once", []).append(row)
-            typer.echo(f"{name}, {ways} at once: {json.dumps(row)}", err=True)
+        batch_sizes = slots or [1, engine.plan.slots]
+        all_stages(engine, batch[:2], 2)  # warm up
+        measures = (("t3", t3_alone, lines), ("whole", all_stages, whole))
+        for _, (name, measure, count), size in product(range(runs), measures, batch_sizes):
+            row = measure(engine, batch[:count], size)
+            rows.setdefault(f"{name}, {size} at once", []).append(row)
+            typer.echo(f"{name}, {size} at once: {json.dumps(row)}", err=True)
     if upstream_lines:
-        rows["upstream"] = [upstream(model, asked[:upstream_lines])]
+        rows["upstream"] = [upstream(model, batch[:upstream_lines])]
         typer.echo(f"upstream: {json.dumps(rows['upstream'][0])}", err=True)
-    card = facts(BenchJob(model), locate(model))
-    report = {"card": card, "dtype": dtype, "lines": lines, "rows": rows}
+    machine = facts(BenchJob(model), locate(model))
+    report = {"card": machine, "dtype": dtype, "lines": lines, "rows": rows}
     text = json.dumps(report, indent=1)
     typer.echo(text) if output is None else output.write_text(text + "\n", encoding="utf-8")
 

@@ -68,7 +68,7 @@ def _tiles() -> None:
 
 
 def main() -> None:
-    """Compile and pack; then verify that every kernel is found after unpacking in another folder."""
+    """Compile and pack; then verify that every kernel is found after unpacking elsewhere."""
     if len(sys.argv) != 2:
         sys.exit("usage: python -m benchmarks.gpu.compile_ahead ARCHIVE.tar.xz")
     archive = Path(sys.argv[1])
