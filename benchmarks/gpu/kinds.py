@@ -21,7 +21,7 @@ GPU, READ, COPY, GEMM = "gpu", "read", "copy", "gemm"
 GRAPH, LAUNCH, HOST_COPY = "graph of small kernels", "launch", "copy to the GPU"
 
 # core
-WHOLE, FIRST_AUDIO = "synthesize", "first audio"
+LATENCY, FIRST_AUDIO = "synthesize", "first audio"
 RENDERING, PREFILL, VRAM, HOST = "rendering by length", "prefill by length", "vram", "host"
 
 # profile

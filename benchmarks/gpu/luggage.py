@@ -70,7 +70,7 @@ CHECK_WATERMARK = "assert perth.PerthImplicitWatermarker, 'PerTh cannot import p
 
 
 class LuggageError(Exception):
-    """The folder cannot be made, is too large, or would not work on the GPU machine."""
+    """The folder cannot be created, is too large, or would not work on the GPU machine."""
 
 
 def file_of(requirement: str) -> str:

@@ -1,7 +1,7 @@
 """The report of a run: python -m benchmarks.gpu.report RESULTS.jsonl NAME
 
 Writes NAME.md and a copy of the lines, NAME.jsonl. Responsible for headings and markdown; table.py
-turns lines into rows of the main table. Figures that were not measured stay empty.
+converts lines to rows of the main table. Figures that were not measured stay empty.
 """
 
 from __future__ import annotations
@@ -137,14 +137,14 @@ def _checks(lines: Sequence[Line]) -> list[str]:
     return grid(["check", "good", "figures"], rows)
 
 
-def _whole(lines: Sequence[Line]) -> list[str]:
+def _latency(lines: Sequence[Line]) -> list[str]:
     rows = []
-    for what in (kinds.WHOLE, kinds.FIRST_AUDIO):
+    for what in (kinds.LATENCY, kinds.FIRST_AUDIO):
         measured = [one for one in values(lines, what) if not one["warm"]]
         if measured:
             seconds, tokens = [one["seconds"] for one in measured], measured[0]["tokens"]
             median, audio = statistics.median(seconds), tokens / TOKEN_RATE
-            times = audio / median if what == kinds.WHOLE else None
+            times = audio / median if what == kinds.LATENCY else None
             rows.append(
                 [what, measured[0]["dtype"], audio, median, min(seconds), max(seconds), times]
             )
@@ -268,7 +268,7 @@ def _endings(lines: Sequence[Line]) -> list[str]:
 
 SECTIONS: tuple[tuple[str, Section], ...] = (
     ("Checks", _checks),
-    (f"Latency ({GRAPH_TRITON})", _whole),
+    (f"Latency ({GRAPH_TRITON})", _latency),
     ("Ceilings of the GPU", _ceilings),
     ("Decode step", _steps),
     ("By length", _lengths),

@@ -171,8 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
     )  # finally blocks end the stage
-    found = setting.find(parsed.out, parsed.wheels, parsed.model)
-    good = run(found, stages, parsed.limit, started)
+    machine = setting.find(parsed.out, parsed.wheels, parsed.model)
+    good = run(machine, stages, parsed.limit, started)
     lines = results.read(parsed.out / results.FILE)
     print("\n".join(summary.lines(lines)))
     return 0 if good and not summary.wrong(lines) else 1

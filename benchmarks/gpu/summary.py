@@ -16,7 +16,7 @@ from benchmarks.gpu.results import Line
 
 SHOWN = (  # kinds with few and short lines
     kinds.GPU,
-    kinds.WHOLE,
+    kinds.LATENCY,
     kinds.FIRST_AUDIO,
     kinds.STEP,
     kinds.BATCH_T3,

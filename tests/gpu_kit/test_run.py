@@ -155,7 +155,7 @@ def test_a_killed_runner_leaves_no_child_and_complete_lines(fake, tmp_path):
     script.write_text(
         textwrap.dedent(f"""
         import sys, time
-        sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+        sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}, {str(Path(__file__).parent)!r}]
         from pathlib import Path
         from test_run import Fake, run, Stage
         fake = Fake(Path({str(fake.out)!r}), Path({str(tmp_path)!r}), Path(), None, "x", "fakes",

@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: their results in Triton's interpreter, and that they compile."""
+"""The Triton kernels without a GPU: results in Triton's interpreter, and compilation."""
 
 from __future__ import annotations
 

@@ -371,13 +371,13 @@ def test_the_flow_estimator_with_the_kernels(engine, monkeypatch):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / 6)
         half.time_in.float(), half.time_out.float()
         mask = torch.arange(40) < torch.tensor([[40], [31]])
-        given = half.given(torch.randn(2, 40, 240, generator=generator).half(), mask)
+        conditioning = half.given(torch.randn(2, 40, 240, generator=generator).half(), mask)
         x = torch.randn(1, 40, 80, generator=generator).half()
         [shifts] = half.times(torch.tensor([0.3])).unbind(1)
-        expected = half(x, given, shifts)
+        expected = half(x, conditioning, shifts)
         assert not called
         half.fuse()
-        result = half(x, given, shifts)
+        result = half(x, conditioning, shifts)
     blocks = sum(isinstance(part, Transformer) for part in half.modules())
     assert called.count("attention") == blocks and called.count("layer_norm") > 2 * blocks
     assert_close(result[mask], expected[mask], atol=0.02 * expected.abs().max().item())
@@ -673,8 +673,8 @@ class TestSelfTest:
 
 
 def test_t3_with_the_fused_step(engine, monkeypatch):
-    """The whole decode loop: a batch of sequences of several lengths, one slot used twice. With large
-    tiles, because the interpreter takes a millisecond a program."""
+    """The whole decode loop: a batch of sequences of several lengths, one slot used twice. With
+    large tiles, because the interpreter takes a millisecond a program."""
 
     monkeypatch.setattr(decode_attention, "MAX_SPLITS", 2)
     exact = gemv.gemv_tile

@@ -1,6 +1,7 @@
 // GEMV in CUDA C++: the reference for the bandwidth of chatterbox_opt/kernels/cuda/gemv.py.
 //
-// Not used by the engine: benchmarks/gpu/measuring/cuda_gemv.py compiles it at run time (NVRTC) and times it.
+// Not used by the engine: benchmarks/gpu/measuring/cuda_gemv.py compiles it at run time (NVRTC) and
+// times it.
 // Constants are defined before this text:
 //   WARPS  warps of a block, independent of each other: no barrier, no shared memory
 //   ROWS   rows of the weight per warp; must divide n
@@ -38,7 +39,8 @@ gemv(const uint4* __restrict__ w, const uint4* __restrict__ x, float* out, int n
         #pragma unroll
         for (int j = 0; j < LOADS; j++)
             #pragma unroll
-            for (int r = 0; r < ROWS; r++) v[j][r] = __ldcs(w + (long long)(row + r) * k8 + i + 32 * j);
+            for (int r = 0; r < ROWS; r++)
+                v[j][r] = __ldcs(w + (long long)(row + r) * k8 + i + 32 * j);
         #pragma unroll
         for (int j = 0; j < LOADS; j++) {
             uint4 p = x[i + 32 * j], q = x[k8 + i + 32 * j];

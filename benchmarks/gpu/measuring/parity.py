@@ -202,7 +202,7 @@ def pdl_parity(engine: Engine, t3: T3, count: int, tokens: int) -> dict[str, Any
     all_tokens = []
     try:
         for name, pdl in (("PDL", supported), ("no PDL", lambda _: False)):
-            kernel_launch.pdl_supported = pdl  # type: ignore[assignment] # a cached function, or a lambda
+            kernel_launch.pdl_supported = pdl  # type: ignore[assignment]
             steps = CudaGraphBackend(GraphCapturer(device), fused=True)
             for _ in range(3):  # eager, captured, replayed; the last one counts
                 requested, clock = requests(engine, count, tokens), StageTimer(device)

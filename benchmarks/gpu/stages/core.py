@@ -6,7 +6,7 @@ import time
 
 from benchmarks import batch
 from benchmarks.gpu.context import Context, main
-from benchmarks.gpu.kinds import CHECK, FIRST_AUDIO, PREFILL, RENDERING, TRITON, VRAM, WHOLE
+from benchmarks.gpu.kinds import CHECK, FIRST_AUDIO, LATENCY, PREFILL, RENDERING, TRITON, VRAM
 from benchmarks.gpu.measuring import lengths, parity, steps
 from benchmarks.gpu.measuring.clocks import triton_compilations, vram
 from benchmarks.gpu.measuring.engines import eager_rendering, load, on_device, pipeline_of
@@ -30,8 +30,8 @@ def run(context: Context) -> None:
                 measure_row(context, engine, mode, mode.runs(context.sizes.runs))
         with context.part("parity"):
             parity_of(context, engine)
-        with context.part("whole"):
-            _whole(context, engine)
+        with context.part("latency"):
+            _latency(context, engine)
         with context.part("first audio"):
             _first_audio(context, engine)
         with context.part("watermark"):
@@ -58,7 +58,7 @@ def parity_of(context: Context, engine: Engine) -> None:
     context.put(CHECK, {"name": name} | parity.pytorch_parity(engine, backend, *sizes))
 
 
-def _whole(context: Context, engine: Engine) -> None:
+def _latency(context: Context, engine: Engine) -> None:
     """Seconds of ``Engine.synthesize``."""
     batch.never_stop(engine)
     count = len(forced_tokens(context.sizes.seconds))
@@ -67,7 +67,7 @@ def _whole(context: Context, engine: Engine) -> None:
         audio = engine.synthesize(SENTENCE, None, Sampling(seed=0, max_tokens=count))
         seconds = time.perf_counter() - start
         line = {"run": i, "warm": i < 2, "seconds": seconds, "by_stage": dict(audio.seconds)}
-        context.put(WHOLE, line | {"tokens": audio.tokens, "dtype": engine.plan.t3})
+        context.put(LATENCY, line | {"tokens": audio.tokens, "dtype": engine.plan.t3})
 
 
 def _first_audio(context: Context, engine: Engine) -> None:

@@ -15,7 +15,7 @@ columns, a program each. A program walks along k in steps of BLOCK_K and accumul
 
 Rows are few (2 per sequence under classifier-free guidance) and the weight is large, so even a
 batch is mostly bound by HBM: each weight should be read once, with enough reads in flight. A
-weight tile is 16 x 128 fp16 = 4 KiB. With ``num_stages = 4`` Triton copies three tiles ahead into
+weight tile is 16 x 128 fp16 = 4 KiB. With ``num_stages = 4`` Triton prefetches three tiles into
 shared memory (cp.async), where they occupy no registers, while the tensor cores work on the
 fourth. Before Ampere there is no cp.async: tiles are as deep as registers allow.
 

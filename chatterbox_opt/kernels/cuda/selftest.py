@@ -65,7 +65,7 @@ def _linear_of_head(randn: Draw) -> bool:
 
 
 def _linear_split_k(randn: Draw) -> bool:
-    """A matrix so deep and narrow that K is split; twice, with the same counters."""
+    """A matrix of large K and small N, so that K is split; twice, with the same counters."""
     k = 2048
     weight = randn(N, k) / k**0.5
     arrivals = torch.zeros(N, dtype=torch.int32, device=weight.device)
