@@ -1,1 +1,1 @@
-"""What is measured, and with what; results/ has the figures. Nothing here is in the wheel."""
+"""Benchmarks; results/ has their reports. Nothing here is in the wheel."""

@@ -43,7 +43,7 @@ def requests(lines: int) -> list[Request]:
     ]
 
 
-def ours(engine: Engine, lines: list[Request], slots: int) -> dict[str, float]:
+def all_stages(engine: Engine, lines: list[Request], slots: int) -> dict[str, float]:
     """All stages: seconds by stage and in total, and tokens."""
     engine.plan = replace(engine.plan, slots=slots)
     start, tokens, stages = time.perf_counter(), 0, {}  # type: tuple[float, int, dict[str, float]]
@@ -119,9 +119,9 @@ def main(
     with Engine.load(model, "dev", overrides={"dtype": dtype}) as engine:
         never_stop(engine)
         slot_counts = slots or [1, engine.plan.slots]
-        ours(engine, all_requests[:2], 2)  # warm-up
+        all_stages(engine, all_requests[:2], 2)  # warm-up
         for _, (name, measure, count), slot_count in product(
-            range(runs), (("t3", t3_alone, lines), ("whole", ours, whole)), slot_counts
+            range(runs), (("t3", t3_alone, lines), ("whole", all_stages, whole)), slot_counts
         ):
             row = measure(engine, all_requests[:count], slot_count)
             rows.setdefault(f"{name}, {slot_count} at once", []).append(row)

@@ -2,9 +2,9 @@
 
     python benchmarks/readme.py benchmarks/results/NAME.json
 
-The report's full table goes to docs/benchmarks.md, between the two marks there. The short table of
-README.md is regenerated from the reports of ``MACHINES``. Neither carries a figure that is not in a
-file under benchmarks/results/ (a test compares them).
+The report's full table goes to docs/benchmarks.md, between the two markers there. The short table
+of README.md is regenerated from the reports of ``MACHINES``. Every figure in them is in a file
+under benchmarks/results/ (a test compares them).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BENCH = ("<!-- bench: start -->\n", "<!-- bench: end -->\n")  # docs/benchmarks.md
 PERFORMANCE = ("<!-- performance: start -->\n", "<!-- performance: end -->\n")  # README.md
-MACHINES = {  # reports that README.md shows, and what it calls their machines
+MACHINES = {  # report in README.md -> name of its machine
     "epyc-vnni-2-cores": "2-core EPYC (VNNI)",
     "xeon-amx-2-cores": "2-core Xeon (AMX)",
 }
@@ -30,7 +30,7 @@ ROWS = {  # row of a report -> configuration
     "bfloat16": "bfloat16",
     "int8": "int8 (default)",
 }
-TOGETHER = "whole, 12 at once"  # row of a -batch report
+BATCHED = "whole, 12 at once"  # row of a -batch report
 HEADINGS = ("Machine", "Configuration", "x real time", "x chatterbox-tts", "Memory")
 
 
@@ -57,23 +57,23 @@ def _figures(row: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _batch_figures(rows: dict[str, Any]) -> tuple[str, str, str]:
-    """Where plain Chatterbox synthesized lines of the same job, also against it."""
-    [ours] = rows[TOGETHER]
-    theirs = rows.get("upstream")
-    ratio = f"{ours['realtime_x'] / theirs[0]['realtime_x']:.1f}" if theirs else "-"
-    return f"{ours['realtime_x']:.2f}", ratio, "-"
+    """Speed of the batch; also relative to chatterbox-tts where it ran requests of the same job."""
+    [batched] = rows[BATCHED]
+    upstream = rows.get("upstream")
+    ratio = f"{batched['realtime_x'] / upstream[0]['realtime_x']:.1f}" if upstream else "-"
+    return f"{batched['realtime_x']:.2f}", ratio, "-"
 
 
-def between(document: Path, marks: tuple[str, str]) -> str:
-    """What a document has between two marks."""
-    return document.read_text(encoding="utf-8").split(marks[0])[1].split(marks[1])[0]
+def between(document: Path, markers: tuple[str, str]) -> str:
+    """The text between two markers of a document."""
+    return document.read_text(encoding="utf-8").split(markers[0])[1].split(markers[1])[0]
 
 
-def replace(document: Path, marks: tuple[str, str], content: str) -> None:
-    """Put ``content`` between two marks of a document."""
-    before, _, rest = document.read_text(encoding="utf-8").partition(marks[0])
-    _, _, after = rest.partition(marks[1])
-    document.write_text(before + marks[0] + content + marks[1] + after, encoding="utf-8")
+def replace(document: Path, markers: tuple[str, str], content: str) -> None:
+    """Replace the text between two markers of a document."""
+    before, _, rest = document.read_text(encoding="utf-8").partition(markers[0])
+    _, _, after = rest.partition(markers[1])
+    document.write_text(before + markers[0] + content + markers[1] + after, encoding="utf-8")
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
-"""What a stage is given: the model, the GPU, how much to do, and where figures go.
+"""The context of a stage: the model, the GPU, how much to measure, and the output files.
 
-Knows a stage's surroundings and how a part that fails is noted. Knows nothing of what is measured.
+Responsible for a stage's command line and for recording a part that fails. Not responsible for what
+is measured.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from benchmarks.gpu.kinds import BEGUN, ENDED, FAILED
 from benchmarks.gpu.results import FILE, Results
 
-# words of errors after which no later call of the process can use the GPU
+# substrings of errors after which the process cannot use the GPU any more
 BROKEN = (
     "illegal memory",
     "illegal instruction",
@@ -29,97 +30,100 @@ BROKEN = (
     "uncorrectable",
 )
 BROKEN_EXIT = 3
-TRACES, SPOKEN = "traces", "num_generated"  # folders under ``Context.scratch``
+TRACES, SAMPLES = "traces", "samples"  # folders under ``Context.scratch``
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much is done.
+    """How much is measured.
 
     Attributes:
-        seconds: of sound of the table's rows; short: of those that only warm up or are long.
+        seconds: of audio of the table's rows; short: of a warm-up run.
         runs: measured runs of each row.
-        lengths, launched_lengths: seconds of sound, for flow and vocoder replayed and launched.
+        lengths, eager_lengths: seconds of audio, for flow and vocoder in CUDA graphs and eager.
         texts: characters of texts, for the prefill.
-        requests, tokens: requests whose tokens are compared, and the fewest tokens of each.
-        spans: positions of the KV cache, for the attention of one query.
-        rows: of a decode step, for its products and attention.
+        requests, tokens: requests whose tokens are compared, and the minimum tokens of each.
+        kv_lens: positions of the KV cache, for decode attention.
+        rows: of a decode step, for its matrices and attention.
         frames: of the flow, for its attention.
-        layers: matrices that a timed product goes through, so that none waits in the L2 cache.
-        drifting, drifted: requests of the leak and drift check, and the fewest tokens of each.
-        beside: requests whose sound is made beside T3 and compared.
-        lines, line_tokens: of a whole batch, and the most tokens of each.
-        batches: requests at once, of T3 alone.
-        batch_tokens, profile_tokens, speech_tokens: the most tokens of a request of T3 alone, by
+        layers: matrices that a timed product cycles through, so that none is in the L2 cache.
+        drift_requests, drift_tokens: requests of the leak and drift check, and the minimum tokens
+            of each.
+        overlap_requests: requests that are rendered overlapped with T3 and compared.
+        batch_requests, batch_request_tokens: requests of a batch through all stages, and the
+            maximum tokens of each.
+        batch_sizes: sequences per step, of T3 alone.
+        t3_batch_tokens, profile_tokens, sample_tokens: maximum tokens of a request of T3 alone, by
             profile, and of the built-in model.
-        read, side, cold: bytes that are read, rows of square matrices, bytes of cold KV caches.
+        read_bytes, gemm_size, kv_cache_bytes: bytes of a bandwidth test, rows of square matrices,
+            bytes of the KV caches that a timed attention cycles through.
     """
 
     seconds: float = 10.0
     short: float = 1.0
     runs: int = 3
     lengths: tuple[float, ...] = (2.0, 5.0, 10.0, 20.0, 40.0)
-    launched_lengths: tuple[float, ...] = (2.0, 10.0)
+    eager_lengths: tuple[float, ...] = (2.0, 10.0)
     texts: tuple[int, ...] = (10, 100, 300)
     requests: int = 6
     tokens: int = 30
-    spans: tuple[int, ...] = (256, 512, 1024)
+    kv_lens: tuple[int, ...] = (256, 512, 1024)
     rows: tuple[int, ...] = (2, 64)
     frames: tuple[int, ...] = (500, 1000, 2000)
     layers: int = 30
-    drifting: int = 100
-    drifted: int = 25
-    beside: int = 16
-    lines: int = 32
-    line_tokens: int = 300
-    batches: tuple[int, ...] = (8, 32, 64, 128)
-    batch_tokens: int = 120
+    drift_requests: int = 100
+    drift_tokens: int = 25
+    overlap_requests: int = 16
+    batch_requests: int = 32
+    batch_request_tokens: int = 300
+    batch_sizes: tuple[int, ...] = (8, 32, 64, 128)
+    t3_batch_tokens: int = 120
     profile_tokens: int = 100
-    speech_tokens: int = 400
-    read: int = 2 << 30
-    side: int = 8192
-    cold: int = 128 << 20
+    sample_tokens: int = 400
+    read_bytes: int = 2 << 30
+    gemm_size: int = 8192
+    kv_cache_bytes: int = 128 << 20
 
 
-TINY = Sizes(  # for tiny weights: a rehearsal, whose times mean nothing
+TINY = Sizes(  # for tests with tiny weights, whose times mean nothing
     seconds=0.4,
     short=0.2,
     runs=1,
     lengths=(0.5,),
-    launched_lengths=(0.5,),
+    eager_lengths=(0.5,),
     texts=(50,),
     requests=2,
     tokens=6,
-    spans=(128,),
+    kv_lens=(128,),
     rows=(2,),
     frames=(30,),
     layers=2,
-    drifting=20,
-    drifted=4,
-    beside=6,
-    lines=3,
-    line_tokens=10,
-    batches=(2,),
-    batch_tokens=10,
+    drift_requests=20,
+    drift_tokens=4,
+    overlap_requests=6,
+    batch_requests=3,
+    batch_request_tokens=10,
+    batch_sizes=(2,),
+    t3_batch_tokens=10,
     profile_tokens=10,
-    speech_tokens=8,
-    read=1 << 20,
-    side=64,
-    cold=128 << 10,
+    sample_tokens=8,
+    read_bytes=1 << 20,
+    gemm_size=64,
+    kv_cache_bytes=128 << 10,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A stage's surroundings.
+    """What a stage's process is started with.
 
     Attributes:
         stage: its name.
         model: a checkpoint's directory, or a name as for ``Engine.load``.
-        scratch: a folder for what is no figure: ``TRACES`` and ``SPOKEN``.
-        results: where figures go.
+        scratch: a folder for output that is no figure: ``TRACES`` and ``SAMPLES``.
+        results: the file of figures.
         device: "cuda".
-        simulated: the GPU is that of tests/pretend_card.py, which knows no profiler, no compiler.
+        simulated: the GPU is tests/helpers/simulated_gpu.py, without profiler and compiler.
     """
 
     stage: str
@@ -131,19 +135,19 @@ class Context:
     simulated: bool = False
 
     def put(self, what: str, value: Any) -> None:
-        """Note a figure, see ``Results.put``."""
+        """Write a figure, see ``Results.put``."""
         self.results.put(what, value)
 
     @contextmanager
     def part(self, what: str) -> Iterator[None]:
-        """Note an error of the block, and let what comes after it go on.
+        """Record an error of the block, and continue after it.
 
         Raises:
             SystemExit: the GPU is broken for this process.
         """
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - whatever failed, it must not cost the other parts
+        except Exception as error:  # noqa: BLE001 - no error may cost the other parts
             text = f"{type(error).__name__}: {error}"
             where = traceback.format_exc()[-1500:]
             self.put(FAILED, {"part": what, "error": text[:600], "where": where})
@@ -152,17 +156,17 @@ class Context:
 
 
 def main(run: Callable[[Context], None], arguments: Sequence[str] | None = None) -> None:
-    """A stage's process: read the command line, run the stage as one part, note begin and end."""
+    """A stage's process: parse the command line, run the stage as one part."""
     import torch  # not for --help
 
     context = parse(run.__module__, arguments)
-    warnings.simplefilter("ignore")  # upstream's and its libraries' would drown errors
+    warnings.simplefilter("ignore")  # those of upstream and its libraries would hide errors
     torch.set_grad_enabled(False)
     measure(context, run)
 
 
 def measure(context: Context, run: Callable[[Context], None]) -> None:
-    """Run a stage as one part, between its first and last line."""
+    """Run a stage as one part, and write its first and last line."""
     context.put(BEGUN, {"python": sys.version.split()[0]})
     with context.part(context.stage):
         run(context)
@@ -170,26 +174,28 @@ def measure(context: Context, run: Callable[[Context], None]) -> None:
 
 
 def parse(module: str, arguments: Sequence[str] | None) -> Context:
-    """The context that a command line asks for.
+    """The context of a command line.
 
     Args:
         module: the stage's full name; "__main__" where it was started by ``python -m``.
     """
     name = _stage_name(module)
     parser = argparse.ArgumentParser(prog=f"benchmarks.gpu.stages.{name}", description=name)
-    parser.add_argument("--model", required=True, help="a checkpoint's directory, or a name")
-    parser.add_argument("--out", type=Path, required=True, help=f"the folder of {FILE}")
-    parser.add_argument("--scratch", type=Path, help="for traces and sound; without it --out")
+    parser.add_argument("--model", required=True, help="checkpoint directory or model name")
+    parser.add_argument("--out", type=Path, required=True, help=f"folder of {FILE}")
+    parser.add_argument("--scratch", type=Path, help="folder for traces and audio (default: --out)")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="a rehearsal on tiny weights")
-    asked = parser.parse_args(arguments)
+    parser.add_argument(
+        "--tiny", action="store_true", help="small sizes, for tests with tiny weights"
+    )
+    parsed = parser.parse_args(arguments)
     return Context(
         name,
-        asked.model,
-        asked.scratch or asked.out,
-        Results(asked.out / FILE, name),
-        asked.device,
-        TINY if asked.tiny else Sizes(),
+        parsed.model,
+        parsed.scratch or parsed.out,
+        Results(parsed.out / FILE, name),
+        parsed.device,
+        TINY if parsed.tiny else Sizes(),
     )
 
 

@@ -1,12 +1,12 @@
-"""Launches the engine's Triton kernels without a GPU: they are compiled, and nothing runs.
+"""Launches the Triton kernels without a GPU: they are compiled, and nothing runs.
 
-Responsible for a driver that Triton takes for a GPU of any compute capability, and for what the
-engine launches there: decode steps of T3 at its true shapes, the flow's attention and norms, and
-the trial of both. Not responsible for what becomes of the compiled kernels (resources.py prints
-them, compile_ahead.py packs them).
+Responsible for a fake Triton driver of any compute capability, and for launching what the engine
+does: decode steps of T3 at full size, the flow's attention and norms, and the self-test of both.
+Not responsible for the use of the compiled kernels (resources.py prints them, compile_ahead.py
+packs them).
 
-The launches go through the engine's own functions and Triton's own launch path, so what is
-compiled is what a GPU's process will look for, specialized alike. Needs Triton 3.4 or newer.
+The launches go through the engine's own functions and Triton's own launch path, so they are
+specialized as in a process with a GPU, and found in its cache. Needs Triton 3.4 or newer.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from chatterbox_opt.runtime import cuda
 from chatterbox_opt.utils.skip_init import skip_init
 
 POSITIONS = 512  # of the KV cache; any multiple of 16 gives the same kernels
-COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)  # utterances at once
+COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)  # batch sizes in sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,9 @@ class Kernel:
         name: of its function.
         constants: the constexpr parameters.
         types: of the others, as Triton writes them ("*fp16", "i32").
-        warps, stages, shared: threads / 32 of a program, software pipeline stages, bytes.
-        files: by ending ("cubin", "ptx", "json").
-        found: it was in Triton's cache.
+        warps, stages, shared: warps of a program, software pipeline stages, bytes of shared memory.
+        files: by suffix ("cubin", "ptx", "json").
+        cached: it was in Triton's cache.
     """
 
     name: str
@@ -57,12 +57,12 @@ class Kernel:
     stages: int
     shared: int
     files: dict[str, Path]
-    found: bool
+    cached: bool
 
 
 @dataclass(slots=True)
 class Compiled:
-    """What was compiled, or found compiled, in the order of the launches."""
+    """What was compiled, or taken from Triton's cache, in the order of the launches."""
 
     kernels: list[Kernel] = field(default_factory=list)
 
@@ -75,7 +75,7 @@ class Compiled:
         self.kernels.append(
             Kernel(
                 metadata["name"],
-                {names[place[0]]: value for place, value in src.constants.items()},
+                {names[path[0]]: value for path, value in src.constants.items()},
                 {name: kind for name, kind in src.signature.items() if kind != "constexpr"},
                 metadata["num_warps"],
                 metadata["num_stages"],
@@ -87,7 +87,7 @@ class Compiled:
 
 
 class _Utils:
-    """Stands in for Triton's loader of machine code."""
+    """Fake of Triton's loader of machine code."""
 
     def load_binary(self, *_: object) -> tuple[int, ...]:
         return (0, 0, 0, 0, 1024)
@@ -99,7 +99,7 @@ class _Utils:
 
 
 class _NoLauncher:
-    """Stands in for a launch."""
+    """Fake of a launch."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -109,7 +109,7 @@ class _NoLauncher:
 
 
 class _Driver:
-    """Stands in for Triton's CUDA driver; see ``triton.backends.driver.GPUDriver``."""
+    """Fake of Triton's CUDA driver; see ``triton.backends.driver.GPUDriver``."""
 
     launcher_cls = _NoLauncher
 
@@ -122,7 +122,7 @@ class _Driver:
         return GPUTarget("cuda", self._capability, 32)
 
     def get_current_device(self) -> int:
-        return self._capability  # Triton keeps what it compiled by device
+        return self._capability  # Triton's in-memory cache is keyed by device
 
     def set_current_device(self, _: int) -> None:
         pass
@@ -138,12 +138,12 @@ class _Driver:
 
 
 @contextmanager
-def gpu_of(capability: int, *, early: bool) -> Iterator[Compiled]:
-    """Have Triton and the engine take the CPU's tensors for those of a GPU.
+def fake_gpu(capability: int, *, pdl: bool) -> Iterator[Compiled]:
+    """Make Triton and the engine treat CPU tensors as those of a GPU.
 
     Args:
         capability: 75 for compute capability 7.5, and so on.
-        early: kernels are launched with programmatic dependent launch.
+        pdl: kernels are launched with programmatic dependent launch.
 
     Raises:
         RuntimeError: Triton is older than 3.4.
@@ -154,9 +154,9 @@ def gpu_of(capability: int, *, early: bool) -> Iterator[Compiled]:
     except ImportError as error:
         raise RuntimeError("compiling without a GPU needs Triton 3.4 or newer") from error
     compiled = Compiled()
-    options = kernel_launch.PDL_ON if early else kernel_launch.PDL_OFF
+    options = kernel_launch.PDL_ON if pdl else kernel_launch.PDL_OFF
     with ExitStack() as stack:
-        # not by reset_active: without a GPU there is no other driver to go back to
+        # not with reset_active: without a GPU there is no other driver to return to
         stack.enter_context(mock.patch.object(driver, "_active", _Driver(capability)))
         stack.enter_context(mock.patch.object(knobs.compilation, "listener", compiled.note))
         stack.enter_context(mock.patch.object(cuda, "capability_major", lambda _: capability // 10))
@@ -169,60 +169,64 @@ def decode_steps(
     dtype: torch.dtype,
     counts: Sequence[int],
     *,
-    whole: bool,
-    narrow: bool,
+    int8: bool,
+    kv_int8: bool,
     shape: T3Config | None = None,
 ) -> None:
-    """One decode step of T3, two rows an utterance and, where one is alone, one row too.
+    """One decode step of T3: two rows a sequence, and also one row for a single sequence.
 
     Args:
         dtype: of the arithmetic.
-        counts: utterances at once.
-        whole: int8 matrices.
-        narrow: int8 keys and values.
-        shape: of another model; one layer of it is as good as all.
+        counts: batch sizes in sequences.
+        int8: int8 matrices.
+        kv_int8: int8 keys and values.
+        shape: of another model; one layer is enough, they are alike.
     """
     with skip_init():
         t3 = T3(replace(shape or T3Config(), layers=1)).to(dtype)
-    if whole:
+    if int8:
         _quantize(t3)
-    alone = [(1, 1)] if 1 in counts else []
-    for rows_per_seq, count in [(2, count) for count in counts] + alone:
-        kept = torch.int8 if narrow else None
+    one_row = [(1, 1)] if 1 in counts else []
+    for rows_per_seq, count in [(2, count) for count in counts] + one_row:
+        kv_dtype = torch.int8 if kv_int8 else None
         cache = StaticKVCache(
-            num_seqs=count, rows_per_seq=rows_per_seq, shape=t3.kv_shape, like=t3.like, dtype=kept
+            num_seqs=count,
+            rows_per_seq=rows_per_seq,
+            shape=t3.kv_shape,
+            like=t3.like,
+            dtype=kv_dtype,
         )
         cache.reserve(0, POSITIONS)
         FusedStep(t3)(DecodeState(t3, count, cache), count, POSITIONS, needs_sort=False)
 
 
 def _quantize(t3: T3) -> None:
-    """Give the blocks and the head int8 matrices, of any numbers."""
+    """Replace the matrices of the blocks and the head by int8 ones with arbitrary values."""
     for module in (*t3.blocks, t3):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear) and name in ("qkv", "out", "gate_up", "down", "head"):
                 rows, depth = child.weight.shape
-                kept = {"weight-only": torch.empty(rows, depth, dtype=torch.int8),
+                state = {"weight-only": torch.empty(rows, depth, dtype=torch.int8),
                         "scales": torch.empty(rows)}  # fmt: skip
-                setattr(module, name, WeightOnlyInt8Linear.from_state_tensors(kept))
+                setattr(module, name, WeightOnlyInt8Linear.from_state_tensors(state))
 
 
-def trials(dtype: torch.dtype, stages: Sequence[str] = ("t3", "flow")) -> None:
-    """What is tried at a GPU's first start, see selftest.py; what it finds is no matter."""
+def selftests(dtype: torch.dtype, stages: Sequence[str] = ("t3", "flow")) -> None:
+    """The self-test at an engine's first start (selftest.py); its result is ignored."""
 
-    def alike(*_: Tensor) -> bool:
+    def close(*_: Tensor) -> bool:
         return True
 
-    with mock.patch.object(selftest, "_alike", alike):
+    with mock.patch.object(selftest, "_close", close):
         for stage in stages:
             selftest.kernels_are_correct(stage, torch.device("cpu"), dtype)
 
 
 def flow(dtype: torch.dtype) -> None:
-    """Attention over frames, padded and not, and norms, as the flow's estimator has them."""
+    """Attention over frames, padded and not, and norms, as in the flow's estimator."""
     q, k, v = torch.empty(2, 1024, 3, 8, 64, dtype=dtype).transpose(1, 3).unbind(2)
     x, weight = torch.empty(2, 1024, 256, dtype=dtype), torch.empty(256, dtype=dtype)
     for lengths in (torch.ones(2, dtype=torch.int32), None):
         flow_kernels.attention(q, k, v, lengths)
-    for more, mish in ((x, False), (None, True), (None, False)):
-        flow_kernels.layer_norm(x, weight, weight, 1e-5, more, mish=mish)
+    for residual, mish in ((x, False), (None, True), (None, False)):
+        flow_kernels.layer_norm(x, weight, weight, 1e-5, residual, mish=mish)

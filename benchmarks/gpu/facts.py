@@ -1,6 +1,6 @@
-"""What machine this is, as its own tools tell it: python -m benchmarks.gpu.facts FILE
+"""Describes the machine by the output of its tools: python -m benchmarks.gpu.facts FILE
 
-Knows commands. A command that is missing or hangs costs its own lines.
+Responsible for the commands. One that is missing or hangs costs only its own lines.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COMMANDS = (
     ("df", "-h"),
     ("free", "-g"),
     ("lscpu",),
-    ("ldconfig", "-p"),  # whether the driver's library is known
+    ("ldconfig", "-p"),  # whether it finds the driver's library
 )
 CLOCKS = (
     "nvidia-smi",
@@ -30,35 +30,35 @@ CLOCKS = (
 )
 TOOLS = ("gcc", "nvcc", "ncu", "nsys")
 VARIABLES = ("CUDA", "TRITON", "TORCH", "LD_LIBRARY", "NVIDIA")
-ROWS_PER_SEQ = 20.0  # seconds
+TIMEOUT = 20.0  # seconds
 
 
-def told(command: tuple[str, ...]) -> str:
-    """What a command prints, or why it prints nothing."""
+def output_of(command: tuple[str, ...]) -> str:
+    """What a command prints, or why it failed."""
     try:
-        done = subprocess.run(
+        finished = subprocess.run(
             command,
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=ROWS_PER_SEQ,
-            preexec_fn=processes.dying_with(os.getpid()),
+            timeout=TIMEOUT,
+            preexec_fn=processes.die_with_parent(os.getpid()),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{error}\n"
-    return done.stdout + done.stderr
+    return finished.stdout + finished.stderr
 
 
 def main() -> None:
-    """Write them, one after another."""
+    """Write environment, tools and the output of all commands."""
     with Path(sys.argv[1]).open("w", encoding="utf-8") as file:
         variables = [f"{k}={v}" for k, v in os.environ.items() if k.startswith(VARIABLES)]
         tools = [f"{tool}: {shutil.which(tool)}" for tool in TOOLS]
         header = Path(sysconfig.get_paths()["include"]) / "Python.h"  # Triton's launchers need it
-        tools.append(f"{header}: {'there' if header.exists() else 'missing'}")
+        tools.append(f"{header}: {'exists' if header.exists() else 'missing'}")
         print(sys.version, *tools, *variables, sep="\n", file=file)
         for command in COMMANDS:
-            print(f"\n$ {' '.join(command)}\n{told(command)}", file=file, flush=True)
+            print(f"\n$ {' '.join(command)}\n{output_of(command)}", file=file, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Triton's cache of compiled kernels, packed on one machine and laid out on another:
+"""Triton's cache of compiled kernels, packed on one machine and unpacked on another:
 python -m benchmarks.gpu.kernel_cache ARCHIVE FOLDER
 
 Responsible for the archive. Not responsible for what is compiled (compile_ahead.py). Triton keeps a
-kernel's files in a folder named by its key; keys hold no path, but a file in each folder, __grp__*,
-lists the others by their whole paths. In the archive they are names, and get this machine's
-folder when they are laid out: Triton takes a file that is not where it is listed for missing.
+kernel's files in a folder named by its key; keys depend on no path, but a file in each folder,
+__grp__*, lists the others by their absolute paths. In the archive these are names; unpacking makes
+them absolute again: Triton recompiles if a listed file does not exist.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import sys
 import tarfile
 from pathlib import Path, PurePosixPath
 
-GROUP = "__grp__"  # begins the name of a list
-FILES, LISTED = (".cubin", ".json"), "child_paths"  # what a launch reads, and a list's only key
+GROUP = "__grp__"  # prefix of a list's name
+FILES, LISTED = (".cubin", ".json"), "child_paths"  # what a launch loads, and a list's only key
 
 
 def pack(cache: Path, archive: Path) -> None:
-    """Archive a cache, without what only the compiler reads. Changes the cache."""
+    """Archive a cache, without the files of intermediate compiler stages. Changes the cache."""
     for group in cache.glob(f"*/{GROUP}*.json"):
         names = [name for name in json.loads(group.read_text())[LISTED] if name.endswith(FILES)]
         group.write_text(json.dumps({LISTED: {name: name for name in names}}))
@@ -31,13 +31,14 @@ def pack(cache: Path, archive: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> int:
-    """Lay an archive's files under ``folder``, whatever folders it has above those of the keys.
+    """Unpack an archive's key folders into ``folder``.
 
     Returns:
-        how many kernels there were.
+        the number of kernels.
 
     Raises:
-        OSError, tarfile.TarError, ValueError: it cannot be read, or ``folder`` not written.
+        OSError, tarfile.TarError, ValueError: the archive is not readable or ``folder``
+            not writable.
     """
     count = 0
     with tarfile.open(archive) as file:
@@ -49,8 +50,8 @@ def unpack(archive: Path, folder: Path) -> int:
             target, content = folder.joinpath(*parts[-2:]), source.read()
             if target.name.startswith(GROUP):
                 names = json.loads(content)[LISTED]
-                here = {name: str(target.with_name(name)) for name in names}
-                content = json.dumps({LISTED: here}).encode()
+                absolute = {name: str(target.with_name(name)) for name in names}
+                content = json.dumps({LISTED: absolute}).encode()
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
             count += target.suffix == ".cubin"

@@ -1,10 +1,10 @@
-"""Processes that are ended in time, and that end when the one that started them does.
+"""Child processes with a time limit, which die with their parent.
 
-Knows processes, signals and time. Knows nothing of stages or figures.
+Responsible for processes, signals and time limits. Not responsible for stages or figures.
 
-A process that hangs inside a CUDA call runs no handler of a signal: SIGINT first, for one that can
-still say where it was, then SIGKILL. Linux kills a child when its parent dies, however it died
-(PR_SET_PDEATHSIG); elsewhere a runner that is killed leaves its stage to its own end.
+A process that hangs inside a CUDA call runs no signal handler: it gets SIGINT first, which makes
+others print a traceback, then SIGKILL. Linux kills a child when its parent dies for any reason
+(PR_SET_PDEATHSIG); elsewhere the stage of a killed runner continues to its end.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ class Ending:
     """How a process ended.
 
     Attributes:
-        exit: its code; minus the signal's number if one ended it.
-        seconds: that it was waited for.
-        truncated: it had to be ended.
+        exit: its exit code; negative: the number of the signal that killed it.
+        seconds: of waiting for it.
+        timed_out: it reached its limit.
     """
 
     exit: int
     seconds: float
-    truncated: bool
+    timed_out: bool
 
     @property
     def good(self) -> bool:
-        """It came to its end and reported success."""
-        return self.exit == 0 and not self.truncated
+        """It exited with 0 before its limit."""
+        return self.exit == 0 and not self.timed_out
 
 
 def start(
@@ -50,10 +50,10 @@ def start(
     """Start a process that dies with this one.
 
     Args:
-        log: what it prints is appended there.
+        log: its output is appended there.
 
     Raises:
-        OSError: it cannot be started, or the log cannot be written.
+        OSError: it cannot be started, or the log is not writable.
     """
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -62,47 +62,47 @@ def start(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # its own children are of its group, and end with it
-            preexec_fn=dying_with(os.getpid()),
+            start_new_session=True,  # with its children in one process group
+            preexec_fn=die_with_parent(os.getpid()),
         )
 
 
-def dying_with(parent: int) -> Callable[[], None] | None:
-    """What a new process does first to be killed when ``parent`` dies; None where there is no such
-    thing. To be called by the parent's main thread: Linux means the thread."""
+def die_with_parent(parent: int) -> Callable[[], None] | None:
+    """A ``preexec_fn`` that has the new process killed when ``parent`` dies; None where that is
+    unsupported. Call it in the parent's main thread: for Linux the parent is a thread."""
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None).prctl
 
     def bind() -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died in between
+        if os.getppid() != parent:  # it died before the call
             os.kill(os.getpid(), signal.SIGKILL)
 
     return bind
 
 
 def finish(process: subprocess.Popen[bytes], limit: float) -> Ending:
-    """Wait for a process, and end it and its children if it takes longer than ``limit`` seconds."""
-    begun, truncated = time.monotonic(), False
+    """Wait for a process; terminate it and its children after ``limit`` seconds."""
+    started, timed_out = time.monotonic(), False
     try:
         process.wait(max(0.0, limit))
     except subprocess.TimeoutExpired:
-        truncated = True
+        timed_out = True
         _signal(process, signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):  # then it is killed below
             process.wait(GRACE)
     finally:
         kill(process)
-    return Ending(process.returncode, time.monotonic() - begun, truncated)
+    return Ending(process.returncode, time.monotonic() - started, timed_out)
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process and what is left of its children, now."""
+    """Kill a process and its remaining children."""
     _signal(process, signal.SIGKILL)
     process.wait()
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:
-    with suppress(ProcessLookupError):  # nothing of the group is left
+    with suppress(ProcessLookupError):  # no process of the group is left
         os.killpg(process.pid, number)

@@ -1,13 +1,13 @@
-"""What the engine's Triton kernels take of a GPU, compiled for one that is not there.
+"""Registers, shared memory and bytes in flight of the Triton kernels, compiled without a GPU.
 
     python -m benchmarks.gpu.resources --capability 90 --capability 120
 
-Responsible for registers, spills, shared memory, programs an SM, bytes in flight and barriers of
-every kernel, and for the table of them. Not responsible for speed, which only a GPU tells.
+Responsible for registers, spills, shared memory, programs per SM, bytes in flight and barriers of
+every kernel, and for the table of them. Not responsible for speed, which needs a GPU.
 
-*Bytes in flight* are those of the weights, or of keys and values, that the programs an SM holds
-have requested at once, if every one has just begun: programs an SM times the bytes of one
-program's tiles that are loaded ahead. About 40 KiB keep an H100's memory busy (gemv.py).
+*Bytes in flight* are those of the weights, or of keys and values, that the programs resident on an
+SM have requested at once, if every one has just begun: programs per SM times the bytes of one
+program's prefetched tiles. About 40 KiB keep an H100's memory busy (gemv.py).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from chatterbox_opt.kernels.cuda.launch import PDL_CAPABILITIES
 
 REGISTERS = 65_536  # of an SM, on every GPU since Maxwell
 BYTES = {"i8": 1, "fp16": 2, "bf16": 2, "fp32": 4}
-WANTED_KIB = 40  # in flight, for products of one or two rows on sm_90
+MIN_IN_FLIGHT_KIB = 40  # for products of one or two rows on sm_90
 
 
 @dataclass(frozen=True, slots=True)
 class Sm:
-    """Most of an SM (CUDA C++ Programming Guide, table of compute capabilities).
+    """Limits of an SM (CUDA C++ Programming Guide, table of compute capabilities).
 
     Attributes:
         warps, programs: resident at once.
@@ -61,12 +61,12 @@ SMS = {
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one kernel takes, by ptxas.
+    """What one kernel uses, as reported by ptxas.
 
     Attributes:
         registers: of a thread.
         spilled: bytes of a thread's spill stores.
-        barriers: instructions that wait for a program's other warps.
+        barriers: instructions that synchronize a program's warps.
     """
 
     registers: int
@@ -75,10 +75,10 @@ class Usage:
 
 
 def usage(ptx: str, capability: int) -> Usage:
-    """Compile PTX once more, and read what ptxas tells.
+    """Assemble PTX with ``ptxas -v`` and parse its report.
 
     Raises:
-        subprocess.CalledProcessError: ptxas refuses.
+        subprocess.CalledProcessError: ptxas failed.
     """
     folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     blackwell = folder / "ptxas-blackwell"
@@ -87,87 +87,89 @@ def usage(ptx: str, capability: int) -> Usage:
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        told = subprocess.run(
+        output = subprocess.run(
             [ptxas, "-v", f"--gpu-name={architecture}", file.name, "-o", "/dev/null"],
             capture_output=True,
             text=True,
             check=True,
         ).stderr
     registers, spilled = (
-        int(re.search(pattern, told)[1])  # type: ignore[index]
+        int(re.search(pattern, output)[1])  # type: ignore[index]
         for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill stores")
     )
     return Usage(registers, spilled, len(re.findall(r"\b(?:bar|barrier)\.(?:cta\.)?sync", ptx)))
 
 
-def programs_an_sm(sm: Sm, registers: int, warps: int, shared: int) -> int:
-    """How many programs an SM holds at once: by registers (given out to warps in units of 256),
-    warps, shared memory (1 KiB of each program's is the system's) and its own limit."""
+def programs_per_sm(sm: Sm, registers: int, warps: int, shared: int) -> int:
+    """How many programs are resident on an SM: limited by registers (allocated to warps in units of
+    256), warps, shared memory (1 KiB of each program's is the system's) and its own limit."""
     by_registers = REGISTERS // (-(-registers * 32 // 256) * 256 * warps)
     return min(by_registers, sm.warps // warps, sm.shared // (shared + 1024), sm.programs)
 
 
-def ahead(name: str, constants: Mapping[str, Any], types: Mapping[str, str], stages: int) -> int:
-    """Bytes of weights, or of keys and values, that one program loads ahead; 0 for others."""
+def prefetched_bytes(
+    name: str, constants: Mapping[str, Any], types: Mapping[str, str], stages: int
+) -> int:
+    """Bytes of weights, or of keys and values, that one program prefetches; 0 for others."""
     if name in ("gemv", "gemm"):
-        rows = constants["COLUMNS"] * (2 if constants["GATED"] else 1)
-        tile = rows * constants["DEPTH"] * BYTES[types["weight"].lstrip("*")]
+        rows = constants["BLOCK_N"] * (2 if constants["GATED"] else 1)
+        tile = rows * constants["BLOCK_K"] * BYTES[types["weight"].lstrip("*")]
         return tile if name == "gemv" else tile * (stages - 1)
     if name.endswith("attention_kernel"):
         keys = types["keys" if name == "decode_attention_kernel" else "k"].lstrip("*")
-        return 2 * int(constants["KEYS"]) * int(constants["WIDTH"]) * BYTES[keys]
+        return 2 * int(constants["KEYS"]) * int(constants["HEAD_DIM"]) * BYTES[keys]
     return 0
 
 
 def label(name: str, constants: Mapping[str, Any], types: Mapping[str, str]) -> str:
-    """A kernel's form for people: its matrix, rows and dtypes."""
+    """A kernel's specialization in words: its matrix, rows and dtypes."""
     dtypes = dict.fromkeys(kind.lstrip("*") for kind in types.values() if kind[0] == "*")
     words = [name]
     if name in ("gemv", "gemm"):
-        matrix = "gate_up" if constants["GATED"] else "qkv or head" if constants["NORMED"] else ""
+        matrix = "gate_up" if constants["GATED"] else "qkv or head" if constants["HAS_NORM"] else ""
         deep = constants.get("K", 0) > 1024
         words.append(matrix or ("down" if deep else "out" if name == "gemv" else "out or down"))
-        words.append(f"{constants['ROWS']} rows")
+        words.append(f"{constants['BLOCK_M']} rows")
         words.append(f"{types['x'].lstrip('*')} x {types['weight'].lstrip('*')}")
     else:
         words.append(" ".join(kind for kind in dtypes if kind in BYTES and kind != "i8"))
-        forms = ("SPLITS", "QUANTIZED", "PADDED", "ADDED", "MISH", "ROWS_PER_SEQ")
-        words += [f"{form.lower()} {constants[form]}" for form in forms if form in constants]
+        shown = ("SPLITS", "QUANTIZED", "PADDED", "HAS_RESIDUAL", "MISH", "ROWS_PER_SEQ")
+        words += [f"{name.lower()} {constants[name]}" for name in shown if name in constants]
     return " ".join(words)
 
 
-def rows_of(kernels: Iterable[dry_launch.Kernel], capability: int) -> list[dict[str, Any]]:
+def table_rows(kernels: Iterable[dry_launch.Kernel], capability: int) -> list[dict[str, Any]]:
     """A row of the table for each distinct kernel."""
-    found = {}
+    rows = {}
     for kernel in kernels:
         key = kernel.files["ptx"]
-        if key in found:
+        if key in rows:
             continue
         used = usage(key.read_text(), capability)
-        programs = programs_an_sm(SMS[capability], used.registers, kernel.warps, kernel.shared)
-        one = ahead(kernel.name, kernel.constants, kernel.types, kernel.stages)
-        found[key] = {
+        programs = programs_per_sm(SMS[capability], used.registers, kernel.warps, kernel.shared)
+        prefetched = prefetched_bytes(kernel.name, kernel.constants, kernel.types, kernel.stages)
+        rows[key] = {
             "sm": capability,
             "kernel": label(kernel.name, kernel.constants, kernel.types),
             "warps": kernel.warps,
             "registers": used.registers,
             "spilled": used.spilled,
             "shared KiB": round(kernel.shared / 1024, 1),
-            "programs an SM": programs,
-            "in flight KiB": round(programs * one / 1024) if one else "",
+            "programs per SM": programs,
+            "in flight KiB": round(programs * prefetched / 1024) if prefetched else "",
             "barriers": used.barriers,
         }
-    return sorted(found.values(), key=lambda row: row["kernel"])
+    return sorted(rows.values(), key=lambda row: row["kernel"])
 
 
 def compile_all(capability: int, counts: tuple[int, ...]) -> list[dry_launch.Kernel]:
     """Every kernel that a GPU of this capability runs, in the dtypes that it would use."""
     half = torch.bfloat16 if capability >= 80 else torch.float16
-    with dry_launch.gpu_of(capability, early=capability // 10 in PDL_CAPABILITIES) as compiled:
+    with dry_launch.fake_gpu(capability, pdl=capability // 10 in PDL_CAPABILITIES) as compiled:
         for dtype in dict.fromkeys((torch.float16, half, torch.float32)):
-            for whole in (False, True):
-                dry_launch.decode_steps(dtype, counts, whole=whole, narrow=False)
-        dry_launch.decode_steps(torch.float16, counts[-1:], whole=False, narrow=True)
+            for int8 in (False, True):
+                dry_launch.decode_steps(dtype, counts, int8=int8, kv_int8=False)
+        dry_launch.decode_steps(torch.float16, counts[-1:], int8=False, kv_int8=True)
         for dtype in (torch.float16, half) if capability >= 80 else ():
             dry_launch.flow(dtype)
     return compiled.kernels
@@ -177,26 +179,28 @@ def main(
     capability: Annotated[
         list[int] | None, typer.Option(help="75 for 7.5 and so on; all by default.")
     ] = None,
-    counts: Annotated[str, typer.Option(help="Utterances at once, by commas.")] = "1,2,32",
+    counts: Annotated[str, typer.Option(help="Batch sizes in sequences, comma-separated.")] = (
+        "1,2,32"
+    ),
 ) -> None:
-    """Print a table; exit 1 where a kernel spills registers, or too little is in flight."""
+    """Print a table; exit 1 if a kernel spills registers or has too few bytes in flight."""
     bad = []
     for one in capability or SMS:
         if one not in SMS:
             raise typer.BadParameter(f"known: {', '.join(map(str, SMS))}", param_hint="capability")
-        many = tuple(int(count) for count in counts.split(","))
-        rows = rows_of(compile_all(one, many), one)
+        batch_sizes = tuple(int(count) for count in counts.split(","))
+        rows = table_rows(compile_all(one, batch_sizes), one)
         typer.echo("\n".join([*grid(list(rows[0]), [list(row.values()) for row in rows]), ""]))
-        bad += [row for row in rows if row["spilled"] or _starved(row)]
+        bad += [row for row in rows if row["spilled"] or _too_few_in_flight(row)]
     for row in bad:
         typer.echo(f"error: {row}", err=True)
     sys.exit(1 if bad else 0)
 
 
-def _starved(row: Mapping[str, Any]) -> bool:
-    """Whether a product of one or two rows of halves has too little in flight on sm_90."""
-    few = re.match(r"gemv .* [12] rows (fp16|bf16)", row["kernel"])
-    return bool(few) and row["sm"] == 90 and row["in flight KiB"] < WANTED_KIB
+def _too_few_in_flight(row: Mapping[str, Any]) -> bool:
+    """Whether an fp16 or bf16 product of one or two rows has too few bytes in flight on sm_90."""
+    checked = re.match(r"gemv .* [12] rows (fp16|bf16)", row["kernel"])
+    return bool(checked) and row["sm"] == 90 and row["in flight KiB"] < MIN_IN_FLIGHT_KIB
 
 
 if __name__ == "__main__":

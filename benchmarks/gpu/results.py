@@ -1,6 +1,7 @@
-"""Figures on disk: a line of JSON each, written through to the disk as soon as it is known.
+"""Figures on disk: one line of JSON each, flushed to disk immediately (fsync).
 
-Knows the file. Knows nothing of what figures mean (bench/report.py) or of who measures them.
+Responsible for the file. Not responsible for the meaning of figures (report.py) or for measuring
+them.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ class Line:
     """One figure.
 
     Attributes:
-        stage: who measured it.
-        at: seconds since that stage began.
+        stage: that measured it.
+        at: seconds since that stage started.
         what: the kind of figure, see kinds.py.
-        value: plain data; seconds, unless a key says another unit.
+        value: plain data; times are in seconds, unless the key names another unit.
     """
 
     stage: str
@@ -35,23 +36,23 @@ class Line:
 
 
 class Results:
-    """The end of the file, for one stage. Several processes may write to one file."""
+    """Appends one stage's lines to the file, to which several processes may write."""
 
     def __init__(self, path: Path, stage: str) -> None:
-        """Open the file for appending; a line that a killed process left open is ended first.
+        """Open the file for appending; an incomplete line of a killed process is terminated first.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: it is not writable.
         """
         self._path, self._stage, self._started = path, stage, time.monotonic()
         if path.exists() and not _ends_with_a_line(path):
             self._append(b"\n")
 
     def put(self, what: str, value: Any) -> None:
-        """Write one line; when this returns it is on the disk.
+        """Write one line; it is on disk when this returns.
 
         Args:
-            value: plain data; what JSON lacks is written as text, what is no number as null.
+            value: plain data; other types are written as text, NaN/Inf as null.
 
         Raises:
             OSError: the disk is full.
@@ -81,23 +82,23 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {str(key): _finite(one) for key, one in value.items()}
+        return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
+        return [_finite(item) for item in value]
     return value
 
 
 def read(path: Path) -> list[Line]:
-    """The lines of a file, in their order; a broken one, of a process that was killed, is left out.
+    """The lines of a file, in order; incomplete ones, of killed processes, are skipped.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it is not readable.
     """
-    found = []
+    lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            one = json.loads(text)
-            found.append(Line(one["stage"], one["at"], one["what"], one["value"]))
+            value = json.loads(text)
+            lines.append(Line(value["stage"], value["at"], value["what"], value["value"]))
         except (ValueError, KeyError, TypeError):
             continue
-    return found
+    return lines

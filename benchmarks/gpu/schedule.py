@@ -1,17 +1,17 @@
-"""The stages in their order, what each is expected to take, and when each is ended.
+"""The order of the stages, with the expected time and the time limit of each.
 
-Knows names and seconds. Knows nothing of what stages do (stages/) or of processes (local_workers.py).
-The most valuable comes first: a GPU may be lent for minutes only, and what is last may be cut.
+Responsible for names and seconds. Not responsible for stages (stages/) or processes (processes.py).
+The most valuable stage comes first: GPU time may be limited to minutes, so the last may be skipped.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-LIMIT = 535.0  # seconds of a whole run, unless told otherwise
-SETUP = 10.0  # expected seconds of what comes before the first stage
-LEAST = 15.0  # seconds below which a stage is not begun
-WEIGHTS_LIMIT = 120.0  # seconds after which the making of weights is ended
+LIMIT = 535.0  # default seconds of a whole run
+SETUP = 10.0  # expected seconds before the first stage
+MIN_SECONDS = 15.0  # a stage is not started with less time left
+WEIGHTS_LIMIT = 120.0  # seconds to write random weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +20,9 @@ class Stage:
 
     Attributes:
         name: of its module in stages/.
-        expected: seconds on an H100; an estimate until a run has told.
-        limit: seconds after which it is ended.
-        weights: it needs those of the true shapes.
+        expected: seconds on an H100; an estimate, until measured.
+        limit: seconds after which it is terminated.
+        weights: it needs full-size weights.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Stage:
     weights: bool = True
 
 
-CEILINGS = Stage("ceilings", 30, 60, weights=False)  # needs no weights: those are made meanwhile
+CEILINGS = Stage("ceilings", 30, 60, weights=False)  # weights are written meanwhile
 STAGES = (
     CEILINGS,
     Stage("core", 80, 130),
@@ -41,13 +41,13 @@ STAGES = (
     Stage("lab", 60, 90, weights=False),
     Stage("batches", 55, 80),
     Stage("checks", 85, 130),
-    Stage("speak", 25, 50, weights=False),
+    Stage("samples", 25, 50, weights=False),
     Stage("profiles", 35, 60),
 )
 
 
 def choose(names: list[str]) -> tuple[Stage, ...]:
-    """The stages of these names, in the order of the names; none means all.
+    """The stages with these names, in the order of the names; no name means all.
 
     Raises:
         ValueError: an unknown name.

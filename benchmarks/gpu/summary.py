@@ -1,7 +1,7 @@
-"""The end of a run in a few lines of text: for a person, or for a reply that keeps little.
+"""A run's results in a few lines of text, printed at its end.
 
-Knows the kinds of lines that matter most. Knows nothing of tables (bench/report.py), and imports no
-torch.
+Responsible for the most important kinds of lines. Not responsible for tables (report.py). Imports
+no torch.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 from benchmarks.gpu import kinds
 from benchmarks.gpu.results import Line
 
-SHOWN = (  # kinds of short figures, of few lines each
+SHOWN = (  # kinds with few and short lines
     kinds.GPU,
-    kinds.WHOLE,
+    kinds.LATENCY,
     kinds.FIRST_AUDIO,
     kinds.STEP,
     kinds.BATCH_T3,
@@ -25,40 +25,41 @@ SHOWN = (  # kinds of short figures, of few lines each
     kinds.SKIPPED,
     kinds.STAGE,
 )
-WIDTH = 130  # characters of a value
+MAX_CHARACTERS = 130  # of a value
 
 
-def lines(found: Sequence[Line]) -> list[str]:
-    """Rows of the table, figures in short, and what is wrong."""
+def lines(results: Sequence[Line]) -> list[str]:
+    """Figures, rows of the table, and failures."""
     shown = [
-        f"{one.stage[:8]:8} {one.what}: {json.dumps(one.value, default=str)[:WIDTH]}"
-        for one in found
+        f"{one.stage[:8]:8} {one.what}: {json.dumps(one.value, default=str)[:MAX_CHARACTERS]}"
+        for one in results
         if one.what in SHOWN and not (isinstance(one.value, dict) and one.value.get("warm"))
     ]
-    return [*shown, *_rows(found), *wrong(found)]
+    return [*shown, *_rows(results), *wrong(results)]
 
 
-def _rows(found: Sequence[Line]) -> list[str]:
-    """Tokens a second and times real time, medians, by row and dtype."""
+def _rows(results: Sequence[Line]) -> list[str]:
+    """Median tokens per second and total seconds, by row and dtype."""
     runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for one in found:
+    for one in results:
         if one.what == kinds.RUN and not one.value["warm"]:
             runs.setdefault((one.value["row"], one.value["dtype"]), []).append(one.value)
-    made = []
+    texts = []
     for (row, dtype), values in runs.items():
         tokens = values[0]["tokens"]
         rate = statistics.median((tokens - 1) / one["seconds"]["decode"] for one in values)
-        whole = statistics.median(sum(one["seconds"].values()) for one in values)
-        made.append(f"{row}, {dtype}: T3 {rate:.0f} tokens/s, whole {whole:.3f} s")
-    return made
+        seconds = statistics.median(sum(one["seconds"].values()) for one in values)
+        texts.append(f"{row}, {dtype}: T3 {rate:.0f} tokens/s, all stages {seconds:.3f} s")
+    return texts
 
 
-def wrong(found: Sequence[Line]) -> list[str]:
+def wrong(results: Sequence[Line]) -> list[str]:
     """Checks that are not good, and parts that failed."""
-    made = []
-    for one in found:
+    texts = []
+    for one in results:
         if one.what == kinds.CHECK and not one.value["good"]:
-            made.append(f"NOT GOOD: {one.value}"[:WIDTH])
+            texts.append(f"NOT GOOD: {one.value}"[:MAX_CHARACTERS])
         if one.what == kinds.FAILED:
-            made.append(f"FAILED: {one.stage}, {one.value['part']}: {one.value['error']}"[:WIDTH])
-    return made
+            text = f"FAILED: {one.stage}, {one.value['part']}: {one.value['error']}"
+            texts.append(text[:MAX_CHARACTERS])
+    return texts

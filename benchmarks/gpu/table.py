@@ -1,7 +1,7 @@
-"""The lines of a run as rows: the columns of ``chatterbox-opt bench``, where they were measured.
+"""The lines of a run as rows with the columns of ``chatterbox-opt bench``.
 
-Knows which lines make a row. A figure that was not measured is absent; none is estimated, and none
-is carried from one row to another. Knows nothing of markdown (bench/report.py).
+Responsible for which lines make a row. A figure that was not measured is absent; none is estimated
+or copied from another row. Not responsible for markdown (report.py).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.gpu.kinds import BEGUN, LOADED, READ, RUN, STAGE
-from benchmarks.gpu.measuring.modes import GRAPH_OWN, LAUNCHED_PYTORCH, MODES
+from benchmarks.gpu.measuring.modes import EAGER_PYTORCH, GRAPH_TRITON, MODES
 from benchmarks.gpu.results import Line
 from chatterbox_opt.bench.backends import STANDARD, UPSTREAM
 from chatterbox_opt.bench.roofline import steps_per_second
@@ -21,7 +21,7 @@ Values = list[dict[str, Any]]
 
 
 def latest(lines: Sequence[Line]) -> list[Line]:
-    """Without what an earlier run of the same stage left in the file."""
+    """The lines without those of earlier runs of the same stage."""
     begun = {line.stage: i for i, line in enumerate(lines) if line.what == BEGUN}
     ended = {line.value["name"]: i for i, line in enumerate(lines) if line.what == STAGE}
     return [
@@ -32,12 +32,12 @@ def latest(lines: Sequence[Line]) -> list[Line]:
 
 
 def values(lines: Sequence[Line], what: str) -> Values:
-    """What the lines of a kind say."""
+    """The values of the lines of a kind."""
     return [line.value for line in lines if line.what == what]
 
 
 def read_gb_s(lines: Sequence[Line]) -> float | None:
-    """GB/s of the largest read."""
+    """GB/s of the largest bandwidth test."""
     reads = values(lines, READ)
     return max(reads, key=lambda one: one["bytes"])["gb_per_second"] if reads else None
 
@@ -49,10 +49,10 @@ def rows(lines: Sequence[Line]) -> Values:
         if not one["warm"]:
             runs.setdefault((one["row"], one["dtype"]), []).append(one)
     order = [(UPSTREAM, STANDARD), *((mode, dtype) for dtype in DTYPES for mode in MODES)]
-    made = [_row(key, runs[key], lines) for key in order if key in runs]
-    add_ratios(made, "vs_upstream", name_of(UPSTREAM, STANDARD))
-    add_ratios(made, "vs_standard", name_of(LAUNCHED_PYTORCH, STANDARD))
-    return made
+    table = [_row(key, runs[key], lines) for key in order if key in runs]
+    add_ratios(table, "vs_upstream", name_of(UPSTREAM, STANDARD))
+    add_ratios(table, "vs_standard", name_of(EAGER_PYTORCH, STANDARD))
+    return table
 
 
 def name_of(row: str, dtype: str) -> str:
@@ -76,16 +76,16 @@ def _share(rate: float, dtype: str, lines: Sequence[Line]) -> float | None:
 
 
 def _load(key: tuple[str, str], runs: Values, lines: Sequence[Line]) -> dict[str, Any]:
-    """Seconds to load, and memory. A process loads once, in its first mode, and modes that come
-    later find the memory of those before: only the first has these figures."""
+    """Seconds to load, and memory. A process loads once, and the memory of a mode includes that of
+    previous modes: only a process's first mode has these figures."""
     row, dtype = key
-    if row not in (UPSTREAM, GRAPH_OWN):
+    if row not in (UPSTREAM, GRAPH_TRITON):
         return {}
-    wanted = UPSTREAM if row == UPSTREAM else None
+    loaded_row = UPSTREAM if row == UPSTREAM else None
     loaded = [
         one["seconds"]
         for one in values(lines, LOADED)
-        if one["dtype"] == dtype and one.get("row") == wanted
+        if one["dtype"] == dtype and one.get("row") == loaded_row
     ]
     peaks = [one["peak_mib"] for one in runs if "peak_mib" in one]
     return {

@@ -109,9 +109,9 @@ def enter(counters, tables, frequencies, rows_per_seq, beyond, heads):
     return x, rope, places, places.new_zeros(len(places) * rows_per_seq * heads, dtype=torch.int32)
 
 
-def draw(logits, seen, knobs, noise, said, counters, *, free, not_finite):
+def draw(logits, seen, knobs, noise, said, counters, *, unforced, not_finite):
     """``decode_io.sample_tokens``."""
-    assert (free, not_finite) == (UNFORCED, sampler.NOT_FINITE)
+    assert (unforced, not_finite) == (UNFORCED, sampler.NOT_FINITE)
     token, spoken, position = counters
     held = SimpleNamespace(
         rows_per_seq=len(logits) // len(seen),
@@ -468,10 +468,10 @@ class TestStages:
 
     def test_ceilings(self, stage):
         lines = stage("ceilings")
-        assert valued(lines, "gpu")[0]["processors"] == 132
+        assert valued(lines, "gpu")[0]["sm_count"] == 132
         assert all(one["gb_per_second"] > 0 for one in valued(lines, "read"))
         assert {one["dtype"] for one in valued(lines, "gemm")} >= {"float16", "bfloat16", "tf32"}
-        assert [one["kernels"] for one in valued(lines, "graph of nothing")] == [1, 32, 153]
+        assert [one["kernels"] for one in valued(lines, "graph of small kernels")] == [1, 32, 153]
 
     def test_core(self, stage):
         lines = stage("core")
@@ -482,7 +482,7 @@ class TestStages:
             assert row["tokens"] == 10
         assert len(valued(lines, "check")) >= 2
         assert sum(not one["warm"] for one in valued(lines, "first audio")) == 3
-        assert {one["mode"] for one in valued(lines, "sound by length")} == {"graph", "launched"}
+        assert {one["mode"] for one in valued(lines, "rendering by length")} == {"graph", "eager"}
         assert valued(lines, "host")[0]["us"] > 0
 
     def test_upstream(self, stage, monkeypatch):
@@ -498,7 +498,7 @@ class TestStages:
             def run(self, tokens=()):
                 return dict.fromkeys(bench_runner.STAGES, 0.1 * len(tokens or self.tokens))
 
-        monkeypatch.setattr(upstream, "Theirs", Theirs)
+        monkeypatch.setattr(upstream, "UpstreamTarget", Theirs)
         lines = stage("upstream")
         runs = valued(lines, "run")
         assert [one["row"] for one in runs] == ["upstream"] * 2
@@ -518,40 +518,48 @@ class TestStages:
 
     def test_lab(self, stage):
         lines = stage("lab")
-        products = valued(lines, "product")
+        products = valued(lines, "linear")
         assert any(one["by"] == "cublas" for one in products)
         tiles = [one["tile"] for one in products if isinstance(one.get("tile"), dict)]
         assert {"columns": 4} in tiles and {"columns": 8} in tiles
-        assert any(one["by"] == "cuda" for one in products), "it reports what is unavailable here"
-        attention, quantized = valued(lines, "attention of one query")
-        assert quantized["int8"] and quantized["own"] > 0 and "products" not in quantized
-        assert attention["own"] > 0 and attention["products"] > 0 and attention["layers"] > 1
-        assert valued(lines, "attention of the flow")[0]["own"] > 0
+        assert any(one["by"] == "cuda" for one in products), "it says what cannot be had here"
+        attention, quantized = valued(lines, "decode attention")
+        assert quantized["int8"] and quantized["triton"] > 0 and "products" not in quantized
+        assert attention["triton"] > 0 and attention["products"] > 0 and attention["layers"] > 1
+        assert valued(lines, "flow attention")[0]["triton"] > 0
 
     def test_batches(self, stage):
         lines = stage("batches")
         alone = valued(lines, "batch, T3 alone")
         assert [one["overrides"].get("kv_cache") for one in alone] == [None, None, "int8", "int8"]
-        assert {one["sound"] for one in valued(lines, "batch, whole")} == {"here", "beside"}
+        assert {one["rendering"] for one in valued(lines, "batch, all stages")} == {
+            "here",
+            "beside",
+        }
 
     def test_checks(self, stage):
         names = {one["name"] for one in valued(stage("checks"), "check")}
-        assert {"tokens, float32, 4 at once", "sound, int8", "sound beside T3", "closed"} <= names
+        assert {
+            "tokens, float32, 4 at once",
+            "rendering, int8",
+            "overlapped rendering",
+            "closed",
+        } <= names
 
-    def test_speak(self, stage, tmp_path, monkeypatch, tiny):
-        from benchmarks.gpu.stages import speak
+    def test_samples(self, stage, tmp_path, monkeypatch, tiny):
+        from benchmarks.gpu.stages import samples
 
-        monkeypatch.setattr(speak, "MODEL", str(tiny))  # the built-in model takes minutes here
-        monkeypatch.setattr(speak, "TURNS", 2)
-        monkeypatch.setattr(speak, "TEXTS", speak.TEXTS[:1])
-        lines = stage("speak")
-        assert len(valued(lines, kinds.SPEECH)) == 4 * len(speak.TEXTS)
-        assert len(list((tmp_path / "spoken").glob("*.flac"))) == 4 * len(speak.TEXTS)
+        monkeypatch.setattr(samples, "MODEL", str(tiny))  # the built-in one takes minutes here
+        monkeypatch.setattr(samples, "RUNS", 2)
+        monkeypatch.setattr(samples, "TEXTS", samples.TEXTS[:1])
+        lines = stage("samples")
+        assert len(valued(lines, kinds.SPEECH)) == 4 * len(samples.TEXTS)
+        assert len(list((tmp_path / "samples").glob("*.flac"))) == 4 * len(samples.TEXTS)
 
     def test_profiles(self, stage):
         found = {one["name"]: one for one in valued(stage("profiles"), "profile")}
         assert set(found) == {"rtx4090", "rtx3080", "memory-limited", "dev"}
-        assert sum(found["rtx4090"]["recorded"]) > 0 == found["rtx4090"]["recorded"][-1]
+        assert sum(found["rtx4090"]["captures"]) > 0 == found["rtx4090"]["captures"][-1]
 
 
 @pytest.mark.parametrize("name", CUDA_ROWS[1:])

@@ -1,4 +1,4 @@
-"""What travels to a GPU: it fits, it marks as ever, it says how to start."""
+"""The package for a GPU machine: its size, PerTh's stripped wheel, and the start script."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ def perth(tmp_path):
     return wheel, weights
 
 
-def test_a_lean_wheel_marks_as_ever(perth, tmp_path, monkeypatch):
+def test_a_stripped_wheel_has_the_same_encoder(perth, tmp_path, monkeypatch):
     wheel, weights = perth
-    assert lean_wheel.make_lean(wheel) == 0, "it is small"
-    monkeypatch.setattr(lean_wheel, "LEAN", 1000)
-    assert lean_wheel.make_lean(wheel) == 4 * 64 * 1024
+    assert lean_wheel.strip_wheel(wheel) == 0, "it is small"
+    monkeypatch.setattr(lean_wheel, "STRIPPED_BYTES", 1000)
+    assert lean_wheel.strip_wheel(wheel) == 4 * 64 * 1024
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "there")
+        archive.extractall(tmp_path / "extracted")
         record = archive.read("resemble_perth-1.0.1.dist-info/RECORD").decode()
-    found = torch.load(tmp_path / "there" / lean_wheel.CHECKPOINT)["model"]
-    assert torch.equal(found["encoder.weight"], weights["encoder.weight"])
-    assert torch.equal(found["decoder.bias"], weights["decoder.bias"])
-    assert not found["decoder.weight"].any()
+    stripped = torch.load(tmp_path / "extracted" / lean_wheel.CHECKPOINT)["model"]
+    assert torch.equal(stripped["encoder.weight"], weights["encoder.weight"])
+    assert torch.equal(stripped["decoder.bias"], weights["decoder.bias"])
+    assert not stripped["decoder.weight"].any()
     assert "sha256=x" not in record and "perth/a.py,sha256=y,2" in record
 
 
-def test_a_wheel_of_another_version_is_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(lean_wheel, "LEAN", 0)
+def test_a_wheel_of_another_version_is_not_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(lean_wheel, "STRIPPED_BYTES", 0)
     wheel = tmp_path / "x.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("other", "text")
     before = wheel.read_bytes()
     with pytest.raises(ValueError, match="another version"):
-        lean_wheel.make_lean(wheel)
+        lean_wheel.strip_wheel(wheel)
     assert wheel.read_bytes() == before
 
 
-def test_luggage_that_is_too_large_is_refused(tmp_path, monkeypatch):
+def test_a_package_that_is_too_large_is_an_error(tmp_path, monkeypatch):
     root, folder = tmp_path / "tree", tmp_path / "tree" / ".whl"
     folder.mkdir(parents=True)
     git = ["git", "-C", str(root), "-c", "user.name=x", "-c", "user.email=x"]
@@ -69,31 +69,31 @@ def test_luggage_that_is_too_large_is_refused(tmp_path, monkeypatch):
     (folder / "resemble_perth-1.whl").write_bytes(bytes(700))
     (root / "shared").mkdir()
     (root / "shared" / "notes").write_bytes(bytes(2000))
-    assert luggage.travelling(folder, root) == len(".whl/\nignored\n") + 300 + 700 + 2000
-    monkeypatch.setattr(luggage, "MOST", 10)
+    assert luggage.upload_bytes(folder, root) == len(".whl/\nignored\n") + 300 + 700 + 2000
+    monkeypatch.setattr(luggage, "MAX_BYTES", 10)
     monkeypatch.setattr(luggage, "download", lambda _: [])
-    monkeypatch.setattr(luggage, "make_lean", lambda _: 0)
-    with pytest.raises(luggage.LuggageError, match="too much"):
-        list(luggage.make(folder, kernels_by=None))
+    monkeypatch.setattr(luggage, "strip_wheel", lambda _: 0)
+    with pytest.raises(luggage.LuggageError, match="too large"):
+        list(luggage.make(folder, python=None))
 
 
-def test_kernels_that_cannot_be_compiled_ahead_do_not_matter(tmp_path):
+def test_a_failed_compilation_of_kernels_is_no_error(tmp_path):
     (tmp_path / luggage.KERNELS).write_text("of other sources")
-    told = luggage.compile_kernels(tmp_path, "false")
-    assert told == "kernels are not compiled ahead: no file"
+    message = luggage.compile_kernels(tmp_path, "false")
+    assert message == "kernels were not compiled in advance: no file"
     assert not (tmp_path / luggage.KERNELS).exists()
 
 
-def test_wheels_are_pinned_and_found_by_name():
+def test_wheels_are_pinned():
     assert luggage.file_of("s3tokenizer==0.3.0") == "s3tokenizer-0.3.0-*.whl"
     assert luggage.file_of("chatterbox-tts==0.1.7") == "chatterbox_tts-0.1.7-*.whl"
-    assert all("==" in one for one in luggage.WHEELS)
+    assert all("==" in r for r in luggage.WHEELS)
     ignored = subprocess.run(["git", "-C", str(ROOT), "check-ignore", "-q", ".whl/x"])
     assert ignored.returncode == 0
 
 
-def test_the_way_to_start_starts(tmp_path):
-    """From any folder, with any arguments: here with a stage that there is not."""
+def test_the_start_script(tmp_path):
+    """From any folder, with any arguments: here with an unknown stage."""
     folder = tmp_path / ".whl"
     folder.mkdir()
     (folder / "run.sh").write_text(luggage.START)

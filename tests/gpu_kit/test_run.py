@@ -1,4 +1,4 @@
-"""The runner of benchmarks/gpu: what a stage does to its process costs nothing but the stage."""
+"""The runner of benchmarks/gpu: a crash of a stage does not affect the others."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ STAGES = {  # a stage's name and what it does after its first figure
     "segfaults": "os.kill(os.getpid(), signal.SIGSEGV)",
     "hangs": "signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)",
     "waits": "time.sleep(60)",
-    "breaks": "sys.exit(3)",  # as where a kernel broke the GPU's context
-    "tells": "put('kernels', os.environ.get('CHATTERBOX_GPU_KERNELS'))",
+    "breaks": "sys.exit(3)",  # as after a kernel broke the CUDA context
+    "reports": "put('kernels', os.environ.get('CHATTERBOX_GPU_KERNELS'))",
     "counts": "[(put('figure', i), time.sleep(0.002)) for i in range(10**6)]",
 }
 FAKE = """
@@ -62,14 +62,14 @@ def go(fake, *stages, limit=60.0):
     return run.run(fake, [Stage(*stage) for stage in stages], limit, time.monotonic())
 
 
-def test_a_stage_that_dies_costs_itself_only(fake, monkeypatch):
-    """Aborted, at an address that is not there, hung with SIGINT ignored, cut off."""
+def test_a_crashing_stage_does_not_stop_others(fake, monkeypatch):
+    """Abort, segmentation fault, hang with SIGINT ignored, timeout."""
     monkeypatch.setattr(run.processes, "GRACE", 0.2)
     names = ["aborts", "segfaults", "hangs", "waits", "good"]
     assert not go(fake, *((name, 1, 0.7 if name in ("hangs", "waits") else 5) for name in names))
-    found = lines(fake)
-    assert [one.stage for one in found if one.what == "pid"] == names
-    ended = {one.value["name"]: one.value for one in found if one.what == kinds.STAGE}
+    written = lines(fake)
+    assert [one.stage for one in written if one.what == "pid"] == names
+    ended = {one.value["name"]: one.value for one in written if one.what == kinds.STAGE}
     assert {name: one["exit"] for name, one in ended.items()} == {
         "aborts": -signal.SIGABRT,
         "segfaults": -signal.SIGSEGV,
@@ -77,14 +77,14 @@ def test_a_stage_that_dies_costs_itself_only(fake, monkeypatch):
         "waits": -signal.SIGINT,
         "good": 0,
     }
-    assert [name for name, one in ended.items() if one["cut"]] == ["hangs", "waits"]
-    assert all(not alive(one.value) for one in found if one.what == "pid")
+    assert [name for name, one in ended.items() if one["timed_out"]] == ["hangs", "waits"]
+    assert all(not alive(one.value) for one in written if one.what == "pid")
 
 
-def test_after_a_broken_context_the_others_do_without_our_kernels(fake):
-    go(fake, ("tells", 1, 5), ("breaks", 1, 5), ("tells", 1, 5))
+def test_a_broken_context_disables_the_triton_kernels(fake):
+    go(fake, ("reports", 1, 5), ("breaks", 1, 5), ("reports", 1, 5))
     assert [one.value for one in lines(fake) if one.what == "kernels"] == [None, "false"]
-    assert {"name": "own kernels", "off": True, "after": "breaks"} in [
+    assert {"name": "Triton kernels", "off": True, "after": "breaks"} in [
         one.value for one in lines(fake) if one.what == kinds.SETUP
     ]
 
@@ -97,31 +97,31 @@ class WithoutWeights(FakeSetting):
         return ["false"]
 
 
-def test_without_weights_only_the_stages_that_need_none_are_run(fake):
-    less = WithoutWeights(**{f.name: getattr(fake, f.name) for f in fields(fake)})
-    stages = [Stage("good", 1, 5, weights=True), Stage("tells", 1, 5, weights=False)]
-    assert not run.run(less, stages, 30, time.monotonic())
+def test_without_weights_only_stages_that_need_none_run(fake):
+    setting_without = WithoutWeights(**{f.name: getattr(fake, f.name) for f in fields(fake)})
+    stages = [Stage("good", 1, 5, weights=True), Stage("reports", 1, 5, weights=False)]
+    assert not run.run(setting_without, stages, 30, time.monotonic())
     ran = [one.value["name"] for one in lines(fake) if one.what == kinds.STAGE]
-    assert ran == ["tells"]
+    assert ran == ["reports"]
 
 
-def test_a_run_keeps_to_its_limit_and_says_what_it_left_out(fake, monkeypatch):
+def test_a_run_keeps_its_limit_and_lists_skipped_stages(fake, monkeypatch):
     monkeypatch.setattr(run.processes, "GRACE", 0.2)
-    monkeypatch.setattr(schedule, "LEAST", 0.5)
-    begun = time.monotonic()
+    monkeypatch.setattr(schedule, "MIN_SECONDS", 0.5)
+    started = time.monotonic()
     assert not go(fake, ("waits", 1, 60), ("good", 1, 60), limit=1.0)
-    assert 0.5 < time.monotonic() - begun < 1.5
-    assert [one.value for one in lines(fake) if one.what == "pid"], "the first was begun"
+    assert 0.5 < time.monotonic() - started < 1.5
+    assert [one.value for one in lines(fake) if one.what == "pid"], "the first one was started"
     [skipped] = [one.value for one in lines(fake) if one.what == kinds.SKIPPED]
     assert skipped["name"] == "good"
 
 
-def test_a_run_without_faults_is_good(fake):
+def test_a_run_without_failures_is_good(fake):
     (fake.scratch / "traces").mkdir()
     (fake.scratch / "traces" / "step.json").write_text("{}")
     assert go(fake, ("good", 1, 10))
     assert (fake.out / "traces.tar.gz").stat().st_size > 0
-    assert not (fake.out / "spoken.tar.gz").exists()
+    assert not (fake.out / "samples.tar.gz").exists()
     text = summary.lines(lines(fake))
     assert any(line.startswith("run      stage:") and '"good"' in line for line in text)
     assert summary.wrong(lines(fake)) == []
@@ -133,19 +133,19 @@ class WithoutGpu(FakeSetting):
         return ["sh", "-c", f"exit {setting.NO_GPU}"]
 
 
-def test_without_a_gpu_it_says_so(fake):
-    here = WithoutGpu(fake.out, fake.scratch, fake.data, None, "a model", "fakes")
-    assert not go(here, ("good", 1, 10))
+def test_without_a_gpu_the_run_ends(fake):
+    without_gpu = WithoutGpu(fake.out, fake.scratch, fake.data, None, "a model", "fakes")
+    assert not go(without_gpu, ("good", 1, 10))
     [line] = lines(fake)
     assert (line.value["name"], line.value["found"]) == ("gpu", False)
 
 
-def test_killed_at_any_moment_it_leaves_no_child_and_whole_lines(fake, tmp_path):
+def test_a_killed_runner_leaves_no_child_and_complete_lines(fake, tmp_path):
     script = tmp_path / "runner.py"
     script.write_text(
         textwrap.dedent(f"""
         import sys, time
-        sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+        sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}, {str(Path(__file__).parent)!r}]
         from pathlib import Path
         from benchmarks.gpu import run
         from benchmarks.gpu.schedule import Stage
@@ -163,13 +163,13 @@ def test_killed_at_any_moment_it_leaves_no_child_and_whole_lines(fake, tmp_path)
     runner.wait()
     [child] = [one.value for one in lines(fake) if one.what == "pid"]
     wait_for(lambda: not alive(child))
-    found = lines(fake)
-    assert len(found) == len(file.read_text().splitlines()), "every line is whole"
-    figures = [one.value for one in found if one.what == "figure"]
+    written = lines(fake)
+    assert len(written) == len(file.read_text().splitlines()), "every line is complete"
+    figures = [one.value for one in written if one.what == "figure"]
     assert figures == list(range(len(figures)))
 
 
-def test_a_line_that_was_cut_off_costs_itself_only(tmp_path):
+def test_an_incomplete_line_is_skipped(tmp_path):
     path = tmp_path / results.FILE
     Results(path, "one").put("figure", {"a": 1.5, "nan": float("nan"), "path": Path("x")})
     with path.open("a") as file:
@@ -180,20 +180,20 @@ def test_a_line_that_was_cut_off_costs_itself_only(tmp_path):
     assert (second.stage, second.value) == ("two", [2])
 
 
-def test_stages_fit_into_the_time_that_a_gpu_is_lent():
+def test_the_stages_fit_into_the_time_limit():
     assert schedule.SETUP + sum(stage.expected for stage in schedule.STAGES) <= schedule.LIMIT
     for stage in schedule.STAGES:
         assert stage.expected < stage.limit
         assert (ROOT / "benchmarks" / "gpu" / "stages" / f"{stage.name}.py").exists()
     assert schedule.choose([]) == schedule.STAGES
-    assert [stage.name for stage in schedule.choose(["speak", "core"])] == ["speak", "core"]
+    assert [stage.name for stage in schedule.choose(["samples", "core"])] == ["samples", "core"]
     with pytest.raises(ValueError, match="unknown stage 'nope'; known: ceilings"):
         schedule.choose(["nope"])
 
 
-def test_kernels_compiled_ahead_are_laid_where_triton_looks(tmp_path):
-    """A list of a kernel's files names them by paths, which are others there."""
-    cache, there = tmp_path / "tmp" / "cache", tmp_path / "there"
+def test_packed_kernels_are_unpacked_where_triton_finds_them(tmp_path):
+    """The list of a kernel's files has absolute paths, which differ after unpacking."""
+    cache, unpacked = tmp_path / "tmp" / "cache", tmp_path / "unpacked"
     for key in ("KEY1", "KEY2"):
         (cache / key).mkdir(parents=True)
         files = {name: cache / key / name for name in ("gemv.cubin", "gemv.json", "gemv.ttir")}
@@ -203,34 +203,34 @@ def test_kernels_compiled_ahead_are_laid_where_triton_looks(tmp_path):
         (cache / key / "__grp__gemv.json").write_text(json.dumps({"child_paths": listed}))
     kernel_cache.pack(cache, tmp_path / "a.tar.xz")
     shutil.rmtree(cache)
-    assert kernel_cache.unpack(tmp_path / "a.tar.xz", there) == 2
-    listed = json.loads((there / "KEY2" / "__grp__gemv.json").read_text())["child_paths"]
-    assert set(listed) == {"gemv.cubin", "gemv.json"}, "a launch reads no more"
+    assert kernel_cache.unpack(tmp_path / "a.tar.xz", unpacked) == 2
+    listed = json.loads((unpacked / "KEY2" / "__grp__gemv.json").read_text())["child_paths"]
+    assert set(listed) == {"gemv.cubin", "gemv.json"}, "a launch loads no others"
     assert Path(listed["gemv.cubin"]).read_text() == "KEY2gemv.cubin"
-    assert not list(there.rglob("*.ttir"))
+    assert not list(unpacked.rglob("*.ttir"))
 
 
-def test_what_came_along_is_installed_once(tmp_path, monkeypatch):
+def test_packed_wheels_and_kernels_are_installed_once(tmp_path, monkeypatch):
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     (wheels / "x.whl").touch()
     (wheels / setting.KERNELS).touch()
-    here = setting.Setting(tmp_path, tmp_path, tmp_path, wheels, "a model")
+    packed = setting.Setting(tmp_path, tmp_path, tmp_path, wheels, "a model")
     monkeypatch.setattr(setting, "NEEDED", ("json", "no_such_module"))
-    assert [name for name, *_ in here.installations()] == ["wheels", "kernels"]
-    for _, _, folder in here.installations():
+    assert [name for name, *_ in packed.installations()] == ["wheels", "kernels"]
+    for _, _, folder in packed.installations():
         folder.mkdir()
-    assert [name for name, *_ in here.installations()] == ["wheels", "kernels"], "cut midway"
+    assert [name for name, *_ in packed.installations()] == ["wheels", "kernels"], "not completed"
     for folder in ("site", "kernels"):
-        (tmp_path / folder / setting.WHOLE).touch()
-    assert list(here.installations()) == []
-    assert here.has_weights(), "those that were named"
-    mine = setting.Setting(tmp_path, tmp_path, tmp_path, None, str(tmp_path / "full"))
-    assert not mine.has_weights()
+        (tmp_path / folder / setting.COMPLETE).touch()
+    assert list(packed.installations()) == []
+    assert packed.has_weights(), "of the named model"
+    generated = setting.Setting(tmp_path, tmp_path, tmp_path, None, str(tmp_path / "full"))
+    assert not generated.has_weights()
 
 
 def alive(pid):
-    """Whether a process runs; one that ended and was not waited for does not."""
+    """Whether a process runs; a zombie does not."""
     try:
         return " Z " not in Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -240,5 +240,5 @@ def alive(pid):
 def wait_for(condition, seconds=20.0):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come to that"
+        assert time.monotonic() < end, "timeout"
         time.sleep(0.02)

@@ -38,9 +38,7 @@ class FakeEngine:
         return [request.id for request in self.asked]
 
 
-def tasks_of(
-    lines: Iterable[str], voices: str = "v", made_by: str = "m"
-) -> list[job_file.Item]:
+def tasks_of(lines: Iterable[str], voices: str = "v", made_by: str = "m") -> list[job_file.Item]:
     items = job_file.read("a.txt", "\n".join(lines).encode(), Sampling(seed=1))
     return batch_runner.prepare(
         items, [f"{item.id}.wav" for item in items], made_by, lambda voice: voices

@@ -1,5 +1,5 @@
-"""Runs kernels/triton_interpreter_cases.py in a process of its own: Triton decides when it is imported whether it
-interprets."""
+"""Runs kernels/triton_interpreter_cases.py in a process of its own: Triton reads TRITON_INTERPRET
+when it is imported."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from helpers.common import ROOT
 
-OTHERS = "Trying or Beginning or t3_says or flow or draws or begins"  # about half of the time
+OTHERS = "SelfTest or PDL or t3 or flow or sample or embed"  # about half of the time
 
 
-def one_element_arrays_are_numbers() -> bool:
-    """Triton's interpreter (3.2 to 3.6) takes it for granted; numpy 2.5 refuses."""
+def one_element_arrays_convert_to_int() -> bool:
+    """Triton's interpreter (3.2 to 3.6) needs it; numpy 2.5 raises TypeError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -27,15 +27,16 @@ def one_element_arrays_are_numbers() -> bool:
 
 
 on_this_numpy = pytest.mark.skipif(
-    not one_element_arrays_are_numbers(), reason="Triton's interpreter does not run on this numpy"
+    not one_element_arrays_convert_to_int(),
+    reason="Triton's interpreter does not run on this numpy",
 )
 
 
-def interpreted(names: str, tiny: Path) -> None:
-    """Run those that a pytest expression names, over a checkpoint that is made already."""
-    tests = str(ROOT / "tests" / "kernels" / "triton_interpreter_cases.py")
+def interpreted(selected: str, tiny: Path) -> None:
+    """Run the cases that a pytest -k expression selects, over the checkpoint ``tiny``."""
+    cases = str(ROOT / "tests" / "kernels" / "triton_interpreter_cases.py")
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", names, tests],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selected, cases],
         env={**os.environ, "TRITON_INTERPRET": "1", "TINY_CHECKPOINT": str(tiny)},
         capture_output=True,
         text=True,

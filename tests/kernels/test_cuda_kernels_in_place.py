@@ -1,4 +1,4 @@
-"""Triton's kernels where they are used, by its interpreter: the trial, early launch, a whole step."""
+"""The Triton kernels in use, in Triton's interpreter: the self-test, PDL, a whole decode step."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ pytest.importorskip("triton", reason="this torch comes without Triton")
 
 
 @on_this_numpy
-def test_they_compute_what_they_should_in_their_place(tiny):
+def test_kernels_match_pytorch_in_use(tiny):
     interpreted(OTHERS, tiny)

@@ -1,2 +1,2 @@
-"""What stages measure with: clocks, the engine taken apart, checks, single kernels, traces. Imports
-the files above it, never stages/."""
+"""Tools of the stages: clocks, the engine's parts, checks, single kernels, traces. Imports
+benchmarks.gpu, never its stages."""

@@ -1,10 +1,11 @@
-"""How long work takes on a GPU, and how much memory is taken there.
+"""Time of work on a GPU, and memory in use there.
 
-Knows clocks, CUDA events and the allocator. Knows nothing of engines or of what is measured.
+Responsible for clocks, CUDA events and the allocator. Not responsible for engines or for what is
+measured.
 
-Three clocks: ``host_seconds`` is what a person waits for; ``event_us`` is a kernel's time with the
-L2 cache emptied before it; ``graph_us`` is that of work in a CUDA graph, by events around many
-replays, so that neither a graph's launch nor the host's wait is in it. All give medians.
+Three clocks: ``host_seconds`` is latency on the host; ``event_us`` is a kernel's time with the L2
+cache flushed before it; ``graph_us`` is that of work in a CUDA graph, with events around many
+replays, which exclude the graph's launch and the host's synchronization. All return medians.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from chatterbox_opt.bench.roofline import event_seconds
 from chatterbox_opt.runtime.cuda_graphs import CaptureFn
 
 Work = Callable[[], Any]
-RUNS = 5  # of which the median is taken
+RUNS = 5  # for a median
 REPLAYS = 20  # of a graph between two events
 FLUSH = 256 << 20  # bytes, several times the L2 cache of any GPU
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that was launched."""
+    """Wait for all work launched on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -36,7 +37,7 @@ def synchronize(device: torch.device) -> None:
 def host_seconds(
     work: Work, device: torch.device, *, runs: int = RUNS, warm: int = 2
 ) -> dict[str, float]:
-    """Seconds of some work by the host's clock, the device's work done: median, min and max."""
+    """Seconds of some work on the host's clock, synchronized: median, min and max."""
     for _ in range(warm):
         work()
     laps = []
@@ -50,21 +51,21 @@ def host_seconds(
 
 
 def host_us(work: Work, device: torch.device, times: int = 200) -> float:
-    """Microseconds that the host takes to ask for some work, however long the device then takes."""
+    """Microseconds in which the host launches some work, without waiting for the device."""
     work()
     synchronize(device)
     start = time.perf_counter()
     for _ in range(times):
         work()
-    taken = time.perf_counter() - start
+    seconds = time.perf_counter() - start
     synchronize(device)
-    return taken / times * 1e6
+    return seconds / times * 1e6
 
 
 def event_us(work: Work, device: torch.device, runs: int = 20) -> float:
-    """Microseconds of some work on the device, nothing of what it reads being in the L2 cache.
+    """Microseconds of some work on the device with a flushed L2 cache.
 
-    The cache is emptied right before: while that runs, the host launches what is timed.
+    While the flush runs, the host launches the timed work.
     """
     flush = torch.zeros(FLUSH if device.type == "cuda" else 1, dtype=torch.int8, device=device)
     work()
@@ -75,25 +76,25 @@ def event_us(work: Work, device: torch.device, runs: int = 20) -> float:
     return statistics.median(laps)
 
 
-def graph_us(record: CaptureFn, work: Work, device: torch.device, *, times: int = 1) -> float:
+def graph_us(capture: CaptureFn, work: Work, device: torch.device, *, times: int = 1) -> float:
     """Microseconds of some work in a CUDA graph.
 
     Args:
-        record: a recorder, such as ``card.CudaRecorder``.
-        times: how often the work is in the graph; the result is of once.
+        capture: such as ``cuda.GraphCapturer``.
+        times: repetitions of the work in the graph; the result is per repetition.
 
     Raises:
-        RuntimeError: it cannot be recorded.
+        RuntimeError: it cannot be captured.
     """
-    for _ in range(2):  # libraries set themselves up, kernels are compiled
+    for _ in range(2):  # libraries initialize, kernels are compiled
         work()
     synchronize(device)
 
-    def often() -> None:
+    def repeated() -> None:
         for _ in range(times):
             work()
 
-    replay = record(often)
+    replay = capture(repeated)
 
     def replayed() -> None:
         for _ in range(REPLAYS):
@@ -104,7 +105,7 @@ def graph_us(record: CaptureFn, work: Work, device: torch.device, *, times: int 
 
 
 def between_events(work: Work, device: torch.device) -> float:
-    """Microseconds of some work between two events; of the host where there are none."""
+    """Microseconds of some work between two events; on the host's clock without a GPU."""
     if device.type != "cuda":
         start = time.perf_counter()
         work()
@@ -128,7 +129,7 @@ def allocated() -> int:
 
 
 def vram() -> dict[str, float]:
-    """MiB on the GPU: of tensors now and at most, reserved by the allocator, taken in all."""
+    """MiB on the GPU: of tensors now and at peak, reserved by the allocator, used in all."""
     if not torch.cuda.is_available():
         return {}
     free, total = torch.cuda.mem_get_info()
@@ -136,12 +137,12 @@ def vram() -> dict[str, float]:
         "allocated_mib": mib(torch.cuda.memory_allocated()),
         "peak_mib": mib(torch.cuda.max_memory_allocated()),
         "reserved_mib": mib(torch.cuda.memory_reserved()),
-        "taken_mib": mib(total - free),
+        "used_mib": mib(total - free),
     }
 
 
-def fresh_memory() -> None:
-    """Free what nobody holds, and have the peak begin anew."""
+def reset_memory() -> None:
+    """Free unreferenced memory, and reset the peak statistics."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -150,7 +151,7 @@ def fresh_memory() -> None:
 
 @contextmanager
 def triton_compilations() -> Iterator[Mapping[str, Any]]:
-    """Count kernels that Triton compiles ("miss"), or finds compiled ("hit"), in the block."""
+    """Count kernels that Triton compiles ("miss") or takes from its cache ("hit") in the block."""
     count: dict[str, Any] = {"hit": 0, "miss": 0, "missed": []}
     try:
         from triton import knobs  # from Triton 3.4 on

@@ -1,6 +1,7 @@
-"""The engine as a benchmark wants it: loaded with a note, taken apart, given requests.
+"""The engine's parts for benchmarks: loading, stages, execution modes, requests.
 
-Knows where the engine keeps its stages and how they are run. Knows nothing of clocks or checks.
+Responsible for where the engine has its stages and how they are executed. Not responsible for
+clocks or checks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.kinds import CHECK, LOADED
-from benchmarks.gpu.measuring.clocks import fresh_memory, vram
+from benchmarks.gpu.measuring.clocks import reset_memory, vram
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.config.plan import INLINE
 from chatterbox_opt.engine.decode import DecodeBackend
@@ -27,11 +28,11 @@ from chatterbox_opt.runtime.bucketing import EagerExecutor
 from chatterbox_opt.runtime.offload import StagePlacement
 
 TEXTS = ("hello.", "a much longer sentence, with a comma in it.", "one two three four.", "no!")
-SOUND_STAGES = ("flow", "vocoder")
+RENDER_STAGES = ("flow", "vocoder")
 
 
 def load(context: Context, overrides: Mapping[str, str]) -> Engine:
-    """Load an engine that records CUDA graphs, and note how.
+    """Load an engine that uses CUDA graphs, and write a line about it.
 
     Args:
         overrides: as for ``Engine.load``.
@@ -39,9 +40,9 @@ def load(context: Context, overrides: Mapping[str, str]) -> Engine:
     Raises:
         ChatterboxOptError: as ``Engine.load``.
     """
-    fresh_memory()
+    reset_memory()
     start = time.perf_counter()
-    engine = recording(context.model, context.device, **overrides)
+    engine = load_with_graphs(context.model, context.device, **overrides)
     plan = engine.plan
     context.put(
         LOADED,
@@ -52,24 +53,24 @@ def load(context: Context, overrides: Mapping[str, str]) -> Engine:
             "plan": plan.summary(),
             "fused": plan.triton_stages,
             "slots": plan.slots,
-            "sound": plan.rendering,
+            "rendering": plan.rendering,
             "reasons": plan.reasons,
         }
         | vram(),
     )
     context.put(
-        CHECK, {"name": f"own kernels, {plan.t3.storage}", "good": "t3" in plan.triton_stages}
+        CHECK, {"name": f"Triton kernels, {plan.t3.storage}", "good": "t3" in plan.triton_stages}
     )
     return engine
 
 
-def recording(model: str, device: str, **overrides: str) -> Engine:
-    """An engine that records CUDA graphs."""
+def load_with_graphs(model: str, device: str, **overrides: str) -> Engine:
+    """An engine that uses CUDA graphs."""
     return Engine.load(model, "dev", device=device, overrides={"compile": "cudagraphs"} | overrides)
 
 
 def pipeline_of(engine: Engine) -> Pipeline:
-    """The engine's own stages."""
+    """The engine's stages, which are not upstream's here."""
     return cast(Pipeline, engine.pipeline)
 
 
@@ -81,34 +82,34 @@ def on_device(engine: Engine, stage: str) -> Iterator[Any]:
         yield module
 
 
-def recorded(engine: Engine, steps: DecodeBackend) -> dict[str, bool]:
-    """Whether each stage is still replayed: a capture that fails has it launched from then on, with
-    no more than a warning.
+def graphs_intact(engine: Engine, steps: DecodeBackend) -> dict[str, bool]:
+    """Whether each stage still uses CUDA graphs: after a failed capture it runs eagerly, with only
+    a warning.
 
     Args:
-        steps: how T3's are run.
+        steps: T3's backend.
     """
     module = pipeline_of(engine).placement.module
-    stages: dict[str, Any] = {name: module(name).executor for name in SOUND_STAGES}
+    stages: dict[str, Any] = {name: module(name).executor for name in RENDER_STAGES}
     stages["t3"] = steps
-    return {name: getattr(how, "captures_work", False) for name, how in stages.items()}
+    return {name: getattr(executor, "captures_work", False) for name, executor in stages.items()}
 
 
 @contextmanager
-def launched(engine: Engine) -> Iterator[None]:
-    """Have flow and vocoder launched, not replayed."""
-    with _stages_through(engine, lambda *_: EagerExecutor()):
+def eager_rendering(engine: Engine) -> Iterator[None]:
+    """Run flow and vocoder eagerly, without CUDA graphs."""
+    with _stage_executors(engine, lambda *_: EagerExecutor()):
         yield
 
 
 @contextmanager
-def sound_by_pytorch(engine: Engine) -> Iterator[None]:
-    """Have the flow run by PyTorch's operations, recorded anew, not by kernels of our own."""
+def flow_by_pytorch(engine: Engine) -> Iterator[None]:
+    """Run the flow with PyTorch's operations instead of Triton kernels, in new CUDA graphs."""
     from chatterbox_opt.runtime.cuda import GraphCapturer
     from chatterbox_opt.runtime.cuda_graphs import GraphedExecutor
 
     pipeline = pipeline_of(engine)
-    record = GraphCapturer(pipeline.device)
+    capture = GraphCapturer(pipeline.device)
     parts: list[Any] = [
         part
         for part in pipeline.placement.module("flow").modules()
@@ -117,7 +118,7 @@ def sound_by_pytorch(engine: Engine) -> Iterator[None]:
     for part in parts:
         part.fused = False
     try:
-        with _stages_through(engine, lambda name, module: GraphedExecutor(record, module, name)):
+        with _stage_executors(engine, lambda name, module: GraphedExecutor(capture, module, name)):
             yield
     finally:
         for part in parts:
@@ -125,12 +126,12 @@ def sound_by_pytorch(engine: Engine) -> Iterator[None]:
 
 
 @contextmanager
-def _stages_through(engine: Engine, through: Any) -> Iterator[None]:
+def _stage_executors(engine: Engine, executor_of: Any) -> Iterator[None]:
     placement = pipeline_of(engine).placement
-    stages: dict[str, Any] = {name: placement.module(name) for name in SOUND_STAGES}
+    stages: dict[str, Any] = {name: placement.module(name) for name in RENDER_STAGES}
     before = {name: stage.executor for name, stage in stages.items()}
     for name, stage in stages.items():
-        stage.executor = through(name, stage)
+        stage.executor = executor_of(name, stage)
     try:
         yield
     finally:
@@ -138,16 +139,16 @@ def _stages_through(engine: Engine, through: Any) -> Iterator[None]:
             stage.executor = before[name]
 
 
-def sounds(engine: Engine) -> dict[str, Renderer]:
-    """Who can make the sound of a batch: always T3's own thread, and whom the plan has."""
+def renderers(engine: Engine) -> dict[str, Renderer]:
+    """Renderers of a batch: inline on T3's thread, and that of the plan."""
     return {INLINE: InlineRenderer(), engine.plan.rendering: pipeline_of(engine).renderer}
 
 
 @contextmanager
-def sound_made_by(engine: Engine, sound: Renderer) -> Iterator[None]:
-    """Have another make it."""
+def rendered_by(engine: Engine, renderer: Renderer) -> Iterator[None]:
+    """Use another renderer in the block."""
     pipeline = pipeline_of(engine)
-    before, pipeline.renderer = pipeline.renderer, sound
+    before, pipeline.renderer = pipeline.renderer, renderer
     try:
         yield
     finally:
@@ -155,7 +156,7 @@ def sound_made_by(engine: Engine, sound: Renderer) -> Iterator[None]:
 
 
 def request(engine: Engine, i: int, text: str, tokens: int) -> DecodeRequest:
-    """A text with the i-th set of knobs, no two alike."""
+    """A text with the i-th set of sampling parameters, all different."""
     pipeline, voice = pipeline_of(engine), engine.voice()
     sampling = Sampling(
         seed=i,
@@ -173,10 +174,10 @@ def request(engine: Engine, i: int, text: str, tokens: int) -> DecodeRequest:
 
 
 def requests(engine: Engine, count: int, tokens: int) -> list[DecodeRequest]:
-    """Texts with knobs of every kind, of at most ``tokens`` tokens and some more each."""
+    """Texts with sampling parameters of every kind; the i-th has at most ``tokens`` + i tokens."""
     return [request(engine, i, TEXTS[i % len(TEXTS)], tokens + i) for i in range(count)]
 
 
 def generator_on(device: torch.device, seed: int = 0) -> torch.Generator:
-    """A generator there."""
+    """A seeded generator on a device."""
     return torch.Generator(device).manual_seed(seed)

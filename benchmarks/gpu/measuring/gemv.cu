@@ -1,13 +1,14 @@
-// What plain CUDA gets of a GPU's memory: the mark that chatterbox_opt/gemv.py is held against.
+// GEMV in CUDA C++: the reference for the bandwidth of chatterbox_opt/kernels/cuda/gemv.py.
 //
-// Not used by the engine: benchmarks/gpu/cuda_gemv.py compiles it at run time (NVRTC) and times it.
+// Not used by the engine: benchmarks/gpu/measuring/cuda_gemv.py compiles it at run time (NVRTC) and
+// times it.
 // Constants are defined before this text:
-//   WARPS  warps of a block; each works alone: no barrier, no shared memory
-//   ROWS   rows of the weight that a warp has; must divide n
-//   AHEAD  loads of 16 bytes of each row on their way at once; 32 * 8 * AHEAD must divide k
+//   WARPS  warps of a block, independent of each other: no barrier, no shared memory
+//   ROWS   rows of the weight per warp; must divide n
+//   LOADS  16-byte loads of each row in flight; 32 * 8 * LOADS must divide k
 
-// The most that loads of 16 bytes bring, eight on their way for each thread; count is of uint4.
-// The sum is kept alive by a comparison that does not come true.
+// Peak bandwidth of 16-byte loads, eight in flight per thread; count is of uint4.
+// A comparison that is never true keeps the compiler from removing the sum.
 extern "C" __global__ void __launch_bounds__(256) read_all(const uint4* w, float* out, int count) {
     long long i = (long long)blockIdx.x * 256 + threadIdx.x, step = (long long)gridDim.x * 256;
     unsigned s = 0;
@@ -21,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(256) read_all(const uint4* w, float
     if (s == 0x12345678u) out[0] = s;
 }
 
-// The two bfloat16 numbers of a word.
+// The two bfloat16 values of a 32-bit word.
 __device__ __forceinline__ float lo(unsigned u) { return __uint_as_float(u << 16); }
 __device__ __forceinline__ float hi(unsigned u) { return __uint_as_float(u & 0xffff0000u); }
 
@@ -33,14 +34,15 @@ gemv(const uint4* __restrict__ w, const uint4* __restrict__ x, float* out, int n
     float a[ROWS][2];
     #pragma unroll
     for (int r = 0; r < ROWS; r++) a[r][0] = a[r][1] = 0.f;
-    for (int i = lane; i < k8; i += 32 * AHEAD) {
-        uint4 v[AHEAD][ROWS];
+    for (int i = lane; i < k8; i += 32 * LOADS) {
+        uint4 v[LOADS][ROWS];
         #pragma unroll
-        for (int j = 0; j < AHEAD; j++)
+        for (int j = 0; j < LOADS; j++)
             #pragma unroll
-            for (int r = 0; r < ROWS; r++) v[j][r] = __ldcs(w + (long long)(row + r) * k8 + i + 32 * j);
+            for (int r = 0; r < ROWS; r++)
+                v[j][r] = __ldcs(w + (long long)(row + r) * k8 + i + 32 * j);
         #pragma unroll
-        for (int j = 0; j < AHEAD; j++) {
+        for (int j = 0; j < LOADS; j++) {
             uint4 p = x[i + 32 * j], q = x[k8 + i + 32 * j];
             unsigned ps[4] = {p.x, p.y, p.z, p.w}, qs[4] = {q.x, q.y, q.z, q.w};
             #pragma unroll

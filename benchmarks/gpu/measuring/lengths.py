@@ -1,6 +1,6 @@
-"""Seconds of prefill, flow and vocoder by length, warm: medians.
+"""Seconds of prefill, flow and vocoder by length, after warm-up: medians.
 
-Knows how each stage is run alone. Knows nothing of files.
+Responsible for running each stage alone. Not responsible for files.
 """
 
 from __future__ import annotations
@@ -18,44 +18,44 @@ from chatterbox_opt.bench.backends import SENTENCE, StageTimer, forced_tokens
 from chatterbox_opt.engine.decode import DecodeBackend
 from chatterbox_opt.models.t3.model import T3
 
-WARM = 2  # met, recorded; from then on replayed
+WARM = 2  # the first run is eager, the second captures; later ones replay
 
 
 def prefill_seconds(
     engine: Engine, t3: T3, modes: Mapping[str, DecodeBackend], characters: int
 ) -> dict[str, float]:
-    """Seconds from a prompt with a text of some length to its logits, by mode.
+    """Seconds of the prefill of a prompt with a text of some length, by mode.
 
     Args:
-        modes: how it is run, by name.
+        modes: backends by name.
     """
     text = (TEXTS[1] * 20)[:characters]
     row: dict[str, float] = {"characters": characters}
-    return row | {name: _prefill(engine, t3, way, text) for name, way in modes.items()}
+    return row | {name: _prefill(engine, t3, backend, text) for name, backend in modes.items()}
 
 
-def _prefill(engine: Engine, t3: T3, way: DecodeBackend, text: str) -> float:
-    slots, asked, laps = way.slots(t3, 1, 2), request(engine, 0, text, 2), []
+def _prefill(engine: Engine, t3: T3, backend: DecodeBackend, text: str) -> float:
+    slots, sequence, laps = backend.slots(t3, 1, 2), request(engine, 0, text, 2), []
     with torch.inference_mode():
         for _ in range(WARM + RUNS):
             clock = StageTimer(pipeline_of(engine).device)
-            slots.prefill(0, asked, t3, way.prefill(t3), way.steps_per_sync)
+            slots.prefill(0, sequence, t3, backend.prefill(t3), backend.steps_per_sync)
             clock.lap("prefill")
             laps.append(clock.seconds["prefill"])
     return statistics.median(laps[WARM:])
 
 
-def sound_by_length(engine: Engine, lengths: tuple[float, ...]) -> list[dict[str, float]]:
-    """Seconds of flow and vocoder for sound of several lengths in seconds."""
+def rendering_by_length(engine: Engine, lengths: tuple[float, ...]) -> list[dict[str, float]]:
+    """Seconds of flow and vocoder by seconds of audio."""
     rows = []
     for seconds in lengths:
-        laps = [_sound(engine, seconds) for _ in range(WARM + RUNS)][WARM:]
+        laps = [_render(engine, seconds) for _ in range(WARM + RUNS)][WARM:]
         medians = {name: statistics.median(lap[name] for lap in laps) for name in laps[0]}
         rows.append({"audio_seconds": seconds} | medians)
     return rows
 
 
-def _sound(engine: Engine, seconds: float) -> dict[str, float]:
+def _render(engine: Engine, seconds: float) -> dict[str, float]:
     pipeline = pipeline_of(engine)
     device, voice = pipeline.device, engine.voice().to(pipeline.device)
     tokens = torch.tensor(forced_tokens(seconds), device=device)
@@ -70,7 +70,7 @@ def _sound(engine: Engine, seconds: float) -> dict[str, float]:
 
 
 def warm_up_seconds(engine: Engine) -> dict[str, float]:
-    """The first synthesis, the second (which records) and the third."""
+    """Seconds of the first synthesis, the second (which captures graphs) and the third."""
     times = {}
     for name in ("first", "second", "third"):
         start = time.perf_counter()

@@ -1,7 +1,7 @@
-"""Ways to run decode steps and the flow: in CUDA graphs or launched, by kernels of our own or not.
+"""Execution modes of decode steps and the flow: CUDA graph or eager, Triton or PyTorch kernels.
 
-Knows which modes there are and how an engine is put into one. A row of the table is a mode in a
-dtype; the modes of a GPU that cannot have our kernels are those without them.
+Responsible for the modes and for switching an engine to one. A row of the table is a mode in a
+dtype; a GPU without support for the Triton kernels has only the modes without them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,13 @@ from dataclasses import dataclass
 
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.kinds import CHECK, RUN
-from benchmarks.gpu.measuring.clocks import fresh_memory, vram
-from benchmarks.gpu.measuring.engines import launched, pipeline_of, recorded, sound_by_pytorch
+from benchmarks.gpu.measuring.clocks import reset_memory, vram
+from benchmarks.gpu.measuring.engines import (
+    eager_rendering,
+    flow_by_pytorch,
+    graphs_intact,
+    pipeline_of,
+)
 from chatterbox_opt import Engine
 from chatterbox_opt.bench.backends import BenchJob, OptimizedTarget, forced_tokens
 from chatterbox_opt.bench.roofline import weights_per_step
@@ -21,86 +26,86 @@ from chatterbox_opt.engine.decode import DecodeBackend, EagerBackend
 from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
 from chatterbox_opt.runtime.cuda import GraphCapturer
 
-GRAPH_OWN = "graph with own kernels"
-GRAPH_PYTORCH = "graph with PyTorch's operations"
-LAUNCHED_OWN = "launched with own kernels"
-LAUNCHED_PYTORCH = "launched with PyTorch's operations"
-MODES = (GRAPH_OWN, GRAPH_PYTORCH, LAUNCHED_OWN, LAUNCHED_PYTORCH)
+GRAPH_TRITON = "CUDA graph with Triton kernels"
+GRAPH_PYTORCH = "CUDA graph with PyTorch ops"
+EAGER_TRITON = "eager with Triton kernels"
+EAGER_PYTORCH = "eager with PyTorch ops"
+MODES = (GRAPH_TRITON, GRAPH_PYTORCH, EAGER_TRITON, EAGER_PYTORCH)
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """One way.
+    """One execution mode.
 
     Attributes:
         name: of ``MODES``.
-        steps: how T3's steps and prefill are run.
-        graph: flow and vocoder are replayed too.
-        own: they have kernels of our own where there are any.
+        steps: backend of T3's steps and prefill.
+        graph: flow and vocoder use CUDA graphs too.
+        fused: the flow uses Triton kernels if they are supported.
     """
 
     name: str
     steps: DecodeBackend
     graph: bool
-    own: bool
+    fused: bool
 
-    def runs(self, most: int) -> int:
-        """Runs that count: launched ones take long, and are what others are compared with."""
-        return most if self.graph else min(2, most)
+    def runs(self, requested: int) -> int:
+        """Measured runs: fewer of eager modes, which take long and are only the reference."""
+        return requested if self.graph else min(2, requested)
 
     @property
     def warm_ups(self) -> int:
-        """Runs before those that count: what is recorded is met first, and recorded next."""
+        """Runs before the measured ones: shapes run eagerly first, and are captured next."""
         return 2 if self.graph else 1
 
     @contextmanager
-    def sound(self, engine: Engine) -> Iterator[None]:
-        """Have flow and vocoder run so."""
+    def rendering(self, engine: Engine) -> Iterator[None]:
+        """Run flow and vocoder in this mode in the block."""
         with ExitStack() as stack:
-            if not self.own:
-                stack.enter_context(sound_by_pytorch(engine))
+            if not self.fused:
+                stack.enter_context(flow_by_pytorch(engine))
             if not self.graph:
-                stack.enter_context(launched(engine))
+                stack.enter_context(eager_rendering(engine))
             yield
 
 
 def modes(engine: Engine) -> list[Mode]:
-    """Those that there are for an engine that records, the planned one first."""
+    """The modes that an engine with CUDA graphs supports, the planned one first."""
     pipeline = pipeline_of(engine)
     planned = pipeline.backend
-    found = {
+    by_name = {
         GRAPH_PYTORCH: Mode(
             GRAPH_PYTORCH, CudaGraphBackend(GraphCapturer(pipeline.device)), True, False
         ),
-        LAUNCHED_PYTORCH: Mode(LAUNCHED_PYTORCH, EagerBackend(), False, False),
+        EAGER_PYTORCH: Mode(EAGER_PYTORCH, EagerBackend(), False, False),
     }
     if planned.fused:
-        found[GRAPH_OWN] = Mode(GRAPH_OWN, planned, True, True)
-        found[LAUNCHED_OWN] = Mode(LAUNCHED_OWN, EagerBackend(fused=True), False, True)
-    return [found[name] for name in MODES if name in found]
+        by_name[GRAPH_TRITON] = Mode(GRAPH_TRITON, planned, True, True)
+        by_name[EAGER_TRITON] = Mode(EAGER_TRITON, EagerBackend(fused=True), False, True)
+    return [by_name[name] for name in MODES if name in by_name]
 
 
 def measure_row(context: Context, engine: Engine, mode: Mode, runs: int) -> None:
-    """Say the forced tokens of the table in a mode: a line a run, seconds by stage."""
+    """Synthesize the table's forced tokens in a mode: a line per run, seconds by stage."""
     tokens = forced_tokens(context.sizes.seconds)
-    ours = OptimizedTarget(
+    target = OptimizedTarget(
         BenchJob(context.model, context.device, tokens=tokens), mode.name, engine
     )
-    fresh_memory()
-    with mode.sound(engine):
-        for turn in range(mode.warm_ups + runs):
-            lap = ours.run(mode.steps)
+    reset_memory()
+    with mode.rendering(engine):
+        for run in range(mode.warm_ups + runs):
+            seconds = target.run(mode.steps)
             row = {
                 "row": mode.name,
                 "dtype": engine.plan.t3.storage,
-                "plan": ours.plan,
-                "warm": turn < mode.warm_ups,
+                "plan": target.plan,
+                "warm": run < mode.warm_ups,
                 "tokens": len(tokens),
-                "seconds": lap,
+                "seconds": seconds,
                 "weights_per_step": weights_per_step(engine.checkpoint.config.t3),
             }
             context.put(RUN, row | vram())
         if mode.graph:
-            found = recorded(engine, mode.steps)
-            name = f"recorded, {engine.plan.t3.storage}, {mode.name}"
-            context.put(CHECK, {"name": name, **found, "good": all(found.values())})
+            intact = graphs_intact(engine, mode.steps)
+            name = f"CUDA graphs, {engine.plan.t3.storage}, {mode.name}"
+            context.put(CHECK, {"name": name, **intact, "good": all(intact.values())})

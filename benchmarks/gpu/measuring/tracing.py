@@ -1,6 +1,6 @@
-"""What PyTorch's profiler sees of some work: kernels in their order, a table, a small trace.
+"""Profiles work with PyTorch's profiler: kernels in order, a table, a small trace.
 
-Knows the profiler. Knows nothing of what kernels are for (traffic.py).
+Responsible for the profiler. Not responsible for the purpose of kernels (traffic.py).
 """
 
 from __future__ import annotations
@@ -17,65 +17,65 @@ from benchmarks.gpu.kinds import KERNELS
 from benchmarks.gpu.measuring.clocks import synchronize
 from benchmarks.gpu.measuring.traffic import Kernel
 
-GPU_EVENT = "CUDA"  # the profiler's name of a device
+GPU_EVENT = "CUDA"  # the profiler's name of the device type
 TOP = 30  # kernels of a table
 
 
 def traced(context: Context, name: str, work: Callable[[], Any], times: int) -> list[Kernel]:
-    """Profile some warm work: a line with time by kernel, and a trace for a browser.
+    """Profile some warmed-up work: writes a line with time by kernel, and a Chrome trace.
 
     Args:
-        times: how often it is done; figures are of once.
+        times: repetitions; figures are per repetition.
 
     Returns:
-        the device's kernels and copies, in the order of their beginning.
+        the device's kernels and copies, by start time.
     """
     device = torch.device(context.device)
     activities = [ProfilerActivity.CPU]
     if not context.simulated:
         activities.append(ProfilerActivity.CUDA)
     synchronize(device)
-    with profile(activities=activities) as seen:
+    with profile(activities=activities) as profiler:
         start = time.perf_counter()
         for _ in range(times):
             work()
         synchronize(device)
-        whole = time.perf_counter() - start
-    kernels = _kernels(seen.events())
+        seconds = time.perf_counter() - start
+    kernels = _kernels(profiler.events())
     if not kernels and not context.simulated:
-        raise RuntimeError("the profiler saw no kernel (CUPTI is missing, or refused)")
-    context.put(KERNELS, {"of": name, "host_ms": 1e3 * whole / times} | figures(kernels, times))
+        raise RuntimeError("the profiler recorded no kernel (CUPTI is missing or not permitted)")
+    context.put(KERNELS, {"of": name, "host_ms": 1e3 * seconds / times} | figures(kernels, times))
     folder = context.scratch / TRACES
     folder.mkdir(parents=True, exist_ok=True)
-    seen.export_chrome_trace(str(folder / f"{name.replace(' ', '-')}.json.gz"))
+    profiler.export_chrome_trace(str(folder / f"{name.replace(' ', '-')}.json.gz"))
     return kernels
 
 
 def figures(kernels: Sequence[Kernel], times: int) -> dict[str, Any]:
-    """Milliseconds on the device, launches, and the kernels that take longest; of once."""
+    """Milliseconds on the device, launches, and the longest kernels; per repetition."""
     rows = table(kernels, times)
-    whole = sum(float(row["us"]) for row in rows) / 1e3
-    return {"device_ms": whole, "launches": len(kernels) / times, "top": rows[:TOP]}
+    device_ms = sum(float(row["us"]) for row in rows) / 1e3
+    return {"device_ms": device_ms, "launches": len(kernels) / times, "top": rows[:TOP]}
 
 
 def _kernels(events: Any) -> list[Kernel]:
-    there = [event for event in events if event.device_type.name == GPU_EVENT]
-    found = [Kernel(one.name, one.time_range.start, one.time_range.end) for one in there]
-    return sorted(found, key=lambda kernel: kernel.start)
+    on_gpu = [event for event in events if event.device_type.name == GPU_EVENT]
+    kernels = [Kernel(e.name, e.time_range.start, e.time_range.end) for e in on_gpu]
+    return sorted(kernels, key=lambda kernel: kernel.start)
 
 
 def table(kernels: Sequence[Kernel], times: int) -> list[dict[str, Any]]:
-    """Microseconds by name, the longest first; where kernels overlap, both count in full."""
-    spent: dict[str, list[float]] = {}
+    """Microseconds by name, the longest first; overlapping kernels both count in full."""
+    durations: dict[str, list[float]] = {}
     for kernel in kernels:
-        spent.setdefault(kernel.name[:90], []).append(kernel.end - kernel.start)
+        durations.setdefault(kernel.name[:90], []).append(kernel.end - kernel.start)
     rows = [
         {
             "kernel": name,
-            "calls": len(rows_per_seq) / times,
-            "us_each": round(sum(rows_per_seq) / len(rows_per_seq), 2),
-            "us": round(sum(rows_per_seq) / times, 1),
+            "calls": len(us) / times,
+            "us_each": round(sum(us) / len(us), 2),
+            "us": round(sum(us) / times, 1),
         }
-        for name, rows_per_seq in spent.items()
+        for name, us in durations.items()
     ]
     return sorted(rows, key=lambda row: -float(row["us"]))

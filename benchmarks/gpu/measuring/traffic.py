@@ -1,7 +1,7 @@
-"""A decode step's kernels against the bytes that each must read.
+"""Time of a decode step's kernels by part, and the bytes that each part must read.
 
-Knows the order of the launches of ``fused_step.FusedStep`` and T3's shapes. Knows nothing of how a
-profile is made (tracing.py).
+Responsible for the order of launches of ``fused_step.FusedStep`` and for T3's shapes. Not
+responsible for profiling (tracing.py).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from chatterbox_opt.config.model_config import T3Config
 
-PRODUCTS = ("gemv", "gemm")  # kernels of the modules of these names in chatterbox_opt
+LINEAR_KERNELS = ("gemv", "gemm")  # in kernels/cuda
 IN_LAYER = ("qkv", "out", "gate_up", "down")
-ENTER, ATTENTION, HEAD, DRAW = "enter", "attention", "head", "draw"
+EMBED, ATTENTION, HEAD, SAMPLE = "embed", "attention", "head", "sample"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,68 +40,66 @@ def matrix_sizes(shape: T3Config) -> dict[str, tuple[int, int]]:
 def step_bytes(
     shape: T3Config, weight_width: float, cache_width: float, positions: Sequence[int]
 ) -> dict[str, float]:
-    """Bytes that a step reads at least, by part: weights once, keys and values of every row.
+    """Minimum bytes that a step reads, by part: weights once, keys and values of every row.
 
     Args:
-        weight_width, cache_width: bytes of a number.
-        positions: that each row of the step sees.
+        weight_width, cache_width: bytes per element.
+        positions: number of positions that each row attends to.
     """
-    found = {
+    by_part = {
         name: (1 if name == HEAD else shape.layers) * rows * depth * weight_width
         for name, (rows, depth) in matrix_sizes(shape).items()
     }
-    found[ATTENTION] = shape.layers * 2 * shape.width * cache_width * sum(positions)
-    return found
+    by_part[ATTENTION] = shape.layers * 2 * shape.width * cache_width * sum(positions)
+    return by_part
 
 
 def exclusive(kernels: Sequence[Kernel]) -> list[float]:
-    """Microseconds that each kernel adds to those before it: where it begins while another works,
+    """Microseconds that each kernel adds to those before it: if it starts while another one runs,
     the time from that one's end."""
-    spent, latest = [], float("-inf")
+    added, latest = [], float("-inf")
     for kernel in kernels:
-        spent.append(max(0.0, kernel.end - max(kernel.start, latest)))
+        added.append(max(0.0, kernel.end - max(kernel.start, latest)))
         latest = max(latest, kernel.end)
-    return spent
+    return added
 
 
 def by_part(kernels: Sequence[Kernel], layers: int, steps: int) -> dict[str, float] | None:
-    """Microseconds of a step by part, from the kernels of some alike steps in their order.
+    """Microseconds of a step by part, from the kernels of several equal steps in order.
 
-    What runs between the product of queries, keys and values and the next product is attention,
-    however many kernels it has.
+    All kernels between the QKV product and the next product count as attention.
 
     Returns:
-        None where the kernels are not those of such steps.
+        None if the kernels are not those of such steps.
     """
     if steps < 1 or not kernels or len(kernels) % steps:
         return None
-    rows_per_seq, spent = len(kernels) // steps, exclusive(kernels)
-    found: dict[str, float] = {}
-    for first in range(0, len(kernels), rows_per_seq):
-        names = [kernel.name for kernel in kernels[first : first + rows_per_seq]]
-        if sum(is_product(name) for name in names) != len(IN_LAYER) * layers + 1:
+    step_len, added = len(kernels) // steps, exclusive(kernels)
+    totals: dict[str, float] = {}
+    for first in range(0, len(kernels), step_len):
+        names = [kernel.name for kernel in kernels[first : first + step_len]]
+        if sum(is_linear(name) for name in names) != len(IN_LAYER) * layers + 1:
             return None
-        for part, us in zip(
-            _parts(names, layers), spent[first : first + rows_per_seq], strict=True
-        ):
-            found[part] = found.get(part, 0.0) + us / steps
-    return found
+        parts = _parts(names, layers)
+        for part, us in zip(parts, added[first : first + step_len], strict=True):
+            totals[part] = totals.get(part, 0.0) + us / steps
+    return totals
 
 
-def is_product(name: str) -> bool:
-    """Whether a kernel of this name multiplies by a matrix."""
-    return name.split("(")[0].strip() in PRODUCTS
+def is_linear(name: str) -> bool:
+    """Whether a kernel of this name is a linear layer."""
+    return name.split("(")[0].strip() in LINEAR_KERNELS
 
 
 def _parts(names: Sequence[str], layers: int) -> list[str]:
-    """Which part of a step each kernel is."""
-    last, met, found = len(IN_LAYER) * layers, 0, []
+    """The part of a step that each kernel belongs to."""
+    last, index, parts = len(IN_LAYER) * layers, 0, []  # index: of the next linear layer
     for name in names:
-        if is_product(name):
-            found.append(HEAD if met == last else IN_LAYER[met % len(IN_LAYER)])
-            met += 1
-        elif met == 0:
-            found.append(ENTER)
+        if is_linear(name):
+            parts.append(HEAD if index == last else IN_LAYER[index % len(IN_LAYER)])
+            index += 1
+        elif index == 0:
+            parts.append(EMBED)
         else:
-            found.append(ATTENTION if met <= last else DRAW)
-    return found
+            parts.append(ATTENTION if index <= last else SAMPLE)
+    return parts

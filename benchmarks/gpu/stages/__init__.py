@@ -1,4 +1,4 @@
-"""The stages, a module and a process each: python -m benchmarks.gpu.stages.NAME --help
+"""The stages, each a module and a process: python -m benchmarks.gpu.stages.NAME --help
 
-Each has ``run(context)``. What it needs besides the engine is in the modules above.
+Each has ``run(context)``. Shared code is in benchmarks.gpu and its measuring package.
 """

@@ -1,4 +1,4 @@
-"""What the GPU can do at best: read, copy, multiply, launch. Needs torch alone."""
+"""Ceilings of the GPU: read and copy bandwidth, GEMM, launches. Needs only torch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ GRAPHS = (1, 32, 153)  # kernels; a decode step has 153
 
 
 def run(context: Context) -> None:
-    """See the module."""
+    """Run the stage."""
     device = torch.device(context.device)
     context.put(GPU, _gpu() | vram())
     with context.part("memory"):
         _memory(context, device)
-    with context.part("products"):
-        _products(context, device)
+    with context.part("GEMM"):
+        _gemm(context, device)
     with context.part("launches"):
         _launches(context, device)
 
@@ -32,7 +32,7 @@ def _gpu() -> dict[str, object]:
     return {
         "name": torch.cuda.get_device_name(),
         "capability": torch.cuda.get_device_capability(),
-        "processors": torch.cuda.get_device_properties(0).multi_processor_count,
+        "sm_count": torch.cuda.get_device_properties(0).multi_processor_count,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
@@ -40,12 +40,12 @@ def _gpu() -> dict[str, object]:
 
 
 def _memory(context: Context, device: torch.device) -> None:
-    """Random numbers: zeros are read faster."""
-    numbers = torch.empty(context.sizes.read // 4, device=device).uniform_(-1, 1)
+    """With random numbers: zeros are read faster."""
+    numbers = torch.empty(context.sizes.read_bytes // 4, device=device).uniform_(-1, 1)
     other = torch.empty_like(numbers)
     context.put(READ, _rate(numbers.nbytes, lambda: torch.sum(numbers), device))
-    copied = _rate(2 * numbers.nbytes, lambda: other.copy_(numbers), device)
-    context.put(COPY, copied)
+    copy_rate = _rate(2 * numbers.nbytes, lambda: other.copy_(numbers), device)
+    context.put(COPY, copy_rate)
     for mebibytes in SMALL:
         part = numbers[: mebibytes << 18]
         if part.nbytes == mebibytes << 20:
@@ -61,40 +61,40 @@ def _rate(nbytes: int, work: Callable[[], object], device: torch.device) -> dict
     return {"bytes": nbytes, "us": us, "gb_per_second": nbytes / us / 1e3}
 
 
-def _products(context: Context, device: torch.device) -> None:
-    side = context.sizes.side
+def _gemm(context: Context, device: torch.device) -> None:
+    size = context.sizes.gemm_size
     matmul = torch.backends.cuda.matmul
-    kinds = (("float16", side, False), ("bfloat16", side, False))
-    for name, rows, tf32 in (*kinds, ("float32", side // 2, False), ("tf32", side // 2, True)):
+    kinds = (("float16", size, False), ("bfloat16", size, False))
+    for name, rows, tf32 in (*kinds, ("float32", size // 2, False), ("tf32", size // 2, True)):
         dtype = torch.float32 if name == "tf32" else getattr(torch, name)
         a, b = (torch.randn(rows, rows, device=device).to(dtype) for _ in range(2))
         before, matmul.allow_tf32 = matmul.allow_tf32, tf32
         try:
-            us = event_us(_product_of(a, b), device)
+            us = event_us(_matmul(a, b), device)
         finally:
             matmul.allow_tf32 = before
-        context.put(GEMM, {"dtype": name, "side": rows, "tflops": 2 * rows**3 / us / 1e6})
+        context.put(GEMM, {"dtype": name, "size": rows, "tflops": 2 * rows**3 / us / 1e6})
 
 
-def _product_of(a: Tensor, b: Tensor) -> Callable[[], Tensor]:
+def _matmul(a: Tensor, b: Tensor) -> Callable[[], Tensor]:
     return lambda: a @ b
 
 
 def _launches(context: Context, device: torch.device) -> None:
-    small, record = torch.zeros(64, device=device), GraphCapturer(device)
+    small, capture = torch.zeros(64, device=device), GraphCapturer(device)
 
     def add() -> None:
         small.add_(1)
 
     for count in GRAPHS:
-        us = graph_us(record, add, device, times=count)
+        us = graph_us(capture, add, device, times=count)
         context.put(GRAPH, {"kernels": count, "us_each": us})
     context.put(LAUNCH, {"us": host_us(add, device, 1000)})
-    host = torch.empty(context.sizes.cold, dtype=torch.uint8, pin_memory=True)
-    there = torch.empty(host.shape, dtype=host.dtype, device=device)
+    host = torch.empty(context.sizes.kv_cache_bytes, dtype=torch.uint8, pin_memory=True)
+    on_gpu = torch.empty(host.shape, dtype=host.dtype, device=device)
 
     def copy() -> None:
-        there.copy_(host, non_blocking=True)
+        on_gpu.copy_(host, non_blocking=True)
 
     copy()
     us = between_events(copy, device)

@@ -1,4 +1,4 @@
-"""Whether it is right, in the order of what is most likely to be wrong; a line a check."""
+"""Correctness checks, the likeliest failures first; a line per check."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks.gpu.context import Context, main
 from benchmarks.gpu.kinds import CHECK
 from benchmarks.gpu.measuring import parity
 from benchmarks.gpu.measuring.clocks import allocated
-from benchmarks.gpu.measuring.engines import pipeline_of, recorded, recording
+from benchmarks.gpu.measuring.engines import graphs_intact, load_with_graphs, pipeline_of
 from chatterbox_opt import Engine
 from chatterbox_opt.engine.decode import EagerBackend
 
@@ -16,45 +16,47 @@ DTYPES = ("float32", "int8", "float16")
 
 
 def run(context: Context) -> None:
-    """See the module."""
+    """Run the stage."""
     before = allocated()
-    with context.part("beside, drift"):  # what no other stage looks at
+    with context.part("overlap, drift"):  # which no other stage checks
         _with_engine(context, "float16", _long)
     for dtype in DTYPES:
         with context.part(dtype):
             _with_engine(context, dtype, _dtype)
-    context.put(CHECK, {"name": "closed"} | parity.closed(before))
+    context.put(CHECK, {"name": "closed"} | parity.memory_after_close(before))
 
 
 def _with_engine(context: Context, dtype: str, work: Callable[[Context, Engine], None]) -> None:
-    """Nothing is left of the engine when this returns: what is, has leaked."""
-    with recording(context.model, context.device, dtype=dtype) as engine:
+    """Drops all references to the engine: what is still allocated has leaked."""
+    with load_with_graphs(context.model, context.device, dtype=dtype) as engine:
         work(context, engine)
 
 
 def _dtype(context: Context, engine: Engine) -> None:
-    dtype, way = engine.plan.t3.storage, pipeline_of(engine).backend
+    dtype, backend = engine.plan.t3.storage, pipeline_of(engine).backend
     sizes = context.sizes.requests, context.sizes.tokens
     for slots in (1, 4):
-        found = parity.token_parity(engine, way, EagerBackend(fused=way.fused), slots, *sizes)
-        context.put(CHECK, {"name": f"tokens, {dtype}, {slots} at once"} | found)
-    by = parity.pytorch_parity(engine, way, 2, *sizes)
-    context.put(CHECK, {"name": f"tokens, {dtype}, by PyTorch"} | by)
-    with context.part(f"{dtype}, sound"):
-        found = parity.sound_parity(engine, min(parity.SOUND_SECONDS, context.sizes.seconds))
-        context.put(CHECK, {"name": f"sound, {dtype}"} | found)
-    still = recorded(engine, way)
-    context.put(CHECK, {"name": f"recorded, {dtype}", **still, "good": all(still.values())})
+        eager = EagerBackend(fused=backend.fused)
+        result = parity.token_parity(engine, backend, eager, slots, *sizes)
+        context.put(CHECK, {"name": f"tokens, {dtype}, {slots} at once"} | result)
+    result = parity.pytorch_parity(engine, backend, 2, *sizes)
+    context.put(CHECK, {"name": f"tokens, {dtype}, as PyTorch ops"} | result)
+    with context.part(f"{dtype}, rendering"):
+        seconds = min(parity.AUDIO_SECONDS, context.sizes.seconds)
+        result = parity.rendering_parity(engine, seconds)
+        context.put(CHECK, {"name": f"rendering, {dtype}"} | result)
+    intact = graphs_intact(engine, backend)
+    context.put(CHECK, {"name": f"CUDA graphs, {dtype}", **intact, "good": all(intact.values())})
 
 
 def _long(context: Context, engine: Engine) -> None:
     sizes = context.sizes
-    with context.part("sound beside T3"):
-        found = parity.beside_parity(engine, sizes.beside)
-        context.put(CHECK, {"name": "sound beside T3"} | found)
+    with context.part("overlapped rendering"):
+        result = parity.overlap_parity(engine, sizes.overlap_requests)
+        context.put(CHECK, {"name": "overlapped rendering"} | result)
     with context.part("drift"):
-        found = parity.drift(engine, sizes.drifting, sizes.drifted)
-        context.put(CHECK, {"name": "drift"} | found)
+        result = parity.drift(engine, sizes.drift_requests, sizes.drift_tokens)
+        context.put(CHECK, {"name": "drift"} | result)
 
 
 if __name__ == "__main__":

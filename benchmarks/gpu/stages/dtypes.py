@@ -1,4 +1,4 @@
-"""The other precisions: the table's rows, whether they are right, and a step's traffic."""
+"""The other precisions: the table's rows, their correctness, and a step's memory traffic."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DTYPES = ("int8", "bfloat16", "float32")
 
 
 def run(context: Context) -> None:
-    """See the module."""
+    """Run the stage."""
     with triton_compilations() as compiled:
         for dtype in DTYPES:
             with context.part(dtype), load(context, {"dtype": dtype}) as engine:
@@ -30,12 +30,14 @@ def _dtype(context: Context, engine: Engine) -> None:
             measure_row(context, engine, mode, mode.runs(context.sizes.runs))
     with context.part(f"{dtype}, parity"):
         parity_of(context, engine)
-    with context.part(f"{dtype}, sound"):
-        found = parity.sound_parity(engine, min(parity.SOUND_SECONDS, context.sizes.seconds))
-        context.put(CHECK, {"name": f"sound, {dtype}, replayed as launched"} | found)
+    with context.part(f"{dtype}, rendering"):
+        seconds = min(parity.AUDIO_SECONDS, context.sizes.seconds)
+        result = parity.rendering_parity(engine, seconds)
+        context.put(CHECK, {"name": f"rendering, {dtype}, CUDA graph as eager"} | result)
     if dtype == "int8":
         with context.part("int8, step"), on_device(engine, "t3") as t3:
-            step = steps.entered(engine, t3, pipeline_of(engine).backend, 1, "step int8")
+            backend = pipeline_of(engine).backend
+            step = steps.prefilled_step(engine, t3, backend, 1, "step int8")
             steps.time_step(context, step)
             steps.trace_step(context, engine, t3, step)
 

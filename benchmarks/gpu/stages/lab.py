@@ -1,4 +1,4 @@
-"""What tiles and kernels would be better: products beside cuBLAS and plain CUDA, attention."""
+"""Kernel tuning: linear layers by tile against cuBLAS and CUDA C++, attention against SDPA."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.context import Context, main
-from benchmarks.gpu.kinds import ATTENTION, FLOW_ATTENTION, PRODUCT
+from benchmarks.gpu.kinds import ATTENTION, FLOW_ATTENTION, LINEAR
 from benchmarks.gpu.measuring import cuda_gemv
 from benchmarks.gpu.measuring.kernel_times import (
     MATRICES,
-    Queries,
+    AttentionShape,
     decode_attention,
     flow_attention,
-    products_by_tile,
+    linear_by_tile,
 )
 from benchmarks.gpu.measuring.traffic import matrix_sizes
 from chatterbox_opt.checkpoints.registry import locate
@@ -26,65 +26,68 @@ from chatterbox_opt.runtime.cuda_graphs import CaptureFn
 
 
 def run(context: Context) -> None:
-    """See the module."""
+    """Run the stage."""
     device = torch.device(context.device)
-    record, shapes = cuda.GraphCapturer(device), locate(context.model).config
-    with context.part("plain CUDA"):
-        for row in cuda_gemv.measure(device, record, matrix_sizes(shapes.t3), context.sizes.layers):
-            context.put(PRODUCT, row)
+    capture, shapes = cuda.GraphCapturer(device), locate(context.model).config
+    with context.part("CUDA C++"):
+        sizes = matrix_sizes(shapes.t3)
+        for row in cuda_gemv.measure(device, capture, sizes, context.sizes.layers):
+            context.put(LINEAR, row)
     fused = not selftest.unsupported_reason("t3", torch.float16)
     for rows in context.sizes.rows if fused else ():
         for dtype in (torch.float16, torch.int8):
-            with context.part(f"products of {rows} rows, {dtype}"):
-                _products(context, record, device, shapes, rows, dtype)
+            with context.part(f"linear layers of {rows} rows, {dtype}"):
+                _linear(context, capture, device, shapes, rows, dtype)
     with context.part("attention"):
-        _attention(context, record, device, shapes, fused=fused)
+        _attention(context, capture, device, shapes, fused=fused)
     with context.part("flow attention"):
-        own = not selftest.unsupported_reason("flow", torch.float16)
+        flow_fused = not selftest.unsupported_reason("flow", torch.float16)
         for frames in context.sizes.frames:
-            row = flow_attention(shapes.flow, record, device, frames, fused=own)
+            row = flow_attention(shapes.flow, capture, device, frames, fused=flow_fused)
             context.put(FLOW_ATTENTION, row)
 
 
-def _products(
+def _linear(
     context: Context,
-    record: CaptureFn,
+    capture: CaptureFn,
     device: torch.device,
     shapes: ModelConfig,
     rows: int,
     dtype: torch.dtype,
 ) -> None:
-    for name, around in MATRICES.items():
+    for name, fusion in MATRICES.items():
         size = matrix_sizes(shapes.t3)[name]
-        matrices = list(made(size, dtype, device, context.sizes.layers))
-        sweep = name != "head"  # its output's width would have every tile compiled anew
+        matrices = list(random_matrices(size, dtype, device, context.sizes.layers))
+        sweep = name != "head"  # its output width would require compiling every tile again
         half = torch.float16
-        for row in products_by_tile(name, matrices, rows, around, half, record, sweep=sweep):
-            context.put(PRODUCT, row)
+        for row in linear_by_tile(name, matrices, rows, fusion, half, capture, sweep=sweep):
+            context.put(LINEAR, row)
 
 
-def made(
+def random_matrices(
     size: tuple[int, int], dtype: torch.dtype, device: torch.device, count: int
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Random matrices [out, in], int8 ones with scales."""
     for _ in range(count):
-        drawn = torch.randn(size, device=device)
+        values = torch.randn(size, device=device)
         if dtype == torch.int8:
-            whole = (drawn * 30).clamp(-127, 127).to(dtype)
-            yield whole, torch.full((size[0],), 0.001, device=device)
+            ints = (values * 30).clamp(-127, 127).to(dtype)
+            yield ints, torch.full((size[0],), 0.001, device=device)
         else:
-            yield (drawn / size[1] ** 0.5).to(dtype), None
+            yield (values / size[1] ** 0.5).to(dtype), None
 
 
 def _attention(
-    context: Context, record: CaptureFn, device: torch.device, shapes: ModelConfig, *, fused: bool
+    context: Context, capture: CaptureFn, device: torch.device, shapes: ModelConfig, *, fused: bool
 ) -> None:
     t3 = shapes.t3
     for rows in context.sizes.rows:
-        for span in context.sizes.spans:
+        for kv_len in context.sizes.kv_lens:
             for int8 in (False, True) if fused else (False,):
-                asked = Queries(t3.heads, t3.head_dim, rows, span, device, torch.float16, int8)
-                row = decode_attention(asked, record, fused=fused, cold=context.sizes.cold)
+                sizes = t3.heads, t3.head_dim, rows, kv_len
+                shape = AttentionShape(*sizes, device, torch.float16, int8)
+                cache_bytes = context.sizes.kv_cache_bytes
+                row = decode_attention(shape, capture, fused=fused, cache_bytes=cache_bytes)
                 context.put(ATTENTION, row)
 
 

@@ -1,4 +1,4 @@
-"""Kernel by kernel: a decode step, a flow evaluation, the vocoder."""
+"""Profiles by kernel: a decode step, a flow evaluation, the vocoder."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from chatterbox_opt.bench.backends import forced_tokens
 
 
 def run(context: Context) -> None:
-    """See the module."""
-    many = max(rows // 2 for rows in context.sizes.rows)
+    """Run the stage."""
+    batch = max(rows // 2 for rows in context.sizes.rows)
     with load(context, {"dtype": "float16"}) as engine, on_device(engine, "t3") as t3:
         for mode in modes(engine):
             with context.part(f"step, {mode.name}"):
-                step = steps.entered(engine, t3, mode.steps, 1, f"step {mode.name}")
+                step = steps.prefilled_step(engine, t3, mode.steps, 1, f"step {mode.name}")
                 steps.time_step(context, step)
                 steps.trace_step(context, engine, t3, step)
-        if many > 1:
-            with context.part(f"step of {many}"):
-                way = pipeline_of(engine).backend
-                step = steps.entered(engine, t3, way, many, f"step of {many} requests")
+        if batch > 1:
+            with context.part(f"step of {batch}"):
+                backend = pipeline_of(engine).backend
+                name = f"step of {batch} requests"
+                step = steps.prefilled_step(engine, t3, backend, batch, name)
                 steps.time_step(context, step)
                 steps.trace_step(context, engine, t3, step)
         with context.part("flow and vocoder"):
-            _sound(context, engine)
+            _rendering(context, engine)
 
 
-def _sound(context: Context, engine: Engine) -> None:
+def _rendering(context: Context, engine: Engine) -> None:
     """One Euler step of the flow and all ten, and the vocoder."""
     pipeline = pipeline_of(engine)
     device, voice = pipeline.device, engine.voice().to(pipeline.device)
@@ -48,8 +49,8 @@ def _sound(context: Context, engine: Engine) -> None:
             return stage([tokens], [voice], [generator_on(device)], count)
 
     for count in (1, 10):
-        once = _calling(flow, count)
-        laps = host_seconds(once, device, warm=3)
+        work = _bind(flow, count)
+        laps = host_seconds(work, device, warm=3)
         context.put(FLOW, {"steps": count, "seconds": laps, "tokens": len(tokens)})
     traced(context, "flow evaluation", lambda: flow(1), 1)
     mel = flow(10)
@@ -63,7 +64,7 @@ def _sound(context: Context, engine: Engine) -> None:
     traced(context, "vocoder", vocoder, 1)
 
 
-def _calling(work: Callable[[int], Any], count: int) -> Callable[[], Any]:
+def _bind(work: Callable[[int], Any], count: int) -> Callable[[], Any]:
     return lambda: work(count)
 
 

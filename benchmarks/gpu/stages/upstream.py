@@ -1,4 +1,4 @@
-"""Plain Chatterbox, the same forced tokens."""
+"""chatterbox-tts with the same forced tokens."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import time
 
 from benchmarks.gpu.context import Context, main
 from benchmarks.gpu.kinds import LOADED, RUN
-from benchmarks.gpu.measuring.clocks import fresh_memory, vram
+from benchmarks.gpu.measuring.clocks import reset_memory, vram
 from chatterbox_opt.bench.backends import UPSTREAM, BenchJob, UpstreamTarget, forced_tokens
 
 RUNS = 2  # each takes seconds
 
 
 def run(context: Context) -> None:
-    """See the module."""
+    """Run the stage."""
     import transformers  # upstream's dependency
 
     long, short = (forced_tokens(s) for s in (context.sizes.seconds, context.sizes.short))
     start = time.perf_counter()
-    theirs = UpstreamTarget(BenchJob(context.model, context.device, tokens=long), "")
-    loaded = {"row": UPSTREAM, "dtype": theirs.dtype, "seconds": time.perf_counter() - start}
+    target = UpstreamTarget(BenchJob(context.model, context.device, tokens=long), "")
+    loaded = {"row": UPSTREAM, "dtype": target.dtype, "seconds": time.perf_counter() - start}
     context.put(LOADED, loaded | {"transformers": transformers.__version__} | vram())
-    fresh_memory()
-    theirs.run(short)
+    reset_memory()
+    target.run(short)
     for _ in range(RUNS):
-        row = {"row": UPSTREAM, "dtype": theirs.dtype, "plan": theirs.plan, "warm": False}
-        context.put(RUN, row | {"tokens": len(long), "seconds": theirs.run()} | vram())
+        row = {"row": UPSTREAM, "dtype": target.dtype, "plan": target.plan, "warm": False}
+        context.put(RUN, row | {"tokens": len(long), "seconds": target.run()} | vram())
 
 
 if __name__ == "__main__":

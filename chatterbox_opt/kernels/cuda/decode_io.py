@@ -1,9 +1,21 @@
-"""Kernels of our own for where a decode step on a card begins and ends, in Triton.
+"""Triton kernels at both ends of a decode step: embedding before T3's layers, sampling after them.
 
-Knows what comes before T3's first layer and after its last. Knows nothing of layers, of slots, or
-of when these are used. Imports Triton, as gemv.py does.
+Responsible for one kernel each. Not responsible for layers, for slots, or for when these are used.
+Imports Triton, as gemv.py does.
 
-Each takes the place of ten to twenty of PyTorch's, which would take as long as several layers.
+In PyTorch each end is ten to twenty kernels on a few numbers: launches only, as long as several
+layers. Here each is one launch with one program per sequence, whose vocabulary or embedding row
+fits into its registers:
+
+    embed_kernel    token, position -> x, cos and sin of RoPE, cache positions, zeroed counters
+    ... layers ...
+    sample_kernel   logits -> CFG -> repetition penalty -> min-p -> token; advances the counters
+
+The state (last token, position, token buffer) stays in device memory between steps, so a captured
+CUDA graph of steps replays without the host. The sampler adds no randomness of its own: noise is
+drawn outside, and argmax(probability / exponential noise) is a sample (the Gumbel-max trick in
+another form), as in models/t3/sampler.py, operation by operation. top-k and top-p need a sort and
+stay in PyTorch.
 """
 
 from __future__ import annotations
@@ -21,92 +33,106 @@ from chatterbox_opt.kernels.cuda.launch import (
 )
 from chatterbox_opt.runtime import cuda
 
-WIDE_WARPS = 32  # threads / 32 that hold a vocabulary
-FEWER_WARPS = {12: 8}  # on generations where so many would spill registers
+SAMPLE_WARPS = 32  # that hold a vocabulary
+FEWER_SAMPLE_WARPS = {12: 8}  # by major capability, where so many would spill registers
 
 
-# a slot's rows begin anywhere: one kernel for all of them
+# a slot's rows may start at any address: one kernel for all alignments
 @triton.jit(do_not_specialize_on_alignment=("last_token", "num_generated", "position"))
 def embed_kernel(
-    last_token, num_generated, position, words, spots, frequencies, x, cos, sin, places, arrivals,
-    width, beyond, counters,
-    ROWS_PER_SEQ: tl.constexpr, ROOM: tl.constexpr, HALF: tl.constexpr, COUNTERS: tl.constexpr,
-    USE_PDL: tl.constexpr,
+    last_token, num_generated, position, token_embedding, position_embedding, frequencies,
+    x, cos, sin, positions, arrivals, width, max_positions, num_counters,
+    ROWS_PER_SEQ: tl.constexpr, BLOCK_WIDTH: tl.constexpr, HALF_DIM: tl.constexpr,
+    BLOCK_COUNTERS: tl.constexpr, USE_PDL: tl.constexpr,
 ):  # fmt: skip
-    """An utterance's token and its place, embedded, its position's angles, and zeros in its
-    counters, one program."""
+    """Embed a sequence's last token, compute its RoPE angles, and zero its counters."""
     if USE_PDL:
         gdc_launch_dependents()
-    row = tl.program_id(0)
-    lane, pair = tl.arange(0, ROOM), tl.arange(0, HALF)
-    inside = lane < width
-    frequency = tl.load(frequencies + pair)
+    seq = tl.program_id(0)
+    column, pair = tl.arange(0, BLOCK_WIDTH), tl.arange(0, HALF_DIM)
+    mask = column < width
+    frequency = tl.load(frequencies + pair)  # written by no kernel
     if USE_PDL:
         gdc_wait()
-    word = tl.load(words + tl.load(last_token + row) * width + lane, inside, 0.0).to(tl.float32)
-    spot = tl.load(spots + tl.load(num_generated + row) * width + lane, inside, 0.0).to(tl.float32)
-    for rows_per_seq in tl.static_range(ROWS_PER_SEQ):
-        tl.store(x + (row * ROWS_PER_SEQ + rows_per_seq) * width + lane, word + spot, inside)
-    place = tl.minimum(tl.load(position + row), beyond - 1)
-    tl.store(places + row, place)
-    counter = tl.arange(0, COUNTERS)
-    tl.store(arrivals + row * counters + counter, tl.zeros_like(counter), counter < counters)
-    angle = place.to(tl.float32) * frequency
-    along, across = tl.cos(angle), tl.sin(angle)
-    turned = row * 2 * HALF + pair
-    tl.store(cos + turned, along)
-    tl.store(cos + turned + HALF, along)
-    tl.store(sin + turned, -across)
-    tl.store(sin + turned + HALF, across)
+    # 1. token embedding plus learned position embedding, the same for all rows of the sequence
+    of_token = token_embedding + tl.load(last_token + seq) * width + column
+    of_token = tl.load(of_token, mask, 0.0).to(tl.float32)
+    of_position = position_embedding + tl.load(num_generated + seq) * width + column
+    of_position = tl.load(of_position, mask, 0.0).to(tl.float32)
+    for row in tl.static_range(ROWS_PER_SEQ):
+        row_start = (seq * ROWS_PER_SEQ + row) * width
+        tl.store(x + row_start + column, of_token + of_position, mask)
+    # 2. position in the KV cache; a slot that ended may be stepped further
+    cache_position = tl.minimum(tl.load(position + seq), max_positions - 1)
+    tl.store(positions + seq, cache_position)
+    counter = tl.arange(0, BLOCK_COUNTERS)
+    counters = arrivals + seq * num_counters + counter
+    tl.store(counters, tl.zeros_like(counter), counter < num_counters)
+    # 3. RoPE angles; sin carries the sign of the rotation
+    angle = cache_position.to(tl.float32) * frequency
+    cosine, sine = tl.cos(angle), tl.sin(angle)
+    offsets = seq * 2 * HALF_DIM + pair
+    tl.store(cos + offsets, cosine)
+    tl.store(cos + offsets + HALF_DIM, cosine)
+    tl.store(sin + offsets, -sine)
+    tl.store(sin + offsets + HALF_DIM, sine)
 
 
 @triton.jit(
     do_not_specialize_on_alignment=(
-        "logits", "seen", "knobs", "noise", "token_buffer", "last_token", "num_generated", "position",
+        "logits", "seen", "sampling_params", "noise",
+        "token_buffer", "last_token", "num_generated", "position",
     )
 )  # fmt: skip
 def sample_kernel(
-    logits, seen, knobs, noise, token_buffer, last_token, num_generated, position, words, places, free, not_finite,
-    ROWS_PER_SEQ: tl.constexpr, COLUMNS: tl.constexpr, WORDS: tl.constexpr, USE_PDL: tl.constexpr,
+    logits, seen, sampling_params, noise, token_buffer, last_token, num_generated, position,
+    vocab, max_tokens, unforced, not_finite,
+    ROWS_PER_SEQ: tl.constexpr, NUM_PARAMS: tl.constexpr, BLOCK_VOCAB: tl.constexpr,
+    USE_PDL: tl.constexpr,
 ):  # fmt: skip
-    """An utterance's next token, one program: ``sampler.sample`` without a ranking, in its order;
-    then ``slots.draw``."""
+    """Sample a sequence's next token: ``sampler.sample`` without a sort, in its order of
+    operations, then the rest of ``DecodeState.draw``."""
     if USE_PDL:
         gdc_launch_dependents()
         gdc_wait()
-    row = tl.program_id(0)
-    word = tl.arange(0, WORDS)
-    there = word < words
-    asked = knobs + row * COLUMNS
-    count, where = tl.load(num_generated + row), tl.load(position + row)
-    forced_tokens = tl.load(token_buffer + row * places + count)
-    given = tl.load(logits + row * ROWS_PER_SEQ * words + word, there, 0.0).to(tl.float32)
+    seq = tl.program_id(0)
+    token = tl.arange(0, BLOCK_VOCAB)
+    mask = token < vocab
+    own_params = sampling_params + seq * NUM_PARAMS
+    count, current_position = tl.load(num_generated + seq), tl.load(position + seq)
+    forced = tl.load(token_buffer + seq * max_tokens + count)
+    # 1. classifier-free guidance
+    score = tl.load(logits + seq * ROWS_PER_SEQ * vocab + token, mask, 0.0).to(tl.float32)
     if ROWS_PER_SEQ == 2:
-        uncond = tl.load(logits + (2 * row + 1) * words + word, there, 0.0).to(tl.float32)
-        given += tl.load(asked) * (given - uncond)
-    odd = tl.sum(tl.where(tl.abs(given) < float("inf"), 0, 1), axis=0)
-    penalty = tl.load(asked + 1)
-    heard = tl.load(seen + row * words + word, there, 0) != 0
-    given = tl.where(heard, tl.where(given < 0, given * penalty, given / penalty), given)
-    given = tl.where(there, given, float("-inf"))
-    temperature, min_p = tl.load(asked + 2), tl.load(asked + 3)
-    greedy = tl.argmax(given, axis=0)
-    given /= tl.where(temperature == 0, 1.0, temperature)
-    likely = tl.exp(given - tl.max(given, axis=0))
-    probability = likely / tl.sum(likely, axis=0)
-    kept = tl.where(probability < min_p * tl.max(probability, axis=0), 0.0, likely)
-    lots = tl.load(noise + row * words + word, there, 1.0)
-    drawn = tl.argmax(kept / tl.sum(kept, axis=0) / lots, axis=0)
-    made = tl.where(temperature == 0, greedy, drawn)
-    made = tl.where(odd == 0, made, not_finite).to(tl.int64)
-    made = tl.where(forced_tokens == free, made, forced_tokens)
-    tl.debug_barrier()  # what is written now was read: by all threads, whoever writes
-    tl.store(token_buffer + row * places + count, made)
-    made = tl.minimum(tl.maximum(made, 0), words - 1)  # no row of a table, whatever was drawn
-    tl.store(last_token + row, made)
-    tl.store(seen + row * words + made, 1)
-    tl.store(num_generated + row, tl.minimum(count + 1, places - 1))
-    tl.store(position + row, where + 1)
+        uncond = tl.load(logits + (2 * seq + 1) * vocab + token, mask, 0.0).to(tl.float32)
+        score += tl.load(own_params) * (score - uncond)
+    num_nonfinite = tl.sum(tl.where(tl.abs(score) < float("inf"), 0, 1), axis=0)
+    # 2. repetition penalty
+    penalty = tl.load(own_params + 1)
+    repeated = tl.load(seen + seq * vocab + token, mask, 0) != 0
+    score = tl.where(repeated, tl.where(score < 0, score * penalty, score / penalty), score)
+    score = tl.where(mask, score, float("-inf"))
+    # 3. temperature, softmax, min-p
+    temperature, min_p = tl.load(own_params + 2), tl.load(own_params + 3)
+    greedy = tl.argmax(score, axis=0)
+    score /= tl.where(temperature == 0, 1.0, temperature)
+    weight = tl.exp(score - tl.max(score, axis=0))
+    probability = weight / tl.sum(weight, axis=0)
+    filtered = tl.where(probability < min_p * tl.max(probability, axis=0), 0.0, weight)
+    # 4. sample by exponential noise; NaN/Inf and forced tokens override it
+    exponential = tl.load(noise + seq * vocab + token, mask, 1.0)
+    sampled = tl.argmax(filtered / tl.sum(filtered, axis=0) / exponential, axis=0)
+    result = tl.where(temperature == 0, greedy, sampled)
+    result = tl.where(num_nonfinite == 0, result, not_finite).to(tl.int64)
+    result = tl.where(forced == unforced, result, forced)
+    # 5. advance the state
+    tl.debug_barrier()  # every thread has loaded what one of them overwrites now
+    tl.store(token_buffer + seq * max_tokens + count, result)
+    result = tl.minimum(tl.maximum(result, 0), vocab - 1)  # a valid row of the embedding
+    tl.store(last_token + seq, result)
+    tl.store(seen + seq * vocab + result, 1)
+    tl.store(num_generated + seq, tl.minimum(count + 1, max_tokens - 1))
+    tl.store(position + seq, current_position + 1)
 
 
 @triton_errors()
@@ -115,72 +141,78 @@ def embed_tokens(
     tables: tuple[Tensor, Tensor],
     frequencies: Tensor,
     rows_per_seq: int,
-    beyond: int,
+    max_positions: int,
     heads: int,
 ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor, Tensor]:
-    """What a step's first layer gets, ``T3.rope``, where in the cache keys and values go, and the
-    counters of programs that share work (gemm.py, decode_attention.py).
+    """The inputs of a step's first layer: embeddings, ``T3.rope``, positions in the KV cache, and
+    zeroed arrival counters (gemm.py, decode_attention.py).
 
     Args:
-        counters: int64 [n] each, as of ``T3.step``: token, spoken, position.
-        tables: embeddings of tokens and of their places: [V, width] and [P, width].
-        frequencies: float32 [head_dim / 2], a power of two; of rotary positions (Su et al. 2021).
-        rows_per_seq: rows of one utterance.
-        beyond: positions stay below: a slot that ended may be stepped further.
-        heads: of attention; there is a counter for each row's.
+        counters: int64 [n] each, as of ``T3.step``: last token, number generated, position.
+        tables: token and position embeddings: [V, width] and [P, width].
+        frequencies: fp32 [head_dim / 2], a power of two; of rotary positions (Su et al. 2021).
+        rows_per_seq: rows of one sequence.
+        max_positions: positions are clamped below it: a slot that ended may be stepped further.
+        heads: of attention; each row has a counter per head.
 
     Returns:
-        [n * each, width]; two of [n, head_dim], in the tables' dtype; int64 [n]; int32 zeros
-        [n * each * heads].
+        [n * rows_per_seq, width]; two of [n, head_dim], in the tables' dtype; int64 [n]; int32
+        zeros [n * rows_per_seq * heads].
     """
-    (n,), width, half = counters[0].shape, tables[0].shape[1], len(frequencies)
+    (n,), width, half_dim = counters[0].shape, tables[0].shape[1], len(frequencies)
     x = tables[0].new_empty(n * rows_per_seq, width)
-    (cos, sin), places = x.new_empty(2, n, 2 * half), counters[2].new_empty(n)
-    arrivals = x.new_empty(n * rows_per_seq * heads, dtype=torch.int32)
-    sizes = {"ROWS_PER_SEQ": rows_per_seq, "ROOM": triton.next_power_of_2(width), "HALF": half}
-    sizes["COUNTERS"] = triton.next_power_of_2(rows_per_seq * heads)
-    given = (*counters, *tables, frequencies, x, cos, sin, places, arrivals)
+    (cos, sin), positions = x.new_empty(2, n, 2 * half_dim), counters[2].new_empty(n)
+    num_counters = rows_per_seq * heads
+    arrivals = x.new_empty(n * num_counters, dtype=torch.int32)
+    constants = {
+        "ROWS_PER_SEQ": rows_per_seq,
+        "BLOCK_WIDTH": triton.next_power_of_2(width),
+        "HALF_DIM": half_dim,
+        "BLOCK_COUNTERS": triton.next_power_of_2(num_counters),
+    }
+    tensors = (*counters, *tables, frequencies, x, cos, sin, positions, arrivals)
     embed_kernel[(n,)](
-        *given, width, beyond, rows_per_seq * heads, **sizes, **pdl_options(x.device)
+        *tensors, width, max_positions, num_counters, **constants, **pdl_options(x.device)
     )
-    return x, (cos, sin), places, arrivals
+    return x, (cos, sin), positions, arrivals
 
 
 @triton_errors()
 def sample_tokens(
     logits: Tensor,
     seen: Tensor,
-    knobs: Tensor,
+    sampling_params: Tensor,
     noise: Tensor,
     token_buffer: Tensor,
     counters: tuple[Tensor, Tensor, Tensor],
     *,
-    free: int,
+    unforced: int,
     not_finite: int,
 ) -> None:
-    """``slots.draw`` without a ranking; changes ``seen``, ``token_buffer`` and the counters.
+    """``DecodeState.draw`` without a sort; changes ``seen``, ``token_buffer`` and the counters.
 
     Args:
         logits: [n or 2 n, V] of any float dtype.
         seen: bool [n, V].
-        knobs: float32 [n, 6], see ``sampler.SamplingTensors``.
-        noise: float32 [n, V].
+        sampling_params: fp32 [n, 6], see ``sampler.SamplingTensors``.
+        noise: fp32 [n, V], exponential.
         token_buffer: int64 [n, P], see ``DecodeState``.
-        counters: int64 [n] each: token, spoken, position.
-        free: in ``token_buffer`` where nothing is prescribed.
-        not_finite: in place of a token.
+        counters: int64 [n] each: last token, number generated, position.
+        unforced: in ``token_buffer`` where no token is forced.
+        not_finite: stored as the token where logits have NaN/Inf.
     """
-    rows, words = seen.shape
-    sizes = {"ROWS_PER_SEQ": len(logits) // rows, "COLUMNS": knobs.shape[1]}
-    given = (logits, seen.view(torch.uint8), knobs, noise, token_buffer, *counters)
+    rows, vocab = seen.shape
+    constants = {"ROWS_PER_SEQ": len(logits) // rows, "NUM_PARAMS": sampling_params.shape[1]}
+    tensors = (logits, seen.view(torch.uint8), sampling_params, noise, token_buffer, *counters)
+    major = cuda.capability_major(logits.device)
     sample_kernel[(rows,)](
-        *given,
-        words,
+        *tensors,
+        vocab,
         token_buffer.shape[1],
-        free,
+        unforced,
         not_finite,
-        **sizes,
-        WORDS=triton.next_power_of_2(words),
+        **constants,
+        BLOCK_VOCAB=triton.next_power_of_2(vocab),
         **pdl_options(logits.device),
-        num_warps=FEWER_WARPS.get(cuda.capability_major(logits.device), WIDE_WARPS),
+        num_warps=FEWER_SAMPLE_WARPS.get(major, SAMPLE_WARPS),
     )

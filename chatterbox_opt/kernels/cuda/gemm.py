@@ -1,13 +1,45 @@
-"""GPU kernel of a decode step's products of many rows (a batch), in Triton, fused as gemv.py's.
+"""Fused GEMM of a decode step's batch: ``F.linear`` of more than four rows, on the tensor cores.
 
 Responsible for the product of more rows than gemv.py takes. Not responsible for layers or for
 choosing a kernel (decode_linear.py). Imports Triton, as gemv.py does.
 
-Products are those of the tensor cores; tiles of x and of the weight are prefetched into shared
-memory by the compiler. Where a matrix has too few columns to give every SM a program (two of T3's
-have 64 tiles for an H100's 132 SMs), the depth is split: several programs sum a part each and
-store it, and the last to finish, as an atomic counter tells, adds the parts up, always in the
-same order, and resets the counter for the next kernel.
+*Tiles.* out[rows, n] = x[rows, k] @ weight[n, k].T is cut into tiles of BLOCK_M rows and BLOCK_N
+columns, a program each. A program walks along k in steps of BLOCK_K and accumulates in fp32:
+
+                 k ->                          n ->
+          +----+----+----+----+             +-----+-----+-----+
+     rows | x0 | x1 | x2 | x3 |  BLOCK_M    |     | acc |     |     acc += x0 @ w0.T
+          +----+----+----+----+             +-----+-----+-----+     acc += x1 @ w1.T  ...
+                                                     ^
+          | w0 | w1 | w2 | w3 |  BLOCK_N = 16 rows of the weight
+
+Rows are few (2 per sequence under classifier-free guidance) and the weight is large, so even a
+batch is mostly bound by HBM: each weight should be read once, with enough reads in flight. A
+weight tile is 16 x 128 fp16 = 4 KiB. With ``num_stages = 4`` Triton prefetches three tiles into
+shared memory (cp.async), where they occupy no registers, while the tensor cores work on the
+fourth. Before Ampere there is no cp.async: tiles are as deep as registers allow.
+
+*Split-K.* A tile of 16 columns gives n / 16 programs. Two of T3's matrices have n = 1024: 64
+programs for an H100's 132 SMs, half of which would idle. ``num_splits`` then cuts k as well:
+
+    n = 1024, k = 1024, BLOCK_K = 128: 64 tiles x 4 splits = 256 programs, two K steps each
+
+    split 0  k    0 ..  255  -> partial[0] -+
+    split 1  k  256 ..  511  -> partial[1] -+-- atomic counter of the tile: the program that
+    split 2  k  512 ..  767  -> partial[2] -+   arrives last adds the four and runs the epilogue
+    split 3  k  768 .. 1023  -> partial[3] -+
+
+The last program always adds the partial sums in the order 0, 1, 2, 3, so results do not depend on
+which one is last; atomic adds into the result would. It resets the counter for the next kernel.
+
+*RMSNorm* is x / rms(x) * norm: its weight is multiplied into the matrix tile, its row factor into
+the result. The sum of squares is accumulated from the x tiles that are loaded anyway, so x goes
+to the tensor cores unchanged. Scaling x instead could overflow fp16 where it has outliers.
+
+*Why not cuBLAS.* It would need norm, gate, dequantization and residual as kernels of their own
+(launches dominate a decode step, see gemv.py), could not multiply int8 weights with fp16 rows, and
+is not launched with programmatic dependent launch. The stage "lab" of benchmarks/gpu times both.
+Limits: registers of fp32 products and of large tiles, hence ``gemm_tile``'s exceptions.
 """
 
 from __future__ import annotations
@@ -15,132 +47,133 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from chatterbox_opt.kernels.cuda.gemv import column_scales, finish
+from chatterbox_opt.kernels.cuda.gemv import epilogue, load_scales
 from chatterbox_opt.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 
-SMALLEST_TILE, LARGEST_TILE = 16, 64  # rows at once on the tensor cores, which want 16 or more
-PROGRAMS = 256  # about two for each SM of a large GPU
+SMALLEST_TILE, LARGEST_TILE = 16, 64  # BLOCK_M; tensor cores need 16 or more
+TARGET_PROGRAMS = 256  # about two for each SM of a large GPU
 
 
 def gemm_tile(
     rows: int, x_size: int, generation: int = 9, *, columns: int = 16, depth: int = 0
 ) -> dict[str, int]:
-    """Constants of ``gemm``: 4 KiB of weights in each of three tiles ahead. Before Ampere nothing
-    is prefetched into shared memory, and tiles are as deep as registers allow.
+    """Constants of ``gemm``: 4 KiB of weights in each of three prefetched tiles. Before Ampere
+    nothing is prefetched into shared memory, and tiles are as deep as registers allow.
 
     Args:
         rows: of x.
-        x_size: bytes of a number of x.
-        columns, depth: of a program; 0 chooses the depth.
+        x_size: bytes of an element of x.
+        generation: major compute capability.
+        columns, depth: BLOCK_N and BLOCK_K; 0 chooses BLOCK_K.
     """
     # fp32 products need registers, and so do tiles where nothing is prefetched into shared memory
     largest = LARGEST_TILE if x_size < 4 and generation >= 8 else SMALLEST_TILE
     if generation == 12:  # it would spill
         largest = min(largest, LARGEST_TILE // 2)
-    whole = min(largest, max(SMALLEST_TILE, triton.next_power_of_2(rows)))
+    block_m = min(largest, max(SMALLEST_TILE, triton.next_power_of_2(rows)))
     depth = depth or (256 // x_size if generation >= 8 else 64)
     return {
-        "ROWS": whole,
-        "COLUMNS": columns,
-        "DEPTH": depth,
+        "BLOCK_M": block_m,
+        "BLOCK_N": columns,
+        "BLOCK_K": depth,
         "num_warps": 4,
         "num_stages": 4,
     }
 
 
-def splits(programs: int, k: int, depth: int) -> int:
-    """Into how many parts ``gemm`` cuts a depth so that about ``PROGRAMS`` run: each at least two
-    tiles deep, all alike."""
-    parts = 1
-    while 2 * parts * programs <= PROGRAMS and k % (4 * parts * depth) == 0:
-        parts *= 2
-    return parts
+def num_splits(tiles: int, k: int, block_k: int) -> int:
+    """Into how many equal parts ``gemm`` splits k so that about ``TARGET_PROGRAMS`` run; a part is
+    at least two tiles deep."""
+    splits = 1
+    while 2 * splits * tiles <= TARGET_PROGRAMS and k % (4 * splits * block_k) == 0:
+        splits *= 2
+    return splits
 
 
 @triton.jit
-def multiplied(given, place, by, inside, total, NORMED: tl.constexpr):
-    """total plus given times the tile [columns, depth] at ``place``, scaled by ``by`` if NORMED."""
-    tile = tl.load(place, inside, 0)
-    if NORMED:
-        tile = tile.to(tl.float32) * by.to(tl.float32)
-    return tl.dot(given, tl.trans(tile.to(given.dtype)), total, input_precision="ieee")
+def dot_tile(x_tile, pointers, norm_weight, mask, acc, HAS_NORM: tl.constexpr):
+    """acc + x_tile @ tile.T for the weight tile [columns, block_k] at ``pointers``."""
+    tile = tl.load(pointers, mask, 0)
+    if HAS_NORM:
+        tile = tile.to(tl.float32) * norm_weight.to(tl.float32)
+    return tl.dot(x_tile, tl.trans(tile.to(x_tile.dtype)), acc, input_precision="ieee")
 
 
 @triton.jit
-def norm_tile(norm, inner, here, given, squares, NORMED: tl.constexpr):
-    """The norm's weight [1, depth], and the sums of squares so far [rows, depth / 8], each of the
-    eight numbers that a thread loads together."""
-    by = inner
-    if NORMED:
-        by = tl.load(norm + inner, here, 0.0)
-        wide = given.to(tl.float32)
-        pieces = tl.reshape(wide * wide, (squares.shape[0], squares.shape[1], 8))
-        squares += tl.sum(pieces, axis=2)
-    return by, squares
+def norm_tile(norm, offsets, mask, x_tile, squares, HAS_NORM: tl.constexpr):
+    """The norm's weight [1, block_k], and the sums of squares so far [rows, block_k / 8], one for
+    each eight elements that a thread loads together."""
+    norm_weight = offsets
+    if HAS_NORM:
+        norm_weight = tl.load(norm + offsets, mask, 0.0)
+        x_fp32 = x_tile.to(tl.float32)
+        vectors = tl.reshape(x_fp32 * x_fp32, (squares.shape[0], squares.shape[1], 8))
+        squares += tl.sum(vectors, axis=2)
+    return norm_weight, squares
 
 
 @triton.jit
-def summed(part, step, inside, total, SPLITS: tl.constexpr):
-    """The parts of a tile, always in the same order. Read past L1, which may hold what was there
-    before. ``total`` has the tile's shape."""
-    total = tl.zeros_like(total)
-    for each in tl.static_range(SPLITS):
-        total += tl.load(part + each * step, inside, 0.0, cache_modifier=".cg")
-    return total
+def reduce_splits(partial, stride, mask, acc, SPLIT_K: tl.constexpr):
+    """The sum of a tile's partial sums, always in the same order. Bypasses L1 (.cg), which may hold
+    stale lines. ``acc`` only gives the shape."""
+    acc = tl.zeros_like(acc)
+    for split in tl.static_range(SPLIT_K):
+        acc += tl.load(partial + split * stride, mask, 0.0, cache_modifier=".cg")
+    return acc
 
 
 @triton.jit
 def gemm(
     x, weight, scales, norm, residual, out, partial, arrivals, rows, n, k, eps,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    SPLITS: tl.constexpr,
-    SCALED: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr,
-    USE_PDL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr,
+    HAS_SCALES: tl.constexpr, HAS_NORM: tl.constexpr, GATED: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, USE_PDL: tl.constexpr,
 ):  # fmt: skip
-    """As ``gemv``, on the tensor cores. They multiply fp16 or bf16, so the norm's weight is
-    multiplied into the matrix, which is rounded once more: x, which may have outliers, goes to
-    them as it lies in memory, without a detour through registers.
+    """As ``gemv``, on the tensor cores, which multiply fp16 or bf16: the weight times the norm's
+    weight is rounded once more.
 
-    SPLITS: programs that share a tile's depth; more than one only where nothing is normed or gated.
+    SPLIT_K: programs that share a tile's K; more than one only without norm and gate.
     """
     if USE_PDL:
         gdc_launch_dependents()
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    there, wanted = (row < rows)[:, None], (column < n)[:, None]
-    place, inside = row[:, None] * n + column[None, :], there & (column < n)[None, :]
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    other, before = total, 0.0
-    squares = tl.zeros((ROWS, DEPTH // 8), tl.float32)
-    split, part = tl.program_id(2), k
-    if SPLITS > 1:  # see ``splits``; the compiler must know, to copy 16 bytes at once
-        part = tl.multiple_of(k // SPLITS, 2 * DEPTH)
-    first, second = column_scales(scales, column, n, SCALED, GATED)
+    row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    in_x, in_weight = (row < rows)[:, None], (column < n)[:, None]
+    out_offsets, out_mask = row[:, None] * n + column[None, :], in_x & (column < n)[None, :]
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    up, added = acc, 0.0
+    squares = tl.zeros((BLOCK_M, BLOCK_K // 8), tl.float32)
+    split, split_k = tl.program_id(2), k
+    if SPLIT_K > 1:  # see ``num_splits``; the compiler must know it, to copy 16 bytes at once
+        split_k = tl.multiple_of(k // SPLIT_K, 2 * BLOCK_K)
+    # 1. load what no kernel writes, then wait for the previous kernel
+    scale, up_scale = load_scales(scales, column, n, HAS_SCALES, GATED)
     if USE_PDL:
         gdc_wait()
-    if ADDED:
-        before = tl.load(residual + place, inside, 0.0).to(tl.float32)
-    # the compiler prefetches the tiles of x, of the weight and of the norm
-    for start in range(split * part, split * part + part, DEPTH):
-        inner = start + tl.arange(0, DEPTH)[None, :]
-        here = inner < k
-        given = tl.load(x + row[:, None] * k + inner, there & here, 0.0)
-        by, squares = norm_tile(norm, inner, here, given, squares, NORMED)
-        matrix = weight + column[:, None] * k + inner
-        total = multiplied(given, matrix, by, wanted & here, total, NORMED)
+    if HAS_RESIDUAL:
+        added = tl.load(residual + out_offsets, out_mask, 0.0).to(tl.float32)
+    # 2. main loop along K; Triton pipelines the loads of x, the weight and the norm's weight
+    for start in range(split * split_k, split * split_k + split_k, BLOCK_K):
+        offsets = start + tl.arange(0, BLOCK_K)[None, :]
+        in_k = offsets < k
+        x_tile = tl.load(x + row[:, None] * k + offsets, in_x & in_k, 0.0)
+        norm_weight, squares = norm_tile(norm, offsets, in_k, x_tile, squares, HAS_NORM)
+        pointers = weight + column[:, None] * k + offsets
+        acc = dot_tile(x_tile, pointers, norm_weight, in_weight & in_k, acc, HAS_NORM)
         if GATED:
-            other = multiplied(given, matrix + n * k, by, wanted & here, other, NORMED)
-    if NORMED:
-        factor = tl.rsqrt(tl.sum(squares, axis=1) / k + eps)[:, None]
-        total *= factor
-        other *= factor
-    if SPLITS == 1:
-        finish(total, other, first, second, before, out + place, inside, GATED)
+            up = dot_tile(x_tile, pointers + n * k, norm_weight, in_weight & in_k, up, HAS_NORM)
+    if HAS_NORM:
+        rms_inverse = tl.rsqrt(tl.sum(squares, axis=1) / k + eps)[:, None]
+        acc *= rms_inverse
+        up *= rms_inverse
+    # 3. store, or let the last program to arrive add up the splits
+    if SPLIT_K == 1:
+        epilogue(acc, up, scale, up_scale, added, out + out_offsets, out_mask, GATED)
     else:
         counter = arrivals + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-        tl.store(partial + split * rows * n + place, total, inside)
-        tl.debug_barrier()  # all threads have stored before one of them says so
-        if tl.atomic_add(counter, 1, sem="acq_rel") == SPLITS - 1:
-            total = summed(partial + place, rows * n, inside, total, SPLITS)
-            finish(total, other, first, second, before, out + place, inside, GATED)
+        tl.store(partial + split * rows * n + out_offsets, acc, out_mask)
+        tl.debug_barrier()  # every thread has stored before one of them increments the counter
+        if tl.atomic_add(counter, 1, sem="acq_rel") == SPLIT_K - 1:
+            acc = reduce_splits(partial + out_offsets, rows * n, out_mask, acc, SPLIT_K)
+            epilogue(acc, up, scale, up_scale, added, out + out_offsets, out_mask, GATED)
             tl.store(counter, 0)  # for the next kernel

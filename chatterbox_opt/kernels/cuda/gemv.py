@@ -1,39 +1,39 @@
-"""GPU kernel of a decode step's matrix-vector products, in Triton, fused with what surrounds them.
+"""Fused GEMV of a decode step: ``F.linear`` of one to four rows, in Triton.
 
 Responsible for the product of one to four rows with a matrix. Not responsible for more rows
 (gemm.py), for choosing between the two (decode_linear.py), or for layers. Imports Triton, so it is
 imported only where there is a GPU (or Triton's interpreter).
 
-A decode step multiplies a few rows by every matrix of T3. Each weight is used once for each row, so
-what limits the step is how fast weights come from memory: 1.02 GB in fp16, 0.3 ms at an H100's
-3.35 TB/s. Two things keep a plain kernel from that.
+A decode step multiplies a few rows by every matrix of T3. Each weight is used once per row, so the
+step is bound by HBM bandwidth: 1.02 GB in fp16, 0.3 ms at an H100's 3.35 TB/s. cuBLAS does not
+get there, for two reasons.
 
-*Launches.* A replayed CUDA graph spends about 2 us on a kernel however little it does, and T3's
-step has 870 of PyTorch's. So RMSNorm, SwiGLU, dequantization and the residual are computed by the
-product next to them: five kernels a layer.
+*Launches.* A replayed CUDA graph spends about 2 us on a kernel however little it does, and a T3
+step is 870 kernels in PyTorch. So RMSNorm, SwiGLU, dequantization and the residual are fused into
+the product next to them: five kernels a layer.
 
-*Bytes in flight.* Memory answers after some 700 ns. To keep 3.35 TB/s busy over that time, 2.3 MB,
-18 KiB for each of 132 SMs, must be requested and not yet there, always; about 40 KiB with the gaps
-at the beginning and the end of programs. Loads in flight need registers to arrive in, so
-registers that hold anything else cost bandwidth.
+*Bytes in flight.* HBM answers after some 700 ns. To keep 3.35 TB/s busy for that long, 2.3 MB, or
+18 KiB for each of 132 SMs, must be requested and not yet received at any time; about 40 KiB to
+cover the start and the end of programs. A load in flight occupies the registers it will arrive in,
+so every register that holds something else costs bandwidth.
 
-    thread       0         1        ...    31        0         1       ...
-    row 0    [ piece 0 | piece 1 | ... | piece 31 | piece 32 | piece 33 | ... ]   16 bytes each
-    row 1    [ piece 0 | piece 1 | ... ]
+    thread        0          1        ...      31         0          1       ...
+    row 0    [ vector 0 | vector 1 | ... | vector 31 | vector 32 | vector 33 | ... ]  16 bytes each
+    row 1    [ vector 0 | vector 1 | ... ]
 
-A program has a few rows of the weight (columns of the result), and all of their depth K at once:
-every load is issued before anything else happens, even before the kernel waits for the one before
-it (kernels/cuda/launch.py). A piece is what a thread loads by one instruction, 16 bytes: 8 fp16 or 16
-int8 weights; x is read in the same pieces. A thread sums its own products of a piece at once, so
-what it keeps is one number for each piece, row and column and not one for each weight: that leaves
-the registers to the loads (benchmarks/gpu/resources.py prints both). Threads are summed up once,
-at the end; a program of one warp needs no barrier for that.
+1. A program computes ``BLOCK_N`` columns of the result: that many rows of the weight, over all of
+   K at once. It issues all of its loads first, before the ``gdc_wait`` for the previous kernel
+   (launch.py): weights are not written by any kernel.
+2. A vector is what one load instruction brings to a thread, 16 bytes: 8 fp16 or 16 int8 weights.
+   x is loaded in vectors of the same length. The thread reduces a vector's products at once, so
+   an accumulator is one number per (vector, row, column) and not one per weight, which leaves the
+   registers to the loads (benchmarks/gpu/resources.py prints both).
+3. One reduction over threads at the end. A program of one warp needs no barrier for it.
 
-Tensors here have the depth as their *first* axis and the piece as their last,
-[K / piece, rows, columns, piece]. Triton's compiler gives threads to the contiguous axis first and
-then to the others in this order, so x and the weight lie in threads alike. With the depth in
-another place each would get a layout of its own, and every tile would be converted through shared
-memory.
+*Layout.* Tensors in the kernel are [K / vector, rows, columns, vector], K first. Triton assigns
+threads to the contiguous axis first and then to the others in this order, so x and the weight get
+the same layout. With K in another position each would have its own, and every tile would be
+converted through shared memory.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ import triton.language as tl
 
 from chatterbox_opt.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 
-MAX_GEMV_ROWS = 4  # rows up to which the plain cores keep up with memory
-DEEPEST = 4096  # of K, that a program of ``gemv`` has at once
-WARP_WEIGHTS, WARP_INPUTS = 8192, 4096  # bytes that a warp of ``gemv`` holds, at most
-SCHEDULERS = 512  # about as many as a large GPU has: each wants a warp
+MAX_GEMV_ROWS = 4  # above, CUDA cores no longer keep up with HBM; tensor cores do (gemm.py)
+MAX_BLOCK_K = 4096  # of K, that a program of ``gemv`` holds at once
+WARP_WEIGHT_BYTES, WARP_X_BYTES = 8192, 4096  # that a warp of ``gemv`` holds, at most
+SCHEDULERS = 512  # about as many warp schedulers as a large GPU has: each needs a warp
 
 
 def gemv_tile(
@@ -56,154 +56,160 @@ def gemv_tile(
 
     Args:
         rows: of x, at most ``MAX_GEMV_ROWS``.
-        n, k: columns of the result, and the depth.
-        sizes: bytes of a number of x and of the weight.
-        columns: of a program; 0 chooses: four rows of the weight, or two where there would not
-            be a warp for each scheduler.
+        n, k: of the product: x [rows, k], result [rows, n].
+        sizes: bytes of an element of x and of the weight.
+        columns: of the result per program; 0 chooses: four rows of the weight, or two where there
+            would be fewer warps than schedulers.
     """
-    x_size, size = sizes
-    depth = min(DEEPEST, triton.next_power_of_2(k))
-    whole = triton.next_power_of_2(rows)
-    width = 16 // x_size
-    piece = min(16 // size, 2 * width, depth)
+    x_size, weight_size = sizes
+    block_k = min(MAX_BLOCK_K, triton.next_power_of_2(k))
+    block_m = triton.next_power_of_2(rows)
+    load = 16 // x_size
+    vector = min(16 // weight_size, 2 * load, block_k)
 
     def warps(columns: int) -> int:
-        weights = depth * columns * size * (2 if gated else 1)
-        needed = max(weights // WARP_WEIGHTS, whole * depth * x_size // WARP_INPUTS, 1)
-        # more would be without a piece; Triton allows 32
-        return min(triton.next_power_of_2(needed), max(1, depth // piece // 32), 16)
+        weight_bytes = block_k * columns * weight_size * (2 if gated else 1)
+        x_bytes = block_m * block_k * x_size
+        needed = max(weight_bytes // WARP_WEIGHT_BYTES, x_bytes // WARP_X_BYTES, 1)
+        # more warps would have no vector to load; Triton allows 32
+        return min(triton.next_power_of_2(needed), max(1, block_k // vector // 32), 16)
 
     if not columns:
         columns = 2 if gated else 4
         columns //= 1 if n * warps(columns) >= columns * SCHEDULERS else 2
     return {
-        "ROWS": whole,
-        "COLUMNS": columns,
-        "DEPTH": depth,
-        "PIECE": piece,
-        "WIDTH": min(width, piece),
+        "BLOCK_M": block_m,
+        "BLOCK_N": columns,
+        "BLOCK_K": block_k,
+        "VECTOR": vector,
+        "LOAD": min(load, vector),
         "num_warps": warps(columns),
     }
 
 
 @triton.jit
-def column_scales(scales, column, n, SCALED: tl.constexpr, GATED: tl.constexpr):
-    """The scales of a tile's columns, and of the second half's: [1, columns], or 1."""
-    first, second = 1.0, 1.0
-    if SCALED:
-        first = tl.load(scales + column, column < n, 0.0)[None, :]
+def load_scales(scales, column, n, HAS_SCALES: tl.constexpr, GATED: tl.constexpr):
+    """int8 scales of a tile's columns, and of the up projection's: [1, columns], or 1."""
+    scale, up_scale = 1.0, 1.0
+    if HAS_SCALES:
+        scale = tl.load(scales + column, column < n, 0.0)[None, :]
         if GATED:
-            second = tl.load(scales + n + column, column < n, 0.0)[None, :]
-    return first, second
+            up_scale = tl.load(scales + n + column, column < n, 0.0)[None, :]
+    return scale, up_scale
 
 
 @triton.jit
-def finish(total, other, first, second, residual, place, inside, GATED: tl.constexpr):
-    """Scale, gate, add the residual, and store a tile [rows, columns]."""
-    total *= first
+def epilogue(acc, up, scale, up_scale, residual, pointers, mask, GATED: tl.constexpr):
+    """Dequantize, apply SwiGLU, add the residual, and store a tile [rows, columns]."""
+    acc *= scale
     if GATED:
-        total = total * tl.sigmoid(total) * (other * second)
-    tl.store(place, total + residual, inside)
+        acc = acc * tl.sigmoid(acc) * (up * up_scale)
+    tl.store(pointers, acc + residual, mask)
 
 
 @triton.jit
 def load_16_bytes(
-    pointer, start, there,
-    K: tl.constexpr, DEPTH: tl.constexpr, PIECE: tl.constexpr, WIDTH: tl.constexpr,
+    pointers, start, mask,
+    K: tl.constexpr, BLOCK_K: tl.constexpr, VECTOR: tl.constexpr, LOAD: tl.constexpr,
 ):  # fmt: skip
-    """WIDTH numbers of each piece, [depth / piece, rows, columns, width]."""
-    inner = tl.arange(0, DEPTH // PIECE)[:, None] * PIECE + tl.arange(0, WIDTH)[None, :]
-    inner = tl.expand_dims(tl.expand_dims(start + inner, 1), 1)
-    if K % DEPTH != 0:
-        there = there & (inner < K)
-    return tl.load(pointer + inner, there, 0)
+    """LOAD elements of each vector, [block_k / vector, rows, columns, load]."""
+    offsets = tl.arange(0, BLOCK_K // VECTOR)[:, None] * VECTOR + tl.arange(0, LOAD)[None, :]
+    offsets = tl.expand_dims(tl.expand_dims(start + offsets, 1), 1)
+    if K % BLOCK_K != 0:
+        mask = mask & (offsets < K)
+    return tl.load(pointers + offsets, mask, 0)
 
 
 @triton.jit
-def load_pieces(
-    pointer, start, there,
-    K: tl.constexpr, DEPTH: tl.constexpr, PIECE: tl.constexpr, WIDTH: tl.constexpr,
+def load_vectors(
+    pointers, start, mask,
+    K: tl.constexpr, BLOCK_K: tl.constexpr, VECTOR: tl.constexpr, LOAD: tl.constexpr,
 ):  # fmt: skip
-    """A tile [depth / piece, rows, columns, piece], from ``start`` on, zeros beyond ``K``.
+    """A tile [block_k / vector, rows, columns, vector], from ``start`` on, zeros beyond ``K``.
 
-    A thread gets whole pieces: where 16 bytes are half of one (fp16 beside int8), it loads twice.
+    A thread gets whole vectors: where 16 bytes are half of one (fp16 x, int8 weights), it loads
+    twice.
 
     Args:
-        pointer, there: [1, rows, columns, 1], where rows begin, and which of them there are.
+        pointers, mask: [1, rows, columns, 1], where rows begin, and which of them exist.
     """
-    tile = load_16_bytes(pointer, start, there, K, DEPTH, PIECE, WIDTH)
-    if PIECE > WIDTH:
-        second = load_16_bytes(pointer, start + WIDTH, there, K, DEPTH, PIECE, WIDTH)
+    tile = load_16_bytes(pointers, start, mask, K, BLOCK_K, VECTOR, LOAD)
+    if VECTOR > LOAD:
+        second = load_16_bytes(pointers, start + LOAD, mask, K, BLOCK_K, VECTOR, LOAD)
         tile = tl.permute(tl.join(tile, second), (0, 1, 2, 4, 3))
-        tile = tl.reshape(tile, (tile.shape[0], tile.shape[1], tile.shape[2], PIECE))
+        tile = tl.reshape(tile, (tile.shape[0], tile.shape[1], tile.shape[2], VECTOR))
     return tile
 
 
 @triton.jit
 def prefetch(
-    matrix, norm, start, wanted, n,
-    K: tl.constexpr, DEPTH: tl.constexpr, PIECE: tl.constexpr, WIDTH: tl.constexpr,
-    NORMED: tl.constexpr, GATED: tl.constexpr,
+    weight, norm, start, mask, n,
+    K: tl.constexpr, BLOCK_K: tl.constexpr, VECTOR: tl.constexpr, LOAD: tl.constexpr,
+    HAS_NORM: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
-    """Tiles of the weight, of its second half if GATED, and of the norm if NORMED."""
-    tile = load_pieces(matrix, start, wanted, K, DEPTH, PIECE, PIECE)
-    gate, by = tile, tile
+    """Tiles of the weight, of the up projection if GATED, and of the norm's weight if HAS_NORM."""
+    tile = load_vectors(weight, start, mask, K, BLOCK_K, VECTOR, VECTOR)
+    up_tile, norm_tile = tile, tile
     if GATED:
-        gate = load_pieces(matrix + n * K, start, wanted, K, DEPTH, PIECE, PIECE)
-    if NORMED:
-        one = tl.zeros((1, 1, 1, 1), tl.int32)
-        by = load_pieces(norm + one, start, one == 0, K, DEPTH, PIECE, WIDTH)
-    return tile, gate, by
+        up_tile = load_vectors(weight + n * K, start, mask, K, BLOCK_K, VECTOR, VECTOR)
+    if HAS_NORM:
+        zero = tl.zeros((1, 1, 1, 1), tl.int32)
+        norm_tile = load_vectors(norm + zero, start, zero == 0, K, BLOCK_K, VECTOR, LOAD)
+    return tile, up_tile, norm_tile
 
 
 @triton.jit
 def gemv(
     x, weight, scales, norm, residual, out, rows, n, eps,
-    K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    PIECE: tl.constexpr, WIDTH: tl.constexpr,
-    SCALED: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr,
-    USE_PDL: tl.constexpr,
+    K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    VECTOR: tl.constexpr, LOAD: tl.constexpr,
+    HAS_SCALES: tl.constexpr, HAS_NORM: tl.constexpr, GATED: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, USE_PDL: tl.constexpr,
 ):  # fmt: skip
-    """out[rows, n] = x[rows, K] times weight[n, K], summed in fp32; one program a tile.
+    """out[rows, n] = x[rows, K] @ weight[n, K].T, accumulated in fp32; one program a tile.
 
-    SCALED: times scales[n]. NORMED: of x / rms(x) * norm[K]. GATED: weight has 2 n rows, the result
-    is silu(first half) * second half. ADDED: plus residual[rows, n]. EARLY: see kernels/cuda/launch.py.
+    HAS_SCALES: times scales[n]. HAS_NORM: of x / rms(x) * norm[K]. GATED: weight has 2 n rows (gate
+    and up projection), the result is silu(gate) * up. HAS_RESIDUAL: plus residual[rows, n].
+    USE_PDL: see launch.py.
     """
     if USE_PDL:
         gdc_launch_dependents()
-    row, column = tl.arange(0, ROWS), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    place = row[:, None] * n + column[None, :]
-    inside = (row < rows)[:, None] & (column < n)[None, :]
+    row, column = tl.arange(0, BLOCK_M), tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offsets = row[:, None] * n + column[None, :]
+    mask = (row < rows)[:, None] & (column < n)[None, :]
     row_axis, column_axis = row[None, :, None, None], column[None, None, :, None]
-    matrix, wanted = weight + column_axis * K, column_axis < n
+    pointers, in_weight = weight + column_axis * K, column_axis < n
     # 1. prefetch what no kernel writes
-    tile, gate, by = prefetch(matrix, norm, 0, wanted, n, K, DEPTH, PIECE, WIDTH, NORMED, GATED)
-    first, second = column_scales(scales, column, n, SCALED, GATED)
+    tile, up_tile, norm_tile = prefetch(
+        pointers, norm, 0, in_weight, n, K, BLOCK_K, VECTOR, LOAD, HAS_NORM, GATED
+    )
+    scale, up_scale = load_scales(scales, column, n, HAS_SCALES, GATED)
     if USE_PDL:
         gdc_wait()
-    before = 0.0
-    if ADDED:
-        before = tl.load(residual + place, inside, 0.0).to(tl.float32)
-    # 2. each thread sums its own products; K is one tile deep unless it is above ``DEEPEST``
-    total = tl.zeros((DEPTH // PIECE, ROWS, COLUMNS), tl.float32)
-    other, squares = total, tl.zeros((DEPTH // PIECE, ROWS, 1), tl.float32)
-    for start in tl.static_range(0, K, DEPTH):
-        given = load_pieces(x + row_axis * K, start, row_axis < rows, K, DEPTH, PIECE, WIDTH)
-        given = given.to(tl.float32)
-        if NORMED:
-            squares += tl.sum(given * given, axis=3)
-            given *= by.to(tl.float32)
-        total += tl.sum(given * tile.to(tl.float32), axis=3)
+    added = 0.0
+    if HAS_RESIDUAL:
+        added = tl.load(residual + offsets, mask, 0.0).to(tl.float32)
+    # 2. each thread accumulates; K is one tile unless it exceeds ``MAX_BLOCK_K``
+    acc = tl.zeros((BLOCK_K // VECTOR, BLOCK_M, BLOCK_N), tl.float32)
+    up_acc, squares = acc, tl.zeros((BLOCK_K // VECTOR, BLOCK_M, 1), tl.float32)
+    for start in tl.static_range(0, K, BLOCK_K):
+        x_tile = load_vectors(x + row_axis * K, start, row_axis < rows, K, BLOCK_K, VECTOR, LOAD)
+        x_tile = x_tile.to(tl.float32)
+        if HAS_NORM:
+            squares += tl.sum(x_tile * x_tile, axis=3)
+            x_tile *= norm_tile.to(tl.float32)
+        acc += tl.sum(x_tile * tile.to(tl.float32), axis=3)
         if GATED:
-            other += tl.sum(given * gate.to(tl.float32), axis=3)
-        if start + DEPTH < K:
-            tile, gate, by = prefetch(
-                matrix, norm, start + DEPTH, wanted, n, K, DEPTH, PIECE, WIDTH, NORMED, GATED
-            )
-    # 3. threads are summed up
-    summed, gates = tl.sum(total, axis=0), tl.sum(other, axis=0)
-    if NORMED:
-        factor = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
-        summed *= factor
-        gates *= factor
-    finish(summed, gates, first, second, before, out + place, inside, GATED)
+            up_acc += tl.sum(x_tile * up_tile.to(tl.float32), axis=3)
+        if start + BLOCK_K < K:
+            tile, up_tile, norm_tile = prefetch(
+                pointers, norm, start + BLOCK_K, in_weight, n, K, BLOCK_K, VECTOR, LOAD,
+                HAS_NORM, GATED,
+            )  # fmt: skip
+    # 3. reduce over threads
+    result, up = tl.sum(acc, axis=0), tl.sum(up_acc, axis=0)
+    if HAS_NORM:
+        rms_inverse = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
+        result *= rms_inverse
+        up *= rms_inverse
+    epilogue(result, up, scale, up_scale, added, out + offsets, mask, GATED)

@@ -78,7 +78,7 @@ def sample_tokens(slots: DecodeState, count: int) -> None:
         slots.noise[:count],
         slots.token_buffer[:count],
         (slots.last_token[:count], slots.num_generated[:count], slots.position[:count]),
-        free=UNFORCED,
+        unforced=UNFORCED,
         not_finite=NOT_FINITE,
     )
 

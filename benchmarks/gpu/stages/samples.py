@@ -1,4 +1,4 @@
-"""The built-in model on the GPU: what it says is kept, to be heard by a recognizer later."""
+"""Samples of the built-in model on the GPU, saved for a speech recognizer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from benchmarks.gpu.context import SPOKEN, Context, main
+from benchmarks.gpu.context import SAMPLES, Context, main
 from benchmarks.gpu.kinds import SPEECH
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.config.model_config import SAMPLE_RATE
@@ -17,13 +17,13 @@ TEXTS = (
     "He whistled quietly while he painted the garden gate green.",
 )
 REFERENCE = ("cpu", "float32")
-TURNS = 3  # met, recorded, replayed: the last is kept
+RUNS = 3  # eager, captured, replayed: the last one is saved
 Wave = npt.NDArray[np.float32]
 
 
 def run(context: Context) -> None:
-    """See the module."""
-    folder = context.scratch / SPOKEN
+    """Run the stage."""
+    folder = context.scratch / SAMPLES
     folder.mkdir(parents=True, exist_ok=True)
     exact: dict[int, Wave] = {}
     for device, dtype in (
@@ -37,23 +37,23 @@ def run(context: Context) -> None:
             Engine.load(MODEL, "dev", device=device, overrides=overrides) as engine,
         ):
             for i, text in enumerate(TEXTS):
-                sampling = Sampling(seed=i, temperature=0.0, max_tokens=context.sizes.speech_tokens)
-                samples = num_generated(engine, text, sampling, TURNS if compile else 1)
+                sampling = Sampling(seed=i, temperature=0.0, max_tokens=context.sizes.sample_tokens)
+                samples = synthesize(engine, text, sampling, RUNS if compile else 1)
                 exact.setdefault(i, samples)
                 soundfile.write(folder / f"{device}-{dtype}-{i}.flac", samples, SAMPLE_RATE)
-                told = {"device": device, "dtype": dtype, "text": i}
-                context.put(SPEECH, told | compared(samples, exact[i]))
+                labels = {"device": device, "dtype": dtype, "text": i}
+                context.put(SPEECH, labels | comparison(samples, exact[i]))
 
 
-def num_generated(engine: Engine, text: str, sampling: Sampling, turns: int) -> Wave:
-    """What is said, the last of some times."""
-    for _ in range(turns):
+def synthesize(engine: Engine, text: str, sampling: Sampling, runs: int) -> Wave:
+    """The audio of the last of several runs."""
+    for _ in range(runs):
         audio = engine.synthesize(text, None, sampling)
     return audio.samples
 
 
-def compared(samples: Wave, exact: Wave) -> dict[str, float]:
-    """Against the processor's float32: seconds of both, largest difference, loudness."""
+def comparison(samples: Wave, exact: Wave) -> dict[str, float]:
+    """Against float32 on the CPU: seconds of both, largest difference, loudness."""
     length = min(len(samples), len(exact))
     return {
         "seconds": len(samples) / SAMPLE_RATE,
