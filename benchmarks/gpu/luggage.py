@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.gpu import schedule
-from benchmarks.gpu.lean_wheel import strip_wheel
 from benchmarks.gpu.setting import KERNELS, ROOT
+from benchmarks.gpu.strip_wheel import strip_wheel
 
 FOLDER = ROOT / ".whl"
 MAX_BYTES = 60 << 20  # bytes of the folder and the tree together

@@ -100,8 +100,8 @@ def test_the_bounds_with_a_trained_model():
         for i, text in enumerate(texts):
             [chunk] = speaker._chunks(text)
             voice = speaker.voice(names[i % len(names)])
-            said = ChunkRequest(chunk, voice, Sampling(), i, lambda n: None)
-            [(_, good)] = speaker.pipeline.synthesize_chunks(iter([said, None]).__next__)
+            outputs = ChunkRequest(chunk, voice, Sampling(), i, lambda n: None)
+            [(_, good)] = speaker.pipeline.synthesize_chunks(iter([outputs, None]).__next__)
             assert find_faults(chunk.text, good) == (), text
             for fault, faulty in insert_faults(good):
                 assert find_faults(chunk.text, faulty), f"{fault}: {text}"

@@ -223,7 +223,7 @@ def test_forced_tokens_are_the_same_on_every_call():
     [
         (["--rows", "float64"], "unknown row 'float64'; known: upstream, float32"),
         (["--profile", "nope"], "unknown profile 'nope'"),
-        (["--seconds", "0"], "--seconds from above 0"),
+        (["--seconds", "0"], "--seconds is above 0"),
         (["--json", "no/such/dir/x.json"], "make it first"),
         (["--compare", "missing.json"], "cannot be read"),
     ],

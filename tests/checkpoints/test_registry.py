@@ -211,7 +211,7 @@ def test_real_weights_are_not_overwritten(tmp_path):
 
     (tmp_path / registry.T3).write_bytes(b"precious")
     result = CliRunner().invoke(app, ["models", "make", str(tmp_path)])
-    assert "not made here" in str(result.exception)
+    assert "of another origin" in str(result.exception)
     assert (tmp_path / registry.T3).read_bytes() == b"precious"
 
 

@@ -179,7 +179,9 @@ def test_the_rules_of_auto_are_those_of_the_code():
     from chatterbox_opt.config import plan
 
     shown = text(ROOT / "docs" / "configuration.md")
-    assert f"under {plan.ROOM_MIB:,} MiB free, or under {plan.MIDDLE_MIB:,} MiB in total" in shown
+    assert (
+        f"under {plan.RESERVED_MIB:,} MiB free, or under {plan.MIDDLE_MIB:,} MiB in total" in shown
+    )
     assert f"at least {plan.BIG_MIB:,} MiB in total" in shown
 
 

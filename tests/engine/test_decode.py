@@ -44,7 +44,7 @@ def alone(engine, t3) -> list[tuple[int, ...]]:
 def test_tokens_do_not_depend_on_the_batch(engine, t3, alone, slots):
     """Sampling parameters, seeds and lengths differ; free slots are refilled while others run."""
     together = decode_all(t3, varied_requests(engine), slots=slots)
-    assert [said.tokens for said in together] == alone
+    assert [outputs.tokens for outputs in together] == alone
     assert len(set(alone)) == len(alone), "or equal tokens would prove nothing"
 
 
@@ -52,7 +52,7 @@ def test_tokens_do_not_depend_on_the_order(engine, t3, alone):
     order = list(range(len(TEXTS)))
     random.Random(0).shuffle(order)
     together = decode_all(t3, varied_requests(engine, order), slots=4)
-    assert [said.tokens for said in together] == [alone[i] for i in order]
+    assert [outputs.tokens for outputs in together] == [alone[i] for i in order]
 
 
 @pytest.mark.parametrize("steps_per_sync", [2, 7])
@@ -65,9 +65,9 @@ def test_late_readback_changes_nothing(engine, t3, alone, steps_per_sync):
         decode_all(t3, varied_requests(engine), slots=3, backend=eager_backend(steps_between))
         for steps_between in (1, steps_per_sync)
     )
-    assert [said.tokens for said in rarely] == alone
+    assert [outputs.tokens for outputs in rarely] == alone
     for one, other in zip(often, rarely, strict=True):
-        states = [said.sequence.generator.get_state() for said in (one, other)]
+        states = [outputs.sequence.generator.get_state() for outputs in (one, other)]
         assert torch.equal(*states)
 
 
@@ -83,17 +83,17 @@ def test_each_sequence_uses_its_own_voice(engine, t3):
         )
         return [mine, theirs]
 
-    together = [said.tokens for said in decode_all(t3, both(), slots=2)]
+    together = [outputs.tokens for outputs in decode_all(t3, both(), slots=2)]
     assert together == [decode_all(t3, [one])[0].tokens for one in both()]
     assert together[0] != together[1]
 
 
 def test_forced_tokens_are_generated_and_end(engine, t3):
-    said = [
+    outputs = [
         utterance(engine, "hello.", varied_sampling(1), forced_tokens=(5, 9, 5)) for _ in range(2)
     ]
-    said.append(utterance(engine, "hello.", varied_sampling(0)))
-    one, two, free = decode_all(t3, said, slots=3)
+    outputs.append(utterance(engine, "hello.", varied_sampling(0)))
+    one, two, free = decode_all(t3, outputs, slots=3)
     assert one.tokens == two.tokens == (5, 9, 5)
     assert (
         free.tokens == decode_all(t3, [utterance(engine, "hello.", varied_sampling(0))])[0].tokens
@@ -108,9 +108,9 @@ def test_on_token_is_called_for_every_token(engine, t3):
 
 
 def test_a_text_that_is_too_long_fails_alone(engine, t3, alone):
-    said = varied_requests(engine)
-    said.insert(3, utterance(engine, "word " * 1000, varied_sampling(0)))
-    together = decode_all(t3, said, slots=4)
+    outputs = varied_requests(engine)
+    outputs.insert(3, utterance(engine, "word " * 1000, varied_sampling(0)))
+    together = decode_all(t3, outputs, slots=4)
     assert isinstance(together.pop(3).error, TextError)
     assert [one.tokens for one in together] == alone
 
@@ -132,8 +132,10 @@ def test_nan_stays_in_its_slot(engine, t3, alone, static, steps_per_sync):
         plain(slots, count, kv_len, needs_sort=needs_sort)
 
     backend = eager_backend(steps_per_sync, step, static=static)
-    said = decode(t3, backend.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, backend)
-    found = {one.sequence: one for one in said}
+    outputs = decode(
+        t3, backend.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, backend
+    )
+    found = {one.sequence: one for one in outputs}
     assert isinstance(found.pop(spoiled).error, NumericsError)
     assert [one.tokens for one in found.values()] != []
     assert sorted(one.tokens for one in found.values()) == sorted(alone)
@@ -162,8 +164,10 @@ def test_nan_is_not_left_where_a_slot_moved_from(engine, t3, static):
         plain(slots, count, kv_len, needs_sort=needs_sort)
 
     backend = eager_backend(4, step, static=static)
-    said = decode(t3, backend.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, backend)
-    found = {one.sequence: one for one in said}
+    outputs = decode(
+        t3, backend.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, backend
+    )
+    found = {one.sequence: one for one in outputs}
     assert isinstance(found[spoiled].error, NumericsError)
     assert len(found[short].tokens) == 6
     assert found[late].tokens == expected.tokens and len(expected.tokens) > 6
@@ -174,10 +178,10 @@ def test_a_late_request_is_taken_when_a_slot_is_free(engine, t3, alone):
     utterances = varied_requests(engine)
     queue = deque(utterances[:1])
     outputs, backend = [], EagerBackend()
-    for said in decode(
+    for outputs in decode(
         t3, backend.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, backend
     ):
-        outputs.append(said.tokens)
+        outputs.append(outputs.tokens)
         if len(outputs) < len(utterances):
             queue.append(utterances[len(outputs)])
     assert outputs == alone
@@ -188,7 +192,7 @@ def test_bfloat16_rows_do_not_depend_on_the_batch(engine, tiny):
     half = loader.load_t3(registry.locate(str(tiny)), torch.bfloat16)
     together = decode_all(half, varied_requests(engine), slots=3)
     again = decode_all(half, varied_requests(engine), slots=3)
-    assert [said.tokens for said in together] == [said.tokens for said in again]
+    assert [outputs.tokens for outputs in together] == [outputs.tokens for outputs in again]
 
 
 STATIC = ("last_token", "num_generated", "position", "logits", "seen", "noise", "token_buffer")
@@ -256,7 +260,7 @@ class TestTrace:
             slots=3,
             backend=eager_backend(4, self.replaying(t3, traced), static=True),
         )
-        assert [said.tokens for said in together] == alone
+        assert [outputs.tokens for outputs in together] == alone
 
     def test_a_step_that_reads_a_value_back_cannot_be_traced(self, engine, t3, monkeypatch):
         """Guards the tests above: the tracer would have refused."""

@@ -148,9 +148,9 @@ def test_empty_output_is_retried_then_an_error(engine, monkeypatch, caplog):
     asked = []
 
     def silent(*args):
-        for said in decode.decode(*args):
-            asked.append(said)
-            yield replace(said, tokens=(6561, 7000)) if len(asked) <= quiet else said
+        for outputs in decode.decode(*args):
+            asked.append(outputs)
+            yield replace(outputs, tokens=(6561, 7000)) if len(asked) <= quiet else outputs
 
     monkeypatch.setattr(t3_runner, "decode", silent)
     sampling = Sampling(seed=1, **SHORT)

@@ -32,7 +32,7 @@ from chatterbox_opt.bench.backends import BenchJob, OptimizedTarget, forced_toke
 from chatterbox_opt.bench.runner import CUDA_ROWS
 from chatterbox_opt.checkpoints import loader, registry
 from chatterbox_opt.engine.decode_graphs import STEPS_PER_SYNC, CudaGraphBackend
-from chatterbox_opt.engine.engine import SECOND, SLOW
+from chatterbox_opt.engine.engine import TOKENS_PER_LETTER, TOKENS_PER_SECOND
 from chatterbox_opt.kernels.cuda import decode_attention, decode_io, decode_linear, selftest
 from chatterbox_opt.kernels.cuda import flow as flow_kernels
 from chatterbox_opt.kernels.cuda.kv_quantization import dequantize, quantize
@@ -109,7 +109,7 @@ def enter(counters, tables, frequencies, rows_per_seq, beyond, heads):
     return x, rope, places, places.new_zeros(len(places) * rows_per_seq * heads, dtype=torch.int32)
 
 
-def draw(logits, seen, knobs, noise, said, counters, *, unforced, not_finite):
+def draw(logits, seen, knobs, noise, outputs, counters, *, unforced, not_finite):
     """``decode_io.sample_tokens``."""
     assert (unforced, not_finite) == (UNFORCED, sampler.NOT_FINITE)
     token, spoken, position = counters
@@ -119,7 +119,7 @@ def draw(logits, seen, knobs, noise, said, counters, *, unforced, not_finite):
         seen=seen,
         sampling_tensors=sampler.SamplingTensors(knobs),
         noise=noise,
-        token_buffer=said,
+        token_buffer=outputs,
         last_token=token,
         num_generated=spoken,
         position=position,
@@ -160,14 +160,14 @@ def gpu(monkeypatch):
 
 @pytest.fixture
 def load_on_gpu(gpu, tiny, tmp_path):
-    def load(way: str = "dev", **overrides: str) -> Engine:
-        gpu.capability = (6, 1) if way.startswith("gtx") else (9, 0)
-        profile, _, _ = way.partition(",")
+    def load(backend: str = "dev", **overrides: str) -> Engine:
+        gpu.capability = (6, 1) if backend.startswith("gtx") else (9, 0)
+        profile, _, _ = backend.partition(",")
         return Engine.load(
             str(tiny),
             profile,
             device="cuda",
-            overrides=CONFIGS[way] | overrides,
+            overrides=CONFIGS[backend] | overrides,
             store=VoiceStore(tmp_path),
             watermark=False,
         )
@@ -187,19 +187,19 @@ def expected(engine):
 
 
 @pytest.mark.parametrize(
-    "way",
+    "backend",
     [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS],
 )
-def test_every_configuration_synthesizes_on_a_gpu(load_on_gpu, gpu, expected, way):
+def test_every_configuration_synthesizes_on_a_gpu(load_on_gpu, gpu, expected, backend):
     """Three times each, single and in a batch: warmed up, captured, replayed."""
 
     def check(i: int, found: np.ndarray) -> None:
         assert np.isfinite(found).all()
-        if way in EXACT:
+        if backend in EXACT:
             assert found.shape == expected[i].shape
             assert np.abs(found - expected[i]).max() < 1e-3
 
-    with load_on_gpu(way) as engine:
+    with load_on_gpu(backend) as engine:
         captured = isinstance(engine.pipeline.backend, CudaGraphBackend)
         assert captured == (engine.plan.compile == "cudagraphs")
         voices = [engine.voice(voice) for _, voice, _ in CALLS]
@@ -222,7 +222,7 @@ def test_every_configuration_synthesizes_on_a_gpu(load_on_gpu, gpu, expected, wa
 
 def test_after_warm_up_nothing_is_captured(load_on_gpu, gpu):
     text = "No."
-    sampling = Sampling(seed=0, max_tokens=SECOND + SLOW * len(text))
+    sampling = Sampling(seed=0, max_tokens=TOKENS_PER_SECOND + TOKENS_PER_LETTER * len(text))
     with load_on_gpu("rtx4090") as engine:
         first = engine.synthesize(text, sampling=sampling).samples
         engine.warm_up(text)
@@ -270,7 +270,7 @@ def test_extra_draws_after_an_end_are_undone(gpu, engine, tiny, offsets, monkeyp
         monkeypatch.setattr(torch.Generator, "get_offset", missing)
     t3 = loader.load_t3(registry.locate(str(tiny)), torch.float32).to("cuda")
 
-    def said(way) -> tuple:
+    def outputs(backend) -> tuple:
         lines = [
             replace(
                 utterance(engine, "Hello.", Sampling(max_tokens=9 + 5 * i, temperature=heat)),
@@ -279,12 +279,12 @@ def test_extra_draws_after_an_end_are_undone(gpu, engine, tiny, offsets, monkeyp
             for i, heat in enumerate((0.8, 1.2, 0.0))
         ]
         gpu.states = 0
-        found = [one.tokens for one in decode_all(t3, lines, slots=2, backend=way)]
+        found = [one.tokens for one in decode_all(t3, lines, slots=2, backend=backend)]
         asked = gpu.states
         return found, [line.generator.get_state() for line in lines], asked
 
-    tokens, states, asked = said(eager_backend())
-    replayed, same, asked_replaying = said(
+    tokens, states, asked = outputs(eager_backend())
+    replayed, same, asked_replaying = outputs(
         CudaGraphBackend(cuda.GraphCapturer(torch.device("cuda")))
     )
     assert replayed == tokens and [len(one) for one in tokens] == [9, 14, 19]
@@ -386,12 +386,12 @@ def test_a_step_has_few_launches(engine, monkeypatch):
     found = {}
     with engine.pipeline.placement("t3") as t3, torch.inference_mode(), as_on_a_gpu(t3):
         for fused in (False, True):
-            way = eager_backend(static=True, fused=fused)
-            held = way.slots(t3, 2, 2)
+            backend = eager_backend(static=True, fused=fused)
+            held = backend.slots(t3, 2, 2)
             held.cache.reserve(0, 128)
             launches.count = 0
             with launches:
-                way.step(t3)(held, 2, 128, needs_sort=False)
+                backend.step(t3)(held, 2, 128, needs_sort=False)
             found[fused] = launches.count
         layers = t3.config.layers
     assert found[True] == 5 * layers + 3

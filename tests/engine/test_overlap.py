@@ -607,8 +607,8 @@ def test_the_plan_chooses_the_renderer(tiny, monkeypatch, sound, offload, kind):
     pipeline.close()
 
 
-@pytest.mark.parametrize("beside", [True, False])
-def test_the_flow_has_its_own_graph_pool_only_where_it_overlaps_with_t3(monkeypatch, beside):
+@pytest.mark.parametrize("overlapped", [True, False])
+def test_the_flow_has_its_own_graph_pool_only_where_it_overlaps_with_t3(monkeypatch, overlapped):
     class Capturer:
         def __init__(self, device):
             self.device = device
@@ -620,8 +620,8 @@ def test_the_flow_has_its_own_graph_pool_only_where_it_overlaps_with_t3(monkeypa
     flow = torch.nn.Identity()
     placement = SimpleNamespace(device=torch.device("cuda"), module=lambda name: flow)
     planned = replace(resolve("dev", Hardware("cpu", "CPU"), {}, {}), compile="cudagraphs")
-    backend = build._decode_backend(planned, placement, overlapped=beside)
-    assert (flow.executor._cache._capture is backend._cache._capture) is not beside
+    backend = build._decode_backend(planned, placement, overlapped=overlapped)
+    assert (flow.executor._cache._capture is backend._cache._capture) is not overlapped
 
 
 # -- CUDA calls

@@ -54,10 +54,10 @@ def test_plain_chatterbox_when_requested(tiny, upstream, engine, monkeypatch):
     own = upstream.conds
     with RealChatterboxProvider(str(tiny), device="cpu") as provider:
         assert provider.get_provider_status()["optimization_enabled"] is False
-        said = provider.generate("Hello.", seed=21)
+        outputs = provider.generate("Hello.", seed=21)
         with pytest.raises(InputError, match="cfg_weight 0"):
             provider.generate("Hello.", cfg_weight=0)
-        with pytest.raises(InputError, match="gives no tokens out"):
+        with pytest.raises(InputError, match="returns no speech tokens"):
             provider.engine.speech_tokens("Hello.")
     upstream.conds = own
     from chatterbox_opt import Sampling
@@ -65,7 +65,7 @@ def test_plain_chatterbox_when_requested(tiny, upstream, engine, monkeypatch):
 
     ours = engine.synthesize("Hello.", None, Sampling(seed=21))
     marked = Watermark().apply(ours.samples)
-    assert np.abs(marked - np.clip(said.samples, -1, 1)).max() < 1e-3
+    assert np.abs(marked - np.clip(outputs.samples, -1, 1)).max() < 1e-3
 
 
 def test_emotions_are_presets():

@@ -51,11 +51,11 @@ class FragileBackend(EagerBackend):
     def step(self, t3):
         eager = eager_step(t3.step)
 
-        def step(slots, count, kv_len, *, ranked):
+        def step(slots, count, kv_len, *, needs_sort):
             self.calls += 1
             if self.fails(self.calls):
                 raise self.error
-            eager(slots, count, kv_len, ranked=ranked)
+            eager(slots, count, kv_len, needs_sort=needs_sort)
 
         return step
 

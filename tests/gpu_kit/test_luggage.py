@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.common import ROOT
 
-from benchmarks.gpu import lean_wheel, luggage
+from benchmarks.gpu import luggage, strip_wheel
 
 
 @pytest.fixture
@@ -27,20 +27,20 @@ def perth(tmp_path):
     record = "resemble_perth-1.0.1.dist-info/RECORD"
     wheel = tmp_path / "resemble_perth-1.0.1-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(lean_wheel.CHECKPOINT, body)
-        archive.writestr(record, f"{lean_wheel.CHECKPOINT},sha256=x,1\nperth/a.py,sha256=y,2\n")
+        archive.writestr(strip_wheel.CHECKPOINT, body)
+        archive.writestr(record, f"{strip_wheel.CHECKPOINT},sha256=x,1\nperth/a.py,sha256=y,2\n")
     return wheel, weights
 
 
 def test_a_stripped_wheel_has_the_same_encoder(perth, tmp_path, monkeypatch):
     wheel, weights = perth
-    assert lean_wheel.strip_wheel(wheel) == 0, "it is small"
-    monkeypatch.setattr(lean_wheel, "STRIPPED_BYTES", 1000)
-    assert lean_wheel.strip_wheel(wheel) == 4 * 64 * 1024
+    assert strip_wheel.strip_wheel(wheel) == 0, "it is small"
+    monkeypatch.setattr(strip_wheel, "STRIPPED_BYTES", 1000)
+    assert strip_wheel.strip_wheel(wheel) == 4 * 64 * 1024
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "extracted")
         record = archive.read("resemble_perth-1.0.1.dist-info/RECORD").decode()
-    stripped = torch.load(tmp_path / "extracted" / lean_wheel.CHECKPOINT)["model"]
+    stripped = torch.load(tmp_path / "extracted" / strip_wheel.CHECKPOINT)["model"]
     assert torch.equal(stripped["encoder.weight"], weights["encoder.weight"])
     assert torch.equal(stripped["decoder.bias"], weights["decoder.bias"])
     assert not stripped["decoder.weight"].any()
@@ -48,13 +48,13 @@ def test_a_stripped_wheel_has_the_same_encoder(perth, tmp_path, monkeypatch):
 
 
 def test_a_wheel_of_another_version_is_not_changed(tmp_path, monkeypatch):
-    monkeypatch.setattr(lean_wheel, "STRIPPED_BYTES", 0)
+    monkeypatch.setattr(strip_wheel, "STRIPPED_BYTES", 0)
     wheel = tmp_path / "x.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("other", "text")
     before = wheel.read_bytes()
     with pytest.raises(ValueError, match="another version"):
-        lean_wheel.strip_wheel(wheel)
+        strip_wheel.strip_wheel(wheel)
     assert wheel.read_bytes() == before
 
 

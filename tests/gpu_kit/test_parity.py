@@ -89,7 +89,7 @@ def test_the_error_of_a_kernel_is_in_its_row():
 
 
 def test_overlapped_rendering_is_compared(engine):
-    engine.plan = replace(engine.plan, sound="beside", slots=3)
+    engine.plan = replace(engine.plan, rendering="overlapped", slots=3)
     engine.pipeline.renderer, engine.pipeline.group = OverlappedRenderer(), 2
     assert parity.overlap_parity(engine, 6) == {"equal": 3, "of": 3, "intact": True, "good": True}
     assert set(renderers(engine)) == {"inline", "overlapped"}

@@ -99,8 +99,8 @@ class Operation:
     def __init__(self, func):
         schema = func._schema
         self.name, self.short = schema.name, schema.name.split("::")[1]
-        card_name, overload = IN_PLACE_OF.get(self.name, self.name), schema.overload_name
-        self.full = f"{card_name}.{overload}" if overload and card_name == self.name else card_name
+        gpu_name, overload = IN_PLACE_OF.get(self.name, self.name), schema.overload_name
+        self.full = f"{gpu_name}.{overload}" if overload and gpu_name == self.name else gpu_name
         has = torch._C._dispatch_has_kernel_for_dispatch_key
         self.has_kernel = any(has(self.full, key) for key in KERNELS)
         self.views = not schema.is_mutable and any(x.alias_info is not None for x in schema.returns)
@@ -242,16 +242,16 @@ class SimulatedGPU:
         found = [self._find(t) for t in tensors]
         places = [CPU if m is None or m.pinned else CUDA for m in found]
         homes = {p for t, p in zip(tensors, places, strict=True) if p == CUDA or t.dim()}
-        on_card = CUDA in homes or (not tensors and self.thread.making == CUDA)
+        on_gpu = CUDA in homes or (not tensors and self.thread.making == CUDA)
         crossing = short == "copy_" and len(set(places[:2])) == 2
-        if on_card and not crossing:
+        if on_gpu and not crossing:
             self._refuse(known, args, tensors, homes)
             if short in PRODUCTS and not self.thread.replaying:
                 self._multiply()
         made = func(*args, **kwargs)
         outputs = _tensors(made)
         for out in outputs:
-            if on_card and not crossing and out.layout == torch.strided and not self._find(out):
+            if on_gpu and not crossing and out.layout == torch.strided and not self._find(out):
                 given = {t.untyped_storage()._cdata for t in tensors if t.layout == torch.strided}
                 assert out.untyped_storage()._cdata not in given, f"{name} moved the host's memory"
                 self.keep(out)
@@ -263,7 +263,7 @@ class SimulatedGPU:
         written += [o for o in outputs if not any(o is t for t in tensors)]
         reads = [m for m in found if m is not None]
         writes = [m for t in written if (m := self._find(t)) is not None]
-        if on_card or crossing:
+        if on_gpu or crossing:
             self.launch(reads, writes, name)
             self._wait(short, args, kwargs, crossing=crossing)
         else:
@@ -398,7 +398,7 @@ class SimulatedGPU:
     @contextmanager
     def plugged(self, patch):
         """Have torch find this card, in this thread and in those that take a stream of it."""
-        cuda, generator, card = torch.cuda, torch.Generator, self
+        cuda, generator, gpu = torch.cuda, torch.Generator, self
 
         class Generator(generator):
             def __new__(cls, device="cpu"):
@@ -407,7 +407,7 @@ class SimulatedGPU:
                 return made
 
             def get_state(self):
-                card.states += 1
+                gpu.states += 1
                 return super().get_state()
 
             def get_offset(self):
@@ -478,12 +478,12 @@ class _Thread(threading.local):
 
     default = None
 
-    def __init__(self, card: SimulatedGPU):
-        self.card = card
+    def __init__(self, gpu: SimulatedGPU):
+        self.gpu = gpu
         self.known = Clock()
-        if card.__dict__.get("default") is None:
-            card.default = Stream(card)
-        self.stream = card.default
+        if gpu.__dict__.get("default") is None:
+            gpu.default = Stream(gpu)
+        self.stream = gpu.default
         self.making, self.capturing, self.replaying, self._deep = CPU, None, False, False
         self.handle = False  # of cuBLAS; each thread has its own
 
@@ -502,8 +502,8 @@ class _Thread(threading.local):
             if not self._deep:
                 self._deep = True
                 stack.callback(setattr, self, "_deep", False)
-                stack.enter_context(_Operations(self.card))
-                stack.enter_context(_Functions(self.card))
+                stack.enter_context(_Operations(self.gpu))
+                stack.enter_context(_Functions(self.gpu))
             yield
 
     @contextmanager
@@ -517,31 +517,31 @@ class _Thread(threading.local):
 
 
 class _Operations(TorchDispatchMode):
-    def __init__(self, card):
+    def __init__(self, gpu):
         super().__init__()
-        self.card = card
+        self.gpu = gpu
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return self.card.operation(func, args, kwargs or {})
+        return self.gpu.operation(func, args, kwargs or {})
 
 
 class _Functions(TorchFunctionMode):
-    def __init__(self, card):
+    def __init__(self, gpu):
         super().__init__()
-        self.card = card
+        self.gpu = gpu
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        return self.card.function(func, args, kwargs or {})
+        return self.gpu.function(func, args, kwargs or {})
 
 
 class Stream:
     """Launches in their order."""
 
-    def __init__(self, card):
-        self.card, self.number, self.known = card, card.stream(), Clock()
+    def __init__(self, gpu):
+        self.gpu, self.number, self.known = gpu, gpu.stream(), Clock()
 
     def record_event(self, event=None):
-        event = event or Event(self.card)
+        event = event or Event(self.gpu)
         event.record(self)
         return event
 
@@ -552,22 +552,22 @@ class Stream:
         self.known |= stream.known
 
     def synchronize(self):
-        self.card.sync("stream", self.known)
+        self.gpu.sync("stream", self.known)
 
 
 class Event:
     """A place in a stream."""
 
-    def __init__(self, card):
-        self.card, self.known, self.at = card, Clock(), 0.0
+    def __init__(self, gpu):
+        self.gpu, self.known, self.at = gpu, Clock(), 0.0
 
     def record(self, stream=None):
         self.at = time.perf_counter()  # of the host: it says nothing
-        stream = stream or self.card.thread.stream
-        self.known = Clock(stream.known | self.card.thread.known)
+        stream = stream or self.gpu.thread.stream
+        self.known = Clock(stream.known | self.gpu.thread.known)
 
     def synchronize(self):
-        self.card.sync("event", self.known)
+        self.gpu.sync("event", self.known)
 
     def elapsed_time(self, other):
         return 1e3 * (other.at - self.at)
@@ -591,25 +591,25 @@ class Pool:
 class Graph:
     """A tape."""
 
-    def __init__(self, card):
-        self.card, self.tape, self.pool = card, None, None
+    def __init__(self, gpu):
+        self.gpu, self.tape, self.pool = gpu, None, None
 
     def capture_begin(self, pool=None, capture_error_mode="global"):
-        assert self.card.thread.stream is not self.card.default, "capture needs a stream of its own"
+        assert self.gpu.thread.stream is not self.gpu.default, "capture needs a stream of its own"
         pool.take(self)
         self.pool, self.tape = pool, Tape()
         self.tape.__enter__()
-        self.card.thread.capturing = self
-        self.card.captures += 1
+        self.gpu.thread.capturing = self
+        self.gpu.captures += 1
 
     def capture_end(self):
         self.tape.__exit__(None, None, None)
         self.tape.rewind()
-        self.card.thread.capturing = None
+        self.gpu.thread.capturing = None
 
     def replay(self):
-        thread = self.card.thread
-        self.card.replays += 1
+        thread = self.gpu.thread
+        self.gpu.replays += 1
         thread.replaying = True  # in the workspace of the capture
         try:
             with thread.makes(CUDA), torch._C.DisableTorchFunction():

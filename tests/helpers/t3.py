@@ -73,20 +73,20 @@ def eager_backend(steps_per_sync: int = 1, step=None, static: bool = False, fuse
         )
         return DecodeState(t3, count, cache)
 
-    way = EagerBackend(fused=fused)
-    way.steps_per_sync = steps_per_sync
+    backend = EagerBackend(fused=fused)
+    backend.steps_per_sync = steps_per_sync
     if step is not None:
-        way.step = lambda model: step
+        backend.step = lambda model: step
     if static:
-        way.slots = slots
-    return way
+        backend.slots = slots
+    return backend
 
 
 def decode_all(t3, utterances, *, slots: int = 1, rows_per_seq: int = 2, backend=None):
     """What became of the utterances, in their order."""
     left, backend = iter(utterances), backend or eager_backend()
-    said = decode(t3, backend.slots(t3, slots, rows_per_seq), lambda: next(left, None), backend)
-    found = {one.sequence: one for one in said}
+    outputs = decode(t3, backend.slots(t3, slots, rows_per_seq), lambda: next(left, None), backend)
+    found = {one.sequence: one for one in outputs}
     return [found[one] for one in utterances]
 
 
@@ -102,10 +102,10 @@ def rows_for(sampling: Sampling) -> int:
 def raw_tokens(engine, text: str, sampling: Sampling) -> list[int]:
     """All of T3's tokens, before the ids that are no sound are dropped."""
     with engine.pipeline.placement("t3") as t3:
-        [said] = decode_all(
+        [outputs] = decode_all(
             t3, [utterance(engine, text, sampling)], rows_per_seq=rows_for(sampling)
         )
-        return list(said.tokens)
+        return list(outputs.tokens)
 
 
 def prefill_logits(t3, engine):

@@ -30,7 +30,7 @@ def alone(count: int) -> torch.Generator:
     return torch.Generator().manual_seed(count)
 
 
-def said(engine, sample):
+def outputs(engine, sample):
     """Tokens of mixed lengths from 1 up, in mixed voices."""
     counts = (7, 1, 60, 7, 33)
     tokens = [torch.randint(0, 6561, (n,), generator=alone(n)) for n in counts]
@@ -65,7 +65,7 @@ def assert_rows_close(found, expected):
 
 def test_mels_of_a_batch_are_those_of_single_rows(engine, batched):
     with engine.pipeline.placement("flow") as flow:
-        tokens, voices = said(engine, SAMPLE)
+        tokens, voices = outputs(engine, SAMPLE)
         found, expected = many(flow, tokens, voices), singly(flow, tokens, voices)
     assert [made.shape for made in found] == [(80, 2 * len(t)) for t in tokens]
     assert_rows_close(found, expected)
@@ -75,7 +75,7 @@ def test_without_its_mask_a_short_row_would_depend_on_the_padding(engine, batche
     """Guards the test above: the mask makes a large difference."""
     kept = estimator.Estimator.condition
     with engine.pipeline.placement("flow") as flow:
-        tokens, voices = said(engine, SAMPLE)
+        tokens, voices = outputs(engine, SAMPLE)
         expected = singly(flow, tokens, voices)
         monkeypatch.setattr(estimator.Estimator, "condition", lambda net, c, _: kept(net, c, None))
         found = many(flow, tokens, voices)

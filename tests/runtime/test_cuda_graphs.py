@@ -71,12 +71,12 @@ def test_replayed_tokens_are_the_eager_ones(engine, t3, alone, slots):
     record = Counting()
     backend = CudaGraphBackend(record)
     together = decode_all(t3, varied_requests(engine), slots=slots, backend=backend)
-    assert [said.tokens for said in together] == alone
+    assert [outputs.tokens for outputs in together] == alone
     assert 0 < record.captured <= 4 * slots
     before = record.captured
     assert [
-        said.tokens
-        for said in decode_all(t3, varied_requests(engine), slots=slots, backend=backend)
+        outputs.tokens
+        for outputs in decode_all(t3, varied_requests(engine), slots=slots, backend=backend)
     ] == alone
     assert record.captured <= before + 4, "the second time there is almost nothing left to capture"
 
@@ -105,9 +105,9 @@ def test_graphs_are_stale_when_the_cache_grows(engine, t3, monkeypatch):
     record = Counting()
     backend, grown = CudaGraphBackend(record), set()
     for text in texts:
-        [said] = decode_all(t3, [utterance(engine, text, knobs)], backend=backend)
+        [outputs] = decode_all(t3, [utterance(engine, text, knobs)], backend=backend)
         [plain] = decode_all(t3, [utterance(engine, text, knobs)])
-        assert said.tokens == plain.tokens
+        assert outputs.tokens == plain.tokens
         grown.add(backend.slots(t3, 1, 2).cache.capacity)
     assert len(grown) == 2 and record.captured >= 3
 
@@ -156,24 +156,24 @@ def test_weights_may_move_whenever_the_loop_is_left(engine, tiny, when):
         return left.pop(0) if left else None
 
     order = range(5) if when == "a request is taken" else range(4)
-    alone = [said.tokens for said in decode_all(t3, requests())]
-    left, backend, said = requests(), CudaGraphBackend(record), {}
+    alone = [outputs.tokens for outputs in decode_all(t3, requests())]
+    left, backend, outputs = requests(), CudaGraphBackend(record), {}
     utterances = list(left)
     for one in decode(t3, backend.slots(t3, 4, 2), next_request, backend):
-        said[one.sequence] = one.tokens
+        outputs[one.sequence] = one.tokens
         if when == "a sequence has ended":
             move()
-    assert [said[one] for one in utterances] == alone
+    assert [outputs[one] for one in utterances] == alone
     assert moved and record.captured > 1
 
 
 def test_the_loop_checks_for_moved_weights_only_then(engine, t3, monkeypatch):
     checks, backend = [], CudaGraphBackend(fake_graph_capture.record)
     monkeypatch.setattr(cuda_graphs, "weight_addresses", lambda module: checks.append(module) or ())
-    [said] = decode_all(
+    [outputs] = decode_all(
         t3, [utterance(engine, "Hello.", Sampling(seed=1, max_tokens=90))], backend=backend
     )
-    assert len(said.tokens) > 5 * decode_graphs.STEPS_PER_SYNC
+    assert len(outputs.tokens) > 5 * decode_graphs.STEPS_PER_SYNC
     assert len(checks) <= 3, "for the prefill and for the steps"
 
 

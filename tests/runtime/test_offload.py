@@ -141,12 +141,12 @@ def test_the_next_stage_is_prefetched_while_one_runs(make, transfer):
     placement, check = make("stages")
     for name in (*NAMES, *NAMES):
         check(name)
-    turn = [
+    order = [
         *("prefetch flow", "t3 ran"),
         *("wait flow", "prefetch vocoder", "flow ran"),
         *("wait vocoder", "prefetch t3", "vocoder ran"),
     ]
-    assert transfer.take_events() == ["load t3", "wait t3", *turn, "wait t3", *turn]
+    assert transfer.take_events() == ["load t3", "wait t3", *order, "wait t3", *order]
     assert transfer.peak == 2
     assert transfer.live() == 1, "t3 is prefetched"
 

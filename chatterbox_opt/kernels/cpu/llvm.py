@@ -73,8 +73,8 @@ def constant_vector(value: int) -> Any:
 def splat(b: Any, scalar: Any) -> Any:
     """An int32 vector with the same runtime value in each lane (a broadcast)."""
     undefined = ir.Constant(INTS, ir.Undefined)
-    first_lane = b.insert_element(undefined, scalar, I32(0))
-    return b.shuffle_vector(first_lane, undefined, constant_vector(0))
+    first_element = b.insert_element(undefined, scalar, I32(0))
+    return b.shuffle_vector(first_element, undefined, constant_vector(0))
 
 
 def dot_u8s8(b: Any, acc: Any, weights: Any, codes: Any) -> Any:

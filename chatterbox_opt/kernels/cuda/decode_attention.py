@@ -111,6 +111,16 @@ def merge_splits(partial, dim, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr):
 
 
 @triton.jit
+def append_to_cache(
+    cache, scales, start, vector, scale, HEAD_DIM: tl.constexpr, QUANTIZED: tl.constexpr
+):
+    """Store a head's new key or value (and its scale) at offset ``start`` of the cache."""
+    tl.store(cache + start + tl.arange(0, HEAD_DIM), vector)
+    if QUANTIZED:
+        tl.store(scales + start // HEAD_DIM, scale)
+
+
+@triton.jit
 def decode_attention_kernel(
     qkv, cos, sin, keys, values, key_scales, value_scales, positions, partial, arrivals, out, scale,
     rows_per_seq, heads, row_stride, head_stride,
@@ -194,12 +204,9 @@ def decode_attention_kernel(
             tl.store(counter, 0)  # for the next layer
     # 5. KV write: no program of this launch reads it
     if split == 0:
-        offsets = head_start + kv_len * HEAD_DIM + dim
-        tl.store(keys + offsets, new_key)
-        tl.store(values + offsets, new_value)
-        if QUANTIZED:
-            tl.store(key_scales + head_start // HEAD_DIM + kv_len, new_key_scale)
-            tl.store(value_scales + head_start // HEAD_DIM + kv_len, new_value_scale)
+        at = head_start + kv_len * HEAD_DIM
+        append_to_cache(keys, key_scales, at, new_key, new_key_scale, HEAD_DIM, QUANTIZED)
+        append_to_cache(values, value_scales, at, new_value, new_value_scale, HEAD_DIM, QUANTIZED)
 
 
 @triton_errors()
