@@ -178,10 +178,10 @@ def test_a_late_request_is_taken_when_a_slot_is_free(engine, t3, alone):
     utterances = varied_requests(engine)
     queue = deque(utterances[:1])
     outputs, backend = [], EagerBackend()
-    for outputs in decode(
+    for output in decode(
         t3, backend.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, backend
     ):
-        outputs.append(outputs.tokens)
+        outputs.append(output.tokens)
         if len(outputs) < len(utterances):
             queue.append(utterances[len(outputs)])
     assert outputs == alone

@@ -215,7 +215,7 @@ def test_every_configuration_synthesizes_on_a_gpu(load_on_gpu, gpu, expected, ba
             check(int(result.id.split()[0]), result.audio().samples)
         assert bool(gpu.replays) == captured
         if captured:
-            assert all(engines.recorded(engine, engine.pipeline.backend).values())
+            assert all(engines.graphs_intact(engine, engine.pipeline.backend).values())
     gc.collect()
     assert gpu.allocated() == torch.cuda.memory_allocated() == 0, "memory that close() did not free"
 
@@ -340,7 +340,7 @@ def test_the_watermark_falls_back_to_the_cpu(gpu, monkeypatch, caplog, error):
     assert gpu.allocated() == 0
     mark.move(torch.device("cuda"))  # it is tried immediately
     assert caplog.text.count(message) == 2
-    monkeypatch.setattr(watermark._Network, "copied", fail)
+    monkeypatch.setattr(watermark._Network, "copy_to", fail)
     mark.move(torch.device("cuda"))
     assert np.array_equal(mark.apply(wave), expected)
     assert caplog.text.count(message) == 3
