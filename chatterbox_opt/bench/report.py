@@ -121,14 +121,15 @@ def read(path: Path) -> dict[str, Any]:
         InputError: missing, or not a report.
     """
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not all("name" in row for row in report["rows"]):
             raise KeyError("name")
+        report.setdefault("card", {})  # older reports have none
     except OSError as error:
         raise InputError(f"'{path}' cannot be read ({error.strerror}): check the path") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"'{path}' is not a report of chatterbox-opt bench --json") from error
-    return {"card": report.get("card", {}), "rows": report["rows"]}
+    return report
 
 
 def compare(

@@ -342,3 +342,19 @@ def test_a_chart_is_drawn_from_a_report(tmp_path):
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="must end in"):
         chart.check(tmp_path / "speed.gif")
+
+
+def test_an_earlier_report_is_shown_again_whole(tmp_path):
+    """--from measures nothing: every form is that of the stored report."""
+    stored = ROOT / "benchmarks" / "results" / "epyc-vnni-2-cores.json"
+    again, table, picture = (tmp_path / name for name in ("again.json", "table.md", "chart.svg"))
+    result = CliRunner().invoke(
+        app,
+        ["bench", "--from", str(stored), "--json", str(again), "--markdown", str(table),
+         "--plot", str(picture), "--compare", str(stored)],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert json.loads(again.read_text()) == json.loads(stored.read_text())
+    assert table.read_text().rstrip() == report.markdown(json.loads(stored.read_text())).rstrip()
+    assert "<svg" in picture.read_text()
+    assert "int8" in result.output
