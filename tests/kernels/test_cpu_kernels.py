@@ -43,6 +43,20 @@ def test_compile_cache_digest_covers_every_kernel_source(tmp_path, monkeypatch):
     assert len(digests) == len(sources) + 1
 
 
+def test_the_compile_cache_is_the_first_place_that_can_be_written_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(compile_cache.config, "CACHE_DIR", "")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # cannot hold a folder
+    if platform.system() == "Linux":
+        next_to_sources = Path(compile_cache.__file__).parent / "__pycache__"
+        assert compile_cache.directory() == next_to_sources / compile_cache.digest()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if platform.system() == "Linux":
+        assert compile_cache.directory().is_relative_to(tmp_path / "cache")
+    monkeypatch.setattr(compile_cache.config, "CACHE_DIR", str(tmp_path / "numba"))
+    assert compile_cache.directory() == tmp_path / "numba" / compile_cache.digest()
+
+
 @pytest.fixture
 def threads():
     before = torch.get_num_threads()

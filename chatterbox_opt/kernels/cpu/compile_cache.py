@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,9 +36,27 @@ def digest() -> str:
 
 
 def directory() -> Path:
-    """Where compiled code of these sources is stored."""
-    base = config.CACHE_DIR or platformdirs.user_cache_path("chatterbox-opt") / "kernels"
-    return Path(base) / digest()
+    """Where compiled code of these sources is stored: the first of these that can be written to.
+
+    ``NUMBA_CACHE_DIR`` if it is set, and nothing else; the user's cache directory; next to the
+    sources, as numba does by itself.
+    """
+    if config.CACHE_DIR:
+        return Path(config.CACHE_DIR) / digest()
+    places = (
+        platformdirs.user_cache_path("chatterbox-opt") / "kernels",
+        Path(__file__).parent / "__pycache__",
+    )
+    folders = [place / digest() for place in places]
+    return next((folder for folder in folders if _is_writable(folder)), folders[0])
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 @contextmanager
