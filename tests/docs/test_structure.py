@@ -206,7 +206,9 @@ def identifiers(path: Path) -> set[str]:
     return {word for name in names for word in re.split(r"_|(?<=[a-z])(?=[A-Z])", name.strip("_"))}
 
 
-@pytest.mark.parametrize("folder", ["chatterbox_opt", "benchmarks", "training", "examples"])
+@pytest.mark.parametrize(
+    "folder", ["chatterbox_opt", "benchmarks", "training", "examples", "tests"]
+)
 def test_identifiers_are_the_fields_words(folder):
     for path in (ROOT / folder).rglob("*.py"):
         used = {word.lower() for word in identifiers(path)} & set(UNUSED)

@@ -100,11 +100,11 @@ def attend(qkv, rope, keys, values, places, scales=None, arrivals=None, tile=0):
 
 def enter(counters, tables, frequencies, rows_per_seq, beyond, heads):
     """``decode_io.embed_tokens``."""
-    token, spoken, position = counters
+    token, generated, position = counters
     places = position.clamp(max=beyond - 1)
     angles = places.float()[:, None] * frequencies
     cos, sin = angles.cos(), angles.sin()
-    x = (tables[0][token] + tables[1][spoken]).repeat_interleave(rows_per_seq, dim=0)
+    x = (tables[0][token] + tables[1][generated]).repeat_interleave(rows_per_seq, dim=0)
     rope = torch.cat((cos, cos), -1).to(x.dtype), torch.cat((-sin, sin), -1).to(x.dtype)
     return x, rope, places, places.new_zeros(len(places) * rows_per_seq * heads, dtype=torch.int32)
 
@@ -112,7 +112,7 @@ def enter(counters, tables, frequencies, rows_per_seq, beyond, heads):
 def draw(logits, seen, knobs, noise, outputs, counters, *, unforced, not_finite):
     """``decode_io.sample_tokens``."""
     assert (unforced, not_finite) == (UNFORCED, sampler.NOT_FINITE)
-    token, spoken, position = counters
+    token, generated, position = counters
     held = SimpleNamespace(
         rows_per_seq=len(logits) // len(seen),
         logits=logits,
@@ -121,7 +121,7 @@ def draw(logits, seen, knobs, noise, outputs, counters, *, unforced, not_finite)
         noise=noise,
         token_buffer=outputs,
         last_token=token,
-        num_generated=spoken,
+        num_generated=generated,
         position=position,
     )
     DecodeState.sample_next(held, 0, len(seen), needs_sort=False)
