@@ -7,6 +7,7 @@ files, manifests or printing: each executor opens a function from requests to re
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +30,7 @@ from chatterbox_opt.utils.quiet import silence_dependencies
 if TYPE_CHECKING:
     from chatterbox_opt.voice import Voice
 
+log = logging.getLogger(__name__)
 PROCESS, RAY = "process", "ray"
 EXECUTORS = (PROCESS, RAY)
 MAX_WORKERS = 256
@@ -41,7 +43,7 @@ class WorkerSpec:
 
     Attributes:
         engine: the model and its settings.
-        plan: resolved once for all workers, so that they all generate the same audio.
+        plan: resolved once: what is run here, and what all workers start from.
         retries: of the quality guard.
         debug: show what dependencies print.
     """
@@ -53,11 +55,26 @@ class WorkerSpec:
 
     @contextmanager
     def __call__(self) -> Iterator[Speak]:
-        """Load the engine in a worker process."""
+        """Load the engine in a worker process, by a plan for the worker's own device."""
         if not self.debug:
             silence_dependencies()
-        with self.open() as speak:
+        with replace(self, plan=self._local_plan()).open() as speak:
             yield speak
+
+    def _local_plan(self) -> Plan:
+        """The plan with slots, kernels and offload for the device that this worker has.
+
+        GPUs of one machine and nodes of a cluster may differ, and workers may share a GPU.
+        """
+        pinned = replace(self.engine, profile=self.plan.profile, device=self.plan.device)
+        local = pinned.resolve(probe.probe(self.plan.device))
+        if local.precision != self.plan.precision:
+            log.warning(
+                "a worker's device supports %s in place of %s: its files differ from the others'",
+                " ".join(filter(None, local.precision)),
+                " ".join(filter(None, self.plan.precision)),
+            )
+        return local
 
     @contextmanager
     def open(self) -> Iterator[Speak]:
@@ -84,10 +101,6 @@ class LocalExecutor:
                 yield speak
             return
         gpus = probe.visible_gpus() if spec.plan.device == "cuda" else []
-        if gpus:
-            # workers that share a GPU share the memory that the plan's slots were counted from
-            sharing = -(-self.workers // len(gpus))
-            spec = replace(spec, plan=replace(spec.plan, slots=max(1, spec.plan.slots // sharing)))
         environments = local_workers.split_resources(self.workers, gpus, os.environ)
         with Pool(local_workers.ProcessWorkers(spec, environments), self.workers) as pool:
             pool.wait()

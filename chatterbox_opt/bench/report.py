@@ -56,6 +56,19 @@ COMPARED = (
 )
 
 
+MACHINE_FACTS = {
+    "device",
+    "cores",
+    "instructions",
+    "torch",
+    "read_gb_s",
+    "gemm_gflops",
+    "ceiling_tokens_per_second",
+    "t3_weights_per_step",
+    "made_weights",
+}
+
+
 def value_at(row: Mapping[str, Any], path: str) -> Any:
     """Follow a dotted path; None where it ends early."""
     value: Any = row
@@ -78,8 +91,14 @@ def cells(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def machine_lines(report: Mapping[str, Any]) -> list[str]:
-    """The machine in a few lines, and the rows that failed."""
+    """The machine in a few lines, and the rows that failed.
+
+    Raises:
+        InputError: the report has no facts of the machine.
+    """
     facts = report["card"]
+    if missing := MACHINE_FACTS - set(facts):
+        raise InputError(f"the report has no {', '.join(sorted(missing))}: measure again")
     rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in facts["gemm_gflops"].items())
     ceilings = ", ".join(f"{n} {v:,.0f}" for n, v in facts["ceiling_tokens_per_second"].items())
     lines = [

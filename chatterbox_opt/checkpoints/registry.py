@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from typing import cast
 
 from chatterbox_opt.config.model_config import ModelConfig, read_config
@@ -161,11 +162,30 @@ def in_cache(repository: str) -> Path | None:
 
 def identity(checkpoint: Checkpoint) -> str:
     """Digest of the config and of samples of all files: changes when the model's output may."""
-    digest = hashlib.blake2b(repr(checkpoint.config).encode(), digest_size=12)
+    digest = hashlib.blake2b(_config_text(checkpoint.config).encode(), digest_size=12)
     for name in FILES:
         if checkpoint.path(name).is_file():
             _add_file(digest, checkpoint.path(name))
     return digest.hexdigest()
+
+
+def _config_text(config: ModelConfig) -> str:
+    """The config as identities have always hashed it; batch manifests and cache names contain them.
+
+    The names are those that classes and fields had when the first manifest was written.
+    """
+    parts: dict[str, tuple[str, Any]] = {
+        "t3": ("T3Shape", config.t3),
+        "flow": ("FlowShape", config.flow),
+        "vocoder": ("VocoderShape", config.vocoder),
+        "voice": ("VoiceShape", config.voice),
+    }
+    texts = []
+    for part, (name, values) in parts.items():
+        fields = ", ".join(f"{key}={value!r}" for key, value in asdict(values).items())
+        texts.append(f"{part}={name}({fields})")
+    flags = f"made={config.random_weights}, spelled={config.needs_text_normalization}"
+    return f"Shapes({', '.join(texts)}, {flags})"
 
 
 def must_download(model: str) -> bool:

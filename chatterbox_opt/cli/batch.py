@@ -199,9 +199,8 @@ def _prepared(
 ) -> list[job_file.Item]:
     """The items with hashes of all that their audio depends on; no model is loaded for it."""
     checkpoint = registry.locate(spec.model)
-    precision = [plan.t3.storage, plan.flow.storage, plan.narrowed_compute]
     mark = "marked" if spec.watermark else "unmarked"
-    parts = [registry.identity(checkpoint), *(precision if plan.optimized else ["plain"]), mark]
+    parts = [registry.identity(checkpoint), *plan.precision, mark]
     voice_key = functools.partial(_voice_key, spec.store, checkpoint)
     return prepare(items, names, " ".join(parts), voice_key)
 

@@ -99,7 +99,7 @@ def bench(
     forms: ReportOptions,
     earlier: Annotated[
         Optional[Path],
-        typer.Option("--from", help="Show this --json report instead of measuring."),
+        typer.Option("--from", help="Show this --json report; nothing is measured."),
     ] = None,
     compare: Annotated[
         Optional[Path], typer.Option(help="An older --json report; exit 1 if a figure got worse.")

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from chatterbox_opt.config.plan import Plan
 
 DEFAULTS = Sampling()
+_REQUIRED = inspect.Parameter.empty
 
 VoiceCache = Annotated[
     Optional[Path],
@@ -187,13 +188,14 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
             shown.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=kind))
             continue
         fields = dataclasses.fields(kind)
+        assert all(field.default_factory is dataclasses.MISSING for field in fields), name
         of_fields = typing.get_type_hints(kind, include_extras=True)
         groups[name] = (typing.cast(type, kind), [field.name for field in fields])
         shown += [
             inspect.Parameter(
                 field.name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=field.default,
+                default=_REQUIRED if field.default is dataclasses.MISSING else field.default,
                 annotation=of_fields[field.name],
             )
             for field in fields

@@ -102,6 +102,13 @@ class Plan:
         return next((stage.compute for stage in (self.t3, self.flow) if stage.narrowed), "")
 
     @property
+    def precision(self) -> tuple[str, ...]:
+        """What decides the audio of a seed on one kind of device; manifests hash it."""
+        if not self.optimized:
+            return ("plain",)
+        return (self.t3.storage, self.flow.storage, self.narrowed_compute)
+
+    @property
     def triton_stages(self) -> tuple[str, ...]:
         """Names of the stages that our GPU kernels run."""
         stages = {"t3": self.t3, "flow": self.flow}

@@ -358,3 +358,10 @@ def test_an_earlier_report_is_shown_again_whole(tmp_path):
     assert table.read_text().rstrip() == report.markdown(json.loads(stored.read_text())).rstrip()
     assert "<svg" in picture.read_text()
     assert "int8" in result.output
+
+
+def test_a_report_without_the_machine_is_refused(tmp_path):
+    (tmp_path / "old.json").write_text('{"rows": [{"name": "int8"}]}')
+    result = CliRunner().invoke(app, ["bench", "--from", str(tmp_path / "old.json")])
+    assert isinstance(result.exception, InputError)
+    assert "measure again" in str(result.exception)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import shutil
 import socket
@@ -12,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from chatterbox_opt.checkpoints import loader, registry
 from chatterbox_opt.checkpoints.random_weights import make, t3_template, upstream_flow
-from chatterbox_opt.config.model_config import ModelConfig, read_config
+from chatterbox_opt.config.model_config import TINY, ModelConfig, read_config
 from chatterbox_opt.errors import InputError, WeightsError
 from chatterbox_opt.models.t3 import convert as t3_convert
 from chatterbox_opt.utils.skip_init import skip_init
@@ -254,3 +256,14 @@ def test_complete_hub_cache_is_used_without_network(tiny, tmp_path, monkeypatch)
     monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(cache))
     assert registry.locate("chatterbox").directory == repository / "snapshots" / revision
     assert registry.in_cache("ResembleAI/chatterbox") == repository / "snapshots" / revision
+
+
+@pytest.mark.parametrize(
+    ("config", "digest"), [(ModelConfig(), "55d7320e7b3cca3a"), (TINY, "d3636d4d77b88c5a")]
+)
+def test_identities_stay_those_of_the_first_manifests(config, digest):
+    """They are in manifests and cache names: a renamed class or field must not change them."""
+    text = registry._config_text(config)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest
+    other = dataclasses.replace(config, t3=dataclasses.replace(config.t3, layers=9))
+    assert registry._config_text(other) != text

@@ -326,3 +326,17 @@ def test_doctor_names_the_remedies():
     assert result.exit_code == 1, "the weights are not here"
     for word in ("torch", "watermark", "PerTh works", "FIX", "--model DIR", "profile"):
         assert word in result.output
+
+
+def test_a_required_option_stays_required(tmp_path):
+    (tmp_path / "a.txt").write_text("Hello.")
+    result = run("batch", "a.txt", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "Missing option '--out-dir'" in one_line(result)
+
+
+@pytest.mark.parametrize("command", ["synth", "batch", "bench"])
+def test_help_shows_values_and_nothing_of_python(command):
+    shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+    assert "MISSING" not in shown and "object at" not in shown and "<function" not in shown
+    assert "[default: " in shown

@@ -55,6 +55,9 @@ def test_the_compile_cache_is_the_first_place_that_can_be_written_to(tmp_path, m
         assert compile_cache.directory().is_relative_to(tmp_path / "cache")
     monkeypatch.setattr(compile_cache.config, "CACHE_DIR", str(tmp_path / "numba"))
     assert compile_cache.directory() == tmp_path / "numba" / compile_cache.digest()
+    monkeypatch.setattr(compile_cache.config, "CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(RuntimeError, match="set NUMBA_CACHE_DIR"):
+        compile_cache.directory()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,8 @@ from numba import cfunc, types
 from numba.core import config
 
 from chatterbox_opt.kernels.cpu.llvm import NJIT_OPTIONS
+
+_LOCK = threading.Lock()  # numba's setting is the process's, and engines may load in threads
 
 
 @functools.cache
@@ -40,15 +43,22 @@ def directory() -> Path:
 
     ``NUMBA_CACHE_DIR`` if it is set, and nothing else; the user's cache directory; next to the
     sources, as numba does by itself.
+
+    Raises:
+        RuntimeError: none can be written to.
     """
-    if config.CACHE_DIR:
-        return Path(config.CACHE_DIR) / digest()
     places = (
-        platformdirs.user_cache_path("chatterbox-opt") / "kernels",
-        Path(__file__).parent / "__pycache__",
+        [Path(config.CACHE_DIR)]
+        if config.CACHE_DIR
+        else [
+            platformdirs.user_cache_path("chatterbox-opt") / "kernels",
+            Path(__file__).parent / "__pycache__",
+        ]
     )
-    folders = [place / digest() for place in places]
-    return next((folder for folder in folders if _is_writable(folder)), folders[0])
+    for folder in (place / digest() for place in places):
+        if _is_writable(folder):
+            return folder
+    raise RuntimeError(f"'{places[0]}' cannot be written to: set NUMBA_CACHE_DIR")
 
 
 def _is_writable(folder: Path) -> bool:
@@ -73,7 +83,7 @@ def entry_point(function: Callable[[Any], None]) -> Any:
     """Compile ``function`` as C's ``void (*)(void *)``, or load it from the disk cache.
 
     Raises:
-        RuntimeError: the cache directory cannot be written to.
+        RuntimeError: no cache directory can be written to.
     """
-    with _numba_cache_dir(directory()):
+    with _LOCK, _numba_cache_dir(directory()):
         return cfunc(types.void(types.voidptr), cache=True, **NJIT_OPTIONS)(function)
