@@ -10,8 +10,7 @@ import hashlib
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-from typing import cast
+from typing import Any, cast
 
 from chatterbox_opt.config.model_config import ModelConfig, read_config
 from chatterbox_opt.errors import InputError, WeightsError
