@@ -1,6 +1,7 @@
-"""From requests to audio: plan and build, schedule, decode, render. May import all folders below.
+"""From requests to audio: plan and build, schedule, decode, render.
 
-``chatterbox_opt.engine.Engine`` works as it did when this was one module.
+May import all packages below it; not ``bench``, ``batch`` or ``cli``. ``Engine`` can be imported
+from here; it is resolved on access, because its module imports torch.
 """
 
 from __future__ import annotations

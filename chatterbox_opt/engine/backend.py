@@ -1,4 +1,8 @@
-"""What the engine needs of a backend: our own pipeline and plain Chatterbox both provide it."""
+"""The backend interface of the engine: our own pipeline and plain Chatterbox implement it.
+
+Responsible for the interface and the capacity that a run requests. Not responsible for any
+implementation (pipeline.py, upstream_backend.py).
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,11 @@ from chatterbox_opt.engine.sequence import ChunkResult, NextChunk
 
 @dataclass(frozen=True, slots=True)
 class BatchOptions:
-    """What a backend may provide for, before it has seen the requests; never changes their output.
+    """Capacity that a backend allocates before it has seen the requests; never changes the output.
 
     Attributes:
-        slots: sequences that may be decoded at once.
-        use_cfg: some request may have a cfg_weight above 0, which needs a second row per sequence.
+        slots: the maximum number of sequences decoded at once.
+        use_cfg: requests may have a cfg_weight above 0, which needs a second row per sequence.
     """
 
     slots: int = 1
@@ -31,7 +35,7 @@ class SpeechBackend(Protocol):
     """Turns chunk requests into audio: ``Pipeline`` or ``UpstreamBackend``.
 
     Attributes:
-        device: on which the model runs.
+        device: the model's.
     """
 
     device: torch.device
@@ -45,7 +49,7 @@ class SpeechBackend(Protocol):
 
         Args:
             next_chunk: called whenever a slot is free; None if there is no request (for now).
-            options: the most that the backend may use; one with less capacity may ignore them.
+            options: the capacity to allocate; a backend whose capacity is fixed ignores them.
         """
         ...
 

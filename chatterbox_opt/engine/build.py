@@ -1,6 +1,6 @@
 """Builds a pipeline from a plan and a checkpoint.
 
-Responsible for executing the plan: loading, narrowing, laying out, placing, compiling. Not
+Responsible for executing the plan: load, cast, change layouts, move to the device, compile. Not
 responsible for decisions (config/plan.py) or for requests.
 """
 
@@ -35,7 +35,7 @@ GPU_RENDER_GROUP = 8  # sequences that flow and vocoder of a GPU run together
 
 
 def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None = None) -> Pipeline:
-    """Load, store, place and compile the stages as the plan says; nothing is decided here.
+    """Load, cast, place and compile the stages as planned; nothing is decided here.
 
     Raises:
         WeightsError: a weights file is missing, damaged or of another model.
@@ -50,7 +50,7 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None 
     except torch.OutOfMemoryError:
         log.warning("the GPU has no memory for all stages at once: offloading the idle ones")
         placement = StagePlacement(stages, device, offload=STAGES)
-    # a placement that had to offload leaves no memory for two stages at once
+    # if the placement had to offload, there is no memory to run two stages at once
     overlapped = plan.rendering == OVERLAPPED and placement.offload == NONE
     renderer = OverlappedRenderer(SideStream(device)) if overlapped else InlineRenderer()
     backend = _decode_backend(plan, placement, overlapped=overlapped)
@@ -62,13 +62,13 @@ def _stages(
     checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None
 ) -> dict[str, torch.nn.Module]:
     """The three stages in host memory, in their dtypes and layouts."""
-    # the flow is read whole before it is narrowed: first, while no other stage is in memory
+    # the flow is loaded in full precision and then cast: first, while no other stage is in memory
     flow = load_flow(checkpoint, _dtype(plan.flow.compute), cache)
     vocoder = load_vocoder(checkpoint)
     malloc.trim()
     layout = plan.t3.layout if plan.t3.layout in weight_layout.LAYER_TYPES else ""
     t3 = load_t3(checkpoint, _dtype(plan.t3.compute), layout, cache)
-    if plan.flow.layout == "int8":  # of bfloat16 values: their rounding is 1/30 of that to int8
+    if plan.flow.layout == "int8":  # from bfloat16, whose rounding error is 1/30 of int8's
         linear_int.quantize_transformers(flow, estimator.Transformer)
     if plan.flow.layout in ("int8", ONEDNN_LAYOUT):
         linear_onednn.use_onednn(flow)
@@ -88,21 +88,21 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _decode_backend(plan: Plan, placement: StagePlacement, *, overlapped: bool) -> DecodeBackend:
-    """How T3's steps are run; with CUDA graphs, flow and vocoder are captured too.
+    """The backend that runs T3's steps; with CUDA graphs, flow and vocoder are captured too.
 
     Args:
-        overlapped: the flow may run while T3 does.
+        overlapped: flow and vocoder may run at the same time as T3.
     """
     forward = None
     if plan.compile == "inductor":
         with placement("t3") as stage:
             forward = _compiled(cast(t3_model.T3, stage))
-    fused = plan.t3.kernels == TRITON and forward is None  # inductor makes kernels of its own
+    fused = plan.t3.kernels == TRITON and forward is None  # inductor generates its own kernels
     kv_cache = torch.int8 if plan.kv_cache == "int8" else None
     if plan.compile == "none" or placement.device.type != "cuda":
         return EagerBackend(forward, fused=fused, kv_cache=kv_cache)
-    # the garbage collector is off during captures: old cycles that hold GPU memory would stay
-    # there next to the graphs' pool. Once is enough, for it takes long where objects are many
+    # the garbage collector is off during captures, so reference cycles that hold GPU memory would
+    # not be freed. Collect once and not per capture: it is slow when there are many objects
     gc.collect()
     capturer = GraphCapturer(placement.device)
     # stages that run at the same time need memory pools of their own

@@ -4,11 +4,11 @@ Continuous batching: a fixed number of slots, each with its own position, sampli
 history and generator. A sequence that ends frees its slot at once, and a step costs nearly the same
 for one slot as for many. A sequence's tokens do not depend on the rest of the batch. Everything
 that differs between two steps is a tensor in a static buffer (decode_state.py), so a step can be
-captured once and replayed (cuda_graphs.py). How a step runs, and how often the host reads tokens
-back, is the ``DecodeBackend``'s choice.
+captured once and replayed (cuda_graphs.py). The ``DecodeBackend`` determines how a step runs and
+how often the host reads tokens back.
 
 Responsible for steps, the backends that run them, and when a sequence ends. Not responsible for
-audio, files, or why a sequence is requested.
+audio, files or retries.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class DecodeStep(Protocol):
 def eager_step(forward: StepFn) -> DecodeStep:
     """The step around the model's ``forward``, in PyTorch operations.
 
-    All of it works on tensors in static buffers: nothing is read back, and its shapes depend only
-    on ``count``, ``kv_len`` and ``needs_sort``.
+    It only uses tensors in static buffers: nothing is read back, and shapes depend only on
+    ``count``, ``kv_len`` and ``needs_sort``.
     """
 
     def step(slots: DecodeState, count: int, kv_len: int, /, *, needs_sort: bool) -> None:
-        # a slot whose sequence ended may be stepped further: keep its position inside the cache
+        # steps continue after a sequence's end until the readback: keep positions in the cache
         position = slots.position[:count].clamp(max=kv_len - 1)
         logits = forward(
             slots.last_token[:count], slots.num_generated[:count], position, slots.cache, kv_len
@@ -68,14 +68,14 @@ def eager_step(forward: StepFn) -> DecodeStep:
 
 
 def fastest_step(backend: DecodeBackend, t3: T3) -> DecodeStep:
-    """The fastest step that this backend can run with the present weights."""
+    """The fastest step that this backend can run with the current weights."""
     if backend.forward is None and backend.fused and fused_step.supports(t3):
         return FusedStep(t3)
     return eager_step(backend.forward or t3.step)
 
 
 def prefill_fn(t3: T3) -> PrefillFn:
-    """The model's prefill, over the slots' static buffers; reads nothing back."""
+    """The model's prefill into the slots' static buffers; reads nothing back."""
 
     def prefill(slots: DecodeState, prefix: Tensor) -> None:
         logits = t3.prefill(prefix, slots.prefill_last, slots.cache, slots.prefill_slot)
@@ -102,15 +102,15 @@ class DecodeBackend(Protocol):
     kv_cache: torch.dtype | None
 
     def slots(self, t3: T3, count: int, rows_per_seq: int) -> DecodeState:
-        """Buffers for ``count`` sequences, contents undefined; voids those returned before."""
+        """Buffers for ``count`` sequences, uninitialized; those returned before become invalid."""
         ...
 
     def prefill(self, t3: T3) -> PrefillFn:
-        """The prefill with the present weights."""
+        """The prefill with the current weights."""
         ...
 
     def step(self, t3: T3) -> DecodeStep:
-        """The step with the present weights; called again whenever they may have moved."""
+        """The step with the current weights; called again whenever they may have moved."""
         ...
 
     def readback(self, tokens: Tensor) -> Callable[[], list[list[int]]]:
@@ -130,16 +130,16 @@ class EagerBackend:
         fused: bool = False,
         kv_cache: torch.dtype | None = None,
     ) -> None:
-        """Use a compiled ``T3.step``, if there is one.
+        """Run steps eagerly.
 
         Args:
-            fused, kv_cache: see ``DecodeBackend``.
+            forward, fused, kv_cache: see ``DecodeBackend``.
         """
         self.forward, self.fused, self.kv_cache = forward, fused, kv_cache
         self._int8_step: Int8Step | None = None
 
     def slots(self, t3: T3, count: int, rows_per_seq: int) -> DecodeState:
-        """A static KV cache where steps are compiled or run on a GPU, else a ragged one."""
+        """With a static KV cache if steps are compiled or run on a GPU, else with a ragged one."""
         shape, like = t3.kv_shape, t3.like
         cache: KVCache
         self._int8_step = None
@@ -174,10 +174,9 @@ class _RunningSequence:
     Attributes:
         max_tokens: it is truncated at this length.
         position: of its last token in the KV cache.
-        late_readback: tokens are read back later than they are drawn, so there may be extra ones
-            after the end.
+        late_readback: a readback covers several steps, so tokens may be drawn after the end.
         unread: tokens drawn since the last readback.
-        drawn: the generator's state after each draw of an unread token.
+        generator_states: the generator's state after each draw of an unread token.
     """
 
     request: DecodeRequest
@@ -186,7 +185,7 @@ class _RunningSequence:
     late_readback: bool
     unread: int = 1
     tokens: list[int] = field(default_factory=list)
-    drawn: deque[GeneratorState] = field(default_factory=deque)
+    generator_states: deque[GeneratorState] = field(default_factory=deque)
 
     def prepare(self, slots: DecodeState, slot: int) -> None:
         """Draw the random numbers of the next token."""
@@ -194,7 +193,7 @@ class _RunningSequence:
             return
         slots.noise[slot].exponential_(generator=self.request.generator)
         if self.late_readback:
-            self.drawn.append(generator_state(self.request.generator))
+            self.generator_states.append(generator_state(self.request.generator))
 
     def append(self, tokens: Sequence[int], stop: int) -> DecodeOutput | None:
         """Append tokens in the order they were drawn; return the output if the sequence has ended.
@@ -203,10 +202,10 @@ class _RunningSequence:
         been drawn.
         """
         for token in tokens:
-            after = self.drawn.popleft() if self.drawn else None
+            after = self.generator_states.popleft() if self.generator_states else None
             output = self._append(token, stop)
             if output is not None:
-                if self.drawn and after is not None:
+                if self.generator_states and after is not None:
                     restore_generator(self.request.generator, after)
                 return output
         return None
@@ -256,7 +255,7 @@ def decode(
         next_request: called whenever a slot is free; None if there is no request (for now).
     """
     running: list[_RunningSequence] = []
-    # weights move only while the caller's code runs: in next_request, and at each yield
+    # weights can move only while the caller's code runs: in next_request, and at each yield
     step, stale = backend.step(t3), False
     while True:
         # 1) prefill new requests into free slots
@@ -281,7 +280,7 @@ def decode(
         readback = _Readback(slots, running, backend)
         if backend.steps_per_sync > 1:
             _advance(slots, running, step, backend.steps_per_sync)
-        # 3) take out what has ended
+        # 3) remove the sequences that have ended
         ended = _take_out_ended(slots, running, readback, t3.config.stop_speech)
         stale = bool(ended)
         yield from ended

@@ -30,13 +30,15 @@ WARM_UP_STEPS = 2  # the first call traces and compiles, the second runs the com
 
 
 def grown_length(positions: int) -> int:
-    """Capacity of a cache for so many positions, in steps of ``KV_GROWTH``."""
+    """The cache capacity for ``positions``, a multiple of ``KV_GROWTH``."""
     return -(-round_up_kv_len(positions) // KV_GROWTH) * KV_GROWTH
 
 
 class CudaGraphBackend:
-    """The ``DecodeBackend`` that replays steps and prefills as CUDA graphs, over slots that live as
-    long as the graphs."""
+    """The ``DecodeBackend`` that replays steps and prefills as CUDA graphs.
+
+    Its slots are reused from call to call, because graphs are bound to their addresses.
+    """
 
     steps_per_sync = STEPS_PER_SYNC
 
@@ -48,10 +50,11 @@ class CudaGraphBackend:
         fused: bool = False,
         kv_cache: torch.dtype | None = None,
     ) -> None:
-        """Capture steps of ``forward``, a compiled ``T3.step``, or without it of our own kernels.
+        """Start without graphs.
 
         Args:
-            fused, kv_cache: see ``DecodeBackend``.
+            capture: captures work without running it; returns the replay.
+            forward, fused, kv_cache: see ``DecodeBackend``.
         """
         self.forward, self.fused, self.kv_cache = forward, fused, kv_cache
         self._cache = CudaGraphCache(capture, "the t3 step")
@@ -100,8 +103,8 @@ class CudaGraphBackend:
         weights, eager = weight_addresses(t3), fastest_step(self, t3)
 
         def step(slots: DecodeState, count: int, kv_len: int, /, *, needs_sort: bool) -> None:
-            # round up to powers of two, so that graphs are few: the output of unused slots is
-            # ignored
+            # round up to a power of two, so that there are few graphs; the output of unused slots
+            # is ignored
             count = min(slots.count, 1 << (count - 1).bit_length())
             if isinstance(eager, FusedStep):  # its attention stops at each sequence's length
                 assert isinstance(slots.cache, StaticKVCache)
@@ -122,7 +125,7 @@ class CudaGraphBackend:
 
 
 def compiled_step(model: T3) -> StepFn:
-    """Compile ``model.step`` by inductor and run it twice on an empty cache.
+    """Compile ``model.step`` with inductor and run it twice on an empty cache.
 
     Raises:
         One of ``DEVICE_ERRORS``: no compiler, no Triton, an operation that cannot be compiled.

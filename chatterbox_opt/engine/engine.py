@@ -60,7 +60,7 @@ WARM_UP = (  # about 1, 5 and 12 seconds of audio
     "The first call of everything takes longer: kernels are compiled, libraries set themselves up, "
     "and CUDA graphs are captured. So these three texts are synthesized before the first request.",
 )
-TOKENS_PER_LETTER, TOKENS_PER_SECOND = 4, 25  # speech tokens: of a letter spoken slowly; of 1 s
+TOKENS_PER_LETTER, TOKENS_PER_SECOND = 4, 25  # speech tokens; per letter in slow speech
 
 
 class Engine:
@@ -108,10 +108,10 @@ class Engine:
             profile: a shipped profile's name, a YAML file, or "auto" (by the GPU's memory and
                 compute capability).
             device: "auto", "cuda", "mps" or "cpu".
-            overrides: ``dtype``, ``compile``, ``offload``, ``kv_cache``; they win over
+            overrides: ``dtype``, ``compile``, ``offload``, ``kv_cache``; they override
                 environment and profile.
-            plan: one that was resolved already; ``profile``, ``device`` and ``overrides`` are not
-                used then.
+            plan: a plan that is already resolved; ``profile``, ``device`` and ``overrides`` are
+                then ignored.
             store: where voices are kept; None takes the platform's cache directory.
             watermark: mark all audio with PerTh, as upstream does.
             weights: where converted weights are kept; None takes the platform's cache directory.
@@ -119,11 +119,11 @@ class Engine:
         Raises:
             InputError: unknown model, profile, key or value.
             WeightsError: weights missing or damaged.
-            DeviceError: the device is not there.
+            DeviceError: the device is not available.
         """
         if plan is None:
             plan = resolve(profile, probe.probe(device), overrides)
-        # before 3 GB are downloaded: PerTh may be missing
+        # before 3 GB are downloaded, because PerTh may be missing
         mark = Watermark() if watermark and plan.optimized else None
         checkpoint = registry.locate(model)
         if checkpoint.config.random_weights:
@@ -136,7 +136,7 @@ class Engine:
             if not watermark:
                 log.warning("plain Chatterbox always leaves its watermark")
         if mark and plan.device == "cuda" and plan.offload == NONE:
-            # 9 MB and some work space: not where stages are offloaded for lack of memory
+            # takes 9 MB and some workspace: not if stages are offloaded for lack of memory
             mark.move(torch.device(plan.device))
         voices = VoiceLibrary(checkpoint, store or VoiceStore(voice_store.default_directory()))
         return cls(plan, checkpoint, pipeline, voices, mark)
@@ -174,10 +174,10 @@ class Engine:
         return self._voices.voice(source)
 
     def warm_up(self, *texts: str, voice: Voice | None = None) -> None:
-        """Compile kernels, capture CUDA graphs and set libraries up before the first request.
+        """Compile kernels, capture CUDA graphs and initialize libraries before the first request.
 
-        On a GPU flow and vocoder are captured per length and T3's prefill per length of the text,
-        each at its second call: so use the texts that will be requested, or texts as long.
+        On a GPU, flow and vocoder are captured per audio length and T3's prefill per text length,
+        each at its second call. So use the texts that will be requested, or texts of that length.
 
         Args:
             texts: each is synthesized twice and its audio dropped; without any, three sentences
@@ -210,7 +210,7 @@ class Engine:
             voice: from ``engine.voice``; None is the model's own.
             sampling: sampling parameters; without a seed a new one is drawn.
             observe: called at every speech token.
-            guard: finds runaways, cut-offs and loops, and retries such a chunk.
+            guard: retries chunks in which runaways, cut-offs or loops are detected.
 
         Raises:
             TextError: the text has no letter or digit.
@@ -218,19 +218,20 @@ class Engine:
         """
         sampling = sampling or Sampling()
         chunks = self._attempts(text, voice, sampling, _seed(sampling), guard, observe)
-        for attempts, kept in run_with_retries(_one_by_one(chunks), self._speech(sampling)):
-            if isinstance(kept, Exception):
-                raise kept
-            yield finish_chunk(attempts, kept, self._watermark)
+        synthesize = self._one_slot_synthesis(sampling)
+        for attempts, best in run_with_retries(_one_by_one(chunks), synthesize):
+            if isinstance(best, Exception):
+                raise best
+            yield finish_chunk(attempts, best, self._watermark)
 
-    def _speech(self, sampling: Sampling) -> SynthesizeChunks:
+    def _one_slot_synthesis(self, sampling: Sampling) -> SynthesizeChunks:
         options = BatchOptions(slots=1, use_cfg=sampling.cfg_weight > 0)
         return functools.partial(self.pipeline.synthesize_chunks, options=options)
 
     def _chunks(self, text: str) -> list[Chunk]:
         if not self.checkpoint.config.needs_text_normalization:
             return split(text)
-        # only the built-in model needs its library
+        # imported only for the built-in model, which alone needs the libraries of this module
         from chatterbox_opt.text.english import normalize_english
 
         return split(text, spell=normalize_english)
@@ -253,7 +254,7 @@ class Engine:
                 voice,
                 sampling,
                 seed=seed,
-                on_token=_reporter(observe, i, chunks),
+                on_token=_token_callback(observe, i, chunks),
                 guard=guard,
             )
             for i, chunk in enumerate(chunks)
@@ -281,9 +282,9 @@ class Engine:
     def batch(self, requests: Iterable[Request], guard: Guard | None = None) -> Iterator[Result]:
         """Synthesize many texts; yield results as they finish, each with its request's id.
 
-        The error of a request is a value of its result and does not end the others. Requests are
-        taken from the iterable when a slot is free, so a generator that ends early ends the batch
-        after the requests that it gave.
+        The error of a request is a value in its result and does not affect the others. A request
+        is taken from the iterable when a slot is free, so a generator can end the batch at any
+        time; the requests that it has yielded are finished.
 
         Args:
             guard: as ``pieces``.
@@ -322,16 +323,16 @@ class Engine:
         sampling = sampling or Sampling()
         chunks = self._attempts(text, voice, sampling, _seed(sampling))
         codes: list[int] = []
-        for _, kept in run_with_retries(_one_by_one(chunks), self.pipeline.codes):
-            if isinstance(kept, Exception):
-                raise kept
-            codes.extend(kept.output.codes)
+        for _, best in run_with_retries(_one_by_one(chunks), self.pipeline.codes):
+            if isinstance(best, Exception):
+                raise best
+            codes.extend(best.output.codes)
         return torch.tensor(codes)
 
 
 def _one_by_one(chunks: list[ChunkAttempts]) -> Callable[[], ChunkAttempts | None]:
-    left = iter(chunks)
-    return lambda: next(left, None)
+    remaining = iter(chunks)
+    return lambda: next(remaining, None)
 
 
 def seeded(sampling: Sampling) -> Sampling:
@@ -343,7 +344,7 @@ def _seed(sampling: Sampling) -> int:
     return secrets.randbits(32) if sampling.seed is None else sampling.seed
 
 
-def _reporter(observe: Observer | None, i: int, chunks: list[Chunk]) -> OnToken:
+def _token_callback(observe: Observer | None, i: int, chunks: list[Chunk]) -> OnToken:
     if observe is None:
         return lambda tokens: None
     return lambda tokens: observe(Progress(i, len(chunks), len(chunks[i].text), tokens))

@@ -1,15 +1,17 @@
 """Runs flow and vocoder for finished T3 sequences, inline or on a worker thread overlapped with T3.
 
     inline      T3 waits while flow and vocoder run
-    overlapped  T3 decodes the next sequences meanwhile: at most one group is on the worker thread,
-                and it is collected when the next group is complete, or when T3 has nothing left
+    overlapped  T3 decodes the next sequences meanwhile; at most one group is on the worker thread,
+                and its results are collected when the next group is complete, or when T3 has no
+                sequences left
 
-When a group is collected does not depend on the threads' speed. Retried chunks thus enter T3 at the
+When results are collected does not depend on the threads' speed. So retried chunks enter T3 at the
 same step in every run, and the same seed gives the same file.
 
-The worker makes one try and changes nothing: no weights, no placement, no warning. What fails there
-is run again in full by T3's thread, which waits at that moment, so that recovery (recovery.py)
-still runs alone. Out of memory while overlapping has a fallback of its own: inline from then on.
+The worker tries a job once, without recovery: it moves no weights, changes no precision and logs no
+warning. A job that fails is run again from the start by T3's thread while the worker is idle, so
+recovery (recovery.py) never runs in parallel with other work. Out of memory while overlapping has
+its own fallback: inline from then on.
 
 Responsible for threads and for failures of overlapped work. Not responsible for stages or audio.
 """
@@ -53,32 +55,32 @@ class Renderer(Protocol):
         """Start a run over requests; when the block ends, for any reason, no thread is left.
 
         Args:
-            can_overlap: called before work goes to another thread: whether stages stay in place.
+            can_overlap: called before jobs are submitted to another thread; returns whether all
+                stages stay on the device.
         """
         ...
 
 
 class RenderSession(Protocol):
-    """One run.
-
-    Attributes:
-        busy: jobs were submitted and not collected yet.
-    """
+    """One run."""
 
     @property
     def busy(self) -> bool:
-        """See above."""
+        """Whether jobs were submitted whose results are not collected yet."""
         ...
 
     def submit(self, jobs: Sequence[RenderJob]) -> Iterator[ChunkResult]:
-        """Submit a group of jobs, or none; yield what is ready. Exhaust the iterator."""
+        """Submit a group of jobs, or none; yield the results that are ready.
+
+        The caller must exhaust the iterator.
+        """
         ...
 
     def release_memory(self) -> bool:
         """Free memory for T3: wait for overlapped work, and run inline from now on.
 
         Returns:
-            whether there was such work.
+            whether there was overlapped work.
         """
         ...
 
@@ -101,11 +103,14 @@ class InlineRenderer:
 
 
 class StreamContext(Protocol):
-    """The stream on which another thread's work runs; see ``cuda.SideStream``."""
+    """The stream on which another thread's work runs (``cuda.SideStream``)."""
 
     def __call__(self, work: Callable[[], Result]) -> Callable[[], Result]:
-        """``work`` for another thread: ordered after what this one has launched, and complete on
-        the device when it returns."""
+        """Wrap ``work`` for another thread.
+
+        It runs after everything that this thread has launched, and is complete on the device when
+        the wrapper returns.
+        """
         ...
 
 
@@ -118,7 +123,7 @@ class OverlappedRenderer:
     """Runs jobs on a worker thread, one for each run.
 
     Attributes:
-        disabled: there was not enough memory to overlap; jobs run inline.
+        disabled: memory was too small to overlap; jobs run inline.
     """
 
     def __init__(self, stream: StreamContext = no_stream) -> None:
@@ -144,7 +149,7 @@ class OverlappedRenderer:
 
     def start(self, job: RenderJob, thread: ThreadPoolExecutor) -> Future[list[ChunkResult] | None]:
         """Try a job on ``thread``; the future's result is None if it failed."""
-        inference = torch.is_inference_mode_enabled()  # which is per thread
+        inference = torch.is_inference_mode_enabled()  # a per-thread setting
 
         def try_run() -> list[ChunkResult]:
             with torch.inference_mode(inference):
@@ -153,12 +158,12 @@ class OverlappedRenderer:
         work = self._stream(try_run)
 
         def run() -> list[ChunkResult] | None:
-            if self.disabled:  # since it was submitted
+            if self.disabled:  # after this job was submitted
                 return None
             try:
                 return work()
             except REQUEST_ERRORS as error:
-                # not stored: its frames hold memory that the next try needs
+                # the error is not stored: its frames hold memory that the next try needs
                 if isinstance(error, torch.OutOfMemoryError):
                     self.disable()
                 return None
@@ -186,7 +191,7 @@ class _OverlappedSession:
     def submit(self, jobs: Sequence[RenderJob]) -> Iterator[ChunkResult]:
         results = self._collect()
         if not self._renderer.disabled and self._can_overlap():
-            # before the last results are yielded: their consumer may take long
+            # before the collected results are yielded, because their consumer may take long
             self._pending = [(job, self._renderer.start(job, self._thread)) for job in jobs]
             jobs = ()
         yield from results
@@ -205,7 +210,7 @@ class _OverlappedSession:
         wait([future for _, future in self._pending])
 
     def _collect(self) -> list[ChunkResult]:
-        self._wait()  # for all: recovery must be the only work on the stages
+        self._wait()  # for all jobs: nothing else may use the stages during recovery
         pending, self._pending = self._pending, []
         results: list[ChunkResult] = []
         for job, future in pending:
