@@ -1,7 +1,7 @@
 """The three stages in order: chunk requests in, audio out.
 
-Responsible for the order of the stages and where each gets its inputs. Not responsible for long
-texts, files or profiles.
+Responsible for the order of the stages and the inputs of each. Not responsible for long texts,
+files or profiles.
 """
 
 from __future__ import annotations
@@ -120,12 +120,13 @@ class Pipeline:
         """Synthesize requests; yield each as it is ready, with its audio or its error.
 
         One generator serves the three stages of a request in order, as upstream's global one does.
-        A request is taken when a slot is free, so with one slot the next is taken after the last
-        was yielded. With an overlapped renderer, results are yielded when T3 has finished the next
-        group or has nothing left; then ``next_chunk`` is called once more.
+        A request is taken when a slot is free, so with one slot the next one is taken after the
+        previous result was yielded. With an overlapped renderer, results are yielded when T3 has
+        finished the next group or has no sequences left; then ``next_chunk`` is called once more.
 
         Raises:
-            Exception: a failure of no request; what T3 has finished until then is yielded first.
+            Exception: a failure that belongs to no request; what T3 has finished by then is
+                rendered and yielded first.
         """
         group = min(self.group, options.slots)
         with self.renderer.run(
@@ -136,14 +137,14 @@ class Pipeline:
                 start = time.perf_counter()
                 try:
                     finished = self._run_t3(runner, next_chunk, group)
-                except REQUEST_ERRORS:  # no request's own: render what T3 has finished first
+                except REQUEST_ERRORS:  # belongs to no request: collect finished work first
                     yield from session.submit(())
                     raise
                 spent = time.perf_counter() - start
                 yield from (failed for failed in finished if not isinstance(failed, TokenOutput))
                 if not finished and not session.busy:
                     return
-                # with no jobs left, the results collected now may still be retried
+                # even without jobs: the results collected here may cause retries
                 yield from session.submit(self._jobs(finished, spent))
 
     def codes(self, next_chunk: NextChunk) -> Iterator[ChunkResult]:
@@ -160,7 +161,7 @@ class Pipeline:
                 )
 
     def _jobs(self, finished: Sequence[TokenResult], t3_seconds: float) -> list[RenderJob]:
-        """A job for each number of flow steps, sequences sorted by length."""
+        """One job per number of flow steps, its sequences sorted by length."""
         outputs = [result for result in finished if isinstance(result, TokenOutput)]
         outputs.sort(key=lambda output: (output.request.sampling.cfm_steps, len(output.tokens)))
         groups = groupby(outputs, key=lambda output: output.request.sampling.cfm_steps)

@@ -1,7 +1,7 @@
-"""Looks at the machine: the only place that asks torch and the system what there is.
+"""Hardware detection: the only module that queries torch and the system for devices.
 
-Responsible for finding devices, memory and capabilities. Not responsible for what follows from
-them (config/plan.py). Imports torch only inside functions.
+Responsible for detecting devices, memory and capabilities. Not responsible for choosing settings
+from them (config/plan.py). Imports torch only inside functions.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from chatterbox_opt.utils.lazy_reasons import LazyReasons
 
 
 def probe(device: str = AUTO) -> Hardware:
-    """Look at the machine (imports torch).
+    """Detect a device and its capabilities (imports torch).
 
     Raises:
-        DeviceError: the requested device is not there.
+        DeviceError: the requested device is not available.
     """
     import torch
 
@@ -91,13 +91,14 @@ def _kernels_unsupported(stage: str, dtype: str, capability: tuple[int, int]) ->
         return f"{stage}'s kernels need compute capability {format_capability(since)}"
     binaries = [name for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
     if nvidia and not has_kernels(capability, binaries):
-        # a GPU that torch only supports by PTX is newer than its Triton, which may end the process
+        # a GPU that torch supports only by PTX is too new for its Triton, which may abort the
+        # process
         return f"this torch's Triton is older than the GPU ({format_capability(capability)})"
     return selftest.unsupported_reason(stage, getattr(torch, dtype))
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES."""
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
@@ -107,7 +108,7 @@ def visible_gpus() -> list[str]:
 
 
 def cpu_name() -> str:
-    """The CPU's name, as far as the system gives it."""
+    """The CPU's name as reported by the system, or its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

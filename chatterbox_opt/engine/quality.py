@@ -1,16 +1,16 @@
 """Quality checks of synthesized audio without a recognizer: runaways, cut-offs, loops, silence.
 
-Responsible for how long a text should take and what these faults look like in tokens and samples.
-Not responsible for engines, files or seeds (retries.py retries). A false alarm costs a retry, and
-the best of all attempts is used.
+Responsible for how long a text should take and for detecting these faults in tokens and samples.
+Not responsible for engines, files or retries (retries.py). A false positive costs a retry, and the
+best of all attempts is used.
 
 The bounds were measured on the built-in model over everyday.txt and every fourth line of
-lengths.txt (training/pico/sentences; 225 chunks, six voices). It speaks 11.5 to 17.0 letters per
-second from 20 letters on and 6.9 to 11.8 below, is silent for at most 0.8 s, and has no loop above
-0.7 s. It stays at least 0.2 s away from every bound: no false alarm. Faults inserted into each
-chunk and always detected: either half alone, 2 to 8 s of a loop of 1 to 60 tokens, other speech up
-to 40 s. Other speech of 10 s appended is missed in 3, of 4 s in 99: a slow speaker may take that
-long.
+lengths.txt (training/pico/sentences; 225 chunks, six voices). Its output has 11.5 to 17.0 letters
+per second in texts of 20 letters or more and 6.9 to 11.8 in shorter ones, at most 0.8 s of silence,
+and no loop above 0.7 s: at least 0.2 s within every bound, so no false positive. Faults inserted
+into each chunk and always detected: either half alone, 2 to 8 s of a loop of 1 to 60 tokens, other
+speech up to 40 s. Other speech of 10 s appended is missed in 3 chunks, of 4 s in 99: slow speech
+may take that long.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from chatterbox_opt.request import Wave
 
 FASTEST, SLOWEST = 22.0, 8.0  # letters per second; calm English has 15
-# seconds added to either bound, for any text: breaths, the drawl of a single word
+# seconds added to the lower and the upper bound of any text: breaths, a single word spoken slowly
 LEAST, LEAD = 0.2, 1.3
 CJK_LETTERS = 3  # letters that a Han, kana or Hangul character counts as
 DIGIT_LETTERS = 4  # letters that a digit counts as: "7" is spoken "seven"
@@ -51,11 +51,11 @@ class Guard:
     def best(self, text: str, attempts: Sequence[Attempt]) -> Attempt:
         """The attempt with the fewest faults, with the seconds of all attempts.
 
-        Of several, the one whose duration is closest to what the text should take.
+        Among equals, the one whose duration is closest to what is expected for the text.
         """
-        best = min(attempts, key=lambda one: (len(one.faults), _duration_error(text, one.output)))
+        best = min(attempts, key=lambda a: (len(a.faults), _duration_error(text, a.output)))
         stages = best.output.seconds
-        seconds = {stage: sum(one.output.seconds[stage] for one in attempts) for stage in stages}
+        seconds = {stage: sum(a.output.seconds[stage] for a in attempts) for stage in stages}
         return Attempt(replace(best.output, seconds=seconds), best.faults, len(attempts))
 
 
@@ -87,7 +87,7 @@ def _letters(text: str) -> int:
 
 
 def _duration_error(text: str, output: AudioOutput) -> float:
-    """How far the duration is from what the text should take: 0 is as expected."""
+    """Distance of the duration from what is expected for the text, as |log ratio|."""
     expected = (_letters(text) + 1) / (FASTEST * SLOWEST) ** 0.5
     return abs(float(np.log((len(output.wave) + 1) / SAMPLE_RATE / expected)))
 

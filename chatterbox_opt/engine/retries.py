@@ -1,7 +1,7 @@
 """Retry policy of one chunk: retries empty output and output that fails the quality checks.
 
-Responsible for attempts, their seeds and which attempt is used. Not responsible for engines or for
-how a chunk is synthesized: it returns requests and receives their results.
+Responsible for attempts, their seeds and the choice among them. Not responsible for how a chunk is
+synthesized: callers run the requests it returns and pass it the results.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from chatterbox_opt.engine.sequence import AudioOutput
 
 log = logging.getLogger(__name__)
-MAX_SILENT_RETRIES = 3  # further seeds for an attempt for which the model generates no speech
+MAX_SILENT_RETRIES = 3  # further seeds of an attempt if the model generates no speech
 
 
 class ChunkAttempts:
@@ -46,7 +46,7 @@ class ChunkAttempts:
 
         Args:
             seed: of the whole text.
-            guard: without one the first audio is used.
+            guard: None uses the first attempt that has audio.
         """
         self.chunk, self.index = chunk, index
         self._voice, self._sampling, self._seed = voice, sampling, seed
@@ -64,8 +64,8 @@ class ChunkAttempts:
         """Record the result of the last request.
 
         Returns:
-            the best of all attempts, or the error if there is none; None: try ``next_request``
-            again.
+            the best of all attempts, or the error if none has audio; None if ``next_request``
+            must be called again.
         """
         if isinstance(outcome, SilenceError) and self._silences < MAX_SILENT_RETRIES:
             log.warning("%s (retrying)", outcome)

@@ -34,7 +34,7 @@ SynthesizeChunks = Callable[[NextChunk], Iterator[ChunkResult]]
 
 @dataclass(slots=True, eq=False)
 class _RequestState:
-    """A running request and its pieces: None until synthesized, then finished or being finished."""
+    """A running request and its pieces, each None until it is synthesized."""
 
     id: str
     seed: int
@@ -62,12 +62,12 @@ class Scheduler:
         begin: StartRequest,
         finish: FinishChunk,
     ) -> None:
-        """Prepare.
+        """Prepare a run.
 
         Args:
-            seed_of: a request's own seed, or a random one.
+            seed_of: returns a request's own seed, or a random one.
             begin: (request, seed) -> its chunks; may raise one of ``REQUEST_ERRORS``.
-            finish: (chunk, best attempt) -> its piece, inline or on another thread.
+            finish: (chunk, best attempt) -> its piece, computed inline or on another thread.
         """
         self._requests = iter(requests)
         self._seed_of, self._begin, self._finish = seed_of, begin, finish
@@ -96,7 +96,7 @@ class Scheduler:
             raise self._source_error
 
     def _next_chunk(self) -> ChunkAttempts | None:
-        """The next chunk, of a new request if none is waiting."""
+        """The next chunk; splits a new request if no chunk is waiting."""
         while True:
             while self._chunks:
                 attempts, state = self._chunks.popleft()
@@ -140,8 +140,10 @@ def run_with_retries(
 ) -> Iterator[tuple[ChunkAttempts, Attempt | Exception]]:
     """Synthesize chunks until there are none; yield each with its best attempt, or its error.
 
+    Retries come before new chunks.
+
     Args:
-        next_chunk: called whenever a slot is free; None if no chunk is left.
+        next_chunk: called whenever a slot is free; returns None if no chunk is left.
     """
     retries: deque[ChunkAttempts] = deque()
     running: dict[ChunkRequest, ChunkAttempts] = {}
@@ -186,8 +188,8 @@ class ChunkFinisher:
         """Prepare.
 
         Args:
-            overlap: work on a thread, in parallel with the stages. Not on a CPU, where the thread
-                would compete with them for the cores.
+            overlap: run on a thread, in parallel with the stages. Not useful on a CPU, where the
+                thread would compete with them for the cores.
         """
         self._watermark = watermark
         self._thread = ThreadPoolExecutor(1) if overlap else None
@@ -205,7 +207,7 @@ class ChunkFinisher:
             self._thread.shutdown(cancel_futures=True)
 
     def finish(self, attempts: ChunkAttempts, best: Attempt) -> Future[Piece]:
-        """The chunk's piece, finished or being finished."""
+        """The future of the chunk's piece; already done without a thread."""
         if self._thread is not None:
             return self._thread.submit(finish_chunk, attempts, best, self._watermark)
         done: Future[Piece] = Future()

@@ -1,4 +1,8 @@
-"""The values of one chunk on its way through the engine: request, tokens, audio, attempt."""
+"""The values passed between the parts of the engine for one chunk: request, tokens, audio, attempt.
+
+Responsible for these values and for which errors fail one request only. Not responsible for
+computing them.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +22,12 @@ if TYPE_CHECKING:
     from chatterbox_opt.voice import Voice
 
 OnToken = Callable[[int], None]
-# The errors that fail one request and not its batch. Openly: this is ``except Exception`` by
-# enumeration. It contains our own errors and the kinds that torch, numpy, tokenizers and file
-# systems raise: RuntimeError (with torch.OutOfMemoryError, CUDA's and torch.compile's errors),
-# ValueError, LookupError, OSError, MemoryError. Deliberately not caught are programming errors
-# (TypeError, AttributeError, NameError, AssertionError), which no retry repairs and which must not
-# be reported as a request's failure; nor ImportError, ArithmeticError, and what is no Exception
-# (KeyboardInterrupt, SystemExit).
+# The errors that fail one request and not its batch: our own, and those that torch, numpy,
+# tokenizers and file systems raise. RuntimeError includes torch.OutOfMemoryError and the errors of
+# CUDA and torch.compile. Nearly all of ``Exception``, enumerated so that programming errors
+# (TypeError, AttributeError, NameError, AssertionError) are not caught: no retry repairs them, and
+# they must not be reported as a request's failure. ImportError and ArithmeticError are not caught
+# either.
 REQUEST_ERRORS = (ChatterboxOptError, RuntimeError, ValueError, LookupError, OSError, MemoryError)
 
 
@@ -51,7 +54,7 @@ class TokenOutput:
     Attributes:
         tokens: int64 [T] on the CPU, only ids that encode audio (below 6561).
         truncated: T3 reached its limit without a stop token.
-        generator: in the state in which T3 left it; flow and vocoder go on drawing from it.
+        generator: in its state after T3; flow and vocoder continue to draw from it.
     """
 
     request: ChunkRequest
@@ -71,9 +74,9 @@ class AudioOutput:
     Attributes:
         wave: float32 [n] in [-1, 1] at 24 kHz, without watermark.
         tokens: the number of speech tokens that it was rendered from.
-        seconds: of work, by stage; a share where several were processed together. Rendering that
-            overlaps with T3 counts in full, so the sum may exceed the elapsed time.
-        codes: the speech tokens, where they are known (plain Chatterbox does not return them).
+        seconds: processing time by stage; an equal share if several were processed together.
+            Rendering that overlaps with T3 counts in full, so the sum may exceed the elapsed time.
+        codes: the speech tokens; empty from plain Chatterbox, which does not return them.
         truncated: T3 reached its limit without a stop token.
     """
 

@@ -1,7 +1,7 @@
 """What an engine is loaded from: a picklable value that commands and worker processes share.
 
-Responsible for the settings of one engine, for checking them before torch is imported, and for
-loading by them. Not responsible for command lines: it imports no typer and no rich.
+Responsible for the settings of one engine: checking them before torch is imported, and loading an
+engine with them. Not responsible for command lines; imports no typer and no rich.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def _default_store() -> VoiceStore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """Which model, on what, and how.
+    """The model, device and settings of an engine.
 
     Attributes:
         model: a name, or a directory with a checkpoint's files.
         profile: a name, a YAML path, or "auto".
         device: one of ``hardware.DEVICES``.
-        overrides: ``dtype``, ``compile``, ``offload``, ``kv_cache``; they win over environment
+        overrides: ``dtype``, ``compile``, ``offload``, ``kv_cache``; they override environment
             and profile.
-        store: where voices are kept; its ``keep_computed`` is for converted weights too.
+        store: where voices are stored; its ``keep_computed`` applies to converted weights too.
         watermark: mark all audio with PerTh.
     """
 
@@ -48,7 +48,7 @@ class EngineSpec:
     watermark: bool = True
 
     def check(self, voice: str | None) -> None:
-        """Find what is wrong before torch is imported.
+        """Check the settings before torch is imported.
 
         Raises:
             InputError: unknown model, voice, device, profile, key or value.
@@ -62,15 +62,15 @@ class EngineSpec:
             raise InputError(f"device is '{self.device}'; known: {', '.join(hardware.DEVICES)}")
         settings.check_settings(self.profile, self.overrides, os.environ)
 
-    def resolve(self, found: hardware.Hardware) -> Plan:
-        """The plan of this engine on that hardware."""
-        return plan.resolve(self.profile, found, self.overrides)
+    def resolve(self, detected: hardware.Hardware) -> Plan:
+        """The plan of this engine on the detected hardware."""
+        return plan.resolve(self.profile, detected, self.overrides)
 
-    def load(self, made: Plan | None = None) -> Engine:
+    def load(self, resolved: Plan | None = None) -> Engine:
         """Load the engine (imports torch).
 
         Args:
-            made: the plan, where it was resolved already; None resolves it here.
+            resolved: a plan that is already resolved; None detects the hardware and resolves one.
         """
         from chatterbox_opt.engine.engine import Engine
 
@@ -79,7 +79,7 @@ class EngineSpec:
             self.profile,
             device=self.device,
             overrides=self.overrides,
-            plan=made,
+            plan=resolved,
             store=self.store,
             watermark=self.watermark,
             weights=weight_cache.default(keep=self.store.keep_computed),

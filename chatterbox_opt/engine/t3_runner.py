@@ -3,14 +3,14 @@
     out of device memory          -> stop overlapping, then half as many slots, then offload,
                                      then DeviceError
     a fused or compiled step that
-      cannot be compiled/launched -> eager steps for good
-      fails with these requests   -> these requests again with eager steps; for good after
+      cannot be compiled/launched -> eager steps permanently
+      fails with these requests   -> these requests again with eager steps; permanently after
                                      ``MAX_STEP_FAILURES`` in a row
     NaN/Inf in fp16/bf16          -> that request again in float32 -> NumericsError
-    other errors in a batch       -> its requests one by one: the error is one request's
+    other errors in a batch       -> its requests one by one, to find the one that fails
 
 Responsible for decoding requests and for the fallbacks above. Not responsible for audio, whole
-texts, or why a chunk is retried.
+texts, or retries of bad output (retries.py).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from chatterbox_opt.runtime.cuda_graphs import EAGER_FROM_NOW_ON, compilation_fa
 from chatterbox_opt.runtime.recovery import RecoveryPolicy, in_float32, is_setup_error
 
 log = logging.getLogger(__name__)
-MAX_STEP_FAILURES = 3  # of a fused or compiled step in a row, after which it is not used any more
+MAX_STEP_FAILURES = 3  # consecutive failures after which a fused or compiled step is replaced
 
 
 class T3Runner:
@@ -71,7 +71,8 @@ class T3Runner:
         self.backend, self._slots, self._rows_per_seq = backend, slots, rows_per_seq
         self._running: dict[DecodeRequest, ChunkRequest] = {}
         self._retries: deque[ChunkRequest] = deque()
-        self._one_by_one = self._eagerly = False  # how ``_retries`` run; new requests wait
+        # how ``_retries`` run; until they are done, no new request is taken
+        self._one_by_one = self._eagerly = False
         self._failures_before = 0
         self._loop: Iterator[DecodeOutput] | None = None
         self._finished: list[TokenResult] = []
@@ -92,21 +93,21 @@ class T3Runner:
                 finished, self._finished = self._finished, []
                 return finished
             except torch.OutOfMemoryError as error:
-                self._make_room(error)
+                self._free_memory(error)
             except REQUEST_ERRORS as error:
                 self._on_error(error)
-            # all running requests start again: from their seeds they give the same tokens
+            # all running requests start again: the same seeds give the same tokens
             self._retries.extendleft(reversed(self._running.values()))
             self._running.clear()
             self._loop = None
 
     def _on_error(self, error: Exception) -> None:
-        """Choose how the running requests are retried, or give the only one its error."""
+        """Choose how the running requests are retried; a single one fails with the error."""
         accelerated = self.backend.forward is not None or self.backend.fused
         if accelerated and not self._eagerly:
             self._on_step_failure(error)
             return
-        if self._eagerly:  # eager steps fail as well: the requests are at fault, not the backend
+        if self._eagerly:  # eager steps fail too: caused by a request, not by the backend
             self.recovery.step_failures = self._failures_before
         if len(self._running) > 1:
             self._one_by_one = True
@@ -114,7 +115,7 @@ class T3Runner:
             self._fail_request(error)
 
     def _on_step_failure(self, error: Exception) -> None:
-        """Fall back to eager steps: for good, or for the running requests only."""
+        """Fall back to eager steps: permanently, or for the running requests only."""
         self._failures_before = self.recovery.step_failures
         self.recovery.step_failures += 1
         if is_setup_error(error):
@@ -130,7 +131,7 @@ class T3Runner:
         self.recovery.step_failures = 0
         self.backend = EagerBackend()
 
-    def _make_room(self, error: torch.OutOfMemoryError) -> None:
+    def _free_memory(self, error: torch.OutOfMemoryError) -> None:
         """Free device memory: stop overlapped work, else use fewer slots, else offload."""
         if self._release_memory():
             return

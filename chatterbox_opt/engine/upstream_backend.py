@@ -35,7 +35,7 @@ class UpstreamBackend:
 
     Attributes:
         model: upstream's object; None once closed.
-        device: on which it runs.
+        device: the model's.
     """
 
     def __init__(self, model: Any, device: torch.device) -> None:
@@ -57,10 +57,8 @@ class UpstreamBackend:
             )
         from chatterbox.tts import ChatterboxTTS
 
-        with (
-            STDOUT_LOCK,
-            contextlib.redirect_stdout(io.StringIO()),
-        ):  # PerTh prints a line on stdout
+        # PerTh prints a line to stdout
+        with STDOUT_LOCK, contextlib.redirect_stdout(io.StringIO()):
             return cls(ChatterboxTTS.from_local(checkpoint.directory, device.type), device)
 
     def close(self) -> None:
@@ -73,7 +71,7 @@ class UpstreamBackend:
     ) -> Iterator[ChunkResult]:
         """Synthesize requests one after the other.
 
-        ``options`` are capacities, which upstream has fixed: one sequence of two rows.
+        ``options`` are ignored: upstream's capacity is fixed, one sequence of two rows.
         """
         while (request := next_chunk()) is not None:
             try:
@@ -120,7 +118,7 @@ class UpstreamBackend:
 
 
 def upstream_conditionals(voice: Voice, exaggeration: float) -> Any:
-    """Upstream's ``Conditionals`` of a Voice; a new object, since its inference modifies them."""
+    """Upstream's ``Conditionals`` of a Voice: a new object, because upstream modifies it."""
     from chatterbox.models.t3.modules.cond_enc import T3Cond
     from chatterbox.tts import Conditionals
 
