@@ -1,8 +1,8 @@
 """Replaces requested settings that the hardware does not support, and records the reason.
 
 Responsible for which dtypes, compilation and offload modes each kind of device supports. Not
-responsible for where a setting was requested (settings.py). A downgrade never changes what is
-generated without a reason that the user can read. Imports no torch.
+responsible for where a setting was requested (settings.py). No downgrade changes the output without
+a reason that is shown to the user. Imports no torch.
 """
 
 from __future__ import annotations

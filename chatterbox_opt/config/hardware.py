@@ -1,7 +1,7 @@
-"""What a machine has: a value, and the capabilities from which features are supported.
+"""Description of a machine: a value, and the compute capabilities that features need.
 
-Responsible for describing hardware. Not responsible for looking at it (engine/probe.py) or for what
-follows from it (plan.py, downgrade.py). Imports no torch.
+Responsible for describing hardware. Not responsible for detecting it (engine/probe.py) or for
+choosing settings from it (plan.py, downgrade.py). Imports no torch.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ AUTO = "auto"
 DEVICES = (AUTO, "cuda", "mps", "cpu")
 # compute capabilities
 BFLOAT16_CAPABILITY = (8, 0)  # torch reports bfloat16 from 7.5 on, where it is emulated and slow
-# for 7.0 Triton's compiler ends the process; for 7.5 its newer versions use no tensor cores
+# for 7.0 Triton's compiler aborts the process; for 7.5 newer Triton versions use no tensor cores
 TRITON_CAPABILITY = {"t3": (7, 5), "flow": (8, 0)}
 HALF_CAPABILITY = (7, 0)  # below, half-precision arithmetic is up to 64 times slower than float32
-ONEDNN = "onednn"  # its name in ``Hardware.unsupported``
+ONEDNN = "onednn"  # a key of ``Hardware.unsupported``
 # stages and dtypes that our GPU kernels (kernels/cuda) exist for
 KERNELS = {"t3": ("float32", "float16", "bfloat16"), "flow": ("float16", "bfloat16")}
 
@@ -27,11 +27,12 @@ class Hardware:
 
     Attributes:
         device: "cuda", "mps" or "cpu".
-        name: as the driver or the system gives it.
+        name: as reported by the driver or the system.
         total_mib, free_mib: GPU memory in MiB; 0 elsewhere.
         capability: CUDA compute capability; (0, 0) elsewhere.
-        unsupported: feature -> why it cannot be used or does not pay: of a CPU its narrow dtypes,
-            ``ONEDNN`` and "int8 flow", of a GPU every ``kernel_feature``.
+        unsupported: feature -> why it cannot be used or is not faster. Features of a CPU are its
+            narrow dtypes, ``ONEDNN`` and "int8 flow"; of a GPU, every ``kernel_feature``. Supported
+            features are absent.
     """
 
     device: str
@@ -43,13 +44,16 @@ class Hardware:
 
 
 def kernel_feature(stage: str, dtype: str) -> str:
-    """The name in ``Hardware.unsupported`` of our GPU kernels for a stage in a dtype."""
+    """The key in ``Hardware.unsupported`` of our GPU kernels for a stage in a dtype."""
     return f"{stage} kernels, {dtype}"
 
 
 def has_kernels(capability: tuple[int, int], built_for: list[str]) -> bool:
-    """Whether a torch built for these architectures (``sm_86``, ``compute_90``) runs on a GPU:
-    binary kernels run on the same major version from their minor one on, PTX on all later."""
+    """Whether a torch built for these architectures (``sm_86``, ``compute_90``) runs on a GPU.
+
+    Binaries (sm) run on the same major version with an equal or higher minor one, PTX (compute) on
+    equal and higher versions.
+    """
     major, minor = capability
     for name in built_for:
         kind, _, digits = name.partition("_")

@@ -1,8 +1,8 @@
 """The plan: what this process runs, decided once from a profile and the hardware.
 
-Responsible for choosing a profile, for the order in which settings win, and for every decision
-that follows from them: dtypes, weight layouts, kernels, slots. Not responsible for weights or
-requests; engine/build.py executes a plan and decides nothing. Imports no torch.
+Responsible for choosing a profile, for the precedence of settings, and for every decision that
+follows from them: dtypes, weight layouts, kernels, slots. Not responsible for weights or requests;
+engine/build.py executes a plan and decides nothing. Imports no torch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from chatterbox_opt.config.settings import (
     override_settings,
 )
 
-BIG_MIB, MIDDLE_MIB = 15_000, 7_500  # total memory from which rtx4090 and rtx3080 are meant
+BIG_MIB, MIDDLE_MIB = 15_000, 7_500  # minimum total memory for rtx4090 and for rtx3080
 RESERVED_MIB = 4_000  # GPU memory of all stages in half precision, with their activations
 CPU_SLOTS, CUDA_SLOTS = 12, 32
 SLOT_MIB = 280  # keys and values of one sequence in half precision
@@ -51,7 +51,7 @@ class StagePlan:
         compute: dtype of the arithmetic between the matrices.
         layout: of the matrices (layers/weight_layout.py): "plain"; on a CPU "onednn" (oneDNN's
             blocked layout), "bfloat16" (the same for few rows), "int8" or "int4" (packed for
-            kernels/cpu/int8_gemm.py; of the flow its transformers are int8, all else "onednn");
+            kernels/cpu/int8_gemm.py; in the flow only the transformers, the rest is "onednn");
             on a GPU "weight-only" (int8, multiplied as ``compute``).
         kernels: "pytorch", "triton" (kernels/cuda) or "numba" (kernels/cpu).
     """
@@ -73,7 +73,7 @@ class Plan:
 
     Attributes:
         device: "cuda", "mps" or "cpu".
-        profile: the name of the profile it started from.
+        profile: the name of the profile that it is based on.
         t3, flow, vocoder: how each stage is stored and computed.
         compile, offload, kv_cache: see ``Profile``.
         slots: sequences of a batch that T3 decodes together.
@@ -98,7 +98,7 @@ class Plan:
 
     @property
     def narrowed_compute(self) -> str:
-        """The dtype of arithmetic over weights that are stored narrower, or ""."""
+        """The compute dtype of weights that are stored in a narrower one, or ""."""
         return next((stage.compute for stage in (self.t3, self.flow) if stage.narrowed), "")
 
     @property
@@ -115,7 +115,7 @@ class Plan:
         return tuple(name for name, stage in stages.items() if stage.kernels == TRITON)
 
     def summary(self) -> str:
-        """One line for people: device, dtype, compilation, offload."""
+        """One line for display: device, dtype, compilation, offload, profile."""
         if not self.optimized:
             return f"device {self.device} · plain Chatterbox ({DISABLE_OPTIMIZATION})"
         dtype = _dtypes(self.t3.storage, self.flow.storage)
@@ -153,13 +153,13 @@ def resolve(
     overrides: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Plan:
-    """Turn what is requested into a plan for this machine.
+    """Turn the requested settings into a plan for this machine.
 
     Args:
         profile: a name, a YAML path, or "auto".
         overrides: ``dtype``, ``compile``, ``offload``, ``kv_cache`` from the command line; they
-            win.
-        environment: CHATTERBOX_* and DISABLE_OPTIMIZATION; they win over the profile.
+            override everything else.
+        environment: CHATTERBOX_* and DISABLE_OPTIMIZATION; they override the profile.
 
     Raises:
         ProfileError: an unknown profile, key or value.
@@ -222,7 +222,7 @@ def _t3(profile: Profile, hardware: Hardware, *, fused: bool) -> StagePlan:
     if _has_onednn(hardware):
         if (profile.compute or profile.t3) == "bfloat16":
             layout = "bfloat16"
-        # a compiler wants plain layers
+        # inductor needs plain layers
         elif not profile.compute and (profile.t3, profile.compile) == ("float32", "none"):
             layout = ONEDNN_LAYOUT
     kernels = TRITON if fused else PYTORCH
@@ -230,7 +230,7 @@ def _t3(profile: Profile, hardware: Hardware, *, fused: bool) -> StagePlan:
 
 
 def _flow(profile: Profile, hardware: Hardware, *, fused: bool) -> StagePlan:
-    """The flow multiplies many rows; int8 is for its transformers, between bfloat16 values."""
+    """The flow multiplies many rows; only its transformers are int8, with bfloat16 activations."""
     if profile.flow == "int8":
         return StagePlan("int8", "bfloat16", layout="int8", kernels=NUMBA)
     blocked = _has_onednn(hardware) and not profile.compute
@@ -244,24 +244,24 @@ def _has_onednn(hardware: Hardware) -> bool:
 
 
 def t3_compute(profile: Profile) -> str:
-    """The dtype of the arithmetic between T3's matrices, except for integers on a CPU."""
+    """T3's compute dtype; not for integer matrices on a CPU, which compute in float32."""
     return profile.compute or (profile.flow if profile.t3 in QUANTIZED else profile.t3)
 
 
 def _without_gpu_kernels(hardware: Hardware) -> Hardware:
-    """The same GPU with PyTorch's operations only; no kernel of ours is compiled."""
+    """The same GPU with all our kernels marked as unsupported, so that none is compiled."""
     names = (kernel_feature(stage, dtype) for stage, dtypes in KERNELS.items() for dtype in dtypes)
     off = dict.fromkeys(names, f"switched off by {GPU_KERNELS}")
     return replace(hardware, unsupported=ChainMap(off, cast(dict[str, str], hardware.unsupported)))
 
 
 def _fused_stages(hardware: Hardware, profile: Profile, reasons: list[str]) -> tuple[str, ...]:
-    """Stages that our GPU kernels run, in every dtype they may get (float32 after NaN/Inf too)."""
+    """Stages whose dtypes our GPU kernels all support (T3's float32 retry after NaN/Inf too)."""
     if hardware.device != "cuda":
         return ()
     dtypes = {"t3": {t3_compute(profile), "float32"}, "flow": {profile.compute or profile.flow}}
     if profile.compile == "none" or dtypes["flow"] == {"float32"}:
-        del dtypes["flow"]  # launched one by one they gain nothing, and float32 has none
+        del dtypes["flow"]  # without CUDA graphs they are not faster, and none is for float32
     fused = []
     for stage, used in dtypes.items():
         names = [kernel_feature(stage, dtype) for dtype in sorted(used)]
@@ -274,10 +274,10 @@ def _fused_stages(hardware: Hardware, profile: Profile, reasons: list[str]) -> t
 
 
 def slots_for(hardware: Hardware, profile: Profile) -> int:
-    """How many sequences of a batch T3 decodes together: what fits in free memory.
+    """How many sequences of a batch T3 decodes together; on a GPU, as many as fit in free memory.
 
-    A slot is the keys and values of two rows of 1,200 positions at the true shapes. Without a GPU
-    the cost of a step grows with the rows, and beyond twelve slots little more is gained.
+    A slot holds the keys and values of two rows of 1,200 positions of the full-size model. On a
+    CPU the cost of a step grows with its rows, and more than twelve slots gain little.
     """
     if hardware.device != "cuda":
         return CPU_SLOTS
@@ -290,7 +290,7 @@ def slots_for(hardware: Hardware, profile: Profile) -> int:
 
 
 def _rendering(hardware: Hardware, profile: Profile, slots: int, reasons: list[str]) -> str:
-    """Overlapped where a GPU runs both at once; a CPU's cores are busy with either."""
+    """Overlapped on a GPU that holds all stages; on a CPU both would compete for the cores."""
     if hardware.device != "cuda" or profile.offload != "none" or slots == 1:
         return INLINE
     reasons.append("rendering overlaps with t3: the GPU holds all stages")

@@ -39,7 +39,7 @@ class Profile:
         t3: dtype of T3's weights, one of ``T3_DTYPES``.
         flow: dtype of the flow's weights, one of ``FLOW_DTYPES``; int8 applies to its transformer
             layers, the others are bfloat16. The vocoder is float32.
-        compute: compute dtype if it differs from the weights', or "".
+        compute: compute dtype if it differs from the weights' dtype, or "".
         compile: how the T3 step is compiled, one of ``COMPILE``.
         offload: one of ``OFFLOAD``: "stages" moves stages to the GPU one after the other and
             prefetches the next; "all-but-active" keeps only the running one there.
@@ -131,8 +131,11 @@ def _parse(name: str, settings: Mapping[str, Any]) -> Profile:
 
 
 def stages_of(dtype: str) -> dict[str, str]:
-    """The dtype of each stage if one is given for all: int4 is for T3, whose decode step is bound
-    by memory, and becomes int8 in the flow, which is bound by compute."""
+    """The dtypes of the stages for one dtype name.
+
+    int4 applies to T3, whose decode step is memory-bound, and becomes int8 in the flow, which is
+    compute-bound.
+    """
     return {"t3": dtype, "flow": "int8" if dtype in QUANTIZED else dtype}
 
 

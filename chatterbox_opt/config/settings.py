@@ -32,7 +32,7 @@ SWITCHED_OFF = {"true": "", "false": "yes"}
 
 
 def optimization_disabled(environment: Mapping[str, str]) -> bool:
-    """Whether DISABLE_OPTIMIZATION asks for plain upstream.
+    """Whether DISABLE_OPTIMIZATION requests plain upstream.
 
     Raises:
         ProfileError: a value other than true or false.
@@ -41,7 +41,7 @@ def optimization_disabled(environment: Mapping[str, str]) -> bool:
 
 
 def gpu_kernels_disabled(environment: Mapping[str, str]) -> bool:
-    """Whether CHATTERBOX_GPU_KERNELS=false asks for PyTorch's operations only.
+    """Whether CHATTERBOX_GPU_KERNELS=false requests PyTorch's operations only.
 
     Raises:
         ProfileError: a value other than true or false.
@@ -63,7 +63,7 @@ def check_settings(
 def override_settings(
     environment: Mapping[str, str], overrides: Mapping[str, str]
 ) -> list[tuple[str, str, str]]:
-    """Key, value and source of every setting that overrides a profile, weakest first."""
+    """Key, value and source of every setting that overrides a profile, lowest precedence first."""
     settings = []
     for variable, (key, values) in ENVIRONMENT.items():
         if value := _setting(environment, variable, values):

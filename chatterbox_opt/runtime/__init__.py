@@ -1,4 +1,4 @@
-"""Device services that know no model: CUDA graphs, streams, offload, recovery, padding, malloc.
+"""Model-independent device services: CUDA graphs, streams, offload, recovery, padding, malloc.
 
 May import ``config`` and ``errors``; the model, layer and kernel packages build on it.
 """

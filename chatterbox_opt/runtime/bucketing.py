@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BUCKETS_PER_OCTAVE = 8  # buckets from one power of two to the next: at most an eighth is padding
-SINGLE_ROW = 1  # a limit of frames that puts every sequence into a group of its own
-MAX_FRAMES = {"cpu": SINGLE_ROW}  # a CPU is compute-bound here: padding would cost time
-DEFAULT_MAX_FRAMES = 8192  # on other devices: bounds the memory that a group takes
+SINGLE_ROW = 1  # as a limit of frames: every sequence is a group of its own
+MAX_FRAMES = {"cpu": SINGLE_ROW}  # flow and vocoder are compute-bound on a CPU: padding costs time
+DEFAULT_MAX_FRAMES = 8192  # on other devices: bounds the memory of a group
 
 
 class PaddingMask(Protocol):
@@ -63,10 +63,10 @@ class DeviceLengths:
 
 
 class Executor(Protocol):
-    """Runs a stage's tensor functions: eagerly here, by CUDA graph replay in cuda_graphs.py.
+    """Runs a stage's tensor functions: ``EagerExecutor``, or CUDA graph replay (cuda_graphs.py).
 
     Attributes:
-        captures: functions are captured, so they should read nothing back to the host, and their
+        captures: functions are captured, so they must not read values back to the host, and their
             inputs should be padded to ``padded_length``.
     """
 
@@ -103,8 +103,8 @@ class EagerExecutor:
 def bucket(length: int) -> int:
     """The smallest bucket that holds ``length``: ``BUCKETS_PER_OCTAVE`` per power of two.
 
-    Few distinct lengths matter on a CPU too: oneDNN prepares a convolution for every length that
-    it has not seen before.
+    Few distinct lengths save time on a CPU too: oneDNN creates a convolution primitive for every
+    new length.
     """
     step = max(
         1, 1 << max(0, (length - 1).bit_length() - 1) >> (BUCKETS_PER_OCTAVE.bit_length() - 1)
@@ -116,8 +116,8 @@ def group_by_length(lengths: Sequence[int], device: torch.device) -> list[list[i
     """Group the indices of ``lengths`` so that padding is small and memory is bounded.
 
     Returns:
-        groups of indices of similar lengths; in a group, rows times the longest length stay below
-        the device's limit of frames unless the group is a single sequence.
+        groups of indices of similar lengths. In a group of several sequences, rows times the
+        longest length are at most the device's limit of frames.
     """
     limit = MAX_FRAMES.get(device.type, DEFAULT_MAX_FRAMES)
     groups: list[list[int]] = []

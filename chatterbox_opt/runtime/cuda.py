@@ -35,8 +35,8 @@ class GraphCapturer:
     Sharing is safe because these graphs never run at the same time and copy their results into
     tensors outside of the pool. Work that overlaps with them is captured by ``for_other_stream``.
 
-    A pool whose last graph was freed refuses the next capture (an assertion of the allocator), and
-    graphs come and go; so one almost empty graph, the anchor, lives as long as this object.
+    Once its last graph is freed, a pool cannot be captured into again (the allocator asserts).
+    Graphs are dropped and captured again, so one almost empty graph, the anchor, is kept.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -61,23 +61,23 @@ class GraphCapturer:
             RuntimeError: it cannot be captured.
         """
         lock = self._lock
-        # torch 2.6 registers the default generator with every graph, used or not; while a capture
-        # is open, a replay in another thread finds that generator in capture and is refused
+        # torch 2.6 registers the default generator with every graph, used or not; during a capture,
+        # a replay in another thread fails because that generator is capturing
         with lock:
             if self._anchor is None:
                 self._anchor = self._capture(self._anchor_work, self._pool)
             try:
                 graph = self._capture(work, self._pool)
             except DEVICE_ERRORS:
-                # a failed capture leaves the generator in capture, and the allocator regards the
-                # pool as being captured into, so that no other graph may use it
+                # after a failed capture, the generator and the allocator's pool remain in the state
+                # "capturing": use a new pool, and let another capture reset the generator
                 self._pool, self._anchor = torch.cuda.graph_pool_handle(), None
                 with suppress(*DEVICE_ERRORS):
                     self._anchor = self._capture(self._anchor_work, self._pool)
                 raise
 
         def replay() -> None:
-            with lock:  # held for the duration of a launch
+            with lock:  # held only for the launch
                 graph.replay()
 
         return replay
@@ -98,7 +98,7 @@ class GraphCapturer:
         with torch.cuda.stream(stream):
             self._create_library_handles()
         with gc_paused(), separate_workspaces(), torch.cuda.stream(stream):
-            # thread_local: other threads may go on using the GPU meanwhile
+            # thread_local: other threads may use the GPU meanwhile
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 work()
@@ -110,11 +110,11 @@ class GraphCapturer:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """No garbage collection inside the block: it might free a graph, an event or memory that two
-    streams used, and those CUDA calls end a capture with an error.
+    """No garbage collection inside the block.
 
-    The switch is global: of two engines that capture at once, the one that ends first turns
-    collection on again. If that breaks the other's capture, its work runs eagerly.
+    It might free a graph, an event or memory that two streams used; those CUDA calls invalidate a
+    capture. The setting is global: if two engines capture at once, the one that finishes first
+    enables collection again. If that invalidates the other's capture, its work runs eagerly.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -127,7 +127,7 @@ def gc_paused() -> Iterator[None]:
 
 @contextmanager
 def separate_workspaces() -> Iterator[None]:
-    """Have a capture inside the block use a cuBLAS workspace from its graph's own pool.
+    """Make a capture inside the block use a cuBLAS workspace from its graph's own pool.
 
     torch caches a workspace (32 MiB on Hopper, else 8) for each pair of cuBLAS handle and stream,
     and a graph freezes its address. The capture's stream may be one that others have used, because
@@ -182,7 +182,7 @@ class SideStream:
         self._stream = torch.cuda.Stream(device)  # does not wait for the default stream (T3's)
 
     def __call__(self, work: Callable[[], Result]) -> Callable[[], Result]:
-        """``work`` for another thread, ordered after what the current stream holds now."""
+        """Wrap ``work`` for another thread; it runs after what is queued on the current stream."""
         launched = torch.cuda.current_stream(self._device).record_event()
 
         def run() -> Result:
@@ -225,10 +225,10 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def generator_state(generator: torch.Generator) -> GeneratorState:
-    """The position of a generator, for ``restore_generator``.
+    """The state of a generator, for ``restore_generator``.
 
-    On a GPU it is the offset of a counter-based generator (Philox; Salmon et al. 2011), which the
-    host stores: reading it creates no tensor.
+    On a GPU it is the offset of a counter-based generator (Philox; Salmon et al. 2011), which is
+    host memory: reading it creates no tensor.
     """
     if generator.device.type == "cuda" and hasattr(generator, "get_offset"):
         offset: int = generator.get_offset()
@@ -237,7 +237,7 @@ def generator_state(generator: torch.Generator) -> GeneratorState:
 
 
 def restore_generator(generator: torch.Generator, state: GeneratorState) -> None:
-    """Reset a generator, whose seed must be unchanged, to an earlier position."""
+    """Reset a generator, whose seed must be unchanged, to an earlier state."""
     if isinstance(state, int):
         generator.set_offset(state)
     else:

@@ -2,20 +2,20 @@
 
 What a graph is. A decode step is hundreds of small kernels, and Python needs longer to launch them
 than the GPU to run them. A CUDA graph is the list of those launches, captured from a stream; one
-call replays all of it. Capture runs no kernel, it notes each launch with its arguments *frozen*:
-the kernel, the grid, every scalar and every pointer. A replay does precisely that again. So nothing
-may vary between two replays but the contents of memory:
+call replays all of it. A capture runs no kernel; it stores each launch with its arguments *frozen*:
+the kernel, the grid, every scalar and every pointer. A replay launches exactly the same. So only
+the contents of memory may differ between two replays:
 
-- Whatever varies must be a tensor at a fixed address. The decode step reads its positions, tokens,
-  noise and sampling parameters from static buffers (decode_state.py). Functions with arguments
-  (``GraphedExecutor``) get them copied into buffers that belong to the graph, and the result is
-  copied out, because the next replay overwrites it.
-- Whatever shapes the work (batch size, KV length, dtype) is part of the key of a graph: one graph
-  for each key, with shapes rounded up (``bucketing.bucket``) so that keys are few.
+- Every value that varies must be in a tensor at a fixed address. The decode step reads positions,
+  tokens, noise and sampling parameters from static buffers (decode_state.py). For functions with
+  arguments (``GraphedExecutor``), they are copied into buffers that belong to the graph, and the
+  result is copied out, because the next replay overwrites it.
+- Everything that changes the launches (batch size, KV length, dtype) is part of a graph's key: one
+  graph per key, with shapes rounded up (``bucketing.bucket``) so that there are few keys.
 
 Warm-up, capture, replay. The first call of a key runs eagerly: libraries create handles and
 workspaces, kernels are compiled and autotuned, none of which may happen during a capture. The
-second call captures and replays. So work that occurs once is never captured.
+second call captures and replays. Work that occurs only once is never captured.
 
 Stale graphs. If weights move (offload, another precision) or the KV cache is reallocated, a replay
 would read and write memory that is freed or reused, without any error. Hence every lookup passes
@@ -27,16 +27,16 @@ frozen too. Graphs that never overlap share one pool; graphs that replay on anot
 same time need another (``cuda.GraphCapturer.for_other_stream``).
 
 What cannot be captured: reading a value back (``.item()``, a branch on a tensor), pageable copies
-from or to the host, new library handles, an allocation returned to the driver. Such a capture fails
-with an error; it is logged once, and from then on the work is launched eagerly, with equal results.
+from or to the host, creating library handles, returning an allocation to the driver. Such a capture
+fails with an error, which is logged once; from then on the work runs eagerly, with equal results.
 
 Why not ``torch.cuda.make_graphed_callables``: it captures one fixed set of shapes, keeps its static
-inputs and outputs for ever, and does not notice moved weights. Why not torch.compile's
+inputs and outputs for ever, and does not detect moved weights. Why not torch.compile's
 cudagraph trees: they need a compiler for every kernel in the graph, copy or guard inputs in Python
 at each call, and manage their own pool and thread; and the steps here are hand-written Triton.
 
-Responsible for captured graphs, what they depend on, and the messages of the fallback. Not
-responsible for what the work means.
+Responsible for captured graphs, what they depend on, and the warnings of the fallback. Not
+responsible for what is captured.
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ def compilation_failed(what: str, error: Exception) -> str:
 
 @dataclass(slots=True, eq=False)
 class CapturedGraph:
-    """One piece of work: not yet run, warmed up, or captured.
+    """The cache entry of one key: new, warmed up, or captured.
 
     Attributes:
-        warmed_up: it ran once, eagerly.
+        warmed_up: the work ran once, eagerly.
         replay: launches the graph; None until it is captured.
         out_spec: shape and dtype of a function's result, known after the warm-up.
-        arguments, result: a function's static buffers, once there is a graph that uses them.
-        nbytes: of those; stored because every step reads it.
+        arguments, result: a function's static buffers; allocated at the second call.
+        nbytes: size of the buffers; stored because every step reads it.
     """
 
     warmed_up: bool = False
@@ -124,7 +124,7 @@ class CudaGraphCache:
         """The graph under ``key``; all are dropped if ``addresses`` differ from the last call's.
 
         Args:
-            key: everything that shapes the work, except values in tensors.
+            key: everything that changes the launches, except values in tensors.
             addresses: of the memory that the graphs use.
         """
         if addresses != self._addresses:
@@ -169,14 +169,14 @@ def weight_addresses(module: nn.Module) -> tuple[int, ...]:
     called for every lookup of a graph.
     """
     addresses: list[int] = []
-    left: list[nn.Module | None] = [module]
-    while left:
-        part = left.pop()
-        if part is None:
+    stack: list[nn.Module | None] = [module]
+    while stack:
+        submodule = stack.pop()
+        if submodule is None:
             continue
-        for tensors in (part._parameters, part._buffers):
+        for tensors in (submodule._parameters, submodule._buffers):
             addresses += [tensor.data_ptr() for tensor in tensors.values() if tensor is not None]
-        left += part._modules.values()
+        stack += submodule._modules.values()
     return tuple(addresses)
 
 
@@ -193,8 +193,8 @@ class GraphedExecutor:
             what: the work's name in warnings.
         """
         self._cache = CudaGraphCache(capture, what)
-        # the module has this object as its attribute; without a cycle, a closed engine's memory
-        # is freed at once
+        # weak, because the module refers to this object: without a reference cycle, a closed
+        # engine's memory is freed at once
         self._module = weakref.ref(module)
 
     @property
@@ -214,7 +214,7 @@ class GraphedExecutor:
         assert module is not None  # the caller holds it
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
         graph = self._cache.find((key, shapes), weight_addresses(module))
-        # 1) warm up: no buffers, because these shapes may not occur again
+        # 1) warm up; no buffers yet, because these shapes may not occur again
         if graph.out_spec is None:
             out = function(*tensors)
             graph.warmed_up, graph.out_spec = True, (out.shape, out.dtype)

@@ -38,10 +38,10 @@ class TensorView:
 
 
 class FlatBuffer:
-    """The weights of a module as they were at construction.
+    """A contiguous copy of a module's weights, made at construction.
 
     Attributes:
-        home: uint8 [size] in host memory, the master copy.
+        home: uint8 [size] in host memory, the original that is copied to the device.
     """
 
     def __init__(self, module: nn.Module, allocate: Callable[[int], Tensor]) -> None:
@@ -65,8 +65,8 @@ class FlatBuffer:
     def rebind(self, memory: Tensor) -> None:
         """Make the module's tensors views of ``memory``, which holds a copy of ``home``.
 
-        Their present storage is dropped: a changed precision is undone, and a table that a layer
-        moved or cast is replaced by the original one.
+        Their current storage is dropped: a changed precision is undone, and a table that a layer
+        moved or cast is replaced by the original.
         """
         with torch.inference_mode(mode=False):
             for view in self._views:
@@ -85,10 +85,10 @@ class FlatBuffer:
 
 
 def module_tensors(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    """Owner, name and value of a module's parameters, its buffers, persistent or not, and plain
-    attributes that are tensors (upstream's layers store their tables of positions so).
+    """Owner, name and value of a module's parameters, buffers (persistent or not) and tensors in
+    plain attributes (as upstream's layers store their tables of positions).
 
-    What is not strided memory (weight_layout.py, linear_onednn.py, linear_int.py) is left out.
+    Tensors that are not strided (weight_layout.py, linear_onednn.py, linear_int.py) are left out.
     """
     for owner in module.modules():
         for names in (owner._parameters, owner._buffers, vars(owner)):

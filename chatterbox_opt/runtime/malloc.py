@@ -1,6 +1,6 @@
 """glibc malloc settings of this process; no effect with other C libraries.
 
-Responsible for when freed pages return to the system. Not responsible for what is allocated.
+Responsible for when freed pages are returned to the system. Not responsible for allocations.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def trim() -> None:
 
 
 def keep_freed_pages() -> None:
-    """From now on keep freed pages, up to a limit, for the next allocation.
+    """From now on keep freed pages, up to a limit, for later allocations.
 
     On a CPU every layer frees its tensors and allocates the same sizes again. Pages that glibc had
     returned must be mapped, zeroed and faulted in again: a sixth of T3's time with eight sequences

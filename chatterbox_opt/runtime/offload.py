@@ -1,12 +1,14 @@
-"""Which stage's weights are on the device, and when.
+"""Offload: moves the weights of whole stages between host and device.
 
     none            all stages are placed once; the context manager does nothing
     stages          stages alternate; the next one is prefetched while one runs: at most two at once
     all-but-active  only the running stage is on the device
 
-Weights do not change: each stage's stay in host memory in one buffer (flat_weights.py), are copied
-to the device in one transfer (weight_transfer.py), and are dropped there when the stage is done. On
-a CPU nothing moves. Responsible for the moves; not responsible for what stages compute.
+Weights do not change, so they are never copied back: each stage's stay in host memory in one buffer
+(flat_weights.py), are copied to the device in one transfer (weight_transfer.py), and are dropped
+there when the stage is done. On a CPU nothing moves.
+
+Responsible for which stages are on the device, and when. Not responsible for what stages compute.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ class StagePlacement:
 
         Args:
             stages: in the order in which they run, which repeats after the last.
-            transfer: replaces the device's own.
+            transfer: None is ``transfer_for(device)``.
 
         Raises:
             torch.OutOfMemoryError: not all stages fit on the device, and offload is none.
@@ -72,7 +74,8 @@ class StagePlacement:
     def __call__(self, stage: str) -> Iterator[nn.Module]:
         """Yield the stage's module, on the device until the block ends.
 
-        Where stages move, changes to the weights inside the block (another precision) end with it.
+        With offload, changes to the weights inside the block (another precision) are undone at its
+        end.
 
         Raises:
             InputError: closed.
@@ -89,7 +92,7 @@ class StagePlacement:
             self._leave(stage)
 
     def module(self, stage: str) -> nn.Module:
-        """The stage, on whichever device it is.
+        """The stage's module, wherever its weights are.
 
         Raises:
             InputError: closed.
@@ -120,7 +123,7 @@ class StagePlacement:
         return self.offload != NONE and self._can_move
 
     def _place_all(self) -> None:
-        """Put every stage where it belongs while it is not running."""
+        """Place every stage as it should be while it is not running."""
         for stage, module in self._stages.items():
             if self._moving:
                 self._flat(stage)
@@ -148,9 +151,9 @@ class StagePlacement:
             self._prefetched = None
             return memory
         if self._prefetched is not None:
-            following = self._flat(self._next_stage(stage))
-            if self._prefetched.flat is not following:
-                self._prefetched = None  # not the usual order: it would be a third stage there
+            expected = self._flat(self._next_stage(stage))
+            if self._prefetched.flat is not expected:
+                self._prefetched = None  # unusual order: it would be a third stage on the device
         return self._transfer.start(flat.home, overlap=False).wait()
 
     def _prefetch(self, stage: str) -> None:
@@ -168,7 +171,7 @@ class StagePlacement:
 
     def _leave(self, stage: str) -> None:
         self._on_device.pop(stage, None)
-        if stage in self._flats:  # not closed in the meantime
+        if stage in self._flats:  # unless closed inside the block
             self._flats[stage].rebind(self._flats[stage].home)
         if self.offload == ALL_BUT_ACTIVE:
-            self._transfer.release()  # else small allocations would fragment the cached block
+            self._transfer.release()  # otherwise small allocations fragment the cached block

@@ -1,11 +1,11 @@
-"""Recovery of flow and vocoder from out of memory and NaN/Inf; which errors are set-up errors.
+"""Recovery of flow and vocoder from out of memory and NaN/Inf.
 
     out of device memory   -> offload, then offload more -> DeviceError
     NaN/Inf in fp16/bf16   -> the same work again in float32 -> NumericsError
 
-Responsible for placement and precision. Not responsible for text, tokens or files. Flow and vocoder
-may be called from two threads (overlap.py): a lock lets one work at a time, and stages are moved
-only while neither works.
+Responsible for the fallbacks above, and for which errors of a step are set-up errors. Not
+responsible for T3's fallbacks (engine/t3_runner.py), text or files. Flow and vocoder may be called
+from two threads (overlap.py): a lock serializes them, and stages are moved only while neither runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OFFLOADED = {
     STAGES: "stages now alternate on the GPU",
     ALL_BUT_ACTIVE: "only the running stage is on the GPU now",
 }
-COMPILERS = ("torch._dynamo", "torch._inductor", "triton")  # modules of their exceptions
+COMPILERS = ("torch._dynamo", "torch._inductor", "triton")  # modules that define set-up errors
 
 
 class Castable(Protocol):
@@ -45,10 +45,10 @@ class Castable(Protocol):
 
 
 def is_setup_error(error: Exception) -> bool:
-    """Whether a step failed in compilation or launch set-up, so that any inputs would fail.
+    """Whether a step failed in compilation or launch set-up, as it would with any inputs.
 
-    Such are errors of torch.compile and Triton, a missing compiler or library, and what
-    ``kernels.cuda.launch`` converts; other errors may be due to these requests only.
+    These are errors of torch.compile and Triton, a missing compiler or library, and ``SetupError``
+    (raised by ``kernels.cuda.launch``). Other errors may be caused by these requests only.
     """
     modules = (kind.__module__ for kind in type(error).__mro__)
     return isinstance(error, (SetupError, ImportError, OSError)) or any(
@@ -75,7 +75,7 @@ def in_float32(module: torch.nn.Module) -> Iterator[None]:
 
 
 class RecoveryPolicy:
-    """Runs work on stages, recovers from what it can, and warns once of each kind.
+    """Runs work on stages with the fallbacks above; logs each warning once.
 
     Attributes:
         lock: held while flow or vocoder run, or stages are moved.
@@ -123,7 +123,7 @@ class RecoveryPolicy:
         """Run ``work`` without recovery: for a thread that overlaps with T3.
 
         Raises:
-            DeviceError: stages move, which must not happen in parallel with T3.
+            DeviceError: stages are offloaded; moving them must not happen in parallel with T3.
         """
         with self.lock:
             if self.placement.offload != NONE:
@@ -162,7 +162,7 @@ class RecoveryPolicy:
         Raises:
             DeviceError: only the running stage is on the device already.
         """
-        error.__traceback__ = None  # it references the frames, and they the memory
+        error.__traceback__ = None  # its frames hold references to tensors
         if self.placement.offload == ALL_BUT_ACTIVE:
             raise DeviceError(_stage_does_not_fit(stage)) from error
         with self.lock:

@@ -1,7 +1,7 @@
 """Host-to-device copies of weights, overlapped with compute on a side stream where possible.
 
-Responsible for streams, events and pinned memory. Not responsible for modules or for what the
-bytes are.
+Responsible for streams, events and pinned memory. Not responsible for modules (flat_weights.py) or
+for when a stage moves (offload.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class PendingCopy(Protocol):
-    """A copy to the device that was started."""
+    """A copy to the device in progress."""
 
     def wait(self) -> Tensor:
         """Make work launched from now on wait for the copy (stream-wait on its event).
@@ -54,7 +54,7 @@ class WeightTransfer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DoneCopy:
-    """A copy that is complete, or ordered by the current stream."""
+    """A copy that is complete, or was issued on the current stream."""
 
     memory: Tensor
 
@@ -93,24 +93,24 @@ class StreamCopy:
         return self._memory
 
     def __del__(self) -> None:
-        """Memory freed before ``wait`` must not be reused while the copy still writes to it.
+        """If freed before ``wait``: the memory must not be reused while the copy writes to it.
 
-        Only then, because memory with ``record_stream`` becomes free only some time after it was
-        released, and the next stage would have to allocate other memory.
+        Not after ``wait``, because ``record_stream`` delays the reuse of released memory, and the
+        next stage would have to allocate more.
         """
         if not self._awaited:
             self._memory.record_stream(self._side)
 
 
 class StreamTransfer:
-    """Copies to a CUDA GPU from pinned memory, on a side stream if they shall overlap."""
+    """Copies to a CUDA GPU from pinned memory, on a side stream if they are to overlap."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._side = torch.cuda.Stream(device)
 
     def allocate(self, size: int) -> Tensor:
-        """Pinned memory; pageable memory, from which copies are slower, if it cannot be pinned."""
+        """Pinned memory, or pageable memory (slower to copy from) if none can be pinned."""
         try:
             return torch.empty(size, dtype=torch.uint8, pin_memory=True)
         except RuntimeError as error:
