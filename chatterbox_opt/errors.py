@@ -1,4 +1,7 @@
-"""The exceptions of the package. Imports nothing.
+"""The exceptions of the package.
+
+Responsible for their hierarchy and for errors as text. Not responsible for exit codes (cli/main.py)
+or for recovery. Imports nothing.
 
 ChatterboxOptError            the root: callers catch it in one place
 ├── InputError                an argument, option or input file is wrong
@@ -12,8 +15,7 @@ ChatterboxOptError            the root: callers catch it in one place
 ├── SilenceError              the model generated no speech after several seeds
 └── WorkerError               worker processes of a batch crashed
 
-Every message is one line and ends with a remedy. The command line maps these to exit codes
-(cli/main.py).
+Every message is one line and ends with a remedy.
 """
 
 

@@ -1,4 +1,7 @@
-"""Inputs and outputs of the engine: requests, progress, pieces, results. Values only."""
+"""Inputs and outputs of the engine: requests, progress, pieces, results.
+
+Responsible for these values. Not responsible for computing them.
+"""
 
 from __future__ import annotations
 
@@ -127,7 +130,8 @@ class Result:
         return join(list(self.pieces), self.seed)
 
 
-Speak = Callable[[Iterable[Request]], Iterator[Result]]  # as Engine.batch; results in any order
+# as ``Engine.batch``: results in any order
+SynthesizeBatch = Callable[[Iterable[Request]], Iterator[Result]]
 
 
 def join(pieces: list[Piece], seed: int) -> Audio:

@@ -1,7 +1,8 @@
 """Where a batch runs: in this process, in worker processes of this machine, on a Ray cluster.
 
-Responsible for choosing among them and for what each has to be passed. Not responsible for job
-files, manifests or printing: each executor opens a function from requests to results.
+Responsible for choosing an executor and for what its workers need. Not responsible for job files,
+manifests or printing. Each executor provides one function from requests to results, as
+``Engine.batch`` is.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from chatterbox_opt.engine import probe
 from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError
-from chatterbox_opt.request import Request, Result, Speak
+from chatterbox_opt.request import Request, Result, SynthesizeBatch
 from chatterbox_opt.utils.quiet import silence_dependencies
 
 if TYPE_CHECKING:
@@ -54,12 +55,12 @@ class WorkerSpec:
     debug: bool = False
 
     @contextmanager
-    def __call__(self) -> Iterator[Speak]:
+    def __call__(self) -> Iterator[SynthesizeBatch]:
         """Load the engine in a worker process, by a plan for the worker's own device."""
         if not self.debug:
             silence_dependencies()
-        with replace(self, plan=self._local_plan()).open() as speak:
-            yield speak
+        with replace(self, plan=self._local_plan()).open() as synthesize:
+            yield synthesize
 
     def _local_plan(self) -> Plan:
         """The plan with slots, kernels and offload for the device that this worker has.
@@ -77,28 +78,28 @@ class WorkerSpec:
         return local
 
     @contextmanager
-    def open(self) -> Iterator[Speak]:
+    def open(self) -> Iterator[SynthesizeBatch]:
         """Load the engine in this process; yield its function from requests to results."""
         with self.engine.load(self.plan) as engine:
             yield functools.partial(engine.batch, guard=Guard(self.retries))
 
 
 class LocalExecutor:
-    """In this process, or in several worker processes of this machine."""
+    """Runs in this process, or in several worker processes of this machine."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
 
     def probe(self, device: str) -> Hardware:
-        """What this machine has."""
+        """The hardware of this machine."""
         return probe.probe(device)
 
     @contextmanager
-    def open(self, spec: WorkerSpec) -> Iterator[Speak]:
-        """Load the engines; one worker is this process itself."""
+    def open(self, spec: WorkerSpec) -> Iterator[SynthesizeBatch]:
+        """Load the engines; a single worker runs in this process."""
         if self.workers == 1:
-            with spec.open() as speak:
-                yield speak
+            with spec.open() as synthesize:
+                yield synthesize
             return
         gpus = probe.visible_gpus() if spec.plan.device == "cuda" else []
         environments = local_workers.split_resources(self.workers, gpus, os.environ)
@@ -108,18 +109,18 @@ class LocalExecutor:
 
 
 class RayExecutor:
-    """On a Ray cluster; recordings are read on this machine."""
+    """Runs on a Ray cluster; recordings are read on this machine."""
 
     def __init__(self, cluster: ray_workers.RayCluster, workers: int | None) -> None:
         self._cluster = cluster
         self.workers = workers or cluster.count()
 
     def probe(self, device: str) -> Hardware:
-        """What a machine of the cluster has."""
+        """The hardware of a machine of the cluster."""
         return self._cluster.call(probe.probe, device)
 
     @contextmanager
-    def open(self, spec: WorkerSpec) -> Iterator[Speak]:
+    def open(self, spec: WorkerSpec) -> Iterator[SynthesizeBatch]:
         """Load the engines as actors of the cluster."""
         from chatterbox_opt.voices.library import VoiceLibrary
 
@@ -137,7 +138,7 @@ def open_executor(
     """Connect to the executor while the block runs.
 
     Args:
-        workers: None is one here, and on Ray as many as there are GPUs, or machines.
+        workers: None is one on this machine; on Ray, one per GPU, or without GPUs per machine.
 
     Raises:
         InputError: Ray is not installed, or its cluster not reachable.
@@ -151,10 +152,10 @@ def open_executor(
 
 
 def check_executor(executor: str, workers: int | None, address: str | None) -> None:
-    """Find what is wrong with the options before any work.
+    """Check the options before any work.
 
     Raises:
-        InputError: an unknown executor, too many workers, or an address for none.
+        InputError: an unknown executor, too many workers, or an address without Ray.
     """
     if executor not in EXECUTORS:
         raise InputError(f"executor is '{executor}'; known: {', '.join(EXECUTORS)}")
@@ -164,10 +165,10 @@ def check_executor(executor: str, workers: int | None, address: str | None) -> N
         raise InputError("--ray-address needs --executor ray")
 
 
-def with_voices(speak: Speak, voice: Callable[[str], Voice]) -> Speak:
-    """Replace the path of a recording, which means nothing on another machine, by its Voice.
+def with_voices(synthesize: SynthesizeBatch, voice: Callable[[str], Voice]) -> SynthesizeBatch:
+    """Replace the path of a recording, which other machines cannot read, by its Voice.
 
-    A recording that cannot be used fails its own request only, as in ``Engine.batch``.
+    A recording that cannot be used fails only its own request, as in ``Engine.batch``.
     """
     from chatterbox_opt.engine.sequence import REQUEST_ERRORS
 
@@ -184,7 +185,7 @@ def with_voices(speak: Speak, voice: Callable[[str], Voice]) -> Speak:
                 else:
                     yield request
 
-        for result in speak(resolved()):
+        for result in synthesize(resolved()):
             while failed:
                 yield failed.popleft()
             yield result

@@ -1,7 +1,7 @@
 """File names from ids: valid on every file system, distinct, and never outside their directory.
 
-Responsible for patterns such as ``{id:04d}-{slug}`` and for what file systems forbid. Not
-responsible for the files' content; it does no file access.
+Responsible for patterns such as ``{id:04d}-{slug}`` and for the restrictions of file systems. Not
+responsible for the files' content; accesses no files.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def names(
 ) -> list[str]:
     """A distinct file name for each (id, text), in their order.
 
-    If an id had to be changed, or its name is in use already (ignoring case: some file systems
-    do), a hash of the id is appended, so the name does not change when rows are added.
+    If a name had to be sanitized, or is in use already (ignoring case, as some file systems do), a
+    hash of the id is appended, so the name does not change when rows are added.
 
     Args:
         extension: with its dot.
@@ -78,14 +78,14 @@ def names(
     used = {_fold(name) for name in reserved}
     result = []
     for id, text in rows:
-        wanted = _fill(pattern, id, slug(text) if "{slug" in pattern else "")
-        name = _sanitize(wanted)
-        if name != wanted or _fold(name + extension) in used:
+        filled = _fill(pattern, id, slug(text) if "{slug" in pattern else "")
+        name = _sanitize(filled)
+        if name != filled or _fold(name + extension) in used:
             name = _add_hash(name, id, 0)
         for attempt in range(1, len(used) + 2):
             if _fold(name + extension) not in used:
                 break
-            name = _add_hash(_sanitize(wanted), id, attempt)
+            name = _add_hash(_sanitize(filled), id, attempt)
         used.add(_fold(name + extension))
         result.append(name + extension)
     return result
@@ -101,7 +101,7 @@ def slug(text: str) -> str:
 
 
 def _sanitize(name: str) -> str:
-    """The closest name that is valid everywhere, without dots or blanks at its ends."""
+    """The closest name that is valid everywhere, without leading or trailing dots and spaces."""
     name = _FORBIDDEN.sub("_", unicodedata.normalize("NFC", name))
     name = name.encode("utf-8", "replace")[:MAX_BYTES].decode("utf-8", "ignore")
     name = name.strip(". ") or "_"

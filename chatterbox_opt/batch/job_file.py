@@ -1,9 +1,9 @@
 """Parsers of job files: .txt, .jsonl, .csv, .srt, .vtt, or standard input, to ``Item``s.
 
 Responsible for the formats and the known columns. Not responsible for engines, output files or
-whether a text can be synthesized: that is found out item by item. What makes the file itself
-ambiguous (an unknown column, a duplicate id, a seed that is not a number) is an error before any
-work, with file and row.
+whether a text can be synthesized, which is an error of its item only. An ambiguous file (an unknown
+column, a duplicate id, a seed that is not a number) is an error before any work, with file and
+row.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Item:
     """One text of a job, and where its audio goes.
 
     Attributes:
-        id: the row's own, or its number among the items.
-        row: its line in the file (its number, for cues), for messages.
+        id: from the row, or the item's number.
+        row: line number in the file (cue number in subtitles), for messages.
         text: not yet cleaned.
         voice: a recording or a name; None is the model's own.
         sampling: the job's sampling parameters, overridden by the row's.
@@ -62,8 +62,8 @@ def read(file: str, content: bytes, default: Sampling, voice: str | None = None)
     Args:
         file: its name, whose extension is its format; ``-`` is plain lines.
         content: of the file.
-        default: sampling parameters where a row has none.
-        voice: where a row has none.
+        default: sampling parameters of rows without their own.
+        voice: of rows without their own.
 
     Raises:
         InputError: unknown format, not UTF-8, or a row that makes the file ambiguous.

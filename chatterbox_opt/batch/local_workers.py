@@ -2,7 +2,7 @@
 
 Responsible for pipes, signals and exit codes. Not responsible for engines or the content of
 messages. Workers ignore Ctrl-C: the parent decides what is finished. A worker exits when its pipe
-is closed, whatever it is doing, so a killed parent leaves no processes behind.
+is closed, even in the middle of a request, so a killed parent leaves no processes behind.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def split_resources(
     Args:
         gpus: the visible GPUs, named as in CUDA_VISIBLE_DEVICES; assigned round robin. Without
             GPUs the cores are divided.
-        environment: a number of threads set in it is not changed.
+        environment: if it sets a number of threads, that number is used.
     """
     if gpus:
         return [{GPUS: gpus[number % len(gpus)]} for number in range(count)]
@@ -80,7 +80,7 @@ class ProcessWorkers:
 
 
 class _Process:
-    """The parent's handle of a process."""
+    """The parent's handle to a process."""
 
     def __init__(self, pipe: Connection, process: SpawnProcess) -> None:
         self._pipe, self._process = pipe, process
@@ -159,7 +159,7 @@ def _read(pipe: Connection, incoming: queue.SimpleQueue[Request | None]) -> None
 
 @contextmanager
 def _exit_without_parent() -> Iterator[None]:
-    """Exit the process immediately if the pipe has no other end any more."""
+    """Exit the process immediately if the other end of the pipe is closed."""
     try:
         yield
     except (OSError, EOFError):

@@ -1,9 +1,9 @@
 """The manifest of a batch: an append-only log with one line of JSON per result of an item.
 
-Responsible for one output directory: its manifest, its lock, and what an item's file must look
-like to count as done. Not responsible for synthesis or job files; imports no torch.
+Responsible for one output directory: its manifest, its lock, and the conditions under which an item
+counts as done. Not responsible for synthesis or job files; imports no torch.
 
-    DIR/manifest.jsonl   appended to, and synced to disk after each item's file is in place
+    DIR/manifest.jsonl   a line is appended and synced to disk after its item's file is in place
     DIR/manifest.lock    held during a run; the system releases it when the process ends
 
 Of several lines with the same id the last one counts, regardless of their times.
@@ -45,10 +45,10 @@ class Entry:
         duration: of the audio, seconds.
         seconds: computing time.
         seed: the one that was used.
-        attempts: maximum over the chunks, plus the retries requested by --verify.
-        faults: what the quality checks still found in the best attempt; empty if nothing.
+        attempts: maximum over the chunks, plus the retries of the item caused by --verify.
+        faults: of the best attempt, detected by the quality checks and --verify.
         error: why it failed.
-        time: local time of the machine; informative only.
+        time: local time, for information only.
     """
 
     id: str

@@ -1,7 +1,8 @@
 """Workers that are actors of a Ray cluster, each with an engine, on a node that Ray selects.
 
 Responsible for Ray. Not responsible for engines or the content of messages. All nodes must have
-the same version of this package, and ``--model DIR`` if given. Voices are sent with the requests.
+the same version of this package, and the directory of ``--model DIR``. Voices are sent with the
+requests.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class RayCluster:
         return ResourceShare(cpus=max(1, int(self._resources.get("CPU", 1)) // count), gpus=0)
 
     def call(self, function: Callable[..., Returned], *args: object) -> Returned:
-        """Call a function on a node of the kind that the actors run on; its errors are raised."""
+        """Call a function on a node as the actors use (with a GPU, if any); raise its errors."""
         import ray
 
         task = ray.remote(function).options(num_gpus=int(self.has_gpus))
@@ -140,7 +141,7 @@ class RayActors:
 
 
 class _ActorHandle:
-    """The driver's handle of an actor: one call of ``next_message`` is always pending."""
+    """The driver's handle to an actor: one call of ``next_message`` is always pending."""
 
     def __init__(self, actor: Any, load_engine: EngineFactory) -> None:
         self._actor = actor

@@ -2,7 +2,7 @@
 
 Responsible for the order of operations: audio is synthesized, verified, written completely, and
 only then entered in the manifest. Not responsible for command lines, models, or how many requests
-are in flight: it passes requests to a function such as ``Engine.batch`` and consumes the results.
+are in flight: it passes requests to a function such as ``Engine.batch`` and processes the results.
 
 An error of one item is entered in the manifest and the run continues. An error that would affect
 all items (disk full, directory gone) ends the run; the same command resumes it.
@@ -25,7 +25,7 @@ from chatterbox_opt.batch.manifest import DONE, FAILED, Entry, Manifest
 from chatterbox_opt.batch.verify import Verifier, VerifierError
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import ChatterboxOptError, OutputError, in_words
-from chatterbox_opt.request import Piece, Request, Result, Speak
+from chatterbox_opt.request import Piece, Request, Result, SynthesizeBatch
 from chatterbox_opt.sampling import chunk_seed
 
 RETRY_CHUNK_INDEX = -1  # in place of a chunk's index, in the seed of an item that is retried
@@ -34,16 +34,17 @@ MAX_FAULTS_LISTED = 5  # faults of one item in its manifest entry
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Progress of a run: it begins, an item is finished, it ends.
+    """Progress of a run: its beginning, a finished item, or its end.
 
     Attributes:
         kind: "begin", "item" or "end".
-        total: items of the job; ``skipped`` of them were finished by an earlier run, ``done`` and
-            ``failed`` in this one.
+        total: number of items of the job.
+        skipped: items finished by an earlier run.
+        done, failed: items finished in this run.
         audio: seconds of audio synthesized in this run.
         elapsed: seconds since the beginning.
-        share: of the characters of this run that are finished, from 0 to 1.
-        entry: of the finished item.
+        share: finished share of this run's characters, from 0 to 1.
+        entry: the finished item's.
     """
 
     kind: str
@@ -62,9 +63,9 @@ class Summary:
     """The outcome of a run.
 
     Attributes:
-        entries: by id, of all items that are done or failed, including those of earlier runs.
-        skipped: how many were done by an earlier run.
-        left: how many were not processed.
+        entries: by id, of all items that are done or failed, including those done by earlier runs.
+        skipped: number of items done by an earlier run.
+        left: number of items that were not processed.
         stopped: the error that ended the run early, if any.
     """
 
@@ -77,7 +78,7 @@ class Summary:
         """Items without audio."""
         return [e for e in self.entries.values() if e.status == FAILED]
 
-    def marked(self) -> list[Entry]:
+    def with_faults(self) -> list[Entry]:
         """Items whose best attempt still has faults."""
         return [e for e in self.entries.values() if e.status == DONE and e.faults]
 
@@ -92,7 +93,7 @@ def prepare(
 
     Args:
         files: output file of each item.
-        model_key: model, precision, and whatever else changes the audio or the file.
+        model_key: model, precision, and everything else that changes the audio.
         voice_key: hash of a voice's content, so that a changed recording is detected.
     """
     voice_keys: dict[str | None, str] = {}
@@ -125,7 +126,7 @@ class BatchRunner:
         retries: int = 0,
         fail_fast: bool = False,
     ) -> None:
-        """Find out which items are done already.
+        """Determine which items are done already.
 
         Args:
             items: from ``prepare``.
@@ -155,26 +156,26 @@ class BatchRunner:
 
     @property
     def left(self) -> int:
-        """How many items are neither done nor failed."""
+        """Number of items that are neither done nor failed."""
         return self._total - len(self.summary.entries)
 
     def stop(self) -> None:
         """Start no new item; those in flight are finished and saved."""
         self._stopping = True
 
-    def run(self, speak: Speak) -> Summary:
+    def run(self, synthesize: SynthesizeBatch) -> Summary:
         """Synthesize what is left.
 
         Args:
-            speak: from requests to results, such as ``Engine.batch``.
+            synthesize: from requests to results, such as ``Engine.batch``.
         """
         self._started = time.monotonic()
         self._emit("begin")
         try:
             while self._queue and not self._stopping:
-                for result in speak(self._requests()):
+                for result in synthesize(self._requests()):
                     self._finish(result)
-            for id in list(self._attempts):  # stopped before their retry
+            for id in list(self._attempts):  # items that were to be retried before the stop
                 self._save_best(id)
         except ChatterboxOptError as error:  # of the whole run: an item's error is in its result
             self.summary.stopped = error
@@ -187,7 +188,7 @@ class BatchRunner:
             yield self._queue.popleft()
 
     def _finish(self, result: Result) -> None:
-        """Enter a failure, retry audio that was rejected, save the best attempt otherwise."""
+        """Record a failure, requeue rejected audio for a retry, or save the best attempt."""
         attempts = self._attempts.setdefault(result.id, [])
         if result.error is not None and not attempts:
             del self._attempts[result.id]
@@ -213,7 +214,7 @@ class BatchRunner:
         return rate, "" if rate <= self._verifier.max_wer else f"word error rate {rate:.0%}"
 
     def _save_best(self, id: str) -> None:
-        """Write the attempt with the lowest word error rate, the first of equals."""
+        """Write the attempt with the lowest word error rate (among equals, the first)."""
         attempts = self._attempts.pop(id)
         result, _, fault = min(attempts, key=lambda attempt: attempt[1])
         pieces, item = result.pieces, self._items[id]
@@ -247,7 +248,7 @@ class BatchRunner:
         """Mark the item as failed; raise at the second in a row: all further work would be lost."""
         self._write_errors += 1
         if self._write_errors > 1:
-            with suppress(OutputError):  # the disk may be too full for this, too
+            with suppress(OutputError):  # the disk may be too full even for the manifest
                 self._add(self._failure(id, str(error)))
             raise error if isinstance(error, OutputError) else OutputError(str(error))
         self._add(self._failure(id, str(error)))
@@ -298,8 +299,8 @@ def _faults(pieces: tuple[Piece, ...]) -> list[str]:
 def _request(item: Item, attempt: int = 0) -> Request:
     """The request of an item; a retry has a seed derived from the row's.
 
-    A row without a seed gets a random one here, on every attempt, so the audio does not depend on
-    which worker computes it or how often a worker crashes.
+    A row without a seed gets a random one for each attempt. It is drawn here, so the audio does not
+    depend on which worker computes it or on crashes of workers.
     """
     seed = item.sampling.seed
     if seed is None:

@@ -1,15 +1,15 @@
-"""A pool of workers behind the same function as one engine: from requests to results.
+"""A pool of workers that is called as one engine is: requests in, results out.
 
 Responsible for which request is in flight on which worker, and for recovery from crashes. Not
 responsible for engines or for where the workers run: in processes of this machine
 (local_workers.py) or as actors of a cluster (ray_workers.py), each with a model that it loads once.
 
-A worker requests its next item when its engine has a free slot, so the requests taken from the
-source are exactly those in flight. Messages are values:
+A worker requests its next item when its engine has a free slot, so no more requests are taken from
+the source than are in flight. Messages:
 
     to a worker     a Request; None: no more for now, finish those in flight
-    from a worker   READY once; WANTED when a slot is free; Results; log records; or the error
-                    that prevented loading
+    from a worker   READY once, after loading; WANTED when a slot is free; Results; log records;
+                    or the error that prevented loading
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from types import TracebackType
 from typing import Any, Protocol, TypeAlias
 
 from chatterbox_opt.errors import ChatterboxOptError, WorkerError, in_words
-from chatterbox_opt.request import Request, Result, Speak
+from chatterbox_opt.request import Request, Result, SynthesizeBatch
 
 log = logging.getLogger(__name__)
 
 READY, WANTED = "ready", "wanted"
-EngineFactory = Callable[[], AbstractContextManager[Speak]]  # picklable: called in the worker
+# picklable: called in the worker
+EngineFactory = Callable[[], AbstractContextManager[SynthesizeBatch]]
 Message: TypeAlias = "str | Result | logging.LogRecord | ChatterboxOptError"
 
 MAX_CRASHES = 3  # an item that crashed this many workers (the last time alone) is marked failed
@@ -42,46 +43,52 @@ class WorkerDied(Exception):
 
 
 class Worker(Protocol):
-    """The parent's handle of one worker."""
+    """The parent's handle to one worker."""
 
     @property
     def ends(self) -> Sequence[Any]:
-        """What ``WorkerFactory.wait`` waits for: one of them is ready when there is a message, or
-        when the worker has died."""
+        """Objects for ``WorkerFactory.wait``.
+
+        One of them is ready when there is a message or when the worker has died.
+        """
 
     def send(self, request: Request | None) -> None:
-        """Send a request, or None. To a dead worker it is a no-op; ``receive`` then raises."""
+        """Send a request, or None. No-op if the worker is dead; ``receive`` then raises."""
 
     def receive(self) -> Message:
-        """The next message, after an end was ready.
+        """The next message, after one of ``ends`` was ready.
 
         Raises:
             WorkerDied: it died, and all its messages were received.
         """
 
     def close(self) -> None:
-        """End it, whatever its state."""
+        """Stop the worker, even in the middle of a request."""
 
 
 class WorkerFactory(Protocol):
     """Starts workers and waits for them."""
 
     def start(self, number: int) -> Worker:
-        """Start one; ``number`` counts from 0, and a replacement has that of the dead worker."""
+        """Start a worker.
+
+        Args:
+            number: from 0; a replacement has the number of the dead worker.
+        """
 
     def wait(self, ends: Sequence[Any]) -> Collection[Any]:
-        """Wait until at least one end of a worker is ready; return those that are."""
+        """Wait until at least one of the workers' ``ends`` is ready; return those that are."""
 
 
 @dataclass(slots=True)
 class _WorkerSlot:
-    """A slot for a worker, and its requests.
+    """A position in the pool, its current worker, and the worker's requests.
 
     Attributes:
-        worker: None when it is not restarted any more.
+        worker: None if it is not restarted any more.
         ready: it has loaded its model.
-        accepting: it was sent a request and no None since: it may request more.
-        exclusive: its request must run alone, because it may be what crashes workers.
+        accepting: the last message sent to it was a request and not None, so it may request more.
+        exclusive: its request must run alone, because it is suspected of crashing workers.
         in_flight: requests sent and not yet answered, by id.
         failed_loads: crashes while loading, in a row.
     """
@@ -98,18 +105,19 @@ class _WorkerSlot:
 class Pool:
     """Call it with requests for an iterator over their results, in the order they finish.
 
-    The requests in flight on a worker that dies are requeued, and a replacement is started. An
-    item that was in flight at two crashes is then run alone, so that it takes no other with it; if
-    that crashes too, its result is a WorkerError. Exhaust each iterator before the next call.
+    The requests in flight on a worker that dies are requeued, and a replacement is started. A
+    request that was in flight at two crashes is then run alone, so that another crash affects no
+    other request; if it does crash, its result is a WorkerError. Exhaust each iterator before the
+    next call.
     """
 
     def __init__(self, factory: WorkerFactory, count: int) -> None:
         self._factory, self._count = factory, count
         self._slots: list[_WorkerSlot] = []
         self._source: Iterator[Request] = iter(())
-        self._exhausted = True  # the source has no more
+        self._exhausted = True  # the source has no more requests
         self._requeued: deque[Request] = deque()  # were in flight on workers that died
-        self._crashes: dict[str, int] = {}  # of those, by id
+        self._crashes: dict[str, int] = {}  # by id of such a request
         self._crashes_in_a_row = 0  # since the last result
 
     def __enter__(self) -> Pool:
@@ -129,7 +137,7 @@ class Pool:
         self.close()
 
     def close(self) -> None:
-        """End the workers; their requests in flight are lost."""
+        """Stop the workers; their requests in flight are lost."""
         for slot in self._slots:
             if slot.worker is not None:
                 slot.worker.close()
@@ -164,7 +172,7 @@ class Pool:
                 yield from self._receive(slot)
 
     def _with_messages(self) -> list[_WorkerSlot]:
-        """Wait for messages; the slots that have one, or whose worker died."""
+        """Wait for messages; return the slots that have one or whose worker died."""
         workers = [(slot, slot.worker) for slot in self._slots if slot.worker is not None]
         ready = self._factory.wait([end for _, worker in workers for end in worker.ends])
         return [slot for slot, worker in workers if any(end in ready for end in worker.ends)]
@@ -177,7 +185,7 @@ class Pool:
         return request
 
     def _fill_idle(self) -> None:
-        """Send a request to each worker that has none and would not request one itself."""
+        """Send a request to each idle worker that will not request one itself."""
         for slot in self._slots:
             if slot.ready and not slot.in_flight and not slot.accepting:
                 request = self._next()
@@ -196,7 +204,7 @@ class Pool:
         slot.worker.send(request)
 
     def _receive(self, slot: _WorkerSlot) -> Iterator[Result]:
-        """Handle one message; yield a result, if it is or causes one."""
+        """Handle one message; yield a result if the message is one or causes one."""
         assert slot.worker is not None
         try:
             message = slot.worker.receive()
@@ -209,7 +217,7 @@ class Pool:
             self._crashes_in_a_row = 0
             yield message
         elif isinstance(message, logging.LogRecord):
-            if slot.ready or slot.number == 0:  # while loading, all workers log the same
+            if slot.ready or slot.number == 0:  # while loading, all workers log the same messages
                 logging.getLogger(message.name).handle(message)
         elif isinstance(message, ChatterboxOptError):
             self._drop_worker(slot, message)
@@ -230,8 +238,10 @@ class Pool:
         log.warning("worker %d is not used: %s", slot.number, error)
 
     def _on_worker_death(self, slot: _WorkerSlot, cause: str) -> Iterator[Result]:
-        """Requeue its requests and start a replacement; yield the failure of a request that
-        crashed too many workers."""
+        """Requeue its requests and start a replacement.
+
+        Yields the failure of a request that crashed too many workers.
+        """
         assert slot.worker is not None
         slot.worker.close()
         lost, was_ready = list(slot.in_flight.values()), slot.ready
@@ -275,15 +285,15 @@ def serve(
     """The main loop of a worker: load once, then synthesize until the process is ended.
 
     Args:
-        receive: waits for the next message of the parent; does not return once the parent is gone.
+        receive: waits for the next message of the parent; never returns after the parent exited.
         send: sends a message to the parent.
     """
     try:
-        with load_engine() as speak:
+        with load_engine() as synthesize:
             send(READY)
             while True:
                 if (first := receive()) is not None:
-                    for result in speak(_requests(first, receive, send)):
+                    for result in synthesize(_requests(first, receive, send)):
                         send(_picklable(result))
     except ChatterboxOptError as error:
         send(error)
@@ -300,7 +310,7 @@ def _requests(
 
 
 def _picklable(result: Result) -> Result:
-    """Errors of other libraries as text: not all of them can be unpickled."""
+    """The result, with errors of other libraries as text, as not all can be unpickled."""
     error = result.error
     if error is None or isinstance(error, ChatterboxOptError):
         return result

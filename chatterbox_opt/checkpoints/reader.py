@@ -1,4 +1,8 @@
-"""Tensors of a safetensors file, read lazily, and strict loading into a module."""
+"""Reads tensors of a safetensors file lazily, and loads them strictly into a module.
+
+Responsible for damaged, missing and unexpected tensors. Not responsible for their names
+(models/*/convert.py) or for which file is read (loader.py).
+"""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class FileOptions:
     name: Annotated[
         str, typer.Option(help="File name pattern; fields {id}, {slug} (the first words).")
     ] = filenames.DEFAULT
-    book: Annotated[
+    joined_file: Annotated[
         Optional[str], typer.Option("--join", help="Also write everything as one file.")
     ] = None
     pause: Annotated[float, typer.Option(help="Seconds between items in the joined file.")] = 0.5
@@ -64,8 +64,8 @@ class FileOptions:
         if not all(0 <= seconds <= 60 for seconds in (self.pause, self.chapter_pause)):
             raise InputError("--pause and --chapter-pause take 0 to 60 seconds")
         filenames.check_pattern(self.name)
-        if self.book is not None:
-            audio_files.output_format(self.book)
+        if self.joined_file is not None:
+            audio_files.output_format(self.joined_file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class QualityOptions:
     ] = 2
     verify: Annotated[
         Optional[str],
-        typer.Option(help="Command that gets a wav's path ({}, or at its end) and prints words."),
+        typer.Option(help="Command that prints a wav's transcript; {} is its path, else appended."),
     ] = None
     max_wer: Annotated[
         float, typer.Option(help="Maximum word error rate for --verify (0.2 = 20 %).")
@@ -108,7 +108,7 @@ class ExecutorOptions:
         Optional[int], typer.Option(help="Worker processes; GPUs or cores are divided among them.")
     ] = None
     executor: Annotated[
-        str, typer.Option(help="process, or ray: on the machines of a cluster.")
+        str, typer.Option(help="process (on this machine) or ray (on a cluster).")
     ] = executors.PROCESS
     ray_address: Annotated[
         Optional[str],
@@ -119,7 +119,7 @@ class ExecutorOptions:
 @options.with_groups
 def batch(
     file: Annotated[
-        str, typer.Argument(help="A .txt, .jsonl, .csv, .srt or .vtt; - is lines from a pipe.")
+        str, typer.Argument(help="A .txt, .jsonl, .csv, .srt or .vtt; - reads standard input.")
     ],
     files: FileOptions,
     quality: QualityOptions,
@@ -130,7 +130,7 @@ def batch(
     engine: EngineOptions,
     printing: OutputOptions,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON event a line to standard output.")
+        bool, typer.Option("--json", help="Print JSON events to standard output, one per line.")
     ] = False,
 ) -> None:
     """Synthesize every line of a file; run it again to resume."""
@@ -138,20 +138,20 @@ def batch(
     reporter, spec = printing.reporter(), engine.spec()
     files.check()
     quality.check()
-    where = (placement.executor, placement.workers, placement.ray_address)
-    executors.check_executor(*where)
+    executor_args = (placement.executor, placement.workers, placement.ray_address)
+    executors.check_executor(*executor_args)
     verifier = quality.verifier()
     spec.check(voice)
     items = job_file.read(file, _content(file), sampling.sampling(), voice)
     names = _names(items, files)
     printing.set_up_logging(reporter)
     with (
-        executors.open_executor(*where) as executor,
+        executors.open_executor(*executor_args) as executor,
         open_manifest(files.out_dir, reset=files.force) as manifest,
         display(reporter, as_json=as_json) as show,
     ):
-        if files.book is not None:
-            audio_files.check_writable(files.book)
+        if files.joined_file is not None:
+            audio_files.check_writable(files.joined_file)
         options.announce_download(spec.model, reporter)
         plan = spec.resolve(executor.probe(spec.device))
         worker = WorkerSpec(engine=spec, plan=plan, retries=quality.retries, debug=printing.debug)
@@ -186,18 +186,21 @@ def _content(file: str) -> bytes:
 
 
 def _names(items: list[job_file.Item], files: FileOptions) -> list[str]:
-    """The file name of each item; the joined file's is taken if it lies in the same directory."""
+    """The file name of each item; the joined file's name is reserved if it is in --out-dir."""
     rows = ((item.id, item.text) for item in items)
-    taken = []
-    if files.book is not None and Path(files.book).resolve().parent == files.out_dir.resolve():
-        taken.append(Path(files.book).name)
-    return filenames.names(rows, files.name, f".{files.format}", taken)
+    reserved = []
+    if (
+        files.joined_file is not None
+        and Path(files.joined_file).resolve().parent == files.out_dir.resolve()
+    ):
+        reserved.append(Path(files.joined_file).name)
+    return filenames.names(rows, files.name, f".{files.format}", reserved)
 
 
 def _prepared(
     spec: EngineSpec, plan: Plan, items: list[job_file.Item], names: list[str]
 ) -> list[job_file.Item]:
-    """The items with hashes of all that their audio depends on; no model is loaded for it."""
+    """The items with hashes of everything that their audio depends on; loads no model."""
     checkpoint = registry.locate(spec.model)
     mark = "marked" if spec.watermark else "unmarked"
     parts = [registry.identity(checkpoint), *plan.precision, mark]
@@ -221,19 +224,23 @@ def _run(
     worker: WorkerSpec,
     reporter: Reporter,
 ) -> tuple[Summary, int]:
-    """Run what is left; models are loaded only if something is. Return the signal that ended it."""
+    """Run the remaining items; loads a model only if there are any.
+
+    Returns:
+        the summary, and the signal that stopped the run, or 0.
+    """
     if not runner.left:
         return runner.run(lambda requests: iter(())), 0
-    with executor.open(worker) as speak:
+    with executor.open(worker) as synthesize:
         options.report_plan(worker.plan, reporter, executor.workers)
         with _stoppable(runner, reporter) as caught:
-            summary = runner.run(speak)
+            summary = runner.run(synthesize)
     return summary, caught[0] if caught else 0
 
 
 @contextmanager
 def _stoppable(runner: BatchRunner, reporter: Reporter) -> Iterator[list[int]]:
-    """The first Ctrl-C or SIGTERM lets running items finish, the second does not."""
+    """The first Ctrl-C or SIGTERM finishes the items in progress, the second exits at once."""
     caught: list[int] = []
 
     def stop(number: int, _: Any) -> None:
@@ -241,7 +248,7 @@ def _stoppable(runner: BatchRunner, reporter: Reporter) -> Iterator[list[int]]:
             raise SystemExit(128 + number)
         caught.append(number)
         runner.stop()
-        reporter.status("stopping when the running items are finished; again to stop at once")
+        reporter.status("stopping after the items in progress; interrupt again to stop at once")
 
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in numbers}
@@ -256,10 +263,12 @@ def _join(
     reporter: Reporter, files: FileOptions, items: list[job_file.Item], summary: Summary
 ) -> None:
     """Write the joined file, if no item is missing."""
-    if files.book is None:
+    if files.joined_file is None:
         return
     if missing := len(items) - (len(summary.entries) - len(summary.failed())):
-        raise OutputError(f"'{files.book}' is not written, {missing} items are missing: run again")
+        raise OutputError(
+            f"'{files.joined_file}' is not written, {missing} items are missing: run again"
+        )
     pauses = (files.pause, files.chapter_pause)
-    seconds = join(items, summary.entries, files.out_dir, files.book, pauses)
-    reporter.status(f"joined: {seconds:.1f}s -> {files.book}")
+    seconds = join(items, summary.entries, files.out_dir, files.joined_file, pauses)
+    reporter.status(f"joined: {seconds:.1f}s -> {files.joined_file}")

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from chatterbox_opt.batch.manifest import Entry
     from chatterbox_opt.batch.runner import Event, Summary
 
-EVERY = 1.0  # seconds between plain lines; failures are always printed
-LISTED = 50  # failures named at the end; the manifest has them all
+EVERY = 1.0  # minimum seconds between plain lines; failures are always printed
+LISTED = 50  # maximum number of failures listed at the end; the manifest has all
 
 
 @contextmanager
 def display(reporter: Reporter, *, as_json: bool) -> Iterator[Callable[[Event], None]]:
-    """Yield a function that shows events, while the block runs."""
-    shown: list[Callable[[Event], None]] = [_print_json] if as_json else []
+    """Yield a function that displays events, while the block runs."""
+    displays: list[Callable[[Event], None]] = [_print_json] if as_json else []
     if reporter.quiet:
-        yield _each(shown)
+        yield _each(displays)
     elif not reporter.is_terminal:
-        yield _each([*shown, _Lines(reporter)])
+        yield _each([*displays, _Lines(reporter)])
     else:
         columns = (
             SpinnerColumn(),
@@ -40,13 +40,13 @@ def display(reporter: Reporter, *, as_json: bool) -> Iterator[Callable[[Event], 
             TextColumn("{task.description}"),
         )
         with Progress(*columns, console=reporter.console, transient=True) as bars:
-            yield _each([*shown, _Bar(reporter, bars)])
+            yield _each([*displays, _Bar(reporter, bars)])
 
 
-def _each(shown: list[Callable[[Event], None]]) -> Callable[[Event], None]:
+def _each(displays: list[Callable[[Event], None]]) -> Callable[[Event], None]:
     def forward(event: Event) -> None:
-        for show in shown:
-            show(event)
+        for display_event in displays:
+            display_event(event)
 
     return forward
 
@@ -56,7 +56,7 @@ def _print_json(event: Event) -> None:
 
 
 def as_object(event: Event) -> dict[str, Any]:
-    """An event as a script reads it: ``event``, the counts, and for an item its manifest line."""
+    """An event as a JSON object: ``event``, the counts, and for an item its manifest entry."""
     values = dataclasses.asdict(event)
     entry = values.pop("entry") or {}
     values = {"event": values.pop("kind"), **values, "remaining": _remaining(event)}
@@ -65,7 +65,7 @@ def as_object(event: Event) -> dict[str, Any]:
 
 
 class _Lines:
-    """A line for an item, at most one in ``EVERY`` seconds."""
+    """Prints a line for an item, at most one in ``EVERY`` seconds."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
@@ -84,7 +84,7 @@ class _Lines:
 
 
 class _Bar:
-    """One bar for the whole job; failures scroll by above it."""
+    """One bar for the whole job, with failures printed above it."""
 
     def __init__(self, reporter: Reporter, bars: Progress) -> None:
         self._reporter, self._bars = reporter, bars
@@ -111,7 +111,7 @@ def _left(event: Event) -> int:
 
 
 def _remaining(event: Event) -> float | None:
-    """Seconds until the end, by the characters that are left."""
+    """Estimated seconds until the end, from the characters that are left."""
     if not 0 < event.share <= 1:
         return None
     return event.elapsed * (1 - event.share) / event.share
@@ -135,18 +135,18 @@ def _clock(seconds: float) -> str:
 
 
 def report(reporter: Reporter, summary: Summary, rows: dict[str, int], seconds: float) -> None:
-    """Failures with their reasons, then a summary table.
+    """Print failures with their reasons, then a summary table.
 
     Args:
-        rows: row of the job file by id.
-        seconds: how long the run took.
+        rows: id -> row of the job file.
+        seconds: duration of the run.
     """
-    failed, marked = summary.failed(), summary.marked()
+    failed, doubtful = summary.failed(), summary.with_faults()
     for entry in failed[:LISTED]:
         reporter.warn(f"row {rows[entry.id]} (id {entry.id}) failed: {entry.error}")
     if len(failed) > LISTED:
         reporter.warn(f"{len(failed) - LISTED} more failed: see the manifest")
-    for entry in marked[:LISTED]:
+    for entry in doubtful[:LISTED]:
         reporter.status(f"doubtful: {_line(entry)}")
     done = [e for e in summary.entries.values() if not e.error]
     seconds_of_audio = sum(entry.duration for entry in done)
@@ -154,7 +154,7 @@ def report(reporter: Reporter, summary: Summary, rows: dict[str, int], seconds: 
         ("done", str(len(done) - summary.skipped)),
         ("done before", str(summary.skipped)),
         ("failed", str(len(failed))),
-        ("doubtful", str(len(marked))),
+        ("doubtful", str(len(doubtful))),
         ("not reached", str(summary.left)),
         ("audio", _clock(seconds_of_audio)),
         ("time", _clock(seconds)),

@@ -1,7 +1,7 @@
 """The command ``bench``: measures this machine, or shows an earlier report.
 
 Responsible for its options and for which files are written. Not responsible for measuring
-(bench/runner.py) or for the forms of a report (bench/report.py, bench/chart.py).
+(bench/runner.py) or for the formats of a report (bench/report.py, bench/chart.py).
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ class ReportOptions:
                 audio_files.check_writable(str(file))
 
     def write(self, measured: Mapping[str, Any]) -> None:
-        """Write the report in every requested form."""
-        forms = (
+        """Write the report in every requested format."""
+        formats = (
             (self.json_file, json.dumps(measured, indent=1)),
             (self.csv_file, report.csv_text(measured)),
             (self.markdown_file, report.markdown(measured)),
         )
-        for target, content in forms:
+        for target, content in formats:
             if target:
                 with atomic_file.atomic_write(target) as part:
                     part.write_text(content.rstrip("\n") + "\n", encoding="utf-8")
@@ -96,7 +96,7 @@ class ReportOptions:
 @options.with_groups
 def bench(
     measuring: MeasuringOptions,
-    forms: ReportOptions,
+    output: ReportOptions,
     earlier: Annotated[
         Optional[Path],
         typer.Option("--from", help="Show this --json report; nothing is measured."),
@@ -108,33 +108,39 @@ def bench(
 ) -> None:
     """Measure this machine: plain Chatterbox next to each of our configurations."""
     old = report.read(compare) if compare else None
-    forms.check()
+    output.check()
     measuring.check()
     measured = report.read(earlier) if earlier else _measure(measuring)
     for line in report.machine_lines(measured):
         print(line)
     console.table(*report.cells(measured))
-    forms.write(measured)
+    output.write(measured)
     if old:
         lines, worse = report.compare(measured, old, tolerance)
         console.table(("row", "figure", "old", "new", "change", ""), lines)
         raise typer.Exit(1 if worse else 0)
 
 
-def _measure(asked: MeasuringOptions) -> dict[str, Any]:
+def _measure(measuring: MeasuringOptions) -> dict[str, Any]:
     reporter = console.Reporter()
     silence_dependencies()
     os.environ.setdefault("TQDM_DISABLE", "1")  # upstream's own bars, in the rows' processes
     from chatterbox_opt.bench import backends, runner
 
-    rows = runner.choose_rows(asked.rows, asked.profile or [], asked.device, tiny=asked.quick)
-    with runner.weights(asked.model, tiny=asked.quick, on_progress=reporter.status) as directory:
+    rows = runner.choose_rows(
+        measuring.rows, measuring.profile or [], measuring.device, tiny=measuring.quick
+    )
+    with runner.weights(
+        measuring.model, tiny=measuring.quick, on_progress=reporter.status
+    ) as directory:
         job = backends.BenchJob(
             str(directory),
-            asked.device,
-            asked.text or backends.SENTENCE,
-            backends.forced_tokens(min(asked.seconds, 2.0) if asked.quick else asked.seconds),
-            min(asked.runs, 2) if asked.quick else asked.runs,
-            asked.cold,
+            measuring.device,
+            measuring.text or backends.SENTENCE,
+            backends.forced_tokens(
+                min(measuring.seconds, 2.0) if measuring.quick else measuring.seconds
+            ),
+            min(measuring.runs, 2) if measuring.quick else measuring.runs,
+            measuring.cold,
         )
         return runner.measure(job, rows, reporter.status)

@@ -20,7 +20,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from chatterbox_opt import request
 
-TOKENS_PER_CHARACTER = 1.7  # English at a calm pace: 15 characters and 25 tokens a second
+TOKENS_PER_CHARACTER = 1.7  # calm English has 15 characters and 25 tokens a second
 
 
 class Reporter:
@@ -41,7 +41,7 @@ class Reporter:
         return self.console.is_terminal
 
     def table(self, rows: Iterable[tuple[str, str]]) -> None:
-        """A small table of names and figures, on stderr."""
+        """Print a small table of names and figures to stderr."""
         grid = Table(show_header=False, box=None, pad_edge=False)
         grid.add_column(style="bold")
         grid.add_column(justify="right")
@@ -51,24 +51,24 @@ class Reporter:
             self.console.print(grid)
 
     def status(self, line: str) -> None:
-        """A status line."""
+        """Print a status line, unless quiet."""
         if not self.quiet:
             self.console.print(line, markup=False)
 
     def detail(self, line: str) -> None:
-        """A line for ``-v``."""
+        """Print a line with ``-v`` only."""
         if self.verbose and not self.quiet:
             self.console.print(line, markup=False, style="dim")
 
     def warn(self, line: str) -> None:
-        """A warning: always shown."""
+        """Print a warning, even if quiet."""
         self.console.print(f"warning: {line}", markup=False, style="yellow")
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[request.Progress], None]]:
-        """A bar per chunk with tokens per second, while the block runs; silent off a terminal.
+        """Show a bar per chunk with tokens per second while the block runs, only on a terminal.
 
-        The length of a bar is estimated from the chunk's characters.
+        The length of a bar is estimated from the number of characters of its chunk.
         """
         if self.quiet or not self.console.is_terminal:
             yield lambda progress: None
@@ -100,7 +100,7 @@ class _Rate(ProgressColumn):
 
 
 class _Warnings(logging.Handler):
-    """Prints the library's warnings as the command's own."""
+    """Prints the library's warnings as warnings of the command."""
 
     def __init__(self, reporter: Reporter) -> None:
         super().__init__(logging.WARNING)

@@ -1,7 +1,7 @@
-"""The command ``doctor``: what this machine has, and what is missing for synthesis.
+"""The command ``doctor``: checks what synthesis needs on this machine.
 
-Responsible for its checks and remedies; it changes nothing. Not responsible for hardware detection
-itself (engine/probe.py).
+Responsible for its checks and remedies; changes nothing. Not responsible for hardware detection
+(engine/probe.py).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Finding:
 
     Attributes:
         what: what was checked.
-        good: whether synthesis works with it as it is.
-        found: what was seen.
+        good: whether it is as synthesis needs it.
+        detail: what was detected.
         remedy: what to do, or "".
     """
 
     what: str
     good: bool
-    found: str
+    detail: str
     remedy: str = ""
 
 
@@ -46,7 +46,7 @@ def examine(store: VoiceStore) -> list[Finding]:
     checks = [
         Finding("python", sys.version_info >= (3, 10), sys.version.split()[0], "3.10 to 3.12"),
         _package("chatterbox-tts", "pip install chatterbox-tts"),
-        Finding("torch", good=True, found=torch.__version__),
+        Finding("torch", good=True, detail=torch.__version__),
         _cuda(),
         _perth(),
         *_weights(),
@@ -54,14 +54,14 @@ def examine(store: VoiceStore) -> list[Finding]:
         _converted(),
         *_profile(),
     ]
-    return [Finding(c.what, c.good, c.found, "" if c.good else c.remedy) for c in checks]
+    return [Finding(c.what, c.good, c.detail, "" if c.good else c.remedy) for c in checks]
 
 
 def _package(name: str, remedy: str) -> Finding:
     try:
-        return Finding(name, good=True, found=importlib.metadata.version(name))
+        return Finding(name, good=True, detail=importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        return Finding(name, good=False, found="missing", remedy=remedy)
+        return Finding(name, good=False, detail="missing", remedy=remedy)
 
 
 def _cuda() -> Finding:
@@ -71,16 +71,16 @@ def _cuda() -> Finding:
         try:
             gpu = probe.probe("cuda")
         except DeviceError as error:
-            return Finding("cuda", good=False, found="an unusable GPU", remedy=str(error))
+            return Finding("cuda", good=False, detail="an unusable GPU", remedy=str(error))
         memory = f"{gpu.free_mib:,} of {gpu.total_mib:,} MiB free"
         capability = hardware.format_capability(gpu.capability)
         facts = f"{gpu.name}, {memory}, capability {capability}"
-        return Finding("cuda", good=True, found=facts)
+        return Finding("cuda", good=True, detail=facts)
     if shutil.which("nvidia-smi"):
         built_for = f"torch was built for CUDA {torch.version.cuda}"
         remedy = f"{built_for}; update the driver or see docs/install.md"
-        return Finding("cuda", good=False, found="a driver, but torch sees no GPU", remedy=remedy)
-    return Finding("cuda", good=True, found="no GPU: the CPU is used")
+        return Finding("cuda", good=False, detail="a driver, but torch sees no GPU", remedy=remedy)
+    return Finding("cuda", good=True, detail="no GPU: the CPU is used")
 
 
 def _perth() -> Finding:
@@ -89,43 +89,45 @@ def _perth() -> Finding:
     try:
         Watermark()
     except ChatterboxOptError as error:
-        return Finding("watermark", good=False, found="missing", remedy=str(error))
-    return Finding("watermark", good=True, found="PerTh works")
+        return Finding("watermark", good=False, detail="missing", remedy=str(error))
+    return Finding("watermark", good=True, detail="PerTh works")
 
 
 def _weights() -> list[Finding]:
     offline = " (HF_HUB_OFFLINE is set)" if registry.is_offline() else ""
     findings = []
     for name, repository in registry.HUB.items():
-        here = registry.in_cache(repository)
-        found = str(here) if here else f"not downloaded yet{offline}"
+        location = registry.in_cache(repository)
+        detail = str(location) if location else f"not downloaded yet{offline}"
         remedy = "the first synth downloads 3 GB; without a network use --model DIR"
-        findings.append(Finding(f"weights: {name}", here is not None, found, remedy))
+        findings.append(Finding(f"weights: {name}", location is not None, detail, remedy))
     return findings
 
 
 def _voices(store: VoiceStore) -> Finding:
     parent = next(p for p in (store.directory, *store.directory.parents) if p.exists())
     good = os.access(parent, os.W_OK)
-    found = f"{len(store.names())} named, {store.computed()} computed in {store.directory}"
-    return Finding("voices", good, found, "not writable: use --voice-cache DIR")
+    detail = f"{len(store.names())} named, {store.computed()} computed in {store.directory}"
+    return Finding("voices", good, detail, "not writable: use --voice-cache DIR")
 
 
 def _converted() -> Finding:
     cache = weight_cache.default()
     files = cache.entries()
     size = sum(path.stat().st_size for path in files) >> 20
-    found = f"{len(files)} cached, {size:,} MiB in {cache.directory}" if cache.directory else "off"
-    return Finding("converted weights", good=True, found=found)
+    detail = f"{len(files)} cached, {size:,} MiB in {cache.directory}" if cache.directory else "off"
+    return Finding("converted weights", good=True, detail=detail)
 
 
 def _profile() -> list[Finding]:
     try:
         resolved = plan.resolve(hardware.AUTO, probe.probe())
     except ChatterboxOptError as error:
-        return [Finding("profile", good=False, found="none", remedy=str(error))]
+        return [Finding("profile", good=False, detail="none", remedy=str(error))]
     return [
-        Finding("profile", good=True, found=f"{resolved.summary()} ({'; '.join(resolved.reasons)})")
+        Finding(
+            "profile", good=True, detail=f"{resolved.summary()} ({'; '.join(resolved.reasons)})"
+        )
     ]
 
 
@@ -134,6 +136,6 @@ def doctor(voice_cache: options.VoiceCache = None) -> None:
     findings = examine(options.voice_store_at(voice_cache))
     console.table(
         ("what", "state", "found", "remedy"),
-        ((f.what, "ok" if f.good else "FIX", f.found, f.remedy) for f in findings),
+        ((f.what, "ok" if f.good else "FIX", f.detail, f.remedy) for f in findings),
     )
     raise typer.Exit(0 if all(f.good for f in findings) else 1)

@@ -1,8 +1,8 @@
 """The command line: the Typer application, exit codes and signals.
 
-Responsible for assembling the commands and for what every error becomes: one line on stderr and an
+Responsible for assembling the commands and for reporting every error as one line on stderr and an
 exit code. Not responsible for options or for what commands do. Commands import torch inside their
-functions, so that wrong arguments are reported at once.
+functions, so that wrong arguments are reported without delay.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ app.command()(synth_command.synth)
 
 DEBUG = "--debug"
 INTERRUPTED = 130
-COLLECT_AFTER = 200_000  # new objects, Python's own figure is 700
+COLLECT_AFTER = 200_000  # new objects before a garbage collection; Python's default is 700
 
 
-def _version(*, wanted: bool) -> None:
-    if wanted:
+def _version(*, requested: bool) -> None:
+    if requested:
         print(f"chatterbox-opt {__version__}")
         raise typer.Exit
 
@@ -58,13 +58,13 @@ def _version(*, wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=lambda v: _version(wanted=v), is_eager=True)
+        bool, typer.Option("--version", callback=lambda v: _version(requested=v), is_eager=True)
     ] = False,
 ) -> None:
     """Fast inference for Chatterbox text-to-speech."""
 
 
-# the base of usage errors; newer Typer carries its own click, so it is found by name
+# the base class of usage errors, by name, because newer Typer versions bundle their own click
 _CLICK_ERROR: type[Exception] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
 )
@@ -79,7 +79,7 @@ def main() -> None:
     sys.excepthook = _unexpected
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        # through the command, not the Typer object: that would replace our excepthook
+        # call the command and not the Typer object, which would replace our excepthook
         code = typer.main.get_command(app)(standalone_mode=False)
         if code == INTERRUPTED:  # Typer turns Ctrl-C into this code
             raise KeyboardInterrupt
@@ -92,9 +92,8 @@ def main() -> None:
         message = error.format_message()  # type: ignore[attr-defined]
         code = _fail(f"{message} See chatterbox-opt --help.", 2, error)
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # the reader has closed the pipe
+        # the reader has closed the pipe: flushing at exit must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
         where = f": '{error.filename}'" if error.filename else ""
@@ -119,7 +118,7 @@ def _terminate(*_: object) -> None:
 def _unexpected(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Print an unexpected error as one line too, and how to get the traceback."""
+    """Print an unexpected error as one line, with how to get the traceback."""
     if DEBUG in sys.argv:
         traceback.print_exception(kind, error, trace)
     reason = " ".join(str(error).split())

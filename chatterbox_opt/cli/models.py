@@ -1,4 +1,7 @@
-"""The commands ``models``: known models, random checkpoints, the weight cache."""
+"""The commands ``models``: known models, random checkpoints, the weight cache.
+
+Responsible for their options and output. Not responsible for files or downloads (checkpoints/).
+"""
 
 from __future__ import annotations
 
@@ -25,18 +28,18 @@ def models_list() -> None:
     """List known models and where they are."""
     rows = []
     for name, origin in registry.available().items():
-        here = (
+        location = (
             registry.in_cache(registry.HUB[name])
             if name in registry.HUB
             else registry.built_in(name)
         )
-        rows.append((name, origin, str(here) if here else "not downloaded yet"))
+        rows.append((name, origin, str(location) if location else "not downloaded yet"))
     console.table(("model", "source", "location"), rows)
 
 
 @models.command("clear")
 def models_clear() -> None:
-    """Delete converted weights, which the next start converts again; downloads stay."""
+    """Delete converted weights; the next start converts them again. Downloads are kept."""
     cache = weight_cache.default()
     where = cache.directory or "no directory"
     print(f"{cache.clear() >> 20:,} MiB removed from {where}", file=sys.stderr)
@@ -50,7 +53,7 @@ def models_make(
     ] = "tiny",
     seed: Annotated[int, typer.Option(help="The same seed gives the same values.")] = 0,
 ) -> None:
-    """Write a checkpoint of random values in upstream's file format: noise, at true speed."""
+    """Write random weights in upstream's file format: for speed tests, the output is noise."""
     if size not in ("tiny", "full"):
         raise InputError(f"size is '{size}'; known: tiny, full")
     if directory.exists() and not directory.is_dir():

@@ -1,10 +1,10 @@
 """Options that several commands share, in groups.
 
-Responsible for their names, defaults and help, and for the values that a group adds up to. Not
+Responsible for their names, defaults and help, and for the object that is built from a group. Not
 responsible for what a command does with them.
 
-A group is a dataclass with an annotated field for each option. A command takes whole groups as
-parameters; ``with_groups`` shows Typer their fields:
+A group is a dataclass with an annotated field for each option. A command has whole groups as
+parameters; ``with_groups`` presents their fields to Typer as options:
 
     @with_groups
     def synth(text: str, sampling: SamplingOptions, engine: EngineOptions) -> None: ...
@@ -83,17 +83,17 @@ class SamplingOptions:
     ] = DEFAULTS.cfm_steps
 
     def sampling(self) -> Sampling:
-        """The value.
+        """The sampling parameters.
 
         Raises:
-            InputError: one is out of range.
+            InputError: a value is out of range.
         """
         return Sampling(**dataclasses.asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """Which model, on what, and how."""
+    """The model, the device and the settings of an engine."""
 
     model: Annotated[str, typer.Option(help="Model name, or a directory with its files.")] = (
         registry.DEFAULT
@@ -130,7 +130,7 @@ class EngineOptions:
     ] = False
 
     def spec(self) -> EngineSpec:
-        """What the engine is loaded from."""
+        """The engine's specification."""
         overrides = {
             "dtype": self.dtype,
             "compile": self.compile,
@@ -162,7 +162,7 @@ class OutputOptions:
     ] = False
 
     def reporter(self) -> Reporter:
-        """Where status lines go."""
+        """The reporter that prints status lines."""
         return Reporter(quiet=self.quiet, verbose=self.verbose)
 
     def set_up_logging(self, reporter: Reporter) -> None:
@@ -178,7 +178,7 @@ class OutputOptions:
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Let Typer see the fields of every parameter of ``command`` that is an option group."""
+    """Present to Typer, in place of each option group of ``command``, the group's fields."""
     hints = typing.get_type_hints(command, include_extras=True)
     shown: list[inspect.Parameter] = []
     groups: dict[str, tuple[type, list[str]]] = {}
@@ -224,7 +224,7 @@ def announce_download(model: str, reporter: Reporter) -> None:
 
 
 def report_plan(plan: Plan, reporter: Reporter, workers: int = 1) -> None:
-    """Print the plan in a line, and with -v the reasons."""
+    """Print the plan in one line, and with -v the reasons."""
     reporter.status(plan.summary() + (f" · {workers} workers" if workers > 1 else ""))
     for reason in plan.reasons:
         reporter.detail(f"  {reason}")

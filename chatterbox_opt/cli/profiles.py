@@ -1,4 +1,7 @@
-"""The commands ``profiles``: shipped profiles, and the plan for this machine."""
+"""The commands ``profiles``: shipped profiles, and the plan for this machine.
+
+Responsible for their options and output. Not responsible for choosing a profile (config/plan.py).
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,12 @@ def profiles_root(context: typer.Context) -> None:
 @profiles.command("list")
 def profiles_list() -> None:
     """List the shipped profiles."""
-    found = [load_profile(name) for name in profile_names()]
+    shipped = [load_profile(name) for name in profile_names()]
     console.table(
         ("profile", "t3", "flow", "compute", "compile", "offload", "for"),
         (
             (p.name, p.t3, p.flow, p.compute or "same", p.compile, p.offload, p.description)
-            for p in found
+            for p in shipped
         ),
     )
 
@@ -38,8 +41,8 @@ def profiles_list() -> None:
 @profiles.command("show")
 def profiles_show(name: str) -> None:
     """Show one profile, shipped or your own (.yaml)."""
-    found = dataclasses.asdict(load_profile(name))
-    console.table(("key", "value"), ((key, str(value)) for key, value in found.items()))
+    settings = dataclasses.asdict(load_profile(name))
+    console.table(("key", "value"), ((key, str(value)) for key, value in settings.items()))
 
 
 @profiles.command("detect")

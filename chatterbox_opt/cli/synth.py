@@ -31,7 +31,7 @@ from chatterbox_opt.text import chunking
 def synth(
     words: Annotated[
         Optional[str],
-        typer.Argument(metavar="[TEXT]", help="The text to speak; - reads standard input."),
+        typer.Argument(metavar="[TEXT]", help="The text to synthesize; - reads standard input."),
     ] = None,
     file: Annotated[
         Optional[Path], typer.Option("--file", "-f", help="Read the text from a file.")
@@ -72,7 +72,7 @@ def synth(
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What is synthesized, by what, and where it is written."""
+    """The text, how it is synthesized, and where it is written."""
 
     text: str
     voice: str | None
@@ -83,7 +83,7 @@ class _Job:
 
 
 def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
-    """Load, synthesize and write; return what is printed about it."""
+    """Load, synthesize and write; return the figures that are printed."""
     import numpy as np
 
     from chatterbox_opt.engine.engine import seeded

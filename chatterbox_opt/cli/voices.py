@@ -1,4 +1,7 @@
-"""The commands ``voices``: named reference recordings and computed voices."""
+"""The commands ``voices``: named reference recordings and computed voices.
+
+Responsible for their options and output. Not responsible for storing voices (voices/store.py).
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def voices_list(voice_cache: options.VoiceCache = None) -> None:
 
 @voices.command("add")
 def voices_add(name: str, file: Path, voice_cache: options.VoiceCache = None) -> None:
-    """Save a recording under a name (a copy; an older one of that name is replaced)."""
+    """Save a copy of a recording under a name, replacing an earlier one."""
     audio_files.read_reference(file)
     print(f"{name} -> {options.voice_store_at(voice_cache).add(name, file)}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""Helpers that know nothing of speech: atomic files, lazy imports, module construction.
+"""General helpers: atomic files, lazy imports, module construction.
 
 May import ``errors`` only.
 """

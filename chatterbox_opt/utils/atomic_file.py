@@ -1,4 +1,7 @@
-"""Atomic file writes: a file appears completely or not at all."""
+"""Atomic file writes: a file appears completely or not at all.
+
+Responsible for temporary names, syncing and renaming. Not responsible for the content.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Lazy mapping feature -> why it is unsupported. A lookup may JIT-compile a probe."""
+"""Lazy mapping feature -> why it is unsupported, evaluated on lookup.
+
+Responsible for calling each check once, when its feature is looked up, because a check may compile
+a kernel. Not responsible for the checks.
+"""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ def test_a_signal_finishes_the_item_and_the_next_run_resumes(tiny, tmp_path, num
     finally:
         process.kill()
     assert process.returncode == code, stderr.decode()
-    assert "stopping when the running items are finished" in stderr.decode()
+    assert "stopping after the items in progress" in stderr.decode()
     assert "not reached" in stderr.decode()
     check_whole(out, len(noted_lines(out)))
 

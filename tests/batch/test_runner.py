@@ -256,7 +256,7 @@ def test_verify_retries_with_other_seeds_and_keeps_the_best(tmp_path, monkeypatc
     assert (one.attempts, one.faults) == (3, ("word error rate 30%",))
     assert one.seed == fake.asked[1].sampling.seed, "the best, not the last"
     assert (two.attempts, two.faults) == (1, ())
-    assert summary.marked() == [one]
+    assert summary.with_faults() == [one]
 
 
 def asr(directory: Path, code: str) -> str:

@@ -283,7 +283,7 @@ def test_ctrl_c_finishes_the_items_in_flight_and_leaves_no_process(tiny, tmp_pat
         process.kill()
     assert process.returncode == 130, stderr.decode()
     assert "Traceback" not in stderr.decode()
-    assert "stopping when the running items are finished" in stderr.decode()
+    assert "stopping after the items in progress" in stderr.decode()
     assert all_ended(workers)
     lines = noted_lines(tmp_path / "out")
     assert all(line["status"] == "done" for line in lines)

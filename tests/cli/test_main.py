@@ -316,7 +316,7 @@ def test_doctor_on_a_gpu_that_torch_has_no_kernels_for(monkeypatch):
     assert not found.good
     assert "has no kernels for GeForce RTX 5090 (capability 12.0)" in found.remedy
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_90", "sm_120"])
-    assert doctor_command._cuda().found == (
+    assert doctor_command._cuda().detail == (
         "GeForce RTX 5090, 30,720 of 32,768 MiB free, capability 12.0"
     )
 
