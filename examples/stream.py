@@ -3,7 +3,7 @@
     python examples/stream.py [OUTPUT.wav]
 
 A chunk is one or more sentences, at most 300 characters. A player would get ``samples`` in place
-of the file: the first sound is there long before the last sentence is synthesized.
+of the file: the first samples arrive long before the last sentence is synthesized.
 """
 
 import sys

@@ -1,2 +1,2 @@
-"""Layers with other weight formats than ``nn.Linear``, and attention; one layer at a time.
-They may import kernels, runtime, utils and errors; they know no model, no plan and no file."""
+"""Single layers: linear layers with weight formats that ``nn.Linear`` does not have, and attention.
+May import kernels, runtime, utils and errors; independent of models, plans and files."""

@@ -1,5 +1,8 @@
 """Construction of modules without random initialization, because weights are loaded afterwards.
 
+Responsible for replacing the initializers while a module is constructed. Not responsible for
+loading weights (checkpoints/reader.py).
+
 Initialization takes 2 s for upstream's flow, advances the global generator, and imports sympy on
 the meta device (0.3 s).
 """
