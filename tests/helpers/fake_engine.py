@@ -1,4 +1,4 @@
-"""Speech that is made up, in this process, and a batch run with it. No torch: it loads at once."""
+"""A fake engine in this process, and a batch run with it; no torch, so it loads at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from chatterbox_opt.request import Piece
 
 
 class FakeEngine:
-    """Speaks 10 ms a letter; a text with "bad" in it fails. Remembers what it was asked."""
+    """Returns 10 ms of audio a letter; a text with "bad" in it fails. Stores its requests."""
 
     def __init__(self) -> None:
         self.asked: list[Request] = []

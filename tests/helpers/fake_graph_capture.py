@@ -1,8 +1,8 @@
-"""A recorder for machines without a card, as strict as a CUDA graph's capture.
+"""Fake CUDA graph capture for machines without a GPU, as strict as a real one.
 
-It notes every operation of torch with the very tensors that it had: numbers are frozen, addresses
-are frozen, reading a value back is refused, and what was there before is untouched by recording.
-A replay does the same operations on the same memory, whatever has become of it.
+It stores every torch operation with its tensors: scalars and addresses are frozen, reading a value
+back raises, and the capture leaves existing memory unchanged. A replay runs the same operations on
+the same memory, whatever it contains by then.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _place(tensor):
 
 
 def record(work):
-    """A ``graphs.Recorder``."""
+    """A ``cuda_graphs.CaptureFn``."""
     with Tape() as tape:
         work()
     tape.rewind()
@@ -90,7 +90,7 @@ def record(work):
 
 
 def capture_graphs(engine: Engine, record) -> None:
-    """Give an engine what a card would give it."""
+    """Set up an engine with CUDA graphs, as on a GPU."""
     pipeline = engine.pipeline
     flow, vocoder = (pipeline.placement.module(name) for name in ("flow", "vocoder"))
     for stage in (flow, pipeline.placement.module("t3")):

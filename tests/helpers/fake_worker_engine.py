@@ -1,4 +1,4 @@
-"""Speech that is made up, for workers in processes of their own: no torch, and it can be killed."""
+"""A fake engine for workers in processes of their own; no torch, and it can be killed."""
 
 from __future__ import annotations
 

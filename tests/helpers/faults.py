@@ -1,4 +1,4 @@
-"""Faults put into an engine's stages, and what a batch makes of them."""
+"""Faults injected into an engine's stages, and the results of a batch with them."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""A GPU that is not there: PyTorch on the processor, with a record of what would be on a GPU.
+"""A simulated GPU: PyTorch on the CPU, with a record of what would be on a GPU.
 
-Every tensor is the processor's. What a program would see of a GPU is answered here, and what a
-GPU would refuse is refused:
+All tensors are in host memory. Queries about the GPU are answered as by a GPU, and what a GPU would
+reject raises an error:
 
 - tensors of two devices in one operation, a generator of the other device, numpy of a GPU's tensor;
 - an operation that PyTorch has no CUDA kernel for;
 - while a graph is captured: reading a value back, copies from and to the host, random numbers;
-- a race: reading or writing what another stream, or a copy that nobody waited for, may still use.
+- a race: reading or writing memory that another stream, or a copy without a wait, may still use.
 
 Races are found by order, not by time (happens-before, with vector clocks; Mattern 1989). The GPU's
 work is a launch on a stream: launch 7 of stream 2. Each stream, event and host thread has a clock:

@@ -1,4 +1,4 @@
-"""T3 alone: what it is asked to say, its prefill, and the decode loop over a list of utterances."""
+"""T3 alone: its requests, its prefill, and the decode loop over a list of sequences."""
 
 from __future__ import annotations
 
