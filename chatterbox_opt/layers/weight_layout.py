@@ -108,15 +108,15 @@ def packed_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def restore_packed(module: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Restore the packed layers of ``packed_tensors`` in a plain module; return other tensors."""
-    left = dict(stored)
+    remaining = dict(stored)
     for kind, layer_type in LAYER_TYPES.items():
         paths = [name[: -len(kind) - 1] for name in stored if name.endswith(f".{kind}")]
         for path in paths:
-            own = [name for name in left if name.rpartition(".")[0] == path]
-            part = {name.rpartition(".")[2]: left.pop(name) for name in own}
+            own = [name for name in remaining if name.rpartition(".")[0] == path]
+            part = {name.rpartition(".")[2]: remaining.pop(name) for name in own}
             owner, _, name = path.rpartition(".")
             setattr(module.get_submodule(owner), name, layer_type.from_state_tensors(part))
-    return left
+    return remaining
 
 
 def packable(module: nn.Module) -> bool:

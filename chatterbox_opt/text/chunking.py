@@ -116,7 +116,9 @@ def split(text: str, limit: int = LIMIT, spell: Callable[[str], str] | None = No
     if spell is not None:
         text = "\n\n".join(filter(has_speech, map(spell, _PARAGRAPH.split(text))))
         if not text:
-            raise TextError("the text has no word that this model can read: it supports English only")
+            raise TextError(
+                "the text has no word that this model can read: it supports English only"
+            )
     if _fits(text, limit):
         return [Chunk(normalize(text), source=text)]  # not stripped: nor does upstream
     chunks: list[Chunk] = []

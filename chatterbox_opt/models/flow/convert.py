@@ -34,10 +34,10 @@ def estimator_from_upstream(state: dict[str, Tensor], config: FlowConfig) -> dic
     conversion.split_inputs(f"{enter}.mel_skip", f"{enter}.given_skip", f"{first}.res_conv")
     conversion.rename("enter_conv.product", "down_blocks.0.2")
     levels = [(f"middle.{i}", f"mid_blocks.{i}") for i in range(config.estimator_mid)]
-    for mine, theirs in (*levels, ("leave", "up_blocks.0")):
-        conversion.level(mine, theirs, config.estimator_blocks)
-        conversion.norm(f"{mine}.resnet.first", f"{theirs}.0.block1")
-        conversion.rename(f"{mine}.resnet.skip", f"{theirs}.0.res_conv")
+    for our_name, upstream_name in (*levels, ("leave", "up_blocks.0")):
+        conversion.level(our_name, upstream_name, config.estimator_blocks)
+        conversion.norm(f"{our_name}.resnet.first", f"{upstream_name}.0.block1")
+        conversion.rename(f"{our_name}.resnet.skip", f"{upstream_name}.0.res_conv")
     conversion.rename("leave_conv.product", "up_blocks.0.2")
     conversion.norm("final", "final_block")
     conversion.rename("mel", "final_proj")
@@ -49,37 +49,39 @@ class _Conversion:
     state: dict[str, Tensor]
     ours: dict[str, Tensor]
 
-    def rename(self, mine: str, theirs: str, kinds: Sequence[str] = ("weight", "bias")) -> None:
+    def rename(
+        self, our_name: str, upstream_name: str, kinds: Sequence[str] = ("weight", "bias")
+    ) -> None:
         """Rename a layer; flatten a convolution's kernel into its input dimension."""
         for kind in kinds:
-            tensor = self.state[f"{theirs}.{kind}"]
+            tensor = self.state[f"{upstream_name}.{kind}"]
             if tensor.dim() == 3:  # [out, in, kernel] to [out, kernel * in]
                 tensor = tensor.transpose(1, 2).flatten(1)
-            self.ours[f"{mine}.{kind}"] = tensor
+            self.ours[f"{our_name}.{kind}"] = tensor
 
-    def norm(self, mine: str, theirs: str) -> None:
+    def norm(self, our_name: str, upstream_name: str) -> None:
         """Convert a ``ConvNorm``."""
-        self.rename(f"{mine}.conv.product", f"{theirs}.block.0")
-        self.rename(f"{mine}.norm", f"{theirs}.block.2")
+        self.rename(f"{our_name}.conv.product", f"{upstream_name}.block.0")
+        self.rename(f"{our_name}.norm", f"{upstream_name}.block.2")
 
-    def split_inputs(self, mel: str, conditions: str, theirs: str) -> None:
+    def split_inputs(self, mel: str, conditions: str, upstream_name: str) -> None:
         """Split a layer by its inputs: the noisy mel (with the bias) and the conditions."""
-        weight = self.state[f"{theirs}.weight"].transpose(1, 2)
+        weight = self.state[f"{upstream_name}.weight"].transpose(1, 2)
         columns = weight.split((MEL_BINS, CONDITIONS), dim=2)
-        for mine, part in zip((mel, conditions), columns, strict=True):
-            self.ours[f"{mine}.weight"] = part.flatten(1)
-        self.rename(mel, theirs, ("bias",))
+        for our_name, part in zip((mel, conditions), columns, strict=True):
+            self.ours[f"{our_name}.weight"] = part.flatten(1)
+        self.rename(mel, upstream_name, ("bias",))
 
-    def level(self, mine: str, theirs: str, blocks: int) -> None:
+    def level(self, our_name: str, upstream_name: str, blocks: int) -> None:
         """Convert the time projection, second convolution and transformers of a level."""
-        self.rename(f"{mine}.resnet.time", f"{theirs}.0.mlp.1")
-        self.norm(f"{mine}.resnet.second", f"{theirs}.0.block2")
+        self.rename(f"{our_name}.resnet.time", f"{upstream_name}.0.mlp.1")
+        self.norm(f"{our_name}.resnet.second", f"{upstream_name}.0.block2")
         for i in range(blocks):
-            ours, upstream = f"{mine}.transformers.{i}", f"{theirs}.1.{i}"
-            qkv = [self.state[f"{upstream}.attn1.to_{p}.weight"] for p in "qkv"]
-            self.ours[f"{ours}.qkv.weight"] = torch.cat(qkv)
-            self.rename(f"{ours}.out", f"{upstream}.attn1.to_out.0")
-            self.rename(f"{ours}.attention_norm", f"{upstream}.norm1")
-            self.rename(f"{ours}.ffn_norm", f"{upstream}.norm3")
-            self.rename(f"{ours}.up", f"{upstream}.ff.net.0.proj")
-            self.rename(f"{ours}.down", f"{upstream}.ff.net.2")
+            our_block, upstream_block = f"{our_name}.transformers.{i}", f"{upstream_name}.1.{i}"
+            qkv = [self.state[f"{upstream_block}.attn1.to_{p}.weight"] for p in "qkv"]
+            self.ours[f"{our_block}.qkv.weight"] = torch.cat(qkv)
+            self.rename(f"{our_block}.out", f"{upstream_block}.attn1.to_out.0")
+            self.rename(f"{our_block}.attention_norm", f"{upstream_block}.norm1")
+            self.rename(f"{our_block}.ffn_norm", f"{upstream_block}.norm3")
+            self.rename(f"{our_block}.up", f"{upstream_block}.ff.net.0.proj")
+            self.rename(f"{our_block}.down", f"{upstream_block}.ff.net.2")

@@ -32,10 +32,12 @@ def t3_upstream_names(config: T3Config) -> dict[str, tuple[str, ...]]:
         "norm.weight": ("tfmr.norm.weight",),
         "head.weight": ("speech_head.weight",),
     }
-    ours = {"norm": "norm", "q": "to_q", "k": "to_k", "v": "to_v", "out": "proj_out"}
-    for mine, theirs in ours.items():
+    resampler_names = {"norm": "norm", "q": "to_q", "k": "to_k", "v": "to_v", "out": "proj_out"}
+    for our_name, upstream_name in resampler_names.items():
         for kind in ("weight", "bias"):
-            names[f"resampler.{mine}.{kind}"] = (f"cond_enc.perceiver.attn.{theirs}.{kind}",)
+            names[f"resampler.{our_name}.{kind}"] = (
+                f"cond_enc.perceiver.attn.{upstream_name}.{kind}",
+            )
     for i in range(config.layers):
         layer = f"tfmr.layers.{i}."
         attention = [f"{layer}self_attn.{p}_proj.weight" for p in ("q", "k", "v", "o")]
@@ -77,15 +79,16 @@ def t3_from_upstream(
             f"t3 has {len(unknown)} unknown tensors, first {unknown[0]}: wrong model?"
         )
     loaded: dict[str, Tensor] = {}
-    for mine, theirs in names.items():
-        owner, _, name = mine.removesuffix(".weight").rpartition(".")
-        packs = layout and weight_layout.packable(model.get_submodule(mine.rpartition(".")[0]))
+    for our_name, upstream_names in names.items():
+        owner, _, name = our_name.removesuffix(".weight").rpartition(".")
+        packs = layout and weight_layout.packable(model.get_submodule(our_name.rpartition(".")[0]))
         # quantize from the stored values, not from values already rounded to bf16/fp16
-        tensor = torch.cat([state[n] if packs else state[n].to(dtype) for n in theirs])
-        if tensor.shape != parameters[mine].shape:
+        tensor = torch.cat([state[n] if packs else state[n].to(dtype) for n in upstream_names])
+        if tensor.shape != parameters[our_name].shape:
             raise WeightsError(
-                f"t3 {theirs[0]} is {list(tensor.shape)} where {list(parameters[mine].shape)} is "
-                "expected: the file and its config.json do not belong together"
+                f"t3 {upstream_names[0]} is {list(tensor.shape)} where "
+                f"{list(parameters[our_name].shape)} is expected: "
+                "the file and its config.json do not belong together"
             )
         if packs:
             packed = weight_layout.make_layer(name, tensor, layout)
@@ -93,7 +96,7 @@ def t3_from_upstream(
             del tensor
             malloc.trim()
         else:
-            loaded[mine] = tensor
+            loaded[our_name] = tensor
     model.load_state_dict(loaded, assign=True)
     return model.eval().requires_grad_(False)
 
