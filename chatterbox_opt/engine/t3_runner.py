@@ -121,7 +121,7 @@ class T3Runner:
         if is_setup_error(error):
             log.warning("%s", compilation_failed("the t3 step", error))
         elif self.recovery.step_failures < MAX_STEP_FAILURES:
-            log.info("the t3 step failed (%s); retrying eagerly", first_line(error))
+            self.recovery.warn_once(f"the t3 step failed ({first_line(error)}); retrying eagerly")
             self._eagerly = True
             return
         else:
@@ -187,8 +187,12 @@ class T3Runner:
                 self._running[decode_request] = request
                 return decode_request
 
-        backend = EagerBackend() if self._eagerly else self.backend
-        slots = backend.slots(t3, 1 if self._one_by_one else self._slots, self._rows_per_seq)
+        backend, count = self.backend, self._slots
+        if self._one_by_one:
+            count = 1
+        elif self._eagerly:  # its KV cache is allocated next to that of the backend that stays
+            backend, count = EagerBackend(), max(1, min(count, len(self._retries)))
+        slots = backend.slots(t3, count, self._rows_per_seq)
         return decode(t3, slots, next_request, backend)
 
     def _decode_request(self, request: ChunkRequest, t3: T3) -> DecodeRequest:
