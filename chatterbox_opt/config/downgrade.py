@@ -50,8 +50,8 @@ def _downgrade_for_gpu(requested: Profile, hardware: Hardware, reasons: list[str
         requested = replace(requested, t3="int8")
         reasons.append("t3 int8: int4 matrices are for CPUs")
     if requested.flow == "int8":
-        # the flow is bound by arithmetic: fewer bytes gain nothing
         requested = replace(requested, flow="bfloat16")
+        reasons.append("flow bfloat16: bound by arithmetic, where int8 weights gain nothing")
     if hardware.capability < BFLOAT16_CAPABILITY and "bfloat16" in (requested.t3, requested.flow):
         half = {"bfloat16": "float16"}
         t3, flow = (half.get(dtype, dtype) for dtype in (requested.t3, requested.flow))

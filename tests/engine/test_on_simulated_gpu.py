@@ -533,8 +533,8 @@ class TestStages:
         alone = valued(lines, "batch, T3 alone")
         assert [one["overrides"].get("kv_cache") for one in alone] == [None, None, "int8", "int8"]
         assert {one["rendering"] for one in valued(lines, "batch, all stages")} == {
-            "here",
-            "beside",
+            "inline",
+            "overlapped",
         }
 
     def test_checks(self, stage):
