@@ -68,13 +68,15 @@ def start(
 
 
 def die_with_parent(parent: int) -> Callable[[], None] | None:
-    """A ``preexec_fn`` that has the new process killed when ``parent`` dies; None where that is
-    unsupported. Call it in the parent's main thread: for Linux the parent is a thread."""
+    """A ``preexec_fn`` that has the new process killed when ``parent`` dies, and restores SIGINT,
+    which a shell's background jobs ignore; None where that is unsupported. Call it in the parent's
+    main thread: for Linux the parent is a thread."""
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None).prctl
 
     def bind() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the call
             os.kill(os.getpid(), signal.SIGKILL)
