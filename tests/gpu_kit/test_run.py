@@ -106,7 +106,7 @@ def test_without_weights_only_stages_that_need_none_run(fake):
 
 
 def test_a_run_keeps_its_limit_and_lists_skipped_stages(fake, monkeypatch):
-    monkeypatch.setattr(run.processes, "GRACE", 2.0)  # a busy machine is slow to answer
+    monkeypatch.setattr(run.processes, "GRACE", 0.2)
     monkeypatch.setattr(schedule, "MIN_SECONDS", 0.5)
     started = time.monotonic()
     assert not go(fake, ("waits", 1, 60), ("good", 1, 60), limit=1.0)
