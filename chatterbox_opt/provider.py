@@ -6,7 +6,6 @@ Responsible for emotion presets. Not responsible for anything else: all calls go
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from chatterbox_opt.engine.engine import Engine
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import Audio
 from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.utils.closing import Closing
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ EMOTIONS = {
 }
 
 
-class OptimizedChatterboxProvider(AbstractContextManager["OptimizedChatterboxProvider"]):
+class OptimizedChatterboxProvider(Closing):
     """Chatterbox on the optimized engine.
 
     Usage:
@@ -76,9 +76,6 @@ class OptimizedChatterboxProvider(AbstractContextManager["OptimizedChatterboxPro
                 "offload": "stages" if cpu_offload else "none",
             },
         )
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the model."""

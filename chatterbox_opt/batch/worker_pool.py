@@ -20,11 +20,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from logging.handlers import QueueHandler
-from types import TracebackType
 from typing import Any, Protocol, TypeAlias
 
 from chatterbox_opt.errors import ChatterboxOptError, WorkerError, in_words
 from chatterbox_opt.request import Request, Result, SynthesizeBatch
+from chatterbox_opt.utils.closing import Closing
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class _WorkerSlot:
     failed_loads: int = 0
 
 
-class Pool:
+class Pool(Closing):
     """Call it with requests for an iterator over their results, in the order they finish.
 
     The requests in flight on a worker that dies are requeued, and a replacement is started. A
@@ -127,14 +127,6 @@ class Pool:
                 self._slots.append(_WorkerSlot(number, self._factory.start(number)))
             undo.pop_all()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop the workers; their requests in flight are lost."""

@@ -16,7 +16,6 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -47,6 +46,7 @@ from chatterbox_opt.runtime import cuda
 from chatterbox_opt.runtime.offload import NONE
 from chatterbox_opt.sampling import MAX_TOKENS, Sampling
 from chatterbox_opt.text.chunking import Chunk, split
+from chatterbox_opt.utils.closing import Closing
 from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices import store as voice_store
 from chatterbox_opt.voices.library import VoiceLibrary
@@ -63,7 +63,7 @@ WARM_UP = (  # about 1, 5 and 12 seconds of audio
 TOKENS_PER_LETTER, TOKENS_PER_SECOND = 4, 25  # speech tokens; per letter in slow speech
 
 
-class Engine:
+class Engine(Closing):
     """A loaded model on a device. Use it as a context manager, or call ``close``.
 
     Engines share nothing: several may live in one process. One engine serves one thread at a time.
@@ -140,17 +140,6 @@ class Engine:
             mark.move(torch.device(plan.device))
         voices = VoiceLibrary(checkpoint, store or VoiceStore(voice_store.default_directory()))
         return cls(plan, checkpoint, pipeline, voices, mark)
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the model and the device's memory; the engine cannot be used afterwards."""

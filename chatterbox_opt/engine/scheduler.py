@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from chatterbox_opt.engine.sequence import (
     NextChunk,
 )
 from chatterbox_opt.request import Piece, Request, Result
+from chatterbox_opt.utils.closing import Closing
 
 StartRequest = Callable[[Request, int], list[ChunkAttempts]]
 FinishChunk = Callable[[ChunkAttempts, Attempt], "Future[Piece]"]
@@ -181,7 +181,7 @@ def finish_chunk(attempts: ChunkAttempts, best: Attempt, watermark: Watermark | 
     return Piece(samples, chunk.text, output.tokens, seconds, best.faults, best.attempts)
 
 
-class ChunkFinisher:
+class ChunkFinisher(Closing):
     """Finishes the chunks of a batch. Use it as a context manager."""
 
     def __init__(self, watermark: Watermark | None, *, overlap: bool) -> None:
@@ -194,15 +194,8 @@ class ChunkFinisher:
         self._watermark = watermark
         self._thread = ThreadPoolExecutor(1) if overlap else None
 
-    def __enter__(self) -> ChunkFinisher:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Wait for the chunk in work; those that wait for the thread are dropped."""
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
 
