@@ -28,7 +28,7 @@ ENVIRONMENT: dict[str, tuple[str, dict[str, str]]] = {
 }
 DISABLE_OPTIMIZATION = "DISABLE_OPTIMIZATION"
 GPU_KERNELS = "CHATTERBOX_GPU_KERNELS"  # false: PyTorch's operations in place of our own kernels
-SWITCHED_OFF = {"true": "", "false": "yes"}
+BOOLEAN = {"true": "true", "false": "false"}
 
 
 def optimization_disabled(environment: Mapping[str, str]) -> bool:
@@ -37,7 +37,7 @@ def optimization_disabled(environment: Mapping[str, str]) -> bool:
     Raises:
         ProfileError: a value other than true or false.
     """
-    return _setting(environment, DISABLE_OPTIMIZATION, {"true": "yes", "false": ""}) == "yes"
+    return _setting(environment, DISABLE_OPTIMIZATION, BOOLEAN) == "true"
 
 
 def gpu_kernels_disabled(environment: Mapping[str, str]) -> bool:
@@ -46,7 +46,7 @@ def gpu_kernels_disabled(environment: Mapping[str, str]) -> bool:
     Raises:
         ProfileError: a value other than true or false.
     """
-    return bool(_setting(environment, GPU_KERNELS, SWITCHED_OFF))
+    return _setting(environment, GPU_KERNELS, BOOLEAN) == "false"
 
 
 def check_settings(

@@ -15,12 +15,12 @@ import torch
 from chatterbox_opt.checkpoints.loader import load_flow, load_t3, load_tokenizer, load_vocoder
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.checkpoints.weight_cache import WeightCache
-from chatterbox_opt.config.plan import ONEDNN_LAYOUT, OVERLAPPED, TRITON, Plan
+from chatterbox_opt.config.plan import ONEDNN_LAYOUT, OVERLAPPED, PLAIN, TRITON, Plan
 from chatterbox_opt.engine import decode_graphs
 from chatterbox_opt.engine.decode import DecodeBackend, EagerBackend, StepFn
 from chatterbox_opt.engine.overlap import InlineRenderer, OverlappedRenderer
 from chatterbox_opt.engine.pipeline import Pipeline
-from chatterbox_opt.layers import linear_int, linear_onednn, weight_layout
+from chatterbox_opt.layers import linear_int, linear_onednn
 from chatterbox_opt.layers.weight_layout import store_narrow
 from chatterbox_opt.models.flow import estimator
 from chatterbox_opt.models.flow import model as flow_model
@@ -66,7 +66,7 @@ def _stages(
     flow = load_flow(checkpoint, _dtype(plan.flow.compute), cache)
     vocoder = load_vocoder(checkpoint)
     malloc.trim()
-    layout = plan.t3.layout if plan.t3.layout in weight_layout.LAYER_TYPES else ""
+    layout = "" if plan.t3.layout in (PLAIN, ONEDNN_LAYOUT) else plan.t3.layout
     t3 = load_t3(checkpoint, _dtype(plan.t3.compute), layout, cache)
     if plan.flow.layout == "int8":  # from bfloat16, whose rounding error is 1/30 of int8's
         linear_int.quantize_transformers(flow, estimator.Transformer)

@@ -25,7 +25,6 @@ from chatterbox_opt.layers.linear_int import Int4Linear, Int8Linear, WeightOnlyI
 from chatterbox_opt.layers.linear_onednn import PackedBf16Linear
 from chatterbox_opt.utils.lazy_reasons import LazyReasons
 
-QUANTIZED = ("int8", "int4")
 INT8_FLOW = "int8 flow"
 ONEDNN = "onednn"
 WEIGHT_ONLY = "weight-only"  # int8 on a GPU
@@ -60,19 +59,6 @@ def _bf16_unsupported_reason() -> str:
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     supported = onednn.supported() and (native or not x86)
     return "" if supported else "this CPU has no bfloat16 instructions"
-
-
-def compute_dtype(dtype: str) -> torch.dtype:
-    """The dtype of activations with matrices that are stored as ``dtype``."""
-    activations: torch.dtype = torch.float32 if dtype in QUANTIZED else getattr(torch, dtype)
-    return activations
-
-
-def layout(dtype: str, device: str) -> str:
-    """The layout of the matrices of a stage with ``dtype`` on ``device``; "" is plain."""
-    if dtype in QUANTIZED:
-        return dtype if device == "cpu" else WEIGHT_ONLY
-    return "bfloat16" if (dtype, device) == ("bfloat16", "cpu") and onednn.supported() else ""
 
 
 def make_layer(name: str, weight: Tensor, layout: str) -> PackedLayer:
