@@ -84,7 +84,7 @@ def _kernels_unsupported(stage: str, dtype: str, capability: tuple[int, int]) ->
     """Why our GPU kernels cannot be used for a stage in a dtype, or ""."""
     import torch
 
-    from chatterbox_opt.kernels.cuda import selftest
+    from chatterbox_opt.kernels.cuda import support
 
     nvidia, since = torch.version.hip is None, TRITON_CAPABILITY[stage]
     if nvidia and capability < since:
@@ -94,7 +94,7 @@ def _kernels_unsupported(stage: str, dtype: str, capability: tuple[int, int]) ->
         # a GPU that torch supports only by PTX is too new for its Triton, which may abort the
         # process
         return f"this torch's Triton is older than the GPU ({format_capability(capability)})"
-    return selftest.unsupported_reason(stage, getattr(torch, dtype))
+    return support.unsupported_reason(stage, getattr(torch, dtype))
 
 
 def visible_gpus() -> list[str]:

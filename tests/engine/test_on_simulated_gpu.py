@@ -31,9 +31,10 @@ from chatterbox_opt.bench import runner as bench_runner
 from chatterbox_opt.bench.backends import BenchJob, OptimizedTarget, forced_tokens
 from chatterbox_opt.bench.runner import CUDA_ROWS
 from chatterbox_opt.checkpoints import loader, registry
+from chatterbox_opt.config.model_config import TOKEN_RATE
 from chatterbox_opt.engine.decode_graphs import STEPS_PER_SYNC, CudaGraphBackend
-from chatterbox_opt.engine.engine import TOKENS_PER_LETTER, TOKENS_PER_SECOND
-from chatterbox_opt.kernels.cuda import decode_attention, decode_io, decode_linear, selftest
+from chatterbox_opt.engine.engine import TOKENS_PER_LETTER
+from chatterbox_opt.kernels.cuda import decode_attention, decode_io, decode_linear, support
 from chatterbox_opt.kernels.cuda import flow as flow_kernels
 from chatterbox_opt.kernels.cuda.kv_quantization import dequantize, quantize
 from chatterbox_opt.models.t3 import sampler
@@ -146,7 +147,7 @@ def norm(x, weight, bias, eps, more=None, *, mish=False):
 @pytest.fixture
 def gpu(monkeypatch):
     """A simulated GPU; Triton kernels are replaced by what they compute, in operations that the fake capture can trace."""
-    monkeypatch.setattr(selftest, "unsupported_reason", lambda *_: "")
+    monkeypatch.setattr(support, "unsupported_reason", lambda *_: "")
 
     monkeypatch.setattr(decode_linear, "linear", linear)
     monkeypatch.setattr(decode_attention, "decode_attention", attend)
@@ -222,7 +223,7 @@ def test_every_configuration_synthesizes_on_a_gpu(load_on_gpu, gpu, expected, ba
 
 def test_after_warm_up_nothing_is_captured(load_on_gpu, gpu):
     text = "No."
-    sampling = Sampling(seed=0, max_tokens=TOKENS_PER_SECOND + TOKENS_PER_LETTER * len(text))
+    sampling = Sampling(seed=0, max_tokens=TOKEN_RATE + TOKENS_PER_LETTER * len(text))
     with load_on_gpu("rtx4090") as engine:
         first = engine.synthesize(text, sampling=sampling).samples
         engine.warm_up(text)

@@ -9,7 +9,7 @@ from helpers.simulated_gpu import SimulatedGPU
 pytest.importorskip("triton", reason="this torch comes without Triton")
 
 from chatterbox_opt.kernels.cuda import launch as kernel_launch  # noqa: E402
-from chatterbox_opt.kernels.cuda import selftest
+from chatterbox_opt.kernels.cuda import support
 from chatterbox_opt.runtime import cuda
 
 GPU = torch.device("cuda", 0)
@@ -48,7 +48,7 @@ class TestTritonErrors:
             "chatterbox_opt.kernels.cuda.selftest.kernels_are_correct",
             converting(lambda *_: fail()),
         )
-        reason = selftest.unsupported_reason("t3", torch.float16)
+        reason = support.unsupported_reason("t3", torch.float16)
         assert "libcuda.so cannot found!" in reason
 
 

@@ -20,6 +20,7 @@ from chatterbox_opt.kernels.cuda import (
     gemm,
     gemv,
     selftest,
+    support,
 )
 from chatterbox_opt.kernels.cuda import flow as flow_kernels
 from chatterbox_opt.kernels.cuda import launch as kernel_launch
@@ -592,7 +593,7 @@ class TestSelfTest:
 
     @pytest.mark.parametrize("stage", ["t3", "flow"])
     def test_correct_kernels_pass(self, stage):
-        assert selftest.unsupported_reason(stage, torch.float16, "cpu") == ""
+        assert support.unsupported_reason(stage, torch.float16, "cpu") == ""
 
     @pytest.mark.parametrize(
         ("module", "name"),
@@ -615,7 +616,7 @@ class TestSelfTest:
             monkeypatch.setattr(selftest, "_linear", lambda drawn: True)
         stage = "flow" if module is flow_kernels else "t3"
         assert (
-            selftest.unsupported_reason(stage, torch.float16, "cpu")
+            support.unsupported_reason(stage, torch.float16, "cpu")
             == "Triton's kernels are wrong here"
         )
 
@@ -634,7 +635,7 @@ class TestSelfTest:
 
         monkeypatch.setattr(decode_io, "embed_tokens", wrong_sign)
         assert (
-            selftest.unsupported_reason("t3", torch.float16, "cpu")
+            support.unsupported_reason("t3", torch.float16, "cpu")
             == "Triton's kernels are wrong here"
         )
 
@@ -648,7 +649,7 @@ class TestSelfTest:
 
         monkeypatch.setattr(decode_io, "sample_tokens", off_by_one)
         assert (
-            selftest.unsupported_reason("t3", torch.float16, "cpu")
+            support.unsupported_reason("t3", torch.float16, "cpu")
             == "Triton's kernels are wrong here"
         )
 
@@ -666,7 +667,7 @@ class TestSelfTest:
                 raise error
 
         monkeypatch.setattr(decode_linear, "gemv", Failing())
-        assert "Triton cannot build kernels here" in selftest.unsupported_reason(
+        assert "Triton cannot build kernels here" in support.unsupported_reason(
             "t3", torch.float16, "cpu"
         )
 

@@ -20,7 +20,7 @@ from benchmarks.gpu.measuring.kernel_times import (
 from benchmarks.gpu.measuring.traffic import matrix_sizes
 from chatterbox_opt.checkpoints.registry import locate
 from chatterbox_opt.config.model_config import ModelConfig
-from chatterbox_opt.kernels.cuda import selftest
+from chatterbox_opt.kernels.cuda import support
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.runtime.cuda_graphs import CaptureFn
 
@@ -33,7 +33,7 @@ def run(context: Context) -> None:
         sizes = matrix_sizes(shapes.t3)
         for row in cuda_gemv.measure(device, capture, sizes, context.sizes.layers):
             context.put(LINEAR, row)
-    fused = not selftest.unsupported_reason("t3", torch.float16)
+    fused = not support.unsupported_reason("t3", torch.float16)
     for rows in context.sizes.rows if fused else ():
         for dtype in (torch.float16, torch.int8):
             with context.part(f"linear layers of {rows} rows, {dtype}"):
@@ -41,7 +41,7 @@ def run(context: Context) -> None:
     with context.part("attention"):
         _attention(context, capture, device, shapes, fused=fused)
     with context.part("flow attention"):
-        flow_fused = not selftest.unsupported_reason("flow", torch.float16)
+        flow_fused = not support.unsupported_reason("flow", torch.float16)
         for frames in context.sizes.frames:
             row = flow_attention(shapes.flow, capture, device, frames, fused=flow_fused)
             context.put(FLOW_ATTENTION, row)

@@ -91,7 +91,7 @@ def sample_kernel(
     USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """Sample a sequence's next token: ``sampler.sample`` without a sort, in its order of
-    operations, then the rest of ``DecodeState.draw``."""
+    operations, then the rest of ``DecodeState.sample_next``."""
     if USE_PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -189,7 +189,7 @@ def sample_tokens(
     unforced: int,
     not_finite: int,
 ) -> None:
-    """``DecodeState.draw`` without a sort; changes ``seen``, ``token_buffer`` and the counters.
+    """``DecodeState.sample_next`` without a sort; changes ``seen``, ``token_buffer``, the counters.
 
     Args:
         logits: [n or 2 n, V] of any float dtype.

@@ -1,24 +1,21 @@
 """Self-test of the Triton kernels, run on the GPU before they are used.
 
 Responsible for their expected results on a few inputs. Not responsible for what is done if they are
-wrong (engine/probe.py, config/plan.py). Imports Triton, as gemv.py does.
+wrong (support.py, config/plan.py). Imports Triton, as gemv.py does.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox_opt.errors import first_line
 from chatterbox_opt.kernels.cuda import decode_attention, decode_io, decode_linear, gemm
 from chatterbox_opt.kernels.cuda import flow as flow_kernels
 from chatterbox_opt.kernels.cuda.gemv import MAX_GEMV_ROWS
 from chatterbox_opt.kernels.cuda.kv_quantization import quantize
-from chatterbox_opt.runtime.cuda import DEVICE_ERRORS
 
 K, N = 1088, 48  # of the matrices: several K tiles and a remainder, whatever the tile
 HEADS, HEAD_DIM, VOCAB = 16, 64, 8194  # T3's: other values would be other kernels
@@ -196,22 +193,3 @@ def _layer_norm(randn: Draw) -> bool:
 def _close(result: Tensor, expected: Tensor) -> bool:
     scale = expected.float().abs().max().clamp(min=1.0)
     return bool((result.float() - expected.float()).abs().max() < 0.03 * scale)
-
-
-def unsupported_reason(stage: str, dtype: torch.dtype, device: str = "cuda") -> str:
-    """Why the Triton kernels of a stage cannot be used on this GPU in a dtype, or "".
-
-    Runs all of them: Triton compiles them at the first run, and builds their launchers with the
-    system's C compiler.
-
-    Args:
-        stage: "t3" or "flow".
-    """
-    if importlib.util.find_spec("triton") is None:
-        return "this torch comes without Triton"
-    try:
-        correct = kernels_are_correct(stage, torch.device(device), dtype)
-    except DEVICE_ERRORS as error:
-        reason = first_line(error)
-        return f"Triton cannot build kernels here ({reason})"
-    return "" if correct else "Triton's kernels are wrong here"
