@@ -213,19 +213,18 @@ def _requested(
 
 def _t3(profile: Profile, hardware: Hardware, *, fused: bool) -> StagePlan:
     """T3's decode step reads every matrix for few rows: the layout follows the dtype."""
+    kernels = TRITON if fused else PYTORCH
     if profile.t3 in QUANTIZED:
         if hardware.device == "cpu":
             return StagePlan(profile.t3, "float32", layout=profile.t3, kernels=NUMBA)
-        kernels = TRITON if fused else PYTORCH
         return StagePlan(profile.t3, t3_compute(profile), layout=WEIGHT_ONLY, kernels=kernels)
     layout = PLAIN
     if _has_onednn(hardware):
-        if (profile.compute or profile.t3) == "bfloat16":
+        if t3_compute(profile) == "bfloat16":
             layout = "bfloat16"
         # inductor needs plain layers
         elif not profile.compute and (profile.t3, profile.compile) == ("float32", "none"):
             layout = ONEDNN_LAYOUT
-    kernels = TRITON if fused else PYTORCH
     return StagePlan(profile.t3, t3_compute(profile), layout, kernels)
 
 
@@ -236,7 +235,7 @@ def _flow(profile: Profile, hardware: Hardware, *, fused: bool) -> StagePlan:
     blocked = _has_onednn(hardware) and not profile.compute
     layout = ONEDNN_LAYOUT if blocked else PLAIN
     kernels = TRITON if fused else PYTORCH
-    return StagePlan(profile.flow, profile.compute or profile.flow, layout, kernels)
+    return StagePlan(profile.flow, flow_compute(profile), layout, kernels)
 
 
 def _has_onednn(hardware: Hardware) -> bool:
@@ -246,6 +245,11 @@ def _has_onednn(hardware: Hardware) -> bool:
 def t3_compute(profile: Profile) -> str:
     """T3's compute dtype; not for integer matrices on a CPU, which compute in float32."""
     return profile.compute or (profile.flow if profile.t3 in QUANTIZED else profile.t3)
+
+
+def flow_compute(profile: Profile) -> str:
+    """The flow's compute dtype; not for an int8 flow, which computes in bfloat16."""
+    return profile.compute or profile.flow
 
 
 def _without_gpu_kernels(hardware: Hardware) -> Hardware:
@@ -259,7 +263,7 @@ def _fused_stages(hardware: Hardware, profile: Profile, reasons: list[str]) -> t
     """Stages whose dtypes our GPU kernels all support (T3's float32 retry after NaN/Inf too)."""
     if hardware.device != "cuda":
         return ()
-    dtypes = {"t3": {t3_compute(profile), "float32"}, "flow": {profile.compute or profile.flow}}
+    dtypes = {"t3": {t3_compute(profile), "float32"}, "flow": {flow_compute(profile)}}
     if profile.compile == "none" or dtypes["flow"] == {"float32"}:
         del dtypes["flow"]  # without CUDA graphs they are not faster, and none is for float32
     fused = []

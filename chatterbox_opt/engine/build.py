@@ -118,5 +118,6 @@ def _compiled(model: t3_model.T3) -> StepFn | None:
     try:
         return decode_graphs.compiled_step(model)
     except DEVICE_ERRORS as error:
-        log.warning("%s", cuda_graphs.compilation_failed("the t3 step", error))
+        failure = "compilation of the t3 step failed"
+        log.warning("%s", cuda_graphs.eager_from_now_on(failure, error))
         return None

@@ -25,6 +25,7 @@ from chatterbox_opt.checkpoints import registry, weight_cache
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.checkpoints.weight_cache import WeightCache
 from chatterbox_opt.config import hardware
+from chatterbox_opt.config.model_config import TOKEN_RATE
 from chatterbox_opt.config.plan import Plan, resolve
 from chatterbox_opt.engine import build, probe
 from chatterbox_opt.engine.backend import BatchOptions, SpeechBackend
@@ -48,7 +49,6 @@ from chatterbox_opt.sampling import MAX_TOKENS, Sampling
 from chatterbox_opt.text.chunking import Chunk, split
 from chatterbox_opt.utils.closing import Closing
 from chatterbox_opt.voice import Voice
-from chatterbox_opt.voices import store as voice_store
 from chatterbox_opt.voices.library import VoiceLibrary
 from chatterbox_opt.voices.store import VoiceStore
 
@@ -60,7 +60,7 @@ WARM_UP = (  # about 1, 5 and 12 seconds of audio
     "The first call of everything takes longer: kernels are compiled, libraries set themselves up, "
     "and CUDA graphs are captured. So these three texts are synthesized before the first request.",
 )
-TOKENS_PER_LETTER, TOKENS_PER_SECOND = 4, 25  # speech tokens; per letter in slow speech
+TOKENS_PER_LETTER = 4  # speech tokens, in slow speech
 
 
 class Engine(Closing):
@@ -138,7 +138,7 @@ class Engine(Closing):
         if mark and plan.device == "cuda" and plan.offload == NONE:
             # takes 9 MB and some workspace: not if stages are offloaded for lack of memory
             mark.move(torch.device(plan.device))
-        voices = VoiceLibrary(checkpoint, store or VoiceStore(voice_store.default_directory()))
+        voices = VoiceLibrary(checkpoint, store or VoiceStore())
         return cls(plan, checkpoint, pipeline, voices, mark)
 
     def close(self) -> None:
@@ -179,7 +179,7 @@ class Engine(Closing):
         for text in texts or WARM_UP:
             sampling = Sampling(
                 seed=0,
-                max_tokens=min(MAX_TOKENS, TOKENS_PER_SECOND + TOKENS_PER_LETTER * len(text)),
+                max_tokens=min(MAX_TOKENS, TOKEN_RATE + TOKENS_PER_LETTER * len(text)),
             )
             for _ in range(2):
                 for _ in self.pieces(text, voice, sampling):

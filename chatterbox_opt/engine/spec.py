@@ -16,14 +16,10 @@ from chatterbox_opt.checkpoints import registry, weight_cache
 from chatterbox_opt.config import hardware, plan, settings
 from chatterbox_opt.config.plan import Plan
 from chatterbox_opt.errors import InputError
-from chatterbox_opt.voices.store import VoiceStore, default_directory
+from chatterbox_opt.voices.store import VoiceStore
 
 if TYPE_CHECKING:
     from chatterbox_opt.engine.engine import Engine
-
-
-def _default_store() -> VoiceStore:
-    return VoiceStore(default_directory())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +40,7 @@ class EngineSpec:
     profile: str = hardware.AUTO
     device: str = hardware.AUTO
     overrides: Mapping[str, str] = field(default_factory=dict)
-    store: VoiceStore = field(default_factory=_default_store)
+    store: VoiceStore = field(default_factory=VoiceStore)
     watermark: bool = True
 
     def check(self, voice: str | None) -> None:

@@ -37,7 +37,7 @@ from chatterbox_opt.errors import DeviceError, NumericsError, SilenceError, firs
 from chatterbox_opt.models.t3.decode_state import DecodeOutput, DecodeRequest
 from chatterbox_opt.models.t3.model import T3, Prompt
 from chatterbox_opt.runtime.cuda import to_device
-from chatterbox_opt.runtime.cuda_graphs import EAGER_FROM_NOW_ON, compilation_failed
+from chatterbox_opt.runtime.cuda_graphs import eager_from_now_on
 from chatterbox_opt.runtime.recovery import RecoveryPolicy, in_float32, is_setup_error
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class T3Runner:
         backend: DecodeBackend,
         slots: int,
         rows_per_seq: int,
-        release_memory: Callable[[], bool] = lambda: False,
+        release_memory: Callable[[], bool],
     ) -> None:
         """Prepare for ``slots`` sequences at once.
 
@@ -119,15 +119,14 @@ class T3Runner:
         self._failures_before = self.recovery.step_failures
         self.recovery.step_failures += 1
         if is_setup_error(error):
-            log.warning("%s", compilation_failed("the t3 step", error))
+            failure = "compilation of the t3 step failed"
         elif self.recovery.step_failures < MAX_STEP_FAILURES:
             self.recovery.warn_once(f"the t3 step failed ({first_line(error)}); retrying eagerly")
             self._eagerly = True
             return
         else:
-            times = f"{MAX_STEP_FAILURES} times in a row"
-            reason = first_line(error)
-            log.warning("the t3 step failed %s (%s); %s", times, reason, EAGER_FROM_NOW_ON)
+            failure = f"the t3 step failed {MAX_STEP_FAILURES} times in a row"
+        log.warning("%s", eager_from_now_on(failure, error))
         self.recovery.step_failures = 0
         self.backend = EagerBackend()
 

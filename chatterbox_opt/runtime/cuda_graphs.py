@@ -57,22 +57,11 @@ log = logging.getLogger(__name__)
 MAX_GRAPHS = 64  # graphs of one stage; each holds its launches and a share of the memory pool
 MAX_BUFFER_BYTES = 256 << 20  # of the argument and result buffers of one stage's graphs
 CaptureFn = Callable[[Work], Work]  # captures work without running it; returns the replay
-EAGER_FROM_NOW_ON = "running it eagerly from now on"
 
 
-def capture_failed(what: str, error: Exception) -> str:
-    """The warning that ``what`` cannot be captured."""
-    return f"CUDA graph capture of {what} failed ({first_line(error)}); {EAGER_FROM_NOW_ON}"
-
-
-def replay_failed(what: str, error: Exception) -> str:
-    """The warning that a captured ``what`` cannot be launched."""
-    return f"CUDA graph replay of {what} failed ({first_line(error)}); {EAGER_FROM_NOW_ON}"
-
-
-def compilation_failed(what: str, error: Exception) -> str:
-    """The warning that ``what`` cannot be compiled."""
-    return f"compilation of {what} failed ({first_line(error)}); {EAGER_FROM_NOW_ON}"
+def eager_from_now_on(failure: str, error: Exception) -> str:
+    """The warning after a failure that disables graphs or a compiled step for good."""
+    return f"{failure} ({first_line(error)}); running it eagerly from now on"
 
 
 @dataclass(slots=True, eq=False)
@@ -147,19 +136,22 @@ class CudaGraphCache:
             try:
                 graph.replay = self._capture(work)
             except DEVICE_ERRORS as error:
-                log.warning("%s", capture_failed(self._what, error))
-                self._capture = None
+                self._disable("capture", error)
         graph.warmed_up = True
         if graph.replay is not None:
             try:
                 graph.replay()
             except DEVICE_ERRORS as error:  # nothing was launched
-                log.warning("%s", replay_failed(self._what, error))
-                self._capture = None
+                self._disable("replay", error)
                 self._graphs.clear()
             else:
                 return
         work()
+
+    def _disable(self, phase: str, error: Exception) -> None:
+        failure = f"CUDA graph {phase} of {self._what} failed"
+        log.warning("%s", eager_from_now_on(failure, error))
+        self._capture = None
 
 
 def weight_addresses(module: nn.Module) -> tuple[int, ...]:

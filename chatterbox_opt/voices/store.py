@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +64,7 @@ class VoiceStore:
         keep_computed: whether computed Voices are read and written (False with ``--no-cache``).
     """
 
-    directory: Path
+    directory: Path = field(default_factory=default_directory)
     keep_computed: bool = True
 
     def names(self) -> dict[str, Path]:
