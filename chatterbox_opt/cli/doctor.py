@@ -6,7 +6,6 @@ Responsible for its checks and remedies; changes nothing. Not responsible for ha
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import shutil
 import sys
@@ -58,6 +57,8 @@ def examine(store: VoiceStore) -> list[Finding]:
 
 
 def _package(name: str, remedy: str) -> Finding:
+    import importlib.metadata  # imports email and zipfile: not at every command's start
+
     try:
         return Finding(name, good=True, detail=importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:

@@ -40,10 +40,10 @@ def within(name: str, places: tuple[str, ...]) -> bool:
     return any(name == place or name.startswith(place + ".") for place in places)
 
 
-def imports(tree: ast.Module, *, everywhere: bool) -> set[str]:
-    """Dotted names imported at module level, outside TYPE_CHECKING; or anywhere at all."""
+def imports(tree: ast.Module) -> set[str]:
+    """Dotted names imported at module level, outside TYPE_CHECKING."""
     imported: set[str] = set()
-    for node in ast.walk(tree) if everywhere else iter(tree.body):
+    for node in tree.body:
         if isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -69,8 +69,9 @@ def test_a_folder_says_what_it_is_for_and_is_neither_bare_nor_crowded(folder):
 
 @pytest.mark.parametrize("name", [name for name in MODULES if within(name, LIGHT)])
 def test_what_answers_quickly_imports_no_torch_at_its_top(name):
-    ours = {n for n in imports(MODULES[name], everywhere=False) if n.startswith("chatterbox_opt")}
-    others = imports(MODULES[name], everywhere=False) - ours
+    names = imports(MODULES[name])
+    ours = {n for n in names if n.startswith("chatterbox_opt")}
+    others = names - ours
     assert not {n for n in others if n.split(".")[0] in HEAVY}
     for imported in {n.removeprefix("chatterbox_opt.") for n in ours}:
         module = imported if imported in MODULES else imported.rpartition(".")[0] or "__init__"
@@ -112,7 +113,7 @@ def test_nothing_happens_at_import(name):
     fine = {"logging.getLogger", "TypeVar", "re.compile", "Sampling", "BatchOptions", "ModelConfig", "StagePlan", "T3Config", "FlowConfig",
             "threading.Lock", "_File", "tuple", "VocoderConfig", "VoiceEncoderConfig", "typer.Typer", "typer.Option", "Preset", "main", "next", "', '.join", "extension.strip", "fields", "ctypes.CFUNCTYPE", "getattr", "tl.constexpr"}  # fmt: skip
     tree = MODULES[name]
-    ours = {n.removeprefix("chatterbox_opt.") for n in imports(tree, everywhere=False)}
+    ours = {n.removeprefix("chatterbox_opt.") for n in imports(tree)}
     modules = {n if n in MODULES else n.rpartition(".")[0] for n in ours}
     assert compiled(name) or not {n for n in modules if compiled(n)}
     if name in ("text.english", "__main__") or compiled(name):
