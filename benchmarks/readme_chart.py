@@ -12,17 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import readme
 
 from chatterbox_opt.bench.chart import draw
 from chatterbox_opt.bench.report import read
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
-ROWS = {  # row of the report -> label
-    "upstream": "chatterbox-tts",
-    "float32": "float32 (exact)",
-    "bfloat16": "bfloat16",
-    "int8": "int8 (default)",
-}
+ROWS = readme.ROWS | {"upstream": "chatterbox-tts"}  # row of the report -> label
 FONT_SCALE = 1.2
 FOREGROUND = {"light": "#1f2328", "dark": "#e6edf3"}  # GitHub's text colors
 BACKGROUND = {"light": "#ffffff", "dark": "#0d1117"}  # and its backgrounds

@@ -16,12 +16,21 @@ from helpers.common import ROOT, assert_close
 from helpers.fake_graph_capture import capture_graphs
 from typer.testing import CliRunner
 
-from chatterbox_opt.bench import backends, cold_start, report, row_process
+from chatterbox_opt.bench import backends, cold_start, report, roofline, row_process
 from chatterbox_opt.bench import runner as bench_runner
 from chatterbox_opt.bench.backends import BenchJob, OptimizedTarget, forced_tokens
 from chatterbox_opt.cli.main import app
 from chatterbox_opt.engine import probe
 from chatterbox_opt.errors import ChatterboxOptError, InputError, ProfileError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_roofline():
+    """The roofline's figures are of no interest here, and slow to measure at its own sizes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roofline, "SMALL_READ", 1 << 20)
+        patch.setattr(roofline, "SMALL_GEMM", 64)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +178,7 @@ def test_compare(measured, tmp_path):
         report.read(tmp_path / "missing.json")
 
 
-def test_all_rows_decode_the_same_tokens_in_the_real_loop(tiny, engine):
+def test_all_rows_decode_the_same_tokens_in_the_real_loop(tiny):
     """The returned logits are those at each forced token."""
     job = BenchJob(str(tiny), "cpu", tokens=forced_tokens(0.4))
     ours = OptimizedTarget(job, "float32")
@@ -289,7 +298,7 @@ def test_a_row_that_hangs_is_ended(tiny):
         bench_runner.measure(job, ["float32"], lambda _: None)
 
 
-def test_without_the_resource_module_memory_is_not_measured(measured, monkeypatch):
+def test_without_the_resource_module_memory_is_not_measured(measured):
     """Windows has no ``resource``: the benchmark starts there, and shows a dash."""
     script = (
         "import sys; sys.modules['resource'] = None\n"

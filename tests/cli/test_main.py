@@ -242,7 +242,6 @@ def test_termination_leaves_no_files(tiny, tmp_path):
         "import os, signal, sys\n"
         "from chatterbox_opt.audio import files\n"
         "from chatterbox_opt.cli import main\n"
-        "import numpy as np\n"
         "def write(self, wave): os.kill(os.getpid(), signal.SIGTERM)\n"
         "files.Sink.write = write\n"
         f"sys.argv = ['chatterbox-opt', 'synth', 'Hi.', '--model', {str(tiny)!r},"

@@ -290,7 +290,7 @@ def test_extra_draws_after_an_end_are_undone(gpu, engine, tiny, offsets, monkeyp
     )
     assert replayed == tokens and [len(one) for one in tokens] == [9, 14, 19]
     assert all(map(torch.equal, states, same))
-    assert asked == 0, "with a readback per token gpu are no extra draws"
+    assert asked == 0, "with a readback per token there are no extra draws"
     assert (asked_replaying == 0) == offsets
 
 
@@ -459,7 +459,7 @@ def stage(gpu, tiny, tmp_path, monkeypatch):
 
 def valued(lines, what):
     found = [one.value for one in lines if one.what == what]
-    assert found, f"no line of {what}; gpu are {sorted({one.what for one in lines})}"
+    assert found, f"no line of {what}; there are {sorted({one.what for one in lines})}"
     return found
 
 
@@ -731,7 +731,7 @@ class TestTheSimulatedGpu:
 
     @pytest.mark.parametrize("enabled", [True, False])
     def test_no_garbage_collection_inside_a_capture(self, gpu, enabled):
-        """Freeing a cycle's GPU memory gpu would end the capture."""
+        """Freeing a cycle's GPU memory there would end the capture."""
         record, x, freed = (
             cuda.GraphCapturer(torch.device("cuda")),
             torch.ones(2, device="cuda"),

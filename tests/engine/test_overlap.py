@@ -18,7 +18,7 @@ from helpers import fake_graph_capture
 from helpers.fake_graph_capture import capture_graphs
 from helpers.faults import FaultInjector, stage
 
-from chatterbox_opt import Request, Sampling
+from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.config.hardware import Hardware
 from chatterbox_opt.config.plan import resolve
@@ -30,6 +30,7 @@ from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.t3_runner import T3Runner
 from chatterbox_opt.errors import DeviceError
 from chatterbox_opt.runtime.cuda import GraphCapturer, SideStream
+from chatterbox_opt.voices.store import VoiceStore
 
 TEXTS = ["Hello.", "Something else.", "A third one, a little longer.", "No!", "And one more."]
 GROUP, SLOTS, LINES = 3, 4, 13
@@ -129,14 +130,16 @@ class Rendezvous:
 
 
 @pytest.fixture
-def engine(load):  # noqa: F811
+def engine(load):
     with load() as engine:
         yield engine
 
 
-@pytest.fixture
-def expected(engine):
-    return batch(engine, InlineRenderer())
+@pytest.fixture(scope="module")
+def expected(tiny, tmp_path_factory):
+    store = VoiceStore(tmp_path_factory.mktemp("voices"))
+    with Engine.load(str(tiny), "dev", device="cpu", store=store, watermark=False) as engine:
+        return batch(engine, InlineRenderer())
 
 
 # -- equal results
@@ -417,7 +420,7 @@ def token_results(engine):
 
 @pytest.mark.parametrize("name", ["flow", "vocoder"])
 def test_nan_in_half_precision_is_rerun_in_float32_while_t3_waits(
-    load,  # noqa: F811
+    load,
     monkeypatch,
     caplog,
     name,

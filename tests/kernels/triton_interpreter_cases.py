@@ -193,7 +193,7 @@ def test_decode_attention(dtype, atol, kv_int8, rows_per_seq, split):
             buffers[:, row, :, position:] = torch.nan
     arrivals = torch.zeros(rows * heads, dtype=torch.int32) if split else None
     if split:
-        assert decode_attention.num_splits(rows, heads) == (8 if rows_per_seq == 1 else 8)
+        assert decode_attention.num_splits(rows, heads) == 8
     pair = None if scales is None else tuple(scales)
     out = decode_attention.decode_attention(qkv, rope, *buffers, positions, pair, arrivals)
     assert_close(out, attended, atol=atol)

@@ -17,7 +17,7 @@ from helpers.common import SAMPLE
 from helpers.fake_graph_capture import capture_graphs
 from helpers.t3 import TEXTS, decode_all, utterance, varied_requests
 
-from chatterbox_opt import Engine, Request, Sampling
+from chatterbox_opt import Request, Sampling
 from chatterbox_opt.checkpoints import loader, registry
 from chatterbox_opt.engine import decode_graphs
 from chatterbox_opt.engine.decode import EagerBackend, decode
@@ -29,7 +29,6 @@ from chatterbox_opt.runtime.cuda_graphs import CudaGraphCache, GraphedExecutor
 from chatterbox_opt.runtime.offload import StagePlacement
 from chatterbox_opt.runtime.recovery import RecoveryPolicy
 from chatterbox_opt.runtime.weight_transfer import PlainTransfer
-from chatterbox_opt.voices.store import VoiceStore
 
 
 class Counting:
@@ -45,22 +44,12 @@ class Counting:
         return fake_graph_capture.record(work)
 
 
-@pytest.fixture
-def fresh(tiny, tmp_path):
-    def load():
-        return Engine.load(
-            str(tiny), "dev", device="cpu", store=VoiceStore(tmp_path), watermark=False
-        )
-
-    return load
-
-
 @pytest.fixture(scope="module")
 def t3(tiny):
     return loader.load_t3(registry.locate(str(tiny)), torch.float32)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def alone(engine, t3):
     return [decode_all(t3, [one])[0].tokens for one in varied_requests(engine)]
 
@@ -112,10 +101,10 @@ def test_graphs_are_stale_when_the_cache_grows(engine, t3, monkeypatch):
     assert len(grown) == 2 and record.captured >= 3
 
 
-def test_graphs_are_stale_when_weights_move(fresh):
+def test_graphs_are_stale_when_weights_move(load):
     """As offload and a retry in float32 move them."""
     sampling = Sampling(seed=3, max_tokens=40)
-    with fresh() as engine:
+    with load() as engine:
         record = Counting()
         capture_graphs(engine, record)
         first = engine.synthesize("Hello there.", None, sampling).samples
@@ -196,11 +185,11 @@ def test_addresses_are_all_of_them():
 
 
 @pytest.mark.parametrize("offload", ["stages", "all-but-active"])
-def test_offloaded_stages_give_the_same_audio(fresh, engine, offload):
+def test_offloaded_stages_give_the_same_audio(load, engine, offload):
     """Their weights return to the same memory or to other memory: graphs are recaptured."""
     sampling = Sampling(seed=3, max_tokens=40)
     expected = engine.synthesize("Hello there.", None, sampling).samples
-    with fresh() as offloaded:
+    with load() as offloaded:
         capture_graphs(offloaded, fake_graph_capture.record)
         stages, cpu = offloaded.pipeline.placement._stages, torch.device("cpu")
         offloaded.pipeline.placement = StagePlacement(
@@ -212,7 +201,7 @@ def test_offloaded_stages_give_the_same_audio(fresh, engine, offload):
             assert np.abs(found - expected).max() < 1e-3
 
 
-def test_an_engine_with_graphs_gives_the_same_audio(fresh, engine):
+def test_an_engine_with_graphs_gives_the_same_audio(load, engine):
     """Interleaved voices, lengths, steps and sampling parameters; single and in a batch."""
     calls = [
         ("Hello.", None, Sampling(seed=1, max_tokens=30)),
@@ -221,7 +210,7 @@ def test_an_engine_with_graphs_gives_the_same_audio(fresh, engine):
         ("Again and again.", None, Sampling(seed=4, max_tokens=30, temperature=0)),
     ] * 3
     expected = [engine.synthesize(t, engine.voice(v), s).samples for t, v, s in calls[:4]] * 3
-    with fresh() as replaying:
+    with load() as replaying:
         record = Counting()
         capture_graphs(replaying, record)
         for (text, voice, sampling), wave in zip(calls, expected, strict=True):
@@ -237,10 +226,10 @@ def test_an_engine_with_graphs_gives_the_same_audio(fresh, engine):
             assert np.abs(found[str(i)] - wave).max() < 1e-3
 
 
-def test_work_that_cannot_be_captured_runs_eagerly_with_one_warning_each(fresh, engine, caplog):
+def test_work_that_cannot_be_captured_runs_eagerly_with_one_warning_each(load, engine, caplog):
     sampling = Sampling(seed=3, max_tokens=40)
     expected = engine.synthesize("Hello there.", None, sampling).samples
-    with fresh() as recovered, caplog.at_level(logging.WARNING, "chatterbox_opt"):
+    with load() as recovered, caplog.at_level(logging.WARNING, "chatterbox_opt"):
         capture_graphs(
             recovered, Counting(RuntimeError("operation not permitted when stream is capturing"))
         )
@@ -255,12 +244,12 @@ def test_work_that_cannot_be_captured_runs_eagerly_with_one_warning_each(fresh, 
     ]
 
 
-def test_a_closed_engine_frees_all_memory(fresh):
+def test_a_closed_engine_frees_all_memory(load):
     """No reference cycle holds weights, slots or graphs until the next garbage collection."""
     gc.collect()
     gc.disable()
     try:
-        engine = fresh()
+        engine = load()
         capture_graphs(engine, fake_graph_capture.record)
         engine.synthesize("Hello there.", None, Sampling(seed=3, max_tokens=20))
         pipeline = engine.pipeline
