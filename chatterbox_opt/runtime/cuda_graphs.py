@@ -136,20 +136,20 @@ class CudaGraphCache:
             try:
                 graph.replay = self._capture(work)
             except DEVICE_ERRORS as error:
-                self._disable("capture", error)
+                self._disable("CUDA graph capture", error)
         graph.warmed_up = True
         if graph.replay is not None:
             try:
                 graph.replay()
             except DEVICE_ERRORS as error:  # nothing was launched
-                self._disable("replay", error)
+                self._disable("CUDA graph replay", error)
                 self._graphs.clear()
             else:
                 return
         work()
 
     def _disable(self, phase: str, error: Exception) -> None:
-        failure = f"CUDA graph {phase} of {self._what} failed"
+        failure = f"{phase} of {self._what} failed"
         log.warning("%s", eager_from_now_on(failure, error))
         self._capture = None
 
