@@ -28,7 +28,8 @@ same time need another (``cuda.GraphCapturer.for_other_stream``).
 
 What cannot be captured: reading a value back (``.item()``, a branch on a tensor), pageable copies
 from or to the host, creating library handles, returning an allocation to the driver. Such a capture
-fails with an error, which is logged once; from then on the work runs eagerly, with equal results.
+fails with an error, which is logged once; from then on this key runs eagerly, with equal results.
+After ``MAX_FAILURES`` without a success between them nothing is captured any more.
 
 Why not ``torch.cuda.make_graphed_callables``: it captures one fixed set of shapes, keeps its static
 inputs and outputs for ever, and does not detect moved weights. Why not torch.compile's
@@ -55,6 +56,7 @@ from chatterbox_opt.runtime.cuda import DEVICE_ERRORS, Work
 
 log = logging.getLogger(__name__)
 MAX_GRAPHS = 64  # graphs of one stage; each holds its launches and a share of the memory pool
+MAX_FAILURES = 3  # captures or replays of one stage that fail in a row, before it is given up
 MAX_BUFFER_BYTES = 256 << 20  # of the argument and result buffers of one stage's graphs
 CaptureFn = Callable[[Work], Work]  # captures work without running it; returns the replay
 
@@ -70,6 +72,7 @@ class CapturedGraph:
 
     Attributes:
         warmed_up: the work ran once, eagerly.
+        failed: its capture or replay failed; it is not captured again.
         replay: launches the graph; None until it is captured.
         out_spec: shape and dtype of a function's result, known after the warm-up.
         arguments, result: a function's static buffers; allocated at the second call.
@@ -77,6 +80,7 @@ class CapturedGraph:
     """
 
     warmed_up: bool = False
+    failed: bool = False
     replay: Work | None = None
     out_spec: tuple[torch.Size, torch.dtype] | None = None
     arguments: tuple[Tensor, ...] = ()
@@ -103,11 +107,13 @@ class CudaGraphCache:
         self._what = what
         self._graphs: dict[Hashable, CapturedGraph] = {}
         self._addresses: Hashable = None
+        self._failures = 0  # since the last success
+        self._intact = True
 
     @property
     def captures_work(self) -> bool:
-        """False after a failed capture or replay: everything is then launched eagerly."""
-        return self._capture is not None
+        """False after a failed capture or replay: something is then launched eagerly."""
+        return self._intact
 
     def find(self, key: Hashable, addresses: Hashable) -> CapturedGraph:
         """The graph under ``key``; all are dropped if ``addresses`` differ from the last call's.
@@ -132,26 +138,33 @@ class CudaGraphCache:
 
     def run(self, graph: CapturedGraph, work: Work) -> None:
         """Run ``work``: eagerly the first time, captured the second time, then by replay."""
-        if graph.replay is None and graph.warmed_up and self._capture is not None:
+        if graph.replay is None and graph.warmed_up and not graph.failed and self._capture:
             try:
                 graph.replay = self._capture(work)
             except DEVICE_ERRORS as error:
-                self._disable("CUDA graph capture", error)
+                self._on_failure(graph, f"CUDA graph capture of {self._what}", error)
         graph.warmed_up = True
         if graph.replay is not None:
             try:
                 graph.replay()
             except DEVICE_ERRORS as error:  # nothing was launched
-                self._disable("CUDA graph replay", error)
-                self._graphs.clear()
+                self._on_failure(graph, f"CUDA graph replay of {self._what}", error)
             else:
+                self._failures = 0
                 return
         work()
 
-    def _disable(self, phase: str, error: Exception) -> None:
-        failure = f"{phase} of {self._what} failed"
-        log.warning("%s", eager_from_now_on(failure, error))
-        self._capture = None
+    def _on_failure(self, graph: CapturedGraph, what: str, error: Exception) -> None:
+        """Run this graph's work eagerly from now on; all work after several failures in a row."""
+        graph.replay, graph.failed = None, True
+        self._failures += 1
+        if self._failures == MAX_FAILURES:
+            self._capture = None
+            failure = f"{what} failed {MAX_FAILURES} times in a row"
+            log.warning("%s", eager_from_now_on(failure, error))
+        elif self._intact:
+            log.warning("%s failed (%s); running this shape eagerly", what, first_line(error))
+        self._intact = False
 
 
 def weight_addresses(module: nn.Module) -> tuple[int, ...]:

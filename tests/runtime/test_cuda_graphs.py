@@ -27,7 +27,6 @@ from chatterbox_opt.runtime import cuda_graphs
 from chatterbox_opt.runtime.bucketing import EagerExecutor
 from chatterbox_opt.runtime.cuda_graphs import CudaGraphCache, GraphedExecutor
 from chatterbox_opt.runtime.offload import StagePlacement
-from chatterbox_opt.runtime.recovery import RecoveryPolicy
 from chatterbox_opt.runtime.weight_transfer import PlainTransfer
 
 
@@ -116,7 +115,7 @@ def test_graphs_are_stale_when_weights_move(load):
         moved = engine.synthesize("Hello there.", None, sampling).samples
         moved_again = engine.synthesize("Hello there.", None, sampling).samples
         assert record.captured > count
-        engine.pipeline.backend = EagerBackend()
+        engine.pipeline.decoder.backend = EagerBackend()
         engine.pipeline.placement.module("flow").executor = EagerExecutor()
         plain = engine.synthesize("Hello there.", None, sampling).samples
     assert np.array_equal(moved, moved_again)
@@ -148,8 +147,8 @@ def test_weights_may_move_whenever_the_loop_is_left(engine, tiny, when):
     alone = [outputs.tokens for outputs in decode_all(t3, requests())]
     left, backend, outputs = requests(), CudaGraphBackend(record), {}
     utterances = list(left)
-    for one in decode(t3, backend.slots(t3, 4, 2), next_request, backend):
-        outputs[one.sequence] = one.tokens
+    for one in decode(t3, backend.slots(t3, 4, 2), iter(next_request, None), backend):
+        outputs[one] = one.tokens
         if when == "a sequence has ended":
             move()
     assert [outputs[one] for one in utterances] == alone
@@ -192,10 +191,9 @@ def test_offloaded_stages_give_the_same_audio(load, engine, offload):
     with load() as offloaded:
         capture_graphs(offloaded, fake_graph_capture.record)
         stages, cpu = offloaded.pipeline.placement._stages, torch.device("cpu")
-        offloaded.pipeline.placement = StagePlacement(
+        offloaded.pipeline.recovery.placement = StagePlacement(
             stages, cpu, offload=offload, transfer=PlainTransfer(cpu)
         )
-        offloaded.pipeline.recovery = RecoveryPolicy(offloaded.pipeline.placement)
         for _ in range(4):
             found = offloaded.synthesize("Hello there.", None, sampling).samples
             assert np.abs(found - expected).max() < 1e-3
@@ -237,11 +235,15 @@ def test_work_that_cannot_be_captured_runs_eagerly_with_one_warning_each(load, e
             found = recovered.synthesize("Hello there.", None, sampling).samples
             assert np.abs(found - expected).max() < 1e-3
     warned = [r.message for r in caplog.records if r.name == "chatterbox_opt.runtime.cuda_graphs"]
-    reason = "(operation not permitted when stream is capturing); running it eagerly from now on"
-    assert warned == [
-        f"CUDA graph capture of the {what} failed {reason}"
-        for what in ("t3 step", "flow", "vocoder")
-    ]
+    reason = "(operation not permitted when stream is capturing); running"
+    for what in ("t3 step", "flow", "vocoder"):
+        failed = f"CUDA graph capture of the {what} failed"
+        assert warned.count(f"{failed} {reason} this shape eagerly") == 1
+        warned = [m for m in warned if not m.startswith(f"{failed} (")]
+        warned = [
+            m for m in warned if m != f"{failed} 3 times in a row {reason} it eagerly from now on"
+        ]
+    assert warned == []
 
 
 def test_a_closed_engine_frees_all_memory(load):
@@ -254,7 +256,10 @@ def test_a_closed_engine_frees_all_memory(load):
         engine.synthesize("Hello there.", None, Sampling(seed=3, max_tokens=20))
         pipeline = engine.pipeline
         held = [weakref.ref(pipeline.placement.module(name)) for name in ("t3", "flow", "vocoder")]
-        held += [weakref.ref(pipeline.backend), weakref.ref(pipeline.backend._slots)]
+        held += [
+            weakref.ref(pipeline.decoder.backend),
+            weakref.ref(pipeline.decoder.backend._slots),
+        ]
         del pipeline
         engine.close()
         assert [ref() for ref in held] == [None] * 5
@@ -313,22 +318,51 @@ def test_the_buffers_of_graphs_are_bounded(monkeypatch):
     assert sum(graph.nbytes > 0 for graph in call._cache._graphs.values()) < 4
 
 
-def test_after_a_failed_replay_work_runs_eagerly(caplog):
-    x, failing = torch.zeros(1), []
+class FailingReplays:
+    """Captures work; the replays of the captures in ``failing`` raise."""
 
-    def record(work):
+    def __init__(self):
+        self.captured, self.replayed, self.failing = 0, [], set()
+
+    def __call__(self, work):
+        number, self.captured = self.captured, self.captured + 1
+
         def replay():
-            if failing:
+            if number in self.failing:
                 raise RuntimeError("Offset increment outside graph capture")
+            self.replayed.append(number)
             work()
 
         return replay
 
+
+def test_a_failed_replay_costs_its_own_graph_only(caplog):
+    record, x = FailingReplays(), torch.zeros(1)
     cache = CudaGraphCache(record, "the sum")
-    for i in range(5):
-        failing += [i] if i == 3 else []
-        cache.run(cache.find("one", "here"), lambda: x.add_(1))
-    assert x.item() == 5 and caplog.text.count("CUDA graph replay of the sum failed") == 1
+    for i in range(6):
+        record.failing |= {0} if i == 3 else set()
+        for key in ("one", "other"):
+            cache.run(cache.find(key, "here"), lambda: x.add_(1))
+    assert x.item() == 12 and caplog.text.count("CUDA graph replay of the sum failed") == 1
+    assert record.replayed.count(0) == 2 and record.replayed.count(1) == 5
+    assert record.captured == 2, "the failed one is not captured again"
+    assert not cache.captures_work
+
+
+def test_three_failures_in_a_row_end_all_captures(caplog):
+    record, x = FailingReplays(), torch.zeros(1)
+    cache = CudaGraphCache(record, "the sum")
+    record.failing = set(range(100))
+    for key in "abcdef":
+        for _ in range(3):
+            cache.run(cache.find(key, "here"), lambda: x.add_(1))
+    assert x.item() == 18 and record.captured == cuda_graphs.MAX_FAILURES
+    warned = [record.message for record in caplog.records]
+    reason = "(Offset increment outside graph capture); running"
+    assert warned == [
+        f"CUDA graph replay of the sum failed {reason} this shape eagerly",
+        f"CUDA graph replay of the sum failed 3 times in a row {reason} it eagerly from now on",
+    ]
 
 
 def test_a_function_is_captured_for_each_shape_and_key():
