@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -26,9 +26,8 @@ from chatterbox_opt.bench.roofline import machine_facts
 from chatterbox_opt.checkpoints.registry import locate
 from chatterbox_opt.config.hardware import AUTO
 from chatterbox_opt.config.model_config import TOKEN_RATE
-from chatterbox_opt.engine.backend import BatchOptions
-from chatterbox_opt.engine.pipeline import Pipeline
-from chatterbox_opt.engine.sequence import ChunkRequest, TokenOutput
+from chatterbox_opt.engine.scheduler import Scheduler
+from chatterbox_opt.engine.sequence import Capacity, RequestState
 from chatterbox_opt.text import chunking
 
 NO_TOKEN = -5
@@ -64,18 +63,20 @@ def never_stop(engine: Engine) -> None:
 
 def t3_alone(engine: Engine, lines: list[Request], slots: int) -> dict[str, float]:
     """Tokens per second of T3, prefill included."""
-    pipeline = cast(Pipeline, engine.pipeline)
-    [chunk], voice = chunking.split(SENTENCE), engine.voice()
-    left = iter(
-        [
-            ChunkRequest(chunk, voice, line.sampling, line.sampling.seed or 0, lambda count: None)
-            for line in lines
-        ]
-    )
-    start, tokens = time.perf_counter(), 0
-    for results in pipeline.generate_tokens(lambda: next(left, None), BatchOptions(slots), 1):
-        tokens += sum(len(one.tokens) for one in results if isinstance(one, TokenOutput))
+    chunks, voice = chunking.split(SENTENCE), engine.voice()
+    scheduler, states = Scheduler(engine.pipeline, None, overlap=False), []
+    start = time.perf_counter()
+    for line in lines:
+        seed = line.sampling.seed or 0
+        state = RequestState(line.id, seed, Capacity(slots), tokens_only=True)
+        state.add_chunks(chunks, voice, line.sampling)
+        scheduler.add(state)
+        states.append(state)
+    while not scheduler.idle:
+        scheduler.step()
+    scheduler.release()
     seconds = time.perf_counter() - start
+    tokens = sum(len(sequence.tokens) for state in states for sequence in state.sequences)
     return {"tokens": tokens, "seconds": seconds, "t3_tokens_per_second": tokens / seconds}
 
 

@@ -2,8 +2,8 @@
 
     from chatterbox_opt import Engine, Sampling, Voice
 
-Importing this package does not import torch; the first use of ``Engine``, ``Guard`` or ``Voice``
-does.
+Importing this package does not import torch; the first use of ``Engine``,
+``Guard``, ``RequestHandle`` or ``Voice`` does.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chatterbox_opt.engine.engine import Engine
+    from chatterbox_opt.engine.handle import RequestHandle
     from chatterbox_opt.engine.quality import Guard
     from chatterbox_opt.errors import ChatterboxOptError
-    from chatterbox_opt.request import Audio, Piece, Progress, Request, Result
+    from chatterbox_opt.request import Audio, Metrics, Piece, Progress, Request, Result
     from chatterbox_opt.sampling import Sampling
     from chatterbox_opt.voice import Voice
 
@@ -24,9 +25,11 @@ __all__ = [
     "ChatterboxOptError",
     "Engine",
     "Guard",
+    "Metrics",
     "Piece",
     "Progress",
     "Request",
+    "RequestHandle",
     "Result",
     "Sampling",
     "Voice",
@@ -37,9 +40,11 @@ _MODULE_OF = {  # public name -> module that defines it, imported on first use
     "ChatterboxOptError": "errors",
     "Engine": "engine.engine",
     "Guard": "engine.quality",
+    "Metrics": "request",
     "Piece": "request",
     "Progress": "request",
     "Request": "request",
+    "RequestHandle": "engine.handle",
     "Result": "request",
     "Sampling": "sampling",
     "Voice": "voice",

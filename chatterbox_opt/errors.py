@@ -13,6 +13,8 @@ ChatterboxOptError            the root: callers catch it in one place
 ├── DeviceError               the device is missing or out of memory
 ├── NumericsError             NaN or Inf, even in float32
 ├── SilenceError              the model generated no speech after several seeds
+├── QueueFullError            too many requests wait for the engine
+├── RequestCancelledError     the request was cancelled before it was done
 └── WorkerError               worker processes of a batch crashed
 
 Every message is one line and ends with a remedy.
@@ -57,6 +59,14 @@ class NumericsError(ChatterboxOptError):
 
 class SilenceError(ChatterboxOptError):
     """The model ended the sequence before generating any speech."""
+
+
+class QueueFullError(ChatterboxOptError):
+    """Too many requests wait for the engine."""
+
+
+class RequestCancelledError(ChatterboxOptError):
+    """The request was cancelled, or nobody held its handle any more."""
 
 
 class WorkerError(ChatterboxOptError):

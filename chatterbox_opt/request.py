@@ -104,6 +104,26 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Metrics:
+    """Times of one request in seconds; None for what it has not reached.
+
+    Attributes:
+        queued: until its first chunk entered a decode slot.
+        prefill: from then until its first speech token.
+        first_token, first_audio, done: since it was added, until the first speech token, the first
+            piece and the end.
+        tokens_per_second: speech tokens by the time from the first slot to the last token.
+    """
+
+    queued: float | None = None
+    prefill: float | None = None
+    first_token: float | None = None
+    first_audio: float | None = None
+    done: float | None = None
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """Outcome of one request: pieces, or an error as a value.
 
@@ -112,12 +132,14 @@ class Result:
         seed: that was used; reproduces the samples, alone or in any batch.
         pieces: of all chunks, in order; empty if the request failed.
         error: why it failed, or None.
+        metrics: its times.
     """
 
     id: str
     seed: int
     pieces: tuple[Piece, ...] = ()
     error: Exception | None = None
+    metrics: Metrics = field(default_factory=Metrics)
 
     def audio(self) -> Audio:
         """The pieces joined, as returned by ``Engine.synthesize``.

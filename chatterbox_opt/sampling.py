@@ -7,7 +7,8 @@ Defaults and meaning are upstream's (``ChatterboxTTS.generate``, tts.py 0.1.7).
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, replace
 
 from chatterbox_opt.errors import InputError
 
@@ -68,6 +69,13 @@ class Sampling:
     def truncates(self) -> bool:
         """Whether tokens are filtered by rank (top_p or top_k), which needs sorted logits."""
         return self.top_p < 1 or self.top_k > 0
+
+
+def seeded(sampling: Sampling) -> Sampling:
+    """The same sampling parameters with a seed, drawn if there was none."""
+    if sampling.seed is not None:
+        return sampling
+    return replace(sampling, seed=secrets.randbits(32))
 
 
 def chunk_seed(seed: int, index: int, attempt: int = 0) -> int:

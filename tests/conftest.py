@@ -35,7 +35,7 @@ LONGEST_FIRST = (
     "kernels/test_cuda_kernels_in_place.py",
     "models/test_t3_parity.py",
     "bench/test_bench.py",
-    "engine/test_overlap.py",
+    "engine/test_renderer.py",
     "batch/test_worker_pool.py",
     "batch/test_crashes.py",
 )

@@ -20,16 +20,17 @@ from chatterbox_opt.config import hardware
 from chatterbox_opt.config.model_config import SAMPLE_RATE, SPEECH_TOKENS, TOKEN_RATE, T3Config
 from chatterbox_opt.engine import probe
 from chatterbox_opt.engine.decode import DecodeBackend, DecodeStep, EagerBackend, decode
+from chatterbox_opt.engine.decoder import text_tokens
 from chatterbox_opt.engine.engine import Engine
 from chatterbox_opt.engine.pipeline import Pipeline
-from chatterbox_opt.engine.t3_runner import text_tokens
+from chatterbox_opt.engine.sequence import RequestState
 from chatterbox_opt.engine.upstream_backend import UpstreamBackend, upstream_conditionals
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.eval.wer import word_errors
 from chatterbox_opt.eval.whisper import Recognizer
-from chatterbox_opt.models.t3.decode_state import DecodeRequest
 from chatterbox_opt.models.t3.model import T3, Prompt
 from chatterbox_opt.models.t3.sampler import apply_cfg
+from chatterbox_opt.request import Progress
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.text import chunking
 from chatterbox_opt.voice import from_conditionals
@@ -175,11 +176,11 @@ class OptimizedTarget:
         tokens = self._job.tokens[:max_tokens]
         pipeline, job, clock = self._pipeline, self._job, StageTimer(self._pipeline.device)
         generator = torch.Generator(pipeline.device).manual_seed(0)
-        ids = text_tokens(pipeline.tokenizer, chunking.normalize(job.sentence))
+        ids = text_tokens(pipeline.decoder.tokenizer, chunking.normalize(job.sentence))
         prompt = Prompt(ids, self._voice.speaker, self._voice.prompt)
         with pipeline.placement("t3") as stage:
             t3 = cast(T3, stage)
-            backend = backend or pipeline.backend
+            backend = backend or pipeline.decoder.backend
             if step_logits is not None:  # after every step, so no backend that syncs rarely
                 backend = EagerBackend(
                     backend.forward, fused=backend.fused, kv_cache=backend.kv_cache
@@ -187,14 +188,18 @@ class OptimizedTarget:
             timed = _TimedBackend(backend, clock)
             state = timed.slots(t3, 1, 2)
 
-            def on_token(_: int) -> None:
+            def on_token(_: RequestState, __: Progress) -> None:
                 if step_logits is not None:
                     logits = apply_cfg(state.logits.float(), state.sampling_tensors.cfg_weight)
                     step_logits.append(logits.cpu())
 
             sampling = replace(self._sampling, max_tokens=len(tokens))
-            requests = iter([DecodeRequest(prompt, sampling, generator, on_token, tokens)])
-            list(decode(t3, state, lambda: next(requests, None), timed))
+            request = RequestState("bench", 0, on_progress=on_token)
+            request.add_chunks([chunking.Chunk(job.sentence)], self._voice, sampling)
+            [sequence] = request.sequences
+            sequence.prompt, sequence.generator = prompt, generator
+            sequence.forced_tokens = tokens
+            list(decode(t3, state, [sequence], timed))
         clock.lap("decode")
         codes = torch.tensor(tokens, device=pipeline.device)
         with pipeline.placement("flow") as flow:

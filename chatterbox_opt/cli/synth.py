@@ -23,7 +23,7 @@ from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOpt
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError, TextError
-from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.sampling import Sampling, seeded
 from chatterbox_opt.text import chunking
 
 
@@ -85,8 +85,6 @@ class _Job:
 def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
     """Load, synthesize and write; return the figures that are printed."""
     import numpy as np
-
-    from chatterbox_opt.engine.engine import seeded
 
     sampling = seeded(job.sampling)
     options.announce_download(job.spec.model, reporter)

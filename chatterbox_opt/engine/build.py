@@ -18,7 +18,6 @@ from chatterbox_opt.checkpoints.weight_cache import WeightCache
 from chatterbox_opt.config.plan import ONEDNN_LAYOUT, OVERLAPPED, PLAIN, TRITON, Plan
 from chatterbox_opt.engine import decode_graphs
 from chatterbox_opt.engine.decode import DecodeBackend, EagerBackend, StepFn
-from chatterbox_opt.engine.overlap import InlineRenderer, OverlappedRenderer
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.layers import linear_int, linear_onednn
 from chatterbox_opt.layers.weight_layout import store_narrow
@@ -52,10 +51,10 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None 
         placement = StagePlacement(stages, device, offload=STAGES)
     # if the placement had to offload, there is no memory to run two stages at once
     overlapped = plan.rendering == OVERLAPPED and placement.offload == NONE
-    renderer = OverlappedRenderer(SideStream(device)) if overlapped else InlineRenderer()
+    stream = SideStream(device) if overlapped else None
     backend = _decode_backend(plan, placement, overlapped=overlapped)
     group = 1 if plan.device == "cpu" else GPU_RENDER_GROUP
-    return Pipeline(load_tokenizer(checkpoint), placement, backend, group, renderer)
+    return Pipeline(load_tokenizer(checkpoint), placement, backend, group, stream)
 
 
 def _stages(

@@ -8,34 +8,28 @@ captured once and replayed (cuda_graphs.py). The ``DecodeBackend`` determines ho
 how often the host reads tokens back.
 
 Responsible for steps, the backends that run them, and when a sequence ends. Not responsible for
-audio, files or retries.
+which sequences are decoded, or for failures (decoder.py).
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from chatterbox_opt.engine.sequence import Sequence, Status
 from chatterbox_opt.errors import NumericsError, TextError
 from chatterbox_opt.models.t3 import fused_step, int8_step
-from chatterbox_opt.models.t3.decode_state import (
-    DecodeOutput,
-    DecodeRequest,
-    DecodeState,
-    PrefillFn,
-)
+from chatterbox_opt.models.t3.decode_state import DecodeState, PrefillFn
 from chatterbox_opt.models.t3.fused_step import FusedStep
 from chatterbox_opt.models.t3.int8_step import Int8Step
 from chatterbox_opt.models.t3.kv_cache import KVCache, StaticKVCache, round_up_kv_len
 from chatterbox_opt.models.t3.model import T3
 from chatterbox_opt.models.t3.ragged_kv_cache import RaggedKVCache
 from chatterbox_opt.models.t3.sampler import NOT_FINITE
-from chatterbox_opt.runtime.cuda import GeneratorState, generator_state, restore_generator
+from chatterbox_opt.runtime.cuda import generator_state, restore_generator
 
 StepFn = Callable[[Tensor, Tensor, Tensor, KVCache, int], Tensor]  # T3.step, or a compiled one
 
@@ -167,154 +161,166 @@ class EagerBackend:
         return tokens.tolist
 
 
-@dataclass(slots=True)
-class _RunningSequence:
-    """The host's view of a slot in use.
+class DecodeBatch:
+    """The sequences in the slots of a ``DecodeState``.
 
     Attributes:
-        max_tokens: it is truncated at this length.
-        position: of its last token in the KV cache.
-        late_readback: a readback covers several steps, so tokens may be drawn after the end.
-        unread: tokens drawn since the last readback.
-        generator_states: the generator's state after each draw of an unread token.
+        running: the sequences; the index is the slot.
+        state: the slots.
+        backend: runs the steps.
     """
 
-    request: DecodeRequest
-    max_tokens: int
-    position: int
-    late_readback: bool
-    unread: int = 1
-    tokens: list[int] = field(default_factory=list)
-    generator_states: deque[GeneratorState] = field(default_factory=deque)
+    def __init__(self, t3: T3, state: DecodeState, backend: DecodeBackend) -> None:
+        """Start without sequences.
 
-    def prepare(self, slots: DecodeState, slot: int) -> None:
-        """Draw the random numbers of the next token."""
-        if self.request.sampling.temperature == 0:
+        Args:
+            state: from ``backend``.
+        """
+        self.running: list[Sequence] = []
+        self.state, self.backend, self._t3 = state, backend, t3
+        self._step: DecodeStep | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether no slot is free."""
+        return len(self.running) == self.state.count
+
+    def weights_moved(self) -> None:
+        """T3's weights may be at other addresses from now on."""
+        self._step = None
+
+    @torch.inference_mode()
+    def add(self, sequence: Sequence) -> None:
+        """Prefill a sequence with a prompt and a generator into a free slot; draw its first token.
+
+        Raises:
+            TextError: more text tokens than the model has positions.
+        """
+        slot, t3, backend = len(self.running), self._t3, self.backend
+        assert sequence.prompt is not None
+        sequence.position = self.state.prefill(
+            slot,
+            sequence.prompt,
+            sequence.sampling,
+            t3,
+            backend.prefill(t3),
+            backend.steps_per_sync,
+            sequence.forced_tokens,
+        )
+        sequence.max_tokens = t3.max_tokens(sequence.sampling)
+        sequence.status, sequence.unread = Status.DECODING, 1
+        self._draw_noise(slot, sequence)
+        self.state.sample_next(slot, slot + 1, needs_sort=sequence.sampling.truncates)
+        self.running.append(sequence)
+        self.weights_moved()
+
+    @torch.inference_mode()
+    def step(self) -> list[Sequence]:
+        """Decode up to the next readback; return the sequences that have ended, out of their slots.
+
+        An ended one has all its tokens, or an error; it is ``truncated`` without a stop token.
+        """
+        if self._step is None:
+            self._step = self.backend.step(self._t3)
+        steps = self.backend.steps_per_sync
+        # 1) start the readback of the tokens drawn so far, and run the next steps meanwhile;
+        # tokens drawn from now on belong to the next readback
+        counts = [sequence.unread for sequence in self.running]
+        for sequence in self.running:
+            sequence.unread = 0
+        wait = self.backend.readback(self.state.latest(len(counts), max(counts)))
+        if steps > 1:
+            self._advance(self._step, steps)
+        # 2) wait for it; take out the sequences that have ended
+        rows, ended = wait(), []
+        for slot in reversed(range(len(self.running))):
+            row = rows[slot]
+            if self._append(self.running[slot], row[len(row) - counts[slot] :]):
+                ended.append(self.running[slot])
+                self._take_out(slot)
+        if ended:
+            self.weights_moved()  # while they are rendered
+        elif steps == 1:
+            self._advance(self._step, 1)
+        return ended
+
+    @torch.inference_mode()
+    def remove(self, sequence: Sequence) -> None:
+        """Free the slot of a running sequence."""
+        self._take_out(self.running.index(sequence))
+
+    def _take_out(self, slot: int) -> None:
+        last = self.running.pop()
+        if slot < len(self.running):  # the last one moves into the gap: used slots stay contiguous
+            self.state.move(len(self.running), slot)
+            self.running[slot] = last
+
+    def _advance(self, step: DecodeStep, steps: int) -> None:
+        """Run ``steps`` steps without a readback."""
+        needs_sort = any(sequence.sampling.truncates for sequence in self.running)
+        for _ in range(steps):
+            for slot, sequence in enumerate(self.running):
+                self._draw_noise(slot, sequence)
+                sequence.position += 1
+                sequence.unread += 1
+                self.state.cache.reserve(slot, sequence.position)
+            kv_len = round_up_kv_len(max(sequence.position for sequence in self.running))
+            step(self.state, len(self.running), kv_len, needs_sort=needs_sort)
+
+    def _draw_noise(self, slot: int, sequence: Sequence) -> None:
+        """Draw the random numbers of a slot's next token."""
+        if sequence.sampling.temperature == 0:
             return
-        slots.noise[slot].exponential_(generator=self.request.generator)
-        if self.late_readback:
-            self.generator_states.append(generator_state(self.request.generator))
+        assert sequence.generator is not None
+        self.state.noise[slot].exponential_(generator=sequence.generator)
+        if self.backend.steps_per_sync > 1:  # tokens may be drawn after the end
+            sequence.generator_states.append(generator_state(sequence.generator))
 
-    def append(self, tokens: Sequence[int], stop: int) -> DecodeOutput | None:
-        """Append tokens in the order they were drawn; return the output if the sequence has ended.
+    def _append(self, sequence: Sequence, tokens: Iterable[int]) -> bool:
+        """Append tokens in the order they were drawn; return whether the sequence has ended.
 
         Its generator is then reset to its state after the last of them, as if no extra tokens had
         been drawn.
         """
+        states = sequence.generator_states
         for token in tokens:
-            after = self.generator_states.popleft() if self.generator_states else None
-            output = self._append(token, stop)
-            if output is not None:
-                if self.generator_states and after is not None:
-                    restore_generator(self.request.generator, after)
-                return output
-        return None
+            after = states.popleft() if states else None
+            if self._ends(sequence, token):
+                if states and after is not None:
+                    assert sequence.generator is not None
+                    restore_generator(sequence.generator, after)
+                return True
+        return False
 
-    def _append(self, token: int, stop: int) -> DecodeOutput | None:
+    def _ends(self, sequence: Sequence, token: int) -> bool:
+        """Append a token unless it is the stop token; return whether it was the last."""
         if token == NOT_FINITE:
-            message = f"t3 produced NaN or Inf at token {len(self.tokens)}"
-            return DecodeOutput(self.request, error=NumericsError(message))
-        if token == stop:
-            return DecodeOutput(self.request, tuple(self.tokens))
-        self.tokens.append(token)
-        self.request.on_token(len(self.tokens))
-        if len(self.tokens) == self.max_tokens:
-            return DecodeOutput(self.request, tuple(self.tokens), truncated=True)
-        return None
+            message = f"t3 produced NaN or Inf at token {len(sequence.tokens)}"
+            sequence.error = NumericsError(message)
+        elif token != self._t3.config.stop_speech:
+            sequence.append(token)
+            sequence.truncated = len(sequence.tokens) == sequence.max_tokens
+            return sequence.truncated
+        return True
 
 
-class _Readback:
-    """The tokens drawn since the last readback, on their way to the host."""
-
-    def __init__(
-        self, slots: DecodeState, running: list[_RunningSequence], backend: DecodeBackend
-    ) -> None:
-        """Start copying; tokens drawn from now on belong to the next readback."""
-        self._counts = [sequence.unread for sequence in running]
-        for sequence in running:
-            sequence.unread = 0
-        self._wait = backend.readback(slots.latest(len(running), max(self._counts)))
-
-    def tokens(self) -> list[list[int]]:
-        """Wait for the copy; the tokens of each slot."""
-        rows = zip(self._wait(), self._counts, strict=True)
-        return [row[len(row) - count :] for row, count in rows]
-
-
-@torch.inference_mode()
 def decode(
-    t3: T3,
-    slots: DecodeState,
-    next_request: Callable[[], DecodeRequest | None],
-    backend: DecodeBackend,
-) -> Iterator[DecodeOutput]:
-    """Decode requests until there are none and all have ended; yield each as it ends.
+    t3: T3, state: DecodeState, sequences: Iterable[Sequence], backend: DecodeBackend
+) -> Iterator[Sequence]:
+    """Decode sequences without the engine around it; yield each as it ends.
 
     Args:
-        slots: from ``backend``.
-        next_request: called whenever a slot is free; None if there is no request (for now).
+        state: from ``backend``.
+        sequences: with prompts and generators; taken when a slot is free.
     """
-    running: list[_RunningSequence] = []
-    # weights can move only while the caller's code runs: in next_request, and at each yield
-    step, stale = backend.step(t3), False
+    batch, source = DecodeBatch(t3, state, backend), iter(sequences)
     while True:
-        # 1) prefill new requests into free slots
-        while len(running) < slots.count and (request := next_request()) is not None:
-            slot, stale = len(running), True
+        while not batch.full and (sequence := next(source, None)) is not None:
             try:
-                length = slots.prefill(
-                    slot, request, t3, backend.prefill(t3), backend.steps_per_sync
-                )
+                batch.add(sequence)
             except TextError as error:
-                yield DecodeOutput(request, error=error)
-                continue
-            late = backend.steps_per_sync > 1
-            running.append(_RunningSequence(request, t3.max_tokens(request.sampling), length, late))
-            running[slot].prepare(slots, slot)
-            slots.sample_next(slot, slot + 1, needs_sort=request.sampling.truncates)
-        if not running:
+                sequence.fail(error)
+                yield sequence
+        if not batch.running:
             return
-        if stale:
-            step, stale = backend.step(t3), False
-        # 2) start the readback, and run the next steps meanwhile
-        readback = _Readback(slots, running, backend)
-        if backend.steps_per_sync > 1:
-            _advance(slots, running, step, backend.steps_per_sync)
-        # 3) remove the sequences that have ended
-        ended = _take_out_ended(slots, running, readback, t3.config.stop_speech)
-        stale = bool(ended)
-        yield from ended
-        if backend.steps_per_sync == 1 and not ended:
-            _advance(slots, running, step, 1)
-
-
-def _take_out_ended(
-    slots: DecodeState, running: list[_RunningSequence], readback: _Readback, stop: int
-) -> list[DecodeOutput]:
-    """Append the tokens read back; remove the sequences that have ended and return their output."""
-    tokens, ended = readback.tokens(), []
-    for slot in reversed(range(len(running))):
-        output = running[slot].append(tokens[slot], stop)
-        if output is None:
-            continue
-        ended.append(output)
-        last = running.pop()
-        if slot < len(running):  # the last one moves into the gap: used slots stay contiguous
-            slots.move(len(running), slot)
-            running[slot] = last
-    return ended
-
-
-def _advance(
-    slots: DecodeState, running: list[_RunningSequence], step: DecodeStep, steps_per_sync: int
-) -> None:
-    """Run ``steps_per_sync`` steps without a readback."""
-    needs_sort = any(sequence.request.sampling.truncates for sequence in running)
-    for _ in range(steps_per_sync):
-        for slot, sequence in enumerate(running):
-            sequence.prepare(slots, slot)
-            sequence.position += 1
-            sequence.unread += 1
-            slots.cache.reserve(slot, sequence.position)
-        kv_len = round_up_kv_len(max(sequence.position for sequence in running))
-        step(slots, len(running), kv_len, needs_sort=needs_sort)
+        yield from batch.step()

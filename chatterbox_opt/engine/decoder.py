@@ -1,23 +1,32 @@
-"""Runs the T3 stage over a stream of requests and recovers from OOM, NaN and failing steps.
+"""Runs T3 for the sequences in its slots, and recovers from errors of its steps.
 
-    out of device memory          -> stop overlapping, then half as many slots, then offload,
-                                     then DeviceError
+    error                             action                                            then
+    out of device memory              stop overlapping; half as many slots; offload     again
+      nothing left to offload         fail this sequence with DeviceError
     a fused or compiled step that
-      cannot be compiled/launched -> eager steps permanently
-      fails with these requests   -> these requests again with eager steps; permanently after
-                                     ``MAX_STEP_FAILURES`` in a row
-    NaN/Inf in fp16/bf16          -> that request again in float32 -> NumericsError
-    other errors in a batch       -> its requests one by one, to find the one that fails
+      cannot be compiled or launched  eager steps for good                              again
+      fails with these sequences      these with eager steps (``DecodeMode.EAGER``);    again
+                                      for good after ``MAX_STEP_FAILURES`` in a row
+    another error with several        each alone (``ALONE``), to find the one that      again
+      sequences                       fails
+    another error with one sequence   fail this sequence
+    NaN/Inf in fp16/bf16              this sequence in float32 (``FLOAT32``)            again
+    NaN/Inf in float32                fail this sequence with NumericsError
 
-Responsible for decoding requests and for the fallbacks above. Not responsible for audio, whole
-texts, or retries of bad output (retries.py).
+"Again" is from the start of the attempt: the same seed gives the same tokens. An error of a prefill
+concerns only the sequence that was prefilled. All sequences in the slots have the same mode: one
+with another mode waits until the slots are empty.
+
+Responsible for slots, modes and the table above. Not responsible for which sequence comes next
+(scheduler.py), for audio, or for retries of bad output (retries.py).
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import cast
 
 import torch
@@ -25,16 +34,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from chatterbox_opt.config.model_config import SPEECH_TOKENS
-from chatterbox_opt.engine.decode import DecodeBackend, EagerBackend, decode
-from chatterbox_opt.engine.sequence import (
-    REQUEST_ERRORS,
-    ChunkRequest,
-    NextChunk,
-    TokenOutput,
-    TokenResult,
-)
+from chatterbox_opt.engine.decode import DecodeBackend, DecodeBatch, EagerBackend
+from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Capacity, DecodeMode, Sequence, Status
 from chatterbox_opt.errors import DeviceError, NumericsError, SilenceError, first_line
-from chatterbox_opt.models.t3.decode_state import DecodeOutput, DecodeRequest
 from chatterbox_opt.models.t3.model import T3, Prompt
 from chatterbox_opt.runtime.cuda import to_device
 from chatterbox_opt.runtime.cuda_graphs import eager_from_now_on
@@ -44,11 +46,12 @@ log = logging.getLogger(__name__)
 MAX_STEP_FAILURES = 3  # consecutive failures after which a fused or compiled step is replaced
 
 
-class T3Runner:
-    """The t3 stage for one run over requests.
+class Decoder:
+    """The t3 stage.
 
     Attributes:
         backend: how steps are run; replaced when a fallback is permanent.
+        step_failures: of the fused or compiled step since it last succeeded.
     """
 
     def __init__(
@@ -56,174 +59,244 @@ class T3Runner:
         tokenizer: Tokenizer,
         recovery: RecoveryPolicy,
         backend: DecodeBackend,
-        slots: int,
-        rows_per_seq: int,
         release_memory: Callable[[], bool],
     ) -> None:
-        """Prepare for ``slots`` sequences at once.
+        """Start without slots.
 
         Args:
-            rows_per_seq: 2, or 1 if no request uses classifier-free guidance.
             release_memory: stops other work on the device; returns whether there was any.
         """
-        self._tokenizer, self.recovery = tokenizer, recovery
-        self._release_memory = release_memory
-        self.backend, self._slots, self._rows_per_seq = backend, slots, rows_per_seq
-        self._running: dict[DecodeRequest, ChunkRequest] = {}
-        self._retries: deque[ChunkRequest] = deque()
-        # how ``_retries`` run; until they are done, no new request is taken
-        self._one_by_one = self._eagerly = False
-        self._failures_before = 0
-        self._loop: Iterator[DecodeOutput] | None = None
-        self._finished: list[TokenResult] = []
+        self.tokenizer, self.backend, self.step_failures = tokenizer, backend, 0
+        self._recovery, self._release_memory = recovery, release_memory
+        self._capacity, self._max_slots = Capacity(), 0
+        self._batch: DecodeBatch | None = None
+        self._mode = DecodeMode.BATCHED
+        self._t3: T3 | None = None  # while it is on the device, by ``_residence``
+        self._residence = ExitStack()
+        self._out: list[Sequence] = []
 
-    def run_until(self, next_chunk: NextChunk, n_finished: int) -> list[TokenResult]:
-        """Decode until ``n_finished`` requests have finished; fewer, then none, if no more come.
+    @property
+    def running(self) -> list[Sequence]:
+        """The sequences in the slots."""
+        return self._batch.running if self._batch is not None else []
 
-        Args:
-            next_chunk: called whenever a slot is free; None if there is no request (for now).
+    @property
+    def idle(self) -> bool:
+        """Whether ``step`` has nothing to do or to return."""
+        return not (self.running or self._out)
 
-        Raises:
-            Exception: a failure while no request was running.
+    @property
+    def slots(self) -> int:
+        """How many sequences may be decoded at once."""
+        return min(self._capacity.slots, self._max_slots or self._capacity.slots)
+
+    def open(self, capacity: Capacity) -> None:
+        """Set the capacity, while no sequence is running."""
+        if capacity != self._capacity:
+            self._capacity = capacity
+            self._batch = None
+
+    def admit(self, sequence: Sequence) -> bool:
+        """Prefill a sequence into a free slot, unless there is none for it now.
+
+        Its error, if it has one, is returned by ``step`` like an ended sequence.
         """
-        while True:
+        if self.running and not self._fits(sequence):
+            return False
+        start = time.perf_counter()
+        try:
+            sequence.prompt, sequence.generator = self._prompt(sequence)
+        except REQUEST_ERRORS as error:
+            sequence.fail(error)
+            self._out.append(sequence)
+            return True
+        try:
+            self._batch_for(sequence).add(sequence)
+        except torch.OutOfMemoryError as error:
+            self._on_out_of_memory(error, [*self.running, sequence])
+        except REQUEST_ERRORS as error:
+            self._on_error(error, [sequence])
+        sequence.add_seconds("t3", time.perf_counter() - start)
+        return True
+
+    def step(self) -> list[Sequence]:
+        """Decode up to the next readback.
+
+        Returns:
+            the sequences that left the slots, by status: RENDERING with tokens, FAILED with an
+            error, WAITING to be decoded again.
+        """
+        batch = self._batch
+        if batch is not None and batch.running:
+            running, start = list(batch.running), time.perf_counter()
             try:
-                with self.recovery.placement("t3") as stage:
-                    self._decode(cast(T3, stage), next_chunk, n_finished)
-                finished, self._finished = self._finished, []
-                return finished
+                self._enter(self._mode)
+                ended = batch.step()
             except torch.OutOfMemoryError as error:
-                self._free_memory(error)
+                self._on_out_of_memory(error, running)
             except REQUEST_ERRORS as error:
-                self._on_error(error)
-            # all running requests start again: the same seeds give the same tokens
-            self._retries.extendleft(reversed(self._running.values()))
-            self._running.clear()
-            self._loop = None
+                self._drop_batch()
+                self._on_error(error, running)
+            else:
+                for sequence in ended:
+                    self._on_ended(sequence)
+            share = (time.perf_counter() - start) / len(running)
+            for sequence in running:
+                sequence.add_seconds("t3", share)
+            if self._mode is DecodeMode.FLOAT32 and not batch.running:
+                self._drop_batch()  # back to the precision of the plan
+        out, self._out = self._out, []
+        return out
 
-    def _on_error(self, error: Exception) -> None:
-        """Choose how the running requests are retried; a single one fails with the error."""
-        accelerated = self.backend.forward is not None or self.backend.fused
-        if accelerated and not self._eagerly:
-            self._on_step_failure(error)
-            return
-        if self._eagerly:  # eager steps fail too: caused by a request, not by the backend
-            self.recovery.step_failures = self._failures_before
-        if len(self._running) > 1:
-            self._one_by_one = True
+    def remove(self, sequence: Sequence) -> None:
+        """Free the slot of a sequence; does nothing if it has none."""
+        if self._batch is not None and sequence in self._batch.running:
+            self._batch.remove(sequence)
+
+    def leave(self) -> None:
+        """Let T3 leave the device while other stages run; the KV cache stays."""
+        self._t3 = None
+        self._residence.close()
+
+    def release(self) -> None:
+        """Free the slots; running sequences are dropped."""
+        self._drop_batch()
+        self._out = []
+
+    def _fits(self, sequence: Sequence) -> bool:
+        assert self._batch is not None
+        rows = 2 if sequence.sampling.cfg_weight > 0 else 1
+        return (
+            not self._batch.full
+            and sequence.mode is self._mode
+            and rows <= self._batch.state.rows_per_seq
+            and not self._replaced
+        )
+
+    @property
+    def _replaced(self) -> bool:
+        """Whether the slots belong to a backend that is no longer used."""
+        batch, batched = self._batch, self._mode is DecodeMode.BATCHED
+        return batch is not None and batched and batch.backend is not self.backend
+
+    def _batch_for(self, sequence: Sequence) -> DecodeBatch:
+        """The slots; allocated anew if there are none, or if the mode changes."""
+        if self._batch is None or self._mode is not sequence.mode or self._replaced:
+            self._drop_batch()
+            self._mode = sequence.mode
+            t3 = self._enter(self._mode)
+            backend, slots = self.backend, self.slots
+            if self._mode is not DecodeMode.BATCHED:
+                backend = EagerBackend(kv_cache=backend.kv_cache)
+            if self._mode in (DecodeMode.ALONE, DecodeMode.FLOAT32):
+                slots = 1
+            state = backend.slots(t3, slots, 2 if self._capacity.use_cfg else 1)
+            self._batch = DecodeBatch(t3, state, backend)
+        self._enter(self._mode)
+        return self._batch
+
+    def _enter(self, mode: DecodeMode) -> T3:
+        """T3, on the device and in the precision of the mode until ``leave``."""
+        if self._t3 is None:
+            placement = self._recovery.placement
+            self._t3 = cast(T3, self._residence.enter_context(placement("t3")))
+            if mode is DecodeMode.FLOAT32:
+                self._residence.enter_context(in_float32(self._t3))
+            if self._batch is not None:
+                self._batch.weights_moved()
+        return self._t3
+
+    def _drop_batch(self) -> None:
+        self._batch = None
+        self.leave()
+
+    def _prompt(self, sequence: Sequence) -> tuple[Prompt, torch.Generator]:
+        device, voice = self._recovery.placement.device, sequence.voice
+        ids = text_tokens(self.tokenizer, sequence.chunk.text)
+        prompt = Prompt(*(to_device(x, device) for x in (ids, voice.speaker, voice.prompt)))
+        return prompt, torch.Generator(device).manual_seed(sequence.seed)
+
+    # --- the recovery table -------------------------------------------------------------------
+
+    def _on_out_of_memory(self, error: torch.OutOfMemoryError, running: list[Sequence]) -> None:
+        """Free memory; all sequences start again."""
+        error.__traceback__ = None  # its frames hold references to tensors
+        several = self._batch is None or self._batch.state.count > 1
+        self._drop_batch()
+        if self._release_memory():
+            pass
+        elif several and self.slots > 1:
+            self._max_slots = self.slots // 2
+            log.warning("t3 ran out of memory: it continues with %d slots", self._max_slots)
         else:
-            self._fail_request(error)
+            try:
+                self._recovery.out_of_memory("t3", error)
+            except DeviceError as final:
+                self._fail(running, final)
+                return
+        self._again(running)
 
-    def _on_step_failure(self, error: Exception) -> None:
-        """Fall back to eager steps: permanently, or for the running requests only."""
-        self._failures_before = self.recovery.step_failures
-        self.recovery.step_failures += 1
+    def _on_error(self, error: Exception, failed: list[Sequence]) -> None:
+        """Retry sequences whose step or prefill failed, in another mode, or fail a single one."""
+        mode = failed[0].mode
+        accelerated = self.backend.forward is not None or self.backend.fused
+        if mode is DecodeMode.BATCHED and accelerated:
+            self._again(failed, self._on_step_failure(error))
+            return
+        if mode is DecodeMode.EAGER:  # caused by a sequence, not by the fused or compiled step
+            self.step_failures = max(0, self.step_failures - 1)
+        if len(failed) > 1:
+            self._again(failed, DecodeMode.ALONE)
+        else:
+            self._fail(failed, error)
+
+    def _on_step_failure(self, error: Exception) -> DecodeMode:
+        """Fall back to eager steps: for good, or for these sequences only."""
+        self.step_failures += 1
         if is_setup_error(error):
             failure = "compilation of the t3 step failed"
-        elif self.recovery.step_failures < MAX_STEP_FAILURES:
-            self.recovery.warn_once(f"the t3 step failed ({first_line(error)}); retrying eagerly")
-            self._eagerly = True
-            return
+        elif self.step_failures < MAX_STEP_FAILURES:
+            self._recovery.warn_once(f"the t3 step failed ({first_line(error)}); retrying eagerly")
+            return DecodeMode.EAGER
         else:
             failure = f"the t3 step failed {MAX_STEP_FAILURES} times in a row"
         log.warning("%s", eager_from_now_on(failure, error))
-        self.recovery.step_failures = 0
-        self.backend = EagerBackend()
+        self.step_failures = 0
+        self.backend = EagerBackend(kv_cache=self.backend.kv_cache)
+        return DecodeMode.BATCHED
 
-    def _free_memory(self, error: torch.OutOfMemoryError) -> None:
-        """Free device memory: stop overlapped work, else use fewer slots, else offload."""
-        if self._release_memory():
-            return
-        if self._slots > 1:
-            self._slots //= 2
-            log.warning("t3 ran out of memory: it continues with %d slots", self._slots)
-            return
-        try:
-            self.recovery.out_of_memory("t3", error)
-        except DeviceError as final:
-            self._fail_request(final)
-
-    def _fail_request(self, error: Exception) -> None:
-        """Report the error as the only running request's; raise it if none is running."""
-        if not self._running:
-            raise error
-        (request,) = self._running.values()
-        self._finished.append((request, error))
-        self._running.clear()
-
-    def _decode(self, t3: T3, next_chunk: NextChunk, n_finished: int) -> None:
-        while len(self._finished) < n_finished:
-            if self._loop is None:
-                self._loop = self._start(t3, next_chunk)
-            output = next(self._loop, None)
-            if output is not None:
-                self._finished.append(self._outcome(t3, output))
-                del self._running[output.sequence]
-                if output.error is None and not self._eagerly:
-                    self.recovery.step_failures = 0
-                continue
-            self._loop = None
-            if not (self._one_by_one or self._eagerly):
+    def _on_ended(self, sequence: Sequence) -> None:
+        """Check what a sequence has decoded."""
+        error = sequence.error
+        if error is None and sequence.mode is DecodeMode.BATCHED:
+            self.step_failures = 0
+        if isinstance(error, NumericsError):
+            assert self._t3 is not None
+            if self._t3.dtype != torch.float32:
+                self._recovery.warn_once("t3 produced NaN or Inf: running it again in float32")
+                self._again([sequence], DecodeMode.FLOAT32)
                 return
-            self._one_by_one = self._eagerly = False  # all retries are done
+            remedy = "in float32: the weights may be damaged, get them again"
+            error = NumericsError(f"{error}, {remedy}")
+        sequence.tokens = [token for token in sequence.tokens if token < SPEECH_TOKENS]
+        if error is None and not sequence.tokens:
+            text = sequence.chunk.text[:40]
+            error = SilenceError(f"the model generated no speech for {text!r}: try another --seed")
+        if error is not None:
+            self._fail([sequence], error)
+            return
+        sequence.status = Status.RENDERING
+        self._out.append(sequence)
 
-    def _start(self, t3: T3, next_chunk: NextChunk) -> Iterator[DecodeOutput]:
-        only_retries = self._one_by_one or self._eagerly
+    def _again(self, sequences: Iterable[Sequence], mode: DecodeMode | None = None) -> None:
+        for sequence in sequences:
+            sequence.restart(mode)
+            self._out.append(sequence)
 
-        def next_request() -> DecodeRequest | None:
-            while True:
-                if self._retries:
-                    request: ChunkRequest | None = self._retries.popleft()
-                else:
-                    request = None if only_retries else next_chunk()
-                if request is None:
-                    return None
-                try:
-                    decode_request = self._decode_request(request, t3)
-                except REQUEST_ERRORS as error:
-                    self._finished.append((request, error))
-                    continue
-                self._running[decode_request] = request
-                return decode_request
-
-        backend, count = self.backend, self._slots
-        if self._one_by_one:
-            count = 1
-        elif self._eagerly:  # its KV cache is allocated next to that of the backend that stays
-            backend, count = EagerBackend(), max(1, min(count, len(self._retries)))
-        slots = backend.slots(t3, count, self._rows_per_seq)
-        return decode(t3, slots, next_request, backend)
-
-    def _decode_request(self, request: ChunkRequest, t3: T3) -> DecodeRequest:
-        device, voice = t3.like.device, request.voice
-        ids = text_tokens(self._tokenizer, request.chunk.text)
-        prompt = Prompt(*(to_device(x, device) for x in (ids, voice.speaker, voice.prompt)))
-        generator = torch.Generator(device).manual_seed(request.seed)
-        return DecodeRequest(prompt, request.sampling, generator, request.on_token)
-
-    def _outcome(self, t3: T3, output: DecodeOutput) -> TokenResult:
-        """The result of a decoded request; NaN/Inf in fp16/bf16 are retried in float32 here."""
-        request = self._running[output.sequence]
-        if isinstance(output.error, NumericsError) and t3.dtype != torch.float32:
-            self.recovery.warn_once("t3 produced NaN or Inf: running it again in float32")
-            with in_float32(t3):
-                eager, single = EagerBackend(), iter([self._decode_request(request, t3)])
-                slots = eager.slots(t3, 1, self._rows_per_seq)
-                [output] = decode(t3, slots, lambda: next(single, None), eager)
-        if isinstance(output.error, NumericsError):
-            return request, NumericsError(
-                f"{output.error}, in float32: the weights may be damaged, get them again"
-            )
-        if output.error is not None:
-            return request, output.error
-        tokens = [token for token in output.tokens if token < SPEECH_TOKENS]
-        if not tokens:
-            text = request.chunk.text[:40]
-            message = f"the model generated no speech for {text!r}: try another --seed"
-            return request, SilenceError(message)
-        return TokenOutput(
-            request, torch.tensor(tokens), output.truncated, output.sequence.generator
-        )
+    def _fail(self, sequences: Iterable[Sequence], error: Exception) -> None:
+        for sequence in sequences:
+            sequence.fail(error)
+            self._out.append(sequence)
 
 
 def text_tokens(tokenizer: Tokenizer, text: str) -> Tensor:

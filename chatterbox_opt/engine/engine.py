@@ -1,20 +1,18 @@
 """The engine: text, voice and sampling parameters in, audio out. Start reading here.
 
-Responsible for composing the parts. A text is split into chunks (text/chunking.py); each goes
-through T3, flow and vocoder (pipeline.py), is retried if the output is empty or fails the quality
-checks (retries.py), and gets its watermark and its pause (scheduler.py). One text is synthesized
-chunk by chunk, the chunks of many requests are batched; whole results and streams collect the same
-pieces. Not responsible for command lines, files to write or printing.
+Responsible for composing the parts. A text is split into chunks (text/chunking.py). They wait in
+the scheduler (scheduler.py) for a slot of the backend, go through T3, flow and vocoder
+(pipeline.py), are retried if the output is empty or fails the quality checks (retries.py), and get
+their watermark and pause. Every call, for one text or many, adds requests to the same scheduler and
+collects their pieces while it is stepped (loop.py). Not responsible for command lines, files to
+write or printing.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -28,24 +26,18 @@ from chatterbox_opt.config import hardware
 from chatterbox_opt.config.model_config import TOKEN_RATE
 from chatterbox_opt.config.plan import Plan, resolve
 from chatterbox_opt.engine import build, probe
-from chatterbox_opt.engine.backend import BatchOptions, SpeechBackend
+from chatterbox_opt.engine.handle import RequestHandle
+from chatterbox_opt.engine.loop import EngineLoop
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.quality import Guard
-from chatterbox_opt.engine.retries import ChunkAttempts
-from chatterbox_opt.engine.scheduler import (
-    ChunkFinisher,
-    Scheduler,
-    SynthesizeChunks,
-    finish_chunk,
-    run_with_retries,
-)
-from chatterbox_opt.engine.sequence import OnToken
+from chatterbox_opt.engine.scheduler import Scheduler, SpeechBackend
+from chatterbox_opt.engine.sequence import Capacity, RequestState, put_progress
 from chatterbox_opt.engine.upstream_backend import UpstreamBackend
 from chatterbox_opt.errors import InputError
-from chatterbox_opt.request import Audio, Observer, Piece, Progress, Request, Result, Wave, join
+from chatterbox_opt.request import Audio, Observer, Piece, Request, Result, Wave, join
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.runtime.offload import NONE
-from chatterbox_opt.sampling import MAX_TOKENS, Sampling
+from chatterbox_opt.sampling import MAX_TOKENS, Sampling, seeded
 from chatterbox_opt.text.chunking import Chunk, split
 from chatterbox_opt.utils.closing import Closing
 from chatterbox_opt.voice import Voice
@@ -66,11 +58,17 @@ TOKENS_PER_LETTER = 4  # speech tokens, in slow speech
 class Engine(Closing):
     """A loaded model on a device. Use it as a context manager, or call ``close``.
 
-    Engines share nothing: several may live in one process. One engine serves one thread at a time.
+    Engines share nothing: several may live in one process. Any thread may call any method; calls
+    of several threads share the decode steps. ``submit`` returns at once, for many callers.
 
     Usage:
         with Engine.load() as engine:
             audio = engine.synthesize("Hello.", engine.voice("speaker.wav"), Sampling(seed=7))
+
+    Attributes:
+        plan: the settings it was loaded with.
+        checkpoint: where the weights are.
+        pipeline: the backend.
     """
 
     def __init__(
@@ -86,6 +84,9 @@ class Engine(Closing):
         self.pipeline = pipeline
         self._voices = voices
         self._watermark = watermark
+        # on a CPU, a thread for the watermark would compete with the stages for the cores
+        scheduler = Scheduler(pipeline, watermark, overlap=plan.device != "cpu")
+        self._loop = EngineLoop(scheduler)
 
     @classmethod
     def load(
@@ -142,7 +143,8 @@ class Engine(Closing):
         return cls(plan, checkpoint, pipeline, voices, mark)
 
     def close(self) -> None:
-        """Free the model and the device's memory; the engine cannot be used afterwards."""
+        """End all requests, free the model and the device's memory; not to be used afterwards."""
+        self._loop.close()
         self.pipeline.close()
         self._voices.clear()
         if self._watermark:
@@ -198,7 +200,7 @@ class Engine(Closing):
         Args:
             voice: from ``engine.voice``; None is the model's own.
             sampling: sampling parameters; without a seed a new one is drawn.
-            observe: called at every speech token.
+            observe: called for every speech token; what it raises ends the synthesis.
             guard: retries chunks in which runaways, cut-offs or loops are detected.
 
         Raises:
@@ -206,16 +208,30 @@ class Engine(Closing):
             DeviceError, NumericsError: after all fallbacks.
         """
         sampling = sampling or Sampling()
-        chunks = self._attempts(text, voice, sampling, _seed(sampling), guard, observe)
-        synthesize = self._one_slot_synthesis(sampling)
-        for attempts, best in run_with_retries(_one_by_one(chunks), synthesize):
-            if isinstance(best, Exception):
-                raise best
-            yield finish_chunk(attempts, best, self._watermark)
+        capacity = Capacity(slots=1, use_cfg=sampling.cfg_weight > 0)
+        request = self._request(Request("", text, voice, sampling), capacity, guard, observe)
+        yield from self._loop.pieces(request, observe)
 
-    def _one_slot_synthesis(self, sampling: Sampling) -> SynthesizeChunks:
-        options = BatchOptions(slots=1, use_cfg=sampling.cfg_weight > 0)
-        return functools.partial(self.pipeline.synthesize_chunks, options=options)
+    def _request(
+        self,
+        request: Request,
+        capacity: Capacity,
+        guard: Guard | None = None,
+        observe: Observer | None = None,
+    ) -> RequestState:
+        """The state of a request before its first step.
+
+        Raises:
+            TextError, VoiceError: as ``pieces``.
+        """
+        voice, chunks = request.voice, self._chunks(request.text)
+        if not isinstance(voice, Voice):
+            voice = self.voice(voice)
+        sampling = seeded(request.sampling)
+        on_progress = None if observe is None else put_progress
+        state = RequestState(request.id, sampling.seed or 0, capacity, guard, on_progress)
+        state.add_chunks(chunks, voice, sampling)
+        return state
 
     def _chunks(self, text: str) -> list[Chunk]:
         if not self.checkpoint.config.needs_text_normalization:
@@ -224,30 +240,6 @@ class Engine(Closing):
         from chatterbox_opt.text.english import normalize_english
 
         return split(text, spell=normalize_english)
-
-    def _attempts(
-        self,
-        text: str,
-        voice: Voice | None,
-        sampling: Sampling,
-        seed: int,
-        guard: Guard | None = None,
-        observe: Observer | None = None,
-    ) -> list[ChunkAttempts]:
-        """The chunks of a text, before their first attempt."""
-        voice, chunks = voice or self.voice(), self._chunks(text)
-        return [
-            ChunkAttempts(
-                chunk,
-                i,
-                voice,
-                sampling,
-                seed=seed,
-                on_token=_token_callback(observe, i, chunks),
-                guard=guard,
-            )
-            for i, chunk in enumerate(chunks)
-        ]
 
     def stream(
         self, text: str, voice: Voice | None = None, sampling: Sampling | None = None
@@ -263,10 +255,8 @@ class Engine(Closing):
         observe: Observer | None = None,
     ) -> Audio:
         """Synthesize a text of any length at once. Arguments and errors as ``pieces``."""
-        sampling = sampling or Sampling()
-        seed = _seed(sampling)
-        pieces = list(self.pieces(text, voice, replace(sampling, seed=seed), observe))
-        return join(pieces, seed)
+        sampling = seeded(sampling or Sampling())
+        return join(list(self.pieces(text, voice, sampling, observe)), sampling.seed or 0)
 
     def batch(self, requests: Iterable[Request], guard: Guard | None = None) -> Iterator[Result]:
         """Synthesize many texts; yield results as they finish, each with its request's id.
@@ -278,24 +268,34 @@ class Engine(Closing):
         Args:
             guard: as ``pieces``.
         """
-        options = BatchOptions(slots=self.plan.slots)
-        overlap = self.plan.device != "cpu"
-        with ChunkFinisher(self._watermark, overlap=overlap) as finisher:
-            schedule = Scheduler(
-                requests,
-                lambda request: _seed(request.sampling),
-                functools.partial(self._begin, guard),
-                finisher.finish,
-            )
-            yield from schedule.results(
-                functools.partial(self.pipeline.synthesize_chunks, options=options)
-            )
+        capacity = Capacity(self.plan.slots, group=self.pipeline.group)
+        return self._loop.results(
+            requests, lambda request: self._request(request, capacity, guard), capacity
+        )
 
-    def _begin(self, guard: Guard | None, request: Request, seed: int) -> list[ChunkAttempts]:
-        voice = request.voice
-        if not isinstance(voice, Voice):
-            voice = self.voice(voice)
-        return self._attempts(request.text, voice, request.sampling, seed, guard)
+    def submit(
+        self,
+        request: Request,
+        guard: Guard | None = None,
+        observe: Observer | None = None,
+        timeout: float | None = None,
+    ) -> RequestHandle:
+        """Start a request and return at once; from any number of threads.
+
+        One thread of the engine decodes the requests of all callers together. Who comes first does
+        not change a request's audio.
+
+        Args:
+            guard, observe: as ``pieces``; ``observe`` is called by whoever waits for the handle.
+            timeout: seconds to wait while ``MAX_QUEUED`` requests are waiting; None waits for ever.
+
+        Raises:
+            TextError, VoiceError: as ``pieces``.
+            QueueFullError: after ``timeout``.
+        """
+        state = self._request(request, Capacity(self.plan.slots), guard, observe)
+        self._loop.submit(state, timeout)
+        return RequestHandle(self._loop, state, observe)
 
     def speech_tokens(
         self, text: str, voice: Voice | None = None, sampling: Sampling | None = None
@@ -310,30 +310,9 @@ class Engine(Closing):
                 "plain Chatterbox returns no speech tokens: unset DISABLE_OPTIMIZATION"
             )
         sampling = sampling or Sampling()
-        chunks = self._attempts(text, voice, sampling, _seed(sampling))
-        codes: list[int] = []
-        for _, best in run_with_retries(_one_by_one(chunks), self.pipeline.codes):
-            if isinstance(best, Exception):
-                raise best
-            codes.extend(best.output.codes)
+        request = self._request(Request("", text, voice, sampling), Capacity(slots=1))
+        request.tokens_only = True
+        for _ in self._loop.pieces(request):
+            pass
+        codes = [token for sequence in request.sequences for token in sequence.tokens]
         return torch.tensor(codes)
-
-
-def _one_by_one(chunks: list[ChunkAttempts]) -> Callable[[], ChunkAttempts | None]:
-    remaining = iter(chunks)
-    return lambda: next(remaining, None)
-
-
-def seeded(sampling: Sampling) -> Sampling:
-    """The same sampling parameters with a seed, drawn if there was none."""
-    return replace(sampling, seed=_seed(sampling))
-
-
-def _seed(sampling: Sampling) -> int:
-    return secrets.randbits(32) if sampling.seed is None else sampling.seed
-
-
-def _token_callback(observe: Observer | None, i: int, chunks: list[Chunk]) -> OnToken:
-    if observe is None:
-        return lambda tokens: None
-    return lambda tokens: observe(Progress(i, len(chunks), len(chunks[i].text), tokens))

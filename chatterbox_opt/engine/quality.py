@@ -16,18 +16,13 @@ may take that long.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from chatterbox_opt.config.model_config import SAMPLE_RATE, TOKEN_RATE
-from chatterbox_opt.engine.sequence import Attempt
-
-if TYPE_CHECKING:
-    from chatterbox_opt.engine.sequence import AudioOutput
-    from chatterbox_opt.request import Wave
+from chatterbox_opt.request import Piece, Wave
 
 FASTEST, SLOWEST = 22.0, 8.0  # letters per second; calm English has 15
 # seconds added to the lower and the upper bound of any text: breaths, a single word spoken slowly
@@ -48,31 +43,29 @@ class Guard:
 
     retries: int = 2
 
-    def best(self, text: str, attempts: Sequence[Attempt]) -> Attempt:
-        """The attempt with the fewest faults, with the seconds of all attempts.
 
-        Among equals, the one whose duration is closest to what is expected for the text.
-        """
-        best = min(attempts, key=lambda a: (len(a.faults), _duration_error(text, a.output)))
-        stages = best.output.seconds
-        seconds = {stage: sum(a.output.seconds[stage] for a in attempts) for stage in stages}
-        return Attempt(replace(best.output, seconds=seconds), best.faults, len(attempts))
+def find_faults(
+    text: str, wave: Wave, codes: Sequence[int], *, truncated: bool = False
+) -> tuple[str, ...]:
+    """The faults of a chunk's audio, in words; empty for good speech.
 
-
-def find_faults(text: str, output: AudioOutput) -> tuple[str, ...]:
-    """The faults of a chunk's audio, in words; empty for good speech."""
-    seconds = len(output.wave) / SAMPLE_RATE
+    Args:
+        wave: float32 [n] at 24 kHz.
+        codes: its speech tokens; empty if they are not known.
+        truncated: T3 reached its limit without a stop token.
+    """
+    seconds = len(wave) / SAMPLE_RATE
     letters = _letters(text)
     faults = []
-    if output.truncated:
+    if truncated:
         faults.append("no end before the limit of tokens")
     if seconds > letters / SLOWEST + LEAD:
         faults.append(f"too slow: {seconds:.1f} s for {letters} letters")
     if seconds < letters / FASTEST + LEAST:
         faults.append(f"too fast: {seconds:.1f} s for {letters} letters")
-    if (looped := _loop(output.codes)) >= LOOP_TOKENS:
+    if (looped := _loop(codes)) >= LOOP_TOKENS:
         faults.append(f"repeats itself for {looped / TOKEN_RATE:.1f} s")
-    if (silent := _longest_silence(output.wave)) > LONGEST_SILENCE:
+    if (silent := _longest_silence(wave)) > LONGEST_SILENCE:
         faults.append(f"silent for {silent:.1f} s")
     return tuple(faults)
 
@@ -86,13 +79,15 @@ def _letters(text: str) -> int:
     )
 
 
-def _duration_error(text: str, output: AudioOutput) -> float:
-    """Distance of the duration from what is expected for the text, as |log ratio|."""
-    expected = (_letters(text) + 1) / (FASTEST * SLOWEST) ** 0.5
-    return abs(float(np.log((len(output.wave) + 1) / SAMPLE_RATE / expected)))
+def rank(piece: Piece) -> tuple[int, float]:
+    """Sorts attempts at a text, best first: by the number of faults, then by the distance of the
+    duration from what is expected, as |log ratio|."""
+    expected = (_letters(piece.text) + 1) / (FASTEST * SLOWEST) ** 0.5
+    distance = abs(float(np.log((len(piece.samples) + 1) / SAMPLE_RATE / expected)))
+    return len(piece.faults), distance
 
 
-def _loop(codes: tuple[int, ...]) -> int:
+def _loop(codes: Sequence[int]) -> int:
     """Length in tokens of the longest periodic run; 0 for none."""
     tokens = np.asarray(codes, dtype=np.int64)
     longest = 0

@@ -1,105 +1,64 @@
-"""Runs flow and vocoder for finished T3 sequences, inline or on a worker thread overlapped with T3.
+"""Runs flow and vocoder for sequences that T3 has finished, inline or overlapped with T3.
 
     inline      T3 waits while flow and vocoder run
     overlapped  T3 decodes the next sequences meanwhile; at most one group is on the worker thread,
-                and its results are collected when the next group is complete, or when T3 has no
-                sequences left
+                and it is collected before the next one starts
 
-When results are collected does not depend on the threads' speed. So retried chunks enter T3 at the
-same step in every run, and the same seed gives the same file.
+The worker tries a group once, without recovery: it moves no weights, changes no precision and logs
+no warning. What fails is rendered again from the start by the stepping thread while the worker is
+idle, so recovery never runs in parallel with other work:
 
-The worker tries a job once, without recovery: it moves no weights, changes no precision and logs no
-warning. A job that fails is run again from the start by T3's thread while the worker is idle, so
-recovery (recovery.py) never runs in parallel with other work. Out of memory while overlapping has
-its own fallback: inline from then on.
+    error                              action                                        then
+    out of device memory, overlapped   inline from now on                            again
+    out of device memory               offload, then offload more (recovery.py)      again
+      nothing left to offload          fail with DeviceError
+    NaN/Inf of an fp16/bf16 flow, or
+      of the vocoder after such a flow flow in float32                               again
+    NaN/Inf in float32                 fail with NumericsError
+    failure of a group of several      each alone                                    again
+    failure of one                     fail this sequence
 
-Responsible for threads and for failures of overlapped work. Not responsible for stages or audio.
+"Again" is from the same state of the sequences' generators: the same audio.
+
+Responsible for the order of flow and vocoder, threads, and the table above. Not responsible for
+which sequences are rendered together (pipeline.py) or for what the stages compute.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol, TypeVar
 
 import torch
+from torch import Tensor, nn
 
-from chatterbox_opt.engine.sequence import REQUEST_ERRORS, ChunkResult
+from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Sequence
+from chatterbox_opt.errors import NumericsError
+from chatterbox_opt.request import Wave
+from chatterbox_opt.runtime.offload import NONE
+from chatterbox_opt.runtime.recovery import RecoveryPolicy
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
-class RenderJob:
-    """Token sequences that are rendered together.
+class RunStage(Protocol):
+    """How a stage is called: ``RecoveryPolicy.run`` or ``RecoveryPolicy.try_once``."""
 
-    Attributes:
-        try_run: renders them or raises one of ``REQUEST_ERRORS``; changes nothing but the
-            sequences' generators, so it may overlap with T3.
-        run_with_recovery: renders them from the start, with recovery; a request's failure is
-            returned as its result.
-    """
-
-    try_run: Callable[[], list[ChunkResult]]
-    run_with_recovery: Callable[[], Iterable[ChunkResult]]
-
-
-class Renderer(Protocol):
-    """Runs render jobs inline or overlapped."""
-
-    def run(self, can_overlap: Callable[[], bool]) -> AbstractContextManager[RenderSession]:
-        """Start a run over requests; when the block ends, for any reason, no thread is left.
-
-        Args:
-            can_overlap: called before jobs are submitted to another thread; returns whether all
-                stages stay on the device.
-        """
+    def __call__(
+        self,
+        stage: str,
+        work: Callable[[nn.Module], Result],
+        generators: list[torch.Generator],
+    ) -> Result:
+        """Run ``work`` with the stage's module."""
         ...
-
-
-class RenderSession(Protocol):
-    """One run."""
-
-    @property
-    def busy(self) -> bool:
-        """Whether jobs were submitted whose results are not collected yet."""
-        ...
-
-    def submit(self, jobs: Sequence[RenderJob]) -> Iterator[ChunkResult]:
-        """Submit a group of jobs, or none; yield the results that are ready.
-
-        The caller must exhaust the iterator.
-        """
-        ...
-
-    def release_memory(self) -> bool:
-        """Free memory for T3: wait for overlapped work, and run inline from now on.
-
-        Returns:
-            whether there was overlapped work.
-        """
-        ...
-
-
-class InlineRenderer:
-    """Runs jobs on T3's thread, while T3 waits."""
-
-    busy = False
-
-    @contextmanager
-    def run(self, can_overlap: Callable[[], bool]) -> Iterator[RenderSession]:
-        yield self
-
-    def submit(self, jobs: Sequence[RenderJob]) -> Iterator[ChunkResult]:
-        for job in jobs:
-            yield from job.run_with_recovery()
-
-    def release_memory(self) -> bool:
-        return False
 
 
 class StreamContext(Protocol):
@@ -119,101 +78,192 @@ def no_stream(work: Callable[[], Result]) -> Callable[[], Result]:
     return work
 
 
-class OverlappedRenderer:
-    """Runs jobs on a worker thread, one for each run.
+class Group:
+    """Sequences with the same number of flow steps, which are rendered together."""
+
+    def __init__(self, sequences: list[Sequence]) -> None:
+        self.sequences = sequences
+        self.generators = [_generator(sequence) for sequence in sequences]
+        self._states = [generator.get_state() for generator in self.generators]
+
+    def rewind(self) -> None:
+        """Reset the generators, from which a failed try may have drawn."""
+        for generator, state in zip(self.generators, self._states, strict=True):
+            generator.set_state(state)
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A group on the worker thread; ``done`` is False if it has to be rendered again."""
+
+    group: Group
+    done: Future[bool]
+
+
+class Renderer:
+    """Flow and vocoder.
 
     Attributes:
-        disabled: memory was too small to overlap; jobs run inline.
+        overlaps: groups may run on the worker thread; False after out of memory, for good.
     """
 
-    def __init__(self, stream: StreamContext = no_stream) -> None:
-        self._stream = stream
-        self.disabled = False
+    def __init__(self, recovery: RecoveryPolicy, stream: StreamContext | None = None) -> None:
+        """Start without a thread.
 
-    @contextmanager
-    def run(self, can_overlap: Callable[[], bool]) -> Iterator[RenderSession]:
-        with ThreadPoolExecutor(1, "render") as thread:
-            try:
-                yield _OverlappedSession(self, thread, can_overlap)
-            finally:
-                thread.shutdown(cancel_futures=True)  # waits for the running job
+        Args:
+            stream: of the worker thread; None renders inline.
+        """
+        self.overlaps = stream is not None
+        self._recovery, self._stream = recovery, stream or no_stream
+        self._thread: ThreadPoolExecutor | None = None
+        self._pending: list[Pending] = []
 
-    def disable(self) -> None:
-        """Run inline from now on, with a warning."""
-        if not self.disabled:
-            self.disabled = True
+    @property
+    def busy(self) -> bool:
+        """Whether groups were submitted that are not collected yet."""
+        return bool(self._pending)
+
+    @property
+    def ready(self) -> bool:
+        """Whether ``collect`` would not wait."""
+        return all(pending.done.done() for pending in self._pending)
+
+    def submit(self, sequences: list[Sequence], *, overlap: bool) -> list[Sequence]:
+        """Render sequences; return those that are finished, with audio or an error.
+
+        Args:
+            overlap: on the worker thread, if that is possible; ``collect`` returns them later.
+        """
+        finished = self.collect()
+        groups = _groups(sequences)
+        if overlap and self.overlaps and self._recovery.placement.offload == NONE:
+            self._pending = [Pending(group, self._start(group)) for group in groups]
+            return finished
+        for group in groups:
+            self._render(group)
+        return finished + sequences
+
+    def collect(self) -> list[Sequence]:
+        """Wait for the worker; return what it has rendered."""
+        self._wait()  # for all groups: nothing else may use the stages during recovery
+        pending, self._pending = self._pending, []
+        for one in pending:
+            if not one.done.result():
+                one.group.rewind()
+                self._render(one.group)
+        return [sequence for one in pending for sequence in one.group.sequences]
+
+    def release_memory(self) -> bool:
+        """Free memory for T3: wait for the worker, and render inline from now on.
+
+        Returns:
+            whether anything was overlapped.
+        """
+        if not (self.overlaps and self._pending):
+            return False
+        self._wait()
+        self.disable_overlap()
+        return True
+
+    def disable_overlap(self) -> None:
+        """Render inline from now on, with a warning."""
+        if self.overlaps:
+            self.overlaps = False
             log.warning(
                 "out of GPU memory while overlapping T3 with vocoding; "
                 "running them one after the other from now on"
             )
 
-    def start(self, job: RenderJob, thread: ThreadPoolExecutor) -> Future[list[ChunkResult] | None]:
-        """Try a job on ``thread``; the future's result is None if it failed."""
-        inference = torch.is_inference_mode_enabled()  # a per-thread setting
-
-        def try_run() -> list[ChunkResult]:
-            with torch.inference_mode(inference):
-                return job.try_run()
-
-        work = self._stream(try_run)
-
-        def run() -> list[ChunkResult] | None:
-            if self.disabled:  # after this job was submitted
-                return None
-            try:
-                return work()
-            except REQUEST_ERRORS as error:
-                # the error is not stored: its frames hold memory that the next try needs
-                if isinstance(error, torch.OutOfMemoryError):
-                    self.disable()
-                return None
-
-        return thread.submit(run)
-
-
-class _OverlappedSession:
-    """One run of ``OverlappedRenderer``."""
-
-    def __init__(
-        self,
-        renderer: OverlappedRenderer,
-        thread: ThreadPoolExecutor,
-        can_overlap: Callable[[], bool],
-    ) -> None:
-        self._renderer, self._thread, self._can_overlap = renderer, thread, can_overlap
-        self._pending: list[tuple[RenderJob, Future[list[ChunkResult] | None]]] = []
-        self._released = False
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._pending)
-
-    def submit(self, jobs: Sequence[RenderJob]) -> Iterator[ChunkResult]:
-        results = self._collect()
-        if not self._renderer.disabled and self._can_overlap():
-            # before the collected results are yielded, because their consumer may take long
-            self._pending = [(job, self._renderer.start(job, self._thread)) for job in jobs]
-            jobs = ()
-        yield from results
-        for job in jobs:
-            yield from job.run_with_recovery()
-
-    def release_memory(self) -> bool:
-        if self._released or not self._pending:
-            return False
-        self._released = True
-        self._wait()
-        self._renderer.disable()
-        return True
+    def release(self) -> None:
+        """Drop what was submitted; end the thread when its running group is done."""
+        self._pending = []
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+            self._thread = None
 
     def _wait(self) -> None:
-        wait([future for _, future in self._pending])
+        wait([pending.done for pending in self._pending])
 
-    def _collect(self) -> list[ChunkResult]:
-        self._wait()  # for all jobs: nothing else may use the stages during recovery
-        pending, self._pending = self._pending, []
-        results: list[ChunkResult] = []
-        for job, future in pending:
-            result = future.result()
-            results.extend(job.run_with_recovery() if result is None else result)
-        return results
+    def _start(self, group: Group) -> Future[bool]:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "render")
+        work = self._stream(functools.partial(self._run_stages, group, self._recovery.try_once))
+        return self._thread.submit(self._try_render, work)
+
+    def _try_render(self, work: Callable[[], None]) -> bool:
+        """Run a group on the worker thread; False if it failed."""
+        if not self.overlaps:  # since this group was submitted
+            return False
+        try:
+            with torch.inference_mode():  # a per-thread setting
+                work()
+        except REQUEST_ERRORS as error:
+            # the error is not stored: its frames hold memory that the next try needs
+            if isinstance(error, torch.OutOfMemoryError):
+                self.disable_overlap()
+            return False
+        return True
+
+    def _render(self, group: Group) -> None:
+        """Render a group with recovery; if its sequences fail together, one by one."""
+        try:
+            self._run_with_recovery(group)
+        except REQUEST_ERRORS as error:
+            if len(group.sequences) == 1:
+                group.sequences[0].fail(error)
+                return
+        else:
+            return
+        group.rewind()  # outside of the handler, so that the failed frames are freed
+        for sequence in group.sequences:
+            self._render(Group([sequence]))
+
+    def _run_with_recovery(self, group: Group) -> None:
+        run = self._recovery.run
+        try:
+            self._run_stages(group, run)
+        except NumericsError:
+            # the vocoder is float32: the cause is the mel spectrogram of an fp16/bf16 flow
+            if not self._recovery.reduced_precision("flow"):
+                raise
+            self._recovery.warn_once(
+                "vocoder produced NaN or Inf from the flow's output: flow again in float32"
+            )
+            group.rewind()
+            self._run_stages(group, run, functools.partial(run, float32=True))
+
+    def _run_stages(self, group: Group, run: RunStage, run_flow: RunStage | None = None) -> None:
+        """Flow, then vocoder; sets audio and seconds of the group's sequences."""
+        device, sequences = self._recovery.placement.device, group.sequences
+        start = time.perf_counter()
+        tokens = [torch.tensor(sequence.tokens, device=device) for sequence in sequences]
+        voices = [sequence.voice.to(device) for sequence in sequences]
+        steps = sequences[0].sampling.cfm_steps
+        mels: list[Tensor] = (run_flow or run)(
+            "flow", lambda flow: flow(tokens, voices, group.generators, steps), group.generators
+        )
+        middle = time.perf_counter()
+        waves: list[Tensor] = run(
+            "vocoder", lambda hift: hift(mels, group.generators), group.generators
+        )
+        audio: list[Wave] = [wave.cpu().numpy() for wave in waves]
+        seconds = {"flow": middle - start, "vocoder": time.perf_counter() - middle}
+        for sequence, wave in zip(sequences, audio, strict=True):
+            sequence.audio = wave
+            for stage, spent in seconds.items():
+                sequence.add_seconds(stage, spent / len(sequences))
+
+
+def _generator(sequence: Sequence) -> torch.Generator:
+    assert sequence.generator is not None
+    return sequence.generator
+
+
+def _groups(sequences: list[Sequence]) -> list[Group]:
+    """One group per number of flow steps, its sequences sorted by length."""
+
+    def steps(sequence: Sequence) -> int:
+        return sequence.sampling.cfm_steps
+
+    ordered = sorted(sequences, key=lambda one: (steps(one), len(one.tokens)))
+    return [Group(list(group)) for _, group in groupby(ordered, key=steps)]

@@ -1,86 +1,55 @@
-"""Retry policy of one chunk: retries empty output and output that fails the quality checks.
+"""Retry policy of one sequence: empty output, and output that fails the quality checks.
 
-Responsible for attempts, their seeds and the choice among them. Not responsible for how a chunk is
-synthesized: callers run the requests it returns and pass it the results.
+Responsible for whether there is another attempt, its seed, and which attempt is used. Not
+responsible for retries with the same seed after failures of the device (decoder.py, renderer.py).
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
-from chatterbox_opt.engine.quality import Guard, find_faults
-from chatterbox_opt.engine.sequence import Attempt, ChunkRequest, OnToken
+from chatterbox_opt.config.model_config import SAMPLE_RATE, TOKEN_RATE
+from chatterbox_opt.engine.quality import find_faults, rank
+from chatterbox_opt.engine.sequence import SEEDS_PER_ATTEMPT, Sequence
 from chatterbox_opt.errors import SilenceError
-from chatterbox_opt.sampling import Sampling, chunk_seed
-from chatterbox_opt.text.chunking import Chunk
-from chatterbox_opt.voice import Voice
-
-if TYPE_CHECKING:
-    from chatterbox_opt.engine.sequence import AudioOutput
+from chatterbox_opt.request import Piece
 
 log = logging.getLogger(__name__)
-MAX_SILENT_RETRIES = 3  # further seeds of an attempt if the model generates no speech
 
 
-class ChunkAttempts:
-    """The attempts at chunk number ``index`` of a text.
+def retry(sequence: Sequence) -> bool:
+    """Decide about an attempt that has ended.
 
-    Attributes:
-        chunk: the text.
-        index: its number in the request.
+    Returns:
+        whether the sequence waits for a slot again, with another seed; otherwise ``best`` is the
+        attempt that is used, or ``error`` says why there is none.
     """
+    number, repeated = divmod(sequence.attempt, SEEDS_PER_ATTEMPT)
+    error, guard = sequence.error, sequence.request.guard
+    if isinstance(error, SilenceError) and repeated + 1 < SEEDS_PER_ATTEMPT:
+        log.warning("%s (retrying)", error)
+        sequence.next_attempt(sequence.attempt + 1)
+        return True
+    if error is not None:
+        return False
+    piece = _piece(sequence)
+    best = sequence.best
+    if best is None or rank(piece) < rank(best):
+        best = piece
+    sequence.best = replace(best, attempts=number + 1)
+    if guard is None or not piece.faults or number >= guard.retries:
+        return False
+    sequence.next_attempt((number + 1) * SEEDS_PER_ATTEMPT)
+    return True
 
-    def __init__(
-        self,
-        chunk: Chunk,
-        index: int,
-        voice: Voice,
-        sampling: Sampling,
-        *,
-        seed: int,
-        on_token: OnToken,
-        guard: Guard | None = None,
-    ) -> None:
-        """Prepare the first attempt.
 
-        Args:
-            seed: of the whole text.
-            guard: None uses the first attempt that has audio.
-        """
-        self.chunk, self.index = chunk, index
-        self._voice, self._sampling, self._seed = voice, sampling, seed
-        self._on_token, self._guard = on_token, guard
-        self._attempts: list[Attempt] = []
-        self._silences = 0
-
-    def next_request(self) -> ChunkRequest:
-        """The request of the next attempt, with a seed of its own."""
-        number = len(self._attempts) * (MAX_SILENT_RETRIES + 1) + self._silences
-        seed = chunk_seed(self._seed, self.index, number)
-        return ChunkRequest(self.chunk, self._voice, self._sampling, seed, self._on_token)
-
-    def on_result(self, outcome: AudioOutput | Exception) -> Attempt | Exception | None:
-        """Record the result of the last request.
-
-        Returns:
-            the best of all attempts, or the error if none has audio; None if ``next_request``
-            must be called again.
-        """
-        if isinstance(outcome, SilenceError) and self._silences < MAX_SILENT_RETRIES:
-            log.warning("%s (retrying)", outcome)
-            self._silences += 1
-            return None
-        if isinstance(outcome, Exception):
-            return self._best() if self._attempts else outcome
-        self._silences = 0
-        if self._guard is None:
-            return Attempt(outcome)
-        self._attempts.append(Attempt(outcome, find_faults(self.chunk.text, outcome)))
-        if self._attempts[-1].faults and len(self._attempts) <= self._guard.retries:
-            return None
-        return self._best()
-
-    def _best(self) -> Attempt:
-        assert self._guard is not None
-        return self._guard.best(self.chunk.text, self._attempts)
+def _piece(sequence: Sequence) -> Piece:
+    """The attempt as a piece without watermark and pause, checked if the request has a guard."""
+    wave, tokens = sequence.audio, sequence.tokens
+    assert wave is not None
+    checked, text = sequence.request.guard is not None, sequence.chunk.text
+    faults = find_faults(text, wave, tokens, truncated=sequence.truncated) if checked else ()
+    # plain Chatterbox does not return its tokens
+    count = len(tokens) or round(len(wave) / SAMPLE_RATE * TOKEN_RATE)
+    return Piece(wave, text, count, {}, faults)

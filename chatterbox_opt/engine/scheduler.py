@@ -1,208 +1,266 @@
-"""Scheduler: splits requests into chunks, synthesizes the chunks, reassembles results.
+"""Scheduler: the loop over all requests. Each step admits, decodes, renders, retries and emits.
 
-Responsible for which chunk belongs to which request and when a request is finished. Not responsible
-for models: functions that start a request, synthesize chunks and finish a chunk are passed in.
+    add(request) -> waiting --admit--> backend (decode slots, rendering) --> retry?
+                       ^                                                      | no
+                       +-------- yes, or to be decoded again -----------------+--> finish -> events
+
+Admission is fair: a slot goes to the next request in turn, within it to its oldest sequence, and
+retries come first. So a text of a thousand chunks does not hold up one of a single chunk.
+
+Responsible for which sequence comes next and when a request has ended. Not responsible for models
+(``SpeechBackend``) or for the threads that call it (loop.py): it serves one at a time.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
+import torch
 
 from chatterbox_opt.audio.watermark import Watermark
 from chatterbox_opt.config.model_config import SAMPLE_RATE
-from chatterbox_opt.engine.retries import ChunkAttempts
+from chatterbox_opt.engine.retries import retry
 from chatterbox_opt.engine.sequence import (
     REQUEST_ERRORS,
-    Attempt,
-    ChunkRequest,
-    ChunkResult,
-    NextChunk,
+    Capacity,
+    RequestState,
+    Sequence,
+    Status,
 )
-from chatterbox_opt.request import Piece, Request, Result
-from chatterbox_opt.utils.closing import Closing
-
-StartRequest = Callable[[Request, int], list[ChunkAttempts]]
-FinishChunk = Callable[[ChunkAttempts, Attempt], "Future[Piece]"]
-SynthesizeChunks = Callable[[NextChunk], Iterator[ChunkResult]]
+from chatterbox_opt.errors import RequestCancelledError
+from chatterbox_opt.request import Piece
 
 
-@dataclass(slots=True, eq=False)
-class _RequestState:
-    """A running request and its pieces, each None until it is synthesized."""
+class SpeechBackend(Protocol):
+    """Turns sequences into audio: ``Pipeline`` or ``UpstreamBackend``.
 
-    id: str
-    seed: int
-    pieces: list[Future[Piece] | None]
-    failed: bool = False
+    Attributes:
+        device: the model's.
+        group: sequences that it renders together, at most.
+    """
 
-    def result(self) -> Result:
-        """The result; waits for its pieces."""
-        pieces = tuple(piece.result() for piece in self.pieces if piece is not None)
-        return Result(self.id, self.seed, pieces)
+    device: torch.device
+    group: int
 
     @property
-    def finished(self) -> bool:
-        """Whether all pieces are finished."""
-        return all(piece is not None and piece.done() for piece in self.pieces)
+    def idle(self) -> bool:
+        """Whether it holds no sequence."""
+        ...
+
+    @property
+    def empty(self) -> bool:
+        """Whether no sequence is being decoded."""
+        ...
+
+    @property
+    def free_slots(self) -> int:
+        """Sequences that could be admitted now."""
+        ...
+
+    def open(self, capacity: Capacity) -> None:
+        """Set what is allocated, while no sequence is decoded; a fixed capacity ignores it."""
+        ...
+
+    def admit(self, sequence: Sequence) -> bool:
+        """Put a sequence into a decode slot; False if there is none for it now."""
+        ...
+
+    def step(self) -> list[Sequence]:
+        """Work up to the next point at which sequences can be admitted or removed.
+
+        Returns:
+            the sequences that left the backend: with audio, with an error, or with the status
+            WAITING, to be admitted again.
+        """
+        ...
+
+    def remove(self, sequence: Sequence) -> None:
+        """Drop a sequence that was admitted; one that is being rendered is finished first."""
+        ...
+
+    def release(self) -> None:
+        """Drop all sequences; free what belongs to slots and threads."""
+        ...
+
+    def close(self) -> None:
+        """Free the model and the device's memory."""
+        ...
 
 
 class Scheduler:
-    """One run over requests; call ``results`` once."""
+    """All requests of an engine."""
 
     def __init__(
-        self,
-        requests: Iterable[Request],
-        seed_of: Callable[[Request], int],
-        begin: StartRequest,
-        finish: FinishChunk,
+        self, backend: SpeechBackend, watermark: Watermark | None, *, overlap: bool
     ) -> None:
-        """Prepare a run.
+        """Start without requests.
 
         Args:
-            seed_of: returns a request's own seed, or a random one.
-            begin: (request, seed) -> its chunks; may raise one of ``REQUEST_ERRORS``.
-            finish: (chunk, best attempt) -> its piece, computed inline or on another thread.
+            watermark: added to all audio.
+            overlap: add it on a thread, in parallel with the stages. Not useful on a CPU, where
+                the thread would compete with them for the cores.
         """
-        self._requests = iter(requests)
-        self._seed_of, self._begin, self._finish = seed_of, begin, finish
-        self._chunks: deque[tuple[ChunkAttempts, _RequestState]] = deque()
-        self._running: dict[ChunkAttempts, _RequestState] = {}
-        self._failed: deque[Result] = deque()
-        self._complete: deque[_RequestState] = deque()
-        self._source_error: Exception | None = None
+        self._backend, self._watermark, self._overlap = backend, watermark, overlap
+        self._requests: dict[RequestState, None] = {}  # that have not ended, in order
+        self._waiting: deque[RequestState] = deque()  # that have waiting sequences, next first
+        self._finisher: ThreadPoolExecutor | None = None
 
-    def results(self, synthesize: SynthesizeChunks) -> Iterator[Result]:
-        """Yield results as they finish.
+    @property
+    def idle(self) -> bool:
+        """Whether no request is left."""
+        return not self._requests
 
-        Raises:
-            Exception: the requests' iterator failed; running requests are finished first.
-        """
-        for attempts, outcome in run_with_retries(self._next_chunk, synthesize):
-            self._on_chunk(attempts, self._running.pop(attempts), outcome)
-            while self._failed:
-                yield self._failed.popleft()
-            while self._complete and self._complete[0].finished:
-                yield self._complete.popleft().result()
-        yield from self._failed
-        for state in self._complete:
-            yield state.result()
-        if self._source_error is not None:
-            raise self._source_error
+    @property
+    def queued(self) -> int:
+        """Requests of which no sequence was admitted yet."""
+        return sum(request.admitted is None for request in self._waiting)
 
-    def _next_chunk(self) -> ChunkAttempts | None:
-        """The next chunk; splits a new request if no chunk is waiting."""
-        while True:
-            while self._chunks:
-                attempts, state = self._chunks.popleft()
-                if not state.failed:
-                    self._running[attempts] = state
-                    return attempts
-            try:
-                request = next(self._requests, None)
-            except REQUEST_ERRORS as error:  # raised once the running requests have finished
-                self._source_error, request = error, None
-            if request is None:
-                return None
-            self._split(request)
+    def room(self, capacity: Capacity) -> int:
+        """Slots that are free for sequences of another request with this capacity."""
+        free = capacity.slots if self._backend.empty else self._backend.free_slots
+        return free - sum(len(request.waiting) for request in self._waiting)
 
-    def _split(self, request: Request) -> None:
-        seed = self._seed_of(request)
+    def add(self, request: RequestState) -> None:
+        """Append a request with at least one sequence."""
+        self._requests[request] = None
+        self._waiting.append(request)
+
+    def cancel(self, request: RequestState) -> None:
+        """End a request with ``RequestCancelledError``; its slots are free at once."""
+        self._end(request, RequestCancelledError("the request was cancelled"))
+
+    def step(self) -> None:
+        """Move all requests on, up to the next point at which slots can change hands."""
+        self._admit()
+        for sequence in self._backend.step():
+            self._on_attempt(sequence)
+        self._emit()
+
+    def abort(self, error: Exception) -> None:
+        """End all requests with an error, whatever state an interrupted step has left."""
+        self.release()
+        for request in list(self._requests):
+            self._end(request, error)
+
+    def release(self) -> None:
+        """Free what belongs to slots and threads, when no request is left."""
+        self._backend.release()
+        if self._finisher is not None:
+            self._finisher.shutdown(cancel_futures=True)
+            self._finisher = None
+
+    # --- admission ----------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        if self._waiting and self._backend.empty:
+            self._backend.open(self._capacity())
+        while self._waiting:
+            request = self._waiting[0]
+            start = time.perf_counter()
+            if not self._backend.admit(request.waiting[0]):
+                return
+            if request.admitted is None:
+                request.admitted = start
+            request.waiting.popleft()
+            self._waiting.popleft()
+            if request.waiting:
+                self._waiting.append(request)
+
+    def _capacity(self) -> Capacity:
+        """What the requests need together."""
+        needs = [request.capacity for request in self._requests]
+        return Capacity(
+            slots=max(need.slots for need in needs),
+            use_cfg=any(need.use_cfg for need in needs),
+            group=min(need.group for need in needs),
+        )
+
+    def _wait_again(self, sequence: Sequence) -> None:
+        request = sequence.request
+        request.waiting.appendleft(sequence)
+        if request in self._waiting:
+            self._waiting.remove(request)
+        self._waiting.appendleft(request)
+
+    # --- what the backend returns -------------------------------------------------------------
+
+    def _on_attempt(self, sequence: Sequence) -> None:
+        """Decode again, retry with another seed, finish, or fail the request."""
+        request = sequence.request
+        if request.result is not None:  # cancelled while it was rendered
+            sequence.end(Status.CANCELLED)
+            return
+        if sequence.status is Status.WAITING or retry(sequence):
+            self._wait_again(sequence)
+            return
+        request.decoded = time.perf_counter()
+        if sequence.best is None:
+            assert sequence.error is not None
+            self._end(request, sequence.error)
+            return
+        request.finishing[sequence.index] = self._finish(sequence, sequence.best)
+        sequence.end(Status.DONE)
+
+    def _finish(self, sequence: Sequence, best: Piece) -> Future[Piece]:
+        """Add watermark and pause: on a thread, or at once."""
+        best = replace(best, seconds=sequence.seconds)
+        mark = None if sequence.request.tokens_only else self._watermark
+        work = functools.partial(_finished, best, sequence.chunk.pause, mark)
+        if self._overlap:
+            self._finisher = self._finisher or ThreadPoolExecutor(1, "finish")
+            return self._finisher.submit(work)
+        done: Future[Piece] = Future()
         try:
-            chunks = self._begin(request, seed)
+            done.set_result(work())
         except REQUEST_ERRORS as error:
-            self._failed.append(Result(request.id, seed, error=error))
-            return
-        state = _RequestState(request.id, seed, [None] * len(chunks))
-        self._chunks.extend((attempts, state) for attempts in chunks)
+            done.set_exception(error)
+        return done
 
-    def _on_chunk(
-        self, attempts: ChunkAttempts, state: _RequestState, outcome: Attempt | Exception
-    ) -> None:
-        if state.failed:
-            return
-        if isinstance(outcome, Exception):
-            state.failed = True
-            self._failed.append(Result(state.id, state.seed, error=outcome))
-            return
-        state.pieces[attempts.index] = self._finish(attempts, outcome)
-        if None not in state.pieces:
-            self._complete.append(state)
-
-
-def run_with_retries(
-    next_chunk: Callable[[], ChunkAttempts | None], synthesize: SynthesizeChunks
-) -> Iterator[tuple[ChunkAttempts, Attempt | Exception]]:
-    """Synthesize chunks until there are none; yield each with its best attempt, or its error.
-
-    Retries come before new chunks.
-
-    Args:
-        next_chunk: called whenever a slot is free; returns None if no chunk is left.
-    """
-    retries: deque[ChunkAttempts] = deque()
-    running: dict[ChunkRequest, ChunkAttempts] = {}
-
-    def next_request() -> ChunkRequest | None:
-        attempts = retries.popleft() if retries else next_chunk()
-        if attempts is None:
-            return None
-        request = attempts.next_request()
-        running[request] = attempts
-        return request
-
-    while True:
-        for request, result in synthesize(next_request):
-            attempts = running.pop(request)
-            outcome = attempts.on_result(result)
-            if outcome is None:
-                retries.append(attempts)
+    def _emit(self) -> None:
+        """Hand over finished pieces, each request's in order; wait if there is nothing else."""
+        wait = self._backend.idle and not self._waiting
+        for request in [request for request in self._requests if request.finishing]:
+            try:
+                while (future := request.finishing.get(request.emitted)) is not None:
+                    if not (wait or future.done()):
+                        break
+                    piece = future.result()
+                    del request.finishing[request.emitted]
+                    request.emit(piece)
+            except REQUEST_ERRORS as error:
+                self._end(request, error)
             else:
-                yield attempts, outcome
-        if not retries:
+                if request.emitted == len(request.sequences):
+                    self._end(request)
+
+    def _end(self, request: RequestState, error: Exception | None = None) -> None:
+        """End a request and drop what is left of it; does nothing if it has ended."""
+        if self._requests.pop(request, self) is self:
             return
+        if request in self._waiting:
+            self._waiting.remove(request)
+        left = Status.CANCELLED if isinstance(error, RequestCancelledError) else Status.FAILED
+        for sequence in request.sequences:
+            if sequence.status is not Status.DONE:
+                self._backend.remove(sequence)
+                sequence.end(left)
+        request.waiting.clear()
+        request.finishing.clear()
+        request.end(error)
 
 
-def finish_chunk(attempts: ChunkAttempts, best: Attempt, watermark: Watermark | None) -> Piece:
-    """Add watermark and pause to a chunk's audio."""
-    chunk, output = attempts.chunk, best.output
-    wave, seconds = output.wave, dict(output.seconds)
+def _finished(best: Piece, pause: float, watermark: Watermark | None) -> Piece:
+    """A sequence's best attempt with watermark and pause."""
+    wave, seconds = best.samples, dict(best.seconds)
     if watermark:
         start = time.perf_counter()
         wave = watermark.apply(wave)
         seconds["watermark"] = time.perf_counter() - start
-    silence = np.zeros(round(chunk.pause * SAMPLE_RATE), dtype=np.float32)
-    samples = np.concatenate((wave, silence))
-    return Piece(samples, chunk.text, output.tokens, seconds, best.faults, best.attempts)
-
-
-class ChunkFinisher(Closing):
-    """Finishes the chunks of a batch. Use it as a context manager."""
-
-    def __init__(self, watermark: Watermark | None, *, overlap: bool) -> None:
-        """Prepare.
-
-        Args:
-            overlap: run on a thread, in parallel with the stages. Not useful on a CPU, where the
-                thread would compete with them for the cores.
-        """
-        self._watermark = watermark
-        self._thread = ThreadPoolExecutor(1) if overlap else None
-
-    def close(self) -> None:
-        """Wait for the chunk in work; those that wait for the thread are dropped."""
-        if self._thread is not None:
-            self._thread.shutdown(cancel_futures=True)
-
-    def finish(self, attempts: ChunkAttempts, best: Attempt) -> Future[Piece]:
-        """The future of the chunk's piece; already done without a thread."""
-        if self._thread is not None:
-            return self._thread.submit(finish_chunk, attempts, best, self._watermark)
-        done: Future[Piece] = Future()
-        done.set_result(finish_chunk(attempts, best, self._watermark))
-        return done
+    silence = np.zeros(round(pause * SAMPLE_RATE), dtype=np.float32)
+    return replace(best, samples=np.concatenate((wave, silence)), seconds=seconds)

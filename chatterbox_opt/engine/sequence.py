@@ -1,27 +1,34 @@
-"""The values passed between the parts of the engine for one chunk: request, tokens, audio, attempt.
+"""A sequence (one chunk from text to audio) and its request: the engine's only per-text state.
 
-Responsible for these values and for which errors fail one request only. Not responsible for
-computing them.
+Responsible for this state, for the seed of each attempt, and for which errors fail one request
+only. Not responsible for changing it: scheduler.py, decoder.py and renderer.py do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias
 
 from chatterbox_opt.errors import ChatterboxOptError
-from chatterbox_opt.request import Wave
-from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.request import Metrics, Piece, Progress, Result, Wave
+from chatterbox_opt.sampling import Sampling, chunk_seed
 from chatterbox_opt.text.chunking import Chunk
+from chatterbox_opt.utils.event_queue import EventQueue
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+    from concurrent.futures import Future
 
+    import torch
+
+    from chatterbox_opt.engine.quality import Guard
+    from chatterbox_opt.models.t3.model import Prompt
+    from chatterbox_opt.runtime.cuda import GeneratorState
     from chatterbox_opt.voice import Voice
 
-OnToken = Callable[[int], None]
 # The errors that fail one request and not its batch: our own, and those that torch, numpy,
 # tokenizers and file systems raise. RuntimeError includes torch.OutOfMemoryError and the errors of
 # CUDA and torch.compile. Nearly all of ``Exception``, enumerated so that programming errors
@@ -29,71 +36,214 @@ OnToken = Callable[[int], None]
 # they must not be reported as a request's failure. ImportError and ArithmeticError are not caught
 # either.
 REQUEST_ERRORS = (ChatterboxOptError, RuntimeError, ValueError, LookupError, OSError, MemoryError)
+SEEDS_PER_ATTEMPT = 4  # an attempt without any speech tokens is repeated with three more seeds
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ChunkRequest:
-    """One attempt at one chunk of text, as requested from T3.
+Event: TypeAlias = "tuple[RequestState, Progress | Piece | Result]"
+OnProgress: TypeAlias = "Callable[[RequestState, Progress], None]"
+
+
+class Status(Enum):
+    """Where a sequence is; the last three are final."""
+
+    WAITING = "waiting"
+    DECODING = "decoding"
+    RENDERING = "rendering"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class DecodeMode(Enum):
+    """How a sequence is decoded. After failures it moves down this list (decoder.py)."""
+
+    BATCHED = "batched with the backend of the plan"
+    EAGER = "batched with eager steps"
+    ALONE = "alone with eager steps"
+    FLOAT32 = "alone with eager steps in float32"
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a backend allocates for a request; never changes the output.
 
     Attributes:
-        seed: of this attempt; ``sampling.seed`` is ignored.
-        on_token: called at every speech token with the number generated so far.
+        slots: the maximum number of sequences decoded at once.
+        use_cfg: cfg_weight may be above 0, which needs a second row per sequence.
+        group: sequences that flow and vocoder render together, at most; 1 renders each at once.
     """
 
+    slots: int = 1
+    use_cfg: bool = True
+    group: int = 1
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One chunk, from text to audio.
+
+    Attributes:
+        index: of the chunk in its request.
+        attempt: the number in the seed; see ``seed``.
+        prompt: text and voice on the device, while it is decoded.
+        generator: one serves the three stages in order, as upstream's global one does.
+        tokens: speech tokens of this attempt.
+        truncated: T3 reached its limit without a stop token.
+        audio: float32 [n] in [-1, 1] at 24 kHz, without watermark.
+        error: why this attempt has no audio.
+        seconds: processing time by stage, of all attempts; an equal share of what was processed
+            together. Rendering that overlaps with T3 counts in full.
+        best: the best attempt so far, without watermark and pause.
+        forced_tokens: replace the sampled ones (teacher forcing), to compare precisions.
+        max_tokens, position, unread, generator_states: of its decode slot: the length at which it
+            is truncated, the KV cache position of its last token, tokens drawn since the last
+            readback, and the generator's state after each of them.
+    """
+
+    request: RequestState
+    index: int
     chunk: Chunk
     voice: Voice
     sampling: Sampling
-    seed: int
-    on_token: OnToken
-
-
-@dataclass(frozen=True, slots=True)
-class TokenOutput:
-    """The speech tokens of a chunk request.
-
-    Attributes:
-        tokens: int64 [T] on the CPU, only ids that encode audio (below 6561).
-        truncated: T3 reached its limit without a stop token.
-        generator: in its state after T3; flow and vocoder continue to draw from it.
-    """
-
-    request: ChunkRequest
-    tokens: Tensor
-    truncated: bool
-    generator: torch.Generator
-
-
-TokenResult = TokenOutput | tuple[ChunkRequest, Exception]
-NextChunk = Callable[[], ChunkRequest | None]
-
-
-@dataclass(frozen=True, slots=True)
-class AudioOutput:
-    """The audio of a chunk request.
-
-    Attributes:
-        wave: float32 [n] in [-1, 1] at 24 kHz, without watermark.
-        tokens: the number of speech tokens that it was rendered from.
-        seconds: processing time by stage; an equal share if several were processed together.
-            Rendering that overlaps with T3 counts in full, so the sum may exceed the elapsed time.
-        codes: the speech tokens; empty from plain Chatterbox, which does not return them.
-        truncated: T3 reached its limit without a stop token.
-    """
-
-    wave: Wave
-    tokens: int
-    seconds: Mapping[str, float]
-    codes: tuple[int, ...] = ()
+    status: Status = Status.WAITING
+    mode: DecodeMode = DecodeMode.BATCHED
+    attempt: int = 0
+    prompt: Prompt | None = None
+    generator: torch.Generator | None = None
+    tokens: list[int] = field(default_factory=list)
     truncated: bool = False
+    audio: Wave | None = None
+    error: Exception | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    best: Piece | None = None
+    forced_tokens: tuple[int, ...] = ()
+    max_tokens: int = 0
+    position: int = 0
+    unread: int = 0
+    generator_states: deque[GeneratorState] = field(default_factory=deque)
+
+    @property
+    def seed(self) -> int:
+        """Of this attempt; follows from the request's seed, ``index`` and ``attempt``."""
+        return chunk_seed(self.request.seed, self.index, self.attempt)
+
+    def restart(self, mode: DecodeMode | None = None) -> None:
+        """Wait for a slot again: the same seed, hence the same tokens."""
+        self.status, self.mode = Status.WAITING, mode or self.mode
+        self.prompt = self.generator = self.audio = self.error = None
+        self.tokens, self.truncated, self.unread = [], False, 0
+        self.generator_states.clear()
+
+    def next_attempt(self, attempt: int) -> None:
+        """Wait for a slot with another seed."""
+        self.attempt = attempt
+        self.restart(DecodeMode.BATCHED)
+
+    def fail(self, error: Exception) -> None:
+        """End this attempt."""
+        self.status, self.error = Status.FAILED, error
+
+    def end(self, status: Status) -> None:
+        """Enter a final status and free memory; only the tokens stay."""
+        self.status = status
+        self.prompt = self.generator = self.audio = self.best = None
+        self.generator_states.clear()
+
+    def append(self, token: int) -> None:
+        """Append a speech token and report it."""
+        self.tokens.append(token)
+        self.request.on_token(self)
+
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        """Add processing time."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
-ChunkResult: TypeAlias = "tuple[ChunkRequest, AudioOutput | Exception]"
+@dataclass(slots=True, eq=False)
+class RequestState:
+    """A request while the engine works on it.
+
+    Attributes:
+        seed: of the whole text.
+        capacity: what it needs of the backend.
+        guard: retries chunks with faults; None uses the first attempt that has audio.
+        on_progress: called at every speech token, in a step; must not raise.
+        tokens_only: stop after T3; pieces have no samples.
+        sequences: its chunks in order.
+        events: where its pieces and then its result go.
+        waiting: its sequences without a slot, retries first.
+        finishing: pieces that get their watermark, by index.
+        emitted: number of pieces in ``events``.
+        result: None until it has ended.
+        added, admitted, first_token, decoded, first_audio, ended: ``time.perf_counter`` values,
+            None until then; ``decoded`` is when its last sequence so far left T3.
+    """
+
+    id: str
+    seed: int
+    capacity: Capacity = field(default_factory=Capacity)
+    guard: Guard | None = None
+    on_progress: OnProgress | None = None
+    tokens_only: bool = False
+    sequences: list[Sequence] = field(default_factory=list)
+    events: EventQueue[Event] = field(default_factory=EventQueue)
+    waiting: deque[Sequence] = field(default_factory=deque)
+    finishing: dict[int, Future[Piece]] = field(default_factory=dict)
+    emitted: int = 0
+    result: Result | None = None
+    added: float = field(default_factory=time.perf_counter)
+    admitted: float | None = None
+    first_token: float | None = None
+    decoded: float | None = None
+    first_audio: float | None = None
+    ended: float | None = None
+
+    def add_chunks(self, chunks: Iterable[Chunk], voice: Voice, sampling: Sampling) -> None:
+        """Append one waiting sequence per chunk."""
+        for chunk in chunks:
+            sequence = Sequence(self, len(self.sequences), chunk, voice, sampling)
+            self.sequences.append(sequence)
+            self.waiting.append(sequence)
+
+    def on_token(self, sequence: Sequence) -> None:
+        """Report a sequence's new token."""
+        if self.first_token is None:
+            self.first_token = time.perf_counter()
+        if self.on_progress is not None:
+            chunks, letters = len(self.sequences), len(sequence.chunk.text)
+            self.on_progress(self, Progress(sequence.index, chunks, letters, len(sequence.tokens)))
+
+    def emit(self, piece: Piece) -> None:
+        """Hand the next piece to the consumer."""
+        if self.first_audio is None:
+            self.first_audio = time.perf_counter()
+        self.emitted += 1
+        self.events.put((self, piece))
+
+    def end(self, error: Exception | None) -> None:
+        """Hand the result to the consumer; its pieces were handed over before."""
+        self.ended = time.perf_counter()
+        self.result = Result(self.id, self.seed, error=error, metrics=self.metrics())
+        self.events.put((self, self.result))
+
+    def metrics(self) -> Metrics:
+        """The times so far."""
+
+        def since(begin: float | None, end: float | None) -> float | None:
+            return None if begin is None or end is None else end - begin
+
+        decoding = since(self.admitted, self.decoded)
+        tokens = sum(len(sequence.tokens) for sequence in self.sequences)
+        return Metrics(
+            queued=since(self.added, self.admitted),
+            prefill=since(self.admitted, self.first_token),
+            first_token=since(self.added, self.first_token),
+            first_audio=since(self.added, self.first_audio),
+            done=since(self.added, self.ended),
+            tokens_per_second=tokens / decoding if decoding else None,
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One chunk's audio, its faults, and how many attempts were made."""
-
-    output: AudioOutput
-    faults: tuple[str, ...] = ()
-    attempts: int = 1
+def put_progress(request: RequestState, progress: Progress) -> None:
+    """The ``on_progress`` that makes progress an event: whoever waits for it may raise errors."""
+    request.events.put((request, progress))

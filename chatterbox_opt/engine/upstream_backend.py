@@ -9,22 +9,14 @@ import contextlib
 import dataclasses
 import io
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from chatterbox_opt.audio.watermark import STDOUT_LOCK
 from chatterbox_opt.checkpoints.registry import Checkpoint
-from chatterbox_opt.config.model_config import SAMPLE_RATE, TOKEN_RATE, ModelConfig
-from chatterbox_opt.engine.backend import ONE_AT_A_TIME, BatchOptions
-from chatterbox_opt.engine.sequence import (
-    REQUEST_ERRORS,
-    AudioOutput,
-    ChunkRequest,
-    ChunkResult,
-    NextChunk,
-)
+from chatterbox_opt.config.model_config import ModelConfig
+from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Capacity, Sequence, Status
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.voice import Voice
@@ -38,9 +30,11 @@ class UpstreamBackend:
         device: the model's.
     """
 
+    group = 1
+
     def __init__(self, model: Any, device: torch.device) -> None:
-        self.model = model
-        self.device = device
+        self.model, self.device = model, device
+        self._admitted: Sequence | None = None
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: torch.device) -> UpstreamBackend:
@@ -66,26 +60,52 @@ class UpstreamBackend:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def synthesize_chunks(
-        self, next_chunk: NextChunk, options: BatchOptions = ONE_AT_A_TIME
-    ) -> Iterator[ChunkResult]:
-        """Synthesize requests one after the other.
+    @property
+    def idle(self) -> bool:
+        return self._admitted is None
 
-        ``options`` are ignored: upstream's capacity is fixed, one sequence of two rows.
-        """
-        while (request := next_chunk()) is not None:
-            try:
-                yield request, self._generate(request)
-            except REQUEST_ERRORS as error:
-                yield request, error
+    @property
+    def empty(self) -> bool:
+        return self.idle
 
-    def _generate(self, request: ChunkRequest) -> AudioOutput:
+    @property
+    def free_slots(self) -> int:
+        return 1 if self.idle else 0
+
+    def open(self, capacity: Capacity) -> None:
+        """Does nothing: upstream's capacity is fixed, one sequence of two rows."""
+
+    def admit(self, sequence: Sequence) -> bool:
+        if self._admitted is not None:
+            return False
+        self._admitted, sequence.status = sequence, Status.DECODING
+        return True
+
+    def step(self) -> list[Sequence]:
+        """Generate the admitted sequence."""
+        sequence, self._admitted = self._admitted, None
+        if sequence is None:
+            return []
+        try:
+            self._generate(sequence)
+        except REQUEST_ERRORS as error:
+            sequence.fail(error)
+        return [sequence]
+
+    def remove(self, sequence: Sequence) -> None:
+        if self._admitted is sequence:
+            self._admitted = None
+
+    def release(self) -> None:
+        self._admitted = None
+
+    def _generate(self, sequence: Sequence) -> None:
         """Run upstream's ``generate``, with its own sampling loop, progress bar and watermark.
 
         Raises:
             InputError: a sampling parameter that upstream does not support.
         """
-        sampling = request.sampling
+        sampling = sequence.sampling
         defaults, fixed = Sampling(), ("max_tokens", "cfm_steps", "top_k")
         if 0 in (sampling.temperature, sampling.cfg_weight) or any(
             getattr(sampling, name) != getattr(defaults, name) for name in fixed
@@ -96,14 +116,14 @@ class UpstreamBackend:
                 "unset DISABLE_OPTIMIZATION"
             )
         self.model.conds = upstream_conditionals(
-            request.voice.to(self.device), sampling.exaggeration
+            sequence.voice.to(self.device), sampling.exaggeration
         )
         devices = [self.device] if self.device.type == "cuda" else []
         start = time.perf_counter()
         with torch.random.fork_rng(devices):
-            torch.manual_seed(request.seed)
+            torch.manual_seed(sequence.seed)
             wave = self.model.generate(
-                request.chunk.source,
+                sequence.chunk.source,
                 repetition_penalty=sampling.repetition_penalty,
                 min_p=sampling.min_p,
                 top_p=sampling.top_p,
@@ -111,10 +131,9 @@ class UpstreamBackend:
                 cfg_weight=sampling.cfg_weight,
                 temperature=sampling.temperature,
             )
-        samples = wave[0].numpy()
-        tokens = round(len(samples) / SAMPLE_RATE * TOKEN_RATE)
-        request.on_token(tokens)
-        return AudioOutput(samples, tokens, {"upstream": time.perf_counter() - start})
+        sequence.audio = wave[0].numpy()
+        sequence.add_seconds("upstream", time.perf_counter() - start)
+        sequence.request.on_token(sequence)
 
 
 def upstream_conditionals(voice: Voice, exaggeration: float) -> Any:

@@ -4,8 +4,9 @@
     NaN/Inf in fp16/bf16   -> the same work again in float32 -> NumericsError
 
 Responsible for the fallbacks above, and for which errors of a step are set-up errors. Not
-responsible for T3's fallbacks (engine/t3_runner.py), text or files. Flow and vocoder may be called
-from two threads (overlap.py): a lock serializes them, and stages are moved only while neither runs.
+responsible for T3's fallbacks (engine/decoder.py), text or files. Flow and vocoder may be called
+from two threads (engine/renderer.py): a lock serializes them, and stages are moved only while
+neither runs.
 """
 
 from __future__ import annotations
@@ -79,13 +80,11 @@ class RecoveryPolicy:
 
     Attributes:
         lock: held while flow or vocoder run, or stages are moved.
-        step_failures: of T3's fused or compiled step since it last succeeded (t3_runner.py).
     """
 
     def __init__(self, placement: StagePlacement) -> None:
         self.placement = placement
         self.lock = threading.RLock()
-        self.step_failures = 0
         self._warned: set[str] = set()
 
     def warn_once(self, message: str) -> None:

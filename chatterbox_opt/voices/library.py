@@ -7,6 +7,7 @@ a cache in memory over the one on disk (voices/store.py). Not responsible for en
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -46,6 +47,7 @@ class VoiceLibrary:
     def __init__(self, checkpoint: Checkpoint, store: VoiceStore) -> None:
         self._checkpoint, self._store = checkpoint, store
         self._cached: dict[str, Voice] = {}
+        self._lock = threading.Lock()  # a voice that two threads need is computed once
 
     def clear(self) -> None:
         """Drop the Voices in memory; the store keeps its own."""
@@ -63,11 +65,12 @@ class VoiceLibrary:
             InputError: None was passed and the model has no voice of its own.
         """
         located = self._locate(source)
-        if located.key not in self._cached:
-            if len(self._cached) >= MAX_CACHED:
-                del self._cached[next(iter(self._cached))]  # the oldest
-            self._cached[located.key] = self._load(located)
-        return self._cached[located.key]
+        with self._lock:
+            if located.key not in self._cached:
+                if len(self._cached) >= MAX_CACHED:
+                    del self._cached[next(iter(self._cached))]  # the oldest
+                self._cached[located.key] = self._load(located)
+            return self._cached[located.key]
 
     def _locate(self, source: str | os.PathLike[str] | None) -> _Source:
         if source is None:

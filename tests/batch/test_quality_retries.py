@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ from helpers.common import ROOT, SAMPLE
 from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.engine.quality import Guard, find_faults
-from chatterbox_opt.engine.retries import ChunkAttempts
-from chatterbox_opt.engine.sequence import AudioOutput, ChunkRequest
+from chatterbox_opt.engine.retries import retry
+from chatterbox_opt.engine.sequence import RequestState, Status
 from chatterbox_opt.errors import NumericsError, SilenceError, TextError, VoiceError
 from chatterbox_opt.text.chunking import Chunk
 
@@ -22,13 +22,25 @@ NOISE = np.random.default_rng(0)
 SHORT = Sampling(seed=1, max_tokens=12)
 
 
-def audio(seconds: float, *, codes=None, truncated=False, silence=(0.0, 0.0)) -> AudioOutput:
+@dataclass(frozen=True)
+class Output:
+    """What an attempt gave."""
+
+    wave: np.ndarray
+    codes: tuple[int, ...]
+    truncated: bool = False
+
+    def faults(self, text: str) -> tuple[str, ...]:
+        return find_faults(text, self.wave, self.codes, truncated=self.truncated)
+
+
+def audio(seconds: float, *, codes=None, truncated=False, silence=(0.0, 0.0)) -> Output:
     wave = NOISE.uniform(-0.5, 0.5, round(seconds * SAMPLE_RATE)).astype(np.float32)
     start, end = (round(edge * SAMPLE_RATE) for edge in silence)
     wave[start:end] *= 0.001
     if codes is None:
         codes = NOISE.integers(0, 6561, round(seconds * 25)).tolist()
-    return AudioOutput(wave, len(codes), {"t3": 1.0}, tuple(codes), truncated)
+    return Output(wave, tuple(codes), truncated)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +63,7 @@ def audio(seconds: float, *, codes=None, truncated=False, silence=(0.0, 0.0)) ->
     ],
 )
 def test_good_audio_has_no_fault(text, sound):
-    assert find_faults(text, sound) == ()
+    assert sound.faults(text) == ()
 
 
 @pytest.mark.parametrize(
@@ -69,21 +81,28 @@ def test_good_audio_has_no_fault(text, sound):
     ],
 )
 def test_bad_audio_has_a_fault(sound, fault):
-    [found] = find_faults(SENTENCE, sound)
+    [found] = sound.faults(SENTENCE)
     assert found.startswith(fault)
 
 
-def judged(retries: int, takes: list[AudioOutput]):
-    """The attempt that is kept for a chunk with these outputs."""
-    attempts = ChunkAttempts(
-        Chunk(SENTENCE), 0, None, SHORT, seed=1, on_token=print, guard=Guard(retries)
-    )
-    seeds = set()
-    for number, sound in enumerate(takes, 1):
-        seeds.add(attempts.next_request().seed)
-        if (kept := attempts.on_result(sound)) is not None:
+def judged(retries: int, takes: list[Output | Exception]):
+    """The attempt that is kept for a chunk with these outputs, or the error."""
+    request = RequestState("a", 1, guard=Guard(retries))
+    request.add_chunks([Chunk(SENTENCE)], None, SHORT)
+    [sequence], seeds = request.sequences, set()
+    for number, output in enumerate(takes, 1):
+        seeds.add(sequence.seed)
+        sequence.add_seconds("t3", 1.0)
+        if isinstance(output, Exception):
+            sequence.fail(output)
+        else:
+            sequence.audio, sequence.tokens = output.wave, list(output.codes)
+            sequence.truncated = output.truncated
+        if not retry(sequence):
             assert (len(seeds), number) == (len(takes), len(takes)), "each has its own seed"
-            return kept
+            assert sequence.seconds == {"t3": number}
+            return sequence.best or sequence.error
+        assert sequence.status is Status.WAITING and sequence.audio is None
     raise AssertionError("more attempts were requested than expected")
 
 
@@ -98,16 +117,16 @@ def test_the_bounds_with_a_trained_model():
             *(ROOT / "training/pico/sentences/everyday.txt").read_text().splitlines()[:18],
         ]
         for i, text in enumerate(texts):
-            [chunk] = speaker._chunks(text)
-            voice = speaker.voice(names[i % len(names)])
-            outputs = ChunkRequest(chunk, voice, Sampling(), i, lambda n: None)
-            [(_, good)] = speaker.pipeline.synthesize_chunks(iter([outputs, None]).__next__)
-            assert find_faults(chunk.text, good) == (), text
+            voice, sampling = speaker.voice(names[i % len(names)]), Sampling(seed=i)
+            [piece] = speaker.pieces(text, voice, sampling)
+            codes = speaker.speech_tokens(text, voice, sampling).tolist()
+            good = Output(piece.samples[: len(codes) * SAMPLE_RATE // 25], tuple(codes))
+            assert good.faults(piece.text) == (), text
             for fault, faulty in insert_faults(good):
-                assert find_faults(chunk.text, faulty), f"{fault}: {text}"
+                assert faulty.faults(piece.text), f"{fault}: {text}"
 
 
-def insert_faults(good: AudioOutput) -> Iterator[tuple[str, AudioOutput]]:
+def insert_faults(good: Output) -> Iterator[tuple[str, Output]]:
     """A good output with one fault inserted."""
     wave, codes = good.wave, good.codes
     middle = len(codes) // 2
@@ -123,22 +142,23 @@ def insert_faults(good: AudioOutput) -> Iterator[tuple[str, AudioOutput]]:
 def test_the_best_of_the_attempts_is_kept():
     bad, worse, good = audio(20), audio(30, truncated=True), audio(2.6)
     best = judged(5, [worse, bad, good])
-    assert best.output.wave is good.wave
-    assert (best.faults, best.attempts, best.output.seconds) == ((), 3, {"t3": 3.0})
+    assert best.samples is good.wave
+    assert (best.faults, best.attempts) == ((), 3)
     best = judged(1, [worse, bad])
-    assert best.output.wave is bad.wave
+    assert best.samples is bad.wave
+    assert best.attempts == 2
     assert len(best.faults) == 1
     assert judged(0, [worse]).attempts == 1
     nearer = judged(2, [audio(90), audio(20), audio(60)])
-    assert len(nearer.output.wave) == 20 * SAMPLE_RATE
+    assert len(nearer.samples) == 20 * SAMPLE_RATE
 
 
 def test_a_failed_attempt_does_not_discard_the_earlier_ones():
     bad = audio(20)
     silent = SilenceError("nothing")
-    assert judged(2, [bad, NumericsError("not finite")]).output.wave is bad.wave
+    assert judged(2, [bad, NumericsError("not finite")]).samples is bad.wave
     assert isinstance(judged(2, [NumericsError("not finite")]), NumericsError)
-    assert judged(2, [bad, silent, silent, silent, silent]).output.wave is bad.wave
+    assert judged(2, [bad, silent, silent, silent, silent]).samples is bad.wave
     assert judged(2, [silent] * 4) is silent
 
 
@@ -169,7 +189,7 @@ def test_results_have_ids_and_errors_are_values(engine, tmp_path):
 
 
 def test_an_exception_for_one_text_fails_only_that_one(engine, monkeypatch):
-    plain = engine.pipeline.tokenizer
+    plain = engine.pipeline.decoder.tokenizer
 
     class Fragile:
         def encode(self, text):
@@ -177,7 +197,7 @@ def test_an_exception_for_one_text_fails_only_that_one(engine, monkeypatch):
                 raise RuntimeError("index out of range")
             return plain.encode(text)
 
-    monkeypatch.setattr(engine.pipeline, "tokenizer", Fragile())
+    monkeypatch.setattr(engine.pipeline.decoder, "tokenizer", Fragile())
     texts = ["Odd.", "An odd one.", "Even.", "Another odd one.", "More."]
     expected = {t: engine.synthesize(t, None, SHORT).samples for t in texts if " odd" not in t}
     results = {r.id: r for r in engine.batch(Request(t, t, None, SHORT) for t in texts)}
@@ -215,27 +235,20 @@ def test_a_guarded_engine_retries_chunks_with_other_seeds(engine):
     assert np.array_equal(guarded.samples, again.samples), "retries are reproducible too"
     [single] = engine.pieces(text, None, SHORT, guard=Guard(retries=0))
     assert np.array_equal(single.samples, plain.samples), "the first attempt is the plain one"
-    [(_, truncated)] = engine.pipeline.synthesize_chunks(
-        iter([chunk_request(engine, max_tokens=5), None]).__next__
-    )
-    assert truncated.truncated
-    assert len(truncated.codes) == truncated.tokens
-
-
-def chunk_request(engine, **knobs) -> ChunkRequest:
-    chunk = next(iter(engine._chunks("Hello there, this is a sentence.")))
-    return ChunkRequest(chunk, engine.voice(), Sampling(**knobs), 1, lambda count: None)
+    [truncated] = engine.pieces(text, None, Sampling(seed=1, max_tokens=5), guard=Guard(0))
+    assert "no end before the limit of tokens" in truncated.faults
 
 
 def test_finishing_audio_on_another_thread_does_not_change_it(engine, monkeypatch):
     texts = ["Hello there. " * 30, "Hello.", "Something else."]
 
-    def samples_with(device: str) -> dict[str, np.ndarray]:
-        monkeypatch.setattr(engine, "plan", replace(engine.plan, device=device, slots=3))
+    def samples_with(*, overlap: bool) -> dict[str, np.ndarray]:
+        monkeypatch.setattr(engine, "plan", replace(engine.plan, slots=3))
+        monkeypatch.setattr(engine._loop._scheduler, "_overlap", overlap)
         requests = (Request(text, text, None, SHORT) for text in texts)
         return {result.id: result.audio().samples for result in engine.batch(requests)}
 
-    inline, overlapped = samples_with("cpu"), samples_with("cuda")
+    inline, overlapped = samples_with(overlap=False), samples_with(overlap=True)
     assert set(inline) == set(overlapped) == set(texts)
     for text in texts:
         assert np.array_equal(inline[text], overlapped[text])

@@ -14,16 +14,18 @@ from helpers.t3 import (
     decode_all,
     eager_backend,
     prompt_for,
+    sequence_of,
     utterance,
     varied_requests,
     varied_sampling,
 )
 
 from chatterbox_opt.checkpoints import loader, registry
-from chatterbox_opt.engine.decode import EagerBackend, decode, eager_step
+from chatterbox_opt.engine.decode import DecodeBatch, EagerBackend, eager_step
+from chatterbox_opt.engine.sequence import Sequence
 from chatterbox_opt.errors import NumericsError, TextError
 from chatterbox_opt.models.t3 import decode_state
-from chatterbox_opt.models.t3.decode_state import DecodeRequest, DecodeState
+from chatterbox_opt.models.t3.decode_state import DecodeState
 from chatterbox_opt.models.t3.model import Prompt
 from chatterbox_opt.models.t3.sampler import SamplingTensors
 from chatterbox_opt.sampling import Sampling
@@ -36,7 +38,7 @@ def t3(tiny):
 
 
 @pytest.fixture(scope="module")
-def alone(engine, t3) -> list[tuple[int, ...]]:
+def alone(engine, t3) -> list[list[int]]:
     return [decode_all(t3, [one])[0].tokens for one in varied_requests(engine)]
 
 
@@ -45,7 +47,7 @@ def test_tokens_do_not_depend_on_the_batch(engine, t3, alone, slots):
     """Sampling parameters, seeds and lengths differ; free slots are refilled while others run."""
     together = decode_all(t3, varied_requests(engine), slots=slots)
     assert [outputs.tokens for outputs in together] == alone
-    assert len(set(alone)) == len(alone), "or equal tokens would prove nothing"
+    assert len(set(map(tuple, alone))) == len(alone), "or equal tokens would prove nothing"
 
 
 def test_tokens_do_not_depend_on_the_order(engine, t3, alone):
@@ -67,7 +69,7 @@ def test_late_readback_changes_nothing(engine, t3, alone, steps_per_sync):
     )
     assert [outputs.tokens for outputs in rarely] == alone
     for one, other in zip(often, rarely, strict=True):
-        states = [outputs.sequence.generator.get_state() for outputs in (one, other)]
+        states = [outputs.generator.get_state() for outputs in (one, other)]
         assert torch.equal(*states)
 
 
@@ -75,13 +77,10 @@ def test_each_sequence_uses_its_own_voice(engine, t3):
     other = engine.voice(SAMPLE)
     ids = prompt_for(engine, TEXTS[0]).text_tokens
 
-    def both() -> list[DecodeRequest]:
+    def both() -> list[Sequence]:
         mine = utterance(engine, TEXTS[0], varied_sampling(2))
         prompt = Prompt(ids, other.speaker, other.prompt)
-        theirs = DecodeRequest(
-            prompt, varied_sampling(2), torch.Generator().manual_seed(2), lambda count: None
-        )
-        return [mine, theirs]
+        return [mine, sequence_of(prompt, varied_sampling(2))]
 
     together = [outputs.tokens for outputs in decode_all(t3, both(), slots=2)]
     assert together == [decode_all(t3, [one])[0].tokens for one in both()]
@@ -94,7 +93,7 @@ def test_forced_tokens_are_generated_and_end(engine, t3):
     ]
     outputs.append(utterance(engine, "hello.", varied_sampling(0)))
     one, two, free = decode_all(t3, outputs, slots=3)
-    assert one.tokens == two.tokens == (5, 9, 5)
+    assert one.tokens == two.tokens == [5, 9, 5]
     assert (
         free.tokens == decode_all(t3, [utterance(engine, "hello.", varied_sampling(0))])[0].tokens
     )
@@ -102,8 +101,10 @@ def test_forced_tokens_are_generated_and_end(engine, t3):
 
 def test_on_token_is_called_for_every_token(engine, t3):
     counts: list[int] = []
-    prompt, sampling = prompt_for(engine, "hello."), Sampling(seed=3, max_tokens=6)
-    one = DecodeRequest(prompt, sampling, torch.Generator().manual_seed(3), counts.append)
+    sampling = Sampling(seed=3, max_tokens=6)
+    one = utterance(
+        engine, "hello.", sampling, on_progress=lambda _, seen: counts.append(seen.tokens)
+    )
     assert counts == list(range(1, len(decode_all(t3, [one])[0].tokens) + 1))
 
 
@@ -120,7 +121,7 @@ def test_a_text_that_is_too_long_fails_alone(engine, t3, alone):
 def test_nan_stays_in_its_slot(engine, t3, alone, static, steps_per_sync):
     """NaN in one row's cache; the slot is reused by others, whose tokens must not change."""
     spoiled = utterance(engine, "hello.", Sampling(seed=1, max_tokens=300))
-    queue = deque([spoiled, *varied_requests(engine)])
+    others = varied_requests(engine)
     steps, plain = 0, eager_step(t3.step)
 
     def step(slots, count, kv_len, *, needs_sort):
@@ -132,13 +133,9 @@ def test_nan_stays_in_its_slot(engine, t3, alone, static, steps_per_sync):
         plain(slots, count, kv_len, needs_sort=needs_sort)
 
     backend = eager_backend(steps_per_sync, step, static=static)
-    outputs = decode(
-        t3, backend.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, backend
-    )
-    found = {one.sequence: one for one in outputs}
-    assert isinstance(found.pop(spoiled).error, NumericsError)
-    assert [one.tokens for one in found.values()] != []
-    assert sorted(one.tokens for one in found.values()) == sorted(alone)
+    decode_all(t3, [spoiled, *others], slots=2, backend=backend)
+    assert isinstance(spoiled.error, NumericsError)
+    assert [one.tokens for one in others] == alone
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -152,7 +149,6 @@ def test_nan_is_not_left_where_a_slot_moved_from(engine, t3, static):
         if len(expected.tokens) > 6:
             break
     late = utterance(engine, "one.", knobs)
-    queue = deque([short, spoiled, late])
     steps, plain = 0, eager_step(t3.step)
 
     def step(slots, count, kv_len, *, needs_sort):
@@ -164,27 +160,42 @@ def test_nan_is_not_left_where_a_slot_moved_from(engine, t3, static):
         plain(slots, count, kv_len, needs_sort=needs_sort)
 
     backend = eager_backend(4, step, static=static)
-    outputs = decode(
-        t3, backend.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, backend
-    )
-    found = {one.sequence: one for one in outputs}
-    assert isinstance(found[spoiled].error, NumericsError)
-    assert len(found[short].tokens) == 6
-    assert found[late].tokens == expected.tokens and len(expected.tokens) > 6
+    decode_all(t3, [short, spoiled, late], slots=2, backend=backend)
+    assert isinstance(spoiled.error, NumericsError)
+    assert len(short.tokens) == 6
+    assert late.tokens == expected.tokens and len(expected.tokens) > 6
 
 
 def test_a_late_request_is_taken_when_a_slot_is_free(engine, t3, alone):
-    """There may be no request now and one later, depending on what has ended."""
-    utterances = varied_requests(engine)
-    queue = deque(utterances[:1])
-    outputs, backend = [], EagerBackend()
-    for output in decode(
-        t3, backend.slots(t3, 2, 2), lambda: queue.popleft() if queue else None, backend
-    ):
-        outputs.append(output.tokens)
-        if len(outputs) < len(utterances):
-            queue.append(utterances[len(outputs)])
-    assert outputs == alone
+    """Sequences come while others run, or while none does."""
+    utterances, backend = varied_requests(engine), EagerBackend()
+    batch, left = DecodeBatch(t3, backend.slots(t3, 2, 2), backend), deque(utterances)
+    batch.add(left.popleft())
+    while batch.running:
+        ended = batch.step()
+        if left and (ended or len(left) % 2) and not batch.full:
+            batch.add(left.popleft())
+    assert not left and [one.tokens for one in utterances] == alone
+
+
+def test_a_removed_sequence_frees_its_slot(engine, t3, alone):
+    """The first, a middle and the last slot, at the start and later; the others go on."""
+    utterances, backend = varied_requests(engine), eager_backend(2)
+    batch = DecodeBatch(t3, backend.slots(t3, 5, 2), backend)
+    left, removed = deque(utterances), []
+    for steps in range(300):
+        while left and not batch.full:
+            batch.add(left.popleft())
+        if steps in (0, 3, 6) and len(batch.running) > 2:
+            removed.append(batch.running[(0, 2, -1)[len(removed)]])
+            batch.remove(removed[-1])
+            assert removed[-1] not in batch.running and not batch.full
+        if not batch.running:
+            break
+        batch.step()
+    assert len(removed) == 3 and not left
+    for one, tokens in zip(utterances, alone, strict=True):
+        assert one.tokens == tokens[: len(one.tokens)] if one in removed else one.tokens == tokens
 
 
 def test_bfloat16_rows_do_not_depend_on_the_batch(engine, tiny):

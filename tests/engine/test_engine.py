@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from helpers.common import SAMPLE
 
 from chatterbox_opt import Engine, Sampling
-from chatterbox_opt.engine import decode, probe, t3_runner
+from chatterbox_opt.engine import decode, probe
 from chatterbox_opt.errors import DeviceError, InputError, SilenceError, TextError
 from chatterbox_opt.voices.store import VoiceStore
 
@@ -147,16 +145,20 @@ def test_empty_output_is_retried_then_an_error(engine, monkeypatch, caplog):
     """A gap in the audio would be worse than an error, and a failed book worse than a retry."""
     asked = []
 
-    def silent(*args):
-        for outputs in decode.decode(*args):
-            asked.append(outputs)
-            yield replace(outputs, tokens=(6561, 7000)) if len(asked) <= quiet else outputs
+    def silent(batch):
+        ended = step(batch)
+        for sequence in ended:
+            asked.append(sequence.seed)
+            if len(asked) <= quiet:
+                sequence.tokens = [6561, 7000]  # no audio
+        return ended
 
-    monkeypatch.setattr(t3_runner, "decode", silent)
+    step = decode.DecodeBatch.step
+    monkeypatch.setattr(decode.DecodeBatch, "step", silent)
     sampling = Sampling(seed=1, **SHORT)
     quiet = 2
     assert engine.synthesize("Hello.", None, sampling).tokens
-    assert len(asked) == 3
+    assert len(set(asked)) == len(asked) == 3, "each with another seed"
     assert caplog.text.count("(retrying)") == 2
     quiet = 100
     with pytest.raises(SilenceError, match="another --seed"):

@@ -201,7 +201,7 @@ def test_every_configuration_synthesizes_on_a_gpu(load_on_gpu, gpu, expected, ba
             assert np.abs(found - expected[i]).max() < 1e-3
 
     with load_on_gpu(backend) as engine:
-        captured = isinstance(engine.pipeline.backend, CudaGraphBackend)
+        captured = isinstance(engine.pipeline.decoder.backend, CudaGraphBackend)
         assert captured == (engine.plan.compile == "cudagraphs")
         voices = [engine.voice(voice) for _, voice, _ in CALLS]
         for _ in range(3):
@@ -216,7 +216,7 @@ def test_every_configuration_synthesizes_on_a_gpu(load_on_gpu, gpu, expected, ba
             check(int(result.id.split()[0]), result.audio().samples)
         assert bool(gpu.replays) == captured
         if captured:
-            assert all(engines.graphs_intact(engine, engine.pipeline.backend).values())
+            assert all(engines.graphs_intact(engine, engine.pipeline.decoder.backend).values())
     gc.collect()
     assert gpu.allocated() == torch.cuda.memory_allocated() == 0, "memory that close() did not free"
 
@@ -245,7 +245,7 @@ def test_overlapped_rendering_has_no_race(load_on_gpu, gpu, expected):
         first, again = (
             {result.id: result.audio().samples for result in engine.batch(lines)} for _ in range(2)
         )
-        assert not engine.pipeline.renderer.disabled
+        assert engine.pipeline.renderer.overlaps
     assert all(np.abs(first[id] - again[id]).max() < 1e-2 for id in first)
     assert gpu.captures and gpu.replays > gpu.captures
 

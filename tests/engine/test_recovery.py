@@ -15,6 +15,7 @@ from chatterbox_opt import Engine, Request
 from chatterbox_opt.checkpoints import loader
 from chatterbox_opt.engine import build, decode_graphs
 from chatterbox_opt.engine.decode import EagerBackend, eager_step
+from chatterbox_opt.engine.sequence import Capacity
 from chatterbox_opt.errors import DeviceError, NumericsError
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.runtime.offload import StagePlacement
@@ -67,7 +68,7 @@ def test_a_fused_step_that_cannot_be_compiled_is_replaced_for_good(load, engine,
     """On a GPU steps are Triton kernels: without a compiler, the request is retried eagerly."""
     expected = engine.synthesize("Hello.", None, SAMPLING).samples
     with load() as fragile, caplog.at_level(logging.WARNING, "chatterbox_opt"):
-        backend = fragile.pipeline.backend = FragileBackend(lambda call: True, error)
+        backend = fragile.pipeline.decoder.backend = FragileBackend(lambda call: True, error)
         for _ in range(2):
             assert np.array_equal(fragile.synthesize("Hello.", None, SAMPLING).samples, expected)
         assert backend.calls == 1
@@ -81,11 +82,11 @@ def test_a_step_that_fails_with_some_requests_is_retried_eagerly_once(load, engi
     """Those in the batch are decoded again without it; then it is used again."""
     expected = batch_waves(engine, TEXTS)
     with load() as fragile, caplog.at_level(logging.WARNING, "chatterbox_opt"):
-        backend = fragile.pipeline.backend = FragileBackend(lambda call: call in (3, 15))
+        backend = fragile.pipeline.decoder.backend = FragileBackend(lambda call: call in (3, 15))
         for _ in range(3):
             assert same(batch_waves(fragile, TEXTS), expected)
-        assert fragile.pipeline.backend is backend and backend.calls > 16
-        assert fragile.pipeline.recovery.step_failures == 0
+        assert fragile.pipeline.decoder.backend is backend and backend.calls > 16
+        assert fragile.pipeline.decoder.step_failures == 0
     assert caplog.text.count("the t3 step failed (misaligned address); retrying eagerly") == 1
     assert "from now on" not in caplog.text
 
@@ -93,11 +94,11 @@ def test_a_step_that_fails_with_some_requests_is_retried_eagerly_once(load, engi
 def test_a_step_that_fails_three_times_in_a_row_is_replaced_for_good(load, engine, caplog):
     expected = engine.synthesize("Hello.", None, SAMPLING).samples
     with load() as fragile, caplog.at_level(logging.WARNING, "chatterbox_opt"):
-        backend = fragile.pipeline.backend = FragileBackend(lambda call: True)
+        backend = fragile.pipeline.decoder.backend = FragileBackend(lambda call: True)
         for failures in (1, 2, 3, 3):
             assert np.array_equal(fragile.synthesize("Hello.", None, SAMPLING).samples, expected)
             assert backend.calls == failures
-            assert (fragile.pipeline.backend is backend) == (failures < 3)
+            assert (fragile.pipeline.decoder.backend is backend) == (failures < 3)
     warned = [r.message for r in caplog.records if "from now on" in r.message]
     assert warned == [
         "the t3 step failed 3 times in a row (misaligned address); running it eagerly from now on"
@@ -108,25 +109,25 @@ def test_a_success_between_two_failures_starts_the_count_again(load, engine, cap
     expected = engine.synthesize("Hello.", None, SAMPLING).samples
     failing = [False]
     with load() as fragile:
-        backend = fragile.pipeline.backend = FragileBackend(lambda call: failing[0])
+        backend = fragile.pipeline.decoder.backend = FragileBackend(lambda call: failing[0])
         for failing[0] in (True, True, False) * 3:
             assert np.array_equal(fragile.synthesize("Hello.", None, SAMPLING).samples, expected)
-        assert fragile.pipeline.backend is backend
+        assert fragile.pipeline.decoder.backend is backend
     assert "from now on" not in caplog.text
 
 
 def test_a_request_that_fails_eagerly_too_does_not_count_against_the_backend(load, engine):
-    def raising(tokens):
+    def raising(*_):
         raise ValueError("an odd request")
 
     with load() as fragile:
-        backend = fragile.pipeline.backend = FragileBackend(lambda call: False)
-        attempts = fragile._begin(None, Request("odd", "Hello.", None, SAMPLING), 3)
-        odd = replace(attempts[0].next_request(), on_token=raising)
+        backend = fragile.pipeline.decoder.backend = FragileBackend(lambda call: False)
         for _ in range(5):
-            [(_, error)] = fragile.pipeline.synthesize_chunks(iter([odd, None]).__next__)
-            assert str(error) == "an odd request"
-        assert fragile.pipeline.backend is backend
+            with pytest.raises(ValueError, match="an odd request"):
+                odd = fragile._request(Request("odd", "Hello.", None, SAMPLING), Capacity())
+                odd.on_progress = raising
+                list(fragile._loop.pieces(odd))
+        assert fragile.pipeline.decoder.backend is backend
         expected = engine.synthesize("Hello.", None, SAMPLING).samples
         assert np.array_equal(fragile.synthesize("Hello.", None, SAMPLING).samples, expected)
 

@@ -17,25 +17,29 @@ import torch
 from helpers import fake_graph_capture
 from helpers.fake_graph_capture import capture_graphs
 from helpers.faults import FaultInjector, stage
+from helpers.t3 import sequence_of
 
 from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.config.hardware import Hardware
 from chatterbox_opt.config.plan import resolve
 from chatterbox_opt.engine import build
-from chatterbox_opt.engine.backend import ONE_AT_A_TIME
 from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
-from chatterbox_opt.engine.overlap import InlineRenderer, OverlappedRenderer, RenderJob, no_stream
+from chatterbox_opt.engine.decoder import Decoder
 from chatterbox_opt.engine.quality import Guard
-from chatterbox_opt.engine.t3_runner import T3Runner
+from chatterbox_opt.engine.renderer import Renderer, no_stream
+from chatterbox_opt.engine.sequence import Capacity, Sequence, Status
 from chatterbox_opt.errors import DeviceError
 from chatterbox_opt.runtime.cuda import GraphCapturer, SideStream
+from chatterbox_opt.runtime.offload import StagePlacement
+from chatterbox_opt.runtime.recovery import RecoveryPolicy
 from chatterbox_opt.voices.store import VoiceStore
 
 TEXTS = ["Hello.", "Something else.", "A third one, a little longer.", "No!", "And one more."]
 GROUP, SLOTS, LINES = 3, 4, 13
 LIMIT = 60
 FULL = torch.OutOfMemoryError("CUDA out of memory")
+OVERLAPPED, INLINE = no_stream, None  # the stream of a renderer
 
 
 def requests(lines=LINES):
@@ -57,16 +61,26 @@ def requests(lines=LINES):
     ]
 
 
-def begin(engine, sound, guard=None, lines=LINES):
+def begin(engine, stream, guard=None, lines=LINES):
     """A running batch."""
-    engine.pipeline.renderer, engine.pipeline.group = sound, GROUP
+    engine.pipeline.renderer = Renderer(engine.pipeline.recovery, stream)
+    engine.pipeline.group = GROUP
     engine.plan = replace(engine.plan, slots=SLOTS)
     return engine.batch(requests(lines), guard)
 
 
-def batch(engine, sound, guard=None):
+def batch(engine, stream, guard=None):
     """Audio by id, or the error."""
-    results = {r.id: r.error or r.audio().samples for r in begin(engine, sound, guard)}
+    return collect(begin(engine, stream, guard))
+
+
+def again(engine):
+    """As ``batch``, with the renderer of the last one."""
+    return collect(engine.batch(requests()))
+
+
+def collect(results):
+    results = {r.id: r.error or r.audio().samples for r in results}
     assert set(results) == {str(i) for i in range(LINES)}
     assert worker_threads() == []
     return results
@@ -101,10 +115,10 @@ def around(monkeypatch, module, method, before):
 
 
 class Rendezvous:
-    """T3 in its second run, and the first rendering: each waits for the other while working."""
+    """T3 with its second group, and the first rendering: each waits for the other while working."""
 
     def __init__(self, limit=LIMIT):
-        self.t3, self.sound, self.runs, self.limit = *(threading.Event() for _ in "ab"), 0, limit
+        self.t3, self.sound, self.runs, self.limit = *(threading.Event() for _ in "ab"), 1, limit
         self.met = []
 
     def run(self, *_):
@@ -122,7 +136,7 @@ class Rendezvous:
     @contextmanager
     def __call__(self, monkeypatch, engine):
         with (
-            around(monkeypatch, T3Runner, "run_until", self.run),
+            around(monkeypatch, Renderer, "submit", self.run),
             around(monkeypatch, stage(engine, "t3"), "step", self.step),
             around(monkeypatch, stage(engine, "flow"), "forward", self.work),
         ):
@@ -139,7 +153,7 @@ def engine(load):
 def expected(tiny, tmp_path_factory):
     store = VoiceStore(tmp_path_factory.mktemp("voices"))
     with Engine.load(str(tiny), "dev", device="cpu", store=store, watermark=False) as engine:
-        return batch(engine, InlineRenderer())
+        return batch(engine, INLINE)
 
 
 # -- equal results
@@ -148,57 +162,58 @@ def expected(tiny, tmp_path_factory):
 @pytest.mark.parametrize("retries", [None, 2])
 def test_overlapped_audio_is_bit_identical(engine, monkeypatch, retries):
     guard, threads = None if retries is None else Guard(retries), []
-    expected = batch(engine, InlineRenderer(), guard)
+    expected = batch(engine, INLINE, guard)
     flow = stage(engine, "flow")
     with around(monkeypatch, flow, "forward", lambda *_: threads.append(on_worker())):
-        assert same(batch(engine, OverlappedRenderer(), guard), expected)
+        assert same(batch(engine, OVERLAPPED, guard), expected)
     assert threads and all(threads), "all of it was rendered on the worker"
 
 
 def test_overlapped_graphs_give_bit_identical_audio(engine):
     """Two threads replay, and capture, at the same time."""
     capture_graphs(engine, fake_graph_capture.record)
-    expected = [batch(engine, InlineRenderer()) for _ in range(3)][-1]
+    expected = [batch(engine, INLINE) for _ in range(3)][-1]
     for _ in range(2):
-        assert same(batch(engine, OverlappedRenderer()), expected)
+        assert same(batch(engine, OVERLAPPED), expected)
     capture_graphs(engine, fake_graph_capture.record)
     for _ in range(3):
-        assert same(batch(engine, OverlappedRenderer()), expected)
-    assert isinstance(engine.pipeline.backend, CudaGraphBackend)
+        assert same(batch(engine, OVERLAPPED), expected)
+    assert isinstance(engine.pipeline.decoder.backend, CudaGraphBackend)
 
 
-def test_retries_enter_in_the_same_run_and_at_the_same_position(engine, monkeypatch):
-    runs, seeds = [], []
-    plain = T3Runner._decode_request
+def test_retries_enter_at_the_same_step_and_position(engine, monkeypatch):
+    seeds = []
 
-    def decode_request(runner, request, t3):
-        seeds[-1].append(request.seed)
-        return plain(runner, request, t3)
+    def admit(decoder, sequence):
+        seeds[-1].append((steps.count(0), sequence.seed))
 
-    monkeypatch.setattr(T3Runner, "_decode_request", decode_request)
-    with around(monkeypatch, engine.pipeline, "synthesize_chunks", lambda *_: runs.append(1)):
+    steps = []
+    with (
+        around(monkeypatch, Decoder, "_prompt", admit),
+        around(monkeypatch, Decoder, "step", lambda *_: steps.append(0)),
+    ):
         for _ in range(3):
+            steps.clear()
             seeds.append([])
-            batch(engine, OverlappedRenderer(), Guard(1))
-    assert len(runs) == 3, "no chunk was left for another run"
+            batch(engine, OVERLAPPED, Guard(1))
     assert len(seeds[0]) > LINES
     assert seeds[0] == seeds[1] == seeds[2], "independent of the threads' speed"
 
 
 def test_results_come_group_by_group_while_t3_continues(engine, monkeypatch):
     runs = []
-    with around(monkeypatch, T3Runner, "run_until", lambda *_: runs.append(1)):
-        seen = [(result.id, len(runs)) for result in begin(engine, OverlappedRenderer())]
+    with around(monkeypatch, Renderer, "submit", lambda *_, **__: runs.append(1)):
+        seen = [(result.id, len(runs)) for result in begin(engine, OVERLAPPED)]
     assert [run for _, run in seen[:GROUP]] == [2] * GROUP, (
         "the first group when the second is decoded"
     )
-    assert sorted({run for _, run in seen}) == [2, 3, 4, 5, 6]
+    assert sorted({run for _, run in seen}) == [2, 3, 4, 5]
 
 
 def test_another_text_may_be_synthesized_between_two_results(engine, expected):
     alone = engine.synthesize("Alone.", None, Sampling(seed=4, max_tokens=9)).samples
     found = {}
-    for result in begin(engine, OverlappedRenderer()):
+    for result in begin(engine, OVERLAPPED):
         found[result.id] = result.audio().samples
         again = engine.synthesize("Alone.", None, Sampling(seed=4, max_tokens=9)).samples
         assert np.array_equal(again, alone)
@@ -211,7 +226,7 @@ def test_another_text_may_be_synthesized_between_two_results(engine, expected):
 def test_t3_and_rendering_run_at_the_same_time(engine, monkeypatch, expected):
     rendezvous = Rendezvous()
     with rendezvous(monkeypatch, engine):
-        assert same(batch(engine, OverlappedRenderer()), expected)
+        assert same(batch(engine, OVERLAPPED), expected)
     assert len(rendezvous.met) > 2 and all(rendezvous.met)
 
 
@@ -219,56 +234,86 @@ def test_inline_they_do_not_run_at_the_same_time(engine, monkeypatch):
     """Guards the test before: it can fail."""
     rendezvous = Rendezvous(limit=0.01)
     with rendezvous(monkeypatch, engine):
-        next(begin(engine, InlineRenderer()))
+        next(begin(engine, INLINE))
     assert rendezvous.met[0] is False
 
 
 def test_at_most_one_group_is_on_the_worker(engine, monkeypatch):
-    pending, peak, working = [0], [0], []
-    plain = T3Runner.run_until
+    submitted, started, peak = [], [], []
 
-    def run_until(runner, next_chunk, count):
-        assert sum(working) <= 1
-        finished = plain(runner, next_chunk, count)
-        pending[0] += len(finished)
-        peak[0] = max(peak[0], pending[0])
-        return finished
+    def submit(renderer, sequences, **_):
+        peak.append(len(submitted) - len(started))
+        submitted.extend({s.sampling.cfm_steps for s in sequences})
 
-    monkeypatch.setattr(T3Runner, "run_until", run_until)
-    with around(monkeypatch, stage(engine, "vocoder"), "forward", lambda *_: working.append(0)):
-        for _ in begin(engine, OverlappedRenderer()):
-            pending[0] -= 1
-    assert peak[0] <= 2 * GROUP, "one group being decoded, one being rendered"
+    with (
+        around(monkeypatch, Renderer, "submit", submit),
+        around(monkeypatch, Renderer, "_run_stages", lambda *_: started.append(1)),
+    ):
+        batch(engine, OVERLAPPED)
+    assert len(submitted) == len(started) and max(peak) <= 2, "two numbers of flow steps"
+
+
+class Stub(torch.nn.Module):
+    """A stage that is a function."""
+
+    dtype = torch.float32
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
+def stub_renderer(flow, stream=OVERLAPPED):
+    """A renderer whose flow is a function of the tokens, and whose vocoder returns its output."""
+    stages = {
+        "flow": Stub(lambda tokens, *_: [flow(int(one[0])) or one for one in tokens]),
+        "vocoder": Stub(lambda mels, generators: mels),
+    }
+    placement = StagePlacement(stages, torch.device("cpu"), offload="none")
+    return Renderer(RecoveryPolicy(placement), stream)
+
+
+def decoded(*tokens: int) -> list[Sequence]:
+    """One sequence per token, each with its own number of flow steps: no two in a group."""
+    sequences = []
+    for token in tokens:
+        sampling = Sampling(cfm_steps=1 + len(sequences))
+        sequences.append(sequence_of(None, sampling, tokens=[token], status=Status.RENDERING))
+        sequences[-1].voice = SimpleNamespace(to=lambda device: None)
+    return sequences
+
+
+def rendered(sequences: list[Sequence]) -> list[int]:
+    return [int(sequence.audio[0]) for sequence in sequences]
 
 
 def test_a_group_starts_when_the_previous_one_was_collected():
     happened, go = [], threading.Event()
 
-    def first():
-        assert go.wait(LIMIT)
-        happened.append("first done")
-        return [("a", 1)]
+    def flow(token):
+        assert token != 1 or go.wait(LIMIT)
+        happened.append(token)
 
-    def second():
-        happened.append("second started")
-        return [("b", 2)]
-
-    with OverlappedRenderer().run(lambda: True) as session:
-        assert not session.busy
-        assert list(session.submit([RenderJob(first, list)])) == []
-        assert session.busy
-        go.set()
-        assert list(session.submit([RenderJob(second, list)])) == [("a", 1)]
-        assert list(session.submit(())) == [("b", 2)]
-        assert not session.busy
-    assert happened == ["first done", "second started"]
+    renderer = stub_renderer(flow)
+    assert not renderer.busy
+    assert renderer.submit(decoded(1), overlap=True) == []
+    assert renderer.busy and not renderer.ready
+    go.set()
+    assert rendered(renderer.submit(decoded(2), overlap=True)) == [1]
+    assert rendered(renderer.collect()) == [2]
+    assert not renderer.busy
+    renderer.release()
+    assert happened == [1, 2]
     assert worker_threads() == []
 
 
 @pytest.mark.parametrize("reason", ["one slot", "stages move"])
 def test_no_overlap_with_one_slot_or_offloaded_stages(engine, monkeypatch, reason):
     threads, pipeline = [], engine.pipeline
-    begin(engine, OverlappedRenderer())
+    begin(engine, OVERLAPPED)
     with around(
         monkeypatch, stage(engine, "flow"), "forward", lambda *_: threads.append(on_worker())
     ):
@@ -276,22 +321,17 @@ def test_no_overlap_with_one_slot_or_offloaded_stages(engine, monkeypatch, reaso
             engine.synthesize("Hello. And again.", None, Sampling(seed=1, max_tokens=9))
         else:
             pipeline.placement.offload = "stages"
-            batch(engine, pipeline.renderer)
+            again(engine)
     assert threads and not any(threads)
 
 
-@pytest.mark.parametrize("mode", [False, True])
-def test_inference_mode_is_passed_to_the_worker(mode):
+def test_the_worker_runs_in_inference_mode():
     seen = []
-
-    def try_run():
-        seen.append(torch.is_inference_mode_enabled())
-        return []
-
-    with OverlappedRenderer().run(lambda: True) as session, torch.inference_mode(mode):
-        assert list(session.submit([RenderJob(try_run, list)])) == []
-        assert list(session.submit(())) == []
-    assert seen == [mode]
+    renderer = stub_renderer(lambda token: seen.append(torch.is_inference_mode_enabled()))
+    renderer.submit(decoded(1), overlap=True)
+    renderer.collect()
+    renderer.release()
+    assert seen == [True]
 
 
 # -- failures
@@ -308,12 +348,13 @@ def test_one_requests_failure_does_not_affect_others(engine, monkeypatch, expect
             raise ValueError("an odd request")
 
     with around(monkeypatch, stage(engine, name), "forward", picky):
-        for sound in (OverlappedRenderer(), InlineRenderer()):
+        for sound in (OVERLAPPED, INLINE):
             found = batch(engine, sound)
             error = found.pop(odd)
             assert isinstance(error, ValueError) and "odd" in str(error)
             assert same(found, {id: wave for id, wave in expected.items() if id != odd})
-            assert not getattr(sound, "disabled", False), "no reason to disable overlap"
+            overlaps = engine.pipeline.renderer.overlaps
+            assert overlaps == (sound is OVERLAPPED), "no reason to disable it"
 
 
 @pytest.mark.parametrize("name", ["flow", "vocoder"])
@@ -321,21 +362,21 @@ def test_one_requests_failure_does_not_affect_others(engine, monkeypatch, expect
 def test_out_of_memory_disables_overlap_and_then_offloads(
     engine, monkeypatch, expected, caplog, name, times, offload
 ):
-    module, sound, threads = stage(engine, name), OverlappedRenderer(), []
+    module, threads = stage(engine, name), []
     failing = FaultInjector(module.forward, FULL, times)
     monkeypatch.setattr(module, "forward", lambda *a: threads.append(on_worker()) or failing(*a))
     with caplog.at_level(logging.WARNING, "chatterbox_opt"):
-        assert same(batch(engine, sound), expected)
+        assert same(batch(engine, OVERLAPPED), expected)
         assert engine.pipeline.placement.offload == offload
-        assert same(batch(engine, sound), expected)
-    assert sound.disabled and threads[0] and not any(threads[2:])
+        assert same(again(engine), expected)
+    assert not engine.pipeline.renderer.overlaps and threads[0] and not any(threads[2:])
     assert caplog.text.count("out of GPU memory while overlapping") == 1
 
 
 def test_out_of_memory_in_t3_first_frees_the_memory_of_rendering(
     engine, monkeypatch, expected, caplog
 ):
-    rendezvous, sound, failures = Rendezvous(), OverlappedRenderer(), []
+    rendezvous, failures = Rendezvous(), []
 
     def full(*_):
         if rendezvous.runs == 2 and not failures:
@@ -347,8 +388,8 @@ def test_out_of_memory_in_t3_first_frees_the_memory_of_rendering(
         around(monkeypatch, stage(engine, "t3"), "step", full),
         rendezvous(monkeypatch, engine),  # so that rendering is running when T3 fails
     ):
-        assert same(batch(engine, sound), expected)
-    assert failures == [True] and sound.disabled
+        assert same(batch(engine, OVERLAPPED), expected)
+    assert failures == [True] and not engine.pipeline.renderer.overlaps
     assert engine.pipeline.placement.offload == "none"
     assert "slots" not in caplog.text, "as many slots as before"
 
@@ -378,7 +419,7 @@ def test_stages_move_only_while_the_worker_is_idle(engine, monkeypatch, expected
         around(monkeypatch, stage(engine, "t3"), "step", full),
         rendezvous(monkeypatch, engine),
     ):
-        assert same(batch(engine, OverlappedRenderer()), expected)
+        assert same(batch(engine, OVERLAPPED), expected)
     assert moved == [[], []]
     assert placement.offload == "all-but-active"
 
@@ -398,24 +439,29 @@ def test_offloading_waits_for_work_that_another_run_left_on_the_worker(engine, m
         order.append("moved")
 
     with around(monkeypatch, stage(engine, "flow"), "forward", flow):
-        run = engine.pipeline.renderer = OverlappedRenderer()
-        with run.run(lambda: True) as session:
-            job = engine.pipeline._jobs(token_results(engine), 0.0)[0]
-            list(session.submit([job]))
-            assert begun.wait(LIMIT)
-            more()
-            [(_, output)] = session.submit(())
+        renderer = Renderer(engine.pipeline.recovery, OVERLAPPED)
+        renderer.submit([after_t3(engine)], overlap=True)
+        assert begun.wait(LIMIT)
+        more()
+        [sequence] = renderer.collect()
+        renderer.release()
     assert order == ["ran", "moved"]
-    assert len(output.wave) == 480 * 2 * output.tokens, (
+    assert len(sequence.audio) == 480 * 2 * len(sequence.tokens), (
         "what failed on the worker is run again here"
     )
 
 
-def token_results(engine):
-    """One request that T3 has finished."""
-    attempts = engine._begin(None, requests(1)[0], 1)
-    left = iter([attempts[0].next_request(), None])
-    return next(engine.pipeline.generate_tokens(left.__next__, ONE_AT_A_TIME, 1))
+def after_t3(engine) -> Sequence:
+    """A sequence that T3 has finished."""
+    state = engine._request(requests(1)[0], Capacity())
+    [sequence] = state.sequences
+    decoder = engine.pipeline.decoder
+    assert decoder.admit(sequence)
+    while not (out := decoder.step()):
+        pass
+    assert out == [sequence] and sequence.status is Status.RENDERING
+    decoder.release()
+    return sequence
 
 
 @pytest.mark.parametrize("name", ["flow", "vocoder"])
@@ -443,13 +489,12 @@ def test_nan_in_half_precision_is_rerun_in_float32_while_t3_waits(
         monkeypatch.setattr(flow, "solve", overflowing)
         monkeypatch.setattr(stage(half, "vocoder"), "decode", failing)
         with around(monkeypatch, flow, "set_precision", lambda *_: threads.append(on_worker())):
-            expected = batch(half, InlineRenderer())
+            expected = batch(half, INLINE)
             recoveries = len(threads)
-            sound = OverlappedRenderer()
-            assert same(batch(half, sound), expected)
+            assert same(batch(half, OVERLAPPED), expected)
         assert all(np.isfinite(wave).all() for wave in expected.values())
         assert recoveries and len(threads) == 2 * recoveries and not any(threads)
-        assert flow.dtype == torch.bfloat16 and not sound.disabled
+        assert flow.dtype == torch.bfloat16 and half.pipeline.renderer.overlaps
     assert caplog.text.count("in float32") == 1
 
 
@@ -459,12 +504,12 @@ def test_nan_in_half_precision_is_rerun_in_float32_while_t3_waits(
 def test_a_consumer_that_stops_early_leaves_no_thread(engine, monkeypatch, expected):
     rendezvous = Rendezvous()
     with rendezvous(monkeypatch, engine):
-        results = begin(engine, OverlappedRenderer())
+        results = begin(engine, OVERLAPPED)
         next(results)
         assert len(worker_threads()) == 1, "the next group is being rendered"
         results.close()
         assert worker_threads() == []
-    assert same(batch(engine, OverlappedRenderer()), expected), "and the engine still works"
+    assert same(batch(engine, OVERLAPPED), expected), "and the engine still works"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, AssertionError])
@@ -480,63 +525,62 @@ def test_an_interruption_leaves_no_thread(engine, monkeypatch, expected, error):
         rendezvous(monkeypatch, engine),
     ):
         with pytest.raises(error):
-            list(begin(engine, OverlappedRenderer()))
+            list(begin(engine, OVERLAPPED))
     assert rendezvous.sound.is_set()
     assert worker_threads() == []
-    assert same(batch(engine, OverlappedRenderer()), expected), "and the engine still works"
+    assert same(batch(engine, OVERLAPPED), expected), "and the engine still works"
 
 
-@pytest.mark.parametrize("sound", [InlineRenderer(), OverlappedRenderer()])
-def test_finished_sequences_are_rendered_before_a_general_failure_is_raised(
-    engine, monkeypatch, sound
+@pytest.mark.parametrize("sound", [INLINE, OVERLAPPED])
+def test_what_t3_has_finished_is_rendered_if_t3_fails_for_good(
+    engine, monkeypatch, expected, sound
 ):
-    runs, ids = [], []
+    groups = []
 
-    def run_until(*_):
-        runs.append(1)
-        if len(runs) == 3:
+    def step(*_):
+        if len(groups) == 2:
             raise DeviceError("the GPU is gone")
 
     with (
-        around(monkeypatch, T3Runner, "run_until", run_until),
-        pytest.raises(DeviceError, match="gone"),
+        around(monkeypatch, Renderer, "submit", lambda *_, **__: groups.append(1)),
+        around(monkeypatch, stage(engine, "t3"), "step", step),
     ):
-        ids.extend(result.id for result in begin(engine, sound))
-    # extend() keeps what came before the error
-    assert len(ids) == 2 * GROUP
-    assert worker_threads() == []
+        found = batch(engine, sound)
+    failed = {id for id, value in found.items() if isinstance(value, DeviceError)}
+    assert len(failed) == LINES - 2 * GROUP, "each with the reason"
+    assert same(
+        {id: found[id] for id in set(found) - failed},
+        {id: wave for id, wave in expected.items() if id not in failed},
+    )
 
 
 def test_failed_work_is_run_again_while_the_worker_is_idle():
     recovering, happened = threading.Event(), []
 
-    def bad():
-        raise ValueError("not on the worker")
+    def flow(token):
+        if token == 1 and on_worker():
+            raise ValueError("not on the worker")
+        if token == 1:
+            recovering.set()
+        else:
+            assert not recovering.wait(0.05), "the other is run again meanwhile"
+        happened.append(token)
 
-    def slow():
-        assert not recovering.wait(0.05), "the other is run again meanwhile"
-        happened.append("the second done")
-        return [("b", 2)]
-
-    def run_with_recovery():
-        recovering.set()
-        happened.append("the first again")
-        return [("a", 1)]
-
-    with OverlappedRenderer().run(lambda: True) as session:
-        list(session.submit([RenderJob(bad, run_with_recovery), RenderJob(slow, list)]))
-        assert list(session.submit(())) == [("a", 1), ("b", 2)], "in the order they were submitted"
-    assert happened == ["the second done", "the first again"]
+    renderer = stub_renderer(flow)
+    renderer.submit(decoded(1, 2), overlap=True)
+    assert rendered(renderer.collect()) == [1, 2], "in the order they were submitted"
+    renderer.release()
+    assert happened == [2, 1]
 
 
-def test_a_disabled_renderer_runs_jobs_inline_at_once(caplog):
-    sound = OverlappedRenderer()
+def test_a_renderer_without_overlap_renders_at_once(caplog):
+    threads = []
+    renderer = stub_renderer(lambda token: threads.append(on_worker()))
     for _ in range(2):
-        sound.disable()
-        with sound.run(lambda: True) as session:
-            job = RenderJob(lambda: [("worker", 0)], lambda: [("inline", 0)])
-            assert list(session.submit([job])) == [("inline", 0)]
-            assert not session.busy
+        renderer.disable_overlap()
+        assert rendered(renderer.submit(decoded(5), overlap=True)) == [5]
+        assert not renderer.busy
+    assert threads == [False, False] and worker_threads() == []
     assert caplog.text.count("out of GPU memory while overlapping") == 1
 
 
@@ -546,25 +590,13 @@ def test_a_bug_on_the_worker_is_raised_here(engine, monkeypatch):
 
     with around(monkeypatch, stage(engine, "flow"), "forward", bug):
         with pytest.raises(AssertionError, match="a bug"):
-            list(begin(engine, OverlappedRenderer()))
+            list(begin(engine, OVERLAPPED))
     assert worker_threads() == []
 
 
 def test_closing_the_engine_waits_for_the_worker(engine, monkeypatch):
     begun, closing, order = threading.Event(), threading.Event(), []
-    recovery, job = engine.pipeline.recovery, engine.pipeline._jobs(token_results(engine), 0.0)[0]
-
-    class WatchedLock:
-        """The lock, and an event that is set when a thread waits for it."""
-
-        lock = recovery.lock
-
-        def __enter__(self):
-            closing.set()
-            self.lock.acquire()
-
-        def __exit__(self, *error):
-            self.lock.release()
+    recovery, sequence = engine.pipeline.recovery, after_t3(engine)
 
     def flow(*_):
         begun.set()
@@ -573,16 +605,15 @@ def test_closing_the_engine_waits_for_the_worker(engine, monkeypatch):
 
     def close():
         order.append("closed")
-        closing.set()
 
     with (
         around(monkeypatch, stage(engine, "flow"), "forward", flow),
         around(monkeypatch, engine.pipeline.placement, "close", close),
-        OverlappedRenderer().run(lambda: True) as session,
     ):
-        assert list(session.submit([job])) == []
+        renderer = engine.pipeline.renderer = Renderer(recovery, OVERLAPPED)
+        assert renderer.submit([sequence], overlap=True) == []
         assert begun.wait(LIMIT)
-        monkeypatch.setattr(recovery, "lock", WatchedLock())
+        threading.Timer(0.05, closing.set).start()
         engine.close()
     assert order == ["ran", "closed"]
     assert worker_threads() == []
@@ -592,21 +623,17 @@ def test_closing_the_engine_waits_for_the_worker(engine, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("sound", "offload", "kind"),
-    [
-        ("overlapped", "none", OverlappedRenderer),
-        ("inline", "none", InlineRenderer),
-        ("overlapped", "stages", InlineRenderer),
-    ],
+    ("sound", "offload", "overlaps"),
+    [("overlapped", "none", True), ("inline", "none", False), ("overlapped", "stages", False)],
 )
-def test_the_plan_chooses_the_renderer(tiny, monkeypatch, sound, offload, kind):
+def test_the_plan_chooses_the_renderer(tiny, monkeypatch, sound, offload, overlaps):
     """Also where not all stages fitted on the GPU when they were loaded."""
     monkeypatch.setattr(build, "SideStream", lambda device: no_stream)
     planned = replace(
         resolve("dev", Hardware("cpu", "CPU"), {}, {}), rendering=sound, offload=offload
     )
     pipeline = build.load_pipeline(registry.locate(str(tiny)), planned)
-    assert type(pipeline.renderer) is kind
+    assert pipeline.renderer.overlaps is overlaps
     pipeline.close()
 
 

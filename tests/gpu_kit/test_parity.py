@@ -18,7 +18,7 @@ from benchmarks.gpu.results import FILE, Results, read
 from chatterbox_opt import Engine
 from chatterbox_opt.engine.decode import EagerBackend
 from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
-from chatterbox_opt.engine.overlap import OverlappedRenderer
+from chatterbox_opt.engine.renderer import Renderer, no_stream
 
 
 @pytest.fixture
@@ -30,7 +30,9 @@ def engine(tiny):
 
 def test_an_exact_engine_passes(engine):
     checks = {
-        "tokens": parity.token_parity(engine, engine.pipeline.backend, EagerBackend(), 2, 4, 10),
+        "tokens": parity.token_parity(
+            engine, engine.pipeline.decoder.backend, EagerBackend(), 2, 4, 10
+        ),
         "rendering": parity.rendering_parity(engine, 0.76),
         "drift": parity.drift(engine, 20, 4) | {"good": True},  # times mean nothing here
     }
@@ -60,7 +62,9 @@ def test_timings_are_positive(engine):
     assert row["flow"] > 0 and row["vocoder"] > 0
     assert lengths.warm_up_seconds(engine)["third"] > 0
     with on_device(engine, "t3") as t3:
-        row = lengths.prefill_seconds(engine, t3, {"some mode": engine.pipeline.backend}, 50)
+        row = lengths.prefill_seconds(
+            engine, t3, {"some mode": engine.pipeline.decoder.backend}, 50
+        )
         assert row["some mode"] > 0
         shape, here = t3.config, t3.like.device
     attention = kernel_times.AttentionShape(
@@ -90,14 +94,15 @@ def test_the_error_of_a_kernel_is_in_its_row():
 
 def test_overlapped_rendering_is_compared(engine):
     engine.plan = replace(engine.plan, rendering="overlapped", slots=3)
-    engine.pipeline.renderer, engine.pipeline.group = OverlappedRenderer(), 2
+    renderer = engine.pipeline.renderer = Renderer(engine.pipeline.recovery, no_stream)
+    engine.pipeline.group = 2
     assert parity.overlap_parity(engine, 6) == {"equal": 3, "of": 3, "intact": True, "good": True}
     assert set(renderers(engine)) == {"inline", "overlapped"}
-    for renderer in renderers(engine).values():
-        with rendered_by(engine, renderer):
+    for used in renderers(engine).values():
+        with rendered_by(engine, used):
             assert batch.all_stages(engine, batch.requests(3), 3)["realtime_x"] > 0
-    assert isinstance(engine.pipeline.renderer, OverlappedRenderer)
-    engine.pipeline.renderer.disable()
+    assert engine.pipeline.renderer is renderer
+    renderer.disable_overlap()
     assert not parity.overlap_parity(engine, 2)["good"], "it did not stay overlapped"
 
 

@@ -97,4 +97,4 @@ def capture_graphs(engine: Engine, record) -> None:
         linear_onednn.use_plain(stage)  # oneDNN's own layout is no memory that a tape can follow
     flow.executor = GraphedExecutor(record, flow, "the flow")
     vocoder.executor = GraphedExecutor(record, vocoder, "the vocoder")
-    pipeline.backend = CudaGraphBackend(record)
+    pipeline.decoder.backend = CudaGraphBackend(record)

@@ -7,13 +7,15 @@ from contextlib import contextmanager
 import torch
 
 from chatterbox_opt.engine.decode import EagerBackend, decode
-from chatterbox_opt.engine.t3_runner import text_tokens
+from chatterbox_opt.engine.decoder import text_tokens
+from chatterbox_opt.engine.sequence import RequestState, Sequence
 from chatterbox_opt.layers import linear_onednn
 from chatterbox_opt.models.t3 import fused_step
-from chatterbox_opt.models.t3.decode_state import DecodeRequest, DecodeState
+from chatterbox_opt.models.t3.decode_state import DecodeState
 from chatterbox_opt.models.t3.kv_cache import StaticKVCache
 from chatterbox_opt.models.t3.model import Prompt
 from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.text.chunking import Chunk
 
 TEXTS = ["hello.", "a much longer sentence, with a comma in it.", "one two three four.", "no!"] * 3
 
@@ -36,13 +38,24 @@ def varied_sampling(i: int) -> Sampling:
 def prompt_for(engine, text: str):
     """A normalised text in the model's own voice."""
     voice = engine.voice()
-    return Prompt(text_tokens(engine.pipeline.tokenizer, text), voice.speaker, voice.prompt)
+    return Prompt(text_tokens(engine.pipeline.decoder.tokenizer, text), voice.speaker, voice.prompt)
 
 
-def utterance(engine, text: str, sampling, **more):
+def sequence_of(prompt, sampling, *, on_progress=None, **more) -> Sequence:
+    """A prompt to be decoded once under the sampling's seed."""
+    request = RequestState("a test", sampling.seed or 0, on_progress=on_progress)
+    request.add_chunks([Chunk("a test")], None, sampling)
+    [sequence] = request.sequences
+    sequence.prompt = prompt
+    sequence.generator = torch.Generator().manual_seed(sampling.seed or 0)
+    for name, value in more.items():
+        setattr(sequence, name, value)
+    return sequence
+
+
+def utterance(engine, text: str, sampling, **more) -> Sequence:
     """A normalised text to be said once under the sampling's seed."""
-    generator = torch.Generator().manual_seed(sampling.seed or 0)
-    return DecodeRequest(prompt_for(engine, text), sampling, generator, lambda count: None, **more)
+    return sequence_of(prompt_for(engine, text), sampling, **more)
 
 
 def prefilled(t3, prefix):
@@ -83,14 +96,14 @@ def eager_backend(steps_per_sync: int = 1, step=None, static: bool = False, fuse
 
 
 def decode_all(t3, utterances, *, slots: int = 1, rows_per_seq: int = 2, backend=None):
-    """What became of the utterances, in their order."""
-    left, backend = iter(utterances), backend or eager_backend()
-    outputs = decode(t3, backend.slots(t3, slots, rows_per_seq), lambda: next(left, None), backend)
-    found = {one.sequence: one for one in outputs}
-    return [found[one] for one in utterances]
+    """The utterances, decoded, in their order."""
+    backend = backend or eager_backend()
+    ended = list(decode(t3, backend.slots(t3, slots, rows_per_seq), utterances, backend))
+    assert len(ended) == len(utterances)
+    return utterances
 
 
-def varied_requests(engine, order: list[int] | None = None) -> list[DecodeRequest]:
+def varied_requests(engine, order: list[int] | None = None) -> list[Sequence]:
     return [utterance(engine, TEXTS[i], varied_sampling(i)) for i in order or range(len(TEXTS))]
 
 

@@ -8,20 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.common import assert_close
-from helpers.t3 import decode_all, prefill_logits, utterance
+from helpers.t3 import decode_all, prefill_logits, sequence_of, utterance
 
 from chatterbox_opt.checkpoints import loader, registry
 from chatterbox_opt.checkpoints.weight_cache import WeightCache
 from chatterbox_opt.config.plan import StagePlan, resolve
 from chatterbox_opt.engine import build, probe
 from chatterbox_opt.engine.decode import EagerBackend, decode
-from chatterbox_opt.engine.t3_runner import text_tokens
+from chatterbox_opt.engine.decoder import text_tokens
 from chatterbox_opt.kernels.cpu import llvm
 from chatterbox_opt.layers import linear_int, weight_layout
 from chatterbox_opt.layers.linear_int import Int4Linear, Int8Linear, WeightOnlyInt8Linear
 from chatterbox_opt.layers.linear_onednn import OneDnnLinear
 from chatterbox_opt.models.t3 import int8_step
-from chatterbox_opt.models.t3.decode_state import DecodeRequest
 from chatterbox_opt.models.t3.model import Prompt
 from chatterbox_opt.models.t3.ragged_kv_cache import RaggedKVCache
 from chatterbox_opt.models.t3.sampler import apply_cfg
@@ -141,9 +140,8 @@ def prompt(pico, text):
     return Prompt(ids, voice.speaker, voice.prompt)
 
 
-def request(pico, text=TEXTS[0], forced_tokens=(), on_token=lambda count: None):
-    generator = torch.Generator().manual_seed(0)
-    return DecodeRequest(prompt(pico, text), SAMPLING, generator, on_token, forced_tokens)
+def request(pico, text=TEXTS[0], **more):
+    return sequence_of(prompt(pico, text), SAMPLING, **more)
 
 
 def log_probs(t3, pico, tokens, text=TEXTS[0], backend=None):
@@ -151,11 +149,11 @@ def log_probs(t3, pico, tokens, text=TEXTS[0], backend=None):
     backend, logits = backend or EagerBackend(), []
     slots = backend.slots(t3, 1, 2)
 
-    def on_token(_):
+    def on_token(*_):
         logits.append(apply_cfg(slots.logits.float(), slots.sampling_tensors.cfg_weight))
 
-    waiting = iter([request(pico, text, tokens, on_token)])
-    list(decode(t3, slots, lambda: next(waiting, None), backend))
+    forced = request(pico, text, forced_tokens=tuple(tokens), on_progress=on_token)
+    list(decode(t3, slots, [forced], backend))
     return torch.log_softmax(torch.cat(logits), dim=-1)
 
 
@@ -291,10 +289,9 @@ def test_batching_does_not_change_tokens_of_the_compiled_step(pico, dtype, layer
 
     def generate(slots):
         backend = EagerBackend()
-        waiting = iter([request(pico, text) for text in TEXTS])
-        state = backend.slots(narrow, slots, 2)
-        outputs = list(decode(narrow, state, lambda: next(waiting, None), backend))
-        return sorted(output.tokens for output in outputs)
+        sequences = [request(pico, text) for text in TEXTS]
+        outputs = decode_all(narrow, sequences, slots=slots, backend=backend)
+        return [output.tokens for output in outputs]
 
     assert generate(1) == generate(3)
 

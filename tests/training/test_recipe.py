@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 from helpers.common import assert_close
-from helpers.t3 import decode_all, eager_backend
+from helpers.t3 import decode_all, eager_backend, sequence_of
 from tokenizers import Tokenizer
 
 from chatterbox_opt.checkpoints import random_weights
 from chatterbox_opt.engine import decode
-from chatterbox_opt.models.t3 import decode_state
 from chatterbox_opt.models.t3.convert import t3_from_upstream
 from chatterbox_opt.models.t3.model import Prompt
 from chatterbox_opt.sampling import Sampling
@@ -143,9 +142,7 @@ def test_training_forward_equals_decoding(trainable_t3):
         )
         sampling = Sampling(cfg_weight=0.0, temperature=0.0)
         forced_tokens = tuple(int(c) for c in e.codes)
-        request = decode_state.DecodeRequest(
-            prompt, sampling, torch.Generator(), lambda count: None, forced_tokens
-        )
+        request = sequence_of(prompt, sampling, forced_tokens=forced_tokens)
         logits_of_steps, plain_step = [], decode.eager_step(plain.step)
 
         def step(slots, *args, seen=logits_of_steps, plain_step=plain_step, **kwargs):

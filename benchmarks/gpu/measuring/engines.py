@@ -19,13 +19,14 @@ from benchmarks.gpu.measuring.clocks import reset_memory, vram
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.config.plan import INLINE
 from chatterbox_opt.engine.decode import DecodeBackend
-from chatterbox_opt.engine.overlap import InlineRenderer, Renderer
+from chatterbox_opt.engine.decoder import text_tokens
 from chatterbox_opt.engine.pipeline import Pipeline
-from chatterbox_opt.engine.t3_runner import text_tokens
-from chatterbox_opt.models.t3.decode_state import DecodeRequest
+from chatterbox_opt.engine.renderer import Renderer
+from chatterbox_opt.engine.sequence import RequestState, Sequence
 from chatterbox_opt.models.t3.model import Prompt
 from chatterbox_opt.runtime.bucketing import EagerExecutor
 from chatterbox_opt.runtime.offload import StagePlacement
+from chatterbox_opt.text.chunking import Chunk
 
 TEXTS = ("hello.", "a much longer sentence, with a comma in it.", "one two three four.", "no!")
 RENDER_STAGES = ("flow", "vocoder")
@@ -141,7 +142,8 @@ def _stage_executors(engine: Engine, executor_of: Any) -> Iterator[None]:
 
 def renderers(engine: Engine) -> dict[str, Renderer]:
     """Renderers of a batch: inline on T3's thread, and that of the plan."""
-    return {INLINE: InlineRenderer(), engine.plan.rendering: pipeline_of(engine).renderer}
+    pipeline = pipeline_of(engine)
+    return {INLINE: Renderer(pipeline.recovery), engine.plan.rendering: pipeline.renderer}
 
 
 @contextmanager
@@ -155,7 +157,7 @@ def rendered_by(engine: Engine, renderer: Renderer) -> Iterator[None]:
         pipeline.renderer = before
 
 
-def request(engine: Engine, i: int, text: str, tokens: int) -> DecodeRequest:
+def request(engine: Engine, i: int, text: str, tokens: int) -> Sequence:
     """A text with the i-th set of sampling parameters, all different."""
     pipeline, voice = pipeline_of(engine), engine.voice()
     sampling = Sampling(
@@ -168,12 +170,16 @@ def request(engine: Engine, i: int, text: str, tokens: int) -> DecodeRequest:
         repetition_penalty=(1.2, 1.0, 2.0)[i % 3],
         max_tokens=tokens,
     )
-    prompt = Prompt(text_tokens(pipeline.tokenizer, text), voice.speaker, voice.prompt)
-    generator = torch.Generator(pipeline.device).manual_seed(i)
-    return DecodeRequest(prompt, sampling, generator, lambda count: None)
+    state = RequestState(str(i), i)
+    state.add_chunks([Chunk(text)], voice, sampling)
+    [sequence] = state.sequences
+    ids = text_tokens(pipeline.decoder.tokenizer, text)
+    sequence.prompt = Prompt(ids, voice.speaker, voice.prompt)
+    sequence.generator = torch.Generator(pipeline.device).manual_seed(i)
+    return sequence
 
 
-def requests(engine: Engine, count: int, tokens: int) -> list[DecodeRequest]:
+def requests(engine: Engine, count: int, tokens: int) -> list[Sequence]:
     """Texts with sampling parameters of every kind; the i-th has at most ``tokens`` + i tokens."""
     return [request(engine, i, TEXTS[i % len(TEXTS)], tokens + i) for i in range(count)]
 

@@ -39,7 +39,8 @@ def _prefill(engine: Engine, t3: T3, backend: DecodeBackend, text: str) -> float
     with torch.inference_mode():
         for _ in range(WARM + RUNS):
             clock = StageTimer(pipeline_of(engine).device)
-            slots.prefill(0, sequence, t3, backend.prefill(t3), backend.steps_per_sync)
+            prefill, ahead = backend.prefill(t3), backend.steps_per_sync
+            slots.prefill(0, sequence.prompt, sequence.sampling, t3, prefill, ahead)
             clock.lap("prefill")
             laps.append(clock.seconds["prefill"])
     return statistics.median(laps[WARM:])

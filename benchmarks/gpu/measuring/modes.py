@@ -72,7 +72,7 @@ class Mode:
 def modes(engine: Engine) -> list[Mode]:
     """The modes that an engine with CUDA graphs supports, the planned one first."""
     pipeline = pipeline_of(engine)
-    planned = pipeline.backend
+    planned = pipeline.decoder.backend
     by_name = {
         GRAPH_PYTORCH: Mode(
             GRAPH_PYTORCH, CudaGraphBackend(GraphCapturer(pipeline.device)), True, False

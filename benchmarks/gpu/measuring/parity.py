@@ -32,10 +32,11 @@ from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.audio.watermark import Watermark
 from chatterbox_opt.bench.backends import StageTimer, forced_tokens
 from chatterbox_opt.config.model_config import SAMPLE_RATE
+from chatterbox_opt.config.plan import OVERLAPPED
 from chatterbox_opt.engine.decode import DecodeBackend, EagerBackend, decode
 from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
-from chatterbox_opt.engine.overlap import InlineRenderer, Renderer
-from chatterbox_opt.models.t3.decode_state import DecodeRequest
+from chatterbox_opt.engine.renderer import Renderer
+from chatterbox_opt.engine.sequence import Sequence
 from chatterbox_opt.models.t3.model import T3
 from chatterbox_opt.request import Wave
 from chatterbox_opt.runtime.cuda import GraphCapturer
@@ -49,13 +50,12 @@ MAX_ERROR = 1e-3  # float32, padded in CUDA graphs against eager: mels, and wave
 
 
 def tokens_of(
-    t3: T3, steps: DecodeBackend, requested: list[DecodeRequest], slots: int
-) -> list[tuple[int, ...]]:
+    t3: T3, steps: DecodeBackend, requested: list[Sequence], slots: int
+) -> list[list[int]]:
     """Tokens of each request, in order."""
-    pending = iter(requested)
-    decoded = decode(t3, steps.slots(t3, slots, 2), lambda: next(pending, None), steps)
-    by_request = {output.sequence: output for output in decoded}
-    return [by_request[request].tokens for request in requested]
+    for _ in decode(t3, steps.slots(t3, slots, 2), requested, steps):
+        pass
+    return [sequence.tokens for sequence in requested]
 
 
 def token_parity(
@@ -145,14 +145,14 @@ def overlap_parity(engine: Engine, count: int) -> dict[str, Any]:
             return {result.id: result.audio().samples for result in engine.batch(requested)}
 
     pipeline = pipeline_of(engine)
-    planned, steps = pipeline.renderer, pipeline.backend
+    planned, steps = pipeline.renderer, pipeline.decoder.backend
     for _ in range(2):  # eager first, then captured
         waves(planned)
-    inline, *others = (
-        waves(renderer) for renderer in (InlineRenderer(), planned, InlineRenderer(), planned)
-    )
+    plain = Renderer(pipeline.recovery)
+    inline, *others = (waves(renderer) for renderer in (plain, planned, plain, planned))
     equal = sum(all(np.array_equal(one[id], inline[id]) for id in inline) for one in others)
-    intact = pipeline.backend is steps and not getattr(planned, "disabled", False)
+    overlapped = engine.plan.rendering == OVERLAPPED
+    intact = pipeline.decoder.backend is steps and planned.overlaps == overlapped
     intact &= all(graphs_intact(engine, steps).values())
     return {
         "equal": equal,

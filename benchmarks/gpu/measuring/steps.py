@@ -46,10 +46,11 @@ def prefilled_step(
 ) -> OneStep:
     """A step of ``count`` requests with 250 generated tokens each, after warm-up."""
     slots = backend.slots(t3, count, 2)
-    prompt = request(engine, 0, TEXTS[1], CAPACITY)
+    sequence = request(engine, 0, TEXTS[1], CAPACITY)
+    prefill, ahead = backend.prefill(t3), backend.steps_per_sync
     with torch.inference_mode():
         for slot in range(count):
-            slots.prefill(slot, prompt, t3, backend.prefill(t3), backend.steps_per_sync)
+            slots.prefill(slot, sequence.prompt, sequence.sampling, t3, prefill, ahead)
             slots.position[slot] += GENERATED
             slots.cache.reserve(slot, CAPACITY)
     step = backend.step(t3)
@@ -101,7 +102,7 @@ def host_cost(context: Context, engine: Engine, t3: T3) -> None:
     from chatterbox_opt.runtime.cuda_graphs import weight_addresses
 
     pipeline = pipeline_of(engine)
-    slots = pipeline.backend.slots(t3, 1, 2)
+    slots = pipeline.decoder.backend.slots(t3, 1, 2)
     generator = torch.Generator(pipeline.device).manual_seed(0)
     work_items = {
         "addresses of all weights": lambda: weight_addresses(t3),

@@ -33,7 +33,7 @@ def _with_engine(context: Context, dtype: str, work: Callable[[Context, Engine],
 
 
 def _dtype(context: Context, engine: Engine) -> None:
-    dtype, backend = engine.plan.t3.storage, pipeline_of(engine).backend
+    dtype, backend = engine.plan.t3.storage, pipeline_of(engine).decoder.backend
     sizes = context.sizes.requests, context.sizes.tokens
     for slots in (1, 4):
         eager = EagerBackend(fused=backend.fused)

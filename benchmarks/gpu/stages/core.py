@@ -37,7 +37,7 @@ def run(context: Context) -> None:
         with context.part("watermark"):
             context.put(CHECK, {"name": "watermark"} | parity.watermark_parity(engine))
         with context.part("PDL"), on_device(engine, "t3") as t3:
-            if pipeline_of(engine).backend.fused:
+            if pipeline_of(engine).decoder.backend.fused:
                 sizes = context.sizes.requests, context.sizes.tokens
                 result = parity.pdl_parity(engine, t3, *sizes)
                 context.put(CHECK, {"name": "PDL"} | result)
@@ -50,7 +50,7 @@ def run(context: Context) -> None:
 
 def parity_of(context: Context, engine: Engine) -> None:
     """Compare few tokens, so that figures are of correct output. checks.py compares more."""
-    dtype, backend = engine.plan.t3.storage, pipeline_of(engine).backend
+    dtype, backend = engine.plan.t3.storage, pipeline_of(engine).decoder.backend
     sizes = 2, min(4, context.sizes.requests), context.sizes.tokens
     result = parity.token_parity(engine, backend, EagerBackend(fused=backend.fused), *sizes)
     context.put(CHECK, {"name": f"tokens, {dtype}, CUDA graph as eager"} | result)
@@ -92,7 +92,7 @@ def _lengths(context: Context, engine: Engine) -> None:
     with eager_rendering(engine):
         for row in lengths.rendering_by_length(engine, sizes.eager_lengths):
             context.put(RENDERING, {"mode": "eager", "dtype": engine.plan.flow.storage} | row)
-    backend = pipeline_of(engine).backend
+    backend = pipeline_of(engine).decoder.backend
     with on_device(engine, "t3") as t3:
         by_mode = {"eager": EagerBackend(fused=backend.fused), "graph": backend}
         for characters in sizes.texts:

@@ -6,14 +6,12 @@ responsible for the decode loop, for stopping criteria, or for how a step is run
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatterbox_opt.errors import NumericsError, TextError
 from chatterbox_opt.models.t3.kv_cache import KVCache
 from chatterbox_opt.models.t3.model import T3, Prompt
 from chatterbox_opt.models.t3.sampler import SamplingTensors, sample
@@ -25,43 +23,6 @@ UNFORCED = -1  # in ``DecodeState.token_buffer``: no token is forced at this pos
 # Runs a prefix [rows_per_seq, length, width] into the KV cache and the logits of slot
 # ``DecodeState.prefill_slot``. Its last position is ``DecodeState.prefill_last``; padding follows.
 PrefillFn = Callable[["DecodeState", Tensor], None]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DecodeRequest:
-    """A sequence to decode.
-
-    Attributes:
-        prompt: text and voice.
-        sampling: its sampling parameters; the seed is in ``generator``.
-        generator: on the model's device; draws [speech_vocab] random numbers for each token.
-        on_token: callback, gets the number of generated tokens after each one.
-        forced_tokens: ids that replace the sampled ones (teacher forcing), then the stop token.
-            Empty: free-running. Used to compare precisions on the same sequence.
-    """
-
-    prompt: Prompt
-    sampling: Sampling
-    generator: torch.Generator
-    on_token: Callable[[int], None]
-    forced_tokens: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeOutput:
-    """The result of a sequence.
-
-    Attributes:
-        sequence: the request.
-        tokens: without the stop token; ids from 6561 on are special tokens without audio.
-        truncated: it reached its limit without a stop token.
-        error: NumericsError or TextError, or None.
-    """
-
-    sequence: DecodeRequest
-    tokens: tuple[int, ...] = ()
-    truncated: bool = False
-    error: NumericsError | TextError | None = None
 
 
 class DecodeState:
@@ -106,19 +67,28 @@ class DecodeState:
         )
 
     def prefill(
-        self, slot: int, sequence: DecodeRequest, t3: T3, prefill: PrefillFn, extra_positions: int
+        self,
+        slot: int,
+        prompt: Prompt,
+        sampling: Sampling,
+        t3: T3,
+        prefill: PrefillFn,
+        extra_positions: int,
+        forced_tokens: Sequence[int] = (),
     ) -> int:
-        """Run a sequence's prefix into a slot; return the prefix's length.
+        """Run a prompt's prefix into a slot; return the prefix's length.
 
         Args:
             prefill: from the decode backend.
             extra_positions: KV cache positions to reserve after the prefix.
+            forced_tokens: ids that replace the sampled ones (teacher forcing), then the stop
+                token. Empty: free-running.
 
         Raises:
             TextError: more text tokens than the model has positions.
         """
         # 1) embed the prompt, reserve KV cache positions and run the prefix
-        prefix = t3.embed(sequence.prompt, sequence.sampling.exaggeration, self.rows_per_seq)
+        prefix = t3.embed(prompt, sampling.exaggeration, self.rows_per_seq)
         length = prefix.shape[1]
         padded = self.cache.padded_length(length)
         self.cache.clear(slot)  # of the previous sequence: attention weight 0 times NaN is NaN
@@ -130,13 +100,11 @@ class DecodeState:
         self.position[slot], self.num_generated[slot] = length - 1, 0
         self.seen[slot] = False
         self.seen[slot, t3.config.start_speech] = True
-        self.sampling_tensors.set(slot, sequence.sampling)
+        self.sampling_tensors.set(slot, sampling)
         self.token_buffer[slot] = UNFORCED
-        if sequence.forced_tokens:
-            forced_tokens = torch.tensor([*sequence.forced_tokens, t3.config.stop_speech])
-            self.token_buffer[slot, : len(forced_tokens)] = to_device(
-                forced_tokens, self.token_buffer.device
-            )
+        if forced_tokens:
+            forced = torch.tensor([*forced_tokens, t3.config.stop_speech])
+            self.token_buffer[slot, : len(forced)] = to_device(forced, self.token_buffer.device)
         return length
 
     def sample_next(self, first: int, last: int, *, needs_sort: bool) -> None:
