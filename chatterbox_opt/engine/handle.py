@@ -5,6 +5,7 @@ Responsible for what the caller of ``Engine.submit`` holds. Not responsible for 
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator
 from dataclasses import replace
@@ -89,8 +90,10 @@ class RequestHandle(Iterator[Piece], AsyncIterator[Piece]):
         Raises:
             TimeoutError: after ``timeout`` seconds; the request continues.
         """
+        end = None if timeout is None else time.monotonic() + timeout
         while self._result is None:
-            self._receive(self._request.events.get(timeout))
+            left = None if end is None else max(0.0, end - time.monotonic())
+            self._receive(self._request.events.get(left))
         return self._result
 
     def __await__(self) -> Generator[object, None, Result]:

@@ -16,10 +16,10 @@ Responsible for threads, the bounded queue, and ending. Not responsible for what
 from __future__ import annotations
 
 import atexit
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 
 from chatterbox_opt.engine.scheduler import Scheduler
@@ -229,19 +229,20 @@ class EngineLoop:
 
     def _step(self) -> bool:
         """One step; False if there is nothing to do."""
-        with self._lock, ExitStack() as stack:
+        with self._lock:
             self._take()
             if self._scheduler.idle:
                 return False
-            stack.push(self._abort_after)
-            self._scheduler.step()
+            complete = False
+            try:
+                self._scheduler.step()
+                complete = True
+            finally:
+                if not complete:  # it may have left anything, and none of it is used again
+                    error = sys.exc_info()[1]
+                    interrupted = RequestCancelledError("the engine was interrupted")
+                    self._scheduler.abort(error if isinstance(error, Exception) else interrupted)
         return True
-
-    def _abort_after(self, _: object, error: BaseException | None, __: object) -> None:
-        """End all requests if a step raised: it may have left anything, none of it is used."""
-        if error is not None:
-            interrupted = RequestCancelledError("the engine was interrupted")
-            self._scheduler.abort(error if isinstance(error, Exception) else interrupted)
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)

@@ -70,10 +70,10 @@ class Pipeline:
 
         With an overlapped renderer, a group is collected when the next one is full, or when T3 has
         nothing to do: independent of the threads' speed, so that retried sequences enter T3 at the
-        same step in every run. Groups of one are collected as soon as they are ready.
+        same step in every run. With ``Capacity.group`` 1 somebody waits for the audio: whatever is
+        decoded is rendered together as soon as the renderer is free, and collected at once.
         """
-        done, group = [], min(self.group, self._capacity.group)
-        idle = not self.decoder.running
+        done, idle = [], not self.decoder.running
         for sequence in self.decoder.step():
             if sequence.status is not Status.RENDERING:
                 done.append(sequence)
@@ -82,11 +82,14 @@ class Pipeline:
                 done.append(sequence)
             else:
                 self._decoded.append(sequence)
-        if self._decoded and (len(self._decoded) >= group or not self.decoder.running):
+        at_once = self._capacity.group == 1
+        group = self.group if at_once else min(self.group, self._capacity.group)
+        complete = self.renderer.ready if at_once else len(self._decoded) >= group
+        if self._decoded and (complete or not self.decoder.running):
             decoded, self._decoded = self._decoded[:group], self._decoded[group:]
             self.decoder.leave()
             done += self.renderer.submit(decoded, overlap=self._capacity.slots > 1)
-        elif self.renderer.busy and (idle or (group == 1 and self.renderer.ready)):
+        elif self.renderer.busy and (idle or (at_once and self.renderer.ready)):
             self.decoder.leave()
             done += self.renderer.collect()
         return done

@@ -94,7 +94,11 @@ class SpeechBackend(Protocol):
 
 
 class Scheduler:
-    """All requests of an engine."""
+    """All requests of an engine.
+
+    Attributes:
+        queued: requests of which no sequence was admitted yet.
+    """
 
     def __init__(
         self, backend: SpeechBackend, watermark: Watermark | None, *, overlap: bool
@@ -107,19 +111,16 @@ class Scheduler:
                 the thread would compete with them for the cores.
         """
         self._backend, self._watermark, self._overlap = backend, watermark, overlap
+        self.queued = 0
         self._requests: dict[RequestState, None] = {}  # that have not ended, in order
         self._waiting: deque[RequestState] = deque()  # that have waiting sequences, next first
+        self._finishing: dict[RequestState, None] = {}  # that have pieces to hand over
         self._finisher: ThreadPoolExecutor | None = None
 
     @property
     def idle(self) -> bool:
         """Whether no request is left."""
         return not self._requests
-
-    @property
-    def queued(self) -> int:
-        """Requests of which no sequence was admitted yet."""
-        return sum(request.admitted is None for request in self._waiting)
 
     def room(self, capacity: Capacity) -> int:
         """Slots that are free for sequences of another request with this capacity."""
@@ -130,6 +131,7 @@ class Scheduler:
         """Append a request with at least one sequence."""
         self._requests[request] = None
         self._waiting.append(request)
+        self.queued += 1
 
     def cancel(self, request: RequestState) -> None:
         """End a request with ``RequestCancelledError``; its slots are free at once."""
@@ -167,6 +169,7 @@ class Scheduler:
                 return
             if request.admitted is None:
                 request.admitted = start
+                self.queued -= 1
             request.waiting.popleft()
             self._waiting.popleft()
             if request.waiting:
@@ -205,6 +208,7 @@ class Scheduler:
             self._end(request, sequence.error)
             return
         request.finishing[sequence.index] = self._finish(sequence, sequence.best)
+        self._finishing[request] = None
         sequence.end(Status.DONE)
 
     def _finish(self, sequence: Sequence, best: Piece) -> Future[Piece]:
@@ -224,8 +228,10 @@ class Scheduler:
 
     def _emit(self) -> None:
         """Hand over finished pieces, each request's in order; wait if there is nothing else."""
+        if not self._finishing:
+            return
         wait = self._backend.idle and not self._waiting
-        for request in [request for request in self._requests if request.finishing]:
+        for request in list(self._finishing):
             try:
                 while (future := request.finishing.get(request.emitted)) is not None:
                     if not (wait or future.done()):
@@ -236,6 +242,8 @@ class Scheduler:
             except REQUEST_ERRORS as error:
                 self._end(request, error)
             else:
+                if not request.finishing:
+                    del self._finishing[request]
                 if request.emitted == len(request.sequences):
                     self._end(request)
 
@@ -245,6 +253,8 @@ class Scheduler:
             return
         if request in self._waiting:
             self._waiting.remove(request)
+        self._finishing.pop(request, None)
+        self.queued -= request.admitted is None
         left = Status.CANCELLED if isinstance(error, RequestCancelledError) else Status.FAILED
         for sequence in request.sequences:
             if sequence.status is not Status.DONE:

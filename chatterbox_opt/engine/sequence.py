@@ -70,7 +70,8 @@ class Capacity:
     Attributes:
         slots: the maximum number of sequences decoded at once.
         use_cfg: cfg_weight may be above 0, which needs a second row per sequence.
-        group: sequences that flow and vocoder render together, at most; 1 renders each at once.
+        group: sequences that wait for each other to be rendered together, at most; 1 waits for
+            none.
     """
 
     slots: int = 1

@@ -742,3 +742,33 @@ def test_capturers_of_two_threads_share_no_pool_and_one_lock(calls, monkeypatch)
     t3s, flows = (first.pool for first in (graphs[0], graphs[2]))
     assert t3s != flows and [graph.pool for graph in graphs] == [t3s, t3s, flows, flows]
     assert calls.count("on A") == calls.count("on B") == 4, "each reuses one stream"
+
+
+# -- requests that somebody waits for
+
+
+def test_t3_goes_on_while_the_worker_is_busy_and_its_output_is_rendered_together(
+    engine, monkeypatch
+):
+    """Submitted requests are rendered as soon as the worker is free, and not before."""
+    engine.pipeline.renderer = Renderer(engine.pipeline.recovery, OVERLAPPED)
+    engine.pipeline.group = GROUP
+    engine.plan = replace(engine.plan, slots=SLOTS)
+    sizes, go, plain = [], threading.Event(), Renderer._run_stages
+
+    def run_stages(renderer, group, *args):
+        sizes.append(len(group.sequences))
+        assert len(sizes) > 1 or go.wait(LIMIT)
+        return plain(renderer, group, *args)
+
+    lines = [replace(one, sampling=replace(one.sampling, cfm_steps=2)) for one in requests(8)]
+    expected = {r.id: r.audio().samples for r in engine.batch(lines)}
+    monkeypatch.setattr(Renderer, "_run_stages", run_stages)
+    handles = [engine.submit(one) for one in lines]
+    while sum(bool(one.tokens) for h in handles for one in h._request.sequences) < SLOTS + 3:
+        assert not any(handle.done for handle in handles)
+        threading.Event().wait(0.01)
+    go.set()
+    found = {handle.id: handle.result(LIMIT).audio().samples for handle in handles}
+    assert same(found, expected)
+    assert max(sizes[1:]) == GROUP, "T3 had decoded several meanwhile"
