@@ -317,7 +317,8 @@ class _TimedBackend:
             backend.fused,
         )
         self.kv_cache = backend.kv_cache
-        self.slots, self.prefill, self.readback = backend.slots, backend.prefill, backend.readback
+        self.slots, self.release_slots = backend.slots, backend.release_slots
+        self.prefill, self.readback = backend.prefill, backend.readback
 
     def step(self, t3: T3) -> DecodeStep:
         """The backend's step; the first call ends the prefill."""

@@ -99,6 +99,10 @@ class DecodeBackend(Protocol):
         """Buffers for ``count`` sequences, uninitialized; those returned before become invalid."""
         ...
 
+    def release_slots(self) -> None:
+        """Free the buffers that are kept for the next call of ``slots``."""
+        ...
+
     def prefill(self, t3: T3) -> PrefillFn:
         """The prefill with the current weights."""
         ...
@@ -150,6 +154,9 @@ class EagerBackend:
                 dtype=self.kv_cache,
             )
         return DecodeState(t3, count, cache)
+
+    def release_slots(self) -> None:
+        """Does nothing: none are kept."""
 
     def prefill(self, t3: T3) -> PrefillFn:
         return prefill_fn(t3)

@@ -84,6 +84,9 @@ class CudaGraphBackend:
             self._allocations += 1
         return self._slots
 
+    def release_slots(self) -> None:
+        self._slots = self._slots_key = None
+
     def prefill(self, t3: T3) -> PrefillFn:
         """One graph for each length that prefixes are padded to."""
         weights, eager = weight_addresses(t3), prefill_fn(t3)

@@ -13,9 +13,10 @@
     NaN/Inf in fp16/bf16              this sequence in float32 (``FLOAT32``)            again
     NaN/Inf in float32                fail this sequence with NumericsError
 
-"Again" is from the start of the attempt: the same seed gives the same tokens. An error of a prefill
-concerns only the sequence that was prefilled. All sequences in the slots have the same mode: one
-with another mode waits until the slots are empty.
+"Again" is from the start of the attempt: the same seed gives the same tokens. An error of a
+prefill, other than out of memory, fails the sequence that was prefilled and concerns no other.
+Fewer slots are used until the engine is idle; whatever else is given up is given up for good. All
+sequences in the slots have the same mode: one with another mode waits until the slots are empty.
 
 Responsible for slots, modes and the table above. Not responsible for which sequence comes next
 (scheduler.py), for audio, or for retries of bad output (retries.py).
@@ -68,7 +69,7 @@ class Decoder:
         """
         self.tokenizer, self.backend, self.step_failures = tokenizer, backend, 0
         self._recovery, self._release_memory = recovery, release_memory
-        self._capacity, self._max_slots = Capacity(), 0
+        self._capacity, self._max_slots, self._eager_slots = Capacity(), 0, 1
         self._batch: DecodeBatch | None = None
         self._mode = DecodeMode.BATCHED
         self._t3: T3 | None = None  # while it is on the device, by ``_residence``
@@ -106,16 +107,11 @@ class Decoder:
         start = time.perf_counter()
         try:
             sequence.prompt, sequence.generator = self._prompt(sequence)
-        except REQUEST_ERRORS as error:
-            sequence.fail(error)
-            self._out.append(sequence)
-            return True
-        try:
             self._batch_for(sequence).add(sequence)
         except torch.OutOfMemoryError as error:
             self._on_out_of_memory(error, [*self.running, sequence])
         except REQUEST_ERRORS as error:
-            self._on_error(error, [sequence])
+            self._fail([sequence], error)
         sequence.add_seconds("t3", time.perf_counter() - start)
         return True
 
@@ -136,7 +132,7 @@ class Decoder:
                 self._on_out_of_memory(error, running)
             except REQUEST_ERRORS as error:
                 self._drop_batch()
-                self._on_error(error, running)
+                self._on_error(error, running, batch.backend)
             else:
                 for sequence in ended:
                     self._on_ended(sequence)
@@ -161,7 +157,7 @@ class Decoder:
     def release(self) -> None:
         """Free the slots; running sequences are dropped."""
         self._drop_batch()
-        self._out = []
+        self._out, self._max_slots = [], 0
 
     def _fits(self, sequence: Sequence) -> bool:
         assert self._batch is not None
@@ -170,26 +166,20 @@ class Decoder:
             not self._batch.full
             and sequence.mode is self._mode
             and rows <= self._batch.state.rows_per_seq
-            and not self._replaced
         )
-
-    @property
-    def _replaced(self) -> bool:
-        """Whether the slots belong to a backend that is no longer used."""
-        batch, batched = self._batch, self._mode is DecodeMode.BATCHED
-        return batch is not None and batched and batch.backend is not self.backend
 
     def _batch_for(self, sequence: Sequence) -> DecodeBatch:
         """The slots; allocated anew if there are none, or if the mode changes."""
-        if self._batch is None or self._mode is not sequence.mode or self._replaced:
+        if self._batch is None or self._mode is not sequence.mode:
             self._drop_batch()
             self._mode = sequence.mode
             t3 = self._enter(self._mode)
             backend, slots = self.backend, self.slots
             if self._mode is not DecodeMode.BATCHED:
-                backend = EagerBackend(kv_cache=backend.kv_cache)
-            if self._mode in (DecodeMode.ALONE, DecodeMode.FLOAT32):
-                slots = 1
+                full = self._mode is DecodeMode.FLOAT32
+                backend = EagerBackend(kv_cache=None if full else backend.kv_cache)
+                # allocated next to those of the plan's backend
+                slots = min(slots, self._eager_slots) if self._mode is DecodeMode.EAGER else 1
             state = backend.slots(t3, slots, 2 if self._capacity.use_cfg else 1)
             self._batch = DecodeBatch(t3, state, backend)
         self._enter(self._mode)
@@ -221,8 +211,11 @@ class Decoder:
     def _on_out_of_memory(self, error: torch.OutOfMemoryError, running: list[Sequence]) -> None:
         """Free memory; all sequences start again."""
         error.__traceback__ = None  # its frames hold references to tensors
-        several = self._batch is None or self._batch.state.count > 1
+        several = self._mode in (DecodeMode.BATCHED, DecodeMode.EAGER)
+        if self._batch is not None:
+            several = self._batch.state.count > 1
         self._drop_batch()
+        self.backend.release_slots()
         if self._release_memory():
             pass
         elif several and self.slots > 1:
@@ -236,11 +229,11 @@ class Decoder:
                 return
         self._again(running)
 
-    def _on_error(self, error: Exception, failed: list[Sequence]) -> None:
-        """Retry sequences whose step or prefill failed, in another mode, or fail a single one."""
+    def _on_error(self, error: Exception, failed: list[Sequence], backend: DecodeBackend) -> None:
+        """Retry sequences whose step failed, in another mode, or fail a single one."""
         mode = failed[0].mode
-        accelerated = self.backend.forward is not None or self.backend.fused
-        if mode is DecodeMode.BATCHED and accelerated:
+        if mode is DecodeMode.BATCHED and (backend.forward is not None or backend.fused):
+            self._eager_slots = len(failed)
             self._again(failed, self._on_step_failure(error))
             return
         if mode is DecodeMode.EAGER:  # caused by a sequence, not by the fused or compiled step

@@ -83,7 +83,9 @@ class Pipeline:
             else:
                 self._decoded.append(sequence)
         at_once = self._capacity.group == 1
-        group = self.group if at_once else min(self.group, self._capacity.group)
+        group = min(self.group, self.decoder.slots)  # few slots are for want of memory
+        if not at_once:
+            group = min(group, self._capacity.group)
         complete = self.renderer.ready if at_once else len(self._decoded) >= group
         if self._decoded and (complete or not self.decoder.running):
             decoded, self._decoded = self._decoded[:group], self._decoded[group:]

@@ -81,10 +81,14 @@ def no_stream(work: Callable[[], Result]) -> Callable[[], Result]:
 class Group:
     """Sequences with the same number of flow steps, which are rendered together."""
 
-    def __init__(self, sequences: list[Sequence]) -> None:
-        self.sequences = sequences
-        self.generators = [_generator(sequence) for sequence in sequences]
-        self._states = [generator.get_state() for generator in self.generators]
+    def __init__(self, sequences: list[Sequence], generators: list[torch.Generator]) -> None:
+        """Remember the generators' states.
+
+        Args:
+            generators: of the sequences, which drop theirs if their request ends meanwhile.
+        """
+        self.sequences, self.generators = sequences, generators
+        self._states = [generator.get_state() for generator in generators]
 
     def rewind(self) -> None:
         """Reset the generators, from which a failed try may have drawn."""
@@ -117,6 +121,7 @@ class Renderer:
         self._recovery, self._stream = recovery, stream or no_stream
         self._thread: ThreadPoolExecutor | None = None
         self._pending: list[Pending] = []
+        self._released = False  # memory for T3, since the last submission
 
     @property
     def busy(self) -> bool:
@@ -137,6 +142,7 @@ class Renderer:
         finished = self.collect()
         groups = _groups(sequences)
         if overlap and self.overlaps and self._recovery.placement.offload == NONE:
+            self._released = False
             self._pending = [Pending(group, self._start(group)) for group in groups]
             return finished
         for group in groups:
@@ -157,10 +163,11 @@ class Renderer:
         """Free memory for T3: wait for the worker, and render inline from now on.
 
         Returns:
-            whether anything was overlapped.
+            whether anything was overlapped; once for each submission.
         """
-        if not (self.overlaps and self._pending):
+        if self._released or not self._pending:
             return False
+        self._released = True
         self._wait()
         self.disable_overlap()
         return True
@@ -215,8 +222,8 @@ class Renderer:
         else:
             return
         group.rewind()  # outside of the handler, so that the failed frames are freed
-        for sequence in group.sequences:
-            self._render(Group([sequence]))
+        for sequence, generator in zip(group.sequences, group.generators, strict=True):
+            self._render(Group([sequence], [generator]))
 
     def _run_with_recovery(self, group: Group) -> None:
         run = self._recovery.run
@@ -254,16 +261,15 @@ class Renderer:
                 sequence.add_seconds(stage, spent / len(sequences))
 
 
-def _generator(sequence: Sequence) -> torch.Generator:
-    assert sequence.generator is not None
-    return sequence.generator
-
-
 def _groups(sequences: list[Sequence]) -> list[Group]:
     """One group per number of flow steps, its sequences sorted by length."""
 
     def steps(sequence: Sequence) -> int:
         return sequence.sampling.cfm_steps
 
-    ordered = sorted(sequences, key=lambda one: (steps(one), len(one.tokens)))
-    return [Group(list(group)) for _, group in groupby(ordered, key=steps)]
+    groups = []
+    for _, group in groupby(sorted(sequences, key=lambda s: (steps(s), len(s.tokens))), key=steps):
+        together = list(group)
+        generators = [sequence.generator for sequence in together if sequence.generator]
+        groups.append(Group(together, generators))
+    return groups

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from chatterbox_opt.config.model_config import SAMPLE_RATE, TOKEN_RATE
 from chatterbox_opt.engine.quality import find_faults, rank
 from chatterbox_opt.engine.sequence import SEEDS_PER_ATTEMPT, Sequence
 from chatterbox_opt.errors import SilenceError
@@ -50,6 +49,4 @@ def _piece(sequence: Sequence) -> Piece:
     assert wave is not None
     checked, text = sequence.request.guard is not None, sequence.chunk.text
     faults = find_faults(text, wave, tokens, truncated=sequence.truncated) if checked else ()
-    # plain Chatterbox does not return its tokens
-    count = len(tokens) or round(len(wave) / SAMPLE_RATE * TOKEN_RATE)
-    return Piece(wave, text, count, {}, faults)
+    return Piece(wave, text, len(tokens) or sequence.num_tokens, {}, faults)

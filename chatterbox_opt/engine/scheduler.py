@@ -140,8 +140,9 @@ class Scheduler:
     def step(self) -> None:
         """Move all requests on, up to the next point at which slots can change hands."""
         self._admit()
-        for sequence in self._backend.step():
-            self._on_attempt(sequence)
+        again = [sequence for sequence in self._backend.step() if self._on_attempt(sequence)]
+        for sequence in reversed(again):  # the first comes first again
+            self._wait_again(sequence)
         self._emit()
 
     def abort(self, error: Exception) -> None:
@@ -186,6 +187,8 @@ class Scheduler:
 
     def _wait_again(self, sequence: Sequence) -> None:
         request = sequence.request
+        if request.result is not None:  # another of its sequences has failed
+            return
         request.waiting.appendleft(sequence)
         if request in self._waiting:
             self._waiting.remove(request)
@@ -193,23 +196,23 @@ class Scheduler:
 
     # --- what the backend returns -------------------------------------------------------------
 
-    def _on_attempt(self, sequence: Sequence) -> None:
-        """Decode again, retry with another seed, finish, or fail the request."""
+    def _on_attempt(self, sequence: Sequence) -> bool:
+        """Finish a sequence or fail its request; True if it has to wait for a slot again."""
         request = sequence.request
         if request.result is not None:  # cancelled while it was rendered
             sequence.end(Status.CANCELLED)
-            return
+            return False
         if sequence.status is Status.WAITING or retry(sequence):
-            self._wait_again(sequence)
-            return
+            return True
         request.decoded = time.perf_counter()
         if sequence.best is None:
             assert sequence.error is not None
             self._end(request, sequence.error)
-            return
+            return False
         request.finishing[sequence.index] = self._finish(sequence, sequence.best)
         self._finishing[request] = None
         sequence.end(Status.DONE)
+        return False
 
     def _finish(self, sequence: Sequence, best: Piece) -> Future[Piece]:
         """Add watermark and pause: on a thread, or at once."""

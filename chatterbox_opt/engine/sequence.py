@@ -89,6 +89,7 @@ class Sequence:
         prompt: text and voice on the device, while it is decoded.
         generator: one serves the three stages in order, as upstream's global one does.
         tokens: speech tokens of this attempt.
+        num_tokens: their number; of plain Chatterbox, which does not return them, an estimate.
         truncated: T3 reached its limit without a stop token.
         audio: float32 [n] in [-1, 1] at 24 kHz, without watermark.
         error: why this attempt has no audio.
@@ -112,6 +113,7 @@ class Sequence:
     prompt: Prompt | None = None
     generator: torch.Generator | None = None
     tokens: list[int] = field(default_factory=list)
+    num_tokens: int = 0
     truncated: bool = False
     audio: Wave | None = None
     error: Exception | None = None
@@ -148,12 +150,13 @@ class Sequence:
         """Enter a final status and free memory; only the tokens stay."""
         self.status = status
         self.prompt = self.generator = self.audio = self.best = None
+        self.error = None  # its frames hold tensors
         self.generator_states.clear()
 
     def append(self, token: int) -> None:
         """Append a speech token and report it."""
         self.tokens.append(token)
-        self.request.on_token(self)
+        self.request.on_token(self, len(self.tokens))
 
     def add_seconds(self, stage: str, seconds: float) -> None:
         """Add processing time."""
@@ -206,13 +209,14 @@ class RequestState:
             self.sequences.append(sequence)
             self.waiting.append(sequence)
 
-    def on_token(self, sequence: Sequence) -> None:
-        """Report a sequence's new token."""
+    def on_token(self, sequence: Sequence, count: int) -> None:
+        """Report the number of tokens that a sequence has now."""
+        sequence.num_tokens = count
         if self.first_token is None:
             self.first_token = time.perf_counter()
         if self.on_progress is not None:
             chunks, letters = len(self.sequences), len(sequence.chunk.text)
-            self.on_progress(self, Progress(sequence.index, chunks, letters, len(sequence.tokens)))
+            self.on_progress(self, Progress(sequence.index, chunks, letters, count))
 
     def emit(self, piece: Piece) -> None:
         """Hand the next piece to the consumer."""
@@ -234,7 +238,7 @@ class RequestState:
             return None if begin is None or end is None else end - begin
 
         decoding = since(self.admitted, self.decoded)
-        tokens = sum(len(sequence.tokens) for sequence in self.sequences)
+        tokens = sum(sequence.num_tokens for sequence in self.sequences)
         return Metrics(
             queued=since(self.added, self.admitted),
             prefill=since(self.admitted, self.first_token),

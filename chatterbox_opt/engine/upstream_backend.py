@@ -15,7 +15,7 @@ import torch
 
 from chatterbox_opt.audio.watermark import STDOUT_LOCK
 from chatterbox_opt.checkpoints.registry import Checkpoint
-from chatterbox_opt.config.model_config import ModelConfig
+from chatterbox_opt.config.model_config import SAMPLE_RATE, TOKEN_RATE, ModelConfig
 from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Capacity, Sequence, Status
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.sampling import Sampling
@@ -133,7 +133,8 @@ class UpstreamBackend:
             )
         sequence.audio = wave[0].numpy()
         sequence.add_seconds("upstream", time.perf_counter() - start)
-        sequence.request.on_token(sequence)
+        tokens = round(len(sequence.audio) / SAMPLE_RATE * TOKEN_RATE)
+        sequence.request.on_token(sequence, tokens)
 
 
 def upstream_conditionals(voice: Voice, exaggeration: float) -> Any:

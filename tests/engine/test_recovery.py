@@ -394,3 +394,88 @@ def test_sequences_that_cannot_be_rendered_together_are_rendered_alone(load, eng
 
         monkeypatch.setattr(module, "forward", picky)
         assert same(batch_waves(odd, TEXTS), expected)
+
+
+def test_bad_requests_do_not_cost_the_fused_step(load, engine, monkeypatch, caplog):
+    """Their prefill fails, which says nothing about steps."""
+    expected = batch_waves(engine, TEXTS)
+    with load() as fragile:
+        backend = fragile.pipeline.decoder.backend = FragileBackend(lambda call: False)
+        fragile.plan = replace(fragile.plan, slots=8)
+        plain = fragile.pipeline.decoder._prompt
+
+        def prompt(sequence):
+            made, generator = plain(sequence)
+            if sequence.chunk.text.startswith("Odd"):
+                made = replace(made, speaker=made.speaker[:, :3])
+            return made, generator
+
+        monkeypatch.setattr(fragile.pipeline.decoder, "_prompt", prompt)
+        odd = [f"Odd number {i}." for i in range(4)]
+        results = batch_waves(fragile, [*odd[:2], *TEXTS, *odd[2:]])
+        assert all(isinstance(results[text], RuntimeError) for text in odd)
+        assert same(results, expected)
+        assert fragile.pipeline.decoder.backend is backend
+        assert fragile.pipeline.decoder.step_failures == 0
+    assert "t3 step failed" not in caplog.text
+
+
+def test_out_of_memory_in_the_float32_retry_of_t3_offloads_and_takes_no_slots(
+    load, monkeypatch, caplog
+):
+    with load(dtype="bfloat16") as half:
+        half.plan = replace(half.plan, slots=8)
+        module, casts = stage(half, "t3"), []
+        prefill, set_precision = module.prefill, module.set_precision
+
+        def overflowing(*args):
+            logits = prefill(*args)
+            return logits * torch.nan if module.dtype == torch.bfloat16 and not casts else logits
+
+        def full(dtype):
+            casts.append(dtype)
+            if len(casts) == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            set_precision(dtype)
+
+        monkeypatch.setattr(module, "prefill", overflowing)
+        monkeypatch.setattr(module, "set_precision", full)
+        assert all(isinstance(w, np.ndarray) for w in batch_waves(half, TEXTS[:1]).values())
+        assert half.pipeline.placement.offload == "stages" and module.dtype == torch.bfloat16
+    assert "slots" not in caplog.text
+
+
+def test_later_batches_have_all_slots_again_after_out_of_memory(load, monkeypatch):
+    with load() as fragile:
+        module, widths = stage(fragile, "t3"), []
+        plain, failing = module.step, [torch.OutOfMemoryError("CUDA out of memory")]
+
+        def step(token, *rest):
+            widths.append(len(token))
+            if len(token) == 4 and failing:
+                raise failing.pop()
+            return plain(token, *rest)
+
+        monkeypatch.setattr(module, "step", step)
+        fragile.plan = replace(fragile.plan, slots=4)
+        batch_waves(fragile, TEXTS)
+        widths.clear()
+        batch_waves(fragile, TEXTS)
+        assert max(widths) == 4
+
+
+def test_sequences_are_decoded_again_in_their_order(load, monkeypatch):
+    with load() as fragile:
+        module, order = stage(fragile, "t3"), []
+        plain = fragile.pipeline.decoder._prompt
+        monkeypatch.setattr(
+            fragile.pipeline.decoder, "_prompt", lambda s: order.append(s.index) or plain(s)
+        )
+        error = torch.OutOfMemoryError("CUDA out of memory")
+        monkeypatch.setattr(module, "step", FaultInjector(module.step, error, 1))
+        fragile.plan = replace(fragile.plan, slots=4)
+        text = "A sentence of about forty characters, it is. " * 24
+        [result] = fragile.batch([Request("a", text, None, SAMPLING)])
+        count = len(result.pieces)
+        assert count >= 4
+        assert order == [0, 1, 2, 3, *range(count)]

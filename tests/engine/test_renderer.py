@@ -772,3 +772,53 @@ def test_t3_goes_on_while_the_worker_is_busy_and_its_output_is_rendered_together
     found = {handle.id: handle.result(LIMIT).audio().samples for handle in handles}
     assert same(found, expected)
     assert max(sizes[1:]) == GROUP, "T3 had decoded several meanwhile"
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+def test_a_request_that_ends_while_its_group_fails_does_not_affect_the_others(
+    engine, monkeypatch, expected, how
+):
+    """The group fails on the worker and together, so each is rendered alone."""
+    scheduler = engine._loop._scheduler
+    engine.pipeline.renderer = Renderer(engine.pipeline.recovery, OVERLAPPED)
+    engine.pipeline.group = 2
+    go, plain = threading.Event(), stage(engine, "flow").forward
+
+    def flow(tokens, *rest):
+        assert go.wait(LIMIT)
+        if len(tokens) > 1:
+            raise RuntimeError("too many")
+        return plain(tokens, *rest)
+
+    monkeypatch.setattr(stage(engine, "flow"), "forward", flow)
+    states = [engine._request(requests()[i], Capacity(4, group=2)) for i in (0, 2)]
+    for state in states:
+        scheduler.add(state)
+    while not engine.pipeline.renderer.busy:
+        scheduler.step()
+    if how == "cancelled":
+        scheduler.cancel(states[0])
+    else:
+        scheduler._end(states[0], ValueError("another chunk failed"))
+    go.set()
+    while not scheduler.idle:
+        scheduler.step()
+    scheduler.release()
+    assert states[0].result.error is not None and states[1].result.error is None
+    (_, piece), _ = states[1].events.get(), states[1].events.get()
+    assert np.array_equal(piece.samples, expected["2"])
+
+
+def test_memory_is_released_for_t3_also_after_the_worker_ran_out_of_it():
+    def flow(token):
+        if on_worker():
+            raise FULL
+
+    renderer = stub_renderer(flow)
+    renderer.submit(decoded(1), overlap=True)
+    renderer._wait()
+    assert not renderer.overlaps, "noticed by the worker"
+    assert renderer.release_memory(), "T3 tries again once: the memory is free now"
+    assert not renderer.release_memory()
+    assert rendered(renderer.collect()) == [1]
+    renderer.release()

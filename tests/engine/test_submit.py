@@ -374,6 +374,10 @@ def test_plain_chatterbox_takes_submitted_requests_too(tiny, upstream, monkeypat
         expected = plain.synthesize("Hello.", None, sampling).samples
         handles = [plain.submit(Request(str(i), "Hello.", None, sampling)) for i in range(2)]
         assert all(np.array_equal(wave(handle.result()), expected) for handle in handles)
+        counts = []
+        [piece] = plain.pieces("Hello.", None, sampling, lambda seen: counts.append(seen.tokens))
+        assert counts == [piece.tokens] and piece.tokens == round(len(expected) / 24_000 * 25)
+        assert handles[0].metrics.tokens_per_second > 0
 
 
 # --- asyncio ------------------------------------------------------------------------------------
