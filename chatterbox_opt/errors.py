@@ -73,6 +73,15 @@ class WorkerError(ChatterboxOptError):
     """Worker processes of a batch crashed."""
 
 
+def without_frames(error: Exception) -> Exception:
+    """The error without tracebacks, its causes' included: frames keep their variables alive."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
+
+
 def in_words(error: Exception) -> str:
     """An error as a message for users; foreign exceptions are prefixed with their class name."""
     ours = isinstance(error, ChatterboxOptError)

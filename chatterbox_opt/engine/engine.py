@@ -144,8 +144,10 @@ class Engine(Closing):
 
     def close(self) -> None:
         """End all requests, free the model and the device's memory; not to be used afterwards."""
-        self._loop.close()
-        self.pipeline.close()
+        try:
+            self._loop.close()
+        finally:
+            self.pipeline.close()
         self._voices.clear()
         if self._watermark:
             self._watermark.release()

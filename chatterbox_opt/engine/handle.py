@@ -78,7 +78,7 @@ class RequestHandle(Iterator[Piece], AsyncIterator[Piece]):
 
     async def __anext__(self) -> Piece:
         while not self._can_take() and self._result is None:
-            self._receive(await self._request.events.get_async())
+            await self._receive_async()
         piece = self._take()
         if piece is None:
             raise StopAsyncIteration
@@ -99,8 +99,15 @@ class RequestHandle(Iterator[Piece], AsyncIterator[Piece]):
     def __await__(self) -> Generator[object, None, Result]:
         """As ``result``, without blocking the asyncio loop."""
         while self._result is None:
-            self._receive((yield from self._request.events.get_async().__await__()))
+            yield from self._receive_async().__await__()
         return self._result
+
+    async def _receive_async(self) -> None:
+        """Receive an event, or wait until another coroutine may have received one."""
+        if (event := self._request.events.poll()) is not None:
+            self._receive(event)
+        else:
+            await self._request.events.wait_async()
 
     def _receive(self, event: Event) -> None:
         _, value = event

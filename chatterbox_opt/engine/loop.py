@@ -19,7 +19,7 @@ import atexit
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 
 from chatterbox_opt.engine.scheduler import Scheduler
@@ -30,6 +30,7 @@ from chatterbox_opt.sampling import seeded
 from chatterbox_opt.utils.event_queue import EventQueue
 
 BeginRequest = Callable[[Request], RequestState]
+WORKER_THREADS = ("render", "finish")  # of renderer.py and scheduler.py
 MAX_QUEUED = 1024  # submitted requests that no sequence was admitted of
 
 
@@ -70,9 +71,9 @@ class EngineLoop:
                 raise QueueFullError(
                     f"{self._max_queued} requests wait for the engine: try again later"
                 )
-            self._append(request)
-            if self._thread is None:
+            if self._thread is None and not self._closed:
                 self._start()
+            self._append(request)
 
     def cancel(self, *requests: RequestState) -> None:
         """End requests that have not ended, at the next step at the latest.
@@ -80,12 +81,16 @@ class EngineLoop:
         Without other requests, what belongs to slots and threads is freed.
         """
         self._cancelled.extend(requests)
-        if self._thread is None and self._lock.acquire(blocking=False):
+        if threading.current_thread().name.startswith(WORKER_THREADS):
+            return  # by the garbage collector; to free the thread from itself is not possible
+        while self._thread is None and self._lock.acquire(blocking=False):
             try:
                 self._take()
                 self._release_if_idle()
             finally:
                 self._lock.release()
+            if not self._cancelled:  # left by a thread that did not get the lock
+                return
 
     def next_event(self, events: EventQueue[Event]) -> Event:
         """Step, or wait, until there is an event."""
@@ -134,7 +139,7 @@ class EngineLoop:
             while True:
                 # 1) take requests while slots are free
                 try:
-                    for started in self._start_requests(source, begin, capacity, events):
+                    for started in self._start_requests(source, begin, capacity, events, running):
                         if isinstance(started, Result):
                             yield started
                         else:
@@ -163,9 +168,12 @@ class EngineLoop:
         begin: BeginRequest,
         capacity: Capacity,
         events: EventQueue[Event],
+        running: Collection[RequestState],
     ) -> Iterator[RequestState | Result]:
-        """Add requests while slots are free; yield each, or its error."""
-        while self._has_room(capacity) and (request := next(source, None)) is not None:
+        """Add requests while slots are free, or one if none runs; yield each, or its error."""
+        while (not running or self._has_room(capacity, running)) and (
+            request := next(source, None)
+        ) is not None:
             request = replace(request, sampling=seeded(request.sampling))
             try:
                 state = begin(request)
@@ -173,8 +181,8 @@ class EngineLoop:
                 yield Result(request.id, request.sampling.seed or 0, error=error)
                 continue
             state.events = events
-            yield state
             self.add(state)
+            yield state
 
     def close(self) -> None:
         """End the thread after its step, and all requests with an error."""
@@ -211,14 +219,14 @@ class EngineLoop:
         if self._scheduler.idle:
             self._scheduler.release()
 
-    def _has_room(self, capacity: Capacity) -> bool:
+    def _has_room(self, capacity: Capacity, running: Collection[RequestState]) -> bool:
         """Whether another request would find a free slot at the next step."""
-        with self._lock:
-            if self._thread is None:
-                self._take()
-                return self._scheduler.room(capacity) > 0
+        if self._thread is not None:
             # the engine's thread does not wait for this one: it needs requests in advance
-            return self._scheduler.room(capacity) + capacity.slots > len(self._added)
+            return sum(len(request.waiting) for request in running) < capacity.slots
+        with self._lock:
+            self._take()
+            return self._scheduler.room(capacity) > 0
 
     def _advance(self, events: EventQueue[Event]) -> None:
         """Do one step, or wait for events if the engine's thread does the steps."""
@@ -226,27 +234,29 @@ class EngineLoop:
             events.wait()
         else:
             self._step()
+            if self._cancelled:  # meanwhile, by a thread that did not get the lock
+                self.cancel()
 
     def _step(self) -> bool:
         """One step; False if there is nothing to do."""
         with self._lock:
-            self._take()
-            if self._scheduler.idle:
-                return False
             complete = False
             try:
-                self._scheduler.step()
+                self._take()
+                if worked := not self._scheduler.idle:
+                    self._scheduler.step()
                 complete = True
             finally:
                 if not complete:  # it may have left anything, and none of it is used again
                     error = sys.exc_info()[1]
                     interrupted = RequestCancelledError("the engine was interrupted")
                     self._scheduler.abort(error if isinstance(error, Exception) else interrupted)
-        return True
+        return worked
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        thread.start()
+        self._thread = thread
         atexit.register(self.close)
 
     def _run(self) -> None:
@@ -263,9 +273,10 @@ class EngineLoop:
                 with self._changed:
                     self._changed.wait_for(self._has_work)
         finally:
-            with self._changed:
+            with self._lock, self._changed:
                 self._thread = None
-                if self._added and not self._closed:
+                self._changed.notify_all()
+                if self._has_work() and not self._closed:
                     self._start()
 
 

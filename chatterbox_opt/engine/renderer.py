@@ -184,9 +184,9 @@ class Renderer:
     def release(self) -> None:
         """Drop what was submitted; end the thread when its running group is done."""
         self._pending = []
-        if self._thread is not None:
-            self._thread.shutdown(cancel_futures=True)
-            self._thread = None
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.shutdown(cancel_futures=True)
 
     def _wait(self) -> None:
         wait([pending.done for pending in self._pending])

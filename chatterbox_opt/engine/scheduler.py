@@ -147,16 +147,18 @@ class Scheduler:
 
     def abort(self, error: Exception) -> None:
         """End all requests with an error, whatever state an interrupted step has left."""
-        self.release()
-        for request in list(self._requests):
-            self._end(request, error)
+        try:
+            self.release()
+        finally:
+            for request in list(self._requests):
+                self._end(request, error)
 
     def release(self) -> None:
         """Free what belongs to slots and threads, when no request is left."""
         self._backend.release()
-        if self._finisher is not None:
-            self._finisher.shutdown(cancel_futures=True)
-            self._finisher = None
+        finisher, self._finisher = self._finisher, None
+        if finisher is not None:
+            finisher.shutdown(cancel_futures=True)
 
     # --- admission ----------------------------------------------------------------------------
 
@@ -259,13 +261,15 @@ class Scheduler:
         self._finishing.pop(request, None)
         self.queued -= request.admitted is None
         left = Status.CANCELLED if isinstance(error, RequestCancelledError) else Status.FAILED
-        for sequence in request.sequences:
-            if sequence.status is not Status.DONE:
-                self._backend.remove(sequence)
-                sequence.end(left)
-        request.waiting.clear()
-        request.finishing.clear()
-        request.end(error)
+        try:
+            for sequence in request.sequences:
+                if sequence.status is not Status.DONE:
+                    self._backend.remove(sequence)
+                    sequence.end(left)
+        finally:
+            request.waiting.clear()
+            request.finishing.clear()
+            request.end(error)
 
 
 def _finished(best: Piece, pause: float, watermark: Watermark | None) -> Piece:

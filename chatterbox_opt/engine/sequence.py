@@ -6,6 +6,7 @@ only. Not responsible for changing it: scheduler.py, decoder.py and renderer.py 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias
 
-from chatterbox_opt.errors import ChatterboxOptError
+from chatterbox_opt.errors import ChatterboxOptError, without_frames
 from chatterbox_opt.request import Metrics, Piece, Progress, Result, Wave
 from chatterbox_opt.sampling import Sampling, chunk_seed
 from chatterbox_opt.text.chunking import Chunk
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from chatterbox_opt.runtime.cuda import GeneratorState
     from chatterbox_opt.voice import Voice
 
+log = logging.getLogger(__name__)
 # The errors that fail one request and not its batch: our own, and those that torch, numpy,
 # tokenizers and file systems raise. RuntimeError includes torch.OutOfMemoryError and the errors of
 # CUDA and torch.compile. Nearly all of ``Exception``, enumerated so that programming errors
@@ -143,14 +145,15 @@ class Sequence:
         self.restart(DecodeMode.BATCHED)
 
     def fail(self, error: Exception) -> None:
-        """End this attempt."""
-        self.status, self.error = Status.FAILED, error
+        """End this attempt; the error's frames are dropped, because they hold tensors."""
+        log.debug("an attempt failed", exc_info=error)
+        self.status, self.error = Status.FAILED, without_frames(error)
 
     def end(self, status: Status) -> None:
         """Enter a final status and free memory; only the tokens stay."""
         self.status = status
         self.prompt = self.generator = self.audio = self.best = None
-        self.error = None  # its frames hold tensors
+        self.error = None
         self.generator_states.clear()
 
     def append(self, token: int) -> None:

@@ -8,13 +8,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 Event = TypeVar("Event")
 
 
 class EventQueue(Generic[Event]):
-    """An unbounded queue with one consumer: a thread, or coroutines of one asyncio loop."""
+    """An unbounded queue with one consumer: a thread, or coroutines of one asyncio loop.
+
+    Every event wakes all coroutines that wait; one of them may take it before the others look.
+    """
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque()
@@ -28,9 +32,8 @@ class EventQueue(Generic[Event]):
             self._changed.notify_all()
             waiting, self._waiting = self._waiting, []
         for future in waiting:
-            loop = future.get_loop()
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_wake, future)
+            with suppress(RuntimeError):  # its loop is closed
+                future.get_loop().call_soon_threadsafe(_wake, future)
 
     def poll(self) -> Event | None:
         """The next event, or None."""
@@ -51,15 +54,19 @@ class EventQueue(Generic[Event]):
             raise TimeoutError(f"no event within {timeout} seconds")
         return self._events.popleft()
 
-    async def get_async(self) -> Event:
-        """Wait for the next event without blocking the asyncio loop."""
-        while True:
-            with self._changed:
-                if self._events:
-                    return self._events.popleft()
-                future = asyncio.get_running_loop().create_future()
-                self._waiting.append(future)
+    async def wait_async(self) -> None:
+        """Wait until there may be an event, without blocking the asyncio loop."""
+        with self._changed:
+            if self._events:
+                return
+            future = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+        try:
             await future
+        finally:
+            with self._changed:
+                if future in self._waiting:
+                    self._waiting.remove(future)
 
 
 def _wake(future: asyncio.Future[None]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import random
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,9 @@ import pytest
 from helpers.faults import stage
 
 from chatterbox_opt import Engine, Request, Sampling
+from chatterbox_opt.engine.decode import DecodeBatch
 from chatterbox_opt.engine.decoder import Decoder
+from chatterbox_opt.engine.renderer import Renderer, no_stream
 from chatterbox_opt.errors import InputError, QueueFullError, RequestCancelledError, TextError
 
 TEXTS = ["Hello.", "Something else.", "A third one.", "And a fourth.", "Yes!", "No?"]
@@ -423,3 +427,163 @@ def test_a_cancelled_task_cancels_its_request(engine):
     asyncio.run(main())
     gc.collect()
     wait_until(lambda: idle(engine))
+
+
+def test_two_coroutines_may_wait_for_one_handle(engine):
+    async def main():
+        handle = engine.submit(request(1, LONG))
+        both = await asyncio.wait_for(asyncio.gather(result_of(handle), result_of(handle)), LIMIT)
+        other = engine.submit(request(2, LONG))
+        pieces, result = await asyncio.wait_for(asyncio.gather(pieces_of(other), other), LIMIT)
+        assert len(pieces) == len(result.pieces) > 2
+        return both
+
+    async def result_of(handle):
+        return await handle
+
+    async def pieces_of(handle):
+        return [piece async for piece in handle]
+
+    one, other = asyncio.run(main())
+    assert one is other and one.error is None
+
+
+def test_a_coroutine_that_gives_up_waiting_leaves_nothing(engine):
+    async def main():
+        handle = engine.submit(request(1, LONG, max_tokens=60))
+        for _ in range(20):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(handle.__anext__(), 0.001)
+        assert handle._request.events._waiting == []
+        return await handle
+
+    assert wave(asyncio.run(main())).size
+
+
+def test_a_closed_asyncio_loop_is_no_error_of_the_engine(engine):
+    async def main():
+        handle = engine.submit(request(1, LONG, max_tokens=60))
+        waiting = asyncio.ensure_future(handle.__anext__())
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        return handle
+
+    handle = asyncio.run(main())
+    assert wave(handle.result(LIMIT)).size
+
+
+# --- what others do -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("company", ["a suspended text", "submitted requests"])
+def test_a_batch_is_complete_whatever_else_waits(engine, company):
+    """A batch finds no free slot at first: it waits, and drops nothing."""
+    if company == "a suspended text":
+        other = engine.pieces(6 * LONG, None, request(1).sampling)
+        next(other)
+    else:
+        others = [engine.submit(request(i, LONG)) for i in range(40)]
+    results = list(engine.batch([request(i) for i in range(4)]))
+    assert sorted(result.id for result in results) == list("0123")
+    assert all(wave(result).size for result in results)
+    if company == "a suspended text":
+        assert len(list(other)) > 5
+    else:
+        assert all(wave(handle.result(LIMIT)).size for handle in others)
+
+
+def test_a_batch_on_a_closed_engine_is_an_error(load):
+    engine = load()
+    engine.close()
+    with pytest.raises(InputError, match="closed"):
+        list(engine.batch([request(1)]))
+
+
+def test_closing_ends_a_running_batch(load):
+    engine = load()
+    results = engine.batch(request(i) for i in range(100))
+    next(results)
+    engine.close()
+    with pytest.raises(InputError, match="closed"):
+        for result in results:
+            assert result.error is None or isinstance(result.error, InputError)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_while_a_slot_is_freed_ends_all_requests(engine, monkeypatch):
+    """Nobody waits for ever, and the next request is served."""
+    handles = [engine.submit(request(i, LONG, max_tokens=300)) for i in range(4)]
+    while not handles[0].metrics.first_token:
+        time.sleep(0.002)
+
+    def failing(*_):
+        monkeypatch.undo()
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(DecodeBatch, "remove", failing)
+    handles[0].cancel()
+    for handle in handles:
+        assert handle.result(LIMIT).error is not None
+    assert wave(engine.submit(request(1)).result(LIMIT)).size
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_who_waits_for_the_queue_is_woken_when_a_step_fails(engine, monkeypatch):
+    go, plain = threading.Event(), stage(engine, "t3").prefill
+    first = []
+
+    def prefill(*args):
+        if not first:
+            first.append(go.wait(LIMIT))
+            raise TypeError("a bug")
+        return plain(*args)
+
+    monkeypatch.setattr(stage(engine, "t3"), "prefill", prefill)
+    monkeypatch.setattr(engine._loop, "_max_queued", 2)
+    handles = []
+    with pytest.raises(QueueFullError):
+        for i in range(9):
+            handles.append(engine.submit(request(i), timeout=0))
+    threading.Timer(0.05, go.set).start()
+    late = engine.submit(request(5), timeout=LIMIT)
+    assert wave(late.result(LIMIT)).size
+    assert isinstance(handles[0].result(LIMIT).error, TypeError)
+    assert all(handle.result(LIMIT) for handle in handles)
+
+
+def test_a_failed_request_keeps_no_tensors(engine, monkeypatch):
+    """Its error's frames would keep the KV cache alive as long as the result."""
+
+    def step(*_):
+        raise RuntimeError("an odd step")
+
+    monkeypatch.setattr(stage(engine, "t3"), "step", step)
+    results = [engine.submit(request(i)).result(LIMIT) for i in range(3)]
+    results += engine.batch([request(1)])
+    for result in results:
+        assert isinstance(result.error, RuntimeError) and result.error.__traceback__ is None
+    wait_until(lambda: idle(engine))
+    gc.collect()
+    assert not [one for one in gc.get_objects() if type(one).__name__ == "DecodeState"]
+
+
+def test_a_generator_collected_on_the_worker_thread_harms_nobody(engine, monkeypatch):
+    engine.pipeline.renderer = Renderer(engine.pipeline.recovery, no_stream)
+    engine.plan = replace(engine.plan, slots=3)
+    cycle, plain = [], Renderer._run_stages
+
+    def run_stages(*args):
+        if cycle:
+            cycle.clear()
+            gc.collect()
+        return plain(*args)
+
+    abandoned = engine.batch(request(i, LONG) for i in range(9))
+    next(abandoned)
+    cycle.append({"abandoned": abandoned, "cycle": cycle})
+    del abandoned
+    monkeypatch.setattr(Renderer, "_run_stages", run_stages)
+    for _ in range(2):
+        results = list(engine.batch([request(i) for i in range(6)]))
+        assert all(wave(result).size for result in results) and not cycle
+    assert engine.pipeline.idle and engine_threads() == []
