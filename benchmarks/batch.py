@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -26,8 +26,10 @@ from chatterbox_opt.bench.roofline import machine_facts
 from chatterbox_opt.checkpoints.registry import locate
 from chatterbox_opt.config.hardware import AUTO
 from chatterbox_opt.config.model_config import TOKEN_RATE
+from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.scheduler import Scheduler
 from chatterbox_opt.engine.sequence import Capacity, RequestState
+from chatterbox_opt.models.t3.model import T3
 from chatterbox_opt.text import chunking
 
 NO_TOKEN = -5
@@ -57,8 +59,9 @@ def all_stages(engine: Engine, lines: list[Request], slots: int) -> dict[str, fl
 
 def never_stop(engine: Engine) -> None:
     """Disable the stop token: every sequence reaches its token limit, whatever the weights."""
-    with engine.pipeline.placement("t3") as t3:  # type: ignore[union-attr]
-        t3.config = replace(t3.config, stop_speech=NO_TOKEN)  # type: ignore[type-var]
+    with cast(Pipeline, engine.pipeline).placement("t3") as module:
+        t3 = cast(T3, module)
+        t3.config = replace(t3.config, stop_speech=NO_TOKEN)
 
 
 def t3_alone(engine: Engine, lines: list[Request], slots: int) -> dict[str, float]:

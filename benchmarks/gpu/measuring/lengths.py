@@ -36,6 +36,7 @@ def prefill_seconds(
 
 def _prefill(engine: Engine, t3: T3, backend: DecodeBackend, text: str) -> float:
     slots, sequence, laps = backend.slots(t3, 1, 2), request(engine, 0, text, 2), []
+    assert sequence.prompt is not None
     with torch.inference_mode():
         for _ in range(WARM + RUNS):
             clock = StageTimer(pipeline_of(engine).device)

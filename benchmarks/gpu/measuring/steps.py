@@ -47,6 +47,7 @@ def prefilled_step(
     """A step of ``count`` requests with 250 generated tokens each, after warm-up."""
     slots = backend.slots(t3, count, 2)
     sequence = request(engine, 0, TEXTS[1], CAPACITY)
+    assert sequence.prompt is not None
     prefill, ahead = backend.prefill(t3), backend.steps_per_sync
     with torch.inference_mode():
         for slot in range(count):

@@ -36,7 +36,7 @@ def _dtype(context: Context, engine: Engine) -> None:
         context.put(CHECK, {"name": f"rendering, {dtype}, CUDA graph as eager"} | result)
     if dtype == "int8":
         with context.part("int8, step"), on_device(engine, "t3") as t3:
-            backend = pipeline_of(engine).backend
+            backend = pipeline_of(engine).decoder.backend
             step = steps.prefilled_step(engine, t3, backend, 1, "step int8")
             steps.time_step(context, step)
             steps.trace_step(context, engine, t3, step)

@@ -29,7 +29,7 @@ def run(context: Context) -> None:
                 steps.trace_step(context, engine, t3, step)
         if batch > 1:
             with context.part(f"step of {batch}"):
-                backend = pipeline_of(engine).backend
+                backend = pipeline_of(engine).decoder.backend
                 name = f"step of {batch} requests"
                 step = steps.prefilled_step(engine, t3, backend, batch, name)
                 steps.time_step(context, step)
