@@ -31,7 +31,7 @@ from chatterbox_opt.utils.event_queue import EventQueue
 
 BeginRequest = Callable[[Request], RequestState]
 WORKER_THREADS = ("render", "finish")  # of renderer.py and scheduler.py
-MAX_QUEUED = 1024  # submitted requests that no sequence was admitted of
+MAX_QUEUED = 1024  # requests of which no sequence was admitted yet
 
 
 class EngineLoop:
