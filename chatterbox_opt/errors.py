@@ -66,7 +66,7 @@ class QueueFullError(ChatterboxOptError):
 
 
 class RequestCancelledError(ChatterboxOptError):
-    """The request was cancelled, or nobody held its handle any more."""
+    """The request was cancelled, or its handle was dropped."""
 
 
 class WorkerError(ChatterboxOptError):

@@ -126,7 +126,7 @@ class Decoder:
         if batch is not None and batch.running:
             running, start = list(batch.running), time.perf_counter()
             try:
-                self._enter(self._mode)
+                self._enter()
                 ended = batch.step()
             except torch.OutOfMemoryError as error:
                 self._on_out_of_memory(error, running)
@@ -173,24 +173,29 @@ class Decoder:
         if self._batch is None or self._mode is not sequence.mode:
             self._drop_batch()
             self._mode = sequence.mode
-            t3 = self._enter(self._mode)
-            backend, slots = self.backend, self.slots
+            t3, backend = self._enter(), self.backend
             if self._mode is not DecodeMode.BATCHED:
                 full = self._mode is DecodeMode.FLOAT32
                 backend = EagerBackend(kv_cache=None if full else backend.kv_cache)
-                # allocated next to those of the plan's backend
-                slots = min(slots, self._eager_slots) if self._mode is DecodeMode.EAGER else 1
-            state = backend.slots(t3, slots, 2 if self._capacity.use_cfg else 1)
+            state = backend.slots(t3, self._mode_slots(), 2 if self._capacity.use_cfg else 1)
             self._batch = DecodeBatch(t3, state, backend)
-        self._enter(self._mode)
+        self._enter()
         return self._batch
 
-    def _enter(self, mode: DecodeMode) -> T3:
+    def _mode_slots(self) -> int:
+        """The number of slots in the present mode."""
+        if self._mode is DecodeMode.BATCHED:
+            return self.slots
+        if self._mode is DecodeMode.EAGER:  # allocated next to those of the plan's backend
+            return min(self.slots, self._eager_slots)
+        return 1
+
+    def _enter(self) -> T3:
         """T3, on the device and in the precision of the mode until ``leave``."""
         if self._t3 is None:
             placement = self._recovery.placement
             self._t3 = cast(T3, self._residence.enter_context(placement("t3")))
-            if mode is DecodeMode.FLOAT32:
+            if self._mode is DecodeMode.FLOAT32:
                 self._residence.enter_context(in_float32(self._t3))
             if self._batch is not None:
                 self._batch.weights_moved()
@@ -211,14 +216,11 @@ class Decoder:
     def _on_out_of_memory(self, error: torch.OutOfMemoryError, running: list[Sequence]) -> None:
         """Free memory; all sequences start again."""
         error.__traceback__ = None  # its frames hold references to tensors
-        several = self._mode in (DecodeMode.BATCHED, DecodeMode.EAGER)
-        if self._batch is not None:
-            several = self._batch.state.count > 1
         self._drop_batch()
         self.backend.release_slots()
         if self._release_memory():
             pass
-        elif several and self.slots > 1:
+        elif self._mode_slots() > 1:
             self._max_slots = self.slots // 2
             log.warning("t3 ran out of memory: it continues with %d slots", self._max_slots)
         else:

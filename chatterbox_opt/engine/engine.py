@@ -288,7 +288,8 @@ class Engine(Closing):
         not change a request's audio.
 
         Args:
-            guard, observe: as ``pieces``; ``observe`` is called by whoever waits for the handle.
+            guard, observe: as ``pieces``; ``observe`` is called by the thread that waits for the
+                handle.
             timeout: seconds to wait while ``MAX_QUEUED`` requests are waiting; None waits for ever.
 
         Raises:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator
-from dataclasses import replace
 
-from chatterbox_opt.engine.loop import EngineLoop
+from chatterbox_opt.engine.loop import EngineLoop, with_pieces
 from chatterbox_opt.engine.sequence import Event, RequestState
 from chatterbox_opt.request import Metrics, Observer, Piece, Result
 
@@ -112,8 +111,7 @@ class RequestHandle(Iterator[Piece], AsyncIterator[Piece]):
     def _receive(self, event: Event) -> None:
         _, value = event
         if isinstance(value, Result):
-            pieces = () if value.error is not None else tuple(self._pieces)
-            self._result = replace(value, pieces=pieces)
+            self._result = with_pieces(value, self._pieces)
             self._finalizer.detach()
         elif isinstance(value, Piece):
             self._pieces.append(value)

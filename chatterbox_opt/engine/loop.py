@@ -1,7 +1,7 @@
 """Who steps the scheduler: the threads that wait for events, or one thread of the engine.
 
 A plain call (``Engine.pieces``, ``batch``) steps in its own thread until its events are there: no
-thread is needed for one caller, and Ctrl-C interrupts the work. Two such threads take turns, and
+thread is needed for one caller, and Ctrl-C interrupts the work. Two such threads alternate, and
 each step moves the requests of both on. Once ``submit`` was called, one thread of the engine steps
 while there is work, and all others wait for it.
 
@@ -22,7 +22,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 
-from chatterbox_opt.engine.scheduler import Scheduler
+from chatterbox_opt.engine.renderer import RENDER_THREAD
+from chatterbox_opt.engine.scheduler import FINISH_THREAD, Scheduler
 from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Capacity, Event, RequestState
 from chatterbox_opt.errors import InputError, QueueFullError, RequestCancelledError
 from chatterbox_opt.request import Observer, Piece, Request, Result
@@ -30,7 +31,7 @@ from chatterbox_opt.sampling import seeded
 from chatterbox_opt.utils.event_queue import EventQueue
 
 BeginRequest = Callable[[Request], RequestState]
-WORKER_THREADS = ("render", "finish")  # of renderer.py and scheduler.py
+WORKER_THREADS = (RENDER_THREAD, FINISH_THREAD)
 MAX_QUEUED = 1024  # requests of which no sequence was admitted yet
 
 
@@ -155,8 +156,7 @@ class EngineLoop:
                     if isinstance(event, Piece):
                         running[state].append(event)
                     elif isinstance(event, Result):
-                        pieces = tuple(running.pop(state))
-                        yield event if event.error else replace(event, pieces=pieces)
+                        yield with_pieces(event, running.pop(state))
         finally:
             self.cancel(*running)
         if source_error is not None:
@@ -278,6 +278,11 @@ class EngineLoop:
                 self._changed.notify_all()
                 if self._has_work() and not self._closed:
                     self._start()
+
+
+def with_pieces(result: Result, pieces: Iterable[Piece]) -> Result:
+    """The result with its request's pieces; a failed one has none."""
+    return result if result.error is not None else replace(result, pieces=tuple(pieces))
 
 
 def _closed() -> InputError:

@@ -46,6 +46,7 @@ from chatterbox_opt.runtime.recovery import RecoveryPolicy
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+RENDER_THREAD = "render"
 
 
 class RunStage(Protocol):
@@ -193,7 +194,7 @@ class Renderer:
 
     def _start(self, group: Group) -> Future[bool]:
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "render")
+            self._thread = ThreadPoolExecutor(1, RENDER_THREAD)
         work = self._stream(functools.partial(self._run_stages, group, self._recovery.try_once))
         return self._thread.submit(self._try_render, work)
 

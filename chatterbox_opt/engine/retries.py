@@ -10,11 +10,12 @@ import logging
 from dataclasses import replace
 
 from chatterbox_opt.engine.quality import find_faults, rank
-from chatterbox_opt.engine.sequence import SEEDS_PER_ATTEMPT, Sequence
+from chatterbox_opt.engine.sequence import Sequence
 from chatterbox_opt.errors import SilenceError
 from chatterbox_opt.request import Piece
 
 log = logging.getLogger(__name__)
+SEEDS_PER_ATTEMPT = 4  # an attempt without any speech tokens is repeated with three more seeds
 
 
 def retry(sequence: Sequence) -> bool:

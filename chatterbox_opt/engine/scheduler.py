@@ -4,8 +4,8 @@
                        ^                                                      | no
                        +-------- yes, or to be decoded again -----------------+--> finish -> events
 
-Admission is fair: a slot goes to the next request in turn, within it to its oldest sequence, and
-retries come first. So a text of a thousand chunks does not hold up one of a single chunk.
+Admission is fair: a slot goes to the next request in rotation, within it to its oldest sequence,
+and retries come first. So a text of a thousand chunks does not hold up one of a single chunk.
 
 Responsible for which sequence comes next and when a request has ended. Not responsible for models
 (``SpeechBackend``) or for the threads that call it (loop.py): it serves one at a time.
@@ -35,6 +35,8 @@ from chatterbox_opt.engine.sequence import (
 )
 from chatterbox_opt.errors import RequestCancelledError
 from chatterbox_opt.request import Piece
+
+FINISH_THREAD = "finish"
 
 
 class SpeechBackend(Protocol):
@@ -222,7 +224,7 @@ class Scheduler:
         mark = None if sequence.request.tokens_only else self._watermark
         work = functools.partial(_finished, best, sequence.chunk.pause, mark)
         if self._overlap:
-            self._finisher = self._finisher or ThreadPoolExecutor(1, "finish")
+            self._finisher = self._finisher or ThreadPoolExecutor(1, FINISH_THREAD)
             return self._finisher.submit(work)
         done: Future[Piece] = Future()
         try:
@@ -254,8 +256,9 @@ class Scheduler:
 
     def _end(self, request: RequestState, error: Exception | None = None) -> None:
         """End a request and drop what is left of it; does nothing if it has ended."""
-        if self._requests.pop(request, self) is self:
+        if request not in self._requests:
             return
+        del self._requests[request]
         if request in self._waiting:
             self._waiting.remove(request)
         self._finishing.pop(request, None)

@@ -38,8 +38,6 @@ log = logging.getLogger(__name__)
 # they must not be reported as a request's failure. ImportError and ArithmeticError are not caught
 # either.
 REQUEST_ERRORS = (ChatterboxOptError, RuntimeError, ValueError, LookupError, OSError, MemoryError)
-SEEDS_PER_ATTEMPT = 4  # an attempt without any speech tokens is repeated with three more seeds
-
 
 Event: TypeAlias = "tuple[RequestState, Progress | Piece | Result]"
 OnProgress: TypeAlias = "Callable[[RequestState, Progress], None]"
@@ -253,5 +251,5 @@ class RequestState:
 
 
 def put_progress(request: RequestState, progress: Progress) -> None:
-    """The ``on_progress`` that makes progress an event: whoever waits for it may raise errors."""
+    """The ``on_progress`` that makes progress an event, for the thread that waits for events."""
     request.events.put((request, progress))

@@ -179,7 +179,7 @@ MOMENTS = {
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_request_can_be_cancelled_at_every_status(engine, scheduler, monkeypatch, moment):
-    """Its slots are free, it gets no more audio, and the request beside it is not changed."""
+    """Its slots are free, it gets no more audio, and the other request is not changed."""
     status, slots, group = MOMENTS[moment]
     go, flow = threading.Event(), stage(engine, "flow").forward
     if "worker" in moment:

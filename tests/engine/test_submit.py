@@ -511,7 +511,7 @@ def test_closing_ends_a_running_batch(load):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_error_while_a_slot_is_freed_ends_all_requests(engine, monkeypatch):
-    """Nobody waits for ever, and the next request is served."""
+    """No caller waits for ever, and the next request is served."""
     handles = [engine.submit(request(i, LONG, max_tokens=300)) for i in range(4)]
     while not handles[0].metrics.first_token:
         time.sleep(0.002)
@@ -572,7 +572,7 @@ def decode_states() -> list[object]:
     return [one for one in gc.get_objects() if type(one).__name__ == "DecodeState"]
 
 
-def test_a_generator_collected_on_the_worker_thread_harms_nobody(engine, monkeypatch):
+def test_a_generator_collected_on_the_worker_thread_is_harmless(engine, monkeypatch):
     engine.pipeline.renderer = Renderer(engine.pipeline.recovery, no_stream)
     engine.plan = replace(engine.plan, slots=3)
     cycle, plain = [], Renderer._run_stages
