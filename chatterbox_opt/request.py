@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, TypeAlias
 
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.sampling import Sampling
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from chatterbox_opt.voice import Voice
 
-Wave = npt.NDArray[np.float32]
+Wave: TypeAlias = "npt.NDArray[np.float32]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +158,8 @@ SynthesizeBatch = Callable[[Iterable[Request]], Iterator[Result]]
 
 def join(pieces: list[Piece], seed: int) -> Audio:
     """Concatenate pieces."""
+    import numpy as np  # not at the top: this module is imported for every ``--help``
+
     return Audio(
         samples=np.concatenate([piece.samples for piece in pieces]),
         sample_rate=SAMPLE_RATE,

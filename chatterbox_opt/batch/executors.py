@@ -22,7 +22,6 @@ from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.config.hardware import Hardware
 from chatterbox_opt.config.plan import Plan
 from chatterbox_opt.engine import probe
-from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import Request, Result, SynthesizeBatch
@@ -80,6 +79,8 @@ class WorkerSpec:
     @contextmanager
     def open(self) -> Iterator[SynthesizeBatch]:
         """Load the engine in this process; yield its function from requests to results."""
+        from chatterbox_opt.engine.quality import Guard  # imports numpy
+
         with self.engine.load(self.plan) as engine:
             yield functools.partial(engine.batch, guard=Guard(self.retries))
 
