@@ -1,33 +1,57 @@
-"""Parsers of job files: .txt, .jsonl, .csv, .srt, .vtt, or standard input, to ``Item``s.
+"""Job files to ``Item``s: what is spoken, in which order, and where pauses are.
 
-Responsible for the formats and the known columns. Not responsible for engines, output files or
-whether a text can be synthesized, which is an error of its item only. An ambiguous file (an unknown
-column, a duplicate id, a seed that is not a number) is an error before any work, with file and
-row.
+Responsible for the kinds of files, the known columns and their values. Not responsible for the
+formats (readers/), engines, output files or whether a model can speak a text, which is an error of
+its item only. An ambiguous file (an unknown column, a duplicate id, a seed that is not a number) is
+an error before any work, with file and row.
+
+Every word of a file is spoken, or counted in ``Job.dropped`` with the reason, or the file is
+refused. A row without a letter or digit is a pause.
 """
 
 from __future__ import annotations
 
-import csv
-import html
-import io
 import json
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
+from chatterbox_opt.batch.readers.captions import Captions
+from chatterbox_opt.batch.readers.markdown import read_markdown
+from chatterbox_opt.batch.readers.prose import Split, read_prose
+from chatterbox_opt.batch.readers.rows import Cells, Dropped, Parsed, Row
+from chatterbox_opt.batch.readers.substation import read_substation
+from chatterbox_opt.batch.readers.subtitles import read_subtitles
+from chatterbox_opt.batch.readers.tables import read_csv, read_json_lines
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.text.chunking import has_speech
+from chatterbox_opt.text.decoding import decode
 
 STDIN = "-"
+FORMATS = (".txt", ".md", ".jsonl", ".csv", ".tsv", ".srt", ".vtt", ".ass", ".ssa")
 SAMPLING_COLUMNS = tuple(field.name for field in fields(Sampling))
 COLUMNS = ("id", "text", "voice", *SAMPLING_COLUMNS)
-_INTEGERS = ("seed", "max_tokens", "cfm_steps")
-_TIMING = re.compile(r"^\s*(?:\d+:)?\d+:\d+[.,]\d+\s+-->\s+(?:\d+:)?\d+:\d+[.,]\d+")
-_MARKUP = re.compile(r"<[^<>\n]*>|\{\\[^{}\n]*\}")  # <i>, <v Anna>, {\an8}
-Cells: TypeAlias = dict[str, Any]  # by column
+SCENE_BREAK = "scene break"
+_INTEGERS = ("seed", "max_tokens", "cfm_steps", "top_k")
+# "* * *", "---", "⁂": of several marks, or one that is used for nothing else
+_SCENE_BREAK = re.compile(r"[*_#~=•·⁂❧☙◆◇✦✽-]{3,}|[⁂❧☙#*•~-]|[—–]{1,}|(?:o0o|-0-)")
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How a file is read.
+
+    Attributes:
+        split: what an item of a .txt file is.
+        captions: what is spoken of a subtitle file.
+        encoding: of the file; None is UTF-8, or that of its byte order mark.
+    """
+
+    split: Split = Split.AUTO
+    captions: Captions = Captions.SPEECH
+    encoding: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +64,10 @@ class Item:
         text: not yet cleaned.
         voice: a recording or a name; None is the model's own.
         sampling: the job's sampling parameters, overridden by the row's.
-        starts_chapter: a chapter begins here.
+        starts_chapter: a chapter begins here, or a scene break is before it.
+        pauses: number of rows without words between the item before and this one.
+        has_own_id: the id is from the row.
+        start, end: seconds, of a cue; None elsewhere.
         file: name in the output directory; "" until runner.py assigns it.
         text_hash, settings_hash: what the manifest compares (see runner.py); "" until then.
     """
@@ -51,130 +78,139 @@ class Item:
     voice: str | None
     sampling: Sampling
     starts_chapter: bool = False
+    pauses: int = 0
+    has_own_id: bool = False
+    start: float | None = None
+    end: float | None = None
     file: str = ""
     text_hash: str = ""
     settings_hash: str = ""
 
 
-def read(file: str, content: bytes, default: Sampling, voice: str | None = None) -> list[Item]:
-    """Parse a job file.
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A row without words.
+
+    Attributes:
+        row, start, end: as of an ``Item``.
+        id: from the row; None if it has none.
+        text: of the row.
+        reason: such as "scene break", "music" or "nothing to say".
+    """
+
+    row: int
+    id: str | None
+    text: str
+    reason: str
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job file that was read.
+
+    Attributes:
+        lines: items and pauses in the file's order.
+        dropped: texts that are not spoken.
+        notes: how the file was read where there was a choice.
+    """
+
+    lines: list[Item | Pause]
+    dropped: list[Dropped]
+    notes: list[str]
+
+    @property
+    def items(self) -> list[Item]:
+        """What is spoken."""
+        return [line for line in self.lines if isinstance(line, Item)]
+
+    @property
+    def pauses(self) -> list[Pause]:
+        """What is not."""
+        return [line for line in self.lines if isinstance(line, Pause)]
+
+
+def read(
+    file: str,
+    content: bytes,
+    default: Sampling,
+    voice: str | None = None,
+    options: ReadOptions | None = None,
+) -> Job:
+    """Read a job file.
 
     Args:
-        file: its name, whose extension is its format; ``-`` is plain lines.
+        file: its name, whose extension is its format; ``-`` is read as a .txt.
         content: of the file.
         default: sampling parameters of rows without their own.
         voice: of rows without their own.
 
     Raises:
-        InputError: unknown format, not UTF-8, or a row that makes the file ambiguous.
+        InputError: unknown format, another encoding, or a row that makes the file ambiguous.
     """
+    options = options or ReadOptions()
     kind = ".txt" if file == STDIN else Path(file).suffix.lower()
     name = "standard input" if file == STDIN else f"'{file}'"
-    if kind not in _FORMATS:
-        raise InputError(f"{name} has no known extension; give {', '.join(_FORMATS)}, or -")
-    text = _decode(name, content)
-    items: list[Item] = []
+    if kind not in FORMATS:
+        raise InputError(f"{name} has no known extension; give {', '.join(FORMATS)}, or -")
+    parsed = _parse(kind, name, decode(name, content, options.encoding), options)
+    lines: list[Item | Pause] = []
+    pauses: list[Pause] = []  # since the last item
     row_of_id: dict[str, int] = {}
-    for row, cells, starts_chapter in _FORMATS[kind](name, text):
-        base = Item(str(len(items) + 1), row, "", voice, default, starts_chapter)
-        item = _item(f"{name} row {row}", cells, base)
+    for row in parsed.rows:
+        base = Item(str(len(row_of_id) + 1), row.number, "", voice, default, row.starts_chapter)
+        item = _item(f"{name} row {row.number}", row.cells, base)
+        if reason := row.pause or _why_silent(item.text):
+            own_id = item.id if item.has_own_id else None
+            pauses.append(Pause(row.number, own_id, item.text, reason, row.start, row.end))
+            lines.append(pauses[-1])
+            continue
         if item.id in row_of_id:
             raise InputError(
-                f"{name} row {row}: id '{item.id}' is that of row {row_of_id[item.id]} too; "
+                f"{name} row {row.number}: id '{item.id}' is that of row {row_of_id[item.id]} too; "
                 "give each row its own"
             )
-        row_of_id[item.id] = row
-        items.append(item)
-    if not items:
-        raise InputError(f"{name} has no text; give at least one line")
-    return items
+        row_of_id[item.id] = row.number
+        lines.append(_after(pauses, item, row))
+        pauses = []
+    if not row_of_id:
+        raise InputError(f"{name} has no text to speak; give at least one line with a word")
+    return Job(lines, parsed.dropped, parsed.notes)
 
 
-def _decode(name: str, content: bytes) -> str:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        row = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{name} row {row} is not UTF-8: save the file as UTF-8") from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+def _parse(kind: str, name: str, text: str, options: ReadOptions) -> Parsed:
+    if kind == ".md":
+        return read_markdown(text)
+    if kind == ".jsonl":
+        return read_json_lines(name, text)
+    if kind in (".csv", ".tsv"):
+        return read_csv(name, text, COLUMNS, tabs=kind == ".tsv")
+    if kind in (".srt", ".vtt"):
+        return read_subtitles(name, text, options.captions, web=kind == ".vtt")
+    if kind in (".ass", ".ssa"):
+        return read_substation(name, text, options.captions)
+    return read_prose(text, options.split)
 
 
-# Each parser yields (row, cells, starts_chapter).
-_Parsed: TypeAlias = Iterator[tuple[int, Cells, bool]]
+def _after(pauses: list[Pause], item: Item, row: Row) -> Item:
+    """The item with what is between it and the one before."""
+    breaks = any(pause.reason == SCENE_BREAK for pause in pauses)
+    return replace(
+        item,
+        starts_chapter=item.starts_chapter or breaks,
+        pauses=len(pauses),
+        start=row.start,
+        end=row.end,
+    )
 
 
-def _parse_lines(name: str, text: str) -> _Parsed:
-    """One item per line; an empty line before it starts a chapter."""
-    starts_chapter = False
-    for row, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            starts_chapter = True
-            continue
-        yield row, {"text": line.strip()}, starts_chapter
-        starts_chapter = False
-
-
-def _parse_json_lines(name: str, text: str) -> _Parsed:
-    for row, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            cells = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = str(error).partition(": line 1")[0]
-            raise InputError(f"{name} row {row} is not JSON ({reason}): correct it") from error
-        if not isinstance(cells, dict):
-            raise InputError(f'{name} row {row} is not a JSON object: write {{"text": …}}')
-        yield row, cells, False
-
-
-def _parse_csv(name: str, text: str) -> _Parsed:
-    reader = csv.reader(io.StringIO(text), strict=True)
-    try:
-        header = [column.strip() for column in next(reader, [])]
-        _check_columns(f"{name} row 1", header)
-        if len(set(header)) < len(header):
-            raise InputError(f"{name} row 1 names a column twice; name each once")
-        last_line = reader.line_num
-        for cells in reader:
-            row, last_line = last_line + 1, reader.line_num  # a quoted cell may hold line breaks
-            if not cells:
-                continue
-            if len(cells) != len(header):
-                raise InputError(
-                    f"{name} row {row} has {len(cells)} cells and the header {len(header)}; "
-                    'put a text with commas in quotes ("…")'
-                )
-            yield row, dict(zip(header, cells, strict=True)), False
-    except csv.Error as error:
-        raise InputError(
-            f"{name} row {reader.line_num} is not CSV ({error}): correct it"
-        ) from error
-
-
-def _parse_cues(name: str, text: str) -> _Parsed:
-    """Subtitles: the text of every cue, without markup; times are ignored."""
-    lines: list[str] | None = None
-    number = 0
-    for line in [*text.split("\n"), ""]:
-        if _TIMING.match(line):
-            number, lines = number + 1, []
-        elif lines is not None and line.strip():
-            lines.append(line.strip())
-        elif lines is not None:
-            cue = " ".join(html.unescape(_MARKUP.sub("", line)) for line in lines).strip()
-            if cue:
-                yield number, {"text": cue}, False
-            lines = None
-
-
-_FORMATS: dict[str, Callable[[str, str], _Parsed]] = {
-    ".txt": _parse_lines,
-    ".jsonl": _parse_json_lines,
-    ".csv": _parse_csv,
-    ".srt": _parse_cues,
-    ".vtt": _parse_cues,
-}
+def _why_silent(text: str) -> str:
+    """Why a text is a pause, or "" if it has something to say."""
+    if has_speech(text):
+        return ""
+    marks = "".join(text.split())
+    return SCENE_BREAK if _SCENE_BREAK.fullmatch(marks) else "nothing to say"
 
 
 def _check_columns(where: str, columns: list[str]) -> None:
@@ -190,11 +226,11 @@ def _item(where: str, cells: Cells, base: Item) -> Item:
     """``base`` overridden by a row's cells; an empty cell is treated as absent."""
     _check_columns(where, list(cells))
     cells = {column: cell for column, cell in cells.items() if cell not in (None, "")}
-    text, id = cells.pop("text", ""), cells.pop("id", base.id)
+    text, id = cells.pop("text", ""), cells.pop("id", None)
     voice = cells.pop("voice", base.voice)
     if not isinstance(text, str):
         raise InputError(f"{where}: text is not a string; put it in quotes")
-    if isinstance(id, bool) or not isinstance(id, (str, int)):
+    if isinstance(id, bool) or not isinstance(id, (str, int, type(None))):
         raise InputError(f"{where}: id is not a string or whole number")
     if voice is not None and not isinstance(voice, str):
         raise InputError(f"{where}: voice is not a string; give a file or a name")
@@ -203,7 +239,8 @@ def _item(where: str, cells: Cells, base: Item) -> Item:
         sampling = replace(base.sampling, **overrides)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    return replace(base, id=str(id), text=text, voice=voice, sampling=sampling)
+    named = replace(base, id=str(id), has_own_id=True) if id is not None else base
+    return replace(named, text=text, voice=voice, sampling=sampling)
 
 
 def _number(column: str, cell: Any) -> Any:

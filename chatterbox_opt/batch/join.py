@@ -2,21 +2,53 @@
 
 Responsible for their order and the silence between them; copies block by block, so memory does
 not grow with the length of the result. Not responsible for synthesizing the files.
+
+A file has silence of its own at both ends, of a length that depends on its words. It is left out,
+so that the pause that was asked for is the one that is heard. PerTh's watermark is spread over all
+of a file's samples, so that it is found in what remains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chatterbox_opt.audio import files as audio_files
+from chatterbox_opt.audio.silence import FRAME, sound_span
 from chatterbox_opt.batch.job_file import Item
 from chatterbox_opt.batch.manifest import Entry
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import OutputError
 
+if TYPE_CHECKING:
+    from chatterbox_opt.request import Wave
+
 MAX_WAV_BYTES = 2**32 - 2**16  # a wav header stores sizes in 32 bits
 SAMPLE_BYTES = 2
+_BLOCK = 256 * FRAME  # samples
+
+
+@dataclass(frozen=True, slots=True)
+class Pauses:
+    """Seconds of silence between items.
+
+    Attributes:
+        item: between two items.
+        chapter: before a chapter and at a scene break.
+        keep_silence: keep the silence at both ends of the files too.
+    """
+
+    item: float = 0.5
+    chapter: float = 1.5
+    keep_silence: bool = False
+
+    def before(self, item: Item) -> float:
+        """Seconds before ``item``: rows without words add a pause each, up to a chapter's."""
+        if item.starts_chapter:
+            return self.chapter
+        return min(self.item * (1 + item.pauses), max(self.item, self.chapter))
 
 
 def join(
@@ -24,13 +56,12 @@ def join(
     entries: Mapping[str, Entry],
     directory: Path,
     target: str,
-    pauses: tuple[float, float],
+    pauses: Pauses,
 ) -> float:
     """Write the files of all items to one file, in the job's order, block by block.
 
     Args:
         target: the file to write; its extension is its format.
-        pauses: seconds of silence between items, and before a chapter.
 
     Returns:
         seconds of audio.
@@ -39,20 +70,37 @@ def join(
         OutputError: disk full, a file missing or damaged, or longer than a wav can be.
     """
     import numpy as np
-    import soundfile
 
     items = list(items)
-    gaps = [round(pauses[item.starts_chapter] * SAMPLE_RATE) for item in items[1:]]
-    length = sum(entries[item.id].duration for item in items) + sum(gaps) / SAMPLE_RATE
-    is_wav = Path(target).suffix.lower() == ".wav"
-    if is_wav and length * SAMPLE_RATE * SAMPLE_BYTES > MAX_WAV_BYTES:
-        raise OutputError(
-            f"'{target}' would have {length / 3600:.0f} h, too long for a wav: give .flac"
-        )
+    gaps = [0, *(round(pauses.before(item) * SAMPLE_RATE) for item in items[1:])]
+    longest = sum(entries[item.id].duration for item in items) * SAMPLE_RATE + sum(gaps)
+    if Path(target).suffix.lower() == ".wav" and longest * SAMPLE_BYTES > MAX_WAV_BYTES:
+        hours = longest / SAMPLE_RATE / 3600
+        raise OutputError(f"'{target}' would have {hours:.0f} h, too long for a wav: give .flac")
+    written = 0
     with audio_files.writer(target) as sink:
-        for item, gap in zip(items, [0, *gaps], strict=True):
+        for item, gap in zip(items, gaps, strict=True):
             sink.write(np.zeros(gap, dtype=np.float32))
-            with soundfile.SoundFile(directory / entries[item.id].file) as file:
-                for block in file.blocks(1 << 16, dtype="float32"):
-                    sink.write(block)
-    return length
+            written += gap
+            path = directory / entries[item.id].file
+            for block in _sound(path, whole=pauses.keep_silence):
+                sink.write(block)
+                written += len(block)
+    return written / SAMPLE_RATE
+
+
+def _sound(path: Path, *, whole: bool) -> Iterator[Wave]:
+    """Samples of a file; not ``whole``: without the silence before and behind its sound."""
+    import soundfile
+
+    span = None
+    if not whole:
+        with soundfile.SoundFile(path) as file:
+            span = sound_span(file.blocks(_BLOCK, dtype="float32"))
+    position = 0
+    with soundfile.SoundFile(path) as file:
+        # not file.seek: in an mp3 it is inexact, and libmpg123 prints messages
+        for block in file.blocks(_BLOCK, dtype="float32"):
+            start, stop = (0, len(block)) if span is None else (end - position for end in span)
+            yield block[max(start, 0) : max(stop, 0)]
+            position += len(block)

@@ -15,9 +15,9 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 FILE = "manifest.jsonl"
 LOCK = "manifest.lock"
 DONE, FAILED = "done", "failed"
+MOVED = "moved"  # the file has another name now
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,8 @@ class Entry:
 
     Attributes:
         id: the item's.
-        text, settings: hashes of the request (see runner.py).
-        status: "done" or "failed".
+        text_hash, settings_hash: hashes of the request (see runner.py).
+        status: "done", "failed" or "moved" (see resuming.py).
         file: name in the directory; "" if failed.
         size: of the file, bytes.
         duration: of the audio, seconds.
@@ -49,11 +50,14 @@ class Entry:
         faults: of the best attempt, detected by the quality checks and --verify.
         error: why it failed.
         time: local time, for information only.
+        text, voice: of the item; "" and None in lines of earlier versions.
+        sampling: its sampling parameters, by name.
+        model: name, precision and whether it is watermarked.
     """
 
     id: str
-    text: str
-    settings: str
+    text_hash: str
+    settings_hash: str
     status: str
     file: str = ""
     size: int = 0
@@ -64,39 +68,55 @@ class Entry:
     faults: tuple[str, ...] = ()
     error: str = ""
     time: str = ""
+    text: str = ""
+    voice: str | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    model: str = ""
 
 
 class Manifest:
-    """The open manifest of a directory that this process has locked (see ``open_manifest``)."""
+    """The open manifest of a directory that this process has locked (see ``open_manifest``).
 
-    def __init__(self, directory: Path, descriptor: int, entries: dict[str, Entry]) -> None:
+    Attributes:
+        directory: of the files.
+        entries: by id, the last of each.
+    """
+
+    def __init__(self, directory: Path, descriptor: int, entries: list[Entry]) -> None:
         self.directory = directory
+        self.entries: dict[str, Entry] = {}
         self._descriptor = descriptor
-        self._entries = entries
+        self._of_file: dict[str, Entry] = {}  # the last of each
+        for entry in entries:
+            self._note(entry)
 
-    def done(self, id: str, text: str, settings: str, file: str) -> Entry | None:
-        """The entry of an item that is up to date: same text and settings, its file in place."""
-        entry = self._entries.get(id)
-        expected = (DONE, text, settings, file)
-        if entry is None or (entry.status, entry.text, entry.settings, entry.file) != expected:
-            return None
+    def _note(self, entry: Entry) -> None:
+        self.entries[entry.id] = entry
+        if entry.file:
+            self._of_file[entry.file] = entry
+
+    def finished(self) -> list[Entry]:
+        """Entries whose file is in place, in the order of their lines; one for a file."""
+        return [entry for entry in self._of_file.values() if self._in_place(entry)]
+
+    def _in_place(self, entry: Entry) -> bool:
         try:
-            exists = (self.directory / file).stat().st_size == entry.size
+            size = (self.directory / entry.file).stat().st_size
         except OSError:
-            exists = False
-        return entry if exists else None
+            return False
+        return entry.status == DONE and size == entry.size
 
-    def append(self, entry: Entry) -> Entry:
-        """Write a line and sync it to disk; return the entry with its time.
+    def append(self, *entries: Entry) -> list[Entry]:
+        """Write a line for each and sync them to disk; return the entries with their time.
 
         Raises:
             OutputError: disk full, or the manifest was removed or replaced.
         """
-        path = self.directory / FILE
-        entry = dataclasses.replace(entry, time=_now())
-        line = json.dumps(dataclasses.asdict(entry), ensure_ascii=False) + "\n"
+        path, time = self.directory / FILE, _now()
+        timed = [dataclasses.replace(entry, time=time) for entry in entries]
+        lines = [json.dumps(dataclasses.asdict(entry), ensure_ascii=False) for entry in timed]
         # JSON can contain lone surrogates, which UTF-8 cannot encode
-        content = line.encode("utf-8", "backslashreplace")
+        content = "".join(line + "\n" for line in lines).encode("utf-8", "backslashreplace")
         size_before = os.fstat(self._descriptor).st_size
         try:
             if not os.path.samestat(path.stat(), os.fstat(self._descriptor)):
@@ -111,8 +131,9 @@ class Manifest:
                 f"could not write '{path}' ({error.strerror}): check that the directory is there "
                 "and has free space, and run again to go on"
             ) from error
-        self._entries[entry.id] = entry
-        return entry
+        for entry in timed:
+            self._note(entry)
+        return timed
 
 
 @contextmanager
@@ -143,8 +164,7 @@ def open_manifest(directory: Path, *, reset: bool = False) -> Iterator[Manifest]
             for path in directory.iterdir():
                 if PART.fullmatch(path.name):
                     path.unlink(missing_ok=True)
-            entries = _read(descriptor, directory / FILE)
-            yield Manifest(directory, descriptor, entries)
+            yield Manifest(directory, descriptor, _read(descriptor, directory / FILE))
     except filelock.Timeout as error:
         raise InputError(
             f"another run is working in '{directory}': wait for it, or give another --out-dir"
@@ -161,8 +181,8 @@ def _open(path: Path, *, reset: bool) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _read(descriptor: int, path: Path) -> dict[str, Entry]:
-    """Entries by id, the last of each; afterwards the file ends with a line break."""
+def _read(descriptor: int, path: Path) -> list[Entry]:
+    """The entries of all lines; afterwards the file ends with a line break."""
     with open(os.dup(descriptor), "rb") as file:
         file.seek(0)
         content = file.read()
@@ -173,24 +193,22 @@ def _read(descriptor: int, path: Path) -> dict[str, Entry]:
     elif tail:
         log.warning("%s ends in a partial line, of a run that was killed: removed", path)
         os.ftruncate(descriptor, len(content) - len(tail))
-    entries: dict[str, Entry] = {}
-    id_of_file: dict[str, str] = {}
+    entries = []
     for number, line in enumerate(lines, 1):
         entry = _parse(line)
         if entry is None:
             log.warning("%s line %d is damaged: its item is synthesized again", path, number)
-            continue
-        entries[entry.id] = entry
-        if entry.file:
-            id_of_file[entry.file] = entry.id
-    # a file overwritten by another item belongs to the other item only
-    return {id: e for id, e in entries.items() if not e.file or id_of_file[e.file] == id}
+        else:
+            entries.append(entry)
+    return entries
 
 
 def _parse(line: bytes) -> Entry | None:
     """A line's entry, None if it is damaged. Unknown keys (of later versions) are ignored."""
     try:
         cells: dict[str, Any] = json.loads(line)
+        if "settings" in cells:  # an earlier version: hashes under the names of what they are of
+            cells |= {"text_hash": cells["text"], "settings_hash": cells["settings"], "text": ""}
         known = {f.name: cells[f.name] for f in dataclasses.fields(Entry) if f.name in cells}
         entry = Entry(**known)
         if not (isinstance(entry.id, str) and isinstance(entry.file, str)):

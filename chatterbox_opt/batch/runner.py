@@ -10,22 +10,22 @@ all items (disk full, directory gone) ends the run; the same command resumes it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 
 from chatterbox_opt.audio import files as audio_files
+from chatterbox_opt.audio.loudness import gain_to
 from chatterbox_opt.batch.job_file import Item
 from chatterbox_opt.batch.manifest import DONE, FAILED, Entry, Manifest
+from chatterbox_opt.batch.resuming import find_done
 from chatterbox_opt.batch.verify import Verifier, VerifierError
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import ChatterboxOptError, OutputError, in_words
-from chatterbox_opt.request import Piece, Request, Result, SynthesizeBatch
+from chatterbox_opt.request import Piece, Request, Result, SynthesizeBatch, Wave
 from chatterbox_opt.sampling import chunk_seed
 
 RETRY_CHUNK_INDEX = -1  # in place of a chunk's index, in the seed of an item that is retried
@@ -83,34 +83,22 @@ class Summary:
         return [e for e in self.entries.values() if e.status == DONE and e.faults]
 
 
-def prepare(
-    items: Iterable[Item],
-    files: Iterable[str],
-    model_key: str,
-    voice_key: Callable[[str | None], str],
-) -> list[Item]:
-    """The items with their output file and the hashes that decide whether they are up to date.
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How a job is run.
 
-    Args:
-        files: output file of each item.
-        model_key: model, precision, and everything else that changes the audio.
-        voice_key: hash of a voice's content, so that a changed recording is detected.
+    Attributes:
+        verifier: transcribes each result; an item it rejects is retried ``retries`` times.
+        fail_fast: end the run at the first failure.
+        loudness: LUFS that the files are brought to; None leaves them as they are.
+        model: what the manifest says about the model.
     """
-    voice_keys: dict[str | None, str] = {}
-    prepared = []
-    for item, file in zip(items, files, strict=True):
-        if item.voice not in voice_keys:
-            voice_keys[item.voice] = voice_key(item.voice)
-        # the keys and their order are those of manifests on disk: they must not change
-        settings = {"by": model_key, "voice": voice_keys[item.voice], **asdict(item.sampling)}
-        text_hash, settings_hash = _hash(item.text), _hash(json.dumps(settings, sort_keys=True))
-        prepared.append(replace(item, file=file, text_hash=text_hash, settings_hash=settings_hash))
-    return prepared
 
-
-def _hash(text: str) -> str:
-    content = text.encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(content, digest_size=12).hexdigest()
+    verifier: Verifier | None = None
+    retries: int = 0
+    fail_fast: bool = False
+    loudness: float | None = None
+    model: str = ""
 
 
 class BatchRunner:
@@ -121,33 +109,27 @@ class BatchRunner:
         manifest: Manifest,
         items: list[Item],
         on_event: Callable[[Event], None],
-        *,
-        verifier: Verifier | None = None,
-        retries: int = 0,
-        fail_fast: bool = False,
+        options: RunOptions | None = None,
     ) -> None:
-        """Determine which items are done already.
+        """Determine which items are done already, and rename their files to the items' names.
 
         Args:
             items: from ``prepare``.
             on_event: callback, called with every event.
-            verifier: transcribes each result; an item it rejects is retried ``retries`` times.
-            fail_fast: end the run at the first failure.
+
+        Raises:
+            OutputError: a file cannot be renamed.
         """
         self._manifest, self._on_event = manifest, on_event
-        self._verifier, self._retries, self._fail_fast = verifier, retries, fail_fast
+        self._options = options or RunOptions()
         self._stopping = False
         self._write_errors = 0  # consecutive files that could not be written
         # by id: (result, word error rate, fault) of each attempt until the item is finished
         self._attempts: dict[str, list[tuple[Result, float, str]]] = {}
-        self.summary = Summary()
         self._total = len(items)
-        self._items: dict[str, Item] = {}  # to be synthesized in this run, by id
-        for item in items:
-            if entry := manifest.done(item.id, item.text_hash, item.settings_hash, item.file):
-                self.summary.entries[entry.id] = entry
-            else:
-                self._items[item.id] = item
+        self.summary = Summary(find_done(manifest, items))
+        # to be synthesized in this run, by id
+        self._items = {item.id: item for item in items if item.id not in self.summary.entries}
         self.summary.skipped = len(self.summary.entries)
         self._queue = deque(_request(item) for item in self._items.values())
         self._characters = max(sum(len(item.text) for item in self._items.values()), 1)
@@ -197,51 +179,66 @@ class BatchRunner:
         if result.error is None:
             word_error_rate, fault = self._verify(result)
             attempts.append((result, word_error_rate, fault))
-            if fault and len(attempts) <= self._retries and not self._stopping:
+            if fault and len(attempts) <= self._options.retries and not self._stopping:
                 self._queue.appendleft(_request(self._items[result.id], len(attempts)))
                 return
         self._save_best(result.id)
 
     def _verify(self, result: Result) -> tuple[float, str]:
         """The word error rate, and the fault if it is too high ("" if not)."""
-        if self._verifier is None:
+        if self._options.verifier is None:
             return 0.0, ""
         waves = (piece.samples for piece in result.pieces)
         try:
-            rate = self._verifier.word_error_rate(self._items[result.id].text, waves)
+            rate = self._options.verifier.word_error_rate(self._items[result.id].text, waves)
         except VerifierError as error:
             return float("inf"), str(error)
-        return rate, "" if rate <= self._verifier.max_wer else f"word error rate {rate:.0%}"
+        return rate, "" if rate <= self._options.verifier.max_wer else f"word error rate {rate:.0%}"
 
     def _save_best(self, id: str) -> None:
         """Write the attempt with the lowest word error rate (among equals, the first)."""
         attempts = self._attempts.pop(id)
         result, _, fault = min(attempts, key=lambda attempt: attempt[1])
         pieces, item = result.pieces, self._items[id]
+        faults = _faults(pieces) + [fault] * bool(fault)
+        waves = [piece.samples for piece in pieces]
+        if self._options.loudness is not None:
+            waves, limited = _at_loudness(waves, self._options.loudness)
+            faults += ["quieter than --loudness: its peaks would clip"] * limited
         path = self._manifest.directory / item.file
         try:
             with audio_files.writer(str(path)) as sink:
-                for piece in pieces:
-                    sink.write(piece.samples)
+                for wave in waves:
+                    sink.write(wave)
             size = path.stat().st_size
         except (OutputError, OSError) as error:
             self._on_write_error(id, error)
             return
         self._write_errors = 0
         self._add(
-            Entry(
-                id,
-                item.text_hash,
-                item.settings_hash,
-                DONE,
-                item.file,
-                size,
-                duration=round(sum(len(piece.samples) for piece in pieces) / SAMPLE_RATE, 3),
+            replace(
+                self._entry(item, DONE),
+                file=item.file,
+                size=size,
+                duration=round(sum(len(wave) for wave in waves) / SAMPLE_RATE, 3),
                 seconds=round(sum(sum(piece.seconds.values()) for piece in pieces), 3),
                 seed=result.seed,
                 attempts=max(piece.attempts for piece in pieces) + len(attempts) - 1,
-                faults=tuple(_faults(pieces) + [fault] * bool(fault)),
+                faults=tuple(faults),
             )
+        )
+
+    def _entry(self, item: Item, status: str) -> Entry:
+        """The manifest entry of an item, without its outcome."""
+        return Entry(
+            item.id,
+            item.text_hash,
+            item.settings_hash,
+            status,
+            text=item.text,
+            voice=item.voice,
+            sampling=asdict(item.sampling),
+            model=self._options.model,
         )
 
     def _on_write_error(self, id: str, error: OSError | OutputError) -> None:
@@ -254,19 +251,18 @@ class BatchRunner:
         self._add(self._failure(id, str(error)))
 
     def _failure(self, id: str, reason: str) -> Entry:
-        item = self._items[id]
         error = " ".join(reason.split())
-        return Entry(id, item.text_hash, item.settings_hash, FAILED, attempts=1, error=error)
+        return replace(self._entry(self._items[id], FAILED), attempts=1, error=error)
 
     def _add(self, entry: Entry) -> None:
         """Append to the manifest, update the counts, emit an event."""
-        entry = self._manifest.append(entry)
+        [entry] = self._manifest.append(entry)
         self.summary.entries[entry.id] = entry
         self._audio += entry.duration
         self._characters_done += len(self._items[entry.id].text)
         if entry.status == FAILED:
             self._failed += 1
-            self._stopping |= self._fail_fast
+            self._stopping |= self._options.fail_fast
         self._emit("item", entry)
 
     def _emit(self, kind: str, entry: Entry | None = None) -> None:
@@ -283,6 +279,15 @@ class BatchRunner:
                 entry=entry,
             )
         )
+
+
+def _at_loudness(waves: list[Wave], target: float) -> tuple[list[Wave], bool]:
+    """The waves of an item as one, at a loudness; and whether its peaks allow no more."""
+    import numpy as np
+
+    wave = np.concatenate(waves)
+    gain, limited = gain_to(wave, target)
+    return [(wave * gain).astype(np.float32)], limited
 
 
 def _faults(pieces: tuple[Piece, ...]) -> list[str]:

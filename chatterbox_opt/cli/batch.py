@@ -12,9 +12,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -22,12 +21,22 @@ from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.batch import executors, filenames, job_file
 from chatterbox_opt.batch.executors import LocalExecutor, RayExecutor, WorkerSpec
 from chatterbox_opt.batch.join import join
-from chatterbox_opt.batch.manifest import open_manifest
-from chatterbox_opt.batch.runner import BatchRunner, Summary, prepare
-from chatterbox_opt.batch.verify import MAX_WER, Verifier
+from chatterbox_opt.batch.manifest import DONE, Manifest, open_manifest
+from chatterbox_opt.batch.metadata import write_metadata
+from chatterbox_opt.batch.resuming import prepare, stale_files
+from chatterbox_opt.batch.runner import BatchRunner, RunOptions, Summary
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.cli import options
+from chatterbox_opt.cli.batch_options import (
+    ExecutorOptions,
+    FileOptions,
+    JoinOptions,
+    QualityOptions,
+    ReadingOptions,
+)
+from chatterbox_opt.cli.batch_preview import preview
+from chatterbox_opt.cli.batch_preview import summary as summary_of
 from chatterbox_opt.cli.batch_progress import display, report
 from chatterbox_opt.cli.console import Reporter
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOptions
@@ -36,92 +45,18 @@ from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError, OutputError, VoiceError
 from chatterbox_opt.voices import store as voice_store
 
-FORMATS = [extension.strip(".") for extension in audio_files.FORMATS]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileOptions:
-    """Which files are written."""
-
-    out_dir: Annotated[Path, typer.Option("--out-dir", help="Output directory.")]
-    format: Annotated[str, typer.Option(help="wav, flac, ogg or mp3.")] = "wav"
-    name: Annotated[
-        str, typer.Option(help="File name pattern; fields {id}, {slug} (the first words).")
-    ] = filenames.DEFAULT
-    joined_file: Annotated[
-        Optional[str], typer.Option("--join", help="Also write everything as one file.")
-    ] = None
-    pause: Annotated[float, typer.Option(help="Seconds between items in the joined file.")] = 0.5
-    chapter_pause: Annotated[float, typer.Option(help="Seconds where a .txt has blank lines.")] = (
-        1.5
-    )
-    force: Annotated[bool, typer.Option("--force", help="Synthesize all items again.")] = False
-
-    def check(self) -> None:
-        """Raise InputError for an unknown format or pattern, or a pause out of range."""
-        if self.format not in FORMATS:
-            raise InputError(f"format is '{self.format}'; known: {', '.join(FORMATS)}")
-        if not all(0 <= seconds <= 60 for seconds in (self.pause, self.chapter_pause)):
-            raise InputError("--pause and --chapter-pause take 0 to 60 seconds")
-        filenames.check_pattern(self.name)
-        if self.joined_file is not None:
-            audio_files.output_format(self.joined_file)
-
-
-@dataclass(frozen=True, kw_only=True)
-class QualityOptions:
-    """What counts as a failure, and how often it is retried."""
-
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = (
-        False
-    )
-    retries: Annotated[
-        int, typer.Option(help="Further attempts at output that fails the quality checks.")
-    ] = 2
-    verify: Annotated[
-        Optional[str],
-        typer.Option(help="Command that prints a wav's transcript; {} is its path, else appended."),
-    ] = None
-    max_wer: Annotated[
-        float, typer.Option(help="Maximum word error rate for --verify (0.2 = 20 %).")
-    ] = MAX_WER
-
-    def check(self) -> None:
-        """Raise InputError for a number of retries out of range."""
-        if not 0 <= self.retries <= 20:
-            raise InputError(f"--retries is {self.retries}; use 0 to 20")
-
-    def verifier(self) -> Verifier | None:
-        """The verifier, if a command is set.
-
-        Raises:
-            InputError: it cannot be run.
-        """
-        return None if self.verify is None else Verifier.of(self.verify, self.max_wer)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExecutorOptions:
-    """Where the engines run."""
-
-    workers: Annotated[
-        Optional[int], typer.Option(help="Worker processes; GPUs or cores are divided among them.")
-    ] = None
-    executor: Annotated[
-        str, typer.Option(help="process (on this machine) or ray (on a cluster).")
-    ] = executors.PROCESS
-    ray_address: Annotated[
-        Optional[str],
-        typer.Option(help="Ray address (default: $RAY_ADDRESS, else a local cluster)."),
-    ] = None
+STALE_SHOWN = 5  # files of earlier runs that are named
 
 
 @options.with_groups
 def batch(
     file: Annotated[
-        str, typer.Argument(help="A .txt, .jsonl, .csv, .srt or .vtt; - reads standard input.")
+        str,
+        typer.Argument(help=f"A {', '.join(job_file.FORMATS)}; - reads standard input."),
     ],
     files: FileOptions,
+    reading: ReadingOptions,
+    joining: JoinOptions,
     quality: QualityOptions,
     placement: ExecutorOptions,
     voice: options.Voice = None,
@@ -136,40 +71,55 @@ def batch(
     """Synthesize every line of a file; run it again to resume."""
     started = time.monotonic()
     reporter, spec = printing.reporter(), engine.spec()
-    files.check()
-    quality.check()
+    for group in (files, joining, quality):
+        group.check()
     executor_args = (placement.executor, placement.workers, placement.ray_address)
     executors.check_executor(*executor_args)
-    verifier = quality.verifier()
+    read_options = reading.read_options()
+    job = job_file.read(file, _content(file), sampling.sampling(), voice, read_options)
+    if reading.dry_run:
+        preview(job, job.dropped, as_json=as_json)
+        return
+    directory, verifier = files.directory, quality.verifier()
     spec.check(voice)
-    items = job_file.read(file, _content(file), sampling.sampling(), voice)
-    names = _names(items, files)
+    items = job.items
+    names = _names(items, files, joining.joined_file)
     printing.set_up_logging(reporter)
+    for note in [
+        *job.notes,
+        *([summary_of(job, job.dropped)] if job.pauses or job.dropped else []),
+    ]:
+        reporter.status(note)
     with (
         executors.open_executor(*executor_args) as executor,
-        open_manifest(files.out_dir, reset=files.force) as manifest,
+        open_manifest(directory, reset=files.force) as manifest,
         display(reporter, as_json=as_json) as show,
     ):
-        if files.joined_file is not None:
-            audio_files.check_writable(files.joined_file)
+        if joining.joined_file is not None:
+            audio_files.check_writable(joining.joined_file)
         options.announce_download(spec.model, reporter)
         plan = spec.resolve(executor.probe(spec.device))
         worker = WorkerSpec(engine=spec, plan=plan, retries=quality.retries, debug=printing.debug)
-        runner = BatchRunner(
-            manifest,
-            _prepared(spec, plan, items, names),
-            show,
+        items = _prepared(spec, plan, items, names, files.loudness)
+        run_options = RunOptions(
             verifier=verifier,
             retries=quality.retries,
             fail_fast=quality.fail_fast,
+            loudness=files.loudness,
+            model=_model_text(spec, plan),
         )
+        runner = BatchRunner(manifest, items, show, run_options)
         summary, caught = _run(runner, executor, worker, reporter)
+        _report_stale(manifest, items, reporter, prune=files.prune and not summary.left)
     report(reporter, summary, {item.id: item.row for item in items}, time.monotonic() - started)
     if summary.stopped is not None:
         raise summary.stopped
     if caught:
         raise typer.Exit(128 + caught)
-    _join(reporter, files, items, summary)
+    done = [entry for item in items if (entry := summary.entries[item.id]).status == DONE]
+    if files.metadata is not None:
+        reporter.status(f"metadata: {write_metadata(directory, done, files.metadata)}")
+    _join(reporter, directory, joining, items, summary)
     raise typer.Exit(1 if summary.failed() else 0)
 
 
@@ -185,27 +135,50 @@ def _content(file: str) -> bytes:
         raise InputError(f"'{file}' cannot be read ({reason}): check the path") from error
 
 
-def _names(items: list[job_file.Item], files: FileOptions) -> list[str]:
-    """The file name of each item; the joined file's name is reserved if it is in --out-dir."""
+def _names(items: list[job_file.Item], files: FileOptions, joined_file: str | None) -> list[str]:
+    """The file name of each item; the names of other files in --out-dir are reserved."""
     rows = ((item.id, item.text) for item in items)
     reserved = []
-    if (
-        files.joined_file is not None
-        and Path(files.joined_file).resolve().parent == files.out_dir.resolve()
-    ):
-        reserved.append(Path(files.joined_file).name)
+    if joined_file is not None and Path(joined_file).resolve().parent == files.directory.resolve():
+        reserved.append(Path(joined_file).name)
     return filenames.names(rows, files.name, f".{files.format}", reserved)
 
 
 def _prepared(
-    spec: EngineSpec, plan: Plan, items: list[job_file.Item], names: list[str]
+    spec: EngineSpec,
+    plan: Plan,
+    items: list[job_file.Item],
+    names: list[str],
+    loudness: float | None,
 ) -> list[job_file.Item]:
     """The items with hashes of everything that their audio depends on; loads no model."""
     checkpoint = registry.locate(spec.model)
     mark = "marked" if spec.watermark else "unmarked"
     parts = [registry.identity(checkpoint), *plan.precision, mark]
     voice_key = functools.partial(_voice_key, spec.store, checkpoint)
-    return prepare(items, names, " ".join(parts), voice_key)
+    return prepare(items, names, " ".join(map(str, parts)), voice_key, loudness)
+
+
+def _model_text(spec: EngineSpec, plan: Plan) -> str:
+    """What the manifest says about the model: ``pico int8``."""
+    precision = "/".join(dict.fromkeys(filter(None, plan.precision)))
+    return f"{spec.model} {precision}" + ("" if spec.watermark else " without watermark")
+
+
+def _report_stale(
+    manifest: Manifest, items: list[job_file.Item], reporter: Reporter, *, prune: bool
+) -> None:
+    """List the files of earlier runs that the job does not have, or delete them."""
+    stale = stale_files(manifest, items)
+    if not stale:
+        return
+    shown = ", ".join(stale[:STALE_SHOWN]) + (", ..." if len(stale) > STALE_SHOWN else "")
+    if not prune:
+        reporter.status(f"{len(stale)} files of earlier runs have no item: {shown} (--prune)")
+        return
+    for name in stale:
+        (manifest.directory / name).unlink(missing_ok=True)
+    reporter.status(f"{len(stale)} files of earlier runs deleted: {shown}")
 
 
 def _voice_key(store: voice_store.VoiceStore, checkpoint: Checkpoint, voice: str | None) -> str:
@@ -260,15 +233,18 @@ def _stoppable(runner: BatchRunner, reporter: Reporter) -> Iterator[list[int]]:
 
 
 def _join(
-    reporter: Reporter, files: FileOptions, items: list[job_file.Item], summary: Summary
+    reporter: Reporter,
+    directory: Path,
+    joining: JoinOptions,
+    items: list[job_file.Item],
+    summary: Summary,
 ) -> None:
     """Write the joined file, if no item is missing."""
-    if files.joined_file is None:
+    if joining.joined_file is None:
         return
     if missing := len(items) - (len(summary.entries) - len(summary.failed())):
         raise OutputError(
-            f"'{files.joined_file}' is not written, {missing} items are missing: run again"
+            f"'{joining.joined_file}' is not written, {missing} items are missing: run again"
         )
-    pauses = (files.pause, files.chapter_pause)
-    seconds = join(items, summary.entries, files.out_dir, files.joined_file, pauses)
-    reporter.status(f"joined: {seconds:.1f}s -> {files.joined_file}")
+    seconds = join(items, summary.entries, directory, joining.joined_file, joining.pauses())
+    reporter.status(f"joined: {seconds:.1f}s -> {joining.joined_file}")

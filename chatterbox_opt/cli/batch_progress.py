@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-from chatterbox_opt.cli.console import Reporter
+from chatterbox_opt.cli.console import Reporter, discard_stdout
 
 if TYPE_CHECKING:
     from chatterbox_opt.batch.manifest import Entry
@@ -52,7 +52,10 @@ def _each(displays: list[Callable[[Event], None]]) -> Callable[[Event], None]:
 
 
 def _print_json(event: Event) -> None:
-    print(json.dumps(as_object(event)), flush=True)
+    try:
+        print(json.dumps(as_object(event)), flush=True)
+    except BrokenPipeError:  # the reader has closed the pipe: the files are still wanted
+        discard_stdout()
 
 
 def as_object(event: Event) -> dict[str, Any]:

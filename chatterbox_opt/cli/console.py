@@ -7,6 +7,7 @@ Standard output is for results: a wav, a JSON object, or a requested table.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -114,6 +115,11 @@ def show_warnings(reporter: Reporter) -> None:
     """Print the library's log messages as warnings of the command."""
     logger = logging.getLogger("chatterbox_opt")
     logger.handlers, logger.propagate = [_Warnings(reporter)], False
+
+
+def discard_stdout() -> None:
+    """Send standard output to nowhere from now on: its reader has closed the pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:

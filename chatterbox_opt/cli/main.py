@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import os
 import signal
 import sys
 import traceback
@@ -26,6 +25,7 @@ from chatterbox_opt.cli import models as models_command
 from chatterbox_opt.cli import profiles as profiles_command
 from chatterbox_opt.cli import synth as synth_command
 from chatterbox_opt.cli import voices as voices_command
+from chatterbox_opt.cli.console import discard_stdout
 from chatterbox_opt.errors import ChatterboxOptError, InputError
 
 app = typer.Typer(
@@ -92,8 +92,7 @@ def main() -> None:
         message = error.format_message()  # type: ignore[attr-defined]
         code = _fail(f"{message} See chatterbox-opt --help.", 2, error)
     except BrokenPipeError:
-        # the reader has closed the pipe: flushing at exit must not fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()  # flushing at exit must not fail again
         code = 1
     except OSError as error:
         where = f": '{error.filename}'" if error.filename else ""

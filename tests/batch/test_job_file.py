@@ -18,7 +18,7 @@ from chatterbox_opt.errors import InputError
 
 def read(file: str, content: str | bytes, **knobs) -> list[job_file.Item]:
     raw = content.encode() if isinstance(content, str) else content
-    return job_file.read(file, raw, Sampling(**knobs), "anna")
+    return job_file.read(file, raw, Sampling(**knobs), "anna").items
 
 
 def test_a_line_is_an_item_and_empty_lines_start_chapters():
@@ -61,8 +61,8 @@ def test_cues_are_words_without_markup():
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("a.doc", "x", "known extension; give .txt, .jsonl"),
-        ("a.txt", "\n \n", "has no text; give at least"),
+        ("a.doc", "x", "known extension; give .txt, .md"),
+        ("a.txt", "\n \n", "has no text to speak; give at least"),
         ("a.txt", b"ok\nca\xe9", "'a.txt' row 2 is not UTF-8"),
         ("-", b"\xff", "standard input row 1"),
         ("a.jsonl", '{"text": "a"}\n{"text": "b", "voise": "x"}', "row 2: unknown column 'voise'; known: id, text, voice, seed"),

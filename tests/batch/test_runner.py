@@ -17,9 +17,10 @@ from helpers.fake_engine import FakeEngine, manifest_lines, run_batch, tasks_of
 
 from chatterbox_opt import Result, Sampling
 from chatterbox_opt.audio import files as audio_files
-from chatterbox_opt.batch import job_file, manifest, verify
+from chatterbox_opt.batch import job_file, manifest, resuming, verify
 from chatterbox_opt.batch import join as batch_join
 from chatterbox_opt.batch import runner as batch_runner
+from chatterbox_opt.batch.join import Pauses
 from chatterbox_opt.batch.runner import BatchRunner
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError, OutputError
@@ -88,8 +89,8 @@ def test_a_directory_of_an_earlier_version_is_resumed(tmp_path):
         (tmp_path / file).write_bytes(bytes(line["size"]))
 
     def prepared(sampling):
-        items = job_file.read("a.txt", job, sampling, "anna")
-        return batch_runner.prepare(items, files, model_key, lambda voice: f"key of {voice}")
+        items = job_file.read("a.txt", job, sampling, "anna").items
+        return resuming.prepare(items, files, model_key, lambda voice: f"key of {voice}")
 
     assert run_batch(tmp_path, prepared(default), fake := FakeEngine()).skipped == 2
     assert not fake.ids
@@ -284,11 +285,11 @@ def test_a_recognizer_is_called_without_a_shell(tmp_path):
 
 
 def test_the_joined_file_has_the_files_in_order_with_pauses(tmp_path):
-    items = job_file.read("a.txt", b"One.\nTwo two.\n\nThree.", Sampling())
-    todo = batch_runner.prepare(items, [f"{i.id}.flac" for i in items], "m", lambda voice: "v")
+    items = job_file.read("a.txt", b"One.\nTwo two.\n\nThree.", Sampling()).items
+    todo = resuming.prepare(items, [f"{i.id}.flac" for i in items], "m", lambda voice: "v")
     summary = run_batch(tmp_path, todo)
     target = tmp_path / "book.wav"
-    length = batch_join.join(items, summary.entries, tmp_path, str(target), (0.25, 1.0))
+    length = batch_join.join(items, summary.entries, tmp_path, str(target), Pauses(0.25, 1.0))
     assert length == pytest.approx(0.04 + 0.25 + 0.08 + 1.0 + 0.06)
     joined, _ = soundfile.read(target)
     assert len(joined) == round(length * SAMPLE_RATE)
@@ -296,13 +297,15 @@ def test_the_joined_file_has_the_files_in_order_with_pauses(tmp_path):
     assert not joined[silent] and joined[100] == pytest.approx(0.1, abs=1e-3)
     (tmp_path / "2.flac").write_bytes(b"no")
     with pytest.raises(OutputError):
-        batch_join.join(items, summary.entries, tmp_path, str(tmp_path / "other.wav"), (0.25, 1.0))
+        batch_join.join(
+            items, summary.entries, tmp_path, str(tmp_path / "other.wav"), Pauses(0.25, 1.0)
+        )
     assert not (tmp_path / "other.wav").exists()
     long = {
         id: dataclasses.replace(entry, duration=40_000.0) for id, entry in summary.entries.items()
     }
     with pytest.raises(OutputError, match="would have 33 h, too long for a wav: give .flac"):
-        batch_join.join(items, long, tmp_path, str(tmp_path / "other.wav"), (0.25, 1.0))
+        batch_join.join(items, long, tmp_path, str(tmp_path / "other.wav"), Pauses(0.25, 1.0))
 
 
 def test_faults_name_their_chunk_and_are_limited(tmp_path):

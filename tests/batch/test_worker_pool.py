@@ -239,14 +239,14 @@ def job(directory: Path, count: int) -> list[str]:
 
 def test_the_number_of_workers_does_not_change_the_files(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    rows = [{"text": f"This is row {i}.", "seed": i} for i in range(12)] + [{"text": "?!"}]
+    rows = [{"text": f"This is row {i}.", "seed": i} for i in range(12)] + [{"text": "A \0 byte."}]
     (tmp_path / "job.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     args = ["job.jsonl", "--model", str(tiny), "--max-tokens", "5", "--cfm-steps", "2", "--out-dir"]
     for count in ("1", "2"):
         done = run_command(*args, count, "--workers", count, cwd=tmp_path)
         stderr = done.stderr.decode()
         assert done.returncode == 1, stderr
-        assert "row 13 (id 13) failed: the text has no letter or digit" in stderr
+        assert "row 13 (id 13) failed: the text has a NUL byte" in stderr
         assert stderr.count("noise") == 1
         assert ("2 workers" in stderr) == (count == "2")
     names = sorted(path.name for path in (tmp_path / "1").glob("*.wav"))

@@ -10,8 +10,8 @@ import numpy as np
 
 from chatterbox_opt import Request, Result, Sampling
 from chatterbox_opt.batch import job_file, manifest
-from chatterbox_opt.batch import runner as batch_runner
-from chatterbox_opt.batch.runner import BatchRunner, Summary
+from chatterbox_opt.batch.resuming import prepare
+from chatterbox_opt.batch.runner import BatchRunner, RunOptions, Summary
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import TextError
 from chatterbox_opt.request import Piece
@@ -39,16 +39,14 @@ class FakeEngine:
 
 
 def tasks_of(lines: Iterable[str], voices: str = "v", made_by: str = "m") -> list[job_file.Item]:
-    items = job_file.read("a.txt", "\n".join(lines).encode(), Sampling(seed=1))
-    return batch_runner.prepare(
-        items, [f"{item.id}.wav" for item in items], made_by, lambda voice: voices
-    )
+    items = job_file.read("a.txt", "\n".join(lines).encode(), Sampling(seed=1)).items
+    return prepare(items, [f"{item.id}.wav" for item in items], made_by, lambda voice: voices)
 
 
 def run_batch(directory: Path, todo, speak=None, *, reset=False, events=None, **options) -> Summary:
     tell = (lambda event: None) if events is None else events.append
     with manifest.open_manifest(directory, reset=reset) as noted:
-        return BatchRunner(noted, todo, tell, **options).run(speak or FakeEngine())
+        return BatchRunner(noted, todo, tell, RunOptions(**options)).run(speak or FakeEngine())
 
 
 def manifest_lines(directory: Path) -> list[dict]:

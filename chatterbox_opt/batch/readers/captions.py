@@ -1,0 +1,148 @@
+"""What of a caption's text is spoken: markup, sound descriptions, speaker labels, repeats.
+
+Responsible for the text inside cues. Not responsible for finding the cues (subtitles.py,
+substation.py).
+
+Only known tags and known entities are markup: ``a < b and c > d`` and ``&copy you`` are text.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from chatterbox_opt.batch.readers.rows import Dropped, Parsed, Row
+
+SOUNDS, SPEAKERS, REPEATS = "sound descriptions", "speaker names", "repeated captions"
+REPEAT_SECONDS = 0.05  # a rolling caption is shown again for 10 ms, without its new line
+
+_TAG = re.compile(
+    r"""</?\s*(?:i|b|u|s|em|strong|ruby|rt|c|span|p|div|font|v|lang|br)\s*(?:\.[\w.-]+)*\s*/?>
+    |<(?:v|lang)(?:\.[\w.-]+)*\s+[^<>\n]*>                        # <v Anna>, <lang en>
+    |<(?:font|span|p|div|c|b|i|u)(?:\s+[\w-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>]+))+\s*/?>
+    |<(?:\d+:)?\d\d:\d\d\.\d+>                                    # when the next word is said
+    |\{\\[^{}\n]*\}                                               # {\an8}, of ASS
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_VOICE_TAG = re.compile(r"<v(?:\.[\w.-]+)*\s+([^<>\n]*)>", re.IGNORECASE)
+_BREAK = re.compile(r"([A-Za-z]:\\\S*)|\\[Nnh]|<br\s*/?>", re.IGNORECASE)  # or a Windows path
+_ENTITY = re.compile(r"&(?:#\d+|#x[0-9a-f]+|[a-z][a-z0-9]*);", re.IGNORECASE)
+_BRACKETS = re.compile(r"\[[^\[\]]*\]:?")  # [door slams], [JOHN]:
+# (door slams), before all words of a line; inside a sentence, parentheses are a part of it
+_PARENTHESES = re.compile(r"^(\s*(?:[-–—]\s?)?)\([^()]*\):?", re.MULTILINE)
+_SPEAKER = re.compile(r"^(\s*(?:[-–—]\s?)?)([^\W\d_][\w.'’# -]{1,31}):(?=\s|$)", re.MULTILINE)
+_NOTES = re.compile(r"[♩♪♫♬]|^\s*#(?=\s)|\s#\s*$", re.MULTILINE)
+_CUE = re.compile(r"^\s*>>+\s*", re.MULTILINE)  # a new speaker, in broadcast captions
+
+
+class Captions(str, Enum):
+    """What is spoken of a subtitle file."""
+
+    SPEECH = "speech"  # not sound descriptions and speaker names
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Cue:
+    """A caption.
+
+    Attributes:
+        number: from 1, in the file's order.
+        start, end: seconds.
+        lines: as in the file.
+        speaker: named apart from the text, by the file's format; "" if not.
+    """
+
+    number: int
+    start: float
+    end: float
+    lines: tuple[str, ...]
+    speaker: str = ""
+
+
+def rows_of(cues: Sequence[Cue], captions: Captions) -> Parsed:
+    """A row for every cue with text; what is left out is in ``dropped``."""
+    parsed = Parsed()
+    for cue, lines in zip(cues, _without_repeats(cues, parsed.dropped), strict=True):
+        if cue.speaker:
+            parsed.dropped.append(Dropped(SPEAKERS, cue.speaker, cue.number))
+        if not lines:
+            continue
+        text = "\n".join(lines)
+        if captions == Captions.SPEECH:
+            text = _speech(text, cue.number, parsed.dropped)
+        text = " ".join(_NOTES.sub(" ", text).split())
+        pause = "" if text else "music" if _NOTES.search(" ".join(lines)) else "sound description"
+        shown = text or " ".join(plain(" ".join(cue.lines)).split())
+        parsed.rows.append(
+            Row(cue.number, {"text": shown}, start=cue.start, end=cue.end, pause=pause)
+        )
+    return parsed
+
+
+def plain(text: str) -> str:
+    """A caption's text without markup; known entities are decoded."""
+    text = _BREAK.sub(lambda match: match[1] or " ", text)
+    return _ENTITY.sub(lambda match: html.unescape(match[0]), _TAG.sub("", text))
+
+
+def _speech(text: str, number: int, dropped: list[Dropped]) -> str:
+    """A cue's lines without sound descriptions and without the names of who speaks."""
+
+    def drop_sound(match: re.Match[str]) -> str:
+        dropped.append(Dropped(SOUNDS, match[0].strip(), number))
+        return " "
+
+    def drop_speaker(match: re.Match[str]) -> str:
+        if not match[2].isupper():
+            return match[0]
+        dropped.append(Dropped(SPEAKERS, match[2], number))
+        return match[1]
+
+    text = _PARENTHESES.sub(drop_sound, _BRACKETS.sub(drop_sound, _CUE.sub("", text)))
+    return _SPEAKER.sub(drop_speaker, text)
+
+
+def _without_repeats(cues: Sequence[Cue], dropped: list[Dropped]) -> list[list[str]]:
+    """Plain, non-empty lines of each cue; a rolling caption loses the lines of the one before."""
+    plains = [[shown for line in cue.lines if (shown := plain(line).strip())] for cue in cues]
+    for cue in cues:
+        for line in cue.lines:
+            dropped += [Dropped(SPEAKERS, name, cue.number) for name in _VOICE_TAG.findall(line)]
+    if not _is_rolling(cues, plains):
+        return plains
+    result = []
+    before: list[str] = []
+    for cue, lines in zip(cues, plains, strict=True):
+        repeated = _overlap(before, lines)
+        dropped += [Dropped(REPEATS, line, cue.number) for line in lines[:repeated]]
+        result.append(lines[repeated:])
+        before = lines or before
+    return result
+
+
+def _overlap(before: Sequence[str], lines: Sequence[str]) -> int:
+    """How many of the first ``lines`` are the last ones of the caption before."""
+    lengths = range(min(len(before), len(lines)), 0, -1)
+    return next((n for n in lengths if list(before[-n:]) == list(lines[:n])), 0)
+
+
+def _is_rolling(cues: Sequence[Cue], plains: Sequence[Sequence[str]]) -> bool:
+    """Whether captions move up a line at a time, so that each line is in two or three cues.
+
+    It is seen from a caption that is repeated for some milliseconds (YouTube), or from most
+    captions of two lines and more beginning with the last line of the one before.
+    """
+    pairs = list(zip(plains, plains[1:], cues[1:], strict=False))
+    flashes = [
+        cue
+        for before, lines, cue in pairs
+        if cue.end - cue.start <= REPEAT_SECONDS and lines and _overlap(before, lines) == len(lines)
+    ]
+    longer = [(before, lines) for before, lines, _ in pairs if len(lines) > 1]
+    rolled = sum(_overlap(before, lines) > 0 for before, lines in longer)
+    return bool(flashes) or (len(longer) >= 2 and 2 * rolled > len(longer))

@@ -1,0 +1,172 @@
+"""Items of a .md file, as a person would read it aloud.
+
+Responsible for which parts are items, pauses or dropped. Not responsible for the syntax
+(markdown-it-py).
+
+A heading starts a chapter; paragraphs and list items are items; emphasis and links are their text;
+a table is read by its rows, each cell behind the name of its column; a rule is a scene break. Code
+blocks, HTML, addresses of links and front matter are not read: they are counted, and a code block
+is a pause.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from chatterbox_opt.batch.readers.rows import Dropped, Parsed, Row
+
+if TYPE_CHECKING:
+    from markdown_it.token import Token
+
+CODE, HTML, FRONT_MATTER = "code blocks", "HTML", "front matter"
+ADDRESSES, COLUMNS = "addresses of links", "names of empty columns"
+_FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?\n)(?:---|\.\.\.)[ \t]*(?:\n|$)", re.DOTALL)
+_HTML = re.compile(
+    r"<!--.*?-->|<(script|style)\b.*?</\1\s*>|</?[A-Za-z][^<>]*>", re.DOTALL | re.IGNORECASE
+)
+_LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+
+
+def read_markdown(text: str) -> Parsed:
+    """Rows of a Markdown file (CommonMark, with tables and ``~~struck~~`` text)."""
+    from markdown_it import MarkdownIt
+
+    reader = _Reader()
+    if match := _FRONT_MATTER.match(text):
+        reader.drop(FRONT_MATTER, match[1], row=2)
+        text = "\n" * match[0].count("\n") + text[match.end() :]
+    environment: dict[str, Any] = {}
+    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    for token in parser.parse(text, environment):
+        reader.read(token)
+    definitions = [
+        *environment.get("references", {}).values(),
+        *environment.get("duplicate_refs", []),
+    ]
+    for definition in definitions:
+        row = definition["map"][0] + 1
+        reader.drop(ADDRESSES, f"{definition['href']} {definition.get('title') or ''}", row)
+    return reader.parsed
+
+
+@dataclass(slots=True)
+class _Table:
+    """A table while it is read.
+
+    Attributes:
+        header: names of the columns.
+        cells: of the current row.
+        used: columns with a cell that is not empty.
+        row: line of the current row.
+    """
+
+    header: list[str] = field(default_factory=list)
+    cells: list[str] = field(default_factory=list)
+    used: set[int] = field(default_factory=set)
+    row: int = 0
+
+
+class _Reader:
+    """Follows the tokens of a file in their order."""
+
+    def __init__(self) -> None:
+        self.parsed = Parsed()
+        self._in_heading = False
+        self._number = ""  # of the list item that begins
+        self._table: _Table | None = None
+        self._row = 0  # of the last token that has one
+
+    def drop(self, reason: str, text: str, row: int) -> None:
+        """Count a text that is not read."""
+        self.parsed.dropped.append(Dropped(reason, text, row))
+
+    def read(self, token: Token) -> None:
+        """Add what a block is read as."""
+        self._row = token.map[0] + 1 if token.map else self._row
+        kind = token.type
+        if kind in ("heading_open", "heading_close"):
+            self._in_heading = kind == "heading_open"
+        elif kind == "list_item_open":
+            self._number = f"{token.info}. " if token.info else ""
+        elif kind == "hr":
+            self._pause(token.markup, "scene break")
+        elif kind in ("fence", "code_block"):
+            code = f"{token.info}\n{token.content}"
+            self.drop(CODE, code, self._row)
+            self._pause(code, "code block")
+        elif kind == "html_block":
+            self._html(token.content)
+        elif kind == "inline":
+            self._inline(token.children or [])
+        else:
+            self._read_table(kind)
+
+    def _item(self, text: str, row: int | None = None) -> None:
+        if text:
+            cells = {"text": self._number + text}
+            self.parsed.rows.append(Row(row or self._row, cells, self._in_heading))
+            self._number = ""
+
+    def _pause(self, text: str, reason: str) -> None:
+        self.parsed.rows.append(Row(self._row, {"text": text}, pause=reason))
+
+    def _html(self, content: str) -> None:
+        """The text of an HTML block is an item; its tags and comments are dropped."""
+        for match in _HTML.finditer(content):
+            self.drop(HTML, match[0], self._row)
+        self._item(" ".join(_HTML.sub(" ", content).split()))
+
+    def _inline(self, children: Sequence[Token]) -> None:
+        text = " ".join("".join(self._words(children)).split())
+        if self._table is not None:
+            self._table.cells.append(text)
+        else:
+            self._item(text)
+
+    def _words(self, children: Sequence[Token]) -> Iterator[str]:
+        """The words of inline tokens: text, code, alternative texts of pictures."""
+        for token in children:
+            if token.type in ("text", "code_inline"):
+                yield token.content
+            elif token.type in ("softbreak", "hardbreak"):
+                yield " "
+            elif token.type == "html_inline":
+                self.drop(HTML, token.content, self._row)
+                yield " " if _LINE_BREAK.fullmatch(token.content) else ""
+            for name in ("href", "src", "title"):
+                if token.info != "auto" and (address := token.attrGet(name)):
+                    self.drop(ADDRESSES, str(address), self._row)
+            yield from self._words(token.children or [])
+
+    def _read_table(self, kind: str) -> None:
+        if kind == "table_open":
+            self._table = _Table()
+        if self._table is None:
+            return
+        table = self._table
+        if kind == "tr_open":
+            table.cells, table.row = [], self._row
+        elif kind == "thead_close":
+            table.header, table.cells = table.cells, []
+        elif kind == "tr_close" and table.header:
+            self._item(_row_text(table), table.row)
+        elif kind == "table_close":
+            self._table = None
+            unused = [n for i, n in enumerate(table.header) if i not in table.used]
+            if not table.used:
+                self._item(", ".join(filter(None, table.header)), table.row)
+            else:
+                self.drop(COLUMNS, " ".join(unused), table.row)
+
+
+def _row_text(table: _Table) -> str:
+    """A row as it is read: ``Name: Ada, Age: 36.``"""
+    read = []
+    for i, (name, cell) in enumerate(zip(table.header, table.cells, strict=False)):
+        if cell:
+            table.used.add(i)
+            read.append(f"{name}: {cell}" if name else cell)
+    return ", ".join(read) + "." if read else ""

@@ -1,0 +1,179 @@
+"""Finds the files of earlier runs that a job needs, and gives them their present names.
+
+Responsible for what makes two items the same, which item an existing file belongs to, and renaming.
+Not responsible for the manifest's format (manifest.py).
+
+An item is matched by its text and settings: by its id first, and if it has no id of its own (its id
+is its number) by text and settings alone. So a line that is inserted at the top of a file moves all
+numbers, and no audio has to be made again.
+
+Renaming many files at once, some to names that others still have, must not mix them up when the
+process is killed. It is done in two phases, all files to temporary names and from there to their
+new ones, by a list on disk (``MOVES``) that says which phase is in progress; the next run finishes
+it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from chatterbox_opt.batch.job_file import Item
+from chatterbox_opt.batch.manifest import MOVED, Entry, Manifest
+from chatterbox_opt.errors import OutputError
+from chatterbox_opt.utils.atomic_file import atomic_write
+
+MOVES = "manifest.moves"
+log = logging.getLogger(__name__)
+
+
+def prepare(
+    items: Iterable[Item],
+    files: Iterable[str],
+    model_key: str,
+    voice_key: Callable[[str | None], str],
+    loudness: float | None = None,
+) -> list[Item]:
+    """The items with their output file and the hashes that decide whether they are up to date.
+
+    Args:
+        files: output file of each item.
+        model_key: model, precision, and everything else that changes the audio.
+        voice_key: hash of a voice's content, so that a changed recording is detected.
+        loudness: LUFS that the files are brought to.
+    """
+    voice_keys: dict[str | None, str] = {}
+    prepared = []
+    for item, file in zip(items, files, strict=True):
+        if item.voice not in voice_keys:
+            voice_keys[item.voice] = voice_key(item.voice)
+        # the keys and their order are those of manifests on disk: they must not change
+        settings: dict[str, Any] = {"by": model_key, "voice": voice_keys[item.voice]}
+        settings |= dataclasses.asdict(item.sampling)
+        if loudness is not None:
+            settings["loudness"] = loudness
+        text_hash, settings_hash = _hash(item.text), _hash(json.dumps(settings, sort_keys=True))
+        prepared.append(
+            dataclasses.replace(item, file=file, text_hash=text_hash, settings_hash=settings_hash)
+        )
+    return prepared
+
+
+def _hash(text: str) -> str:
+    content = text.encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(content, digest_size=12).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """A file of an earlier run, and the item that it belongs to now."""
+
+    entry: Entry
+    id: str
+    file: str
+
+    @property
+    def renames(self) -> bool:
+        """Whether the file has another name."""
+        return self.entry.file != self.file
+
+
+def find_done(manifest: Manifest, items: Sequence[Item]) -> dict[str, Entry]:
+    """Entries, by id, of the items whose audio is there; afterwards it has the items' file names.
+
+    Raises:
+        OutputError: a file cannot be renamed.
+    """
+    _finish_moves(manifest)
+    finished = {_content(entry.text_hash, entry.settings_hash, entry.file): deque[Entry]()
+                for entry in manifest.finished()}  # fmt: skip
+    by_id: dict[tuple[str, tuple[str, str, str]], list[Entry]] = defaultdict(list)
+    for entry in manifest.finished():
+        content = _content(entry.text_hash, entry.settings_hash, entry.file)
+        finished[content].append(entry)
+        by_id[entry.id, content].append(entry)
+    moves: dict[str, _Move] = {}
+    claimed: set[str] = set()  # files
+    for item in items:  # by id, before any is taken for its content
+        entries = by_id[item.id, _content(item.text_hash, item.settings_hash, item.file)]
+        if entries:
+            entry = min(entries, key=lambda entry: entry.file != item.file)
+            moves[item.id] = _Move(entry, item.id, item.file)
+            claimed.add(entry.file)
+    for item in items:
+        if item.id in moves or item.has_own_id:
+            continue
+        waiting = finished.get(_content(item.text_hash, item.settings_hash, item.file), deque())
+        while waiting and waiting[0].file in claimed:
+            waiting.popleft()
+        if waiting:
+            moves[item.id] = _Move(waiting.popleft(), item.id, item.file)
+            claimed.add(moves[item.id].entry.file)
+    _move(manifest, [move for move in moves.values() if move.renames])
+    return {id: manifest.entries[id] if move.renames else move.entry for id, move in moves.items()}
+
+
+def _content(text_hash: str, settings_hash: str, file: str) -> tuple[str, str, str]:
+    return text_hash, settings_hash, PurePath(file).suffix
+
+
+def stale_files(manifest: Manifest, items: Iterable[Item]) -> list[str]:
+    """Files of earlier runs that the job has no use for, sorted."""
+    used = {item.file for item in items}
+    return sorted(entry.file for entry in manifest.finished() if entry.file not in used)
+
+
+def _move(manifest: Manifest, moves: Sequence[_Move]) -> None:
+    """Rename files and note it in the manifest."""
+    if not moves:
+        return
+    moved = [dataclasses.replace(m.entry, id=m.id, file=m.file) for m in moves]
+    # the names that are free now must not pass for the files that had them
+    freed = [dataclasses.replace(m.entry, status=MOVED) for m in moves]
+    plan = {
+        "phase": 1,
+        "names": [[m.entry.file, f".moving-{i}", m.file] for i, m in enumerate(moves)],
+        "entries": [dataclasses.asdict(entry) for entry in [*freed, *moved]],
+    }
+    _write(manifest.directory / MOVES, plan)
+    _finish_moves(manifest)
+    log.info("%d files of an earlier run have new names", len(moves))
+
+
+def _finish_moves(manifest: Manifest) -> None:
+    """Do what is left of a list of renames, if there is one."""
+    path = manifest.directory / MOVES
+    if not path.exists():
+        return
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        if plan["phase"] == 1:
+            _rename(manifest.directory, [(old, part) for old, part, _ in plan["names"]])
+            _write(path, plan | {"phase": 2})
+        _rename(manifest.directory, [(part, new) for _, part, new in plan["names"]])
+        manifest.append(*(Entry(**cells) for cells in plan["entries"]))
+        path.unlink()
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise OutputError(
+            f"files could not be renamed as '{path}' says ({error}): mend that, or delete it and "
+            "run with --force"
+        ) from error
+
+
+def _rename(directory: Path, names: Iterable[tuple[str, str]]) -> None:
+    for old, new in names:
+        if (directory / old).exists():  # else it was done before the process was killed
+            os.replace(directory / old, directory / new)
+
+
+def _write(path: Path, plan: dict[str, object]) -> None:
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(plan), encoding="utf-8")

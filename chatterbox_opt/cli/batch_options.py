@@ -1,0 +1,161 @@
+"""Options of the command ``batch``, in groups.
+
+Responsible for their names, defaults, help and ranges. Not responsible for what is done with them
+(batch.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from chatterbox_opt.audio import files as audio_files
+from chatterbox_opt.audio.loudness import check_target
+from chatterbox_opt.batch import executors, filenames
+from chatterbox_opt.batch.job_file import ReadOptions
+from chatterbox_opt.batch.join import Pauses
+from chatterbox_opt.batch.metadata import Metadata
+from chatterbox_opt.batch.readers.captions import Captions
+from chatterbox_opt.batch.readers.prose import Split
+from chatterbox_opt.batch.verify import MAX_WER, Verifier
+from chatterbox_opt.errors import InputError
+from chatterbox_opt.text.decoding import check_encoding
+
+FORMATS = [extension.strip(".") for extension in audio_files.FORMATS]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """How the job file is read."""
+
+    split: Annotated[Split, typer.Option(help="What an item of a .txt is.")] = Split.AUTO
+    captions: Annotated[
+        Captions,
+        typer.Option(help="Subtitles: speech leaves out [sounds], (noises) and NAMES:."),
+    ] = Captions.SPEECH
+    encoding: Annotated[
+        Optional[str], typer.Option(help="Encoding of the file (default: UTF-8).")
+    ] = None
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be made; loads no model.")
+    ] = False
+
+    def read_options(self) -> ReadOptions:
+        """For ``job_file.read``; raises InputError for an unknown encoding."""
+        if self.encoding is not None:
+            check_encoding(self.encoding)
+        return ReadOptions(self.split, self.captions, self.encoding)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """Which files are written."""
+
+    out_dir: Annotated[Optional[Path], typer.Option("--out-dir", help="Output directory.")] = None
+    format: Annotated[str, typer.Option(help="wav, flac, ogg or mp3.")] = "wav"
+    name: Annotated[
+        str, typer.Option(help="File name pattern; fields {id}, {slug} (the first words).")
+    ] = filenames.DEFAULT
+    loudness: Annotated[
+        Optional[float], typer.Option(help="Bring every file to this loudness, in LUFS (-18).")
+    ] = None
+    metadata: Annotated[
+        Optional[Metadata], typer.Option(help="Also write metadata.csv, for a data set.")
+    ] = None
+    force: Annotated[bool, typer.Option("--force", help="Synthesize all items again.")] = False
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete files of earlier runs that have no item now.")
+    ] = False
+
+    def check(self) -> None:
+        """Raise InputError for an unknown format or pattern, or a loudness out of range."""
+        if self.format not in FORMATS:
+            raise InputError(f"format is '{self.format}'; known: {', '.join(FORMATS)}")
+        filenames.check_pattern(self.name)
+        if self.loudness is not None:
+            check_target(self.loudness)
+
+    @property
+    def directory(self) -> Path:
+        """The output directory; raises InputError if there is none."""
+        if self.out_dir is None:
+            raise InputError("pass --out-dir DIR, or --dry-run to see what would be made")
+        return self.out_dir
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinOptions:
+    """The joined file."""
+
+    joined_file: Annotated[
+        Optional[str], typer.Option("--join", help="Also write everything as one file.")
+    ] = None
+    pause: Annotated[float, typer.Option(help="Seconds between items in the joined file.")] = 0.5
+    chapter_pause: Annotated[
+        float, typer.Option(help="Seconds before a chapter and at a scene break.")
+    ] = 1.5
+    keep_silence: Annotated[
+        bool, typer.Option("--keep-silence", help="Keep each file's own silence at both ends.")
+    ] = False
+
+    def check(self) -> None:
+        """Raise InputError for a pause out of range, or an unknown extension."""
+        if not all(0 <= seconds <= 60 for seconds in (self.pause, self.chapter_pause)):
+            raise InputError("--pause and --chapter-pause take 0 to 60 seconds")
+        if self.joined_file is not None:
+            audio_files.output_format(self.joined_file)
+
+    def pauses(self) -> Pauses:
+        """For ``join``."""
+        return Pauses(self.pause, self.chapter_pause, self.keep_silence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityOptions:
+    """What counts as a failure, and how often it is retried."""
+
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = (
+        False
+    )
+    retries: Annotated[
+        int, typer.Option(help="Further attempts at output that fails the quality checks.")
+    ] = 2
+    verify: Annotated[
+        Optional[str],
+        typer.Option(help="Command that prints a wav's transcript; {} is its path, else appended."),
+    ] = None
+    max_wer: Annotated[
+        float, typer.Option(help="Maximum word error rate for --verify (0.2 = 20 %).")
+    ] = MAX_WER
+
+    def check(self) -> None:
+        """Raise InputError for a number of retries out of range."""
+        if not 0 <= self.retries <= 20:
+            raise InputError(f"--retries is {self.retries}; use 0 to 20")
+
+    def verifier(self) -> Verifier | None:
+        """The verifier, if a command is set.
+
+        Raises:
+            InputError: it cannot be run.
+        """
+        return None if self.verify is None else Verifier.of(self.verify, self.max_wer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutorOptions:
+    """Where the engines run."""
+
+    workers: Annotated[
+        Optional[int], typer.Option(help="Worker processes; GPUs or cores are divided among them.")
+    ] = None
+    executor: Annotated[
+        str, typer.Option(help="process (on this machine) or ray (on a cluster).")
+    ] = executors.PROCESS
+    ray_address: Annotated[
+        Optional[str],
+        typer.Option(help="Ray address (default: $RAY_ADDRESS, else a local cluster)."),
+    ] = None

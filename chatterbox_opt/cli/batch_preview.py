@@ -1,0 +1,74 @@
+"""``batch --dry-run``: prints what a job would make.
+
+Responsible for its two forms, lines for a person and JSON for a script. Not responsible for reading
+the job (batch/job_file.py).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from chatterbox_opt.batch.job_file import Item, Job, Pause
+from chatterbox_opt.batch.readers.rows import Dropped, words_by_reason
+
+SHOWN = 60  # characters of a text, for a person
+
+
+def preview(job: Job, dropped: Iterable[Dropped], *, as_json: bool) -> None:
+    """Print the items and pauses of a job in their order, then the counts.
+
+    Args:
+        dropped: what is not spoken, by the file's format and by the model.
+    """
+    words = words_by_reason(dropped)
+    counts = {"items": len(job.items), "pauses": len(job.pauses), "dropped": words}
+    if as_json:
+        for line in job.lines:
+            print(json.dumps(as_object(line)))
+        print(json.dumps({"kind": "counts", **counts, "notes": job.notes}))
+        return
+    width = max(len(item.id) for item in job.items)
+    for line in job.lines:
+        print(_as_text(line, width))
+    print(f"{summary(job, dropped)}", file=sys.stderr)
+
+
+def as_object(line: Item | Pause) -> dict[str, Any]:
+    """A line of a job, for JSON."""
+    values: dict[str, Any] = {
+        "kind": "speak" if isinstance(line, Item) else "pause",
+        "id": line.id,
+        "text": line.text,
+        "voice": line.voice if isinstance(line, Item) else None,
+        "row": line.row,
+        "start": line.start,
+        "end": line.end,
+    }
+    if isinstance(line, Item):
+        return values | {"starts_chapter": line.starts_chapter}
+    return values | {"reason": line.reason}
+
+
+def summary(job: Job, dropped: Iterable[Dropped]) -> str:
+    """The counts in one line."""
+    parts = [f"{len(job.items)} items"]
+    if job.pauses:
+        reasons = sorted({pause.reason for pause in job.pauses})
+        parts.append(f"{len(job.pauses)} pauses ({', '.join(reasons)})")
+    words = words_by_reason(dropped)
+    if words:
+        why = ", ".join(f"{count} of {reason}" for reason, count in words.items())
+        parts.append(f"{sum(words.values())} words not spoken ({why})")
+    return " · ".join(parts)
+
+
+def _as_text(line: Item | Pause, width: int) -> str:
+    text = " ".join(line.text.split())
+    shown = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+    if isinstance(line, Pause):
+        return f"{'':>{width}}  (pause: {line.reason})  {shown}"
+    voice = f"  [{line.voice}]" if line.voice else ""
+    return f"{line.id:>{width}}{voice}  {shown}"

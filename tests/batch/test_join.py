@@ -1,0 +1,114 @@
+"""Silence at the ends of files, loudness, and pauses of a joined file, without a model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import soundfile
+from helpers.fake_engine import run_batch, tasks_of
+
+from chatterbox_opt import Result, Sampling
+from chatterbox_opt.audio import loudness, silence
+from chatterbox_opt.batch import job_file
+from chatterbox_opt.batch.join import Pauses, join
+from chatterbox_opt.config.model_config import SAMPLE_RATE
+from chatterbox_opt.errors import InputError
+from chatterbox_opt.request import Piece
+
+RNG = np.random.default_rng(0)
+
+
+def speech(seconds: float, level: float = 0.1) -> np.ndarray:
+    """Noise that is as loud throughout as speech is on average."""
+    return (RNG.standard_normal(round(seconds * SAMPLE_RATE)) * level).clip(-0.9, 0.9).astype("f4")
+
+
+def quiet(seconds: float) -> np.ndarray:
+    return speech(seconds, 1e-5)
+
+
+def speak(requests):
+    """0.1 s of silence, a second of speech a word, 0.4 s of silence."""
+    for request in requests:
+        words = len(request.text.split())
+        wave = np.concatenate([quiet(0.1), speech(words), quiet(0.4)])
+        yield Result(request.id, 0, (Piece(wave, request.text, 1, {"t3": 0.5}),))
+
+
+def silences(wave: np.ndarray) -> list[float]:
+    """Seconds of each silence between sounds, by frames of 5 ms."""
+    frame = SAMPLE_RATE // 200
+    loud = np.abs(wave[: len(wave) // frame * frame]).reshape(-1, frame).max(axis=1) > 0.01
+    edges = np.flatnonzero(np.diff(loud.astype(int)))
+    return [
+        round((b - a) / 200, 2) for a, b in zip(edges, edges[1:], strict=False) if not loud[a + 1]
+    ]
+
+
+@pytest.mark.parametrize("format", ["wav", "flac", "ogg", "mp3"])
+def test_the_pause_asked_for_is_the_pause_heard(tmp_path, format):
+    content = b"One.\n\nTwo two.\n\n...\n\nThree.\n\n* * *\n\nFour.\n\n...\n\n...\n\n...\n\n...\n\nFive.\n\nChapter 2\n"
+    items = job_file.read("a.txt", content, Sampling(seed=1)).items
+    done = run_batch(tmp_path, tasks_of([i.text for i in items]), speak).entries
+    target = tmp_path / f"book.{format}"
+    seconds = join(items, done, tmp_path, str(target), Pauses(0.5, 1.5))
+    joined, _ = soundfile.read(target)
+    heard = silences(joined)
+    assert heard == pytest.approx([0.5, 1.0, 1.5, 1.5, 1.5], abs=0.04)
+    assert len(joined) / SAMPLE_RATE == pytest.approx(seconds, abs=0.06)
+    join(items, done, tmp_path, str(target), Pauses(0.5, 1.5, keep_silence=True))
+    assert silences(soundfile.read(target)[0]) == pytest.approx([1, 1.5, 2, 2, 2], abs=0.04)
+
+
+def test_the_span_of_sound():
+    wave = np.concatenate([quiet(0.25), speech(0.5), quiet(0.1), speech(0.2, 0.003), quiet(0.7)])
+    blocks = lambda: [wave[i : i + 2400] for i in range(0, len(wave), 2400)]
+    start, stop = silence.sound_span(blocks())
+    assert start == pytest.approx(0.24 * SAMPLE_RATE, abs=2 * silence.FRAME)
+    assert stop == pytest.approx(1.06 * SAMPLE_RATE, abs=2 * silence.FRAME), (
+        "a quiet word at the end"
+    )
+    assert silence.sound_span([np.zeros(1000, np.float32)]) == (0, 1000)
+    assert silence.sound_span([]) == (0, 0)
+
+
+@pytest.mark.parametrize("seconds", [0.2, 1.0, 5.0])
+@pytest.mark.parametrize("level", [0.003, 0.05])
+def test_files_have_the_loudness_asked_for(tmp_path, seconds, level):
+    def faint(requests):
+        for request in requests:
+            wave = speech(seconds, level)
+            yield Result(request.id, 0, (Piece(wave, "x", 1, {"t3": 0.5}),))
+
+    summary = run_batch(tmp_path, tasks_of(["One."]), faint, loudness=-23.0)
+    wave, _ = soundfile.read(tmp_path / "1.wav", dtype="float32")
+    assert loudness.loudness(wave) == pytest.approx(-23.0, abs=0.1)
+    assert not summary.entries["1"].faults
+
+
+def test_loudness_does_not_clip_and_says_so(tmp_path):
+    def peaked(requests):
+        for request in requests:
+            wave = speech(1.0, 0.001)
+            wave[5000] = 0.9
+            yield Result(request.id, 0, (Piece(wave, "x", 1, {"t3": 0.5}),))
+
+    summary = run_batch(tmp_path, tasks_of(["One."]), peaked, loudness=-16.0)
+    wave, _ = soundfile.read(tmp_path / "1.wav")
+    assert np.abs(wave).max() == pytest.approx(10 ** (-1 / 20), abs=1e-3)
+    assert summary.entries["1"].faults == ("quieter than --loudness: its peaks would clip",)
+    assert loudness.gain_to(np.zeros(9999, np.float32), -18) == (1.0, False)
+    for target in (0.0, -60.0, float("nan")):
+        with pytest.raises(InputError, match="--loudness"):
+            loudness.check_target(target)
+
+
+def test_another_loudness_is_another_file(tmp_path):
+    items = job_file.read("a.txt", b"One.", Sampling(seed=1)).items
+    hashes = set()
+    from chatterbox_opt.batch.resuming import prepare
+
+    for target in (None, -18.0, -16.0):
+        [item] = prepare(items, ["1.wav"], "m", lambda voice: "v", target)
+        hashes.add(item.settings_hash)
+    assert len(hashes) == 3
