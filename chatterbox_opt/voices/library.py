@@ -97,7 +97,7 @@ class VoiceLibrary:
         return self._store.load(source.key) or self._encode(source)
 
     def _encode(self, source: _Source) -> Voice:
-        wave = decode_reference(source.path)
+        wave = decode_reference(source.path).wave
         # the encoders run on the CPU and are freed here: 0.5 GB that a cached voice never needs
         encoders = load_encoders(self._checkpoint)
         voice = encoders.encode(wave, self._checkpoint.config.t3.prompt_tokens)
