@@ -18,7 +18,7 @@ PACKAGE = ROOT / "chatterbox_opt"
 LIGHT = ("__init__", "__main__", "errors", "sampling", "request", "cli", "batch", "config", "text",
          "eval", "utils.atomic_file", "utils.closing", "utils.event_queue", "utils.lazy_reasons", "utils.quiet", "audio.decoders", "audio.files", "audio.levels", "audio.recordings", "bench.chart", "bench.report",
          "checkpoints.registry", "checkpoints.weight_cache", "engine.spec", "engine.probe",
-         "engine.quality", "engine.sequence", "voices.store")  # fmt: skip
+         "engine.quality", "engine.sequence", "voices.computed_voices", "voices.saved_voices", "voices.store")  # fmt: skip
 COMPILED = "kernels.cpu."  # numba compiles these when they are imported
 NOT_COMPILED = ("kernels.cpu.openmp", "kernels.cpu.onednn", "kernels.cpu.bf16_ops")
 HEAVY = (
