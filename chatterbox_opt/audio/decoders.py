@@ -258,7 +258,7 @@ def _limit(rate: int, channels: int, name: str) -> int:
     if not MIN_RATE <= rate <= MAX_RATE:
         raise VoiceError(
             f"'{name}' declares a sample rate of {rate:,} Hz; {MIN_RATE:,} to {MAX_RATE:,} Hz are "
-            "read: convert it to 24 kHz"
+            "read: export it again, at 24 kHz for example"
         )
     if not 1 <= channels <= MAX_CHANNELS:
         raise VoiceError(

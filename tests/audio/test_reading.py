@@ -215,6 +215,21 @@ def test_a_flac_of_unknown_length_is_read(tmp_path):
     assert np.array_equal(read_reference(path), librosa.load(SAMPLE, sr=24_000)[0])
 
 
+def test_an_mp3_that_declares_terabytes_is_read(tmp_path):
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, SPEECH, 24_000)
+    before = read_reference(path)
+    content = bytearray(path.read_bytes())
+    header = max(content.find(b"Xing"), content.find(b"Info"))
+    assert header > 0
+    content[header + 8 : header + 12] = b"\x7f\xff\xff\xff"  # frames
+    path.write_bytes(content)
+    assert soundfile.info(path).frames > 1 << 40
+    read = read_reference(path)
+    assert np.array_equal(read[: len(before)], before)
+    assert len(read) < len(before) + 4_000
+
+
 @pytest.mark.parametrize("name", ["a.wav", "a.mp3", "a.m4a"])
 def test_a_long_recording_is_cut_and_says_so(tmp_path, monkeypatch, name):
     path = tmp_path / name
