@@ -14,7 +14,12 @@ import pytest
 from hypothesis import settings
 
 _SCRATCH = tempfile.mkdtemp(prefix="chatterbox-opt-tests-")
-for name in ("CHATTERBOX_DTYPE", "CHATTERBOX_COMPILATION", "CHATTERBOX_CPU_OFFLOAD"):
+for name in (
+    "CHATTERBOX_VOICES",
+    "CHATTERBOX_DTYPE",
+    "CHATTERBOX_COMPILATION",
+    "CHATTERBOX_CPU_OFFLOAD",
+):
     os.environ.pop(name, None)
 os.environ.pop("DISABLE_OPTIMIZATION", None)
 os.environ["TQDM_DISABLE"] = "1"  # upstream's bars would drown a failure's message

@@ -1,20 +1,23 @@
 """Reads reference recordings and writes audio files, completely or not at all.
 
-Responsible for files, formats and standard output. Not responsible for models or tensors; imports
-no torch.
+Responsible for output formats, standard output, and for what a reference recording is decoded to.
+Not responsible for decoding itself (audio/decoders.py), models or tensors; imports no torch.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chatterbox_opt.audio import decoders, levels, recordings
+from chatterbox_opt.audio.decoders import MIN_SECONDS
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError, OutputError, VoiceError
 from chatterbox_opt.utils.atomic_file import atomic_write
@@ -25,8 +28,8 @@ if TYPE_CHECKING:
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"}
 SUBTYPES = {"WAV": "PCM_16", "FLAC": "PCM_16", "OGG": "VORBIS", "MP3": "MPEG_LAYER_III"}
 STDOUT = "-"
-MIN_SECONDS = 1.0  # of reference speech; upstream's encoders need at least this much
-SILENCE_PEAK = 1e-4  # below this a recording counts as silent (-80 dBFS)
+
+log = logging.getLogger(__name__)
 
 
 def output_format(path: str, subtype: str | None = None) -> tuple[str, str]:
@@ -112,94 +115,88 @@ def writer(path: str, subtype: str | None = None) -> Iterator[Sink]:
         ) from error
 
 
-def read_reference(path: Path) -> Wave:
-    """Check a recording and decode it.
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A decoded reference recording.
 
-    Raises:
-        VoiceError: missing, empty, not audio, too short, silent, or has NaN/Inf samples.
+    Attributes:
+        wave: float32 [n], mono, 24 kHz.
+        remark: what is odd in the recording and what was corrected, or "".
     """
-    check_reference(path)
-    return decode_reference(path)
+
+    wave: Wave
+    remark: str
 
 
-def decode_reference(path: Path) -> Wave:
-    """Decode a recording as upstream does: mono, 24 kHz, float32 (``librosa.load``).
+def read_reference(path: Path, name: str | None = None) -> Wave:
+    """Decode a recording, or what a pipe sends, and log what is odd.
 
     Args:
-        path: a file that ``check_reference`` accepts.
+        name: of the file in messages, if it is a copy.
+
+    Raises:
+        VoiceError: as ``check_reference``; a pipe that sent nothing or too much.
+    """
+    name = name or str(path)
+    with recordings.regular_file(path) as file:
+        reference = decode_reference(file, name)
+    if reference.remark:
+        log.warning("'%s': %s", name, reference.remark)
+    return reference.wave
+
+
+def decode_reference(file: Path, name: str | None = None) -> Reference:
+    """Decode a recording as upstream does: mono, 24 kHz, float32.
+
+    A file that soundfile reads has the samples of ``librosa.load`` bit for bit, unless it has more
+    than five minutes (audio/decoders.py) or levels that are not plausible (audio/levels.py).
+
+    Args:
+        file: a regular file that ``check_reference`` accepts.
+        name: of the file in messages, if it is a copy.
 
     Raises:
         VoiceError: not audio, too short, silent, or has NaN/Inf samples.
     """
     import librosa
-    import numpy as np
-    import soundfile
-    from librosa.util.exceptions import ParameterError
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # librosa warns when it falls back to audioread
-        try:
-            wave, _ = librosa.load(path, sr=SAMPLE_RATE)
-        except (soundfile.LibsndfileError, OSError, EOFError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise VoiceError(_unreadable(path, reason)) from error
-        except ParameterError as error:
-            raise VoiceError(f"'{path}' has NaN/Inf samples; export it again") from error
-        except _audioread_errors() as error:
-            raise VoiceError(_unreadable(path, "unknown format")) from error
-    if len(wave) < MIN_SECONDS * SAMPLE_RATE:
-        raise VoiceError(_too_short(path, len(wave) / SAMPLE_RATE))
-    if np.abs(wave).max() < SILENCE_PEAK:
-        raise VoiceError(f"'{path}' is silent; use a recording of speech")
-    return wave
+    wave, rate, remark = _decode(file, name or str(file))
+    return Reference(librosa.resample(wave, orig_sr=rate, target_sr=SAMPLE_RATE), remark)
 
 
-def check_reference(path: Path) -> None:
-    """Check that the file exists and that its header is that of usable audio; fast.
+def check_reference(path: Path, name: str | None = None) -> None:
+    """Check that a file is a usable recording, by decoding it; imports no librosa.
+
+    Of a pipe only whether it exists is checked: it can be read only once.
+
+    Args:
+        name: of the file in messages, if it is a copy.
 
     Raises:
-        VoiceError: no such file, a directory, empty, not audio, or too short.
+        VoiceError: no such file, a directory or a device, empty, too large, not audio, too short,
+            silent, or has NaN/Inf samples.
     """
-    if os.path.isdir(path):  # unlike pathlib's methods, these accept names that are too long
-        raise VoiceError(f"voice '{path}' is a directory; use an audio file")
-    if not os.path.exists(path):
-        raise VoiceError(f"there is no voice file '{path}'; check the path")
-    if path.stat().st_size == 0:
-        raise VoiceError(f"voice file '{path}' is empty; use a recording of speech")
-    if not os.access(path, os.R_OK):
-        raise VoiceError(f"voice file '{path}' cannot be read; check its permissions")
-    _check_header(path)
+    recordings.check_file(path)
+    if not recordings.is_pipe(path):
+        _decode(path, name or str(path))
 
 
-def _check_header(path: Path) -> None:
-    """Check the header of formats that soundfile reads; others are left to librosa."""
-    import soundfile
+def _decode(file: Path, name: str) -> tuple[Wave, int, str]:
+    """Return float32 [n] at the file's own rate, the rate in Hz, and a remark."""
+    import numpy as np
 
-    try:
-        info = soundfile.info(path)
-    except soundfile.LibsndfileError as error:
-        if path.suffix.lower() in FORMATS:
-            raise VoiceError(_unreadable(path, error.error_string)) from error
-        return
-    if info.duration < MIN_SECONDS:
-        raise VoiceError(_too_short(path, info.duration))
-
-
-def _too_short(path: Path, seconds: float) -> str:
-    return (
-        f"'{path}' lasts {seconds:.1f} s; use at least {MIN_SECONDS:.0f} s of speech, "
-        "6 to 10 s is best"
-    )
-
-
-def _unreadable(path: Path, reason: str) -> str:
-    return f"'{path}' cannot be read as audio ({reason}); convert it to wav, flac, ogg or mp3"
-
-
-def _audioread_errors() -> tuple[type[Exception], ...]:
-    """Errors of audioread, librosa's fallback before 1.0; they have no base class in common."""
-    try:
-        from audioread.exceptions import DecodeError
-    except ImportError:
-        return ()
-    return (DecodeError,)
+    sound = decoders.decode(file, name)
+    if sound.seconds < MIN_SECONDS:
+        raise VoiceError(
+            f"'{name}' lasts {sound.seconds:.1f} s; use at least {MIN_SECONDS:.0f} s of speech, "
+            "6 to 10 s is best"
+        )
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(sound.samples.max() - sound.samples.min())
+    if not finite:
+        raise VoiceError(f"'{name}' has NaN/Inf samples; export it again")
+    wave, remarks = levels.normalize(sound.samples, sound.rate)
+    if max(wave.max(), -wave.min()) < levels.SILENCE_PEAK:
+        constant = " (a constant offset and no sound)" if remarks else ""
+        raise VoiceError(f"'{name}' is silent{constant}; use a recording of speech")
+    return wave, sound.rate, "; ".join((*sound.remarks, *remarks))

@@ -106,10 +106,12 @@ def _weights() -> list[Finding]:
 
 
 def _voices(store: VoiceStore) -> Finding:
-    parent = next(p for p in (store.directory, *store.directory.parents) if p.exists())
-    good = os.access(parent, os.W_OK)
-    detail = f"{len(store.names())} named, {store.computed()} computed in {store.directory}"
-    return Finding("voices", good, detail, "not writable: use --voice-cache DIR")
+    places = (store.saved_directory, store.directory)
+    parents = [next(p for p in (place, *place.parents) if p.exists()) for place in places]
+    good = all(os.access(parent, os.W_OK) for parent in parents)
+    saved = f"{len(store.names())} saved in {store.saved_directory}"
+    detail = f"{saved}, {store.computed()} computed in {store.directory}"
+    return Finding("voices", good, detail, "not writable: set CHATTERBOX_VOICES, --voice-cache DIR")
 
 
 def _converted() -> Finding:

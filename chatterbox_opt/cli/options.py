@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from chatterbox_opt.audio import files as audio_files
+from chatterbox_opt.audio import recordings
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.cli.console import Reporter, show_warnings
 from chatterbox_opt.config import hardware
@@ -31,7 +33,7 @@ from chatterbox_opt.config.profile import COMPILE, KV_CACHE, OFFLOAD, T3_DTYPES
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.utils.quiet import silence_dependencies
-from chatterbox_opt.voices.store import VoiceStore, default_directory
+from chatterbox_opt.voices.store import VoiceStore, default_store
 
 if TYPE_CHECKING:
     from chatterbox_opt.config.plan import Plan
@@ -39,13 +41,26 @@ if TYPE_CHECKING:
 DEFAULTS = Sampling()
 _REQUIRED = inspect.Parameter.empty
 
+
+def _read_pipe(context: typer.Context, voice: Optional[str]) -> Optional[str]:
+    """Replace a pipe by a copy of what it sends, which the command can read more than once."""
+    if voice is None or not recordings.is_pipe(Path(voice)):
+        return voice
+    copy: Path = context.with_resource(recordings.regular_file(Path(voice)))
+    audio_files.check_reference(copy, name=voice)
+    return str(copy)
+
+
 VoiceCache = Annotated[
     Optional[Path],
     typer.Option("--voice-cache", help="Voice cache directory (default: $CHATTERBOX_VOICE_CACHE)."),
 ]
 Voice = Annotated[
     Optional[str],
-    typer.Option(help="Reference recording, or the name of a voice; default: the model's own."),
+    typer.Option(
+        help="Reference recording, or the name of a voice; default: the model's own.",
+        callback=_read_pipe,
+    ),
 ]
 
 
@@ -214,7 +229,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 def voice_store_at(directory: Path | None, *, keep: bool = True) -> VoiceStore:
     """The voice store in a directory, or in the default one."""
-    return VoiceStore(directory or default_directory(), keep)
+    return default_store(directory, keep_computed=keep)
 
 
 def announce_download(model: str, reporter: Reporter) -> None:

@@ -42,7 +42,7 @@ from chatterbox_opt.text.chunking import Chunk, split
 from chatterbox_opt.utils.closing import Closing
 from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices.library import VoiceLibrary
-from chatterbox_opt.voices.store import VoiceStore
+from chatterbox_opt.voices.store import VoiceStore, default_store
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class Engine(Closing):
         if mark and plan.device == "cuda" and plan.offload == NONE:
             # takes 9 MB and some workspace: not if stages are offloaded for lack of memory
             mark.move(torch.device(plan.device))
-        voices = VoiceLibrary(checkpoint, store or VoiceStore())
+        voices = VoiceLibrary(checkpoint, store or default_store())
         return cls(plan, checkpoint, pipeline, voices, mark)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from chatterbox_opt.checkpoints import registry, weight_cache
 from chatterbox_opt.config import hardware, plan, settings
 from chatterbox_opt.config.plan import Plan
 from chatterbox_opt.errors import InputError
-from chatterbox_opt.voices.store import VoiceStore
+from chatterbox_opt.voices.store import VoiceStore, default_store
 
 if TYPE_CHECKING:
     from chatterbox_opt.engine.engine import Engine
@@ -40,7 +40,7 @@ class EngineSpec:
     profile: str = hardware.AUTO
     device: str = hardware.AUTO
     overrides: Mapping[str, str] = field(default_factory=dict)
-    store: VoiceStore = field(default_factory=VoiceStore)
+    store: VoiceStore = field(default_factory=default_store)
     watermark: bool = True
 
     def check(self, voice: str | None) -> None:

@@ -6,14 +6,15 @@ a cache in memory over the one on disk (voices/store.py). Not responsible for en
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 from chatterbox_opt import voice as voice_module
-from chatterbox_opt.audio.files import check_reference, decode_reference
+from chatterbox_opt.audio import recordings
+from chatterbox_opt.audio.files import decode_reference
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.reader import Tensors, fill
 from chatterbox_opt.checkpoints.registry import Checkpoint
@@ -23,22 +24,9 @@ from chatterbox_opt.utils.skip_init import skip_init
 from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices.store import VoiceStore, content_key
 
+log = logging.getLogger(__name__)
+
 MAX_CACHED = 64  # Voices in memory, about 200 KB each; the store holds all of them
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """A file that a Voice is read or computed from.
-
-    Attributes:
-        kind: "own" is the checkpoint's conds.pt, "shipped" a named voice that comes with it,
-            "recording" an audio file.
-        key: identifies the Voice in the caches.
-    """
-
-    kind: Literal["own", "shipped", "recording"]
-    path: Path
-    key: str
 
 
 class VoiceLibrary:
@@ -57,52 +45,66 @@ class VoiceLibrary:
         """Return a Voice: computed the first time a recording is used, cached afterwards.
 
         Args:
-            source: an audio file, a name saved with ``chatterbox-opt voices add``, the name of a
-                voice that comes with the model, or None for the model's own voice.
+            source: an audio file or a pipe, a name saved with ``chatterbox-opt voices add``, the
+                name of a voice that comes with the model, or None for the model's own voice.
 
         Raises:
-            VoiceError: not found, not audio, too short, silent.
+            VoiceError: not found, not audio, too short, silent; see ``audio.files``.
             InputError: None was passed and the model has no voice of its own.
         """
-        located = self._locate(source)
-        with self._lock:
-            if located.key not in self._cached:
-                if len(self._cached) >= MAX_CACHED:
-                    del self._cached[next(iter(self._cached))]  # the oldest
-                self._cached[located.key] = self._load(located)
-            return self._cached[located.key]
-
-    def _locate(self, source: str | os.PathLike[str] | None) -> _Source:
         if source is None:
-            path = self._checkpoint.path(registry.CONDITIONALS)
-            if not path.is_file():
-                raise InputError(
-                    f"'{self._checkpoint.name}' has no voice of its own; pass a reference "
-                    "recording (--voice FILE on the command line)"
-                )
-            return _Source("own", path, registry.CONDITIONALS)
+            return self._once(registry.CONDITIONALS, self._own)
         shipped = self._checkpoint.voices()
         path = self._store.find(os.fspath(source), shipped)
         if path in shipped.values():
-            return _Source("shipped", path, path.name)
-        check_reference(path)  # before the whole file is hashed
-        key = content_key(path, self._checkpoint.voice_identity)
-        return _Source("recording", path, key)
+            return self._once(path.name, lambda: load_voice(path))
+        with recordings.regular_file(path) as file:
+            key = content_key(file, self._checkpoint.voice_identity)
+            return self._once(key, lambda: self._recorded(file, key, path))
 
-    def _load(self, source: _Source) -> Voice:
-        if source.kind == "own":
-            return voice_module.from_conditionals(source.path)
-        if source.kind == "shipped":
-            return load_voice(source.path)
-        return self._store.load(source.key) or self._encode(source)
+    def _once(self, key: str, load: Callable[[], Voice]) -> Voice:
+        """The Voice in memory; loaded the first time."""
+        with self._lock:
+            if key not in self._cached:
+                voice = load()
+                if len(self._cached) >= MAX_CACHED:
+                    del self._cached[next(iter(self._cached))]  # the oldest
+                self._cached[key] = voice
+            return self._cached[key]
 
-    def _encode(self, source: _Source) -> Voice:
-        wave = decode_reference(source.path)
+    def _own(self) -> Voice:
+        path = self._checkpoint.path(registry.CONDITIONALS)
+        if not path.is_file():
+            raise InputError(
+                f"'{self._checkpoint.name}' has no voice of its own; pass a reference "
+                "recording (--voice FILE on the command line)"
+            )
+        return voice_module.from_conditionals(path)
+
+    def _recorded(self, file: Path, key: str, path: Path) -> Voice:
+        """The Voice of a recording, from the store or computed; logs what is odd in either case.
+
+        Args:
+            file: the recording, or a copy of what the pipe ``path`` sent.
+        """
+        name = path.stem
+        if name in self._checkpoint.voices() and self._store.names().get(name) == path:
+            log.warning(
+                f"the saved voice '{name}' hides the model's own; to rename it: chatterbox-opt "
+                f"voices add {name}-2 '{path}', then chatterbox-opt voices remove {name}"
+            )
+        voice, remark = self._store.load(key) or self._encode(file, key, path)
+        if remark:
+            log.warning("'%s': %s", path, remark)
+        return voice
+
+    def _encode(self, file: Path, key: str, path: Path) -> tuple[Voice, str]:
+        reference = decode_reference(file, str(path))
         # the encoders run on the CPU and are freed here: 0.5 GB that a cached voice never needs
         encoders = load_encoders(self._checkpoint)
-        voice = encoders.encode(wave, self._checkpoint.config.t3.prompt_tokens)
-        self._store.save(source.key, voice)
-        return voice
+        voice = encoders.encode(reference.wave, self._checkpoint.config.t3.prompt_tokens)
+        self._store.save(key, voice, reference.remark)
+        return voice, reference.remark
 
 
 def load_encoders(checkpoint: Checkpoint) -> Encoders:

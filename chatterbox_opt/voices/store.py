@@ -1,33 +1,36 @@
-"""The voice store on disk: named recordings, and Voices already computed from recordings.
+"""The voice store on disk: saved recordings with names, and Voices computed from recordings.
 
-Responsible for one directory. Not responsible for computing a Voice; torch is imported only when a
-Voice is read or written. A named voice is a copy of the recording, so it works with every model; a
-computed one is valid for a recording's content, a model's encoders and ``FORMAT``.
+Responsible for its directories. Not responsible for computing a Voice or for the format of its file
+(voices/computed_voices.py). A saved voice is a copy of the recording, so it works with every model;
+a computed one is valid for a recording's content, a model's encoders and ``FORMAT``.
 
-    DIR/named/anna.wav
-    DIR/computed/<key>.safetensors
+    SAVED/anna.wav                        the user's data
+    CACHE/computed/<key>.safetensors      can be computed again
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
-import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chatterbox_opt.audio import recordings
 from chatterbox_opt.errors import VoiceError
 from chatterbox_opt.utils.atomic_file import atomic_write
+from chatterbox_opt.voices import computed_voices, saved_voices
 
 if TYPE_CHECKING:
     from chatterbox_opt.voice import Voice
 
-FORMAT = 1  # of the computed files; changing it recomputes all of them
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+SAVED_VARIABLE = "CHATTERBOX_VOICES"
+CACHE_VARIABLE = "CHATTERBOX_VOICE_CACHE"
+NAMED, COMPUTED = "named", "computed"  # folders of the cache
 
 log = logging.getLogger(__name__)
 
@@ -36,19 +39,47 @@ def default_directory() -> Path:
     """``CHATTERBOX_VOICE_CACHE``, or the platform's cache directory for this tool (not created)."""
     import platformdirs
 
-    if directory := os.environ.get("CHATTERBOX_VOICE_CACHE"):
+    if directory := os.environ.get(CACHE_VARIABLE):
         return Path(directory)
     return Path(platformdirs.user_cache_dir("chatterbox-opt")) / "voices"
+
+
+def default_store(directory: Path | None = None, *, keep_computed: bool = True) -> VoiceStore:
+    """The store that the command line and ``Engine.load`` use.
+
+    Saved voices are in ``CHATTERBOX_VOICES`` or the platform's data directory. Where a cache
+    directory is named, by the argument or by ``CHATTERBOX_VOICE_CACHE``, they stay in it, as they
+    did before there was a data directory; ``CHATTERBOX_VOICES`` wins over the latter.
+
+    Args:
+        directory: of the cache; None is ``default_directory()``.
+    """
+    import platformdirs
+
+    cache = directory or default_directory()
+    named = os.environ.get(SAVED_VARIABLE)
+    if directory or (os.environ.get(CACHE_VARIABLE) and not named):
+        return VoiceStore(cache, keep_computed)
+    saved_in = Path(named or Path(platformdirs.user_data_dir("chatterbox-opt")) / "voices")
+    return VoiceStore(cache, keep_computed, saved_in, earlier=cache / NAMED)
 
 
 def content_key(path: Path, model: str) -> str:
     """Cache key of a recording: hex, safe as a file name.
 
     Args:
+        path: a regular file.
         model: identity of the encoders (``Checkpoint.voice_identity``).
+
+    Raises:
+        VoiceError: the file cannot be used, or is a pipe.
     """
+    recordings.check_file(path)
+    if recordings.is_pipe(path):
+        raise VoiceError(f"'{path}' is a pipe, which can be read only once; use a file")
     digest = hashlib.blake2b(digest_size=20)
-    digest.update(f"{FORMAT}\n{model}\n".encode())
+    # "1" is of all keys so far: batch manifests have them, so they must not change
+    digest.update(f"1\n{model}\n".encode())
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
@@ -57,20 +88,38 @@ def content_key(path: Path, model: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class VoiceStore:
-    """Voices below one directory. Safe with several processes: files are renamed into place.
+    """Saved and computed voices. Safe with several processes: files are renamed into place.
 
     Attributes:
-        directory: created by the first write.
+        directory: the cache; created by the first write.
         keep_computed: whether computed Voices are read and written (False with ``--no-cache``).
+        saved: directory of the saved voices; None is ``named`` in the cache.
+        earlier: directory from which saved voices are moved to ``saved`` when they are first used.
     """
 
-    directory: Path = field(default_factory=default_directory)
+    directory: Path
     keep_computed: bool = True
+    saved: Path | None = None
+    earlier: Path | None = None
+
+    @property
+    def saved_directory(self) -> Path:
+        """Directory of the saved voices."""
+        return self.saved or self.directory / NAMED
 
     def names(self) -> dict[str, Path]:
-        """Named voices, sorted, with their recordings."""
-        paths = sorted((self.directory / "named").glob("*"))
-        return {path.stem: path for path in paths if _NAME.fullmatch(path.stem)}
+        """Saved voices, sorted, with their recordings; moves those of an older version here."""
+        if self.earlier is None:
+            return saved_voices.voices(self.saved_directory)
+        saved_voices.move(self.earlier, self.saved_directory)
+        # one that could not be moved, to a full disk for example, is used where it is
+        return dict(
+            sorted(
+                (
+                    saved_voices.voices(self.earlier) | saved_voices.voices(self.saved_directory)
+                ).items()
+            )
+        )
 
     def find(self, voice: str, shipped: Mapping[str, Path] | None = None) -> Path:
         """Resolve a file name or a voice name (the value of ``--voice``) to a path.
@@ -85,7 +134,8 @@ class VoiceStore:
             VoiceError: neither a file nor a known name.
         """
         names = dict(shipped or {}) | self.names()
-        if os.path.isfile(voice) or not (_NAME.fullmatch(voice) or voice in names):
+        is_file = os.path.exists(voice) and not os.path.isdir(voice)
+        if is_file or not (saved_voices.NAME.fullmatch(voice) or voice in names):
             return Path(voice)
         if voice not in names:
             if os.path.isdir(voice):
@@ -99,13 +149,14 @@ class VoiceStore:
 
         Raises:
             VoiceError: the name has characters other than letters, digits, ``-`` and ``_``.
+            OSError: the directory cannot be written to.
         """
-        if not _NAME.fullmatch(name):
+        if not saved_voices.NAME.fullmatch(name):
             raise VoiceError(
                 f"'{name}' is not a valid voice name; use letters, digits, - and _ (at most 64)"
             )
         previous = self.names().get(name)
-        target = self.directory / "named" / f"{name}{recording.suffix.lower()}"
+        target = self.saved_directory / f"{name}{recording.suffix.lower()}"
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(target) as part:
             shutil.copyfile(recording, part)
@@ -113,8 +164,8 @@ class VoiceStore:
             previous.unlink(missing_ok=True)
         return target
 
-    def remove(self, name: str) -> None:
-        """Delete a named voice.
+    def remove(self, name: str) -> Path:
+        """Delete a saved voice; return the path that its recording had.
 
         Raises:
             VoiceError: no such name.
@@ -125,41 +176,47 @@ class VoiceStore:
                 f"there is no saved voice '{name}'; saved: {', '.join(names) or 'none'}"
             )
         names[name].unlink(missing_ok=True)
+        return names[name]
 
     def clear(self) -> int:
-        """Delete all named and computed voices; return the number of files."""
-        files = [f for kind in ("named", "computed") for f in (self.directory / kind).glob("*")]
+        """Delete all computed voices; return their number."""
+        files = [path for path in (self.directory / COMPUTED).glob("*") if path.is_file()]
         for file in files:
             file.unlink(missing_ok=True)
         return len(files)
 
+    def clear_saved(self) -> int:
+        """Delete all saved voices, which cannot be computed again; return their number."""
+        names = self.names()
+        for path in names.values():
+            path.unlink(missing_ok=True)
+        return len(names)
+
     def computed(self) -> int:
         """Number of computed voices."""
-        return len(list((self.directory / "computed").glob("*.safetensors")))
+        return len(list((self.directory / COMPUTED).glob("*.safetensors")))
 
-    def load(self, key: str) -> Voice | None:
-        """Return the computed Voice, or None if it is missing or damaged."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+    def load(self, key: str) -> tuple[Voice, str] | None:
+        """Return a computed Voice and the remark on its recording, or None if there is none.
 
-        from chatterbox_opt.voice import from_tensors
-
+        A file that is not as it was written is deleted, with a warning.
+        """
         path = self._computed(key)
         if not self.keep_computed or not path.exists():
             return None
         try:
-            return from_tensors(load_file(path))
-        except (SafetensorError, KeyError, OSError) as error:
+            return computed_voices.read(path, key)
+        except (ValueError, OSError) as error:
             log.warning("cached voice %s is damaged (%s): computed again", path.name, error)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
             return None
 
-    def save(self, key: str, voice: Voice) -> None:
+    def save(self, key: str, voice: Voice, remark: str = "") -> None:
         """Store a computed Voice; if that fails, a warning is logged."""
-        from safetensors.torch import save
-
         if not self.keep_computed:
             return
-        content = save({name: t.contiguous().clone() for name, t in voice.tensors().items()})
+        content = computed_voices.dump(key, voice, remark)
         target = self._computed(key)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -169,4 +226,4 @@ class VoiceStore:
             log.warning("the voice was not cached in %s (%s)", self.directory, error.strerror)
 
     def _computed(self, key: str) -> Path:
-        return self.directory / "computed" / f"{key}.safetensors"
+        return self.directory / COMPUTED / f"{key}.safetensors"

@@ -191,7 +191,7 @@ def test_every_environment_variable_is_documented():
 
     shown = text(ROOT / "docs" / "configuration.md")
     for name in (*settings.ENVIRONMENT, settings.DISABLE_OPTIMIZATION, settings.GPU_KERNELS, weight_cache.VARIABLE,
-                 "CHATTERBOX_VOICE_CACHE"):  # fmt: skip
+                 "CHATTERBOX_VOICE_CACHE", "CHATTERBOX_VOICES"):  # fmt: skip
         assert f"| {name} |" in shown
 
 

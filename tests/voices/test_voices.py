@@ -37,7 +37,7 @@ def test_saved_voice_is_restored(store):
     voice = random_voice()
     assert store.load("key") is None
     store.save("key", voice)
-    assert same(store.load("key"), voice)
+    assert same(store.load("key")[0], voice)
 
 
 def test_cache_key_depends_on_content_and_model_not_on_name(tmp_path):
@@ -59,7 +59,7 @@ def test_damaged_cache_entry_is_computed_again(tiny, store, caplog, damage):
     with Engine.load(str(tiny), "dev", device="cpu", store=store, watermark=False) as engine:
         assert same(engine.voice(SAMPLE), voice)
     assert "computed again" in caplog.text
-    assert same(store.load(entry.stem), voice)
+    assert same(store.load(entry.stem)[0], voice)
 
 
 def test_cached_voice_loads_no_encoders(tiny, store, monkeypatch):
@@ -130,7 +130,7 @@ def test_concurrent_writers_of_one_entry(tmp_path):
     while any(writer.is_alive() for writer in writers):
         loaded = VoiceStore(tmp_path).load("shared")
         seen += loaded is not None
-        assert loaded is None or any(same(loaded, c) for c in candidates), "partial file read"
+        assert loaded is None or any(same(loaded[0], c) for c in candidates), "partial file read"
     assert all(writer.exitcode == 0 for writer in writers)
     assert seen
     assert [p.name for p in (tmp_path / "computed").iterdir()] == ["shared.safetensors"]
@@ -161,12 +161,15 @@ def test_names_cannot_escape_the_directory(store, tmp_path, name):
     assert not list(tmp_path.rglob("*.flac"))
 
 
-def test_clear_removes_only_voices(store):
+def test_clear_removes_computed_voices_and_keeps_recordings(store):
     store.add("anna", SAMPLE)
     store.save("key", random_voice())
     (store.directory / "notes.txt").write_text("mine")
-    assert store.clear() == 2
+    assert store.clear() == 1
     assert (store.directory / "notes.txt").exists()
+    assert list(store.names()) == ["anna"]
+    assert store.clear_saved() == 1
+    assert not store.names()
 
 
 def write(path: Path, wave: np.ndarray, rate: int = 24_000, **options) -> Path:

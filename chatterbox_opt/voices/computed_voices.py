@@ -1,0 +1,94 @@
+"""The file format of computed voices: safetensors with a digest of the content.
+
+Responsible for writing one Voice and for recognizing a file that is not what was written. Not
+responsible for where files are (voices/store.py). torch is imported only when a function is called.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chatterbox_opt.config.model_config import MEL_BINS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from chatterbox_opt.voice import Voice
+
+FORMAT = 2  # of the files; changing it recomputes all of them
+MAX_BYTES = 16 << 20  # a voice has 0.2 MB
+
+
+def dump(key: str, voice: Voice, remark: str) -> bytes:
+    """The content of a computed voice's file.
+
+    Args:
+        key: the voice's cache key; part of the digest, so a file cannot stand for another.
+        remark: about the recording (``audio.files.Reference``), stored with the voice.
+    """
+    from safetensors.torch import save
+
+    tensors = {name: t.contiguous().clone() for name, t in voice.tensors().items()}
+    metadata = {"format": str(FORMAT), "remark": remark, "digest": _digest(key, remark, tensors)}
+    return save(tensors, metadata)
+
+
+def read(path: Path, key: str) -> tuple[Voice, str]:
+    """The Voice and the remark of a file that ``dump`` wrote.
+
+    Raises:
+        ValueError: anything else; the message is the reason.
+        OSError: the file cannot be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    from chatterbox_opt.voice import from_tensors
+
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"it has {path.stat().st_size:,} bytes")
+    content = path.read_bytes()  # not mapped: a file that changes later must not change the voice
+    try:
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata = header.get("__metadata__") or {}
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as e:
+        raise ValueError((str(e) or type(e).__name__).splitlines()[0]) from e
+    if metadata.get("format") != str(FORMAT):
+        raise ValueError("it is of another format")
+    remark = metadata.get("remark", "")
+    if metadata.get("digest") != _digest(key, remark, tensors):
+        raise ValueError("its content has changed")
+    try:
+        voice = from_tensors(tensors)
+    except KeyError as error:
+        raise ValueError(str(error)) from error
+    _check_shapes(voice)
+    return voice, remark
+
+
+def _digest(key: str, remark: str, tensors: Mapping[str, Tensor]) -> str:
+    import torch
+
+    digest = hashlib.blake2b(f"{FORMAT}\n{key}\n{remark}\n".encode(), digest_size=20)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _check_shapes(voice: Voice) -> None:
+    """Check what every Voice has, whatever the size of the encoders (``voice.Voice``)."""
+    import torch
+
+    for name, tensor in voice.tensors().items():
+        dtype = torch.int64 if name in ("prompt", "tokens") else torch.float32
+        dimensions = 3 if name == "mel" else 2
+        if tensor.dtype != dtype or tensor.ndim != dimensions or tensor.shape[0] != 1:
+            raise ValueError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}")
+    if voice.mel.shape[2] != MEL_BINS or not voice.tokens.shape[1]:
+        raise ValueError(f"mel has shape {tuple(voice.mel.shape)}")
