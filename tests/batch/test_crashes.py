@@ -235,7 +235,7 @@ def test_a_finished_job_loads_no_model_and_can_still_be_joined(tiny, tmp_path):
         (["job.txt", "--name", "{nope}"], "no field 'nope'"),
         (["job.txt", "--retries", "-1"], "--retries is -1"),
         (["job.txt", "--pause", "99"], "0 to 60"),
-        (["job.txt", "--verify", "no-such-program"], "no program"),
+        (["job.txt", "--verify", "no-such-program {}"], "no program 'no-such-program'"),
         (["job.txt", "--model", "nope"], "unknown model"),
         (["job.txt", "--voice", "missing.wav"], "no voice file"),
         (["job.txt", "--temperature", "9"], "temperature is 9.0"),
