@@ -39,7 +39,7 @@ def display(reporter: Reporter, *, as_json: bool) -> Iterator[Callable[[Event], 
             MofNCompleteColumn(),
             TextColumn("{task.description}"),
         )
-        with Progress(*columns, console=reporter.console, transient=True) as bars:
+        with reporter.bars(*columns) as bars:
             yield _each([*displays, _Bar(reporter, bars)])
 
 
@@ -88,7 +88,7 @@ class _Bar:
 
     def __init__(self, reporter: Reporter, bars: Progress) -> None:
         self._reporter, self._bars = reporter, bars
-        self._task = bars.add_task("", total=None)
+        self._task = bars.add_task("loading the model", total=None)
 
     def __call__(self, event: Event) -> None:
         completed = event.skipped + event.done + event.failed

@@ -20,6 +20,7 @@ from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.errors import InputError, WeightsError
 from chatterbox_opt.models.voice_encoders import Encoders
 from chatterbox_opt.utils.skip_init import skip_init
+from chatterbox_opt.utils.steps import announce
 from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices.store import VoiceStore, content_key
 
@@ -97,6 +98,7 @@ class VoiceLibrary:
         return self._store.load(source.key) or self._encode(source)
 
     def _encode(self, source: _Source) -> Voice:
+        announce(f"computing the voice of '{source.path.name}', once")
         wave = decode_reference(source.path)
         # the encoders run on the CPU and are freed here: 0.5 GB that a cached voice never needs
         encoders = load_encoders(self._checkpoint)

@@ -25,6 +25,7 @@ from numba import cfunc, types
 from numba.core import config
 
 from chatterbox_opt.kernels.cpu.llvm import NJIT_OPTIONS
+from chatterbox_opt.utils.steps import announce
 
 _LOCK = threading.Lock()  # numba's setting is the process's, and engines may load in threads
 
@@ -85,5 +86,9 @@ def entry_point(function: Callable[[Any], None]) -> Any:
     Raises:
         RuntimeError: no cache directory can be written to.
     """
-    with _LOCK, _numba_cache_dir(directory()):
+    folder = directory()
+    # numba has no callback for a cache miss; this is its name for the index of a function's code
+    if not any(folder.rglob(f"*.{function.__qualname__}-*.nbi")):
+        announce("compiling the CPU kernels, once: about 15 seconds", rare=True)
+    with _LOCK, _numba_cache_dir(folder):
         return cfunc(types.void(types.voidptr), cache=True, **NJIT_OPTIONS)(function)
