@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.errors import LiveError
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
 from rich.status import Status
 from rich.table import Table
 from rich.text import Text
@@ -41,6 +41,7 @@ class Reporter:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._spinner: Status | None = None
         self._has_bars = False
+        self._describe: Callable[[str], None] | None = None  # shows a step next to the bars
         self._steps: set[str] = set()  # printed as lines
 
     @property
@@ -74,7 +75,8 @@ class Reporter:
         self.console.print(f"warning: {line}", markup=False, style="yellow")
 
     def step(self, what: str, *, rare: bool = False) -> None:
-        """Show what is waited for: a spinner on a terminal, until the next step or status line.
+        """Show what is waited for, on a terminal: a spinner, until the next step or status line,
+        or next to the bar of ``progress``.
 
         Args:
             what: "" ends the step that is shown.
@@ -82,6 +84,8 @@ class Reporter:
         """
         if not what or self.quiet:
             self.end_step()
+        elif self._describe is not None and not rare:
+            self._describe(what)
         elif self._spinner is not None:
             self._spinner.update(Text(what))
         elif self.is_terminal and not self._has_bars and self._spin(what):
@@ -140,25 +144,30 @@ class Reporter:
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
             TextColumn("{task.completed} tokens"),
-            _Rate(),
+            TextColumn("{task.fields[rate]:.1f} tokens/s", style="progress.data.speed"),
         )
         with self.bars(*columns) as bars:
 
             def show(progress: request.Progress) -> None:
+                chunk = f"chunk {progress.chunk + 1}/{progress.chunks}"
                 if len(bars.tasks) <= progress.chunk:
                     for done in bars.tasks:
                         bars.update(done.id, visible=False)
-                    guess = progress.characters * TOKENS_PER_CHARACTER
-                    bars.add_task(f"chunk {progress.chunk + 1}/{progress.chunks}", total=guess)
-                bars.update(bars.tasks[-1].id, completed=progress.tokens)
+                    bars.add_task(chunk, total=progress.characters * TOKENS_PER_CHARACTER, rate=0)
+                task, tokens = bars.tasks[-1], progress.tokens
+                rate = tokens / task.elapsed if task.elapsed else 0
+                bars.update(task.id, completed=tokens, description=chunk, rate=rate)
 
-            yield show
+            def describe(step: str) -> None:
+                for task in bars.tasks[-1:]:
+                    chunk = task.description.partition(":")[0]
+                    bars.update(task.id, description=f"{chunk}: {step}")
 
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        rate = task.completed / task.elapsed if task.elapsed else 0.0
-        return Text(f"{rate:.1f} tokens/s", style="progress.data.speed")
+            self._describe = describe
+            try:
+                yield show
+            finally:
+                self._describe = None
 
 
 class _Warnings(logging.Handler):

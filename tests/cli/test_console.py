@@ -7,6 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
+from chatterbox_opt import request
 from chatterbox_opt.cli import console
 from chatterbox_opt.utils import steps
 
@@ -60,6 +61,14 @@ def test_under_progress_bars_a_rare_step_is_a_line(reporter_on):
         assert reporter._spinner is None
     assert "loading" not in printed.getvalue()
     assert "compiling, once" in printed.getvalue()
+
+
+def test_a_step_of_the_synthesis_is_shown_next_to_its_bar(reporter_on):
+    reporter, printed = reporter_on(terminal=True)
+    with reporter.progress() as show:
+        show(request.Progress(chunk=0, chunks=2, characters=10, tokens=3))
+        steps.announce("tokens to audio")
+    assert "chunk 1/2: tokens to audio" in printed.getvalue()
 
 
 def test_quiet_shows_no_steps(reporter_on):
