@@ -240,7 +240,7 @@ def voice_store_at(directory: Path | None, *, keep: bool = True) -> VoiceStore:
 
 def announce_download(model: str, reporter: Reporter) -> None:
     """Print a line if the model's files have to be downloaded first."""
-    if registry.must_download(model):
+    if registry.must_download(model) and not registry.is_offline():
         reporter.status(f"downloading {registry.HUB[model]} from the hub: 3 GB, once")
 
 

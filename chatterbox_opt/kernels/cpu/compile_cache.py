@@ -80,6 +80,14 @@ def _numba_cache_dir(path: Path) -> Iterator[None]:
         config.CACHE_DIR = before
 
 
+def is_compiled(function: Callable[[Any], None], folder: Path) -> bool:
+    """Whether there is compiled code of ``function`` in ``folder``, for whatever CPU.
+
+    numba has no callback for a cache miss; this is its name for the index of a function's code.
+    """
+    return any(folder.rglob(f"*.{function.__qualname__}-*.nbi"))
+
+
 def entry_point(function: Callable[[Any], None]) -> Any:
     """Compile ``function`` as C's ``void (*)(void *)``, or load it from the disk cache.
 
@@ -87,8 +95,7 @@ def entry_point(function: Callable[[Any], None]) -> Any:
         RuntimeError: no cache directory can be written to.
     """
     folder = directory()
-    # numba has no callback for a cache miss; this is its name for the index of a function's code
-    if not any(folder.rglob(f"*.{function.__qualname__}-*.nbi")):
+    if not is_compiled(function, folder):
         announce("compiling the CPU kernels, once: about 15 seconds", rare=True)
     with _LOCK, _numba_cache_dir(folder):
         return cfunc(types.void(types.voidptr), cache=True, **NJIT_OPTIONS)(function)
