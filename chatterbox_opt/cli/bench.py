@@ -50,7 +50,7 @@ class MeasuringOptions:
     quick: Annotated[
         bool,
         typer.Option(
-            "--quick", help="Tiny random weights: only to try the command, in about a minute."
+            "--quick", help="Tiny random weights: only to try the command, in a minute or two."
         ),
     ] = False
 

@@ -70,18 +70,27 @@ def tolerant() -> Iterator[None]:
     None if they are closed: ``print`` does nothing then.
     """
     _open_closed_descriptors()
-    before = sys.stdout, sys.stderr
-    if sys.stdout is not None:
-        sys.stdout = cast(TextIO, TolerantStream(sys.stdout, (errno.EPIPE,)))
+    output, error = sys.stdout, sys.stderr
     with contextlib.ExitStack() as stack:
-        if sys.stderr is None:
+        stack.callback(_restore, output, error)
+        if output is not None:
+            sys.stdout = cast(TextIO, TolerantStream(output, (errno.EPIPE,)))
+            stack.callback(_flush, sys.stdout)
+        if error is None:
             sys.stderr = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
         else:
-            sys.stderr = cast(TextIO, TolerantStream(sys.stderr, None))
-        try:
-            yield
-        finally:
-            sys.stdout, sys.stderr = before
+            sys.stderr = cast(TextIO, TolerantStream(error, None))
+        yield
+
+
+def _restore(output: TextIO, error: TextIO) -> None:
+    sys.stdout, sys.stderr = output, error
+
+
+def _flush(stream: TextIO) -> None:
+    """Flush now: at the interpreter's end an error would change the exit code."""
+    with contextlib.suppress(OSError):
+        stream.flush()
 
 
 def _open_closed_descriptors() -> None:

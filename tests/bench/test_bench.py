@@ -292,6 +292,14 @@ def test_rows_that_fail_are_excluded_and_the_others_continue(tiny, monkeypatch):
     assert FakeRow.runs.count("bfloat16") == 2
 
 
+def test_a_row_that_dies_names_the_last_line_that_it_printed(tmp_path):
+    row = object.__new__(row_process.RowProcess)
+    row._printed = tmp_path / "printed"
+    assert row._last_line() == ""
+    row._printed.write_bytes(b"Traceback\nRuntimeError: caf\xe9\n\n")
+    assert row._last_line() == ", RuntimeError: caf\ufffd"
+
+
 def test_a_row_that_hangs_is_ended(tiny):
     job = BenchJob(str(tiny), "cpu", tokens=forced_tokens(0.2), timeout=0.05)
     with pytest.raises(ChatterboxOptError, match="row float32 did not reply in 0 s and was ended"):
