@@ -119,4 +119,5 @@ def _usage(place: Path | str | None) -> str:
     used = size(sum(path.stat().st_size for path in files))
     parent = next(path for path in (place, *place.parents) if path.exists())
     free = size(shutil.disk_usage(parent).free)
-    return f"{len(files)} files, {used} in {short_path(place)} ({free} free)"
+    count = f"{len(files)} {'file' if len(files) == 1 else 'files'}"
+    return f"{count}, {used} in {short_path(place)} ({free} free)"
