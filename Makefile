@@ -10,6 +10,12 @@ MACHINE ?= this-machine
 
 demo: $(INSTALLED)
 	$(BIN)/chatterbox-opt synth "The quick brown fox jumps over the lazy dog." --model pico -o demo.wav
+	@echo
+	@echo "Listen to demo.wav, then go on with:"
+	@echo "  source $(VENV)/bin/activate"
+	@echo "  chatterbox-opt synth \"Hello, world.\" --model pico -o hello.wav   # your own text"
+	@echo "  chatterbox-opt synth \"Hello, world.\" --voice samples/speaker.flac   # Chatterbox: 3 GB, once"
+	@echo "  chatterbox-opt doctor                                             # this machine"
 
 # a process a core, each with one thread: half of the time
 test: $(INSTALLED)
@@ -30,7 +36,7 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	mkdir -p benchmarks/results
-	$(BIN)/chatterbox-opt bench --json benchmarks/results/$(MACHINE).json --markdown benchmarks/results/$(MACHINE).md
+	$(BIN)/chatterbox-opt bench --output benchmarks/results/$(MACHINE).json --markdown benchmarks/results/$(MACHINE).md
 	$(BIN)/python benchmarks/readme.py benchmarks/results/$(MACHINE).json
 
 # all that needs a CUDA GPU, in nine minutes; figures are on disk as soon as they are known
@@ -60,8 +66,10 @@ pico: $(INSTALLED)
 clean:
 	rm -rf build dist demo.wav .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
+# without -q: torch alone is up to several GB, and pip shows what it downloads
 $(INSTALLED): pyproject.toml
+	@echo "Installing into $(VENV): PyTorch and the other packages, some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -U "pip>=25.1"
-	$(BIN)/python -m pip install -q -e . --group dev
+	$(BIN)/python -m pip install -e . --group dev
 	touch $(INSTALLED)

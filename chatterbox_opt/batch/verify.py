@@ -49,7 +49,7 @@ class Verifier:
         """Parse and check a command line.
 
         Raises:
-            InputError: no such program, an unclosed quote, or the extra is not installed.
+            InputError: no such program, an unclosed quote, or jiwer is not installed.
         """
         try:
             parts = shlex.split(command)
@@ -57,11 +57,15 @@ class Verifier:
             raise InputError(
                 f"--verify '{command}' cannot be parsed ({error}): correct it"
             ) from error
-        if not parts or shutil.which(parts[0]) is None:
-            raise InputError(f"--verify: there is no program '{command}'; give its path")
+        if not parts or PATH_FIELD in parts[0]:
+            raise InputError(f"--verify '{command}' names no program: put one first")
+        if shutil.which(parts[0]) is None:
+            raise InputError(
+                f"--verify: there is no program '{parts[0]}'; install it, or give its path"
+            )
         if max_wer < 0:
             raise InputError(f"--max-wer is {max_wer}; give a value from 0")
-        wer.word_errors("a", "a")  # raises if the extra is missing
+        wer.word_errors("a", "a")  # raises if jiwer is missing
         return cls(tuple(parts), max_wer)
 
     def word_error_rate(self, text: str, waves: Iterable[Wave]) -> float:

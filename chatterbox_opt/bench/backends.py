@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity
 
 from chatterbox_opt.checkpoints.registry import CONDITIONALS, locate
 from chatterbox_opt.config import hardware
@@ -228,7 +229,10 @@ class OptimizedTarget:
         return {"logits": torch.cat(logits), "mel": mel} | self._word_errors()
 
     def attention(self) -> list[str]:
-        with torch.profiler.profile() as profile:
+        activities = [ProfilerActivity.CPU]
+        if self._pipeline.device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        with torch.profiler.profile(activities=activities) as profile:
             self._run_stages(max_tokens=PROFILED_TOKENS)
         return attention_among([event.key for event in profile.key_averages()])
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,12 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (  # heading, path in the row, forma
     ("mel cosine", "quality.log_mel_cosine", "{:.5f}"),
     ("WER", "quality.wer", "{:.1%}"),
 )
+# of the table that fits a terminal of 80 columns; memory is the GPU's where there is one
+MAIN = ("name", "t3_tokens_per_second", "synthesis_seconds", "realtime_x", "vs_upstream.synthesis",
+        "cold_seconds", "peak_vram_mib", "peak_rss_mib")  # fmt: skip
+MEMORIES = ("peak_rss_mib", "peak_vram_mib")
+GAP = 2  # between columns
+COMPARISON = ("row", "figure", "old", "new", "change", "verdict")
 # higher is better; for the others lower is
 HIGHER_IS_BETTER = ("t3_tokens_per_second", "realtime_x")
 COMPARED = (
@@ -77,10 +83,20 @@ def value_at(row: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def cells(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and formatted rows, without columns that are empty in all; noisy rows get a ~."""
+def cells(
+    report: Mapping[str, Any], paths: Sequence[str] | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """Headings and formatted rows, without columns that are empty in all; noisy rows get a ~.
+
+    Args:
+        paths: of the columns; None takes all. If both memories are known, only the GPU's is shown.
+    """
     rows = report["rows"]
     used = [c for c in COLUMNS if any(value_at(row, c[1]) is not None for row in rows)]
+    if paths is not None:
+        used = [c for c in used if c[1] in paths]
+        memories = [c for c in used if c[1] in MEMORIES]
+        used = [c for c in used if c not in memories or c == memories[-1]]
     lines = []
     for row in rows:
         values = [(value_at(row, path), form) for _, path, form in used]
@@ -90,15 +106,55 @@ def cells(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return [heading for heading, _, _ in used], lines
 
 
+def blocks(
+    report: Mapping[str, Any], columns: int | None, paths: Sequence[str] | None = None
+) -> list[tuple[list[str], list[list[str]]]]:
+    """The figures transposed: a line is a figure, a column a row of the report.
+
+    Args:
+        columns: of the terminal; rows that do not fit next to each other follow in more blocks.
+        paths: as of ``cells``.
+    """
+    headings, lines = cells(report, paths)
+    widths = [max(map(len, line)) + GAP for line in lines]
+    left = max(map(len, headings))
+    space = sum(widths) if columns is None else columns - left
+    groups: list[list[int]] = [[]]
+    for i, width in enumerate(widths):
+        if groups[-1] and sum(widths[j] for j in groups[-1]) + width > space:
+            groups.append([])
+        groups[-1].append(i)
+    figures = list(zip(*lines, strict=True))
+    return [
+        (
+            [headings[0], *(figures[0][i] for i in group)],
+            [
+                [heading, *(values[i] for i in group)]
+                for heading, values in zip(headings[1:], figures[1:], strict=True)
+            ],
+        )
+        for group in groups
+    ]
+
+
+def check(report: Mapping[str, Any]) -> None:
+    """Check that a report can be shown.
+
+    Raises:
+        InputError: it has no facts of the machine.
+    """
+    if missing := MACHINE_FACTS - set(report["card"]):
+        raise InputError(f"the report has no {', '.join(sorted(missing))}: measure again")
+
+
 def machine_lines(report: Mapping[str, Any]) -> list[str]:
     """The machine in a few lines, and the rows that failed.
 
     Raises:
-        InputError: the report has no facts of the machine.
+        InputError: as ``check``.
     """
+    check(report)
     facts = report["card"]
-    if missing := MACHINE_FACTS - set(facts):
-        raise InputError(f"the report has no {', '.join(sorted(missing))}: measure again")
     rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in facts["gemm_gflops"].items())
     ceilings = ", ".join(f"{n} {v:,.0f}" for n, v in facts["ceiling_tokens_per_second"].items())
     lines = [
@@ -147,7 +203,7 @@ def read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"'{path}' cannot be read ({error.strerror}): check the path") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"'{path}' is not a report of chatterbox-opt bench --json") from error
+        raise InputError(f"'{path}' is not a report of chatterbox-opt bench --output") from error
     return report
 
 

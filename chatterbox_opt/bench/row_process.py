@@ -1,17 +1,21 @@
 """A process that loads one configuration and measures it on request.
 
-Responsible for the process: start, commands, timeout, memory usage, warnings. Not responsible for
-which rows are measured, in which order, or for what the figures mean (bench/runner.py).
+Responsible for the process: start, commands, timeout, memory usage, warnings, and what libraries
+print, which is kept in a file and shown if the process dies. Not responsible for which rows are
+measured, in which order, or for what the figures mean (bench/runner.py).
 """
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import sys
+import tempfile
 import time
 import warnings
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +29,18 @@ from chatterbox_opt.bench.backends import (
 )
 from chatterbox_opt.errors import ChatterboxOptError
 
+STANDARD_STREAMS = (1, 2)  # file descriptors of output and error
 
-def _serve(job: BenchJob, name: str, pipe: Connection, started: float) -> None:
-    """Main of a row's process: load, then call a ``BenchTarget``'s methods until "stop"."""
+
+def _serve(job: BenchJob, name: str, pipe: Connection, started: float, printed: Path) -> None:
+    """Main of a row's process: load, then call a ``BenchTarget``'s methods until "stop".
+
+    Args:
+        printed: the file that gets what libraries print, also those written in C++.
+    """
+    file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in STANDARD_STREAMS:
+        os.dup2(file, stream)
     warnings.simplefilter("ignore")
     warnings_log = _WarningCollector()
     logger = logging.getLogger("chatterbox_opt")
@@ -90,13 +103,19 @@ class RowProcess:
         self.quality: dict[str, torch.Tensor] = {}
         self.attention: list[str] = []
         self.usage: dict[str, Any] = {}
+        self._scratch = tempfile.TemporaryDirectory(
+            prefix="chatterbox-opt-", ignore_cleanup_errors=True
+        )
+        self._printed = Path(self._scratch.name) / "printed"
         context = multiprocessing.get_context("spawn")
         self._pipe, child_end = context.Pipe()
-        self._process = context.Process(target=_serve, args=(job, name, child_end, time.time()))
+        arguments = (job, name, child_end, time.time(), self._printed)
+        self._process = context.Process(target=_serve, args=arguments)
         self._process.start()
         child_end.close()
         loaded = self._call(None)
         if isinstance(loaded, str):
+            self.kill()
             raise ChatterboxOptError(f"row {name}: {loaded}")
         self.load_seconds: float = loaded["load_seconds"]
         self.dtype: str = loaded["dtype"]
@@ -117,10 +136,19 @@ class RowProcess:
             return self._pipe.recv()
         except (EOFError, BrokenPipeError) as error:
             self._process.join()
+            code, last_line = self._process.exitcode, self._last_line()
+            self.kill()
             raise ChatterboxOptError(
-                f"row {self.name} died (exit {self._process.exitcode}): out of memory? Exclude "
+                f"row {self.name} died (exit {code}{last_line}): out of memory? Exclude "
                 "it with --rows, or reduce --seconds"
             ) from error
+
+    def _last_line(self) -> str:
+        """The last line that the process printed, as a part of a sentence; or ""."""
+        if not self._printed.is_file():
+            return ""
+        lines = self._printed.read_text(encoding="utf-8", errors="replace").split("\n")
+        return next((f", {line.strip()}" for line in reversed(lines) if line.strip()), "")
 
     def run(self) -> dict[str, float]:
         """One run: seconds by stage."""
@@ -132,9 +160,11 @@ class RowProcess:
         self.quality, self.attention = self._call("quality"), self._call("attention")
         rss, vram, notes = self._call("stop")
         self._process.join()
+        self._scratch.cleanup()
         self.usage = {"peak_rss_mib": rss, "peak_vram_mib": vram, "notes": notes}
 
     def kill(self) -> None:
         """End the process, whatever its state."""
         self._process.kill()
         self._process.join()
+        self._scratch.cleanup()

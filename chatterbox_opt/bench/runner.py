@@ -141,6 +141,7 @@ def measure(
     Raises:
         ChatterboxOptError: no row could be measured.
     """
+    on_progress("measuring memory bandwidth and matrix products")
     facts = roofline.machine_facts(job, locate(job.model))
     device = torch.device(probe.probe(job.device).device)
     rows = _RowProcesses(on_progress)

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from chatterbox_opt.config.model_config import ModelConfig, read_config
 from chatterbox_opt.errors import InputError, WeightsError
+from chatterbox_opt.utils.steps import announce
 
 VOICE_ENCODER = "ve.safetensors"
 T3 = "t3_cfg.safetensors"
@@ -127,6 +128,7 @@ def from_hub(repository: str) -> Path:
     Raises:
         WeightsError: not cached, and not reachable or not permitted.
     """
+    announce("")  # the hub's library shows bars of its own
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.utils.atomic_file import PART, atomic_write
+from chatterbox_opt.utils.steps import announce
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,6 +87,7 @@ class WeightCache:
         cached = _read(path)
         if cached is not None:
             return cached
+        announce("loading and converting the weights")
         tensors = convert()
         if sum(t.nbytes for t in tensors.values()) >= self.min_bytes:
             try:

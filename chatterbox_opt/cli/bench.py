@@ -17,7 +17,7 @@ import typer
 
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.bench import chart, report
-from chatterbox_opt.cli import console, options
+from chatterbox_opt.cli import console, options, tables
 from chatterbox_opt.config import hardware
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.utils import atomic_file
@@ -33,7 +33,7 @@ class MeasuringOptions:
         typer.Option(help="Model; default: the real weights if downloaded, else random ones."),
     ] = None
     rows: Annotated[
-        Optional[str], typer.Option(help="Comma-separated: upstream, float32, bfloat16, ...")
+        Optional[str], typer.Option(help="Comma-separated, such as upstream,float32,int8.")
     ] = None
     profile: Annotated[
         Optional[list[str]], typer.Option(help="A profile as one more row; repeatable.")
@@ -48,7 +48,10 @@ class MeasuringOptions:
         bool, typer.Option("--cold", help="Also time whole processes, from start to wav.")
     ] = False
     quick: Annotated[
-        bool, typer.Option("--quick", help="Tiny random weights: only to try the command.")
+        bool,
+        typer.Option(
+            "--quick", help="Tiny random weights: only to try the command, in a minute or two."
+        ),
     ] = False
 
     def check(self) -> None:
@@ -59,10 +62,12 @@ class MeasuringOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """Where the report is written."""
+    """How the report is printed, and where it is written."""
 
-    json_file: Annotated[
-        Optional[Path], typer.Option("--json", help="Write the report as JSON.")
+    as_json: options.AsJson = False
+    wide: Annotated[bool, typer.Option("--wide", help="Print all figures, one per line.")] = False
+    report_file: Annotated[
+        Optional[Path], typer.Option("--output", "-o", help="Write the report as JSON.")
     ] = None
     csv_file: Annotated[Optional[Path], typer.Option("--csv", help="Write the rows as CSV.")] = None
     markdown_file: Annotated[
@@ -74,14 +79,14 @@ class ReportOptions:
         """Raise InputError or OutputError for files that cannot be written."""
         if self.plot:
             chart.check(self.plot)
-        for file in (self.json_file, self.csv_file, self.markdown_file, self.plot):
+        for file in (self.report_file, self.csv_file, self.markdown_file, self.plot):
             if file:
                 audio_files.check_writable(str(file))
 
     def write(self, measured: Mapping[str, Any]) -> None:
         """Write the report in every requested format."""
         formats = (
-            (self.json_file, json.dumps(measured, indent=1)),
+            (self.report_file, json.dumps(measured, indent=1)),
             (self.csv_file, report.csv_text(measured)),
             (self.markdown_file, report.markdown(measured)),
         )
@@ -92,6 +97,19 @@ class ReportOptions:
         if self.plot:
             chart.draw(measured, self.plot)
 
+    def show(self, measured: Mapping[str, Any]) -> None:
+        """Print the machine and the rows."""
+        for line in report.machine_lines(measured):
+            tables.paragraph(line)
+        paths = None if self.wide else report.MAIN
+        blocks = [report.cells(measured, paths)]
+        if self.wide or not tables.fits(*blocks[0]):
+            blocks = report.blocks(measured, tables.width(), paths)
+        for i, block in enumerate(blocks):
+            if i:
+                print()
+            console.table(*block)
+
 
 @options.with_groups
 def bench(
@@ -99,32 +117,37 @@ def bench(
     output: ReportOptions,
     earlier: Annotated[
         Optional[Path],
-        typer.Option("--from", help="Show this --json report; nothing is measured."),
+        typer.Option("--from", help="Show this report of --output; nothing is measured."),
     ] = None,
     compare: Annotated[
-        Optional[Path], typer.Option(help="An older --json report; exit 1 if a figure got worse.")
+        Optional[Path], typer.Option(help="An older report; exit 1 if a figure got worse.")
     ] = None,
     tolerance: Annotated[float, typer.Option(help="How much worse a figure may be.")] = 0.1,
 ) -> None:
-    """Measure this machine: plain Chatterbox next to each of our configurations."""
+    """Measure this machine, or show an earlier report."""
     old = report.read(compare) if compare else None
     output.check()
     measuring.check()
     measured = report.read(earlier) if earlier else _measure(measuring)
-    for line in report.machine_lines(measured):
-        print(line)
-    console.table(*report.cells(measured))
+    report.check(measured)
     output.write(measured)
-    if old:
-        lines, worse = report.compare(measured, old, tolerance)
-        console.table(("row", "figure", "old", "new", "change", ""), lines)
-        raise typer.Exit(1 if worse else 0)
+    lines, worse = report.compare(measured, old, tolerance) if old else ([], False)
+    if output.as_json:
+        compared = [dict(zip(report.COMPARISON, line, strict=True)) for line in lines]
+        console.print_json(measured | ({"comparison": compared} if old else {}))
+    else:
+        output.show(measured)
+        if old:
+            console.table(report.COMPARISON, lines)
+    raise typer.Exit(1 if worse else 0)
 
 
 def _measure(measuring: MeasuringOptions) -> dict[str, Any]:
     reporter = console.Reporter()
+    console.show_log(reporter)
     silence_dependencies()
     os.environ.setdefault("TQDM_DISABLE", "1")  # upstream's own bars, in the rows' processes
+    reporter.step("importing PyTorch")
     from chatterbox_opt.bench import backends, runner
 
     rows = runner.choose_rows(

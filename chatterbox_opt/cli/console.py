@@ -1,22 +1,26 @@
-"""Terminal output: status lines, progress bars, tables, warnings. All but tables go to stderr.
+"""Status output on standard error: lines, warnings, what is waited for, progress bars.
 
-Responsible for Rich and the terminal. Not responsible for computing anything; imports no torch.
-Standard output is for results: a wav, a JSON object, or a requested table.
+Responsible for Rich and the terminal, and for showing what the library logs. Not responsible for
+results on standard output: a wav, JSON, or a table (tables.py). Imports no torch.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.errors import LiveError
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
+
+from chatterbox_opt.cli import tables
+from chatterbox_opt.utils import steps
 
 if TYPE_CHECKING:
     from chatterbox_opt import request
@@ -35,6 +39,10 @@ class Reporter:
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
         self.quiet, self.verbose = quiet, verbose
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._spinner: Status | None = None
+        self._has_bars = False
+        self._describe: Callable[[str], None] | None = None  # shows a step next to the bars
+        self._steps: set[str] = set()  # printed as lines
 
     @property
     def is_terminal(self) -> bool:
@@ -52,7 +60,8 @@ class Reporter:
             self.console.print(grid)
 
     def status(self, line: str) -> None:
-        """Print a status line, unless quiet."""
+        """Print a status line, unless quiet; it ends the step that is shown."""
+        self.end_step()
         if not self.quiet:
             self.console.print(line, markup=False)
 
@@ -65,12 +74,68 @@ class Reporter:
         """Print a warning, even if quiet."""
         self.console.print(f"warning: {line}", markup=False, style="yellow")
 
+    def step(self, what: str, *, rare: bool = False) -> None:
+        """Show what is waited for, on a terminal: a spinner, until the next step or status line,
+        or next to the bar of ``progress``.
+
+        Args:
+            what: "" ends the step that is shown.
+            rare: elsewhere, and under progress bars, a line is printed once.
+        """
+        if not what or self.quiet:
+            self.end_step()
+        elif self._describe is not None and not rare:
+            self._describe(what)
+        elif self._spinner is not None:
+            self._spinner.update(Text(what))
+        elif self.is_terminal and not self._has_bars and self._spin(what):
+            return
+        elif rare and what not in self._steps:
+            self._steps.add(what)
+            self.status(what)
+
+    def _spin(self, what: str) -> bool:
+        spinner = Status(Text(what), console=self.console)
+        try:
+            spinner.start()
+        except LiveError:  # something else is animated
+            return False
+        self._spinner = spinner
+        return True
+
+    def end_step(self) -> None:
+        """Remove the step that is shown, if any."""
+        if self._spinner is not None:
+            spinner, self._spinner = self._spinner, None
+            spinner.stop()
+
+    @contextmanager
+    def waiting(self, what: str, *, rare: bool = False) -> Iterator[None]:
+        """Show what is waited for while the block runs; see ``step``."""
+        self.step(what, rare=rare)
+        try:
+            yield
+        finally:
+            self.end_step()
+
+    @contextmanager
+    def bars(self, *columns: ProgressColumn) -> Iterator[Progress]:
+        """Show progress bars, on a terminal, while the block runs."""
+        self.end_step()
+        self._has_bars = True
+        try:
+            with Progress(*columns, console=self.console, transient=True) as bars:
+                yield bars
+        finally:
+            self._has_bars = False
+
     @contextmanager
     def progress(self) -> Iterator[Callable[[request.Progress], None]]:
         """Show a bar per chunk with tokens per second while the block runs, only on a terminal.
 
         The length of a bar is estimated from the number of characters of its chunk.
         """
+        self.end_step()
         if self.quiet or not self.console.is_terminal:
             yield lambda progress: None
             return
@@ -79,25 +144,30 @@ class Reporter:
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
             TextColumn("{task.completed} tokens"),
-            _Rate(),
+            TextColumn("{task.fields[rate]:.1f} tokens/s", style="progress.data.speed"),
         )
-        with Progress(*columns, console=self.console, transient=True) as bars:
+        with self.bars(*columns) as bars:
 
             def show(progress: request.Progress) -> None:
+                chunk = f"chunk {progress.chunk + 1}/{progress.chunks}"
                 if len(bars.tasks) <= progress.chunk:
                     for done in bars.tasks:
                         bars.update(done.id, visible=False)
-                    guess = progress.characters * TOKENS_PER_CHARACTER
-                    bars.add_task(f"chunk {progress.chunk + 1}/{progress.chunks}", total=guess)
-                bars.update(bars.tasks[-1].id, completed=progress.tokens)
+                    bars.add_task(chunk, total=progress.characters * TOKENS_PER_CHARACTER, rate=0)
+                task, tokens = bars.tasks[-1], progress.tokens
+                rate = tokens / task.elapsed if task.elapsed else 0
+                bars.update(task.id, completed=tokens, description=chunk, rate=rate)
 
-            yield show
+            def describe(step: str) -> None:
+                for task in bars.tasks[-1:]:
+                    chunk = task.description.partition(":")[0]
+                    bars.update(task.id, description=f"{chunk}: {step}")
 
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        rate = task.completed / task.elapsed if task.elapsed else 0.0
-        return Text(f"{rate:.1f} tokens/s", style="progress.data.speed")
+            self._describe = describe
+            try:
+                yield show
+            finally:
+                self._describe = None
 
 
 class _Warnings(logging.Handler):
@@ -111,27 +181,35 @@ class _Warnings(logging.Handler):
         self._reporter.warn(record.getMessage())
 
 
-def show_warnings(reporter: Reporter) -> None:
-    """Print the library's log messages as warnings of the command."""
+class _Steps(logging.Handler):
+    """Shows the steps that the library announces; logging closes it when the process exits."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__()
+        self._reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._reporter.step(record.getMessage(), rare=record.levelno >= logging.INFO)
+
+    def close(self) -> None:
+        self._reporter.end_step()
+        super().close()
+
+
+def show_log(reporter: Reporter) -> None:
+    """Show the library's warnings, and the steps that it announces."""
     logger = logging.getLogger("chatterbox_opt")
     logger.handlers, logger.propagate = [_Warnings(reporter)], False
-
-
-def discard_stdout() -> None:
-    """Send standard output to nowhere from now on: its reader has closed the pipe."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    announced = logging.getLogger(steps.LOGGER)
+    announced.handlers, announced.propagate = [_Steps(reporter)], False
+    announced.setLevel(logging.DEBUG)
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """Print a table to standard output: boxed on a terminal, aligned plain text in a pipe."""
-    names, lines = list(columns), [list(row) for row in rows]
-    if not sys.stdout.isatty():
-        widths = [max(len(cells[i]) for cells in [names, *lines]) for i in range(len(names))]
-        for cells in [names, *lines]:
-            padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-            print("  ".join(padded).rstrip())
-        return
-    grid = Table(*names, header_style="bold")
-    for cells in lines:
-        grid.add_row(*(Text(cell) for cell in cells))
-    Console().print(grid)
+    """Print a table to standard output."""
+    tables.show(list(columns), [list(row) for row in rows])
+
+
+def print_json(result: Any) -> None:
+    """Print a result as indented JSON to standard output."""
+    print(json.dumps(result, indent=1, ensure_ascii=False))

@@ -1,20 +1,22 @@
 """The command ``doctor``: checks what synthesis needs on this machine.
 
 Responsible for its checks and remedies; changes nothing. Not responsible for hardware detection
-(engine/probe.py).
+(engine/probe.py) or for the facts that are no checks (machine.py).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import typer
 
-from chatterbox_opt.checkpoints import registry, weight_cache
-from chatterbox_opt.cli import console, options
+from chatterbox_opt.checkpoints import registry
+from chatterbox_opt.cli import console, machine, options, tables
 from chatterbox_opt.config import hardware, plan
 from chatterbox_opt.engine import probe
 from chatterbox_opt.errors import ChatterboxOptError, DeviceError
@@ -27,7 +29,7 @@ class Finding:
 
     Attributes:
         what: what was checked.
-        good: whether it is as synthesis needs it.
+        good: whether synthesis works with it.
         detail: what was detected.
         remedy: what to do, or "".
     """
@@ -46,42 +48,61 @@ def examine(store: VoiceStore) -> list[Finding]:
         Finding("python", sys.version_info >= (3, 10), sys.version.split()[0], "3.10 to 3.12"),
         _package("chatterbox-tts", "pip install chatterbox-tts"),
         Finding("torch", good=True, detail=torch.__version__),
-        _cuda(),
+        _fact("cpu", machine.cpu()),
+        _fact("memory", machine.memory()),
+        _gpu(),
+        _kernels(),
         _perth(),
-        *_weights(),
+        _pico(),
+        *(_weights(name, repository) for name, repository in registry.HUB.items()),
+        _fact("formats", machine.soundfile_formats()),
+        _fact("more formats", machine.decoders()),
         _voices(store),
-        _converted(),
-        *_profile(),
+        *(_fact(name, detail) for name, detail in machine.caches(store).items()),
+        _profile(),
     ]
     return [Finding(c.what, c.good, c.detail, "" if c.good else c.remedy) for c in checks]
 
 
+def _fact(what: str, detail: str) -> Finding:
+    return Finding(what, good=True, detail=detail)
+
+
 def _package(name: str, remedy: str) -> Finding:
-    import importlib.metadata  # imports email and zipfile: not at every command's start
-
-    try:
-        return Finding(name, good=True, detail=importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
-        return Finding(name, good=False, detail="missing", remedy=remedy)
+    version = machine.version(name)
+    return Finding(name, good=version is not None, detail=version or "missing", remedy=remedy)
 
 
-def _cuda() -> Finding:
+def _gpu() -> Finding:
     import torch
 
     if torch.cuda.is_available():
         try:
             gpu = probe.probe("cuda")
         except DeviceError as error:
-            return Finding("cuda", good=False, detail="an unusable GPU", remedy=str(error))
+            return Finding("gpu", good=False, detail="an unusable GPU", remedy=str(error))
         memory = f"{gpu.free_mib:,} of {gpu.total_mib:,} MiB free"
         capability = hardware.format_capability(gpu.capability)
-        facts = f"{gpu.name}, {memory}, capability {capability}"
-        return Finding("cuda", good=True, detail=facts)
+        return _fact("gpu", f"{gpu.name}, {memory}, capability {capability}")
     if shutil.which("nvidia-smi"):
         built_for = f"torch was built for CUDA {torch.version.cuda}"
         remedy = f"{built_for}; update the driver or see docs/install.md"
-        return Finding("cuda", good=False, detail="a driver, but torch sees no GPU", remedy=remedy)
-    return Finding("cuda", good=True, detail="no GPU: the CPU is used")
+        return Finding("gpu", good=False, detail="a driver, but torch sees no GPU", remedy=remedy)
+    return _fact("gpu", "none: the CPU is used")
+
+
+def _kernels() -> Finding:
+    """The CPU kernels; a CPU without the instructions is slower and works."""
+    numba = machine.version("numba")
+    if numba is None:
+        return Finding("numba", good=False, detail="missing", remedy="pip install numba")
+    unsupported = probe.probe("cpu").unsupported
+    return _fact("numba", f"{numba}; " + "; ".join(_support(unsupported)))
+
+
+def _support(unsupported: Mapping[str, str]) -> list[str]:
+    reasons = {dtype: unsupported.get(dtype) for dtype in ("int8", "bfloat16")}
+    return [f"{dtype} kernels {f'off: {why}' if why else 'work'}" for dtype, why in reasons.items()]
 
 
 def _perth() -> Finding:
@@ -91,54 +112,66 @@ def _perth() -> Finding:
         Watermark()
     except ChatterboxOptError as error:
         return Finding("watermark", good=False, detail="missing", remedy=str(error))
-    return Finding("watermark", good=True, detail="PerTh works")
+    return _fact("watermark", "PerTh works")
 
 
-def _weights() -> list[Finding]:
-    offline = " (HF_HUB_OFFLINE is set)" if registry.is_offline() else ""
-    findings = []
-    for name, repository in registry.HUB.items():
-        location = registry.in_cache(repository)
-        detail = str(location) if location else f"not downloaded yet{offline}"
+def _pico() -> Finding:
+    name = registry.BUILT_IN[0]
+    try:
+        registry.locate(name)
+    except ChatterboxOptError as error:
+        return Finding(f"model: {name}", good=False, detail=str(error), remedy="install again")
+    return _fact(f"model: {name}", "built in")
+
+
+def _weights(name: str, repository: str) -> Finding:
+    """A model of the hub; that it is not here is no fault, as there is a built-in one."""
+    if location := registry.in_cache(repository):
+        return _fact(f"model: {name}", tables.short_path(location))
+    if registry.is_offline():
+        remedy = "HF_HUB_OFFLINE is set: use --model DIR"
+    else:
         remedy = "the first synth downloads 3 GB; without a network use --model DIR"
-        findings.append(Finding(f"weights: {name}", location is not None, detail, remedy))
-    return findings
+    return _fact(f"model: {name}", f"not downloaded yet; {remedy}")
 
 
 def _voices(store: VoiceStore) -> Finding:
     places = (store.saved_directory, store.directory)
     parents = [next(p for p in (place, *place.parents) if p.exists()) for place in places]
     good = all(os.access(parent, os.W_OK) for parent in parents)
-    saved = f"{len(store.names())} saved in {store.saved_directory}"
-    detail = f"{saved}, {store.computed()} computed in {store.directory}"
+    saved = f"{len(store.names())} saved in {tables.short_path(store.saved_directory)}"
+    detail = f"{saved}, {store.computed()} computed in {tables.short_path(store.directory)}"
     return Finding("voices", good, detail, "not writable: set CHATTERBOX_VOICES, --voice-cache DIR")
 
 
-def _converted() -> Finding:
-    cache = weight_cache.default()
-    files = cache.entries()
-    size = sum(path.stat().st_size for path in files) >> 20
-    detail = f"{len(files)} cached, {size:,} MiB in {cache.directory}" if cache.directory else "off"
-    return Finding("converted weights", good=True, detail=detail)
-
-
-def _profile() -> list[Finding]:
+def _profile() -> Finding:
     try:
         resolved = plan.resolve(hardware.AUTO, probe.probe())
     except ChatterboxOptError as error:
-        return [Finding("profile", good=False, detail="none", remedy=str(error))]
-    return [
-        Finding(
-            "profile", good=True, detail=f"{resolved.summary()} ({'; '.join(resolved.reasons)})"
+        return Finding("profile", good=False, detail="none", remedy=str(error))
+    return _fact("profile", f"{resolved.summary()} ({resolved.reasons[0]})")
+
+
+def doctor(voice_cache: options.VoiceCache = None, as_json: options.AsJson = False) -> None:
+    """Check this machine: what was found, and what to fix.
+
+    Exits with 1 if something has to be fixed. No GPU and weights that are not downloaded yet are
+    no faults.
+    """
+    reporter = console.Reporter()
+    console.show_log(reporter)
+    with reporter.waiting("examining this machine"):
+        findings = examine(options.voice_store_at(voice_cache))
+    healthy = all(finding.good for finding in findings)
+    if as_json:
+        checks = [dataclasses.asdict(finding) for finding in findings]
+        console.print_json({"healthy": healthy, "checks": checks})
+    else:
+        console.table(
+            ("what", "state", "found"),
+            (
+                (f.what, "ok" if f.good else "FIX", "; ".join(filter(None, (f.detail, f.remedy))))
+                for f in findings
+            ),
         )
-    ]
-
-
-def doctor(voice_cache: options.VoiceCache = None) -> None:
-    """Check this machine: what was found, and what to fix."""
-    findings = examine(options.voice_store_at(voice_cache))
-    console.table(
-        ("what", "state", "found", "remedy"),
-        ((f.what, "ok" if f.good else "FIX", f.detail, f.remedy) for f in findings),
-    )
-    raise typer.Exit(0 if all(f.good for f in findings) else 1)
+    raise typer.Exit(0 if healthy else 1)

@@ -12,37 +12,39 @@ import gc
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from types import TracebackType
 from typing import Annotated
 
 import typer
 
 from chatterbox_opt import __version__
-from chatterbox_opt.cli import batch as batch_command
 from chatterbox_opt.cli import bench as bench_command
 from chatterbox_opt.cli import doctor as doctor_command
 from chatterbox_opt.cli import models as models_command
 from chatterbox_opt.cli import profiles as profiles_command
+from chatterbox_opt.cli import streams, usage
 from chatterbox_opt.cli import synth as synth_command
 from chatterbox_opt.cli import voices as voices_command
-from chatterbox_opt.cli.console import discard_stdout
+from chatterbox_opt.cli.batch import command as batch_command
 from chatterbox_opt.errors import ChatterboxOptError, InputError
 
 app = typer.Typer(
-    name="chatterbox-opt",
+    name=usage.NAME,
+    cls=usage.Commands,
     help="Fast inference for Chatterbox text-to-speech.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings=usage.SETTINGS,
 )
+app.command(cls=usage.TextCommand)(synth_command.synth)
+app.command()(batch_command.batch)
+app.command()(bench_command.bench)
 app.add_typer(voices_command.voices, name="voices")
 app.add_typer(models_command.models, name="models")
 app.add_typer(profiles_command.profiles, name="profiles")
 app.command()(doctor_command.doctor)
-app.command()(bench_command.bench)
-app.command()(batch_command.batch)
-app.command()(synth_command.synth)
 
 DEBUG = "--debug"
 INTERRUPTED = 130
@@ -58,16 +60,16 @@ def _version(*, requested: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=lambda v: _version(requested=v), is_eager=True)
+        bool,
+        typer.Option(
+            "--version",
+            callback=lambda v: _version(requested=v),
+            is_eager=True,
+            help="Show the version and exit.",
+        ),
     ] = False,
 ) -> None:
     """Fast inference for Chatterbox text-to-speech."""
-
-
-# the base class of usage errors, by name, because newer Typer versions bundle their own click
-_CLICK_ERROR: type[Exception] = next(
-    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
-)
 
 
 def main() -> None:
@@ -78,28 +80,39 @@ def main() -> None:
     atexit.register(gc.freeze)
     sys.excepthook = _unexpected
     signal.signal(signal.SIGTERM, _terminate)
+    with streams.tolerant():
+        code = _exit_code(_run)
+        if sys.stdout is not None:
+            code = _exit_code(sys.stdout.flush) or code
+        sys.exit(code)
+
+
+def _run() -> int:
+    # call the command and not the Typer object, which would replace our excepthook
+    code = typer.main.get_command(app)(standalone_mode=False, prog_name=usage.NAME)
+    if code == INTERRUPTED:  # Typer turns Ctrl-C into this code
+        raise KeyboardInterrupt
+    return code if isinstance(code, int) else 0
+
+
+def _exit_code(work: Callable[[], int | None]) -> int:
+    """The exit code of ``work``; its error is printed as one line."""
     try:
-        # call the command and not the Typer object, which would replace our excepthook
-        code = typer.main.get_command(app)(standalone_mode=False)
-        if code == INTERRUPTED:  # Typer turns Ctrl-C into this code
-            raise KeyboardInterrupt
+        return work() or 0
     except ChatterboxOptError as error:
-        code = _fail(str(error), 2 if isinstance(error, InputError) else 1, error)
-    except _CLICK_ERROR as error:
+        return _fail(str(error), 2 if isinstance(error, InputError) else 1, error)
+    except usage.CLICK_ERROR as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()  # type: ignore[attr-defined]
-            sys.exit(2)
-        message = error.format_message()  # type: ignore[attr-defined]
-        code = _fail(f"{message} See chatterbox-opt --help.", 2, error)
+            return 2
+        return _fail(usage.message_of(error), 2, error)
     except BrokenPipeError:
-        discard_stdout()  # flushing at exit must not fail again
-        code = 1
+        return 1  # the reader of the audio has gone
     except OSError as error:
         where = f": '{error.filename}'" if error.filename else ""
-        code = _fail(f"{error.strerror or error}{where}", 1, error)
+        return _fail(f"{error.strerror or error}{where}", 1, error)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail("interrupted", INTERRUPTED, None)
-    sys.exit(code if isinstance(code, int) else 0)
+        return _fail("interrupted", INTERRUPTED, None)
 
 
 def _fail(message: str, code: int, error: Exception | None) -> int:

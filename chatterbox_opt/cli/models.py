@@ -13,33 +13,47 @@ from typing import Annotated
 import typer
 
 from chatterbox_opt.checkpoints import registry, weight_cache
-from chatterbox_opt.cli import console
+from chatterbox_opt.cli import console, options, tables
 from chatterbox_opt.config.model_config import read_config
 from chatterbox_opt.errors import InputError
 
-models = typer.Typer(
-    help="List models, make a random one, clear the weight cache.",
-    no_args_is_help=True,
-)
+models = typer.Typer(help="List models, make a random one, clear the weight cache.")
+
+
+@models.callback(invoke_without_command=True)
+def models_root(context: typer.Context, as_json: options.AsJson = False) -> None:
+    """List models, make a random one, clear the weight cache."""
+    options.list_by_default(context, models_list, as_json=as_json)
 
 
 @models.command("list")
-def models_list() -> None:
+def models_list(as_json: options.AsJson = False) -> None:
     """List known models and where they are."""
-    rows = []
-    for name, origin in registry.available().items():
-        location = (
-            registry.in_cache(registry.HUB[name])
-            if name in registry.HUB
-            else registry.built_in(name)
-        )
-        rows.append((name, origin, str(location) if location else "not downloaded yet"))
+    found = [(name, origin, _location(name)) for name, origin in registry.available().items()]
+    if as_json:
+        keys = ("model", "source", "location")
+        values = ((name, origin, path and str(path)) for name, origin, path in found)
+        console.print_json([dict(zip(keys, row, strict=True)) for row in values])
+        return
+    rows = [
+        (name, origin, tables.short_path(path) if path else "not downloaded yet")
+        for name, origin, path in found
+    ]
     console.table(("model", "source", "location"), rows)
+
+
+def _location(name: str) -> Path | None:
+    if name in registry.HUB:
+        return registry.in_cache(registry.HUB[name])
+    return registry.built_in(name)
 
 
 @models.command("clear")
 def models_clear() -> None:
-    """Delete converted weights; the next start converts them again. Downloads are kept."""
+    """Delete converted weights.
+
+    The next start converts them again. Downloads are kept.
+    """
     cache = weight_cache.default()
     where = cache.directory or "no directory"
     print(f"{cache.clear() >> 20:,} MiB removed from {where}", file=sys.stderr)
@@ -53,7 +67,10 @@ def models_make(
     ] = "tiny",
     seed: Annotated[int, typer.Option(help="The same seed gives the same values.")] = 0,
 ) -> None:
-    """Write random weights in upstream's file format: for speed tests, the output is noise."""
+    """Write random weights in upstream's format.
+
+    They are for speed tests: the output is noise.
+    """
     if size not in ("tiny", "full"):
         raise InputError(f"size is '{size}'; known: tiny, full")
     if directory.exists() and not directory.is_dir():
@@ -66,7 +83,8 @@ def models_make(
     warnings.simplefilter("ignore")
     from chatterbox_opt.checkpoints.random_weights import make
 
-    make(directory, size, seed)
+    with console.Reporter().waiting(f"making {size} random weights"):
+        make(directory, size, seed)
     print(
         f"made {size} weights of random values in {directory}: their output is noise",
         file=sys.stderr,

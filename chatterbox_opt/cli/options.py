@@ -27,10 +27,11 @@ import typer
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.audio import recordings
 from chatterbox_opt.checkpoints import registry
-from chatterbox_opt.cli.console import Reporter, show_warnings
+from chatterbox_opt.cli.console import Reporter, show_log
 from chatterbox_opt.config import hardware
 from chatterbox_opt.config.profile import COMPILE, KV_CACHE, OFFLOAD, T3_DTYPES
 from chatterbox_opt.engine.spec import EngineSpec
+from chatterbox_opt.errors import InputError
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.utils.quiet import silence_dependencies
 from chatterbox_opt.voices.store import VoiceStore, default_store
@@ -61,6 +62,11 @@ Voice = Annotated[
         help="Reference recording, or the name of a voice; default: the model's own.",
         callback=_read_pipe,
     ),
+]
+
+
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON to standard output in place of a table.")
 ]
 
 
@@ -181,13 +187,14 @@ class OutputOptions:
         return Reporter(quiet=self.quiet, verbose=self.verbose)
 
     def set_up_logging(self, reporter: Reporter) -> None:
-        """Show the library's warnings; with --debug everything that dependencies print too."""
-        show_warnings(reporter)
+        """Show the library's warnings and steps; with --debug what dependencies print too."""
+        show_log(reporter)
         if self.debug:
             os.environ.setdefault("CUDA_LAUNCH_BLOCKING", "1")
             os.environ.setdefault("TORCH_LOGS", "+dynamo")
         else:
             silence_dependencies()
+            os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its import resets the log level
         if self.quiet:
             os.environ.setdefault("TQDM_DISABLE", "1")  # the hub's and plain Chatterbox's bars
 
@@ -227,6 +234,20 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def list_by_default(
+    context: typer.Context, list_command: Callable[..., None], *, as_json: bool
+) -> None:
+    """Run the list command of a group of commands if no other one is requested.
+
+    Raises:
+        InputError: --json is before the other one, which has its own.
+    """
+    if context.invoked_subcommand is None:
+        list_command(as_json=as_json)
+    elif as_json:
+        raise InputError(f"--json goes after {context.invoked_subcommand}")
+
+
 def voice_store_at(directory: Path | None, *, keep: bool = True) -> VoiceStore:
     """The voice store in a directory, or in the default one."""
     return default_store(directory, keep_computed=keep)
@@ -234,12 +255,14 @@ def voice_store_at(directory: Path | None, *, keep: bool = True) -> VoiceStore:
 
 def announce_download(model: str, reporter: Reporter) -> None:
     """Print a line if the model's files have to be downloaded first."""
-    if registry.must_download(model):
+    if registry.must_download(model) and not registry.is_offline():
         reporter.status(f"downloading {registry.HUB[model]} from the hub: 3 GB, once")
 
 
 def report_plan(plan: Plan, reporter: Reporter, workers: int = 1) -> None:
-    """Print the plan in one line, and with -v the reasons."""
+    """Print the plan in one line, requests that it does not meet, and with -v the reasons."""
     reporter.status(plan.summary() + (f" · {workers} workers" if workers > 1 else ""))
+    for warning in plan.warnings:
+        reporter.warn(warning)
     for reason in plan.reasons:
         reporter.detail(f"  {reason}")

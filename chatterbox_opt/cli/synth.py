@@ -130,6 +130,8 @@ def _check_output(output: str, subtype: str | None, *, as_json: bool) -> None:
     audio_files.check_writable(output)
     if output == audio_files.STDOUT and as_json:
         raise InputError("audio and --json cannot both go to standard output; set -o to a file")
+    if output == audio_files.STDOUT and sys.stdout is None:
+        raise InputError("standard output is closed; set -o FILE")
     if output == audio_files.STDOUT and sys.stdout.isatty():
         raise InputError("standard output is a terminal; pipe it (… -o - | aplay) or set -o FILE")
 
@@ -154,7 +156,7 @@ def _result(
 def _report(reporter: Reporter, result: dict[str, Any], *, as_json: bool) -> None:
     reporter.status(
         f"Generated: {result['synthesis_seconds']:.2f}s for {result['audio_seconds']:.2f}s audio, "
-        f"real-time factor {result['realtime_x']:.2f}x "
+        f"{result['realtime_x']:.2f}x real time "
         f"(seed {result['seed']}) -> {result['output']}"
     )
     stages = ", ".join(f"{name} {value:.2f}s" for name, value in result["stage_seconds"].items())

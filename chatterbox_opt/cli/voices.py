@@ -84,7 +84,7 @@ def voices_clear(
 ) -> None:
     """Delete all computed voices; with --saved also the saved recordings."""
     store = _store(voice_cache)
-    if not yes and not sys.stdin.isatty():
+    if not yes and (sys.stdin is None or not sys.stdin.isatty()):
         raise InputError(
             "stdin is not a terminal; pass --yes to delete all voices without confirmation"
         )
@@ -101,7 +101,7 @@ def voices_clear(
 
 
 def _store(voice_cache: Path | None) -> VoiceStore:
-    console.show_warnings(console.Reporter())
+    console.show_log(console.Reporter())
     return options.voice_store_at(voice_cache)
 
 

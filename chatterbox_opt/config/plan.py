@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -25,6 +25,7 @@ from chatterbox_opt.config.hardware import (
 )
 from chatterbox_opt.config.profile import QUANTIZED, Profile, load_profile, stages_of
 from chatterbox_opt.config.settings import (
+    COMMAND_LINE,
     DISABLE_OPTIMIZATION,
     GPU_KERNELS,
     gpu_kernels_disabled,
@@ -81,6 +82,7 @@ class Plan:
             batch, "inline" if they alternate with it.
         optimized: False runs plain upstream.
         reasons: sentences: where each value came from, and what was downgraded.
+        warnings: sentences: settings of the command line or the environment that were downgraded.
     """
 
     device: str
@@ -95,6 +97,7 @@ class Plan:
     rendering: str = INLINE
     optimized: bool = True
     reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def narrowed_compute(self) -> str:
@@ -169,7 +172,10 @@ def resolve(
         hardware = _without_gpu_kernels(hardware)
     optimized = not optimization_disabled(environment)
     requested, reasons = _requested(profile, hardware, overrides or {}, environment)
+    sources = len(reasons)
     supported = downgrade(requested, hardware, reasons)
+    explicit = override_settings(environment, overrides or {}) if optimized else []
+    warnings = _downgraded(explicit, requested, supported, reasons[sources:])
     slots = slots_for(hardware, supported)
     rendering = _rendering(hardware, supported, slots, reasons)
     fused = _fused_stages(hardware, supported, reasons) if optimized else ()
@@ -185,7 +191,33 @@ def resolve(
         rendering=rendering,
         optimized=optimized,
         reasons=tuple(reasons),
+        warnings=tuple(warnings),
     )
+
+
+def _downgraded(
+    explicit: Sequence[tuple[str, str, str]],
+    requested: Profile,
+    supported: Profile,
+    reasons: Sequence[str],
+) -> list[str]:
+    """A sentence for each explicit setting that this machine does not support.
+
+    The dtype is T3's: that an int8 T3 has a wider flow on many machines is no downgrade of it.
+
+    Args:
+        explicit: key, value and source of each, lowest precedence first.
+        reasons: of all downgrades; they begin with the key (or the stage) and the new value.
+    """
+    warnings = []
+    for key, (value, source) in {key: (value, source) for key, value, source in explicit}.items():
+        field = "t3" if key == "dtype" else key
+        used = getattr(supported, field)
+        if used != getattr(requested, field):
+            why = next((r for r in reasons if r.startswith((f"{key} ", f"{field} "))), "")
+            option = f"--{key.replace('_', '-')}" if source == COMMAND_LINE else source
+            warnings.append(f"{option} {value}: using {used} ({why.partition(': ')[2]})")
+    return warnings
 
 
 def _requested(

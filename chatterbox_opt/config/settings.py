@@ -28,6 +28,7 @@ ENVIRONMENT: dict[str, tuple[str, dict[str, str]]] = {
 }
 DISABLE_OPTIMIZATION = "DISABLE_OPTIMIZATION"
 GPU_KERNELS = "CHATTERBOX_GPU_KERNELS"  # false: PyTorch's operations in place of our own kernels
+COMMAND_LINE = "the command line"  # the source of a setting
 BOOLEAN = {"true": "true", "false": "false"}
 
 
@@ -73,7 +74,7 @@ def override_settings(
     for key, value in overrides.items():
         if value not in allowed[key]:
             raise ProfileError(f"{key} is '{value}'; known: {', '.join(allowed[key])}")
-        settings.append((key, value, "the command line"))
+        settings.append((key, value, COMMAND_LINE))
     return settings
 
 

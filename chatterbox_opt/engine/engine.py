@@ -40,6 +40,7 @@ from chatterbox_opt.runtime.offload import NONE
 from chatterbox_opt.sampling import MAX_TOKENS, Sampling, seeded
 from chatterbox_opt.text.chunking import Chunk, split
 from chatterbox_opt.utils.closing import Closing
+from chatterbox_opt.utils.steps import announce
 from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices.library import VoiceLibrary
 from chatterbox_opt.voices.store import VoiceStore, default_store
@@ -124,9 +125,11 @@ class Engine(Closing):
         """
         if plan is None:
             plan = resolve(profile, probe.probe(device), overrides)
+        announce("loading the model")
         # before 3 GB are downloaded, because PerTh may be missing
         mark = Watermark() if watermark and plan.optimized else None
         checkpoint = registry.locate(model)
+        announce("loading the model")
         if checkpoint.config.random_weights:
             log.warning("'%s' has random weights: its output is noise", Path(model).name)
         pipeline: SpeechBackend

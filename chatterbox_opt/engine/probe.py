@@ -22,6 +22,7 @@ from chatterbox_opt.config.hardware import (
 )
 from chatterbox_opt.errors import DeviceError
 from chatterbox_opt.utils.lazy_reasons import LazyReasons
+from chatterbox_opt.utils.steps import announce
 
 
 def probe(device: str = AUTO) -> Hardware:
@@ -30,6 +31,7 @@ def probe(device: str = AUTO) -> Hardware:
     Raises:
         DeviceError: the requested device is not available.
     """
+    announce("importing PyTorch")
     import torch
 
     available = [
@@ -94,7 +96,23 @@ def _kernels_unsupported(stage: str, dtype: str, capability: tuple[int, int]) ->
         # a GPU that torch supports only by PTX is too new for its Triton, which may abort the
         # process
         return f"this torch's Triton is older than the GPU ({format_capability(capability)})"
+    announce("compiling and testing the GPU kernels")
     return support.unsupported_reason(stage, getattr(torch, dtype))
+
+
+def cpu_features() -> list[str]:
+    """The CPU's instruction sets that matter for speed, as PyTorch detects them."""
+    import torch
+
+    features = {
+        "AVX2": "_is_avx2_supported",
+        "AVX-512": "_is_avx512_supported",
+        "VNNI": "_is_vnni_supported",
+        "AVX-512 BF16": "_is_avx512_bf16_supported",
+        "AMX": "_is_amx_tile_supported",
+        "SVE": "_is_arm_sve_supported",
+    }
+    return [name for name, query in features.items() if getattr(torch.cpu, query, bool)()]
 
 
 def visible_gpus() -> list[str]:

@@ -43,6 +43,7 @@ from chatterbox_opt.errors import NumericsError
 from chatterbox_opt.request import Wave
 from chatterbox_opt.runtime.offload import NONE
 from chatterbox_opt.runtime.recovery import RecoveryPolicy
+from chatterbox_opt.utils.steps import announce
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -146,6 +147,7 @@ class Renderer:
             self._released = False
             self._pending = [Pending(group, self._start(group)) for group in groups]
             return finished
+        announce("tokens to audio")
         for group in groups:
             self._render(group)
         return finished + sequences

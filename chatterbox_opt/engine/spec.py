@@ -16,6 +16,7 @@ from chatterbox_opt.checkpoints import registry, weight_cache
 from chatterbox_opt.config import hardware, plan, settings
 from chatterbox_opt.config.plan import Plan
 from chatterbox_opt.errors import InputError
+from chatterbox_opt.utils.steps import announce
 from chatterbox_opt.voices.store import VoiceStore, default_store
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class EngineSpec:
         Args:
             resolved: a plan that is already resolved; None detects the hardware and resolves one.
         """
+        announce("importing PyTorch")
         from chatterbox_opt.engine.engine import Engine
 
         return Engine.load(

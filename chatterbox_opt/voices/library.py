@@ -21,6 +21,7 @@ from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.errors import InputError, WeightsError
 from chatterbox_opt.models.voice_encoders import Encoders
 from chatterbox_opt.utils.skip_init import skip_init
+from chatterbox_opt.utils.steps import announce
 from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices.store import VoiceStore, content_key
 
@@ -99,6 +100,7 @@ class VoiceLibrary:
         return voice
 
     def _encode(self, file: Path, key: str, path: Path) -> tuple[Voice, str]:
+        announce(f"computing the voice of '{path.name}', once")
         reference = decode_reference(file, str(path))
         # the encoders run on the CPU and are freed here: 0.5 GB that a cached voice never needs
         encoders = load_encoders(self._checkpoint)

@@ -28,7 +28,8 @@ from rich.console import Console
 from chatterbox_opt.batch import manifest
 from chatterbox_opt.batch.manifest import Entry
 from chatterbox_opt.batch.runner import BatchRunner, Event, Summary
-from chatterbox_opt.cli import batch_progress, console
+from chatterbox_opt.cli import console
+from chatterbox_opt.cli.batch import progress as batch_progress
 
 # a run whose speech is made up: no torch, so that it can be killed often
 FAKE = """
@@ -190,7 +191,7 @@ def test_a_signal_finishes_the_item_and_the_next_run_resumes(tiny, tmp_path, num
 
 
 def test_a_second_signal_stops_at_once(tmp_path):
-    from chatterbox_opt.cli import batch as batch_command
+    from chatterbox_opt.cli.batch import command as batch_command
 
     before = signal.getsignal(signal.SIGTERM)
     with manifest.open_manifest(tmp_path) as held:
@@ -235,7 +236,7 @@ def test_a_finished_job_loads_no_model_and_can_still_be_joined(tiny, tmp_path):
         (["job.txt", "--name", "{nope}"], "no field 'nope'"),
         (["job.txt", "--retries", "-1"], "--retries is -1"),
         (["job.txt", "--pause", "99"], "0 to 60"),
-        (["job.txt", "--verify", "no-such-program"], "no program"),
+        (["job.txt", "--verify", "no-such-program {}"], "no program 'no-such-program'"),
         (["job.txt", "--model", "nope"], "unknown model"),
         (["job.txt", "--voice", "missing.wav"], "no voice file"),
         (["job.txt", "--temperature", "9"], "temperature is 9.0"),

@@ -37,7 +37,7 @@ def small_roofline():
 def measured(tiny, tmp_path_factory):
     """One run of the command with every output."""
     home = tmp_path_factory.mktemp("bench")
-    files = {kind: home / f"out.{kind}" for kind in ("json", "csv", "markdown")}
+    files = {kind: home / f"out.{kind}" for kind in ("output", "csv", "markdown")}
     args = ["bench", "--model", str(tiny), "--rows", "float32,bfloat16", "--profile", "memory-limited",
             "--seconds", "0.4", "--runs", "2"]  # fmt: skip
     for kind, path in files.items():
@@ -49,7 +49,7 @@ def measured(tiny, tmp_path_factory):
 
 def test_the_report_has_its_documented_shape(measured):
     output, files = measured
-    found = json.loads(files["json"].read_text())
+    found = json.loads(files["output"].read_text())
     facts = found["card"]
     assert facts["read_gb_s"] > 0
     assert set(facts["gemm_gflops"]) == {"float32", "bfloat16"}
@@ -90,7 +90,7 @@ def test_attention_kernels_by_name():
 
 def test_the_report_has_quality_next_to_speed(measured):
     rows = {
-        row["name"]: row["quality"] for row in json.loads(measured[1]["json"].read_text())["rows"]
+        row["name"]: row["quality"] for row in json.loads(measured[1]["output"].read_text())["rows"]
     }
     assert rows["float32"] == {
         "top1": 1.0,
@@ -116,11 +116,11 @@ def test_the_files(measured):
 def test_cold_starts_are_whole_processes(tiny, tmp_path):
     args = ["bench", "--model", str(tiny), "--rows", "bfloat16", "--profile", "cpu",
             "--seconds", "0.4", "--runs", "1", "--cold"]  # fmt: skip
-    files = [word for kind in ("json", "csv") for word in (f"--{kind}", str(tmp_path / kind))]
+    files = [word for kind in ("output", "csv") for word in (f"--{kind}", str(tmp_path / kind))]
     result = CliRunner().invoke(app, [*args, *files])
     assert result.exit_code == 0, result.output
     assert "cold s" in result.output
-    for row in json.loads((tmp_path / "json").read_text())["rows"]:
+    for row in json.loads((tmp_path / "output").read_text())["rows"]:
         assert set(cold_start.FIGURES) <= set(row)
         assert row["cold_seconds"] > row["cold_audio_seconds"] > 0.05
         assert row["cold_first_seconds"] > 0
@@ -160,11 +160,11 @@ def test_a_failed_cold_start_is_an_error_with_its_message(tmp_path):
 
 def test_compare(measured, tmp_path):
     _, files = measured
-    new = json.loads(files["json"].read_text())
+    new = json.loads(files["output"].read_text())
     lines, worse = report.compare(new, new, 0.0)
     assert lines
     assert not worse
-    old = json.loads(files["json"].read_text())
+    old = json.loads(files["output"].read_text())
     old["rows"][0]["flow_seconds"] /= 2
     lines, worse = report.compare(new, old, 0.5)
     assert worse
@@ -233,7 +233,7 @@ def test_forced_tokens_are_the_same_on_every_call():
         (["--rows", "float64"], "unknown row 'float64'; known: upstream, float32"),
         (["--profile", "nope"], "unknown profile 'nope'"),
         (["--seconds", "0"], "--seconds is above 0"),
-        (["--json", "no/such/dir/x.json"], "make it first"),
+        (["--output", "no/such/dir/x.json"], "make it first"),
         (["--compare", "missing.json"], "cannot be read"),
     ],
 )
@@ -292,6 +292,14 @@ def test_rows_that_fail_are_excluded_and_the_others_continue(tiny, monkeypatch):
     assert FakeRow.runs.count("bfloat16") == 2
 
 
+def test_a_row_that_dies_names_the_last_line_that_it_printed(tmp_path):
+    row = object.__new__(row_process.RowProcess)
+    row._printed = tmp_path / "printed"
+    assert row._last_line() == ""
+    row._printed.write_bytes(b"Traceback\nRuntimeError: caf\xe9\n\n")
+    assert row._last_line() == ", RuntimeError: caf\ufffd"
+
+
 def test_a_row_that_hangs_is_ended(tiny):
     job = BenchJob(str(tiny), "cpu", tokens=forced_tokens(0.2), timeout=0.05)
     with pytest.raises(ChatterboxOptError, match="row float32 did not reply in 0 s and was ended"):
@@ -308,7 +316,7 @@ def test_without_the_resource_module_memory_is_not_measured(measured):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     assert row_process.peak_rss_mib() > 100
-    found = json.loads(measured[1]["json"].read_text())
+    found = json.loads(measured[1]["output"].read_text())
     found["rows"][0]["peak_rss_mib"] = None
     headings, lines = report.cells(found)
     assert lines[0][headings.index("RSS MiB")] == "-"
@@ -359,7 +367,7 @@ def test_an_earlier_report_is_shown_again_whole(tmp_path):
     again, table, picture = (tmp_path / name for name in ("again.json", "table.md", "chart.svg"))
     result = CliRunner().invoke(
         app,
-        ["bench", "--from", str(stored), "--json", str(again), "--markdown", str(table),
+        ["bench", "--from", str(stored), "--output", str(again), "--markdown", str(table),
          "--plot", str(picture), "--compare", str(stored)],
     )  # fmt: skip
     assert result.exit_code == 0, result.output

@@ -239,6 +239,6 @@ def test_doctor_and_models_clear_commands(monkeypatch, tmp_path):
     monkeypatch.setenv(weight_cache.VARIABLE, str(tmp_path))
     (tmp_path / "x.pt").write_bytes(b"0" * (3 << 20))
     runner = CliRunner()
-    assert "1 cached, 3 MiB in" in runner.invoke(app, ["doctor"], env={"COLUMNS": "400"}).output
+    assert "1 file, 3 MiB in" in runner.invoke(app, ["doctor"], env={"COLUMNS": "400"}).output
     assert "3 MiB removed" in runner.invoke(app, ["models", "clear"]).output
     assert not list(tmp_path.iterdir())

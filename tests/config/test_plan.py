@@ -23,6 +23,44 @@ def gpu(name="GPU", total=24_000, free=None, capability=(8, 9), unsupported=()):
     return Hardware("cuda", name, total, free, capability, dict(unsupported))
 
 
+SLOW_CPU = Hardware("cpu", "old", unsupported={"int8": "no VNNI", "bfloat16": "none"})
+
+
+@pytest.mark.parametrize(
+    ("hardware", "overrides", "warning"),
+    [
+        (CPU, {"dtype": "float16"}, "--dtype float16: using float32 (CPUs have no fast float16"),
+        (CPU, {"compile": "cudagraphs"}, "--compile cudagraphs: using none (cudagraphs needs a"),
+        (CPU, {"compile": "inductor"}, "--compile inductor: using none (the int8 decode step"),
+        (CPU, {"offload": "stages"}, "--offload stages: using none (only a GPU"),
+        (CPU, {"kv_cache": "int8"}, "--kv-cache int8: using auto (int8 keys"),
+        (SLOW_CPU, {"dtype": "int8"}, "--dtype int8: using float32 (no VNNI)"),
+        (MPS, {"dtype": "int8"}, "--dtype int8: using float16 (integer matrices"),
+        (
+            gpu(capability=(7, 5)),
+            {"dtype": "bfloat16"},
+            "--dtype bfloat16: using float16 (bfloat16",
+        ),
+        (gpu(), {"dtype": "int4"}, "--dtype int4: using int8 (int4 matrices are for CPUs)"),
+    ],
+)
+def test_a_downgrade_of_an_explicit_setting_is_a_warning(hardware, overrides, warning):
+    [found] = resolve("auto", hardware, overrides, {}).warnings
+    assert found.startswith(warning)
+    [key] = overrides
+    variable = {"dtype": "CHATTERBOX_DTYPE", "kv_cache": "CHATTERBOX_KV_CACHE"}.get(key)
+    if variable:
+        [found] = resolve("auto", hardware, {}, {variable: overrides[key]}).warnings
+        assert found.startswith(variable)
+
+
+@pytest.mark.parametrize("name", ["auto", "rtx4090", "memory-limited", "dev"])
+@pytest.mark.parametrize("hardware", [CPU, SLOW_CPU, MPS, gpu(), gpu(capability=(6, 1))])
+def test_a_downgrade_of_a_profile_is_a_detail(name, hardware):
+    assert resolve(name, hardware, {}, {}).warnings == ()
+    assert resolve(name, gpu(), {"dtype": "int8", "compile": "none"}, {}).warnings == ()
+
+
 def test_shipped_profiles_load():
     assert profile_names() == ["cpu", "dev", "gtx1080", "memory-limited", "rtx3080", "rtx4090"]
     for name in profile_names():

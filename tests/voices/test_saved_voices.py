@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import threading
@@ -79,7 +80,7 @@ def test_voices_of_an_older_version_are_moved_once(home, caplog):
     for _ in range(2):
         assert texts(store) == {"anna": "a", "ben": "b"}
     assert [path.name for path in old.iterdir()] == [".notes"]
-    [line] = [record.getMessage() for record in caplog.records]
+    [line] = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert "moved from" in line
     assert line.endswith("anna, ben")
 
@@ -178,7 +179,7 @@ def test_a_saved_voice_that_hides_the_models_own_is_warned_of_once(home, caplog)
     store.add("ada", SAMPLE)
     library = VoiceLibrary(registry.locate("pico"), store)
     assert library.voice("ada") is library.voice("ada")
-    [line] = [record.getMessage() for record in caplog.records]
+    [line] = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert "hides the model's own" in line
     assert "voices add ada-2" in line
     assert "hides the voice of pico" in invoke("list").output

@@ -187,7 +187,7 @@ def summarize(syntheses: Sequence[Synthesis], checks: Sequence[AudioChecks]) -> 
         "tokens_per_word": sum(s.tokens for s in syntheses)
         / sum(len(s.text.split()) for s in syntheses),
         "endless_share": sum(one.endless for one in syntheses) / len(syntheses),
-        "realtime_factor": compute / duration if duration else None,
+        "realtime_x": duration / compute if compute else None,
         "loudness": {"low": min(levels), "mean": float(np.mean(levels)), "high": max(levels)}
         if levels
         else None,
@@ -336,7 +336,7 @@ def command(  # noqa: PLR0913 - an option is a parameter in Typer
 def main() -> None:
     """Run the command; errors are printed in one line."""
     console.be_quiet()
-    console.show_warnings(console.Reporter())
+    console.show_log(console.Reporter())
     try:
         app()
     except ChatterboxOptError as error:

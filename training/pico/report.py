@@ -23,8 +23,8 @@ def print_report(report: dict[str, Any]) -> None:
     levels = summary["loudness"]
     print(f"tokens per word: {summary['tokens_per_word']:.1f}")
     print(f"cut off at max_tokens: {summary['endless_share']:.1%}")
-    if summary["realtime_factor"]:
-        print(f"real-time factor: {summary['realtime_factor']:.3f}")
+    if summary["realtime_x"]:
+        print(f"{summary['realtime_x']:.1f}x real time")
     if levels:
         bounds = f"{levels['low']:.1f} to {levels['high']:.1f}"
         print(f"loudness: {levels['mean']:.1f} LUFS ({bounds})")

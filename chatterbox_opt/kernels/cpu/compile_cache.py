@@ -25,6 +25,7 @@ from numba import cfunc, types
 from numba.core import config
 
 from chatterbox_opt.kernels.cpu.llvm import NJIT_OPTIONS
+from chatterbox_opt.utils.steps import announce
 
 _LOCK = threading.Lock()  # numba's setting is the process's, and engines may load in threads
 
@@ -79,11 +80,22 @@ def _numba_cache_dir(path: Path) -> Iterator[None]:
         config.CACHE_DIR = before
 
 
+def is_compiled(function: Callable[[Any], None], folder: Path) -> bool:
+    """Whether there is compiled code of ``function`` in ``folder``, for whatever CPU.
+
+    numba has no callback for a cache miss; this is its name for the index of a function's code.
+    """
+    return any(folder.rglob(f"*.{function.__qualname__}-*.nbi"))
+
+
 def entry_point(function: Callable[[Any], None]) -> Any:
     """Compile ``function`` as C's ``void (*)(void *)``, or load it from the disk cache.
 
     Raises:
         RuntimeError: no cache directory can be written to.
     """
-    with _LOCK, _numba_cache_dir(directory()):
+    folder = directory()
+    if not is_compiled(function, folder):
+        announce("compiling the CPU kernels, once: about 15 seconds", rare=True)
+    with _LOCK, _numba_cache_dir(folder):
         return cfunc(types.void(types.voidptr), cache=True, **NJIT_OPTIONS)(function)

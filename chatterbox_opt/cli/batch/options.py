@@ -1,7 +1,7 @@
 """Options of the command ``batch``, in groups.
 
 Responsible for their names, defaults, help and ranges. Not responsible for what is done with them
-(batch.py).
+(command.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The command ``batch``: a job file to a directory of audio files, or to one joined file.
 
 Responsible for its options, signals and exit codes. Not responsible for how the work is done
-(batch/runner.py) or displayed (batch_progress.py).
+(batch/runner.py) or displayed (progress.py).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from chatterbox_opt.batch.runner import BatchRunner, RunOptions, Summary
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.cli import options
-from chatterbox_opt.cli.batch_options import (
+from chatterbox_opt.cli.batch.options import (
     ExecutorOptions,
     FileOptions,
     JoinOptions,
     QualityOptions,
     ReadingOptions,
 )
-from chatterbox_opt.cli.batch_preview import preview
-from chatterbox_opt.cli.batch_preview import summary as summary_of
-from chatterbox_opt.cli.batch_progress import display, report
+from chatterbox_opt.cli.batch.preview import preview
+from chatterbox_opt.cli.batch.preview import summary as summary_of
+from chatterbox_opt.cli.batch.progress import display, report
 from chatterbox_opt.cli.console import Reporter
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOptions
 from chatterbox_opt.config.plan import Plan
@@ -73,14 +73,15 @@ def batch(
     reporter, spec = printing.reporter(), engine.spec()
     for group in (files, joining, quality):
         group.check()
+    directory = None if reading.dry_run else files.directory
     executor_args = (placement.executor, placement.workers, placement.ray_address)
     executors.check_executor(*executor_args)
     read_options = reading.read_options()
     job = job_file.read(file, _content(file), sampling.sampling(), voice, read_options)
-    if reading.dry_run:
+    if directory is None:
         preview(job, job.dropped, as_json=as_json)
         return
-    directory, verifier = files.directory, quality.verifier()
+    verifier = quality.verifier()
     spec.check(voice)
     items = job.items
     names = _names(items, files, joining.joined_file)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-from chatterbox_opt.cli.console import Reporter, discard_stdout
+from chatterbox_opt.cli.console import Reporter
 
 if TYPE_CHECKING:
     from chatterbox_opt.batch.manifest import Entry
@@ -39,7 +39,7 @@ def display(reporter: Reporter, *, as_json: bool) -> Iterator[Callable[[Event], 
             MofNCompleteColumn(),
             TextColumn("{task.description}"),
         )
-        with Progress(*columns, console=reporter.console, transient=True) as bars:
+        with reporter.bars(*columns) as bars:
             yield _each([*displays, _Bar(reporter, bars)])
 
 
@@ -52,10 +52,7 @@ def _each(displays: list[Callable[[Event], None]]) -> Callable[[Event], None]:
 
 
 def _print_json(event: Event) -> None:
-    try:
-        print(json.dumps(as_object(event)), flush=True)
-    except BrokenPipeError:  # the reader has closed the pipe: the files are still wanted
-        discard_stdout()
+    print(json.dumps(as_object(event)), flush=True)
 
 
 def as_object(event: Event) -> dict[str, Any]:
@@ -91,7 +88,7 @@ class _Bar:
 
     def __init__(self, reporter: Reporter, bars: Progress) -> None:
         self._reporter, self._bars = reporter, bars
-        self._task = bars.add_task("", total=None)
+        self._task = bars.add_task("loading the model", total=None)
 
     def __call__(self, event: Event) -> None:
         completed = event.skipped + event.done + event.failed

@@ -1,0 +1,1 @@
+"""The command ``batch``: its options, progress display and dry run."""

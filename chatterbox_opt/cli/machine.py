@@ -1,0 +1,123 @@
+"""Facts about this machine that ``doctor`` shows: CPU, memory, formats, caches.
+
+Responsible for collecting them as text. Not responsible for what they mean for synthesis
+(doctor.py, config/plan.py).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+from chatterbox_opt.checkpoints import weight_cache
+from chatterbox_opt.cli.tables import short_path
+from chatterbox_opt.engine import probe
+from chatterbox_opt.errors import first_line
+from chatterbox_opt.voices.store import VoiceStore
+
+COMMON = ("WAV", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "W64")  # listed first
+
+
+def version(package: str) -> str | None:
+    """The version of an installed package."""
+    import importlib.metadata  # imports email and zipfile: not at every command's start
+
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cpu() -> str:
+    """Name, cores and instruction sets."""
+    import torch
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    features = ", ".join(probe.cpu_features()) or "no vector instructions that are used here"
+    count = torch.get_num_threads()
+    threads = f"{usable} cores, {count} {'thread' if count == 1 else 'threads'}"
+    return f"{probe.cpu_name()}, {threads}, {features}"
+
+
+def memory() -> str:
+    """Total and available memory of the machine, without limits of containers."""
+    try:
+        page, total = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return "unknown"
+    found = f"{size(page * total)}"
+    return f"{found}, {size(available)} available" if (available := _available()) else found
+
+
+def _available() -> int | None:
+    """Bytes that can be used without swapping, on Linux."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    return int(fields["MemAvailable"].split()[0]) << 10 if "MemAvailable" in fields else None
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
+
+
+def soundfile_formats() -> str:
+    """What is read and written without other programs."""
+    import soundfile
+
+    known = set(soundfile.available_formats())
+    common = [name.lower() for name in COMMON if name in known]
+    return f"{', '.join(common)} and {len(known) - len(common)} others (soundfile)"
+
+
+def decoders() -> str:
+    """What decodes other recordings, such as m4a or the sound of a video."""
+    found = []
+    if importlib.util.find_spec("av") is not None:
+        found.append(f"m4a, aac, webm, video by PyAV {version('av')}")
+    if program := shutil.which("ffmpeg"):
+        found.append(f"ffmpeg ({program})")
+    return ", ".join(found) or "none: no PyAV (pip install av) and no ffmpeg program"
+
+
+def caches(store: VoiceStore) -> dict[str, str]:
+    """Number of files, size, place and free disk space of each cache."""
+    weights = weight_cache.default().directory
+    places = {
+        "cache: voices": store.directory,
+        "cache: converted weights": weights,
+        "cache: CPU kernels": _kernels(),
+        "cache: downloads": _downloads(),
+    }
+    return {name: _usage(place) for name, place in places.items()}
+
+
+def _kernels() -> Path | str:
+    try:
+        from chatterbox_opt.kernels.cpu import compile_cache
+
+        return compile_cache.directory()
+    except (ImportError, RuntimeError, OSError) as error:
+        return f"none ({first_line(error)})"
+
+
+def _downloads() -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def _usage(place: Path | str | None) -> str:
+    if not isinstance(place, Path):
+        return place or "off"
+    files = [path for path in place.rglob("*") if path.is_file() and not path.is_symlink()]
+    used = size(sum(path.stat().st_size for path in files))
+    parent = next(path for path in (place, *place.parents) if path.exists())
+    free = size(shutil.disk_usage(parent).free)
+    count = f"{len(files)} {'file' if len(files) == 1 else 'files'}"
+    return f"{count}, {used} in {short_path(place)} ({free} free)"

@@ -1,0 +1,103 @@
+"""Standard streams that are closed, or whose reader has gone.
+
+Responsible for making output to them harmless: a command does its work and returns its own exit
+code, whoever reads what it prints. Not responsible for audio on standard output, which is written
+to the binary stream below: there a reader that has gone ends the command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO, cast
+
+STREAMS = 3  # standard input, output and error
+
+
+class TolerantStream:
+    """A text stream that drops what is written after its reader has gone.
+
+    Attributes:
+        stream: the original.
+        tolerated: errors of the operating system that count as a reader that has gone; None: all.
+    """
+
+    def __init__(self, stream: TextIO, tolerated: tuple[int, ...] | None) -> None:
+        self.stream, self.tolerated = stream, tolerated
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """As the stream's; a stream that has gone accepts and drops everything."""
+        with self._dropping():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As the stream's."""
+        with self._dropping():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            _discard(self.stream)
+            if self.tolerated is not None and error.errno not in self.tolerated:
+                raise
+
+
+def _discard(stream: TextIO) -> None:
+    """Connect the stream to the null device: what its buffer still holds is written at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, stream.fileno())
+    finally:
+        os.close(null)
+
+
+@contextlib.contextmanager
+def tolerant() -> Iterator[None]:
+    """Make standard output and error tolerant while the block runs.
+
+    Standard output tolerates only a reader that has gone: a full disk is an error. Of standard
+    error, which has no results, everything is tolerated. ``sys.stdin`` and ``sys.stdout`` stay
+    None if they are closed: ``print`` does nothing then.
+    """
+    _open_closed_descriptors()
+    output, error = sys.stdout, sys.stderr
+    with contextlib.ExitStack() as stack:
+        stack.callback(_restore, output, error)
+        if output is not None:
+            sys.stdout = cast(TextIO, TolerantStream(output, (errno.EPIPE,)))
+            stack.callback(_flush, sys.stdout)
+        if error is None:
+            sys.stderr = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        else:
+            sys.stderr = cast(TextIO, TolerantStream(error, None))
+        yield
+
+
+def _restore(output: TextIO, error: TextIO) -> None:
+    sys.stdout, sys.stderr = output, error
+
+
+def _flush(stream: TextIO) -> None:
+    """Flush now: at the interpreter's end an error would change the exit code."""
+    with contextlib.suppress(OSError):
+        stream.flush()
+
+
+def _open_closed_descriptors() -> None:
+    """Open the null device as each closed standard stream: otherwise the next file that is opened
+    gets its number, and receives what libraries print."""
+    for number in range(STREAMS):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one

@@ -1,0 +1,98 @@
+"""Help pages, hints about wrong usage, and lists as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from chatterbox_opt.cli import main as command_line
+from chatterbox_opt.cli import usage
+from chatterbox_opt.cli.main import app
+
+PAGES = [[], ["synth"], ["batch"], ["bench"], ["voices"], ["models"], ["profiles"], ["doctor"],
+         ["models", "make"], ["profiles", "detect"]]  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES, ids=" ".join)
+def test_help_fits_80_columns_and_is_not_cut(page):
+    result = CliRunner().invoke(app, [*page, "-h"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    assert "Show this message and exit." in result.output
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if line.endswith("...") and "[ARGS]" not in line]
+
+
+def test_commands_are_listed_in_the_order_of_use():
+    group = typer.main.get_command(app)
+    assert group.list_commands(None) == list(usage.COMMANDS)
+    assert set(group.commands) == set(usage.COMMANDS)
+
+
+def test_completion_can_be_installed():
+    assert "--install-completion" in CliRunner().invoke(app, ["--help"]).output
+
+
+def error_of(args, monkeypatch, capsys) -> str:
+    monkeypatch.setattr(sys, "argv", ["chatterbox-opt", *args])
+    hook = sys.excepthook
+    with pytest.raises(SystemExit) as caught:
+        command_line.main()
+    monkeypatch.setattr(sys, "excepthook", hook)
+    assert caught.value.code == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["synth", "Hello", "world"], 'as in chatterbox-opt synth "Hello world". See'),
+        (["synth", "Hello", "big", "world", "-o", "x.wav"], '"Hello big world"'),
+        (["synth", "It costs", "$5"], "'It costs $5'"),
+        (["synth", "-5 degrees"], 'goes last, after --, as in chatterbox-opt synth -- "-5 degrees"'),
+        (["synth", "-5"], 'synth -- "-5"'),
+        (["synth", "-Hello"], 'synth -- "-Hello"'),
+        (["synth", "--Hello there"], 'synth -- "--Hello there"'),
+        (["synth", "- one item"], 'synth -- "- one item"'),
+        (["synth", "-very nice"], 'synth -- "-very nice"'),
+        (["synth", "--", "-5 degrees", "--model", "pico"], "options go before the --"),
+        (["synth", "hi", "--outptu", "x"], "Did you mean --output? See chatterbox-opt synth --help."),
+        (["synth", "hi", "-x"], "No such option: -x. See chatterbox-opt synth --help."),
+        (["synth", "hi", "-o"], "requires an argument. See chatterbox-opt synth --help."),
+        (["batch", "x.txt"], "pass --out-dir DIR, or --dry-run to see what would be made"),
+        (["bench", "--rums", "3"], "Did you mean --runs, --rows or --from? See chatterbox-opt bench --help."),
+        (["voices", "lst"], "Did you mean 'list'? See chatterbox-opt voices --help."),
+        (["profiles", "show"], "See chatterbox-opt profiles show --help."),
+        (["synht"], "Did you mean 'synth'? See chatterbox-opt --help."),
+        (["models", "--json", "clear"], "--json goes after clear"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_one_line_with_a_hint(args, message, monkeypatch, capsys):
+    assert message in error_of(args, monkeypatch, capsys)
+
+
+def test_a_text_after_two_dashes_is_a_text(tmp_path, monkeypatch, capsys):
+    args = ["synth", "--model", "no-such-model", "--", "-5 degrees"]
+    assert "unknown model" in error_of(args, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    "args", [["models"], ["models", "list"], ["profiles"], ["profiles", "list"]], ids=" ".join
+)
+def test_lists_as_json(args):
+    result = CliRunner().invoke(app, [*args, "--json"])
+    assert result.exit_code == 0
+    names = [next(iter(entry.values())) for entry in json.loads(result.stdout)]
+    assert {"models": "pico", "profiles": "cpu"}[args[0]] in names
+
+
+def test_a_profile_as_json():
+    shown = json.loads(CliRunner().invoke(app, ["profiles", "show", "cpu", "--json"]).stdout)
+    assert shown["t3"] == "int8"
+    found = CliRunner().invoke(app, ["profiles", "detect", "--device", "cpu", "--json"])
+    assert json.loads(found.stdout)["device"] == "cpu"
