@@ -5,20 +5,24 @@ Responsible for these values. Not responsible for computing them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from chatterbox_opt.config.model_config import SAMPLE_RATE
-from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.errors import TextError, VoiceError
+from chatterbox_opt.sampling import Sampling, seeded
+from chatterbox_opt.utils import arguments
+from chatterbox_opt.utils.arguments import shown
+from chatterbox_opt.utils.wave import Wave
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from chatterbox_opt.voice import Voice
 
-Wave: TypeAlias = "npt.NDArray[np.float32]"
+# a Voice; a recording's path; the name of a saved voice or of one that comes with the model; or
+# None for the model's own
+VoiceSource: TypeAlias = "Voice | str | os.PathLike[str] | None"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +97,22 @@ class Request:
     Attributes:
         id: returned with the result.
         text: of any length.
-        voice: a Voice, a source as for ``engine.voice``, or None for the model's own voice.
+        voice: a Voice, a path, a name, or None for the model's own; see ``Engine.voice``.
         sampling: parameters; without a seed one is drawn, and returned with the result.
+
+    Raises:
+        TextError, VoiceError, InputError: text, voice or sampling is of another type.
     """
 
     id: str
     text: str
-    voice: Voice | str | None = None
+    voice: VoiceSource = None
     sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        check_text(self.text)
+        check_voice(self.voice)
+        arguments.instance("sampling", self.sampling, Sampling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +162,39 @@ class Result:
         if self.error is not None:
             raise self.error
         return join(list(self.pieces), self.seed)
+
+
+def check_text(text: object) -> None:
+    """Check the type of a text; its content is checked when it is split.
+
+    Raises:
+        TextError: it is not a str.
+    """
+    if isinstance(text, bytes):
+        raise TextError(f"the text is {shown(text)}; decode it to a str: text.decode()")
+    if not isinstance(text, str):
+        raise TextError(f"the text is {shown(text)}; give one str")
+
+
+def check_voice(voice: object) -> None:
+    """Check the type of a voice; a name or path is looked up when it is used.
+
+    Raises:
+        VoiceError: it is no ``VoiceSource``.
+    """
+    path = os.fspath(voice) if isinstance(voice, os.PathLike) else voice
+    if path is None or isinstance(path, str):
+        return
+    from chatterbox_opt.voice import Voice  # imports torch, which a Voice has done before
+
+    if not isinstance(voice, Voice):
+        raise VoiceError(f"voice is {shown(voice)}; give a Voice, a voice's name or a path as str")
+
+
+def single_request(text: str, voice: VoiceSource, sampling: Sampling | None) -> Request:
+    """The request of one text, with a seed. Raises as ``Request``."""
+    request = Request("", text, voice, Sampling() if sampling is None else sampling)
+    return replace(request, sampling=seeded(request.sampling))
 
 
 # as ``Engine.batch``: results in any order
