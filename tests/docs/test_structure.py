@@ -15,7 +15,7 @@ from helpers.common import ROOT
 
 PACKAGE = ROOT / "chatterbox_opt"
 # imported before torch: by --help, by usage errors, and by worker processes before they load
-LIGHT = ("__init__", "__main__", "errors", "sampling", "request", "cli", "batch", "config", "text",
+LIGHT = ("__init__", "__main__", "errors", "version", "sampling", "request", "cli", "batch", "config", "text",
          "eval", "utils.arguments", "utils.wave", "utils.atomic_file", "utils.closing", "utils.event_queue", "utils.lazy_reasons", "utils.quiet", "audio.files", "bench.chart", "bench.report",
          "checkpoints.registry", "checkpoints.weight_cache", "engine.spec", "engine.probe",
          "engine.quality", "engine.sequence", "voices.store")  # fmt: skip
