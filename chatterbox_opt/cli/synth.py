@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -112,11 +113,24 @@ def _read_text(words: str | None, file: Path | None) -> str:
             return file.read_text(encoding="utf-8-sig")
         if words == "-":
             return _standard_input().decode("utf-8-sig")
-        return words or ""
+        return _decoded(words or "")
     except UnicodeDecodeError as error:
         raise TextError(f"the text is not UTF-8 (byte {error.start}): save it as UTF-8") from error
     except OSError as error:
-        raise InputError(f"'{file}' cannot be read ({error.strerror}): check the path") from error
+        name = _decoded(str(file))
+        raise InputError(f"'{name}' cannot be read ({error.strerror}): check the path") from error
+
+
+def _decoded(argument: str) -> str:
+    """A command-line argument read as UTF-8, whatever the locale is (ASCII in C and POSIX).
+
+    One that is not UTF-8 is returned as the locale decoded it; what it could not decode is in it as
+    lone surrogates, which ``chunking.clean`` rejects.
+    """
+    try:
+        return os.fsencode(argument).decode("utf-8")
+    except UnicodeError:
+        return argument
 
 
 def _standard_input() -> bytes:
@@ -140,7 +154,7 @@ def _result(
     from chatterbox_opt.request import total_seconds
 
     return {
-        "output": output,
+        "output": _decoded(output),
         "audio_seconds": round(duration, 3),
         "synthesis_seconds": round(spent, 3),
         "realtime_x": round(duration / spent, 3),
