@@ -200,7 +200,7 @@ class Result:
 
     def __repr__(self) -> str:
         duration = sum(piece.duration for piece in self.pieces)
-        audio = f"{len(self.pieces)} pieces, {duration:.2f} s"
+        audio = f"pieces={len(self.pieces)}, {duration:.2f} s"
         outcome = audio if self.error is None else f"error={self.error!r}"
         return f"Result({self.id!r}, seed={self.seed}, {outcome})"
 
@@ -224,7 +224,7 @@ def check_text(text: object) -> None:
     if isinstance(text, bytes):
         raise TextError(f"the text is {shown(text)}; decode it to a str: text.decode()")
     if not isinstance(text, str):
-        raise TextError(f"the text is {shown(text)}; give one str")
+        raise TextError(f"the text is {shown(text)}; give a str")
 
 
 def check_voice(voice: object) -> None:

@@ -83,7 +83,7 @@ def test_any_value_is_taken_or_is_an_input_error(name, value):
 
 @pytest.mark.parametrize("text", [None, 5, b"x", ["a", "b"], Path("a.txt"), bytearray(b"x"), True])
 def test_a_text_that_is_no_str(text):
-    with pytest.raises(TextError, match="^the text is .*; (give one str|decode it)"):
+    with pytest.raises(TextError, match="^the text is .*; (give a str|decode it)"):
         Request("a", text)
 
 

@@ -40,7 +40,7 @@ def test_each_is_one_short_line():
     assert found[1] == "Audio(4.17 s, 24000 Hz, seed=7, tokens=104)"
     assert found[2] == r"Piece('Hello\nthere.', 1.00 s, tokens=25)"
     assert found[3].endswith("faults=('too fast',), attempts=3)")
-    assert found[4] == "Result('a', seed=7, 500 pieces, 500.00 s)"
+    assert found[4] == "Result('a', seed=7, pieces=500, 500.00 s)"
     assert found[5] == "Result('a', seed=7, error=TextError('it is empty'))"
     assert "\n" not in repr(Request("a", "Hello.", voice()))
 
