@@ -7,8 +7,9 @@ Responsible for these values. Not responsible for computing them or for audio fo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from numbers import Number
 from typing import TYPE_CHECKING, TypeAlias
 
 from chatterbox_opt.audio import files as audio_files
@@ -156,7 +157,9 @@ class Request:
 
     def __post_init__(self) -> None:
         check_text(self.text)
-        check_voice(self.voice)
+        # other objects are left to ``Engine.voice``: to know a Voice, torch has to be imported
+        if isinstance(self.voice, (Number, Collection, Sampling, os.PathLike)):
+            voice_name(self.voice)
         arguments.instance("sampling", self.sampling, Sampling)
 
 
@@ -227,19 +230,16 @@ def check_text(text: object) -> None:
         raise TextError(f"the text is {shown(text)}; give a str")
 
 
-def check_voice(voice: object) -> None:
-    """Check the type of a voice; a name or path is looked up when it is used.
+def voice_name(voice: object) -> str | None:
+    """The name or path of a voice; None for the model's own.
 
     Raises:
-        VoiceError: it is no ``VoiceSource``.
+        VoiceError: it is neither, such as a number or bytes.
     """
-    path = os.fspath(voice) if isinstance(voice, os.PathLike) else voice
-    if path is None or isinstance(path, str):
-        return
-    from chatterbox_opt.voice import Voice  # imports torch, which a Voice has done before
-
-    if not isinstance(voice, Voice):
-        raise VoiceError(f"voice is {shown(voice)}; give a Voice, a voice's name or a path as str")
+    name = os.fspath(voice) if isinstance(voice, os.PathLike) else voice
+    if name is None or isinstance(name, str):
+        return name
+    raise VoiceError(f"voice is {shown(voice)}; give a Voice, a voice's name or a path as a str")
 
 
 def single_request(text: str, voice: VoiceSource, sampling: Sampling | None) -> Request:

@@ -41,9 +41,9 @@ from chatterbox_opt.request import (
     Request,
     Result,
     VoiceSource,
-    check_voice,
     join,
     single_request,
+    voice_name,
 )
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.runtime.offload import NONE
@@ -181,8 +181,7 @@ class Engine(Closing):
         Raises:
             VoiceError: not found, not audio, too short, silent; of another type.
         """
-        check_voice(source)
-        return source if isinstance(source, Voice) else self._voices.voice(source)
+        return source if isinstance(source, Voice) else self._voices.voice(voice_name(source))
 
     def warm_up(self, *texts: str, voice: VoiceSource = None) -> None:
         """Compile kernels, capture CUDA graphs and initialize libraries before the first request.

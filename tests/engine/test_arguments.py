@@ -87,7 +87,9 @@ def test_a_text_that_is_no_str(text):
         Request("a", text)
 
 
-@pytest.mark.parametrize("voice", [5, b"ada", True, ["ada"], Sampling(), {"voice": "ada"}, Request])
+@pytest.mark.parametrize(
+    "voice", [5, 0.5, b"ada", True, ["ada"], ("ada",), Sampling(), {"voice": "ada"}]
+)
 def test_a_voice_that_is_none(voice):
     with pytest.raises(VoiceError, match="^voice is .*; give a Voice, a voice's name or a path"):
         Request("a", "Hello.", voice)
@@ -151,6 +153,8 @@ def test_a_long_value_is_shown_in_short():
         (lambda e: e.warm_up(["a", "b"]), TextError),
         (lambda e: e.warm_up(voice=5), VoiceError),
         (lambda e: e.voice(5), VoiceError),
+        (lambda e: e.voice(object()), VoiceError),
+        (lambda e: e.synthesize("Hello.", Request), VoiceError),
         (lambda e: e.voice(b"ada"), VoiceError),
         (lambda e: e.submit("Hello."), InputError),
         (lambda e: e.submit(Request("a", "Hello."), timeout="1"), InputError),
