@@ -2,58 +2,102 @@
 
     from chatterbox_opt import Engine, Sampling, Voice
 
-Importing this package does not import torch; the first use of ``Engine``,
-``Guard``, ``RequestHandle`` or ``Voice`` does.
+Importing this package imports neither torch nor numpy; a public name's module is imported when the
+name is first used. ``Engine``, ``RequestHandle``, ``Voice`` and the providers import torch.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from chatterbox_opt.version import __version__ as __version__
+
 if TYPE_CHECKING:
+    from chatterbox_opt.checkpoints.weight_cache import WeightCache
+    from chatterbox_opt.config.plan import Plan
     from chatterbox_opt.engine.engine import Engine
     from chatterbox_opt.engine.handle import RequestHandle
     from chatterbox_opt.engine.quality import Guard
-    from chatterbox_opt.errors import ChatterboxOptError
+    from chatterbox_opt.errors import (
+        ChatterboxOptError,
+        DeviceError,
+        InputError,
+        NumericsError,
+        OutputError,
+        ProfileError,
+        QueueFullError,
+        RequestCancelledError,
+        SilenceError,
+        TextError,
+        VoiceError,
+        WeightsError,
+        WorkerError,
+    )
+    from chatterbox_opt.provider import OptimizedChatterboxProvider, RealChatterboxProvider
     from chatterbox_opt.request import Audio, Metrics, Piece, Progress, Request, Result
     from chatterbox_opt.sampling import Sampling
     from chatterbox_opt.voice import Voice
+    from chatterbox_opt.voices.store import VoiceStore
 
-__version__ = "0.1.0"
 __all__ = [
     "Audio",
     "ChatterboxOptError",
+    "DeviceError",
     "Engine",
     "Guard",
+    "InputError",
     "Metrics",
+    "NumericsError",
+    "OptimizedChatterboxProvider",
+    "OutputError",
     "Piece",
+    "Plan",
+    "ProfileError",
     "Progress",
+    "QueueFullError",
+    "RealChatterboxProvider",
     "Request",
+    "RequestCancelledError",
     "RequestHandle",
     "Result",
     "Sampling",
+    "SilenceError",
+    "TextError",
     "Voice",
+    "VoiceError",
+    "VoiceStore",
+    "WeightCache",
+    "WeightsError",
+    "WorkerError",
 ]
 
-_MODULE_OF = {  # public name -> module that defines it, imported on first use
+_MODULE_OF = {  # public name -> module that defines it; the errors are in ``errors``
     "Audio": "request",
-    "ChatterboxOptError": "errors",
     "Engine": "engine.engine",
     "Guard": "engine.quality",
     "Metrics": "request",
+    "OptimizedChatterboxProvider": "provider",
     "Piece": "request",
+    "Plan": "config.plan",
     "Progress": "request",
+    "RealChatterboxProvider": "provider",
     "Request": "request",
     "RequestHandle": "engine.handle",
     "Result": "request",
     "Sampling": "sampling",
     "Voice": "voice",
+    "VoiceStore": "voices.store",
+    "WeightCache": "checkpoints.weight_cache",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
+    if name not in __all__:
         raise AttributeError(f"module 'chatterbox_opt' has no attribute '{name}'")
     from importlib import import_module
 
-    return getattr(import_module(f"chatterbox_opt.{_MODULE_OF[name]}"), name)
+    return getattr(import_module(f"chatterbox_opt.{_MODULE_OF.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

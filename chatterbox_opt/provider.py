@@ -5,15 +5,15 @@ Responsible for emotion presets. Not responsible for anything else: all calls go
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.engine.engine import Engine
 from chatterbox_opt.errors import InputError
-from chatterbox_opt.request import Audio
+from chatterbox_opt.request import Audio, VoiceSource
 from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.utils.arguments import shown
 from chatterbox_opt.utils.closing import Closing
 
 
@@ -84,7 +84,7 @@ class OptimizedChatterboxProvider(Closing):
     def generate(
         self,
         text: str,
-        voice_path: str | os.PathLike[str] | None = None,
+        voice_path: VoiceSource = None,
         *,
         emotion: str = "neutral",
         exaggeration: float | None = None,
@@ -94,7 +94,7 @@ class OptimizedChatterboxProvider(Closing):
         """Synthesize a text.
 
         Args:
-            voice_path: a reference recording, or None for the model's own voice.
+            voice_path: as ``Engine.voice``; None is the model's own.
             emotion: one of ``EMOTIONS``.
             exaggeration: overrides the emotion's value.
 
@@ -103,7 +103,7 @@ class OptimizedChatterboxProvider(Closing):
         """
         return self.engine.synthesize(
             text,
-            self.engine.voice(voice_path),
+            voice_path,
             sampling_for(emotion, exaggeration, cfg_weight, seed),
         )
 
@@ -140,8 +140,8 @@ def sampling_for(
     Raises:
         InputError: an unknown emotion; the known ones are listed.
     """
-    if emotion not in EMOTIONS:
-        raise InputError(f"unknown emotion '{emotion}'; known: {', '.join(EMOTIONS)}")
+    if not isinstance(emotion, str) or emotion not in EMOTIONS:
+        raise InputError(f"unknown emotion {shown(emotion)}; known: {', '.join(EMOTIONS)}")
     preset = EMOTIONS[emotion]
     return Sampling(
         seed=seed,

@@ -1,24 +1,31 @@
 """Inputs and outputs of the engine: requests, progress, pieces, results.
 
-Responsible for these values. Not responsible for computing them.
+Responsible for these values. Not responsible for computing them or for audio formats
+(audio/files.py). Audio of the same content is equal, whatever time its computation took.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from numbers import Number
 from typing import TYPE_CHECKING, TypeAlias
 
+from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.config.model_config import SAMPLE_RATE
-from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.errors import InputError, TextError, VoiceError
+from chatterbox_opt.sampling import Sampling, seeded
+from chatterbox_opt.utils import arguments
+from chatterbox_opt.utils.arguments import shown
+from chatterbox_opt.utils.wave import Wave
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from chatterbox_opt.voice import Voice
 
-Wave: TypeAlias = "npt.NDArray[np.float32]"
+# a Voice; a recording's path; the name of a saved voice or of one that comes with the model; or
+# None for the model's own
+VoiceSource: TypeAlias = "Voice | str | os.PathLike[str] | None"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,7 @@ class Progress:
 Observer = Callable[[Progress], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Piece:
     """Audio of one chunk with the pause after it.
 
@@ -61,8 +68,21 @@ class Piece:
     faults: tuple[str, ...] = ()
     attempts: int = 1
 
+    def __eq__(self, other: object) -> bool:
+        return _same_audio(self, other)
 
-@dataclass(frozen=True, slots=True)
+    def __repr__(self) -> str:
+        checked = self.attempts > 1 or self.faults
+        more = f", faults={self.faults}, attempts={self.attempts}" if checked else ""
+        return f"Piece({self.text!r}, {self.duration:.2f} s, tokens={self.tokens}{more})"
+
+    @property
+    def duration(self) -> float:
+        """Seconds of audio."""
+        return len(self.samples) / SAMPLE_RATE
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Audio:
     """Audio of a whole text.
 
@@ -80,10 +100,40 @@ class Audio:
     tokens: int
     seconds: Mapping[str, float]
 
+    def __eq__(self, other: object) -> bool:
+        return _same_audio(self, other)
+
+    def __repr__(self) -> str:
+        rate, seed = self.sample_rate, self.seed
+        return f"Audio({self.duration:.2f} s, {rate} Hz, seed={seed}, tokens={self.tokens})"
+
     @property
     def duration(self) -> float:
         """Seconds of audio."""
         return len(self.samples) / self.sample_rate
+
+    def save(self, path: str | os.PathLike[str], subtype: str | None = None) -> None:
+        """Write a mono file, completely or not at all; an existing file is replaced.
+
+        Args:
+            path: its extension is the format: .wav, .flac, .ogg or .mp3.
+            subtype: sample format, such as "PCM_24" or "FLOAT" for wav; None is the format's
+                default, 16 bit where it has it.
+
+        Raises:
+            InputError: unknown extension or subtype, no such directory, or a directory.
+            OutputError: the disk is full, or the file cannot be written.
+        """
+        name = arguments.name_or_path("path", path)
+        arguments.instance("subtype", subtype, str, optional=True)
+        if self.sample_rate != SAMPLE_RATE:
+            raise InputError(f"the rate is {self.sample_rate} Hz; only {SAMPLE_RATE} Hz is written")
+        if name == audio_files.STDOUT:  # of the command line; here it is a name like any other
+            name = os.path.join(os.curdir, name)
+        audio_files.output_format(name, subtype)
+        audio_files.check_writable(name)
+        with audio_files.writer(name, subtype) as sink:
+            sink.write(self.samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +143,24 @@ class Request:
     Attributes:
         id: returned with the result.
         text: of any length.
-        voice: a Voice, a source as for ``engine.voice``, or None for the model's own voice.
+        voice: a Voice, a path, a name, or None for the model's own; see ``Engine.voice``.
         sampling: parameters; without a seed one is drawn, and returned with the result.
+
+    Raises:
+        TextError, VoiceError, InputError: text, voice or sampling is of another type.
     """
 
     id: str
     text: str
-    voice: Voice | str | None = None
+    voice: VoiceSource = None
     sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        check_text(self.text)
+        # other objects are left to ``Engine.voice``: to know a Voice, torch has to be imported
+        if isinstance(self.voice, (Number, Collection, Sampling, os.PathLike)):
+            voice_name(self.voice)
+        arguments.instance("sampling", self.sampling, Sampling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +183,7 @@ class Metrics:
     tokens_per_second: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Result:
     """Outcome of one request: pieces, or an error as a value.
 
@@ -141,6 +201,12 @@ class Result:
     error: Exception | None = None
     metrics: Metrics = field(default_factory=Metrics)
 
+    def __repr__(self) -> str:
+        duration = sum(piece.duration for piece in self.pieces)
+        audio = f"pieces={len(self.pieces)}, {duration:.2f} s"
+        outcome = audio if self.error is None else f"error={self.error!r}"
+        return f"Result({self.id!r}, seed={self.seed}, {outcome})"
+
     def audio(self) -> Audio:
         """The pieces joined, as returned by ``Engine.synthesize``.
 
@@ -152,8 +218,49 @@ class Result:
         return join(list(self.pieces), self.seed)
 
 
+def check_text(text: object) -> None:
+    """Check the type of a text; its content is checked when it is split.
+
+    Raises:
+        TextError: it is not a str.
+    """
+    if isinstance(text, bytes):
+        raise TextError(f"the text is {shown(text)}; decode it to a str: text.decode()")
+    if not isinstance(text, str):
+        raise TextError(f"the text is {shown(text)}; give a str")
+
+
+def voice_name(voice: object) -> str | None:
+    """The name or path of a voice; None for the model's own.
+
+    Raises:
+        VoiceError: it is neither, such as a number or bytes.
+    """
+    name = os.fspath(voice) if isinstance(voice, os.PathLike) else voice
+    if name is None or isinstance(name, str):
+        return name
+    raise VoiceError(f"voice is {shown(voice)}; give a Voice, a voice's name or a path as a str")
+
+
+def single_request(text: str, voice: VoiceSource, sampling: Sampling | None) -> Request:
+    """The request of one text, with a seed. Raises as ``Request``."""
+    request = Request("", text, voice, Sampling() if sampling is None else sampling)
+    return replace(request, sampling=seeded(request.sampling))
+
+
 # as ``Engine.batch``: results in any order
 SynthesizeBatch = Callable[[Iterable[Request]], Iterator[Result]]
+
+
+def _same_audio(one: Piece | Audio, other: object) -> bool:
+    """Whether the fields are equal, the samples bit for bit; ``seconds`` are not compared."""
+    if type(other) is not type(one):
+        return NotImplemented
+    import numpy as np
+
+    names = [field.name for field in fields(one) if field.name not in ("samples", "seconds")]
+    same = all(getattr(one, name) == getattr(other, name) for name in names)
+    return same and np.array_equal(one.samples, other.samples)
 
 
 def join(pieces: list[Piece], seed: int) -> Audio:

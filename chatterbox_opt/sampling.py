@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from chatterbox_opt.errors import InputError
+from chatterbox_opt.utils.arguments import number, shown, whole_number
 
 MAX_TOKENS = 4096  # size of T3's table of speech positions (upstream t3_config.py)
 SEED_LIMIT = 2**63
+TOP_K_LIMIT = 2**31
 CFM_STEPS = 10  # upstream's number of Euler steps (flow_matching.py)
+WHOLE_NUMBERS = ("seed", "max_tokens", "cfm_steps", "top_k")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """Sampling parameters of one request; keyword arguments, validated on construction.
+
+    Numbers of any library are accepted, such as ``np.int64`` and ``np.float32``.
 
     Attributes:
         seed: makes the result bit-reproducible on one machine and plan; None draws a new seed.
@@ -32,6 +37,9 @@ class Sampling:
         max_tokens: limit of one chunk; 25 tokens are one second of audio.
         cfm_steps: Euler steps of the flow; fewer are faster and less accurate.
         top_k: keeps only the ``top_k`` most likely tokens; 0 keeps all. Not in upstream.
+
+    Raises:
+        InputError: not a number, or out of range.
     """
 
     seed: int | None = None
@@ -46,6 +54,12 @@ class Sampling:
     top_k: int = 0
 
     def __post_init__(self) -> None:
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            if name == "seed" and value is None:
+                continue
+            check = whole_number if name in WHOLE_NUMBERS else number
+            object.__setattr__(self, name, check(name, value))
         in_range = {
             "seed": (self.seed is None or 0 <= self.seed < SEED_LIMIT, "0 to 2^63 - 1"),
             "temperature": (
@@ -56,14 +70,16 @@ class Sampling:
             "exaggeration": (0 <= self.exaggeration <= 5, "0 to 5"),
             "min_p": (0 <= self.min_p <= 1, "0 to 1"),
             "top_p": (0 < self.top_p <= 1, "above 0, up to 1"),
-            "top_k": (self.top_k >= 0, "0 (off) up"),
+            "top_k": (0 <= self.top_k < TOP_K_LIMIT, "0 (off) to 2^31 - 1"),
             "repetition_penalty": (0.1 <= self.repetition_penalty <= 10, "0.1 to 10"),
             "cfm_steps": (1 <= self.cfm_steps <= 100, "1 to 100"),
             "max_tokens": (1 <= self.max_tokens <= MAX_TOKENS, f"1 to {MAX_TOKENS}"),
         }
         for name, (valid, bounds) in in_range.items():
             if not valid:
-                raise InputError(f"{name} is {getattr(self, name)}; give a value from {bounds}")
+                raise InputError(
+                    f"{name} is {shown(getattr(self, name))}; give a value from {bounds}"
+                )
 
     @property
     def truncates(self) -> bool:

@@ -7,6 +7,7 @@ computing one (models/voice_encoders.py) or storing it (voices/). Unlike upstrea
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,9 +21,11 @@ from chatterbox_opt.errors import WeightsError
 _MALFORMED = (EOFError, KeyError, TypeError, AttributeError, ValueError)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Voice:
     """Conditioning of T3 and the flow by one speaker; float32 and int64 tensors on one device.
+
+    Voices of the same content are equal and have the same hash, whatever device they are on.
 
     Attributes:
         speaker: [1, 256], embedding of the voice encoder, for T3.
@@ -37,6 +40,27 @@ class Voice:
     tokens: Tensor
     mel: Tensor
     xvector: Tensor
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Voice):
+            return NotImplemented
+        return self is other or self.content() == other.content()
+
+    def __hash__(self) -> int:
+        return hash(self.content())
+
+    def __repr__(self) -> str:
+        sizes = (f"{name}={list(tensor.shape)}" for name, tensor in self.tensors().items())
+        return f"Voice({self.content()[:12]}, {', '.join(sizes)}, device={self.speaker.device})"
+
+    def content(self) -> str:
+        """A hash of the tensors' types, shapes and bytes, in hex; takes under a millisecond."""
+        digest = hashlib.blake2b(digest_size=20)
+        for name, tensor in self.tensors().items():
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            flat = tensor.detach().cpu().flatten().contiguous()
+            digest.update(flat.view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> Voice:
         """The same voice on another device."""

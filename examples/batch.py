@@ -8,8 +8,6 @@ For job files, resuming and retries use the command ``chatterbox-opt batch``.
 import sys
 from pathlib import Path
 
-import soundfile
-
 from chatterbox_opt import Engine, Request, Sampling
 
 LINES = (
@@ -31,5 +29,5 @@ with Engine.load("pico") as engine:
             print(f"{result.id}: {result.error}")
             continue
         audio = result.audio()
-        soundfile.write(directory / f"{result.id}.wav", audio.samples, audio.sample_rate)
+        audio.save(directory / f"{result.id}.wav")
         print(f"{result.id}: {audio.duration:.1f} s")

@@ -8,13 +8,11 @@ Uses pico, the small built-in model, which needs no download. For the full model
 
 import sys
 
-import soundfile
-
 from chatterbox_opt import Engine, Sampling
 
 output = sys.argv[1] if len(sys.argv) > 1 else "quickstart.wav"
 with Engine.load("pico") as engine:
-    voice = engine.voice("clara")  # or a recording: engine.voice("speaker.wav")
-    audio = engine.synthesize("Hello, world. This is the first example.", voice, Sampling(seed=7))
-soundfile.write(output, audio.samples, audio.sample_rate)
+    text, voice = "Hello, world. This is the first example.", "clara"  # or "speaker.wav"
+    audio = engine.synthesize(text, voice, Sampling(seed=7))
+audio.save(output)
 print(f"{audio.duration:.1f} s of audio -> {output}")

@@ -23,7 +23,7 @@ from chatterbox_opt.errors import InputError, OutputError, VoiceError
 from chatterbox_opt.utils.atomic_file import atomic_write
 
 if TYPE_CHECKING:
-    from chatterbox_opt.request import Wave
+    from chatterbox_opt.utils.wave import Wave
 
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"}
 SUBTYPES = {"WAV": "PCM_16", "FLAC": "PCM_16", "OGG": "VORBIS", "MP3": "MPEG_LAYER_III"}
@@ -106,7 +106,14 @@ def writer(path: str, subtype: str | None = None) -> Iterator[Sink]:
     try:
         with (
             atomic_write(Path(path)) as part,
-            soundfile.SoundFile(part, "w", SAMPLE_RATE, 1, subtype, format=format_) as sink,
+            soundfile.SoundFile(
+                os.fspath(part) if os.name == "nt" else os.fsencode(part),
+                "w",
+                SAMPLE_RATE,
+                1,
+                subtype,
+                format=format_,
+            ) as sink,
         ):
             yield Sink(sink)
     except (OSError, soundfile.LibsndfileError) as error:

@@ -12,7 +12,7 @@ from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError
 
 if TYPE_CHECKING:
-    from chatterbox_opt.request import Wave
+    from chatterbox_opt.utils.wave import Wave
 
 QUIETEST, LOUDEST = -40.0, -9.0  # LUFS that can be asked for
 BLOCK = 0.4  # seconds of sound that BS.1770 measures at once

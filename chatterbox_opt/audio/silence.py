@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 
 if TYPE_CHECKING:
-    from chatterbox_opt.request import Wave
+    from chatterbox_opt.utils.wave import Wave
 
 FRAME = SAMPLE_RATE // 100  # samples; 10 ms
 LEVEL = 10 ** (-50 / 20)  # RMS of a frame that has sound, of the peak

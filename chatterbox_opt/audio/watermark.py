@@ -31,10 +31,10 @@ from torch import Tensor
 
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import ChatterboxOptError, first_line
-from chatterbox_opt.request import Wave
 from chatterbox_opt.runtime.cuda import SideStream
 from chatterbox_opt.utils import upstream_import
 from chatterbox_opt.utils.skip_init import skip_init
+from chatterbox_opt.utils.wave import Wave
 
 log = logging.getLogger(__name__)
 STDOUT_LOCK = threading.Lock()  # redirecting standard output affects the whole process

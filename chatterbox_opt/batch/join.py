@@ -23,7 +23,7 @@ from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import OutputError
 
 if TYPE_CHECKING:
-    from chatterbox_opt.request import Wave
+    from chatterbox_opt.utils.wave import Wave
 
 MAX_WAV_BYTES = 2**32 - 2**16  # a wav header stores sizes in 32 bits
 SAMPLE_BYTES = 2

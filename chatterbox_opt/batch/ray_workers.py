@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from chatterbox_opt import __version__
 from chatterbox_opt.batch.worker_pool import (
     EngineFactory,
     Message,
@@ -25,6 +24,7 @@ from chatterbox_opt.batch.worker_pool import (
 )
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import Request
+from chatterbox_opt.version import __version__
 
 REMEDY = 'pip install "chatterbox-opt[ray]"'
 TIMEOUT = 10.0  # seconds to connect to the head node

@@ -25,8 +25,9 @@ from chatterbox_opt.batch.resuming import find_done
 from chatterbox_opt.batch.verify import Verifier, VerifierError
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import ChatterboxOptError, OutputError, in_words
-from chatterbox_opt.request import Piece, Request, Result, SynthesizeBatch, Wave
+from chatterbox_opt.request import Piece, Request, Result, SynthesizeBatch
 from chatterbox_opt.sampling import chunk_seed
+from chatterbox_opt.utils.wave import Wave
 
 RETRY_CHUNK_INDEX = -1  # in place of a chunk's index, in the seed of an item that is retried
 MAX_FAULTS_LISTED = 5  # faults of one item in its manifest entry

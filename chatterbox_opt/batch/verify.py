@@ -21,7 +21,7 @@ from chatterbox_opt.errors import ChatterboxOptError, InputError
 from chatterbox_opt.eval import wer
 
 if TYPE_CHECKING:
-    from chatterbox_opt.request import Wave
+    from chatterbox_opt.utils.wave import Wave
 
 PATH_FIELD = "{}"  # in the command, replaced by the wav's path; without it the path is appended
 TIMEOUT = 600.0  # seconds

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -203,6 +204,18 @@ def show_log(reporter: Reporter) -> None:
     announced = logging.getLogger(steps.LOGGER)
     announced.handlers, announced.propagate = [_Steps(reporter)], False
     announced.setLevel(logging.DEBUG)
+
+
+def as_utf8(argument: str) -> str:
+    """A command-line argument read as UTF-8, whatever the locale is (ASCII in C and POSIX).
+
+    One that is not UTF-8 is returned as the locale decoded it; what it could not decode is in it as
+    lone surrogates, which ``chunking.clean`` rejects.
+    """
+    try:
+        return os.fsencode(argument).decode("utf-8")
+    except UnicodeError:
+        return argument
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:

@@ -27,6 +27,7 @@ from chatterbox_opt.cli import streams, usage
 from chatterbox_opt.cli import synth as synth_command
 from chatterbox_opt.cli import voices as voices_command
 from chatterbox_opt.cli.batch import command as batch_command
+from chatterbox_opt.cli.console import as_utf8
 from chatterbox_opt.errors import ChatterboxOptError, InputError
 
 app = typer.Typer(
@@ -118,7 +119,7 @@ def _exit_code(work: Callable[[], int | None]) -> int:
 def _fail(message: str, code: int, error: Exception | None) -> int:
     if error is not None and DEBUG in sys.argv:
         traceback.print_exception(error)
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {as_utf8(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

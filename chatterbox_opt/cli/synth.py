@@ -9,16 +9,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.cli import options
-from chatterbox_opt.cli.console import Reporter
+from chatterbox_opt.cli.console import Reporter, as_utf8
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOptions
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.engine.spec import EngineSpec
@@ -26,12 +27,44 @@ from chatterbox_opt.errors import InputError, TextError
 from chatterbox_opt.sampling import Sampling, seeded
 from chatterbox_opt.text import chunking
 
+if TYPE_CHECKING:
+    from chatterbox_opt.engine.quality import Guard
+    from chatterbox_opt.request import Piece
+
+MAX_RETRIES = 20
+MAX_QUOTED = 40  # characters of a chunk in a warning
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """Whether the output is checked, and how often it is retried."""
+
+    retries: Annotated[
+        int,
+        typer.Option(help="Further attempts at a chunk that fails the quality checks."),
+    ] = 2
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Skip the quality checks and their retries.")
+    ] = False
+
+    def guard(self) -> Guard | None:
+        """The guard of the synthesis, or None.
+
+        Raises:
+            InputError: a number of retries out of range.
+        """
+        from chatterbox_opt.engine.quality import Guard
+
+        if not 0 <= self.retries <= MAX_RETRIES:
+            raise InputError(f"--retries is {self.retries}; use 0 to {MAX_RETRIES}")
+        return None if self.no_check else Guard(self.retries)
+
 
 @options.with_groups
 def synth(
     words: Annotated[
         Optional[str],
-        typer.Argument(metavar="[TEXT]", help="The text to synthesize; - reads standard input."),
+        typer.Argument(metavar="TEXT", help="The text to synthesize; - reads standard input."),
     ] = None,
     file: Annotated[
         Optional[Path], typer.Option("--file", "-f", help="Read the text from a file.")
@@ -48,6 +81,7 @@ def synth(
     ] = False,
     voice: options.Voice = None,
     *,
+    checks: CheckOptions,
     sampling: SamplingOptions,
     engine: EngineOptions,
     printing: OutputOptions,
@@ -58,6 +92,7 @@ def synth(
         chunking.clean(_read_text(words, file)),
         voice,
         sampling.sampling(),
+        checks.guard(),
         engine.spec(),
         output,
         subtype,
@@ -77,6 +112,7 @@ class _Job:
     text: str
     voice: str | None
     sampling: Sampling
+    guard: Guard | None
     spec: EngineSpec
     output: str
     subtype: str | None
@@ -92,10 +128,13 @@ def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
         options.report_plan(engine.plan, reporter)
         voice = engine.voice(job.voice)
         loaded = time.perf_counter()
-        pieces, samples = [], 0
+        pieces: list[Piece] = []
+        samples = 0
         with audio_files.writer(job.output, job.subtype) as sink, reporter.progress() as show:
-            for piece in engine.pieces(job.text, voice, sampling, show):
+            for piece in engine.pieces(job.text, voice, sampling, show, job.guard):
                 sink.write(piece.samples)
+                if piece.faults:
+                    reporter.warn(_doubt(len(pieces) + 1, piece, sampling))
                 samples += len(piece.samples)
                 # the samples are on disk: a long text must not fill memory
                 pieces.append(dataclasses.replace(piece, samples=np.empty(0, np.float32)))
@@ -112,11 +151,12 @@ def _read_text(words: str | None, file: Path | None) -> str:
             return file.read_text(encoding="utf-8-sig")
         if words == "-":
             return _standard_input().decode("utf-8-sig")
-        return words or ""
+        return as_utf8(words or "")
     except UnicodeDecodeError as error:
         raise TextError(f"the text is not UTF-8 (byte {error.start}): save it as UTF-8") from error
     except OSError as error:
-        raise InputError(f"'{file}' cannot be read ({error.strerror}): check the path") from error
+        name = as_utf8(str(file))
+        raise InputError(f"'{name}' cannot be read ({error.strerror}): check the path") from error
 
 
 def _standard_input() -> bytes:
@@ -136,19 +176,44 @@ def _check_output(output: str, subtype: str | None, *, as_json: bool) -> None:
         raise InputError("standard output is a terminal; pipe it (… -o - | aplay) or set -o FILE")
 
 
+def _doubt(number: int, piece: Piece, sampling: Sampling) -> str:
+    """The warning about a chunk whose best attempt has faults."""
+    quoted = textwrap.shorten(piece.text, MAX_QUOTED, placeholder="…")
+    which = "its one attempt" if piece.attempts == 1 else f"the best of {piece.attempts} attempts"
+    remedies = ["more --max-tokens"] if sampling.max_tokens < options.DEFAULTS.max_tokens else []
+    # greedy decoding draws the same tokens with every seed
+    greedy = sampling.temperature == 0
+    remedies += ["a --temperature above 0"] if greedy else ["another --seed", "more --retries"]
+    return (
+        f"chunk {number} ('{quoted}'): {which} may be bad ({'; '.join(piece.faults)}): "
+        f"listen to it, and try {' or '.join(remedies)}"
+    )
+
+
+def _faults(pieces: list[Piece]) -> list[str]:
+    """The faults of all chunks, with the number of their chunk if there are several."""
+    return [
+        fault if len(pieces) == 1 else f"chunk {number}: {fault}"
+        for number, piece in enumerate(pieces, 1)
+        for fault in piece.faults
+    ]
+
+
 def _result(
-    pieces: list[Any], duration: float, spent: float, sampling: Sampling, output: str
+    pieces: list[Piece], duration: float, spent: float, sampling: Sampling, output: str
 ) -> dict[str, Any]:
     from chatterbox_opt.request import total_seconds
 
     return {
-        "output": output,
+        "output": as_utf8(output),
         "audio_seconds": round(duration, 3),
         "synthesis_seconds": round(spent, 3),
         "realtime_x": round(duration / spent, 3),
         "seed": sampling.seed,
         "chunks": len(pieces),
         "tokens": sum(piece.tokens for piece in pieces),
+        "attempts": max(piece.attempts for piece in pieces),
+        "faults": _faults(pieces),
         "stage_seconds": {k: round(v, 3) for k, v in total_seconds(pieces).items()},
     }
 

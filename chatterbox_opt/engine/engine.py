@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -34,13 +34,25 @@ from chatterbox_opt.engine.scheduler import Scheduler, SpeechBackend
 from chatterbox_opt.engine.sequence import Capacity, RequestState, put_progress
 from chatterbox_opt.engine.upstream_backend import UpstreamBackend
 from chatterbox_opt.errors import InputError
-from chatterbox_opt.request import Audio, Observer, Piece, Request, Result, Wave, join
+from chatterbox_opt.request import (
+    Audio,
+    Observer,
+    Piece,
+    Request,
+    Result,
+    VoiceSource,
+    join,
+    single_request,
+    voice_name,
+)
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.runtime.offload import NONE
 from chatterbox_opt.sampling import MAX_TOKENS, Sampling, seeded
 from chatterbox_opt.text.chunking import Chunk, split
+from chatterbox_opt.utils.arguments import instance, name_or_path, seconds_to_wait
 from chatterbox_opt.utils.closing import Closing
 from chatterbox_opt.utils.steps import announce
+from chatterbox_opt.utils.wave import Wave
 from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices.library import VoiceLibrary
 from chatterbox_opt.voices.store import VoiceStore, default_store
@@ -92,8 +104,8 @@ class Engine(Closing):
     @classmethod
     def load(
         cls,
-        model: str = registry.DEFAULT,
-        profile: str = hardware.AUTO,
+        model: str | os.PathLike[str] = registry.DEFAULT,
+        profile: str | os.PathLike[str] = hardware.AUTO,
         *,
         device: str = hardware.AUTO,
         overrides: Mapping[str, str] | None = None,
@@ -119,10 +131,15 @@ class Engine(Closing):
             weights: where converted weights are kept; None takes the platform's cache directory.
 
         Raises:
-            InputError: unknown model, profile, key or value.
+            InputError: unknown model, profile, key or value; an argument of another type.
             WeightsError: weights missing or damaged.
             DeviceError: the device is not available.
         """
+        model, profile = name_or_path("model", model), name_or_path("profile", profile)
+        instance("overrides", overrides, Mapping, optional=True)
+        instance("plan", plan, Plan, optional=True)
+        instance("store", store, VoiceStore, optional=True)
+        instance("weights", weights, WeightCache, optional=True)
         if plan is None:
             plan = resolve(profile, probe.probe(device), overrides)
         announce("loading the model")
@@ -157,19 +174,19 @@ class Engine(Closing):
         if self.plan.device == "cuda":
             cuda.release_memory()
 
-    def voice(self, source: str | os.PathLike[str] | None = None) -> Voice:
+    def voice(self, source: VoiceSource = None) -> Voice:
         """Return a Voice: computed for a new recording, from the cache afterwards.
 
         Args:
             source: an audio file, a name saved with ``chatterbox-opt voices add``, the name of a
-                voice that comes with the model, or None for the model's own voice.
+                voice that comes with the model, None for the model's own voice, or a Voice.
 
         Raises:
-            VoiceError: not found, not audio, too short, silent.
+            VoiceError: not found, not audio, too short, silent; of another type.
         """
-        return self._voices.voice(source)
+        return source if isinstance(source, Voice) else self._voices.voice(voice_name(source))
 
-    def warm_up(self, *texts: str, voice: Voice | None = None) -> None:
+    def warm_up(self, *texts: str, voice: VoiceSource = None) -> None:
         """Compile kernels, capture CUDA graphs and initialize libraries before the first request.
 
         On a GPU, flow and vocoder are captured per audio length and T3's prefill per text length,
@@ -181,21 +198,19 @@ class Engine(Closing):
             voice: as ``pieces``.
 
         Raises:
-            TextError, DeviceError, NumericsError: as ``pieces``.
+            TextError, VoiceError, DeviceError, NumericsError: as ``pieces``.
         """
-        for text in texts or WARM_UP:
-            sampling = Sampling(
-                seed=0,
-                max_tokens=min(MAX_TOKENS, TOKEN_RATE + TOKENS_PER_LETTER * len(text)),
-            )
+        for request in [Request("", text, voice) for text in texts or WARM_UP]:
+            tokens = TOKEN_RATE + TOKENS_PER_LETTER * len(request.text)
+            sampling = Sampling(seed=0, max_tokens=min(MAX_TOKENS, tokens))
             for _ in range(2):
-                for _ in self.pieces(text, voice, sampling):
+                for _ in self.pieces(request.text, voice, sampling):
                     pass
 
     def pieces(
         self,
         text: str,
-        voice: Voice | None = None,
+        voice: VoiceSource = None,
         sampling: Sampling | None = None,
         observe: Observer | None = None,
         guard: Guard | None = None,
@@ -203,19 +218,18 @@ class Engine(Closing):
         """Synthesize a text of any length, yielding each chunk: the primitive of all other calls.
 
         Args:
-            voice: from ``engine.voice``; None is the model's own.
+            voice: as for ``engine.voice``; None is the model's own.
             sampling: sampling parameters; without a seed a new one is drawn.
             observe: called for every speech token; what it raises ends the synthesis.
             guard: retries chunks in which runaways, cut-offs or loops are detected.
 
         Raises:
-            TextError: the text has no letter or digit.
+            TextError: the text has no letter or digit. By the call itself, as all InputErrors.
             DeviceError, NumericsError: after all fallbacks.
         """
-        sampling = sampling or Sampling()
-        capacity = Capacity(slots=1, use_cfg=sampling.cfg_weight > 0)
-        request = self._request(Request("", text, voice, sampling), capacity, guard, observe)
-        yield from self._loop.pieces(request, observe)
+        request = single_request(text, voice, sampling)
+        capacity = Capacity(slots=1, use_cfg=request.sampling.cfg_weight > 0)
+        return self._loop.pieces(self._request(request, capacity, guard, observe), observe)
 
     def _request(
         self,
@@ -227,11 +241,12 @@ class Engine(Closing):
         """The state of a request before its first step.
 
         Raises:
-            TextError, VoiceError: as ``pieces``.
+            InputError: as ``pieces``.
         """
-        voice, chunks = request.voice, self._chunks(request.text)
-        if not isinstance(voice, Voice):
-            voice = self.voice(voice)
+        instance("request", request, Request)
+        instance("guard", guard, Guard, optional=True)
+        instance("observe", observe, Callable, optional=True)
+        chunks, voice = self._chunks(request.text), self.voice(request.voice)
         sampling = seeded(request.sampling)
         on_progress = None if observe is None else put_progress
         state = RequestState(request.id, sampling.seed or 0, capacity, guard, on_progress)
@@ -247,20 +262,23 @@ class Engine(Closing):
         return split(text, spell=normalize_english)
 
     def stream(
-        self, text: str, voice: Voice | None = None, sampling: Sampling | None = None
+        self, text: str, voice: VoiceSource = None, sampling: Sampling | None = None
     ) -> Iterator[Wave]:
-        """Yield each chunk's float32 [n] samples at 24 kHz; joined they equal ``synthesize``'s."""
+        """Yield each chunk's float32 [n] samples at 24 kHz; joined they equal ``synthesize``'s.
+
+        Arguments and errors as ``pieces``.
+        """
         return (piece.samples for piece in self.pieces(text, voice, sampling))
 
     def synthesize(
         self,
         text: str,
-        voice: Voice | None = None,
+        voice: VoiceSource = None,
         sampling: Sampling | None = None,
         observe: Observer | None = None,
     ) -> Audio:
         """Synthesize a text of any length at once. Arguments and errors as ``pieces``."""
-        sampling = seeded(sampling or Sampling())
+        sampling = single_request(text, voice, sampling).sampling
         return join(list(self.pieces(text, voice, sampling, observe)), sampling.seed or 0)
 
     def batch(self, requests: Iterable[Request], guard: Guard | None = None) -> Iterator[Result]:
@@ -272,7 +290,12 @@ class Engine(Closing):
 
         Args:
             guard: as ``pieces``.
+
+        Raises:
+            InputError: something other than a Request, when it is taken from the iterable.
         """
+        instance("requests", requests, Iterable)
+        instance("guard", guard, Guard, optional=True)
         capacity = Capacity(self.plan.slots, group=self.pipeline.group)
         return self._loop.results(
             requests, lambda request: self._request(request, capacity, guard), capacity
@@ -296,15 +319,16 @@ class Engine(Closing):
             timeout: seconds to wait while ``MAX_QUEUED`` requests are waiting; None waits for ever.
 
         Raises:
-            TextError, VoiceError: as ``pieces``.
+            TextError, VoiceError, InputError: as ``pieces``.
             QueueFullError: after ``timeout``.
         """
+        timeout = seconds_to_wait("timeout", timeout)
         state = self._request(request, Capacity(self.plan.slots), guard, observe)
         self._loop.submit(state, timeout)
         return RequestHandle(self._loop, state, observe)
 
     def speech_tokens(
-        self, text: str, voice: Voice | None = None, sampling: Sampling | None = None
+        self, text: str, voice: VoiceSource = None, sampling: Sampling | None = None
     ) -> Tensor:
         """Run T3 only: int64 [T] on the CPU, stop token removed, chunks joined.
 
@@ -315,8 +339,7 @@ class Engine(Closing):
             raise InputError(
                 "plain Chatterbox returns no speech tokens: unset DISABLE_OPTIMIZATION"
             )
-        sampling = sampling or Sampling()
-        request = self._request(Request("", text, voice, sampling), Capacity(slots=1))
+        request = self._request(single_request(text, voice, sampling), Capacity(1))
         request.tokens_only = True
         for _ in self._loop.pieces(request):
             pass

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from chatterbox_opt.engine.loop import EngineLoop, with_pieces
 from chatterbox_opt.engine.sequence import Event, RequestState
 from chatterbox_opt.request import Metrics, Observer, Piece, Result
+from chatterbox_opt.utils.arguments import seconds_to_wait
 
 
 class RequestHandle(Iterator[Piece], AsyncIterator[Piece]):
@@ -88,7 +89,9 @@ class RequestHandle(Iterator[Piece], AsyncIterator[Piece]):
 
         Raises:
             TimeoutError: after ``timeout`` seconds; the request continues.
+            InputError: ``timeout`` is not a number.
         """
+        timeout = seconds_to_wait("timeout", timeout)
         end = None if timeout is None else time.monotonic() + timeout
         while self._result is None:
             left = None if end is None else max(0.0, end - time.monotonic())

@@ -28,6 +28,7 @@ from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Capacity, Event, Requ
 from chatterbox_opt.errors import InputError, QueueFullError, RequestCancelledError
 from chatterbox_opt.request import Observer, Piece, Request, Result
 from chatterbox_opt.sampling import seeded
+from chatterbox_opt.utils.arguments import instance
 from chatterbox_opt.utils.event_queue import EventQueue
 
 BeginRequest = Callable[[Request], RequestState]
@@ -174,6 +175,7 @@ class EngineLoop:
         while (not running or self._has_room(capacity, running)) and (
             request := next(source, None)
         ) is not None:
+            instance("request", request, Request)
             request = replace(request, sampling=seeded(request.sampling))
             try:
                 state = begin(request)

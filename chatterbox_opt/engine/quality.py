@@ -22,7 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from chatterbox_opt.config.model_config import SAMPLE_RATE, TOKEN_RATE
-from chatterbox_opt.request import Piece, Wave
+from chatterbox_opt.errors import InputError
+from chatterbox_opt.request import Piece
+from chatterbox_opt.utils.arguments import whole_number
+from chatterbox_opt.utils.wave import Wave
 
 FASTEST, SLOWEST = 22.0, 8.0  # letters per second; calm English has 15
 # seconds added to the lower and the upper bound of any text: breaths, a single word spoken slowly
@@ -39,9 +42,18 @@ LONGEST_PERIOD = 3 * TOKEN_RATE
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Retries a chunk with faults, at most ``retries`` times, and selects the best attempt."""
+    """Retries a chunk with faults, at most ``retries`` times, and selects the best attempt.
+
+    Raises:
+        InputError: ``retries`` is no whole number from 0.
+    """
 
     retries: int = 2
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "retries", whole_number("retries", self.retries))
+        if self.retries < 0:
+            raise InputError(f"retries is {self.retries}; give 0 or more")
 
 
 def find_faults(

@@ -40,10 +40,10 @@ from torch import Tensor, nn
 
 from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Sequence
 from chatterbox_opt.errors import NumericsError
-from chatterbox_opt.request import Wave
 from chatterbox_opt.runtime.offload import NONE
 from chatterbox_opt.runtime.recovery import RecoveryPolicy
 from chatterbox_opt.utils.steps import announce
+from chatterbox_opt.utils.wave import Wave
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")

@@ -15,10 +15,11 @@ from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias
 
 from chatterbox_opt.errors import ChatterboxOptError, without_frames
-from chatterbox_opt.request import Metrics, Piece, Progress, Result, Wave
+from chatterbox_opt.request import Metrics, Piece, Progress, Result
 from chatterbox_opt.sampling import Sampling, chunk_seed
 from chatterbox_opt.text.chunking import Chunk
 from chatterbox_opt.utils.event_queue import EventQueue
+from chatterbox_opt.utils.wave import Wave
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

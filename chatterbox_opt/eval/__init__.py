@@ -1,4 +1,4 @@
 """Speech recognition and word error rates, for tests, benchmarks and ``--verify``.
 
-May import ``request``, ``utils`` and ``errors``; not ``models`` or ``engine``.
+May import ``utils`` and ``errors``; not ``models`` or ``engine``.
 """

@@ -21,7 +21,7 @@ from chatterbox_opt.eval.wer import REMEDY, missing
 from chatterbox_opt.utils.atomic_file import atomic_write
 
 if TYPE_CHECKING:
-    from chatterbox_opt.request import Wave
+    from chatterbox_opt.utils.wave import Wave
 
 RATE = 16_000  # Hz, of Whisper's features
 

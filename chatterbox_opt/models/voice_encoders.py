@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from chatterbox_opt.config.model_config import SAMPLE_RATE, SPEECH_TOKENS, VoiceEncoderConfig
-from chatterbox_opt.request import Wave
 from chatterbox_opt.utils.upstream_import import import_upstream
+from chatterbox_opt.utils.wave import Wave
 from chatterbox_opt.voice import Voice
 
 ENCODER_RATE = 16_000  # Hz, of all three encoders

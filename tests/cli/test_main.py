@@ -52,6 +52,8 @@ def test_synth_writes_a_wav_and_reports_its_speed(tiny, tmp_path):
     assert info.duration == pytest.approx(report["audio_seconds"], abs=0.01)
     assert report["seed"] == 3
     assert report["tokens"] <= 20
+    assert report["attempts"] == 3 and report["faults"], "noise of no end"
+    assert stderr.count("warning: chunk 1 ('Hello there.'): the best of 3 attempts") == 1
     assert {"t3", "flow", "vocoder", "watermark"} == set(report["stage_seconds"])
     assert [p.name for p in tmp_path.iterdir()] == ["hello.wav"]
 

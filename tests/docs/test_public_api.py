@@ -1,24 +1,62 @@
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from helpers.common import ROOT
 
 import chatterbox_opt
-from chatterbox_opt import Audio, Engine, Metrics, Request, RequestHandle, Result, Sampling, Voice
+from chatterbox_opt import (
+    Audio,
+    Engine,
+    Metrics,
+    Request,
+    RequestHandle,
+    Result,
+    Sampling,
+    Voice,
+    errors,
+)
 
 
 def test_the_names():
     assert chatterbox_opt.__all__ == [
-        "Audio", "ChatterboxOptError", "Engine", "Guard", "Metrics", "Piece", "Progress",
-        "Request", "RequestHandle", "Result", "Sampling", "Voice"
+        "Audio", "ChatterboxOptError", "DeviceError", "Engine", "Guard", "InputError", "Metrics",
+        "NumericsError", "OptimizedChatterboxProvider", "OutputError", "Piece", "Plan", "ProfileError", "Progress",
+        "QueueFullError", "RealChatterboxProvider", "Request", "RequestCancelledError", "RequestHandle", "Result",
+        "Sampling", "SilenceError", "TextError", "Voice", "VoiceError", "VoiceStore", "WeightCache", "WeightsError",
+        "WorkerError",
     ]  # fmt: skip
-    assert all(getattr(chatterbox_opt, name) for name in chatterbox_opt.__all__)
+    assert all(getattr(chatterbox_opt, name).__name__ == name for name in chatterbox_opt.__all__)
+    assert set(chatterbox_opt.__all__) <= set(dir(chatterbox_opt))
     with pytest.raises(AttributeError, match="no attribute 'Nope'"):
         chatterbox_opt.Nope  # noqa: B018
+
+
+def test_all_errors_and_all_documented_names_are_public():
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    assert {kind.__name__ for kind in kinds} <= set(chatterbox_opt.__all__)
+    shown = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([A-Z][a-z]\w+)", shown))
+    for block in re.findall(r"^```python\n(.*?)^```", shown, re.DOTALL | re.MULTILINE):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("chatterbox_opt"):
+                assert node.module == "chatterbox_opt"
+                named |= {alias.name for alias in node.names}
+    assert len(named) > 20
+    assert named - set(chatterbox_opt.__all__) == {"ChatterboxProvider"}, (
+        "what they are adapters to"
+    )
+
+
+def test_type_checkers_use_the_annotations():
+    assert (Path(chatterbox_opt.__file__).parent / "py.typed").is_file()
 
 
 def test_the_engine():
@@ -69,5 +107,13 @@ def test_the_values():
 
 
 def test_importing_the_package_imports_no_torch():
-    code = "import sys, chatterbox_opt; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, chatterbox_opt as c; c.Request, c.Guard, c.TextError, c.VoiceStore, dir(c);"
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_version_is_that_of_the_distribution():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'\nversion = "{chatterbox_opt.__version__}"\n' in project

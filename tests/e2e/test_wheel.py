@@ -1,4 +1,4 @@
-"""The wheel contains the profiles: build, install into a new environment, list them."""
+"""The wheel contains the profiles and py.typed: build, install into a new environment, list them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def test_installed_wheel_lists_the_profiles(tmp_path):
     for name in ("rtx4090", "rtx3080", "gtx1080", "dev", "memory-limited", "cpu"):
         assert name in listed.stdout
     where = subprocess.run(
-        [python, "-c", "import chatterbox_opt; print(chatterbox_opt.__file__)"],
+        [python, "-c", "import chatterbox_opt, pathlib; print(found := chatterbox_opt.__file__);"
+         "assert pathlib.Path(found).with_name('py.typed').is_file()"],
         capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
-    assert where.stdout.startswith(str(home))
+    assert where.stdout.startswith(str(home)) and where.returncode == 0, where.stderr

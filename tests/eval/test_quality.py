@@ -19,7 +19,7 @@ from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.eval.wer import WordErrorRate, word_error_rate
 from chatterbox_opt.eval.whisper import Recognizer
-from chatterbox_opt.request import Wave
+from chatterbox_opt.utils.wave import Wave
 from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices import library as voice_library
 

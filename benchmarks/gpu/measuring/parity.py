@@ -38,8 +38,8 @@ from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
 from chatterbox_opt.engine.renderer import Renderer
 from chatterbox_opt.engine.sequence import Sequence
 from chatterbox_opt.models.t3.model import T3
-from chatterbox_opt.request import Wave
 from chatterbox_opt.runtime.cuda import GraphCapturer
+from chatterbox_opt.utils.wave import Wave
 
 MAX_SLOWDOWN = 1.2  # maximum time of the last tenth of requests relative to the second tenth
 MAX_GROWTH = 1 << 20  # bytes by which allocated memory may have grown
