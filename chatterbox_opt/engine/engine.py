@@ -33,12 +33,12 @@ from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.scheduler import Scheduler, SpeechBackend
 from chatterbox_opt.engine.sequence import Capacity, RequestState, put_progress
 from chatterbox_opt.engine.upstream_backend import UpstreamBackend
-from chatterbox_opt.errors import InputError, TextError
+from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import Audio, Observer, Piece, Request, Result, Wave, join
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.runtime.offload import NONE
 from chatterbox_opt.sampling import MAX_TOKENS, Sampling, seeded
-from chatterbox_opt.text.chunking import SCENE_BREAK, Chunk, clean, has_speech, paragraphs, split
+from chatterbox_opt.text.chunking import Chunk, split
 from chatterbox_opt.utils.closing import Closing
 from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices.library import VoiceLibrary
@@ -206,7 +206,7 @@ class Engine(Closing):
             guard: retries chunks in which runaways, cut-offs or loops are detected.
 
         Raises:
-            TextError: the text has no letter or digit.
+            TextError: the text has no letter or digit, or none that the model can read.
             DeviceError, NumericsError: after all fallbacks.
         """
         sampling = sampling or Sampling()
@@ -239,13 +239,12 @@ class Engine(Closing):
         if not self.checkpoint.config.needs_text_normalization:
             return split(text)
         # imported only for the built-in model, which alone needs the libraries of this module
-        from chatterbox_opt.text.english import normalize_english
+        from chatterbox_opt.text.english import read_english
 
-        words = [normalize_english(paragraph) for paragraph in paragraphs(clean(text))]
-        if not any(map(has_speech, words)):
-            raise TextError("the text has no word that this model can read: give English text")
-        # a paragraph without a word stays one: it is a pause
-        return split("\n\n".join(w or SCENE_BREAK for w in words))
+        reading = read_english(text)
+        if reading.dropped:
+            log.warning("%s", reading.summary)
+        return split(reading.text)
 
     def stream(
         self, text: str, voice: Voice | None = None, sampling: Sampling | None = None
