@@ -128,7 +128,7 @@ def _read_paragraph(paragraph: str) -> Reading:
 def _tidy(text: str) -> str:
     text = " ".join(re.sub(r"\([\s,;:.!?-]*\)|(?<!\S)\"[\s,;:.!?-]*\"(?!\w)", " ", text).split())
     text = re.sub(r"[.,;:!?](?: [.,;:!?](?![.\w]))+", _one_mark, text)  # around dropped words
-    text = re.sub(r"^(?:[,;:!?]|\.(?![.\d])|- )[\s,;:!?]*", "", text)
+    text = re.sub(r"^(?:[,;:!?]|\.(?![.\w])|- )[\s,;:!?]*", "", text)
     return re.sub(r" +(?=[,;:!?]|\.(?!\w))|(?<=\() +| +(?=\))", "", text)
 
 

@@ -56,6 +56,8 @@ _SCENE = re.compile(r"(?m)^[ \t]*(?:([*_=~#•·-])(?:[ \t]*\1){2,}|[⁂❦❧])
 _QUOTE = re.compile(r"(?m)^[ \t]*(?:>[ \t]?)+")
 _FIRST_BULLET = re.compile(r"(^|\n[ \t]*\n|[.!?:;,][ \t]*\n)[ \t]*[*+•‣◦▪–—-][ \t]+")
 _BULLET = re.compile(r"\n[ \t]*[*+•‣◦▪–—-][ \t]+")
+_TABLE_RULE = re.compile(r"(?m)^(?=[^\n]*\|)(?=[^\n]*--)[-: \t|]+$")
+_CELL_EDGE = re.compile(r"(?<=[^\s|])[ \t]+\|[ \t]+(?=[^\s|])")
 _EMOTICON = re.compile(r"(?<!\S)[:;]['’]?-?[()DPpOo|/\\](?!\S)")
 
 _HOST = r"[\w-]+(?:\.[\w-]+)*"
@@ -104,6 +106,8 @@ def _read_links(reading: Reading) -> Reading:
 def _read_lines(reading: Reading) -> Reading:
     reading = reading.replace(_UNDERLINED, "\n\n\\1\n\n")
     reading = reading.replace(_SCENE, "\n\n---\n\n")
+    reading = reading.replace(_TABLE_RULE, "")
+    reading = reading.replace(_CELL_EDGE, ", ")
     reading = reading.replace(_HEADING, "\n\n\\1\n\n")
     reading = reading.replace(_QUOTE, "")
     reading = reading.replace(_FIRST_BULLET, r"\1")

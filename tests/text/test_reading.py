@@ -30,6 +30,7 @@ call foo_bar() or snake_case, CamelCase => call foo bar or snake case, CamelCase
 `pip install` and ``x`` => pip install and x =>
 **bold**, *it*, __init__, _it_, ~~no~~ => bold, it, init, it, no =>
 [the link](https://x.com/y "t") ![a dog](dog.png) => the link a dog => https://x.com/y|dog.png
+. .venv/bin or .env => dot venv bin or dot env =>
 an array[i](j) => an array(i)(j) =>
 H<sub>2</sub>O is <b class="x">un</b>usual<br/>now => H two O is unusual now => <br/>|<sub>|</sub>|<b class="x">|</b>
 if a <b and c> d, <your name> => if a b and c d, your name =>
@@ -60,6 +61,7 @@ PARAGRAPHS = {
     "```python\nprint(x)\n```\nDone.": "print(x)\n\nDone.",
     "<h1>One</h1><p>Two.</p><hr>Three.": "One\n\nTwo.\n\n---\n\nThree.",
     "One.\n\nПривет.\n\nTwo.": "One.\n\nTwo.",  # dropped, not a scene break
+    "| A | B |\n|---|:-:|\n| one | two |": "A, B\n\none, two",
     "One.\u2029Two.\u2028Three.": "One.\n\nTwo. Three.",
 }
 
