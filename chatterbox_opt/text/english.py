@@ -19,6 +19,7 @@ from num2words import num2words
 from chatterbox_opt.errors import TextError
 from chatterbox_opt.text.chunking import SCENE_BREAK, clean, has_speech, paragraphs
 from chatterbox_opt.text.folding import fold
+from chatterbox_opt.text.initialisms import SENTENCE, expand_initialisms
 from chatterbox_opt.text.markup import read_markup
 from chatterbox_opt.text.reading import Reading
 
@@ -69,28 +70,6 @@ _RULERS = "Henry|Elizabeth|Charles|George|Edward|James|William|Richard|Mary|Loui
 _PARTS = "Chapter|Part|Act|Scene|Volume|Book|Section|Phase|Stage|Type|Class|Article|War|Level"
 # after "U.S." or "5 p.m." only these words mark a new sentence: others may be names
 _NEXT_SENTENCE = r"\W*$|\W+(?:Th\w+|An?|He|She|It|We|You|I|But|And|So|In|On|At|If|My|Her|Wh\w+)\b"
-# A word in capitals is an initialism if it has no vowel, is not made of English syllables, or has
-# two or three letters. Exceptions: _WORDS are words, _INITIALS are initialisms.
-_WORDS = (
-    " AM AN AS AT BE BY DO GO HE IF IN IS ME MY NO OF OH ON OR SO TO UP WE AH HA HEY HI ALL AND "
-    "ANY ARE ASK BUT BUY CAN DAD DAY DID END FOR FUN GET GOD GOT HAD HAS HER HIM HIS HOT HOW ITS "
-    "LET MAN MAY MOM MUM NEW NOR NOT NOW OFF OLD ONE OUR OUT OWN PAY PUT RED RUN SAD SAW SAY SEE "
-    "SHE THE TOO TOP TRY TWO USE WAS WAY WHO WHY WIN WOW YES YET YOU RAM PIN SIM HMM SHH "
-)
-_INITIALS = (
-    " OK USA UK EU UN UAE UFO AI API CEO CFO CIA IBM AKA DIY EPA IRS IPO IQ ID IP IOU USB URL UCLA "
-    "ACLU ASAP USDA IEEE YMCA ETA LED LCD ADHD "
-)
-_AFTER_DIGIT = ("AM", "PM", "ST", "ND", "RD", "TH")
-_C = "[BCDFGHJKLMNPQRSTVWXYZ]"
-_SYLLABLES = re.compile(
-    rf"(?:{_C}|[CSTPWGR]H|[KG]N|WR|QU|S?[CKPT]R|[BDFG]R|S?[CPK]L|[BFGS]L|S[CKMNPTW]|[TD]W|THR|SHR)?"
-    rf"[AEIOUY]+(?:{_C}{{1,4}}[AEIOUY]+)*(?:{_C}?|[LNRT]?[CST]H|[PG]H|CK|GHT|[LNRPCFSX]T|[LNR]D|"
-    rf"[LRS][KMP]|RN|M[BP]|N[CGK]|R[BCFGLV]|L[BFV]|W[DKLN]|SS|LL|FF|ZZ|DD)S?"
-)
-_CAPITALS = re.compile(
-    r"(\d ?)?(?<![A-Za-z])(?<![A-Za-z]')([A-Z]{2,})('?s|(?=&))?(?![A-Za-z]|'[A-Z])"
-)
 
 
 def read_english(text: str) -> Reading:
@@ -190,45 +169,25 @@ def _roman(numeral: str, to: str = "cardinal") -> str:
     return _words(abs(sum(-a if a < b else a for a, b in zip(v, [*v[1:], 0], strict=True))), to)
 
 
-def _is_word(word: str, *, shouted: bool) -> bool:
-    known = f" {word} " in _WORDS or (len(word) > 5 and re.search("[AEIOUY]", word))
-    known = known or (_SYLLABLES.fullmatch(word) and (shouted or len(word) > 3))
-    return bool(known) and f" {word} " not in _INITIALS and (shouted or word != "US")
-
-
-def _capitals(sentence: Match[str]) -> str:
-    """Expand the initialisms of a sentence; if all of it is in capitals, short words are words."""
-    text = sentence[0]
-    words = re.findall(r"[A-Za-z]{2,}", text)
-    shouted = all(map(str.isupper, words)) and sum(_is_word(w, shouted=True) for w in words) > 1
-
-    def expand(m: Match[str]) -> str:
-        before, word, plural = m.groups()
-        unit = before and (word in _UNITS or word in _AFTER_DIGIT)
-        neighbors = re.findall(r"([A-Z]{2,}) $", text[max(0, m.start() - 20) : m.start()])
-        neighbors += re.findall(r"^ ([A-Z]{2,})\b", text[m.end() : m.end() + 20])
-        emphasis = any(_is_word(w, shouted=False) for w in neighbors)
-        if unit or (plural != "" and _is_word(word, shouted=shouted or emphasis)):  # "AT&T"
-            return m[0]
-        return (before or "") + " ".join(word) + ("'s" if plural else "")
-
-    return _CAPITALS.sub(expand, text)
-
-
 def _time(m: Match[str]) -> str:
     hour, minute, second, half = m.groups()
-    return _clock(hour, minute, half) + _seconds(second) + (half and _half(m, half) or "")
+    return _clock(hour, minute, half) + _seconds(second) + (_half(m, minute, half) if half else "")
 
 
 def _clock(hour: str, minute: str, half: str | None = None) -> str:
-    minutes = " oh " + _words(minute) if minute[:1] == "0" else f" {minute}"
     if minute in ("", "00"):
-        minutes = "" if half else " o'clock" if 0 < int(hour) < 13 else " hundred"
-    return _words(hour) + minutes
+        return _words(hour) + ("" if half else " o'clock" if 0 < int(hour) < 13 else " hundred")
+    # pico's "forty-five P M" is heard as 35 (docs/performance-log.md)
+    minutes = _words(minute).replace("-", " ")
+    return f"{_words(hour)} {'oh ' * (minute[0] == '0')}{minutes}"
 
 
-def _half(m: Match[str], half: str) -> str:
-    return f" {half.upper()} M{_stop(m, _NEXT_SENTENCE)}"
+def _half(m: Match[str], minute: str, half: str) -> str:
+    stop = _stop(m, _NEXT_SENTENCE)
+    ends = stop or re.match(r"[\"')]*(?:[.,;:!?]|$)", m.string[m.end() : m.end() + 20])
+    # without a pause the A of "five A M" is not heard at the end (docs/performance-log.md)
+    pause = "," * bool(ends and half in "Aa" and minute.strip("0"))
+    return f"{pause} {half.upper()} M{stop}"
 
 
 def _seconds(second: str | None) -> str:
@@ -301,7 +260,7 @@ _ORDER: tuple[tuple[str, str | Callable[[Match[str]], str]], ...] = (
     (r"(?<![\w.&'])(?!(?:IV|XX+)\b)(?=[IVX]{2})(X{0,3}(?:IX|IV|V?I{0,3}))(?![\w&']|\.\w)",
      lambda m: _roman(m[1])),
     (rf"(?i:\b({_PARTS}|{_NUMBERED}) 0+(?=[1-9]))", r"\1 "),
-    (r"(?:[^.!?]|[.!?](?! ))+", _capitals),
+    (SENTENCE, expand_initialisms),
     (r"(?<![A-Za-z'.])(?<!\b[A-Z] )([A-HJ-Z])\.(?= [A-Z])", _initials),
     # dates and times
     (rf"(?<![\d-])(\d{{4}})-(0[1-9]|1[0-2])-{_DAY}[T ]([01]\d|2[0-4]):([0-5]\d)(?::([0-5]\d(?:\.\d"
