@@ -9,7 +9,7 @@ MACHINE ?= this-machine
 .PHONY: demo test test-slow test-quality check bench gpu-check gpu-luggage pico clean
 
 demo: $(INSTALLED)
-	$(BIN)/chatterbox-opt synth "The quick brown fox jumps over the lazy dog." --model pico -o demo.wav
+	$(BIN)/chatterbox-opt synth "Hello, world. This voice runs on your own computer." --model pico --seed 0 -o demo.wav
 	@echo
 	@echo "Listen to demo.wav, then go on with:"
 	@echo "  source $(VENV)/bin/activate"

@@ -122,6 +122,11 @@ def writer(path: str, subtype: str | None = None) -> Iterator[Sink]:
         ) from error
 
 
+def _name(path: Path) -> str | bytes:
+    """A file name as soundfile takes it: not a str that the locale could not decode."""
+    return os.fspath(path) if os.name == "nt" else os.fsencode(path)
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
     """A decoded reference recording.

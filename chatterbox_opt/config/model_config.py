@@ -103,8 +103,8 @@ class ModelConfig:
 
     Attributes:
         random_weights: the values are random (``models make``): real speed, but noise as output.
-        needs_text_normalization: the model was trained on English words only, so numbers, dates
-            and abbreviations are written out first (text/english.py).
+        needs_text_normalization: the model was trained on English words only, so numbers, dates,
+            signs and abbreviations are written out first (text/english.py).
     """
 
     t3: T3Config = field(default_factory=T3Config)

@@ -224,7 +224,7 @@ class Engine(Closing):
             guard: retries chunks in which runaways, cut-offs or loops are detected.
 
         Raises:
-            TextError: the text has no letter or digit. By the call itself, as all InputErrors.
+            TextError: no word that the model can read. By the call itself, as all InputErrors.
             DeviceError, NumericsError: after all fallbacks.
         """
         request = single_request(text, voice, sampling)
@@ -257,9 +257,12 @@ class Engine(Closing):
         if not self.checkpoint.config.needs_text_normalization:
             return split(text)
         # imported only for the built-in model, which alone needs the libraries of this module
-        from chatterbox_opt.text.english import normalize_english
+        from chatterbox_opt.text.english import read_english
 
-        return split(text, spell=normalize_english)
+        reading = read_english(text)
+        if reading.dropped:
+            log.warning("%s", reading.summary)
+        return split(reading.text)
 
     def stream(
         self, text: str, voice: VoiceSource = None, sampling: Sampling | None = None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from chatterbox_opt.errors import InputError
+from chatterbox_opt.errors import InputError, TextError
 
 REMEDY = 'pip install "chatterbox-opt[ears]"'
 BOOTSTRAP_SAMPLES = 1000
@@ -76,9 +76,13 @@ def _normalizer() -> Callable[[str], str]:
 
 
 def _spelled_out(text: str) -> str:
-    from chatterbox_opt.text.english import normalize_english  # imports num2words
+    from chatterbox_opt.text.english import read_english  # imports num2words
 
-    return _NO_WORD.sub(" ", normalize_english(text).lower())
+    try:
+        text = read_english(text).text
+    except TextError:  # no English word: compared as it is
+        pass
+    return _NO_WORD.sub(" ", text.lower())
 
 
 def word_errors(reference: str, transcript: str) -> tuple[int, int]:

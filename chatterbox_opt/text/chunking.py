@@ -5,7 +5,7 @@ tensors; imports no torch.
 
 T3 was trained on single sentences, and upstream limits one run to 1,000 tokens (40 s): the audio
 of a longer text is truncated or unintelligible. So a long text becomes several chunks, and no word
-is lost between them. A text that fits is one chunk, with exactly upstream's normalization.
+is lost between them. A paragraph that fits is one chunk, with exactly upstream's normalization.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from chatterbox_opt.errors import TextError
 LIMIT = 300  # characters of one chunk; what users of upstream recommend is 280 to 300
 SENTENCE_PAUSE = 0.2  # seconds of silence between two chunks of one paragraph
 PARAGRAPH_PAUSE = 0.5  # seconds of silence between paragraphs
+SCENE_PAUSE = 1.5  # seconds of silence for a paragraph without a word, such as "* * *"
+SCENE_BREAK = "---"  # a paragraph that is one, in the markup of this package
 
 # upstream tts.py, punc_norm: applied in this order
 _REPLACEMENTS = (
@@ -41,7 +43,8 @@ _REPLACEMENTS = (
 _END_MARKS = (".", "!", "?", "-", ",")
 _CLAUSE = re.compile(r".+?(?:[,;:)\]—–](?:\s+|$)|[，、；：]|$)", re.DOTALL)
 _WORD = re.compile(r"\S+\s*|\s+")
-_PARAGRAPH = re.compile(r"\n\s*\n")
+_LINE_END = r"(?:\n|\r(?!\n)|\x85|\u2028)"
+_PARAGRAPH = re.compile(rf"{_LINE_END}\s*{_LINE_END}|\u2029")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,34 +103,39 @@ def has_speech(text: str) -> bool:
     return any(c.isalnum() for c in text)
 
 
-def split(text: str, limit: int = LIMIT, spell: Callable[[str], str] | None = None) -> list[Chunk]:
+def paragraphs(text: str) -> list[str]:
+    """The parts of ``text`` between empty lines, without empty ones; one line end is a blank."""
+    return [part.strip() for part in _PARAGRAPH.split(text) if part.strip()]
+
+
+def split(text: str, limit: int = LIMIT) -> list[Chunk]:
     """Split any text into chunks whose normalized form has at most ``limit`` characters.
 
-    Splits at sentences, then clauses, then words, and only where a single word is longer than
-    ``limit`` (scripts without spaces) between characters.
-
-    Args:
-        spell: applied to each paragraph first: numbers and symbols to words (english.py).
+    Splits at empty lines; a paragraph that is too long at sentences, then clauses, then words, and
+    only where a single word is longer than ``limit`` (scripts without spaces) between characters.
+    A paragraph without a letter or digit ("* * *") is a pause of ``SCENE_PAUSE``.
 
     Raises:
         TextError: no letter or digit, see ``clean``.
     """
     text = clean(text)
-    if spell is not None:
-        text = "\n\n".join(filter(has_speech, map(spell, _PARAGRAPH.split(text))))
-        if not text:
-            raise TextError(
-                "the text has no word that this model can read: it supports English only"
-            )
-    if _fits(text, limit):
+    parts = paragraphs(text)
+    if len(parts) == 1 and _fits(text, limit):
         return [Chunk(normalize(text), source=text)]  # not stripped: nor does upstream
     chunks: list[Chunk] = []
-    for paragraph in filter(has_speech, _PARAGRAPH.split(text)):
-        pieces = [p.strip() for p in _pack(paragraph.strip(), limit, 0) if has_speech(p)]
-        chunks += [Chunk(normalize(piece), SENTENCE_PAUSE, piece) for piece in pieces]
-        chunks[-1] = replace(chunks[-1], pause=PARAGRAPH_PAUSE)
+    for paragraph in parts:
+        if has_speech(paragraph):
+            chunks += _paragraph_chunks(paragraph, limit)
+        elif chunks:
+            chunks[-1] = replace(chunks[-1], pause=SCENE_PAUSE)
     chunks[-1] = replace(chunks[-1], pause=0.0)
     return chunks
+
+
+def _paragraph_chunks(paragraph: str, limit: int) -> list[Chunk]:
+    pieces = [p.strip() for p in _pack(paragraph, limit, 0) if has_speech(p)]
+    chunks = [Chunk(normalize(piece), SENTENCE_PAUSE, piece) for piece in pieces]
+    return [*chunks[:-1], replace(chunks[-1], pause=PARAGRAPH_PAUSE)]
 
 
 def _fits(text: str, limit: int) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from helpers.common import SAMPLE
 
 from chatterbox_opt import Engine, Sampling
+from chatterbox_opt.config.model_config import ModelConfig
 from chatterbox_opt.engine import decode, probe
 from chatterbox_opt.errors import DeviceError, InputError, SilenceError, TextError
 from chatterbox_opt.voices.store import VoiceStore
@@ -34,6 +38,15 @@ def test_interleaved_calls_do_not_influence_one_another(engine):
     assert np.array_equal(
         other, engine.synthesize("Something else entirely, and longer.", **b).samples
     )
+
+
+def test_words_that_the_built_in_model_cannot_read_are_one_warning(caplog):
+    config = ModelConfig(needs_text_normalization=True)
+    engine = SimpleNamespace(checkpoint=SimpleNamespace(config=config))
+    with caplog.at_level(logging.WARNING, "chatterbox_opt"):
+        chunks = Engine._chunks(engine, "She said спасибо.\n\n谢谢 too.")
+    assert [chunk.text for chunk in chunks] == ["She said.", "Too."]
+    assert caplog.messages == ["2 words dropped, which this model cannot read: 'спасибо', '谢谢'"]
 
 
 def test_a_voice_is_not_changed_by_use(engine):

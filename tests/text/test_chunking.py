@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatterbox_opt.errors import TextError
-from chatterbox_opt.text.chunking import LIMIT, PARAGRAPH_PAUSE, clean, normalize, split
+from chatterbox_opt.text.chunking import (
+    LIMIT,
+    PARAGRAPH_PAUSE,
+    SCENE_PAUSE,
+    SENTENCE_PAUSE,
+    clean,
+    normalize,
+    split,
+)
 
 LONG = (
     "Dr. Smith said, e.g., that it was 5 p.m. on Jan. 3rd. “Is it so?” she asked. It was! "
@@ -90,10 +98,53 @@ def test_chinese_is_split_at_its_own_full_stops():
     assert all(chunk.text.rstrip(".").endswith("。") for chunk in chunks)
 
 
-def test_paragraphs_get_a_longer_pause():
+def test_long_paragraphs_get_a_longer_pause_than_sentences():
     chunks = split("First. " * 50 + "\n\n" + "Second. " * 3)
-    assert PARAGRAPH_PAUSE in [chunk.pause for chunk in chunks]
-    assert chunks[-1].pause == 0
+    assert [chunk.pause for chunk in chunks] == [SENTENCE_PAUSE, PARAGRAPH_PAUSE, 0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Steven Erikson\n\nFive riders drew rein.",
+        "\n\n Steven Erikson \n \t\n\n\n Five riders\ndrew rein.\n\n",
+        "Steven Erikson\r\n\r\nFive riders\r\ndrew rein.\r\n",
+        "Steven Erikson\r\rFive riders\rdrew rein.",
+        "Steven Erikson\u2029Five riders\u2028drew rein.",
+        "* * *\n\nSteven Erikson\n\nFive riders drew rein.\n\n---",
+    ],
+)
+def test_short_paragraphs_and_headings_are_chunks_of_their_own(text):
+    first, second = split(text)
+    assert (first.text, first.pause) == ("Steven Erikson.", PARAGRAPH_PAUSE)
+    assert (second.text, second.pause) == ("Five riders drew rein.", 0)
+
+
+@pytest.mark.parametrize("mark", ["* * *", "---", "⁂", "🎉", "#", "..."])
+def test_a_paragraph_without_words_is_a_longer_pause(mark):
+    chunks = split(f"One.\n\nTwo.\n\n{mark}\n\nThree.")
+    assert [chunk.pause for chunk in chunks] == [PARAGRAPH_PAUSE, SCENE_PAUSE, 0]
+    assert [chunk.text for chunk in chunks] == ["One.", "Two.", "Three."]
+
+
+@pytest.mark.parametrize(
+    "text", ["a hard-\nwrapped\r\ntext\rof\nfour lines", "\n\n one paragraph\n\n", "one\n \n"]
+)
+def test_one_paragraph_is_one_chunk_normalized_as_upstream_does(text):
+    assert [chunk.text for chunk in split(text)] == [punc_norm(text)]
+
+
+@given(st.lists(st.sampled_from(["a", "bc.", " ", "\n", "\r\n", "\r", "*", "\n\n"]), max_size=30))
+@settings(max_examples=300, deadline=None)
+def test_any_line_ends_lose_no_word_and_pause_between_paragraphs(parts):
+    text = "".join(parts)
+    if not re.search("[abc]", text):
+        return
+    chunks = split(text)
+    assert letters("".join(chunk.text for chunk in chunks)) == letters(text)
+    lines = [line.strip() for line in re.split("\r\n|\r|\n", text)]
+    groups = re.split("\n\n+", "\n".join(lines).strip("\n"))
+    assert len(chunks) == sum(bool(re.search("[abc]", group)) for group in groups)
 
 
 @pytest.mark.parametrize(

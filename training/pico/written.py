@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from num2words import num2words
 
-from chatterbox_opt.text.english import normalize_english
+from chatterbox_opt.text.english import read_english
 
 Rng = np.random.Generator
 
@@ -124,7 +124,7 @@ def sentence(rng: Rng) -> str:
     for part in parts[1:]:
         slot, _, rest = part.partition("}")
         text += _fill_slot(slot, rng) + rest
-    return normalize_english(text[0].upper() + text[1:])
+    return read_english(text[0].upper() + text[1:]).text
 
 
 def _fill_slot(slot: str, rng: Rng) -> str:
