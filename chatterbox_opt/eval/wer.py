@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -78,10 +79,8 @@ def _normalizer() -> Callable[[str], str]:
 def _spelled_out(text: str) -> str:
     from chatterbox_opt.text.english import read_english  # imports num2words
 
-    try:
+    with suppress(TextError):  # no English word: compared as it is
         text = read_english(text).text
-    except TextError:  # no English word: compared as it is
-        pass
     return _NO_WORD.sub(" ", text.lower())
 
 

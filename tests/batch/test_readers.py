@@ -151,8 +151,10 @@ def test_webvtt_names_notes_and_styles_are_no_text():
     }  # fmt: skip
 
 
+ASS_HEAD = "[Script Info]\n\n[V4+ Styles]\nFormat: Name\nStyle: Default\n\n[Events]\nFormat: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text\n"
+
+
 def test_substation_files():
-    head = "[Script Info]\n\n[V4+ Styles]\nFormat: Name\nStyle: Default\n\n[Events]\nFormat: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text\n"
     line = "{}: {},0:00:0{}.00,0:00:0{}.50,Default,{},0,0,0,,{}\n"
     events = [
         line.format("Dialogue", 0, 3, 3, "Anna", r"{\i1}Hello\Nthere, you.{\i0}"),
@@ -161,15 +163,17 @@ def test_substation_files():
         line.format("Dialogue", 0, 5, 5, "", r"{\p1}m 0 0 l 9 9{\p0}"),
         line.format("Dialogue", 0, 1, 1, "", "[music] First."),
     ]
-    job = read("a.ass", head + "".join(events))
+    job = read("a.ass", ASS_HEAD + "".join(events))
     assert lines(job) == ["First.", "Hello there, you."]
     assert set(words_by_reason(job.dropped)) == {
         "comments", "drawings", "repeated captions", "sound descriptions", "speaker names"
     }  # fmt: skip
+    with pytest.raises(InputError, match=r"line 11: '\[on the next line\]' is no event"):
+        read("a.ass", ASS_HEAD + events[0] + events[1] + "[on the next line]\n")
     with pytest.raises(InputError, match="is not SubStation Alpha"):
         read("a.ass", "Dialogue: 0,lost\n")
     with pytest.raises(InputError, match="has no text to speak"):
-        read("a.ass", head)
+        read("a.ass", ASS_HEAD)
 
 
 def test_text_without_words_is_a_pause():
@@ -359,6 +363,8 @@ def text_of(glue: list[str]) -> st.SearchStrategy[str]:
         ("srt", SUBTITLE_GLUE, "1\n00:00:00,000 --> 00:00:01,000\n"),
         ("vtt", SUBTITLE_GLUE, "WEBVTT\n\n00:00.000 --> 00:01.000\n"),
         ("md", MARKDOWN_GLUE, ""),
+        ("ass", SUBTITLE_GLUE, ASS_HEAD + "Dialogue: 0,0:00:00.00,0:00:01.00,Default,,0,0,0,,"),
+        ("tsv", TABLE_GLUE, "text\tid\n"),
         ("csv", TABLE_GLUE, "text,id\n"),
         ("csv", TABLE_GLUE, ""),
     ],

@@ -6,11 +6,19 @@ caption is shown_text (captions.py).
 
 from __future__ import annotations
 
+import re
+
 from chatterbox_opt.batch.readers.captions import REPEATS, Captions, Cue, rows_of
 from chatterbox_opt.batch.readers.rows import Dropped, Parsed
 from chatterbox_opt.errors import InputError
 
 COMMENTS, DRAWINGS = "comments", "drawings"
+
+
+_SECTION = re.compile(
+    r"\[(script info|v4\+* styles|events|fonts|graphics|aegisub.*)\]", re.IGNORECASE
+)
+_KINDS = ("Format:", "Dialogue:", "Comment:", "Picture:", "Sound:", "Movie:", "Command:", ";", "!:")
 
 
 def read_substation(name: str, text: str, captions: Captions) -> Parsed:
@@ -21,6 +29,7 @@ def read_substation(name: str, text: str, captions: Captions) -> Parsed:
     """
     import pysubs2
 
+    _check_lines(name, text)
     try:
         file = pysubs2.SSAFile.from_string(text, format_="ass")
     except (ValueError, pysubs2.exceptions.Pysubs2Error) as error:
@@ -49,3 +58,17 @@ def read_substation(name: str, text: str, captions: Captions) -> Parsed:
     parsed = rows_of(cues, captions)
     parsed.dropped = dropped + parsed.dropped
     return parsed
+
+
+def _check_lines(name: str, text: str) -> None:
+    """Raise InputError for a line below [Events] that is no event: pysubs2 would pass over it."""
+    in_events = False
+    for row, line in enumerate(text.split("\n"), 1):
+        content = line.strip()
+        if section := _SECTION.fullmatch(content):
+            in_events = section[1].lower() == "events"
+        elif in_events and content and not content.startswith(_KINDS):
+            raise InputError(
+                f"{name} line {row}: '{content[:60]}' is no event; a text is one line, "
+                "with \\N for line breaks"
+            )

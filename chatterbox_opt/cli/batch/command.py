@@ -23,6 +23,7 @@ from chatterbox_opt.batch.executors import LocalExecutor, RayExecutor, WorkerSpe
 from chatterbox_opt.batch.join import join
 from chatterbox_opt.batch.manifest import DONE, Manifest, open_manifest
 from chatterbox_opt.batch.metadata import write_metadata
+from chatterbox_opt.batch.readers.rows import Dropped
 from chatterbox_opt.batch.resuming import prepare, stale_files
 from chatterbox_opt.batch.runner import BatchRunner, RunOptions, Summary
 from chatterbox_opt.checkpoints import registry
@@ -42,7 +43,7 @@ from chatterbox_opt.cli.console import Reporter
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOptions
 from chatterbox_opt.config.plan import Plan
 from chatterbox_opt.engine.spec import EngineSpec
-from chatterbox_opt.errors import InputError, OutputError, VoiceError
+from chatterbox_opt.errors import InputError, OutputError, TextError, VoiceError
 from chatterbox_opt.voices import store as voice_store
 
 STALE_SHOWN = 5  # files of earlier runs that are named
@@ -79,7 +80,7 @@ def batch(
     read_options = reading.read_options()
     job = job_file.read(file, _content(file), sampling.sampling(), voice, read_options)
     if directory is None:
-        preview(job, job.dropped, as_json=as_json)
+        preview(job, [*job.dropped, *_dropped_by_model(spec.model, job)], as_json=as_json)
         return
     verifier = quality.verifier()
     spec.check(voice)
@@ -122,6 +123,21 @@ def batch(
         reporter.status(f"metadata: {write_metadata(directory, done, files.metadata)}")
     _join(reporter, directory, joining, items, summary)
     raise typer.Exit(1 if summary.failed() else 0)
+
+
+def _dropped_by_model(model: str, job: job_file.Job) -> Iterator[Dropped]:
+    """What the built-in model cannot read; any other model gets the texts as they are."""
+    is_here = model in registry.BUILT_IN or Path(model).is_dir()
+    if not is_here or not registry.locate(model).config.needs_text_normalization:
+        return
+    from chatterbox_opt.text.english import read_english
+
+    for item in job.items:
+        try:
+            for part in read_english(item.text).dropped:
+                yield Dropped(part.reason, part.text, item.row)
+        except TextError:
+            yield Dropped("texts without an English word", item.text, item.row)
 
 
 def _content(file: str) -> bytes:

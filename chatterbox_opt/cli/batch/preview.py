@@ -60,7 +60,7 @@ def summary(job: Job, dropped: Iterable[Dropped]) -> str:
         parts.append(f"{len(job.pauses)} pauses ({', '.join(reasons)})")
     words = words_by_reason(dropped)
     if words:
-        why = ", ".join(f"{count} of {reason}" for reason, count in words.items())
+        why = ", ".join(f"{reason}: {count}" for reason, count in words.items())
         parts.append(f"{sum(words.values())} words not spoken ({why})")
     return " · ".join(parts)
 
