@@ -113,6 +113,7 @@ def test_the_files(measured):
     assert len({line.count("|") for line in table}) == 1
 
 
+@pytest.mark.slow
 def test_cold_starts_are_whole_processes(tiny, tmp_path):
     args = ["bench", "--model", str(tiny), "--rows", "bfloat16", "--profile", "cpu",
             "--seconds", "0.4", "--runs", "1", "--cold"]  # fmt: skip

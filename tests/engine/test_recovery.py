@@ -37,8 +37,9 @@ def test_out_of_memory_starts_offloading_and_gives_the_same_audio(
         inject(monkeypatch, fragile, name, torch.OutOfMemoryError("CUDA out of memory"), 1)
         assert np.array_equal(fragile.synthesize("Hello.", None, SAMPLING).samples, expected)
         assert fragile.pipeline.placement.offload == "stages"
-    assert len(caplog.records) == 2  # that weights are random, and this one
-    assert f"{name} ran out of memory: stages now alternate" in caplog.records[1].message
+    warnings = [r.message for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(warnings) == 2  # that weights are random, and this one
+    assert f"{name} ran out of memory: stages now alternate" in warnings[1]
 
 
 class FragileBackend(EagerBackend):
