@@ -1,6 +1,6 @@
 """Brings speech to a loudness in LUFS (ITU-R BS.1770-4, measured by pyloudnorm).
 
-Responsible for the gain of one recording. Not responsible for files.
+Responsible for gain and limiter of one recording. Not responsible for files.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 QUIETEST, LOUDEST = -40.0, -9.0  # LUFS that can be asked for
 BLOCK = 0.4  # seconds of sound that BS.1770 measures at once
 MAX_PEAK = 10 ** (-1 / 20)  # -1 dBFS: what a lossy encoder adds must not clip
+LIMITER = SAMPLE_RATE // 200  # samples, 5 ms: how fast the limiter's gain falls and rises
+ROUNDS = 8  # a limiter makes sound quieter, so the gain is found in rounds
+TOLERANCE = 0.05  # LU
+ACCEPTED = 0.5  # LU; a sound that the limiter keeps further away is reported
 
 
 def check_target(target: float) -> None:
@@ -28,25 +32,47 @@ def check_target(target: float) -> None:
         )
 
 
-def gain_to(wave: Wave, target: float) -> tuple[float, bool]:
-    """The factor that brings ``wave`` to a loudness.
+def at_loudness(wave: Wave, target: float) -> tuple[Wave, float]:
+    """Bring speech to a loudness, with its peaks limited to ``MAX_PEAK``.
 
     Args:
         wave: float32 [n] at 24 kHz.
         target: LUFS.
 
     Returns:
-        the factor, and whether it is smaller than asked for because the peak would exceed
-        ``MAX_PEAK``. Silence has the factor 1.
+        float32 [n], and the loudness it has: within ``TOLERANCE`` of ``target``, or lower if the
+        limiter would have to change more than single peaks. Silence is returned as it is.
     """
     import numpy as np
 
     measured = loudness(wave)
     if not math.isfinite(measured):
-        return 1.0, False
-    wanted = 10 ** ((target - measured) / 20)
-    allowed = MAX_PEAK / float(np.abs(wave).max())
-    return min(wanted, allowed), allowed < wanted
+        return wave, measured
+    gain, result = 0.0, wave  # dB
+    for _ in range(ROUNDS):
+        gain += target - measured
+        result = _limit(wave * np.float32(10 ** (gain / 20)))
+        measured = loudness(result)
+        if abs(target - measured) <= TOLERANCE:
+            break
+    return result, measured
+
+
+def _limit(wave: Wave) -> Wave:
+    """A limiter with look-ahead: the gain falls before a peak and rises behind it, linearly.
+
+    The smallest gain within a window is averaged over windows of the same length, so that no
+    average is above the gain that its sample needs.
+    """
+    import numpy as np
+    from scipy.ndimage import minimum_filter1d, uniform_filter1d
+
+    peaks = np.abs(wave)
+    if not len(wave) or peaks.max() <= MAX_PEAK:
+        return wave
+    needed = MAX_PEAK / np.maximum(peaks, MAX_PEAK).astype(np.float64)
+    gain = uniform_filter1d(minimum_filter1d(needed, LIMITER), LIMITER)
+    return (wave * np.minimum(gain, needed)).astype(np.float32)
 
 
 def loudness(wave: Wave) -> float:

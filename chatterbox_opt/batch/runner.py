@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 
 from chatterbox_opt.audio import files as audio_files
-from chatterbox_opt.audio.loudness import gain_to
+from chatterbox_opt.audio import loudness
 from chatterbox_opt.batch.job_file import Item
 from chatterbox_opt.batch.manifest import DONE, FAILED, Entry, Manifest
 from chatterbox_opt.batch.resuming import find_done
@@ -204,8 +204,8 @@ class BatchRunner:
         faults = _faults(pieces) + [fault] * bool(fault)
         waves = [piece.samples for piece in pieces]
         if self._options.loudness is not None:
-            waves, limited = _at_loudness(waves, self._options.loudness)
-            faults += ["quieter than --loudness: its peaks would clip"] * limited
+            waves, quieter = _at_loudness(waves, self._options.loudness)
+            faults += [f"{quieter:.1f} LU quieter than --loudness"] * bool(quieter)
         path = self._manifest.directory / item.file
         try:
             with audio_files.writer(str(path)) as sink:
@@ -282,13 +282,13 @@ class BatchRunner:
         )
 
 
-def _at_loudness(waves: list[Wave], target: float) -> tuple[list[Wave], bool]:
-    """The waves of an item as one, at a loudness; and whether its peaks allow no more."""
+def _at_loudness(waves: list[Wave], target: float) -> tuple[list[Wave], float]:
+    """The waves of an item as one, at a loudness; and by how many LU it is missed, or 0."""
     import numpy as np
 
-    wave = np.concatenate(waves)
-    gain, limited = gain_to(wave, target)
-    return [(wave * gain).astype(np.float32)], limited
+    wave, reached = loudness.at_loudness(np.concatenate(waves), target)
+    missed = target - reached
+    return [wave], missed if loudness.ACCEPTED < missed < float("inf") else 0.0
 
 
 def _faults(pieces: tuple[Piece, ...]) -> list[str]:

@@ -86,18 +86,30 @@ def test_files_have_the_loudness_asked_for(tmp_path, seconds, level):
     assert not summary.entries["1"].faults
 
 
-def test_loudness_does_not_clip_and_says_so(tmp_path):
+def test_loudness_limits_single_peaks_and_reports_what_it_cannot_reach(tmp_path):
     def peaked(requests):
         for request in requests:
-            wave = speech(1.0, 0.001)
-            wave[5000] = 0.9
+            wave = speech(2.0, 0.01)
+            wave[5000::12000] = 0.9  # the gain that the rest needs would take these to 6
             yield Result(request.id, 0, (Piece(wave, "x", 1, {"t3": 0.5}),))
 
-    summary = run_batch(tmp_path, tasks_of(["One."]), peaked, loudness=-16.0)
-    wave, _ = soundfile.read(tmp_path / "1.wav")
-    assert np.abs(wave).max() == pytest.approx(10 ** (-1 / 20), abs=1e-3)
-    assert summary.entries["1"].faults == ("quieter than --loudness: its peaks would clip",)
-    assert loudness.gain_to(np.zeros(9999, np.float32), -18) == (1.0, False)
+    summary = run_batch(tmp_path, tasks_of(["One."]), peaked, loudness=-18.0)
+    wave, _ = soundfile.read(tmp_path / "1.wav", dtype="float32")
+    assert loudness.loudness(wave) == pytest.approx(-18.0, abs=0.1)
+    assert np.abs(wave).max() <= loudness.MAX_PEAK + 1e-3
+    assert not summary.entries["1"].faults
+
+    def square(requests):
+        for request in requests:
+            wave = np.zeros(48000, np.float32)
+            wave[::240] = 0.9  # nothing but peaks
+            yield Result(request.id, 0, (Piece(wave, "x", 1, {"t3": 0.5}),))
+
+    summary = run_batch(tmp_path, tasks_of(["Two."]), square, loudness=-9.0)
+    [fault] = summary.entries["1"].faults
+    assert "LU quieter than --loudness" in fault
+    silent = np.zeros(9999, np.float32)
+    assert loudness.at_loudness(silent, -18.0)[0] is silent
     for target in (0.0, -60.0, float("nan")):
         with pytest.raises(InputError, match="--loudness"):
             loudness.check_target(target)
