@@ -20,7 +20,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from chatterbox_opt.cli import tables
+from chatterbox_opt.cli import streams, tables
 from chatterbox_opt.utils import steps
 
 if TYPE_CHECKING:
@@ -125,7 +125,10 @@ class Reporter:
         self.end_step()
         self._has_bars = True
         try:
-            with Progress(*columns, console=self.console, transient=True) as bars:
+            with (
+                streams.no_control_echo(),
+                Progress(*columns, console=self.console, transient=True) as bars,
+            ):
                 yield bars
         finally:
             self._has_bars = False

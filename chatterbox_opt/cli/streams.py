@@ -62,6 +62,31 @@ def _discard(stream: TextIO) -> None:
 
 
 @contextlib.contextmanager
+def no_control_echo() -> Iterator[None]:
+    """Keep the terminal of standard error from showing ``^C`` while the block runs.
+
+    Behind a bar as wide as the terminal it begins a new line, and the bar could not be removed.
+    """
+    try:
+        import termios
+    except ImportError:  # not on Windows
+        yield
+        return
+    try:
+        terminal = sys.stderr.fileno()
+        before = termios.tcgetattr(terminal)
+    except (OSError, termios.error):
+        yield
+        return
+    quiet = [*before[:3], before[3] & ~termios.ECHOCTL, *before[4:]]
+    termios.tcsetattr(terminal, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
 def tolerant() -> Iterator[None]:
     """Make standard output and error tolerant while the block runs.
 
