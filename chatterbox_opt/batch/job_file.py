@@ -36,7 +36,7 @@ COLUMNS = ("id", "text", "voice", *SAMPLING_COLUMNS)
 SCENE_BREAK = "scene break"
 _INTEGERS = ("seed", "max_tokens", "cfm_steps", "top_k")
 # "* * *", "---", "⁂": of several marks, or one that is used for nothing else
-_SCENE_BREAK = re.compile(r"[*_#~=•·⁂❧☙◆◇✦✽-]{3,}|[⁂❧☙#*•~-]|[—–]{1,}|(?:o0o|-0-)")
+_SCENE_BREAK = re.compile(r"[*_#~=•·⁂❧☙◆◇✦✽-]{3,}|[⁂❧☙#*•~]|[—–]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +248,8 @@ def _number(column: str, cell: Any) -> Any:
     try:
         if isinstance(cell, bool) or (kind is int and isinstance(cell, float)):
             raise ValueError
-        return kind(cell)
+        # a decimal comma, as in a table of a German or French Excel
+        return kind(cell.replace(",", ".") if isinstance(cell, str) else cell)
     except (ValueError, TypeError, OverflowError) as error:
         what = "a whole number" if kind is int else "a number"
         raise InputError(f"{column} is {json.dumps(cell)[:40]}; give {what}") from error

@@ -117,12 +117,28 @@ def find_done(manifest: Manifest, items: Sequence[Item]) -> dict[str, Entry]:
         if waiting:
             moves[item.id] = _Move(waiting.popleft(), item.id, item.file)
             claimed.add(moves[item.id].entry.file)
-    _move(manifest, [move for move in moves.values() if move.renames])
+    renames = [move for move in moves.values() if move.renames]
+    _move(manifest, [*_spared(manifest, renames, claimed), *renames])
     return {id: manifest.entries[id] if move.renames else move.entry for id, move in moves.items()}
 
 
 def _content(text_hash: str, settings_hash: str, file: str) -> tuple[str, str, str]:
     return text_hash, settings_hash, PurePath(file).suffix
+
+
+def _spared(manifest: Manifest, moves: Sequence[_Move], claimed: set[str]) -> list[_Move]:
+    """New names for files that no item has now, and whose names another item's file gets.
+
+    They stay, are listed as files of earlier runs, and are found if their text comes back.
+    """
+    targets = {move.file for move in moves}
+    spared = []
+    for entry in manifest.finished():
+        if entry.file in targets and entry.file not in claimed:
+            name = PurePath(entry.file)
+            kept = f"{name.stem}~{entry.text_hash[:8]}{name.suffix}"
+            spared.append(_Move(entry, f"{entry.id}~{entry.text_hash[:8]}", kept))
+    return spared
 
 
 def stale_files(manifest: Manifest, items: Iterable[Item]) -> list[str]:

@@ -45,7 +45,9 @@ def decode(name: str, content: bytes, encoding: str | None = None) -> str:
         raise InputError(f"{name} row {row} is not {chosen.upper()}: {remedy}") from error
     if "\0" in text and encoding is None:
         raise InputError(f"{name} is not UTF-8 text, it has NUL characters: {_remedy(content)}")
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    # "\r\r\n" is what a program makes of "\r\n" that adds another "\r"
+    text = text.replace("\ufeff", "").replace("\r\r\n", "\n").replace("\r\n", "\n")
+    return text.replace("\r", "\n")
 
 
 def check_encoding(encoding: str) -> None:

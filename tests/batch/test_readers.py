@@ -331,6 +331,126 @@ def test_other_encodings_are_read_by_name_and_named():
         read("a.txt", b"abc", encoding="utf-16")
 
 
+def test_subtitles_with_doubled_line_ends_word_times_and_joined_segments():
+    doubled = srt("Hello there.", "How are you?").replace("\n", "\r\r\n")
+    assert lines(read("a.srt", doubled)) == ["Hello there.", "How are you?"]
+    spaced = "1\n\n00:00:01,0 --> 00:00:02,0\nHello.\n\n2\n\n00:00:03,0 --> 00:00:04,0\nBye.\n"
+    assert lines(read("a.srt", spaced)) == ["Hello.", "Bye."]
+    timed = "WEBVTT\n\n00:01.000 --> 00:02.000\n<00:00:01.000>Hello<00:00:01.500> world\n"
+    assert lines(read("a.vtt", timed)) == ["Hello world"]
+    segment = "WEBVTT\nX-TIMESTAMP-MAP=MPEGTS:900000,LOCAL:00:00:00.000\n\n00:05.000 --> 00:07.000\nThis one crosses.\n\n"
+    assert lines(read("a.vtt", segment * 2)) == ["This one crosses."]
+
+
+def test_words_shown_one_by_one_are_read_once():
+    highlighted = srt(
+        "<u>Hello</u> my friend.", "Hello <u>my</u> friend.", "Hello my <u>friend.</u>", "Bye."
+    )
+    assert lines(read("a.srt", highlighted)) == ["Hello my friend.", "Bye."]
+    growing = srt(
+        "welcome", "welcome to", "welcome to the", "welcome to the show", "Good.", "Good. Yes."
+    )
+    assert lines(read("a.srt", growing)) == ["welcome to the show", "Good.", "Good. Yes."]
+    placeholder = "\n".join(f"{n}\n00:00:00,000 --> 00:00:00,000\nHa.\n" for n in (1, 2, 3))
+    assert lines(read("a.srt", placeholder)) == ["Ha."] * 3
+    assert lines(
+        read("a.srt", srt("JOHN (V.O.): Hi.", "ANN [ON RADIO]: Ho.", "[[a] b] So.", "（笑） Ja."))
+    ) == ["Hi.", "Ho.", "So.", "Ja."]
+
+
+@pytest.mark.parametrize("text", ["Wait <s" + "." * 60, "<c" + ".a" * 60, "<v" + ".a" * 60, "<" * 5000, "[" * 5000, "(" * 5000, "-" * 5000 + ">"])  # fmt: skip
+def test_malformed_markup_takes_no_exponential_time(text):
+    assert read("a.srt", srt("Hello " + text + " what?")).items
+
+
+def test_a_long_paragraph_takes_linear_time():
+    text = (
+        "the words of a paragraph that has no end and no empty li-\nne in it, as in old books whose paragraphs are\n"
+        * 20_000
+    )
+    [item] = read("a.txt", text).items
+    assert item.text.count("line in it") == 20_000
+
+
+def test_ass_words_that_the_library_drops_are_counted_or_refused():
+    event = "Dialogue: 0,0:00:01.00,0:00:02.00,Default,,0,0,0,,"
+    job = read("a.ass", ASS_HEAD + event + r"{a note}Hello {\p1}m 0 0{\p0}world" + "\n")
+    assert lines(job) == ["Hello world"]
+    assert words_by_reason(job.dropped) == {"comments": 2, "drawings": 3}
+    with pytest.raises(InputError, match="too few columns"):
+        read("a.ass", ASS_HEAD + "Dialogue: 0,0:00:01.00,0:00:02.00,Default,Hello there\n")
+    with pytest.raises(InputError, match="these columns are unusual"):
+        read("a.ass", ASS_HEAD.replace("Effect, ", "") + event + "Hello\n")
+
+
+def test_lists_mixed_widths_indents_and_german_nouns():
+    bullets = "- Buy a carton of milk at the corner shop\n- Call mother about the trip to the sea\n- Write the letter to the tax office now\n"
+    assert lines(read("a.txt", bullets)) == bullets.splitlines()
+    book = (
+        "The Great Book\nby Jane Doe\n\n"
+        + "One long line of a paragraph that nobody wrapped.\n\n" * 9
+    )
+    job = read("a.txt", book)
+    assert [i.text for i in job.items][:3] == [
+        "The Great Book",
+        "by Jane Doe",
+        "One long line of a paragraph that nobody wrapped.",
+    ]
+    assert not any(i.starts_chapter for i in job.items[1:])
+    wrapped = "It was the best of times, it was the worst of\ntimes, it was the age of wisdom, it was the age\nof foolishness and of much else that was good.\n\n"
+    address = f"See http://example.com/{'x' * 140}\nfor more.\n\n"
+    assert len(read("a.txt", wrapped * 4 + address).items) == 5
+    indented = (
+        "   It was the best of times, it was the worst of\ntimes, it was the age of wisdom, it was the age\nof foolishness.\n"
+        * 3
+    )
+    assert len(read("a.txt", indented).items) == 3
+    german = "Er sah am Abend hinaus in das letzte graue\nLicht und dachte an die weiten und stillen\nFelder seiner Jugend, an den alten grauen\nmann mit dem schweren braunen und nassen\nKoffer und an seine kleine Schwester, die\nam Fenster stand.\n"
+    assert len(read("a.txt", german).items) == 1
+
+
+def test_suspended_hyphens_and_headings_without_empty_lines():
+    text = "The two-\nand three-year-old horses of the mother-in-\nlaw, and of no other mother-in-law, ran exam\u00ad\nple races there.\n"
+    assert lines(read("a.txt", text, split=Split.PARAGRAPHS)) == [
+        "The two- and three-year-old horses of the mother-in-law, and of no other mother-in-law, ran example races there."
+    ]
+    book = "Chapter 2 The Storm\nIt was dark and the rain fell on all the roofs of\nthe town that night.\n\nMild\n\nI\n\nAnd so the man went to\n\n12\n\nthe city.\n"
+    job = read("a.txt", book)
+    assert [i.text for i in job.items if i.starts_chapter] == ["Chapter 2 The Storm"]
+
+
+def test_markdown_keeps_cells_notes_and_dialogue():
+    job = read("a.md", "| A | B |\n|---|---|\n| 1 | 2 | three lost |\n")
+    assert words_by_reason(job.dropped) == {"cells beyond the columns of a table": 2}
+    assert (
+        lines(read("a.md", "---\n\nOnce upon a time.\n\n---\n\nThe end.\n"))[1]
+        == "Once upon a time."
+    )
+    toml = read("a.md", '+++\ntitle = "My Book"\n+++\n\nText.\n')
+    assert (lines(toml), words_by_reason(toml.dropped)) == (["Text."], {"front matter": 3})
+    assert lines(read("a.md", "[Anna]: Hello\n[Bob]: Hi\n")) == ["[Anna]: Hello [Bob]: Hi"]
+    assert lines(read("a.md", "Text[^1].\n\n[^1]: Ibid.\n")) == ["Text.", "Ibid."]
+    assert lines(read("a.md", "3. ```\n   code\n   ```\n\nAfter.\n")) == ["(code block)", "After."]
+    assert lines(read("a.md", "<p>Tom &amp; Jerry</p>\n<p>B</p>\n")) == ["Tom & Jerry", "B"]
+    nested = "".join(f"{'  ' * depth}- word{depth}\n" for depth in range(40))
+    assert len(read("a.md", nested).items) == 40
+
+
+def test_tables_of_data_sets_and_with_plain_quotes():
+    vits = read("a.csv", "wavs/1.wav|Hello there my friend.|0\nwavs/2.wav|Good night to all.|1\n")
+    assert [i.text for i in vits.items] == ["Hello there my friend.", "Good night to all."]
+    assert words_by_reason(vits.dropped) == {"third columns": 2}
+    long = "LJ001-0001|Printing, in the only sense, with which, we are, concerned|Printing, in the only sense, with which, we are, concerned\n"
+    assert read("a.csv", long).items[0].id == "LJ001-0001"
+    with pytest.raises(InputError, match="unknown column 'audio_file'"):
+        read("a.csv", "audio_file|text|speaker_name\nwavs/1.wav|Hello there.|bob\n")
+    quotes = read("a.tsv", 'id\ttext\n1\t"Go," he said.\n2\t"Stop\n')
+    assert [i.text for i in quotes.items] == ['"Go," he said.', '"Stop']
+    assert read("a.csv", "\n\ntext;voice;cfg_weight\nHello ; anna ;0,5\n").items[0].voice == "anna"
+    with pytest.raises(InputError, match="a key is there twice"):
+        read("a.jsonl", '{"text": "First", "text": "Second"}')
+
+
 # property: no word of a file is neither spoken, nor counted, nor is the file refused
 WORD = st.from_regex(r"[a-z]{2,7}", fullmatch=True)
 GLUE = ["\n", "\n", "\n\n", " ", " ", "-\n", ", ", ". ", "\n\n\n", "\n* * *\n", "\r\n", "\n ", "\t"]

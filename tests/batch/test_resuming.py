@@ -107,6 +107,18 @@ def test_stale_files_are_those_that_the_manifest_knows(tmp_path):
         assert resuming.stale_files(held, items) == ["2.wav"]
 
 
+def test_a_deleted_line_keeps_its_file_until_it_is_pruned(tmp_path):
+    run_batch(tmp_path, tasks_of(LINES))
+    run_batch(tmp_path, tasks_of(LINES[1:]), fake := FakeEngine())
+    assert not fake.ids
+    with manifest.open_manifest(tmp_path) as held:
+        [stale] = resuming.stale_files(held, tasks_of(LINES[1:]))
+    assert stale.startswith("1~") and (tmp_path / stale).stat().st_size == size_of(LINES[0])
+    run_batch(tmp_path, tasks_of(LINES), fake := FakeEngine())
+    assert not fake.ids, "the line came back"
+    assert list(sizes(tmp_path).values()) == [size_of(line) for line in LINES]
+
+
 def test_the_manifest_says_what_was_made(tmp_path):
     run_batch(tmp_path, tasks_of(["One.", "bad"]), model="pico int8")
     one, bad = manifest_lines(tmp_path)

@@ -20,21 +20,24 @@ SOUNDS, SPEAKERS, REPEATS = "sound descriptions", "speaker names", "repeated cap
 REPEAT_SECONDS = 0.05  # a rolling caption is shown again for 10 ms, without its new line
 
 _TAG = re.compile(
-    r"""</?\s*(?:i|b|u|s|em|strong|ruby|rt|c|span|p|div|font|v|lang|br)\s*(?:\.[\w.-]+)*\s*/?>
-    |<(?:v|lang)(?:\.[\w.-]+)*\s+[^<>\n]*>                        # <v Anna>, <lang en>
+    r"""</?\s*(?:i|b|u|s|em|strong|ruby|rt|c|span|p|div|font|v|lang|br)\s*(?:\.[\w-]+)*\s*/?>
+    |<(?:v|lang)(?:\.[\w-]+)*\s+[^<>\n]*>                        # <v Anna>, <lang en>
     |<(?:font|span|p|div|c|b|i|u)(?:\s+[\w-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>]+))+\s*/?>
     |<(?:\d+:)?\d\d:\d\d\.\d+>                                    # when the next word is said
     |\{\\[^{}\n]*\}                                               # {\an8}, of ASS
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-_VOICE_TAG = re.compile(r"<v(?:\.[\w.-]+)*\s+([^<>\n]*)>", re.IGNORECASE)
+_VOICE_TAG = re.compile(r"<v(?:\.[\w-]+)*\s+([^<>\n]*)>", re.IGNORECASE)
 _BREAK = re.compile(r"([A-Za-z]:\\\S*)|\\[Nnh]|<br\s*/?>", re.IGNORECASE)  # or a Windows path
 _ENTITY = re.compile(r"&(?:#\d+|#x[0-9a-f]+|[a-z][a-z0-9]*);", re.IGNORECASE)
-_BRACKETS = re.compile(r"\[[^\[\]]*\]:?")  # [door slams], [JOHN]:
+_BRACKETS = re.compile(r"(?:\[(?:[^\[\]]|\[[^\[\]]*\])*\]|【[^【】]*】):?")  # [door slams], [JOHN]:
 # (door slams), before all words of a line; inside a sentence, parentheses are a part of it
-_PARENTHESES = re.compile(r"^(\s*(?:[-–—]\s?)?)\([^()]*\):?", re.MULTILINE)
-_SPEAKER = re.compile(r"^(\s*(?:[-–—]\s?)?)([^\W\d_][\w.'’# -]{1,31}):(?=\s|$)", re.MULTILINE)
+_PARENTHESES = re.compile(r"^(\s*(?:[-–—]\s?)?)(?:\([^()]*\)|（[^（）]*）):?", re.MULTILINE)
+_SPEAKER = re.compile(
+    r"^(\s*(?:[-–—]\s?)?)([^\W\d_][\w.'’# -]{1,31}?)\s?(?:\([^()]*\)|\[[^\[\]]*\])?:(?=\s|$)",
+    re.MULTILINE,
+)
 _NOTES = re.compile(r"[♩♪♫♬]|^\s*#(?=\s)|\s#\s*$", re.MULTILINE)
 _CUE = re.compile(r"^\s*>>+\s*", re.MULTILINE)  # a new speaker, in broadcast captions
 
@@ -100,10 +103,11 @@ def _speech(text: str, number: int, dropped: list[Dropped]) -> str:
     def drop_speaker(match: re.Match[str]) -> str:
         if not match[2].isupper():
             return match[0]
-        dropped.append(Dropped(SPEAKERS, match[2], number))
+        dropped.append(Dropped(SPEAKERS, match[0][len(match[1]) :], number))
         return match[1]
 
-    text = _PARENTHESES.sub(drop_sound, _BRACKETS.sub(drop_sound, _CUE.sub("", text)))
+    text = _SPEAKER.sub(drop_speaker, _CUE.sub("", text))  # first: JOHN [ON RADIO]:
+    text = _PARENTHESES.sub(drop_sound, _BRACKETS.sub(drop_sound, text))
     return _SPEAKER.sub(drop_speaker, text)
 
 
@@ -114,15 +118,43 @@ def _without_repeats(cues: Sequence[Cue], dropped: list[Dropped]) -> list[list[s
         for line in cue.lines:
             dropped += [Dropped(SPEAKERS, name, cue.number) for name in _VOICE_TAG.findall(line)]
     if not _is_rolling(cues, plains):
-        return plains
+        repeated = _repeats(cues, plains)
+        dropped += [Dropped(REPEATS, " ".join(plains[i]), cues[i].number) for i in sorted(repeated)]
+        return [[] if i in repeated else lines for i, lines in enumerate(plains)]
     result = []
     before: list[str] = []
     for cue, lines in zip(cues, plains, strict=True):
-        repeated = _overlap(before, lines)
-        dropped += [Dropped(REPEATS, line, cue.number) for line in lines[:repeated]]
-        result.append(lines[repeated:])
+        overlap = _overlap(before, lines)
+        dropped += [Dropped(REPEATS, line, cue.number) for line in lines[:overlap]]
+        result.append(lines[overlap:])
         before = lines or before
     return result
+
+
+def _repeats(cues: Sequence[Cue], plains: Sequence[Sequence[str]]) -> set[int]:
+    """Indices of cues that show again, or less of, what another one shows.
+
+    The same words at the same time (joined segments), the same words with other markup (each word
+    highlighted in its own cue), and words that appear one by one in at least three cues.
+    """
+    texts = [" ".join(lines) for lines in plains]
+    shown: set[tuple[float, float, str]] = set()
+    found: set[int] = set()
+    grown: list[int] = []
+    for i, (cue, text) in enumerate(zip(cues, texts, strict=True)):
+        if cue.start < cue.end and (cue.start, cue.end, text) in shown:
+            found.add(i)
+        shown.add((cue.start, cue.end, text))
+        if not i or not text:
+            continue
+        if text == texts[i - 1] and cue.lines != cues[i - 1].lines:
+            found.add(i)
+        same_lines = len(plains[i - 1]) == len(plains[i])
+        if same_lines and text.startswith(texts[i - 1] + " "):
+            grown.append(i - 1)
+    runs = set(grown)
+    found |= {i for i in grown if i - 1 in runs or i + 1 in runs}
+    return found
 
 
 def _overlap(before: Sequence[str], lines: Sequence[str]) -> int:
@@ -134,15 +166,16 @@ def _overlap(before: Sequence[str], lines: Sequence[str]) -> int:
 def _is_rolling(cues: Sequence[Cue], plains: Sequence[Sequence[str]]) -> bool:
     """Whether captions move up a line at a time, so that each line is in two or three cues.
 
-    It is seen from a caption that is repeated for some milliseconds (YouTube), or from most
+    It is seen from captions that are repeated for some milliseconds (YouTube), or from most
     captions of two lines and more beginning with the last line of the one before.
     """
-    pairs = list(zip(plains, plains[1:], cues[1:], strict=False))
-    flashes = [
-        cue
-        for before, lines, cue in pairs
-        if cue.end - cue.start <= REPEAT_SECONDS and lines and _overlap(before, lines) == len(lines)
-    ]
-    longer = [(before, lines) for before, lines, _ in pairs if len(lines) > 1]
-    rolled = sum(_overlap(before, lines) > 0 for before, lines in longer)
-    return bool(flashes) or (len(longer) >= 2 and 2 * rolled > len(longer))
+    flashes = longer = rolled = 0
+    pairs = zip(plains, plains[1:], cues, cues[1:], strict=False)
+    for before, lines, previous, cue in pairs:
+        overlap = _overlap(before, lines)
+        is_short = 0 < cue.end - cue.start <= REPEAT_SECONDS
+        follows = abs(cue.start - previous.end) <= REPEAT_SECONDS
+        flashes += is_short and follows and 0 < overlap == len(lines)
+        longer += len(lines) > 1
+        rolled += len(lines) > 1 and overlap > 0
+    return flashes > 1 or (longer >= 2 and 2 * rolled > longer)

@@ -11,6 +11,7 @@ is a pause.
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,10 +24,25 @@ if TYPE_CHECKING:
 
 CODE, HTML, FRONT_MATTER = "code blocks", "HTML", "front matter"
 ADDRESSES, COLUMNS = "addresses of links", "names of empty columns"
-_FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?\n)(?:---|\.\.\.)[ \t]*(?:\n|$)", re.DOTALL)
-_HTML = re.compile(
-    r"<!--.*?-->|<(script|style)\b.*?</\1\s*>|</?[A-Za-z][^<>]*>", re.DOTALL | re.IGNORECASE
+CELLS, FOOTNOTES = "cells beyond the columns of a table", "footnote marks"
+_FRONT_MATTER = re.compile(  # of YAML or TOML
+    r"---[ \t]*\n(?=[\w-]+[ \t]*:)(.*?\n)(?:---|\.\.\.)[ \t]*(?:\n|$)"
+    r"|\+\+\+[ \t]*\n(?=[\w-]+[ \t]*=|\[)(.*?\n)\+\+\+[ \t]*(?:\n|$)",
+    re.DOTALL,
 )
+_FOOTNOTE = re.compile(r"^( {0,3})\[\^[^\]\s]+\]:[ \t]*", re.MULTILINE)
+_FOOTNOTE_MARK = re.compile(r"\[\^[^\]\s]+\]")
+# "[Anna]: Hello" is no address of a link
+_NO_DEFINITION = re.compile(
+    r"^( {0,3})\[(?=[^\]\n]+\]:[ \t]*[^\s/.#:@<]+(?:[ \t]|$))", re.MULTILINE
+)
+_MAX_NESTING = 200
+_HTML = re.compile(
+    r"<!--.*?(?:-->|\Z)|<(script|style)\b.*?(?:</\1\s*>|\Z)|</?[A-Za-z][^<>]*>",
+    re.DOTALL | re.IGNORECASE,
+)
+_PARAGRAPH_TAG = re.compile(r"(?=<(?:p|div|h[1-6]|li|tr)\b)", re.IGNORECASE)
+_CELL_END = re.compile(r"(?<!\\)\|")
 _LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 
 
@@ -36,10 +52,17 @@ def read_markdown(text: str) -> Parsed:
 
     reader = _Reader()
     if match := _FRONT_MATTER.match(text):
-        reader.drop(FRONT_MATTER, match[1], row=2)
+        reader.drop(FRONT_MATTER, match[1] or match[2], row=2)
         text = "\n" * match[0].count("\n") + text[match.end() :]
+    for mark in _FOOTNOTE_MARK.finditer(_FOOTNOTE.sub("", text)):
+        reader.drop(FOOTNOTES, mark[0], 0)
+    text = _FOOTNOTE_MARK.sub("", _FOOTNOTE.sub(r"\1", text))
+    text = _NO_DEFINITION.sub(r"\1\\[", text)
+    reader.source = text.split("\n")
     environment: dict[str, Any] = {}
-    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    parser = MarkdownIt("commonmark", {"maxNesting": _MAX_NESTING}).enable(
+        ["table", "strikethrough"]
+    )
     for token in parser.parse(text, environment):
         reader.read(token)
     definitions = [
@@ -74,6 +97,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self.parsed = Parsed()
+        self.source: list[str] = []  # lines of the file
         self._in_heading = False
         self._number = ""  # of the list item that begins
         self._table: _Table | None = None
@@ -91,6 +115,8 @@ class _Reader:
             self._in_heading = kind == "heading_open"
         elif kind == "list_item_open":
             self._number = f"{token.info}. " if token.info else ""
+        elif kind == "list_item_close":
+            self._number = ""
         elif kind == "hr":
             self._pause(token.markup, "scene break")
         elif kind in ("fence", "code_block"):
@@ -117,7 +143,8 @@ class _Reader:
         """The text of an HTML block is an item; its tags and comments are dropped."""
         for match in _HTML.finditer(content):
             self.drop(HTML, match[0], self._row)
-        self._item(" ".join(_HTML.sub(" ", content).split()))
+        for part in _PARAGRAPH_TAG.split(content):
+            self._item(" ".join(html.unescape(_HTML.sub(" ", part)).split()))
 
     def _inline(self, children: Sequence[Token]) -> None:
         text = " ".join("".join(self._words(children)).split())
@@ -153,6 +180,8 @@ class _Reader:
             table.header, table.cells = table.cells, []
         elif kind == "tr_close" and table.header:
             self._item(_row_text(table), table.row)
+            cells = _CELL_END.split(self.source[table.row - 1].strip().removeprefix("|"))
+            self.drop(CELLS, " ".join(cells[len(table.header) :]), table.row)
         elif kind == "table_close":
             self._table = None
             unused = [n for i, n in enumerate(table.header) if i not in table.used]

@@ -18,6 +18,8 @@ from chatterbox_opt.batch.readers.rows import Parsed, Row
 
 NARROWEST = 30  # characters of the longest line; text is hardly ever wrapped at less
 WRAPPED = 0.6  # share of the line breaks inside paragraphs that look like wrapping
+SMALL = 0.3  # share of these whose next line begins with a small letter; German has many capitals
+ALONE = 0.8  # share of paragraphs of one line, in text that is not wrapped
 HEADING = 80  # characters at most
 
 _END = tuple(".!?:;…。！？\"”’')]»—")
@@ -26,15 +28,22 @@ _ORDINAL = (
     r"sixteen|seventeen|eighteen|nineteen|(?:twenty|thirty|forty|fifty)(?:[- ][a-z]+)?|"
     r"first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|last)"
 )
-_HEADING = re.compile(
+_ROMAN = r"(?=[ivxlcdm])(?:m{0,3}(?:cm|cd|d?c{0,3})(?:xc|xl|l?x{0,3})(?:ix|iv|v?i{0,3}))"
+_NUMBERED = re.compile(
     r"(?:chapter|part|book|volume|section|act|scene|canto|letter|stave|appendix)\s+"
-    rf"(?:\d+|[ivxlcdm]+|(?:the\s+)?{_ORDINAL}|[a-z])(?:\s*[-.:—–,].*)?"
-    r"|(?:prologue|epilogue|preface|foreword|afterword|introduction|interlude|contents)"
-    r"(?:\s*[-.:—–].*)?"
-    r"|[ivxlcdm]+\.?|\d{1,3}\.?",
+    rf"(?:\d+|{_ROMAN}|(?:the\s+)?{_ORDINAL}|[a-z])\b(?P<title>\s*[-.:—–].*|\s+.*[^.!?]|\.?)"
+    r"|(?:prologue|epilogue|preface|foreword|afterword|introduction|interlude|contents)\.?",
     re.IGNORECASE,
 )
-_COMPOUND = re.compile(r"[^\W\d_]+-[^\W\d_]+")
+_NUMERAL = re.compile(
+    r"(?=[IVXLCDM]{2}|[IVX]\.)M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})\.?"
+)
+_COMPOUND = re.compile(r"(?<![^\W\d_])(?=([^\W\d_]+-[^\W\d_]+))")
+_DIVIDED = re.compile(r"([^\W\d_]+)-$")
+# "two- and three-year-olds": the hyphen stands for a word that follows
+_SUSPENDED = re.compile(r"(?:and|or|to|und|oder|bis|et|ou|y|o)\b|[^\W\d_]+-", re.IGNORECASE)
+_LIST_ITEM = re.compile(r"(?:[-*+•–—·‣▪◦]|\d{1,3}[.)])\s")
+_INDENT = re.compile(r"(?:\t| {2,}|\u3000)\S")
 
 
 class Split(str, Enum):
@@ -64,10 +73,13 @@ def read_prose(text: str, split: Split) -> Parsed:
     """Rows of a .txt file."""
     paragraphs = _paragraphs(text)
     wrapped = _is_wrapped([p.lines for p in paragraphs])
-    alone = all(len(p.lines) == 1 for p in paragraphs)
+    alone = sum(len(p.lines) == 1 for p in paragraphs) >= ALONE * len(paragraphs)
     by_line = split == Split.LINES or (split == Split.AUTO and not wrapped and not alone)
-    parsed = _by_line(paragraphs) if by_line else _by_paragraph(paragraphs)
-    if split == Split.AUTO and len(parsed.rows) > 1:
+    if by_line:
+        parsed = _by_line(paragraphs)
+    else:
+        parsed = _by_paragraph(paragraphs, join=wrapped or split == Split.PARAGRAPHS)
+    if split == Split.AUTO and any(char == "\n" for char in text.strip()):
         why = "lines are wrapped: they are joined" if wrapped else "an empty line ends each"
         taken = "an item is a line" if by_line else f"an item is a paragraph ({why})"
         parsed.notes.append(f"{taken}; --split changes it")
@@ -75,20 +87,33 @@ def read_prose(text: str, split: Split) -> Parsed:
 
 
 def _paragraphs(text: str) -> list[_Paragraph]:
+    """Lines between empty ones; where first lines are indented, also from one to the next."""
+    lines = text.split("\n")
+    written = [line for line in lines if line.strip()]
+    indented = sum(_INDENT.match(line) is not None for line in written)
+    by_indent = 2 <= indented <= len(written) / 2
     found: list[_Paragraph] = []
-    lines: list[str] = []
+    current: list[str] = []
     blanks = blanks_before = 0
-    for row, line in enumerate([*text.split("\n"), ""], 1):
-        if line.strip():
-            if not lines:
-                blanks_before = blanks
-            lines.append(line.strip())
-            blanks = 0
+
+    def end(row: int) -> None:
+        if current:
+            found.append(_Paragraph(row - len(current), tuple(current), blanks_before))
+            current.clear()
+
+    for row, line in enumerate([*lines, ""], 1):
+        if not line.strip():
+            end(row)
+            blanks += 1
             continue
-        if lines:
-            found.append(_Paragraph(row - len(lines), tuple(lines), blanks_before))
-            lines = []
-        blanks += 1
+        if by_indent and _INDENT.match(line):
+            end(row)
+        if not current:
+            blanks_before = blanks
+        current.append(line.strip())
+        blanks = 0
+        if len(current) == 1 and _NUMBERED.fullmatch(current[0]) and len(current[0]) <= HEADING:
+            end(row + 1)  # a heading without an empty line behind it
     return found
 
 
@@ -103,41 +128,71 @@ def _by_line(paragraphs: Sequence[_Paragraph]) -> Parsed:
     )
 
 
-def _by_paragraph(paragraphs: Sequence[_Paragraph]) -> Parsed:
-    """An item a paragraph; two empty lines before it, or a heading, start a chapter."""
+def _by_paragraph(paragraphs: Sequence[_Paragraph], *, join: bool) -> Parsed:
+    """An item a paragraph; two empty lines before it, or a heading, start a chapter.
+
+    Args:
+        join: wrapped lines are one item; else each of them is one. An entry of a list always is.
+    """
     known = {compound.lower() for p in paragraphs for compound in _compounds(p.lines)}
-    return Parsed(
-        [
-            Row(p.row, {"text": _join(p.lines, known)}, p.blanks > 1 or is_heading(p.lines))
-            for p in paragraphs
-        ]
-    )
+    parsed = Parsed()
+    before = ""
+    for p in paragraphs:
+        starts_chapter = p.blanks > 1 or is_heading(p.lines, before)
+        row = p.row
+        for part in _entries(p.lines) if join else [[line] for line in p.lines]:
+            parsed.rows.append(Row(row, {"text": _join(part, known)}, starts_chapter))
+            row, starts_chapter = row + len(part), False
+        before = p.lines[-1]
+    return parsed
 
 
-def is_heading(lines: Sequence[str]) -> bool:
-    """Whether a paragraph is a heading: a line such as ``Chapter 3`` or ``XII``, or in capitals."""
+def _entries(lines: Sequence[str]) -> list[list[str]]:
+    """The lines of a paragraph, cut before each entry of a list."""
+    parts: list[list[str]] = []
+    for line in lines:
+        if not parts or _LIST_ITEM.match(line):
+            parts.append([])
+        parts[-1].append(line)
+    return parts
+
+
+def is_heading(lines: Sequence[str], before: str = "") -> bool:
+    """Whether a paragraph is a heading: a line such as ``Chapter 3`` or ``XII``, or in capitals.
+
+    Args:
+        before: the line before it; a number behind an unfinished sentence is that of a page.
+    """
     if len(lines) != 1 or len(lines[0]) > HEADING:
         return False
     line = lines[0]
     shouted = line.isupper() and sum(c.isalpha() for c in line) > 3 and not line.endswith(_END)
-    return shouted or _HEADING.fullmatch(line) is not None
+    numeral = _NUMERAL.fullmatch(line) or re.fullmatch(r"\d{1,3}\.?", line)
+    finished = not before or before.endswith(_END)
+    return shouted or _NUMBERED.fullmatch(line) is not None or (bool(numeral) and finished)
 
 
 def _is_wrapped(paragraphs: Sequence[Sequence[str]]) -> bool:
     """Whether most line breaks are where the next word did not fit, in mid-sentence."""
-    width = max((len(line) for lines in paragraphs for line in lines[:-1]), default=0)
+    lengths = sorted(len(line) for lines in paragraphs for line in lines[:-1])
     breaks = [pair for lines in paragraphs for pair in zip(lines, lines[1:], strict=False)]
-    if not breaks or width < NARROWEST:
+    # not the longest: one line that is not wrapped says nothing about the others
+    width = lengths[(3 * len(lengths) - 1) // 4] if lengths else 0
+    if width < NARROWEST:
         return False
     wrapped = [
-        (line, following)
+        following
         for line, following in breaks
-        if line.endswith("-")
-        or (not line.endswith(_END) and len(line) + 1 + len(following.split()[0]) > 0.8 * width)
+        if not _LIST_ITEM.match(following)
+        and (
+            line.endswith(("-", "\u00ad"))
+            or (not line.endswith(_END) and len(line) + 1 + len(following.split()[0]) > 0.8 * width)
+        )
     ]
-    # the lines of a list or a poem begin with capitals; sentences seldom start where a line does
-    capitals = sum(following[0].isupper() for _, following in wrapped)
-    return len(wrapped) >= WRAPPED * len(breaks) and 2 * capitals <= len(wrapped)
+    # the lines of a list or a poem begin with capitals, those of prose with any word; scripts
+    # without small letters give no sign, and keep their lines
+    small = sum(next((c.islower() for c in line if c.isalpha()), False) for line in wrapped)
+    return len(wrapped) >= WRAPPED * len(breaks) and small >= SMALL * len(wrapped) > 0
 
 
 def _compounds(lines: Sequence[str]) -> list[str]:
@@ -150,14 +205,23 @@ def _join(lines: Sequence[str], known: set[str]) -> str:
     Args:
         known: compounds of the text in lower case, which keep their hyphen (``well-`` ``known``).
     """
-    text = ""
-    for line in lines:
-        head, tail = re.search(r"([^\W\d_]+)-$", text), re.match(r"[^\W\d_]+", line)
-        if head and tail and tail[0][0].islower():
-            compound = f"{head[1]}-{tail[0]}".lower()
-            text = (text if compound in known else text[:-1]) + line
-        elif text.endswith("-") and not text.endswith(("--", " -")):
-            text += line
-        else:
-            text = f"{text} {line}" if text else line
-    return text
+    parts = [lines[0]]
+    for line in lines[1:]:
+        last = parts[-1]
+        head, tail = _DIVIDED.search(last), re.match(r"[^\W\d_]+", line)
+        if last.endswith("\u00ad"):
+            parts[-1] = last[:-1]
+        elif head and _SUSPENDED.match(line):
+            parts.append(" ")
+        elif head and tail and tail[0][0].islower():
+            if f"{head[1]}-{tail[0]}".lower() not in known:
+                parts[-1] = last[:-1]
+        elif not last.endswith("-") or last.endswith(("--", " -")):
+            parts.append("" if _has_no_spaces(last[-1:]) and _has_no_spaces(line[0]) else " ")
+        parts.append(line)
+    return "".join(parts)
+
+
+def _has_no_spaces(char: str) -> bool:
+    """Whether a character is of Chinese or Japanese, which put no spaces between words."""
+    return "\u3000" <= char <= "\u9fff" or "\uff00" <= char <= "\uffef"

@@ -7,6 +7,7 @@ caption is shown_text (captions.py).
 from __future__ import annotations
 
 import re
+import warnings
 
 from chatterbox_opt.batch.readers.captions import REPEATS, Captions, Cue, rows_of
 from chatterbox_opt.batch.readers.rows import Dropped, Parsed
@@ -18,6 +19,12 @@ COMMENTS, DRAWINGS = "comments", "drawings"
 _SECTION = re.compile(
     r"\[(script info|v4\+* styles|events|fonts|graphics|aegisub.*)\]", re.IGNORECASE
 )
+_FORMAT = re.compile(
+    r"Format:\s*(?:Layer|Marked),\s*Start,\s*End,\s*Style,\s*(?:Name|Actor),\s*MarginL,"
+    r"\s*MarginR,\s*MarginV,\s*Effect,\s*Text",
+    re.IGNORECASE,
+)
+COMMAS = 9  # before an event's text
 _KINDS = ("Format:", "Dialogue:", "Comment:", "Picture:", "Sound:", "Movie:", "Command:", ";", "!:")
 
 
@@ -31,8 +38,10 @@ def read_substation(name: str, text: str, captions: Captions) -> Parsed:
 
     _check_lines(name, text)
     try:
-        file = pysubs2.SSAFile.from_string(text, format_="ass")
-    except (ValueError, pysubs2.exceptions.Pysubs2Error) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about styles and layers, which are of no use here
+            file = pysubs2.SSAFile.from_string(text, format_="ass")
+    except (ValueError, IndexError, pysubs2.exceptions.Pysubs2Error) as error:
         raise InputError(f"{name} is not SubStation Alpha ({error}): save it again") from error
     written = sum(line.lstrip().startswith(("Dialogue:", "Comment:")) for line in text.split("\n"))
     if len(file.events) != written:
@@ -45,11 +54,11 @@ def read_substation(name: str, text: str, captions: Captions) -> Parsed:
     shown: set[tuple[int, int, str]] = set()
     ordered = sorted(enumerate(file.events, 1), key=lambda numbered: numbered[1].start)
     for number, event in ordered:
-        shown_text = event.plaintext.strip()
+        shown_text = _shown(event.text, number, dropped)
         # an effect is made of several layers with the same words
         layer = (event.start, event.end, shown_text)
-        if event.is_comment or event.is_drawing or layer in shown:
-            reason = COMMENTS if event.is_comment else DRAWINGS if event.is_drawing else REPEATS
+        if event.is_comment or layer in shown:
+            reason = COMMENTS if event.is_comment else REPEATS
             dropped.append(Dropped(reason, shown_text, number))
             continue
         shown.add(layer)
@@ -60,13 +69,37 @@ def read_substation(name: str, text: str, captions: Captions) -> Parsed:
     return parsed
 
 
+def _shown(text: str, number: int, dropped: list[Dropped]) -> str:
+    """An event's words; drawings, and braces that hold no override tag, are dropped."""
+    from pysubs2.formats.substation import parse_tags
+
+    for brace in re.findall(r"\{([^{}\\]*)\}", text):
+        dropped.append(Dropped(COMMENTS, brace, number))
+    parts = []
+    for fragment, style in parse_tags(text):
+        if style.drawing:
+            dropped.append(Dropped(DRAWINGS, fragment, number))
+        else:
+            parts.append(fragment)
+    return re.sub(r"\\[Nn]", "\n", "".join(parts)).replace("\\h", " ").strip()
+
+
 def _check_lines(name: str, text: str) -> None:
-    """Raise InputError for a line below [Events] that is no event: pysubs2 would pass over it."""
+    """Raise InputError for a line below [Events] that pysubs2 would pass over or misread."""
     in_events = False
     for row, line in enumerate(text.split("\n"), 1):
         content = line.strip()
         if section := _SECTION.fullmatch(content):
             in_events = section[1].lower() == "events"
+        elif in_events and content.startswith("Format:"):
+            if not _FORMAT.fullmatch(content):
+                raise InputError(
+                    f"{name} line {row}: these columns are unusual, they must be Layer, Start, "
+                    "End, Style, Name, MarginL, MarginR, MarginV, Effect, Text: save it again"
+                )
+        elif in_events and content.startswith(("Dialogue:", "Comment:")):
+            if content.count(",") < COMMAS:
+                raise InputError(f"{name} line {row}: the event has too few columns: correct it")
         elif in_events and content and not content.startswith(_KINDS):
             raise InputError(
                 f"{name} line {row}: '{content[:60]}' is no event; a text is one line, "

@@ -24,7 +24,7 @@ from chatterbox_opt.errors import InputError
 NOTES, NAMES, HEADERS = "notes and styles", "names of cues", "lines before the first cue"
 _CLOCK = r"\d{1,9} ?: ?\d{1,9}(?: ?: ?\d{1,9})?(?: ?[.,:] ?\d{1,9})?"
 _TIMING = re.compile(
-    rf"\W{{0,4}}(?P<start>{_CLOCK})(?P<between>(?:\W|&gt;|\bto\b){{1,16}}?)(?P<end>{_CLOCK})"
+    rf"[^\w<]{{0,4}}(?P<start>{_CLOCK})(?P<between>(?:\W|&gt;|\bto\b){{1,16}}?)(?P<end>{_CLOCK})"
     r"(?P<rest>(?:\s.*)?)"
 )
 _ARROW = re.compile(r">|›|»|&gt;|→|⟶|➔|➡|⇒|[-–—−]{2}")
@@ -32,7 +32,7 @@ _SETTINGS = re.compile(
     r"(?:\s+(?:vertical|line|position|size|align|region|[XY][12]):[^\s:]+)*\s*", re.IGNORECASE
 )
 _NUMBER = re.compile(r"^\s*\W*(\d+)\W*$")
-_BLOCK = re.compile(r"^(NOTE|STYLE|REGION)(\s|$)")
+_BLOCK = re.compile(r"^(NOTE|STYLE|REGION|WEBVTT)(\s|$)")
 _Lines: TypeAlias = list[tuple[int, str]]  # with their rows
 
 
@@ -77,7 +77,7 @@ def _without_blocks(text: str, dropped: list[Dropped], *, web: bool) -> Iterator
     after_empty = True
     for row, line in enumerate(text.split("\n"), 1):
         empty = not line.strip()
-        if web and after_empty and _BLOCK.match(line):
+        if web and after_empty and _BLOCK.match(line.lstrip("\ufeff")):
             in_block = True
         if empty or _timing(line):
             in_block = False
@@ -120,7 +120,7 @@ def _resembles_timing(line: str) -> bool:
     """Whether a line that is no timing was meant to be one."""
     if "-->" in line and any(c.isdigit() for c in line):
         return True
-    first = re.match(rf"\W{{0,4}}{_CLOCK}", line)
+    first = re.match(rf"[^\w<]{{0,4}}{_CLOCK}", line)
     rest = line[first.end() :] if first else ""
     return first is not None and (
         _ARROW.match(rest.strip()) is not None
@@ -147,7 +147,8 @@ def _numbers(parts: Sequence[_Lines]) -> list[int | None]:
     Cues count from 1, from 0, or from where the first one begins; a wrong one in between changes
     nothing. A file has numbers if most of its timings have one directly above them.
     """
-    last = [_NUMBER.match(lines[-1][1]) if lines else None for lines in parts]
+    ends = [[line for _, line in lines if line.strip()][-1:] for lines in parts]
+    last = [_NUMBER.match(end[0]) if end else None for end in ends]
     if 2 * sum(match is not None for match in last) <= len(parts):
         return [None] * len(parts)
     first = next(int(match[1]) - position for position, match in enumerate(last) if match)
@@ -162,13 +163,16 @@ def _remove_name_of_next(
     The last line of a text may be a number too: it is the next cue's if it is the one expected, or,
     in a file with numbers, if an empty line is above it. A name (WebVTT) needs the empty line.
     """
-    if not lines or not lines[-1][1].strip():
+    written = [i for i, (_, line) in enumerate(lines) if line.strip()]
+    if not written:
         return
-    row, last = lines[-1]
-    below_empty = len(lines) > 1 and not lines[-2][1].strip()
+    at = written[-1]
+    row, last = lines[at]
+    is_above = at == len(lines) - 1  # without an empty line between it and the timing
+    below_empty = at > 0 and not lines[at - 1][1].strip()
     number = _NUMBER.match(last)
     if number is not None and expected is not None and int(number[1]) == expected:
-        del lines[-1]
-    elif below_empty and (web or (number is not None and expected is not None)):
+        del lines[at]
+    elif is_above and below_empty and (web or (number is not None and expected is not None)):
         dropped.append(Dropped(NAMES, last, row))
-        del lines[-1]
+        del lines[at]

@@ -14,10 +14,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from chatterbox_opt.batch.readers.rows import Parsed, Row
+from chatterbox_opt.batch.readers.rows import Dropped, Parsed, Row
 from chatterbox_opt.errors import InputError
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "|"}
@@ -31,7 +32,7 @@ def read_json_lines(name: str, text: str) -> Parsed:
         if not line.strip():
             continue
         try:
-            cells = json.loads(line)
+            cells = json.loads(line, object_pairs_hook=_distinct)
         except (ValueError, RecursionError) as error:
             reason = str(error).partition(": line 1")[0]
             raise InputError(f"{name} row {number} is not JSON ({reason}): correct it") from error
@@ -39,6 +40,14 @@ def read_json_lines(name: str, text: str) -> Parsed:
             raise InputError(f'{name} row {number} is not a JSON object: write {{"text": …}}')
         parsed.rows.append(Row(number, cells))
     return parsed
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; a key that is there twice would hide a text."""
+    cells = dict(pairs)
+    if len(cells) < len(pairs):
+        raise ValueError("a key is there twice")
+    return cells
 
 
 def read_csv(name: str, text: str, columns: Sequence[str], *, tabs: bool = False) -> Parsed:
@@ -51,16 +60,18 @@ def read_csv(name: str, text: str, columns: Sequence[str], *, tabs: bool = False
     Raises:
         InputError: unknown column, or a row that does not fit the header.
     """
+    text, empty = text.lstrip("\n"), len(text) - len(text.lstrip("\n"))
     start, delimiter = _declared(text)
     header_line = text[start:].partition("\n")[0]
     parsed = Parsed()
     if delimiter is None:
-        delimiter = "\t" if tabs else _find_delimiter(header_line, columns)
+        delimiter = "\t" if tabs else _find_delimiter(header_line, text, columns)
         if delimiter != ("\t" if tabs else ","):
             parsed.notes.append(f"columns separated by {DELIMITERS[delimiter]}")
-    if delimiter == _LJSPEECH and not _known(_cells(header_line, delimiter), columns):
+    header = _cells(header_line, delimiter)
+    if delimiter == _LJSPEECH and "text" not in header:
         return _read_ljspeech(name, text)
-    _read_rows(name, text[start:], delimiter, columns, parsed, first=2 if start else 1)
+    _read_rows(name, text[start:], delimiter, columns, parsed, first=empty + (2 if start else 1))
     return parsed
 
 
@@ -83,7 +94,7 @@ def _known(header: Sequence[str], columns: Sequence[str]) -> bool:
     return "text" in header and all(cell in columns for cell in header if cell)
 
 
-def _find_delimiter(header: str, columns: Sequence[str]) -> str:
+def _find_delimiter(header: str, text: str, columns: Sequence[str]) -> str:
     """The delimiter that splits a header into known columns.
 
     If there is none, the one that finds a column ``text`` or else the most cells, so that the
@@ -93,6 +104,9 @@ def _find_delimiter(header: str, columns: Sequence[str]) -> str:
     for delimiter, cells in split.items():
         if _known(cells, columns):
             return delimiter
+    lines = [line for line in text.split("\n", 20)[:20] if line.strip()]
+    if lines and all(1 <= line.count("|") <= 2 for line in lines):
+        return _LJSPEECH  # without a header; its sentences have more commas
     return max(split, key=lambda delimiter: ("text" in split[delimiter], len(split[delimiter])))
 
 
@@ -100,7 +114,14 @@ def _read_rows(
     name: str, text: str, delimiter: str, columns: Sequence[str], parsed: Parsed, first: int
 ) -> None:
     # a blank before a quote is common in files written by hand, and hides the quote from csv
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True, skipinitialspace=True)
+    plain = delimiter == "\t" and _has_plain_quotes(text)
+    reader = csv.reader(
+        io.StringIO(text),
+        delimiter=delimiter,
+        strict=True,
+        skipinitialspace=True,
+        quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL,
+    )
     try:
         header = [column.strip().lower() for column in next(reader, [])]
         header = _without_empty_end(header, 0)
@@ -113,11 +134,21 @@ def _read_rows(
             cells = _without_empty_end(cells, len(header))
             if len(cells) != len(header):
                 raise InputError(_misfit(f"{name} row {number}", cells, header, delimiter))
-            parsed.rows.append(Row(number, dict(zip(header, cells, strict=True))))
+            named = dict(zip(header, cells, strict=True))
+            parsed.rows.append(
+                Row(number, {n: c if n == "text" else c.strip() for n, c in named.items()})
+            )
     except csv.Error as error:
         raise InputError(
             f"{name} row {first - 1 + reader.line_num} is not CSV ({error}): correct it"
         ) from error
+
+
+def _has_plain_quotes(text: str) -> bool:
+    """Whether quotes are a part of the text in a tab-separated file: every line has all cells."""
+    counts = {line.count("\t") for line in text.split("\n") if line.strip()}
+    quoted = re.search(r'(?:^|\t)"[^\t\n]*"(?=\t|$)', text, re.MULTILINE)
+    return '"' in text and len(counts) == 1 and quoted is None
 
 
 def _without_empty_end(cells: list[str], length: int) -> list[str]:
@@ -163,5 +194,9 @@ def _read_ljspeech(name: str, text: str) -> Parsed:
                 f"{name} row {number} is not LJSpeech metadata (id|text|text in words): correct "
                 "it, or name the columns in the first row"
             )
-        parsed.rows.append(Row(number, {"id": cells[0], "text": cells[-1] or cells[1]}))
+        in_words = cells[2] if len(cells) == 3 else ""
+        chosen = in_words if 2 * len(in_words.split()) >= len(cells[1].split()) else cells[1]
+        if in_words and chosen != in_words:  # a speaker's number or name
+            parsed.dropped.append(Dropped("third columns", in_words, number))
+        parsed.rows.append(Row(number, {"id": cells[0], "text": chosen or cells[1]}))
     return parsed

@@ -31,9 +31,13 @@ def preview(job: Job, dropped: Iterable[Dropped], *, as_json: bool) -> None:
         print(json.dumps({"kind": "counts", **counts, "notes": job.notes}))
         return
     width = max(len(item.id) for item in job.items)
-    for line in job.lines:
-        print(_as_text(line, width))
-    print(f"{summary(job, dropped)}", file=sys.stderr)
+    for number, line in enumerate(job.lines):
+        if number and isinstance(line, Item) and line.starts_chapter:
+            print()
+        # a lone surrogate of a .jsonl cannot be printed
+        print(_as_text(line, width).encode("utf-8", "backslashreplace").decode())
+    for note in [*job.notes, summary(job, dropped)]:
+        print(note, file=sys.stderr)
 
 
 def as_object(line: Item | Pause) -> dict[str, Any]:
