@@ -190,6 +190,17 @@ def test_a_signal_finishes_the_item_and_the_next_run_resumes(tiny, tmp_path, num
     check_whole(out, len(noted_lines(out)))
 
 
+def test_fail_fast_ends_with_the_failure_and_lists_only_what_was_made(tiny, tmp_path):
+    texts = ["A \0 byte.", *(f"Line {i}." for i in range(40))]
+    (tmp_path / "job.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    args = ["job.jsonl", "--out-dir", "out", "--model", str(tiny), *QUICK, "--fail-fast"]
+    result = run_command(*args, "--metadata", "csv", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "not reached" in result.stderr.decode()
+    made = (tmp_path / "out" / "metadata.csv").read_text().splitlines()[1:]
+    assert len(made) == len(list((tmp_path / "out").glob("*.wav"))) < 40
+
+
 def test_a_second_signal_stops_at_once(tmp_path):
     from chatterbox_opt.cli.batch import command as batch_command
 

@@ -118,8 +118,9 @@ def batch(
         raise summary.stopped
     if caught:
         raise typer.Exit(128 + caught)
-    done = [entry for item in items if (entry := summary.entries[item.id]).status == DONE]
     if files.metadata is not None:
+        entries = (summary.entries.get(item.id) for item in items)  # none of those not reached
+        done = [entry for entry in entries if entry is not None and entry.status == DONE]
         reporter.status(f"metadata: {write_metadata(directory, done, files.metadata)}")
     _join(reporter, directory, joining, items, summary)
     raise typer.Exit(1 if summary.failed() else 0)
