@@ -21,10 +21,10 @@ import json
 import logging
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeAlias
 
 from chatterbox_opt.batch.job_file import Item
 from chatterbox_opt.batch.manifest import MOVED, Entry, Manifest
@@ -32,6 +32,7 @@ from chatterbox_opt.errors import OutputError
 from chatterbox_opt.utils.atomic_file import atomic_write
 
 MOVES = "manifest.moves"
+_Content: TypeAlias = tuple[str, str, str]  # text and settings as hashes, and the extension
 log = logging.getLogger(__name__)
 
 
@@ -93,51 +94,52 @@ def find_done(manifest: Manifest, items: Sequence[Item]) -> dict[str, Entry]:
         OutputError: a file cannot be renamed.
     """
     _finish_moves(manifest)
-    finished = {_content(entry.text_hash, entry.settings_hash, entry.file): deque[Entry]()
-                for entry in manifest.finished()}  # fmt: skip
-    by_id: dict[tuple[str, tuple[str, str, str]], list[Entry]] = defaultdict(list)
-    for entry in manifest.finished():
-        content = _content(entry.text_hash, entry.settings_hash, entry.file)
-        finished[content].append(entry)
-        by_id[entry.id, content].append(entry)
+    finished = manifest.finished()
+    by_content: dict[_Content, deque[Entry]] = defaultdict(deque)
+    by_id: dict[tuple[str, _Content], list[Entry]] = defaultdict(list)
+    for entry in finished:
+        by_content[_content(entry)].append(entry)
+        by_id[entry.id, _content(entry)].append(entry)
     moves: dict[str, _Move] = {}
     claimed: set[str] = set()  # files
     for item in items:  # by id, before any is taken for its content
-        entries = by_id[item.id, _content(item.text_hash, item.settings_hash, item.file)]
-        if entries:
+        if entries := by_id.get((item.id, _content(item))):
             entry = min(entries, key=lambda entry: entry.file != item.file)
             moves[item.id] = _Move(entry, item.id, item.file)
             claimed.add(entry.file)
     for item in items:
         if item.id in moves or item.has_own_id:
             continue
-        waiting = finished.get(_content(item.text_hash, item.settings_hash, item.file), deque())
+        waiting = by_content[_content(item)]
         while waiting and waiting[0].file in claimed:
             waiting.popleft()
         if waiting:
             moves[item.id] = _Move(waiting.popleft(), item.id, item.file)
             claimed.add(moves[item.id].entry.file)
     renames = [move for move in moves.values() if move.renames]
-    _move(manifest, [*_spared(manifest, renames, claimed), *renames])
+    _move(manifest, [*_spared(finished, renames, claimed), *renames])
     return {id: manifest.entries[id] if move.renames else move.entry for id, move in moves.items()}
 
 
-def _content(text_hash: str, settings_hash: str, file: str) -> tuple[str, str, str]:
-    return text_hash, settings_hash, PurePath(file).suffix
+def _content(of: Item | Entry) -> _Content:
+    return of.text_hash, of.settings_hash, PurePath(of.file).suffix
 
 
-def _spared(manifest: Manifest, moves: Sequence[_Move], claimed: set[str]) -> list[_Move]:
+def _spared(
+    finished: Iterable[Entry], moves: Sequence[_Move], claimed: Collection[str]
+) -> list[_Move]:
     """New names for files that no item has now, and whose names another item's file gets.
 
     They stay, are listed as files of earlier runs, and are found if their text comes back.
     """
     targets = {move.file for move in moves}
     spared = []
-    for entry in manifest.finished():
+    for entry in finished:
         if entry.file in targets and entry.file not in claimed:
             name = PurePath(entry.file)
-            kept = f"{name.stem}~{entry.text_hash[:8]}{name.suffix}"
-            spared.append(_Move(entry, f"{entry.id}~{entry.text_hash[:8]}", kept))
+            mark = f"~{entry.text_hash[:8]}"
+            kept = f"{name.stem}{mark}{name.suffix}"
+            spared.append(_Move(entry, f"{entry.id}{mark}", kept))
     return spared
 
 
