@@ -25,7 +25,7 @@ from chatterbox_opt.batch.readers.substation import read_substation
 from chatterbox_opt.batch.readers.subtitles import read_subtitles
 from chatterbox_opt.batch.readers.tables import read_csv, read_json_lines
 from chatterbox_opt.errors import InputError
-from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.sampling import WHOLE_NUMBERS, Sampling
 from chatterbox_opt.text.chunking import has_speech
 from chatterbox_opt.text.decoding import decode
 
@@ -34,7 +34,6 @@ FORMATS = (".txt", ".md", ".jsonl", ".csv", ".tsv", ".srt", ".vtt", ".ass", ".ss
 SAMPLING_COLUMNS = tuple(field.name for field in fields(Sampling))
 COLUMNS = ("id", "text", "voice", *SAMPLING_COLUMNS)
 SCENE_BREAK = "scene break"
-_INTEGERS = ("seed", "max_tokens", "cfm_steps", "top_k")
 # "* * *", "---", "⁂": of several marks, or one that is used for nothing else
 _SCENE_BREAK = re.compile(r"[*_#~=•·⁂❧☙◆◇✦✽-]{3,}|[⁂❧☙#*•~]|[—–]+")
 
@@ -183,7 +182,7 @@ def _parse(kind: str, name: str, text: str, options: ReadOptions) -> Parsed:
     if kind == ".md":
         return read_markdown(text)
     if kind == ".jsonl":
-        return read_json_lines(name, text)
+        return read_json_lines(name, text, COLUMNS)
     if kind in (".csv", ".tsv"):
         return read_csv(name, text, COLUMNS, tabs=kind == ".tsv")
     if kind in (".srt", ".vtt"):
@@ -213,18 +212,8 @@ def _why_silent(text: str) -> str:
     return SCENE_BREAK if _SCENE_BREAK.fullmatch(marks) else "nothing to say"
 
 
-def _check_columns(where: str, columns: list[str]) -> None:
-    for column in columns:
-        if column not in COLUMNS:
-            known = ", ".join(COLUMNS)
-            raise InputError(f"{where}: unknown column '{column}'; known: {known}")
-    if "text" not in columns:
-        raise InputError(f"{where} has no text; name the column 'text'")
-
-
 def _item(where: str, cells: Cells, base: Item) -> Item:
     """``base`` overridden by a row's cells; an empty cell is treated as absent."""
-    _check_columns(where, list(cells))
     cells = {column: cell for column, cell in cells.items() if cell not in (None, "")}
     text, id = cells.pop("text", ""), cells.pop("id", None)
     voice = cells.pop("voice", base.voice)
@@ -244,7 +233,7 @@ def _item(where: str, cells: Cells, base: Item) -> Item:
 
 
 def _number(column: str, cell: Any) -> Any:
-    kind: type[int] | type[float] = int if column in _INTEGERS else float
+    kind: type[int] | type[float] = int if column in WHOLE_NUMBERS else float
     try:
         if isinstance(cell, bool) or (kind is int and isinstance(cell, float)):
             raise ValueError

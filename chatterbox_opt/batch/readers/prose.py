@@ -31,7 +31,7 @@ _ORDINAL = (
 _ROMAN = r"(?=[ivxlcdm])(?:m{0,3}(?:cm|cd|d?c{0,3})(?:xc|xl|l?x{0,3})(?:ix|iv|v?i{0,3}))"
 _NUMBERED = re.compile(
     r"(?:chapter|part|book|volume|section|act|scene|canto|letter|stave|appendix)\s+"
-    rf"(?:\d+|{_ROMAN}|(?:the\s+)?{_ORDINAL}|[a-z])\b(?P<title>\s*[-.:—–].*|\s+.*[^.!?]|\.?)"
+    rf"(?:\d+|{_ROMAN}|(?:the\s+)?{_ORDINAL}|[a-z])\b(?:\s*[-.:—–].*|\s+.*[^.!?]|\.?)"
     r"|(?:prologue|epilogue|preface|foreword|afterword|introduction|interlude|contents)\.?",
     re.IGNORECASE,
 )
@@ -79,7 +79,7 @@ def read_prose(text: str, split: Split) -> Parsed:
         parsed = _by_line(paragraphs)
     else:
         parsed = _by_paragraph(paragraphs, join=wrapped or split == Split.PARAGRAPHS)
-    if split == Split.AUTO and any(char == "\n" for char in text.strip()):
+    if split == Split.AUTO and "\n" in text.strip():
         why = "lines are wrapped: they are joined" if wrapped else "an empty line ends each"
         taken = "an item is a line" if by_line else f"an item is a paragraph ({why})"
         parsed.notes.append(f"{taken}; --split changes it")
@@ -112,7 +112,7 @@ def _paragraphs(text: str) -> list[_Paragraph]:
             blanks_before = blanks
         current.append(line.strip())
         blanks = 0
-        if len(current) == 1 and _NUMBERED.fullmatch(current[0]) and len(current[0]) <= HEADING:
+        if len(current) == 1 and _is_numbered_heading(current[0]):
             end(row + 1)  # a heading without an empty line behind it
     return found
 
@@ -134,7 +134,8 @@ def _by_paragraph(paragraphs: Sequence[_Paragraph], *, join: bool) -> Parsed:
     Args:
         join: wrapped lines are one item; else each of them is one. An entry of a list always is.
     """
-    known = {compound.lower() for p in paragraphs for compound in _compounds(p.lines)}
+    lines = (line for p in paragraphs for line in p.lines)
+    known = {compound.lower() for line in lines for compound in _COMPOUND.findall(line)}
     parsed = Parsed()
     before = ""
     for p in paragraphs:
@@ -163,13 +164,17 @@ def is_heading(lines: Sequence[str], before: str = "") -> bool:
     Args:
         before: the line before it; a number behind an unfinished sentence is that of a page.
     """
-    if len(lines) != 1 or len(lines[0]) > HEADING:
-        return False
     line = lines[0]
+    if len(lines) != 1 or len(line) > HEADING:
+        return False
     shouted = line.isupper() and sum(c.isalpha() for c in line) > 3 and not line.endswith(_END)
     numeral = _NUMERAL.fullmatch(line) or re.fullmatch(r"\d{1,3}\.?", line)
     finished = not before or before.endswith(_END)
-    return shouted or _NUMBERED.fullmatch(line) is not None or (bool(numeral) and finished)
+    return shouted or _is_numbered_heading(line) or (bool(numeral) and finished)
+
+
+def _is_numbered_heading(line: str) -> bool:
+    return len(line) <= HEADING and _NUMBERED.fullmatch(line) is not None
 
 
 def _is_wrapped(paragraphs: Sequence[Sequence[str]]) -> bool:
@@ -193,10 +198,6 @@ def _is_wrapped(paragraphs: Sequence[Sequence[str]]) -> bool:
     # without small letters give no sign, and keep their lines
     small = sum(next((c.islower() for c in line if c.isalpha()), False) for line in wrapped)
     return len(wrapped) >= WRAPPED * len(breaks) and small >= SMALL * len(wrapped) > 0
-
-
-def _compounds(lines: Sequence[str]) -> list[str]:
-    return [compound for line in lines for compound in _COMPOUND.findall(line)]
 
 
 def _join(lines: Sequence[str], known: set[str]) -> str:

@@ -5,9 +5,11 @@ Responsible for these values. Not responsible for reading: see the other modules
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
+
+from chatterbox_opt.errors import InputError
 
 Cells: TypeAlias = dict[str, Any]  # by column
 
@@ -50,6 +52,23 @@ class Dropped:
     def words(self) -> int:
         """Number of words with a letter or digit."""
         return sum(any(c.isalnum() for c in word) for word in self.text.split())
+
+
+def check_columns(where: str, columns: Iterable[str], known: Sequence[str], hint: str = "") -> None:
+    """Check the names of a row's or a header's columns.
+
+    Args:
+        where: file and row, for the message.
+        hint: a further sentence about unknown ones.
+
+    Raises:
+        InputError: an unknown column, or none is ``text``.
+    """
+    columns = list(columns)
+    if unknown := [column for column in columns if column not in known]:
+        raise InputError(f"{where}: unknown column '{unknown[0]}'; known: {', '.join(known)}{hint}")
+    if "text" not in columns:
+        raise InputError(f"{where} has no text; name the column 'text'")
 
 
 @dataclass(slots=True)

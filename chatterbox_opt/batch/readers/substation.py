@@ -1,7 +1,7 @@
 """Captions of .ass and .ssa files, read by pysubs2.
 
 Responsible for which events are captions. Not responsible for the format (pysubs2) or for what of a
-caption is shown_text (captions.py).
+caption is spoken (captions.py).
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from chatterbox_opt.batch.readers.rows import Dropped, Parsed
 from chatterbox_opt.errors import InputError
 
 COMMENTS, DRAWINGS = "comments", "drawings"
-
-
 _SECTION = re.compile(
     r"\[(script info|v4\+* styles|events|fonts|graphics|aegisub.*)\]", re.IGNORECASE
 )

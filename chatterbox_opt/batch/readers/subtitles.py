@@ -40,7 +40,6 @@ _Lines: TypeAlias = list[tuple[int, str]]  # with their rows
 class _Draft:
     """A cue while its lines are collected."""
 
-    row: int
     start: float
     end: float
     lines: _Lines = field(default_factory=list)
@@ -77,13 +76,13 @@ def _without_blocks(text: str, dropped: list[Dropped], *, web: bool) -> Iterator
     after_empty = True
     for row, line in enumerate(text.split("\n"), 1):
         empty = not line.strip()
-        if web and after_empty and _BLOCK.match(line.lstrip("\ufeff")):
+        if web and after_empty and _BLOCK.match(line):
             in_block = True
-        if empty or _timing(line):
+        if in_block and (empty or _timing(line)):
             in_block = False
         if in_block:
             dropped.append(Dropped(NOTES, line.removeprefix("WEBVTT"), row))
-        if not in_block:
+        else:
             yield row, line
         after_empty = empty
 
@@ -102,7 +101,7 @@ def _cut_at_timings(name: str, lines: Iterator[tuple[int, str]]) -> tuple[_Lines
                 )
             (drafts[-1].lines if drafts else head).append((row, line))
             continue
-        drafts.append(_Draft(row, _seconds(timing["start"]), _seconds(timing["end"])))
+        drafts.append(_Draft(_seconds(timing["start"]), _seconds(timing["end"])))
         if not _SETTINGS.fullmatch(timing["rest"]):
             drafts[-1].lines.append((row, timing["rest"]))  # words on the timing's own line
     return head, drafts

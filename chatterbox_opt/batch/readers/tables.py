@@ -18,15 +18,22 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from chatterbox_opt.batch.readers.rows import Dropped, Parsed, Row
+from chatterbox_opt.batch.readers.rows import Dropped, Parsed, Row, check_columns
 from chatterbox_opt.errors import InputError
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "|"}
 _LJSPEECH = "|"
 
 
-def read_json_lines(name: str, text: str) -> Parsed:
-    """A JSON object a line; empty lines are skipped."""
+def read_json_lines(name: str, text: str, columns: Sequence[str]) -> Parsed:
+    """A JSON object a line; empty lines are skipped.
+
+    Args:
+        columns: the known ones.
+
+    Raises:
+        InputError: not JSON, or an unknown column.
+    """
     parsed = Parsed()
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -38,6 +45,7 @@ def read_json_lines(name: str, text: str) -> Parsed:
             raise InputError(f"{name} row {number} is not JSON ({reason}): correct it") from error
         if not isinstance(cells, dict):
             raise InputError(f'{name} row {number} is not a JSON object: write {{"text": …}}')
+        check_columns(f"{name} row {number}", cells, columns)
         parsed.rows.append(Row(number, cells))
     return parsed
 
@@ -163,19 +171,17 @@ def _check_header(
 ) -> None:
     if len(set(header)) < len(header):
         raise InputError(f"{where} names a column twice; name each once")
-    if unknown := [cell for cell in header if cell not in columns]:
-        raise InputError(
-            f"{where}: unknown column '{unknown[0]}'; known: {', '.join(columns)}. The first row "
-            f"names the columns, here separated by {DELIMITERS.get(delimiter, repr(delimiter))}"
-        )
-    if "text" not in header:
-        raise InputError(f"{where} has no text; name the column 'text'")
+    hint = f". The first row names the columns, here separated by {_shown(delimiter)}"
+    check_columns(where, header, columns, hint)
+
+
+def _shown(delimiter: str) -> str:
+    return DELIMITERS.get(delimiter, repr(delimiter))
 
 
 def _misfit(where: str, cells: Sequence[str], header: Sequence[str], delimiter: str) -> str:
-    kind = DELIMITERS.get(delimiter, repr(delimiter))
     likely = (
-        f'put a text with a {kind} in it in quotes ("…")'
+        f'put a text with a {_shown(delimiter)} in it in quotes ("…")'
         if len(cells) > len(header)
         else "fill in the others, or write the delimiters of empty cells"
     )
@@ -188,7 +194,7 @@ def _read_ljspeech(name: str, text: str) -> Parsed:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        cells: list[Any] = [cell.strip() for cell in line.split(_LJSPEECH)]
+        cells = [cell.strip() for cell in line.split(_LJSPEECH)]
         if not 2 <= len(cells) <= 3 or not cells[0]:
             raise InputError(
                 f"{name} row {number} is not LJSpeech metadata (id|text|text in words): correct "
@@ -198,5 +204,5 @@ def _read_ljspeech(name: str, text: str) -> Parsed:
         chosen = in_words if 2 * len(in_words.split()) >= len(cells[1].split()) else cells[1]
         if in_words and chosen != in_words:  # a speaker's number or name
             parsed.dropped.append(Dropped("third columns", in_words, number))
-        parsed.rows.append(Row(number, {"id": cells[0], "text": chosen or cells[1]}))
+        parsed.rows.append(Row(number, {"id": cells[0], "text": chosen}))
     return parsed
