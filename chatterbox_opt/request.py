@@ -263,6 +263,15 @@ def _same_audio(one: Piece | Audio, other: object) -> bool:
     return same and np.array_equal(one.samples, other.samples)
 
 
+def faults_of(pieces: Collection[Piece]) -> list[str]:
+    """The faults of all chunks, with the number of their chunk if there are several."""
+    return [
+        fault if len(pieces) == 1 else f"chunk {number}: {fault}"
+        for number, piece in enumerate(pieces, 1)
+        for fault in piece.faults
+    ]
+
+
 def join(pieces: list[Piece], seed: int) -> Audio:
     """Concatenate pieces."""
     import numpy as np  # not at the top: this module is imported for every ``--help``

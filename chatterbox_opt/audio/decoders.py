@@ -107,6 +107,11 @@ def decode(file: Path, name: str) -> Sound:
     return Sound(other.samples, other.rate, (remark, *other.remarks))
 
 
+def soundfile_name(path: Path) -> str | bytes:
+    """A file name as soundfile takes it: not a str that the locale could not decode."""
+    return os.fspath(path) if os.name == "nt" else os.fsencode(path)
+
+
 def _may_have_more(file: Path) -> bool:
     """Whether there may be sound after the end that a header declares.
 
@@ -153,7 +158,7 @@ def _with_soundfile(file: Path, name: str) -> Sound:
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(silence_stderr())  # mpg123 reports each damaged frame there
-        source: Any = os.fspath(file) if os.name == "nt" else os.fsencode(file)
+        source: Any = soundfile_name(file)
         if file.suffix.lower() == ".raw":  # soundfile refuses the name, whatever the content is
             source = stack.enter_context(file.open("rb")).fileno()
         stream = stack.enter_context(Stream(source, closefd=False))

@@ -107,12 +107,7 @@ def writer(path: str, subtype: str | None = None) -> Iterator[Sink]:
         with (
             atomic_write(Path(path)) as part,
             soundfile.SoundFile(
-                os.fspath(part) if os.name == "nt" else os.fsencode(part),
-                "w",
-                SAMPLE_RATE,
-                1,
-                subtype,
-                format=format_,
+                decoders.soundfile_name(part), "w", SAMPLE_RATE, 1, subtype, format=format_
             ) as sink,
         ):
             yield Sink(sink)
@@ -120,11 +115,6 @@ def writer(path: str, subtype: str | None = None) -> Iterator[Sink]:
         raise OutputError(
             f"could not write '{path}' ({error}): check the free space and the permissions"
         ) from error
-
-
-def _name(path: Path) -> str | bytes:
-    """A file name as soundfile takes it: not a str that the locale could not decode."""
-    return os.fspath(path) if os.name == "nt" else os.fsencode(path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from chatterbox_opt.batch.resuming import find_done
 from chatterbox_opt.batch.verify import Verifier, VerifierError
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import ChatterboxOptError, OutputError, in_words
-from chatterbox_opt.request import Piece, Request, Result, SynthesizeBatch
+from chatterbox_opt.request import Piece, Request, Result, SynthesizeBatch, faults_of
 from chatterbox_opt.sampling import chunk_seed
 from chatterbox_opt.utils.wave import Wave
 
@@ -292,12 +292,8 @@ def _at_loudness(waves: list[Wave], target: float) -> tuple[list[Wave], float]:
 
 
 def _faults(pieces: tuple[Piece, ...]) -> list[str]:
-    """The faults of an item, with the number of their chunk if it has several."""
-    faults = [
-        fault if len(pieces) == 1 else f"chunk {number}: {fault}"
-        for number, piece in enumerate(pieces, 1)
-        for fault in piece.faults
-    ]
+    """The faults of an item, at most ``MAX_FAULTS_LISTED``."""
+    faults = faults_of(pieces)
     more = len(faults) - MAX_FAULTS_LISTED
     return faults if more <= 0 else [*faults[:MAX_FAULTS_LISTED], f"{more} more"]
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from chatterbox_opt.config.plan import Plan
 
 DEFAULTS = Sampling()
+MAX_RETRIES = 20
 _REQUIRED = inspect.Parameter.empty
 
 
@@ -197,6 +198,12 @@ class OutputOptions:
             os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its import resets the log level
         if self.quiet:
             os.environ.setdefault("TQDM_DISABLE", "1")  # the hub's and plain Chatterbox's bars
+
+
+def check_retries(retries: int) -> None:
+    """Raise InputError for a number of retries out of range."""
+    if not 0 <= retries <= MAX_RETRIES:
+        raise InputError(f"--retries is {retries}; use 0 to {MAX_RETRIES}")
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:

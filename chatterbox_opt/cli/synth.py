@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from chatterbox_opt.engine.quality import Guard
     from chatterbox_opt.request import Piece
 
-MAX_RETRIES = 20
 MAX_QUOTED = 40  # characters of a chunk in a warning
 
 
@@ -55,8 +54,7 @@ class CheckOptions:
         """
         from chatterbox_opt.engine.quality import Guard
 
-        if not 0 <= self.retries <= MAX_RETRIES:
-            raise InputError(f"--retries is {self.retries}; use 0 to {MAX_RETRIES}")
+        options.check_retries(self.retries)
         return None if self.no_check else Guard(self.retries)
 
 
@@ -190,19 +188,10 @@ def _doubt(number: int, piece: Piece, sampling: Sampling) -> str:
     )
 
 
-def _faults(pieces: list[Piece]) -> list[str]:
-    """The faults of all chunks, with the number of their chunk if there are several."""
-    return [
-        fault if len(pieces) == 1 else f"chunk {number}: {fault}"
-        for number, piece in enumerate(pieces, 1)
-        for fault in piece.faults
-    ]
-
-
 def _result(
     pieces: list[Piece], duration: float, spent: float, sampling: Sampling, output: str
 ) -> dict[str, Any]:
-    from chatterbox_opt.request import total_seconds
+    from chatterbox_opt.request import faults_of, total_seconds
 
     return {
         "output": as_utf8(output),
@@ -213,7 +202,7 @@ def _result(
         "chunks": len(pieces),
         "tokens": sum(piece.tokens for piece in pieces),
         "attempts": max(piece.attempts for piece in pieces),
-        "faults": _faults(pieces),
+        "faults": faults_of(pieces),
         "stage_seconds": {k: round(v, 3) for k, v in total_seconds(pieces).items()},
     }
 

@@ -20,11 +20,10 @@ from chatterbox_opt.errors import InputError, OutputError, VoiceError
 from chatterbox_opt.voices.store import VoiceStore
 
 voices = typer.Typer(help="Name voices, so that --voice anna works.", no_args_is_help=True)
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @voices.command("list")
-def voices_list(voice_cache: options.VoiceCache = None, as_json: AsJson = False) -> None:
+def voices_list(voice_cache: options.VoiceCache = None, as_json: options.AsJson = False) -> None:
     """List saved voices, and those that come with a model."""
     store, built_in = _store(voice_cache), _built_in()
     saved = store.names()
@@ -42,7 +41,7 @@ def voices_list(voice_cache: options.VoiceCache = None, as_json: AsJson = False)
 
 @voices.command("add")
 def voices_add(
-    name: str, file: Path, voice_cache: options.VoiceCache = None, as_json: AsJson = False
+    name: str, file: Path, voice_cache: options.VoiceCache = None, as_json: options.AsJson = False
 ) -> None:
     """Save a copy of a recording under a name, replacing an earlier one."""
     store, built_in = _store(voice_cache), _built_in()
@@ -65,7 +64,7 @@ def voices_add(
 
 @voices.command("remove")
 def voices_remove(
-    name: str, voice_cache: options.VoiceCache = None, as_json: AsJson = False
+    name: str, voice_cache: options.VoiceCache = None, as_json: options.AsJson = False
 ) -> None:
     """Delete a saved voice."""
     if name in (built_in := _built_in()) and name not in _store(voice_cache).names():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatterbox_opt.config.model_config import MEL_BINS
+from chatterbox_opt.errors import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +58,7 @@ def read(path: Path, key: str) -> tuple[Voice, str]:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         metadata = header.get("__metadata__") or {}
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as e:
-        raise ValueError((str(e) or type(e).__name__).splitlines()[0]) from e
+        raise ValueError(first_line(e)) from e
     if metadata.get("format") != str(FORMAT):
         raise ValueError("it is of another format")
     remark = metadata.get("remark", "")

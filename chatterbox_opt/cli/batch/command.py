@@ -23,7 +23,7 @@ from chatterbox_opt.batch.executors import LocalExecutor, RayExecutor, WorkerSpe
 from chatterbox_opt.batch.join import join
 from chatterbox_opt.batch.manifest import DONE, Manifest, open_manifest
 from chatterbox_opt.batch.metadata import write_metadata
-from chatterbox_opt.batch.readers.rows import Dropped
+from chatterbox_opt.batch.readers.rows import Dropped, words_by_reason
 from chatterbox_opt.batch.resuming import prepare, stale_files
 from chatterbox_opt.batch.runner import BatchRunner, RunOptions, Summary
 from chatterbox_opt.checkpoints import registry
@@ -87,11 +87,10 @@ def batch(
     items = job.items
     names = _names(items, files, joining.joined_file)
     printing.set_up_logging(reporter)
-    for note in [
-        *job.notes,
-        *([summary_of(job, job.dropped)] if job.pauses or job.dropped else []),
-    ]:
+    for note in job.notes:
         reporter.status(note)
+    if job.pauses or job.dropped:
+        reporter.status(summary_of(job, words_by_reason(job.dropped)))
     with (
         executors.open_executor(*executor_args) as executor,
         open_manifest(directory, reset=files.force) as manifest,
@@ -174,7 +173,7 @@ def _prepared(
     mark = "marked" if spec.watermark else "unmarked"
     parts = [registry.identity(checkpoint), *plan.precision, mark]
     voice_key = functools.partial(_voice_key, spec.store, checkpoint)
-    return prepare(items, names, " ".join(map(str, parts)), voice_key, loudness)
+    return prepare(items, names, " ".join(parts), voice_key, loudness)
 
 
 def _model_text(spec: EngineSpec, plan: Plan) -> str:

@@ -21,6 +21,7 @@ from chatterbox_opt.batch.metadata import Metadata
 from chatterbox_opt.batch.readers.captions import Captions
 from chatterbox_opt.batch.readers.prose import Split
 from chatterbox_opt.batch.verify import MAX_WER, Verifier
+from chatterbox_opt.cli.options import check_retries
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.text.decoding import check_encoding
 
@@ -133,8 +134,7 @@ class QualityOptions:
 
     def check(self) -> None:
         """Raise InputError for a number of retries out of range."""
-        if not 0 <= self.retries <= 20:
-            raise InputError(f"--retries is {self.retries}; use 0 to 20")
+        check_retries(self.retries)
 
     def verifier(self) -> Verifier | None:
         """The verifier, if a command is set.

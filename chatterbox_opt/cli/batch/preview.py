@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from chatterbox_opt.batch.job_file import Item, Job, Pause
@@ -36,7 +36,7 @@ def preview(job: Job, dropped: Iterable[Dropped], *, as_json: bool) -> None:
             print()
         # a lone surrogate of a .jsonl cannot be printed
         print(_as_text(line, width).encode("utf-8", "backslashreplace").decode())
-    for note in [*job.notes, summary(job, dropped)]:
+    for note in [*job.notes, summary(job, words)]:
         print(note, file=sys.stderr)
 
 
@@ -56,13 +56,16 @@ def as_object(line: Item | Pause) -> dict[str, Any]:
     return values | {"reason": line.reason}
 
 
-def summary(job: Job, dropped: Iterable[Dropped]) -> str:
-    """The counts in one line."""
+def summary(job: Job, words: Mapping[str, int]) -> str:
+    """The counts in one line.
+
+    Args:
+        words: number of those that are not spoken, by reason.
+    """
     parts = [f"{len(job.items)} items"]
     if job.pauses:
         reasons = sorted({pause.reason for pause in job.pauses})
         parts.append(f"{len(job.pauses)} pauses ({', '.join(reasons)})")
-    words = words_by_reason(dropped)
     if words:
         why = ", ".join(f"{reason}: {count}" for reason, count in words.items())
         parts.append(f"{sum(words.values())} words not spoken ({why})")
