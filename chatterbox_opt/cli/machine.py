@@ -101,7 +101,7 @@ def _kernels() -> Path | str:
     try:
         from chatterbox_opt.kernels.cpu import compile_cache
 
-        return compile_cache.directory()
+        return compile_cache.directory() or "none (others can write to its directory)"
     except (ImportError, RuntimeError, OSError) as error:
         return f"none ({first_line(error)})"
 

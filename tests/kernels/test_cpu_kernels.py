@@ -43,14 +43,6 @@ def test_compile_cache_digest_covers_every_kernel_source(tmp_path, monkeypatch):
     assert len(digests) == len(sources) + 1
 
 
-def test_compiled_kernels_are_found_so_that_compiling_is_announced_once(tmp_path):
-    """The name of numba's index files; without numba or a cache there is nothing to find."""
-    norm_bf16 = pytest.importorskip("chatterbox_opt.kernels.cpu.norm_bf16")
-    function = norm_bf16.norm.__wrapped__
-    assert compile_cache.is_compiled(function, compile_cache.directory())
-    assert not compile_cache.is_compiled(function, tmp_path)
-
-
 def test_the_compile_cache_is_the_first_place_that_can_be_written_to(tmp_path, monkeypatch):
     monkeypatch.setattr(compile_cache.config, "CACHE_DIR", "")
     (tmp_path / "file").write_text("")
