@@ -9,6 +9,7 @@ module.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import torch
 from tokenizers import Tokenizer
@@ -18,7 +19,7 @@ from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.reader import Tensors, fill
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.checkpoints.weight_cache import WeightCache
-from chatterbox_opt.errors import WeightsError
+from chatterbox_opt.errors import WeightsError, first_line
 from chatterbox_opt.layers import weight_layout
 from chatterbox_opt.models.flow import convert as flow_convert
 from chatterbox_opt.models.flow import model as flow_model
@@ -26,6 +27,9 @@ from chatterbox_opt.models.t3 import model as t3_model
 from chatterbox_opt.models.t3.convert import t3_from_tensors, t3_from_upstream
 from chatterbox_opt.models.vocoder import model as vocoder_model
 from chatterbox_opt.utils.skip_init import skip_init
+
+# how building a stage of tensors fails that belong to another one
+_UNFIT = (WeightsError, RuntimeError, LookupError, AttributeError, TypeError, ValueError)
 
 
 def load_t3(
@@ -53,26 +57,48 @@ def load_t3(
     if layout == weight_layout.WEIGHT_ONLY:
         variant = f"{layout}-{_dtype_name(dtype)}"  # its other tensors have that dtype
     tensors = cache.tensors(checkpoint, "t3", variant, convert)
-    return converted[0] if converted else t3_from_tensors(tensors, config)
+    if converted:
+        return converted[0]
+    try:
+        scales = (torch.bfloat16,) if layout else ()  # int4's; int8's are float32
+        _check_dtypes(tensors, dtype, torch.float32, *scales)
+        return t3_from_tensors(tensors, config)
+    except _UNFIT as error:
+        cache.discard(checkpoint, "t3", variant, first_line(error))
+        convert()  # the next start caches them
+        return converted[0]
 
 
 def load_flow(
     checkpoint: Checkpoint, dtype: torch.dtype, cache: WeightCache | None = None
 ) -> flow_model.Flow:
     """Load the flow in ``dtype``; ``cache`` is used for converted weights."""
-    with skip_init():
-        stage = flow_model.Flow(checkpoint.config.flow)
+    cache, variant, converted = cache or WeightCache(None), _dtype_name(dtype), []
 
     def convert() -> dict[str, Tensor]:
-        _read_flow(stage, checkpoint)
-        _cast_flow(stage, dtype)
-        return stage.state_dict()
+        converted.append(_empty_flow(checkpoint))
+        _read_flow(converted[0], checkpoint)
+        _cast_flow(converted[0], dtype)
+        return converted[0].state_dict()
 
-    cache = cache or WeightCache(None)
-    tensors = cache.tensors(checkpoint, "flow", _dtype_name(dtype), convert)
-    fill(stage, tensors, "flow", assign=True)
+    tensors = cache.tensors(checkpoint, "flow", variant, convert)
+    stage = converted[0] if converted else _empty_flow(checkpoint)
+    try:
+        _check_dtypes(tensors, dtype, torch.float32)
+        fill(stage, tensors, "flow", assign=True)
+    except _UNFIT as error:
+        if converted:
+            raise
+        cache.discard(checkpoint, "flow", variant, first_line(error))
+        tensors, stage = convert(), converted[0]
+        fill(stage, tensors, "flow", assign=True)
     _cast_flow(stage, dtype)  # buffers that are not in the state dict
     return stage.eval()
+
+
+def _empty_flow(checkpoint: Checkpoint) -> flow_model.Flow:
+    with skip_init():
+        return flow_model.Flow(checkpoint.config.flow)
 
 
 def _read_flow(stage: flow_model.Flow, checkpoint: Checkpoint) -> None:
@@ -89,6 +115,17 @@ def _read_flow(stage: flow_model.Flow, checkpoint: Checkpoint) -> None:
 def _cast_flow(stage: flow_model.Flow, dtype: torch.dtype) -> None:
     if dtype != torch.float32:
         stage.set_precision(dtype)
+
+
+def _check_dtypes(tensors: Mapping[str, Tensor], *floating: torch.dtype) -> None:
+    """Check the floating-point tensors of a cache.
+
+    Raises:
+        TypeError: another dtype.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.dtype not in floating:
+            raise TypeError(f"{name} is {tensor.dtype}")
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -1,7 +1,8 @@
 """Disk cache of converted weights: the next start memory-maps them instead of converting again.
 
 Responsible for one directory, for which checkpoint a file belongs to, and for the size limit. Not
-responsible for how weights are converted or what the tensors mean: it maps names to tensors.
+responsible for how weights are converted or what the tensors mean: it maps names to tensors. Other
+files in the directory are left alone.
 
     DIR/<hash of the checkpoint's path>-<hash of its content>-<part>-<variant>.pt
 
@@ -9,10 +10,11 @@ What is cached was decided by measurements on two EPYC cores at full size. An fp
 1.3 s to read, cast and stack, and 0.02 s from here. Float32 takes 1.5 s, would need 2 GB of disk,
 and 0.6 s of that would return as page faults: it is not cached, nor is any small model.
 
-Files are torch's own archives, read with ``weights_only`` (plain tensors, no code) and
-memory-mapped: nothing is copied, pages are read on first use. safetensors would do except for its
-8-byte alignment: a bfloat16 GEMM with one or two rows took 10 % longer on such a matrix. Here it is
-64 bytes, as in memory, so a cached weight behaves exactly like a freshly converted one.
+Files are torch's own archives with a digest (sealed_file.py), read with ``weights_only`` (plain
+tensors, no code) and memory-mapped: nothing is copied. A file with a wrong digest is removed and
+made again. safetensors would do except for its 8-byte alignment: a bfloat16 GEMM with one or two
+rows took 10 % longer on such a matrix. Here it is 64 bytes, as in memory, so a cached weight
+behaves exactly like a freshly converted one.
 """
 
 from __future__ import annotations
@@ -22,15 +24,18 @@ import hashlib
 import logging
 import os
 import pickle
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from chatterbox_opt.checkpoints import registry
+from chatterbox_opt.checkpoints import registry, sealed_file
 from chatterbox_opt.checkpoints.registry import Checkpoint
+from chatterbox_opt.errors import first_line
+from chatterbox_opt.utils import cache_directory
 from chatterbox_opt.utils.atomic_file import PART, atomic_write
 from chatterbox_opt.utils.steps import announce
 
@@ -39,13 +44,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # of the tensors' names and layout; changing it invalidates all files
+FORMAT = 4  # of the tensors' names and layout; changing it invalidates all files
 UNCONVERTED = "float32"  # the variant of the checkpoint's own files; never cached
 MIN_BYTES = 64 << 20  # smaller parts load fast enough without the cache
 MAX_BYTES = 8 << 30  # of the directory; least recently used files are evicted
 STALE_SECONDS = 86_400  # after which a killed process's half-written file is removed
 VARIABLE = "CHATTERBOX_WEIGHT_CACHE"
 OFF_VALUES = ("", "0", "false", "off", "no")
+OWN_NAME = re.compile(r"[0-9a-f]{12}-[0-9a-f]{16}-(t3|flow)-[0-9a-z-]+\.pt")
+ARCHIVE = b"PK\x03\x04"  # how a file of ours begins
+SUBFOLDER = "chatterbox-opt-weights"  # of a directory that the user names, and may have other uses
 _DAMAGED = (OSError, RuntimeError, ValueError, LookupError, EOFError, TypeError, AttributeError,
             pickle.UnpicklingError)  # fmt: skip
 
@@ -73,17 +81,17 @@ class WeightCache:
     ) -> Mapping[str, Tensor]:
         """The tensors of a part: memory-mapped if cached, else converted and cached.
 
-        A damaged file, a read-only directory or a full disk is logged and costs only time.
+        A damaged file is removed and made again. It, a read-only directory or a full disk is
+        logged and costs only time.
 
         Args:
             part: "t3" or "flow".
             variant: "bfloat16", "int8", ...; "float32" is never cached.
             convert: called on a miss; may return any tensors under any names.
         """
-        if self.directory is None or variant == UNCONVERTED:
+        path = self._path(checkpoint, part, variant)
+        if path is None:
             return convert()
-        location, content = _path_hash(checkpoint.directory), _content_hash(checkpoint)
-        path = self.directory / f"{location}-{content}-{part}-{variant}.pt"
         cached = _read(path)
         if cached is not None:
             return cached
@@ -92,19 +100,24 @@ class WeightCache:
         if sum(t.nbytes for t in tensors.values()) >= self.min_bytes:
             try:
                 self._write(path, tensors)
-                self._evict(location, content, path)
+                self._evict(path)
             except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk
                 reason = str(error).splitlines()[0]
                 log.debug("converted weights were not cached in %s (%s)", self.directory, reason)
         return tensors
 
+    def discard(self, checkpoint: Checkpoint, part: str, variant: str, reason: str) -> None:
+        """Remove tensors that do not fit the model, with a warning."""
+        if path := self._path(checkpoint, part, variant):
+            _discard(path, reason)
+
     def entries(self) -> list[Path]:
-        """The files, least recently used first."""
-        paths = list(self.directory.glob("*.pt")) if self.directory else []
-        return sorted(paths, key=lambda path: path.stat().st_mtime)
+        """The files of this cache, least recently used first; no others in the directory."""
+        paths = self.directory.glob("*.pt") if self.directory else ()
+        return sorted(filter(_is_own, paths), key=lambda path: path.stat().st_mtime)
 
     def clear(self) -> int:
-        """Remove all files; return the number of bytes freed."""
+        """Remove the files of this cache; return the number of bytes freed."""
         freed = 0
         for path in self.entries():
             freed += path.stat().st_size
@@ -114,25 +127,31 @@ class WeightCache:
     def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         import torch
 
-        path.parent.mkdir(parents=True, exist_ok=True)
+        cache_directory.create(path.parent)
         size = sum(t.nbytes for t in tensors.values())
         if shutil.disk_usage(path.parent).free < 2 * size:
             raise OSError(f"less than {2 * size >> 20} MiB free")
-        content = {"name": path.name, "tensors": {n: _compact(t) for n, t in tensors.items()}}
         with atomic_write(path) as part:
-            torch.save(content, part)
+            torch.save({name: _compact(tensor) for name, tensor in tensors.items()}, part)
+            sealed_file.seal(part, path.name)
         log.debug("cached %s, %d MiB", path.name, size >> 20)
 
-    def _evict(self, location: str, content: str, newest: Path) -> None:
+    def _path(self, checkpoint: Checkpoint, part: str, variant: str) -> Path | None:
+        if self.directory is None or variant == UNCONVERTED:
+            return None
+        location, content = _path_hash(checkpoint.directory), _content_hash(checkpoint)
+        return self.directory / f"{location}-{content}-{part}-{variant}.pt"
+
+    def _evict(self, newest: Path) -> None:
         """Remove files of an older checkpoint at the same path, stale temporary files, and the
         least recently used files above the size limit."""
+        location, content, _ = newest.name.split("-", 2)
+        for path in self.entries():
+            of_location = path.name.startswith(f"{location}-")
+            if of_location and not path.name.startswith(f"{location}-{content}-"):
+                path.unlink(missing_ok=True)
         for path in newest.parent.iterdir():
-            name = path.name
-            outdated = name.startswith(f"{location}-") and not name.startswith(
-                f"{location}-{content}"
-            )
-            stale = PART.fullmatch(name) and time.time() - path.stat().st_mtime > STALE_SECONDS
-            if outdated or stale:
+            if PART.fullmatch(path.name) and time.time() - path.stat().st_mtime > STALE_SECONDS:
                 path.unlink(missing_ok=True)
         total = sum(path.stat().st_size for path in self.entries())
         for path in self.entries():
@@ -142,7 +161,8 @@ class WeightCache:
 
 
 def default(*, keep: bool = True) -> WeightCache:
-    """The cache at ``CHATTERBOX_WEIGHT_CACHE`` or in the platform's cache directory.
+    """The cache in ``CHATTERBOX_WEIGHT_CACHE`` or in the platform's cache directory; none if others
+    can write there, with a warning.
 
     Args:
         keep: False disables the cache, as does the variable if it is one of ``OFF_VALUES``.
@@ -152,28 +172,52 @@ def default(*, keep: bool = True) -> WeightCache:
     setting = os.environ.get(VARIABLE)
     if not keep or (setting is not None and setting.lower() in OFF_VALUES):
         return WeightCache(None)
-    if setting:
-        return WeightCache(Path(setting))
-    return WeightCache(Path(platformdirs.user_cache_dir("chatterbox-opt")) / "weights")
+    users = platformdirs.user_cache_path("chatterbox-opt") / "weights"
+    directory = Path(setting) / SUBFOLDER if setting else users
+    remedy = f"set {VARIABLE} to a directory that only you can write to"
+    named = directory.parent if setting else directory
+    own = all(
+        cache_directory.trusted(path, "converted weights", remedy) for path in {named, directory}
+    )
+    return WeightCache(directory if own else None)
 
 
 def _read(path: Path) -> Mapping[str, Tensor] | None:
     import torch
 
-    if not path.exists():
-        return None
     try:
-        saved: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if saved["name"] != path.name:
-            raise ValueError(f"it is {saved['name']}")
-        tensors: dict[str, Tensor] = saved["tensors"]
+        if not sealed_file.is_sealed(path, path.name):
+            raise ValueError("its content has changed")
+        tensors: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+            raise TypeError("it has other values than tensors")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except _DAMAGED as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        log.info("cached weights %s are damaged (%s): converting again", path.name, reason)
+        _discard(path, getattr(error, "strerror", None) or first_line(error))
         return None
     with contextlib.suppress(OSError):
         os.utime(path)  # marks it as used; not possible in a read-only directory
-    return tensors
+    return cast("Mapping[str, Tensor]", tensors)
+
+
+def _discard(path: Path, reason: str) -> None:
+    log.warning("the cached weights '%s' are not used (%s): converting again", path, reason)
+    try:
+        path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+    except OSError as error:
+        log.debug("'%s' was not removed (%s)", path, error.strerror)
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file has a name and a beginning that only this cache gives."""
+    if not OWN_NAME.fullmatch(path.name) or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(len(ARCHIVE)) == ARCHIVE
+    except OSError:
+        return False
 
 
 def _compact(tensor: Tensor) -> Tensor:
