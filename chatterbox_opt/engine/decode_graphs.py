@@ -16,7 +16,7 @@ from chatterbox_opt.models.t3.decode_state import DecodeState, PrefillFn
 from chatterbox_opt.models.t3.fused_step import FusedStep
 from chatterbox_opt.models.t3.kv_cache import KV_BLOCK, StaticKVCache, round_up_kv_len
 from chatterbox_opt.models.t3.model import T3
-from chatterbox_opt.runtime import cuda
+from chatterbox_opt.runtime import compiler_caches, cuda
 from chatterbox_opt.runtime.cuda_graphs import (
     CapturedGraph,
     CaptureFn,
@@ -133,6 +133,7 @@ def compiled_step(model: T3) -> StepFn:
     Raises:
         One of ``DEVICE_ERRORS``: no compiler, no Triton, an operation that cannot be compiled.
     """
+    compiler_caches.use_private_directories()
     step: StepFn = torch.compile(model.step, backend="inductor", fullgraph=True)
     zero = torch.zeros(1, dtype=torch.long, device=model.like.device)
     with torch.inference_mode():

@@ -11,6 +11,7 @@ import importlib.util
 import torch
 
 from chatterbox_opt.errors import first_line
+from chatterbox_opt.runtime import compiler_caches
 from chatterbox_opt.runtime.cuda import DEVICE_ERRORS
 
 
@@ -25,6 +26,7 @@ def unsupported_reason(stage: str, dtype: torch.dtype, device: str = "cuda") -> 
     """
     if importlib.util.find_spec("triton") is None:
         return "this torch comes without Triton"
+    compiler_caches.use_private_directories()
     try:
         from chatterbox_opt.kernels.cuda import selftest  # imports Triton
 
