@@ -175,10 +175,8 @@ def default(*, keep: bool = True) -> WeightCache:
     users = platformdirs.user_cache_path("chatterbox-opt") / "weights"
     directory = Path(setting) / SUBFOLDER if setting else users
     remedy = f"set {VARIABLE} to a directory that only you can write to"
-    named = directory.parent if setting else directory
-    own = all(
-        cache_directory.trusted(path, "converted weights", remedy) for path in {named, directory}
-    )
+    places = (directory.parent, directory) if setting else (directory,)
+    own = all(cache_directory.trusted(path, "converted weights", remedy) for path in places)
     return WeightCache(directory if own else None)
 
 
