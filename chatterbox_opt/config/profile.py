@@ -6,6 +6,7 @@ hardware supports (plan.py).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ INT8_FLOW_COSTS = "log-mel cosine to float32 is 0.99997 on the built-in model; b
 COMPILE = ("none", "cudagraphs", "inductor")
 OFFLOAD = ("none", "stages", "all-but-active")  # from most GPU memory to least
 KV_CACHE = ("auto", "int8")  # of T3; auto is T3's compute dtype
+MAX_BYTES = 64 << 10  # of a file; the shipped ones have less than 1 KiB
+MAX_DEPTH = 2  # of mappings: the profile, and dtypes by stage
+SHOWN = 60  # characters of a wrong value in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +85,71 @@ def load_profile(name: str) -> Profile:
             f"unknown profile '{name}'; "
             f"known: {', '.join([AUTO, *profile_names()])}, or a .yaml file"
         )
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ProfileError(f"profile '{name}' cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ProfileError(f"profile '{name}' is not valid YAML ({_one_line(error)})") from error
+    settings = _read(name, path)
     if not isinstance(settings, dict):
         raise ProfileError(f"profile '{name}' must be a mapping of keys to values")
     return _parse(name, settings)
 
 
+def _read(name: str, path: Path) -> Any:
+    """The content of a file as strings, lists and mappings."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ProfileError(
+                f"profile '{name}' has more than {MAX_BYTES >> 10} KiB: it is not a profile; "
+                "give the path of one"
+            )
+        text = content.decode("utf-8")
+        _check_events(text)
+        # every scalar is a string: dates, numbers and tags cannot fail or become objects
+        _check_keys_differ(node := yaml.compose(text, Loader=yaml.BaseLoader))
+        return yaml.BaseLoader("").construct_document(node) if node else None
+    except OSError as error:
+        raise ProfileError(
+            f"profile '{name}' cannot be read ({error.strerror}): check the path"
+        ) from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
+        raise ProfileError(
+            f"profile '{name}' is not valid YAML ({_one_line(error)}): "
+            "write one key: value per line"
+        ) from error
+
+
+def _check_events(text: str) -> None:
+    """Raise ValueError for what no profile needs, before nodes exist that grow without bound."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.BaseLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"values are nested more than {MAX_DEPTH} deep")
+        if getattr(event, "anchor", None):  # of an alias too
+            raise ValueError("anchors and aliases (& and *) have no meaning in a profile")
+        if tag := getattr(event, "tag", None):
+            raise ValueError(f"the tag {_shortened(tag)} has no meaning in a profile")
+
+
+def _check_keys_differ(node: yaml.Node | None) -> None:
+    """Raise ValueError for a key that is there twice, of which YAML's loaders take the last."""
+    if isinstance(node, yaml.MappingNode):
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if repeated := [key for key, count in keys.items() if count > 1]:
+            raise ValueError(f"the key '{_shortened(repeated[0])}' is there more than once")
+        for _, value in node.value:
+            _check_keys_differ(value)
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def _shortened(value: object) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
 
 def _parse(name: str, settings: Mapping[str, Any]) -> Profile:
@@ -109,18 +165,23 @@ def _parse(name: str, settings: Mapping[str, Any]) -> Profile:
     values = {k: v for k, v in settings.items() if k != "dtype"}
     dtype = settings.get("dtype", "float32")
     if not isinstance(dtype, (str, dict)):
-        raise ProfileError(f"profile '{name}': dtype is {dtype!r}; give a name, or one per stage")
+        raise ProfileError(
+            f"profile '{name}': dtype is {_shortened(dtype)}; give a name, or one per stage"
+        )
     per_stage = stages_of(dtype) if isinstance(dtype, str) else dict(dtype)
     check_keys(f"profile '{name}', dtype", per_stage, dict.fromkeys(STAGES))
     if per_stage.pop("vocoder", "float32") != "float32":
         raise ProfileError(
             f"profile '{name}': the vocoder is float32 only; half precision is audible"
         )
+    if not isinstance(values.get("description", ""), str):
+        raise ProfileError(f"profile '{name}': description must be a text")
     for key, value in (values | per_stage).items():
         allowed = {"t3": T3_DTYPES, "flow": FLOW_DTYPES}.get(key) or choices[key]
-        # YAML reads a bare `none` as a string, but `no`, `off` and `~` as false and null
         if allowed and value not in allowed:
-            raise ProfileError(f"profile '{name}': {key} is {value!r}; known: {', '.join(allowed)}")
+            raise ProfileError(
+                f"profile '{name}': {key} is '{_shortened(value)}'; known: {', '.join(allowed)}"
+            )
     integers = [dtype for dtype in per_stage.values() if dtype in QUANTIZED]
     if settings.get("compute") and integers:
         raise ProfileError(
@@ -142,4 +203,5 @@ def stages_of(dtype: str) -> dict[str, str]:
 def check_keys(where: str, settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     """Raise ProfileError for a key that is not in ``known``; ``where`` names its origin."""
     if unknown := sorted(str(key) for key in set(settings) - set(known)):
-        raise ProfileError(f"{where}: unknown key '{unknown[0]}'; known: {', '.join(known)}")
+        key = _shortened(unknown[0])
+        raise ProfileError(f"{where}: unknown key '{key}'; known: {', '.join(known)}")

@@ -276,11 +276,22 @@ def test_invalid_environment_value_error_lists_known_ones(variable):
         ("dtype: {t3: int8}\ncompute: float32", "compute is for float16 and bfloat16"),
         ("dtype: {flow: int8}\ncompute: float32", "compute is for float16 and bfloat16"),
         ("dtype: {vocoder: float16}", "vocoder is float32 only"),
-        ("compile: no", "compile is False; known: none, cudagraphs, inductor"),
+        ("compile: no", "compile is 'no'; known: none, cudagraphs, inductor"),
         ("offload: everything", "known: none, stages, all-but-active"),
         ("- a list", "must be a mapping"),
         ("dtype: [float16]", "give a name, or one per stage"),
-        ("dtype: 5", "give a name, or one per stage"),
+        ("dtype: 5", "t3 is '5'; known: float32"),
+        ("dtype: 2001-99-99", "t3 is '2001-99-99'; known: float32"),
+        ("dtype: " + "9" * 5000, r"t3 is '9{60}\.\.\.'; known: float32"),
+        ("dtype: !!int x", "the tag tag:yaml.org,2002:int has no meaning in a profile"),
+        ("dtype: !mine x", "the tag !mine has no meaning in a profile"),
+        ("dtype: " + "[" * 5000, "values are nested more than 2 deep"),
+        ("dtype: int8\ndtype: int4", "the key 'dtype' is there more than once"),
+        ("dtype: {t3: int8, t3: int4}", "the key 't3' is there more than once"),
+        ("a: &a [1]\nb: [*a, *a]", "anchors and aliases"),
+        ("description: [a]", "description must be a text"),
+        ("x: " + "y" * 70_000, "more than 64 KiB: it is not a profile"),
+        ("dtype: a\0b", "not valid YAML"),
         ("a: [", "not valid YAML"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
     ],
@@ -290,6 +301,14 @@ def test_invalid_profile_error_lists_known_values(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ProfileError, match=message.replace("[", r"\[")):
         load_profile(str(path))
+
+
+def test_a_profile_that_is_not_utf8_or_has_no_path(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"\xff\xfe")
+    for name in (str(path), "a\0.yaml"):
+        with pytest.raises(ProfileError, match="not valid YAML"):
+            load_profile(name)
 
 
 def test_profile_from_a_file(tmp_path):
