@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from chatterbox_opt.config.model_config import ModelConfig, read_config
+from chatterbox_opt.config import limits
+from chatterbox_opt.config.model_config import CONFIG_FILE, ModelConfig, read_config
 from chatterbox_opt.errors import InputError, WeightsError
 from chatterbox_opt.utils.steps import announce
 
@@ -23,6 +24,7 @@ TOKENIZER = "tokenizer.json"
 CONDITIONALS = "conds.pt"
 REQUIRED = (VOICE_ENCODER, T3, S3GEN, TOKENIZER)  # conds.pt may be absent, as upstream allows
 FILES = (*REQUIRED, CONDITIONALS)
+MAX_VOICE_ENCODER = 64 << 20  # bytes; Chatterbox's has 6 MB
 VOICES = "voices"  # folder of named voices that come with a model; hub models have none
 
 DEFAULT = "chatterbox"
@@ -117,7 +119,30 @@ def locate(model: str = DEFAULT) -> Checkpoint:
             f"{', '.join(REQUIRED)} (and {CONDITIONALS} for a voice of its own)"
         )
     config = read_config(directory)
-    return Checkpoint(model, directory, config, _voice_identity(directory))
+    _check_sizes(directory, config)
+    try:
+        return Checkpoint(model, directory, config, _voice_identity(directory))
+    except OSError as error:
+        raise WeightsError(
+            f"{error.filename} cannot be read ({error.strerror}): check the permissions"
+        ) from error
+
+
+def _check_sizes(directory: Path, config: ModelConfig) -> None:
+    """Refuse a config whose stages are larger than their files, before they are allocated."""
+    files = {"t3": T3, "voice encoder": VOICE_ENCODER, "s3gen": S3GEN}
+    for stage, count in limits.parameters(config).items():
+        path = directory / files[stage]
+        if (size := path.stat().st_size) < count:  # a parameter has a byte or more
+            raise WeightsError(
+                f"{path} has {size:,} bytes, and {CONFIG_FILE} describes {count:,} parameters or "
+                "more: it is half downloaded, or they do not belong together; get it again"
+            )
+    if (size := (directory / VOICE_ENCODER).stat().st_size) > MAX_VOICE_ENCODER:
+        raise WeightsError(
+            f"{directory / VOICE_ENCODER} has {size:,} bytes: it is not a voice encoder; "
+            "get it again"
+        )
 
 
 def from_hub(repository: str) -> Path:

@@ -1,9 +1,9 @@
 """Dimensions and special tokens of a checkpoint.
 
-Responsible for ``config.json``. Not responsible for the other files (checkpoints/registry.py) or
-for tensors. Defaults are those of Chatterbox (English), from upstream's t3_config.py,
-llama_configs.py, s3gen.py and voice_encoder/config.py. A checkpoint of another size has a
-``config.json`` with only the fields that differ, one object per part.
+Responsible for ``config.json``. Not responsible for the values it may have (limits.py), the other
+files (checkpoints/registry.py) or tensors. Defaults are those of Chatterbox (English), from
+upstream's t3_config.py, llama_configs.py, s3gen.py and voice_encoder/config.py. A checkpoint of
+another size has a ``config.json`` with only the fields that differ, one object per part.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chatterbox_opt.config import limits
 from chatterbox_opt.errors import WeightsError
 
 PARTS = ("t3", "flow", "vocoder", "voice")
 CONFIG_FILE = "config.json"
+MAX_BYTES = 1 << 20  # of it
+_AGAIN = "make or copy it again"
 # further keys of config.json -> fields that they set
 FLAGS = {"made": "random_weights", "spelled": "needs_text_normalization"}
 SAMPLE_RATE = 24_000  # Hz, of the output (upstream S3GEN_SR)
@@ -146,40 +149,68 @@ def read_config(directory: Path) -> ModelConfig:
     """Read ``config.json`` of a checkpoint directory; without one the defaults are returned.
 
     Raises:
-        WeightsError: not JSON, or an unknown part or field.
+        WeightsError: cannot be read, not JSON, an unknown part or field, or an impossible value.
     """
     path = directory / CONFIG_FILE
     if not path.exists():
         return ModelConfig()
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise WeightsError(f"{path} is not valid JSON ({error}); make or copy it again") from error
+    config = _read_json(path)
     known = (*PARTS, *FLAGS)
     if not isinstance(config, dict) or not set(config) & set(known):
         return ModelConfig()  # not our format: hub repositories and fine-tunes often have one
     values: dict[str, Any] = {}
     for name, value in config.items():
         if name not in known:
-            raise WeightsError(f"{path}: unknown part '{name}'; known: {', '.join(known)}")
-        if name in FLAGS:
+            raise WeightsError(f"{path}: unknown part '{name:.60}'; known: {', '.join(known)}")
+        if name not in FLAGS:
+            values[name] = _read_part(path, name, value)
+        elif isinstance(value, bool):
             values[FLAGS[name]] = value
         else:
-            values[name] = _read_part(path, name, value)
-    return ModelConfig(**values)
+            raise WeightsError(f"{path}: {name} must be true or false; {_AGAIN}")
+    result = ModelConfig(**values)
+    if reason := limits.contradiction(result, SPEECH_TOKENS):
+        raise WeightsError(f"{path}: {reason}; {_AGAIN}")
+    return result
 
 
-def _read_part(path: Path, name: str, values: dict[str, Any]) -> Any:
-    part = type(getattr(ModelConfig(), name))
+def _read_json(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise WeightsError(f"{path} has more than {MAX_BYTES >> 20} MiB; {_AGAIN}")
+        return json.loads(content.decode("utf-8"), object_pairs_hook=_object)
+    except OSError as error:
+        raise WeightsError(
+            f"{path} cannot be read ({error.strerror}): check the permissions, or {_AGAIN}"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(f"{path} is not valid JSON ({reason}); {_AGAIN}") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in result if names.count(name) > 1)
+        raise ValueError(f"the name '{repeated:.60}' is there more than once")
+    return result
+
+
+def _read_part(path: Path, name: str, values: object) -> Any:
+    part = getattr(ModelConfig(), name)
     known = [f.name for f in dataclasses.fields(part)]
-    if not isinstance(values, dict) or not all(
-        isinstance(v, (int, float)) for v in values.values()
-    ):
-        raise WeightsError(f"{path}: {name} must map names to numbers; make or copy it again")
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise WeightsError(f"{path}: {name} has no '{unknown[0]}'; known: {', '.join(known)}")
-    return part(**values)
+    if not isinstance(values, dict):
+        raise WeightsError(f"{path}: {name} must map names to numbers; {_AGAIN}")
+    if unknown := sorted(set(values) - set(known)):
+        raise WeightsError(f"{path}: {name} has no '{unknown[0]:.60}'; known: {', '.join(known)}")
+    for key, value in values.items():
+        if reason := limits.problem(key, value, getattr(part, key)):
+            shown = f"{json.dumps(value):.60}"
+            raise WeightsError(f"{path}: {name}.{key} is {shown}; {reason}; {_AGAIN}")
+    return type(part)(**values)
 
 
 def write_config(directory: Path, config: ModelConfig) -> None:
