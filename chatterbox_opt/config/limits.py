@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from chatterbox_opt.config.model_config import ModelConfig, T3Config
 
 COUNT, WIDTH, ROWS = 256, 16_384, 1 << 20  # largest number of layers, of columns, of vectors
-_LARGEST = {
-    **dict.fromkeys(("heads", "encoder_heads", "estimator_heads", "tokenizer_heads"), COUNT),
-    **dict.fromkeys(("layers", "resampler_heads", "tokenizer_layers", "encoder_blocks"), COUNT),
-    **dict.fromkeys(("up_blocks", "estimator_blocks", "estimator_mid"), COUNT),
-    **dict.fromkeys(("text_vocab", "speech_vocab", "text_positions", "speech_positions"), ROWS),
-    **dict.fromkeys(("prompt_tokens", "rope_context", "start_speech", "stop_speech"), ROWS),
-}
+_COUNTS = (
+    *("layers", "heads", "resampler_heads", "encoder_heads", "encoder_blocks", "up_blocks"),
+    *("estimator_heads", "estimator_blocks", "estimator_mid"),
+    *("tokenizer_heads", "tokenizer_layers"),
+)
+_ROWS = (
+    *("text_vocab", "speech_vocab", "text_positions", "speech_positions", "prompt_tokens"),
+    *("rope_context", "start_text", "stop_text", "start_speech", "stop_speech"),
+)
 _FROM_ZERO = ("start_text", "stop_text", "up_blocks", "estimator_mid")
 _LARGEST_FLOAT = 1e9
 
@@ -34,7 +36,8 @@ def problem(name: str, value: object, default: float) -> str:
         fits = isinstance(value, (int, float)) and not isinstance(value, bool)
         good = fits and math.isfinite(value) and 0 < value <= _LARGEST_FLOAT  # type: ignore[arg-type, operator]
         return "" if good else f"it must be a number above 0, at most {_LARGEST_FLOAT:.0e}"
-    low, high = int(name not in _FROM_ZERO), _LARGEST.get(name, WIDTH)
+    low = int(name not in _FROM_ZERO)
+    high = COUNT if name in _COUNTS else ROWS if name in _ROWS else WIDTH
     good = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
     return "" if good else f"it must be a whole number from {low} to {high}"
 
