@@ -30,6 +30,7 @@ from chatterbox_opt.utils.skip_init import skip_init
 
 # how building a stage of tensors fails that belong to another one
 _UNFIT = (WeightsError, RuntimeError, LookupError, AttributeError, TypeError, ValueError)
+MAX_TOKENIZER = 16 << 20  # bytes; Chatterbox's has some 10 KB
 
 
 def load_t3(
@@ -109,6 +110,11 @@ def _read_flow(stage: flow_model.Flow, checkpoint: Checkpoint) -> None:
         estimator = flow_convert.estimator_from_upstream(upstream, checkpoint.config.flow)
     except KeyError as error:
         raise WeightsError(f"flow lacks {prefix}{error.args[0]}: wrong or old file?") from error
+    except (RuntimeError, IndexError) as error:
+        raise WeightsError(
+            f"flow does not fit ({first_line(error)}): "
+            "the file and its config.json do not belong together"
+        ) from error
     fill(stage, tensors | {f"estimator.{n}": t for n, t in estimator.items()}, "flow")
 
 
@@ -148,13 +154,25 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """
     path = checkpoint.path(registry.TOKENIZER)
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise WeightsError(f"{path} is damaged ({error}): delete it and get it again") from error
-    if not isinstance(content, dict) or "type" not in (content.get("model") or {}):
-        raise WeightsError(f"{path} is not a tokenizer: get it again")
-    tokenizer = Tokenizer.from_str(text)
+        with path.open("rb") as file:
+            content = file.read(MAX_TOKENIZER + 1)
+        if len(content) > MAX_TOKENIZER:
+            raise WeightsError(
+                f"{path} has more than {MAX_TOKENIZER >> 20} MiB: it is not a tokenizer; "
+                "get it again"
+            )
+        model = json.loads(content.decode("utf-8"))["model"]
+        tokenizer = Tokenizer.from_buffer(content)
+        unknown = model.get("unk_token")
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}): get it again") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(
+            f"{path} is damaged or not a tokenizer ({first_line(error)}): "
+            "delete it and get it again"
+        ) from error
     if None in (tokenizer.token_to_id("[START]"), tokenizer.token_to_id("[STOP]")):
         raise WeightsError(f"{path} has no [START] or [STOP]: it is not Chatterbox's tokenizer")
+    if isinstance(unknown, str) and tokenizer.token_to_id(unknown) is None:
+        raise WeightsError(f"{path} does not have its own unk_token: delete it and get it again")
     return tokenizer

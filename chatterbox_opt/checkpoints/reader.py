@@ -7,14 +7,19 @@ Responsible for damaged, missing and unexpected tensors. Not responsible for the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from chatterbox_opt.errors import WeightsError
+from chatterbox_opt.errors import WeightsError, first_line
 
+MAX_HEADER = 16 << 20  # bytes; Chatterbox's largest has 0.3 MB
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+INTEGER = (torch.int64, torch.int32)
 REMAP_BYTES = 32 << 20  # bytes read through one mapping of a weights file
 # upstream computes these buffers and ignores them in files (S3Tokenizer.ignore_state_dict_missing)
 COMPUTED_BUFFERS = ("tokenizer._mel_filters", "tokenizer.window")
@@ -35,13 +40,10 @@ class Tensors(Mapping[str, Tensor]):
             WeightsError: missing, damaged or half downloaded.
         """
         self._path = path
-        try:
+        with _damage_of(path):
+            _check_header(path)
             with safe_open(path, framework="pt") as file:
                 names = list(file.keys())
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(
-                f"{path} is damaged or half downloaded ({error}): delete it and get it again"
-            ) from error
         if names and all(name.startswith("model.") for name in names):
             prefix = "model." + prefix  # a state dict that was saved with its wrapper module
         self._names = {n[len(prefix) :]: n for n in names if n.startswith(prefix)}
@@ -49,9 +51,11 @@ class Tensors(Mapping[str, Tensor]):
         self._bytes_read = 0  # through the open mapping
 
     def __getitem__(self, name: str) -> Tensor:
-        if self._file is None or self._bytes_read > REMAP_BYTES:
-            self._file, self._bytes_read = safe_open(self._path, framework="pt"), 0
-        tensor: Tensor = self._file.get_tensor(self._names[name])
+        full_name = self._names[name]
+        with _damage_of(self._path):
+            if self._file is None or self._bytes_read > REMAP_BYTES:
+                self._file, self._bytes_read = safe_open(self._path, framework="pt"), 0
+            tensor: Tensor = self._file.get_tensor(full_name)
         self._bytes_read += tensor.nbytes
         return tensor
 
@@ -60,6 +64,46 @@ class Tensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+@contextmanager
+def _damage_of(path: Path) -> Iterator[None]:
+    """Raise WeightsError for what the block finds to be wrong with a file."""
+    try:
+        yield
+    except OSError as error:
+        raise WeightsError(
+            f"{path} cannot be read ({error.strerror or first_line(error)}): "
+            "check the permissions, or get it again"
+        ) from error
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise WeightsError(
+            f"{path} is damaged or half downloaded ({first_line(error)}): "
+            "delete it and get it again"
+        ) from error
+
+
+def _check_header(path: Path) -> None:
+    """Raise ValueError for a header that would take long to parse."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > MAX_HEADER:
+        raise ValueError(f"its header claims {size:,} bytes")
+
+
+def check_dtype(what: str, name: str, tensor: Tensor, *, expected: torch.dtype) -> None:
+    """Check that a tensor has numbers of the expected kind; their precision may differ.
+
+    Raises:
+        WeightsError: integers in place of floating-point numbers or the reverse, or float8, which
+            upstream never writes.
+    """
+    kind = FLOATING if expected.is_floating_point else INTEGER
+    if tensor.dtype not in kind:
+        raise WeightsError(
+            f"{what} {name} is {tensor.dtype}, not {' or '.join(map(str, kind))}: "
+            "wrong or converted file? get it again"
+        )
 
 
 def fill(
@@ -73,10 +117,15 @@ def fill(
         assign: use the tensors themselves, with their dtype, instead of copying.
 
     Raises:
-        WeightsError: a tensor is missing or of the wrong shape.
+        WeightsError: a tensor is missing, or of the wrong shape or dtype.
     """
+    tensors = dict(tensors)
+    if not assign:  # what is assigned was converted before, to integers too
+        for name, parameter in module.state_dict().items():
+            if name in tensors:
+                check_dtype(what, name, tensors[name], expected=parameter.dtype)
     try:
-        loaded = module.load_state_dict(dict(tensors), strict=False, assign=assign)
+        loaded = module.load_state_dict(tensors, strict=False, assign=assign)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise WeightsError(

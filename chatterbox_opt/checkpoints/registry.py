@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from chatterbox_opt.config import limits
 from chatterbox_opt.config.model_config import CONFIG_FILE, ModelConfig, read_config
 from chatterbox_opt.errors import InputError, WeightsError
 from chatterbox_opt.utils.steps import announce
@@ -131,7 +130,7 @@ def locate(model: str = DEFAULT) -> Checkpoint:
 def _check_sizes(directory: Path, config: ModelConfig) -> None:
     """Refuse a config whose stages are larger than their files, before they are allocated."""
     files = {"t3": T3, "voice encoder": VOICE_ENCODER, "s3gen": S3GEN}
-    for stage, count in limits.parameters(config).items():
+    for stage, count in _parameters(config).items():
         path = directory / files[stage]
         if (size := path.stat().st_size) < count:  # a parameter has a byte or more
             raise WeightsError(
@@ -143,6 +142,27 @@ def _check_sizes(directory: Path, config: ModelConfig) -> None:
             f"{directory / VOICE_ENCODER} has {size:,} bytes: it is not a voice encoder; "
             "get it again"
         )
+
+
+def _parameters(config: ModelConfig) -> dict[str, int]:
+    """Lower bounds of the number of parameters: of T3, of the voice encoder, and of the others."""
+    t3, flow, voice, vocoder = config.t3, config.flow, config.voice, config.vocoder
+    vectors = t3.text_vocab + t3.text_positions + 2 * t3.speech_vocab + t3.speech_positions
+    attended = flow.estimator_heads * flow.estimator_head_dim
+    encoder = (flow.encoder_blocks + flow.up_blocks) * (
+        4 * flow.encoder_width**2 + 2 * flow.encoder_width * flow.encoder_ffn
+    )
+    estimator = (flow.estimator_mid + 2) * (
+        3 * flow.estimator_width**2 + flow.estimator_blocks * 4 * flow.estimator_width * attended
+    )
+    tokenizer = voice.tokenizer_layers * 12 * voice.tokenizer_width**2
+    xvector = voice.xvector_growth * voice.xvector_bottleneck * voice.xvector_init
+    return {
+        "t3": t3.width * (vectors + t3.resampler_queries + t3.speaker + 4 * t3.width)
+        + t3.layers * t3.width * (4 * t3.width + 3 * t3.ffn),
+        "voice encoder": voice.lstm * (20 * voice.lstm + t3.speaker),
+        "s3gen": encoder + estimator + tokenizer + xvector + vocoder.width**2 + vocoder.f0_width**2,
+    }
 
 
 def from_hub(repository: str) -> Path:

@@ -169,9 +169,38 @@ def read_config(directory: Path) -> ModelConfig:
         else:
             raise WeightsError(f"{path}: {name} must be true or false; {_AGAIN}")
     result = ModelConfig(**values)
-    if reason := limits.contradiction(result, SPEECH_TOKENS):
+    if reason := _contradiction(result):
         raise WeightsError(f"{path}: {reason}; {_AGAIN}")
     return result
+
+
+def _contradiction(config: ModelConfig) -> str:
+    """Two values that do not go together, in words, or ""."""
+    voice = config.voice
+    divided = {
+        "t3.width": (config.t3.width, config.t3.heads),
+        "t3.width (resampler)": (config.t3.width, config.t3.resampler_heads),
+        "flow.encoder_width": (config.flow.encoder_width, config.flow.encoder_heads),
+        "voice.tokenizer_width": (voice.tokenizer_width, voice.tokenizer_heads),
+    }
+    for name, (width, heads) in divided.items():
+        if width % heads:
+            return f"{name} is {width}, which {heads} heads do not divide"
+    return _contradiction_in_t3(config.t3)
+
+
+def _contradiction_in_t3(t3: T3Config) -> str:
+    if t3.head_dim % 2:
+        return f"t3.width / t3.heads is {t3.head_dim}, which is odd"
+    if t3.rope_low == t3.rope_high:
+        return "t3.rope_low and t3.rope_high are equal"
+    if t3.speech_vocab <= SPEECH_TOKENS:
+        return f"t3.speech_vocab is {t3.speech_vocab}, at most {SPEECH_TOKENS}"
+    for name, vocabulary in (("text", t3.text_vocab), ("speech", t3.speech_vocab)):
+        for token in (f"start_{name}", f"stop_{name}"):
+            if (id := getattr(t3, token)) >= vocabulary:
+                return f"t3.{token} is {id}, beyond t3.{name}_vocab {vocabulary}"
+    return ""
 
 
 def _read_json(path: Path) -> Any:

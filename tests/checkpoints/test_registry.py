@@ -125,6 +125,38 @@ def test_model_prefix_is_stripped(copy, tiny):
             lambda s: s.update({"mel2wav.conv_pre.bias": torch.zeros(3)}),
             "does not fit",
         ),
+        (
+            registry.T3,
+            lambda s: s.update({"text_emb.weight": s["text_emb.weight"].long()}),
+            "t3 text_emb.weight is torch.int64: wrong or converted file",
+        ),
+        (
+            registry.T3,  # together as many rows as before
+            lambda s: s.update(
+                {
+                    "tfmr.layers.0.self_attn.q_proj.weight": torch.zeros(60, 64),
+                    "tfmr.layers.0.self_attn.k_proj.weight": torch.zeros(68, 64),
+                }
+            ),
+            r"q_proj.weight is \[60, 64\] where \[64, 64\] is expected",
+        ),
+        (
+            registry.S3GEN,
+            lambda s: s.update({"mel2wav.conv_pre.bias": s["mel2wav.conv_pre.bias"].bool()}),
+            "vocoder conv_pre.bias is torch.bool, not torch.float32 or",
+        ),
+        (
+            registry.S3GEN,
+            lambda s: s.update(
+                {"flow.decoder.estimator.down_blocks.0.0.res_conv.weight": torch.zeros(3, 3)}
+            ),
+            "flow does not fit",
+        ),
+        (
+            registry.VOICE_ENCODER,
+            lambda s: s.update({"proj.bias": s["proj.bias"].to(torch.float8_e4m3fn)}),
+            "proj.bias is torch.float8_e4m3fn",
+        ),
     ],
 )
 def test_missing_unknown_or_misshapen_tensors_raise(copy, file, change, message):
@@ -147,7 +179,14 @@ def test_extra_s3gen_tensors_and_buffers_are_ignored(copy):
     "file", [registry.T3, registry.S3GEN, registry.VOICE_ENCODER, registry.TOKENIZER]
 )
 @pytest.mark.parametrize(
-    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"{}" * 99]
+    "damage",
+    [
+        lambda b: b[: len(b) // 2],
+        lambda b: b"",
+        lambda b: b"{}" * 99,
+        lambda b: b"\xff" * 8 + b[8:],  # a header of 2^64 bytes
+        lambda b: b.replace(b"[", b"[9999999999999,"),
+    ],
 )
 def test_damaged_or_half_downloaded_files_raise(copy, file, damage):
     (copy / file).write_bytes(damage((copy / file).read_bytes()))
@@ -155,7 +194,13 @@ def test_damaged_or_half_downloaded_files_raise(copy, file, damage):
         load_all(copy)
 
 
-@pytest.mark.parametrize("content", ["{}", '{"model": {"type": "BPE", "vocab": {}, "merges": []}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("{}", "[]", "5", '{"model": 5}', '{"model": {"type": "BPE"}}', "[" * 100_000),
+        '{"model": {"type": "BPE", "vocab": {}, "merges": []}}',
+    ],
+)
 def test_foreign_tokenizer_raises(copy, content):
     (copy / registry.TOKENIZER).write_text(content)
     with pytest.raises(WeightsError, match="tokenizer"):

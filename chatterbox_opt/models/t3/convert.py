@@ -5,7 +5,7 @@ Responsible for tensor names, shapes and layouts. Not responsible for files or f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -64,7 +64,8 @@ def t3_from_upstream(
     One tensor at a time: with a ``layout`` only one unpacked matrix is in memory.
 
     Raises:
-        WeightsError: a tensor is missing, unknown, or of a shape that does not match ``config``.
+        WeightsError: a tensor is missing, unknown, without floating-point numbers, or of a shape
+            that does not match ``config``.
     """
     model = _empty_t3(config)
     parameters = model.state_dict()
@@ -83,13 +84,10 @@ def t3_from_upstream(
         owner, _, name = our_name.removesuffix(".weight").rpartition(".")
         packs = layout and weight_layout.packable(model.get_submodule(our_name.rpartition(".")[0]))
         # quantize from the stored values, not from values already rounded to bf16/fp16
-        tensor = torch.cat([state[n] if packs else state[n].to(dtype) for n in upstream_names])
-        if tensor.shape != parameters[our_name].shape:
-            raise WeightsError(
-                f"t3 {upstream_names[0]} is {list(tensor.shape)} where "
-                f"{list(parameters[our_name].shape)} is expected: "
-                "the file and its config.json do not belong together"
-            )
+        parts = [state[n] for n in upstream_names]
+        _check_parts(upstream_names, parts, parameters[our_name].shape)
+        tensor = torch.cat([part if packs else part.to(dtype) for part in parts])
+        del parts
         if packs:
             packed = weight_layout.make_layer(name, tensor, layout)
             setattr(model.get_submodule(owner), name, packed)
@@ -99,6 +97,19 @@ def t3_from_upstream(
             loaded[our_name] = tensor
     model.load_state_dict(loaded, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def _check_parts(names: Sequence[str], parts: Sequence[Tensor], stacked: torch.Size) -> None:
+    """Check tensors that are stacked: all have the same share of the parameter's rows."""
+    expected = [stacked[0] // len(parts), *stacked[1:]]
+    for name, part in zip(names, parts, strict=True):
+        if not part.is_floating_point() or part.itemsize == 1:  # float8 has lost too much
+            raise WeightsError(f"t3 {name} is {part.dtype}: wrong or converted file? get it again")
+        if list(part.shape) != expected:
+            raise WeightsError(
+                f"t3 {name} is {list(part.shape)} where {expected} is expected: "
+                "the file and its config.json do not belong together"
+            )
 
 
 def t3_from_tensors(tensors: Mapping[str, Tensor], config: T3Config) -> t3_model.T3:
