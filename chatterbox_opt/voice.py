@@ -8,6 +8,9 @@ computing one (models/voice_encoders.py) or storing it (voices/). Unlike upstrea
 from __future__ import annotations
 
 import hashlib
+import pickle
+import struct
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,9 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chatterbox_opt.errors import WeightsError
+from chatterbox_opt.config.model_config import (
+    MEL_BINS,
+    MEL_PER_TOKEN,
+    SPEECH_TOKENS,
+    ModelConfig,
+)
+from chatterbox_opt.errors import WeightsError, first_line
 
-_MALFORMED = (EOFError, KeyError, TypeError, AttributeError, ValueError)
+MAX_BYTES = 16 << 20  # of a voice; 10 s have 0.2 MB
+# what torch.load lets through of a file that is not what torch.save writes
+_MALFORMED = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, LookupError, TypeError),
+    *(AttributeError, ValueError, RuntimeError, AssertionError, ArithmeticError, MemoryError),
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -87,23 +101,78 @@ def from_conditionals(path: Path) -> Voice:
     """Read the voice of a checkpoint (upstream ``Conditionals``, conds.pt).
 
     Raises:
-        WeightsError: not a conds.pt file, or it contains more than plain tensors.
+        WeightsError: not a conds.pt file, it contains more than plain tensors, or tensors that are
+            no voice.
     """
-    import pickle
-
     try:
+        _check_archive(path)
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         t3, gen = saved["t3"], saved["gen"]
-        return Voice(
-            speaker=t3["speaker_emb"].float().reshape(1, -1),
-            prompt=torch.atleast_2d(t3["cond_prompt_speech_tokens"]).long(),
-            tokens=torch.atleast_2d(gen["prompt_token"]).long(),
-            mel=gen["prompt_feat"].float(),
-            xvector=torch.atleast_2d(gen["embedding"]).float(),
+        voice = Voice(
+            speaker=_small(t3, "speaker_emb").float().reshape(1, -1),
+            prompt=torch.atleast_2d(_small(t3, "cond_prompt_speech_tokens")).long(),
+            tokens=torch.atleast_2d(_small(gen, "prompt_token")).long(),
+            mel=_small(gen, "prompt_feat").float(),
+            xvector=torch.atleast_2d(_small(gen, "embedding")).float(),
         )
-    except (pickle.UnpicklingError, RuntimeError, *_MALFORMED) as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(f"{path} is damaged ({reason}): delete it and get it again") from error
+        check(voice)
+        return voice
+    except OSError as error:
+        raise WeightsError(
+            f"{path} cannot be read ({error.strerror or first_line(error)}): "
+            "check the permissions, or get it again"
+        ) from error
+    except _MALFORMED as error:
+        raise WeightsError(
+            f"{path} is damaged ({first_line(error)}): delete it and get it again"
+        ) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raise ValueError for a file that torch.save did not write, or would be large in memory."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is empty, half downloaded, or not a file of torch.save")
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > MAX_BYTES:
+        raise ValueError(f"it has {size:,} bytes when unpacked, a voice at most {MAX_BYTES:,}")
+
+
+def _small(saved: Mapping[str, Any], name: str) -> Tensor:
+    """A tensor of a file, before anything copies it: a few bytes may claim to be terabytes."""
+    tensor = saved[name]
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+        raise ValueError(f"{name} is not a tensor")
+    if tensor.numel() > MAX_BYTES // 4 or tensor.is_floating_point() == ("token" in name):
+        raise ValueError(f"{name} is {tensor.dtype} of shape {list(tensor.shape)}")
+    return tensor
+
+
+def check(voice: Voice, config: ModelConfig | None = None) -> None:
+    """Check what every voice has, and that it is one for a model.
+
+    Args:
+        config: of the model; None leaves the sizes of embeddings open.
+
+    Raises:
+        ValueError: a tensor of another shape or dtype, token ids out of range, NaN or Inf.
+    """
+    sizes = {"speaker": config.t3.speaker, "xvector": config.flow.xvector} if config else {}
+    for name, tensor in voice.tensors().items():
+        dtype = torch.int64 if name in ("prompt", "tokens") else torch.float32
+        dimensions = 3 if name == "mel" else 2
+        fits = tensor.dtype == dtype and tensor.ndim == dimensions and tensor.shape[0] == 1
+        if not fits or not tensor.numel() or tensor.shape[1] != sizes.get(name, tensor.shape[1]):
+            raise ValueError(f"{name} is {tensor.dtype} of shape {list(tensor.shape)}")
+        if dtype == torch.float32 and not tensor.isfinite().all():
+            raise ValueError(f"{name} has NaN or Inf")
+        if dtype == torch.int64 and not ((tensor >= 0) & (tensor < SPEECH_TOKENS)).all():
+            raise ValueError(f"{name} has ids out of 0 to {SPEECH_TOKENS - 1}")
+    tokens, frames = voice.tokens.shape[1], voice.mel.shape[1]
+    if voice.mel.shape[2] != MEL_BINS or frames < MEL_PER_TOKEN * tokens:
+        raise ValueError(f"mel has shape {list(voice.mel.shape)}, with {tokens} tokens")
+    if config and voice.prompt.shape[1] > config.t3.speech_positions:
+        raise ValueError(f"prompt has shape {list(voice.prompt.shape)}")
 
 
 def to_conditionals(voice: Voice) -> dict[str, Any]:

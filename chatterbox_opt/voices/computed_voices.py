@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chatterbox_opt.config.model_config import MEL_BINS
 from chatterbox_opt.errors import first_line
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def read(path: Path, key: str) -> tuple[Voice, str]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from chatterbox_opt.voice import from_tensors
+    from chatterbox_opt.voice import check, from_tensors
 
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"it has {path.stat().st_size:,} bytes")
@@ -68,7 +67,7 @@ def read(path: Path, key: str) -> tuple[Voice, str]:
         voice = from_tensors(tensors)
     except KeyError as error:
         raise ValueError(str(error)) from error
-    _check_shapes(voice)
+    check(voice)
     return voice, remark
 
 
@@ -80,16 +79,3 @@ def _digest(key: str, remark: str, tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _check_shapes(voice: Voice) -> None:
-    """Check what every Voice has, whatever the size of the encoders (``voice.Voice``)."""
-    import torch
-
-    for name, tensor in voice.tensors().items():
-        dtype = torch.int64 if name in ("prompt", "tokens") else torch.float32
-        dimensions = 3 if name == "mel" else 2
-        if tensor.dtype != dtype or tensor.ndim != dimensions or tensor.shape[0] != 1:
-            raise ValueError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}")
-    if voice.mel.shape[2] != MEL_BINS or not voice.tokens.shape[1]:
-        raise ValueError(f"mel has shape {tuple(voice.mel.shape)}")

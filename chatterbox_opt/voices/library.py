@@ -58,7 +58,7 @@ class VoiceLibrary:
         shipped = self._checkpoint.voices()
         path = self._store.find(os.fspath(source), shipped)
         if path in shipped.values():
-            return self._once(path.name, lambda: load_voice(path))
+            return self._once(path.name, lambda: self._fitting(load_voice(path), path))
         with recordings.regular_file(path) as file:
             key = content_key(file, self._checkpoint.voice_identity)
             return self._once(key, lambda: self._recorded(file, key, path))
@@ -80,7 +80,17 @@ class VoiceLibrary:
                 f"'{self._checkpoint.name}' has no voice of its own; pass a reference "
                 "recording (--voice FILE on the command line)"
             )
-        return voice_module.from_conditionals(path)
+        return self._fitting(voice_module.from_conditionals(path), path)
+
+    def _fitting(self, voice: Voice, path: Path) -> Voice:
+        try:
+            voice_module.check(voice, self._checkpoint.config)
+        except ValueError as error:
+            raise WeightsError(
+                f"{path} is not a voice of '{self._checkpoint.name}' ({error}): "
+                "delete it and get it again"
+            ) from error
+        return voice
 
     def _recorded(self, file: Path, key: str, path: Path) -> Voice:
         """The Voice of a recording, from the store or computed; logs what is odd in either case.
@@ -132,8 +142,12 @@ def load_voice(path: Path) -> Voice:
     Raises:
         WeightsError: damaged.
     """
-    tensors = {n: t.float() if t.is_floating_point() else t for n, t in Tensors(path).items()}
     try:
-        return voice_module.from_tensors(tensors)
-    except KeyError as error:
+        if (size := path.stat().st_size) > voice_module.MAX_BYTES:
+            raise ValueError(f"it has {size:,} bytes")
+        tensors = {n: t.float() if t.is_floating_point() else t for n, t in Tensors(path).items()}
+        voice = voice_module.from_tensors(tensors)
+        voice_module.check(voice)
+        return voice
+    except (KeyError, ValueError, OSError) as error:
         raise WeightsError(f"{path} is not a voice ({error}): get it again") from error

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 import gc
 import multiprocessing
 import shutil
 import weakref
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -248,7 +250,58 @@ def test_conds_pt_cannot_execute_code(tmp_path):
 )
 def test_malformed_conds_pt_raises(tmp_path, saved):
     torch.save(saved, tmp_path / "conds.pt")
-    with pytest.raises(WeightsError, match="damaged"):
+    with pytest.raises(WeightsError, match="conds.pt is damaged"):
+        from_conditionals(tmp_path / "conds.pt")
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "tensor", "message"),
+    [
+        ("t3", "speaker_emb", torch.zeros(0), r"speaker is torch.float32 of shape \[1, 0\]"),
+        ("t3", "speaker_emb", torch.full((1, 256), float("nan")), "speaker has NaN or Inf"),
+        ("t3", "speaker_emb", torch.zeros(1, 64), "not a voice of 'pico'"),
+        ("t3", "speaker_emb", torch.zeros(1).expand(10**12), r"speaker_emb is .*\[1000000000000\]"),
+        ("t3", "cond_prompt_speech_tokens", torch.tensor([[9000]]), "ids out of 0 to 6560"),
+        ("t3", "cond_prompt_speech_tokens", torch.zeros(1, 9), "tokens is torch.float32"),
+        ("t3", "cond_prompt_speech_tokens", torch.zeros(1, 2000).long(), "not a voice of 'pico'"),
+        ("gen", "prompt_token", torch.zeros(2, 9).long(), r"tokens is torch.int64 of .*\[2, 9\]"),
+        ("gen", "prompt_feat", torch.zeros(1, 9, 80), r"mel has shape \[1, 9, 80\], with"),
+        ("gen", "prompt_feat", torch.zeros(1, 500, 40), r"mel has shape \[1, 500, 40\]"),
+        ("gen", "embedding", torch.zeros(1, 80), "not a voice of 'pico'"),
+        ("gen", "embedding", torch.zeros(1, 192).to_sparse(), "embedding is not a tensor"),
+        ("gen", "embedding", 5, "embedding is not a tensor"),
+    ],
+)
+def test_conds_pt_that_is_no_voice_of_its_model_raises(
+    store, tmp_path, part, name, tensor, message
+):
+    pico = registry.locate("pico")
+    saved = torch.load(pico.path(registry.CONDITIONALS), weights_only=True)
+    saved[part][name] = tensor
+    torch.save(saved, tmp_path / "conds.pt")
+    library = VoiceLibrary(dataclasses.replace(pico, directory=tmp_path), store)
+    with pytest.raises(WeightsError, match=f"conds.pt is .*{message}") as caught:
+        library.voice()
+    assert "get it again" in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:5000], lambda b: b"{}" * 99])
+def test_damaged_voice_files_of_a_model_are_named(tmp_path, damage):
+    shipped = next(iter(registry.shipped_voices("pico").values()))
+    for path, read in (
+        (registry.locate("pico").path(registry.CONDITIONALS), from_conditionals),
+        (shipped, voice_library.load_voice),
+    ):
+        copied = tmp_path / path.name
+        copied.write_bytes(damage(path.read_bytes()))
+        with pytest.raises(WeightsError, match=f"{copied} is damaged"):
+            read(copied)
+
+
+def test_conds_pt_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "conds.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(17 << 20))
+    with pytest.raises(WeightsError, match="has 17,825,792 bytes when unpacked"):
         from_conditionals(tmp_path / "conds.pt")
 
 
