@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -102,7 +103,7 @@ class Manifest:
     def _in_place(self, entry: Entry) -> bool:
         try:
             size = (self.directory / entry.file).stat().st_size
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a name that this locale cannot encode
             return False
         return entry.status == DONE and size == entry.size
 
@@ -211,11 +212,28 @@ def _parse(line: bytes) -> Entry | None:
             cells |= {"text_hash": cells["text"], "settings_hash": cells["settings"], "text": ""}
         known = {f.name: cells[f.name] for f in dataclasses.fields(Entry) if f.name in cells}
         entry = Entry(**known)
-        if not (isinstance(entry.id, str) and isinstance(entry.file, str)):
+        if not all(_is_valid(key, value) for key, value in dataclasses.asdict(entry).items()):
             return None
         return dataclasses.replace(entry, faults=tuple(entry.faults))
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
+
+
+def _is_valid(key: str, value: Any) -> bool:
+    """Whether a field of a line has a value of its kind; a default has."""
+    if key == "file":  # a name in the directory: anything else could be moved or deleted elsewhere
+        return isinstance(value, str) and not set(value) & set("/\\\0") and value not in (".", "..")
+    if key == "faults":
+        return isinstance(value, (list, tuple)) and all(isinstance(fault, str) for fault in value)
+    if key == "sampling":
+        return isinstance(value, dict)
+    if value is None:
+        return key in ("seed", "voice")
+    if key in ("size", "seed", "attempts", "duration", "seconds"):
+        kind = (int, float) if key in ("duration", "seconds") else int
+        is_number = isinstance(value, kind) and not isinstance(value, bool)
+        return is_number and math.isfinite(value) and abs(value) < 1 << 64
+    return isinstance(value, str)
 
 
 def _now() -> str:
