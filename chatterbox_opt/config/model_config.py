@@ -161,7 +161,7 @@ def read_config(directory: Path) -> ModelConfig:
     values: dict[str, Any] = {}
     for name, value in config.items():
         if name not in known:
-            raise WeightsError(f"{path}: unknown part '{name:.60}'; known: {', '.join(known)}")
+            raise WeightsError(f"{path}: unknown part {name!r:.60}; known: {', '.join(known)}")
         if name not in FLAGS:
             values[name] = _read_part(path, name, value)
         elif isinstance(value, bool):
@@ -224,7 +224,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) < len(pairs):
         names = [name for name, _ in pairs]
         repeated = next(name for name in result if names.count(name) > 1)
-        raise ValueError(f"the name '{repeated:.60}' is there more than once")
+        raise ValueError(f"the name {repeated!r:.60} is there more than once")
     return result
 
 
@@ -234,7 +234,7 @@ def _read_part(path: Path, name: str, values: object) -> Any:
     if not isinstance(values, dict):
         raise WeightsError(f"{path}: {name} must map names to numbers; {_AGAIN}")
     if unknown := sorted(set(values) - set(known)):
-        raise WeightsError(f"{path}: {name} has no '{unknown[0]:.60}'; known: {', '.join(known)}")
+        raise WeightsError(f"{path}: {name} has no {unknown[0]!r:.60}; known: {', '.join(known)}")
     for key, value in values.items():
         if reason := limits.problem(key, value, getattr(part, key)):
             shown = f"{json.dumps(value):.60}"

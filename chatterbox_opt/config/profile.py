@@ -138,7 +138,7 @@ def _check_keys_differ(node: yaml.Node | None) -> None:
     if isinstance(node, yaml.MappingNode):
         keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         if repeated := [key for key, count in keys.items() if count > 1]:
-            raise ValueError(f"the key '{_shortened(repeated[0])}' is there more than once")
+            raise ValueError(f"the key {_shortened(repeated[0])} is there more than once")
         for _, value in node.value:
             _check_keys_differ(value)
 
@@ -148,7 +148,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _shortened(value: object) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    text = repr(value)
     return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
 
@@ -180,7 +180,7 @@ def _parse(name: str, settings: Mapping[str, Any]) -> Profile:
         allowed = {"t3": T3_DTYPES, "flow": FLOW_DTYPES}.get(key) or choices[key]
         if allowed and value not in allowed:
             raise ProfileError(
-                f"profile '{name}': {key} is '{_shortened(value)}'; known: {', '.join(allowed)}"
+                f"profile '{name}': {key} is {_shortened(value)}; known: {', '.join(allowed)}"
             )
     integers = [dtype for dtype in per_stage.values() if dtype in QUANTIZED]
     if settings.get("compute") and integers:
@@ -204,4 +204,4 @@ def check_keys(where: str, settings: Mapping[str, Any], known: Mapping[str, Any]
     """Raise ProfileError for a key that is not in ``known``; ``where`` names its origin."""
     if unknown := sorted(str(key) for key in set(settings) - set(known)):
         key = _shortened(unknown[0])
-        raise ProfileError(f"{where}: unknown key '{key}'; known: {', '.join(known)}")
+        raise ProfileError(f"{where}: unknown key {key}; known: {', '.join(known)}")
