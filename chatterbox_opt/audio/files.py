@@ -100,21 +100,39 @@ def writer(path: str, subtype: str | None = None) -> Iterator[Sink]:
         memory = io.BytesIO()
         with soundfile.SoundFile(memory, "w", SAMPLE_RATE, 1, subtype, format=format_) as sink:
             yield Sink(sink)
-        sys.stdout.buffer.write(memory.getvalue())
-        sys.stdout.buffer.flush()
+        try:
+            sys.stdout.buffer.write(memory.getvalue())
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise  # the reader has gone, which is no error of ours
+        except OSError as error:
+            raise OutputError(
+                f"could not write to standard output ({error.strerror}): check the free space"
+            ) from error
         return
     try:
-        with (
-            atomic_write(Path(path)) as part,
-            soundfile.SoundFile(
-                decoders.soundfile_name(part), "w", SAMPLE_RATE, 1, subtype, format=format_
-            ) as sink,
-        ):
-            yield Sink(sink)
+        with atomic_write(Path(path)) as part:
+            try:
+                with soundfile.SoundFile(
+                    decoders.soundfile_name(part), "w", SAMPLE_RATE, 1, subtype, format=format_
+                ) as sink:
+                    yield Sink(sink)
+            except soundfile.LibsndfileError:
+                _write_more(part)
+                raise
     except (OSError, soundfile.LibsndfileError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise OutputError(
-            f"could not write '{path}' ({error}): check the free space and the permissions"
+            f"could not write '{path}' ({reason}): check the free space and the permissions"
         ) from error
+
+
+def _write_more(part: Path) -> None:
+    """Append to a file that libsndfile could not write: it does not tell why, an OSError does."""
+    with part.open("ab") as file:
+        file.write(bytes(1 << 20))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @dataclass(frozen=True, slots=True)

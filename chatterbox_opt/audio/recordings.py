@@ -5,6 +5,7 @@ Responsible for access, before anything is decoded. Not responsible for formats 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
@@ -69,6 +70,11 @@ def regular_file(path: Path) -> Iterator[Path]:
             _copy_pipe(path, copy)
         except OSError as error:
             reason = error.strerror or str(error)
+            if error.errno == errno.ENOSPC:
+                raise VoiceError(
+                    f"pipe '{path}' cannot be copied to '{directory}' ({reason}); use a file, or "
+                    "set TMPDIR to a directory with free space"
+                ) from error
             raise VoiceError(f"pipe '{path}' cannot be read ({reason}); use a file") from error
         yield copy
 

@@ -1,7 +1,8 @@
 """Status output on standard error: lines, warnings, what is waited for, progress bars.
 
-Responsible for Rich and the terminal, and for showing what the library logs. Not responsible for
-results on standard output: a wav, JSON, or a table (tables.py). Imports no torch.
+Responsible for Rich and the terminal, for showing what the library logs, and for escaping what
+would control the terminal. Not responsible for results on standard output: a wav, JSON, or a table
+(tables.py). Imports no torch.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rich.text import Text
 
 from chatterbox_opt.cli import streams, tables
 from chatterbox_opt.utils import steps
+from chatterbox_opt.utils.printable import printable, printable_json
 
 if TYPE_CHECKING:
     from chatterbox_opt import request
@@ -56,7 +58,7 @@ class Reporter:
         grid.add_column(style="bold")
         grid.add_column(justify="right")
         for name, value in rows:
-            grid.add_row(Text(name), Text(value))
+            grid.add_row(Text(printable(name)), Text(printable(value)))
         if not self.quiet:
             self.console.print(grid)
 
@@ -64,16 +66,16 @@ class Reporter:
         """Print a status line, unless quiet; it ends the step that is shown."""
         self.end_step()
         if not self.quiet:
-            self.console.print(line, markup=False)
+            self.console.print(printable(line), markup=False)
 
     def detail(self, line: str) -> None:
         """Print a line with ``-v`` only."""
         if self.verbose and not self.quiet:
-            self.console.print(line, markup=False, style="dim")
+            self.console.print(printable(line), markup=False, style="dim")
 
     def warn(self, line: str) -> None:
         """Print a warning, even if quiet."""
-        self.console.print(f"warning: {line}", markup=False, style="yellow")
+        self.console.print(f"warning: {printable(line)}", markup=False, style="yellow")
 
     def step(self, what: str, *, rare: bool = False) -> None:
         """Show what is waited for, on a terminal: a spinner, until the next step or status line,
@@ -83,6 +85,7 @@ class Reporter:
             what: "" ends the step that is shown.
             rare: elsewhere, and under progress bars, a line is printed once.
         """
+        what = printable(what)
         if not what or self.quiet:
             self.end_step()
         elif self._describe is not None and not rare:
@@ -145,7 +148,7 @@ class Reporter:
             return
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             TextColumn("{task.completed} tokens"),
             TextColumn("{task.fields[rate]:.1f} tokens/s", style="progress.data.speed"),
@@ -228,4 +231,4 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
 
 def print_json(result: Any) -> None:
     """Print a result as indented JSON to standard output."""
-    print(json.dumps(result, indent=1, ensure_ascii=False))
+    print(printable_json(json.dumps(result, indent=1, ensure_ascii=False)))

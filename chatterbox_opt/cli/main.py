@@ -8,6 +8,7 @@ functions, so that wrong arguments are reported without delay.
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import signal
 import sys
@@ -29,6 +30,7 @@ from chatterbox_opt.cli import voices as voices_command
 from chatterbox_opt.cli.batch import command as batch_command
 from chatterbox_opt.cli.console import as_utf8
 from chatterbox_opt.errors import ChatterboxOptError, InputError
+from chatterbox_opt.utils.printable import printable
 
 app = typer.Typer(
     name=usage.NAME,
@@ -49,6 +51,7 @@ app.command()(doctor_command.doctor)
 
 DEBUG = "--debug"
 INTERRUPTED = 130
+FULL = (errno.ENOSPC, errno.EDQUOT)
 COLLECT_AFTER = 200_000  # new objects before a garbage collection; Python's default is 700
 
 
@@ -110,8 +113,12 @@ def _exit_code(work: Callable[[], int | None]) -> int:
     except BrokenPipeError:
         return 1  # the reader of the audio has gone
     except OSError as error:
-        where = f": '{error.filename}'" if error.filename else ""
+        # of a copy to a full disk it is the target, which comes second
+        name = error.filename2 or error.filename if error.errno in FULL else error.filename
+        where = f": '{name}'" if name else ""
         return _fail(f"{error.strerror or error}{where}", 1, error)
+    except usage.EndOfFileError as error:
+        raise error.__cause__ or error from None  # for _unexpected
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", INTERRUPTED, None)
 
@@ -119,7 +126,8 @@ def _exit_code(work: Callable[[], int | None]) -> int:
 def _fail(message: str, code: int, error: Exception | None) -> int:
     if error is not None and DEBUG in sys.argv:
         traceback.print_exception(error)
-    print(f"error: {as_utf8(' '.join(message.split()))}", file=sys.stderr)
+    line = printable(as_utf8(" ".join(message.split())))
+    print(f"error: {line}", file=sys.stderr)
     return code
 
 
@@ -134,5 +142,5 @@ def _unexpected(
     """Print an unexpected error as one line, with how to get the traceback."""
     if DEBUG in sys.argv:
         traceback.print_exception(kind, error, trace)
-    reason = " ".join(str(error).split())
+    reason = printable(" ".join(str(error).split()))
     print(f"error: unexpected {kind.__name__}: {reason}; run again with {DEBUG}", file=sys.stderr)

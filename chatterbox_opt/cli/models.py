@@ -16,6 +16,7 @@ from chatterbox_opt.checkpoints import registry, weight_cache
 from chatterbox_opt.cli import console, options, tables
 from chatterbox_opt.config.model_config import read_config
 from chatterbox_opt.errors import InputError
+from chatterbox_opt.utils.printable import printable
 
 models = typer.Typer(help="List models, make a random one, clear the weight cache.")
 
@@ -56,7 +57,7 @@ def models_clear() -> None:
     """
     cache = weight_cache.default()
     where = cache.directory or "no directory"
-    print(f"{cache.clear() >> 20:,} MiB removed from {where}", file=sys.stderr)
+    print(printable(f"{cache.clear() >> 20:,} MiB removed from {where}"), file=sys.stderr)
 
 
 @models.command("make")
@@ -86,6 +87,6 @@ def models_make(
     with console.Reporter().waiting(f"making {size} random weights"):
         make(directory, size, seed)
     print(
-        f"made {size} weights of random values in {directory}: their output is noise",
+        printable(f"made {size} weights of random values in {directory}: their output is noise"),
         file=sys.stderr,
     )

@@ -14,6 +14,8 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from chatterbox_opt.utils.printable import printable
+
 GAP = "  "
 INDENT = 4  # of what follows a row on lines of its own
 MIN_PROSE = 24  # columns; narrower, the last cell goes below its row
@@ -29,7 +31,8 @@ def width() -> int | None:
 
 def show(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table."""
-    first, *others = lines(headings, rows, width())
+    cells = [[printable(cell) for cell in row] for row in rows]
+    first, *others = lines(headings, cells, width())
     is_bold = width() is not None and "NO_COLOR" not in os.environ
     print(f"{BOLD}{first}{PLAIN}" if is_bold else first)
     for line in others:
@@ -38,6 +41,7 @@ def show(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def paragraph(text: str) -> None:
     """Print a line of text, broken between words."""
+    text = printable(text)
     for line in wrapped(text, width() or len(text)):
         print(line)
 

@@ -23,8 +23,23 @@ CLICK_ERROR: type[Exception] = next(
 )
 
 
+class EndOfFileError(Exception):
+    """An EOFError of a command's work, its cause: click would take one for Ctrl-D in a prompt."""
+
+
 class Commands(TyperGroup):
     """The commands in the order of use."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command.
+
+        Raises:
+            EndOfFileError: its work raised an EOFError, which is the cause.
+        """
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:
+            raise EndOfFileError from error
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names in the order in which the help page lists them."""

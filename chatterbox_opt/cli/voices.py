@@ -17,6 +17,7 @@ from chatterbox_opt.audio import recordings
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.cli import console, options
 from chatterbox_opt.errors import InputError, OutputError, VoiceError
+from chatterbox_opt.utils.printable import printable
 from chatterbox_opt.voices.store import VoiceStore
 
 voices = typer.Typer(help="Name voices, so that --voice anna works.", no_args_is_help=True)
@@ -36,7 +37,7 @@ def voices_list(voice_cache: options.VoiceCache = None, as_json: options.AsJson 
     table = [(name, f"{path}{hidden.get(name, '')}") for name, path in saved.items()]
     table += [(name, f"comes with --model {model}") for name, model in built_in.items()]
     console.table(("voice", "recording"), table)
-    print(f"{store.computed()} computed in {store.directory}", file=sys.stderr)
+    _say(f"{store.computed()} computed in {store.directory}")
 
 
 @voices.command("add")
@@ -89,14 +90,14 @@ def voices_clear(
         )
     names = store.names()
     _confirm(f"Delete {store.computed()} computed voices in {store.directory}?", yes=yes)
-    print(f"{store.clear()} computed voices removed from {store.directory}", file=sys.stderr)
+    _say(f"{store.clear()} computed voices removed from {store.directory}")
     where = store.saved_directory
     if not saved and names:
-        print(f"{len(names)} saved voices kept in {where}; --saved deletes them", file=sys.stderr)
+        _say(f"{len(names)} saved voices kept in {where}; --saved deletes them")
     if saved and names:
         lost = ", ".join(names)
         _confirm(f"Delete the saved recordings in {where} too ({lost})?", yes=yes)
-        print(f"{store.clear_saved()} saved voices removed from {where}", file=sys.stderr)
+        _say(f"{store.clear_saved()} saved voices removed from {where}")
 
 
 def _store(voice_cache: Path | None) -> VoiceStore:
@@ -110,10 +111,17 @@ def _built_in() -> dict[str, str]:
 
 
 def _confirm(question: str, *, yes: bool) -> None:
-    if not yes and not typer.confirm(question, err=True):
+    if not yes and not typer.confirm(printable(question), err=True):
         raise typer.Exit(1)
 
 
 def _report(result: dict[str, str], line: str, *, as_json: bool) -> None:
     """Print a JSON object to standard output, or a line to stderr."""
-    print(json.dumps(result) if as_json else line, file=sys.stdout if as_json else sys.stderr)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        _say(line)
+
+
+def _say(line: str) -> None:
+    print(printable(line), file=sys.stderr)

@@ -78,6 +78,22 @@ def test_full_disk_raises_and_leaves_no_file(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_full_disk_is_named_where_libsndfile_says_system_error(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write(self, data):
+        raise soundfile.LibsndfileError(2)
+
+    monkeypatch.setattr(soundfile.SoundFile, "write", write)
+    monkeypatch.setattr(os, "fsync", full)
+    path = tmp_path / "out.wav"
+    with pytest.raises(OutputError, match=rf"'{path}' \(No space left on device\)"):
+        with writer(str(path)) as sink:
+            sink.write(WAVE)
+    assert not list(tmp_path.iterdir())
+
+
 def test_long_chunk_does_not_crash_vorbis(tmp_path):
     """libsndfile crashes on a block of 3.9 M frames (163 s, the longest possible chunk)."""
     with writer(str(tmp_path / "long.ogg")) as sink:

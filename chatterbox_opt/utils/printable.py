@@ -1,0 +1,32 @@
+"""Text of users and files as a terminal can show it: what would control the terminal is escaped.
+
+Responsible for one line. Not responsible for what is printed or where (console.py, tables.py).
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+
+# controls, formats (bidirectional controls, zero-width characters), surrogates, line separators
+ESCAPED = ("Cc", "Cf", "Cs", "Zl", "Zp")
+JOINERS = "\u200c\u200d"  # within words and emoji: they change no order and hide nothing
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, without characters that a terminal obeys or that hide others.
+
+    They are written as Python does: ``\\x1b``, ``\\n``, ``\\u202e``.
+    """
+    if text.isprintable():
+        return text
+    return "".join(repr(c)[1:-1] if _is_control(c) else c for c in text)
+
+
+def printable_json(document: str) -> str:
+    """A JSON document of several lines, with the same characters in its strings escaped."""
+    return "".join(json.dumps(c)[1:-1] if c != "\n" and _is_control(c) else c for c in document)
+
+
+def _is_control(c: str) -> bool:
+    return c not in JOINERS and unicodedata.category(c) in ESCAPED
