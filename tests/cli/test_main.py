@@ -203,7 +203,12 @@ def test_a_full_pipe_is_one_line(tiny, tmp_path):
             stdout=full, stderr=subprocess.PIPE, cwd=tmp_path,
         )  # fmt: skip
     assert result.returncode == 1
-    assert result.stderr.decode().strip().splitlines()[-1].startswith("error: No space left")
+    assert (
+        result.stderr.decode()
+        .strip()
+        .splitlines()[-1]
+        .startswith("error: could not write to standard output (No space left")
+    )
     assert "Traceback" not in result.stderr.decode()
 
 

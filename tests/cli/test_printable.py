@@ -105,7 +105,7 @@ def test_an_end_of_file_in_a_command_is_no_interruption(monkeypatch):
         main._exit_code(main._run)
 
 
-def test_a_full_disk_is_said_of_the_file_that_is_written(capsys, tmp_path, monkeypatch):
+def test_a_full_disk_names_the_file_that_is_written(capsys, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "source.wav", None, "target.wav")
 
