@@ -43,6 +43,9 @@ _REPLACEMENTS = (
 _END_MARKS = (".", "!", "?", "-", ",")
 _CLAUSE = re.compile(r".+?(?:[,;:)\]—–](?:\s+|$)|[，、；：]|$)", re.DOTALL)
 _WORD = re.compile(r"\S+\s*|\s+")
+_WINDOW = 5000  # characters: sentencex takes quadratic time, outside of ASCII
+_CLUSTER = 16  # characters: a letter with its marks; no script's letters have more
+_NORMALIZING_ADDS = 3  # characters at most, besides "…" and ";": a capital of three, a full stop
 _LINE_END = r"(?:\n|\r(?!\n)|\x85|\u2028)"
 _PARAGRAPH = re.compile(rf"{_LINE_END}\s*{_LINE_END}|\u2029")
 
@@ -142,18 +145,28 @@ def _fits(text: str, limit: int) -> bool:
     # Only the length is used: a chunk's text is normalized again, because its first letter is
     # capitalized only without blanks before it, as upstream does. Text far above the limit is not
     # normalized at all, or packing a long paragraph would take quadratic time.
-    return len(text) <= 16 * limit and len(normalize(text.strip())) <= limit
+    longest = len(text) + text.count("…") + text.count(";") + _NORMALIZING_ADDS
+    return longest <= limit or (len(text) <= 16 * limit and len(normalize(text.strip())) <= limit)
 
 
 def _sentences(text: str) -> Iterable[str]:
-    return sentencex.segment("en", text)  # its fallback rules cover other scripts' full stops too
+    start = 0
+    while start < len(text):
+        part = text[start : start + _WINDOW]
+        # its fallback rules cover other scripts' full stops too
+        found = list(sentencex.segment("en", part)) or [part]
+        if start + _WINDOW < len(text) and len(found) > 1:
+            found.pop()  # may go on after the window
+        yield from found
+        start += sum(map(len, found))
 
 
 def _characters(text: str) -> list[str]:
     """Split between characters, keeping combining marks with their base letter."""
     parts: list[str] = []
     for c in text:
-        if parts and unicodedata.category(c).startswith("M"):
+        is_mark = not c.isascii() and unicodedata.category(c).startswith("M")
+        if parts and is_mark and len(parts[-1]) < _CLUSTER:
             parts[-1] += c
         else:
             parts.append(c)

@@ -33,6 +33,7 @@ def _any(words: dict[str, str]) -> str:
     return "(" + "|".join(map(re.escape, sorted(words, key=len, reverse=True))) + ")"
 
 
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _SYMBOLS = _table("&:and @:at %:percent +:plus =:equals £:pounds €:euros ¥:yen ₹:rupees °:degrees")
 _YEAR = "January February March April May June July August September October November December"
 _MONTHS = _YEAR.split()
@@ -120,7 +121,7 @@ def _words(number: int | str, to: str = "cardinal") -> str:
 
 
 def _digits(number: str) -> str:
-    return " ".join(map(_words, number))
+    return " ".join(_DIGITS[int(digit)] for digit in number)
 
 
 def _cardinal(number: str) -> str:
