@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 # the name of this machine's file under benchmarks/results/
 MACHINE ?= this-machine
 
-.PHONY: demo test test-slow test-quality check bench gpu-check gpu-luggage pico clean
+.PHONY: demo test test-slow test-quality fuzz check bench gpu-check gpu-luggage pico clean
 
 demo: $(INSTALLED)
 	$(BIN)/chatterbox-opt synth "Hello, world. This voice runs on your own computer." --model pico --seed 0 -o demo.wav
@@ -27,6 +27,11 @@ test-slow: $(INSTALLED)
 test-quality: $(INSTALLED)
 	$(BIN)/python -m pip install -q -e ".[ears]"
 	$(BIN)/pytest -m quality -s
+
+# 10,000 inputs of each kind to whatever reads files and texts, in a quarter of an hour
+FUZZ_EXAMPLES ?= 10000
+fuzz: $(INSTALLED)
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) OMP_NUM_THREADS=1 $(BIN)/pytest tests/fuzz tests/cli/test_printable.py -n auto --maxprocesses 4 --durations=10
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

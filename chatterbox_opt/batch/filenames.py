@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import string
+import sys
 import unicodedata
 from collections.abc import Iterable
 
@@ -17,6 +18,7 @@ from chatterbox_opt.errors import InputError
 DEFAULT = "{id:04d}"
 FIELDS = ("id", "slug")
 MAX_BYTES = 120  # of a name without its extension; file systems allow 255
+MAX_PATTERN = 1000  # characters
 MAX_SLUG = 40  # characters
 # names that Windows reserves for devices, whatever follows a dot
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
@@ -41,6 +43,8 @@ def check_pattern(pattern: str) -> None:
     Raises:
         InputError: malformed, with unknown fields, or with a path in it.
     """
+    if len(pattern) > MAX_PATTERN:
+        raise InputError(f"--name has {len(pattern):,} characters: give at most {MAX_PATTERN}")
     if "/" in pattern or "\\" in pattern:
         raise InputError(f"--name '{pattern}' has a path in it: give a name, and --out-dir DIR")
     try:
@@ -50,6 +54,7 @@ def check_pattern(pattern: str) -> None:
         if unknown := [name for name in fields if name not in FIELDS]:
             known = ", ".join(f"{{{name}}}" for name in FIELDS)
             raise InputError(f"--name has no field '{unknown[0]}'; it has {known}")
+        _check_widths("".join(spec or "" for _, _, spec, _ in parts))
         _fill(pattern, "1", "word")
         _fill(pattern, "a", "word")
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
@@ -57,6 +62,14 @@ def check_pattern(pattern: str) -> None:
         raise InputError(
             f"--name '{pattern}' is not a pattern ({error}): give one {example}"
         ) from error
+
+
+def _check_widths(specs: str) -> None:
+    """Raise ValueError for a width that would fill the memory."""
+    for number in re.findall(r"\d+", specs):
+        digits = number.lstrip("0")
+        if len(digits) > len(str(MAX_BYTES)) or int(digits or 0) > MAX_BYTES:
+            raise ValueError(f"a name has at most {MAX_BYTES} characters")
 
 
 def _fill(pattern: str, id: str, slug: str) -> str:
@@ -101,8 +114,12 @@ def slug(text: str) -> str:
 
 
 def _sanitize(name: str) -> str:
-    """The closest name that is valid everywhere, without leading or trailing dots and spaces."""
-    name = _FORBIDDEN.sub("_", unicodedata.normalize("NFC", name))
+    """The closest name that is valid everywhere and can be encoded in the locale, without leading
+    or trailing dots and spaces."""
+    # what the locale's encoding does not have becomes "?", which is forbidden
+    encoding = sys.getfilesystemencoding()
+    name = unicodedata.normalize("NFC", name).encode(encoding, "replace").decode(encoding)
+    name = _FORBIDDEN.sub("_", name)
     name = name.encode("utf-8", "replace")[:MAX_BYTES].decode("utf-8", "ignore")
     name = name.strip(". ") or "_"
     return f"_{name}" if _DEVICE.fullmatch(name) or name.startswith("-") else name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -19,6 +20,32 @@ from chatterbox_opt.errors import InputError
 def read(file: str, content: str | bytes, **knobs) -> list[job_file.Item]:
     raw = content.encode() if isinstance(content, str) else content
     return job_file.read(file, raw, Sampling(**knobs), "anna").items
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        ("{id:0999999999d}", "at most 120 characters"),
+        ("{slug:>1000}", "at most 120 characters"),
+        ("{id:.99999999f}", "at most 120 characters"),
+        ("{id:" + "9" * 900 + "}", "at most 120 characters"),
+        ("a" * 1001, "1,001 characters: give at most 1000"),
+    ],
+)
+def test_a_pattern_that_would_fill_the_memory_is_refused(pattern, reason):
+    with pytest.raises(InputError, match=reason):
+        filenames.check_pattern(pattern)
+
+
+def test_names_have_only_what_the_locale_can_encode(monkeypatch):
+    ids = ["Übung", "Ubung", "東京", "大阪", "\ud800"]
+    in_utf8 = filenames.names([(id, "a") for id in ids], "{id}", ".wav")
+    assert in_utf8[:4] == ["Übung.wav", "Ubung.wav", "東京.wav", "大阪.wav"]
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    names = filenames.names([(id, "a") for id in ids], "{id}", ".wav")
+    assert all(name.isascii() for name in names)
+    assert len(set(names)) == len(ids)
+    assert names[1] == "Ubung.wav"
 
 
 def test_a_line_is_an_item_and_empty_lines_start_chapters():
