@@ -113,6 +113,7 @@ def test_a_full_disk_names_the_file_that_is_written(capsys, tmp_path, monkeypatc
     assert capsys.readouterr().err == "error: No space left on device: 'target.wav'\n"
     from typer.testing import CliRunner
 
+    monkeypatch.setattr("chatterbox_opt.audio.files.read_reference", lambda *_: None)  # librosa
     monkeypatch.setattr(shutil, "copyfile", full)
     monkeypatch.setenv("CHATTERBOX_VOICES", str(tmp_path))
     result = CliRunner().invoke(main.app, ["voices", "add", "anna", str(SAMPLE)])
