@@ -1,7 +1,15 @@
 """Reads reference recordings and writes audio files, completely or not at all.
 
-Responsible for output formats, standard output, and for what a reference recording is decoded to.
-Not responsible for decoding itself (audio/decoders.py), models or tensors; imports no torch.
+Responsible for output formats, for what a path means (below), and for what a reference recording is
+decoded to. Not responsible for decoding itself (audio/decoders.py), models or tensors; imports no
+torch.
+
+    a file, or none yet                  replaced when the audio is complete
+    a symbolic link                      stays; what it points to is replaced, or made
+    -, /dev/stdout, /dev/fd/N            written to when the audio is complete, as WAV
+    a named pipe, a character device     written to when the audio is complete; WAV if its name has
+                                         no extension
+    a directory, a block device          an error
 """
 
 from __future__ import annotations
@@ -9,6 +17,8 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,19 +38,46 @@ if TYPE_CHECKING:
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"}
 SUBTYPES = {"WAV": "PCM_16", "FLAC": "PCM_16", "OGG": "VORBIS", "MP3": "MPEG_LAYER_III"}
 STDOUT = "-"
+_DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/([0-9]+)")  # of this process, whatever it is
+_STANDARD = {"/dev/stdout": 1, "/dev/stderr": 2}
 
 log = logging.getLogger(__name__)
 
 
+def is_stdout(path: str) -> bool:
+    """Whether a path is standard output, under any name."""
+    return path == STDOUT or _descriptor(path) == 1
+
+
+def is_stream(path: str) -> bool:
+    """Whether a path is written to and not replaced: a pipe, a device, standard output."""
+    if path == STDOUT or _descriptor(path) is not None:
+        return True
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
+def _descriptor(path: str) -> int | None:
+    """The number of an open file that a path names: ``/dev/fd/3``."""
+    if match := _DESCRIPTOR.fullmatch(path):
+        return int(match[1])
+    return _STANDARD.get(path)
+
+
 def output_format(path: str, subtype: str | None = None) -> tuple[str, str]:
-    """Return soundfile's format and subtype for a file name, or ``-`` for WAV on stdout.
+    """Return soundfile's format and subtype for a file name, or WAV for a stream without one.
 
     Raises:
         InputError: unknown extension, or a subtype that the format does not have.
     """
     import soundfile
 
-    extension = ".wav" if path == STDOUT else Path(path).suffix.lower()
+    extension = Path(path).suffix.lower()
+    if extension not in FORMATS and is_stream(path):
+        extension = ".wav"
     if extension not in FORMATS:
         raise InputError(f"'{path}' has no known audio extension; use {', '.join(FORMATS)}")
     format_ = FORMATS[extension]
@@ -55,18 +92,39 @@ def check_writable(path: str) -> None:
     """Check that a file can be written, before minutes of work.
 
     Raises:
-        InputError: the directory is missing or read-only, or the path is a directory.
+        InputError: the directory is missing or read-only; the path is a directory, a block device,
+            a socket, or a pipe or device that cannot be written to.
     """
-    if path == STDOUT:
+    if path == STDOUT or _descriptor(path) is not None:
         return
     target = Path(path)
     if target.is_dir():
         raise InputError(f"'{path}' is a directory; give a file name in it")
-    parent = target.parent
+    if is_stream(path):
+        if not os.access(path, os.W_OK):
+            raise InputError(f"'{path}' cannot be written to; check its permissions")
+        return
+    if target.exists() and not target.is_file():
+        raise InputError(f"'{path}' is a block device or a socket; give a file name")
+    parent = _target(path).parent
     if not parent.is_dir():
         raise InputError(f"there is no directory '{parent}'; make it first (mkdir -p '{parent}')")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"directory '{parent}' cannot be written to; choose another")
+
+
+def _target(path: str) -> Path:
+    """The file that is replaced: of a symbolic link, what it points to.
+
+    Raises:
+        InputError: a symbolic link that points to itself.
+    """
+    if not os.path.islink(path):
+        return Path(path)
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise InputError(f"'{path}' is a symbolic link that points to itself; remove it")
+    return target
 
 
 class Sink:
@@ -84,34 +142,30 @@ class Sink:
 
 
 @contextmanager
-def writer(path: str, subtype: str | None = None) -> Iterator[Sink]:
+def writer(path: str, subtype: str | None = None, *, sweep: bool = True) -> Iterator[Sink]:
     """Open a mono 24 kHz sink with ``write(float32 [n])``; the file appears when the block ends.
 
     If the block is left by an exception, Ctrl-C included, no file is left behind and an existing
-    one is unchanged. With ``-`` a WAV is written to standard output at the end.
+    one is unchanged. A stream (the table above) gets everything at the end of the block.
+
+    Args:
+        sweep: as in ``atomic_write``.
 
     Raises:
-        OutputError: the disk is full, or the file cannot be written.
+        OutputError: the disk is full, or the file or stream cannot be written.
+        BrokenPipeError: the reader of a stream has gone.
     """
     import soundfile
 
     format_, subtype = output_format(path, subtype)
-    if path == STDOUT:
+    if is_stream(path):
         memory = io.BytesIO()
         with soundfile.SoundFile(memory, "w", SAMPLE_RATE, 1, subtype, format=format_) as sink:
             yield Sink(sink)
-        try:
-            sys.stdout.buffer.write(memory.getvalue())
-            sys.stdout.buffer.flush()
-        except BrokenPipeError:
-            raise  # the reader has gone, which is no error of ours
-        except OSError as error:
-            raise OutputError(
-                f"could not write to standard output ({error.strerror}): check the free space"
-            ) from error
+        _send(path, memory.getbuffer())
         return
     try:
-        with atomic_write(Path(path)) as part:
+        with atomic_write(_target(path), sweep=sweep) as part:
             try:
                 with soundfile.SoundFile(
                     decoders.soundfile_name(part), "w", SAMPLE_RATE, 1, subtype, format=format_
@@ -124,6 +178,25 @@ def writer(path: str, subtype: str | None = None) -> Iterator[Sink]:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(
             f"could not write '{path}' ({reason}): check the free space and the permissions"
+        ) from error
+
+
+def _send(path: str, content: memoryview) -> None:
+    """Write to a stream; a named pipe waits for its reader."""
+    try:
+        if is_stdout(path):
+            sys.stdout.buffer.write(content)
+            sys.stdout.buffer.flush()
+            return
+        number = _descriptor(path)
+        with open(path if number is None else os.dup(number), "wb") as stream:
+            stream.write(content)
+    except BrokenPipeError:
+        raise  # the reader has gone, which is no error of ours
+    except OSError as error:
+        name = "standard output" if is_stdout(path) else f"'{path}'"
+        raise OutputError(
+            f"could not write to {name} ({error.strerror}): check the free space"
         ) from error
 
 

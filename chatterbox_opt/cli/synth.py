@@ -166,11 +166,13 @@ def _standard_input() -> bytes:
 def _check_output(output: str, subtype: str | None, *, as_json: bool) -> None:
     audio_files.output_format(output, subtype)
     audio_files.check_writable(output)
-    if output == audio_files.STDOUT and as_json:
+    if not audio_files.is_stdout(output):
+        return
+    if as_json:
         raise InputError("audio and --json cannot both go to standard output; set -o to a file")
-    if output == audio_files.STDOUT and sys.stdout is None:
+    if sys.stdout is None:
         raise InputError("standard output is closed; set -o FILE")
-    if output == audio_files.STDOUT and sys.stdout.isatty():
+    if sys.stdout.isatty():
         raise InputError("standard output is a terminal; pipe it (… -o - | aplay) or set -o FILE")
 
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,3 +128,78 @@ def test_read_only_directory_raises(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)  # root can write everywhere
     with pytest.raises(InputError, match="cannot be written to"):
         check_writable(str(tmp_path / "out.wav"))
+
+
+def write(path) -> None:
+    check_writable(str(path))
+    output_format(str(path))
+    with writer(str(path)) as sink:
+        sink.write(WAVE)
+
+
+@pytest.mark.parametrize("existing", [True, False])
+@pytest.mark.parametrize("link_of", [Path.absolute, lambda target: Path("../real", target.name)])
+def test_a_symbolic_link_stays_and_its_target_is_replaced(tmp_path, existing, link_of):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "links").mkdir()
+    target = tmp_path / "real" / "a.wav"
+    if existing:
+        target.write_bytes(b"old")
+    first, second = tmp_path / "links" / "1.wav", tmp_path / "2.wav"
+    first.symlink_to(link_of(target))
+    second.symlink_to(first)
+    write(second)
+    assert first.is_symlink() and second.is_symlink() and not target.is_symlink()
+    assert soundfile.info(target).frames == len(WAVE)
+    assert sorted(p.name for p in tmp_path.rglob("*") if not p.is_dir()) == [
+        "1.wav",
+        "2.wav",
+        "a.wav",
+    ]
+
+
+def test_symbolic_links_that_lead_nowhere_are_errors(tmp_path):
+    (tmp_path / "loop.wav").symlink_to(tmp_path / "loop.wav")
+    with pytest.raises(InputError, match="points to itself"):
+        check_writable(str(tmp_path / "loop.wav"))
+    (tmp_path / "gone.wav").symlink_to(tmp_path / "no" / "a.wav")
+    with pytest.raises(InputError, match="make it first"):
+        check_writable(str(tmp_path / "gone.wav"))
+    (tmp_path / "dir.wav").symlink_to(tmp_path)
+    with pytest.raises(InputError, match="is a directory"):
+        check_writable(str(tmp_path / "dir.wav"))
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.wav", "pipe.flac", "link.wav"])
+def test_a_named_pipe_is_written_to(tmp_path, name):
+    fifo = tmp_path / ("pipe.fifo" if name == "link.wav" else name)
+    os.mkfifo(fifo)
+    if name == "link.wav":
+        (tmp_path / name).symlink_to(fifo)
+    received = []
+    reader = threading.Thread(target=lambda: received.append(fifo.read_bytes()))
+    reader.start()
+    write(tmp_path / name)
+    reader.join()
+    assert fifo.is_fifo()
+    assert soundfile.info(io.BytesIO(received[0])).format == ("FLAC" if "flac" in name else "WAV")
+    assert len(list(tmp_path.iterdir())) == (2 if name == "link.wav" else 1)
+
+
+def test_devices_are_written_to_and_stay():
+    before = os.stat("/dev/null")
+    write("/dev/null")
+    assert os.path.samestat(before, os.stat("/dev/null"))
+    with pytest.raises(OSError, match="No space left"):
+        write("/dev/full")
+
+
+def test_open_files_are_written_to_by_their_number(tmp_path, capfdbinary):
+    with (tmp_path / "a").open("wb") as file:
+        file.write(b"before ")
+        file.flush()
+        write(f"/dev/fd/{file.fileno()}")
+    assert (tmp_path / "a").read_bytes().startswith(b"before RIFF")
+    write("/dev/stdout")
+    write("-")
+    assert capfdbinary.readouterr().out.count(b"RIFF") == 2
