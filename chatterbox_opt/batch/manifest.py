@@ -3,8 +3,9 @@
 Responsible for one output directory: its manifest, its lock, and the conditions under which an item
 counts as done. Not responsible for synthesis or job files; imports no torch.
 
-    DIR/manifest.jsonl   a line is appended and synced to disk after its item's file is in place
-    DIR/manifest.lock    held during a run; the system releases it when the process ends
+    DIR/manifest.jsonl     a line is appended and synced to disk after its item's file is in place
+    DIR/manifest.journal   files that are ours without a line in the manifest (journal.py)
+    DIR/manifest.lock      held during a run; the system releases it when the process ends
 
 Of several lines with the same id the last one counts, regardless of their times.
 """
@@ -16,15 +17,16 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from chatterbox_opt.batch.journal import FORGOTTEN, STARTED, Journal, Note
 from chatterbox_opt.errors import InputError, OutputError
-from chatterbox_opt.utils.atomic_file import PART
+from chatterbox_opt.utils.atomic_file import PART, remove_stale
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,8 @@ FILE = "manifest.jsonl"
 LOCK = "manifest.lock"
 DONE, FAILED = "done", "failed"
 MOVED = "moved"  # the file has another name now
+PRUNED = "pruned"  # the file was deleted by --prune
+FREED = (MOVED, PRUNED)  # a file of this name is not ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class Entry:
     Attributes:
         id: the item's.
         text_hash, settings_hash: hashes of the request (see runner.py).
-        status: "done", "failed" or "moved" (see resuming.py).
+        status: "done", "failed", "moved" (see resuming.py) or "pruned".
         file: name in the directory; "" if failed.
         size: of the file, bytes.
         duration: of the audio, seconds.
@@ -81,6 +85,7 @@ class Manifest:
     Attributes:
         directory: of the files.
         entries: by id, the last of each.
+        journal: the files that are ours without an entry.
     """
 
     def __init__(self, directory: Path, descriptor: int, entries: list[Entry]) -> None:
@@ -90,22 +95,83 @@ class Manifest:
         self._of_file: dict[str, Entry] = {}  # the last of each
         for entry in entries:
             self._note(entry)
+        self.journal = Journal(directory)
+        self.journal.drop(self._listed())
+        self.journal.tidy()
 
     def _note(self, entry: Entry) -> None:
         self.entries[entry.id] = entry
         if entry.file:
             self._of_file[entry.file] = entry
 
+    def _listed(self) -> list[str]:
+        return [file for file, entry in self._of_file.items() if entry.status not in FREED]
+
+    def owns(self, file: str) -> bool:
+        """Whether a file, if it is there, was written by this or an earlier run."""
+        entry = self._of_file.get(file)
+        return file in self.journal.notes or (entry is not None and entry.status not in FREED)
+
+    def start(self, file: str, status: str = STARTED) -> None:
+        """Note that a file is about to be written, so that it is ours even after a kill.
+
+        Raises:
+            OSError: disk full, or the directory is gone.
+        """
+        if not self.owns(file):
+            self.journal.add(Note(file, status))
+
+    def forget(self) -> None:
+        """Discard all entries; their files stay ours.
+
+        Raises:
+            OSError: disk full.
+        """
+        entries = [self._of_file[file] for file in self._listed()]
+        self.journal.add(*(Note(entry.file, FORGOTTEN, entry.size) for entry in entries))
+        os.ftruncate(self._descriptor, 0)
+        self.entries.clear()
+        self._of_file.clear()
+
+    def present(self) -> list[str]:
+        """Items' files of all runs that are in place and unchanged."""
+        forgotten = [note for note in self.journal.notes.values() if self._is_item(note)]
+        return [*(entry.file for entry in self.finished()), *(note.file for note in forgotten)]
+
+    def _is_item(self, note: Note) -> bool:
+        size = self._size(note.file)
+        return (
+            note.status in (STARTED, FORGOTTEN) and size is not None and note.size in (None, size)
+        )
+
+    def prune(self, files: Iterable[str]) -> None:
+        """Delete files of ours; files that get their names later are not ours.
+
+        Raises:
+            OSError: a file cannot be deleted.
+            OutputError: as ``append``.
+        """
+        deleted = []
+        for file in files:
+            (self.directory / file).unlink(missing_ok=True)
+            deleted += [self._of_file[file]] if file in self._of_file else []
+        # of the lines of an id the last one counts: it must not be one of an older file
+        last = [self.entries[id] for id in dict.fromkeys(entry.id for entry in deleted)]
+        lines = [dataclasses.replace(entry, status=PRUNED) for entry in deleted]
+        self.append(*lines, *(entry for entry in last if entry not in deleted))
+
     def finished(self) -> list[Entry]:
         """Entries whose file is in place, in the order of their lines; one for a file."""
         return [entry for entry in self._of_file.values() if self._in_place(entry)]
 
     def _in_place(self, entry: Entry) -> bool:
+        return entry.status == DONE and entry.size == self._size(entry.file)
+
+    def _size(self, file: str) -> int | None:
         try:
-            size = (self.directory / entry.file).stat().st_size
+            return (self.directory / file).stat().st_size
         except (OSError, ValueError):  # ValueError: a name that this locale cannot encode
-            return False
-        return entry.status == DONE and size == entry.size
+            return None
 
     def append(self, *entries: Entry) -> list[Entry]:
         """Write a line for each and sync them to disk; return the entries with their time.
@@ -134,6 +200,7 @@ class Manifest:
             ) from error
         for entry in timed:
             self._note(entry)
+        self.journal.drop(entry.file for entry in timed)
         return timed
 
 
@@ -144,7 +211,7 @@ def open_manifest(directory: Path, *, reset: bool = False) -> Iterator[Manifest]
     Cleans up after a killed run: removes a partial last line and partially written files.
 
     Args:
-        reset: discard the entries of earlier runs.
+        reset: discard the entries of earlier runs; their files stay ours.
 
     Raises:
         InputError: another run holds the lock, or it is not a writable directory.
@@ -161,11 +228,15 @@ def open_manifest(directory: Path, *, reset: bool = False) -> Iterator[Manifest]
         ) from error
     try:
         lock = filelock.FileLock(directory / LOCK, timeout=0)
-        with lock, _open(directory / FILE, reset=reset) as descriptor:
-            for path in directory.iterdir():
-                if PART.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
-            yield Manifest(directory, descriptor, _read(descriptor, directory / FILE))
+        with lock, _open(directory / FILE) as descriptor:
+            remove_stale(directory, PART)
+            manifest = Manifest(directory, descriptor, _read(descriptor, directory / FILE))
+            try:
+                if reset:
+                    manifest.forget()
+                yield manifest
+            finally:
+                manifest.journal.tidy()
     except filelock.Timeout as error:
         raise InputError(
             f"another run is working in '{directory}': wait for it, or give another --out-dir"
@@ -173,9 +244,9 @@ def open_manifest(directory: Path, *, reset: bool = False) -> Iterator[Manifest]
 
 
 @contextmanager
-def _open(path: Path, *, reset: bool) -> Iterator[int]:
+def _open(path: Path) -> Iterator[int]:
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags | (os.O_TRUNC if reset else 0), 0o666)
+    descriptor = os.open(path, flags, 0o666)
     try:
         yield descriptor
     finally:

@@ -1,7 +1,8 @@
 """Finds the files of earlier runs that a job needs, and gives them their present names.
 
-Responsible for what makes two items the same, which item an existing file belongs to, and renaming.
-Not responsible for the manifest's format (manifest.py).
+Responsible for what makes two items the same, which item an existing file belongs to, renaming, and
+for refusing to replace files that are not ours. Not responsible for the manifest's format
+(manifest.py) or for how it is noted which files are ours (journal.py).
 
 An item is matched by its text and settings: by its id first, and if it has no id of its own (its id
 is its number) by text and settings alone. So a line that is inserted at the top of a file moves all
@@ -21,19 +22,61 @@ import json
 import logging
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
+from chatterbox_opt.batch import manifest as manifests
 from chatterbox_opt.batch.job_file import Item
 from chatterbox_opt.batch.manifest import MOVED, Entry, Manifest
-from chatterbox_opt.errors import OutputError
+from chatterbox_opt.errors import InputError, OutputError
 from chatterbox_opt.utils.atomic_file import atomic_write
 
 MOVES = "manifest.moves"
+FOREIGN_SHOWN = 3  # files of others that are named
 _Content: TypeAlias = tuple[str, str, str]  # text and settings as hashes, and the extension
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def open_directory(
+    directory: Path, files: Iterable[str] | None, *, force: bool = False
+) -> Iterator[Manifest]:
+    """Lock an output directory and load its manifest (see ``open_manifest``).
+
+    Args:
+        files: names, or paths relative to the directory, of all that the run will write. None: any
+            file may be replaced.
+        force: discard the entries of earlier runs.
+
+    Raises:
+        InputError: one of the files is there and not of an earlier run; nothing was changed.
+        OutputError: a run was killed while it renamed files, and they cannot be renamed.
+    """
+    files = () if files is None else list(files)
+    if not os.path.lexists(directory / manifests.FILE):
+        _check_files(directory, files)  # before there is a lock file in somebody's directory
+    with manifests.open_manifest(directory) as manifest:
+        _finish_moves(manifest)
+        _check_files(directory, (file for file in files if not manifest.owns(file)))
+        if force:
+            manifest.forget()
+        yield manifest
+
+
+def _check_files(directory: Path, files: Iterable[str]) -> None:
+    """Raise InputError if one of the files is there."""
+    paths = [directory / file for file in files]
+    found = [os.path.normpath(path) for path in paths if os.path.lexists(path)]
+    if found:
+        named = "', '".join(found[:FOREIGN_SHOWN])
+        more = f" and {len(found) - FOREIGN_SHOWN} more" if len(found) > FOREIGN_SHOWN else ""
+        raise InputError(
+            f"'{named}'{more} would be replaced, and no earlier run in '{directory}' wrote them: "
+            "give another --out-dir, or allow it with --overwrite"
+        )
 
 
 def prepare(
@@ -145,8 +188,7 @@ def _spared(
 
 def stale_files(manifest: Manifest, items: Iterable[Item]) -> list[str]:
     """Files of earlier runs that the job has no use for, sorted."""
-    used = {item.file for item in items}
-    return sorted(entry.file for entry in manifest.finished() if entry.file not in used)
+    return sorted(set(manifest.present()) - {item.file for item in items})
 
 
 def _move(manifest: Manifest, moves: Sequence[_Move]) -> None:

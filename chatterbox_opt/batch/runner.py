@@ -1,8 +1,9 @@
 """Runs a batch: skips finished items, synthesizes the rest, verifies, saves, updates the manifest.
 
-Responsible for the order of operations: audio is synthesized, verified, written completely, and
-only then entered in the manifest. Not responsible for command lines, models, or how many requests
-are in flight: it passes requests to a function such as ``Engine.batch`` and processes the results.
+Responsible for the order of operations: audio is synthesized, verified, its file noted as ours
+(journal.py), written completely, and only then entered in the manifest. Not responsible for command
+lines, models, or how many requests are in flight: it passes requests to a function such as
+``Engine.batch`` and processes the results.
 
 An error of one item is entered in the manifest and the run continues. An error that would affect
 all items (disk full, directory gone) ends the run; the same command resumes it.
@@ -208,7 +209,8 @@ class BatchRunner:
             faults += [f"{quieter:.1f} LU quieter than --loudness"] * bool(quieter)
         path = self._manifest.directory / item.file
         try:
-            with audio_files.writer(str(path)) as sink:
+            self._manifest.start(item.file)
+            with audio_files.writer(str(path), sweep=False) as sink:
                 for wave in waves:
                     sink.write(wave)
             size = path.stat().st_size

@@ -7,6 +7,7 @@ Responsible for its options, signals and exit codes. Not responsible for how the
 from __future__ import annotations
 
 import functools
+import os
 import signal
 import sys
 import time
@@ -21,10 +22,12 @@ from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.batch import executors, filenames, job_file
 from chatterbox_opt.batch.executors import LocalExecutor, RayExecutor, WorkerSpec
 from chatterbox_opt.batch.join import join
-from chatterbox_opt.batch.manifest import DONE, Manifest, open_manifest
-from chatterbox_opt.batch.metadata import write_metadata
+from chatterbox_opt.batch.journal import OUTPUT
+from chatterbox_opt.batch.manifest import DONE, Manifest
+from chatterbox_opt.batch.metadata import FILE as METADATA_FILE
+from chatterbox_opt.batch.metadata import Metadata, write_metadata
 from chatterbox_opt.batch.readers.rows import Dropped, words_by_reason
-from chatterbox_opt.batch.resuming import prepare, stale_files
+from chatterbox_opt.batch.resuming import open_directory, prepare, stale_files
 from chatterbox_opt.batch.runner import BatchRunner, RunOptions, Summary
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.registry import Checkpoint
@@ -91,38 +94,55 @@ def batch(
         reporter.status(note)
     if job.pauses or job.dropped:
         reporter.status(summary_of(job, words_by_reason(job.dropped)))
-    with (
-        executors.open_executor(*executor_args) as executor,
-        open_manifest(directory, reset=files.force) as manifest,
-        display(reporter, as_json=as_json) as show,
-    ):
-        if joining.joined_file is not None:
-            audio_files.check_writable(joining.joined_file)
-        options.announce_download(spec.model, reporter)
-        plan = spec.resolve(executor.probe(spec.device))
-        worker = WorkerSpec(engine=spec, plan=plan, retries=quality.retries, debug=printing.debug)
-        items = _prepared(spec, plan, items, names, files.loudness)
-        run_options = RunOptions(
-            verifier=verifier,
-            retries=quality.retries,
-            fail_fast=quality.fail_fast,
-            loudness=files.loudness,
-            model=_model_text(spec, plan),
-        )
-        runner = BatchRunner(manifest, items, show, run_options)
-        summary, caught = _run(runner, executor, worker, reporter)
-        _report_stale(manifest, items, reporter, prune=files.prune and not summary.left)
-    report(reporter, summary, {item.id: item.row for item in items}, time.monotonic() - started)
-    if summary.stopped is not None:
-        raise summary.stopped
-    if caught:
-        raise typer.Exit(128 + caught)
-    if files.metadata is not None:
-        entries = (summary.entries.get(item.id) for item in items)  # none of those not reached
-        done = [entry for entry in entries if entry is not None and entry.status == DONE]
-        reporter.status(f"metadata: {write_metadata(directory, done, files.metadata)}")
-    _join(reporter, directory, joining, items, summary)
+    replaced = None if files.overwrite else [*names, *_other_files(files, joining)]
+    with open_directory(directory, replaced, force=files.force) as manifest:
+        with (
+            executors.open_executor(*executor_args) as executor,
+            display(reporter, as_json=as_json) as show,
+        ):
+            if joining.joined_file is not None:
+                audio_files.check_writable(joining.joined_file)
+            options.announce_download(spec.model, reporter)
+            plan = spec.resolve(executor.probe(spec.device))
+            worker = WorkerSpec(
+                engine=spec, plan=plan, retries=quality.retries, debug=printing.debug
+            )
+            items = _prepared(spec, plan, items, names, files.loudness)
+            run_options = RunOptions(
+                verifier=verifier,
+                retries=quality.retries,
+                fail_fast=quality.fail_fast,
+                loudness=files.loudness,
+                model=_model_text(spec, plan),
+            )
+            runner = BatchRunner(manifest, items, show, run_options)
+            summary, caught = _run(runner, executor, worker, reporter)
+            _report_stale(manifest, items, reporter, prune=files.prune and not summary.left)
+        report(reporter, summary, {i.id: i.row for i in items}, time.monotonic() - started)
+        if summary.stopped is not None:
+            raise summary.stopped
+        if caught:
+            raise typer.Exit(128 + caught)
+        _write_metadata(reporter, manifest, files.metadata, items, summary)
+        _join(reporter, manifest, joining, items, summary)
     raise typer.Exit(1 if summary.failed() else 0)
+
+
+def _other_files(files: FileOptions, joining: JoinOptions) -> Iterator[str]:
+    """What is written besides the items' files, relative to the output directory."""
+    if files.metadata is not None:
+        yield METADATA_FILE
+    if joining.joined_file is not None and not audio_files.is_stream(joining.joined_file):
+        yield _relative(joining.joined_file, files.directory)
+
+
+def _relative(path: str, directory: Path) -> str:
+    """A path relative to a directory, after symbolic links; absolute if on another drive."""
+    target = os.path.realpath(path)
+    try:
+        return os.path.relpath(target, os.path.realpath(directory))
+    except ValueError:
+        return target
 
 
 def _dropped_by_model(model: str, job: job_file.Job) -> Iterator[Dropped]:
@@ -156,8 +176,8 @@ def _names(items: list[job_file.Item], files: FileOptions, joined_file: str | No
     """The file name of each item; the names of other files in --out-dir are reserved."""
     rows = ((item.id, item.text) for item in items)
     reserved = []
-    if joined_file is not None and Path(joined_file).resolve().parent == files.directory.resolve():
-        reserved.append(Path(joined_file).name)
+    if joined_file is not None and not audio_files.is_stream(joined_file):
+        reserved.append(_relative(joined_file, files.directory))
     return filenames.names(rows, files.name, f".{files.format}", reserved)
 
 
@@ -193,8 +213,7 @@ def _report_stale(
     if not prune:
         reporter.status(f"{len(stale)} files of earlier runs have no item: {shown} (--prune)")
         return
-    for name in stale:
-        (manifest.directory / name).unlink(missing_ok=True)
+    manifest.prune(stale)
     reporter.status(f"{len(stale)} files of earlier runs deleted: {shown}")
 
 
@@ -249,19 +268,36 @@ def _stoppable(runner: BatchRunner, reporter: Reporter) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def _write_metadata(
+    reporter: Reporter,
+    manifest: Manifest,
+    form: Metadata | None,
+    items: list[job_file.Item],
+    summary: Summary,
+) -> None:
+    """Write metadata.csv, if it is asked for."""
+    if form is None:
+        return
+    entries = (summary.entries.get(item.id) for item in items)  # none of those not reached
+    done = [entry for entry in entries if entry is not None and entry.status == DONE]
+    manifest.start(METADATA_FILE, OUTPUT)
+    reporter.status(f"metadata: {write_metadata(manifest.directory, done, form)}")
+
+
 def _join(
     reporter: Reporter,
-    directory: Path,
+    manifest: Manifest,
     joining: JoinOptions,
     items: list[job_file.Item],
     summary: Summary,
 ) -> None:
     """Write the joined file, if no item is missing."""
-    if joining.joined_file is None:
+    target = joining.joined_file
+    if target is None:
         return
     if missing := len(items) - (len(summary.entries) - len(summary.failed())):
-        raise OutputError(
-            f"'{joining.joined_file}' is not written, {missing} items are missing: run again"
-        )
-    seconds = join(items, summary.entries, directory, joining.joined_file, joining.pauses())
-    reporter.status(f"joined: {seconds:.1f}s -> {joining.joined_file}")
+        raise OutputError(f"'{target}' is not written, {missing} items are missing: run again")
+    if not audio_files.is_stream(target):
+        manifest.start(_relative(target, manifest.directory), OUTPUT)
+    seconds = join(items, summary.entries, manifest.directory, target, joining.pauses())
+    reporter.status(f"joined: {seconds:.1f}s -> {target}")

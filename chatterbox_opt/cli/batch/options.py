@@ -67,6 +67,9 @@ class FileOptions:
         Optional[Metadata], typer.Option(help="Also write metadata.csv, for a data set.")
     ] = None
     force: Annotated[bool, typer.Option("--force", help="Synthesize all items again.")] = False
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that no earlier run wrote, too.")
+    ] = False
     prune: Annotated[
         bool, typer.Option("--prune", help="Delete files of earlier runs that have no item now.")
     ] = False
