@@ -1,7 +1,7 @@
 """The exceptions of the package.
 
-Responsible for their hierarchy and for errors as text. Not responsible for exit codes (cli/main.py)
-or for recovery. Imports nothing.
+Responsible for their hierarchy and for errors as text. Not responsible for exit codes
+(cli/application.py) or for recovery. Imports nothing.
 
 ChatterboxOptError            the root: callers catch it in one place
 ├── InputError                an argument, option or input file is wrong

@@ -112,14 +112,18 @@ class _Process:
 
 @contextmanager
 def _child_settings(environment: Mapping[str, str]) -> Iterator[None]:
-    """Start child processes with these environment variables, and SIGINT and SIGTERM blocked."""
+    """Start child processes with these environment variables, signals to end blocked.
+
+    It finishes their work, or ends, and so do they. A terminal sends its signals to all of them.
+    """
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     has_sigmask = hasattr(signal, "pthread_sigmask")
     if has_sigmask:
         # the first process would start the tracker, which unblocks the parent's signals
         resource_tracker.ensure_running()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        ending = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
     try:
         yield
     finally:

@@ -31,7 +31,7 @@ from chatterbox_opt.batch.resuming import open_directory, prepare, stale_files
 from chatterbox_opt.batch.runner import BatchRunner, RunOptions, Summary
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.registry import Checkpoint
-from chatterbox_opt.cli import options
+from chatterbox_opt.cli import options, signals
 from chatterbox_opt.cli.batch.options import (
     ExecutorOptions,
     FileOptions,
@@ -249,7 +249,7 @@ def _run(
 
 @contextmanager
 def _stoppable(runner: BatchRunner, reporter: Reporter) -> Iterator[list[int]]:
-    """The first Ctrl-C or SIGTERM finishes the items in progress, the second exits at once."""
+    """The first signal to end finishes the items in progress, the second exits at once."""
     caught: list[int] = []
 
     def stop(number: int, _: Any) -> None:
@@ -259,7 +259,7 @@ def _stoppable(runner: BatchRunner, reporter: Reporter) -> Iterator[list[int]]:
         runner.stop()
         reporter.status("stopping after the items in progress; interrupt again to stop at once")
 
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    numbers = signals.heard(signal.SIGINT, *signals.ending())
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield caught
