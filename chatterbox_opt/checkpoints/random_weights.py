@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from chatterbox_opt import voice
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.reader import COMPUTED_BUFFERS
 from chatterbox_opt.config.model_config import (
+    CONFIG_FILE,
     MEL_BINS,
     SPEECH_TOKENS,
     TINY,
@@ -32,7 +34,7 @@ from chatterbox_opt.config.model_config import (
 from chatterbox_opt.models import voice_encoders
 from chatterbox_opt.models.flow import model as flow_model
 from chatterbox_opt.models.vocoder import model as vocoder_model
-from chatterbox_opt.utils.atomic_file import atomic_write
+from chatterbox_opt.utils.atomic_file import remove_stale, temporary_directory
 from chatterbox_opt.utils.skip_init import skip_init
 
 SIZES = {"tiny": TINY, "full": ModelConfig()}
@@ -45,6 +47,9 @@ F0_HZ = 150.0  # mean of the random F0 predictor, so that the harmonic source is
 def make(directory: Path, size: str, seed: int) -> None:
     """Write a checkpoint of random values.
 
+    The files are written to a temporary directory and renamed when all are complete. A kill while
+    an existing checkpoint is replaced leaves one that is incomplete, never a mixture.
+
     Args:
         directory: created if missing; files of the same names are replaced.
         size: "tiny" (a few MB) or "full" (Chatterbox's own size, 3 GB).
@@ -53,8 +58,33 @@ def make(directory: Path, size: str, seed: int) -> None:
     Raises:
         OSError: not writable, or the disk is full.
     """
-    config = SIZES[size]
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = Path(os.path.realpath(directory))
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    # in an existing directory, which may be on a disk of its own, else next to the new one
+    existing = directory.is_dir()
+    remove_stale(directory.parent)
+    with temporary_directory(directory if existing else directory.parent) as complete:
+        _write(complete, SIZES[size], size, seed)
+        if existing:
+            _replace(directory, complete)
+        else:
+            complete.rename(directory)
+
+
+def _replace(directory: Path, complete: Path) -> None:
+    """Move the files of a checkpoint to a directory, in place of an older checkpoint's.
+
+    The first is config.json: with it the directory counts as one of random weights again.
+    """
+    os.replace(complete / CONFIG_FILE, directory / CONFIG_FILE)
+    for name in registry.FILES:
+        (directory / name).unlink(missing_ok=True)
+    for name in registry.FILES:
+        os.replace(complete / name, directory / name)
+
+
+def _write(directory: Path, config: ModelConfig, size: str, seed: int) -> None:
+    """Write all files to an empty directory."""
     with skip_init():
         encoders = voice_encoders.Encoders(config.voice, config.t3.speaker)
         parts: dict[str, nn.Module] = {
@@ -72,13 +102,13 @@ def make(directory: Path, size: str, seed: int) -> None:
     for name, template in files.items():
         generator = _generator(seed, name)
         tensors = {n: random_tensor(n, t, generator) for n, t in template.items()}
-        with atomic_write(directory / name) as part:
-            save_file(tensors, part)
+        save_file(tensors, directory / name)
         del tensors
-    with atomic_write(directory / registry.TOKENIZER) as part:
-        part.write_text(json.dumps(tokenizer(config.t3), ensure_ascii=False), encoding="utf-8")
-    with atomic_write(directory / registry.CONDITIONALS) as part:
-        torch.save(conditionals(config, size, _generator(seed, registry.CONDITIONALS)), part)
+    vocabulary = json.dumps(tokenizer(config.t3), ensure_ascii=False)
+    (directory / registry.TOKENIZER).write_text(vocabulary, encoding="utf-8")
+    # torch names the archive as the file: written under another name it would have other bytes
+    generator = _generator(seed, registry.CONDITIONALS)
+    torch.save(conditionals(config, size, generator), directory / registry.CONDITIONALS)
     write_config(
         directory,
         ModelConfig(config.t3, config.flow, config.vocoder, config.voice, random_weights=True),

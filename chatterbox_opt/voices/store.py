@@ -155,14 +155,20 @@ class VoiceStore:
             raise VoiceError(
                 f"'{name}' is not a valid voice name; use letters, digits, - and _ (at most 64)"
             )
-        previous = self.names().get(name)
+        self.names()  # moves those of an older version
         target = self.saved_directory / f"{name}{recording.suffix.lower()}"
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(target) as part:
             shutil.copyfile(recording, part)
-        if previous and previous != target:  # another extension
-            previous.unlink(missing_ok=True)
+        for path in self._recordings(name):
+            if path != target:  # another extension
+                path.unlink(missing_ok=True)
         return target
+
+    def _recordings(self, name: str) -> list[Path]:
+        """All recordings of a saved name: two, if a process was killed while it replaced one."""
+        paths = self.saved_directory.glob(f"{name}.*")
+        return [path for path in paths if path.stem == name and path.is_file()]
 
     def remove(self, name: str) -> Path:
         """Delete a saved voice; return the path that its recording had.
@@ -175,7 +181,8 @@ class VoiceStore:
             raise VoiceError(
                 f"there is no saved voice '{name}'; saved: {', '.join(names) or 'none'}"
             )
-        names[name].unlink(missing_ok=True)
+        for path in [names[name], *self._recordings(name)]:
+            path.unlink(missing_ok=True)
         return names[name]
 
     def clear(self) -> int:

@@ -238,3 +238,20 @@ def test_what_a_pipe_sends_is_checked_before_a_model_is_loaded(home):
     result = CliRunner().invoke(app, ["synth", "hi", "--model", "nope", "--voice", str(home / "pipe")])  # fmt: skip
     writer.join()
     assert f"'{home / 'pipe'}' cannot be read as audio" in str(result.exception)
+
+
+def test_two_recordings_of_a_name_after_a_kill_are_one_voice(tmp_path):
+    """Killed after the new recording was in place, and before the older one was deleted."""
+    store = VoiceStore(tmp_path)
+    for number, extension in enumerate(("wav", "flac", "ogg")):
+        recording = tmp_path / f"r{number}.{extension}"
+        recording.write_bytes(bytes([number]))
+        if number < 2:
+            store.saved_directory.mkdir(exist_ok=True)
+            (store.saved_directory / f"anna.{extension}").write_bytes(b"older")
+    (store.saved_directory / "anna-2.wav").write_bytes(b"another")
+    store.add("anna", tmp_path / "r1.flac")
+    assert sorted(p.name for p in store.saved_directory.iterdir()) == ["anna-2.wav", "anna.flac"]
+    (store.saved_directory / "anna.wav").write_bytes(b"older")
+    store.remove("anna")
+    assert [p.name for p in store.saved_directory.iterdir()] == ["anna-2.wav"]
