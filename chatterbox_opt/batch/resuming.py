@@ -75,7 +75,7 @@ def _check_files(directory: Path, files: Iterable[str]) -> None:
         more = f" and {len(found) - FOREIGN_SHOWN} more" if len(found) > FOREIGN_SHOWN else ""
         raise InputError(
             f"'{named}'{more} would be replaced, and no earlier run in '{directory}' wrote them: "
-            "give another --out-dir, or allow it with --overwrite"
+            "give another --out-dir or --join, or allow it with --overwrite"
         )
 
 
