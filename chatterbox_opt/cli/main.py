@@ -22,11 +22,3 @@ def main() -> None:
     for number in signals.heard(*signals.ending()):
         signal.signal(number, application.terminate)
     application.main()
-
-
-def __getattr__(name: str) -> object:
-    if name != "app":
-        raise AttributeError(f"module 'chatterbox_opt.cli.main' has no attribute '{name}'")
-    from chatterbox_opt.cli.application import app
-
-    return app

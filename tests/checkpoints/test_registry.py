@@ -271,7 +271,7 @@ def test_known_name_wins_over_a_directory(tmp_path, monkeypatch):
 def test_real_weights_are_not_overwritten(tmp_path):
     from typer.testing import CliRunner
 
-    from chatterbox_opt.cli.main import app
+    from chatterbox_opt.cli.application import app
 
     (tmp_path / registry.T3).write_bytes(b"precious")
     result = CliRunner().invoke(app, ["models", "make", str(tmp_path)])

@@ -365,7 +365,7 @@ def test_only_files_of_the_cache_are_removed(tiny, cache):
 def test_doctor_and_models_clear_commands(monkeypatch, tmp_path):
     from typer.testing import CliRunner
 
-    from chatterbox_opt.cli.main import app
+    from chatterbox_opt.cli.application import app
 
     monkeypatch.setenv(weight_cache.VARIABLE, str(tmp_path))
     (tmp_path / "x.pt").write_bytes(b"0" * 99)

@@ -17,7 +17,7 @@ from helpers.common import SAMPLE
 from helpers.imports import imported_by
 from typer.testing import CliRunner
 
-from chatterbox_opt.cli.main import app
+from chatterbox_opt.cli.application import app
 
 COMMAND = [sys.executable, "-m", "chatterbox_opt"]
 SHORT = ["--max-tokens", "20", "--seed", "3"]

@@ -15,7 +15,7 @@ import soundfile
 from typer.testing import CliRunner
 
 from chatterbox_opt.cli import synth as synth_command
-from chatterbox_opt.cli.main import app
+from chatterbox_opt.cli.application import app
 from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.request import Piece

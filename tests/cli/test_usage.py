@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from chatterbox_opt.cli import main as command_line
 from chatterbox_opt.cli import usage
-from chatterbox_opt.cli.main import app
+from chatterbox_opt.cli.application import app
 
 PAGES = [[], ["synth"], ["batch"], ["bench"], ["voices"], ["models"], ["profiles"], ["doctor"],
          ["models", "make"], ["profiles", "detect"]]  # fmt: skip

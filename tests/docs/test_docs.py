@@ -199,7 +199,7 @@ def test_every_environment_variable_is_documented():
 def test_every_option_is_documented(command):
     import typer
 
-    from chatterbox_opt.cli.main import app
+    from chatterbox_opt.cli.application import app
 
     names = {"synth": [], "batch": ["batch.md"], "bench": ["benchmarks.md"]}[command]
     shown = "".join(text(ROOT / "docs" / name) for name in ["configuration.md", *names])

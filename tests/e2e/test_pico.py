@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.audio.watermark import Watermark
 from chatterbox_opt.checkpoints import loader, registry
-from chatterbox_opt.cli.main import app
+from chatterbox_opt.cli.application import app
 from chatterbox_opt.errors import VoiceError
 from chatterbox_opt.eval.wer import word_error_rate
 from chatterbox_opt.utils.upstream_import import import_upstream

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.cli import options
-from chatterbox_opt.cli.main import app
+from chatterbox_opt.cli.application import app
 from chatterbox_opt.errors import VoiceError
 from chatterbox_opt.utils import atomic_file
 from chatterbox_opt.voices import saved_voices

@@ -13,6 +13,7 @@ from typing import Any
 
 from chatterbox_opt.batch.job_file import Item, Job, Pause
 from chatterbox_opt.batch.readers.rows import Dropped, words_by_reason
+from chatterbox_opt.utils.printable import printable
 
 SHOWN = 60  # characters of a text, for a person
 
@@ -30,14 +31,13 @@ def preview(job: Job, dropped: Iterable[Dropped], *, as_json: bool) -> None:
             print(json.dumps(as_object(line)))
         print(json.dumps({"kind": "counts", **counts, "notes": job.notes}))
         return
-    width = max(len(item.id) for item in job.items)
+    width = max(len(printable(item.id)) for item in job.items)
     for number, line in enumerate(job.lines):
         if number and isinstance(line, Item) and line.starts_chapter:
             print()
-        # a lone surrogate of a .jsonl cannot be printed
-        print(_as_text(line, width).encode("utf-8", "backslashreplace").decode())
+        print(_as_text(line, width))
     for note in [*job.notes, summary(job, words)]:
-        print(note, file=sys.stderr)
+        print(printable(note), file=sys.stderr)
 
 
 def as_object(line: Item | Pause) -> dict[str, Any]:
@@ -73,9 +73,9 @@ def summary(job: Job, words: Mapping[str, int]) -> str:
 
 
 def _as_text(line: Item | Pause, width: int) -> str:
-    text = " ".join(line.text.split())
+    text = printable(" ".join(line.text.split()))
     shown = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
     if isinstance(line, Pause):
         return f"{'':>{width}}  (pause: {line.reason})  {shown}"
-    voice = f"  [{line.voice}]" if line.voice else ""
-    return f"{line.id:>{width}}{voice}  {shown}"
+    voice = f"  [{printable(line.voice)}]" if line.voice else ""
+    return f"{printable(line.id):>{width}}{voice}  {shown}"
