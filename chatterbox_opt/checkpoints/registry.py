@@ -1,20 +1,23 @@
-"""Known models: names, files, and how to find, download and check them.
+"""Known models: names, files, and how to find and check them.
 
-Responsible for file names and the Hugging Face hub. Not responsible for the tensors in the files
-(checkpoints/loader.py); imports no torch.
+Responsible for names, revisions and file names. Not responsible for downloads (hub.py) or for the
+tensors in the files (loader.py); imports no torch.
+
+A model is named by ``pico``, by ``chatterbox``, by ``chatterbox@main`` (a hub model at another
+revision than the pinned one), or by a directory.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from chatterbox_opt.checkpoints import hub
+from chatterbox_opt.checkpoints.hub import Pin, Snapshot
 from chatterbox_opt.config.model_config import CONFIG_FILE, ModelConfig, read_config
 from chatterbox_opt.errors import InputError, WeightsError
-from chatterbox_opt.utils.steps import announce
 
 VOICE_ENCODER = "ve.safetensors"
 T3 = "t3_cfg.safetensors"
@@ -27,7 +30,30 @@ MAX_VOICE_ENCODER = 64 << 20  # bytes; Chatterbox's has 6 MB
 VOICES = "voices"  # folder of named voices that come with a model; hub models have none
 
 DEFAULT = "chatterbox"
-HUB = {DEFAULT: "ResembleAI/chatterbox"}  # name -> hub repository
+HUB = {
+    DEFAULT: Snapshot(
+        "ResembleAI/chatterbox",
+        "5bb1f6ee58e50c3b8d408bc82a6d3740c2db6e18",
+        FILES,
+        {
+            VOICE_ENCODER: Pin(
+                5_695_784, "f0921cab452fa278bc25cd23ffd59d36f816d7dc5181dd1bef9751a7fb61f63c"
+            ),
+            T3: Pin(
+                2_129_653_744, "914cb1696f47527fe8852ca8f1fe1fa63cb34f76f9c715e84e067b744dd0da81"
+            ),
+            S3GEN: Pin(
+                1_056_484_620, "2b78103c654207393955e4900aac14a12de8ef25f4b09424f1ef91941f161d4e"
+            ),
+            TOKENIZER: Pin(
+                25_470, "d71e3a44eabb1784df9a68e9f95b251ecbf1a7af6a9f50835856b2ca9d8c14a5"
+            ),
+            CONDITIONALS: Pin(
+                107_374, "6552d70568833628ba019c6b03459e77fe71ca197d5c560cef9411bee9d87f4e"
+            ),
+        },
+    )
+}
 BUILT_IN = ("pico",)  # names of their directories in the package
 
 
@@ -57,7 +83,7 @@ class Checkpoint:
 
 def available() -> dict[str, str]:
     """Known model names and the source of each, for messages and tables."""
-    known = {name: f"hub: {repository}" for name, repository in HUB.items()}
+    known = {name: f"hub: {snapshot.repository}" for name, snapshot in HUB.items()}
     return known | dict.fromkeys(BUILT_IN, "built in")
 
 
@@ -68,14 +94,9 @@ def built_in(name: str) -> Path:
 
 def shipped_voices(model: str) -> dict[str, Path]:
     """Named voices that come with a model; uses no network, so hub models have none."""
-    if model in HUB:
+    if on_hub(model):
         return {}
     return _voices(_on_disk(model))
-
-
-def _fetch(repository: str) -> Path:
-    # a complete cache is used without asking the network
-    return in_cache(repository) or from_hub(repository)
 
 
 def _on_disk(model: str) -> Path:
@@ -86,13 +107,38 @@ def _voices(directory: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted((directory / VOICES).glob("*.safetensors"))}
 
 
+def on_hub(model: str) -> Snapshot | None:
+    """The snapshot that a model's name stands for; None for built-in models and directories.
+
+    Raises:
+        InputError: no revision can have that name.
+    """
+    name, at, revision = model.partition("@")
+    if name not in HUB or (at and Path(model).is_dir()):
+        return None
+    return HUB[name].at(revision) if at else HUB[name]
+
+
+def at_revision(model: str, revision: str | None) -> str:
+    """The name of a hub model at another revision than the pinned one.
+
+    Raises:
+        InputError: the model is not of the hub.
+    """
+    if revision is None:
+        return model
+    if model not in HUB:
+        raise InputError(f"--revision is for models of the hub ({', '.join(HUB)}), not '{model}'")
+    return f"{model}@{revision}"
+
+
 def check_name(model: str) -> None:
     """Reject an impossible model name early, before disk or network are used.
 
     Raises:
         InputError: neither a known name nor a directory.
     """
-    if model in available() or Path(model).is_dir():
+    if model in available() or on_hub(model) or Path(model).is_dir():
         return
     raise InputError(
         f"unknown model '{model}'; known: {', '.join(available())}, or a directory with {T3} in it"
@@ -111,7 +157,8 @@ def locate(model: str = DEFAULT) -> Checkpoint:
     """
     check_name(model)
     # a known name wins over a directory of that name, which is ./chatterbox
-    directory = _fetch(HUB[model]) if model in HUB else _on_disk(model)
+    snapshot = on_hub(model)
+    directory = hub.fetch(snapshot) if snapshot else _on_disk(model)
     if missing := [name for name in REQUIRED if not (directory / name).is_file()]:
         raise WeightsError(
             f"'{directory}' lacks {', '.join(missing)}; a model directory needs "
@@ -165,47 +212,6 @@ def _parameters(config: ModelConfig) -> dict[str, int]:
     }
 
 
-def from_hub(repository: str) -> Path:
-    """Download the files of a hub repository that are not cached; return the cache directory.
-
-    huggingface_hub shows a progress bar per file and resumes interrupted downloads.
-
-    Raises:
-        WeightsError: not cached, and not reachable or not permitted.
-    """
-    announce("")  # the hub's library shows bars of its own
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    # huggingface_hub uses requests, httpx or httpx2, depending on its version: take their errors
-    # from the base classes of its own
-    bases = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
-    failures: tuple[type[Exception], ...] = (OSError, *bases)
-    try:
-        paths = [Path(hf_hub_download(repository, name)) for name in FILES]
-    except LocalEntryNotFoundError as error:
-        reason = "not here yet and the hub cannot be reached"
-        raise WeightsError(_with_remedies(repository, reason)) from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no answer"
-        reason = f"not here yet and the hub answered {status}"
-        raise WeightsError(_with_remedies(repository, reason)) from error
-    except failures as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        reason = f"not here yet and the download failed: {first}"
-        raise WeightsError(_with_remedies(repository, reason)) from error
-    return paths[0].parent
-
-
-def in_cache(repository: str) -> Path | None:
-    """Directory of a repository in the local cache if it is complete; uses no network."""
-    from huggingface_hub import try_to_load_from_cache
-
-    paths = [try_to_load_from_cache(repository, name) for name in FILES]
-    cached = [path for path in paths if isinstance(path, str)]
-    return Path(cached[0]).parent if len(cached) == len(FILES) else None
-
-
 def identity(checkpoint: Checkpoint) -> str:
     """Digest of the config and of samples of all files: changes when the model's output may."""
     digest = hashlib.blake2b(_config_text(checkpoint.config).encode(), digest_size=12)
@@ -234,24 +240,10 @@ def _config_text(config: ModelConfig) -> str:
     return f"Shapes({', '.join(texts)}, {flags})"
 
 
-def must_download(model: str) -> bool:
-    """Whether ``locate`` will need the network for this model."""
-    return model in HUB and in_cache(HUB[model]) is None
-
-
-def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE disables the network, parsed as huggingface_hub does."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
-def _with_remedies(repository: str, reason: str) -> str:
-    offline = " (HF_HUB_OFFLINE is set)" if is_offline() else ""
-    return (
-        f"the weights of {repository} are {reason}{offline}. Three ways out: "
-        "(1) connect and run again, with HF_TOKEN or HF_ENDPOINT if your network needs them; "
-        f"(2) --model DIR with a copy of {', '.join(FILES)}; "
-        f"(3) --model {BUILT_IN[0]}, the small built-in model"
-    )
+def must_download(model: str) -> Snapshot | None:
+    """What ``locate`` will need the network for, if anything."""
+    snapshot = on_hub(model)
+    return snapshot if snapshot and hub.in_cache(snapshot) is None else None
 
 
 def _voice_identity(directory: Path) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import typer
 
-from chatterbox_opt.checkpoints import registry
+from chatterbox_opt.checkpoints import hub, registry
 from chatterbox_opt.cli import console, machine, options, tables
 from chatterbox_opt.config import hardware, plan
 from chatterbox_opt.engine import probe
@@ -54,7 +54,7 @@ def examine(store: VoiceStore) -> list[Finding]:
         _kernels(),
         _perth(),
         _pico(),
-        *(_weights(name, repository) for name, repository in registry.HUB.items()),
+        *(_weights(name, snapshot) for name, snapshot in registry.HUB.items()),
         _fact("formats", machine.soundfile_formats()),
         _fact("more formats", machine.decoders()),
         _voices(store),
@@ -124,11 +124,11 @@ def _pico() -> Finding:
     return _fact(f"model: {name}", "built in")
 
 
-def _weights(name: str, repository: str) -> Finding:
+def _weights(name: str, snapshot: hub.Snapshot) -> Finding:
     """A model of the hub; that it is not here is no fault, as there is a built-in one."""
-    if location := registry.in_cache(repository):
+    if location := hub.in_cache(snapshot):
         return _fact(f"model: {name}", tables.short_path(location))
-    if registry.is_offline():
+    if hub.is_offline():
         remedy = "HF_HUB_OFFLINE is set: use --model DIR"
     else:
         remedy = "the first synth downloads 3 GB; without a network use --model DIR"

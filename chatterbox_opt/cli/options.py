@@ -26,7 +26,7 @@ import typer
 
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.audio import recordings
-from chatterbox_opt.checkpoints import registry
+from chatterbox_opt.checkpoints import hub, registry
 from chatterbox_opt.cli.console import Reporter, show_log
 from chatterbox_opt.config import hardware
 from chatterbox_opt.config.profile import COMPILE, KV_CACHE, OFFLOAD, T3_DTYPES
@@ -120,6 +120,10 @@ class EngineOptions:
     model: Annotated[str, typer.Option(help="Model name, or a directory with its files.")] = (
         registry.DEFAULT
     )
+    revision: Annotated[
+        Optional[str],
+        typer.Option(help="Commit, branch or tag of a hub model, in place of the tested one."),
+    ] = None
     profile: Annotated[str, typer.Option(help="Profile name, a .yaml file, or auto.")] = (
         hardware.AUTO
     )
@@ -160,7 +164,7 @@ class EngineOptions:
             "kv_cache": self.kv_cache,
         }
         return EngineSpec(
-            model=self.model,
+            model=registry.at_revision(self.model, self.revision),
             profile=self.profile,
             device=self.device,
             overrides={key: value for key, value in overrides.items() if value is not None},
@@ -262,8 +266,12 @@ def voice_store_at(directory: Path | None, *, keep: bool = True) -> VoiceStore:
 
 def announce_download(model: str, reporter: Reporter) -> None:
     """Print a line if the model's files have to be downloaded first."""
-    if registry.must_download(model) and not registry.is_offline():
-        reporter.status(f"downloading {registry.HUB[model]} from the hub: 3 GB, once")
+    snapshot = registry.must_download(model)
+    if snapshot and not hub.is_offline():
+        size = f": {snapshot.size / 1e9:.1f} GB, once" if snapshot.size else ""
+        reporter.status(
+            f"downloading {snapshot.repository} at {snapshot.revision[:12]} from the hub{size}"
+        )
 
 
 def report_plan(plan: Plan, reporter: Reporter, workers: int = 1) -> None:

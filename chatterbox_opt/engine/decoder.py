@@ -6,7 +6,8 @@
     a fused or compiled step that
       cannot be compiled or launched  eager steps for good                              again
       fails with these sequences      these with eager steps (``DecodeMode.EAGER``);    again
-                                      for good after ``MAX_STEP_FAILURES`` in a row
+                                      after ``MAX_STEP_FAILURES`` in a row all for a
+                                      while (backoff.py)
     another error with several        each alone (``ALONE``), to find the one that      again
       sequences                       fails
     another error with one sequence   fail this sequence
@@ -39,19 +40,20 @@ from chatterbox_opt.engine.decode import DecodeBackend, DecodeBatch, EagerBacken
 from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Capacity, DecodeMode, Sequence, Status
 from chatterbox_opt.errors import DeviceError, NumericsError, SilenceError, first_line
 from chatterbox_opt.models.t3.model import T3, Prompt
+from chatterbox_opt.runtime import backoff
 from chatterbox_opt.runtime.cuda import to_device
-from chatterbox_opt.runtime.cuda_graphs import eager_from_now_on
+from chatterbox_opt.runtime.cuda_graphs import eager_for_a_while, eager_from_now_on
 from chatterbox_opt.runtime.recovery import RecoveryPolicy, in_float32, is_setup_error
 
 log = logging.getLogger(__name__)
-MAX_STEP_FAILURES = 3  # consecutive failures after which a fused or compiled step is replaced
+MAX_STEP_FAILURES = 3  # consecutive failures after which a fused or compiled step is left alone
 
 
 class Decoder:
     """The t3 stage.
 
     Attributes:
-        backend: how steps are run; replaced when a fallback is permanent.
+        backend: how steps are run; replaced if the fused or compiled step cannot be set up.
         step_failures: of the fused or compiled step since it last succeeded.
     """
 
@@ -70,6 +72,8 @@ class Decoder:
         self.tokenizer, self.backend, self.step_failures = tokenizer, backend, 0
         self._recovery, self._release_memory = recovery, release_memory
         self._capacity, self._max_slots, self._eager_slots = Capacity(), 0, 1
+        self._eager_sequences = 0  # decoded with eager steps before ``backend`` is tried again
+        self._eager = EagerBackend(kv_cache=backend.kv_cache)
         self._batch: DecodeBatch | None = None
         self._mode = DecodeMode.BATCHED
         self._t3: T3 | None = None  # while it is on the device, by ``_residence``
@@ -164,23 +168,37 @@ class Decoder:
         rows = 2 if sequence.sampling.cfg_weight > 0 else 1
         return (
             not self._batch.full
-            and sequence.mode is self._mode
+            and self._is_for(sequence, self._batch)
             and rows <= self._batch.state.rows_per_seq
         )
 
     def _batch_for(self, sequence: Sequence) -> DecodeBatch:
-        """The slots; allocated anew if there are none, or if the mode changes."""
-        if self._batch is None or self._mode is not sequence.mode:
+        """The slots; allocated anew if there are none, or none for the mode or the backend."""
+        if self._batch is None or not self._is_for(sequence, self._batch):
             self._drop_batch()
             self._mode = sequence.mode
-            t3, backend = self._enter(), self.backend
-            if self._mode is not DecodeMode.BATCHED:
-                full = self._mode is DecodeMode.FLOAT32
-                backend = EagerBackend(kv_cache=None if full else backend.kv_cache)
+            t3, backend = self._enter(), self._backend_for(sequence.mode)
             state = backend.slots(t3, self._mode_slots(), 2 if self._capacity.use_cfg else 1)
             self._batch = DecodeBatch(t3, state, backend)
         self._enter()
+        if self._batch.backend is self._eager:
+            self._eager_sequences = max(0, self._eager_sequences - 1)
         return self._batch
+
+    def _is_for(self, sequence: Sequence, batch: DecodeBatch) -> bool:
+        """Whether a sequence's steps are run like those of the slots."""
+        if sequence.mode is not self._mode:
+            return False
+        return self._mode is not DecodeMode.BATCHED or batch.backend is self._batched_backend()
+
+    def _batched_backend(self) -> DecodeBackend:
+        return self._eager if self._eager_sequences else self.backend
+
+    def _backend_for(self, mode: DecodeMode) -> DecodeBackend:
+        if mode is DecodeMode.BATCHED:
+            return self._batched_backend()
+        full = mode is DecodeMode.FLOAT32
+        return EagerBackend(kv_cache=None if full else self.backend.kv_cache)
 
     def _mode_slots(self) -> int:
         """The number of slots in the present mode."""
@@ -246,24 +264,30 @@ class Decoder:
             self._fail(failed, error)
 
     def _on_step_failure(self, error: Exception) -> DecodeMode:
-        """Fall back to eager steps: for good, or for these sequences only."""
-        self.step_failures += 1
+        """Fall back to eager steps: for good, for a while, or for these sequences only."""
         if is_setup_error(error):
             failure = "compilation of the t3 step failed"
-        elif self.step_failures < MAX_STEP_FAILURES:
+            log.warning("%s", eager_from_now_on(failure, error))
+            self.step_failures, self.backend = 0, self._eager
+            return DecodeMode.BATCHED
+        self.step_failures += 1
+        if self.step_failures < MAX_STEP_FAILURES:
             self._recovery.warn_once(f"the t3 step failed ({first_line(error)}); retrying eagerly")
             return DecodeMode.EAGER
-        else:
+        more = self.step_failures - MAX_STEP_FAILURES
+        if not more:
             failure = f"the t3 step failed {MAX_STEP_FAILURES} times in a row"
-        log.warning("%s", eager_from_now_on(failure, error))
-        self.step_failures = 0
-        self.backend = EagerBackend(kv_cache=self.backend.kv_cache)
+            log.warning("%s", eager_for_a_while(failure, error))
+        self._eager_sequences = backoff.uses_after(more + 1)
+        self.backend.release_slots()  # its memory is for the eager steps
         return DecodeMode.BATCHED
 
     def _on_ended(self, sequence: Sequence) -> None:
         """Check what a sequence has decoded."""
         error = sequence.error
-        if error is None and sequence.mode is DecodeMode.BATCHED:
+        assert self._batch is not None
+        is_eager = self._batch.backend is self._eager
+        if error is None and sequence.mode is DecodeMode.BATCHED and not is_eager:
             self.step_failures = 0
         if isinstance(error, NumericsError):
             assert self._t3 is not None

@@ -28,8 +28,8 @@ same time need another (``cuda.GraphCapturer.for_other_stream``).
 
 What cannot be captured: reading a value back (``.item()``, a branch on a tensor), pageable copies
 from or to the host, creating library handles, returning an allocation to the driver. Such a capture
-fails with an error, which is logged once; from then on this key runs eagerly, with equal results.
-After ``MAX_FAILURES`` without a success between them nothing is captured any more.
+fails with an error, which is logged once; the key then runs eagerly, with equal results, and is
+captured again after some uses (backoff.py): a failure may be one of the moment.
 
 Why not ``torch.cuda.make_graphed_callables``: it captures one fixed set of shapes, keeps its static
 inputs and outputs for ever, and does not detect moved weights. Why not torch.compile's
@@ -51,19 +51,25 @@ import torch
 from torch import Tensor, nn
 
 from chatterbox_opt.errors import first_line
+from chatterbox_opt.runtime import backoff
 from chatterbox_opt.runtime.bucketing import DeviceLengths, PaddingMask, bucket
 from chatterbox_opt.runtime.cuda import DEVICE_ERRORS, Work
 
 log = logging.getLogger(__name__)
 MAX_GRAPHS = 64  # graphs of one stage; each holds its launches and a share of the memory pool
-MAX_FAILURES = 3  # captures or replays of one stage that fail in a row, before it is given up
+MANY_FAILURES = 3  # captures or replays of one stage that fail in a row before a second warning
 MAX_BUFFER_BYTES = 256 << 20  # of the argument and result buffers of one stage's graphs
 CaptureFn = Callable[[Work], Work]  # captures work without running it; returns the replay
 
 
 def eager_from_now_on(failure: str, error: Exception) -> str:
-    """The warning after a failure that disables graphs or a compiled step for good."""
+    """The warning after a failure that disables a compiled step for good."""
     return f"{failure} ({first_line(error)}); running it eagerly from now on"
+
+
+def eager_for_a_while(failure: str, error: Exception) -> str:
+    """The warning after failures in a row of graphs or of a compiled step."""
+    return f"{failure} ({first_line(error)}); running it eagerly, with another try now and then"
 
 
 @dataclass(slots=True, eq=False)
@@ -72,7 +78,8 @@ class CapturedGraph:
 
     Attributes:
         warmed_up: the work ran once, eagerly.
-        failed: its capture or replay failed; it is not captured again.
+        failed: its last capture or replay failed.
+        eager_uses: how often it runs eagerly before it is captured again.
         replay: launches the graph; None until it is captured.
         out_spec: shape and dtype of a function's result, known after the warm-up.
         arguments, result: a function's static buffers; allocated at the second call.
@@ -81,6 +88,7 @@ class CapturedGraph:
 
     warmed_up: bool = False
     failed: bool = False
+    eager_uses: int = 0
     replay: Work | None = None
     out_spec: tuple[torch.Size, torch.dtype] | None = None
     arguments: tuple[Tensor, ...] = ()
@@ -103,17 +111,16 @@ class CudaGraphCache:
         Args:
             what: the work's name in warnings.
         """
-        self._capture: CaptureFn | None = capture
+        self._capture = capture
         self._what = what
         self._graphs: dict[Hashable, CapturedGraph] = {}
         self._addresses: Hashable = None
         self._failures = 0  # since the last success
-        self._intact = True
 
     @property
     def captures_work(self) -> bool:
-        """False after a failed capture or replay: something is then launched eagerly."""
-        return self._intact
+        """False after a failed capture or replay: something is launched eagerly for a while."""
+        return not self._failures and not any(graph.failed for graph in self._graphs.values())
 
     def find(self, key: Hashable, addresses: Hashable) -> CapturedGraph:
         """The graph under ``key``; all are dropped if ``addresses`` differ from the last call's.
@@ -138,7 +145,9 @@ class CudaGraphCache:
 
     def run(self, graph: CapturedGraph, work: Work) -> None:
         """Run ``work``: eagerly the first time, captured the second time, then by replay."""
-        if graph.replay is None and graph.warmed_up and not graph.failed and self._capture:
+        if graph.eager_uses:
+            graph.eager_uses -= 1
+        elif graph.replay is None and graph.warmed_up:
             try:
                 graph.replay = self._capture(work)
             except DEVICE_ERRORS as error:
@@ -150,21 +159,20 @@ class CudaGraphCache:
             except DEVICE_ERRORS as error:  # nothing was launched
                 self._on_failure(graph, f"CUDA graph replay of {self._what}", error)
             else:
-                self._failures = 0
+                self._failures, graph.failed = 0, False
                 return
         work()
 
     def _on_failure(self, graph: CapturedGraph, what: str, error: Exception) -> None:
-        """Run this graph's work eagerly from now on; all work after several failures in a row."""
-        graph.replay, graph.failed = None, True
+        """Run this graph's work eagerly for a while, the longer the more failed in a row."""
         self._failures += 1
-        if self._failures == MAX_FAILURES:
-            self._capture = None
-            failure = f"{what} failed {MAX_FAILURES} times in a row"
-            log.warning("%s", eager_from_now_on(failure, error))
-        elif self._intact:
+        graph.replay, graph.failed = None, True
+        graph.eager_uses = backoff.uses_after(self._failures)
+        if self._failures == 1:
             log.warning("%s failed (%s); running this shape eagerly", what, first_line(error))
-        self._intact = False
+        elif self._failures == MANY_FAILURES:
+            failure = f"{what} failed {MANY_FAILURES} times in a row"
+            log.warning("%s", eager_for_a_while(failure, error))
 
 
 def weight_addresses(module: nn.Module) -> tuple[int, ...]:

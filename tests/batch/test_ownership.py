@@ -168,7 +168,8 @@ def test_a_kill_while_renaming_leaves_only_files_of_ours(tmp_path, monkeypatch):
             kill_at(patch, "replace", number)
             with pytest.raises(Killed):
                 run(tmp_path, ["New.", *LINES])
-        assert run(tmp_path, ["New.", *LINES]).skipped == 3
+        skipped = run(tmp_path, ["New.", *LINES]).skipped
+        assert skipped == 3 if number == 1 else skipped in (3, 4)  # a spared "New." is found
         assert run(tmp_path, LINES).skipped == 3
 
 

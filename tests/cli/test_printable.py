@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from chatterbox_opt.cli import console, main, tables, usage
+from chatterbox_opt.cli import application, console, tables, usage
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.utils.printable import JOINERS, printable, printable_json
 
@@ -86,8 +86,8 @@ def raises(error):
 
 
 def test_an_error_is_escaped_and_one_line(capsys):
-    assert main._exit_code(raises(InputError(f"'{HOSTILE}' is wrong"))) == 2
-    main._unexpected(ValueError, ValueError(HOSTILE), None)
+    assert application._exit_code(raises(InputError(f"'{HOSTILE}' is wrong"))) == 2
+    application._unexpected(ValueError, ValueError(HOSTILE), None)
     printed = capsys.readouterr().err
     assert len(printed.splitlines()) == 2
     assert printed.count(r"a\x1b[2J\x9bK") == 2
@@ -102,19 +102,19 @@ def test_an_end_of_file_in_a_command_is_no_interruption(monkeypatch):
     monkeypatch.setattr(usage.TyperGroup, "invoke", work)
     monkeypatch.setattr("sys.argv", ["chatterbox-opt", "doctor"])
     with pytest.raises(EOFError, match="Ran out of input"):
-        main._exit_code(main._run)
+        application._exit_code(application._run)
 
 
 def test_a_full_disk_names_the_file_that_is_written(capsys, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "source.wav", None, "target.wav")
 
-    assert main._exit_code(full) == 1
+    assert application._exit_code(full) == 1
     assert capsys.readouterr().err == "error: No space left on device: 'target.wav'\n"
     from typer.testing import CliRunner
 
     monkeypatch.setattr("chatterbox_opt.audio.files.read_reference", lambda *_: None)  # librosa
     monkeypatch.setattr(shutil, "copyfile", full)
     monkeypatch.setenv("CHATTERBOX_VOICES", str(tmp_path))
-    result = CliRunner().invoke(main.app, ["voices", "add", "anna", str(SAMPLE)])
+    result = CliRunner().invoke(application.app, ["voices", "add", "anna", str(SAMPLE)])
     assert f"was not saved in {tmp_path} (No space left on device)" in str(result.exception)

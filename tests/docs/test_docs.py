@@ -29,6 +29,7 @@ MADE = {  # what the commands of a document leave behind
 }
 RUN_BLOCKS = """
 import json, sys
+import helpers.unpinned
 for where, code in json.load(sys.stdin):
     print(where, file=sys.stderr)  # the last one before a traceback is to blame
     exec(compile(code, where, "exec"), {"__name__": "__main__"})
@@ -71,7 +72,8 @@ def workplace(tiny, tmp_path_factory):
     row = "a,Hello there.,samples/speaker.flac,0.3\n"
     (home / "lines.csv").write_text(f"id,text,voice,cfg_weight\n{row}")
     (home / "bin").mkdir()
-    with command_server(home / "bin" / "chatterbox-opt", environment(home)):
+    script = home / "bin" / "chatterbox-opt"
+    with command_server(script, environment(home), "helpers.unpinned"):
         yield home
 
 
@@ -79,6 +81,7 @@ def environment(home: Path) -> dict[str, str]:
     return os.environ | {
         "HF_HOME": str(home / "hf"),
         "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
         "CHATTERBOX_VOICE_CACHE": str(home / "voices"),
         "PATH": f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}",
     }

@@ -27,10 +27,10 @@ sys.exit(int(connection.recv(16) or 1))
 
 
 @contextmanager
-def command_server(script: Path, environment: dict[str, str]):
-    """While it lasts, ``script`` is the command."""
+def command_server(script: Path, environment: dict[str, str], setup: str):
+    """While it lasts, ``script`` is the command; ``setup`` is a module that is imported first."""
     address = script.with_suffix(".socket")
-    with subprocess.Popen([sys.executable, __file__, address], env=environment) as server:
+    with subprocess.Popen([sys.executable, __file__, address, setup], env=environment) as server:
         try:
             while not address.exists():
                 assert server.poll() is None, "the server ended"
@@ -72,10 +72,13 @@ def serve(address: str) -> None:
 
 
 if __name__ == "__main__":
+    import importlib
+
     import chatterbox_opt.batch.runner
     import chatterbox_opt.engine.build
     import chatterbox_opt.engine.engine  # noqa: F401
     from chatterbox_opt.cli.main import main
 
+    importlib.import_module(sys.argv[2])
     serve(sys.argv[1])
     main()

@@ -23,7 +23,7 @@ from chatterbox_opt.engine import decode_graphs
 from chatterbox_opt.engine.decode import EagerBackend, decode
 from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
 from chatterbox_opt.models.t3 import kv_cache
-from chatterbox_opt.runtime import cuda_graphs
+from chatterbox_opt.runtime import backoff, cuda_graphs
 from chatterbox_opt.runtime.bucketing import EagerExecutor
 from chatterbox_opt.runtime.cuda_graphs import CudaGraphCache, GraphedExecutor
 from chatterbox_opt.runtime.offload import StagePlacement
@@ -240,9 +240,8 @@ def test_work_that_cannot_be_captured_runs_eagerly_with_one_warning_each(load, e
         failed = f"CUDA graph capture of the {what} failed"
         assert warned.count(f"{failed} {reason} this shape eagerly") == 1
         warned = [m for m in warned if not m.startswith(f"{failed} (")]
-        warned = [
-            m for m in warned if m != f"{failed} 3 times in a row {reason} it eagerly from now on"
-        ]
+        again = f"{failed} 3 times in a row {reason} it eagerly, with another try now and then"
+        warned = [m for m in warned if m != again]
     assert warned == []
 
 
@@ -345,24 +344,51 @@ def test_a_failed_replay_costs_its_own_graph_only(caplog):
             cache.run(cache.find(key, "here"), lambda: x.add_(1))
     assert x.item() == 12 and caplog.text.count("CUDA graph replay of the sum failed") == 1
     assert record.replayed.count(0) == 2 and record.replayed.count(1) == 5
-    assert record.captured == 2, "the failed one is not captured again"
+    assert record.captured == 2, "the failed one is not captured again at once"
     assert not cache.captures_work
 
 
-def test_three_failures_in_a_row_end_all_captures(caplog):
+def test_a_graph_that_failed_is_captured_again_after_some_uses(caplog):
+    record, x = FailingReplays(), torch.zeros(1)
+    cache = CudaGraphCache(record, "the sum")
+    record.failing = {0}
+    for _ in range(2 + backoff.FIRST):
+        cache.run(cache.find("one", "here"), lambda: x.add_(1))
+    assert record.captured == 1
+    assert not cache.captures_work
+    for _ in range(3):
+        cache.run(cache.find("one", "here"), lambda: x.add_(1))
+    assert record.captured == 2
+    assert record.replayed == [1, 1, 1]
+    assert cache.captures_work
+    assert x.item() == 5 + backoff.FIRST
+    assert len(caplog.records) == 1
+
+
+def test_failures_in_a_row_are_tried_again_less_and_less_often(caplog):
     record, x = FailingReplays(), torch.zeros(1)
     cache = CudaGraphCache(record, "the sum")
     record.failing = set(range(100))
     for key in "abcdef":
         for _ in range(3):
             cache.run(cache.find(key, "here"), lambda: x.add_(1))
-    assert x.item() == 18 and record.captured == cuda_graphs.MAX_FAILURES
+    assert x.item() == 18 and record.captured == 6
     warned = [record.message for record in caplog.records]
     reason = "(Offset increment outside graph capture); running"
     assert warned == [
         f"CUDA graph replay of the sum failed {reason} this shape eagerly",
-        f"CUDA graph replay of the sum failed 3 times in a row {reason} it eagerly from now on",
+        f"CUDA graph replay of the sum failed 3 times in a row {reason} it eagerly, with another "
+        "try now and then",
     ]
+    waits = [cache.find(key, "here").eager_uses for key in "abcdef"]
+    assert waits == [backoff.uses_after(n) - 1 for n in range(1, 7)]
+    for _ in range(backoff.uses_after(1)):
+        cache.run(cache.find("a", "here"), lambda: x.add_(1))
+    assert record.captured == 7
+
+
+def test_the_uses_after_failures_grow_up_to_a_bound():
+    assert [backoff.uses_after(n) for n in (1, 2, 3, 7, 1000)] == [16, 64, 256, 65536, 65536]
 
 
 def test_a_function_is_captured_for_each_shape_and_key():

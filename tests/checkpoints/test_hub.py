@@ -1,0 +1,228 @@
+"""Snapshots of the hub: pins, the local cache, revisions, and downloads from a server of ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from typer.testing import CliRunner
+
+from chatterbox_opt.checkpoints import hub, registry
+from chatterbox_opt.checkpoints.hub import Pin, Snapshot
+from chatterbox_opt.cli.application import app
+from chatterbox_opt.errors import InputError, WeightsError
+
+COMMIT, OTHER = "a" * 40, "b" * 40
+CONTENT = {"one.bin": b"first file", "two.json": b"{}"}
+
+
+def pinned(content=CONTENT, revision=COMMIT) -> Snapshot:
+    pins = {n: Pin(len(b), hashlib.sha256(b).hexdigest()) for n, b in content.items()}
+    return Snapshot("owner/name", revision, tuple(content), pins)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty hub cache; without a server there is no network."""
+    directory = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(directory))
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between huggingface_hub's retries
+    return directory
+
+
+def store(cache, revision, content=CONTENT, branch=None, repository="owner/name"):
+    """Put files where huggingface_hub has them after a download."""
+    folder = cache / ("models--" + repository.replace("/", "--"))
+    snapshot = folder / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    for name, data in content.items():
+        (snapshot / name).write_bytes(data)
+    if branch:
+        (folder / "refs").mkdir(exist_ok=True)
+        (folder / "refs" / branch).write_text(revision)
+    return snapshot
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def served(cache, monkeypatch, socket_enabled):
+    """A hub with one repository; returns its files by revision."""
+    revisions = {COMMIT: dict(CONTENT)}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self._answer()
+
+        def do_GET(self):
+            self.wfile.write(self._answer())
+
+        def log_message(self, *_):
+            pass
+
+        def _answer(self) -> bytes:
+            _, owner, name, _, revision, file = self.path.split("/", 5)
+            files = revisions.get(revision)
+            known = files is not None and file in files
+            body = files[file] if known else b""
+            self.send_response(200 if known else 404)
+            if files is None:
+                self.send_header("X-Error-Code", "RevisionNotFound")
+            self.send_header("X-Repo-Commit", revision)
+            self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            return body
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+        address + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+    monkeypatch.setattr(
+        "huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE",
+        address + "/{repo_id}/resolve/{revision}/{filename}",
+        raising=False,
+    )
+    yield revisions
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_snapshot_is_downloaded_checked_and_then_used_without_network(served, monkeypatch):
+    directory = hub.fetch(pinned())
+    assert {p.name: p.read_bytes() for p in directory.iterdir()} == CONTENT
+    assert directory.name == COMMIT
+    served.clear()
+    assert hub.fetch(pinned()) == directory
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"), [(b"first fil", "has 9 bytes, not 10"), (b"First file", "has the SHA-256")]
+)
+def test_a_download_that_is_not_the_pinned_file_is_refused(served, data, reason):
+    served[COMMIT]["one.bin"] = data
+    with pytest.raises(WeightsError, match=reason) as caught:
+        hub.fetch(pinned())
+    assert "delete" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cached_file_of_another_size_is_refused(cache):
+    store(cache, COMMIT, CONTENT | {"two.json": b"{}\n"})
+    with pytest.raises(WeightsError, match=r"two.json' has 3 bytes, not 2"):
+        hub.fetch(pinned())
+
+
+def test_another_revision_is_used_only_if_it_is_asked_for(served):
+    served[OTHER] = {"one.bin": b"moved on", "two.json": b"[]"}
+    served["main"] = served[OTHER]
+    assert (hub.fetch(pinned()) / "one.bin").read_bytes() == b"first file"
+    assert (hub.fetch(pinned().at(OTHER)) / "one.bin").read_bytes() == b"moved on"
+    assert (hub.fetch(pinned().at("main")) / "one.bin").read_bytes() == b"moved on"
+    with pytest.raises(WeightsError, match=r"no revision 'v9'; without --revision"):
+        hub.fetch(pinned().at("v9"))
+
+
+def test_a_moved_branch_does_not_change_what_is_cached(cache, no_network):
+    mine = store(cache, COMMIT, branch="main")
+    (cache / "models--owner--name" / "refs" / "main").write_text(OTHER)
+    assert hub.fetch(pinned()) == mine
+
+
+def test_an_earlier_download_is_named_if_the_pinned_one_cannot_be_had(cache, no_network):
+    earlier = store(cache, OTHER, branch="main")
+    with pytest.raises(WeightsError, match=r"\(4\) --revision main, which is here"):
+        hub.fetch(pinned())
+    assert hub.fetch(pinned().at("main")) == earlier
+
+
+@pytest.mark.parametrize("revision", ["", "..", "a/../../b", "-\n", "/etc", "a b", "a//b"])
+def test_impossible_revisions_are_refused(revision):
+    with pytest.raises(InputError, match="no commit, branch or tag"):
+        pinned().at(revision)
+
+
+def test_the_pinned_revision_by_name_is_pinned():
+    assert pinned().at(COMMIT) == pinned()
+    assert pinned().at("refs/pr/1").pins == {}
+
+
+def test_missing_weights_without_network_error_lists_the_remedies(cache, no_network):
+    with pytest.raises(WeightsError, match=r"\(1\) connect.*\(2\) --model DIR.*\(3\)") as caught:
+        registry.locate("chatterbox")
+    assert "\n" not in str(caught.value)
+    assert "(4)" not in str(caught.value)
+
+
+def test_offline_mode_is_named_in_the_error(cache, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="HF_HUB_OFFLINE is set"):
+        registry.locate("chatterbox")
+
+
+def test_a_complete_cache_is_used_without_network(tiny, cache, no_network, monkeypatch):
+    files = {n: (tiny / n).read_bytes() for n in (*registry.FILES, "config.json")}
+    directory = store(cache, OTHER, files, "main", "ResembleAI/chatterbox")
+    assert registry.locate("chatterbox@main").directory == directory
+    assert registry.must_download("chatterbox@main") is None
+    assert registry.must_download("chatterbox") is registry.HUB["chatterbox"]
+
+
+def test_revisions_are_those_of_hub_models(tmp_path, monkeypatch):
+    assert registry.at_revision("pico", None) == "pico"
+    assert registry.at_revision("chatterbox", "main") == "chatterbox@main"
+    for model in ("pico", str(tmp_path)):
+        with pytest.raises(InputError, match=r"--revision is for models of the hub \(chatterbox\)"):
+            registry.at_revision(model, "main")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chatterbox@mine").mkdir()
+    assert registry.on_hub("chatterbox@mine") is None
+    assert registry.on_hub("pico@main") is None
+    with pytest.raises(InputError, match="unknown model 'pico@main'"):
+        registry.check_name("pico@main")
+
+
+def test_the_release_is_pinned_whole():
+    release = registry.HUB["chatterbox"]
+    assert set(release.pins) == set(registry.FILES)
+    assert len(release.revision) == 40
+    assert all(len(bytes.fromhex(pin.sha256)) == 32 for pin in release.pins.values())
+    assert release.size == 3_191_966_992
+
+
+def test_models_list_verbose_prints_digests(cache, monkeypatch):
+    data = {name: name.encode() for name in registry.FILES}
+    pins = {n: Pin(len(b), hashlib.sha256(b).hexdigest()) for n, b in data.items()}
+    release = dataclasses.replace(registry.HUB["chatterbox"], pins=pins)
+    monkeypatch.setitem(registry.HUB, "chatterbox", release)
+    listed = CliRunner().invoke(app, ["models", "list", "--verbose"]).output
+    assert f"chatterbox at {release.revision}" in listed
+    assert listed.count("to download") == len(data)
+    directory = store(cache, release.revision, data, repository=release.repository)
+    (directory / registry.T3).write_bytes(b"damaged")
+    listed = CliRunner().invoke(app, ["models", "list", "-v"], env={"COLUMNS": "80"}).output
+    assert listed.count("  as released") == len(data) - 1
+    assert "7 bytes  NOT as released" in listed
+    assert hashlib.sha256(b"damaged").hexdigest() in listed
+    assert max(map(len, listed.split("\n\n", 1)[1].splitlines())) <= 80
+    entry = json.loads(CliRunner().invoke(app, ["models", "list", "-v", "--json"]).output)[0]
+    assert entry["revision"] == release.revision
+    assert {f["name"]: f["sha256"] for f in entry["files"]}[registry.TOKENIZER] == (
+        pins[registry.TOKENIZER].sha256
+    )
