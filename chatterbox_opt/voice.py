@@ -8,8 +8,6 @@ computing one (models/voice_encoders.py) or storing it (voices/). Unlike upstrea
 from __future__ import annotations
 
 import hashlib
-import pickle
-import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -26,13 +24,9 @@ from chatterbox_opt.config.model_config import (
     ModelConfig,
 )
 from chatterbox_opt.errors import WeightsError, first_line
+from chatterbox_opt.utils.damage import DAMAGE_ERRORS
 
 MAX_BYTES = 16 << 20  # of a voice; 10 s have 0.2 MB
-# what torch.load lets through of a file that is not what torch.save writes
-_MALFORMED = (
-    *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, LookupError, TypeError),
-    *(AttributeError, ValueError, RuntimeError, AssertionError, ArithmeticError, MemoryError),
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -122,7 +116,7 @@ def from_conditionals(path: Path) -> Voice:
             f"{path} cannot be read ({error.strerror or first_line(error)}): "
             "check the permissions, or get it again"
         ) from error
-    except _MALFORMED as error:
+    except DAMAGE_ERRORS as error:
         raise WeightsError(
             f"{path} is damaged ({first_line(error)}): delete it and get it again"
         ) from error

@@ -18,7 +18,6 @@ import contextlib
 import copy
 import io
 import logging
-import pickle
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import ChatterboxOptError, first_line
 from chatterbox_opt.runtime.cuda import SideStream
 from chatterbox_opt.utils import upstream_import
+from chatterbox_opt.utils.damage import DAMAGE_ERRORS
 from chatterbox_opt.utils.skip_init import skip_init
 from chatterbox_opt.utils.wave import Wave
 
@@ -44,8 +44,6 @@ REMEDY = (
 NETWORK = "perth_net.perth_net_implicit"
 WEIGHTS = "perth_net/pretrained/implicit"
 FLOOR, HEADROOM = 180.0, 15.0  # dB below and above full scale that the network's input covers
-_DAMAGED = (ImportError, OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError,
-            pickle.UnpicklingError)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +128,7 @@ class Watermark:
             )
         try:
             self._load(package)
-        except _DAMAGED as error:
+        except (ImportError, OSError, *DAMAGE_ERRORS) as error:
             first = " ".join(str(error).split())[:200]
             raise ChatterboxOptError(
                 f"the watermarker cannot be loaded ({first}): {REMEDY}"

@@ -26,10 +26,9 @@ from chatterbox_opt.models.flow import model as flow_model
 from chatterbox_opt.models.t3 import model as t3_model
 from chatterbox_opt.models.t3.convert import t3_from_tensors, t3_from_upstream
 from chatterbox_opt.models.vocoder import model as vocoder_model
+from chatterbox_opt.utils.damage import DAMAGE_ERRORS
 from chatterbox_opt.utils.skip_init import skip_init
 
-# how building a stage of tensors fails that belong to another one
-_UNFIT = (WeightsError, RuntimeError, LookupError, AttributeError, TypeError, ValueError)
 MAX_TOKENIZER = 16 << 20  # bytes; Chatterbox's has some 10 KB
 
 
@@ -64,7 +63,7 @@ def load_t3(
         scales = (torch.bfloat16,) if layout else ()  # int4's; int8's are float32
         _check_dtypes(tensors, dtype, torch.float32, *scales)
         return t3_from_tensors(tensors, config)
-    except _UNFIT as error:
+    except (WeightsError, *DAMAGE_ERRORS) as error:
         cache.discard(checkpoint, "t3", variant, first_line(error))
         convert()  # the next start caches them
         return converted[0]
@@ -87,7 +86,7 @@ def load_flow(
     try:
         _check_dtypes(tensors, dtype, torch.float32)
         fill(stage, tensors, "flow", assign=True)
-    except _UNFIT as error:
+    except (WeightsError, *DAMAGE_ERRORS) as error:
         if converted:
             raise
         cache.discard(checkpoint, "flow", variant, first_line(error))
@@ -166,7 +165,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
         unknown = model.get("unk_token")
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}): get it again") from error
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except DAMAGE_ERRORS as error:
         raise WeightsError(
             f"{path} is damaged or not a tokenizer ({first_line(error)}): "
             "delete it and get it again"

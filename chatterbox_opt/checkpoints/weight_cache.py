@@ -23,7 +23,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import pickle
 import re
 import shutil
 import time
@@ -37,6 +36,7 @@ from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.errors import first_line
 from chatterbox_opt.utils import cache_directory
 from chatterbox_opt.utils.atomic_file import PART, atomic_write
+from chatterbox_opt.utils.damage import DAMAGE_ERRORS
 from chatterbox_opt.utils.steps import announce
 
 if TYPE_CHECKING:
@@ -54,8 +54,6 @@ OFF_VALUES = ("", "0", "false", "off", "no")
 OWN_NAME = re.compile(r"[0-9a-f]{12}-[0-9a-f]{16}-(t3|flow)-[0-9a-z-]+\.pt")
 ARCHIVE = b"PK\x03\x04"  # how a file of ours begins
 SUBFOLDER = "chatterbox-opt-weights"  # of a directory that the user names, and may have other uses
-_DAMAGED = (OSError, RuntimeError, ValueError, LookupError, EOFError, TypeError, AttributeError,
-            pickle.UnpicklingError)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +189,8 @@ def _read(path: Path) -> Mapping[str, Tensor] | None:
             raise TypeError("it has other values than tensors")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except _DAMAGED as error:
+    except (OSError, *DAMAGE_ERRORS) as error:
+        log.debug("'%s' cannot be read", path, exc_info=error)
         _discard(path, getattr(error, "strerror", None) or first_line(error))
         return None
     with contextlib.suppress(OSError):

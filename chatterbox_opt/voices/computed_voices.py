@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatterbox_opt.errors import first_line
+from chatterbox_opt.utils.damage import DAMAGE_ERRORS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +57,7 @@ def read(path: Path, key: str) -> tuple[Voice, str]:
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         metadata = header.get("__metadata__") or {}
-    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as e:
+    except (SafetensorError, *DAMAGE_ERRORS) as e:
         raise ValueError(first_line(e)) from e
     if metadata.get("format") != str(FORMAT):
         raise ValueError("it is of another format")

@@ -190,7 +190,7 @@ def test_devices_are_written_to_and_stay():
     before = os.stat("/dev/null")
     write("/dev/null")
     assert os.path.samestat(before, os.stat("/dev/null"))
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         write("/dev/full")
 
 

@@ -95,11 +95,11 @@ def batch(
     if job.pauses or job.dropped:
         reporter.status(summary_of(job, words_by_reason(job.dropped)))
     replaced = None if files.overwrite else [*names, *_other_files(files, joining)]
-    with open_directory(directory, replaced, force=files.force) as manifest:
-        with (
-            executors.open_executor(*executor_args) as executor,
-            display(reporter, as_json=as_json) as show,
-        ):
+    with (
+        executors.open_executor(*executor_args) as executor,
+        open_directory(directory, replaced, force=files.force) as manifest,
+    ):
+        with display(reporter, as_json=as_json) as show:
             if joining.joined_file is not None:
                 audio_files.check_writable(joining.joined_file)
             options.announce_download(spec.model, reporter)
