@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 VoiceSource: TypeAlias = "Voice | str | os.PathLike[str] | None"
 
 
+CHUNK, LOW = LATENCIES = ("chunk", "low")  # how soon audio is handed over
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Progress of one text, reported at every speech token.
@@ -50,13 +53,15 @@ Observer = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Piece:
-    """Audio of one chunk with the pause after it.
+    """Audio of one chunk with the pause after it; with low latency, of a part of one.
 
     Attributes:
         samples: float32 [n] in [-1, 1] at 24 kHz.
         text: the normalized chunk.
-        tokens: number of speech tokens.
+        tokens: number of its speech tokens.
         seconds: processing time by stage (t3, flow, vocoder, watermark).
+        part: number of the part in its chunk, from 0.
+        ends_chunk: whether it is the last of its chunk.
         faults: detected by a guard in the best attempt (see engine/quality.py).
         attempts: number of times that it was synthesized.
     """
@@ -67,6 +72,8 @@ class Piece:
     seconds: Mapping[str, float]
     faults: tuple[str, ...] = ()
     attempts: int = 1
+    part: int = 0
+    ends_chunk: bool = True
 
     def __eq__(self, other: object) -> bool:
         return _same_audio(self, other)
@@ -74,6 +81,8 @@ class Piece:
     def __repr__(self) -> str:
         checked = self.attempts > 1 or self.faults
         more = f", faults={self.faults}, attempts={self.attempts}" if checked else ""
+        if self.part or not self.ends_chunk:
+            more = f", part={self.part}, ends_chunk={self.ends_chunk}{more}"
         return f"Piece({self.text!r}, {self.duration:.2f} s, tokens={self.tokens}{more})"
 
     @property
@@ -145,18 +154,23 @@ class Request:
         text: of any length.
         voice: a Voice, a path, a name, or None for the model's own; see ``Engine.voice``.
         sampling: parameters; without a seed one is drawn, and returned with the result.
+        latency: ``CHUNK``: a piece is a whole chunk; ``LOW``: parts of a chunk, while the rest is
+            still computed. The tokens are the same, the sound differs a little (docs/accuracy.md).
 
     Raises:
-        TextError, VoiceError, InputError: text, voice or sampling is of another type.
+        TextError, VoiceError, InputError: text, voice, sampling or latency is of another type.
     """
 
     id: str
     text: str
     voice: VoiceSource = None
     sampling: Sampling = field(default_factory=Sampling)
+    latency: str = CHUNK
 
     def __post_init__(self) -> None:
         check_text(self.text)
+        if self.latency not in LATENCIES:
+            raise InputError(f"latency is {shown(self.latency)}; known: {', '.join(LATENCIES)}")
         # other objects are left to ``Engine.voice``: to know a Voice, torch has to be imported
         if isinstance(self.voice, (Number, Collection, Sampling, os.PathLike)):
             voice_name(self.voice)
@@ -242,9 +256,11 @@ def voice_name(voice: object) -> str | None:
     raise VoiceError(f"voice is {shown(voice)}; give a Voice, a voice's name or a path as a str")
 
 
-def single_request(text: str, voice: VoiceSource, sampling: Sampling | None) -> Request:
+def single_request(
+    text: str, voice: VoiceSource, sampling: Sampling | None, latency: str = CHUNK
+) -> Request:
     """The request of one text, with a seed. Raises as ``Request``."""
-    request = Request("", text, voice, Sampling() if sampling is None else sampling)
+    request = Request("", text, voice, Sampling() if sampling is None else sampling, latency)
     return replace(request, sampling=seeded(request.sampling))
 
 

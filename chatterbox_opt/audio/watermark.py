@@ -43,6 +43,7 @@ REMEDY = (
 )
 NETWORK = "perth_net.perth_net_implicit"
 WEIGHTS = "perth_net/pretrained/implicit"
+EMPTY: Wave = np.empty(0, np.float32)
 FLOOR, HEADROOM = 180.0, 15.0  # dB below and above full scale that the network's input covers
 
 
@@ -173,12 +174,19 @@ class Watermark:
         """Free the GPU's copy of the network and run on the CPU."""
         self._gpu = None
 
-    def apply(self, wave: Wave) -> Wave:
-        """Mark float32 [n] at 24 kHz; the result is as long or a few samples shorter."""
-        resampled = torch.from_numpy(_resample(wave, SAMPLE_RATE, self._rate))
+    def apply(self, wave: Wave, before: Wave = EMPTY, after: Wave = EMPTY) -> Wave:
+        """Mark float32 [n] at 24 kHz; the result is as long or a few samples shorter.
+
+        Args:
+            before, after: unmarked sound around a part of a longer signal: without it, the mark of
+                one part does not continue that of the other, which clicks.
+        """
+        whole = np.concatenate((before, wave, after)) if len(before) or len(after) else wave
+        resampled = torch.from_numpy(_resample(whole, SAMPLE_RATE, self._rate))
         with torch.inference_mode():
             marked = self._mark(resampled).numpy()
         result = _resample(marked, self._rate, SAMPLE_RATE)
+        result = result[len(before) : len(before) + len(wave)]
         return np.clip(result, -1.0, 1.0)  # it may overshoot slightly; files would clip anyway
 
     def _mark(self, wave: Tensor) -> Tensor:

@@ -23,18 +23,20 @@ from chatterbox_opt.checkpoints import registry, weight_cache
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.checkpoints.weight_cache import WeightCache
 from chatterbox_opt.config import hardware
-from chatterbox_opt.config.model_config import TOKEN_RATE
 from chatterbox_opt.config.plan import Plan, resolve
-from chatterbox_opt.engine import build, probe
+from chatterbox_opt.engine import build, probe, warm_up
 from chatterbox_opt.engine.handle import RequestHandle
 from chatterbox_opt.engine.loop import EngineLoop
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.quality import Guard
+from chatterbox_opt.engine.rendering.schedule import HopSchedule
 from chatterbox_opt.engine.scheduler import Scheduler, SpeechBackend
 from chatterbox_opt.engine.sequence import Capacity, RequestState, put_progress
 from chatterbox_opt.engine.upstream_backend import UpstreamBackend
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import (
+    CHUNK,
+    LOW,
     Audio,
     Observer,
     Piece,
@@ -47,7 +49,7 @@ from chatterbox_opt.request import (
 )
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.runtime.offload import NONE
-from chatterbox_opt.sampling import MAX_TOKENS, Sampling, seeded
+from chatterbox_opt.sampling import Sampling, seeded
 from chatterbox_opt.text.chunking import Chunk, split
 from chatterbox_opt.utils.arguments import instance, name_or_path, seconds_to_wait
 from chatterbox_opt.utils.closing import Closing
@@ -58,14 +60,6 @@ from chatterbox_opt.voices.library import VoiceLibrary
 from chatterbox_opt.voices.store import VoiceStore, default_store
 
 log = logging.getLogger(__name__)
-
-WARM_UP = (  # about 1, 5 and 12 seconds of audio
-    "Hello, hello.",
-    "This sentence is synthesized once at the start, and its audio is dropped.",
-    "The first call of everything takes longer: kernels are compiled, libraries set themselves up, "
-    "and CUDA graphs are captured. So these three texts are synthesized before the first request.",
-)
-TOKENS_PER_LETTER = 4  # speech tokens, in slow speech
 
 
 class Engine(Closing):
@@ -200,12 +194,10 @@ class Engine(Closing):
         Raises:
             TextError, VoiceError, DeviceError, NumericsError: as ``pieces``.
         """
-        for request in [Request("", text, voice) for text in texts or WARM_UP]:
-            tokens = TOKEN_RATE + TOKENS_PER_LETTER * len(request.text)
-            sampling = Sampling(seed=0, max_tokens=min(MAX_TOKENS, tokens))
-            for _ in range(2):
-                for _ in self.pieces(request.text, voice, sampling):
-                    pass
+        requests = [request for request in warm_up.requests(texts, voice) for _ in range(2)]
+        for request in requests:
+            for _ in self.pieces(request.text, voice, request.sampling):
+                pass
 
     def pieces(
         self,
@@ -214,6 +206,7 @@ class Engine(Closing):
         sampling: Sampling | None = None,
         observe: Observer | None = None,
         guard: Guard | None = None,
+        latency: str = CHUNK,
     ) -> Iterator[Piece]:
         """Synthesize a text of any length, yielding each chunk: the primitive of all other calls.
 
@@ -221,13 +214,16 @@ class Engine(Closing):
             voice: as for ``engine.voice``; None is the model's own.
             sampling: sampling parameters; without a seed a new one is drawn.
             observe: called for every speech token; what it raises ends the synthesis.
-            guard: retries chunks in which runaways, cut-offs or loops are detected.
+            guard: retries chunks in which runaways, cut-offs or loops are detected; with low
+                latency it can only warn.
+            latency: "chunk" yields whole chunks; "low" yields parts of a chunk as soon as T3 has
+                decoded them, see ``Request``.
 
         Raises:
             TextError: no word that the model can read. By the call itself, as all InputErrors.
             DeviceError, NumericsError: after all fallbacks.
         """
-        request = single_request(text, voice, sampling)
+        request = single_request(text, voice, sampling, latency)
         capacity = Capacity(slots=1, use_cfg=request.sampling.cfg_weight > 0)
         return self._loop.pieces(self._request(request, capacity, guard, observe), observe)
 
@@ -250,6 +246,10 @@ class Engine(Closing):
         sampling = seeded(request.sampling)
         on_progress = None if observe is None else put_progress
         state = RequestState(request.id, sampling.seed or 0, capacity, guard, on_progress)
+        if request.latency == LOW:
+            if not isinstance(self.pipeline, Pipeline):
+                raise InputError("plain Chatterbox has no low latency: unset DISABLE_OPTIMIZATION")
+            state.hops = HopSchedule()
         state.add_chunks(chunks, voice, sampling)
         return state
 
@@ -265,13 +265,19 @@ class Engine(Closing):
         return split(reading.text)
 
     def stream(
-        self, text: str, voice: VoiceSource = None, sampling: Sampling | None = None
+        self,
+        text: str,
+        voice: VoiceSource = None,
+        sampling: Sampling | None = None,
+        latency: str = CHUNK,
     ) -> Iterator[Wave]:
-        """Yield each chunk's float32 [n] samples at 24 kHz; joined they equal ``synthesize``'s.
+        """Yield float32 [n] samples at 24 kHz as they become ready.
 
+        With latency "chunk" they are whole chunks, and joined they equal ``synthesize``'s.
         Arguments and errors as ``pieces``.
         """
-        return (piece.samples for piece in self.pieces(text, voice, sampling))
+        pieces = self.pieces(text, voice, sampling, latency=latency)
+        return (piece.samples for piece in pieces)
 
     def synthesize(
         self,

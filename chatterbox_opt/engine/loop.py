@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 
-from chatterbox_opt.engine.renderer import RENDER_THREAD
+from chatterbox_opt.engine.rendering.renderer import RENDER_THREAD
 from chatterbox_opt.engine.scheduler import FINISH_THREAD, Scheduler
 from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Capacity, Event, RequestState
 from chatterbox_opt.errors import InputError, QueueFullError, RequestCancelledError

@@ -11,8 +11,12 @@ from tokenizers import Tokenizer
 
 from chatterbox_opt.engine.decode import DecodeBackend, EagerBackend
 from chatterbox_opt.engine.decoder import Decoder
-from chatterbox_opt.engine.renderer import Renderer, StreamContext
+from chatterbox_opt.engine.rendering.hops import SequenceSound, hop_groups, next_hop
+from chatterbox_opt.engine.rendering.renderer import Renderer, StreamContext
+from chatterbox_opt.engine.rendering.schedule import Hop
+from chatterbox_opt.engine.rendering.work import whole_groups
 from chatterbox_opt.engine.sequence import Capacity, Sequence, Status
+from chatterbox_opt.errors import DeviceError
 from chatterbox_opt.runtime.offload import StagePlacement
 from chatterbox_opt.runtime.recovery import RecoveryPolicy
 
@@ -45,6 +49,7 @@ class Pipeline:
         self.decoder = Decoder(tokenizer, self.recovery, backend, self._release_memory)
         self._capacity = Capacity()
         self._decoded: list[Sequence] = []  # by T3, to be rendered
+        self._ended: list[Sequence] = []  # by T3; their last parts are to be rendered
 
     @property
     def idle(self) -> bool:
@@ -63,6 +68,9 @@ class Pipeline:
         self.decoder.open(capacity)
 
     def admit(self, sequence: Sequence) -> bool:
+        schedule = sequence.request.hops
+        if schedule is not None and sequence.sound is None:
+            sequence.sound = SequenceSound(schedule)
         return self.decoder.admit(sequence)
 
     def step(self) -> list[Sequence]:
@@ -72,6 +80,7 @@ class Pipeline:
         nothing to do: independent of the threads' speed, so that retried sequences enter T3 at the
         same step in every run. With ``Capacity.group`` 1 somebody waits for the audio: whatever is
         decoded is rendered together as soon as the renderer is free, and collected at once.
+        Parts of sequences that are given out in parts are rendered as soon as they can be.
         """
         done, idle = [], not self.decoder.running
         for sequence in self.decoder.step():
@@ -80,8 +89,11 @@ class Pipeline:
             elif sequence.request.tokens_only:
                 sequence.audio = np.empty(0, np.float32)
                 done.append(sequence)
+            elif sequence.sound is not None:
+                self._ended.append(sequence)
             else:
                 self._decoded.append(sequence)
+        done += self._step_hops()
         at_once = self._capacity.group == 1
         group = min(self.group, self.decoder.slots)  # few slots are for want of memory
         if not at_once:
@@ -90,19 +102,48 @@ class Pipeline:
         if self._decoded and (complete or not self.decoder.running):
             decoded, self._decoded = self._decoded[:group], self._decoded[group:]
             self.decoder.leave()
-            done += self.renderer.submit(decoded, overlap=self._capacity.slots > 1)
+            done += self.renderer.submit(whole_groups(decoded), overlap=self._capacity.slots > 1)
         elif self.renderer.busy and (idle or (at_once and self.renderer.ready)):
             self.decoder.leave()
             done += self.renderer.collect()
         return done
 
+    def _step_hops(self) -> list[Sequence]:
+        """Render all hops that are due; return the sequences that left the backend."""
+        done: list[Sequence] = []
+        while True:
+            due: list[tuple[Sequence, Hop]] = []
+            for sequence in [*self.decoder.running, *self._ended]:
+                if sequence.sound is None:
+                    continue
+                try:
+                    hop = next_hop(sequence, ended=sequence in self._ended)
+                except DeviceError as error:
+                    sequence.fail(error)
+                    self.remove(sequence)
+                    done.append(sequence)
+                else:
+                    due += [(sequence, hop)] if hop else []
+            if not due:
+                return done
+            self.decoder.leave()
+            is_last = {sequence: hop.is_last for sequence, hop in due}
+            for sequence in self.renderer.submit(hop_groups(due), overlap=False):
+                if sequence not in is_last:  # a whole one, rendered meanwhile
+                    done.append(sequence)
+                elif is_last[sequence] or sequence.error is not None:
+                    self.remove(sequence)
+                    done.append(sequence)
+
     def remove(self, sequence: Sequence) -> None:
         self.decoder.remove(sequence)
+        if sequence in self._ended:
+            self._ended.remove(sequence)
         if sequence in self._decoded:
             self._decoded.remove(sequence)
 
     def release(self) -> None:
-        self._decoded = []
+        self._decoded, self._ended = [], []
         self.decoder.release()
         self.renderer.release()
 

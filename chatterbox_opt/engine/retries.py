@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+import numpy as np
+
 from chatterbox_opt.engine.quality import find_faults, rank
 from chatterbox_opt.engine.sequence import Sequence
 from chatterbox_opt.errors import SilenceError
@@ -42,6 +44,18 @@ def retry(sequence: Sequence) -> bool:
         return False
     sequence.next_attempt((number + 1) * SEEDS_PER_ATTEMPT)
     return True
+
+
+def faults_in_parts(sequence: Sequence) -> tuple[str, ...]:
+    """The faults of a sequence that was given out in parts; they are logged.
+
+    Its parts cannot be taken back, so there is no other attempt.
+    """
+    wave, text = np.concatenate(sequence.heard), sequence.chunk.text
+    faults = find_faults(text, wave, sequence.tokens, truncated=sequence.truncated)
+    if faults:
+        log.warning("%r has faults and was streamed already: %s", text[:40], "; ".join(faults))
+    return faults
 
 
 def _piece(sequence: Sequence) -> Piece:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Protocol
@@ -23,20 +24,24 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from chatterbox_opt.audio.watermark import Watermark
+from chatterbox_opt.audio.watermark import EMPTY, Watermark
 from chatterbox_opt.config.model_config import SAMPLE_RATE
-from chatterbox_opt.engine.retries import retry
+from chatterbox_opt.engine.retries import faults_in_parts, retry
 from chatterbox_opt.engine.sequence import (
     REQUEST_ERRORS,
     Capacity,
+    Part,
     RequestState,
     Sequence,
     Status,
 )
 from chatterbox_opt.errors import RequestCancelledError
 from chatterbox_opt.request import Piece
+from chatterbox_opt.utils.wave import Wave
 
 FINISH_THREAD = "finish"
+# samples around a part that its watermark is computed with: 200 ms and 40 ms
+MARK_BEFORE, MARK_AFTER = SAMPLE_RATE // 5, SAMPLE_RATE // 25
 
 
 class SpeechBackend(Protocol):
@@ -142,7 +147,11 @@ class Scheduler:
     def step(self) -> None:
         """Move all requests on, up to the next point at which slots can change hands."""
         self._admit()
-        again = [sequence for sequence in self._backend.step() if self._on_attempt(sequence)]
+        returned = self._backend.step()
+        for request in list(self._requests):
+            while request.parts and request.result is None:
+                self._on_part(request.parts.popleft())
+        again = [sequence for sequence in returned if self._on_attempt(sequence)]
         for sequence in reversed(again):  # the first comes first again
             self._wait_again(sequence)
         self._emit()
@@ -206,23 +215,53 @@ class Scheduler:
         if request.result is not None:  # cancelled while it was rendered
             sequence.end(Status.CANCELLED)
             return False
-        if sequence.status is Status.WAITING or retry(sequence):
+        is_whole = sequence.sound is None or sequence.error is not None
+        if sequence.status is Status.WAITING or (is_whole and retry(sequence)):
             return True
         request.decoded = time.perf_counter()
-        if sequence.best is None:
-            assert sequence.error is not None
-            self._end(request, sequence.error)
-            return False
-        request.finishing[sequence.index] = self._finish(sequence, sequence.best)
-        self._finishing[request] = None
+        if is_whole:
+            if sequence.best is None:
+                assert sequence.error is not None
+                self._end(request, sequence.error)
+                return False
+            best = replace(sequence.best, seconds=sequence.seconds)
+            self._finish(sequence, best, EMPTY, EMPTY)
         sequence.end(Status.DONE)
         return False
 
-    def _finish(self, sequence: Sequence, best: Piece) -> Future[Piece]:
-        """Add watermark and pause: on a thread, or at once."""
-        best = replace(best, seconds=sequence.seconds)
-        mark = None if sequence.request.tokens_only else self._watermark
-        work = functools.partial(_finished, best, sequence.chunk.pause, mark)
+    def _on_part(self, part: Part) -> None:
+        """Finish a part of a sequence; at its end, warn of faults: it is too late for a retry."""
+        sequence, request = part.sequence, part.sequence.request
+        before = sequence.heard[-1][-MARK_BEFORE:] if sequence.heard else EMPTY
+        if request.guard is None:
+            sequence.heard = [np.concatenate((before, part.samples))[-MARK_BEFORE:]]
+        else:
+            sequence.heard.append(part.samples)
+        faults: tuple[str, ...] = ()
+        if part.is_last and request.guard is not None:
+            faults = faults_in_parts(sequence)
+        piece = Piece(
+            *(part.samples, sequence.chunk.text, part.tokens, sequence.seconds, faults),
+            part=part.number,
+            ends_chunk=part.is_last,
+        )
+        sequence.seconds = {}
+        self._finish(sequence, piece, before, part.following[:MARK_AFTER])
+
+    def _finish(self, sequence: Sequence, piece: Piece, before: Wave, after: Wave) -> None:
+        """Add watermark and pause: on a thread, or at once.
+
+        Args:
+            before, after: sound around the piece.
+        """
+        request = sequence.request
+        mark = None if request.tokens_only else self._watermark
+        pause = sequence.chunk.pause if piece.ends_chunk else 0.0
+        work = functools.partial(_finished, piece, pause, mark, before, after)
+        request.finishing[sequence.index, piece.part] = self._submit(work)
+        self._finishing[request] = None
+
+    def _submit(self, work: Callable[[], Piece]) -> Future[Piece]:
         if self._overlap:
             self._finisher = self._finisher or ThreadPoolExecutor(1, FINISH_THREAD)
             return self._finisher.submit(work)
@@ -251,7 +290,7 @@ class Scheduler:
             else:
                 if not request.finishing:
                     del self._finishing[request]
-                if request.emitted == len(request.sequences):
+                if request.emitted == (len(request.sequences), 0):
                     self._end(request)
 
     def _end(self, request: RequestState, error: Exception | None = None) -> None:
@@ -275,12 +314,14 @@ class Scheduler:
             request.end(error)
 
 
-def _finished(best: Piece, pause: float, watermark: Watermark | None) -> Piece:
-    """A sequence's best attempt with watermark and pause."""
-    wave, seconds = best.samples, dict(best.seconds)
+def _finished(
+    piece: Piece, pause: float, watermark: Watermark | None, before: Wave, after: Wave
+) -> Piece:
+    """A piece with watermark and pause."""
+    wave, seconds = piece.samples, dict(piece.seconds)
     if watermark:
         start = time.perf_counter()
-        wave = watermark.apply(wave)
+        wave = watermark.apply(wave, before, after)
         seconds["watermark"] = time.perf_counter() - start
     silence = np.zeros(round(pause * SAMPLE_RATE), dtype=np.float32)
-    return replace(best, samples=np.concatenate((wave, silence)), seconds=seconds)
+    return replace(piece, samples=np.concatenate((wave, silence)), seconds=seconds)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import torch
 
     from chatterbox_opt.engine.quality import Guard
+    from chatterbox_opt.engine.rendering.hops import SequenceSound
+    from chatterbox_opt.engine.rendering.schedule import HopSchedule
     from chatterbox_opt.models.t3.model import Prompt
     from chatterbox_opt.runtime.cuda import GeneratorState
     from chatterbox_opt.voice import Voice
@@ -98,6 +100,8 @@ class Sequence:
             together. Rendering that overlaps with T3 counts in full.
         best: the best attempt so far, without watermark and pause.
         forced_tokens: replace the sampled ones (teacher forcing), to compare precisions.
+        sound: of a sequence that is given out in parts; None: as a whole.
+        heard: the last samples of its parts without watermark, or all if they will be checked.
         max_tokens, position, unread, generator_states: of its decode slot: the length at which it
             is truncated, the KV cache position of its last token, tokens drawn since the last
             readback, and the generator's state after each of them.
@@ -121,6 +125,8 @@ class Sequence:
     seconds: dict[str, float] = field(default_factory=dict)
     best: Piece | None = None
     forced_tokens: tuple[int, ...] = ()
+    sound: SequenceSound | None = None
+    heard: list[Wave] = field(default_factory=list)
     max_tokens: int = 0
     position: int = 0
     unread: int = 0
@@ -152,7 +158,8 @@ class Sequence:
         """Enter a final status and free memory; only the tokens stay."""
         self.status = status
         self.prompt = self.generator = self.audio = self.best = None
-        self.error = None
+        self.error = self.sound = None
+        self.heard.clear()
         self.generator_states.clear()
 
     def append(self, token: int) -> None:
@@ -165,6 +172,26 @@ class Sequence:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """A part of a sequence's sound, while T3 may still decode it.
+
+    Attributes:
+        number: of the part in its sequence.
+        samples: float32 [n] at 24 kHz, without watermark.
+        following: float32 [m], provisional sound after it.
+        tokens: number of its speech tokens.
+        is_last: the sequence ends with it.
+    """
+
+    sequence: Sequence
+    number: int
+    samples: Wave
+    following: Wave
+    tokens: int
+    is_last: bool
+
+
 @dataclass(slots=True, eq=False)
 class RequestState:
     """A request while the engine works on it.
@@ -175,11 +202,13 @@ class RequestState:
         guard: retries chunks with faults; None uses the first attempt that has audio.
         on_progress: called at every speech token, in a step; must not raise.
         tokens_only: stop after T3; pieces have no samples.
+        hops: when parts of its sequences are given out; None: only whole sequences are.
         sequences: its chunks in order.
         events: where its pieces and then its result go.
         waiting: its sequences without a slot, retries first.
-        finishing: pieces that get their watermark, by index.
-        emitted: number of pieces in ``events``.
+        parts: that were rendered and are not finished yet.
+        finishing: pieces that get their watermark, by chunk and part.
+        emitted: number of whole chunks in ``events``, and of parts of the next one.
         result: None until it has ended.
         added, admitted, first_token, decoded, first_audio, ended: ``time.perf_counter`` values,
             None until then; ``decoded`` is when its last sequence so far left T3.
@@ -191,11 +220,13 @@ class RequestState:
     guard: Guard | None = None
     on_progress: OnProgress | None = None
     tokens_only: bool = False
+    hops: HopSchedule | None = None
     sequences: list[Sequence] = field(default_factory=list)
     events: EventQueue[Event] = field(default_factory=EventQueue)
     waiting: deque[Sequence] = field(default_factory=deque)
-    finishing: dict[int, Future[Piece]] = field(default_factory=dict)
-    emitted: int = 0
+    parts: deque[Part] = field(default_factory=deque)
+    finishing: dict[tuple[int, int], Future[Piece]] = field(default_factory=dict)
+    emitted: tuple[int, int] = (0, 0)
     result: Result | None = None
     added: float = field(default_factory=time.perf_counter)
     admitted: float | None = None
@@ -224,7 +255,8 @@ class RequestState:
         """Hand the next piece to the consumer."""
         if self.first_audio is None:
             self.first_audio = time.perf_counter()
-        self.emitted += 1
+        chunks, parts = self.emitted
+        self.emitted = (chunks + 1, 0) if piece.ends_chunk else (chunks, parts + 1)
         self.events.put((self, piece))
 
     def end(self, error: Exception | None) -> None:

@@ -27,7 +27,8 @@ from chatterbox_opt.engine import build
 from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
 from chatterbox_opt.engine.decoder import Decoder
 from chatterbox_opt.engine.quality import Guard
-from chatterbox_opt.engine.renderer import Renderer, no_stream
+from chatterbox_opt.engine.rendering.renderer import Renderer, no_stream
+from chatterbox_opt.engine.rendering.work import whole_groups
 from chatterbox_opt.engine.sequence import Capacity, Sequence, Status
 from chatterbox_opt.errors import DeviceError
 from chatterbox_opt.runtime.cuda import GraphCapturer, SideStream
@@ -241,9 +242,9 @@ def test_inline_they_do_not_run_at_the_same_time(engine, monkeypatch):
 def test_at_most_one_group_is_on_the_worker(engine, monkeypatch):
     submitted, started, peak = [], [], []
 
-    def submit(renderer, sequences, **_):
+    def submit(renderer, groups, **_):
         peak.append(len(submitted) - len(started))
-        submitted.extend({s.sampling.cfm_steps for s in sequences})
+        submitted.extend(group.sequences[0].sampling.cfm_steps for group in groups)
 
     with (
         around(monkeypatch, Renderer, "submit", submit),
@@ -299,10 +300,10 @@ def test_a_group_starts_when_the_previous_one_was_collected():
 
     renderer = stub_renderer(flow)
     assert not renderer.busy
-    assert renderer.submit(decoded(1), overlap=True) == []
+    assert renderer.submit(whole_groups(decoded(1)), overlap=True) == []
     assert renderer.busy and not renderer.ready
     go.set()
-    assert rendered(renderer.submit(decoded(2), overlap=True)) == [1]
+    assert rendered(renderer.submit(whole_groups(decoded(2)), overlap=True)) == [1]
     assert rendered(renderer.collect()) == [2]
     assert not renderer.busy
     renderer.release()
@@ -328,7 +329,7 @@ def test_no_overlap_with_one_slot_or_offloaded_stages(engine, monkeypatch, reaso
 def test_the_worker_runs_in_inference_mode():
     seen = []
     renderer = stub_renderer(lambda token: seen.append(torch.is_inference_mode_enabled()))
-    renderer.submit(decoded(1), overlap=True)
+    renderer.submit(whole_groups(decoded(1)), overlap=True)
     renderer.collect()
     renderer.release()
     assert seen == [True]
@@ -440,7 +441,7 @@ def test_offloading_waits_for_work_that_another_run_left_on_the_worker(engine, m
 
     with around(monkeypatch, stage(engine, "flow"), "forward", flow):
         renderer = Renderer(engine.pipeline.recovery, OVERLAPPED)
-        renderer.submit([after_t3(engine)], overlap=True)
+        renderer.submit(whole_groups([after_t3(engine)]), overlap=True)
         assert begun.wait(LIMIT)
         more()
         [sequence] = renderer.collect()
@@ -567,7 +568,7 @@ def test_failed_work_is_run_again_while_the_worker_is_idle():
         happened.append(token)
 
     renderer = stub_renderer(flow)
-    renderer.submit(decoded(1, 2), overlap=True)
+    renderer.submit(whole_groups(decoded(1, 2)), overlap=True)
     assert rendered(renderer.collect()) == [1, 2], "in the order they were submitted"
     renderer.release()
     assert happened == [2, 1]
@@ -578,7 +579,7 @@ def test_a_renderer_without_overlap_renders_at_once(caplog):
     renderer = stub_renderer(lambda token: threads.append(on_worker()))
     for _ in range(2):
         renderer.disable_overlap()
-        assert rendered(renderer.submit(decoded(5), overlap=True)) == [5]
+        assert rendered(renderer.submit(whole_groups(decoded(5)), overlap=True)) == [5]
         assert not renderer.busy
     assert threads == [False, False] and worker_threads() == []
     assert caplog.text.count("out of GPU memory while overlapping") == 1
@@ -611,7 +612,7 @@ def test_closing_the_engine_waits_for_the_worker(engine, monkeypatch):
         around(monkeypatch, engine.pipeline.placement, "close", close),
     ):
         renderer = engine.pipeline.renderer = Renderer(recovery, OVERLAPPED)
-        assert renderer.submit([sequence], overlap=True) == []
+        assert renderer.submit(whole_groups([sequence]), overlap=True) == []
         assert begun.wait(LIMIT)
         threading.Timer(0.05, closing.set).start()
         engine.close()
@@ -815,7 +816,7 @@ def test_memory_is_released_for_t3_also_after_the_worker_ran_out_of_it():
             raise FULL
 
     renderer = stub_renderer(flow)
-    renderer.submit(decoded(1), overlap=True)
+    renderer.submit(whole_groups(decoded(1)), overlap=True)
     renderer._wait()
     assert not renderer.overlaps, "noticed by the worker"
     assert renderer.release_memory(), "T3 tries again once: the memory is free now"

@@ -13,7 +13,7 @@ from helpers.faults import stage
 
 from chatterbox_opt import Request, Sampling
 from chatterbox_opt.engine.quality import Guard
-from chatterbox_opt.engine.renderer import Renderer, no_stream
+from chatterbox_opt.engine.rendering.renderer import Renderer, no_stream
 from chatterbox_opt.engine.scheduler import Scheduler
 from chatterbox_opt.engine.sequence import Capacity, RequestState, Sequence, Status
 from chatterbox_opt.errors import RequestCancelledError

@@ -19,7 +19,7 @@ from helpers.faults import stage
 from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.engine.decode import DecodeBatch
 from chatterbox_opt.engine.decoder import Decoder
-from chatterbox_opt.engine.renderer import Renderer, no_stream
+from chatterbox_opt.engine.rendering.renderer import Renderer, no_stream
 from chatterbox_opt.errors import InputError, QueueFullError, RequestCancelledError, TextError
 
 TEXTS = ["Hello.", "Something else.", "A third one.", "And a fourth.", "Yes!", "No?"]

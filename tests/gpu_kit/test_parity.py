@@ -18,7 +18,7 @@ from benchmarks.gpu.results import FILE, Results, read
 from chatterbox_opt import Engine
 from chatterbox_opt.engine.decode import EagerBackend
 from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
-from chatterbox_opt.engine.renderer import Renderer, no_stream
+from chatterbox_opt.engine.rendering.renderer import Renderer, no_stream
 
 
 @pytest.fixture

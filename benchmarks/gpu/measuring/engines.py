@@ -21,7 +21,7 @@ from chatterbox_opt.config.plan import INLINE
 from chatterbox_opt.engine.decode import DecodeBackend
 from chatterbox_opt.engine.decoder import text_tokens
 from chatterbox_opt.engine.pipeline import Pipeline
-from chatterbox_opt.engine.renderer import Renderer
+from chatterbox_opt.engine.rendering.renderer import Renderer
 from chatterbox_opt.engine.sequence import RequestState, Sequence
 from chatterbox_opt.models.t3.model import Prompt
 from chatterbox_opt.runtime.bucketing import EagerExecutor

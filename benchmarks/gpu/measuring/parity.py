@@ -35,7 +35,7 @@ from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.config.plan import OVERLAPPED
 from chatterbox_opt.engine.decode import DecodeBackend, EagerBackend, decode
 from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
-from chatterbox_opt.engine.renderer import Renderer
+from chatterbox_opt.engine.rendering.renderer import Renderer
 from chatterbox_opt.engine.sequence import Sequence
 from chatterbox_opt.models.t3.model import T3
 from chatterbox_opt.runtime.cuda import GraphCapturer

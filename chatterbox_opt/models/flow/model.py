@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +31,23 @@ from chatterbox_opt.utils.upstream_import import import_upstream
 from chatterbox_opt.voice import Voice
 
 CFG_RATE = 0.7  # upstream's inference_cfg_rate (s3gen/configs.py)
+
+
+@dataclass(frozen=True, slots=True)
+class FlowWindow:
+    """The last frames of a sequence of which T tokens are known so far.
+
+    Attributes:
+        tokens: int64 [T], from the first one on.
+        voice: on the same device.
+        noise: float32 [prompt + 2 T, 80]; that of a frame must be the same in all windows.
+        first: frames of the sequence before the window.
+    """
+
+    tokens: Tensor
+    voice: Voice
+    noise: Tensor
+    first: int
 
 
 class Flow(nn.Module):
@@ -96,30 +114,77 @@ class Flow(nn.Module):
         Raises:
             NumericsError: a mel contains NaN or Inf.
         """
-        lengths = [
-            voice.tokens.shape[1] + len(new) for new, voice in zip(tokens, voices, strict=True)
+        conditions = [
+            self.encode(new[None], voice)[0] for new, voice in zip(tokens, voices, strict=True)
         ]
+        noises = [
+            torch.randn(1, MEL_BINS, len(c), generator=generator, device=c.device)[0].T
+            for c, generator in zip(conditions, generators, strict=True)
+        ]
+        mels = self._solve_rows(noises, conditions, steps)
+        return [
+            mel[voice.mel.shape[1] :].T.contiguous()
+            for mel, voice in zip(mels, voices, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def extend(self, windows: Sequence[FlowWindow], steps: int = CFM_STEPS) -> list[Tensor]:
+        """Compute the last frames of several sequences that are not complete yet.
+
+        The encoder sees prompt and tokens whole. The ODE is solved for the prompt and the window;
+        frames between them are left out, which costs little (see engine/streaming/).
+
+        Returns:
+            float32 [80, 2 T - first] for each window.
+
+        Raises:
+            NumericsError: a mel contains NaN or Inf.
+        """
+        conditions: list[Tensor] = []
+        noises: list[Tensor] = []
+        for window in windows:
+            prompt = window.voice.mel.shape[1]
+            start = prompt + window.first
+            for rows, whole in (
+                (conditions, self.encode(window.tokens[None], window.voice)[0]),
+                (noises, window.noise),
+            ):
+                rows.append(torch.cat((whole[:prompt], whole[start:])) if window.first else whole)
+        mels = self._solve_rows(noises, conditions, steps)
+        return [
+            mel[window.voice.mel.shape[1] :].T.contiguous()
+            for mel, window in zip(mels, windows, strict=True)
+        ]
+
+    def _solve_rows(
+        self, noises: Sequence[Tensor], conditions: Sequence[Tensor], steps: int
+    ) -> list[Tensor]:
+        """Solve sequences of different lengths, together where the device gains from it.
+
+        Args:
+            noises: float32 [F_i, 80] each.
+            conditions: [F_i, 240] each.
+
+        Returns:
+            float32 [F_i, 80] each.
+
+        Raises:
+            NumericsError: one of them contains NaN or Inf.
+        """
         mels: dict[int, Tensor] = {}
-        for rows in group_by_length([MEL_PER_TOKEN * n for n in lengths], tokens[0].device):
-            # 1) encode each row alone and draw its noise
-            conditions = [self.encode(tokens[i][None], voices[i])[0] for i in rows]
-            noises = [
-                torch.randn(1, MEL_BINS, len(c), generator=generators[i], device=c.device)[0].T
-                for i, c in zip(rows, conditions, strict=True)
-            ]
-            frames = [len(noise) for noise in noises]
+        for rows in group_by_length([len(noise) for noise in noises], noises[0].device):
+            frames = [len(noises[i]) for i in rows]
             longest = self.executor.padded_length(max(frames))
-            # 2) pad, stack and solve the group, 3) cut off prompt and padding
             noise, padded_conditions = (
-                torch.stack([F.pad(row, (0, 0, 0, longest - len(row))) for row in each])
+                torch.stack([F.pad(each[i], (0, 0, 0, longest - len(each[i]))) for i in rows])
                 for each in (noises, conditions)
             )
             solved = self.solve(noise, padded_conditions, frames, steps)
             for i, length, mel in zip(rows, frames, solved, strict=True):
-                mels[i] = mel[voices[i].mel.shape[1] : length].T.contiguous()
+                mels[i] = mel[:length]
         if not all(torch.isfinite(mel).all() for mel in mels.values()):
             raise NumericsError("flow computed a mel spectrogram with NaN or Inf")
-        return [mels[i] for i in range(len(tokens))]
+        return [mels[i] for i in range(len(noises))]
 
     def encode(self, tokens: Tensor, voice: Voice) -> Tensor:
         """Encode prompt and new tokens of one sequence (upstream flow.py, inference).

@@ -1,10 +1,9 @@
 """The vocoder stage: mel spectrograms to waveforms.
 
-Responsible for the harmonic source, STFT and inverse STFT, and the fade-in. Not responsible for
-tokens, voices or files. Always float32: fp16 and bf16 are audible here.
+Responsible for STFT and inverse STFT, windows of unfinished mels, and the fade-in. Not responsible
+for tokens, voices or files. Always float32: fp16 and bf16 are audible here.
 
-The generator's layers are in hift.py; the source is computed here because upstream draws its
-phases and noise from torch's global generator.
+The generator's layers are in hift.py, the harmonic source is in source.py.
 """
 
 from __future__ import annotations
@@ -18,6 +17,13 @@ from torch import Tensor, nn
 from chatterbox_opt.config.model_config import MEL_BINS, SAMPLE_RATE, VocoderConfig
 from chatterbox_opt.errors import NumericsError
 from chatterbox_opt.models.vocoder.hift import F0Predictor, Generator
+from chatterbox_opt.models.vocoder.source import (
+    HOP_LENGTH,
+    SourceState,
+    VocoderWindow,
+    continued_source,
+    source,
+)
 from chatterbox_opt.runtime.bucketing import (
     EagerExecutor,
     Executor,
@@ -28,12 +34,8 @@ from chatterbox_opt.runtime.bucketing import (
 from chatterbox_opt.runtime.cuda import to_device
 from chatterbox_opt.utils.upstream_import import import_upstream
 
-HOP_LENGTH = 480  # samples per mel frame
 FADE_LENGTH = SAMPLE_RATE // 50  # 20 ms of silence, then 20 ms of fade-in (upstream trim_fade)
-# upstream's constants of the source and of the last layer (hifigan.py)
-NUM_HARMONICS = 9  # including the fundamental
-SINE_AMP, NOISE_STD = 0.1, 0.003  # amplitude of a harmonic, std of its additive noise
-VOICED_THRESHOLD = 10.0  # Hz; F0 above it is voiced
+# upstream's constants of the last layer (hifigan.py)
 N_FFT, STFT_HOP = 16, 4  # samples of an STFT window and between two
 MAX_MAGNITUDE = 100.0  # of an STFT bin
 AUDIO_LIMIT = 0.99  # peak of the waveform
@@ -92,9 +94,47 @@ class Vocoder(nn.Module):
         The generator runs on all rows, padded to a bucket. F0 and source are computed per row: a
         phase is the sum of all previous F0, so that differences in the last bit become audible.
         """
+        sources = [
+            source(self.merge, self.pitch(mel[None]), generator)[0]
+            for mel, generator in zip(mels, generators, strict=True)
+        ]
+        return self._filter(mels, sources)
+
+    @torch.inference_mode()
+    def extend(self, windows: Sequence[VocoderWindow]) -> list[tuple[Tensor, SourceState]]:
+        """Waveforms of the last frames of mel spectrograms that are not complete yet.
+
+        Returns:
+            for each window, float32 [480 (new + right)] in [-0.99, 0.99], of which the last 480
+            ``right`` samples are provisional, and the state for the next window. The first window
+            is not faded in.
+
+        Raises:
+            NumericsError: a waveform contains NaN or Inf.
+        """
+        sources, states = [], []
+        waves: dict[int, Tensor] = {}
+        for window in windows:
+            left = window.left
+            f0 = self.pitch(window.mel[None])[0]
+            new = continued_source(self.merge, f0[left:], window.state, window.noise)
+            sources.append(torch.cat((window.state.source[-left * HOP_LENGTH :], new)))
+            end = (left + window.new) * HOP_LENGTH
+            states.append(window.state.after(f0[left : left + window.new], sources[-1][:end]))
+        lengths = [window.mel.shape[-1] for window in windows]
+        for rows in group_by_length(lengths, windows[0].mel.device):
+            filtered = self._filter([windows[i].mel for i in rows], [sources[i] for i in rows])
+            waves |= zip(rows, filtered, strict=True)
+        cut = [waves[i][window.left * HOP_LENGTH :] for i, window in enumerate(windows)]
+        if not all(torch.isfinite(wave).all() for wave in cut):
+            raise NumericsError("vocoder computed a waveform with NaN or Inf")
+        return list(zip(cut, states, strict=True))
+
+    def _filter(self, mels: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
+        """The generator with source signals [480 F_i], for one group: waveforms [480 F_i]."""
         lengths = [mel.shape[-1] for mel in mels]
         size = bucket(max(lengths))
-        spectra = [self._source_stft(mel, g) for mel, g in zip(mels, generators, strict=True)]
+        spectra = [self._stft(wave) for wave in sources]
         spectrum = pad_rows(spectra, size * HOP_LENGTH // STFT_HOP + 1)
         rows = pad_rows(mels, size), spectrum, to_device(torch.tensor(lengths), spectrum.device)
         outputs = self.executor("layers", self._generate, *rows)
@@ -108,9 +148,8 @@ class Vocoder(nn.Module):
         out: Tensor = self.generator(mel, spectrum, self.executor.padding_mask(lengths))
         return out
 
-    def _source_stft(self, mel: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Mel [80, F] to the source's STFT [18, 120 F + 1]: real parts, then imaginary parts."""
-        wave = source(self.merge, self.pitch(mel[None]), generator)[0]
+    def _stft(self, wave: Tensor) -> Tensor:
+        """A signal [480 F] to its STFT [18, 120 F + 1]: real parts, then imaginary parts."""
         spectrum = torch.stft(wave, N_FFT, STFT_HOP, N_FFT, self.window, return_complex=True)
         return torch.cat((spectrum.real, spectrum.imag))
 
@@ -122,33 +161,6 @@ class Vocoder(nn.Module):
         return torch.istft(spectrum, N_FFT, STFT_HOP, N_FFT, self.window).clamp_(
             -AUDIO_LIMIT, AUDIO_LIMIT
         )
-
-
-def source(merge: nn.Linear, f0: Tensor, generator: torch.Generator | None) -> Tensor:
-    """The source signal: harmonics of F0 with random phases where voiced, noise elsewhere.
-
-    Upstream hifigan.py, SineGen and SourceModuleHnNSF: the same random numbers in the same order
-    for the same generator state.
-
-    Args:
-        merge: upstream's l_linear, nine harmonics to one signal; the only trained part.
-        f0: float32 [rows, F] in Hz; up to 10 Hz is unvoiced.
-
-    Returns:
-        float32 [rows, 480 F].
-    """
-    with torch.no_grad():
-        f0 = f0.repeat_interleave(HOP_LENGTH, dim=1)[:, None]
-        orders = torch.arange(1, NUM_HARMONICS + 1, device=f0.device)[None, :, None]
-        cycles = torch.cumsum(f0 * orders / SAMPLE_RATE, dim=-1).frac_()
-        size = (len(f0), NUM_HARMONICS, 1)
-        phases = torch.rand(size, generator=generator, device=f0.device) * (2 * torch.pi) - torch.pi
-        phases[:, 0] = 0
-        voiced = f0 > VOICED_THRESHOLD
-        waves = cycles.mul_(2 * torch.pi).add_(phases).sin_().mul_(SINE_AMP * voiced)
-        noise = torch.randn(waves.shape, generator=generator, device=f0.device)
-        waves.addcmul_(noise, torch.where(voiced, NOISE_STD, SINE_AMP / 3))
-    return torch.tanh(merge(waves.transpose(1, 2))).squeeze(-1)
 
 
 def fade_in(device: torch.device) -> Tensor:

@@ -21,7 +21,8 @@ idle, so recovery never runs in parallel with other work:
 "Again" is from the same state of the sequences' generators: the same audio.
 
 Responsible for the order of flow and vocoder, threads, and the table above. Not responsible for
-which sequences are rendered together (pipeline.py) or for what the stages compute.
+which sequences are rendered together (pipeline.py) or for what the stages compute (work.py,
+hops.py).
 """
 
 from __future__ import annotations
@@ -29,21 +30,20 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from chatterbox_opt.engine.rendering.work import RenderGroup
 from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Sequence
 from chatterbox_opt.errors import NumericsError
 from chatterbox_opt.runtime.offload import NONE
 from chatterbox_opt.runtime.recovery import RecoveryPolicy
 from chatterbox_opt.utils.steps import announce
-from chatterbox_opt.utils.wave import Wave
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -80,29 +80,11 @@ def no_stream(work: Callable[[], Result]) -> Callable[[], Result]:
     return work
 
 
-class Group:
-    """Sequences with the same number of flow steps, which are rendered together."""
-
-    def __init__(self, sequences: list[Sequence], generators: list[torch.Generator]) -> None:
-        """Remember the generators' states.
-
-        Args:
-            generators: of the sequences, which drop theirs if their request ends meanwhile.
-        """
-        self.sequences, self.generators = sequences, generators
-        self._states = [generator.get_state() for generator in generators]
-
-    def rewind(self) -> None:
-        """Reset the generators, from which a failed try may have drawn."""
-        for generator, state in zip(self.generators, self._states, strict=True):
-            generator.set_state(state)
-
-
 @dataclass(frozen=True, slots=True)
 class Pending:
     """A group on the worker thread; ``done`` is False if it has to be rendered again."""
 
-    group: Group
+    group: RenderGroup
     done: Future[bool]
 
 
@@ -135,14 +117,13 @@ class Renderer:
         """Whether ``collect`` would not wait."""
         return all(pending.done.done() for pending in self._pending)
 
-    def submit(self, sequences: list[Sequence], *, overlap: bool) -> list[Sequence]:
-        """Render sequences; return those that are finished, with audio or an error.
+    def submit(self, groups: Iterable[RenderGroup], *, overlap: bool) -> list[Sequence]:
+        """Render groups; return the sequences that are finished, with audio or an error.
 
         Args:
             overlap: on the worker thread, if that is possible; ``collect`` returns them later.
         """
         finished = self.collect()
-        groups = _groups(sequences)
         if overlap and self.overlaps and self._recovery.placement.offload == NONE:
             self._released = False
             self._pending = [Pending(group, self._start(group)) for group in groups]
@@ -150,7 +131,8 @@ class Renderer:
         announce("tokens to audio")
         for group in groups:
             self._render(group)
-        return finished + sequences
+            finished += group.sequences
+        return finished
 
     def collect(self) -> list[Sequence]:
         """Wait for the worker; return what it has rendered."""
@@ -194,7 +176,7 @@ class Renderer:
     def _wait(self) -> None:
         wait([pending.done for pending in self._pending])
 
-    def _start(self, group: Group) -> Future[bool]:
+    def _start(self, group: RenderGroup) -> Future[bool]:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, RENDER_THREAD)
         work = self._stream(functools.partial(self._run_stages, group, self._recovery.try_once))
@@ -214,7 +196,7 @@ class Renderer:
             return False
         return True
 
-    def _render(self, group: Group) -> None:
+    def _render(self, group: RenderGroup) -> None:
         """Render a group with recovery; if its sequences fail together, one by one."""
         try:
             self._run_with_recovery(group)
@@ -225,10 +207,10 @@ class Renderer:
         else:
             return
         group.rewind()  # outside of the handler, so that the failed frames are freed
-        for sequence, generator in zip(group.sequences, group.generators, strict=True):
-            self._render(Group([sequence], [generator]))
+        for one in group.split():
+            self._render(one)
 
-    def _run_with_recovery(self, group: Group) -> None:
+    def _run_with_recovery(self, group: RenderGroup) -> None:
         run = self._recovery.run
         try:
             self._run_stages(group, run)
@@ -242,37 +224,19 @@ class Renderer:
             group.rewind()
             self._run_stages(group, run, functools.partial(run, float32=True))
 
-    def _run_stages(self, group: Group, run: RunStage, run_flow: RunStage | None = None) -> None:
-        """Flow, then vocoder; sets audio and seconds of the group's sequences."""
-        device, sequences = self._recovery.placement.device, group.sequences
+    def _run_stages(
+        self, group: RenderGroup, run: RunStage, run_flow: RunStage | None = None
+    ) -> None:
+        """Flow, then vocoder; sets the results and seconds of the group's sequences."""
+        device = self._recovery.placement.device
         start = time.perf_counter()
-        tokens = [torch.tensor(sequence.tokens, device=device) for sequence in sequences]
-        voices = [sequence.voice.to(device) for sequence in sequences]
-        steps = sequences[0].sampling.cfm_steps
         mels: list[Tensor] = (run_flow or run)(
-            "flow", lambda flow: flow(tokens, voices, group.generators, steps), group.generators
+            "flow", lambda flow: group.flow(flow, device), group.generators
         )
         middle = time.perf_counter()
-        waves: list[Tensor] = run(
-            "vocoder", lambda hift: hift(mels, group.generators), group.generators
-        )
-        audio: list[Wave] = [wave.cpu().numpy() for wave in waves]
+        finish = run("vocoder", lambda vocoder: group.vocode(vocoder, mels), group.generators)
+        finish()
         seconds = {"flow": middle - start, "vocoder": time.perf_counter() - middle}
-        for sequence, wave in zip(sequences, audio, strict=True):
-            sequence.audio = wave
+        for sequence in group.sequences:
             for stage, spent in seconds.items():
-                sequence.add_seconds(stage, spent / len(sequences))
-
-
-def _groups(sequences: list[Sequence]) -> list[Group]:
-    """One group per number of flow steps, its sequences sorted by length."""
-
-    def steps(sequence: Sequence) -> int:
-        return sequence.sampling.cfm_steps
-
-    groups = []
-    for _, group in groupby(sorted(sequences, key=lambda s: (steps(s), len(s.tokens))), key=steps):
-        together = list(group)
-        generators = [sequence.generator for sequence in together if sequence.generator]
-        groups.append(Group(together, generators))
-    return groups
+                sequence.add_seconds(stage, spent / len(group.sequences))

@@ -1,0 +1,90 @@
+"""When the sound of an unfinished sequence is made, and of which tokens: the hops.
+
+Responsible for numbers of tokens and frames. Not responsible for making sound (hops.py).
+
+    tokens     0 ........ given ............ end ............ total
+               given out  |  new in this hop  |  held back     |
+    window            [first .. given)  context, made again and dropped
+
+The flow does not know whether the tokens it has are all there are. It renders the last ones as the
+end of an utterance, so a hop whose new frames reach the last known token ends in a way that the
+next one does not continue. Therefore ``held_back`` tokens behind the new ones are rendered too, and
+again in the next hop. Measured on the built-in model, with 9 tokens the frames at the seams differ
+less from a whole run than another noise does; with the 3 of the encoder's look-ahead, or none,
+seams are audible (docs/accuracy.md). Holding back costs T3's time for 9 tokens, no playing time.
+
+Context in front of the new frames need not be long: ``context`` frames are as good as all. The
+prompt is always there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chatterbox_opt.config.model_config import MEL_PER_TOKEN
+
+
+@dataclass(frozen=True, slots=True)
+class HopSchedule:
+    """Sizes of the hops of a sequence.
+
+    Attributes:
+        sizes: new tokens of the first hops; the last size repeats.
+        held_back: tokens behind the new ones, in all hops but the last.
+        context: mel frames before the new ones.
+        first_steps: Euler steps of the flow in the first two hops, at most; None is the request's.
+    """
+
+    sizes: tuple[int, ...] = (10, 25, 50, 100)
+    held_back: int = 9
+    context: int = 100
+    first_steps: int | None = None
+
+    def next(self, number: int, given: int, known: int, *, ended: bool) -> Hop | None:
+        """The next hop, if it can be made.
+
+        Args:
+            number: of hops that were made.
+            given: tokens in these hops.
+            known: tokens so far.
+            ended: there will be no more.
+        """
+        end = given + self.sizes[min(number, len(self.sizes) - 1)]
+        if ended and known < end + self.held_back:
+            return Hop(number, given, known, known, self._first(given), is_last=True)
+        if end + self.held_back > known:
+            return None
+        return Hop(number, given, end, end + self.held_back, self._first(given), is_last=False)
+
+    def _first(self, given: int) -> int:
+        return max(0, MEL_PER_TOKEN * given - self.context)
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """Part of a sequence.
+
+    Attributes:
+        number: of the hops before.
+        given, end, total: tokens that were given out, that will be given out after this hop, and
+            that it renders.
+        first: first frame of the window.
+        is_last: the sequence ends with it.
+    """
+
+    number: int
+    given: int
+    end: int
+    total: int
+    first: int
+    is_last: bool
+
+    @property
+    def new_frames(self) -> int:
+        """Mel frames that are given out."""
+        return MEL_PER_TOKEN * (self.end - self.given)
+
+    @property
+    def context_frames(self) -> int:
+        """Mel frames of the window before the new ones."""
+        return MEL_PER_TOKEN * self.given - self.first
