@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -103,6 +104,25 @@ def load(tiny, tmp_path):
         )  # fmt: skip
 
     return load
+
+
+@pytest.fixture(scope="session")
+def run_forked(tmp_path_factory: pytest.TempPathFactory):
+    """Runs ``chatterbox-opt`` with arguments, in a process that has its imports done."""
+    from helpers.command_server import command_server
+
+    script = tmp_path_factory.mktemp("forked") / "run"
+
+    def run(
+        *args: str, cwd: Path, stdin: bytes | None = None, stdout=subprocess.PIPE
+    ) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [str(script), *args],
+            cwd=cwd, input=stdin, stdout=stdout, stderr=subprocess.PIPE, timeout=240,
+        )  # fmt: skip
+
+    with command_server(script, os.environ | {"OMP_NUM_THREADS": "1"}, "json"):
+        yield run
 
 
 @pytest.fixture(scope="session")

@@ -237,13 +237,12 @@ def job(directory: Path, count: int) -> list[str]:
     return ["job.txt", "--out-dir"]
 
 
-def test_the_number_of_workers_does_not_change_the_files(tiny, tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_the_number_of_workers_does_not_change_the_files(tiny, tmp_path, run_forked):
     rows = [{"text": f"This is row {i}.", "seed": i} for i in range(6)] + [{"text": "A \0 byte."}]
     (tmp_path / "job.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     args = ["job.jsonl", "--model", str(tiny), "--max-tokens", "5", "--cfm-steps", "2", "--out-dir"]
     for count in ("1", "2"):
-        done = run_command(*args, count, "--workers", count, cwd=tmp_path)
+        done = run_forked("batch", *args, count, "--workers", count, cwd=tmp_path)
         stderr = done.stderr.decode()
         assert done.returncode == 1, stderr
         assert "row 7 (id 7) failed: the text has a NUL byte" in stderr
@@ -254,7 +253,7 @@ def test_the_number_of_workers_does_not_change_the_files(tiny, tmp_path, monkeyp
     for path in (tmp_path / "1").glob("*.wav"):
         assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes()
     assert sorted(path.name for path in (tmp_path / "2").glob("*.wav")) == names
-    again = run_command(*args, "1", "--workers", "2", cwd=tmp_path)
+    again = run_forked("batch", *args, "2", "--workers", "1", cwd=tmp_path)
     assert b"6 of 7 are done already" in again.stderr, (
         "a job can be resumed with another number of workers"
     )

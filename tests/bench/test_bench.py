@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import multiprocessing
 import subprocess
 import sys
 
@@ -34,7 +35,17 @@ def small_roofline():
 
 
 @pytest.fixture(scope="module")
-def measured(tiny, tmp_path_factory):
+def forked_rows():
+    """Processes of rows are forks of one that has done the imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([row_process.__name__, "chatterbox_opt.engine.build"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_process.multiprocessing, "get_context", lambda method: context)
+        yield
+
+
+@pytest.fixture(scope="module")
+def measured(tiny, tmp_path_factory, forked_rows):
     """One run of the command with every output."""
     home = tmp_path_factory.mktemp("bench")
     files = {kind: home / f"out.{kind}" for kind in ("output", "csv", "markdown")}

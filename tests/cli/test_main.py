@@ -37,8 +37,8 @@ def one_line(result: subprocess.CompletedProcess) -> str:
     return lines[0]
 
 
-def test_synth_writes_a_wav_and_reports_its_speed(tiny, tmp_path):
-    result = run("synth", "Hello there.", "--model", str(tiny), "--voice", str(SAMPLE), "-v", *SHORT,
+def test_synth_writes_a_wav_and_reports_its_speed(tiny, tmp_path, run_forked):
+    result = run_forked("synth", "Hello there.", "--model", str(tiny), "--voice", str(SAMPLE), "-v", *SHORT,
                  "-o", "hello.wav", "--json", cwd=tmp_path)  # fmt: skip
     assert result.returncode == 0, result.stderr.decode()
     stderr = result.stderr.decode()
@@ -58,11 +58,11 @@ def test_synth_writes_a_wav_and_reports_its_speed(tiny, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["hello.wav"]
 
 
-def test_a_pipe_gets_the_wav_and_nothing_else(tiny, tmp_path):
+def test_a_pipe_gets_the_wav_and_nothing_else(tiny, tmp_path, run_forked):
     args = ["synth", "-", "--model", str(tiny), *SHORT, "--no-watermark", "-o"]
-    piped = run(*args, "-", stdin=b"Hello there.", cwd=tmp_path)
+    piped = run_forked(*args, "-", stdin=b"Hello there.", cwd=tmp_path)
     assert piped.returncode == 0, piped.stderr.decode()
-    filed = run(*args, "out.wav", "-q", stdin=b"Hello there.", cwd=tmp_path)
+    filed = run_forked(*args, "out.wav", "-q", stdin=b"Hello there.", cwd=tmp_path)
     assert filed.stderr.decode().startswith("warning: "), "quiet does not hide warnings"
     assert "Generated" not in filed.stderr.decode()
     assert piped.stdout == (tmp_path / "out.wav").read_bytes(), "the same seed gives the same bytes"
@@ -184,9 +184,9 @@ def test_synth_imports_only_what_it_uses(tiny, tmp_path):
     assert not loaded & {"gradio", "fastapi", "diffusers", "transformers", "conformer", "sklearn"}
 
 
-def test_failures_exit_1(tiny, tmp_path):
+def test_failures_exit_1(tmp_path, run_forked):
     (tmp_path / "model").mkdir()
-    missing = run("synth", "hello", "--model", "model", cwd=tmp_path)
+    missing = run_forked("synth", "hello", "--model", "model", cwd=tmp_path)
     assert missing.returncode == 1
     assert "lacks ve.safetensors" in one_line(missing)
     offline = run("synth", "hello", cwd=tmp_path, env={"HF_HUB_OFFLINE": "1"})
@@ -196,12 +196,10 @@ def test_failures_exit_1(tiny, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
-def test_a_full_pipe_is_one_line(tiny, tmp_path):
+def test_a_full_pipe_is_one_line(tiny, tmp_path, run_forked):
     with open("/dev/full", "wb") as full:
-        result = subprocess.run(
-            [*COMMAND, "synth", "Hi.", "--model", str(tiny), *SHORT, "-q", "-o", "-"],
-            stdout=full, stderr=subprocess.PIPE, cwd=tmp_path,
-        )  # fmt: skip
+        args = ["synth", "Hi.", "--model", str(tiny), *SHORT, "-q", "-o", "-"]
+        result = run_forked(*args, stdout=full, cwd=tmp_path)
     assert result.returncode == 1
     assert (
         result.stderr.decode()
@@ -263,8 +261,8 @@ def test_termination_leaves_no_files(tiny, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_debug_shows_the_traceback_and_sets_the_switches(tmp_path, monkeypatch, capsys):
-    result = run("synth", "hello", "--model", str(tmp_path), "--debug", cwd=tmp_path)
+def test_debug_shows_the_traceback_and_sets_the_switches(tmp_path, run_forked):
+    result = run_forked("synth", "hello", "--model", str(tmp_path), "--debug", cwd=tmp_path)
     stderr = result.stderr.decode()
     assert result.returncode == 1
     assert "Traceback" in stderr
@@ -347,9 +345,9 @@ def test_doctor_names_the_remedies(monkeypatch, tmp_path):
     assert "FIX" in line and line.endswith("missing; pip install chatterbox-tts")
 
 
-def test_a_required_option_stays_required(tmp_path):
+def test_a_required_option_stays_required(tmp_path, run_forked):
     (tmp_path / "a.txt").write_text("Hello.")
-    result = run("batch", "a.txt", cwd=tmp_path)
+    result = run_forked("batch", "a.txt", cwd=tmp_path)
     assert result.returncode == 2
     assert "pass --out-dir DIR, or --dry-run" in one_line(result)
 

@@ -67,7 +67,7 @@ def workplace(tiny, tmp_path_factory):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(revision)
     shutil.copytree(ROOT / "samples", home / "samples")
-    (home / "chapter.txt").write_text("It was a bright cold day in April. " * 9)
+    (home / "chapter.txt").write_text("It was a bright cold day in April. " * 3)
     (home / "book.txt").write_text("Chapter one.\nIt was cold.\n\nChapter two.\n")
     row = "a,Hello there.,samples/speaker.flac,0.3\n"
     (home / "lines.csv").write_text(f"id,text,voice,cfg_weight\n{row}")

@@ -101,7 +101,7 @@ def test_voice_of_a_recording(pico):
 def test_exaggeration_makes_speech_faster(pico):
     slow, fast = (
         sum(
-            len(pico.speech_tokens(SENTENCES[0], None, Sampling(seed=i, exaggeration=e)))
+            len(pico.speech_tokens(SENTENCES[3], None, Sampling(seed=i, exaggeration=e)))
             for i in range(3)
         )
         for e in (0.1, 0.9)
@@ -110,7 +110,7 @@ def test_exaggeration_makes_speech_faster(pico):
 
 
 def test_output_is_watermarked(pico):
-    audio = pico.synthesize(SENTENCES[0], None, Sampling(seed=5))
+    audio = pico.synthesize(SENTENCES[3], None, Sampling(seed=5))
     assert Watermark().strength(audio.samples) > 0.9
 
 

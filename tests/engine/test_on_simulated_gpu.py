@@ -239,8 +239,8 @@ def test_overlapped_rendering_has_no_race(load_on_gpu, gpu, expected):
     with load_on_gpu("rtx4090") as engine:
         assert engine.plan.rendering == "overlapped" and engine.plan.slots > 8
         lines = [
-            Request(str(i), "Hello.", None, Sampling(seed=i, max_tokens=9 + i % 9, cfm_steps=2))
-            for i in range(20)
+            Request(str(i), "Hello.", None, Sampling(seed=i, max_tokens=9 + i % 5, cfm_steps=2))
+            for i in range(12)
         ]
         first, again = (
             {result.id: result.audio().samples for result in engine.batch(lines)} for _ in range(2)
@@ -297,7 +297,7 @@ def test_extra_draws_after_an_end_are_undone(gpu, engine, tiny, offsets, monkeyp
 def test_the_watermark_runs_on_the_gpu(gpu, tiny, tmp_path):
     """Single, and in a batch on a thread and stream of its own, overlapped with T3 and rendering."""
     sampling = Sampling(seed=1, max_tokens=11, cfm_steps=2)
-    asked = [Request(str(i), "Hello.", None, sampling) for i in range(12)]
+    asked = [Request(str(i), "Hello.", None, sampling) for i in range(6)]
     load = functools.partial(
         Engine.load, str(tiny), "rtx4090", device="cuda", store=VoiceStore(tmp_path)
     )
@@ -404,7 +404,7 @@ def test_memory_of_offloaded_stages(load_on_gpu, gpu):
     held, peak, stages = {}, {}, {}
     for offload in ("none", "stages", "all-but-active"):
         with load_on_gpu(offload=offload) as engine:
-            for _ in range(3):
+            for _ in range(2):
                 gpu._forget_peak()
                 engine.synthesize(CALLS[0][0], None, CALLS[0][2])
             held[offload], peak[offload] = gpu.allocated(), gpu.peak

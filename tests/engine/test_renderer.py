@@ -37,7 +37,7 @@ from chatterbox_opt.runtime.recovery import RecoveryPolicy
 from chatterbox_opt.voices.store import VoiceStore
 
 TEXTS = ["Hello.", "Something else.", "A third one, a little longer.", "No!", "And one more."]
-GROUP, SLOTS, LINES = 3, 4, 13
+GROUP, SLOTS, LINES = 3, 4, 10
 LIMIT = 60
 FULL = torch.OutOfMemoryError("CUDA out of memory")
 OVERLAPPED, INLINE = no_stream, None  # the stream of a renderer
@@ -174,8 +174,7 @@ def test_overlapped_graphs_give_bit_identical_audio(engine):
     """Two threads replay, and capture, at the same time."""
     capture_graphs(engine, fake_graph_capture.record)
     expected = [batch(engine, INLINE) for _ in range(3)][-1]
-    for _ in range(2):
-        assert same(batch(engine, OVERLAPPED), expected)
+    assert same(batch(engine, OVERLAPPED), expected)
     capture_graphs(engine, fake_graph_capture.record)
     for _ in range(3):
         assert same(batch(engine, OVERLAPPED), expected)
@@ -208,7 +207,7 @@ def test_results_come_group_by_group_while_t3_continues(engine, monkeypatch):
     assert [run for _, run in seen[:GROUP]] == [2] * GROUP, (
         "the first group when the second is decoded"
     )
-    assert sorted({run for _, run in seen}) == [2, 3, 4, 5]
+    assert sorted({run for _, run in seen}) == [2, 3, 4]
 
 
 def test_another_text_may_be_synthesized_between_two_results(engine, expected):

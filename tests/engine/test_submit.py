@@ -141,9 +141,17 @@ def test_a_result_that_is_late_is_a_timeout_and_comes_later(engine):
     assert handle.result(LIMIT).error is None
 
 
-@pytest.mark.parametrize("model", ["tiny", "pico"])
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize(
+    ("model", "dtype"),
+    [
+        ("tiny", "float32"),
+        ("pico", "int8"),
+        pytest.param("tiny", "int8", marks=pytest.mark.slow),
+        pytest.param("pico", "float32", marks=pytest.mark.slow),
+    ],
+)
 def test_eight_threads_in_any_order_give_the_same_audio(tiny, model, dtype):
+    """Each model and dtype once; the other two pairs are slow tests."""
     path = "pico" if model == "pico" else str(tiny)
     with Engine.load(path, "dev", device="cpu", overrides={"dtype": dtype}, watermark=False) as e:
         count = 16 if model == "tiny" else 8
@@ -214,7 +222,7 @@ def test_abandoned_requests_leave_no_slot_thread_or_memory(engine):
     threads = len(engine_threads())
     gc.collect()
     before = live_objects()
-    for i in range(200):
+    for i in range(100):
         handle = engine.submit(request(i, LONG if i % 2 else None, max_tokens=30))
         if i % 20 == 1:
             next(handle)
@@ -279,8 +287,8 @@ def hammer(engine, count: int) -> Counter:
 
 
 def test_no_request_is_lost_or_done_twice(engine):
-    outcomes = hammer(engine, 200)
-    assert sorted(int(id) for id, _ in outcomes) == list(range(200))
+    outcomes = hammer(engine, 120)
+    assert sorted(int(id) for id, _ in outcomes) == list(range(120))
     assert set(outcomes.values()) == {1}
     kinds = Counter(kind for _, kind in outcomes)
     assert set(kinds) == {type(None), RequestCancelledError} and kinds[RequestCancelledError] > 10
@@ -482,7 +490,7 @@ def test_a_batch_is_complete_whatever_else_waits(engine, company):
         other = engine.pieces(6 * LONG, None, request(1).sampling)
         next(other)
     else:
-        others = [engine.submit(request(i, LONG)) for i in range(40)]
+        others = [engine.submit(request(i, LONG)) for i in range(16)]
     results = list(engine.batch([request(i) for i in range(4)]))
     assert sorted(result.id for result in results) == list("0123")
     assert all(wave(result).size for result in results)

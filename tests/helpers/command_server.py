@@ -16,6 +16,16 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+IMPORTED = (  # what most commands import, the slowest
+    "chatterbox_opt.audio.watermark",
+    "chatterbox_opt.batch.runner",
+    "chatterbox_opt.cli.application",
+    "chatterbox_opt.engine.build",
+    "chatterbox_opt.engine.engine",
+    "chatterbox_opt.kernels.cpu.t3_decode",
+    "num2words",
+    "soundfile",
+)
 CLIENT = """#!{python} -ES
 import json, os, socket, sys
 connection = socket.socket(socket.AF_UNIX)
@@ -74,11 +84,9 @@ def serve(address: str) -> None:
 if __name__ == "__main__":
     import importlib
 
-    import chatterbox_opt.batch.runner
-    import chatterbox_opt.engine.build
-    import chatterbox_opt.engine.engine  # noqa: F401
     from chatterbox_opt.cli.main import main
 
-    importlib.import_module(sys.argv[2])
+    for name in (*IMPORTED, sys.argv[2]):
+        importlib.import_module(name)
     serve(sys.argv[1])
     main()

@@ -86,12 +86,12 @@ def test_without_openmp_one_thread_computes_the_same(monkeypatch):
 
 
 WITHOUT_VNNI = """
-import torch
+import sys, torch
 from chatterbox_opt.kernels.cpu import llvm
 from chatterbox_opt.layers import linear_int
 assert not llvm.VNNI and linear_int.unsupported_reason().startswith("this CPU has no VNNI")
-for layer in (linear_int.Int8Linear, linear_int.Int4Linear):
-    linear = layer(torch.randn(130, 70))
+for layer in sys.argv[1:]:
+    linear = getattr(linear_int, layer)(torch.randn(130, 70))
     x = torch.randn(9, 70)
     largest = x.abs().amax(1, keepdim=True)
     rows = (x * (127 / largest)).round() * largest / 127
@@ -105,12 +105,20 @@ assert torch.allclose(linear(x).float(), linear(x.float()), rtol=0.005, atol=0.0
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="simulates another x86 CPU")
-def test_without_vnni_results_are_the_same(tmp_path):
-    """In a subprocess: numba reads the name of the CPU to compile for when it is imported."""
+@pytest.mark.parametrize(
+    "layer", ["Int8Linear", pytest.param("Int4Linear", marks=pytest.mark.slow)]
+)
+def test_without_vnni_results_are_the_same(tmp_path, layer):
+    """In a subprocess: numba reads the name of the CPU to compile for when it is imported. Compiles
+    all kernels of a layer, so that int4 is a slow test."""
     env = os.environ | {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c"}
     env |= {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     ran = subprocess.run(
-        [sys.executable, "-c", WITHOUT_VNNI], env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-c", WITHOUT_VNNI, layer],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
 

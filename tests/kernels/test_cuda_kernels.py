@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import sys
 
@@ -16,6 +17,7 @@ triton = pytest.importorskip("triton", reason="this torch comes without Triton")
 
 # KiB of shared memory a program may use, by compute capability
 CAPABILITIES = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+FAST = ((75, True), (75, False), (90, True))  # each code path once; the others are slow tests
 MULTIPLES_OF_16 = ("n", "k", "width", "row_stride", "head_stride", "frame_stride", "frames")
 
 
@@ -114,17 +116,17 @@ def loaded_before_wait(ptx: str, names: list[str]) -> set[str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is for Linux")
-@pytest.mark.parametrize("half_precision", [True, False])
 @pytest.mark.parametrize(
-    "capability",
+    ("capability", "half_precision"),
     [
-        capability if capability in (75, 90) else pytest.param(capability, marks=pytest.mark.slow)
-        for capability in CAPABILITIES
+        case if case in FAST else pytest.param(*case, marks=pytest.mark.slow)
+        for case in itertools.product(CAPABILITIES, (True, False))
     ],
 )
 def test_kernels_compile_for_every_gpu(capability, half_precision, tmp_path, monkeypatch):
     """The constants of full-size models, down to machine code. Turing has no bfloat16: float16
-    there, and no kernels for the flow."""
+    there, and no kernels for the flow. The fast cases are the newest code (PDL, the flow) and the
+    GPU with the least shared memory, in both precisions; the others are slow tests."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     from chatterbox_opt.kernels.cuda import decode_attention, decode_io
     from chatterbox_opt.kernels.cuda import flow as flow_kernels

@@ -58,12 +58,12 @@ def test_fused_linear(rows, dtype, flags):
     """Sizes that are no multiple of any tile."""
     has_norm, gated, has_residual, int8 = flags
     generator = torch.Generator().manual_seed(rows)
-    k, n = 600, 37
+    k, n = 600, 21
 
     def randn(*shape):
         return torch.randn(shape, generator=generator).to(dtype)
 
-    x, norm, residual = 3 * randn(rows, k), randn(k), randn(rows, n)
+    x, norm, residual = 2 * randn(rows, k), randn(k), randn(rows, n)
     weight, scales = randn(2 * n if gated else n, k) / k**0.5, None
     if int8:
         scales = torch.rand(len(weight), generator=generator) / 1000
@@ -164,7 +164,7 @@ def test_decode_attention(dtype, atol, kv_int8, rows_per_seq, split):
     """Rows of several lengths, with NaN after each; the new key and value are written. With one
     program a head, and with splits."""
     generator = torch.Generator().manual_seed(0)
-    heads, capacity, head_dim = 3, 3 * KEYS + 40, 16
+    heads, capacity, head_dim = 2, 3 * KEYS + 40, 16
     positions = torch.tensor([0, KEYS - 1, KEYS, KEYS + 1, capacity - 1])
     rows = rows_per_seq * len(positions)
     qkv = torch.randn(rows, 3 * heads * head_dim, generator=generator).to(dtype)
@@ -259,7 +259,7 @@ def test_sample_kernel(rows_per_seq):
         for w, p in ((0.5, 0.05), (0.0, 0.0), (1.0, 1.0), (0.3, 0.4))
         for r in (1.0, 1.2, 3.0)
     ]
-    rows, vocab, max_tokens, steps = len(samplings), 300, 12, 8
+    rows, vocab, max_tokens, steps = len(samplings), 300, 8, 4
     token_buffer = torch.full((rows, max_tokens), UNFORCED)
     token_buffer[3, 2], token_buffer[rows - 1, 1] = 299, 0  # whatever the logits are
     state = {
@@ -587,9 +587,11 @@ class TestSelfTest:
     """The self-test that a GPU must pass before the kernels are used."""
 
     @pytest.fixture(autouse=True)
-    def few_heads(self, monkeypatch):
-        """A GPU runs all heads in parallel; the interpreter takes milliseconds for each."""
+    def few_programs(self, monkeypatch):
+        """A GPU runs all heads and columns in parallel; the interpreter takes milliseconds for each.
+        The columns are still those of two tiles of a GEMM, of which the second has a remainder."""
         monkeypatch.setattr(selftest, "HEADS", 2)
+        monkeypatch.setattr(selftest, "N", 20)
 
     @pytest.mark.parametrize("stage", ["t3", "flow"])
     def test_correct_kernels_pass(self, stage):
@@ -689,7 +691,7 @@ def test_t3_with_the_fused_step(engine, monkeypatch):
         return exact(*args, gated=gated, columns=512)
 
     monkeypatch.setattr(decode_linear, "gemv_tile", wide)
-    sampling = [Sampling(seed=seed, max_tokens=4 + 2 * seed) for seed in range(3)]
+    sampling = [Sampling(seed=seed, max_tokens=3 + seed) for seed in range(3)]
     texts = ("hello.", "a longer one, with a comma.", "no!")
     sequences = [utterance(engine, t, s) for t, s in zip(texts, sampling, strict=True)]
     with engine.pipeline.placement("t3") as t3, as_on_a_gpu(t3):

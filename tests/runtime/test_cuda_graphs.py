@@ -202,10 +202,14 @@ def test_offloaded_stages_give_the_same_audio(load, engine, offload):
 def test_an_engine_with_graphs_gives_the_same_audio(load, engine):
     """Interleaved voices, lengths, steps and sampling parameters; single and in a batch."""
     calls = [
-        ("Hello.", None, Sampling(seed=1, max_tokens=30)),
-        ("A longer text, to be sure.", SAMPLE, Sampling(seed=2, max_tokens=30, top_p=0.8)),
-        ("Hello.", None, Sampling(seed=1, max_tokens=30, cfm_steps=4)),
-        ("Again and again.", None, Sampling(seed=4, max_tokens=30, temperature=0)),
+        ("Hello.", None, Sampling(seed=1, max_tokens=20, cfm_steps=3)),
+        (
+            "A longer text, to be sure.",
+            SAMPLE,
+            Sampling(seed=2, max_tokens=20, top_p=0.8, cfm_steps=3),
+        ),
+        ("Hello.", None, Sampling(seed=1, max_tokens=20, cfm_steps=4)),
+        ("Again and again.", None, Sampling(seed=4, max_tokens=20, cfm_steps=3, temperature=0)),
     ] * 3
     expected = [engine.synthesize(t, engine.voice(v), s).samples for t, v, s in calls[:4]] * 3
     with load() as replaying:
