@@ -1,7 +1,8 @@
 """Text that arrives in pieces: a sentence becomes a chunk as soon as it is certainly complete.
 
-Responsible for deciding where a text that still grows may be split. Not responsible for reading
-(arriving.py), for lengths and characters (chunking.py) or for numbers as words (english.py).
+Responsible for when it is decided where a text that still grows is split. Not responsible for one
+such decision (sentence_ends.py), reading (arriving.py), lengths and characters (chunking.py) or
+numbers as words (english.py).
 
 The splitter is chunking's (sentencex). It sees only the sentence that is not decided yet, at each
 place where one may end. A sentence has ended if
@@ -24,11 +25,8 @@ from __future__ import annotations
 
 import io
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-
-import sentencex
 
 from chatterbox_opt.text.chunking import (
     LIMIT,
@@ -43,24 +41,20 @@ from chatterbox_opt.text.chunking import (
     pack,
     remove_controls,
 )
+from chatterbox_opt.text.sentence_ends import (
+    ANY_WORD,
+    begins_dense,
+    end_of_words,
+    ends_dense,
+    has_only_marks,
+    is_end,
+    is_reference,
+    may_end,
+)
 
 _LINE_ENDS = {0x85: "\n", 0x2028: "\n", 0x2029: "\n\n"}
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _HIGH_SURROGATE = re.compile("[\ud800-\udbff]\\Z")
-_ANY_WORD = ("a ", "5 ", "A ")  # sentencex looks at the next word's first letter, if at any
-_LIST_MARKER = re.compile(r"\W*(?:\d+|[A-Za-z])\W*")
-_NO_END = ",;:-–—"
-_DENSE_ENDS = ("。", "！", "？", "｡")  # in scripts without spaces
-_DENSE_CLOSING = "」』”’）》】"
-_MARKS_ONLY = re.compile(r"[.!?…)\]\"'”’»]+")
-_WORD_ENDS = (".", "!", "?", "…", ":", ";")  # complete a word that is followed by nothing
-_CLOSING = ")]\"'”’»"
-_CLOSERS = {
-    '"': '"', "“": "”", "„": "“”", "«": "»", "»": "«", "‹": "›", "‘": "’", "(": ")", "[": "]",
-    "{": "}", "（": "）", "「": "」", "『": "』", "《": "》", "【": "】",
-}  # fmt: skip
-_AMBIGUOUS = '"«»“'  # open or close; they open at the beginning of a word
-_DELIMITER = re.compile(r"[\"“”„«»‹›‘’()\[\]{}（）「」『』《》【】]")
 
 
 class IncrementalSplitter:
@@ -101,7 +95,7 @@ class IncrementalSplitter:
         """Return what is there, because the writer pauses: all but a word that may go on."""
         if self._spaces:
             return self._give_rest()
-        end = _end_of_words(self._tail)
+        end = end_of_words(self._tail)
         rest, self._tail = self._tail[end:], self._tail[:end].rstrip()
         chunks = self._give_rest()
         self._tail = rest
@@ -140,7 +134,7 @@ class IncrementalSplitter:
             return self._add_space(c)
         if self._spaces:
             self._begin_word()
-        elif self._candidate is None and _ends_dense(self._tail) and _begins_dense(c):
+        elif self._candidate is None and ends_dense(self._tail) and begins_dense(c):
             self._candidate = len(self._tail)
         undecided = self._candidate
         self._tail += c
@@ -162,7 +156,7 @@ class IncrementalSplitter:
         self._spaces += 1
         if c == "\n":
             self._lines += 1
-            if self._lines == 1 and _may_end(self._tail) and self._ends(len(self._tail)):
+            if self._lines == 1 and may_end(self._tail) and self._ends(len(self._tail)):
                 chunks += self._give(self._tail, 0.0)
                 self._tail, self._candidate = "", None
             elif self._lines == 2:  # an empty line
@@ -173,10 +167,8 @@ class IncrementalSplitter:
         self._spaces = self._lines = 0
         if not self._tail:
             return
-        only_marks = self._candidate is not None and _MARKS_ONLY.fullmatch(
-            self._tail[self._candidate :].strip()
-        )
-        if _may_end(self._tail) and (self._candidate is None or only_marks):
+        only_marks = self._candidate is not None and has_only_marks(self._tail[self._candidate :])
+        if may_end(self._tail) and (self._candidate is None or only_marks):
             self._candidate = len(self._tail)
         self._tail += " "
 
@@ -191,6 +183,8 @@ class IncrementalSplitter:
     def _decide_by_letter(self, first: str) -> list[Chunk]:
         """At the first letter after the candidate: is it an end before any word?"""
         end = self._candidate or 0
+        if first.isdigit() and self._tail[-2:-1] == "[":  # perhaps a reference
+            return []
         if self._ends(end):
             return self._split(end)
         if self._tail[end] == " ":
@@ -208,16 +202,14 @@ class IncrementalSplitter:
         if start is None:  # a dash or an emoji: its word is still to come
             return []
         self._candidate = None
+        if is_reference(after):
+            return []
         return self._split(end) if self._ends(end, (after[start:] + " ",)) else []
 
-    def _ends(self, end: int, words: tuple[str, ...] = _ANY_WORD) -> bool:
+    def _ends(self, end: int, words: tuple[str, ...] = ANY_WORD) -> bool:
         """Whether sentencex ends a sentence at ``end`` of the tail with each of these after it."""
-        text = self._tail[:end]
-        # "1." is no sentence, nor is "(He left."
-        if not has_speech(text) or _LIST_MARKER.fullmatch(text) or _is_open(text):
-            return False
         space = "" if self._tail[end : end + 1].strip() else " "
-        return all(_splits(text, space, word) for word in words)
+        return is_end(self._tail[:end], space, words)
 
     def _split(self, end: int) -> list[Chunk]:
         chunks = self._give(self._tail[:end], SENTENCE_PAUSE)
@@ -249,7 +241,7 @@ class IncrementalSplitter:
         chunks[-1] = replace(chunks[-1], pause=pause)
         if self._due is not None and self._due > self._given:
             chunks.insert(0, Chunk("", self._due - self._given))
-        self._due = SENTENCE_PAUSE if _may_end(text.rstrip()) else pause
+        self._due = SENTENCE_PAUSE if may_end(text.rstrip()) else pause
         self._given = pause
         return chunks
 
@@ -294,53 +286,3 @@ def join_chunks(chunks: Iterable[Chunk], limit: int = LIMIT) -> list[Chunk]:
         else:
             joined.append(chunk)
     return joined
-
-
-def _may_end(text: str) -> bool:
-    """Whether a sentence may end here; most words need no closer look."""
-    return bool(text) and not text[-1].isalnum() and text[-1] not in _NO_END
-
-
-def _ends_dense(text: str) -> bool:
-    """Whether a sentence may end here without a blank after it."""
-    return text.rstrip(_DENSE_CLOSING).endswith(_DENSE_ENDS)
-
-
-def _begins_dense(c: str) -> bool:
-    """Whether a sentence may begin with this character, without a blank before it."""
-    return c.isalnum() or (c in _CLOSERS and c != '"')
-
-
-def _end_of_words(text: str) -> int:
-    """The position behind the last word of ``text`` that is certainly complete."""
-    wide = unicodedata.east_asian_width(text[-1:] or " ") in "WF"
-    if wide or text.rstrip(_CLOSING).endswith(_WORD_ENDS):
-        return len(text)
-    return text.rfind(" ") + 1
-
-
-def _splits(text: str, space: str, word: str) -> bool:
-    """Whether sentencex splits between ``text`` and ``word``."""
-    position = 0
-    for sentence in sentencex.segment("en", text + space + word):
-        position += len(sentence)
-        if len(text) <= position <= len(text) + len(space):
-            return True
-    return False
-
-
-def _is_open(text: str) -> bool:
-    """Whether a quote or bracket of ``text`` is not closed."""
-    expected: list[str] = []
-    for match in _DELIMITER.finditer(text):
-        c, at = match[0], match.start()
-        before, after = text[at - 1 : at], text[at + 1 : at + 2]
-        if c == "’" and after.isalnum():  # an apostrophe
-            continue
-        closes = [i for i, closers in enumerate(expected) if c in closers]
-        begins_word = not before or before.isspace() or before in _CLOSERS or before in "-–—"
-        if closes and not (c == '"' and before.isspace() and after.strip()):
-            del expected[closes[-1] :]
-        elif c in _CLOSERS and after.strip() and (begins_word or c not in _AMBIGUOUS):
-            expected.append(_CLOSERS[c])
-    return bool(expected)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatterbox_opt.errors import TextError
-from chatterbox_opt.text import incremental
+from chatterbox_opt.text import sentence_ends
 from chatterbox_opt.text.chunking import (
     LIMIT,
     PARAGRAPH_PAUSE,
@@ -112,6 +112,7 @@ def test_flushing_anywhere_neither_loses_nor_cuts_a_word(text, places):
         "He came at 5 p.m. on Jan. 3rd. It was 5 p.m. He left.",
         "Is it?! Yes. No! A word . Next . So it is.",
         "Hello!  Two blanks.   Three. It's 5 tall.",
+        "So it is. [12] Then it was.[3] And so. It went.",
         "你好。我是谁。「你好。再见。」他说。然后。",
         "नमस्ते। कैसे हो। ठीक।",
     ],
@@ -241,7 +242,7 @@ def test_only_the_undecided_end_is_looked_at(monkeypatch):
         looked.append(len(text))
         return segment(language, text)
 
-    monkeypatch.setattr(incremental.sentencex, "segment", count)
+    monkeypatch.setattr(sentence_ends.sentencex, "segment", count)
     text = "He went to Dr. Smith and came back. " * 200
     fed(list(text))
     assert max(looked) < 2 * LIMIT
