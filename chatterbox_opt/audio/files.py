@@ -20,9 +20,11 @@ import os
 import re
 import stat
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +41,7 @@ FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"}
 SUBTYPES = {"WAV": "PCM_16", "FLAC": "PCM_16", "OGG": "VORBIS", "MP3": "MPEG_LAYER_III"}
 STDOUT = "-"
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/([0-9]+)")  # of this process, whatever it is
+_RETRY_SECONDS = 0.005
 _STANDARD = {"/dev/stdout": 1, "/dev/stderr": 2}
 
 log = logging.getLogger(__name__)
@@ -162,7 +165,8 @@ def writer(path: str, subtype: str | None = None, *, sweep: bool = True) -> Iter
         memory = io.BytesIO()
         with soundfile.SoundFile(memory, "w", SAMPLE_RATE, 1, subtype, format=format_) as sink:
             yield Sink(sink)
-        _send(path, memory.getbuffer())
+        with open_stream(path) as stream:
+            send(stream, memory.getbuffer(), path)
         return
     try:
         with atomic_write(_target(path), sweep=sweep) as part:
@@ -181,16 +185,54 @@ def writer(path: str, subtype: str | None = None, *, sweep: bool = True) -> Iter
         ) from error
 
 
-def _send(path: str, content: memoryview) -> None:
-    """Write to a stream; a named pipe waits for its reader."""
+@contextmanager
+def open_stream(path: str) -> Iterator[RawIOBase]:
+    """Open a stream (``is_stream``) for ``send``; a named pipe waits for its reader.
+
+    Unbuffered: Ctrl-C must not wait for a reader that has stopped reading.
+
+    Raises:
+        OutputError: it cannot be opened.
+    """
+    with ExitStack() as stack:
+        with _stream_errors(path):
+            stream = stack.enter_context(_open(path))
+        yield stream
+
+
+def _open(path: str) -> AbstractContextManager[RawIOBase]:
+    if is_stdout(path):
+        buffer: Any = sys.stdout.buffer
+        buffer.flush()
+        return nullcontext(getattr(buffer, "raw", buffer))
+    number = _descriptor(path)
+    return open(path if number is None else os.dup(number), "wb", buffering=0)
+
+
+def send(stream: RawIOBase, content: bytes | memoryview, path: str) -> None:
+    """Write all of ``content``, waiting for the reader.
+
+    Args:
+        path: of the stream, for messages.
+
+    Raises:
+        OutputError: it cannot be written.
+        BrokenPipeError: the reader has gone.
+    """
+    rest = memoryview(content)
+    with _stream_errors(path):
+        while rest:
+            written = stream.write(rest)
+            if written is None:  # another process made it non-blocking
+                time.sleep(_RETRY_SECONDS)
+            else:
+                rest = rest[written:]
+
+
+@contextmanager
+def _stream_errors(path: str) -> Iterator[None]:
     try:
-        if is_stdout(path):
-            sys.stdout.buffer.write(content)
-            sys.stdout.buffer.flush()
-            return
-        number = _descriptor(path)
-        with open(path if number is None else os.dup(number), "wb") as stream:
-            stream.write(content)
+        yield
     except BrokenPipeError:
         raise  # the reader has gone, which is no error of ours
     except OSError as error:

@@ -86,19 +86,31 @@ def clean(text: str) -> str:
     Raises:
         TextError: a NUL byte (the input is not text), or no letter or digit is left.
     """
+    cleaned = remove_controls(text)
+    if not has_speech(cleaned):
+        problem = "is empty" if not cleaned.strip() else "has no letter or digit"
+        raise TextError(f"the text {problem}: give at least one word to speak")
+    return cleaned
+
+
+def remove_controls(text: str, position: int = 0) -> str:
+    """As ``clean``, for a part of a text: it may have no letter.
+
+    Args:
+        position: of the part in the text, for messages.
+
+    Raises:
+        TextError: a NUL byte, or not UTF-8.
+    """
     if "\0" in text:
         raise TextError(
-            f"the text has a NUL byte at position {text.index(chr(0))}: "
+            f"the text has a NUL byte at position {position + text.index(chr(0))}: "
             "it is not plain text; save it as UTF-8 and try again"
         )
     if any(unicodedata.category(c) == "Cs" for c in text):
         raise TextError("the text is not UTF-8: save it as UTF-8 and try again")
     cleaned = "".join(c for c in text if c.isspace() or unicodedata.category(c) != "Cc")
-    cleaned = cleaned.replace("\ufeff", "")
-    if not has_speech(cleaned):
-        problem = "is empty" if not cleaned.strip() else "has no letter or digit"
-        raise TextError(f"the text {problem}: give at least one word to speak")
-    return cleaned
+    return cleaned.replace("\ufeff", "")
 
 
 def has_speech(text: str) -> bool:
@@ -123,7 +135,7 @@ def split(text: str, limit: int = LIMIT) -> list[Chunk]:
     """
     text = clean(text)
     parts = paragraphs(text)
-    if len(parts) == 1 and _fits(text, limit):
+    if len(parts) == 1 and fits(text, limit):
         return [Chunk(normalize(text), source=text)]  # not stripped: nor does upstream
     chunks: list[Chunk] = []
     for paragraph in parts:
@@ -136,12 +148,21 @@ def split(text: str, limit: int = LIMIT) -> list[Chunk]:
 
 
 def _paragraph_chunks(paragraph: str, limit: int) -> list[Chunk]:
-    pieces = [p.strip() for p in _pack(paragraph, limit, 0) if has_speech(p)]
+    pieces = [p.strip() for p in pack(paragraph, limit) if has_speech(p)]
     chunks = [Chunk(normalize(piece), SENTENCE_PAUSE, piece) for piece in pieces]
     return [*chunks[:-1], replace(chunks[-1], pause=PARAGRAPH_PAUSE)]
 
 
-def _fits(text: str, limit: int) -> bool:
+def pack(paragraph: str, limit: int = LIMIT) -> list[str]:
+    """Split one paragraph as ``split`` does; joined, the pieces are the paragraph but for blanks.
+
+    A piece may have no speech.
+    """
+    return _pack(paragraph, limit, 0)
+
+
+def fits(text: str, limit: int = LIMIT) -> bool:
+    """Whether the normalized ``text`` has at most ``limit`` characters."""
     # Only the length is used: a chunk's text is normalized again, because its first letter is
     # capitalized only without blanks before it, as upstream does. Text far above the limit is not
     # normalized at all, or packing a long paragraph would take quadratic time.
@@ -190,13 +211,13 @@ def _pack(text: str, limit: int, level: int) -> list[str]:
     pieces: list[str] = []
     current = ""
     for part in _SPLITTERS[level](text):
-        if _fits(current + part, limit):
+        if fits(current + part, limit):
             current += part
             continue
         if current.strip():
             pieces.append(current)
         current = part
-        if not _fits(part, limit) and level + 1 < len(_SPLITTERS):
+        if not fits(part, limit) and level + 1 < len(_SPLITTERS):
             *full, current = _pack(part, limit, level + 1)
             pieces += full
     return [*pieces, current]
