@@ -43,7 +43,6 @@ REMEDY = (
 )
 NETWORK = "perth_net.perth_net_implicit"
 WEIGHTS = "perth_net/pretrained/implicit"
-EMPTY: Wave = np.empty(0, np.float32)
 FLOOR, HEADROOM = 180.0, 15.0  # dB below and above full scale that the network's input covers
 
 
@@ -174,19 +173,21 @@ class Watermark:
         """Free the GPU's copy of the network and run on the CPU."""
         self._gpu = None
 
-    def apply(self, wave: Wave, before: Wave = EMPTY, after: Wave = EMPTY) -> Wave:
+    def apply(self, wave: Wave, before: Wave | None = None, after: Wave | None = None) -> Wave:
         """Mark float32 [n] at 24 kHz; the result is as long or a few samples shorter.
 
         Args:
             before, after: unmarked sound around a part of a longer signal: without it, the mark of
                 one part does not continue that of the other, which clicks.
         """
-        whole = np.concatenate((before, wave, after)) if len(before) or len(after) else wave
+        parts = [part for part in (before, wave, after) if part is not None]
+        whole = np.concatenate(parts) if len(parts) > 1 else wave
         resampled = torch.from_numpy(_resample(whole, SAMPLE_RATE, self._rate))
         with torch.inference_mode():
             marked = self._mark(resampled).numpy()
         result = _resample(marked, self._rate, SAMPLE_RATE)
-        result = result[len(before) : len(before) + len(wave)]
+        start = 0 if before is None else len(before)
+        result = result[start : start + len(wave)]
         return np.clip(result, -1.0, 1.0)  # it may overshoot slightly; files would clip anyway
 
     def _mark(self, wave: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ from chatterbox_opt.checkpoints.registry import CONDITIONALS, locate
 from chatterbox_opt.config import hardware
 from chatterbox_opt.config.model_config import SAMPLE_RATE, SPEECH_TOKENS, TOKEN_RATE, T3Config
 from chatterbox_opt.engine import probe
-from chatterbox_opt.engine.decode import DecodeBackend, DecodeStep, EagerBackend, decode
-from chatterbox_opt.engine.decoder import text_tokens
+from chatterbox_opt.engine.decoding.decode import DecodeBackend, DecodeStep, EagerBackend, decode
+from chatterbox_opt.engine.decoding.decoder import text_tokens
 from chatterbox_opt.engine.engine import Engine
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.sequence import RequestState

@@ -32,7 +32,7 @@ from chatterbox_opt.config.model_config import (
     write_config,
 )
 from chatterbox_opt.models import voice_encoders
-from chatterbox_opt.models.flow import model as flow_model
+from chatterbox_opt.models.flow import encoder as flow_encoder
 from chatterbox_opt.models.vocoder import model as vocoder_model
 from chatterbox_opt.utils.atomic_file import remove_stale, temporary_directory
 from chatterbox_opt.utils.skip_init import skip_init
@@ -182,7 +182,7 @@ def upstream_flow(config: FlowConfig) -> nn.Module:
         output_size=MEL_BINS,
         spk_embed_dim=config.xvector,
         vocab_size=SPEECH_TOKENS,
-        encoder=flow_model.build_encoder(config),
+        encoder=flow_encoder.build_encoder(config),
         decoder=decoder,
     )
     return net

@@ -16,8 +16,8 @@ from chatterbox_opt.checkpoints.loader import load_flow, load_t3, load_tokenizer
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.checkpoints.weight_cache import WeightCache
 from chatterbox_opt.config.plan import ONEDNN_LAYOUT, OVERLAPPED, PLAIN, TRITON, Plan
-from chatterbox_opt.engine import decode_graphs
-from chatterbox_opt.engine.decode import DecodeBackend, EagerBackend, StepFn
+from chatterbox_opt.engine.decoding import decode_graphs
+from chatterbox_opt.engine.decoding.decode import DecodeBackend, EagerBackend, StepFn
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.layers import linear_int, linear_onednn
 from chatterbox_opt.layers.weight_layout import store_narrow

@@ -23,13 +23,13 @@ from chatterbox_opt.checkpoints import registry, weight_cache
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.checkpoints.weight_cache import WeightCache
 from chatterbox_opt.config import hardware
+from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.plan import Plan, resolve
-from chatterbox_opt.engine import build, probe, warm_up
+from chatterbox_opt.engine import build, probe, texts
 from chatterbox_opt.engine.handle import RequestHandle
 from chatterbox_opt.engine.loop import EngineLoop
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.quality import Guard
-from chatterbox_opt.engine.rendering.schedule import HopSchedule
 from chatterbox_opt.engine.scheduler import Scheduler, SpeechBackend
 from chatterbox_opt.engine.sequence import Capacity, RequestState, put_progress
 from chatterbox_opt.engine.upstream_backend import UpstreamBackend
@@ -50,7 +50,6 @@ from chatterbox_opt.request import (
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.runtime.offload import NONE
 from chatterbox_opt.sampling import Sampling, seeded
-from chatterbox_opt.text.chunking import Chunk, split
 from chatterbox_opt.utils.arguments import instance, name_or_path, seconds_to_wait
 from chatterbox_opt.utils.closing import Closing
 from chatterbox_opt.utils.steps import announce
@@ -180,21 +179,21 @@ class Engine(Closing):
         """
         return source if isinstance(source, Voice) else self._voices.voice(voice_name(source))
 
-    def warm_up(self, *texts: str, voice: VoiceSource = None) -> None:
+    def warm_up(self, *lines: str, voice: VoiceSource = None) -> None:
         """Compile kernels, capture CUDA graphs and initialize libraries before the first request.
 
         On a GPU, flow and vocoder are captured per audio length and T3's prefill per text length,
         each at its second call. So use the texts that will be requested, or texts of that length.
 
         Args:
-            texts: each is synthesized twice and its audio dropped; without any, three sentences
+            lines: each is synthesized twice and its audio dropped; without any, three sentences
                 from short to long.
             voice: as ``pieces``.
 
         Raises:
             TextError, VoiceError, DeviceError, NumericsError: as ``pieces``.
         """
-        requests = [request for request in warm_up.requests(texts, voice) for _ in range(2)]
+        requests = [request for request in texts.warm_up_requests(lines, voice) for _ in range(2)]
         for request in requests:
             for _ in self.pieces(request.text, voice, request.sampling):
                 pass
@@ -242,8 +241,8 @@ class Engine(Closing):
         instance("request", request, Request)
         instance("guard", guard, Guard, optional=True)
         instance("observe", observe, Callable, optional=True)
-        chunks, voice = self._chunks(request.text), self.voice(request.voice)
-        sampling = seeded(request.sampling)
+        chunks = texts.chunks(request.text, self.checkpoint.config)
+        voice, sampling = self.voice(request.voice), seeded(request.sampling)
         on_progress = None if observe is None else put_progress
         state = RequestState(request.id, sampling.seed or 0, capacity, guard, on_progress)
         if request.latency == LOW:
@@ -252,17 +251,6 @@ class Engine(Closing):
             state.hops = HopSchedule()
         state.add_chunks(chunks, voice, sampling)
         return state
-
-    def _chunks(self, text: str) -> list[Chunk]:
-        if not self.checkpoint.config.needs_text_normalization:
-            return split(text)
-        # imported only for the built-in model, which alone needs the libraries of this module
-        from chatterbox_opt.text.english import read_english
-
-        reading = read_english(text)
-        if reading.dropped:
-            log.warning("%s", reading.summary)
-        return split(reading.text)
 
     def stream(
         self,

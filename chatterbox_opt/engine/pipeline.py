@@ -9,11 +9,10 @@ from __future__ import annotations
 import numpy as np
 from tokenizers import Tokenizer
 
-from chatterbox_opt.engine.decode import DecodeBackend, EagerBackend
-from chatterbox_opt.engine.decoder import Decoder
-from chatterbox_opt.engine.rendering.hops import SequenceSound, hop_groups, next_hop
+from chatterbox_opt.engine.decoding.decode import DecodeBackend, EagerBackend
+from chatterbox_opt.engine.decoding.decoder import Decoder
+from chatterbox_opt.engine.rendering.hops import DueHop, SequenceSound, hop_groups, speech
 from chatterbox_opt.engine.rendering.renderer import Renderer, StreamContext
-from chatterbox_opt.engine.rendering.schedule import Hop
 from chatterbox_opt.engine.rendering.work import whole_groups
 from chatterbox_opt.engine.sequence import Capacity, Sequence, Status
 from chatterbox_opt.errors import DeviceError
@@ -50,6 +49,7 @@ class Pipeline:
         self._capacity = Capacity()
         self._decoded: list[Sequence] = []  # by T3, to be rendered
         self._ended: list[Sequence] = []  # by T3; their last parts are to be rendered
+        self._sounds: dict[Sequence, SequenceSound] = {}  # of those that are given out in parts
 
     @property
     def idle(self) -> bool:
@@ -69,8 +69,8 @@ class Pipeline:
 
     def admit(self, sequence: Sequence) -> bool:
         schedule = sequence.request.hops
-        if schedule is not None and sequence.sound is None:
-            sequence.sound = SequenceSound(schedule)
+        if schedule is not None:
+            self._sounds.setdefault(sequence, SequenceSound(schedule))
         return self.decoder.admit(sequence)
 
     def step(self) -> list[Sequence]:
@@ -89,7 +89,7 @@ class Pipeline:
             elif sequence.request.tokens_only:
                 sequence.audio = np.empty(0, np.float32)
                 done.append(sequence)
-            elif sequence.sound is not None:
+            elif sequence in self._sounds:
                 self._ended.append(sequence)
             else:
                 self._decoded.append(sequence)
@@ -111,32 +111,37 @@ class Pipeline:
     def _step_hops(self) -> list[Sequence]:
         """Render all hops that are due; return the sequences that left the backend."""
         done: list[Sequence] = []
-        while True:
-            due: list[tuple[Sequence, Hop]] = []
-            for sequence in [*self.decoder.running, *self._ended]:
-                if sequence.sound is None:
-                    continue
-                try:
-                    hop = next_hop(sequence, ended=sequence in self._ended)
-                except DeviceError as error:
-                    sequence.fail(error)
-                    self.remove(sequence)
-                    done.append(sequence)
-                else:
-                    due += [(sequence, hop)] if hop else []
-            if not due:
-                return done
+        while due := self._due_hops(done):
             self.decoder.leave()
-            is_last = {sequence: hop.is_last for sequence, hop in due}
+            is_last = {one.sequence: one.hop.is_last for one in due}
             for sequence in self.renderer.submit(hop_groups(due), overlap=False):
                 if sequence not in is_last:  # a whole one, rendered meanwhile
                     done.append(sequence)
                 elif is_last[sequence] or sequence.error is not None:
                     self.remove(sequence)
                     done.append(sequence)
+        return done
+
+    def _due_hops(self, done: list[Sequence]) -> list[DueHop]:
+        """The next hops that can be made; sequences without one for an error are ``done``."""
+        due = []
+        for sequence in [*self.decoder.running, *self._ended]:
+            sound = self._sounds.get(sequence)
+            if sound is None:
+                continue
+            try:
+                hop = sound.next_hop(speech(sequence.tokens), ended=sequence in self._ended)
+            except DeviceError as error:
+                sequence.fail(error)
+                self.remove(sequence)
+                done.append(sequence)
+            else:
+                due += [DueHop(sequence, sound, hop)] if hop else []
+        return due
 
     def remove(self, sequence: Sequence) -> None:
         self.decoder.remove(sequence)
+        self._sounds.pop(sequence, None)
         if sequence in self._ended:
             self._ended.remove(sequence)
         if sequence in self._decoded:
@@ -144,6 +149,7 @@ class Pipeline:
 
     def release(self) -> None:
         self._decoded, self._ended = [], []
+        self._sounds.clear()
         self.decoder.release()
         self.renderer.release()
 

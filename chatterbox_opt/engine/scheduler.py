@@ -24,7 +24,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from chatterbox_opt.audio.watermark import EMPTY, Watermark
+from chatterbox_opt.audio.watermark import Watermark
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.engine.retries import faults_in_parts, retry
 from chatterbox_opt.engine.sequence import (
@@ -215,7 +215,7 @@ class Scheduler:
         if request.result is not None:  # cancelled while it was rendered
             sequence.end(Status.CANCELLED)
             return False
-        is_whole = sequence.sound is None or sequence.error is not None
+        is_whole = request.hops is None or sequence.error is not None
         if sequence.status is Status.WAITING or (is_whole and retry(sequence)):
             return True
         request.decoded = time.perf_counter()
@@ -225,18 +225,17 @@ class Scheduler:
                 self._end(request, sequence.error)
                 return False
             best = replace(sequence.best, seconds=sequence.seconds)
-            self._finish(sequence, best, EMPTY, EMPTY)
+            self._finish(sequence, best)
         sequence.end(Status.DONE)
         return False
 
     def _on_part(self, part: Part) -> None:
         """Finish a part of a sequence; at its end, warn of faults: it is too late for a retry."""
         sequence, request = part.sequence, part.sequence.request
-        before = sequence.heard[-1][-MARK_BEFORE:] if sequence.heard else EMPTY
-        if request.guard is None:
-            sequence.heard = [np.concatenate((before, part.samples))[-MARK_BEFORE:]]
-        else:
-            sequence.heard.append(part.samples)
+        before = np.concatenate(sequence.heard)[-MARK_BEFORE:] if sequence.heard else None
+        sequence.heard.append(part.samples)
+        if request.guard is None and before is not None:  # only a check needs all of it
+            sequence.heard = [before, part.samples]
         faults: tuple[str, ...] = ()
         if part.is_last and request.guard is not None:
             faults = faults_in_parts(sequence)
@@ -248,7 +247,13 @@ class Scheduler:
         sequence.seconds = {}
         self._finish(sequence, piece, before, part.following[:MARK_AFTER])
 
-    def _finish(self, sequence: Sequence, piece: Piece, before: Wave, after: Wave) -> None:
+    def _finish(
+        self,
+        sequence: Sequence,
+        piece: Piece,
+        before: Wave | None = None,
+        after: Wave | None = None,
+    ) -> None:
         """Add watermark and pause: on a thread, or at once.
 
         Args:
@@ -315,7 +320,11 @@ class Scheduler:
 
 
 def _finished(
-    piece: Piece, pause: float, watermark: Watermark | None, before: Wave, after: Wave
+    piece: Piece,
+    pause: float,
+    watermark: Watermark | None,
+    before: Wave | None,
+    after: Wave | None,
 ) -> Piece:
     """A piece with watermark and pause."""
     wave, seconds = piece.samples, dict(piece.seconds)

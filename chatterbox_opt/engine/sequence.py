@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from chatterbox_opt.config.hop_schedule import HopSchedule
     from chatterbox_opt.engine.quality import Guard
-    from chatterbox_opt.engine.rendering.hops import SequenceSound
-    from chatterbox_opt.engine.rendering.schedule import HopSchedule
     from chatterbox_opt.models.t3.model import Prompt
     from chatterbox_opt.runtime.cuda import GeneratorState
     from chatterbox_opt.voice import Voice
@@ -100,7 +99,6 @@ class Sequence:
             together. Rendering that overlaps with T3 counts in full.
         best: the best attempt so far, without watermark and pause.
         forced_tokens: replace the sampled ones (teacher forcing), to compare precisions.
-        sound: of a sequence that is given out in parts; None: as a whole.
         heard: the last samples of its parts without watermark, or all if they will be checked.
         max_tokens, position, unread, generator_states: of its decode slot: the length at which it
             is truncated, the KV cache position of its last token, tokens drawn since the last
@@ -125,7 +123,6 @@ class Sequence:
     seconds: dict[str, float] = field(default_factory=dict)
     best: Piece | None = None
     forced_tokens: tuple[int, ...] = ()
-    sound: SequenceSound | None = None
     heard: list[Wave] = field(default_factory=list)
     max_tokens: int = 0
     position: int = 0
@@ -158,7 +155,7 @@ class Sequence:
         """Enter a final status and free memory; only the tokens stay."""
         self.status = status
         self.prompt = self.generator = self.audio = self.best = None
-        self.error = self.sound = None
+        self.error = None
         self.heard.clear()
         self.generator_states.clear()
 

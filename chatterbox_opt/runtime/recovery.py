@@ -4,9 +4,9 @@
     NaN/Inf in fp16/bf16   -> the same work again in float32 -> NumericsError
 
 Responsible for the fallbacks above, and for which errors of a step are set-up errors. Not
-responsible for T3's fallbacks (engine/decoder.py), text or files. Flow and vocoder may be called
-from two threads (engine/rendering/renderer.py): a lock serializes them, and stages are moved only
-while neither runs.
+responsible for T3's fallbacks (engine/decoding/decoder.py), text or files. Flow and vocoder may be
+called from two threads (engine/rendering/renderer.py): a lock serializes them, and stages are moved
+only while neither runs.
 """
 
 from __future__ import annotations

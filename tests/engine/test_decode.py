@@ -21,7 +21,7 @@ from helpers.t3 import (
 )
 
 from chatterbox_opt.checkpoints import loader, registry
-from chatterbox_opt.engine.decode import DecodeBatch, EagerBackend, eager_step
+from chatterbox_opt.engine.decoding.decode import DecodeBatch, EagerBackend, eager_step
 from chatterbox_opt.engine.sequence import Sequence
 from chatterbox_opt.errors import NumericsError, TextError
 from chatterbox_opt.models.t3 import decode_state

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +11,8 @@ from helpers.common import SAMPLE
 
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.config.model_config import ModelConfig
-from chatterbox_opt.engine import decode, probe
+from chatterbox_opt.engine import probe, texts
+from chatterbox_opt.engine.decoding import decode
 from chatterbox_opt.errors import DeviceError, InputError, SilenceError, TextError
 from chatterbox_opt.voices.store import VoiceStore
 
@@ -42,9 +42,8 @@ def test_interleaved_calls_do_not_influence_one_another(engine):
 
 def test_words_that_the_built_in_model_cannot_read_are_one_warning(caplog):
     config = ModelConfig(needs_text_normalization=True)
-    engine = SimpleNamespace(checkpoint=SimpleNamespace(config=config))
     with caplog.at_level(logging.WARNING, "chatterbox_opt"):
-        chunks = Engine._chunks(engine, "She said спасибо.\n\n谢谢 too.")
+        chunks = texts.chunks("She said спасибо.\n\n谢谢 too.", config)
     assert [chunk.text for chunk in chunks] == ["She said.", "Too."]
     assert caplog.messages == ["2 words dropped, which this model cannot read: 'спасибо', '谢谢'"]
 

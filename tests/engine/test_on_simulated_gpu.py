@@ -32,8 +32,8 @@ from chatterbox_opt.bench.backends import BenchJob, OptimizedTarget, forced_toke
 from chatterbox_opt.bench.runner import CUDA_ROWS
 from chatterbox_opt.checkpoints import loader, registry
 from chatterbox_opt.config.model_config import TOKEN_RATE
-from chatterbox_opt.engine.decode_graphs import STEPS_PER_SYNC, CudaGraphBackend
-from chatterbox_opt.engine.warm_up import TOKENS_PER_LETTER
+from chatterbox_opt.engine.decoding.decode_graphs import STEPS_PER_SYNC, CudaGraphBackend
+from chatterbox_opt.engine.texts import TOKENS_PER_LETTER
 from chatterbox_opt.kernels.cuda import decode_attention, decode_io, decode_linear, support
 from chatterbox_opt.kernels.cuda import flow as flow_kernels
 from chatterbox_opt.kernels.cuda.kv_quantization import dequantize, quantize

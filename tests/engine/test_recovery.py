@@ -13,8 +13,9 @@ from torch._dynamo.exc import TorchDynamoException
 
 from chatterbox_opt import Engine, Request
 from chatterbox_opt.checkpoints import loader
-from chatterbox_opt.engine import build, decode_graphs
-from chatterbox_opt.engine.decode import EagerBackend, eager_step
+from chatterbox_opt.engine import build
+from chatterbox_opt.engine.decoding import decode_graphs
+from chatterbox_opt.engine.decoding.decode import EagerBackend, eager_step
 from chatterbox_opt.engine.sequence import Capacity
 from chatterbox_opt.errors import DeviceError, NumericsError
 from chatterbox_opt.runtime import backoff, cuda

@@ -24,8 +24,8 @@ from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.config.hardware import Hardware
 from chatterbox_opt.config.plan import resolve
 from chatterbox_opt.engine import build
-from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
-from chatterbox_opt.engine.decoder import Decoder
+from chatterbox_opt.engine.decoding.decode_graphs import CudaGraphBackend
+from chatterbox_opt.engine.decoding.decoder import Decoder
 from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.rendering.renderer import Renderer, no_stream
 from chatterbox_opt.engine.rendering.work import whole_groups

@@ -18,6 +18,7 @@ from chatterbox_opt.engine.scheduler import Scheduler
 from chatterbox_opt.engine.sequence import Capacity, RequestState, Sequence, Status
 from chatterbox_opt.errors import RequestCancelledError
 from chatterbox_opt.request import Piece, Result
+from chatterbox_opt.text.chunking import Chunk
 
 SENTENCE = "A sentence of about forty characters, it is. "
 LIMIT = 60
@@ -132,7 +133,7 @@ def test_requests_alternate_and_each_gives_its_oldest_sequence(engine, scheduler
     monkeypatch.setattr(engine.pipeline, "admit", admit)
     for id, count in (("a", 3), ("b", 1), ("c", 2)):
         state = RequestState(id, 1, Capacity(2))
-        [chunk] = engine._chunks("Hello.")
+        chunk = Chunk("Hello.")
         state.add_chunks([chunk] * count, engine.voice(), Sampling(seed=1, max_tokens=3))
         scheduler.add(state)
     finish(scheduler)

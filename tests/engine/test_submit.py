@@ -17,8 +17,8 @@ import pytest
 from helpers.faults import stage
 
 from chatterbox_opt import Engine, Request, Sampling
-from chatterbox_opt.engine.decode import DecodeBatch
-from chatterbox_opt.engine.decoder import Decoder
+from chatterbox_opt.engine.decoding.decode import DecodeBatch
+from chatterbox_opt.engine.decoding.decoder import Decoder
 from chatterbox_opt.engine.rendering.renderer import Renderer, no_stream
 from chatterbox_opt.errors import InputError, QueueFullError, RequestCancelledError, TextError
 

@@ -16,8 +16,8 @@ from benchmarks.gpu.measuring import engines, kernel_times, lengths, parity
 from benchmarks.gpu.measuring.engines import on_device, rendered_by, renderers
 from benchmarks.gpu.results import FILE, Results, read
 from chatterbox_opt import Engine
-from chatterbox_opt.engine.decode import EagerBackend
-from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
+from chatterbox_opt.engine.decoding.decode import EagerBackend
+from chatterbox_opt.engine.decoding.decode_graphs import CudaGraphBackend
 from chatterbox_opt.engine.rendering.renderer import Renderer, no_stream
 
 
@@ -49,7 +49,9 @@ def test_a_vocoder_that_depends_on_padding_fails(engine, monkeypatch):
 
 def test_stale_cuda_graphs_fail(engine, monkeypatch):
     """A backend that does not notice moved weights."""
-    monkeypatch.setattr("chatterbox_opt.engine.decode_graphs.weight_addresses", lambda module: ())
+    monkeypatch.setattr(
+        "chatterbox_opt.engine.decoding.decode_graphs.weight_addresses", lambda module: ()
+    )
     stale = CudaGraphBackend(fake_graph_capture.record)
     assert parity.token_parity(engine, stale, EagerBackend(), 1, 2, 6)["good"]
     for parameter in engine.pipeline.placement.module("t3").parameters():

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from chatterbox_opt import Engine
-from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
+from chatterbox_opt.engine.decoding.decode_graphs import CudaGraphBackend
 from chatterbox_opt.layers import linear_onednn
 from chatterbox_opt.runtime.cuda_graphs import GraphedExecutor
 

@@ -19,9 +19,9 @@ from helpers.t3 import TEXTS, decode_all, utterance, varied_requests
 
 from chatterbox_opt import Request, Sampling
 from chatterbox_opt.checkpoints import loader, registry
-from chatterbox_opt.engine import decode_graphs
-from chatterbox_opt.engine.decode import EagerBackend, decode
-from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
+from chatterbox_opt.engine.decoding import decode_graphs
+from chatterbox_opt.engine.decoding.decode import EagerBackend, decode
+from chatterbox_opt.engine.decoding.decode_graphs import CudaGraphBackend
 from chatterbox_opt.models.t3 import kv_cache
 from chatterbox_opt.runtime import backoff, cuda_graphs
 from chatterbox_opt.runtime.bucketing import EagerExecutor

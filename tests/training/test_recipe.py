@@ -13,7 +13,7 @@ from helpers.t3 import decode_all, eager_backend, sequence_of
 from tokenizers import Tokenizer
 
 from chatterbox_opt.checkpoints import random_weights
-from chatterbox_opt.engine import decode
+from chatterbox_opt.engine.decoding import decode
 from chatterbox_opt.models.t3.convert import t3_from_upstream
 from chatterbox_opt.models.t3.model import Prompt
 from chatterbox_opt.sampling import Sampling

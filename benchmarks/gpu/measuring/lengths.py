@@ -15,7 +15,7 @@ from benchmarks.gpu.measuring.clocks import RUNS
 from benchmarks.gpu.measuring.engines import TEXTS, generator_on, on_device, pipeline_of, request
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.bench.backends import SENTENCE, StageTimer, forced_tokens
-from chatterbox_opt.engine.decode import DecodeBackend
+from chatterbox_opt.engine.decoding.decode import DecodeBackend
 from chatterbox_opt.models.t3.model import T3
 
 WARM = 2  # the first run is eager, the second captures; later ones replay

@@ -33,8 +33,8 @@ from chatterbox_opt.audio.watermark import Watermark
 from chatterbox_opt.bench.backends import StageTimer, forced_tokens
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.config.plan import OVERLAPPED
-from chatterbox_opt.engine.decode import DecodeBackend, EagerBackend, decode
-from chatterbox_opt.engine.decode_graphs import CudaGraphBackend
+from chatterbox_opt.engine.decoding.decode import DecodeBackend, EagerBackend, decode
+from chatterbox_opt.engine.decoding.decode_graphs import CudaGraphBackend
 from chatterbox_opt.engine.rendering.renderer import Renderer
 from chatterbox_opt.engine.sequence import Sequence
 from chatterbox_opt.models.t3.model import T3

@@ -18,7 +18,7 @@ from benchmarks.gpu.measuring.engines import TEXTS, pipeline_of, request
 from benchmarks.gpu.measuring.tracing import traced
 from benchmarks.gpu.measuring.traffic import by_part, step_bytes
 from chatterbox_opt import Engine
-from chatterbox_opt.engine.decode import DecodeBackend
+from chatterbox_opt.engine.decoding.decode import DecodeBackend
 from chatterbox_opt.models.t3.decode_state import DecodeState
 from chatterbox_opt.models.t3.model import T3
 

@@ -10,7 +10,7 @@ from benchmarks.gpu.measuring import parity
 from benchmarks.gpu.measuring.clocks import allocated
 from benchmarks.gpu.measuring.engines import graphs_intact, load_with_graphs, pipeline_of
 from chatterbox_opt import Engine
-from chatterbox_opt.engine.decode import EagerBackend
+from chatterbox_opt.engine.decoding.decode import EagerBackend
 
 DTYPES = ("float32", "int8", "float16")
 

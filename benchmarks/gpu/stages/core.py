@@ -13,7 +13,7 @@ from benchmarks.gpu.measuring.engines import eager_rendering, load, on_device, p
 from benchmarks.gpu.measuring.modes import measure_row, modes
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.bench.backends import SENTENCE, forced_tokens
-from chatterbox_opt.engine.decode import EagerBackend
+from chatterbox_opt.engine.decoding.decode import EagerBackend
 
 DTYPE = "float16"
 RUNS = 5  # of latency; the first two run eagerly and capture

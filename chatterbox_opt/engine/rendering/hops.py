@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chatterbox_opt.config.hop_schedule import Hop, HopSchedule
 from chatterbox_opt.config.model_config import MEL_BINS, MEL_PER_TOKEN, SPEECH_TOKENS
 from chatterbox_opt.engine.rendering.noise import HopNoise
-from chatterbox_opt.engine.rendering.schedule import Hop, HopSchedule
 from chatterbox_opt.engine.rendering.work import RenderGroup
 from chatterbox_opt.engine.sequence import Part, Sequence
 from chatterbox_opt.errors import DeviceError
@@ -97,103 +97,96 @@ class SequenceSound:
         return hop
 
 
+@dataclass(frozen=True, slots=True)
+class DueHop:
+    """A hop of a sequence, which can be made now."""
+
+    sequence: Sequence
+    sound: SequenceSound
+    hop: Hop
+
+    @property
+    def steps(self) -> int:
+        """Euler steps of the flow."""
+        first, steps = self.sound.schedule.first_steps, self.sequence.sampling.cfm_steps
+        return min(first, steps) if first and self.hop.number < FEW_STEPS_HOPS else steps
+
+
 class HopGroup:
     """A hop of each of several sequences."""
 
-    def __init__(self, sequences: list[Sequence], hops: list[Hop]) -> None:
-        self.sequences, self._hops = sequences, hops
+    def __init__(self, due: list[DueHop]) -> None:
+        self._due = due
+        self.sequences = [one.sequence for one in due]
         self.generators: list[torch.Generator] = []  # noise is drawn once and kept
 
     def rewind(self) -> None:
         """Nothing: random numbers are kept."""
 
     def split(self) -> list[RenderGroup]:
-        pairs = zip(self.sequences, self._hops, strict=True)
-        return [HopGroup([sequence], [hop]) for sequence, hop in pairs]
+        return [HopGroup([one]) for one in self._due]
 
     def flow(self, flow: Any, device: torch.device) -> list[Tensor]:
         windows = []
-        for sequence, hop in zip(self.sequences, self._hops, strict=True):
-            sound = _sound(sequence)
-            if sound.state is None:
-                sound.state = SoundState.start(sequence, device)
-            tokens = torch.tensor(_speech(sequence.tokens)[: hop.total], device=device)
-            noise = sound.state.noise.flow(MEL_PER_TOKEN * hop.total)
-            windows.append(FlowWindow(tokens, sequence.voice.to(device), noise, hop.first))
-        mels: list[Tensor] = flow.extend(windows, _steps(self.sequences[0], self._hops[0]))
+        for one in self._due:
+            sequence, total = one.sequence, one.hop.total
+            if one.sound.state is None:
+                one.sound.state = SoundState.start(sequence, device)
+            tokens = torch.tensor(speech(sequence.tokens)[:total], device=device)
+            noise = one.sound.state.noise.flow(MEL_PER_TOKEN * total)
+            windows.append(FlowWindow(tokens, sequence.voice.to(device), noise, one.hop.first))
+        mels: list[Tensor] = flow.extend(windows, self._due[0].steps)
         return mels
 
     def vocode(self, vocoder: Any, mels: list[Tensor]) -> Callable[[], None]:
         # 1) the frames after those that were given out, behind the last of these
         windows, fresh = [], []
-        for sequence, hop, mel in zip(self.sequences, self._hops, mels, strict=True):
-            state = _sound(sequence).state
+        for one, mel in zip(self._due, mels, strict=True):
+            state = one.sound.state
             assert state is not None
-            fresh.append(mel[:, hop.context_frames :])
-            first = MEL_PER_TOKEN * hop.given
+            fresh.append(mel[:, one.hop.context_frames :])
+            first = MEL_PER_TOKEN * one.hop.given
             noise = state.noise.source(first, first + fresh[-1].shape[1])
             whole = torch.cat((state.mel, fresh[-1]), dim=1)
-            windows.append(VocoderWindow(whole, hop.new_frames, state.source, noise))
-        extended = vocoder.extend(windows)
-        waves = [wave.cpu() for wave, _ in extended]
+            windows.append(VocoderWindow(whole, one.hop.new_frames, state.source, noise))
+        extended = [(wave.cpu(), source) for wave, source in vocoder.extend(windows)]
 
         # 2) only when all has succeeded
         def finish() -> None:
-            for i, (sequence, hop) in enumerate(zip(self.sequences, self._hops, strict=True)):
-                _give_out(sequence, hop, fresh[i], extended[i][1], waves[i])
+            for one, mel, (wave, source) in zip(self._due, fresh, extended, strict=True):
+                _give_out(one, mel, source, wave)
 
         return finish
 
 
-def hop_groups(pairs: list[tuple[Sequence, Hop]]) -> list[RenderGroup]:
+def hop_groups(due: list[DueHop]) -> list[RenderGroup]:
     """One group per number of flow steps."""
 
-    def steps(pair: tuple[Sequence, Hop]) -> int:
-        return _steps(*pair)
+    def steps(one: DueHop) -> int:
+        return one.steps
 
-    groups: list[RenderGroup] = []
-    for _, group in groupby(sorted(pairs, key=steps), key=steps):
-        sequences, hops = zip(*group, strict=True)
-        groups.append(HopGroup(list(sequences), list(hops)))
-    return groups
+    return [HopGroup(list(group)) for _, group in groupby(sorted(due, key=steps), key=steps)]
 
 
-def next_hop(sequence: Sequence, *, ended: bool) -> Hop | None:
-    """The next hop of a sequence that is given out in parts. Raises as ``SequenceSound``."""
-    return _sound(sequence).next_hop(_speech(sequence.tokens), ended=ended)
-
-
-def _give_out(sequence: Sequence, hop: Hop, mel: Tensor, source: SourceState, wave: Tensor) -> None:
+def _give_out(due: DueHop, mel: Tensor, source: SourceState, wave: Tensor) -> None:
     """Note what was rendered, and append the part to the request's."""
-    sound = _sound(sequence)
-    state = sound.state
+    sequence, sound, hop, state = due.sequence, due.sound, due.hop, due.sound.state
     assert state is not None
     new = mel[:, : hop.new_frames]
     state.mel = torch.cat((state.mel, new), dim=1)[:, -LEFT_FRAMES:].clone()
     state.source = source
-    sound.given = _speech(sequence.tokens)[: hop.end]
+    sound.given = speech(sequence.tokens)[: hop.end]
     sound.hops += 1
     samples = wave.numpy()
     if not hop.number:  # the voice's prompt leaks into the first 40 ms
         samples[: 2 * FADE_LENGTH] *= fade_in(wave.device).numpy()
     cut = hop.new_frames * HOP_LENGTH
-    part = Part(
-        sequence, hop.number, samples[:cut], samples[cut:], hop.end - hop.given, hop.is_last
+    tokens = hop.end - hop.given
+    sequence.request.parts.append(
+        Part(sequence, hop.number, samples[:cut], samples[cut:], tokens, hop.is_last)
     )
-    sequence.request.parts.append(part)
 
 
-def _sound(sequence: Sequence) -> SequenceSound:
-    assert sequence.sound is not None
-    return sequence.sound
-
-
-def _speech(tokens: list[int]) -> list[int]:
+def speech(tokens: list[int]) -> list[int]:
     """Tokens that the flow can render; special ones are dropped, as at a sequence's end."""
     return [token for token in tokens if token < SPEECH_TOKENS]
-
-
-def _steps(sequence: Sequence, hop: Hop) -> int:
-    """Euler steps of the flow."""
-    first, steps = _sound(sequence).schedule.first_steps, sequence.sampling.cfm_steps
-    return min(first, steps) if first and hop.number < FEW_STEPS_HOPS else steps

@@ -1,6 +1,7 @@
 """When the sound of an unfinished sequence is made, and of which tokens: the hops.
 
-Responsible for numbers of tokens and frames. Not responsible for making sound (hops.py).
+Responsible for numbers of tokens and frames. Not responsible for making sound
+(engine/rendering/hops.py).
 
     tokens     0 ........ given ............ end ............ total
                given out  |  new in this hop  |  held back     |

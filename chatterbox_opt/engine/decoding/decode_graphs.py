@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-from chatterbox_opt.engine.decode import DecodeStep, StepFn, fastest_step, prefill_fn
+from chatterbox_opt.engine.decoding.decode import DecodeStep, StepFn, fastest_step, prefill_fn
 from chatterbox_opt.models.t3.decode_state import DecodeState, PrefillFn
 from chatterbox_opt.models.t3.fused_step import FusedStep
 from chatterbox_opt.models.t3.kv_cache import KV_BLOCK, StaticKVCache, round_up_kv_len

@@ -36,7 +36,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from chatterbox_opt.config.model_config import SPEECH_TOKENS
-from chatterbox_opt.engine.decode import DecodeBackend, DecodeBatch, EagerBackend
+from chatterbox_opt.engine.decoding.decode import DecodeBackend, DecodeBatch, EagerBackend
 from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Capacity, DecodeMode, Sequence, Status
 from chatterbox_opt.errors import DeviceError, NumericsError, SilenceError, first_line
 from chatterbox_opt.models.t3.model import T3, Prompt

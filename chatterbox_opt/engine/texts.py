@@ -1,0 +1,53 @@
+"""The texts of an engine: as chunks that its model can read, and those that prepare it.
+
+Responsible for what is read for which model, and for the requests of a warm-up. Not responsible for
+splitting or spelling (text/), or for running anything (engine.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+
+from chatterbox_opt.config.model_config import TOKEN_RATE, ModelConfig
+from chatterbox_opt.request import Request, VoiceSource
+from chatterbox_opt.sampling import MAX_TOKENS, Sampling
+from chatterbox_opt.text.chunking import Chunk, split
+
+log = logging.getLogger(__name__)
+WARM_UP = (  # about 1, 5 and 12 seconds of audio
+    "Hello, hello.",
+    "This sentence is synthesized once at the start, and its audio is dropped.",
+    "The first call of everything takes longer: kernels are compiled, libraries set themselves up, "
+    "and CUDA graphs are captured. So these three texts are synthesized before the first request.",
+)
+TOKENS_PER_LETTER = 4  # speech tokens, in slow speech
+
+
+def chunks(text: str, config: ModelConfig) -> list[Chunk]:
+    """A text as chunks that the model can read; what it cannot is named in a warning.
+
+    Raises:
+        TextError: no word that the model can read.
+    """
+    if not config.needs_text_normalization:
+        return split(text)
+    # imported only for the built-in model, which alone needs the libraries of this module
+    from chatterbox_opt.text.english import read_english
+
+    reading = read_english(text)
+    if reading.dropped:
+        log.warning("%s", reading.summary)
+    return split(reading.text)
+
+
+def warm_up_requests(texts: Sequence[str], voice: VoiceSource) -> Iterator[Request]:
+    """A request for each text, or for ``WARM_UP``; no longer than slow speech takes.
+
+    Raises:
+        TextError, VoiceError: a text or the voice is of another type.
+    """
+    for text in texts or WARM_UP:
+        request = Request("", text, voice)
+        tokens = TOKEN_RATE + TOKENS_PER_LETTER * len(request.text)
+        yield Request("", text, voice, Sampling(seed=0, max_tokens=min(MAX_TOKENS, tokens)))
