@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from chatterbox_opt.checkpoints.weight_cache import WeightCache
     from chatterbox_opt.config.plan import Plan
     from chatterbox_opt.engine.engine import Engine
-    from chatterbox_opt.engine.handle import RequestHandle
     from chatterbox_opt.engine.quality import Guard
+    from chatterbox_opt.engine.serving.handle import RequestHandle
     from chatterbox_opt.errors import (
         ChatterboxOptError,
         DeviceError,
@@ -82,7 +82,7 @@ _MODULE_OF = {  # public name -> module that defines it; the errors are in ``err
     "Progress": "request",
     "RealChatterboxProvider": "provider",
     "Request": "request",
-    "RequestHandle": "engine.handle",
+    "RequestHandle": "engine.serving.handle",
     "Result": "request",
     "Sampling": "sampling",
     "Voice": "voice",

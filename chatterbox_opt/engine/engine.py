@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,17 +27,18 @@ from chatterbox_opt.config import hardware
 from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.plan import Plan, resolve
 from chatterbox_opt.engine import build, probe, texts
-from chatterbox_opt.engine.handle import RequestHandle
-from chatterbox_opt.engine.loop import EngineLoop
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.scheduler import Scheduler, SpeechBackend
-from chatterbox_opt.engine.sequence import Capacity, RequestState, put_progress
+from chatterbox_opt.engine.sequence import Capacity
+from chatterbox_opt.engine.serving.arriving import ArrivingRequests
+from chatterbox_opt.engine.serving.handle import RequestHandle
+from chatterbox_opt.engine.serving.loop import EngineLoop
+from chatterbox_opt.engine.serving.states import RequestStates
 from chatterbox_opt.engine.upstream_backend import UpstreamBackend
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import (
     CHUNK,
-    LOW,
     Audio,
     Observer,
     Piece,
@@ -45,11 +47,11 @@ from chatterbox_opt.request import (
     VoiceSource,
     join,
     single_request,
-    voice_name,
 )
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.runtime.offload import NONE
-from chatterbox_opt.sampling import Sampling, seeded
+from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.text.chunking import Chunk
 from chatterbox_opt.utils.arguments import instance, name_or_path, seconds_to_wait
 from chatterbox_opt.utils.closing import Closing
 from chatterbox_opt.utils.steps import announce
@@ -59,6 +61,7 @@ from chatterbox_opt.voices.library import VoiceLibrary
 from chatterbox_opt.voices.store import VoiceStore, default_store
 
 log = logging.getLogger(__name__)
+EXAMPLE = "Hello."  # stands for a text that is not known yet
 
 
 class Engine(Closing):
@@ -93,6 +96,8 @@ class Engine(Closing):
         # on a CPU, a thread for the watermark would compete with the stages for the cores
         scheduler = Scheduler(pipeline, watermark, overlap=plan.device != "cpu")
         self._loop = EngineLoop(scheduler)
+        hops = HopSchedule() if isinstance(pipeline, Pipeline) else None
+        self._requests = RequestStates(checkpoint.config, voices, hops)
 
     @classmethod
     def load(
@@ -177,7 +182,7 @@ class Engine(Closing):
         Raises:
             VoiceError: not found, not audio, too short, silent; of another type.
         """
-        return source if isinstance(source, Voice) else self._voices.voice(voice_name(source))
+        return self._requests.voice(source)
 
     def warm_up(self, *lines: str, voice: VoiceSource = None) -> None:
         """Compile kernels, capture CUDA graphs and initialize libraries before the first request.
@@ -200,7 +205,7 @@ class Engine(Closing):
 
     def pieces(
         self,
-        text: str,
+        text: str | Iterable[str | None],
         voice: VoiceSource = None,
         sampling: Sampling | None = None,
         observe: Observer | None = None,
@@ -210,6 +215,9 @@ class Engine(Closing):
         """Synthesize a text of any length, yielding each chunk: the primitive of all other calls.
 
         Args:
+            text: a str, or an iterable that yields the text as it is written, in pieces of any
+                size; each sentence is spoken as soon as it is complete. None in it means that the
+                writer pauses: what is there is spoken.
             voice: as for ``engine.voice``; None is the model's own.
             sampling: sampling parameters; without a seed a new one is drawn.
             observe: called for every speech token; what it raises ends the synthesis.
@@ -222,39 +230,36 @@ class Engine(Closing):
             TextError: no word that the model can read. By the call itself, as all InputErrors.
             DeviceError, NumericsError: after all fallbacks.
         """
+        if not isinstance(text, (str, bytes)) and isinstance(text, Iterable):
+            request = single_request(EXAMPLE, voice, sampling, latency)
+            return self._arriving(text, request, observe, guard)
         request = single_request(text, voice, sampling, latency)
         capacity = Capacity(slots=1, use_cfg=request.sampling.cfg_weight > 0)
-        return self._loop.pieces(self._request(request, capacity, guard, observe), observe)
+        return self._loop.pieces(self._requests.of(request, capacity, guard, observe), observe)
 
-    def _request(
+    def _arriving(
         self,
+        text: Iterable[str | None],
         request: Request,
-        capacity: Capacity,
-        guard: Guard | None = None,
-        observe: Observer | None = None,
-    ) -> RequestState:
-        """The state of a request before its first step.
+        observe: Observer | None,
+        guard: Guard | None,
+    ) -> Iterator[Piece]:
+        request = replace(request, voice=self.voice(request.voice))
+        capacity = Capacity(self.plan.slots)
+        self._requests.of(request, capacity, guard, observe)  # errors of arguments, at once
 
-        Raises:
-            InputError: as ``pieces``.
-        """
-        instance("request", request, Request)
-        instance("guard", guard, Guard, optional=True)
-        instance("observe", observe, Callable, optional=True)
-        chunks = texts.chunks(request.text, self.checkpoint.config)
-        voice, sampling = self.voice(request.voice), seeded(request.sampling)
-        on_progress = None if observe is None else put_progress
-        state = RequestState(request.id, sampling.seed or 0, capacity, guard, on_progress)
-        if request.latency == LOW:
-            if not isinstance(self.pipeline, Pipeline):
-                raise InputError("plain Chatterbox has no low latency: unset DISABLE_OPTIMIZATION")
-            state.hops = HopSchedule()
-        state.add_chunks(chunks, voice, sampling)
-        return state
+        def submit(chunk: Chunk, number: int) -> RequestHandle | None:
+            state = self._requests.of_chunk(request, chunk, number, capacity, guard, observe)
+            if state is None:
+                return None
+            self._loop.submit(state)
+            return RequestHandle(self._loop, state, observe)
+
+        return ArrivingRequests(text, submit).pieces()
 
     def stream(
         self,
-        text: str,
+        text: str | Iterable[str | None],
         voice: VoiceSource = None,
         sampling: Sampling | None = None,
         latency: str = CHUNK,
@@ -295,7 +300,7 @@ class Engine(Closing):
         instance("guard", guard, Guard, optional=True)
         capacity = Capacity(self.plan.slots, group=self.pipeline.group)
         return self._loop.results(
-            requests, lambda request: self._request(request, capacity, guard), capacity
+            requests, lambda request: self._requests.of(request, capacity, guard), capacity
         )
 
     def submit(
@@ -320,7 +325,7 @@ class Engine(Closing):
             QueueFullError: after ``timeout``.
         """
         timeout = seconds_to_wait("timeout", timeout)
-        state = self._request(request, Capacity(self.plan.slots), guard, observe)
+        state = self._requests.of(request, Capacity(self.plan.slots), guard, observe)
         self._loop.submit(state, timeout)
         return RequestHandle(self._loop, state, observe)
 
@@ -336,7 +341,7 @@ class Engine(Closing):
             raise InputError(
                 "plain Chatterbox returns no speech tokens: unset DISABLE_OPTIMIZATION"
             )
-        request = self._request(single_request(text, voice, sampling), Capacity(1))
+        request = self._requests.of(single_request(text, voice, sampling), Capacity(1))
         request.tokens_only = True
         for _ in self._loop.pieces(request):
             pass

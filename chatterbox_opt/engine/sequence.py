@@ -132,7 +132,8 @@ class Sequence:
     @property
     def seed(self) -> int:
         """Of this attempt; follows from the request's seed, ``index`` and ``attempt``."""
-        return chunk_seed(self.request.seed, self.index, self.attempt)
+        number = self.request.first_chunk + self.index
+        return chunk_seed(self.request.seed, number, self.attempt)
 
     def restart(self, mode: DecodeMode | None = None) -> None:
         """Wait for a slot again: the same seed, hence the same tokens."""
@@ -200,6 +201,7 @@ class RequestState:
         on_progress: called at every speech token, in a step; must not raise.
         tokens_only: stop after T3; pieces have no samples.
         hops: when parts of its sequences are given out; None: only whole sequences are.
+        first_chunk: number of its first chunk, if it is a part of a text.
         sequences: its chunks in order.
         events: where its pieces and then its result go.
         waiting: its sequences without a slot, retries first.
@@ -218,6 +220,7 @@ class RequestState:
     on_progress: OnProgress | None = None
     tokens_only: bool = False
     hops: HopSchedule | None = None
+    first_chunk: int = 0
     sequences: list[Sequence] = field(default_factory=list)
     events: EventQueue[Event] = field(default_factory=EventQueue)
     waiting: deque[Sequence] = field(default_factory=deque)

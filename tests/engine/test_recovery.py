@@ -139,7 +139,7 @@ def test_a_request_that_fails_eagerly_too_does_not_count_against_the_backend(loa
         backend = fragile.pipeline.decoder.backend = FragileBackend(lambda call: False)
         for _ in range(5):
             with pytest.raises(ValueError, match="an odd request"):
-                odd = fragile._request(Request("odd", "Hello.", None, SAMPLING), Capacity())
+                odd = fragile._requests.of(Request("odd", "Hello.", None, SAMPLING), Capacity())
                 odd.on_progress = raising
                 list(fragile._loop.pieces(odd))
         assert fragile.pipeline.decoder.backend is backend

@@ -453,7 +453,7 @@ def test_offloading_waits_for_work_that_another_run_left_on_the_worker(engine, m
 
 def after_t3(engine) -> Sequence:
     """A sequence that T3 has finished."""
-    state = engine._request(requests(1)[0], Capacity())
+    state = engine._requests.of(requests(1)[0], Capacity())
     [sequence] = state.sequences
     decoder = engine.pipeline.decoder
     assert decoder.admit(sequence)
@@ -791,7 +791,7 @@ def test_a_request_that_ends_while_its_group_fails_does_not_affect_the_others(
         return plain(tokens, *rest)
 
     monkeypatch.setattr(stage(engine, "flow"), "forward", flow)
-    states = [engine._request(requests()[i], Capacity(4, group=2)) for i in (0, 2)]
+    states = [engine._requests.of(requests()[i], Capacity(4, group=2)) for i in (0, 2)]
     for state in states:
         scheduler.add(state)
     while not engine.pipeline.renderer.busy:

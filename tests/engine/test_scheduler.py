@@ -37,7 +37,7 @@ def scheduler(engine):
 
 def request(engine, id: str, text: str = "Hello.", slots: int = 2, group: int = 1, **knobs):
     sampling = Sampling(**({"seed": 3, "max_tokens": 6, "cfm_steps": 1} | knobs))
-    return engine._request(Request(id, text, None, sampling), Capacity(slots, group=group))
+    return engine._requests.of(Request(id, text, None, sampling), Capacity(slots, group=group))
 
 
 def finish(scheduler: Scheduler) -> None:
@@ -148,7 +148,7 @@ def test_requests_of_other_capacity_wait_for_empty_slots(engine, scheduler):
     for seed, cfg in ((1, 0.0), (2, 0.5), (3, 0.0)):
         sampling = Sampling(seed=seed, cfg_weight=cfg, max_tokens=6, cfm_steps=1)
         capacity = Capacity(1, use_cfg=cfg > 0)
-        states.append(engine._request(Request("x", "Hello.", None, sampling), capacity))
+        states.append(engine._requests.of(Request("x", "Hello.", None, sampling), capacity))
         scheduler.add(states[-1])
         scheduler.step()
     finish(scheduler)

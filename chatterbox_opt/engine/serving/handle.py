@@ -9,8 +9,8 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator
 
-from chatterbox_opt.engine.loop import EngineLoop, with_pieces
 from chatterbox_opt.engine.sequence import Event, RequestState
+from chatterbox_opt.engine.serving.loop import EngineLoop, with_pieces
 from chatterbox_opt.request import Metrics, Observer, Piece, Result
 from chatterbox_opt.utils.arguments import seconds_to_wait
 

@@ -1,0 +1,107 @@
+"""From a request to its state: the text in chunks, the voice, the seed, when parts are given out.
+
+Responsible for what is checked before a request is added. Not responsible for texts (texts.py) or
+for work.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from chatterbox_opt.config.hop_schedule import HopSchedule
+from chatterbox_opt.config.model_config import ModelConfig
+from chatterbox_opt.engine import texts
+from chatterbox_opt.engine.quality import Guard
+from chatterbox_opt.engine.sequence import Capacity, RequestState, put_progress
+from chatterbox_opt.errors import InputError, TextError
+from chatterbox_opt.request import LOW, Observer, Request, VoiceSource, voice_name
+from chatterbox_opt.sampling import seeded
+from chatterbox_opt.text.chunking import Chunk
+from chatterbox_opt.utils.arguments import instance
+from chatterbox_opt.voice import Voice
+from chatterbox_opt.voices.library import VoiceLibrary
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStates:
+    """Makes the states of an engine's requests.
+
+    Attributes:
+        config: of the model.
+        voices: finds or computes a voice.
+        hops: of requests with low latency; None: the backend cannot give out parts.
+    """
+
+    config: ModelConfig
+    voices: VoiceLibrary
+    hops: HopSchedule | None
+
+    def voice(self, source: VoiceSource) -> Voice:
+        """As ``Engine.voice``."""
+        return source if isinstance(source, Voice) else self.voices.voice(voice_name(source))
+
+    def of(
+        self,
+        request: Request,
+        capacity: Capacity,
+        guard: Guard | None = None,
+        observe: Observer | None = None,
+    ) -> RequestState:
+        """The state of a request before its first step.
+
+        Raises:
+            InputError: an argument of another type; no low latency.
+            TextError, VoiceError: no word to say, no such voice.
+        """
+        instance("request", request, Request)
+        chunks = texts.chunks(request.text, self.config)
+        return self._state(request, chunks, 0, capacity, guard, observe)
+
+    def of_chunk(
+        self,
+        request: Request,
+        chunk: Chunk,
+        number: int,
+        capacity: Capacity,
+        guard: Guard | None = None,
+        observe: Observer | None = None,
+    ) -> RequestState | None:
+        """The state for one chunk of a text that arrives; None if the model can read none of it.
+
+        Args:
+            request: with everything but the text.
+            number: of the chunk in the text.
+        """
+        try:
+            chunks = texts.chunks(chunk.source, self.config)
+        except TextError as error:
+            log.warning("%r is left out: %s", chunk.source[:40], error)
+            return None
+        chunks[-1] = replace(chunks[-1], pause=chunk.pause)
+        return self._state(request, chunks, number, capacity, guard, observe)
+
+    def _state(
+        self,
+        request: Request,
+        chunks: list[Chunk],
+        first: int,
+        capacity: Capacity,
+        guard: Guard | None,
+        observe: Observer | None,
+    ) -> RequestState:
+        instance("guard", guard, Guard, optional=True)
+        instance("observe", observe, Callable, optional=True)
+        voice, sampling = self.voice(request.voice), seeded(request.sampling)
+        on_progress = None if observe is None else put_progress
+        state = RequestState(request.id, sampling.seed or 0, capacity, guard, on_progress)
+        if request.latency == LOW:
+            if self.hops is None:
+                raise InputError("plain Chatterbox has no low latency: unset DISABLE_OPTIMIZATION")
+            state.hops = self.hops
+        state.first_chunk = first
+        state.add_chunks(chunks, voice, sampling)
+        return state
