@@ -14,8 +14,8 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from chatterbox_opt.cli import synth as synth_command
 from chatterbox_opt.cli.application import app
+from chatterbox_opt.cli.synth import command as synth_command
 from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.request import Piece
@@ -71,7 +71,7 @@ class FakeEngine:
     def voice(self, source):
         return source
 
-    def pieces(self, text, voice, sampling, observe, guard):
+    def pieces(self, text, voice, sampling, observe, guard, latency="chunk"):
         self.guards.append(guard)
         yield from self._pieces
 

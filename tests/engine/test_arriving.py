@@ -38,7 +38,7 @@ def texts_of(pieces) -> list[str]:
 
 
 @pytest.mark.parametrize("latency", ["chunk", "low"])
-def test_sentences_are_spoken_in_order(engine, latency):
+def test_sentences_are_synthesized_in_order(engine, latency):
     pieces = list(engine.pieces(iter(TEXT), None, SAMPLING, latency=latency))
     assert texts_of(pieces) == [
         "The first sentence is short.",

@@ -11,6 +11,8 @@ import json
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -21,16 +23,21 @@ from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.cli import options
 from chatterbox_opt.cli.console import Reporter, as_utf8
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOptions
+from chatterbox_opt.cli.synth.streaming import Sinks, StreamOptions, arriving_text, open_sinks
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError, TextError
+from chatterbox_opt.request import Request
 from chatterbox_opt.sampling import Sampling, seeded
 from chatterbox_opt.text import chunking
 
 if TYPE_CHECKING:
+    from chatterbox_opt.engine.engine import Engine
     from chatterbox_opt.engine.quality import Guard
-    from chatterbox_opt.request import Piece
+    from chatterbox_opt.request import Observer, Piece
+    from chatterbox_opt.voice import Voice
 
+STDIN = "-"
 MAX_QUOTED = 40  # characters of a chunk in a warning
 
 
@@ -68,9 +75,9 @@ def synth(
         Optional[Path], typer.Option("--file", "-f", help="Read the text from a file.")
     ] = None,
     output: Annotated[
-        str,
+        Optional[str],
         typer.Option("--output", "-o", help="wav, flac, ogg or mp3; - is WAV to standard output."),
-    ] = "out.wav",
+    ] = None,
     subtype: Annotated[
         Optional[str], typer.Option(help="Sample format, such as PCM_24 or FLOAT for wav.")
     ] = None,
@@ -79,6 +86,7 @@ def synth(
     ] = False,
     voice: options.Voice = None,
     *,
+    streaming: StreamOptions,
     checks: CheckOptions,
     sampling: SamplingOptions,
     engine: EngineOptions,
@@ -86,17 +94,21 @@ def synth(
 ) -> None:
     """Synthesize a text and write it to a file."""
     started = time.perf_counter()
+    streaming.check(output, subtype)
+    arrives = streaming.streams and words == STDIN and file is None
     job = _Job(
-        chunking.clean(_read_text(words, file)),
+        None if arrives else chunking.clean(_read_text(words, file)),
         voice,
         sampling.sampling(),
         checks.guard(),
         engine.spec(),
-        output,
+        streaming.output(output),
         subtype,
+        streaming,
     )
     reporter = printing.reporter()
-    _check_output(output, subtype, as_json=as_json)
+    if job.output is not None:
+        _check_output(job.output, subtype, as_json=as_json)
     job.spec.check(voice)
     printing.set_up_logging(reporter)
     result = _run(job, reporter, started)
@@ -105,15 +117,21 @@ def synth(
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """The text, how it is synthesized, and where it is written."""
+    """The text, how it is synthesized, and where it is written.
 
-    text: str
+    Attributes:
+        text: None: it arrives at standard input.
+        output: None: it is only played.
+    """
+
+    text: str | None
     voice: str | None
     sampling: Sampling
     guard: Guard | None
     spec: EngineSpec
-    output: str
+    output: str | None
     subtype: str | None
+    streaming: StreamOptions
 
 
 def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
@@ -128,17 +146,55 @@ def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
         loaded = time.perf_counter()
         pieces: list[Piece] = []
         samples = 0
-        with audio_files.writer(job.output, job.subtype) as sink, reporter.progress() as show:
-            for piece in engine.pieces(job.text, voice, sampling, show, job.guard):
+        letters = None if job.text is None else len(job.text)
+        with (
+            open_sinks(job.streaming, job.output, job.subtype, letters) as sink,
+            reporter.progress() as show,
+            _pieces(engine, job, voice, sampling, show) as source,
+        ):
+            for piece in source:
                 sink.write(piece.samples)
                 if piece.faults:
                     reporter.warn(_doubt(len(pieces) + 1, piece, sampling))
                 samples += len(piece.samples)
                 # the samples are on disk: a long text must not fill memory
                 pieces.append(dataclasses.replace(piece, samples=np.empty(0, np.float32)))
-        spent = time.perf_counter() - loaded
+            spent = time.perf_counter() - loaded
+            sink.finish()
     result = _result(pieces, samples / SAMPLE_RATE, spent, sampling, job.output)
+    if job.streaming.streams:
+        result |= _stream_result(sink)
     return result | {"load_seconds": round(loaded - started, 3), "plan": engine.plan.summary()}
+
+
+@contextmanager
+def _pieces(
+    engine: Engine, job: _Job, voice: Voice, sampling: Sampling, show: Observer | None
+) -> Iterator[Iterator[Piece]]:
+    """The pieces of the text, whole or arriving. When they stream, another thread makes them, so
+    that this one is free for Ctrl-C."""
+    latency = job.streaming.chosen_latency
+    if job.text is None:
+        with arriving_text(job.streaming.flush_after) as text:
+            yield engine.pieces(text, voice, sampling, show, job.guard, latency)
+    elif job.streaming.streams:
+        request = Request("", job.text, voice, sampling, latency)
+        handle = engine.submit(request, job.guard, show)
+        try:
+            yield handle
+        finally:
+            handle.cancel()
+    else:
+        yield engine.pieces(job.text, voice, sampling, show, job.guard, latency)
+
+
+def _stream_result(sinks: Sinks) -> dict[str, Any]:
+    """What a stream adds to the result."""
+    first, heard = sinks.first_audio, sinks.playback
+    result: dict[str, Any] = {"first_audio_seconds": None if first is None else round(first, 3)}
+    if heard is not None:
+        result |= {"underruns": heard.underruns, "gap_seconds": round(heard.gap, 3)}
+    return result
 
 
 def _read_text(words: str | None, file: Path | None) -> str:
@@ -147,7 +203,7 @@ def _read_text(words: str | None, file: Path | None) -> str:
     try:
         if file is not None:
             return file.read_text(encoding="utf-8-sig")
-        if words == "-":
+        if words == STDIN:
             return _standard_input().decode("utf-8-sig")
         return as_utf8(words or "")
     except UnicodeDecodeError as error:
@@ -191,17 +247,17 @@ def _doubt(number: int, piece: Piece, sampling: Sampling) -> str:
 
 
 def _result(
-    pieces: list[Piece], duration: float, spent: float, sampling: Sampling, output: str
+    pieces: list[Piece], duration: float, spent: float, sampling: Sampling, output: str | None
 ) -> dict[str, Any]:
     from chatterbox_opt.request import faults_of, total_seconds
 
     return {
-        "output": as_utf8(output),
+        "output": None if output is None else as_utf8(output),
         "audio_seconds": round(duration, 3),
         "synthesis_seconds": round(spent, 3),
         "realtime_x": round(duration / spent, 3),
         "seed": sampling.seed,
-        "chunks": len(pieces),
+        "chunks": sum(piece.ends_chunk and bool(piece.text) for piece in pieces),
         "tokens": sum(piece.tokens for piece in pieces),
         "attempts": max(piece.attempts for piece in pieces),
         "faults": faults_of(pieces),
@@ -209,12 +265,21 @@ def _result(
     }
 
 
+def _heard(result: dict[str, Any]) -> str:
+    line = f"First audio after {result['first_audio_seconds']:.2f}s"
+    if result.get("underruns"):
+        line += f"; {result['underruns']} gaps of {result['gap_seconds']:.2f}s in the playback"
+    return line
+
+
 def _report(reporter: Reporter, result: dict[str, Any], *, as_json: bool) -> None:
     reporter.status(
         f"Generated: {result['synthesis_seconds']:.2f}s for {result['audio_seconds']:.2f}s audio, "
         f"{result['realtime_x']:.2f}x real time "
-        f"(seed {result['seed']}) -> {result['output']}"
+        f"(seed {result['seed']})" + (f" -> {result['output']}" if result["output"] else "")
     )
+    if result.get("first_audio_seconds") is not None:
+        reporter.status(_heard(result))
     stages = ", ".join(f"{name} {value:.2f}s" for name, value in result["stage_seconds"].items())
     reporter.detail(f"  load {result['load_seconds']:.2f}s, {stages}, {result['tokens']} tokens")
     if as_json:

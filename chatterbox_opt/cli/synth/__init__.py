@@ -1,0 +1,1 @@
+"""The command ``synth``: command.py has its options, streaming.py those of ``--stream``."""

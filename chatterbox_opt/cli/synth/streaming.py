@@ -1,0 +1,174 @@
+"""``synth --stream`` and ``--play``: sound while it is still being made.
+
+Responsible for their options, for where the sound goes, and for text that arrives at standard
+input. Not responsible for the other options or for the result that is printed (command.py).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated, Optional, cast
+
+import typer
+
+from chatterbox_opt.audio import files as audio_files
+from chatterbox_opt.audio import streaming
+from chatterbox_opt.audio.player import REMEDY, Player
+from chatterbox_opt.audio.prebuffer import Playback, Prebuffer
+from chatterbox_opt.config.hop_schedule import HopSchedule
+from chatterbox_opt.config.model_config import TOKEN_RATE
+from chatterbox_opt.errors import InputError
+from chatterbox_opt.request import CHUNK, LATENCIES, LOW
+from chatterbox_opt.text.arriving import FLUSH_AFTER
+
+if TYPE_CHECKING:
+    from io import FileIO
+
+    from chatterbox_opt.audio.streaming import WaveSink
+    from chatterbox_opt.utils.wave import Wave
+
+DEFAULT_OUTPUT = "out.wav"
+SECONDS_PER_LETTER = 0.075  # of speech that is not fast
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamOptions:
+    """When sound is given out, and whether it is played."""
+
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="Give out sound as it is made; read TEXT - as it arrives."),
+    ] = False
+    play: Annotated[
+        bool, typer.Option("--play", help="Play it, as --stream; writes no file unless -o is set.")
+    ] = False
+    latency: Annotated[
+        Optional[str],
+        typer.Option(help="low: parts of a sentence (with --stream); chunk: whole ones."),
+    ] = None
+    format: Annotated[
+        Optional[str],
+        typer.Option(help="Of a stream: wav, or pcm (raw s16le, mono, 24 kHz)."),
+    ] = None
+    flush_after: Annotated[
+        float,
+        typer.Option(help="Seconds after which arriving text is read out in mid-sentence; 0: off."),
+    ] = FLUSH_AFTER
+
+    @property
+    def streams(self) -> bool:
+        """Whether sound is given out as it is made."""
+        return self.stream or self.play
+
+    def check(self, output: str | None, subtype: str | None) -> None:
+        """Check the options together.
+
+        Raises:
+            InputError: unknown values, or options that exclude each other.
+        """
+        if self.latency not in (None, *LATENCIES):
+            raise InputError(f"--latency is '{self.latency}'; known: {', '.join(LATENCIES)}")
+        if self.latency == LOW and not self.streams:
+            raise InputError("--latency low is for --stream or --play")
+        if self.play and find_spec("sounddevice") is None:  # before a model is loaded
+            raise InputError(f"sounddevice is not installed: {REMEDY}")
+        if not 0 <= self.flush_after <= 3600:
+            raise InputError(f"--flush-after is {self.flush_after:g}; use 0 to 3600 seconds")
+        to_stream = self.streams and output is not None and audio_files.is_stream(output)
+        if self.format is not None:
+            streaming.check_format(self.format)
+            if not to_stream:
+                raise InputError("--format is for --stream to standard output or a pipe (-o -)")
+        if to_stream and subtype is not None:
+            raise InputError("--subtype is for files; a stream has 16 bits")
+
+    def output(self, output: str | None) -> str | None:
+        """Where the sound is written; None: only played."""
+        return None if output is None and self.play else output or DEFAULT_OUTPUT
+
+    @property
+    def chosen_latency(self) -> str:
+        """For the engine."""
+        return self.latency or (LOW if self.streams else CHUNK)
+
+
+class Sinks:
+    """Where sound goes: a file or a stream, and the sound device.
+
+    Attributes:
+        first_audio: seconds from the start until sound was there; None: none yet.
+        playback: what was heard; None: nothing was played.
+    """
+
+    def __init__(self, sinks: list[WaveSink], player: Player | None, started: float) -> None:
+        self._sinks, self._player, self._started = sinks, player, started
+        self.first_audio: float | None = None
+        self.playback: Playback | None = None
+
+    def write(self, wave: Wave) -> None:
+        """Hand float32 [n] to all."""
+        if self.first_audio is None and len(wave):
+            self.first_audio = time.monotonic() - self._started
+        for sink in self._sinks:
+            sink.write(wave)
+
+    def finish(self) -> None:
+        """Play to the end."""
+        if self._player is not None:
+            self.playback = self._player.finish()
+
+
+@contextmanager
+def open_sinks(
+    chosen: StreamOptions, output: str | None, subtype: str | None, letters: int | None
+) -> Iterator[Sinks]:
+    """Open what the options name; a file appears when the block ends, sound is silent at once.
+
+    Args:
+        letters: of the text, if it is known.
+
+    Raises:
+        InputError, DeviceError: nothing can be played here.
+        OutputError: it cannot be written.
+    """
+    with ExitStack() as stack:
+        sinks: list[WaveSink] = []
+        started = time.monotonic()
+        player = None
+        if chosen.play:
+            total = None if letters is None else letters * SECONDS_PER_LETTER
+            sizes = HopSchedule().sizes if chosen.chosen_latency == LOW else ()
+            schedule = [size / TOKEN_RATE for size in sizes]
+            prebuffer = Prebuffer(started, schedule=schedule, total=total)
+            player = stack.enter_context(Player(prebuffer))
+            sinks.append(player)
+        if output is not None and chosen.streams and audio_files.is_stream(output):
+            writer = streaming.stream_writer(output, chosen.format or streaming.WAV)
+            sinks.append(stack.enter_context(writer))
+        elif output is not None:
+            sinks.append(stack.enter_context(audio_files.writer(output, subtype)))
+        yield Sinks(sinks, player, started)
+
+
+@contextmanager
+def arriving_text(flush_after: float) -> Iterator[Iterator[str | None]]:
+    """Standard input as it arrives.
+
+    Args:
+        flush_after: seconds; 0: a pause of the writer does not matter.
+
+    Raises:
+        InputError: it is closed.
+    """
+    from chatterbox_opt.text.arriving import ArrivingText
+
+    if sys.stdin is None:
+        raise InputError("standard input is closed; pass the text as an argument or --file FILE")
+    source = cast("FileIO", sys.stdin.buffer.raw)  # type: ignore[union-attr]
+    with ArrivingText(source, flush_after or None) as pieces:
+        yield iter(pieces)
