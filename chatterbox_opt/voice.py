@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,14 @@ from chatterbox_opt.config.model_config import (
     MEL_BINS,
     MEL_PER_TOKEN,
     SPEECH_TOKENS,
+    TOKEN_RATE,
     ModelConfig,
 )
-from chatterbox_opt.errors import WeightsError, first_line
+from chatterbox_opt.errors import InputError, WeightsError, first_line
+from chatterbox_opt.utils.arguments import number
 from chatterbox_opt.utils.damage import DAMAGE_ERRORS
 
+MIN_PROMPT_SECONDS = 0.5  # of the flow's prompt
 MAX_BYTES = 16 << 20  # of a voice; 10 s have 0.2 MB
 
 
@@ -73,6 +76,23 @@ class Voice:
     def to(self, device: torch.device | str) -> Voice:
         """The same voice on another device."""
         return Voice(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
+    def shortened(self, seconds: float) -> Voice:
+        """With only the last seconds of the flow's prompt; all of the rest stays.
+
+        The flow renders the prompt again with every part of a stream, so a short one is heard
+        sooner; the voice is a little less like the recording.
+
+        Raises:
+            InputError: less than ``MIN_PROMPT_SECONDS``.
+        """
+        seconds = number("seconds", seconds)
+        if seconds < MIN_PROMPT_SECONDS:
+            raise InputError(f"a prompt has {MIN_PROMPT_SECONDS:g} seconds or more, not {seconds}")
+        count = min(round(seconds * TOKEN_RATE), self.tokens.shape[1])
+        # from the front, tokens and frames together
+        frames = self.mel.shape[1] - MEL_PER_TOKEN * (self.tokens.shape[1] - count)
+        return replace(self, tokens=self.tokens[:, -count:], mel=self.mel[:, -frames:])
 
     def tensors(self) -> dict[str, Tensor]:
         """Name to tensor, for saving."""

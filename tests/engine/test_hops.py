@@ -9,6 +9,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from helpers.common import SAMPLE
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -421,3 +422,17 @@ def test_an_unknown_latency_is_an_input_error(engine):
         engine.pieces("Hello.", latency="fast")
     with pytest.raises(InputError, match="latency"):
         Request("a", "Hello.", latency=None)
+
+
+def test_a_shortened_voice_keeps_the_end_of_its_prompt(engine):
+    voice = engine.voice(SAMPLE)
+    tokens, extra = voice.tokens.shape[1], voice.mel.shape[1] - 2 * voice.tokens.shape[1]
+    short = voice.shortened(1)
+    assert torch.equal(short.tokens, voice.tokens[:, -25:])
+    assert torch.equal(short.mel, voice.mel[:, -50 - extra :])
+    assert torch.equal(short.prompt, voice.prompt) and torch.equal(short.xvector, voice.xvector)
+    assert voice.shortened(1000) == voice and tokens > 25
+    assert joined(list(engine.pieces(TEXT, short, SAMPLING, latency="low"))).size
+    for seconds in (0.2, -1, "x", None):
+        with pytest.raises(InputError):
+            voice.shortened(seconds)

@@ -143,6 +143,8 @@ def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
     with job.spec.load() as engine:
         options.report_plan(engine.plan, reporter)
         voice = engine.voice(job.voice)
+        if job.streaming.voice_seconds is not None:
+            voice = voice.shortened(job.streaming.voice_seconds)
         loaded = time.perf_counter()
         pieces: list[Piece] = []
         samples = 0

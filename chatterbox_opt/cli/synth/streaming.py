@@ -55,6 +55,10 @@ class StreamOptions:
         Optional[str],
         typer.Option(help="Of a stream: wav, or pcm (raw s16le, mono, 24 kHz)."),
     ] = None
+    voice_seconds: Annotated[
+        Optional[float],
+        typer.Option(help="Use the last seconds of the voice in the flow: first sound sooner."),
+    ] = None
     flush_after: Annotated[
         float,
         typer.Option(help="Seconds after which arriving text is read out in mid-sentence; 0: off."),
