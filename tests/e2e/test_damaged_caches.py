@@ -84,7 +84,7 @@ class Machine:
 
 
 @pytest.fixture(scope="module")
-def spoken(tmp_path_factory) -> tuple[Machine, bytes]:
+def undamaged(tmp_path_factory) -> tuple[Machine, bytes]:
     machine = Machine(tmp_path_factory.mktemp("machine"))
     audio, warnings, _ = machine.speak()
     assert not warnings
@@ -92,20 +92,20 @@ def spoken(tmp_path_factory) -> tuple[Machine, bytes]:
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_every_file_of_every_cache_is_damaged(spoken, tmp_path, damage):
+def test_every_file_of_every_cache_is_damaged(undamaged, tmp_path, damage):
     machine = Machine(tmp_path / "machine")
-    shutil.copytree(spoken[0].directory, machine.directory)
+    shutil.copytree(undamaged[0].directory, machine.directory)
     files = machine.files()
     assert len({path.suffix for path in files}) == len(WARNINGS), files
     for path in files:
         damage(path)
     audio, warnings, slow = machine.speak()
     print(*warnings, f"{len(files)} files, {slow:.1f} s", sep="\n")
-    assert audio == spoken[1]
+    assert audio == undamaged[1]
     for start in WARNINGS:
         assert any(line.startswith(f"warning: {start}") for line in warnings), start
     audio, warnings, fast = machine.speak()
     print(*warnings, f"again: {fast:.1f} s", sep="\n")
-    assert audio == spoken[1]
+    assert audio == undamaged[1]
     assert not warnings
     assert sorted(machine.files()) == sorted(files)
