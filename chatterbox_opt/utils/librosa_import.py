@@ -10,23 +10,28 @@ default: with the installed package, or, if that is read-only, in the user's cac
 
 from __future__ import annotations
 
+import importlib
 import threading
 from types import ModuleType
 
+# the parts with compiled functions, of those that the encoders use: librosa imports a part when it
+# is used, and that is when numba looks at the setting
+_PARTS = (
+    *("core.audio", "core.constantq", "core.notation", "core.pitch", "core.spectrum", "effects"),
+    *("filters", "sequence", "util.utils"),
+)
 _LOCK = threading.Lock()  # while numba's setting is replaced; engines may load in threads
 
 
 def import_librosa() -> ModuleType:
-    """librosa, with the modules that upstream's encoders use; to be called before theirs."""
+    """librosa, with the parts that upstream's encoders use; to be called before theirs."""
     from numba.core import config
 
     with _LOCK:
         directory, config.CACHE_DIR = config.CACHE_DIR, ""
         try:
-            # librosa imports its parts when they are used; numba looks at the setting at that time
-            import librosa
-            import librosa.effects
-            import librosa.filters
+            for part in _PARTS:
+                importlib.import_module(f"librosa.{part}")
         finally:
             config.CACHE_DIR = directory
-    return librosa
+    return importlib.import_module("librosa")
