@@ -33,6 +33,7 @@ from chatterbox_opt.audio.decoders import MIN_SECONDS
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError, OutputError, VoiceError
 from chatterbox_opt.utils.atomic_file import atomic_write
+from chatterbox_opt.utils.librosa_import import import_librosa
 
 if TYPE_CHECKING:
     from chatterbox_opt.utils.wave import Wave
@@ -293,8 +294,7 @@ def decode_reference(file: Path, name: str | None = None) -> Reference:
     Raises:
         VoiceError: not audio, too short, silent, or has NaN/Inf samples.
     """
-    import librosa
-
+    librosa = import_librosa()
     wave, rate, remark = _decode(file, name or str(file))
     return Reference(librosa.resample(wave, orig_sr=rate, target_sr=SAMPLE_RATE), remark)
 

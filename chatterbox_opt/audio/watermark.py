@@ -33,6 +33,7 @@ from chatterbox_opt.errors import ChatterboxOptError, first_line
 from chatterbox_opt.runtime.cuda import SideStream
 from chatterbox_opt.utils import upstream_import
 from chatterbox_opt.utils.damage import DAMAGE_ERRORS
+from chatterbox_opt.utils.librosa_import import import_librosa
 from chatterbox_opt.utils.skip_init import skip_init
 from chatterbox_opt.utils.wave import Wave
 
@@ -210,6 +211,7 @@ class Watermark:
         Raises:
             ChatterboxOptError: pkg_resources is missing, which setuptools 81 removed.
         """
+        import_librosa()  # before perth does
         import perth
 
         if perth.PerthImplicitWatermarker is None:  # set to None by perth if its import failed

@@ -24,6 +24,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from chatterbox_opt.batch.journal import FILE as JOURNAL
 from chatterbox_opt.batch.journal import FORGOTTEN, STARTED, Journal, Note
 from chatterbox_opt.errors import InputError, OutputError
 from chatterbox_opt.utils.atomic_file import PART, remove_stale
@@ -214,7 +215,8 @@ def open_manifest(directory: Path, *, reset: bool = False) -> Iterator[Manifest]
         reset: discard the entries of earlier runs; their files stay ours.
 
     Raises:
-        InputError: another run holds the lock, or it is not a writable directory.
+        InputError: another run holds the lock, it is not a writable directory, or one of its
+            files is a directory or a pipe.
     """
     import filelock
 
@@ -226,6 +228,7 @@ def open_manifest(directory: Path, *, reset: bool = False) -> Iterator[Manifest]
         raise InputError(
             f"'{directory}' cannot be written to ({reason}): give another --out-dir"
         ) from error
+    _check_regular(directory)
     try:
         lock = filelock.FileLock(directory / LOCK, timeout=0)
         with lock, _open(directory / FILE) as descriptor:
@@ -241,6 +244,12 @@ def open_manifest(directory: Path, *, reset: bool = False) -> Iterator[Manifest]
         raise InputError(
             f"another run is working in '{directory}': wait for it, or give another --out-dir"
         ) from error
+
+
+def _check_regular(directory: Path) -> None:
+    for path in (directory / name for name in (FILE, LOCK, JOURNAL)):
+        if path.exists() and not path.is_file():
+            raise InputError(f"'{path}' is no file: remove it, or give another --out-dir")
 
 
 @contextmanager

@@ -72,10 +72,11 @@ def _check_files(directory: Path, files: Iterable[str]) -> None:
     found = [os.path.normpath(path) for path in paths if os.path.lexists(path)]
     if found:
         named = "', '".join(found[:FOREIGN_SHOWN])
+        pronoun = "them" if len(found) > 1 else "it"
         more = f" and {len(found) - FOREIGN_SHOWN} more" if len(found) > FOREIGN_SHOWN else ""
         raise InputError(
-            f"'{named}'{more} would be replaced, and no earlier run in '{directory}' wrote them: "
-            "give another --out-dir or --join, or allow it with --overwrite"
+            f"'{named}'{more} would be replaced, and no earlier run in '{directory}' wrote "
+            f"{pronoun}: give another --out-dir or --join, or allow it with --overwrite"
         )
 
 

@@ -35,6 +35,7 @@ from chatterbox_opt.models import voice_encoders
 from chatterbox_opt.models.flow import encoder as flow_encoder
 from chatterbox_opt.models.vocoder import model as vocoder_model
 from chatterbox_opt.utils.atomic_file import remove_stale, temporary_directory
+from chatterbox_opt.utils.librosa_import import import_librosa
 from chatterbox_opt.utils.skip_init import skip_init
 
 SIZES = {"tiny": TINY, "full": ModelConfig()}
@@ -122,6 +123,7 @@ def _generator(seed: int, name: str) -> torch.Generator:
 
 def t3_template(config: T3Config) -> dict[str, Tensor]:
     """Names and shapes (as meta tensors) of upstream's T3, from upstream's classes."""
+    import_librosa()  # before chatterbox does
     from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
     from chatterbox.models.t3.modules.cond_enc import T3CondEnc
     from chatterbox.models.t3.modules.learned_pos_emb import LearnedPositionEmbeddings
@@ -158,6 +160,7 @@ def t3_template(config: T3Config) -> dict[str, Tensor]:
 
 def upstream_flow(config: FlowConfig) -> nn.Module:
     """Upstream's whole flow in this size, for its tensor names and shapes (and for tests)."""
+    import_librosa()  # before chatterbox does
     from chatterbox.models.s3gen.configs import CFM_PARAMS
     from chatterbox.models.s3gen.decoder import ConditionalDecoder
     from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec

@@ -31,7 +31,7 @@ from chatterbox_opt.cli.console import as_utf8
 from chatterbox_opt.cli.signals import INTERRUPTED
 from chatterbox_opt.cli.synth import command as synth_command
 from chatterbox_opt.errors import ChatterboxOptError, InputError
-from chatterbox_opt.utils.printable import printable
+from chatterbox_opt.utils.printable import message_line
 
 app = typer.Typer(
     name=usage.NAME,
@@ -128,8 +128,7 @@ def _exit_code(work: Callable[[], int | None]) -> int:
 def _fail(message: str, code: int, error: Exception | None) -> int:
     if error is not None and DEBUG in sys.argv:
         traceback.print_exception(error)
-    line = printable(as_utf8(" ".join(message.split())))
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {message_line(as_utf8(message))}", file=sys.stderr)
     return code
 
 
@@ -144,5 +143,5 @@ def _unexpected(
     """Print an unexpected error as one line, with how to get the traceback."""
     if DEBUG in sys.argv:
         traceback.print_exception(kind, error, trace)
-    reason = printable(" ".join(str(error).split()))
+    reason = message_line(str(error))
     print(f"error: unexpected {kind.__name__}: {reason}; run again with {DEBUG}", file=sys.stderr)

@@ -19,6 +19,7 @@ from chatterbox_opt.config.model_config import SAMPLE_RATE, TOKEN_RATE, ModelCon
 from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Capacity, Sequence, Status
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.utils.librosa_import import import_librosa
 from chatterbox_opt.voice import Voice
 
 
@@ -49,6 +50,7 @@ class UpstreamBackend:
                 f"plain Chatterbox cannot load '{checkpoint.name}', whose dimensions are not "
                 "its own: unset DISABLE_OPTIMIZATION"
             )
+        import_librosa()  # before chatterbox does
         from chatterbox.tts import ChatterboxTTS
 
         # PerTh prints a line to stdout

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from chatterbox_opt.errors import InputError, WeightsError
 from chatterbox_opt.eval.wer import REMEDY, missing
 from chatterbox_opt.utils.atomic_file import atomic_write
+from chatterbox_opt.utils.librosa_import import import_librosa
 
 if TYPE_CHECKING:
     from chatterbox_opt.utils.wave import Wave
@@ -162,9 +163,7 @@ def default_directory() -> Path:
 def _at_rate(samples: Wave, sample_rate: int) -> Wave:
     if sample_rate == RATE:
         return samples
-    import librosa
-
-    resampled: Wave = librosa.resample(samples, orig_sr=sample_rate, target_sr=RATE)
+    resampled: Wave = import_librosa().resample(samples, orig_sr=sample_rate, target_sr=RATE)
     return resampled
 
 

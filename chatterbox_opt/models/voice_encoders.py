@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from chatterbox_opt.config.model_config import SAMPLE_RATE, SPEECH_TOKENS, VoiceEncoderConfig
+from chatterbox_opt.utils.librosa_import import import_librosa
 from chatterbox_opt.utils.upstream_import import import_upstream
 from chatterbox_opt.utils.wave import Wave
 from chatterbox_opt.voice import Voice
@@ -25,6 +26,7 @@ class Encoders(nn.Module):
 
     def __init__(self, config: VoiceEncoderConfig, speaker: int) -> None:
         super().__init__()
+        import_librosa()  # before upstream's files do
         self.tokenizer: Any = _tokenizer(config)
         self.speaker_encoder: Any = _speaker_encoder(config)
         self.voice_encoder: Any = _voice_encoder(config, speaker)
@@ -36,11 +38,10 @@ class Encoders(nn.Module):
             wave: float32 [n], mono, 24 kHz; beyond ten seconds only the voice encoder uses it.
             prompt_tokens: the maximum number of speech tokens in T3's prompt.
         """
-        import librosa
         from torchaudio.transforms import Resample
 
         with torch.inference_mode():
-            wave_16k = librosa.resample(wave, orig_sr=SAMPLE_RATE, target_sr=ENCODER_RATE)
+            wave_16k = import_librosa().resample(wave, orig_sr=SAMPLE_RATE, target_sr=ENCODER_RATE)
             head = torch.from_numpy(wave[: FLOW_SECONDS * SAMPLE_RATE])[None]
             mel = import_upstream("models.s3gen.utils.mel").mel_spectrogram(head).transpose(1, 2)
             head_16k = Resample(SAMPLE_RATE, ENCODER_RATE)(head)

@@ -83,11 +83,11 @@ def trusted(path: Path, what: str, remedy: str) -> bool:
     except (OSError, RuntimeError) as error:  # RuntimeError: symbolic links in a loop
         reason = f"{error}"
     if reason:
-        _warn(f"'{path}' is not used for {what}: {reason}; {remedy}")
+        warn_once(f"'{path}' is not used for {what}: {reason}; {remedy}")
     return not reason
 
 
 @functools.cache
-def _warn(message: str) -> None:
-    """Once for each process, however many kernels are loaded."""
+def warn_once(message: str) -> None:
+    """Warn once in each process, however many files of a cache are read."""
     log.warning("%s", message)

@@ -10,6 +10,7 @@ import unicodedata
 
 # controls, formats (bidirectional controls, zero-width characters), surrogates, line separators
 ESCAPED = ("Cc", "Cf", "Cs", "Zl", "Zp")
+MESSAGE_CHARACTERS = 2000
 JOINERS = "\u200c\u200d"  # within words and emoji: they change no order and hide nothing
 
 
@@ -21,6 +22,16 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(repr(c)[1:-1] if _is_control(c) else c for c in text)
+
+
+def message_line(text: str) -> str:
+    """A message on one printable line; of a very long one, its beginning and its end.
+
+    A message quotes what a file contains, which may be a megabyte; the remedy is at its end.
+    """
+    line = printable(" ".join(text.split()))
+    half = MESSAGE_CHARACTERS // 2
+    return line if len(line) <= MESSAGE_CHARACTERS else f"{line[:half]} … {line[-half:]}"
 
 
 def printable_json(document: str) -> str:

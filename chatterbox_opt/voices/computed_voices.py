@@ -50,6 +50,8 @@ def read(path: Path, key: str) -> tuple[Voice, str]:
 
     from chatterbox_opt.voice import check, from_tensors
 
+    if not path.is_file():
+        raise ValueError("it is no regular file")
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"it has {path.stat().st_size:,} bytes")
     content = path.read_bytes()  # not mapped: a file that changes later must not change the voice

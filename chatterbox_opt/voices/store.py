@@ -216,7 +216,7 @@ class VoiceStore:
         except (ValueError, OSError) as error:
             log.warning("cached voice %s is damaged (%s): computed again", path.name, error)
             with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+                path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
             return None
 
     def save(self, key: str, voice: Voice, remark: str = "") -> None:

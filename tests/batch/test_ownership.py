@@ -198,3 +198,11 @@ def test_damaged_lines_of_the_journal_are_ignored(tmp_path):
     kept = Journal(tmp_path)
     kept.add(Note("a", journal.STARTED))
     assert list(Journal(tmp_path).notes) == ["a"]
+
+
+@pytest.mark.parametrize("name", [manifest.FILE, manifest.LOCK, journal.FILE])
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_a_directory_or_pipe_in_place_of_our_files_is_refused(tmp_path, name, make):
+    make(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name}' is no file: remove it"):
+        run(tmp_path, LINES)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from chatterbox_opt.cli import application, console, tables, usage
 from chatterbox_opt.errors import InputError
-from chatterbox_opt.utils.printable import JOINERS, printable, printable_json
+from chatterbox_opt.utils.printable import JOINERS, message_line, printable, printable_json
 
 HOSTILE = "a\x1b[2J\x9bK\r\n\x07\u202eb\u2066\u2028\ud800c[/x]"
 SHOWN = r"a\x1b[2J\x9bK\r\n\x07\u202eb\u2066\u2028\ud800c[/x]"
@@ -49,6 +49,13 @@ def test_any_text_is_one_line_that_is_printable_again(text):
     document = json.dumps({"a": text}, indent=1, ensure_ascii=False)
     assert json.loads(printable_json(document)) == {"a": text}
     assert len(printable_json(document).splitlines()) == 3
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end():
+    line = message_line(f"'a.csv' has\n{'x' * 1_000_000}: use another")
+    assert line.startswith("'a.csv' has xxx")
+    assert line.endswith("xxx: use another")
+    assert len(line) < 2100
 
 
 @pytest.mark.parametrize("terminal", [True, False])

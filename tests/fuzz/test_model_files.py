@@ -7,7 +7,7 @@ import json
 import struct
 import zipfile
 
-from helpers.fuzz import examples
+from helpers.fuzz import damage, examples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,13 +35,7 @@ CONFIG = st.dictionaries(st.sampled_from([*PARTS, "made", "spelled", "x"]), PART
 
 @st.composite
 def damaged(draw, content: bytes) -> bytes:
-    """``content`` with a few bytes replaced, inserted, removed, or cut off."""
-    data = bytearray(content)
-    for _ in range(draw(st.integers(1, 4))):
-        # the beginning has the structure, the rest is numbers
-        at = draw(st.integers(0, min(len(data), 600)) | st.integers(0, len(data)))
-        data[at : at + draw(st.integers(0, 9))] = draw(st.binary(max_size=9))
-    return bytes(data[: draw(st.just(len(data)) | st.integers(0, len(data)))])
+    return damage(draw, content)
 
 
 def ours(read, path, content: bytes) -> None:

@@ -64,6 +64,7 @@ DAMAGE = {
     "pickle": lambda path, _: path.write_bytes(pickle.dumps(("0.61", {}))),
     "another kernel": swap,
     "a directory": lambda path, _: (path.unlink(), path.mkdir()),
+    "a pipe": lambda path, _: (path.unlink(), os.mkfifo(path)),
 }  # fmt: skip
 
 

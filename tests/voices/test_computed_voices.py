@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -104,9 +106,20 @@ def test_a_large_file_is_not_read(store, path, caplog):
     assert is_refused(store, path, caplog)
 
 
-def test_a_directory_in_its_place_is_no_failure(store, path, caplog):
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_a_directory_or_pipe_in_its_place_is_removed(store, path, make, caplog):
+    path.unlink()
+    make(path)
+    assert store.load(KEY) is None
+    store.save(KEY, random_voice())
+    assert store.load(KEY) is not None
+    assert len(caplog.records) == 1
+
+
+def test_files_in_a_directory_in_its_place_are_kept(store, path, caplog):
     path.unlink()
     path.mkdir()
+    (path / "mine").touch()
     assert store.load(KEY) is None
     store.save(KEY, random_voice())
     assert "was not cached" in caplog.text

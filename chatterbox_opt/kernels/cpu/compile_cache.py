@@ -96,6 +96,8 @@ def read(path: Path) -> bytes | None:
     A file that is anything else, or that another user may have written, is removed, with a warning.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise OSError("it is no regular file")
         with path.open("rb") as file:
             status, stored = os.fstat(file.fileno()), file.read()
     except FileNotFoundError:
@@ -132,7 +134,10 @@ def _sealed(name: str, content: bytes) -> bytes:
 
 
 def _remove(path: Path, reason: str) -> None:
-    log.warning("the compiled kernel '%s' is not used (%s): compiling again", path, reason)
+    log.debug("'%s' is not used (%s)", path, reason)
+    cache_directory.warn_once(
+        f"compiled kernels in '{path.parent}' are not used ({reason}): compiling again"
+    )
     try:
         path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
     except OSError as error:
