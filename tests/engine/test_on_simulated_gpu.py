@@ -221,6 +221,27 @@ def test_every_configuration_synthesizes_on_a_gpu(load_on_gpu, gpu, expected, ba
     assert gpu.allocated() == torch.cuda.memory_allocated() == 0, "memory that close() did not free"
 
 
+def test_parts_of_a_stream_are_those_of_a_cpu(load_on_gpu, gpu, engine):
+    """Captured windows; tokens that are read back several at a time; a whole request beside."""
+    text, sampling = "Parts of it are heard early.", Sampling(seed=5, max_tokens=45, cfm_steps=1)
+    expected = list(engine.pieces(text, None, sampling, latency="low"))
+    requests = [
+        Request(id, text, None, sampling, latency)
+        for id, latency in (("a", "low"), ("whole", "chunk"), ("b", "low"))
+    ]
+    with load_on_gpu("rtx4090", dtype="float32") as gpu_engine:
+        for _ in range(3):
+            results = {result.id: result for result in gpu_engine.batch(requests)}
+            for id in ("a", "b"):
+                pieces = results[id].pieces
+                assert [p.tokens for p in pieces] == [p.tokens for p in expected]
+                for found, piece in zip(pieces, expected, strict=True):
+                    assert np.abs(found.samples - piece.samples).max() < 1e-2
+            assert results["whole"].audio().tokens == sum(p.tokens for p in expected)
+        assert gpu.captures
+    assert len(expected) > 1
+
+
 def test_after_warm_up_nothing_is_captured(load_on_gpu, gpu):
     text = "No."
     sampling = Sampling(seed=0, max_tokens=TOKEN_RATE + TOKENS_PER_LETTER * len(text))

@@ -44,7 +44,7 @@ class SourceState:
 
     def after(self, f0: Tensor, source: Tensor) -> SourceState:
         """The state after frames with final F0 [n], of which ``source`` are the last samples."""
-        cycles = self.cycles + float(f0.double().sum()) * HOP_LENGTH / SAMPLE_RATE
+        cycles = self.cycles + float(f0.cpu().double().sum()) * HOP_LENGTH / SAMPLE_RATE
         kept = source[-LEFT_FRAMES * HOP_LENGTH :].clone()
         return SourceState(self.offsets, cycles % 1.0, kept)
 
@@ -120,7 +120,7 @@ def continued_source(merge: nn.Linear, f0: Tensor, state: SourceState, noise: Te
     Returns:
         float32 [480 F].
     """
-    per_frame = f0.double().cpu() * (HOP_LENGTH / SAMPLE_RATE)  # not every device has float64
+    per_frame = f0.cpu().double() * (HOP_LENGTH / SAMPLE_RATE)  # not every device has float64
     starts = (state.cycles + per_frame.cumsum(0) - per_frame).frac().to(f0)
     samples = torch.arange(1, HOP_LENGTH + 1, device=f0.device) / SAMPLE_RATE
     cycles = (starts[:, None] + f0[:, None] * samples).flatten()
