@@ -1,5 +1,7 @@
 """A benchmark report as a bar chart: one stacked bar per row, annotated with its speed.
 
+Of streams: the time to first audio, the leading silence, and what 95 % of them stay below.
+
 Responsible for matplotlib (extra ``plot``) and the report's fields. Not responsible for
 measuring: a chart of an earlier report is ``draw(report.read(path), target)``.
 """
@@ -10,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from chatterbox_opt.bench.report import STREAM
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.utils.atomic_file import atomic_write
 
@@ -62,6 +65,9 @@ def draw(
     """
     from matplotlib.figure import Figure
 
+    if report.get("kind") == STREAM:
+        _draw_streams(report, path, title, font_scale)
+        return
     rows = list(report["rows"])
     seconds = [stage_seconds(row) for row in rows]
     figure = Figure(figsize=(8, 1.3 + 0.5 * len(rows)), layout="constrained")
@@ -100,8 +106,41 @@ def draw(
         frameon=False,
         fontsize=NOTE_SIZE * font_scale,
     )
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
     with atomic_write(path) as part:
         figure.savefig(part, format=path.suffix.lower().lstrip("."), dpi=150)
+
+
+def _draw_streams(
+    report: Mapping[str, Any], path: Path, title: str | None, font_scale: float
+) -> None:
+    from matplotlib.figure import Figure
+
+    rows = report["rows"]
+    figure = Figure(figsize=(8, 1.3 + 0.35 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    firsts = [row["first_audio_seconds"] for row in rows]
+    silences = [row["leading_silence_seconds"] for row in rows]
+    late = [row["first_audio_p95_seconds"] for row in rows]
+    places = range(len(rows))
+    axes.barh(places, firsts, color=STAGES[0][2], label="first audio")
+    axes.barh(places, silences, left=firsts, color=STAGES[3][2], label="leading silence")
+    axes.plot(late, places, "|", color="black", markersize=12, label="95 % of first audio")
+    axes.set_yticks(places, [row["name"] for row in rows])
+    axes.invert_yaxis()
+    axes.tick_params(labelsize=LABEL_SIZE * font_scale)
+    axes.set_xlabel(
+        "seconds from the call, or the first character", fontsize=LABEL_SIZE * font_scale
+    )
+    axes.set_title(title or report["card"]["device"], fontsize=TITLE_SIZE * font_scale)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(
+        loc="outside lower center", ncols=3, frameon=False, fontsize=NOTE_SIZE * font_scale
+    )
+    _save(figure, path)
 
 
 def _note(row: Mapping[str, Any]) -> str:

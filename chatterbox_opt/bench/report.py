@@ -10,6 +10,9 @@ whole processes, from the command to the finished wav: ``cold_seconds`` with the
 earlier start, ``cold_first_seconds`` without (None for upstream, which has no caches),
 ``cold_spread`` is the range of the former divided by its median, ``cold_audio_seconds`` the length
 of the wav, and ``cold_vs_upstream`` the speedup over upstream's example.
+
+A report of ``--stream`` (streaming.py) has ``"kind": "stream"`` and other columns: a row is a
+number of streams at once, or a speed of arriving text, with one latency.
 """
 
 from __future__ import annotations
@@ -46,6 +49,25 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (  # heading, path in the row, forma
     ("mel cosine", "quality.log_mel_cosine", "{:.5f}"),
     ("WER", "quality.wer", "{:.1%}"),
 )
+STREAM = "stream"
+STREAM_COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("row", "name", "{}"),
+    ("first s", "first_audio_seconds", "{:.3f}"),
+    ("p95 s", "first_audio_p95_seconds", "{:.3f}"),
+    ("silence", "leading_silence_seconds", "{:.3f}"),
+    ("after text s", "after_text_seconds", "{:.3f}"),
+    ("interval s", "piece_interval_seconds", "{:.3f}"),
+    ("p95 of it", "piece_interval_p95_seconds", "{:.3f}"),
+    ("x real time", "realtime_x", "{:.2f}"),
+    ("play s", "playback_start_seconds", "{:.3f}"),
+    ("underruns", "underruns", "{}"),
+    ("buffer s", "smallest_prebuffer_seconds", "{:.2f}"),
+    ("audio s", "audio_seconds", "{:.1f}"),
+    ("streams", "measured_streams", "{}"),
+)
+STREAM_MAIN = ("name", "first_audio_seconds", "first_audio_p95_seconds", "leading_silence_seconds",
+               "realtime_x", "playback_start_seconds", "underruns",
+               "smallest_prebuffer_seconds")  # fmt: skip
 # of the table that fits a terminal of 80 columns; memory is the GPU's where there is one
 MAIN = ("name", "t3_tokens_per_second", "synthesis_seconds", "realtime_x", "vs_upstream.synthesis",
         "cold_seconds", "peak_vram_mib", "peak_rss_mib")  # fmt: skip
@@ -59,6 +81,12 @@ COMPARED = (
     *(f"{stage}_seconds" for stage in ("prefill", "flow", "vocoder", "synthesis", "load")),
     "cold_seconds",
     "peak_rss_mib",
+)
+STREAM_COMPARED = (
+    "realtime_x",
+    "first_audio_seconds",
+    "first_audio_p95_seconds",
+    "playback_start_seconds",
 )
 
 
@@ -83,6 +111,16 @@ def value_at(row: Mapping[str, Any], path: str) -> Any:
     return value
 
 
+def columns(report: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
+    """Heading, path in a row, and format of each column."""
+    return STREAM_COLUMNS if report.get("kind") == STREAM else COLUMNS
+
+
+def main_columns(report: Mapping[str, Any]) -> tuple[str, ...]:
+    """Paths of the columns of the short table."""
+    return STREAM_MAIN if report.get("kind") == STREAM else MAIN
+
+
 def cells(
     report: Mapping[str, Any], paths: Sequence[str] | None = None
 ) -> tuple[list[str], list[list[str]]]:
@@ -92,7 +130,7 @@ def cells(
         paths: of the columns; None takes all. If both memories are known, only the GPU's is shown.
     """
     rows = report["rows"]
-    used = [c for c in COLUMNS if any(value_at(row, c[1]) is not None for row in rows)]
+    used = [c for c in columns(report) if any(value_at(row, c[1]) is not None for row in rows)]
     if paths is not None:
         used = [c for c in used if c[1] in paths]
         memories = [c for c in used if c[1] in MEMORIES]
@@ -101,24 +139,25 @@ def cells(
     for row in rows:
         values = [(value_at(row, path), form) for _, path, form in used]
         line = ["-" if value is None else form.format(value) for value, form in values]
-        line[0] += " ~" if row["noisy"] else ""
+        line[0] += " ~" if row.get("noisy") else ""
         lines.append(line)
     return [heading for heading, _, _ in used], lines
 
 
 def blocks(
-    report: Mapping[str, Any], columns: int | None, paths: Sequence[str] | None = None
+    report: Mapping[str, Any], width: int | None, paths: Sequence[str] | None = None
 ) -> list[tuple[list[str], list[list[str]]]]:
     """The figures transposed: a line is a figure, a column a row of the report.
 
     Args:
-        columns: of the terminal; rows that do not fit next to each other follow in more blocks.
+        width: columns of the terminal; rows that do not fit next to each other follow in more
+            blocks.
         paths: as of ``cells``.
     """
     headings, lines = cells(report, paths)
     widths = [max(map(len, line)) + GAP for line in lines]
     left = max(map(len, headings))
-    space = sum(widths) if columns is None else columns - left
+    space = sum(widths) if width is None else width - left
     groups: list[list[int]] = [[]]
     for i, width in enumerate(widths):
         if groups[-1] and sum(widths[j] for j in groups[-1]) + width > space:
@@ -182,7 +221,9 @@ def csv_text(report: Mapping[str, Any]) -> str:
     """All columns, values not rounded."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    paths = [path for _, path, _ in COLUMNS] + ["cold_spread", "cold_audio_seconds", "noisy"]
+    paths = [path for _, path, _ in columns(report)]
+    if report.get("kind") != STREAM:
+        paths += ["cold_spread", "cold_audio_seconds", "noisy"]
     writer.writerow(paths)
     for row in report["rows"]:
         writer.writerow([value_at(row, path) for path in paths])
@@ -221,7 +262,7 @@ def compare(
     before = {row["name"]: row for row in old["rows"]}
     lines, worse = [], False
     for row in new["rows"]:
-        for name in COMPARED:
+        for name in STREAM_COMPARED if new.get("kind") == STREAM else COMPARED:
             was, now = value_at(before.get(row["name"], {}), name), value_at(row, name)
             if not was or now is None:
                 continue

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -19,9 +19,12 @@ from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.bench import chart, report
 from chatterbox_opt.cli import console, options, tables
 from chatterbox_opt.config import hardware
+from chatterbox_opt.config.profile import load_profile
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.utils import atomic_file
 from chatterbox_opt.utils.quiet import silence_dependencies
+
+RUNS, STREAM_RUNS = 3, 20  # without --runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +45,17 @@ class MeasuringOptions:
         hardware.AUTO
     )
     seconds: Annotated[float, typer.Option(help="Seconds of audio per run.")] = 5.0
-    runs: Annotated[int, typer.Option(help="Measured runs of each row, after warm-up.")] = 3
-    text: Annotated[Optional[str], typer.Option(help="The text of the prefill.")] = None
+    runs: Annotated[
+        Optional[int],
+        typer.Option(help=f"Measured runs of each row: {RUNS}, or {STREAM_RUNS} streams."),
+    ] = None
+    text: Annotated[
+        Optional[str], typer.Option(help="The text of the prefill, or of all streams.")
+    ] = None
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="Measure streams: time to first audio, and playback."),
+    ] = False
     cold: Annotated[
         bool, typer.Option("--cold", help="Also time whole processes, from start to wav.")
     ] = False
@@ -55,9 +67,11 @@ class MeasuringOptions:
     ] = False
 
     def check(self) -> None:
-        """Raise InputError for a length or a number of runs out of range."""
-        if not (0 < self.seconds <= 100 and 1 <= self.runs <= 100):
+        """Raise InputError for a value out of range, or one that ``--stream`` has no use for."""
+        if not (0 < self.seconds <= 100 and (self.runs is None or 1 <= self.runs <= 100)):
             raise InputError("--seconds is above 0 to 100, --runs 1 to 100")
+        if self.stream and (self.rows or self.cold or len(self.profile or []) > 1):
+            raise InputError("--stream has its own rows: without --rows and --cold, one --profile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +115,7 @@ class ReportOptions:
         """Print the machine and the rows."""
         for line in report.machine_lines(measured):
             tables.paragraph(line)
-        paths = None if self.wide else report.MAIN
+        paths = None if self.wide else report.main_columns(measured)
         blocks = [report.cells(measured, paths)]
         if self.wide or not tables.fits(*blocks[0]):
             blocks = report.blocks(measured, tables.width(), paths)
@@ -148,22 +162,47 @@ def _measure(measuring: MeasuringOptions) -> dict[str, Any]:
     silence_dependencies()
     os.environ.setdefault("TQDM_DISABLE", "1")  # upstream's own bars, in the rows' processes
     reporter.step("importing PyTorch")
+    measure = _measure_streams if measuring.stream else _measure_rows
+    return measure(measuring, reporter.status)
+
+
+def _measure_rows(
+    measuring: MeasuringOptions, on_progress: Callable[[str], None]
+) -> dict[str, Any]:
     from chatterbox_opt.bench import backends, runner
 
-    rows = runner.choose_rows(
-        measuring.rows, measuring.profile or [], measuring.device, tiny=measuring.quick
-    )
-    with runner.weights(
-        measuring.model, tiny=measuring.quick, on_progress=reporter.status
-    ) as directory:
+    quick = measuring.quick
+    rows = runner.choose_rows(measuring.rows, measuring.profile or [], measuring.device, tiny=quick)
+    runs = measuring.runs or RUNS
+    with runner.weights(measuring.model, tiny=quick, on_progress=on_progress) as directory:
         job = backends.BenchJob(
             str(directory),
             measuring.device,
             measuring.text or backends.SENTENCE,
-            backends.forced_tokens(
-                min(measuring.seconds, 2.0) if measuring.quick else measuring.seconds
-            ),
-            min(measuring.runs, 2) if measuring.quick else measuring.runs,
+            backends.forced_tokens(min(measuring.seconds, 2.0) if quick else measuring.seconds),
+            min(runs, 2) if quick else runs,
             measuring.cold,
         )
-        return runner.measure(job, rows, reporter.status)
+        return runner.measure(job, rows, on_progress)
+
+
+def _measure_streams(
+    measuring: MeasuringOptions, on_progress: Callable[[str], None]
+) -> dict[str, Any]:
+    from chatterbox_opt.bench import runner, streaming
+
+    [profile] = measuring.profile or [hardware.AUTO]
+    runs = measuring.runs or STREAM_RUNS
+    if profile != hardware.AUTO:
+        load_profile(profile)  # an unknown one is an error before weights are made
+    with runner.weights(
+        measuring.model, tiny=measuring.quick, on_progress=on_progress
+    ) as directory:
+        text = measuring.text or streaming.TEXT
+        job = streaming.StreamJob(
+            str(directory), measuring.device, profile, text, runs, seconds=measuring.seconds
+        )
+        if measuring.quick:
+            seconds = min(measuring.seconds, 2.0)
+            job = replace(job, runs=min(runs, 2), streams=(1, 2), rates=(100,), seconds=seconds)
+        return streaming.measure(job, on_progress)
