@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from chatterbox_opt import Request, Sampling
 from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.engine.quality import Guard
-from chatterbox_opt.engine.rendering.hops import SequenceSound
+from chatterbox_opt.engine.rendering.hops import SequenceSound, _blended
 from chatterbox_opt.engine.rendering.noise import BLOCK, HopNoise
 from chatterbox_opt.engine.sequence import Sequence
 from chatterbox_opt.errors import DeviceError, InputError, RequestCancelledError
@@ -115,6 +115,15 @@ def test_noise_of_the_source_is_dropped_behind_the_last_use():
     for first in range(0, 4000, 40):
         noise.source(first, first + 60)
         assert len(noise._source) <= 60 // BLOCK + 2
+
+
+def test_new_frames_fade_in_from_the_provisional_ones():
+    provisional, final = torch.zeros(80, 4), torch.ones(80, 10)
+    found = _blended(provisional, final)
+    expected = torch.tensor([0.2, 0.4, 0.6, 0.8] + [1.0] * 6).expand(80, -1)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(_blended(provisional[:, :0], final), final), "the first part"
+    assert _blended(provisional, final[:, :2]).shape == (80, 2), "a short last part"
 
 
 # --- flow and vocoder -------------------------------------------------------------------------

@@ -6,9 +6,11 @@ watermark (audio/watermark.py).
 
 A hop computes mel frames of a window (models/flow, ``Flow.extend``), gives out the new ones, and
 keeps those of the tokens that were held back as the vocoder's context on the right. The vocoder
-(``Vocoder.extend``) continues the waveform with the phase of its source. Nothing that was given out
-is ever changed; so an attempt cannot be repeated with another seed once a part was given out, and a
-sequence that is decoded again after an error of the device has to give the same tokens.
+(``Vocoder.extend``) continues the waveform with the phase of its source. The first new frames fade
+in from those provisional ones, with which the end of the part before was vocoded: otherwise the
+waveform jumps at the seam. Nothing that was given out is ever changed; so an attempt cannot be
+repeated with another seed once a part was given out, and a sequence that is decoded again after an
+error of the device has to give the same tokens.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from chatterbox_opt.models.vocoder.source import (
     VocoderWindow,
 )
 
+BLEND_FRAMES = 4  # over which provisional frames become final
 FEW_STEPS_HOPS = 2  # hops with ``HopSchedule.first_steps``
 
 
@@ -47,11 +50,13 @@ class SoundState:
         noise: its random numbers.
         source: state of the vocoder's source after the frames that were given out.
         mel: float32 [80, left], the last of these frames.
+        provisional: float32 [80, n], the first frames after them, as they were held back.
     """
 
     noise: HopNoise
     source: SourceState
     mel: Tensor
+    provisional: Tensor
 
     @classmethod
     def start(cls, sequence: Sequence, device: torch.device) -> SoundState:
@@ -59,7 +64,8 @@ class SoundState:
         noise = HopNoise(sequence.seed, sequence.voice.mel.shape[1], device)
         empty = torch.empty(0, device=device)
         source = SourceState(noise.offsets, 0.0, empty)
-        return cls(noise, source, torch.empty(MEL_BINS, 0, device=device))
+        no_mel = torch.empty(MEL_BINS, 0, device=device)
+        return cls(noise, source, no_mel, no_mel)
 
 
 @dataclass(slots=True, eq=False)
@@ -144,7 +150,7 @@ class HopGroup:
         for one, mel in zip(self._due, mels, strict=True):
             state = one.sound.state
             assert state is not None
-            fresh.append(mel[:, one.hop.context_frames :])
+            fresh.append(_blended(state.provisional, mel[:, one.hop.context_frames :]))
             first = MEL_PER_TOKEN * one.hop.given
             noise = state.noise.source(first, first + fresh[-1].shape[1])
             whole = torch.cat((state.mel, fresh[-1]), dim=1)
@@ -168,12 +174,21 @@ def hop_groups(due: list[DueHop]) -> list[RenderGroup]:
     return [HopGroup(list(group)) for _, group in groupby(sorted(due, key=steps), key=steps)]
 
 
+def _blended(provisional: Tensor, mel: Tensor) -> Tensor:
+    """``mel``, its first frames faded in from the provisional ones: float32 [80, n]."""
+    frames = min(provisional.shape[1], mel.shape[1])
+    weights = torch.arange(1, frames + 1, device=mel.device) / (frames + 1)
+    first = torch.lerp(provisional[:, :frames], mel[:, :frames], weights)
+    return torch.cat((first, mel[:, frames:]), dim=1)
+
+
 def _give_out(due: DueHop, mel: Tensor, source: SourceState, wave: Tensor) -> None:
     """Note what was rendered, and append the part to the request's."""
     sequence, sound, hop, state = due.sequence, due.sound, due.hop, due.sound.state
     assert state is not None
     new = mel[:, : hop.new_frames]
     state.mel = torch.cat((state.mel, new), dim=1)[:, -LEFT_FRAMES:].clone()
+    state.provisional = mel[:, hop.new_frames :][:, :BLEND_FRAMES].clone()
     state.source = source
     sound.given = speech(sequence.tokens)[: hop.end]
     sound.hops += 1
