@@ -14,6 +14,7 @@ from chatterbox_opt.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from chatterbox_opt.checkpoints.weight_cache import WeightCache
+    from chatterbox_opt.config.hop_schedule import HopSchedule
     from chatterbox_opt.config.plan import Plan
     from chatterbox_opt.engine.engine import Engine
     from chatterbox_opt.engine.quality import Guard
@@ -45,6 +46,7 @@ __all__ = [
     "DeviceError",
     "Engine",
     "Guard",
+    "HopSchedule",
     "InputError",
     "Metrics",
     "NumericsError",
@@ -75,6 +77,7 @@ _MODULE_OF = {  # public name -> module that defines it; the errors are in ``err
     "Audio": "request",
     "Engine": "engine.engine",
     "Guard": "engine.quality",
+    "HopSchedule": "config.hop_schedule",
     "Metrics": "request",
     "OptimizedChatterboxProvider": "provider",
     "Piece": "request",

@@ -13,6 +13,7 @@ from numbers import Number
 from typing import TYPE_CHECKING, TypeAlias
 
 from chatterbox_opt.audio import files as audio_files
+from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError, TextError, VoiceError
 from chatterbox_opt.sampling import Sampling, seeded
@@ -155,7 +156,8 @@ class Request:
         voice: a Voice, a path, a name, or None for the model's own; see ``Engine.voice``.
         sampling: parameters; without a seed one is drawn, and returned with the result.
         latency: ``CHUNK``: a piece is a whole chunk; ``LOW``: parts of a chunk, while the rest is
-            still computed. The tokens are the same, the sound differs a little (docs/accuracy.md).
+            still computed, or a ``HopSchedule`` that says of which sizes. The tokens are the same,
+            the sound differs a little (docs/accuracy.md).
 
     Raises:
         TextError, VoiceError, InputError: text, voice, sampling or latency is of another type.
@@ -165,11 +167,11 @@ class Request:
     text: str
     voice: VoiceSource = None
     sampling: Sampling = field(default_factory=Sampling)
-    latency: str = CHUNK
+    latency: str | HopSchedule = CHUNK
 
     def __post_init__(self) -> None:
         check_text(self.text)
-        if self.latency not in LATENCIES:
+        if self.latency not in LATENCIES and not isinstance(self.latency, HopSchedule):
             raise InputError(f"latency is {shown(self.latency)}; known: {', '.join(LATENCIES)}")
         # other objects are left to ``Engine.voice``: to know a Voice, torch has to be imported
         if isinstance(self.voice, (Number, Collection, Sampling, os.PathLike)):
@@ -257,7 +259,10 @@ def voice_name(voice: object) -> str | None:
 
 
 def single_request(
-    text: str, voice: VoiceSource, sampling: Sampling | None, latency: str = CHUNK
+    text: str,
+    voice: VoiceSource,
+    sampling: Sampling | None,
+    latency: str | HopSchedule = CHUNK,
 ) -> Request:
     """The request of one text, with a seed. Raises as ``Request``."""
     request = Request("", text, voice, Sampling() if sampling is None else sampling, latency)

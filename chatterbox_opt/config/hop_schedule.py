@@ -23,6 +23,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from chatterbox_opt.config.model_config import MEL_PER_TOKEN
+from chatterbox_opt.errors import InputError
+from chatterbox_opt.sampling import MAX_TOKENS
+from chatterbox_opt.utils.arguments import whole_number
+
+MAX_SIZES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +39,26 @@ class HopSchedule:
         held_back: tokens behind the new ones, in all hops but the last.
         context: mel frames before the new ones.
         first_steps: Euler steps of the flow in the first two hops, at most; None is the request's.
+
+    Raises:
+        InputError: out of range.
     """
 
     sizes: tuple[int, ...] = (10, 25, 50, 100)
     held_back: int = 9
     context: int = 100
     first_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        sizes = tuple(whole_number("hops", size) for size in self.sizes)
+        object.__setattr__(self, "sizes", sizes)
+        if not 1 <= len(sizes) <= MAX_SIZES or not all(1 <= n <= MAX_TOKENS for n in sizes):
+            raise InputError(f"hops are {sizes}; give 1 to {MAX_SIZES} numbers of tokens")
+        for name, most in (("held_back", 100), ("context", 10_000), ("first_steps", 100)):
+            value = getattr(self, name)
+            least = 1 if name == "first_steps" else 0
+            if value is not None and not least <= whole_number(name, value) <= most:
+                raise InputError(f"{name} is {value}; use {least} to {most}")
 
     def next(self, number: int, given: int, known: int, *, ended: bool) -> Hop | None:
         """The next hop, if it can be made.

@@ -96,8 +96,8 @@ class Engine(Closing):
         # on a CPU, a thread for the watermark would compete with the stages for the cores
         scheduler = Scheduler(pipeline, watermark, overlap=plan.device != "cpu")
         self._loop = EngineLoop(scheduler)
-        hops = HopSchedule() if isinstance(pipeline, Pipeline) else None
-        self._requests = RequestStates(checkpoint.config, voices, hops)
+        can_hop = isinstance(pipeline, Pipeline)
+        self._requests = RequestStates(checkpoint.config, voices, can_hop=can_hop)
 
     @classmethod
     def load(
@@ -210,7 +210,7 @@ class Engine(Closing):
         sampling: Sampling | None = None,
         observe: Observer | None = None,
         guard: Guard | None = None,
-        latency: str = CHUNK,
+        latency: str | HopSchedule = CHUNK,
     ) -> Iterator[Piece]:
         """Synthesize a text of any length, yielding each chunk: the primitive of all other calls.
 
@@ -262,7 +262,7 @@ class Engine(Closing):
         text: str | Iterable[str | None],
         voice: VoiceSource = None,
         sampling: Sampling | None = None,
-        latency: str = CHUNK,
+        latency: str | HopSchedule = CHUNK,
     ) -> Iterator[Wave]:
         """Yield float32 [n] samples at 24 kHz as they become ready.
 

@@ -80,8 +80,7 @@ def remove_stale(directory: Path, names: re.Pattern[str] = _OURS) -> None:
     """
     with contextlib.suppress(OSError):
         for path in [path for path in directory.iterdir() if names.fullmatch(path.name)]:
-            if _is_stale(path):
-                _remove(path)
+            _remove_if_stale(path)
 
 
 def _create_file(part: Path) -> None:
@@ -111,20 +110,21 @@ def _locked(parent: Path, create: Callable[[Path], None]) -> Iterator[Path]:
             return
 
 
-def _is_stale(path: Path) -> bool:
-    """Whether a temporary file or directory is of a process that has ended."""
-    try:
+def _remove_if_stale(path: Path) -> None:
+    """Remove a temporary file or directory of a process that has ended."""
+    with contextlib.suppress(OSError):  # gone, or another user's
         status = path.lstat()
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-            return False
+            return
         descriptor = _open(path)
         try:
             unlocked = _lock(descriptor)
+            is_old = time.time() - status.st_mtime > _STALE_SECONDS
+            if is_old if unlocked is None else unlocked:
+                # while it is locked: its creator may just be about to lock it, and then notices
+                _remove(path)
         finally:
             os.close(descriptor)
-    except OSError:
-        return False  # gone, or another user's
-    return time.time() - status.st_mtime > _STALE_SECONDS if unlocked is None else unlocked
 
 
 def _open(path: Path) -> int:

@@ -17,6 +17,7 @@ from chatterbox_opt.audio import player
 from chatterbox_opt.audio.streaming import wav_header
 from chatterbox_opt.cli.synth import streaming
 from chatterbox_opt.cli.synth.streaming import StreamOptions, open_sinks
+from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.errors import InputError
 
 COMMAND = [sys.executable, "-m", "chatterbox_opt", "synth"]
@@ -96,6 +97,11 @@ def test_ctrl_c_ends_a_stream_that_waits_for_text(tiny, tmp_path):
         ({"format": "pcm"}, "-", "--format is for --stream"),
         ({"stream": True, "format": "pcm"}, "a.wav", "--format is for --stream"),
         ({"stream": True, "format": "mp3"}, "-", "'mp3' is no format of a stream"),
+        ({"hops": "5"}, "a.wav", "--hops and --first-steps are for"),
+        ({"stream": True, "latency": "chunk", "first_steps": 5}, "-", "--hops and --first-steps"),
+        ({"stream": True, "hops": "5,x"}, "-", "--hops is '5,x'; give numbers"),
+        ({"stream": True, "hops": "5,0"}, "-", r"hops are \(5, 0\)"),
+        ({"stream": True, "first_steps": 0}, "-", "first_steps is 0; use 1 to 100"),
         ({"stream": True, "flush_after": -1.0}, "-", "--flush-after is -1"),
         ({"play": True}, None, r"sounddevice is not installed: pip install"),
     ],
@@ -116,7 +122,10 @@ def test_what_is_played_and_written():
     assert StreamOptions(play=True).output("a.wav") == "a.wav"
     assert StreamOptions(stream=True).output(None) == "out.wav"
     assert StreamOptions().chosen_latency == "chunk"
-    assert StreamOptions(play=True).chosen_latency == "low"
+    assert StreamOptions(play=True).chosen_latency == HopSchedule()
+    assert StreamOptions(stream=True, hops="5,9", first_steps=4).chosen_latency == HopSchedule(
+        (5, 9), first_steps=4
+    )
     assert StreamOptions(play=True, latency="chunk").chosen_latency == "chunk"
 
 

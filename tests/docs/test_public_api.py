@@ -27,7 +27,7 @@ from chatterbox_opt import (
 
 def test_the_names():
     assert chatterbox_opt.__all__ == [
-        "Audio", "ChatterboxOptError", "DeviceError", "Engine", "Guard", "InputError", "Metrics",
+        "Audio", "ChatterboxOptError", "DeviceError", "Engine", "Guard", "HopSchedule", "InputError", "Metrics",
         "NumericsError", "OptimizedChatterboxProvider", "OutputError", "Piece", "Plan", "ProfileError", "Progress",
         "QueueFullError", "RealChatterboxProvider", "Request", "RequestCancelledError", "RequestHandle", "Result",
         "Sampling", "SilenceError", "TextError", "Voice", "VoiceError", "VoiceStore", "WeightCache", "WeightsError",

@@ -319,11 +319,12 @@ def test_cancel_frees_the_slot_within_a_hop(load):
         assert engine.pipeline.idle and not engine.pipeline._ended
 
 
-def test_a_generator_that_is_closed_ends_its_request(engine):
-    pieces = engine.pieces(TEXT, None, SAMPLING, latency="low")
-    next(pieces)
-    pieces.close()
-    assert engine.pipeline.idle
+def test_a_generator_that_is_closed_ends_its_request(load):
+    with load() as engine:  # of its own: another test may have started the thread of the session's
+        pieces = engine.pieces(TEXT, None, SAMPLING, latency="low")
+        next(pieces)
+        pieces.close()
+        assert engine.pipeline.idle
 
 
 def test_a_failed_step_does_not_change_what_is_given_out(load, monkeypatch):
@@ -445,3 +446,26 @@ def test_a_shortened_voice_keeps_the_end_of_its_prompt(engine):
     for seconds in (0.2, -1, "x", None):
         with pytest.raises(InputError):
             voice.shortened(seconds)
+
+
+def test_a_schedule_of_its_own(engine, flow, monkeypatch):
+    steps, extend = [], flow.extend
+
+    def note(windows, number):
+        steps.append(number)
+        return extend(windows, number)
+
+    monkeypatch.setattr(flow, "extend", note)
+    schedule = HopSchedule((4, 6), first_steps=1)
+    pieces = list(engine.pieces(TEXT, None, SAMPLING, latency=schedule))
+    assert [piece.tokens for piece in pieces[:-1]] == [4, *[6] * (len(pieces) - 2)]
+    assert steps == [1, 1, *[SAMPLING.cfm_steps] * (len(pieces) - 2)]
+    for wrong in (
+        {"sizes": ()},
+        {"sizes": (0,)},
+        {"sizes": ("a",)},
+        {"held_back": -1},
+        {"first_steps": 0},
+    ):
+        with pytest.raises(InputError):
+            HopSchedule(**wrong)

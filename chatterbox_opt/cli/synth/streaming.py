@@ -51,6 +51,14 @@ class StreamOptions:
         Optional[str],
         typer.Option(help="low: parts of a sentence (with --stream); chunk: whole ones."),
     ] = None
+    hops: Annotated[
+        Optional[str],
+        typer.Option(help="Tokens of the first parts, such as 10,25,50,100; the last repeats."),
+    ] = None
+    first_steps: Annotated[
+        Optional[int],
+        typer.Option(help="Euler steps of the flow in the first two parts: first sound sooner."),
+    ] = None
     format: Annotated[
         Optional[str],
         typer.Option(help="Of a stream: wav, or pcm (raw s16le, mono, 24 kHz)."),
@@ -81,6 +89,8 @@ class StreamOptions:
             raise InputError("--latency low is for --stream or --play")
         if self.play and find_spec("sounddevice") is None:  # before a model is loaded
             raise InputError(f"sounddevice is not installed: {REMEDY}")
+        if self.chosen_latency == CHUNK and (self.hops, self.first_steps) != (None, None):
+            raise InputError("--hops and --first-steps are for --stream with low latency")
         if not 0 <= self.flush_after <= 3600:
             raise InputError(f"--flush-after is {self.flush_after:g}; use 0 to 3600 seconds")
         to_stream = self.streams and output is not None and audio_files.is_stream(output)
@@ -96,9 +106,22 @@ class StreamOptions:
         return None if output is None and self.play else output or DEFAULT_OUTPUT
 
     @property
-    def chosen_latency(self) -> str:
-        """For the engine."""
-        return self.latency or (LOW if self.streams else CHUNK)
+    def chosen_latency(self) -> str | HopSchedule:
+        """For the engine.
+
+        Raises:
+            InputError: impossible sizes of parts.
+        """
+        if self.latency == CHUNK or not self.streams:
+            return CHUNK
+        try:
+            sizes = [int(size) for size in self.hops.split(",")] if self.hops else None
+        except ValueError as error:
+            raise InputError(f"--hops is '{self.hops}'; give numbers: 10,25,50,100") from error
+        default = HopSchedule()
+        return HopSchedule(
+            default.sizes if sizes is None else tuple(sizes), first_steps=self.first_steps
+        )
 
 
 class Sinks:
@@ -146,7 +169,8 @@ def open_sinks(
         player = None
         if chosen.play:
             total = None if letters is None else letters * SECONDS_PER_LETTER
-            sizes = HopSchedule().sizes if chosen.chosen_latency == LOW else ()
+            latency = chosen.chosen_latency
+            sizes = latency.sizes if isinstance(latency, HopSchedule) else ()
             schedule = [size / TOKEN_RATE for size in sizes]
             prebuffer = Prebuffer(started, schedule=schedule, total=total)
             player = stack.enter_context(Player(prebuffer))

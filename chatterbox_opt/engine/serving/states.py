@@ -16,7 +16,7 @@ from chatterbox_opt.engine import texts
 from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.sequence import Capacity, RequestState, put_progress
 from chatterbox_opt.errors import InputError, TextError
-from chatterbox_opt.request import LOW, Observer, Request, VoiceSource, voice_name
+from chatterbox_opt.request import CHUNK, Observer, Request, VoiceSource, voice_name
 from chatterbox_opt.sampling import seeded
 from chatterbox_opt.text.chunking import Chunk
 from chatterbox_opt.utils.arguments import instance
@@ -33,12 +33,12 @@ class RequestStates:
     Attributes:
         config: of the model.
         voices: finds or computes a voice.
-        hops: of requests with low latency; None: the backend cannot give out parts.
+        can_hop: the backend can give out parts of a sequence.
     """
 
     config: ModelConfig
     voices: VoiceLibrary
-    hops: HopSchedule | None
+    can_hop: bool
 
     def voice(self, source: VoiceSource) -> Voice:
         """As ``Engine.voice``."""
@@ -98,10 +98,11 @@ class RequestStates:
         voice, sampling = self.voice(request.voice), seeded(request.sampling)
         on_progress = None if observe is None else put_progress
         state = RequestState(request.id, sampling.seed or 0, capacity, guard, on_progress)
-        if request.latency == LOW:
-            if self.hops is None:
+        if request.latency != CHUNK:
+            if not self.can_hop:
                 raise InputError("plain Chatterbox has no low latency: unset DISABLE_OPTIMIZATION")
-            state.hops = self.hops
+            chosen = request.latency
+            state.hops = chosen if isinstance(chosen, HopSchedule) else HopSchedule()
         state.first_chunk = first
         state.add_chunks(chunks, voice, sampling)
         return state
