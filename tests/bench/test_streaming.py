@@ -121,8 +121,19 @@ def test_an_error_of_a_request_is_an_error():
 
 
 @pytest.fixture(scope="module")
+def engine(tiny, tmp_path_factory):
+    """Of its own: streams start a thread, which the session's engine must not have."""
+    from chatterbox_opt import Engine
+    from chatterbox_opt.voices.store import VoiceStore
+
+    store = VoiceStore(tmp_path_factory.mktemp("voices"))
+    with Engine.load(str(tiny), "dev", device="cpu", store=store, watermark=False) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
 def measured(engine, tiny, tmp_path_factory):
-    """One run of the command with every output; the engine is the session's."""
+    """One run of the command with every output; the engine is that above."""
     home = tmp_path_factory.mktemp("bench")
     files = {kind: home / f"out.{kind}" for kind in ("output", "csv", "markdown")}
     files["plot"] = home / "plot.svg"
