@@ -28,6 +28,7 @@ from chatterbox_opt.engine.scheduler import MARK_AFTER, MARK_BEFORE
 from chatterbox_opt.engine.sequence import RequestState
 from chatterbox_opt.eval.wer import word_error_rate
 from chatterbox_opt.models.vocoder.source import HOP_LENGTH, VocoderWindow
+from chatterbox_opt.sampling import MAX_TOKENS
 from chatterbox_opt.text.chunking import Chunk
 from chatterbox_opt.utils.wave import Wave
 from chatterbox_opt.voice import Voice
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.quality
 SENTENCES = ROOT / "training" / "pico" / "sentences" / "lengths.txt"
 COUNT = 40
 LOW = HopSchedule()
-WHOLE = HopSchedule(sizes=(100_000,), held_back=0)
+WHOLE = HopSchedule(sizes=(MAX_TOKENS,), held_back=0)
 OTHER_NOISE = 1000  # added to the seed
 DECIBEL = 20 / np.log(10)  # of a natural logarithm of a magnitude
 NEAR = 5  # mel frames on both sides of a seam
