@@ -23,6 +23,17 @@ _ROUNDING = 1e-9  # seconds; far less than a sample
 Arrival = tuple[float, float]  # when a piece is there, and how much sound it has; seconds
 
 
+def speed_of(arrivals: Sequence[Arrival]) -> float | None:
+    """Seconds of sound a second after the first piece; None without a later one.
+
+    Args:
+        arrivals: in the order of time, at least one.
+    """
+    (first, _), (last, _) = arrivals[0], arrivals[-1]
+    later = sum(seconds for _, seconds in arrivals[1:])
+    return later / (last - first) if last > first else None
+
+
 def needed(speed: float, pieces: Iterable[float]) -> float:
     """The smallest buffer, in seconds, with which playback may start now and never runs dry.
 
@@ -93,7 +104,7 @@ class Prebuffer:
         self._arrivals.append((at, seconds))
 
     def needed(self) -> float:
-        """Seconds that must be buffered before playback starts; infinite: nobody knows."""
+        """Seconds that must be buffered before playback starts; infinite: unknown."""
         if not self._arrivals:
             return math.inf
         speed = self._measured() / MARGIN
@@ -118,13 +129,11 @@ class Prebuffer:
         return max(seconds for _, seconds in self._arrivals)
 
     def _measured(self) -> float:
+        measured = speed_of(self._arrivals)
+        if measured is None:
+            measured = self._speed
         first, sound = self._arrivals[0]
-        last = self._arrivals[-1][0]
-        if len(self._arrivals) > 1 and last > first:
-            return (self.buffered - sound) / (last - first)
-        if self._speed is not None:
-            return self._speed
-        return sound / max(first - self._started, 1e-9)
+        return sound / max(first - self._started, 1e-9) if measured is None else measured
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,18 +14,23 @@ has it. Leading silence is part of the audio, so first sound is later than first
 
 from __future__ import annotations
 
-import queue
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 
-from chatterbox_opt.audio.prebuffer import Arrival, Prebuffer, simulate, smallest_prebuffer
+from chatterbox_opt.audio.prebuffer import (
+    Arrival,
+    Prebuffer,
+    simulate,
+    smallest_prebuffer,
+    speed_of,
+)
 from chatterbox_opt.audio.silence import sound_span
 from chatterbox_opt.bench import roofline
 from chatterbox_opt.bench.backends import BenchJob
@@ -34,9 +39,9 @@ from chatterbox_opt.config import hardware
 from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.model_config import SAMPLE_RATE, TOKEN_RATE
 from chatterbox_opt.engine.engine import Engine
-from chatterbox_opt.request import CHUNK, LATENCIES, LOW, Piece, Request
+from chatterbox_opt.request import LATENCIES, LOW, Piece, Request, VoiceSource
 from chatterbox_opt.sampling import Sampling
-from chatterbox_opt.text.incremental import chunks_of
+from chatterbox_opt.text.incremental import IncrementalSplitter
 
 TEXT = (  # one chunk, several sentences: about 10 s of the built-in model
     "The boat left the harbour early, long before the fog had lifted. Nobody on the pier saw it "
@@ -80,6 +85,17 @@ class StreamingEngine(Protocol):
         """Start a request; its pieces."""
         ...
 
+    def pieces(
+        self,
+        text: Iterable[str | None],
+        voice: VoiceSource,
+        sampling: Sampling | None,
+        *,
+        latency: str | HopSchedule,
+    ) -> Iterator[Piece]:
+        """The pieces of a text that arrives."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Stream:
@@ -103,8 +119,7 @@ class Stream:
     @property
     def speed(self) -> float | None:
         """Seconds of audio a second after the first piece; None without a second one."""
-        (first, sound), (last, _) = self.arrivals[0], self.arrivals[-1]
-        return (self.audio_seconds - sound) / (last - first) if last > first else None
+        return speed_of(self.arrivals)
 
 
 def measure(job: StreamJob, on_progress: Callable[[str], None]) -> dict[str, Any]:
@@ -163,7 +178,7 @@ def _row_at_once(
     speeds = [stream.speed for stream in warm if stream.speed]
     speed = statistics.median(speeds) if speeds else None
     audio = sum(stream.audio_seconds for stream in streams)
-    latency = CHUNK if request.latency == CHUNK else LOW
+    latency = str(request.latency)
     row: dict[str, Any] = {"name": f"{latency} x{count}", "latency": latency, "streams": count}
     row |= {"characters_per_second": None, "realtime_x": audio / work}
     return row | figures(streams, latency, speed)
@@ -173,7 +188,7 @@ def _row_written(engine: StreamingEngine, request: Request, rate: int, runs: int
     """The row of a text that arrives with ``rate`` characters a second."""
     requests = _seeded(request, 0, runs + 1)
     _, *streams = [written(engine, one, rate) for one in requests]
-    latency = CHUNK if request.latency == CHUNK else LOW
+    latency = str(request.latency)
     row: dict[str, Any] = {"name": f"{latency} {rate}/s", "latency": latency, "streams": 1}
     # as fast as its writer: no measure of the engine's speed
     row |= {"characters_per_second": rate, "realtime_x": None}
@@ -203,44 +218,43 @@ def at_once(engine: StreamingEngine, requests: Sequence[Request]) -> list[Stream
 
 
 def written(engine: StreamingEngine, request: Request, rate: float) -> Stream:
-    """Receive the request while its text is being written: a request for each chunk.
+    """Receive the request while its text is being written.
 
     Args:
         rate: characters a second.
 
     Raises:
-        ChatterboxOptError: of a request.
+        ChatterboxOptError: of the text or a request.
     """
     started = time.perf_counter()
-    submitted: queue.Queue[Iterator[Piece] | None] = queue.Queue()
-    complete: list[float] = []
+    pieces = engine.pieces(
+        typed(request.text, rate), request.voice, request.sampling, latency=request.latency
+    )
+    stream = _received(pieces, started)
+    return replace(stream, text_seconds=_first_complete(request.text) / rate)
 
-    def write() -> None:
-        try:
-            for chunk in chunks_of(typed(request.text, rate)):
-                if chunk.text:
-                    complete.append(time.perf_counter() - started)
-                    submitted.put(engine.submit(replace(request, text=chunk.source)))
-        finally:
-            submitted.put(None)
 
-    def pieces(writer: Future[None]) -> Iterator[Piece]:
-        while (stream := submitted.get()) is not None:
-            yield from stream
-        writer.result()  # raises what it raised
+def _first_complete(text: str) -> int:
+    """How many characters are written when the first chunk of a text is complete."""
+    splitter, count = IncrementalSplitter(), 0
+    for part in _parts(text):
+        count += len(part)
+        if splitter.feed(part):
+            break
+    return count
 
-    with ThreadPoolExecutor(1) as threads:
-        stream = _received(pieces(threads.submit(write)), started)
-    return replace(stream, text_seconds=complete[0])
+
+def _parts(text: str) -> list[str]:
+    return [text[i : i + WRITTEN_AT_ONCE] for i in range(0, len(text), WRITTEN_AT_ONCE)]
 
 
 def typed(text: str, rate: float) -> Iterator[str]:
     """The text in parts of ``WRITTEN_AT_ONCE`` characters, each when its last one is due."""
-    started = time.perf_counter()
-    for end in range(WRITTEN_AT_ONCE, len(text) + WRITTEN_AT_ONCE, WRITTEN_AT_ONCE):
-        due = started + min(end, len(text)) / rate
+    due = time.perf_counter()
+    for part in _parts(text):
+        due += len(part) / rate
         time.sleep(max(0.0, due - time.perf_counter()))
-        yield text[end - WRITTEN_AT_ONCE : end]
+        yield part
 
 
 def _received(pieces: Iterator[Piece], started: float) -> Stream:
@@ -272,7 +286,7 @@ def figures(
     """
     firsts = [stream.arrivals[0][0] for stream in streams]
     waits = [later - earlier for s in streams for (earlier, _), (later, _) in pairwise(s.arrivals)]
-    sizes = [size / TOKEN_RATE for size in HopSchedule().sizes] if latency == LOW else []
+    sizes = HopSchedule().seconds if latency == LOW else []
     played = [
         simulate(stream.arrivals, Prebuffer(0.0, schedule=sizes, speed=speed)) for stream in streams
     ]

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from chatterbox_opt.config.model_config import MEL_PER_TOKEN
+from chatterbox_opt.config.model_config import MEL_PER_TOKEN, TOKEN_RATE
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.sampling import MAX_TOKENS
 from chatterbox_opt.utils.arguments import whole_number
@@ -59,6 +59,11 @@ class HopSchedule:
             least = 1 if name == "first_steps" else 0
             if value is not None and not least <= whole_number(name, value) <= most:
                 raise InputError(f"{name} is {value}; use {least} to {most}")
+
+    @property
+    def seconds(self) -> list[float]:
+        """Seconds of sound in the first hops; the last size repeats."""
+        return [size / TOKEN_RATE for size in self.sizes]
 
     def next(self, number: int, given: int, known: int, *, ended: bool) -> Hop | None:
         """The next hop, if it can be made.

@@ -18,6 +18,7 @@ from chatterbox_opt.cli.application import app
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import Piece, Request
+from chatterbox_opt.text.incremental import chunks_of
 
 MS_10 = SAMPLE_RATE // 100
 
@@ -37,6 +38,11 @@ class FakeEngine:
         later = np.full(SAMPLE_RATE, 0.5, dtype=np.float32)
         none = np.empty(0, dtype=np.float32)
         yield from (Piece(wave, request.text, 1, {}) for wave in (none, first, later))
+
+    def pieces(self, text, voice, sampling, *, latency):
+        for chunk in chunks_of(text):
+            if chunk.text:
+                yield from self.submit(Request("x", chunk.source, voice, sampling, latency))
 
 
 def test_figures_of_given_arrivals():

@@ -6,7 +6,6 @@ input. Not responsible for the other options or for the result that is printed (
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,19 +19,20 @@ from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.audio import streaming
 from chatterbox_opt.audio.player import REMEDY, Player
 from chatterbox_opt.audio.prebuffer import Playback, Prebuffer
+from chatterbox_opt.cli import streams
 from chatterbox_opt.config.hop_schedule import HopSchedule
-from chatterbox_opt.config.model_config import TOKEN_RATE
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import CHUNK, LATENCIES, LOW
 from chatterbox_opt.text.arriving import FLUSH_AFTER
 
 if TYPE_CHECKING:
-    from io import FileIO
+    from io import RawIOBase
 
     from chatterbox_opt.audio.streaming import WaveSink
     from chatterbox_opt.utils.wave import Wave
 
 DEFAULT_OUTPUT = "out.wav"
+STDIN_REMEDY = "pass the text as an argument or --file FILE"
 SECONDS_PER_LETTER = 0.075  # of speech that is not fast
 
 
@@ -170,8 +170,7 @@ def open_sinks(
         if chosen.play:
             total = None if letters is None else letters * SECONDS_PER_LETTER
             latency = chosen.chosen_latency
-            sizes = latency.sizes if isinstance(latency, HopSchedule) else ()
-            schedule = [size / TOKEN_RATE for size in sizes]
+            schedule = latency.seconds if isinstance(latency, HopSchedule) else ()
             prebuffer = Prebuffer(started, schedule=schedule, total=total)
             player = stack.enter_context(Player(prebuffer))
             sinks.append(player)
@@ -195,8 +194,6 @@ def arriving_text(flush_after: float) -> Iterator[Iterator[str | None]]:
     """
     from chatterbox_opt.text.arriving import ArrivingText
 
-    if sys.stdin is None:
-        raise InputError("standard input is closed; pass the text as an argument or --file FILE")
-    source = cast("FileIO", sys.stdin.buffer.raw)  # type: ignore[union-attr]
+    source = cast("RawIOBase", streams.standard_input(STDIN_REMEDY).raw)
     with ArrivingText(source, flush_after or None) as pieces:
         yield iter(pieces)
