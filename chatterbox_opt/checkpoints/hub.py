@@ -91,16 +91,16 @@ def fetch(snapshot: Snapshot) -> Path:
         WeightsError: not cached, and not reachable or not permitted; or a file is not the pinned
             one.
     """
-    if directory := in_cache(snapshot):  # without asking the network
-        for name, pin in snapshot.pins.items():
-            _check_size(directory / name, pin)
-        return directory
-    directory = _download(snapshot)
-    announce("checking the downloaded files")
+    cached = in_cache(snapshot)  # is used without asking the network
+    directory = cached or _download(snapshot)
+    if cached is None:
+        announce("checking the downloaded files")
     for name, pin in snapshot.pins.items():
-        _check_size(directory / name, pin)
-        if (found := sha256(directory / name)) != pin.sha256:
-            _refuse(directory / name, f"has the SHA-256 {found}, not {pin.sha256}")
+        path = directory / name
+        if (size := path.stat().st_size) != pin.size:
+            _refuse(path, f"has {size:,} bytes, not {pin.size:,}")
+        if cached is None and (found := sha256(path)) != pin.sha256:
+            _refuse(path, f"has the SHA-256 {found}, not {pin.sha256}")
     return directory
 
 
@@ -120,11 +120,6 @@ def sha256(path: Path) -> str:
 def is_offline() -> bool:
     """Whether HF_HUB_OFFLINE disables the network, parsed as huggingface_hub does."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
-def _check_size(path: Path, pin: Pin) -> None:
-    if (size := path.stat().st_size) != pin.size:
-        _refuse(path, f"has {size:,} bytes, not {pin.size:,}")
 
 
 def _refuse(path: Path, reason: str) -> None:

@@ -28,6 +28,7 @@ from chatterbox_opt.models.t3.convert import t3_from_tensors, t3_from_upstream
 from chatterbox_opt.models.vocoder import model as vocoder_model
 from chatterbox_opt.utils.damage import DAMAGE_ERRORS
 from chatterbox_opt.utils.skip_init import skip_init
+from chatterbox_opt.utils.small_file import read_at_most
 
 MAX_TOKENIZER = 16 << 20  # bytes; Chatterbox's has some 10 KB
 
@@ -153,9 +154,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """
     path = checkpoint.path(registry.TOKENIZER)
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_TOKENIZER + 1)
-        if len(content) > MAX_TOKENIZER:
+        content = read_at_most(path, MAX_TOKENIZER)
+        if content is None:
             raise WeightsError(
                 f"{path} has more than {MAX_TOKENIZER >> 20} MiB: it is not a tokenizer; "
                 "get it again"

@@ -200,10 +200,7 @@ def _read(path: Path) -> Mapping[str, Tensor] | None:
 
 def _discard(path: Path, reason: str) -> None:
     log.warning("the cached weights '%s' are not used (%s): converting again", path, reason)
-    try:
-        path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
-    except OSError as error:
-        log.debug("'%s' was not removed (%s)", path, error.strerror)
+    cache_directory.discard(path)
 
 
 def _is_own(path: Path) -> bool:

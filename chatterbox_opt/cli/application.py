@@ -2,8 +2,8 @@
 
 Responsible for assembling the commands and for reporting every error as one line on stderr and an
 exit code. Not responsible for options, for what commands do, or for signals during its own import
-(main.py). Commands import torch inside their
-functions, so that wrong arguments are reported without delay.
+(main.py). Commands import torch inside their functions, so that wrong arguments are reported
+without delay.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Standard streams that are closed, or whose reader has gone.
 
-Responsible for making output to them harmless: a command does its work and returns its own exit
-code, whoever reads what it prints. Not responsible for audio on standard output, which is written
-to the binary stream below: there a reader that has gone ends the command.
+Responsible for saying that standard input is closed, and for making output harmless: a command does
+its work and returns its own exit code, even if nobody reads what it prints. Not responsible for
+audio on standard output, which is written to the binary stream below: there a reader that has gone
+ends the command.
 """
 
 from __future__ import annotations
@@ -12,9 +13,28 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+from chatterbox_opt.errors import InputError
+
+if TYPE_CHECKING:
+    from io import BufferedReader
 
 STREAMS = 3  # standard input, output and error
+
+
+def standard_input(instead: str) -> BufferedReader:
+    """Standard input, for bytes.
+
+    Args:
+        instead: the remedy, if it is closed.
+
+    Raises:
+        InputError: it is closed.
+    """
+    if sys.stdin is None:
+        raise InputError(f"standard input is closed; {instead}")
+    return cast("BufferedReader", sys.stdin.buffer)
 
 
 class TolerantStream:

@@ -16,6 +16,7 @@ from typing import Any
 
 from chatterbox_opt.config import limits
 from chatterbox_opt.errors import WeightsError
+from chatterbox_opt.utils.small_file import read_at_most
 
 PARTS = ("t3", "flow", "vocoder", "voice")
 CONFIG_FILE = "config.json"
@@ -205,9 +206,8 @@ def _contradiction_in_t3(t3: T3Config) -> str:
 
 def _read_json(path: Path) -> Any:
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
+        content = read_at_most(path, MAX_BYTES)
+        if content is None:
             raise WeightsError(f"{path} has more than {MAX_BYTES >> 20} MiB; {_AGAIN}")
         return json.loads(content.decode("utf-8"), object_pairs_hook=_object)
     except OSError as error:

@@ -16,6 +16,7 @@ import yaml
 
 from chatterbox_opt.config.hardware import AUTO
 from chatterbox_opt.errors import ProfileError
+from chatterbox_opt.utils.small_file import read_at_most
 
 STAGES = ("t3", "flow", "vocoder")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -94,9 +95,8 @@ def load_profile(name: str) -> Profile:
 def _read(name: str, path: Path) -> Any:
     """The content of a file as strings, lists and mappings."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
+        content = read_at_most(path, MAX_BYTES)
+        if content is None:
             raise ProfileError(
                 f"profile '{name}' has more than {MAX_BYTES >> 10} KiB: it is not a profile; "
                 "give the path of one"

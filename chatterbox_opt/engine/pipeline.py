@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from chatterbox_opt.engine.decoding.decode import DecodeBackend, EagerBackend
 from chatterbox_opt.engine.decoding.decoder import Decoder
-from chatterbox_opt.engine.rendering.hops import DueHop, SequenceSound, hop_groups, speech
+from chatterbox_opt.engine.rendering.hops import DueHop, SequenceSound, hop_groups
 from chatterbox_opt.engine.rendering.renderer import Renderer, StreamContext
 from chatterbox_opt.engine.rendering.work import whole_groups
 from chatterbox_opt.engine.sequence import Capacity, Sequence, Status
@@ -69,8 +69,8 @@ class Pipeline:
 
     def admit(self, sequence: Sequence) -> bool:
         schedule = sequence.request.hops
-        if schedule is not None:
-            self._sounds.setdefault(sequence, SequenceSound(schedule))
+        if schedule is not None and sequence not in self._sounds:
+            self._sounds[sequence] = SequenceSound(schedule)
         return self.decoder.admit(sequence)
 
     def step(self) -> list[Sequence]:
@@ -130,7 +130,7 @@ class Pipeline:
             if sound is None:
                 continue
             try:
-                hop = sound.next_hop(speech(sequence.tokens), ended=sequence in self._ended)
+                hop = sound.next_hop(sequence.tokens, ended=sequence in self._ended)
             except DeviceError as error:
                 sequence.fail(error)
                 self.remove(sequence)

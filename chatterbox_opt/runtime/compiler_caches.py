@@ -42,15 +42,8 @@ def use_private_directories() -> None:
 def _own(name: str, remedy: str) -> Path:
     """A directory in the user's cache directory, or else one for this process."""
     path = platformdirs.user_cache_path("chatterbox-opt") / name
-    try:
-        cache_directory.create(path)
-    except OSError:
-        return _temporary()
-    usable = os.access(path, os.W_OK) and cache_directory.trusted(path, "compiled kernels", remedy)
-    return path if usable else _temporary()
-
-
-def _temporary() -> Path:
+    if cache_directory.usable(path, "compiled kernels", remedy):
+        return path
     path = Path(tempfile.mkdtemp(prefix="chatterbox-opt-"))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path

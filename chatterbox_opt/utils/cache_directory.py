@@ -1,7 +1,7 @@
 """Directories for caches that no other user can write to.
 
 Responsible for creating them and for recognizing one whose files may be another user's: compiled
-kernels are machine code, and whoever can write such a file can run code in this process. Not
+kernels are machine code, and a user who can write such a file can run code in this process. Not
 responsible for the content of files. On Windows, which has no such modes, nothing is checked.
 """
 
@@ -85,6 +85,23 @@ def trusted(path: Path, what: str, remedy: str) -> bool:
     if reason:
         warn_once(f"'{path}' is not used for {what}: {reason}; {remedy}")
     return not reason
+
+
+def usable(path: Path, what: str, remedy: str) -> bool:
+    """Whether a directory, created if it is absent, can be written to and is ``trusted``."""
+    try:
+        create(path)
+    except OSError:
+        return False
+    return os.access(path, os.W_OK) and trusted(path, what, remedy)
+
+
+def discard(path: Path) -> None:
+    """Remove a file of a cache, or an empty directory in its place; if possible."""
+    try:
+        path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+    except OSError as error:
+        log.debug("'%s' was not removed (%s)", path, error.strerror)
 
 
 @functools.cache

@@ -10,7 +10,6 @@ a computed one is valid for a recording's content, a model's encoders and ``FORM
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from chatterbox_opt.audio import recordings
 from chatterbox_opt.errors import VoiceError
+from chatterbox_opt.utils import cache_directory
 from chatterbox_opt.utils.atomic_file import atomic_write
 from chatterbox_opt.voices import computed_voices, saved_voices
 
@@ -215,8 +215,7 @@ class VoiceStore:
             return computed_voices.read(path, key)
         except (ValueError, OSError) as error:
             log.warning("cached voice %s is damaged (%s): computed again", path.name, error)
-            with contextlib.suppress(OSError):
-                path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+            cache_directory.discard(path)
             return None
 
     def save(self, key: str, voice: Voice, remark: str = "") -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from chatterbox_opt.batch.resuming import open_directory, prepare, stale_files
 from chatterbox_opt.batch.runner import BatchRunner, RunOptions, Summary
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.registry import Checkpoint
-from chatterbox_opt.cli import options, signals
+from chatterbox_opt.cli import options, signals, streams
 from chatterbox_opt.cli.batch.options import (
     ExecutorOptions,
     FileOptions,
@@ -132,17 +131,19 @@ def _other_files(files: FileOptions, joining: JoinOptions) -> Iterator[str]:
     """What is written besides the items' files, relative to the output directory."""
     if files.metadata is not None:
         yield METADATA_FILE
-    if joining.joined_file is not None and not audio_files.is_stream(joining.joined_file):
-        yield _relative(joining.joined_file, files.directory)
+    yield from _joined_name(joining.joined_file, files.directory)
 
 
-def _relative(path: str, directory: Path) -> str:
-    """A path relative to a directory, after symbolic links; absolute if on another drive."""
+def _joined_name(path: str | None, directory: Path) -> list[str]:
+    """The joined file relative to the output directory, after symbolic links; absolute if it is on
+    another drive. None for a stream, or without a joined file."""
+    if path is None or audio_files.is_stream(path):
+        return []
     target = os.path.realpath(path)
     try:
-        return os.path.relpath(target, os.path.realpath(directory))
+        return [os.path.relpath(target, os.path.realpath(directory))]
     except ValueError:
-        return target
+        return [target]
 
 
 def _dropped_by_model(model: str, job: job_file.Job) -> Iterator[Dropped]:
@@ -162,9 +163,7 @@ def _dropped_by_model(model: str, job: job_file.Job) -> Iterator[Dropped]:
 
 def _content(file: str) -> bytes:
     if file == job_file.STDIN:
-        if sys.stdin is None:
-            raise InputError("standard input is closed; pass a file")
-        return sys.stdin.buffer.read()
+        return streams.standard_input("pass a file").read()
     try:
         return Path(file).read_bytes()
     except (OSError, ValueError) as error:
@@ -175,9 +174,7 @@ def _content(file: str) -> bytes:
 def _names(items: list[job_file.Item], files: FileOptions, joined_file: str | None) -> list[str]:
     """The file name of each item; the names of other files in --out-dir are reserved."""
     rows = ((item.id, item.text) for item in items)
-    reserved = []
-    if joined_file is not None and not audio_files.is_stream(joined_file):
-        reserved.append(_relative(joined_file, files.directory))
+    reserved = _joined_name(joined_file, files.directory)
     return filenames.names(rows, files.name, f".{files.format}", reserved)
 
 
@@ -297,7 +294,7 @@ def _join(
         return
     if missing := len(items) - (len(summary.entries) - len(summary.failed())):
         raise OutputError(f"'{target}' is not written, {missing} items are missing: run again")
-    if not audio_files.is_stream(target):
-        manifest.start(_relative(target, manifest.directory), OUTPUT)
+    for name in _joined_name(target, manifest.directory):
+        manifest.start(name, OUTPUT)
     seconds = join(items, summary.entries, manifest.directory, target, joining.pauses())
     reporter.status(f"joined: {seconds:.1f}s -> {target}")

@@ -20,10 +20,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from chatterbox_opt.audio import files as audio_files
-from chatterbox_opt.cli import options
+from chatterbox_opt.cli import options, streams
 from chatterbox_opt.cli.console import Reporter, as_utf8
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOptions
-from chatterbox_opt.cli.synth.streaming import Sinks, StreamOptions, arriving_text, open_sinks
+from chatterbox_opt.cli.synth.streaming import (
+    STDIN_REMEDY,
+    Sinks,
+    StreamOptions,
+    arriving_text,
+    open_sinks,
+)
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError, TextError
@@ -206,19 +212,13 @@ def _read_text(words: str | None, file: Path | None) -> str:
         if file is not None:
             return file.read_text(encoding="utf-8-sig")
         if words == STDIN:
-            return _standard_input().decode("utf-8-sig")
+            return streams.standard_input(STDIN_REMEDY).read().decode("utf-8-sig")
         return as_utf8(words or "")
     except UnicodeDecodeError as error:
         raise TextError(f"the text is not UTF-8 (byte {error.start}): save it as UTF-8") from error
     except OSError as error:
         name = as_utf8(str(file))
         raise InputError(f"'{name}' cannot be read ({error.strerror}): check the path") from error
-
-
-def _standard_input() -> bytes:
-    if sys.stdin is None:
-        raise InputError("standard input is closed; pass the text as an argument or --file FILE")
-    return sys.stdin.buffer.read()
 
 
 def _check_output(output: str, subtype: str | None, *, as_json: bool) -> None:

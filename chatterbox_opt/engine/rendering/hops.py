@@ -88,13 +88,16 @@ class SequenceSound:
         """The next hop, if it can be made.
 
         Args:
-            tokens: of the sequence so far, without special ones.
+            tokens: of the sequence so far.
 
         Raises:
             DeviceError: they are not those that were given out.
         """
-        known = len(tokens)
-        hop = self.schedule.next(self.hops, len(self.given), known, ended=ended)
+        number, given = self.hops, len(self.given)
+        if not self.schedule.next(number, given, len(tokens), ended=ended):
+            return None  # nor with fewer: asked at every step, before special ones are dropped
+        tokens = speech(tokens)
+        hop = self.schedule.next(number, given, len(tokens), ended=ended)
         if (hop or ended) and tokens[: len(self.given)] != self.given:
             raise DeviceError(
                 "after an error of the device the text was decoded again with other tokens, and a "

@@ -9,8 +9,8 @@ numba's own disk cache does not do. It is keyed on the file of the compiled func
 in a helper that is inlined from another file would go unnoticed, and old machine code would run.
 And it unpickles whatever it finds: an empty or damaged file ends the process, a changed one runs.
 So numba gets a cache object of ours (``_Cache``), with one file per function that opens with a
-digest of its name and content. A digest does not keep out who can write to the directory: it is
-used only if that is nobody but this user (utils/cache_directory.py), and so is each file.
+digest of its name and content. A digest keeps no user out who can write to the directory: it is
+used only if no other user can (utils/cache_directory.py), and so is each file.
 
 DIR is ``NUMBA_CACHE_DIR`` where that is set, else in the user's cache directory.
 """
@@ -75,19 +75,11 @@ def directory() -> Path | None:
         places = [users, Path(__file__).parent / "__pycache__"]
     own = [place for place in places if cache_directory.trusted(place, WHAT, REMEDY)]
     for folder in (place / digest() for place in own):
-        if _is_writable(folder) and cache_directory.trusted(folder, WHAT, REMEDY):
+        if cache_directory.usable(folder, WHAT, REMEDY):
             return folder
     if own == places:
         raise RuntimeError(f"'{places[0]}' cannot be written to: set NUMBA_CACHE_DIR")
     return None
-
-
-def _is_writable(folder: Path) -> bool:
-    try:
-        cache_directory.create(folder)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)
 
 
 def read(path: Path) -> bytes | None:
@@ -138,10 +130,7 @@ def _remove(path: Path, reason: str) -> None:
     cache_directory.warn_once(
         f"compiled kernels in '{path.parent}' are not used ({reason}): compiling again"
     )
-    try:
-        path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
-    except OSError as error:
-        log.debug("'%s' was not removed (%s)", path, error.strerror)
+    cache_directory.discard(path)
 
 
 class _Cache:

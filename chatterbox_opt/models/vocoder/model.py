@@ -77,22 +77,18 @@ class Vocoder(nn.Module):
         Raises:
             NumericsError: a waveform contains NaN or Inf.
         """
-        waves: dict[int, Tensor] = {}
-        for rows in group_by_length([mel.shape[-1] for mel in mels], mels[0].device):
-            decoded = self.decode([mels[i] for i in rows], [generators[i] for i in rows])
-            waves |= zip(rows, decoded, strict=True)
+        waves = self.decode(mels, generators)
+        _check_finite(waves)
         fade = fade_in(mels[0].device)
-        for wave in waves.values():
-            if not torch.isfinite(wave).all():
-                raise NumericsError("vocoder computed a waveform with NaN or Inf")
+        for wave in waves:
             wave[: 2 * FADE_LENGTH] *= fade
-        return [waves[i] for i in range(len(mels))]
+        return waves
 
     def decode(self, mels: Sequence[Tensor], generators: Generators) -> list[Tensor]:
-        """``forward`` for one group, without the fade-in and the NaN check.
+        """``forward`` without the fade-in and the NaN check.
 
-        The generator runs on all rows, padded to a bucket. F0 and source are computed per row: a
-        phase is the sum of all previous F0, so that differences in the last bit become audible.
+        F0 and source are computed per row: a phase is the sum of all previous F0, so that
+        differences in the last bit become audible.
         """
         sources = [
             source(self.merge, self.pitch(mel[None]), generator)[0]
@@ -113,7 +109,6 @@ class Vocoder(nn.Module):
             NumericsError: a waveform contains NaN or Inf.
         """
         sources, states = [], []
-        waves: dict[int, Tensor] = {}
         for window in windows:
             left = window.left
             f0 = self.pitch(window.mel[None])[0]
@@ -121,17 +116,23 @@ class Vocoder(nn.Module):
             sources.append(torch.cat((window.state.source[-left * HOP_LENGTH :], new)))
             end = (left + window.new) * HOP_LENGTH
             states.append(window.state.after(f0[left : left + window.new], sources[-1][:end]))
-        lengths = [window.mel.shape[-1] for window in windows]
-        for rows in group_by_length(lengths, windows[0].mel.device):
-            filtered = self._filter([windows[i].mel for i in rows], [sources[i] for i in rows])
-            waves |= zip(rows, filtered, strict=True)
-        cut = [waves[i][window.left * HOP_LENGTH :] for i, window in enumerate(windows)]
-        if not all(torch.isfinite(wave).all() for wave in cut):
-            raise NumericsError("vocoder computed a waveform with NaN or Inf")
+        waves = self._filter([window.mel for window in windows], sources)
+        cut = [
+            wave[window.left * HOP_LENGTH :] for wave, window in zip(waves, windows, strict=True)
+        ]
+        _check_finite(cut)
         return list(zip(cut, states, strict=True))
 
     def _filter(self, mels: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
-        """The generator with source signals [480 F_i], for one group: waveforms [480 F_i]."""
+        """Waveforms [480 F_i] of source signals [480 F_i]: together where the device gains."""
+        waves: dict[int, Tensor] = {}
+        for rows in group_by_length([mel.shape[-1] for mel in mels], mels[0].device):
+            filtered = self._filter_group([mels[i] for i in rows], [sources[i] for i in rows])
+            waves |= zip(rows, filtered, strict=True)
+        return [waves[i] for i in range(len(mels))]
+
+    def _filter_group(self, mels: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
+        """``_filter`` for rows of similar lengths, padded to a bucket."""
         lengths = [mel.shape[-1] for mel in mels]
         size = bucket(max(lengths))
         spectra = [self._stft(wave) for wave in sources]
@@ -161,6 +162,12 @@ class Vocoder(nn.Module):
         return torch.istft(spectrum, N_FFT, STFT_HOP, N_FFT, self.window).clamp_(
             -AUDIO_LIMIT, AUDIO_LIMIT
         )
+
+
+def _check_finite(waves: Sequence[Tensor]) -> None:
+    """Raise NumericsError if a waveform contains NaN or Inf."""
+    if not all(torch.isfinite(wave).all() for wave in waves):
+        raise NumericsError("vocoder computed a waveform with NaN or Inf")
 
 
 def fade_in(device: torch.device) -> Tensor:
