@@ -65,14 +65,17 @@ def test_requests_are_drawn_when_a_slot_is_free(tmp_path):
 
 @pytest.mark.parametrize("width", [1, 3])
 def test_requests_of_a_killed_worker_are_requeued(tmp_path, width, caplog):
-    """Killed repeatedly from outside; no result is lost or duplicated."""
+    """Killed from outside; no result is lost or duplicated.
+
+    Twice, because a request that happens to be in work at three kills fails: it is to blame then.
+    """
     speech = FakeWorkerEngine(tmp_path, width=width, pause=0.02)
     asked = requests(*["some words"] * 60)
     found = []
     with worker_pool(speech, 3) as speak:
         for result in speak(iter(asked)):
             found.append(result)
-            if len(found) in (5, 20, 21, 40):
+            if len(found) in (20, 21):
                 os.kill(
                     next(p for p in reversed(speech.processes()) if is_running(p)), signal.SIGKILL
                 )
