@@ -37,17 +37,16 @@ from chatterbox_opt.bench.backends import BenchJob
 from chatterbox_opt.bench.report import STREAM
 from chatterbox_opt.config import hardware
 from chatterbox_opt.config.hop_schedule import HopSchedule
-from chatterbox_opt.config.model_config import SAMPLE_RATE, TOKEN_RATE
+from chatterbox_opt.config.model_config import MEL_PER_TOKEN, SAMPLE_RATE, TOKEN_RATE
 from chatterbox_opt.engine.engine import Engine
-from chatterbox_opt.request import LATENCIES, LOW, Piece, Request, VoiceSource
+from chatterbox_opt.request import CHUNK, LOW, Piece, Request, VoiceSource
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.text.incremental import IncrementalSplitter
 
-TEXT = (  # one chunk, several sentences: about 10 s of the built-in model
-    "The boat left the harbour early, long before the fog had lifted. Nobody on the pier saw it "
-    "go, and nobody expected it back before Thursday. By noon the wind had turned, and the first "
-    "heavy drops of rain fell on the empty boxes."
+TEXT = (  # one chunk, two sentences: about 6 s of the built-in model
+    "The boat left the harbour early, long before the fog had lifted. Nobody on the pier saw it go."
 )
+MEL_RATE = MEL_PER_TOKEN * TOKEN_RATE  # frames per second
 STREAMS = (1, 2, 4, 8)  # at once
 RATES = (20, 50, 100)  # characters a second of text that arrives
 WRITTEN_AT_ONCE = 4  # characters; about a token of a language model
@@ -65,6 +64,8 @@ class StreamJob:
         runs: streams that are measured in a row, at least.
         streams: how many at once, a row each.
         rates: characters a second at which text arrives, a row each.
+        schedule: that of low latency, from the engine's own.
+        voice_seconds: of the voice in the flow, see ``Voice.shortened``; None: all.
         seconds: of audio at most, with random weights, which do not end.
     """
 
@@ -75,6 +76,8 @@ class StreamJob:
     runs: int = 20
     streams: tuple[int, ...] = STREAMS
     rates: tuple[int, ...] = RATES
+    schedule: Callable[[HopSchedule], HopSchedule] = lambda default: default
+    voice_seconds: float | None = None
     seconds: float = 10.0
 
 
@@ -139,11 +142,16 @@ def measure(job: StreamJob, on_progress: Callable[[str], None]) -> dict[str, Any
         if engine.checkpoint.config.random_weights:
             sampling = Sampling(max_tokens=max(2, round(job.seconds * TOKEN_RATE)))
         voice = engine.voice()
+        if job.voice_seconds is not None:
+            voice = voice.shortened(job.voice_seconds)
+        schedule = job.schedule(engine.hops)
+        facts |= {"hops": list(schedule.sizes), "first_steps": schedule.first_steps}
+        facts |= {"voice_seconds": voice.mel.shape[1] / MEL_RATE}
         on_progress("warm-up")
         engine.warm_up(job.text, voice=voice)
         request = Request("bench", job.text, voice, sampling)
         rows = []
-        for latency in LATENCIES[::-1]:
+        for latency in (schedule, CHUNK):
             for count in job.streams:
                 rows.append(
                     _row_at_once(engine, replace(request, latency=latency), count, job.runs)
@@ -178,21 +186,25 @@ def _row_at_once(
     speeds = [stream.speed for stream in warm if stream.speed]
     speed = statistics.median(speeds) if speeds else None
     audio = sum(stream.audio_seconds for stream in streams)
-    latency = str(request.latency)
+    latency = _name(request.latency)
     row: dict[str, Any] = {"name": f"{latency} x{count}", "latency": latency, "streams": count}
     row |= {"characters_per_second": None, "realtime_x": audio / work}
-    return row | figures(streams, latency, speed)
+    return row | figures(streams, request.latency, speed)
 
 
 def _row_written(engine: StreamingEngine, request: Request, rate: int, runs: int) -> dict[str, Any]:
     """The row of a text that arrives with ``rate`` characters a second."""
     requests = _seeded(request, 0, runs + 1)
     _, *streams = [written(engine, one, rate) for one in requests]
-    latency = str(request.latency)
+    latency = _name(request.latency)
     row: dict[str, Any] = {"name": f"{latency} {rate}/s", "latency": latency, "streams": 1}
     # as fast as its writer: no measure of the engine's speed
     row |= {"characters_per_second": rate, "realtime_x": None}
-    return row | figures(streams, latency)
+    return row | figures(streams, request.latency)
+
+
+def _name(latency: str | HopSchedule) -> str:
+    return latency if isinstance(latency, str) else LOW
 
 
 def _seeded(request: Request, first: int, count: int) -> list[Request]:
@@ -268,7 +280,7 @@ def _received(pieces: Iterator[Piece], started: float) -> Stream:
 
 
 def figures(
-    streams: Sequence[Stream], latency: str, speed: float | None = None
+    streams: Sequence[Stream], latency: str | HopSchedule, speed: float | None = None
 ) -> dict[str, float | int | None]:
     """The columns of a row that depend on its streams only.
 
@@ -286,7 +298,7 @@ def figures(
     """
     firsts = [stream.arrivals[0][0] for stream in streams]
     waits = [later - earlier for s in streams for (earlier, _), (later, _) in pairwise(s.arrivals)]
-    sizes = HopSchedule().seconds if latency == LOW else []
+    sizes = latency.seconds if isinstance(latency, HopSchedule) else []
     played = [
         simulate(stream.arrivals, Prebuffer(0.0, schedule=sizes, speed=speed)) for stream in streams
     ]

@@ -19,6 +19,7 @@ from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.bench import chart, report
 from chatterbox_opt.cli import console, options, tables
 from chatterbox_opt.config import hardware
+from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.profile import load_profile
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.utils import atomic_file
@@ -56,6 +57,9 @@ class MeasuringOptions:
         bool,
         typer.Option("--stream", help="Measure streams: time to first audio, and playback."),
     ] = False
+    hops: options.Hops = None
+    first_steps: options.FirstSteps = None
+    voice_seconds: options.VoiceSeconds = None
     cold: Annotated[
         bool, typer.Option("--cold", help="Also time whole processes, from start to wav.")
     ] = False
@@ -72,6 +76,9 @@ class MeasuringOptions:
             raise InputError("--seconds is above 0 to 100, --runs 1 to 100")
         if self.stream and (self.rows or self.cold or len(self.profile or []) > 1):
             raise InputError("--stream has its own rows: without --rows and --cold, one --profile")
+        if not self.stream and (self.hops, self.first_steps, self.voice_seconds) != (None,) * 3:
+            raise InputError("--hops, --first-steps and --voice-seconds are for --stream")
+        options.hop_schedule(HopSchedule(), self.hops, self.first_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +207,16 @@ def _measure_streams(
     ) as directory:
         text = measuring.text or streaming.TEXT
         job = streaming.StreamJob(
-            str(directory), measuring.device, profile, text, runs, seconds=measuring.seconds
+            str(directory),
+            measuring.device,
+            profile,
+            text,
+            runs,
+            schedule=lambda default: options.hop_schedule(
+                default, measuring.hops, measuring.first_steps
+            ),
+            voice_seconds=measuring.voice_seconds,
+            seconds=measuring.seconds,
         )
         if measuring.quick:
             seconds = min(measuring.seconds, 2.0)

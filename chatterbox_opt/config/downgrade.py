@@ -8,6 +8,7 @@ a reason that is shown to the user. Imports no torch.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from chatterbox_opt.config.hardware import (
     BFLOAT16_CAPABILITY,
@@ -93,7 +94,8 @@ def _downgrade_dtypes(requested: Profile, hardware: Hardware, reasons: list[str]
         reasons.append("dtype float32: CPUs have no fast float16 arithmetic")
     for stage in ("t3", "flow"):
         while why := _unsupported(hardware, stage, dtype := getattr(requested, stage)):
-            requested = replace(requested, **{stage: WIDER[dtype]})
+            wider: dict[str, Any] = {stage: WIDER[dtype]}
+            requested = replace(requested, **wider)
             reasons.append(f"{stage} {WIDER[dtype]}: {why}")
     if requested.t3 in QUANTIZED:
         reasons.append(f"t3 {requested.t3}: {QUANTIZED[requested.t3]}")

@@ -28,6 +28,7 @@ from chatterbox_opt.sampling import MAX_TOKENS
 from chatterbox_opt.utils.arguments import whole_number
 
 MAX_SIZES = 100
+DEFAULT_SIZES = (10, 25, 50, 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class HopSchedule:
         InputError: out of range.
     """
 
-    sizes: tuple[int, ...] = (10, 25, 50, 100)
+    sizes: tuple[int, ...] = DEFAULT_SIZES
     held_back: int = 9
     context: int = 100
     first_steps: int | None = None

@@ -62,6 +62,11 @@ class T3Config:
     def head_dim(self) -> int:
         return self.width // self.heads
 
+    @property
+    def is_large(self) -> bool:
+        """Whether it has more than about 100 million parameters, as Chatterbox's own."""
+        return 12 * self.layers * self.width**2 > 100e6
+
 
 @dataclass(frozen=True, slots=True)
 class FlowConfig:

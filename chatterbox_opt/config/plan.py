@@ -11,7 +11,7 @@ import os
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 from chatterbox_opt.config.downgrade import downgrade
 from chatterbox_opt.config.hardware import (
@@ -23,6 +23,8 @@ from chatterbox_opt.config.hardware import (
     format_capability,
     kernel_feature,
 )
+from chatterbox_opt.config.hop_schedule import DEFAULT_SIZES, HopSchedule
+from chatterbox_opt.config.model_config import ModelConfig
 from chatterbox_opt.config.profile import QUANTIZED, Profile, load_profile, stages_of
 from chatterbox_opt.config.settings import (
     COMMAND_LINE,
@@ -77,6 +79,7 @@ class Plan:
         profile: the name of the profile that it is based on.
         t3, flow, vocoder: how each stage is stored and computed.
         compile, offload, kv_cache: see ``Profile``.
+        hops, large_model_hops: see ``Profile``.
         slots: sequences of a batch that T3 decodes together.
         rendering: "overlapped" if flow and vocoder run while T3 decodes the next sequences of a
             batch, "inline" if they alternate with it.
@@ -93,6 +96,8 @@ class Plan:
     compile: str = "none"
     offload: str = "none"
     kv_cache: str = "auto"
+    hops: tuple[int, ...] = DEFAULT_SIZES
+    large_model_hops: tuple[int, ...] = DEFAULT_SIZES
     slots: int = 1
     rendering: str = INLINE
     optimized: bool = True
@@ -110,6 +115,10 @@ class Plan:
         if not self.optimized:
             return ("plain",)
         return (self.t3.storage, self.flow.storage, self.narrowed_compute)
+
+    def hop_schedule(self, config: ModelConfig) -> HopSchedule:
+        """Of a model's streams with low latency."""
+        return HopSchedule(self.large_model_hops if config.t3.is_large else self.hops)
 
     @property
     def triton_stages(self) -> tuple[str, ...]:
@@ -187,6 +196,8 @@ def resolve(
         compile=supported.compile,
         offload=supported.offload,
         kv_cache=supported.kv_cache,
+        hops=supported.hops,
+        large_model_hops=supported.large_model_hops,
         slots=slots,
         rendering=rendering,
         optimized=optimized,
@@ -235,7 +246,9 @@ def _requested(
     values |= {key: getattr(profile, key) for key in ("compile", "offload", "kv_cache")}
     sources = dict.fromkeys(values, f"profile {name}")
     for key, value, source in override_settings(environment, overrides):
-        fields = stages_of(value) | {"compute": ""} if key == "dtype" else {key: value}
+        fields: dict[str, Any] = {key: value}
+        if key == "dtype":
+            fields = stages_of(value) | {"compute": ""}
         profile = replace(profile, **fields)
         values[key], sources[key] = value, source
     reasons = [f"profile {name}: {why}"]

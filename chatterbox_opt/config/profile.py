@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from chatterbox_opt.config.hardware import AUTO
-from chatterbox_opt.errors import ProfileError
+from chatterbox_opt.config.hop_schedule import DEFAULT_SIZES, HopSchedule
+from chatterbox_opt.errors import InputError, ProfileError
 from chatterbox_opt.utils.small_file import read_at_most
 
 STAGES = ("t3", "flow", "vocoder")
@@ -29,6 +30,7 @@ INT8_FLOW_COSTS = "log-mel cosine to float32 is 0.99997 on the built-in model; b
 COMPILE = ("none", "cudagraphs", "inductor")
 OFFLOAD = ("none", "stages", "all-but-active")  # from most GPU memory to least
 KV_CACHE = ("auto", "int8")  # of T3; auto is T3's compute dtype
+HOPS = ("hops", "large_model_hops")
 MAX_BYTES = 64 << 10  # of a file; the shipped ones have less than 1 KiB
 MAX_DEPTH = 2  # of mappings: the profile, and dtypes by stage
 SHOWN = 60  # characters of a wrong value in a message
@@ -49,6 +51,8 @@ class Profile:
         offload: one of ``OFFLOAD``: "stages" moves stages to the GPU one after the other and
             prefetches the next; "all-but-active" keeps only the running one there.
         kv_cache: dtype of T3's KV cache on a GPU, one of ``KV_CACHE``.
+        hops, large_model_hops: tokens in the parts of a stream, of a model like pico and of one
+            like Chatterbox (``T3Config.is_large``); the last size repeats.
     """
 
     name: str
@@ -59,6 +63,8 @@ class Profile:
     compile: str = "none"
     offload: str = "none"
     kv_cache: str = "auto"
+    hops: tuple[int, ...] = DEFAULT_SIZES
+    large_model_hops: tuple[int, ...] = DEFAULT_SIZES
 
 
 def profiles_directory() -> Path:
@@ -160,9 +166,11 @@ def _parse(name: str, settings: Mapping[str, Any]) -> Profile:
         "compile": COMPILE,
         "offload": OFFLOAD,
         "kv_cache": KV_CACHE,
+        **dict.fromkeys(HOPS),
     }
     check_keys(f"profile '{name}'", settings, choices)
-    values = {k: v for k, v in settings.items() if k != "dtype"}
+    values = {k: v for k, v in settings.items() if k != "dtype" and k not in HOPS}
+    hops: dict[str, Any] = {k: _hops(name, k, settings[k]) for k in HOPS if k in settings}
     dtype = settings.get("dtype", "float32")
     if not isinstance(dtype, (str, dict)):
         raise ProfileError(
@@ -188,7 +196,22 @@ def _parse(name: str, settings: Mapping[str, Any]) -> Profile:
             f"profile '{name}': compute is for float16 and bfloat16 weights; remove it, "
             f"{integers[0]} sets its own"
         )
-    return Profile(name=name, **values, **per_stage)
+    return Profile(name=name, **values, **per_stage, **hops)
+
+
+def _hops(name: str, key: str, value: object) -> tuple[int, ...]:
+    """The sizes of a stream's parts from a list in YAML."""
+    try:
+        if not isinstance(value, list):
+            raise ValueError
+        return HopSchedule(tuple(int(size) for size in value)).sizes
+    except InputError as error:
+        raise ProfileError(f"profile '{name}': {key}: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise ProfileError(
+            f"profile '{name}': {key} is {_shortened(value)}; give numbers of tokens, such as "
+            "[10, 25, 50, 100]"
+        ) from error
 
 
 def stages_of(dtype: str) -> dict[str, str]:

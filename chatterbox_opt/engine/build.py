@@ -1,4 +1,4 @@
-"""Builds a pipeline from a plan and a checkpoint.
+"""Loads what an engine consists of; builds a pipeline from a plan and a checkpoint.
 
 Responsible for executing the plan: load, cast, change layouts, move to the device, compile. Not
 responsible for decisions (config/plan.py) or for requests.
@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
 
+from chatterbox_opt.audio.watermark import Watermark
+from chatterbox_opt.checkpoints import registry, weight_cache
 from chatterbox_opt.checkpoints.loader import load_flow, load_t3, load_tokenizer, load_vocoder
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.checkpoints.weight_cache import WeightCache
-from chatterbox_opt.config.plan import ONEDNN_LAYOUT, OVERLAPPED, PLAIN, TRITON, Plan
+from chatterbox_opt.config.plan import ONEDNN_LAYOUT, OVERLAPPED, PLAIN, TRITON, Plan, resolve
+from chatterbox_opt.engine import probe
 from chatterbox_opt.engine.decoding import decode_graphs
 from chatterbox_opt.engine.decoding.decode import DecodeBackend, EagerBackend, StepFn
 from chatterbox_opt.engine.pipeline import Pipeline
+from chatterbox_opt.engine.scheduler import SpeechBackend
+from chatterbox_opt.engine.upstream_backend import UpstreamBackend
 from chatterbox_opt.layers import linear_int, linear_onednn
 from chatterbox_opt.layers.weight_layout import store_narrow
 from chatterbox_opt.models.flow import estimator
@@ -28,9 +36,52 @@ from chatterbox_opt.models.vocoder import model as vocoder_model
 from chatterbox_opt.runtime import cuda_graphs, malloc
 from chatterbox_opt.runtime.cuda import DEVICE_ERRORS, GraphCapturer, SideStream
 from chatterbox_opt.runtime.offload import NONE, STAGES, StagePlacement
+from chatterbox_opt.utils.steps import announce
 
 log = logging.getLogger(__name__)
 GPU_RENDER_GROUP = 8  # sequences that flow and vocoder of a GPU run together
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an engine consists of, but for its voices; attributes as ``Engine``'s."""
+
+    plan: Plan
+    checkpoint: Checkpoint
+    pipeline: SpeechBackend
+    watermark: Watermark | None
+
+
+def load(
+    model: str,
+    profile: str,
+    device: str,
+    overrides: Mapping[str, str] | None,
+    plan: Plan | None,
+    weights: WeightCache | None,
+    *,
+    watermark: bool,
+) -> Parts:
+    """Find the weights, make a plan and load; arguments and errors as ``Engine.load``."""
+    if plan is None:
+        plan = resolve(profile, probe.probe(device), overrides)
+    announce("loading the model")
+    # before 3 GB are downloaded, because PerTh may be missing
+    mark = Watermark() if watermark and plan.optimized else None
+    checkpoint = registry.locate(model)
+    announce("loading the model")
+    if checkpoint.config.random_weights:
+        log.warning("'%s' has random weights: its output is noise", Path(model).name)
+    if not plan.optimized:
+        if not watermark:
+            log.warning("plain Chatterbox always leaves its watermark")
+        backend = UpstreamBackend.load(checkpoint, torch.device(plan.device))
+        return Parts(plan, checkpoint, backend, None)
+    pipeline = load_pipeline(checkpoint, plan, weights or weight_cache.default())
+    if mark and plan.device == "cuda" and plan.offload == NONE:
+        # takes 9 MB and some workspace: not if stages are offloaded for lack of memory
+        mark.move(torch.device(plan.device))
+    return Parts(plan, checkpoint, pipeline, mark)
 
 
 def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None = None) -> Pipeline:

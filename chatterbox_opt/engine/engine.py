@@ -10,23 +10,22 @@ write or printing.
 
 from __future__ import annotations
 
-import logging
+import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from chatterbox_opt.audio.watermark import Watermark
-from chatterbox_opt.checkpoints import registry, weight_cache
+from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.checkpoints.weight_cache import WeightCache
 from chatterbox_opt.config import hardware
 from chatterbox_opt.config.hop_schedule import HopSchedule
-from chatterbox_opt.config.plan import Plan, resolve
-from chatterbox_opt.engine import build, probe, texts
+from chatterbox_opt.config.plan import Plan
+from chatterbox_opt.engine import build, texts
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.scheduler import Scheduler, SpeechBackend
@@ -35,7 +34,6 @@ from chatterbox_opt.engine.serving.arriving import ArrivingRequests
 from chatterbox_opt.engine.serving.handle import RequestHandle
 from chatterbox_opt.engine.serving.loop import EngineLoop
 from chatterbox_opt.engine.serving.states import RequestStates
-from chatterbox_opt.engine.upstream_backend import UpstreamBackend
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import (
     CHUNK,
@@ -49,18 +47,16 @@ from chatterbox_opt.request import (
     single_request,
 )
 from chatterbox_opt.runtime import cuda
-from chatterbox_opt.runtime.offload import NONE
+from chatterbox_opt.runtime.own_thread import in_own_thread
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.text.chunking import Chunk
 from chatterbox_opt.utils.arguments import instance, name_or_path, seconds_to_wait
 from chatterbox_opt.utils.closing import Closing
-from chatterbox_opt.utils.steps import announce
 from chatterbox_opt.utils.wave import Wave
 from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices.library import VoiceLibrary
 from chatterbox_opt.voices.store import VoiceStore, default_store
 
-log = logging.getLogger(__name__)
 EXAMPLE = "Hello."  # stands for a text that is not known yet
 
 
@@ -78,6 +74,7 @@ class Engine(Closing):
         plan: the settings it was loaded with.
         checkpoint: where the weights are.
         pipeline: the backend.
+        hops: of low latency; the profile's for such a model.
     """
 
     def __init__(
@@ -96,8 +93,9 @@ class Engine(Closing):
         # on a CPU, a thread for the watermark would compete with the stages for the cores
         scheduler = Scheduler(pipeline, watermark, overlap=plan.device != "cpu")
         self._loop = EngineLoop(scheduler)
-        can_hop = isinstance(pipeline, Pipeline)
-        self._requests = RequestStates(checkpoint.config, voices, can_hop=can_hop)
+        self.hops = plan.hop_schedule(checkpoint.config)
+        hops = self.hops if isinstance(pipeline, Pipeline) else None
+        self._requests = RequestStates(checkpoint.config, voices, hops)
 
     @classmethod
     def load(
@@ -138,27 +136,12 @@ class Engine(Closing):
         instance("plan", plan, Plan, optional=True)
         instance("store", store, VoiceStore, optional=True)
         instance("weights", weights, WeightCache, optional=True)
-        if plan is None:
-            plan = resolve(profile, probe.probe(device), overrides)
-        announce("loading the model")
-        # before 3 GB are downloaded, because PerTh may be missing
-        mark = Watermark() if watermark and plan.optimized else None
-        checkpoint = registry.locate(model)
-        announce("loading the model")
-        if checkpoint.config.random_weights:
-            log.warning("'%s' has random weights: its output is noise", Path(model).name)
-        pipeline: SpeechBackend
-        if plan.optimized:
-            pipeline = build.load_pipeline(checkpoint, plan, weights or weight_cache.default())
-        else:
-            pipeline = UpstreamBackend.load(checkpoint, torch.device(plan.device))
-            if not watermark:
-                log.warning("plain Chatterbox always leaves its watermark")
-        if mark and plan.device == "cuda" and plan.offload == NONE:
-            # takes 9 MB and some workspace: not if stages are offloaded for lack of memory
-            mark.move(torch.device(plan.device))
-        voices = VoiceLibrary(checkpoint, store or default_store())
-        return cls(plan, checkpoint, pipeline, voices, mark)
+        load = functools.partial(
+            build.load, model, profile, device, overrides, plan, weights, watermark=watermark
+        )
+        parts = in_own_thread(load)
+        voices = VoiceLibrary(parts.checkpoint, store or default_store())
+        return cls(parts.plan, parts.checkpoint, parts.pipeline, voices, parts.watermark)
 
     def close(self) -> None:
         """End all requests, free the model and the device's memory; not to be used afterwards."""
@@ -198,10 +181,13 @@ class Engine(Closing):
         Raises:
             TextError, VoiceError, DeviceError, NumericsError: as ``pieces``.
         """
-        requests = [request for request in texts.warm_up_requests(lines, voice) for _ in range(2)]
-        for request in requests:
-            for _ in self.pieces(request.text, voice, request.sampling):
-                pass
+        requests = [one for one in texts.warm_up_requests(lines, voice) for _ in range(2)]
+
+        def speak() -> None:
+            for one in requests:
+                self.synthesize(one.text, voice, one.sampling)
+
+        in_own_thread(speak)
 
     def pieces(
         self,

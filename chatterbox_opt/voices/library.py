@@ -20,6 +20,7 @@ from chatterbox_opt.checkpoints.reader import Tensors, fill
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.errors import InputError, WeightsError
 from chatterbox_opt.models.voice_encoders import Encoders
+from chatterbox_opt.runtime.own_thread import in_own_thread
 from chatterbox_opt.utils.skip_init import skip_init
 from chatterbox_opt.utils.steps import announce
 from chatterbox_opt.voice import Voice
@@ -114,7 +115,8 @@ class VoiceLibrary:
         reference = decode_reference(file, str(path))
         # the encoders run on the CPU and are freed here: 0.5 GB that a cached voice never needs
         encoders = load_encoders(self._checkpoint)
-        voice = encoders.encode(reference.wave, self._checkpoint.config.t3.prompt_tokens)
+        prompt = self._checkpoint.config.t3.prompt_tokens
+        voice = in_own_thread(lambda: encoders.encode(reference.wave, prompt))
         self._store.save(key, voice, reference.remark)
         return voice, reference.remark
 

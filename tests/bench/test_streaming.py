@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from chatterbox_opt.bench import chart, report, roofline, streaming
 from chatterbox_opt.bench.streaming import Stream
 from chatterbox_opt.cli.application import app
+from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import Piece, Request
@@ -67,8 +68,8 @@ def test_figures_of_given_arrivals():
 
 def test_a_slow_speed_starts_playback_later():
     stream = Stream(((0.2, 0.4), (1.2, 1.0), (2.0, 0.5)), 0.0)
-    at_once = streaming.figures([stream], "low", speed=100.0)
-    later = streaming.figures([stream], "low", speed=1.2)
+    at_once = streaming.figures([stream], HopSchedule(), speed=100.0)
+    later = streaming.figures([stream], HopSchedule(), speed=1.2)
     assert at_once["underruns"] == 1 and later["underruns"] == 0
     assert later["playback_start_seconds"] > at_once["playback_start_seconds"]
 

@@ -7,6 +7,8 @@ import pytest
 
 from chatterbox_opt.config import hardware, settings
 from chatterbox_opt.config.hardware import Hardware, kernel_feature
+from chatterbox_opt.config.hop_schedule import HopSchedule
+from chatterbox_opt.config.model_config import TINY, ModelConfig
 from chatterbox_opt.config.plan import StagePlan, choose_profile, resolve
 from chatterbox_opt.config.profile import load_profile, profile_names
 from chatterbox_opt.engine import probe
@@ -290,6 +292,12 @@ def test_invalid_environment_value_error_lists_known_ones(variable):
         ("dtype: {t3: int8, t3: int4}", "the key 't3' is there more than once"),
         ("a: &a [1]\nb: [*a, *a]", "anchors and aliases"),
         ("description: [a]", "description must be a text"),
+        ("hops: 10", "hops is '10'; give numbers of tokens, such as"),
+        ("hops: [10, x]", "hops is ['10', 'x']; give numbers of tokens, such as"),
+        ("hops: [[10]]", "values are nested more than 2 deep"),
+        ("hops: {a: 10}", "hops is {'a': '10'}; give numbers of tokens, such as"),
+        ("large_model_hops: []", "large_model_hops: hops are .*; give 1 to 100 numbers"),
+        ("hops: [0]", "hops: hops are .*; give 1 to 100 numbers"),
         ("x: " + "y" * 70_000, "more than 64 KiB: it is not a profile"),
         ("dtype: a\0b", "not valid YAML"),
         ("a: [", "not valid YAML"),
@@ -478,3 +486,25 @@ def test_weights_stored_narrower_than_they_are_multiplied():
         resolved.narrowed_compute == "float32" and "stored, float32 computed" in resolved.summary()
     )
     assert not resolve("cpu", CPU, {}, {}).narrowed_compute, "integers have a layout, not a dtype"
+
+
+@pytest.mark.parametrize(
+    ("profile", "config", "sizes"),
+    [
+        ("cpu", TINY, (10, 25, 50, 100)),
+        ("cpu", ModelConfig(), (10, 1000)),
+        ("rtx4090", ModelConfig(), (10, 25, 50, 100)),
+        ("hops: [5, 9]", TINY, (5, 9)),
+        ("hops: [5, 9]", ModelConfig(), (10, 25, 50, 100)),
+        ("large_model_hops: [7]", ModelConfig(), (7,)),
+    ],
+)
+def test_the_parts_of_a_stream_depend_on_the_profile_and_the_model(
+    tmp_path, profile, config, sizes
+):
+    if ":" in profile:
+        path = tmp_path / "mine.yaml"
+        path.write_text(profile)
+        profile = str(path)
+    resolved = resolve(profile, CPU if "cpu" in profile else gpu(), {}, {})
+    assert resolved.hop_schedule(config) == HopSchedule(sizes)

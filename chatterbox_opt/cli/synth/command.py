@@ -38,6 +38,7 @@ from chatterbox_opt.sampling import Sampling, seeded
 from chatterbox_opt.text import chunking
 
 if TYPE_CHECKING:
+    from chatterbox_opt.config.hop_schedule import HopSchedule
     from chatterbox_opt.engine.engine import Engine
     from chatterbox_opt.engine.quality import Guard
     from chatterbox_opt.request import Observer, Piece
@@ -155,10 +156,11 @@ def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
         pieces: list[Piece] = []
         samples = 0
         letters = None if job.text is None else len(job.text)
+        latency = job.streaming.chosen_latency(engine.hops)
         with (
-            open_sinks(job.streaming, job.output, job.subtype, letters) as sink,
+            open_sinks(job.streaming, latency, job.output, job.subtype, letters) as sink,
             reporter.progress() as show,
-            _pieces(engine, job, voice, sampling, show) as source,
+            _pieces(engine, job, latency, voice, sampling, show) as source,
         ):
             for piece in source:
                 sink.write(piece.samples)
@@ -177,11 +179,15 @@ def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
 
 @contextmanager
 def _pieces(
-    engine: Engine, job: _Job, voice: Voice, sampling: Sampling, show: Observer | None
+    engine: Engine,
+    job: _Job,
+    latency: str | HopSchedule,
+    voice: Voice,
+    sampling: Sampling,
+    show: Observer | None,
 ) -> Iterator[Iterator[Piece]]:
     """The pieces of the text, whole or arriving. When they stream, another thread makes them, so
     that this one is free for Ctrl-C."""
-    latency = job.streaming.chosen_latency
     if job.text is None:
         with arriving_text(job.streaming.flush_after) as text:
             yield engine.pieces(text, voice, sampling, show, job.guard, latency)

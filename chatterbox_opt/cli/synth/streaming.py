@@ -19,7 +19,7 @@ from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.audio import streaming
 from chatterbox_opt.audio.player import REMEDY, Player
 from chatterbox_opt.audio.prebuffer import Playback, Prebuffer
-from chatterbox_opt.cli import streams
+from chatterbox_opt.cli import options, streams
 from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import CHUNK, LATENCIES, LOW
@@ -51,22 +51,13 @@ class StreamOptions:
         Optional[str],
         typer.Option(help="low: parts of a sentence (with --stream); chunk: whole ones."),
     ] = None
-    hops: Annotated[
-        Optional[str],
-        typer.Option(help="Tokens of the first parts, such as 10,25,50,100; the last repeats."),
-    ] = None
-    first_steps: Annotated[
-        Optional[int],
-        typer.Option(help="Euler steps of the flow in the first two parts: first sound sooner."),
-    ] = None
+    hops: options.Hops = None
+    first_steps: options.FirstSteps = None
     format: Annotated[
         Optional[str],
         typer.Option(help="Of a stream: wav, or pcm (raw s16le, mono, 24 kHz)."),
     ] = None
-    voice_seconds: Annotated[
-        Optional[float],
-        typer.Option(help="Use the last seconds of the voice in the flow: first sound sooner."),
-    ] = None
+    voice_seconds: options.VoiceSeconds = None
     flush_after: Annotated[
         float,
         typer.Option(help="Seconds after which arriving text is read out in mid-sentence; 0: off."),
@@ -89,7 +80,8 @@ class StreamOptions:
             raise InputError("--latency low is for --stream or --play")
         if self.play and find_spec("sounddevice") is None:  # before a model is loaded
             raise InputError(f"sounddevice is not installed: {REMEDY}")
-        if self.chosen_latency == CHUNK and (self.hops, self.first_steps) != (None, None):
+        whole = self.chosen_latency(HopSchedule()) == CHUNK
+        if whole and (self.hops, self.first_steps) != (None, None):
             raise InputError("--hops and --first-steps are for --stream with low latency")
         if not 0 <= self.flush_after <= 3600:
             raise InputError(f"--flush-after is {self.flush_after:g}; use 0 to 3600 seconds")
@@ -105,23 +97,15 @@ class StreamOptions:
         """Where the sound is written; None: only played."""
         return None if output is None and self.play else output or DEFAULT_OUTPUT
 
-    @property
-    def chosen_latency(self) -> str | HopSchedule:
-        """For the engine.
+    def chosen_latency(self, default: HopSchedule) -> str | HopSchedule:
+        """For the engine, whose schedule is ``default``.
 
         Raises:
             InputError: impossible sizes of parts.
         """
         if self.latency == CHUNK or not self.streams:
             return CHUNK
-        try:
-            sizes = [int(size) for size in self.hops.split(",")] if self.hops else None
-        except ValueError as error:
-            raise InputError(f"--hops is '{self.hops}'; give numbers: 10,25,50,100") from error
-        default = HopSchedule()
-        return HopSchedule(
-            default.sizes if sizes is None else tuple(sizes), first_steps=self.first_steps
-        )
+        return options.hop_schedule(default, self.hops, self.first_steps)
 
 
 class Sinks:
@@ -152,11 +136,16 @@ class Sinks:
 
 @contextmanager
 def open_sinks(
-    chosen: StreamOptions, output: str | None, subtype: str | None, letters: int | None
+    chosen: StreamOptions,
+    latency: str | HopSchedule,
+    output: str | None,
+    subtype: str | None,
+    letters: int | None,
 ) -> Iterator[Sinks]:
     """Open what the options name; a file appears when the block ends, sound is silent at once.
 
     Args:
+        latency: ``chosen``'s for the engine.
         letters: of the text, if it is known.
 
     Raises:
@@ -169,7 +158,6 @@ def open_sinks(
         player = None
         if chosen.play:
             total = None if letters is None else letters * SECONDS_PER_LETTER
-            latency = chosen.chosen_latency
             schedule = latency.seconds if isinstance(latency, HopSchedule) else ()
             prebuffer = Prebuffer(started, schedule=schedule, total=total)
             player = stack.enter_context(Player(prebuffer))

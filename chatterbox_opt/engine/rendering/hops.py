@@ -34,6 +34,7 @@ from chatterbox_opt.models.vocoder.model import FADE_LENGTH, fade_in
 from chatterbox_opt.models.vocoder.source import (
     HOP_LENGTH,
     LEFT_FRAMES,
+    RIGHT_FRAMES,
     SourceState,
     VocoderWindow,
 )
@@ -154,9 +155,10 @@ class HopGroup:
             state = one.sound.state
             assert state is not None
             fresh.append(_blended(state.provisional, mel[:, one.hop.context_frames :]))
+            heard = fresh[-1][:, : one.hop.new_frames + RIGHT_FRAMES]
             first = MEL_PER_TOKEN * one.hop.given
-            noise = state.noise.source(first, first + fresh[-1].shape[1])
-            whole = torch.cat((state.mel, fresh[-1]), dim=1)
+            noise = state.noise.source(first, first + heard.shape[1])
+            whole = torch.cat((state.mel, heard), dim=1)
             windows.append(VocoderWindow(whole, one.hop.new_frames, state.source, noise))
         extended = [(wave.cpu(), source) for wave, source in vocoder.extend(windows)]
 

@@ -33,12 +33,12 @@ class RequestStates:
     Attributes:
         config: of the model.
         voices: finds or computes a voice.
-        can_hop: the backend can give out parts of a sequence.
+        hops: of low latency; None: the backend cannot give out parts of a sequence.
     """
 
     config: ModelConfig
     voices: VoiceLibrary
-    can_hop: bool
+    hops: HopSchedule | None
 
     def voice(self, source: VoiceSource) -> Voice:
         """As ``Engine.voice``."""
@@ -99,10 +99,10 @@ class RequestStates:
         on_progress = None if observe is None else put_progress
         state = RequestState(request.id, sampling.seed or 0, capacity, guard, on_progress)
         if request.latency != CHUNK:
-            if not self.can_hop:
+            if self.hops is None:
                 raise InputError("plain Chatterbox has no low latency: unset DISABLE_OPTIMIZATION")
             chosen = request.latency
-            state.hops = chosen if isinstance(chosen, HopSchedule) else HopSchedule()
+            state.hops = chosen if isinstance(chosen, HopSchedule) else self.hops
         state.first_chunk = first
         state.add_chunks(chunks, voice, sampling)
         return state

@@ -137,7 +137,7 @@ class Flow(nn.Module):
         """Compute the last frames of several sequences that are not complete yet.
 
         The encoder sees prompt and tokens whole. The ODE is solved for the prompt and the window;
-        frames between them are left out, which costs little (see engine/streaming/).
+        frames between them are left out, which costs little (see config/hop_schedule.py).
 
         Returns:
             float32 [80, 2 T - first] for each window.

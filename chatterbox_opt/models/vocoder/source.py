@@ -26,6 +26,7 @@ NUM_HARMONICS = 9  # including the fundamental
 SINE_AMP, NOISE_STD = 0.1, 0.003  # amplitude of a harmonic, std of its additive noise
 VOICED_THRESHOLD = 10.0  # Hz; F0 above it is voiced
 LEFT_FRAMES = 16  # before a window; the layers look back at 10
+RIGHT_FRAMES = 12  # after one: 10 that the layers look ahead, and 2 behind a part for its watermark
 
 
 @dataclass(frozen=True, slots=True)
