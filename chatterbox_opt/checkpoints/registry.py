@@ -16,7 +16,7 @@ from typing import Any
 
 from chatterbox_opt.checkpoints import hub
 from chatterbox_opt.checkpoints.hub import Pin, Snapshot
-from chatterbox_opt.config.model_config import CONFIG_FILE, ModelConfig, read_config
+from chatterbox_opt.config.model_config import CONFIG_FILE, ENGLISH, ModelConfig, read_config
 from chatterbox_opt.errors import InputError, WeightsError
 
 VOICE_ENCODER = "ve.safetensors"
@@ -54,6 +54,7 @@ HUB = {
         },
     )
 }
+_LATER = ("backbone", "positions", "mean_flow")  # fields of the config, see ``_config_text``
 BUILT_IN = ("pico",)  # names of their directories in the package
 
 
@@ -224,7 +225,8 @@ def identity(checkpoint: Checkpoint) -> str:
 def _config_text(config: ModelConfig) -> str:
     """The config as identities have always hashed it; batch manifests and cache names contain them.
 
-    The names are those that classes and fields had when the first manifest was written.
+    The names are those that classes and fields had when the first manifest was written; fields
+    that came later are only there where they are not the default.
     """
     parts: dict[str, tuple[str, Any]] = {
         "t3": ("T3Shape", config.t3),
@@ -234,9 +236,16 @@ def _config_text(config: ModelConfig) -> str:
     }
     texts = []
     for part, (name, values) in parts.items():
-        fields = ", ".join(f"{key}={value!r}" for key, value in asdict(values).items())
+        defaults = asdict(type(values)())
+        fields = ", ".join(
+            f"{key}={value!r}"
+            for key, value in asdict(values).items()
+            if key not in _LATER or value != defaults[key]
+        )
         texts.append(f"{part}={name}({fields})")
     flags = f"made={config.random_weights}, spelled={config.needs_text_normalization}"
+    if config.text != ENGLISH:
+        flags += f", text={config.text}"
     return f"Shapes({', '.join(texts)}, {flags})"
 
 

@@ -29,11 +29,20 @@ TOKEN_RATE = 25  # speech tokens per second
 SPEECH_TOKENS = 6561  # 3^8 codes; ids from here on are start, stop and unused
 MEL_BINS = 80
 MEL_PER_TOKEN = 2  # mel frames (50 per second) per speech token
+LLAMA, GPT2 = limits.CHOICES["backbone"]  # T3's transformer
+ENGLISH, TURBO_ENGLISH, MULTILINGUAL_TEXT = limits.CHOICES["text"]
 
 
 @dataclass(frozen=True, slots=True)
 class T3Config:
-    """Llama backbone with its conditioning (upstream Llama_520M and T3Config)."""
+    """Transformer with its conditioning (upstream Llama_520M, GPT2_medium and T3Config).
+
+    Attributes:
+        backbone: ``LLAMA`` has RoPE, position embeddings of text and speech, a perceiver and an
+            emotion; ``GPT2`` has ``positions`` learned positions of all its inputs instead, and the
+            voice's speech tokens as they are.
+        positions: of GPT-2; 0 for Llama.
+    """
 
     layers: int = 30
     width: int = 1024
@@ -57,6 +66,8 @@ class T3Config:
     rope_low: float = 1.0
     rope_high: float = 4.0
     rope_context: int = 8192
+    backbone: str = LLAMA
+    positions: int = 0
 
     @property
     def head_dim(self) -> int:
@@ -70,7 +81,12 @@ class T3Config:
 
 @dataclass(frozen=True, slots=True)
 class FlowConfig:
-    """Conformer encoder and conditional-flow-matching estimator (upstream s3gen.py)."""
+    """Conformer encoder and conditional-flow-matching estimator (upstream s3gen.py).
+
+    Attributes:
+        mean_flow: the estimator gets both ends of a step and was distilled with guidance: two
+            steps, no guidance rows.
+    """
 
     encoder_width: int = 512
     encoder_heads: int = 8
@@ -83,6 +99,7 @@ class FlowConfig:
     estimator_blocks: int = 4
     estimator_mid: int = 12
     xvector: int = 192
+    mean_flow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +131,8 @@ class ModelConfig:
         random_weights: the values are random (``models make``): real speed, but noise as output.
         needs_text_normalization: the model was trained on English words only, so numbers, dates,
             signs and abbreviations are written out first (text/english.py).
+        text: whose normaliser and tokenizer it has: ``ENGLISH``, ``TURBO_ENGLISH`` or
+            ``MULTILINGUAL_TEXT``.
     """
 
     t3: T3Config = field(default_factory=T3Config)
@@ -122,8 +141,25 @@ class ModelConfig:
     voice: VoiceEncoderConfig = field(default_factory=VoiceEncoderConfig)
     random_weights: bool = False
     needs_text_normalization: bool = False
+    text: str = ENGLISH
 
 
+TURBO = ModelConfig(
+    t3=T3Config(
+        layers=24,
+        text_vocab=50276,
+        speech_vocab=6563,
+        prompt_tokens=375,
+        backbone=GPT2,
+        positions=8196,
+    ),
+    flow=FlowConfig(mean_flow=True),
+    text=TURBO_ENGLISH,
+)
+NANO = dataclasses.replace(
+    TURBO, t3=dataclasses.replace(TURBO.t3, layers=12, width=768, heads=12, ffn=3072)
+)
+MULTILINGUAL = ModelConfig(t3=T3Config(text_vocab=2454), text=MULTILINGUAL_TEXT)
 TINY = ModelConfig(
     t3=T3Config(layers=2, width=64, heads=4, ffn=128, speaker=64, text_positions=514),
     flow=FlowConfig(
@@ -198,6 +234,8 @@ def _contradiction(config: ModelConfig) -> str:
 def _contradiction_in_t3(t3: T3Config) -> str:
     if t3.head_dim % 2:
         return f"t3.width / t3.heads is {t3.head_dim}, which is odd"
+    if (t3.backbone == GPT2) != (t3.positions > 0):
+        return f"t3.positions is {t3.positions} and t3.backbone is {t3.backbone}"
     if t3.rope_low == t3.rope_high:
         return "t3.rope_low and t3.rope_high are equal"
     if t3.speech_vocab <= SPEECH_TOKENS:
