@@ -40,6 +40,7 @@ from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.model_config import MEL_PER_TOKEN, SAMPLE_RATE, TOKEN_RATE
 from chatterbox_opt.engine.engine import Engine
 from chatterbox_opt.request import CHUNK, LOW, Piece, Request, VoiceSource
+from chatterbox_opt.runtime.own_thread import in_own_thread
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.text.incremental import IncrementalSplitter
 
@@ -136,7 +137,8 @@ def measure(job: StreamJob, on_progress: Callable[[str], None]) -> dict[str, Any
     """
     on_progress("measuring memory bandwidth and matrix products")
     with Engine.load(job.model, job.profile, device=job.device) as engine:
-        facts = roofline.machine_facts(BenchJob(job.model, job.device), engine.checkpoint)
+        measured = BenchJob(job.model, job.device)
+        facts = in_own_thread(lambda: roofline.machine_facts(measured, engine.checkpoint))
         facts |= {"text": job.text, "plan": engine.plan.summary()}
         sampling = Sampling()
         if engine.checkpoint.config.random_weights:

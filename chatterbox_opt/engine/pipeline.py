@@ -53,7 +53,8 @@ class Pipeline:
 
     @property
     def idle(self) -> bool:
-        return self.decoder.idle and not self._decoded and not self.renderer.busy
+        rendered = not self._decoded and not self._ended and not self.renderer.busy
+        return self.decoder.idle and rendered
 
     @property
     def empty(self) -> bool:
@@ -80,7 +81,8 @@ class Pipeline:
         nothing to do: independent of the threads' speed, so that retried sequences enter T3 at the
         same step in every run. With ``Capacity.group`` 1 somebody waits for the audio: whatever is
         decoded is rendered together as soon as the renderer is free, and collected at once.
-        Parts of sequences that are given out in parts are rendered as soon as they can be.
+        Parts of sequences that are given out in parts are rendered when they can be, see
+        ``_step_hops``.
         """
         done, idle = [], not self.decoder.running
         for sequence in self.decoder.step():
@@ -109,17 +111,23 @@ class Pipeline:
         return done
 
     def _step_hops(self) -> list[Sequence]:
-        """Render all hops that are due; return the sequences that left the backend."""
+        """Render the hops that are needed first; return the sequences that left the backend.
+
+        One group in a step, and T3 takes steps between groups: what is rendered is handed over at
+        once, and on a CPU, where a group is one hop, many streams do not wait for each other.
+        """
         done: list[Sequence] = []
-        while due := self._due_hops(done):
-            self.decoder.leave()
-            is_last = {one.sequence: one.hop.is_last for one in due}
-            for sequence in self.renderer.submit(hop_groups(due), overlap=False):
-                if sequence not in is_last:  # a whole one, rendered meanwhile
-                    done.append(sequence)
-                elif is_last[sequence] or sequence.error is not None:
-                    self.remove(sequence)
-                    done.append(sequence)
+        due = sorted(self._due_hops(done), key=_needed)[: self.group]
+        if not due:
+            return done
+        self.decoder.leave()
+        is_last = {one.sequence: one.hop.is_last for one in due}
+        for sequence in self.renderer.submit(hop_groups(due), overlap=False):
+            if sequence not in is_last:  # a whole one, rendered meanwhile
+                done.append(sequence)
+            elif is_last[sequence] or sequence.error is not None:
+                self.remove(sequence)
+                done.append(sequence)
         return done
 
     def _due_hops(self, done: list[Sequence]) -> list[DueHop]:
@@ -160,3 +168,8 @@ class Pipeline:
 
     def _release_memory(self) -> bool:
         return self.renderer.release_memory()
+
+
+def _needed(due: DueHop) -> tuple[float, int]:
+    """Orders hops by when playback needs them: earliest deadline first."""
+    return due.sequence.request.runs_dry, due.sequence.index

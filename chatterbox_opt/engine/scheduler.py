@@ -5,7 +5,9 @@
                        +-------- yes, or to be decoded again -----------------+--> finish -> events
 
 Admission is fair: a slot goes to the next request in rotation, within it to its oldest sequence,
-and retries come first. So a text of a thousand chunks does not hold up one of a single chunk.
+and retries come first. So a text of a thousand chunks does not hold up one of a single chunk. A
+request with low latency has no more than ``AHEAD`` chunks in the backend, the one that is heard
+among them: others would take decode steps from that one.
 
 Responsible for which sequence comes next and when a request has ended. Not responsible for models
 (``SpeechBackend``) or for the threads that call it (loop.py): it serves one at a time.
@@ -40,6 +42,7 @@ from chatterbox_opt.request import Piece
 from chatterbox_opt.utils.wave import Wave
 
 FINISH_THREAD = "finish"
+AHEAD = 2  # chunks of a stream that are worked on
 # samples around a part that its watermark is computed with: 200 ms and 40 ms
 MARK_BEFORE, MARK_AFTER = SAMPLE_RATE // 5, SAMPLE_RATE // 25
 
@@ -176,8 +179,7 @@ class Scheduler:
     def _admit(self) -> None:
         if self._waiting and self._backend.empty:
             self._backend.open(self._capacity())
-        while self._waiting:
-            request = self._waiting[0]
+        while (request := next(filter(_may_enter, self._waiting), None)) is not None:
             start = time.perf_counter()
             if not self._backend.admit(request.waiting[0]):
                 return
@@ -185,7 +187,7 @@ class Scheduler:
                 request.admitted = start
                 self.queued -= 1
             request.waiting.popleft()
-            self._waiting.popleft()
+            self._waiting.remove(request)
             if request.waiting:
                 self._waiting.append(request)
 
@@ -317,6 +319,11 @@ class Scheduler:
             request.waiting.clear()
             request.finishing.clear()
             request.end(error)
+
+
+def _may_enter(request: RequestState) -> bool:
+    """Whether the next sequence of a request may get a slot."""
+    return request.hops is None or request.waiting[0].index < request.emitted[0] + AHEAD
 
 
 def _finished(

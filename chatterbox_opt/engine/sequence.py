@@ -208,6 +208,7 @@ class RequestState:
         parts: that were rendered and are not finished yet.
         finishing: pieces that get their watermark, by chunk and part.
         emitted: number of whole chunks in ``events``, and of parts of the next one.
+        emitted_seconds: length of their audio.
         result: None until it has ended.
         added, admitted, first_token, decoded, first_audio, ended: ``time.perf_counter`` values,
             None until then; ``decoded`` is when its last sequence so far left T3.
@@ -227,6 +228,7 @@ class RequestState:
     parts: deque[Part] = field(default_factory=deque)
     finishing: dict[tuple[int, int], Future[Piece]] = field(default_factory=dict)
     emitted: tuple[int, int] = (0, 0)
+    emitted_seconds: float = 0.0
     result: Result | None = None
     added: float = field(default_factory=time.perf_counter)
     admitted: float | None = None
@@ -255,9 +257,18 @@ class RequestState:
         """Hand the next piece to the consumer."""
         if self.first_audio is None:
             self.first_audio = time.perf_counter()
+        self.emitted_seconds += piece.duration
         chunks, parts = self.emitted
         self.emitted = (chunks + 1, 0) if piece.ends_chunk else (chunks, parts + 1)
         self.events.put((self, piece))
+
+    @property
+    def runs_dry(self) -> float:
+        """When a caller who plays its audio from the first piece on has heard all that is there, on
+        the clock of ``time.perf_counter``; before the first piece, when it was added."""
+        if self.first_audio is None:
+            return self.added
+        return self.first_audio + self.emitted_seconds
 
     def end(self, error: Exception | None) -> None:
         """Hand the result to the consumer; its pieces were handed over before."""

@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from chatterbox_opt.config.model_config import SAMPLE_RATE
+from chatterbox_opt.engine.scheduler import AHEAD
 from chatterbox_opt.engine.sequence import REQUEST_ERRORS
 from chatterbox_opt.engine.serving.handle import RequestHandle
 from chatterbox_opt.request import Piece, check_text
 from chatterbox_opt.text.chunking import Chunk
 from chatterbox_opt.text.incremental import chunks_of
 
-AHEAD = 2  # requests that are worked on, the one that is heard among them
 _POLL = 0.1  # seconds; on Windows a wait does not end by Ctrl-C
 
 
