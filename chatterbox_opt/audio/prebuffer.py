@@ -26,12 +26,16 @@ Arrival = tuple[float, float]  # when a piece is there, and how much sound it ha
 def speed_of(arrivals: Sequence[Arrival]) -> float | None:
     """Seconds of sound a second after the first piece; None without a later one.
 
+    The lowest from the first piece to any later one: a buffer that lasts on average may still run
+    dry in between.
+
     Args:
         arrivals: in the order of time, at least one.
     """
-    (first, _), (last, _) = arrivals[0], arrivals[-1]
-    later = sum(seconds for _, seconds in arrivals[1:])
-    return later / (last - first) if last > first else None
+    first = arrivals[0][0]
+    later = accumulate(seconds for _, seconds in arrivals[1:])
+    pairs = zip(arrivals[1:], later, strict=True)
+    return min((sound / (at - first) for (at, _), sound in pairs if at > first), default=None)
 
 
 def needed(speed: float, pieces: Iterable[float]) -> float:

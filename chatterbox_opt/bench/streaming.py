@@ -122,7 +122,8 @@ class Stream:
 
     @property
     def speed(self) -> float | None:
-        """Seconds of audio a second after the first piece; None without a second one."""
+        """Seconds of audio a second after the first piece, the lowest up to any later one; None
+        without one."""
         return speed_of(self.arrivals)
 
 
@@ -185,8 +186,7 @@ def _row_at_once(
             streams += received
         else:
             warm = received
-    speeds = [stream.speed for stream in warm if stream.speed]
-    speed = statistics.median(speeds) if speeds else None
+    speed = min((stream.speed for stream in warm if stream.speed), default=None)
     audio = sum(stream.audio_seconds for stream in streams)
     latency = _name(request.latency)
     row: dict[str, Any] = {"name": f"{latency} x{count}", "latency": latency, "streams": count}

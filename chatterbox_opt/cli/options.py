@@ -73,7 +73,7 @@ AsJson = Annotated[
 # of streams
 Hops = Annotated[
     Optional[str],
-    typer.Option(help="Tokens of the first parts, such as 10,25,50,100; the last repeats."),
+    typer.Option(help="Tokens of the first parts, such as 10,40,100; the last repeats."),
 ]
 FirstSteps = Annotated[
     Optional[int],
@@ -96,7 +96,7 @@ def hop_schedule(
     try:
         sizes = tuple(int(size) for size in hops.split(",")) if hops else default.sizes
     except ValueError as error:
-        raise InputError(f"--hops is '{hops}'; give numbers: 10,25,50,100") from error
+        raise InputError(f"--hops is '{hops}'; give numbers: 10,40,100") from error
     return replace(default, sizes=sizes, first_steps=first_steps)
 
 

@@ -210,7 +210,7 @@ def _hops(name: str, key: str, value: object) -> tuple[int, ...]:
     except (ValueError, TypeError) as error:
         raise ProfileError(
             f"profile '{name}': {key} is {_shortened(value)}; give numbers of tokens, such as "
-            "[10, 25, 50, 100]"
+            "[10, 40, 100]"
         ) from error
 
 

@@ -86,8 +86,8 @@ def test_the_default_schedule():
     while not made or not made[-1].is_last:
         made.append(HopSchedule().next(len(made), given, 400, ended=True))
         given = made[-1].end
-    assert [hop.end - hop.given for hop in made] == [10, 25, 50, 100, 100, 100, 15]
-    assert [hop.first for hop in made] == [0, 0, 0, 70, 270, 470, 670]
+    assert [hop.end - hop.given for hop in made] == [10, 40, 100, 100, 100, 50]
+    assert [hop.first for hop in made] == [0, 0, 0, 200, 400, 600]
     assert made[0].total == 19
 
 

@@ -12,6 +12,7 @@ from helpers.common import ROOT
 from helpers.faults import stage
 
 from chatterbox_opt import Request, Sampling
+from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.rendering.renderer import Renderer, no_stream
 from chatterbox_opt.engine.scheduler import Scheduler
@@ -318,3 +319,59 @@ def test_two_iterators_of_one_thread_are_interleaved(engine):
     for i in (0, 1):
         assert all(np.array_equal(both[i].samples, wave)
                    for both, wave in zip(found, expected[i], strict=True))  # fmt: skip
+
+
+# --- streams ----------------------------------------------------------------------------------
+
+
+def stream(engine, id: str, text: str = "Hello.", slots: int = 4, **knobs) -> RequestState:
+    state = request(engine, id, text, slots, **knobs)
+    state.hops = HopSchedule((2,), held_back=1)
+    return state
+
+
+def test_a_stream_has_few_chunks_in_work_and_the_next_when_one_was_emitted(engine, scheduler):
+    state = stream(engine, "long", SENTENCE * 20, seed=1)
+    assert len(state.sequences) > 3
+    scheduler.add(state)
+    while not scheduler.idle:
+        scheduler.step()
+        in_work = [s.index for s in state.sequences if s.status is Status.DECODING]
+        assert len(in_work) <= 2 and all(i <= state.emitted[0] + 1 for i in in_work)
+    pieces = events(state)[:-1]
+    assert sum(piece.ends_chunk for piece in pieces) == len(state.sequences)
+
+
+def test_a_whole_request_takes_all_slots_as_before(engine, scheduler):
+    state = request(engine, "whole", SENTENCE * 20, 4)
+    scheduler.add(state)
+    scheduler.step()
+    assert sum(s.status is not Status.WAITING for s in state.sequences) == 4
+
+
+def test_the_part_that_playback_needs_first_is_rendered_first(engine, scheduler, monkeypatch):
+    """On a CPU one part at a time: a new stream before one whose listener has enough."""
+    rendered: list[str] = []
+    submit = Renderer.submit
+
+    def noted(self, groups, *, overlap):
+        groups = list(groups)
+        rendered.extend(one.request.id for group in groups for one in group.sequences)
+        return submit(self, groups, overlap=overlap)
+
+    monkeypatch.setattr(Renderer, "submit", noted)
+    assert engine.pipeline.group == 1
+    first, second = stream(engine, "first"), stream(engine, "second", seed=4)
+    second.added = first.added + 1  # a clear order
+    for state in (first, second):
+        scheduler.add(state)
+    while first.first_audio is None or second.first_audio is None:
+        scheduler.step()
+    assert rendered[:2] == ["first", "second"], "not two parts of the first"
+    second.first_audio -= 1000  # its listener has waited long; the other's has enough
+    del rendered[:]
+    while not rendered:
+        scheduler.step()
+    assert rendered[0] == "second"
+    finish(scheduler)
+    assert all(len(samples(state)) for state in (first, second))
