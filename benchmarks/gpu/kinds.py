@@ -22,6 +22,7 @@ GRAPH, LAUNCH, HOST_COPY = "graph of small kernels", "launch", "copy to the GPU"
 
 # core
 LATENCY, FIRST_AUDIO = "synthesize", "first audio"
+STREAM = "first audio, low latency"
 RENDERING, PREFILL, VRAM, HOST = "rendering by length", "prefill by length", "vram", "host"
 
 # profile

@@ -139,7 +139,7 @@ def _checks(lines: Sequence[Line]) -> list[str]:
 
 def _latency(lines: Sequence[Line]) -> list[str]:
     rows = []
-    for what in (kinds.LATENCY, kinds.FIRST_AUDIO):
+    for what in (kinds.LATENCY, kinds.FIRST_AUDIO, kinds.STREAM):
         measured = [one for one in values(lines, what) if not one["warm"]]
         if measured:
             seconds, tokens = [one["seconds"] for one in measured], measured[0]["tokens"]

@@ -18,6 +18,7 @@ SHOWN = (  # kinds with few and short lines
     kinds.GPU,
     kinds.LATENCY,
     kinds.FIRST_AUDIO,
+    kinds.STREAM,
     kinds.STEP,
     kinds.BATCH_T3,
     kinds.BATCH,

@@ -6,7 +6,16 @@ import time
 
 from benchmarks import batch
 from benchmarks.gpu.context import Context, main
-from benchmarks.gpu.kinds import CHECK, FIRST_AUDIO, LATENCY, PREFILL, RENDERING, TRITON, VRAM
+from benchmarks.gpu.kinds import (
+    CHECK,
+    FIRST_AUDIO,
+    LATENCY,
+    PREFILL,
+    RENDERING,
+    STREAM,
+    TRITON,
+    VRAM,
+)
 from benchmarks.gpu.measuring import lengths, parity, steps
 from benchmarks.gpu.measuring.clocks import triton_compilations, vram
 from benchmarks.gpu.measuring.engines import eager_rendering, load, on_device, pipeline_of
@@ -14,6 +23,7 @@ from benchmarks.gpu.measuring.modes import measure_row, modes
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.bench.backends import SENTENCE, forced_tokens
 from chatterbox_opt.engine.decoding.decode import EagerBackend
+from chatterbox_opt.request import LOW
 
 DTYPE = "float16"
 RUNS = 5  # of latency; the first two run eagerly and capture
@@ -34,6 +44,8 @@ def run(context: Context) -> None:
             _latency(context, engine)
         with context.part("first audio"):
             _first_audio(context, engine)
+        with context.part("low latency"):
+            _low_latency(context, engine)
         with context.part("watermark"):
             context.put(CHECK, {"name": "watermark"} | parity.watermark_parity(engine))
         with context.part("PDL"), on_device(engine, "t3") as t3:
@@ -82,6 +94,19 @@ def _first_audio(context: Context, engine: Engine) -> None:
             raise RuntimeError("the text was not split into chunks")
         line = {"run": i, "warm": i < 2, "seconds": firsts[0], "tokens": max_tokens}
         context.put(FIRST_AUDIO, line | {"dtype": engine.plan.t3.storage})
+
+
+def _low_latency(context: Context, engine: Engine) -> None:
+    """Seconds until the first part of a sentence, and until the last one."""
+    count = len(forced_tokens(context.sizes.seconds))
+    sampling = Sampling(seed=0, max_tokens=count)
+    for i in range(RUNS):
+        start, parts = time.perf_counter(), []
+        for piece in engine.pieces(SENTENCE, None, sampling, latency=LOW):
+            parts.append((time.perf_counter() - start, piece.tokens))
+        line = {"run": i, "warm": i < 2, "seconds": parts[0][0], "tokens": parts[0][1]}
+        line |= {"parts": parts, "dtype": engine.plan.t3.storage}
+        context.put(STREAM, line)
 
 
 def _lengths(context: Context, engine: Engine) -> None:
