@@ -94,10 +94,8 @@ class WholeSequences:
 
 
 def flow_steps(sequence: Sequence) -> int:
-    """Euler steps of the flow, which a request has since it was added."""
-    steps = sequence.sampling.cfm_steps
-    assert steps is not None
-    return steps
+    """Euler steps of the flow; 0 (of a sequence that no request was made of) is the model's own."""
+    return sequence.sampling.cfm_steps or 0
 
 
 def whole_groups(sequences: list[Sequence], silence: tuple[int, ...] = ()) -> list[RenderGroup]:

@@ -107,7 +107,7 @@ class Flow(nn.Module):
         tokens: Sequence[Tensor],
         voices: Sequence[Voice],
         generators: Sequence[torch.Generator | None],
-        steps: int | None = None,
+        steps: int = 0,
     ) -> list[Tensor]:
         """Turn speech tokens of several sequences into mel spectrograms, independent of each other.
 
@@ -115,7 +115,7 @@ class Flow(nn.Module):
             tokens: int64 [T_i] each, below 6561, each T_i at least 1.
             voices: one for each sequence, on the same device.
             generators: one for each sequence, on the same device; see ``_noise``.
-            steps: Euler steps of the ODE; None is the model's own number.
+            steps: Euler steps of the ODE; 0 is the model's own number.
 
         Returns:
             float32 [80, 2 T_i] each, without the voice's prompt.
@@ -159,7 +159,7 @@ class Flow(nn.Module):
         return noise if first is None else torch.cat((noise[: frames - new], first))
 
     @torch.inference_mode()
-    def extend(self, windows: Sequence[FlowWindow], steps: int | None = None) -> list[Tensor]:
+    def extend(self, windows: Sequence[FlowWindow], steps: int = 0) -> list[Tensor]:
         """Compute the last frames of several sequences that are not complete yet.
 
         The encoder sees prompt and tokens whole. The ODE is solved for the prompt and the window;
