@@ -16,7 +16,6 @@ from chatterbox_opt.utils.arguments import number, shown, whole_number
 MAX_TOKENS = 4096  # size of T3's table of speech positions (upstream t3_config.py)
 SEED_LIMIT = 2**63
 TOP_K_LIMIT = 2**31
-CFM_STEPS = 10  # upstream's number of Euler steps (flow_matching.py)
 WHOLE_NUMBERS = ("seed", "max_tokens", "cfm_steps", "top_k")
 
 
@@ -35,7 +34,8 @@ class Sampling:
         top_p: nucleus sampling; 1 keeps all tokens.
         repetition_penalty: above 1 discourages tokens that were already generated.
         max_tokens: limit of one chunk; 25 tokens are one second of audio.
-        cfm_steps: Euler steps of the flow; fewer are faster and less accurate.
+        cfm_steps: Euler steps of the flow; fewer are faster and less accurate. None is the model's
+            own number: 10, or 2 of a mean flow (Turbo, Nano).
         top_k: keeps only the ``top_k`` most likely tokens; 0 keeps all. Not in upstream.
 
     Raises:
@@ -50,13 +50,13 @@ class Sampling:
     top_p: float = 1.0
     repetition_penalty: float = 1.2
     max_tokens: int = 1000
-    cfm_steps: int = CFM_STEPS
+    cfm_steps: int | None = None
     top_k: int = 0
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):
             value = getattr(self, name)
-            if name == "seed" and value is None:
+            if name in ("seed", "cfm_steps") and value is None:
                 continue
             check = whole_number if name in WHOLE_NUMBERS else number
             object.__setattr__(self, name, check(name, value))
@@ -72,7 +72,7 @@ class Sampling:
             "top_p": (0 < self.top_p <= 1, "above 0, up to 1"),
             "top_k": (0 <= self.top_k < TOP_K_LIMIT, "0 (off) to 2^31 - 1"),
             "repetition_penalty": (0.1 <= self.repetition_penalty <= 10, "0.1 to 10"),
-            "cfm_steps": (1 <= self.cfm_steps <= 100, "1 to 100"),
+            "cfm_steps": (self.cfm_steps is None or 1 <= self.cfm_steps <= 100, "1 to 100"),
             "max_tokens": (1 <= self.max_tokens <= MAX_TOKENS, f"1 to {MAX_TOKENS}"),
         }
         for name, (valid, bounds) in in_range.items():
@@ -92,6 +92,11 @@ def seeded(sampling: Sampling) -> Sampling:
     if sampling.seed is not None:
         return sampling
     return replace(sampling, seed=secrets.randbits(32))
+
+
+def with_steps(sampling: Sampling, steps: int) -> Sampling:
+    """The same sampling parameters with a number of flow steps: ``steps`` if there was none."""
+    return sampling if sampling.cfm_steps else replace(sampling, cfm_steps=steps)
 
 
 def chunk_seed(seed: int, index: int, attempt: int = 0) -> int:

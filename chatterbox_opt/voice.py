@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from chatterbox_opt.config.model_config import (
+    GPT2,
     MEL_BINS,
     MEL_PER_TOKEN,
     SPEECH_TOKENS,
@@ -40,7 +41,8 @@ class Voice:
 
     Attributes:
         speaker: [1, 256], embedding of the voice encoder, for T3.
-        prompt: int64 [1, P], speech tokens of the recording's first six seconds, for T3.
+        prompt: int64 [1, P], speech tokens of the recording's first six seconds (Turbo and Nano:
+            15 s), for T3.
         tokens: int64 [1, N], speech tokens of its first ten seconds, for the flow.
         mel: [1, M, 80], mel spectrogram of the same ten seconds, for the flow; M is 2 N or 2 N + 1.
         xvector: [1, 192], CAMPPlus speaker embedding, for the flow.
@@ -185,8 +187,13 @@ def check(voice: Voice, config: ModelConfig | None = None) -> None:
     tokens, frames = voice.tokens.shape[1], voice.mel.shape[1]
     if voice.mel.shape[2] != MEL_BINS or frames < MEL_PER_TOKEN * tokens:
         raise ValueError(f"mel has shape {list(voice.mel.shape)}, with {tokens} tokens")
-    if config and voice.prompt.shape[1] > config.t3.speech_positions:
+    if config and voice.prompt.shape[1] > _most_prompt_tokens(config):
         raise ValueError(f"prompt has shape {list(voice.prompt.shape)}")
+
+
+def _most_prompt_tokens(config: ModelConfig) -> int:
+    """Llama's resampler takes as many as have a position; GPT-2 gets the prompt as it is."""
+    return config.t3.prompt_tokens if config.t3.backbone == GPT2 else config.t3.speech_positions
 
 
 def to_conditionals(voice: Voice) -> dict[str, Any]:

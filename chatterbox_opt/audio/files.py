@@ -36,6 +36,7 @@ from chatterbox_opt.utils.atomic_file import atomic_write
 from chatterbox_opt.utils.librosa_import import import_librosa
 
 if TYPE_CHECKING:
+    from chatterbox_opt.config.reference import ReferenceConfig
     from chatterbox_opt.utils.wave import Wave
 
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"}
@@ -281,7 +282,9 @@ def read_reference(path: Path, name: str | None = None) -> Wave:
     return reference.wave
 
 
-def decode_reference(file: Path, name: str | None = None) -> Reference:
+def decode_reference(
+    file: Path, name: str | None = None, config: ReferenceConfig | None = None
+) -> Reference:
     """Decode a recording as upstream does: mono, 24 kHz, float32.
 
     A file that soundfile reads has the samples of ``librosa.load`` bit for bit, unless it has more
@@ -290,13 +293,22 @@ def decode_reference(file: Path, name: str | None = None) -> Reference:
     Args:
         file: a regular file that ``check_reference`` accepts.
         name: of the file in messages, if it is a copy.
+        config: what the model needs of it; None accepts what some model accepts.
 
     Raises:
         VoiceError: not audio, too short, silent, or has NaN/Inf samples.
     """
     librosa = import_librosa()
-    wave, rate, remark = _decode(file, name or str(file))
-    return Reference(librosa.resample(wave, orig_sr=rate, target_sr=SAMPLE_RATE), remark)
+    name = name or str(file)
+    wave, rate, remark = _decode(file, name)
+    wave = librosa.resample(wave, orig_sr=rate, target_sr=SAMPLE_RATE)
+    least = config.longer_than if config else 0.0
+    if len(wave) <= least * SAMPLE_RATE:
+        raise VoiceError(
+            f"'{name}' lasts {len(wave) / SAMPLE_RATE:.1f} s, and this model needs more than "
+            f"{least:g} s of speech: use a longer recording (10 to 15 s are best)"
+        )
+    return Reference(wave, remark)
 
 
 def check_reference(path: Path, name: str | None = None) -> None:

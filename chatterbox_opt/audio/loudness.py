@@ -1,6 +1,7 @@
 """Brings speech to a loudness in LUFS (ITU-R BS.1770-4, measured by pyloudnorm).
 
-Responsible for gain and limiter of one recording. Not responsible for files.
+Responsible for gain and limiter of one recording: of an output, and of a reference as upstream
+does it. Not responsible for files.
 """
 
 from __future__ import annotations
@@ -56,6 +57,26 @@ def at_loudness(wave: Wave, target: float) -> tuple[Wave, float]:
         if abs(target - measured) <= TOLERANCE:
             break
     return result, measured
+
+
+def with_gain_to(wave: Wave, target: float) -> Wave:
+    """Bring a reference recording to a loudness by gain alone (upstream tts_turbo.py,
+    norm_loudness): measured in float32, and peaks may be above 1.
+
+    Args:
+        wave: float32 [n] at 24 kHz, of 0.4 s or more.
+        target: LUFS.
+
+    Returns:
+        float32 [n]; one that is too quiet to be measured is returned as it is.
+    """
+    import numpy as np
+    import pyloudnorm
+
+    measured = float(pyloudnorm.Meter(SAMPLE_RATE).integrated_loudness(wave))
+    if not math.isfinite(measured):
+        return wave
+    return wave * np.float32(10.0 ** ((target - measured) / 20.0))
 
 
 def _limit(wave: Wave) -> Wave:

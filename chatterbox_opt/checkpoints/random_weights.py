@@ -178,6 +178,7 @@ def upstream_flow(config: FlowConfig) -> nn.Module:
         num_mid_blocks=config.estimator_mid,
         num_heads=config.estimator_heads,
         act_fn="gelu",
+        meanflow=config.mean_flow,
     )
     decoder = CausalConditionalCFM(spk_emb_dim=MEL_BINS, cfm_params=CFM_PARAMS, estimator=estimator)
     net: nn.Module = CausalMaskedDiffWithXvec(

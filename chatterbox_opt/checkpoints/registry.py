@@ -66,7 +66,8 @@ class Checkpoint:
         name: as passed to ``locate``.
         directory: of the files.
         config: of all stages.
-        voice_identity: digest of the encoders that turn a recording into a Voice.
+        voice_identity: digest of the encoders that turn a recording into a Voice, and of what
+            they get of it.
     """
 
     name: str
@@ -168,7 +169,7 @@ def locate(model: str = DEFAULT) -> Checkpoint:
     config = read_config(directory)
     _check_sizes(directory, config)
     try:
-        return Checkpoint(model, directory, config, _voice_identity(directory))
+        return Checkpoint(model, directory, config, _voice_identity(directory, config))
     except OSError as error:
         raise WeightsError(
             f"{error.filename} cannot be read ({error.strerror}): check the permissions"
@@ -255,11 +256,12 @@ def must_download(model: str) -> Snapshot | None:
     return snapshot if snapshot and hub.in_cache(snapshot) is None else None
 
 
-def _voice_identity(directory: Path) -> str:
+def _voice_identity(directory: Path, config: ModelConfig) -> str:
     """Digest of the voice encoders: the whole ve.safetensors (6 MB), and of s3gen (0.5 GB) the
-    header and 64 blocks spread over the file."""
+    header and 64 blocks spread over the file. What a model takes of a recording is part of it."""
     digest = hashlib.blake2b((directory / VOICE_ENCODER).read_bytes(), digest_size=16)
     _add_file(digest, directory / S3GEN)
+    digest.update(config.reference.kind.encode())
     return digest.hexdigest()
 
 

@@ -130,7 +130,8 @@ class SamplingOptions:
         DEFAULTS.max_tokens
     )
     cfm_steps: Annotated[
-        int, typer.Option(help="Euler steps of the flow; fewer are faster and less exact.")
+        Optional[int],
+        typer.Option(help="Euler steps of the flow, fewer are faster; unset: the model's own."),
     ] = DEFAULTS.cfm_steps
 
     def sampling(self) -> Sampling:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from chatterbox_opt.config import limits
+from chatterbox_opt.config.reference import ReferenceConfig, turbo_reference
 from chatterbox_opt.errors import WeightsError
 from chatterbox_opt.utils.small_file import read_at_most
 
@@ -29,6 +30,8 @@ TOKEN_RATE = 25  # speech tokens per second
 SPEECH_TOKENS = 6561  # 3^8 codes; ids from here on are start, stop and unused
 MEL_BINS = 80
 MEL_PER_TOKEN = 2  # mel frames (50 per second) per speech token
+CFM_STEPS, MEAN_FLOW_STEPS = 10, 2  # Euler steps (upstream s3gen.py, flow_inference)
+SILENCE = 4299  # a speech token (upstream S3GEN_SIL)
 LLAMA, GPT2 = limits.CHOICES["backbone"]  # T3's transformer
 ENGLISH, TURBO_ENGLISH, MULTILINGUAL_TEXT = limits.CHOICES["text"]
 
@@ -101,6 +104,11 @@ class FlowConfig:
     xvector: int = 192
     mean_flow: bool = False
 
+    @property
+    def steps(self) -> int:
+        """Euler steps where a request has no number of its own."""
+        return MEAN_FLOW_STEPS if self.mean_flow else CFM_STEPS
+
 
 @dataclass(frozen=True, slots=True)
 class VocoderConfig:
@@ -142,6 +150,16 @@ class ModelConfig:
     random_weights: bool = False
     needs_text_normalization: bool = False
     text: str = ENGLISH
+
+    @property
+    def reference(self) -> ReferenceConfig:
+        """How a recording becomes a voice."""
+        return turbo_reference() if self.t3.backbone == GPT2 else ReferenceConfig()
+
+    @property
+    def silence(self) -> tuple[int, ...]:
+        """Speech tokens that the flow gets after those of T3 (upstream tts_turbo.py, generate)."""
+        return (SILENCE,) * 3 if self.t3.backbone == GPT2 else ()
 
 
 TURBO = ModelConfig(

@@ -105,7 +105,8 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None 
     stream = SideStream(device) if overlapped else None
     backend = _decode_backend(plan, placement, overlapped=overlapped)
     group = 1 if plan.device == "cpu" else GPU_RENDER_GROUP
-    return Pipeline(load_tokenizer(checkpoint), placement, backend, group, stream)
+    silence = checkpoint.config.silence
+    return Pipeline(load_tokenizer(checkpoint), placement, backend, group, stream, silence)
 
 
 def _stages(

@@ -35,18 +35,20 @@ class Pipeline:
         backend: DecodeBackend,
         group: int = 1,
         stream: StreamContext | None = None,
+        silence: tuple[int, ...] = (),
     ) -> None:
         """Take over loaded stages.
 
         Args:
             placement: holds t3, flow and vocoder.
             stream: of the thread on which flow and vocoder overlap with T3; None is inline.
+            silence: speech tokens that the flow gets after those of T3.
         """
         self.placement, self.device, self.group = placement, placement.device, group
         self.recovery = RecoveryPolicy(placement)
         self.renderer = Renderer(self.recovery, stream)
         self.decoder = Decoder(tokenizer, self.recovery, backend, self._release_memory)
-        self._capacity = Capacity()
+        self._capacity, self._silence = Capacity(), silence
         self._decoded: list[Sequence] = []  # by T3, to be rendered
         self._ended: list[Sequence] = []  # by T3; their last parts are to be rendered
         self._sounds: dict[Sequence, SequenceSound] = {}  # of those that are given out in parts
@@ -71,7 +73,7 @@ class Pipeline:
     def admit(self, sequence: Sequence) -> bool:
         schedule = sequence.request.hops
         if schedule is not None and sequence not in self._sounds:
-            self._sounds[sequence] = SequenceSound(schedule)
+            self._sounds[sequence] = SequenceSound(schedule, self._silence)
         return self.decoder.admit(sequence)
 
     def step(self) -> list[Sequence]:
@@ -104,7 +106,8 @@ class Pipeline:
         if self._decoded and (complete or not self.decoder.running):
             decoded, self._decoded = self._decoded[:group], self._decoded[group:]
             self.decoder.leave()
-            done += self.renderer.submit(whole_groups(decoded), overlap=self._capacity.slots > 1)
+            groups = whole_groups(decoded, self._silence)
+            done += self.renderer.submit(groups, overlap=self._capacity.slots > 1)
         elif self.renderer.busy and (idle or (at_once and self.renderer.ready)):
             self.decoder.leave()
             done += self.renderer.collect()

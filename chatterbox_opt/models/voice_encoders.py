@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from chatterbox_opt.audio.loudness import with_gain_to
 from chatterbox_opt.config.model_config import SAMPLE_RATE, SPEECH_TOKENS, VoiceEncoderConfig
+from chatterbox_opt.config.reference import ReferenceConfig
 from chatterbox_opt.utils.librosa_import import import_librosa
 from chatterbox_opt.utils.upstream_import import import_upstream
 from chatterbox_opt.utils.wave import Wave
@@ -18,7 +20,6 @@ from chatterbox_opt.voice import Voice
 
 ENCODER_RATE = 16_000  # Hz, of all three encoders
 FLOW_SECONDS = 10  # of the reference audio condition the flow (upstream DEC_COND_LEN)
-T3_SECONDS = 6  # of the reference audio condition T3 (upstream ENC_COND_LEN)
 
 
 class Encoders(nn.Module):
@@ -31,15 +32,22 @@ class Encoders(nn.Module):
         self.speaker_encoder: Any = _speaker_encoder(config)
         self.voice_encoder: Any = _voice_encoder(config, speaker)
 
-    def encode(self, wave: Wave, prompt_tokens: int) -> Voice:
+    def encode(
+        self, wave: Wave, prompt_tokens: int, reference: ReferenceConfig | None = None
+    ) -> Voice:
         """Turn reference audio into a Voice as upstream's ``prepare_conditionals`` does (tts.py).
 
         Args:
-            wave: float32 [n], mono, 24 kHz; beyond ten seconds only the voice encoder uses it.
+            wave: float32 [n], mono, 24 kHz; beyond ten seconds (15 s of Turbo) only the voice
+                encoder uses it.
             prompt_tokens: the maximum number of speech tokens in T3's prompt.
+            reference: what the model takes of the recording; None is Chatterbox's.
         """
         from torchaudio.transforms import Resample
 
+        reference = reference or ReferenceConfig()
+        if reference.loudness is not None:
+            wave = with_gain_to(wave, reference.loudness)
         with torch.inference_mode():
             wave_16k = import_librosa().resample(wave, orig_sr=SAMPLE_RATE, target_sr=ENCODER_RATE)
             head = torch.from_numpy(wave[: FLOW_SECONDS * SAMPLE_RATE])[None]
@@ -47,7 +55,7 @@ class Encoders(nn.Module):
             head_16k = Resample(SAMPLE_RATE, ENCODER_RATE)(head)
             tokens, _ = self.tokenizer(head_16k)
             prompt, _ = self.tokenizer(
-                [wave_16k[: T3_SECONDS * ENCODER_RATE]], max_len=prompt_tokens
+                [wave_16k[: reference.prompt_seconds * ENCODER_RATE]], max_len=prompt_tokens
             )
             speaker = self.voice_encoder.embeds_from_wavs([wave_16k], sample_rate=ENCODER_RATE)
             voice = Voice(

@@ -112,11 +112,13 @@ class VoiceLibrary:
 
     def _encode(self, file: Path, key: str, path: Path) -> tuple[Voice, str]:
         announce(f"computing the voice of '{path.name}', once")
-        reference = decode_reference(file, str(path))
+        config = self._checkpoint.config
+        reference = decode_reference(file, str(path), config.reference)
         # the encoders run on the CPU and are freed here: 0.5 GB that a cached voice never needs
         encoders = load_encoders(self._checkpoint)
-        prompt = self._checkpoint.config.t3.prompt_tokens
-        voice = in_own_thread(lambda: encoders.encode(reference.wave, prompt))
+        voice = in_own_thread(
+            lambda: encoders.encode(reference.wave, config.t3.prompt_tokens, config.reference)
+        )
         self._store.save(key, voice, reference.remark)
         return voice, reference.remark
 

@@ -142,3 +142,15 @@ def test_metadata_for_data_sets(tmp_path):
         "file_name,text,voice,duration,seed,model\n"
         '1.wav,"Say ""a|b"", please.",,0.18,1,m\n2.wav,Two.,,0.04,1,m\n'
     )
+
+
+def test_steps_of_the_models_own_and_the_same_number_are_one_setting():
+    """And the hash of 10 is the one that manifests have had since before a model had its own."""
+
+    def settings(cfm_steps, **own):
+        items = job_file.read("a.txt", b"One.", Sampling(seed=1, cfm_steps=cfm_steps)).items
+        [item] = resuming.prepare(items, ["1.wav"], "m", lambda voice: "v", **own)
+        return item.settings_hash
+
+    assert settings(None) == settings(10) == "bef9737433792c3bb547852b"
+    assert settings(None, steps=2) == settings(2, steps=2) != settings(10, steps=2)

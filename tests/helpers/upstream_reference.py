@@ -76,7 +76,8 @@ def upstream_s3gen(directory: Path, shapes: ModelConfig) -> S3Gen:
     from chatterbox.models.s3gen.utils.mel import mel_spectrogram
 
     s3gen.mel_extractor = mel_spectrogram
-    s3gen.meanflow, s3gen.resamplers, s3gen.estimator_dtype = False, {}, "fp32"
+    s3gen.meanflow, s3gen.resamplers = shapes.flow.mean_flow, {}
+    s3gen.estimator_dtype = "fp32"
     fade = torch.zeros(960)
     fade[480:] = (torch.cos(torch.linspace(torch.pi, 0, 480)) + 1) / 2
     s3gen.register_buffer("trim_fade", fade, persistent=False)

@@ -190,7 +190,8 @@ def _prepared(
     mark = "marked" if spec.watermark else "unmarked"
     parts = [registry.identity(checkpoint), *plan.precision, mark]
     voice_key = functools.partial(_voice_key, spec.store, checkpoint)
-    return prepare(items, names, " ".join(parts), voice_key, loudness)
+    steps = checkpoint.config.flow.steps
+    return prepare(items, names, " ".join(parts), voice_key, loudness, steps)
 
 
 def _model_text(spec: EngineSpec, plan: Plan) -> str:

@@ -26,7 +26,7 @@ from torch import Tensor
 from chatterbox_opt.config.hop_schedule import Hop, HopSchedule
 from chatterbox_opt.config.model_config import MEL_BINS, MEL_PER_TOKEN, SPEECH_TOKENS
 from chatterbox_opt.engine.rendering.noise import HopNoise
-from chatterbox_opt.engine.rendering.work import RenderGroup
+from chatterbox_opt.engine.rendering.work import RenderGroup, flow_steps
 from chatterbox_opt.engine.sequence import Part, Sequence
 from chatterbox_opt.errors import DeviceError
 from chatterbox_opt.models.flow.model import FlowWindow
@@ -75,12 +75,14 @@ class SequenceSound:
 
     Attributes:
         schedule: of its hops.
+        silence: speech tokens after those of T3 (``ModelConfig.silence``), part of the last hop.
         given: the tokens that were given out.
         hops: number of hops that were made.
         state: None before the first.
     """
 
     schedule: HopSchedule
+    silence: tuple[int, ...] = ()
     given: list[int] = field(default_factory=list)
     hops: int = 0
     state: SoundState | None = None
@@ -97,7 +99,7 @@ class SequenceSound:
         number, given = self.hops, len(self.given)
         if not self.schedule.next(number, given, len(tokens), ended=ended):
             return None  # nor with fewer: asked at every step, before special ones are dropped
-        tokens = speech(tokens)
+        tokens = self.rendered(tokens) if ended else speech(tokens)
         hop = self.schedule.next(number, given, len(tokens), ended=ended)
         if (hop or ended) and tokens[: len(self.given)] != self.given:
             raise DeviceError(
@@ -105,6 +107,10 @@ class SequenceSound:
                 "part of its sound is out already: try again"
             )
         return hop
+
+    def rendered(self, tokens: list[int]) -> list[int]:
+        """What the flow gets in the end, of the tokens so far."""
+        return [*speech(tokens), *self.silence]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +124,7 @@ class DueHop:
     @property
     def steps(self) -> int:
         """Euler steps of the flow."""
-        first, steps = self.sound.schedule.first_steps, self.sequence.sampling.cfm_steps
+        first, steps = self.sound.schedule.first_steps, flow_steps(self.sequence)
         return min(first, steps) if first and self.hop.number < FEW_STEPS_HOPS else steps
 
 
@@ -142,7 +148,7 @@ class HopGroup:
             sequence, total = one.sequence, one.hop.total
             if one.sound.state is None:
                 one.sound.state = SoundState.start(sequence, device)
-            tokens = torch.tensor(speech(sequence.tokens)[:total], device=device)
+            tokens = torch.tensor(one.sound.rendered(sequence.tokens)[:total], device=device)
             noise = one.sound.state.noise.flow(MEL_PER_TOKEN * total)
             windows.append(FlowWindow(tokens, sequence.voice.to(device), noise, one.hop.first))
         mels: list[Tensor] = flow.extend(windows, self._due[0].steps)
@@ -195,13 +201,14 @@ def _give_out(due: DueHop, mel: Tensor, source: SourceState, wave: Tensor) -> No
     state.mel = torch.cat((state.mel, new), dim=1)[:, -LEFT_FRAMES:].clone()
     state.provisional = mel[:, hop.new_frames :][:, :BLEND_FRAMES].clone()
     state.source = source
-    sound.given = speech(sequence.tokens)[: hop.end]
+    sound.given = sound.rendered(sequence.tokens)[: hop.end]
     sound.hops += 1
     samples = wave.numpy()
     if not hop.number:  # the voice's prompt leaks into the first 40 ms
         samples[: 2 * FADE_LENGTH] *= fade_in(wave.device).numpy()
     cut = hop.new_frames * HOP_LENGTH
-    tokens = hop.end - hop.given
+    count = len(speech(sequence.tokens))  # without the silence
+    tokens = min(hop.end, count) - min(hop.given, count)
     sequence.request.parts.append(
         Part(sequence, hop.number, samples[:cut], samples[cut:], tokens, hop.is_last)
     )

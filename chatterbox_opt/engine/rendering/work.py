@@ -48,13 +48,19 @@ class RenderGroup(Protocol):
 class WholeSequences:
     """Sequences that T3 has finished."""
 
-    def __init__(self, sequences: list[Sequence], generators: list[torch.Generator]) -> None:
+    def __init__(
+        self,
+        sequences: list[Sequence],
+        generators: list[torch.Generator],
+        silence: tuple[int, ...] = (),
+    ) -> None:
         """Remember the generators' states.
 
         Args:
             generators: of the sequences, which drop theirs if their request ends meanwhile.
+            silence: speech tokens after those of T3.
         """
-        self.sequences, self.generators = sequences, generators
+        self.sequences, self.generators, self._silence = sequences, generators, silence
         self._states = [generator.get_state() for generator in generators]
 
     def rewind(self) -> None:
@@ -63,14 +69,17 @@ class WholeSequences:
 
     def split(self) -> list[RenderGroup]:
         pairs = zip(self.sequences, self.generators, strict=True)
-        return [WholeSequences([sequence], [generator]) for sequence, generator in pairs]
+        return [
+            WholeSequences([sequence], [generator], self._silence) for sequence, generator in pairs
+        ]
 
     def flow(self, flow: Any, device: torch.device) -> list[Tensor]:
-        tokens = [torch.tensor(sequence.tokens, device=device) for sequence in self.sequences]
+        tokens = [
+            torch.tensor([*sequence.tokens, *self._silence], device=device)
+            for sequence in self.sequences
+        ]
         voices = [sequence.voice.to(device) for sequence in self.sequences]
-        mels: list[Tensor] = flow(
-            tokens, voices, self.generators, self.sequences[0].sampling.cfm_steps
-        )
+        mels: list[Tensor] = flow(tokens, voices, self.generators, flow_steps(self.sequences[0]))
         return mels
 
     def vocode(self, vocoder: Any, mels: list[Tensor]) -> Callable[[], None]:
@@ -84,15 +93,21 @@ class WholeSequences:
         return finish
 
 
-def whole_groups(sequences: list[Sequence]) -> list[RenderGroup]:
-    """One group per number of flow steps, its sequences sorted by length."""
+def flow_steps(sequence: Sequence) -> int:
+    """Euler steps of the flow; 0 (of a sequence that no request was made of) is the model's own."""
+    return sequence.sampling.cfm_steps or 0
 
-    def steps(sequence: Sequence) -> int:
-        return sequence.sampling.cfm_steps
 
+def whole_groups(sequences: list[Sequence], silence: tuple[int, ...] = ()) -> list[RenderGroup]:
+    """One group per number of flow steps, its sequences sorted by length.
+
+    Args:
+        silence: speech tokens that the flow gets after those of T3 (``ModelConfig.silence``).
+    """
     groups: list[RenderGroup] = []
-    for _, group in groupby(sorted(sequences, key=lambda s: (steps(s), len(s.tokens))), key=steps):
+    ordered = sorted(sequences, key=lambda s: (flow_steps(s), len(s.tokens)))
+    for _, group in groupby(ordered, key=flow_steps):
         together = list(group)
         generators = [sequence.generator for sequence in together if sequence.generator]
-        groups.append(WholeSequences(together, generators))
+        groups.append(WholeSequences(together, generators, silence))
     return groups

@@ -17,7 +17,7 @@ from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.sequence import Capacity, RequestState, put_progress
 from chatterbox_opt.errors import InputError, TextError
 from chatterbox_opt.request import CHUNK, Observer, Request, VoiceSource, voice_name
-from chatterbox_opt.sampling import seeded
+from chatterbox_opt.sampling import seeded, with_steps
 from chatterbox_opt.text.chunking import Chunk
 from chatterbox_opt.utils.arguments import instance
 from chatterbox_opt.voice import Voice
@@ -95,7 +95,8 @@ class RequestStates:
     ) -> RequestState:
         instance("guard", guard, Guard, optional=True)
         instance("observe", observe, Callable, optional=True)
-        voice, sampling = self.voice(request.voice), seeded(request.sampling)
+        voice = self.voice(request.voice)
+        sampling = with_steps(seeded(request.sampling), self.config.flow.steps)
         on_progress = None if observe is None else put_progress
         state = RequestState(request.id, sampling.seed or 0, capacity, guard, on_progress)
         if request.latency != CHUNK:

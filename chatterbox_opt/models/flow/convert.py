@@ -21,10 +21,15 @@ def estimator_from_upstream(state: dict[str, Tensor], config: FlowConfig) -> dic
 
     Raises:
         KeyError: a name is missing.
+        RuntimeError: the parameters are a mean flow's, and ``config`` is not.
     """
+    if not config.mean_flow and "time_embed_mixer.weight" in state:
+        raise RuntimeError("it is a mean flow, as Turbo's")
     conversion = _Conversion(state, {})
     conversion.rename("time_in", "time_mlp.linear_1")
     conversion.rename("time_out", "time_mlp.linear_2")
+    if config.mean_flow:
+        conversion.rename("time_mixer", "time_embed_mixer", ("weight",))
     enter, first = "enter.resnet", "down_blocks.0.0"
     conversion.level("enter", "down_blocks.0", config.estimator_blocks)
     conversion.split_inputs(

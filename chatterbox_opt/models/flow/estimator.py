@@ -220,6 +220,8 @@ class Estimator(nn.Module):
         width, inputs = config.estimator_width, MEL_BINS + CONDITIONS
         time = 4 * width
         self.time_in, self.time_out = nn.Linear(inputs, time), nn.Linear(time, time)
+        if config.mean_flow:
+            self.time_mixer = nn.Linear(2 * time, time, bias=False)
         self.enter = Level(InputResNet(width, time), config)
         self.enter_conv = CausalConv(width, width)
         self.middle = nn.ModuleList(
@@ -238,19 +240,37 @@ class Estimator(nn.Module):
             elif isinstance(part, Transformer):
                 part.fused = part.head_dim >= 16 and part.head_dim.bit_count() == 1
 
-    def time_shifts(self, times: Tensor) -> Tensor:
+    def time_shifts(self, times: Tensor, ends: Tensor | None = None) -> Tensor:
         """Embed float32 times [n] in [0, 1] for each level: [levels, n, width].
 
-        Sines and cosines of 1000 t (upstream matcha/decoder.py, SinusoidalPosEmb) through two
-        layers that stay in float32: fp16 angles are off by half a radian.
+        Sines and cosines of 1000 t (upstream matcha/decoder.py, SinusoidalPosEmb) through layers
+        that stay in float32: fp16 angles are off by half a radian.
+
+        Args:
+            ends: float32 [n], of the steps that begin at ``times``; mean flow only, which needs
+                them (upstream's ``r``).
         """
+        embedded = self._embed(times)
+        if ends is not None:
+            embedded = self.time_mixer(torch.cat((embedded, self._embed(ends)), dim=-1))
+        embedded = F.mish(embedded).to(self.dtype)
+        levels: tuple[Any, ...] = (self.enter, *self.middle, self.leave)
+        return torch.stack([level.shift(embedded) for level in levels])
+
+    def _embed(self, times: Tensor) -> Tensor:
+        """Float32 times [n] to [n, 4 width]."""
         half = (MEL_BINS + CONDITIONS) // 2
         exponents = torch.arange(half, device=times.device) * (-math.log(10_000) / (half - 1))
         angles = 1000 * times[:, None] * exponents.exp()[None]
         features = torch.cat((angles.sin(), angles.cos()), dim=-1)
-        embedded = F.mish(self.time_out(F.silu(self.time_in(features)))).to(self.dtype)
-        levels: tuple[Any, ...] = (self.enter, *self.middle, self.leave)
-        return torch.stack([level.shift(embedded) for level in levels])
+        embedded: Tensor = self.time_out(F.silu(self.time_in(features)))
+        return embedded
+
+    def keep_time_in_float32(self) -> None:
+        """Cast the layers of the time embedding back, after a cast of the whole module."""
+        for name, layer in self.named_children():
+            if name.startswith("time_"):
+                layer.float()
 
     @property
     def dtype(self) -> torch.dtype:

@@ -5,6 +5,12 @@ voice files, devices or waveforms.
 
 The conformer encoder is upstream's class, the velocity field estimator is ours (estimator.py);
 this module replaces the code around them (flow.py and flow_matching.py of chatterbox-tts 0.1.7).
+There are two kinds of estimators:
+
+    flow matching   velocity at a time; 10 steps on a cosine schedule, with and without conditions
+    mean flow       mean velocity between two times; 2 equal steps, conditioned only, because it
+                    was distilled from guided velocities (Geng et al. 2025; Turbo and Nano)
+
 Noise is drawn in float32 from the caller's generator: an fp16 or bf16 draw gives other random
 numbers and hence other audio.
 """
@@ -32,7 +38,6 @@ from chatterbox_opt.models.flow.encoder import (
 from chatterbox_opt.models.flow.estimator import Estimator
 from chatterbox_opt.runtime.bucketing import EagerExecutor, Executor, group_by_length
 from chatterbox_opt.runtime.cuda import to_device
-from chatterbox_opt.sampling import CFM_STEPS
 from chatterbox_opt.voice import Voice
 
 CFG_RATE = 0.7  # upstream's inference_cfg_rate (s3gen/configs.py)
@@ -69,6 +74,7 @@ class Flow(nn.Module):
         self.encoder: Any = build_encoder(config)
         self.encoder_proj = nn.Linear(width, MEL_BINS)
         self.estimator = Estimator(config)
+        self.mean_flow, self.steps = config.mean_flow, config.steps
         self._int8_layers: list[tuple[nn.Module, str, linear_int.Int8Linear]] = []
         self.executor: Executor = EagerExecutor()  # runs encoder and ODE: eager, or CUDA graphs
 
@@ -91,8 +97,7 @@ class Flow(nn.Module):
         else:
             self._int8_layers += linear_int.dequantize_layers(self)
         self.to(dtype)
-        self.estimator.time_in.float()
-        self.estimator.time_out.float()
+        self.estimator.keep_time_in_float32()
         if was_packed:
             linear_onednn.use_onednn(self)
 
@@ -102,16 +107,15 @@ class Flow(nn.Module):
         tokens: Sequence[Tensor],
         voices: Sequence[Voice],
         generators: Sequence[torch.Generator | None],
-        steps: int = CFM_STEPS,
+        steps: int = 0,
     ) -> list[Tensor]:
         """Turn speech tokens of several sequences into mel spectrograms, independent of each other.
 
         Args:
             tokens: int64 [T_i] each, below 6561, each T_i at least 1.
             voices: one for each sequence, on the same device.
-            generators: one for each sequence, on the same device; draw [1, 80, prompt + 2 T_i]
-                normal random numbers.
-            steps: Euler steps of the ODE.
+            generators: one for each sequence, on the same device; see ``_noise``.
+            steps: Euler steps of the ODE; 0 is the model's own number.
 
         Returns:
             float32 [80, 2 T_i] each, without the voice's prompt.
@@ -123,21 +127,46 @@ class Flow(nn.Module):
             self.encode(new[None], voice)[0] for new, voice in zip(tokens, voices, strict=True)
         ]
         noises = [
-            torch.randn(1, MEL_BINS, len(c), generator=generator, device=c.device)[0].T
-            for c, generator in zip(conditions, generators, strict=True)
+            self._noise(len(c), MEL_PER_TOKEN * len(new), generator, c.device)
+            for c, new, generator in zip(conditions, tokens, generators, strict=True)
         ]
-        mels = self._solve_rows(noises, conditions, steps)
+        mels = self._solve_rows(noises, conditions, steps or self.steps)
         return [
             mel[voice.mel.shape[1] :].T.contiguous()
             for mel, voice in zip(mels, voices, strict=True)
         ]
 
+    def _noise(
+        self, frames: int, new: int, generator: torch.Generator | None, device: torch.device
+    ) -> Tensor:
+        """Draw the normal random numbers of a sequence, in upstream's order.
+
+        For a mean flow upstream draws those of the new frames first (s3gen.py, flow_inference), and
+        then those of all frames, of which only the prompt's are used (flow_matching.py, forward).
+
+        Args:
+            frames: of prompt and new ones.
+
+        Returns:
+            float32 [frames, 80].
+        """
+
+        def draw(count: int) -> Tensor:
+            return torch.randn(1, MEL_BINS, count, generator=generator, device=device)[0].T
+
+        first = draw(new) if self.mean_flow else None
+        noise = draw(frames)
+        return noise if first is None else torch.cat((noise[: frames - new], first))
+
     @torch.inference_mode()
-    def extend(self, windows: Sequence[FlowWindow], steps: int = CFM_STEPS) -> list[Tensor]:
+    def extend(self, windows: Sequence[FlowWindow], steps: int = 0) -> list[Tensor]:
         """Compute the last frames of several sequences that are not complete yet.
 
         The encoder sees prompt and tokens whole. The ODE is solved for the prompt and the window;
         frames between them are left out, which costs little (see config/hop_schedule.py).
+
+        Args:
+            steps: as of ``forward``.
 
         Returns:
             float32 [80, 2 T - first] for each window.
@@ -155,7 +184,7 @@ class Flow(nn.Module):
                 (noises, window.noise),
             ):
                 rows.append(torch.cat((whole[:prompt], whole[start:])) if window.first else whole)
-        mels = self._solve_rows(noises, conditions, steps)
+        mels = self._solve_rows(noises, conditions, steps or self.steps)
         return [
             mel[window.voice.mel.shape[1] :].T.contiguous()
             for mel, window in zip(mels, windows, strict=True)
@@ -253,7 +282,7 @@ class Flow(nn.Module):
         return torch.cat((mu, speaker[:, None].expand_as(mu), prompt), dim=-1)
 
     def solve(self, noise: Tensor, conditions: Tensor, frames: Sequence[int], steps: int) -> Tensor:
-        """Integrate the ODE from noise to mel on a cosine schedule (upstream solve_euler).
+        """Integrate the ODE from noise to mel (upstream solve_euler, or basic_euler of mean flow).
 
         The ODE state stays in float32; only the estimator computes in its own dtype. CFG runs
         conditional and unconditional rows in one batch: v = (1 + w) v_cond - w v_uncond.
@@ -280,16 +309,20 @@ class Flow(nn.Module):
         Args:
             mask: bool [rows, F], true for valid frames; None: no padding.
         """
-        estimator = self.estimator
-        mask = None if mask is None else mask.repeat(2, 1)
-        conditioning = estimator.condition(
-            torch.cat((conditions, torch.zeros_like(conditions))), mask
-        )
-        times = 1 - torch.cos(torch.linspace(0, 1, steps + 1, device=x.device) * 0.5 * torch.pi)
-        shifts = estimator.time_shifts(times[:-1])
+        estimator, dtype = self.estimator, conditions.dtype
+        times = torch.linspace(0, 1, steps + 1, device=x.device)
+        if self.mean_flow:
+            shifts = estimator.time_shifts(times[:-1], times[1:])
+        else:
+            times = 1 - torch.cos(times * 0.5 * torch.pi)
+            shifts = estimator.time_shifts(times[:-1])
+            conditions = torch.cat((conditions, torch.zeros_like(conditions)))
+            mask = None if mask is None else mask.repeat(2, 1)
+        conditioning = estimator.condition(conditions, mask)
         for i in range(steps):
-            cond_uncond = estimator(x.to(conditions.dtype), conditioning, shifts[:, i]).float()
-            cond, uncond = cond_uncond.chunk(2)
-            velocity = (1.0 + CFG_RATE) * cond - CFG_RATE * uncond
+            velocity = estimator(x.to(dtype), conditioning, shifts[:, i]).float()
+            if not self.mean_flow:
+                cond, uncond = velocity.chunk(2)
+                velocity = (1.0 + CFG_RATE) * cond - CFG_RATE * uncond
             x = x + (times[i + 1] - times[i]) * velocity
         return x
