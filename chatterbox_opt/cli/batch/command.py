@@ -63,6 +63,7 @@ def batch(
     quality: QualityOptions,
     placement: ExecutorOptions,
     voice: options.Voice = None,
+    language: options.Language = None,
     *,
     sampling: SamplingOptions,
     engine: EngineOptions,
@@ -80,7 +81,8 @@ def batch(
     executor_args = (placement.executor, placement.workers, placement.ray_address)
     executors.check_executor(*executor_args)
     read_options = reading.read_options()
-    job = job_file.read(file, _content(file), sampling.sampling(), voice, read_options)
+    content = _content(file)
+    job = job_file.read(file, content, sampling.sampling(), voice, read_options, language)
     if directory is None:
         preview(job, [*job.dropped, *_dropped_by_model(spec.model, job)], as_json=as_json)
         return
