@@ -71,6 +71,13 @@ def check_model(language: str | None, kind: str) -> None:
         check_library(language)
 
 
+def remark(language: str | None, kind: str) -> str:
+    """One line if a model that knows several languages is not told which, or ""."""
+    if language is not None or kind != MULTILINGUAL_TEXT:
+        return ""
+    return "no language is given, so the model guesses it: pass --language de, or the text's own"
+
+
 def check_library(language: str) -> None:
     """Raise InputError if the library of a language is not installed."""
     package, command = LIBRARIES[language]

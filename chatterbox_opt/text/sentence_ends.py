@@ -67,7 +67,9 @@ def has_only_marks(text: str) -> bool:
 
 def may_end(text: str) -> bool:
     """Whether a sentence may end here; most words need no closer look."""
-    return bool(text) and not text[-1].isalnum() and text[-1] not in _NO_END
+    if not text or text[-1].isalnum() or text[-1] in _NO_END:
+        return False
+    return text[-1].isascii() or unicodedata.category(text[-1])[0] != "M"  # a vowel sign
 
 
 def ends_dense(text: str) -> bool:

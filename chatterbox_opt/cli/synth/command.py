@@ -35,7 +35,7 @@ from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError, TextError
 from chatterbox_opt.request import Request
 from chatterbox_opt.sampling import Sampling, seeded
-from chatterbox_opt.text import chunking
+from chatterbox_opt.text import chunking, languages
 
 if TYPE_CHECKING:
     from chatterbox_opt.config.hop_schedule import HopSchedule
@@ -152,6 +152,8 @@ def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
     options.announce_download(job.spec.model, reporter)
     with job.spec.load() as engine:
         options.report_plan(engine.plan, reporter)
+        if remark := languages.remark(job.language, engine.checkpoint.config.text):
+            reporter.warn(remark)
         voice = engine.voice(job.voice)
         if job.streaming.voice_seconds is not None:
             voice = voice.shortened(job.streaming.voice_seconds)

@@ -86,7 +86,7 @@ def _byte_pairs(directory: Path, config: dict[str, Any]) -> Tokenizer:
     try:
         lines = read_bytes(merges).decode("utf-8").split("\n")
         pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-        model = {"type": "BPE", "vocab": vocabulary, "merges": pairs}
+        model: dict[str, Any] = {"type": "BPE", "vocab": vocabulary, "merges": pairs}
         model |= {"continuing_subword_prefix": "", "end_of_word_suffix": "", "fuse_unk": False}
         # its constructor raises bare exceptions on damaged pairs
         tokenizer = Tokenizer.from_buffer(json.dumps({"version": "1.0", "model": model}).encode())
