@@ -17,6 +17,7 @@ from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError, TextError, VoiceError
 from chatterbox_opt.sampling import Sampling, seeded
+from chatterbox_opt.text.languages import check_language
 from chatterbox_opt.utils import arguments
 from chatterbox_opt.utils.arguments import shown
 from chatterbox_opt.utils.wave import Wave
@@ -158,9 +159,12 @@ class Request:
         latency: ``CHUNK``: a piece is a whole chunk; ``LOW``: parts of a chunk, while the rest is
             still computed, or a ``HopSchedule`` that says of which sizes. The tokens are the same,
             the sound differs a little (docs/accuracy.md).
+        language: of the text, a code such as "de", for models that know several; None: not known,
+            and the model goes by the text alone.
 
     Raises:
-        TextError, VoiceError, InputError: text, voice, sampling or latency is of another type.
+        TextError, VoiceError, InputError: text, voice, sampling, latency or language is of another
+            type; an unknown language.
     """
 
     id: str
@@ -168,9 +172,11 @@ class Request:
     voice: VoiceSource = None
     sampling: Sampling = field(default_factory=Sampling)
     latency: str | HopSchedule = CHUNK
+    language: str | None = None
 
     def __post_init__(self) -> None:
         check_text(self.text)
+        object.__setattr__(self, "language", check_language(self.language))
         if self.latency not in LATENCIES and not isinstance(self.latency, HopSchedule):
             raise InputError(f"latency is {shown(self.latency)}; known: {', '.join(LATENCIES)}")
         # other objects are left to ``Engine.voice``: to know a Voice, torch has to be imported
@@ -263,9 +269,11 @@ def single_request(
     voice: VoiceSource,
     sampling: Sampling | None,
     latency: str | HopSchedule = CHUNK,
+    language: str | None = None,
 ) -> Request:
     """The request of one text, with a seed. Raises as ``Request``."""
-    request = Request("", text, voice, Sampling() if sampling is None else sampling, latency)
+    sampling = Sampling() if sampling is None else sampling
+    request = Request("", text, voice, sampling, latency, language)
     return replace(request, sampling=seeded(request.sampling))
 
 

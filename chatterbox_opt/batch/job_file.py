@@ -28,11 +28,12 @@ from chatterbox_opt.errors import InputError
 from chatterbox_opt.sampling import WHOLE_NUMBERS, Sampling
 from chatterbox_opt.text.chunking import has_speech
 from chatterbox_opt.text.decoding import decode
+from chatterbox_opt.text.languages import check_language
 
 STDIN = "-"
 FORMATS = (".txt", ".md", ".jsonl", ".csv", ".tsv", ".srt", ".vtt", ".ass", ".ssa")
 SAMPLING_COLUMNS = tuple(field.name for field in fields(Sampling))
-COLUMNS = ("id", "text", "voice", *SAMPLING_COLUMNS)
+COLUMNS = ("id", "text", "voice", *SAMPLING_COLUMNS, "language")
 SCENE_BREAK = "scene break"
 # "* * *", "---", "⁂": of several marks, or one that is used for nothing else
 _SCENE_BREAK = re.compile(r"[*_#~=•·⁂❧☙◆◇✦✽-]{3,}|[⁂❧☙#*•~]|[—–]+")
@@ -67,6 +68,7 @@ class Item:
         pauses: number of rows without words between the item before and this one.
         has_own_id: the id is from the row.
         start, end: seconds, of a cue; None elsewhere.
+        language: of the text, such as "de"; None: not known.
         file: name in the output directory; "" until runner.py assigns it.
         text_hash, settings_hash: what the manifest compares (see runner.py); "" until then.
     """
@@ -81,6 +83,7 @@ class Item:
     has_own_id: bool = False
     start: float | None = None
     end: float | None = None
+    language: str | None = None
     file: str = ""
     text_hash: str = ""
     settings_hash: str = ""
@@ -136,6 +139,7 @@ def read(
     default: Sampling,
     voice: str | None = None,
     options: ReadOptions | None = None,
+    language: str | None = None,
 ) -> Job:
     """Read a job file.
 
@@ -143,7 +147,7 @@ def read(
         file: its name, whose extension is its format; ``-`` is read as a .txt.
         content: of the file.
         default: sampling parameters of rows without their own.
-        voice: of rows without their own.
+        voice, language: of rows without their own.
 
     Raises:
         InputError: unknown format, another encoding, or a row that makes the file ambiguous.
@@ -158,7 +162,10 @@ def read(
     pauses: list[Pause] = []  # since the last item
     row_of_id: dict[str, int] = {}
     for row in parsed.rows:
-        base = Item(str(len(row_of_id) + 1), row.number, "", voice, default, row.starts_chapter)
+        base = Item(
+            *(str(len(row_of_id) + 1), row.number, "", voice, default, row.starts_chapter),
+            language=language,
+        )
         item = _item(f"{name} row {row.number}", row.cells, base)
         if reason := row.pause or _why_silent(item.text):
             own_id = item.id if item.has_own_id else None
@@ -224,12 +231,13 @@ def _item(where: str, cells: Cells, base: Item) -> Item:
     if voice is not None and not isinstance(voice, str):
         raise InputError(f"{where}: voice is not a string; give a file or a name")
     try:
+        language = check_language(cells.pop("language", base.language))
         overrides = {column: _number(column, cell) for column, cell in cells.items()}
         sampling = replace(base.sampling, **overrides)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     named = replace(base, id=str(id), has_own_id=True) if id is not None else base
-    return replace(named, text=text, voice=voice, sampling=sampling)
+    return replace(named, text=text, voice=voice, sampling=sampling, language=language)
 
 
 def _number(column: str, cell: Any) -> Any:

@@ -109,6 +109,8 @@ def prepare(
         settings |= dataclasses.asdict(with_steps(item.sampling, steps))
         if loudness is not None:
             settings["loudness"] = loudness
+        if item.language is not None:
+            settings["language"] = item.language
         text_hash, settings_hash = _hash(item.text), _hash(json.dumps(settings, sort_keys=True))
         prepared.append(
             dataclasses.replace(item, file=file, text_hash=text_hash, settings_hash=settings_hash)

@@ -311,4 +311,5 @@ def _request(item: Item, attempt: int = 0) -> Request:
         seed = secrets.randbits(32)
     elif attempt:
         seed = chunk_seed(seed, RETRY_CHUNK_INDEX, attempt)
-    return Request(item.id, item.text, item.voice, replace(item.sampling, seed=seed))
+    sampling = replace(item.sampling, seed=seed)
+    return Request(item.id, item.text, item.voice, sampling, language=item.language)

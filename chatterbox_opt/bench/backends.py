@@ -34,6 +34,7 @@ from chatterbox_opt.models.t3.sampler import apply_cfg
 from chatterbox_opt.request import Progress
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.text import chunking
+from chatterbox_opt.text.normalizers import normalize
 from chatterbox_opt.voice import from_conditionals
 
 SENTENCE = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all."
@@ -177,7 +178,7 @@ class OptimizedTarget:
         tokens = self._job.tokens[:max_tokens]
         pipeline, job, clock = self._pipeline, self._job, StageTimer(self._pipeline.device)
         generator = torch.Generator(pipeline.device).manual_seed(0)
-        ids = text_tokens(pipeline.decoder.tokenizer, chunking.normalize(job.sentence))
+        ids = text_tokens(pipeline.decoder.tokenizer, normalize(job.sentence))
         prompt = Prompt(ids, self._voice.speaker, self._voice.prompt)
         with pipeline.placement("t3") as stage:
             t3 = cast(T3, stage)
@@ -270,7 +271,7 @@ class UpstreamTarget:
 
     def _t3(self, count: int) -> None:
         tts = self._tts
-        ids = tts.tokenizer.text_to_tokens(chunking.normalize(self._job.sentence))
+        ids = tts.tokenizer.text_to_tokens(normalize(self._job.sentence))
         config = T3Config()
         edges = ids.new_tensor([[config.start_text], [config.stop_text]])
         ids = torch.cat((edges[:1], ids, edges[1:]), dim=1).repeat(2, 1).to(self._device)

@@ -8,11 +8,9 @@ module.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from chatterbox_opt.checkpoints import registry
@@ -26,11 +24,10 @@ from chatterbox_opt.models.flow import model as flow_model
 from chatterbox_opt.models.t3 import model as t3_model
 from chatterbox_opt.models.t3.convert import t3_from_tensors, t3_from_upstream
 from chatterbox_opt.models.vocoder import model as vocoder_model
+from chatterbox_opt.text.tokenizers import loading as tokenizers
+from chatterbox_opt.text.tokenizers.loading import TextTokenizer
 from chatterbox_opt.utils.damage import DAMAGE_ERRORS
 from chatterbox_opt.utils.skip_init import skip_init
-from chatterbox_opt.utils.small_file import read_at_most
-
-MAX_TOKENIZER = 16 << 20  # bytes; Chatterbox's has some 10 KB
 
 
 def load_t3(
@@ -146,32 +143,6 @@ def load_vocoder(checkpoint: Checkpoint) -> vocoder_model.Vocoder:
     return vocoder_model.Vocoder(net).eval()
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """Load the text tokenizer.
-
-    Raises:
-        WeightsError: damaged, or without the start and stop tokens.
-    """
-    path = checkpoint.path(registry.TOKENIZER)
-    try:
-        content = read_at_most(path, MAX_TOKENIZER)
-        if content is None:
-            raise WeightsError(
-                f"{path} has more than {MAX_TOKENIZER >> 20} MiB: it is not a tokenizer; "
-                "get it again"
-            )
-        model = json.loads(content.decode("utf-8"))["model"]
-        tokenizer = Tokenizer.from_buffer(content)
-        unknown = model.get("unk_token")
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read ({error.strerror}): get it again") from error
-    except DAMAGE_ERRORS as error:
-        raise WeightsError(
-            f"{path} is damaged or not a tokenizer ({first_line(error)}): "
-            "delete it and get it again"
-        ) from error
-    if None in (tokenizer.token_to_id("[START]"), tokenizer.token_to_id("[STOP]")):
-        raise WeightsError(f"{path} has no [START] or [STOP]: it is not Chatterbox's tokenizer")
-    if isinstance(unknown, str) and tokenizer.token_to_id(unknown) is None:
-        raise WeightsError(f"{path} does not have its own unk_token: delete it and get it again")
-    return tokenizer
+def load_tokenizer(checkpoint: Checkpoint) -> TextTokenizer:
+    """Load the text tokenizer. Raises as ``text.tokenizers.loading.load``."""
+    return tokenizers.load(checkpoint.directory, checkpoint.config.text)

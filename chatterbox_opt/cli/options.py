@@ -34,6 +34,7 @@ from chatterbox_opt.config.profile import COMPILE, KV_CACHE, OFFLOAD, T3_DTYPES
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.text.languages import check_language
 from chatterbox_opt.utils.quiet import silence_dependencies
 from chatterbox_opt.voices.store import VoiceStore, default_store
 
@@ -67,6 +68,17 @@ Voice = Annotated[
 ]
 
 
+def _check_language(language: Optional[str]) -> Optional[str]:
+    return check_language(language)
+
+
+Language = Annotated[
+    Optional[str],
+    typer.Option(
+        help="Language of the text, such as de, for models that know several.",
+        callback=_check_language,
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON to standard output in place of a table.")
 ]

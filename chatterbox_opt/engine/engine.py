@@ -95,7 +95,8 @@ class Engine(Closing):
         self._loop = EngineLoop(scheduler)
         self.hops = plan.hop_schedule(checkpoint.config)
         hops = self.hops if isinstance(pipeline, Pipeline) else None
-        self._requests = RequestStates(checkpoint.config, voices, hops)
+        tags = pipeline.decoder.tokenizer.tags if isinstance(pipeline, Pipeline) else frozenset()
+        self._requests = RequestStates(checkpoint.config, voices, hops, tags)
 
     @classmethod
     def load(
@@ -197,6 +198,7 @@ class Engine(Closing):
         observe: Observer | None = None,
         guard: Guard | None = None,
         latency: str | HopSchedule = CHUNK,
+        language: str | None = None,
     ) -> Iterator[Piece]:
         """Synthesize a text of any length, yielding each chunk: the primitive of all other calls.
 
@@ -211,15 +213,16 @@ class Engine(Closing):
                 latency it can only warn.
             latency: "chunk" yields whole chunks; "low" yields parts of a chunk as soon as T3 has
                 decoded them, see ``Request``.
+            language: of the text, such as "de", for models that know several, see ``Request``.
 
         Raises:
             TextError: no word that the model can read. By the call itself, as all InputErrors.
             DeviceError, NumericsError: after all fallbacks.
         """
         if not isinstance(text, (str, bytes)) and isinstance(text, Iterable):
-            request = single_request(EXAMPLE, voice, sampling, latency)
+            request = single_request(EXAMPLE, voice, sampling, latency, language)
             return self._arriving(text, request, observe, guard)
-        request = single_request(text, voice, sampling, latency)
+        request = single_request(text, voice, sampling, latency, language)
         capacity = Capacity(slots=1, use_cfg=request.sampling.cfg_weight > 0)
         return self._loop.pieces(self._requests.of(request, capacity, guard, observe), observe)
 
@@ -241,7 +244,8 @@ class Engine(Closing):
             self._loop.submit(state)
             return RequestHandle(self._loop, state, observe)
 
-        return ArrivingRequests(text, submit).pieces()
+        rules = texts.rules(self.checkpoint.config, request.language)
+        return ArrivingRequests(text, submit, rules).pieces()
 
     def stream(
         self,
@@ -249,13 +253,14 @@ class Engine(Closing):
         voice: VoiceSource = None,
         sampling: Sampling | None = None,
         latency: str | HopSchedule = CHUNK,
+        language: str | None = None,
     ) -> Iterator[Wave]:
         """Yield float32 [n] samples at 24 kHz as they become ready.
 
         With latency "chunk" they are whole chunks, and joined they equal ``synthesize``'s.
         Arguments and errors as ``pieces``.
         """
-        pieces = self.pieces(text, voice, sampling, latency=latency)
+        pieces = self.pieces(text, voice, sampling, latency=latency, language=language)
         return (piece.samples for piece in pieces)
 
     def synthesize(
@@ -264,10 +269,12 @@ class Engine(Closing):
         voice: VoiceSource = None,
         sampling: Sampling | None = None,
         observe: Observer | None = None,
+        language: str | None = None,
     ) -> Audio:
         """Synthesize a text of any length at once. Arguments and errors as ``pieces``."""
         sampling = single_request(text, voice, sampling).sampling
-        return join(list(self.pieces(text, voice, sampling, observe)), sampling.seed or 0)
+        pieces = self.pieces(text, voice, sampling, observe, language=language)
+        return join(list(pieces), sampling.seed or 0)
 
     def batch(self, requests: Iterable[Request], guard: Guard | None = None) -> Iterator[Result]:
         """Synthesize many texts; yield results as they finish, each with its request's id.
@@ -316,7 +323,11 @@ class Engine(Closing):
         return RequestHandle(self._loop, state, observe)
 
     def speech_tokens(
-        self, text: str, voice: VoiceSource = None, sampling: Sampling | None = None
+        self,
+        text: str,
+        voice: VoiceSource = None,
+        sampling: Sampling | None = None,
+        language: str | None = None,
     ) -> Tensor:
         """Run T3 only: int64 [T] on the CPU, stop token removed, chunks joined.
 
@@ -327,9 +338,10 @@ class Engine(Closing):
             raise InputError(
                 "plain Chatterbox returns no speech tokens: unset DISABLE_OPTIMIZATION"
             )
-        request = self._requests.of(single_request(text, voice, sampling), Capacity(1))
-        request.tokens_only = True
-        for _ in self._loop.pieces(request):
+        request = single_request(text, voice, sampling, language=language)
+        state = self._requests.of(request, Capacity(1))
+        state.tokens_only = True
+        for _ in self._loop.pieces(state):
             pass
-        codes = [token for sequence in request.sequences for token in sequence.tokens]
+        codes = [token for sequence in state.sequences for token in sequence.tokens]
         return torch.tensor(codes)

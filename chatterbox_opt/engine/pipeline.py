@@ -7,7 +7,6 @@ responsible for requests (scheduler.py), for T3's slots (decoder.py), or for thr
 from __future__ import annotations
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from chatterbox_opt.engine.decoding.decode import DecodeBackend, EagerBackend
 from chatterbox_opt.engine.decoding.decoder import Decoder
@@ -18,6 +17,7 @@ from chatterbox_opt.engine.sequence import Capacity, Sequence, Status
 from chatterbox_opt.errors import DeviceError
 from chatterbox_opt.runtime.offload import StagePlacement
 from chatterbox_opt.runtime.recovery import RecoveryPolicy
+from chatterbox_opt.text.tokenizers.loading import TextTokenizer
 
 
 class Pipeline:
@@ -30,7 +30,7 @@ class Pipeline:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: TextTokenizer,
         placement: StagePlacement,
         backend: DecodeBackend,
         group: int = 1,

@@ -7,12 +7,15 @@ splitting or spelling (text/), or for running anything (engine.py).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from chatterbox_opt.config.model_config import TOKEN_RATE, ModelConfig
 from chatterbox_opt.request import Request, VoiceSource
 from chatterbox_opt.sampling import MAX_TOKENS, Sampling
 from chatterbox_opt.text.chunking import Chunk, split
+from chatterbox_opt.text.languages import check_model
+from chatterbox_opt.text.rules import TextRules
+from chatterbox_opt.text.tags import warning as tag_warning
 
 log = logging.getLogger(__name__)
 WARM_UP = (  # about 1, 5 and 12 seconds of audio
@@ -24,21 +27,41 @@ WARM_UP = (  # about 1, 5 and 12 seconds of audio
 TOKENS_PER_LETTER = 4  # speech tokens, in slow speech
 
 
-def chunks(text: str, config: ModelConfig) -> list[Chunk]:
-    """A text as chunks that the model can read; what it cannot is named in a warning.
+def rules(config: ModelConfig, language: str | None = None) -> TextRules:
+    """How texts of a model in a language are normalized and split.
 
     Raises:
+        InputError: the model does not know the language, or its library is not installed.
+    """
+    check_model(language, config.text)
+    return TextRules(config.text, language)
+
+
+def chunks(
+    text: str, config: ModelConfig, language: str | None = None, tags: Collection[str] = ()
+) -> list[Chunk]:
+    """A text as chunks that the model can read; what it cannot is named in a warning.
+
+    Args:
+        language: a code of text/languages.py; None: not known.
+        tags: sounds in square brackets that the model has a token for.
+
+    Raises:
+        InputError: as ``rules``.
         TextError: no word that the model can read.
     """
+    chosen = rules(config, language)
+    if "[" in text and (warning := tag_warning(text, tags)):
+        log.warning("%s", warning)
     if not config.needs_text_normalization:
-        return split(text)
+        return split(text, chosen.limit, chosen)
     # imported only for the built-in model, which alone needs the libraries of this module
     from chatterbox_opt.text.english import read_english
 
     reading = read_english(text)
     if reading.dropped:
         log.warning("%s", reading.summary)
-    return split(reading.text)
+    return split(reading.text, chosen.limit, chosen)
 
 
 def warm_up_requests(texts: Sequence[str], voice: VoiceSource) -> Iterator[Request]:

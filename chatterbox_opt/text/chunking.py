@@ -1,7 +1,7 @@
-"""Splits text into chunks: cleans, normalizes as upstream does, splits at sentences.
+"""Splits text into chunks: cleans, splits at sentences, normalizes as upstream does.
 
-Responsible for characters, punctuation and lengths. Not responsible for tokens, voices or
-tensors; imports no torch.
+Responsible for characters and lengths. Not responsible for punctuation (normalizers.py), for what
+differs between models and languages (rules.py), tokens, voices or tensors; imports no torch.
 
 T3 was trained on single sentences, and upstream limits one run to 1,000 tokens (40 s): the audio
 of a longer text is truncated or unintelligible. So a long text becomes several chunks, and no word
@@ -10,42 +10,26 @@ is lost between them. A paragraph that fits is one chunk, with exactly upstream'
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import sentencex
 
 from chatterbox_opt.errors import TextError
+from chatterbox_opt.text.normalizers import MAX_ADDED
+from chatterbox_opt.text.rules import ENGLISH_RULES, LIMIT, TextRules
 
-LIMIT = 300  # characters of one chunk; what users of upstream recommend is 280 to 300
 SENTENCE_PAUSE = 0.2  # seconds of silence between two chunks of one paragraph
 PARAGRAPH_PAUSE = 0.5  # seconds of silence between paragraphs
 SCENE_PAUSE = 1.5  # seconds of silence for a paragraph without a word, such as "* * *"
 SCENE_BREAK = "---"  # a paragraph that is one, in the markup of this package
 
-# upstream tts.py, punc_norm: applied in this order
-_REPLACEMENTS = (
-    ("...", ", "),
-    ("…", ", "),
-    (":", ","),
-    (" - ", ", "),
-    (";", ", "),
-    ("—", "-"),
-    ("–", "-"),
-    (" ,", ","),
-    ("“", '"'),
-    ("”", '"'),
-    ("‘", "'"),
-    ("’", "'"),
-)
-_END_MARKS = (".", "!", "?", "-", ",")
-_CLAUSE = re.compile(r".+?(?:[,;:)\]—–](?:\s+|$)|[，、；：]|$)", re.DOTALL)
-_WORD = re.compile(r"\S+\s*|\s+")
+_CLAUSE = re.compile(r".+?(?:[,;:)\]—–،؛](?:\s+|$)|[，、；：]|$)", re.DOTALL)
 _WINDOW = 5000  # characters: sentencex takes quadratic time, outside of ASCII
 _CLUSTER = 16  # characters: a letter with its marks; no script's letters have more
-_NORMALIZING_ADDS = 3  # characters at most, besides "…" and ";": a capital of three, a full stop
 _LINE_END = r"(?:\n|\r(?!\n)|\x85|\u2028)"
 _PARAGRAPH = re.compile(rf"{_LINE_END}\s*{_LINE_END}|\u2029")
 
@@ -58,24 +42,13 @@ class Chunk:
         text: normalized text, at most ``LIMIT`` characters unless another limit was passed.
         pause: seconds of silence after it; 0 for the last chunk.
         source: the text before normalization, which is not idempotent.
+        language: a code of languages.py; None: not known, or of no importance to the model.
     """
 
     text: str
     pause: float = 0.0
     source: str = ""
-
-
-def normalize(text: str) -> str:
-    """Equals upstream's ``punc_norm`` for every string (tts.py, 0.1.7)."""
-    if not text:
-        return "You need to add some text for me to talk."
-    if text[0].islower():
-        text = text[0].upper() + text[1:]
-    text = " ".join(text.split())
-    for old, new in _REPLACEMENTS:
-        text = text.replace(old, new)
-    text = text.rstrip(" ")
-    return text if text.endswith(_END_MARKS) else text + "."
+    language: str | None = None
 
 
 def clean(text: str) -> str:
@@ -123,7 +96,7 @@ def paragraphs(text: str) -> list[str]:
     return [part.strip() for part in _PARAGRAPH.split(text) if part.strip()]
 
 
-def split(text: str, limit: int = LIMIT) -> list[Chunk]:
+def split(text: str, limit: int = LIMIT, rules: TextRules = ENGLISH_RULES) -> list[Chunk]:
     """Split any text into chunks whose normalized form has at most ``limit`` characters.
 
     Splits at empty lines; a paragraph that is too long at sentences, then clauses, then words, and
@@ -135,47 +108,60 @@ def split(text: str, limit: int = LIMIT) -> list[Chunk]:
     """
     text = clean(text)
     parts = paragraphs(text)
-    if len(parts) == 1 and fits(text, limit):
-        return [Chunk(normalize(text), source=text)]  # not stripped: nor does upstream
+    if len(parts) == 1 and fits(text, limit, rules):
+        return [chunk_of(text, rules)]  # not stripped: nor does upstream
     chunks: list[Chunk] = []
     for paragraph in parts:
         if has_speech(paragraph):
-            chunks += _paragraph_chunks(paragraph, limit)
+            chunks += _paragraph_chunks(paragraph, limit, rules)
         elif chunks:
             chunks[-1] = replace(chunks[-1], pause=SCENE_PAUSE)
     chunks[-1] = replace(chunks[-1], pause=0.0)
     return chunks
 
 
-def _paragraph_chunks(paragraph: str, limit: int) -> list[Chunk]:
-    pieces = [p.strip() for p in pack(paragraph, limit) if has_speech(p)]
-    chunks = [Chunk(normalize(piece), SENTENCE_PAUSE, piece) for piece in pieces]
+def chunk_of(source: str, rules: TextRules, pause: float = 0.0) -> Chunk:
+    """One text as a chunk, whatever its length."""
+    return Chunk(rules.normalize(source), pause, source, rules.language)
+
+
+def _paragraph_chunks(paragraph: str, limit: int, rules: TextRules) -> list[Chunk]:
+    pieces = [p.strip() for p in pack(paragraph, limit, rules) if has_speech(p)]
+    chunks = [chunk_of(piece, rules, SENTENCE_PAUSE) for piece in pieces]
     return [*chunks[:-1], replace(chunks[-1], pause=PARAGRAPH_PAUSE)]
 
 
-def pack(paragraph: str, limit: int = LIMIT) -> list[str]:
+def pack(paragraph: str, limit: int = LIMIT, rules: TextRules = ENGLISH_RULES) -> list[str]:
     """Split one paragraph as ``split`` does; joined, the pieces are the paragraph but for blanks.
 
     A piece may have no speech.
     """
-    return _pack(paragraph, limit, 0)
+    splitters = (
+        functools.partial(_sentences, language=rules.sentence_language),
+        _CLAUSE.findall,
+        rules.words.findall,
+        _characters,
+    )
+    return _pack(paragraph, splitters, lambda text: fits(text, limit, rules))
 
 
-def fits(text: str, limit: int = LIMIT) -> bool:
+def fits(text: str, limit: int = LIMIT, rules: TextRules = ENGLISH_RULES) -> bool:
     """Whether the normalized ``text`` has at most ``limit`` characters."""
     # Only the length is used: a chunk's text is normalized again, because its first letter is
     # capitalized only without blanks before it, as upstream does. Text far above the limit is not
     # normalized at all, or packing a long paragraph would take quadratic time.
-    longest = len(text) + text.count("…") + text.count(";") + _NORMALIZING_ADDS
-    return longest <= limit or (len(text) <= 16 * limit and len(normalize(text.strip())) <= limit)
+    longest = len(text) + text.count("…") + text.count(";") + MAX_ADDED
+    return longest <= limit or (
+        len(text) <= 16 * limit and len(rules.normalize(text.strip())) <= limit
+    )
 
 
-def _sentences(text: str) -> Iterable[str]:
+def _sentences(text: str, language: str) -> Iterable[str]:
     start = 0
     while start < len(text):
         part = text[start : start + _WINDOW]
         # its fallback rules cover other scripts' full stops too
-        found = list(sentencex.segment("en", part)) or [part]
+        found = list(sentencex.segment(language, part)) or [part]
         if start + _WINDOW < len(text) and len(found) > 1:
             found.pop()  # may go on after the window
         yield from found
@@ -194,30 +180,25 @@ def _characters(text: str) -> list[str]:
     return parts
 
 
-_SPLITTERS: tuple[Callable[[str], Iterable[str]], ...] = (
-    _sentences,
-    _CLAUSE.findall,
-    _WORD.findall,
-    _characters,
-)
-
-
-def _pack(text: str, limit: int, level: int) -> list[str]:
-    """Fill pieces up to ``limit`` with parts of ``text``, splitting a part that is too long again.
+def _pack(
+    text: str, splitters: Sequence[Callable[[str], Iterable[str]]], fits: Callable[[str], bool]
+) -> list[str]:
+    """Fill pieces with as many parts of ``text`` as fit, splitting a part that does not again.
 
     Args:
-        level: index of the splitter in ``_SPLITTERS``, coarsest first.
+        splitters: coarsest first.
     """
+    split, *finer = splitters
     pieces: list[str] = []
     current = ""
-    for part in _SPLITTERS[level](text):
-        if fits(current + part, limit):
+    for part in split(text):
+        if fits(current + part):
             current += part
             continue
         if current.strip():
             pieces.append(current)
         current = part
-        if not fits(part, limit) and level + 1 < len(_SPLITTERS):
-            *full, current = _pack(part, limit, level + 1)
+        if finer and not fits(part):
+            *full, current = _pack(part, finer, fits)
             pieces += full
     return [*pieces, current]

@@ -29,18 +29,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from chatterbox_opt.text.chunking import (
-    LIMIT,
     PARAGRAPH_PAUSE,
     SCENE_PAUSE,
     SENTENCE_PAUSE,
     Chunk,
+    chunk_of,
     clean,
     fits,
     has_speech,
-    normalize,
     pack,
     remove_controls,
 )
+from chatterbox_opt.text.rules import ENGLISH_RULES, LIMIT, TextRules
 from chatterbox_opt.text.sentence_ends import (
     ANY_WORD,
     begins_dense,
@@ -64,8 +64,8 @@ class IncrementalSplitter:
     reordered. Not for several threads.
     """
 
-    def __init__(self, limit: int = LIMIT) -> None:
-        self._limit = limit
+    def __init__(self, limit: int = LIMIT, rules: TextRules = ENGLISH_RULES) -> None:
+        self._limit, self._rules = limit, rules
         self._line_ends = io.IncrementalNewlineDecoder(None, translate=True)
         self._half = ""  # the first half of a surrogate pair
         self._position = 0  # characters
@@ -209,7 +209,7 @@ class IncrementalSplitter:
     def _ends(self, end: int, words: tuple[str, ...] = ANY_WORD) -> bool:
         """Whether sentencex ends a sentence at ``end`` of the tail with each of these after it."""
         space = "" if self._tail[end : end + 1].strip() else " "
-        return is_end(self._tail[:end], space, words)
+        return is_end(self._tail[:end], space, words, self._rules.sentence_language)
 
     def _split(self, end: int) -> list[Chunk]:
         chunks = self._give(self._tail[:end], SENTENCE_PAUSE)
@@ -218,9 +218,9 @@ class IncrementalSplitter:
 
     def _give_full(self) -> list[Chunk]:
         """If the tail is longer than a chunk: give out all of its chunks but the last."""
-        if fits(self._tail, self._limit):
+        if fits(self._tail, self._limit, self._rules):
             return []
-        *full, rest = pack(self._tail, self._limit)
+        *full, rest = pack(self._tail, self._limit, self._rules)
         self._tail, self._candidate = rest.lstrip(), None
         return [chunk for text in full for chunk in self._give(text, SENTENCE_PAUSE)]
 
@@ -234,10 +234,14 @@ class IncrementalSplitter:
         Args:
             pause: seconds after it, as far as it is known.
         """
-        sources = [source.strip() for source in pack(text, self._limit) if has_speech(source)]
-        if not sources:
+        parts = pack(text, self._limit, self._rules)
+        chunks = [
+            chunk_of(part.strip(), self._rules, SENTENCE_PAUSE)
+            for part in parts
+            if has_speech(part)
+        ]
+        if not chunks:
             return []
-        chunks = [Chunk(normalize(source), SENTENCE_PAUSE, source) for source in sources]
         chunks[-1] = replace(chunks[-1], pause=pause)
         if self._due is not None and self._due > self._given:
             chunks.insert(0, Chunk("", self._due - self._given))
@@ -246,7 +250,9 @@ class IncrementalSplitter:
         return chunks
 
 
-def chunks_of(pieces: Iterable[str | None], limit: int = LIMIT) -> Iterator[Chunk]:
+def chunks_of(
+    pieces: Iterable[str | None], limit: int = LIMIT, rules: TextRules = ENGLISH_RULES
+) -> Iterator[Chunk]:
     """Yield chunks of a text that arrives in pieces, each as soon as it is complete.
 
     Sentences that one piece completes are joined up to ``limit``, except the first of the text: it
@@ -258,7 +264,7 @@ def chunks_of(pieces: Iterable[str | None], limit: int = LIMIT) -> Iterator[Chun
     Raises:
         TextError: as ``IncrementalSplitter``; a text without a letter or digit.
     """
-    splitter = IncrementalSplitter(limit)
+    splitter = IncrementalSplitter(limit, rules)
     chunks: list[Chunk] = []
     is_first = True
     for piece in pieces:
@@ -266,11 +272,13 @@ def chunks_of(pieces: Iterable[str | None], limit: int = LIMIT) -> Iterator[Chun
         if is_first and chunks:
             yield chunks.pop(0)
             is_first = False
-        yield from join_chunks(chunks, limit)
-    yield from join_chunks(splitter.end(), limit)
+        yield from join_chunks(chunks, limit, rules)
+    yield from join_chunks(splitter.end(), limit, rules)
 
 
-def join_chunks(chunks: Iterable[Chunk], limit: int = LIMIT) -> list[Chunk]:
+def join_chunks(
+    chunks: Iterable[Chunk], limit: int = LIMIT, rules: TextRules = ENGLISH_RULES
+) -> list[Chunk]:
     """Join sentences of one paragraph up to ``limit``; silence becomes the pause before it."""
     joined: list[Chunk] = []
     for chunk in chunks:
@@ -278,9 +286,10 @@ def join_chunks(chunks: Iterable[Chunk], limit: int = LIMIT) -> list[Chunk]:
         if last and not chunk.text:
             joined[-1] = replace(last, pause=last.pause + chunk.pause)
         elif last and last.text and last.pause <= SENTENCE_PAUSE:
-            source = f"{last.source} {chunk.source}"
-            if fits(source, limit):
-                joined[-1] = Chunk(normalize(source), chunk.pause, source)
+            space = "" if rules.joins_dense and ends_dense(last.source) else " "
+            source = last.source + space + chunk.source
+            if fits(source, limit, rules):
+                joined[-1] = chunk_of(source, rules, chunk.pause)
             else:
                 joined.append(chunk)
         else:

@@ -17,10 +17,22 @@ ANY_WORD = ("a ", "5 ", "A ")  # sentencex looks at the next word's first letter
 _LIST_MARKER = re.compile(r"\W*(?:\d+|[A-Za-z])\W*")
 _REFERENCE = re.compile(r"\s*(?:\[\d+\])+[.,;:]?")  # "[3]": belongs to the sentence before it
 _NO_END = ",;:-–—"
-_DENSE_ENDS = ("。", "！", "？", "｡")  # in scripts without spaces
+_DENSE_ENDS = ("。", "！", "？", "｡", "।", "॥", "؟", "۔")  # also without a blank after them
 _DENSE_CLOSING = "」』”’）》】"
 _MARKS_ONLY = re.compile(r"[.!?…)\]\"'”’»]+")
-_WORD_ENDS = (".", "!", "?", "…", ":", ";")  # complete a word that is followed by nothing
+_WORD_ENDS = (
+    ".",
+    "!",
+    "?",
+    "…",
+    ":",
+    ";",
+    "؟",
+    "۔",
+    "؛",
+    "।",
+    "॥",
+)  # complete a word that is followed by nothing
 _CLOSING = ")]\"'”’»"
 _CLOSERS = {
     '"': '"', "“": "”", "„": "“”", "«": "»", "»": "«", "‹": "›", "‘": "’", "(": ")", "[": "]",
@@ -30,14 +42,17 @@ _AMBIGUOUS = '"«»“'  # open or close; they open at the beginning of a word
 _DELIMITER = re.compile(r"[\"“”„«»‹›‘’()\[\]{}（）「」『』《》【】]")
 
 
-def is_end(text: str, space: str, words: tuple[str, ...]) -> bool:
+def is_end(text: str, space: str, words: tuple[str, ...], language: str = "en") -> bool:
     """Whether a sentence ends between ``text`` and each of these words, with ``space`` between.
 
     "1." is no sentence, nor is "(He left."
+
+    Args:
+        language: sentencex's.
     """
     if not has_speech(text) or _LIST_MARKER.fullmatch(text) or _is_open(text):
         return False
-    return all(_splits(text, space, word) for word in words)
+    return all(_splits(text, space, word, language) for word in words)
 
 
 def is_reference(text: str) -> bool:
@@ -52,7 +67,9 @@ def has_only_marks(text: str) -> bool:
 
 def may_end(text: str) -> bool:
     """Whether a sentence may end here; most words need no closer look."""
-    return bool(text) and not text[-1].isalnum() and text[-1] not in _NO_END
+    if not text or text[-1].isalnum() or text[-1] in _NO_END:
+        return False
+    return text[-1].isascii() or unicodedata.category(text[-1])[0] != "M"  # a vowel sign
 
 
 def ends_dense(text: str) -> bool:
@@ -73,10 +90,10 @@ def end_of_words(text: str) -> int:
     return text.rfind(" ") + 1
 
 
-def _splits(text: str, space: str, word: str) -> bool:
+def _splits(text: str, space: str, word: str, language: str) -> bool:
     """Whether sentencex splits between ``text`` and ``word``."""
     position = 0
-    for sentence in sentencex.segment("en", text + space + word):
+    for sentence in sentencex.segment(language, text + space + word):
         position += len(sentence)
         if len(text) <= position <= len(text) + len(space):
             return True

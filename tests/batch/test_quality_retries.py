@@ -192,10 +192,10 @@ def test_an_exception_for_one_text_fails_only_that_one(engine, monkeypatch):
     plain = engine.pipeline.decoder.tokenizer
 
     class Fragile:
-        def encode(self, text):
+        def encode(self, text, language):
             if "odd" in text:
                 raise RuntimeError("index out of range")
-            return plain.encode(text)
+            return plain.encode(text, language)
 
     monkeypatch.setattr(engine.pipeline.decoder, "tokenizer", Fragile())
     texts = ["Odd.", "An odd one.", "Even.", "Another odd one.", "More."]

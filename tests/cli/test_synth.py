@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from typer.testing import CliRunner
 
 from chatterbox_opt.cli.application import app
 from chatterbox_opt.cli.synth import command as synth_command
+from chatterbox_opt.config.hop_schedule import HopSchedule
+from chatterbox_opt.config.model_config import MULTILINGUAL, ModelConfig
 from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.request import Piece
@@ -67,12 +70,16 @@ class FakeEngine:
     def __init__(self, pieces: list[Piece]) -> None:
         self._pieces, self.guards = pieces, []
         self.plan = FakePlan()
+        self.hops = HopSchedule()
+        self.checkpoint = SimpleNamespace(config=ModelConfig())
+        self.languages = []
 
     def voice(self, source):
         return source
 
-    def pieces(self, text, voice, sampling, observe, guard, latency="chunk"):
+    def pieces(self, text, voice, sampling, observe, guard, latency="chunk", language=None):
         self.guards.append(guard)
+        self.languages.append(language)
         yield from self._pieces
 
 
@@ -112,6 +119,27 @@ def test_good_chunks_have_no_faults_and_no_warning(synth):
     assert (report["attempts"], report["faults"]) == (2, [])
     assert guard == Guard(2) and not [line for line in lines if "warning" in line]
     assert soundfile.info("out.wav").duration == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "language", "warns"),
+    [
+        (ModelConfig(), [], None, False),
+        (MULTILINGUAL, [], None, True),
+        (MULTILINGUAL, ["--language", "DE"], "de", False),
+    ],
+)
+def test_a_multilingual_model_is_told_the_language(
+    tmp_path, monkeypatch, config, options, language, warns
+):
+    monkeypatch.chdir(tmp_path)
+    engine = FakeEngine([Piece(WAVE, "Hello.", 9, {})])
+    engine.checkpoint = SimpleNamespace(config=config)
+    monkeypatch.setattr(EngineSpec, "load", lambda self: loaded(engine))
+    result = CliRunner().invoke(app, ["synth", "Hello.", "--model", "pico", *options])
+    assert result.exit_code == 0, result.output
+    assert engine.languages == [language]
+    assert ("no language is given" in result.stderr) == warns
 
 
 def test_each_faulty_chunk_is_one_line_with_the_remedy(synth):

@@ -66,7 +66,7 @@ def test_the_engine():
         "pieces", "stream", "synthesize", "batch", "submit", "speech_tokens"
     ]  # fmt: skip
     assert list(inspect.signature(Engine.synthesize).parameters) == [
-        "self", "text", "voice", "sampling", "observe"
+        "self", "text", "voice", "sampling", "observe", "language"
     ]  # fmt: skip
     assert list(inspect.signature(Engine.batch).parameters) == ["self", "requests", "guard"]
     assert list(inspect.signature(Engine.submit).parameters) == [
@@ -98,7 +98,9 @@ def test_the_values():
     with pytest.raises(AttributeError):
         Sampling().seed = 3
     assert [f for f in Voice.__slots__] == ["speaker", "prompt", "tokens", "mel", "xvector"]
-    assert [f for f in Request.__slots__] == ["id", "text", "voice", "sampling", "latency"]
+    assert [f for f in Request.__slots__] == [
+        "id", "text", "voice", "sampling", "latency", "language"
+    ]  # fmt: skip
     assert [f for f in Result.__slots__] == ["id", "seed", "pieces", "error", "metrics"]
     assert [f for f in Metrics.__slots__] == [
         "queued", "prefill", "first_token", "first_audio", "done", "tokens_per_second"

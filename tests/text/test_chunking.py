@@ -17,9 +17,9 @@ from chatterbox_opt.text.chunking import (
     SCENE_PAUSE,
     SENTENCE_PAUSE,
     clean,
-    normalize,
     split,
 )
+from chatterbox_opt.text.normalizers import normalize
 
 LONG = (
     "Dr. Smith said, e.g., that it was 5 p.m. on Jan. 3rd. “Is it so?” she asked. It was! "

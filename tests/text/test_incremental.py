@@ -15,10 +15,10 @@ from chatterbox_opt.text.chunking import (
     SCENE_PAUSE,
     SENTENCE_PAUSE,
     Chunk,
-    normalize,
     split,
 )
 from chatterbox_opt.text.incremental import IncrementalSplitter, chunks_of, join_chunks
+from chatterbox_opt.text.normalizers import normalize
 
 TRICKY = (
     "Dr. Smith paid 3.50 for e.g. tea. The U.S. Army came at 5 p.m. on Monday. J. R. R. Tolkien "

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chatterbox_opt.text.chunking import normalize
+from chatterbox_opt.text.normalizers import normalize
 from training.pico import codes, teacher
 from training.pico.teacher import Speaker, Teacher
 

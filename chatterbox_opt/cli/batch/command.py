@@ -7,6 +7,7 @@ Responsible for its options, signals and exit codes. Not responsible for how the
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import signal
 import time
@@ -46,8 +47,10 @@ from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOpt
 from chatterbox_opt.config.plan import Plan
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError, OutputError, TextError, VoiceError
+from chatterbox_opt.text import languages
 from chatterbox_opt.voices import store as voice_store
 
+log = logging.getLogger(__name__)
 STALE_SHOWN = 5  # files of earlier runs that are named
 
 
@@ -63,6 +66,7 @@ def batch(
     quality: QualityOptions,
     placement: ExecutorOptions,
     voice: options.Voice = None,
+    language: options.Language = None,
     *,
     sampling: SamplingOptions,
     engine: EngineOptions,
@@ -80,7 +84,8 @@ def batch(
     executor_args = (placement.executor, placement.workers, placement.ray_address)
     executors.check_executor(*executor_args)
     read_options = reading.read_options()
-    job = job_file.read(file, _content(file), sampling.sampling(), voice, read_options)
+    content = _content(file)
+    job = job_file.read(file, content, sampling.sampling(), voice, read_options, language)
     if directory is None:
         preview(job, [*job.dropped, *_dropped_by_model(spec.model, job)], as_json=as_json)
         return
@@ -187,6 +192,9 @@ def _prepared(
 ) -> list[job_file.Item]:
     """The items with hashes of everything that their audio depends on; loads no model."""
     checkpoint = registry.locate(spec.model)
+    remarks = {languages.remark(item.language, checkpoint.config.text) for item in items}
+    for remark in filter(None, remarks):
+        log.warning(remark)
     mark = "marked" if spec.watermark else "unmarked"
     parts = [registry.identity(checkpoint), *plan.precision, mark]
     voice_key = functools.partial(_voice_key, spec.store, checkpoint)

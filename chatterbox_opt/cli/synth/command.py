@@ -35,7 +35,7 @@ from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError, TextError
 from chatterbox_opt.request import Request
 from chatterbox_opt.sampling import Sampling, seeded
-from chatterbox_opt.text import chunking
+from chatterbox_opt.text import chunking, languages
 
 if TYPE_CHECKING:
     from chatterbox_opt.config.hop_schedule import HopSchedule
@@ -92,6 +92,7 @@ def synth(
         bool, typer.Option("--json", help="Print the result as one JSON object.")
     ] = False,
     voice: options.Voice = None,
+    language: options.Language = None,
     *,
     streaming: StreamOptions,
     checks: CheckOptions,
@@ -112,6 +113,7 @@ def synth(
         streaming.output(output),
         subtype,
         streaming,
+        language,
     )
     reporter = printing.reporter()
     if job.output is not None:
@@ -139,6 +141,7 @@ class _Job:
     output: str | None
     subtype: str | None
     streaming: StreamOptions
+    language: str | None
 
 
 def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
@@ -149,6 +152,8 @@ def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
     options.announce_download(job.spec.model, reporter)
     with job.spec.load() as engine:
         options.report_plan(engine.plan, reporter)
+        if remark := languages.remark(job.language, engine.checkpoint.config.text):
+            reporter.warn(remark)
         voice = engine.voice(job.voice)
         if job.streaming.voice_seconds is not None:
             voice = voice.shortened(job.streaming.voice_seconds)
@@ -190,16 +195,16 @@ def _pieces(
     that this one is free for Ctrl-C."""
     if job.text is None:
         with arriving_text(job.streaming.flush_after) as text:
-            yield engine.pieces(text, voice, sampling, show, job.guard, latency)
+            yield engine.pieces(text, voice, sampling, show, job.guard, latency, job.language)
     elif job.streaming.streams:
-        request = Request("", job.text, voice, sampling, latency)
+        request = Request("", job.text, voice, sampling, latency, job.language)
         handle = engine.submit(request, job.guard, show)
         try:
             yield handle
         finally:
             handle.cancel()
     else:
-        yield engine.pieces(job.text, voice, sampling, show, job.guard, latency)
+        yield engine.pieces(job.text, voice, sampling, show, job.guard, latency, job.language)
 
 
 def _stream_result(sinks: Sinks) -> dict[str, Any]:

@@ -32,7 +32,6 @@ from contextlib import ExitStack
 from typing import cast
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from chatterbox_opt.config.model_config import SPEECH_TOKENS
@@ -44,6 +43,7 @@ from chatterbox_opt.runtime import backoff
 from chatterbox_opt.runtime.cuda import to_device
 from chatterbox_opt.runtime.cuda_graphs import eager_for_a_while, eager_from_now_on
 from chatterbox_opt.runtime.recovery import RecoveryPolicy, in_float32, is_setup_error
+from chatterbox_opt.text.tokenizers.loading import TextTokenizer
 
 log = logging.getLogger(__name__)
 MAX_STEP_FAILURES = 3  # consecutive failures after which a fused or compiled step is left alone
@@ -59,7 +59,7 @@ class Decoder:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: TextTokenizer,
         recovery: RecoveryPolicy,
         backend: DecodeBackend,
         release_memory: Callable[[], bool],
@@ -225,7 +225,8 @@ class Decoder:
 
     def _prompt(self, sequence: Sequence) -> tuple[Prompt, torch.Generator]:
         device, voice = self._recovery.placement.device, sequence.voice
-        ids = text_tokens(self.tokenizer, sequence.chunk.text)
+        chunk = sequence.chunk
+        ids = text_tokens(self.tokenizer, chunk.text, chunk.language)
         prompt = Prompt(*(to_device(x, device) for x in (ids, voice.speaker, voice.prompt)))
         return prompt, torch.Generator(device).manual_seed(sequence.seed)
 
@@ -318,6 +319,6 @@ class Decoder:
             self._out.append(sequence)
 
 
-def text_tokens(tokenizer: Tokenizer, text: str) -> Tensor:
-    """Normalized text to int64 [T] (upstream tokenizer.py, EnTokenizer.encode)."""
-    return torch.tensor(tokenizer.encode(text.replace(" ", "[SPACE]")).ids, dtype=torch.long)
+def text_tokens(tokenizer: TextTokenizer, text: str, language: str | None = None) -> Tensor:
+    """Normalized text to int64 [T], without start and stop."""
+    return torch.tensor(tokenizer.encode(text, language), dtype=torch.long)

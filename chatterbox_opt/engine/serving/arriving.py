@@ -24,6 +24,7 @@ from chatterbox_opt.engine.serving.handle import RequestHandle
 from chatterbox_opt.request import Piece, check_text
 from chatterbox_opt.text.chunking import Chunk
 from chatterbox_opt.text.incremental import chunks_of
+from chatterbox_opt.text.rules import TextRules
 
 _POLL = 0.1  # seconds; on Windows a wait does not end by Ctrl-C
 
@@ -35,14 +36,16 @@ class ArrivingRequests:
         self,
         text: Iterable[str | None],
         submit: Callable[[Chunk, int], RequestHandle | None],
+        rules: TextRules,
     ) -> None:
         """Start to take text.
 
         Args:
             text: pieces of any size; None: the writer pauses. Used by a thread of its own.
             submit: starts the request of a chunk with its number; None: it has nothing to say.
+            rules: of the model and the language.
         """
-        self._text, self._submit = text, submit
+        self._text, self._submit, self._rules = text, submit, rules
         self._free = threading.Semaphore(AHEAD)
         self._closed = threading.Event()
         self._taken: queue.SimpleQueue[RequestHandle | Piece | BaseException | None]
@@ -91,7 +94,7 @@ class ArrivingRequests:
         error: Exception | None = None
         number = 0
         try:
-            for chunk in chunks_of(self._checked()):
+            for chunk in chunks_of(self._checked(), self._rules.limit, self._rules):
                 if not chunk.text:
                     self._taken.put(_silence(chunk.pause))
                     continue

@@ -34,11 +34,13 @@ class RequestStates:
         config: of the model.
         voices: finds or computes a voice.
         hops: of low latency; None: the backend cannot give out parts of a sequence.
+        tags: sounds in square brackets that the model has a token for.
     """
 
     config: ModelConfig
     voices: VoiceLibrary
     hops: HopSchedule | None
+    tags: frozenset[str] = frozenset()
 
     def voice(self, source: VoiceSource) -> Voice:
         """As ``Engine.voice``."""
@@ -54,11 +56,12 @@ class RequestStates:
         """The state of a request before its first step.
 
         Raises:
-            InputError: an argument of another type; no low latency.
+            InputError: an argument of another type; no low latency; a language that the model does
+                not know.
             TextError, VoiceError: no word to say, no such voice.
         """
         instance("request", request, Request)
-        chunks = texts.chunks(request.text, self.config)
+        chunks = self._chunks(request.text, request)
         return self._state(request, chunks, 0, capacity, guard, observe)
 
     def of_chunk(
@@ -77,12 +80,15 @@ class RequestStates:
             number: of the chunk in the text.
         """
         try:
-            chunks = texts.chunks(chunk.source, self.config)
+            chunks = self._chunks(chunk.source, request)
         except TextError as error:
             log.warning("%r is left out: %s", chunk.source[:40], error)
             return None
         chunks[-1] = replace(chunks[-1], pause=chunk.pause)
         return self._state(request, chunks, number, capacity, guard, observe)
+
+    def _chunks(self, text: str, request: Request) -> list[Chunk]:
+        return texts.chunks(text, self.config, request.language, self.tags)
 
     def _state(
         self,

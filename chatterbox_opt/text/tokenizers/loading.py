@@ -1,0 +1,59 @@
+"""The tokenizer of a checkpoint, by the kind of its texts.
+
+Responsible for the interface and for which files each kind has. Not responsible for the start and
+stop tokens, which T3's prompt adds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from chatterbox_opt.config.model_config import ENGLISH, MULTILINGUAL_TEXT, TURBO_ENGLISH
+from chatterbox_opt.text.tokenizers import byte_pairs, cangjie
+from chatterbox_opt.text.tokenizers.byte_pairs import BytePairTokenizer
+from chatterbox_opt.text.tokenizers.files import read_tokenizer
+from chatterbox_opt.text.tokenizers.graphemes import EnglishTokenizer, MultilingualTokenizer
+
+FILE = "tokenizer.json"
+MULTILINGUAL_FILE = "grapheme_mtl_merged_expanded_v1.json"
+FILES = {  # kind of text -> files that it needs, and files that it reads if they are there
+    ENGLISH: ((FILE,), ()),
+    TURBO_ENGLISH: (byte_pairs.REQUIRED, byte_pairs.OPTIONAL),
+    MULTILINGUAL_TEXT: ((MULTILINGUAL_FILE,), (cangjie.FILE,)),  # Chinese needs it
+}
+
+
+class TextTokenizer(Protocol):
+    """Turns normalized text into token ids."""
+
+    @property
+    def tags(self) -> frozenset[str]:
+        """The tags in square brackets that have a token and are spoken as a sound."""
+
+    def encode(self, text: str, language: str | None = None) -> list[int]:
+        """The ids of a normalized text, without start and stop.
+
+        Args:
+            language: a code of languages.py; None: not known. Only multilingual models use it.
+
+        Raises:
+            InputError: the library of the language is missing, or fails.
+            WeightsError: a file that the language needs is missing or damaged.
+        """
+
+
+def load(directory: Path, kind: str) -> TextTokenizer:
+    """Load the tokenizer of a checkpoint.
+
+    Args:
+        kind: ``ModelConfig.text``.
+
+    Raises:
+        WeightsError: a file is missing or damaged.
+    """
+    if kind == TURBO_ENGLISH:
+        return BytePairTokenizer(directory)
+    if kind == MULTILINGUAL_TEXT:
+        return MultilingualTokenizer(read_tokenizer(directory / MULTILINGUAL_FILE), directory)
+    return EnglishTokenizer(read_tokenizer(directory / FILE))

@@ -1,0 +1,182 @@
+"""A language from the caller to the tokens, and tags that a model does not know."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+from chatterbox import mtl_tts
+from typer.testing import CliRunner
+
+from chatterbox_opt import Engine, Request, Sampling
+from chatterbox_opt.batch import job_file, resuming, runner
+from chatterbox_opt.cli.application import app
+from chatterbox_opt.config.model_config import (
+    ENGLISH,
+    MULTILINGUAL,
+    MULTILINGUAL_TEXT,
+    TURBO_ENGLISH,
+    ModelConfig,
+)
+from chatterbox_opt.engine import texts
+from chatterbox_opt.errors import InputError
+from chatterbox_opt.text import languages, tags
+
+SHORT = Sampling(seed=1, max_tokens=6)
+
+
+@pytest.mark.parametrize("code", mtl_tts.SUPPORTED_LANGUAGES)
+def test_known_languages(code):
+    assert Request("a", "x", language=code.upper()).language == code
+    assert languages.languages_of(MULTILINGUAL_TEXT) == tuple(mtl_tts.SUPPORTED_LANGUAGES)
+
+
+@pytest.mark.parametrize("language", ["xx", "", "german", "de-DE", "de ", "\n", 7, b"de", ["de"]])
+def test_an_unknown_language_is_one_line_with_the_known_ones(language):
+    with pytest.raises(InputError, match="^language is ") as caught:
+        Request("a", "x", language=language)
+    assert "\n" not in str(caught.value) and "de" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [ENGLISH, TURBO_ENGLISH])
+def test_a_language_that_the_model_does_not_know(kind):
+    languages.check_model("en", kind)
+    languages.check_model(None, kind)
+    with pytest.raises(InputError, match=r"does not know the language de \(German\), only en: "):
+        languages.check_model("de", kind)
+    assert languages.remark(None, kind) == ""
+
+
+def test_a_multilingual_model_wants_to_know():
+    assert "--language" in languages.remark(None, MULTILINGUAL_TEXT)
+    assert languages.remark("de", MULTILINGUAL_TEXT) == ""
+
+
+def test_texts_are_split_by_the_language():
+    chunks = texts.chunks("今天天气很好，我们去公园玩。" * 20, MULTILINGUAL, "ja")
+    assert len(chunks) == 3 and {chunk.language for chunk in chunks} == {"ja"}
+    assert len(texts.chunks("今天天气很好，我们去公园玩。" * 20, ModelConfig())) == 1
+
+
+def test_a_language_reaches_the_tokens(tiny, monkeypatch):
+    seen = []
+
+    class Tokenizer:
+        tags = frozenset()
+
+        def encode(self, text, language):
+            seen.append((text, language))
+            return [5, 6, 7]
+
+    with Engine.load(tiny, "dev", watermark=False) as engine:
+        monkeypatch.setattr(engine.pipeline.decoder, "tokenizer", Tokenizer())
+        config = replace(engine.checkpoint.config, text=MULTILINGUAL_TEXT)
+        monkeypatch.setattr(engine, "_requests", replace(engine._requests, config=config))
+        monkeypatch.setattr(engine, "checkpoint", replace(engine.checkpoint, config=config))
+        engine.synthesize("Guten Tag", sampling=SHORT, language="de")
+        engine.speech_tokens("Guten Tag", sampling=SHORT, language="DE")
+        list(engine.stream("Bonjour。", sampling=SHORT, language="fr"))
+        list(
+            engine.batch(
+                [Request("a", "Hei", None, SHORT, language="fi"), Request("b", "Hm", None, SHORT)]
+            )
+        )
+        engine.submit(Request("a", "Hej", None, SHORT, language="sv")).result()
+        list(
+            engine.pieces(
+                iter(["Am 3. Mai kam", " er. Gut", " so."]), sampling=SHORT, language="de"
+            )
+        )
+        with pytest.raises(InputError, match="known: ar"):
+            engine.pieces("Hello.", language="xx")
+    assert seen == [
+        ("Guten Tag.", "de"), ("Guten Tag.", "de"), ("Bonjour。", "fr"), ("Hei.", "fi"), ("Hm.", None),
+        ("Hej.", "sv"), ("Am 3. Mai kam er.", "de"), ("Gut so.", "de"),
+    ]  # fmt: skip
+
+
+def test_a_language_that_the_engines_model_does_not_know(tiny):
+    with Engine.load(tiny, "dev", watermark=False) as engine:
+        for call in (
+            lambda: engine.pieces("Hallo.", language="de"),
+            lambda: engine.pieces(iter(["Hallo."]), language="de"),
+            lambda: engine.submit(Request("a", "Hallo.", language="de")),
+        ):
+            with pytest.raises(InputError, match="does not know the language de"):
+                call()
+        [result] = engine.batch([Request("a", "Hallo.", language="de")])
+        assert "does not know" in str(result.error)
+
+
+def read(content: str, language: str | None = None) -> list[job_file.Item]:
+    return job_file.read("a.jsonl", content.encode(), Sampling(), None, None, language).items
+
+
+def test_rows_have_languages():
+    lines = (
+        '{"text": "One.", "language": "DE"}\n{"text": "Two."}\n{"text": "Three.", "language": ""}'
+    )
+    assert [item.language for item in read(lines)] == ["de", None, None]
+    assert [item.language for item in read(lines, "fr")] == ["de", "fr", "fr"]
+    assert [runner._request(item).language for item in read(lines, "fr")] == ["de", "fr", "fr"]
+    with pytest.raises(InputError, match="row 1: language is 'xx'; known: ar, da"):
+        read('{"text": "One.", "language": "xx"}')
+    with pytest.raises(InputError, match="row 1: language is 5"):
+        read('{"text": "One.", "language": 5}')
+
+
+def test_another_language_is_another_item_and_none_is_what_it_was():
+    def prepared(language: str | None) -> job_file.Item:
+        return resuming.prepare(read('{"text": "x"}', language), ["1.wav"], "m", lambda v: "v")[0]
+
+    hashes = [prepared(language).settings_hash for language in (None, "de", "fr")]
+    assert len(set(hashes)) == 3
+    assert hashes[0] == "ecb7e1fa61ac1039e2031277", "manifests of earlier versions stay valid"
+
+
+@pytest.mark.parametrize(
+    "command", [["synth", "x", "-o", "x.wav"], ["batch", "x.txt", "--dry-run"]]
+)
+def test_the_command_line_refuses_an_unknown_language_at_once(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.txt").write_text("Hello.")
+    done = CliRunner().invoke(app, [*command, "--language", "xx"])
+    assert isinstance(done.exception, InputError), done.output
+    assert str(done.exception).startswith("language is 'xx'; known: ar, da, de")
+
+
+# --- tags -------------------------------------------------------------------------------------
+
+TURBO_TAGS = frozenset({*tags.SOUNDS, "[angry]"})
+
+
+@pytest.mark.parametrize(
+    ("text", "known", "named"),
+    [
+        ("Hello [laugh] there [sigh].", TURBO_TAGS, []),
+        ("Hello [angry] [clear throat]", TURBO_TAGS, []),
+        ("Hello [laughs] [yawn] [yawn]", TURBO_TAGS, ["[laughs]", "[yawn]"]),
+        ("Hello [laugh] [yawn]", (), ["[laugh]"]),
+        ("See [3], [sic] and [Smith 2001]; a[i]", (), []),
+    ],
+)
+def test_unknown_tags(text, known, named):
+    assert tags.unknown_tags(text, known) == named
+    warning = tags.warning(text, known)
+    assert bool(warning) == bool(named) and "\n" not in warning
+    assert all(tag in warning for tag in named)
+
+
+def test_one_warning_names_the_tags_of_a_text(caplog):
+    with caplog.at_level(logging.WARNING, "chatterbox_opt"):
+        chunks = texts.chunks("Well [laugh]. [sigh] So [laugh].", ModelConfig())
+        turbo = texts.chunks(
+            "Well [laugh] [yawn].", ModelConfig(text=TURBO_ENGLISH), None, TURBO_TAGS
+        )
+    assert [chunk.text for chunk in (*chunks, *turbo)] == [
+        "Well [laugh]. [sigh] So [laugh].",
+        "Well [laugh] [yawn].",
+    ]
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "[laugh], [sigh] aloud" in first and "[yawn]" in second
