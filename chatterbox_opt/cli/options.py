@@ -295,8 +295,13 @@ def voice_store_at(directory: Path | None, *, keep: bool = True) -> VoiceStore:
 
 def announce_download(model: str, reporter: Reporter) -> None:
     """Print a line if the model's files have to be downloaded first."""
-    snapshot = registry.must_download(model)
-    if snapshot and not hub.is_offline():
+    if snapshot := registry.must_download(model):
+        announce_snapshot(snapshot, reporter)
+
+
+def announce_snapshot(snapshot: hub.Snapshot, reporter: Reporter) -> None:
+    """Print a line if the snapshot has to be downloaded first."""
+    if hub.in_cache(snapshot) is None and not hub.is_offline():
         size = f": {snapshot.size / 1e9:.1f} GB, once" if snapshot.size else ""
         reporter.status(
             f"downloading {snapshot.repository} at {snapshot.revision[:12]} from the hub{size}"

@@ -187,33 +187,47 @@ TINY = ModelConfig(
 )
 
 
-def read_config(directory: Path) -> ModelConfig:
-    """Read ``config.json`` of a checkpoint directory; without one the defaults are returned.
+def read_config(directory: Path, base: ModelConfig | None = None) -> ModelConfig:
+    """Read ``config.json`` of a checkpoint directory; without one ``base`` is returned.
+
+    Args:
+        base: of the directory's kind, which the file changes; None is Chatterbox's.
 
     Raises:
         WeightsError: cannot be read, not JSON, an unknown part or field, or an impossible value.
     """
-    path = directory / CONFIG_FILE
+    path, base = directory / CONFIG_FILE, base or ModelConfig()
     if not path.exists():
-        return ModelConfig()
+        return base
     config = _read_json(path)
     known = (*PARTS, *FLAGS)
     if not isinstance(config, dict) or not set(config) & set(known):
-        return ModelConfig()  # not our format: hub repositories and fine-tunes often have one
+        return base  # not our format: hub repositories and fine-tunes often have one
     values: dict[str, Any] = {}
     for name, value in config.items():
         if name not in known:
             raise WeightsError(f"{path}: unknown part {name!r:.60}; known: {', '.join(known)}")
         if name not in FLAGS:
-            values[name] = _read_part(path, name, value)
+            values[name] = _read_part(path, name, value, getattr(base, name))
         elif isinstance(value, bool):
             values[FLAGS[name]] = value
         else:
             raise WeightsError(f"{path}: {name} must be true or false; {_AGAIN}")
-    result = ModelConfig(**values)
+    result = dataclasses.replace(base, **values)
     if reason := _contradiction(result):
         raise WeightsError(f"{path}: {reason}; {_AGAIN}")
     return result
+
+
+def is_random(directory: Path) -> bool:
+    """Whether ``config.json`` says that the values are random, whatever model it describes.
+
+    Raises:
+        WeightsError: cannot be read, or not JSON.
+    """
+    path = directory / CONFIG_FILE
+    config = _read_json(path) if path.exists() else None
+    return isinstance(config, dict) and config.get("made") is True
 
 
 def _contradiction(config: ModelConfig) -> str:
@@ -271,8 +285,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _read_part(path: Path, name: str, values: object) -> Any:
-    part = getattr(ModelConfig(), name)
+def _read_part(path: Path, name: str, values: object, part: Any) -> Any:
     known = [f.name for f in dataclasses.fields(part)]
     if not isinstance(values, dict):
         raise WeightsError(f"{path}: {name} must map names to numbers; {_AGAIN}")
@@ -282,15 +295,19 @@ def _read_part(path: Path, name: str, values: object) -> Any:
         if reason := limits.problem(key, value, getattr(part, key)):
             shown = f"{json.dumps(value):.60}"
             raise WeightsError(f"{path}: {name}.{key} is {shown}; {reason}; {_AGAIN}")
-    return type(part)(**values)
+    return dataclasses.replace(part, **values)
 
 
-def write_config(directory: Path, config: ModelConfig) -> None:
-    """Write the fields of ``config`` that differ from the defaults to ``config.json``."""
-    defaults = ModelConfig()
+def write_config(directory: Path, config: ModelConfig, base: ModelConfig | None = None) -> None:
+    """Write the fields of ``config`` that differ from those of ``base`` to ``config.json``.
+
+    Args:
+        base: as ``read_config`` will get it.
+    """
+    base = base or ModelConfig()
     written: dict[str, Any] = {key: True for key, name in FLAGS.items() if getattr(config, name)}
     for part in PARTS:
-        values, default = (dataclasses.asdict(getattr(c, part)) for c in (config, defaults))
+        values, default = (dataclasses.asdict(getattr(c, part)) for c in (config, base))
         if differing := {k: v for k, v in values.items() if v != default[k]}:
             written[part] = differing
     if written:
