@@ -163,6 +163,11 @@ def kind_of(directory: Path) -> Kind:
     )
 
 
+def _like(kind: Kind) -> list[str]:
+    """Files of T3 that would go with the other files of a kind."""
+    return [k.t3 for k in KINDS if (k.s3gen, k.tokenizer) == (kind.s3gen, kind.tokenizer)]
+
+
 def locate(model: str = DEFAULT) -> Checkpoint:
     """Find a model's files; those of a hub model are downloaded if they are not cached.
 
@@ -186,8 +191,9 @@ def locate(model: str = DEFAULT) -> Checkpoint:
         kind = kind_of(directory)
     checkpoint = Checkpoint(model, directory, ModelConfig(), "", kind, shared)
     if missing := [name for name in kind.required if not checkpoint.path(name).is_file()]:
+        names = ", ".join(" or ".join(_like(kind)) if n == kind.t3 else n for n in missing)
         raise WeightsError(
-            f"'{directory}' lacks {', '.join(missing)}; a model directory needs "
+            f"'{directory}' lacks {names}; a model directory needs "
             f"{', '.join(kind.required)} (and {CONDITIONALS} for a voice of its own)"
         )
     config = read_config(directory, kind.config)

@@ -64,8 +64,8 @@ def upstream_t3(directory: Path, shapes: ModelConfig) -> T3:
     return t3.eval()
 
 
-def upstream_s3gen(directory: Path, shapes: ModelConfig) -> S3Gen:
-    """Upstream's S3Gen around smaller parts, loaded as upstream loads it."""
+def empty_s3gen(shapes: ModelConfig) -> S3Gen:
+    """Upstream's S3Gen around smaller parts, without weights."""
     encoders = voice_encoders.Encoders(shapes.voice, shapes.t3.speaker)
     s3gen = S3Gen.__new__(S3Gen)
     nn.Module.__init__(s3gen)
@@ -76,10 +76,17 @@ def upstream_s3gen(directory: Path, shapes: ModelConfig) -> S3Gen:
     from chatterbox.models.s3gen.utils.mel import mel_spectrogram
 
     s3gen.mel_extractor = mel_spectrogram
-    s3gen.meanflow, s3gen.resamplers, s3gen.estimator_dtype = False, {}, "fp32"
+    s3gen.meanflow, s3gen.resamplers = shapes.flow.mean_flow, {}
+    s3gen.estimator_dtype = "fp32"
     fade = torch.zeros(960)
     fade[480:] = (torch.cos(torch.linspace(torch.pi, 0, 480)) + 1) / 2
     s3gen.register_buffer("trim_fade", fade, persistent=False)
+    return s3gen
+
+
+def upstream_s3gen(directory: Path, shapes: ModelConfig) -> S3Gen:
+    """Upstream's S3Gen around smaller parts, loaded as upstream loads it."""
+    s3gen = empty_s3gen(shapes)
     s3gen.load_state_dict(load_file(directory / registry.S3GEN), strict=False)
     return s3gen.eval()
 
