@@ -10,8 +10,7 @@ several users of the files published; a file that is not among them has no pin a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from chatterbox_opt.checkpoints.hub import MAIN, Pin, Snapshot
 from chatterbox_opt.config.model_config import MULTILINGUAL, NANO, TURBO, ModelConfig
@@ -51,9 +50,6 @@ class Kind:
         more: files that may be absent, as upstream allows.
         languages: codes of ISO 639-1.
         tags: words in brackets that become sounds.
-        defaults: of sampling parameters where they are not chatterbox's; a knob that the model does
-            not have has the value that switches it off.
-        absent: sampling parameters that the model does not have.
         shared: what a repository of the kind takes from another one.
     """
 
@@ -66,14 +62,17 @@ class Kind:
     more: tuple[str, ...] = (CONDITIONALS,)
     languages: tuple[str, ...] = ("en",)
     tags: tuple[str, ...] = ()
-    defaults: Mapping[str, float] = field(default_factory=dict)
-    absent: tuple[str, ...] = ()
     shared: Snapshot | None = None
 
     @property
     def required(self) -> tuple[str, ...]:
         """Names of the files without which there is no model."""
         return (self.voice_encoder, self.t3, self.s3gen, *self.tokenizer)
+
+    @property
+    def missing_knobs(self) -> tuple[str, ...]:
+        """Sampling parameters that its models do not have."""
+        return self.config.t3.missing_knobs
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -83,11 +82,6 @@ class Kind:
 
 _TURBO_TOKENIZER = (VOCABULARY, MERGES, ADDED_TOKENS)
 _TURBO_MORE = (TOKENIZER_CONFIG, SPECIAL_TOKENS, CONDITIONALS)  # two are only for upstream
-_TURBO_DEFAULTS = {
-    **{"top_k": 1000, "top_p": 0.95, "cfm_steps": 2},
-    **{"cfg_weight": 0, "exaggeration": 0, "min_p": 0},
-}
-_TURBO_ABSENT = ("cfg_weight", "exaggeration", "min_p")
 _BASE, _BASE_REVISION = "ResembleAI/chatterbox", "5bb1f6ee58e50c3b8d408bc82a6d3740c2db6e18"
 
 _VE = Pin(5_695_784, "f0921cab452fa278bc25cd23ffd59d36f816d7dc5181dd1bef9751a7fb61f63c")
@@ -138,8 +132,6 @@ TURBO_KIND = Kind(
     config=TURBO,
     more=_TURBO_MORE,
     tags=SOUND_TAGS,
-    defaults=_TURBO_DEFAULTS,
-    absent=_TURBO_ABSENT,
 )
 NANO_KIND = Kind(
     name="nano",
@@ -150,8 +142,6 @@ NANO_KIND = Kind(
     config=NANO,
     more=_TURBO_MORE,
     tags=SOUND_TAGS,
-    defaults=_TURBO_DEFAULTS,
-    absent=_TURBO_ABSENT,
 )
 MULTILINGUAL_V3, MULTILINGUAL_V2 = (
     Kind(

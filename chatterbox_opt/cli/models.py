@@ -70,6 +70,8 @@ def _entry(name: str, *, verbose: bool) -> dict[str, Any]:
         "location": path and str(path),
         "size": _size(name),
         "languages": list(kind.languages),
+        "tags": list(kind.tags),
+        "missing_knobs": list(kind.missing_knobs),
     }
     if verbose:
         revision, files = _revision(name), _files(name)

@@ -46,6 +46,7 @@ from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOpt
 from chatterbox_opt.config.plan import Plan
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError, OutputError, TextError, VoiceError
+from chatterbox_opt.sampling import for_model
 from chatterbox_opt.voices import store as voice_store
 
 STALE_SHOWN = 5  # files of earlier runs that are named
@@ -190,6 +191,12 @@ def _prepared(
     mark = "marked" if spec.watermark else "unmarked"
     parts = [registry.identity(checkpoint), *plan.precision, mark]
     voice_key = functools.partial(_voice_key, spec.store, checkpoint)
+    t3 = checkpoint.config.t3
+    for item in items:
+        try:
+            for_model(item.sampling, t3.sampling_defaults, t3.missing_knobs)
+        except InputError as error:
+            raise InputError(f"row {item.row}: {error}") from error
     return prepare(items, names, " ".join(parts), voice_key, loudness)
 
 

@@ -17,7 +17,7 @@ from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.sequence import Capacity, RequestState, put_progress
 from chatterbox_opt.errors import InputError, TextError
 from chatterbox_opt.request import CHUNK, Observer, Request, VoiceSource, voice_name
-from chatterbox_opt.sampling import seeded
+from chatterbox_opt.sampling import for_model, seeded
 from chatterbox_opt.text.chunking import Chunk
 from chatterbox_opt.utils.arguments import instance
 from chatterbox_opt.voice import Voice
@@ -54,7 +54,8 @@ class RequestStates:
         """The state of a request before its first step.
 
         Raises:
-            InputError: an argument of another type; no low latency.
+            InputError: an argument of another type; no low latency; a sampling parameter that the
+                model does not have.
             TextError, VoiceError: no word to say, no such voice.
         """
         instance("request", request, Request)
@@ -95,7 +96,9 @@ class RequestStates:
     ) -> RequestState:
         instance("guard", guard, Guard, optional=True)
         instance("observe", observe, Callable, optional=True)
-        voice, sampling = self.voice(request.voice), seeded(request.sampling)
+        t3 = self.config.t3
+        sampling = seeded(for_model(request.sampling, t3.sampling_defaults, t3.missing_knobs))
+        voice = self.voice(request.voice)
         on_progress = None if observe is None else put_progress
         state = RequestState(request.id, sampling.seed or 0, capacity, guard, on_progress)
         if request.latency != CHUNK:
