@@ -25,10 +25,11 @@ class Preset:
     temperature: float
 
 
+DEFAULTS = Sampling()
 # neutral is upstream's default; its README recommends higher exaggeration for dramatic speech,
 # which also makes it faster, and lower temperatures for a steady voice
 EMOTIONS = {
-    "neutral": Preset(0.5, 0.8),
+    "neutral": Preset(DEFAULTS.exaggeration, 0.8),
     "calm": Preset(0.3, 0.6),
     "sad": Preset(0.35, 0.7),
     "happy": Preset(0.7, 0.8),
@@ -88,7 +89,7 @@ class OptimizedChatterboxProvider(Closing):
         *,
         emotion: str = "neutral",
         exaggeration: float | None = None,
-        cfg_weight: float = 0.5,
+        cfg_weight: float = DEFAULTS.cfg_weight,
         seed: int | None = None,
     ) -> Audio:
         """Synthesize a text.

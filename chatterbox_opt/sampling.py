@@ -2,13 +2,19 @@
 
 Responsible for ranges and defaults. Not responsible for sampling itself (models/t3/sampler.py).
 Defaults and meaning are upstream's (``ChatterboxTTS.generate``, tts.py 0.1.7).
+
+Some defaults are other ones with some models, and some models do not have some parameters. So a
+default is a number that remembers that nobody chose it: the engine, which knows the model, takes
+the model's own instead, and refuses a chosen one that the model does not have.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.utils.arguments import number, shown, whole_number
@@ -16,7 +22,16 @@ from chatterbox_opt.utils.arguments import number, shown, whole_number
 MAX_TOKENS = 4096  # size of T3's table of speech positions (upstream t3_config.py)
 SEED_LIMIT = 2**63
 TOP_K_LIMIT = 2**31
+CFM_STEPS = 10  # upstream's number of Euler steps (flow_matching.py)
 WHOLE_NUMBERS = ("seed", "max_tokens", "cfm_steps", "top_k")
+
+
+class DefaultFloat(float):
+    """A default that depends on the model; otherwise the number that it is."""
+
+
+class DefaultInt(int):
+    """A default that depends on the model; otherwise the number that it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +49,7 @@ class Sampling:
         top_p: nucleus sampling; 1 keeps all tokens.
         repetition_penalty: above 1 discourages tokens that were already generated.
         max_tokens: limit of one chunk; 25 tokens are one second of audio.
-        cfm_steps: Euler steps of the flow; fewer are faster and less accurate. None is the model's
-            own number: 10, or 2 of a mean flow (Turbo, Nano).
+        cfm_steps: Euler steps of the flow; fewer are faster and less accurate.
         top_k: keeps only the ``top_k`` most likely tokens; 0 keeps all. Not in upstream.
 
     Raises:
@@ -44,19 +58,19 @@ class Sampling:
 
     seed: int | None = None
     temperature: float = 0.8
-    cfg_weight: float = 0.5
-    exaggeration: float = 0.5
-    min_p: float = 0.05
-    top_p: float = 1.0
+    cfg_weight: float = DefaultFloat(0.5)
+    exaggeration: float = DefaultFloat(0.5)
+    min_p: float = DefaultFloat(0.05)
+    top_p: float = DefaultFloat(1.0)
     repetition_penalty: float = 1.2
-    max_tokens: int = 1000
-    cfm_steps: int | None = None
-    top_k: int = 0
+    max_tokens: int = DefaultInt(1000)
+    cfm_steps: int = DefaultInt(CFM_STEPS)
+    top_k: int = DefaultInt(0)
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):
             value = getattr(self, name)
-            if name in ("seed", "cfm_steps") and value is None:
+            if (name == "seed" and value is None) or not self.is_chosen(name):
                 continue
             check = whole_number if name in WHOLE_NUMBERS else number
             object.__setattr__(self, name, check(name, value))
@@ -72,7 +86,7 @@ class Sampling:
             "top_p": (0 < self.top_p <= 1, "above 0, up to 1"),
             "top_k": (0 <= self.top_k < TOP_K_LIMIT, "0 (off) to 2^31 - 1"),
             "repetition_penalty": (0.1 <= self.repetition_penalty <= 10, "0.1 to 10"),
-            "cfm_steps": (self.cfm_steps is None or 1 <= self.cfm_steps <= 100, "1 to 100"),
+            "cfm_steps": (1 <= self.cfm_steps <= 100, "1 to 100"),
             "max_tokens": (1 <= self.max_tokens <= MAX_TOKENS, f"1 to {MAX_TOKENS}"),
         }
         for name, (valid, bounds) in in_range.items():
@@ -81,10 +95,36 @@ class Sampling:
                     f"{name} is {shown(getattr(self, name))}; give a value from {bounds}"
                 )
 
+    def is_chosen(self, name: str) -> bool:
+        """Whether a parameter was set, and is not only the default of most models."""
+        return not isinstance(getattr(self, name), (DefaultFloat, DefaultInt))
+
     @property
     def truncates(self) -> bool:
         """Whether tokens are filtered by rank (top_p or top_k), which needs sorted logits."""
         return self.top_p < 1 or self.top_k > 0
+
+
+def for_model(
+    sampling: Sampling, defaults: Mapping[str, float], missing: Collection[str]
+) -> Sampling:
+    """The sampling parameters with a model's own values in place of those that nobody chose.
+
+    Args:
+        defaults: of the model, where they differ; of what it does not have, the value that is off.
+        missing: parameters that the model does not have.
+
+    Raises:
+        InputError: one of those was chosen.
+    """
+    for name in missing:
+        value = getattr(sampling, name)
+        if sampling.is_chosen(name) and value != defaults[name]:
+            raise InputError(f"{name} is {value}, and this model has no {name}; leave it out")
+    own: dict[str, Any] = {
+        name: value for name, value in defaults.items() if not sampling.is_chosen(name)
+    }
+    return replace(sampling, **own) if own else sampling
 
 
 def seeded(sampling: Sampling) -> Sampling:
@@ -92,11 +132,6 @@ def seeded(sampling: Sampling) -> Sampling:
     if sampling.seed is not None:
         return sampling
     return replace(sampling, seed=secrets.randbits(32))
-
-
-def with_steps(sampling: Sampling, steps: int) -> Sampling:
-    """The same sampling parameters with a number of flow steps: ``steps`` if there was none."""
-    return sampling if sampling.cfm_steps else replace(sampling, cfm_steps=steps)
 
 
 def chunk_seed(seed: int, index: int, attempt: int = 0) -> int:

@@ -31,9 +31,7 @@ from typing import Any, TypeAlias
 from chatterbox_opt.batch import manifest as manifests
 from chatterbox_opt.batch.job_file import Item
 from chatterbox_opt.batch.manifest import MOVED, Entry, Manifest
-from chatterbox_opt.config.model_config import CFM_STEPS
 from chatterbox_opt.errors import InputError, OutputError
-from chatterbox_opt.sampling import with_steps
 from chatterbox_opt.utils.atomic_file import atomic_write
 
 MOVES = "manifest.moves"
@@ -88,7 +86,6 @@ def prepare(
     model_key: str,
     voice_key: Callable[[str | None], str],
     loudness: float | None = None,
-    steps: int = CFM_STEPS,
 ) -> list[Item]:
     """The items with their output file and the hashes that decide whether they are up to date.
 
@@ -97,7 +94,6 @@ def prepare(
         model_key: model, precision, and everything else that changes the audio.
         voice_key: hash of a voice's content, so that a changed recording is detected.
         loudness: LUFS that the files are brought to.
-        steps: of the model's flow, for items without a number of their own.
     """
     voice_keys: dict[str | None, str] = {}
     prepared = []
@@ -106,7 +102,7 @@ def prepare(
             voice_keys[item.voice] = voice_key(item.voice)
         # the keys and their order are those of manifests on disk: they must not change
         settings: dict[str, Any] = {"by": model_key, "voice": voice_keys[item.voice]}
-        settings |= dataclasses.asdict(with_steps(item.sampling, steps))
+        settings |= dataclasses.asdict(item.sampling)
         if loudness is not None:
             settings["loudness"] = loudness
         if item.language is not None:

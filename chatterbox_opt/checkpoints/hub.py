@@ -5,8 +5,9 @@ Responsible for revisions, sizes and digests of files. Not responsible for which
 where it is used.
 
 A repository's files can change under the same name. So a model is pinned: to a commit, and to the
-size and the SHA-256 of each file at that commit. Sizes are checked whenever a snapshot is used,
-digests after a download. Another revision is used only if it is asked for, and is then not checked.
+size and the SHA-256 of each file at that commit, where they are known. Sizes are checked whenever a
+snapshot is used, digests after a download. Another revision is used only if it is asked for, and is
+then not checked.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ class Pin:
     """What a file must be.
 
     Attributes:
-        size: in bytes.
+        size: in bytes, if known.
         sha256: of its content, in hexadecimal.
     """
 
-    size: int
+    size: int | None
     sha256: str
 
 
@@ -48,7 +49,7 @@ class Snapshot:
         repository: "owner/name".
         revision: a commit, a branch or a tag.
         files: names of the files that are used.
-        pins: by file name; empty if the revision is not the pinned one.
+        pins: by file name, as far as known; empty if the revision is not the pinned one.
     """
 
     repository: str
@@ -59,7 +60,9 @@ class Snapshot:
     @property
     def size(self) -> int | None:
         """Bytes of all files, if known."""
-        return sum(pin.size for pin in self.pins.values()) or None
+        sizes = [self.pins[name].size if name in self.pins else None for name in self.files]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if len(known) == len(sizes) else None
 
     def at(self, revision: str) -> Snapshot:
         """The same files at another revision.
@@ -97,7 +100,8 @@ def fetch(snapshot: Snapshot) -> Path:
         announce("checking the downloaded files")
     for name, pin in snapshot.pins.items():
         path = directory / name
-        if (size := path.stat().st_size) != pin.size:
+        size = path.stat().st_size
+        if pin.size is not None and size != pin.size:
             _refuse(path, f"has {size:,} bytes, not {pin.size:,}")
         if cached is None and (found := sha256(path)) != pin.sha256:
             _refuse(path, f"has the SHA-256 {found}, not {pin.sha256}")

@@ -1,7 +1,7 @@
 """Loads the stages of a checkpoint: read the files, convert upstream's names, cast, cache.
 
 Responsible for the tensors in the files and the dtype of every stage. Not responsible for choosing
-dtypes (config/plan.py) or for requests. Weights are read as safetensors (conds.pt with
+dtypes (config/plan.py) or for requests. Weights are read as safetensors (``.pt`` files with
 ``weights_only``), so a weights file cannot run code. Real, random and built-in models all use this
 module.
 """
@@ -13,7 +13,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.reader import Tensors, fill
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.checkpoints.weight_cache import WeightCache
@@ -46,7 +45,7 @@ def load_t3(
     cache = cache or WeightCache(None)
 
     def convert() -> dict[str, Tensor]:
-        upstream = Tensors(checkpoint.path(registry.T3))
+        upstream = Tensors(checkpoint.t3)
         converted.append(t3_from_upstream(upstream, config, dtype, layout))
         # packing for the file is only needed if a file is written
         return weight_layout.packed_tensors(converted[0]) if cache.directory else {}
@@ -100,7 +99,7 @@ def _empty_flow(checkpoint: Checkpoint) -> flow_model.Flow:
 
 
 def _read_flow(stage: flow_model.Flow, checkpoint: Checkpoint) -> None:
-    tensors = dict(Tensors(checkpoint.path(registry.S3GEN), "flow."))
+    tensors = dict(Tensors(checkpoint.s3gen, "flow."))
     prefix = "decoder.estimator."
     upstream = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     try:
@@ -139,7 +138,7 @@ def load_vocoder(checkpoint: Checkpoint) -> vocoder_model.Vocoder:
     """Load the vocoder in float32."""
     with skip_init():
         net = vocoder_model.build_hift(checkpoint.config.vocoder)
-    fill(net, Tensors(checkpoint.path(registry.S3GEN), "mel2wav."), "vocoder")
+    fill(net, Tensors(checkpoint.s3gen, "mel2wav."), "vocoder")
     return vocoder_model.Vocoder(net).eval()
 
 

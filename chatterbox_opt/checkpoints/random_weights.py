@@ -7,8 +7,8 @@ for tests. The audio is noise, and ``config.json`` marks the checkpoint as rando
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,10 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from chatterbox_opt import voice
-from chatterbox_opt.checkpoints import registry
+from chatterbox_opt.checkpoints import families, random_tokenizers
+from chatterbox_opt.checkpoints.families import RANDOM_KINDS, Kind
 from chatterbox_opt.checkpoints.reader import COMPUTED_BUFFERS
 from chatterbox_opt.config.model_config import (
     CONFIG_FILE,
+    GPT2,
     MEL_BINS,
     SPEECH_TOKENS,
     TINY,
@@ -38,14 +40,36 @@ from chatterbox_opt.utils.atomic_file import remove_stale, temporary_directory
 from chatterbox_opt.utils.librosa_import import import_librosa
 from chatterbox_opt.utils.skip_init import skip_init
 
-SIZES = {"tiny": TINY, "full": ModelConfig()}
+SIZES = ("tiny", "full")
+# of a tiny GPT-2: a vocabulary of bytes, some pairs and the tags; room for 40 s of speech
+TINY_GPT2 = {"ffn": 256, "text_vocab": 320, "positions": 2048}
+TINY_NANO = {"width": 32, "heads": 2, "ffn": 128}
 HEAD_GAIN = 3.0  # spreads the T3 logits, so that the top token leads by more than rounding
 STOP_GAIN = 1.8  # makes the stop token likely enough that sequences end by themselves
 ATTENTION_GAIN = 2.0  # sharpens attention, so that the output depends on the prefix
 F0_HZ = 150.0  # mean of the random F0 predictor, so that the harmonic source is active
 
 
-def make(directory: Path, size: str, seed: int) -> None:
+def config_of(kind: str, size: str) -> ModelConfig:
+    """The config of a kind in a size, without the mark that its weights are random."""
+    full = RANDOM_KINDS[kind].config
+    if size == "full":
+        return full
+    shapes: dict[str, Any] = {
+        name: getattr(full.t3, name)
+        for name in ("text_vocab", "speech_vocab", "prompt_tokens", "backbone")
+    }
+    if full.t3.backbone == GPT2:
+        shapes |= TINY_GPT2 | (TINY_NANO if kind == "nano" else {})
+    return dataclasses.replace(
+        TINY,
+        t3=dataclasses.replace(TINY.t3, **shapes),
+        flow=dataclasses.replace(TINY.flow, mean_flow=full.flow.mean_flow),
+        text=full.text,
+    )
+
+
+def make(directory: Path, size: str, seed: int, kind: str = families.DEFAULT) -> None:
     """Write a checkpoint of random values.
 
     The files are written to a temporary directory and renamed when all are complete. A kill while
@@ -53,8 +77,9 @@ def make(directory: Path, size: str, seed: int) -> None:
 
     Args:
         directory: created if missing; files of the same names are replaced.
-        size: "tiny" (a few MB) or "full" (Chatterbox's own size, 3 GB).
+        size: "tiny" (a few MB) or "full" (the kind's own size, 2 or 3 GB).
         seed: the same seed writes the same bytes.
+        kind: one of ``families.RANDOM_KINDS``.
 
     Raises:
         OSError: not writable, or the disk is full.
@@ -65,27 +90,28 @@ def make(directory: Path, size: str, seed: int) -> None:
     existing = directory.is_dir()
     remove_stale(directory.parent)
     with temporary_directory(directory if existing else directory.parent) as complete:
-        _write(complete, SIZES[size], size, seed)
+        _write(complete, kind, size, seed)
         if existing:
-            _replace(directory, complete)
+            _replace(directory, complete, RANDOM_KINDS[kind])
         else:
             complete.rename(directory)
 
 
-def _replace(directory: Path, complete: Path) -> None:
+def _replace(directory: Path, complete: Path, kind: Kind) -> None:
     """Move the files of a checkpoint to a directory, in place of an older checkpoint's.
 
     The first is config.json: with it the directory counts as one of random weights again.
     """
     os.replace(complete / CONFIG_FILE, directory / CONFIG_FILE)
-    for name in registry.FILES:
+    for name in families.ALL_FILES:
         (directory / name).unlink(missing_ok=True)
-    for name in registry.FILES:
+    for name in kind.files:
         os.replace(complete / name, directory / name)
 
 
-def _write(directory: Path, config: ModelConfig, size: str, seed: int) -> None:
+def _write(directory: Path, kind_name: str, size: str, seed: int) -> None:
     """Write all files to an empty directory."""
+    kind, config = RANDOM_KINDS[kind_name], config_of(kind_name, size)
     with skip_init():
         encoders = voice_encoders.Encoders(config.voice, config.t3.speaker)
         parts: dict[str, nn.Module] = {
@@ -95,25 +121,25 @@ def _write(directory: Path, config: ModelConfig, size: str, seed: int) -> None:
             "mel2wav": vocoder_model.build_hift(config.vocoder),
         }
     s3gen = {f"{part}.{n}": t for part, m in parts.items() for n, t in m.state_dict().items()}
+    # upstream loads Chatterbox's S3Gen without these and the others' strictly
+    computed = {} if kind is families.CHATTERBOX else {n: s3gen[n] for n in COMPUTED_BUFFERS}
     files: dict[str, Mapping[str, Tensor]] = {
-        registry.VOICE_ENCODER: encoders.voice_encoder.state_dict(),
-        registry.S3GEN: {name: t for name, t in s3gen.items() if name not in COMPUTED_BUFFERS},
-        registry.T3: t3_template(config.t3),
+        kind.voice_encoder: encoders.voice_encoder.state_dict(),
+        kind.s3gen: {name: t for name, t in s3gen.items() if name not in COMPUTED_BUFFERS},
+        kind.t3: t3_template(config.t3),
     }
     for name, template in files.items():
         generator = _generator(seed, name)
         tensors = {n: random_tensor(n, t, generator) for n, t in template.items()}
-        save_file(tensors, directory / name)
+        save = torch.save if name.endswith(".pt") else save_file
+        save(tensors | computed if name == kind.s3gen else tensors, directory / name)
         del tensors
-    vocabulary = json.dumps(tokenizer(config.t3), ensure_ascii=False)
-    (directory / registry.TOKENIZER).write_text(vocabulary, encoding="utf-8")
+    for name, content in random_tokenizers.files(config).items():
+        (directory / name).write_text(content, encoding="utf-8")
     # torch names the archive as the file: written under another name it would have other bytes
-    generator = _generator(seed, registry.CONDITIONALS)
-    torch.save(conditionals(config, size, generator), directory / registry.CONDITIONALS)
-    write_config(
-        directory,
-        ModelConfig(config.t3, config.flow, config.vocoder, config.voice, random_weights=True),
-    )
+    generator = _generator(seed, families.CONDITIONALS)
+    torch.save(conditionals(config, size, generator), directory / families.CONDITIONALS)
+    write_config(directory, dataclasses.replace(config, random_weights=True), kind.config)
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
@@ -129,32 +155,38 @@ def t3_template(config: T3Config) -> dict[str, Tensor]:
     from chatterbox.models.t3.modules.learned_pos_emb import LearnedPositionEmbeddings
     from chatterbox.models.t3.modules.perceiver import Perceiver
     from chatterbox.models.t3.modules.t3_config import T3Config as UpstreamConfig
-    from transformers import LlamaConfig, LlamaModel
+    from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
     class SizedConfig(UpstreamConfig):  # type: ignore[misc]
         n_channels = config.width
 
     sized = SizedConfig(config.text_vocab)
     sized.speaker_embed_size = config.speaker
+    is_gpt2 = config.backbone == GPT2
+    sized.use_perceiver_resampler = sized.emotion_adv = not is_gpt2
     with torch.device("meta"):
-        conditioning = T3CondEnc(sized)
-        conditioning.perceiver = Perceiver(
-            config.resampler_queries, config.width, config.width, config.resampler_heads
-        )
-        net = nn.ModuleDict(
-            {
-                "tfmr": LlamaModel(
-                    LlamaConfig(**llama_config(config, LLAMA_CONFIGS["Llama_520M"]))
-                ),
-                "cond_enc": conditioning,
-                "text_emb": nn.Embedding(config.text_vocab, config.width),
-                "speech_emb": nn.Embedding(config.speech_vocab, config.width),
-                "text_pos_emb": LearnedPositionEmbeddings(config.text_positions, config.width),
-                "speech_pos_emb": LearnedPositionEmbeddings(config.speech_positions, config.width),
-                "text_head": nn.Linear(config.width, config.text_vocab, bias=False),
-                "speech_head": nn.Linear(config.width, config.speech_vocab, bias=False),
-            }
-        )
+        net = nn.ModuleDict()
+        if is_gpt2:
+            upstream = gpt2_config(config, LLAMA_CONFIGS["GPT2_medium"])
+            net["tfmr"] = GPT2Model(GPT2Config(**upstream))
+            net["cond_enc"] = T3CondEnc(sized)
+        else:
+            upstream = llama_config(config, LLAMA_CONFIGS["Llama_520M"])
+            net["tfmr"] = LlamaModel(LlamaConfig(**upstream))
+            net["cond_enc"] = T3CondEnc(sized)
+            net["cond_enc"].perceiver = Perceiver(
+                config.resampler_queries, config.width, config.width, config.resampler_heads
+            )
+        net["text_emb"] = nn.Embedding(config.text_vocab, config.width)
+        net["speech_emb"] = nn.Embedding(config.speech_vocab, config.width)
+        if not is_gpt2:
+            for part, count in (
+                ("text", config.text_positions),
+                ("speech", config.speech_positions),
+            ):
+                net[f"{part}_pos_emb"] = LearnedPositionEmbeddings(count, config.width)
+        net["text_head"] = nn.Linear(config.width, config.text_vocab, bias=False)
+        net["speech_head"] = nn.Linear(config.width, config.speech_vocab, bias=is_gpt2)
     return dict(net.state_dict())
 
 
@@ -204,6 +236,20 @@ def llama_config(config: T3Config, upstream: Mapping[str, Any]) -> dict[str, Any
     }
 
 
+def gpt2_config(config: T3Config, upstream: Mapping[str, Any]) -> dict[str, Any]:
+    """Upstream's GPT-2 configuration with the dimensions of ``config``."""
+    return dict(upstream) | {
+        "n_embd": config.width,
+        "hidden_size": config.width,
+        "n_inner": config.ffn,
+        "n_layer": config.layers,
+        "n_head": config.heads,
+        "n_positions": config.positions,
+        "n_ctx": config.positions,
+        "vocab_size": config.text_vocab,
+    }
+
+
 def random_tensor(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
     """Values that keep activations near unit variance through the layers, without overflow."""
     if not like.is_floating_point():
@@ -215,8 +261,11 @@ def random_tensor(name: str, like: Tensor, generator: torch.Generator) -> Tensor
         return values + F0_HZ
     if like.dim() <= 1:
         return 1 + 0.1 * values if name.endswith("weight") else 0.05 * values
-    if name.endswith("_emb.weight") or name.endswith("emb.emb.weight"):
+    if name.endswith(("_emb.weight", "emb.emb.weight", "wte.weight", "wpe.weight")):
         return 0.5 * values
+    if name.endswith(("c_attn.weight", "c_fc.weight", "c_proj.weight")):  # GPT-2's are [in, out]
+        values = values * like.shape[0] ** -0.5
+        return values * ATTENTION_GAIN if "attn" in name else values
     values = values * (like.numel() / like.shape[0]) ** -0.5
     if name.endswith(("q_proj.weight", "o_proj.weight")):
         values *= ATTENTION_GAIN
@@ -224,39 +273,6 @@ def random_tensor(name: str, like: Tensor, generator: torch.Generator) -> Tensor
         values *= HEAD_GAIN
         values[T3Config().stop_speech] *= STOP_GAIN
     return values
-
-
-def tokenizer(config: T3Config) -> dict[str, Any]:
-    """A character tokenizer in the format of upstream's tokenizer.json, with its special ids."""
-    special = {"[STOP]": config.stop_text, "[UNK]": 1, "[SPACE]": 2, "[START]": config.start_text}
-    printable = [chr(c) for c in range(33, 0x250) if chr(c).isprintable() and not chr(c).isspace()]
-    free = (i for i in range(config.text_vocab) if i not in special.values())
-    vocabulary = special | dict(zip(printable, free, strict=False))
-    for i in free:
-        vocabulary[f"[PLACEHOLDER{i}]"] = i
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": i, "special": True, "content": c, **flags} for c, i in special.items()
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Whitespace"},
-        "post_processor": None,
-        "decoder": None,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": "[UNK]",
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "vocab": vocabulary,
-            "merges": [],
-        },
-    }
 
 
 def conditionals(config: ModelConfig, size: str, generator: torch.Generator) -> dict[str, Any]:

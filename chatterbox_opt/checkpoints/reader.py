@@ -1,11 +1,15 @@
-"""Reads tensors of a safetensors file lazily, and loads them strictly into a module.
+"""Reads tensors of a safetensors or torch file lazily, and loads them strictly into a module.
 
 Responsible for damaged, missing and unexpected tensors. Not responsible for their names
 (models/*/convert.py) or for which file is read (loader.py).
+
+A torch file (``.pt``) is read with ``weights_only``, so it cannot run code, and mapped: it takes no
+more memory than its size, however large its tensors claim to be.
 """
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +20,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from chatterbox_opt.errors import WeightsError, first_line
+from chatterbox_opt.utils.damage import DAMAGE_ERRORS
 
 MAX_HEADER = 16 << 20  # bytes; Chatterbox's largest has 0.3 MB
+MAX_MEMBERS = 1 << 16  # of a torch file, one for each tensor; s3gen.pt has 2,500
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 INTEGER = (torch.int64, torch.int32)
 REMAP_BYTES = 32 << 20  # bytes read through one mapping of a weights file
@@ -26,7 +32,7 @@ COMPUTED_BUFFERS = ("tokenizer._mel_filters", "tokenizer.window")
 
 
 class Tensors(Mapping[str, Tensor]):
-    """The tensors of a safetensors file whose names start with a prefix, read when indexed.
+    """The tensors of a file whose names start with a prefix, read when indexed.
 
     The file is mapped again every ``REMAP_BYTES``: pages that were read count as this process's
     memory until the mapping is closed, so a single mapping would end up holding the whole file. It
@@ -40,22 +46,22 @@ class Tensors(Mapping[str, Tensor]):
             WeightsError: missing, damaged or half downloaded.
         """
         self._path = path
+        self._open = _TorchFile if path.suffix == ".pt" else _SafetensorsFile
         with _damage_of(path):
-            _check_header(path)
-            with safe_open(path, framework="pt") as file:
-                names = list(file.keys())
+            self._open.check(path)
+            names = self._open(path).names()
         if names and all(name.startswith("model.") for name in names):
             prefix = "model." + prefix  # a state dict that was saved with its wrapper module
         self._names = {n[len(prefix) :]: n for n in names if n.startswith(prefix)}
-        self._file: Any = None
+        self._file: _SafetensorsFile | _TorchFile | None = None
         self._bytes_read = 0  # through the open mapping
 
     def __getitem__(self, name: str) -> Tensor:
         full_name = self._names[name]
         with _damage_of(self._path):
-            if self._file is None or self._bytes_read > REMAP_BYTES:
-                self._file, self._bytes_read = safe_open(self._path, framework="pt"), 0
-            tensor: Tensor = self._file.get_tensor(full_name)
+            if self._file is None or self._bytes_read > self._open.remap_bytes:
+                self._file, self._bytes_read = self._open(self._path), 0
+            tensor = self._file.tensor(full_name)
         self._bytes_read += tensor.nbytes
         return tensor
 
@@ -64,6 +70,68 @@ class Tensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+class _SafetensorsFile:
+    """One mapping of a safetensors file."""
+
+    remap_bytes = REMAP_BYTES
+
+    def __init__(self, path: Path) -> None:
+        self._file: Any = safe_open(path, framework="pt")
+
+    @staticmethod
+    def check(path: Path) -> None:
+        """Raise ValueError for a header that would take long to parse."""
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+        if size > MAX_HEADER:
+            raise ValueError(f"its header claims {size:,} bytes")
+
+    def names(self) -> list[str]:
+        return list(self._file.keys())
+
+    def tensor(self, name: str) -> Tensor:
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+
+class _TorchFile:
+    """One mapping of a state dict that torch.save wrote."""
+
+    remap_bytes = 8 * REMAP_BYTES  # its header takes longer: 0.1 s of s3gen.pt
+
+    def __init__(self, path: Path) -> None:
+        tensors: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not isinstance(tensors, Mapping):
+            raise TypeError(f"it has a {type(tensors).__name__}, not tensors by name")
+        self._tensors, self._size = tensors, path.stat().st_size
+
+    @staticmethod
+    def check(path: Path) -> None:
+        """Raise ValueError for what torch.save does not write, or would take long to parse."""
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise ValueError("it is empty, half downloaded, or not a file of torch.save")
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+        # tensors are mapped, everything else is read
+        headers = sum(m.file_size for m in members if "/data/" not in m.filename)
+        if headers > MAX_HEADER or len(members) > MAX_MEMBERS:
+            raise ValueError(f"its header claims {headers:,} bytes and {len(members):,} parts")
+
+    def names(self) -> list[str]:
+        for name, tensor in self._tensors.items():
+            plain = isinstance(name, str) and isinstance(tensor, Tensor)
+            if not plain or tensor.layout != torch.strided or tensor.is_quantized:
+                raise TypeError(f"{name!r:.60} is no tensor")
+            if tensor.nbytes > self._size:  # strides of 0 can claim any shape
+                raise ValueError(f"{name:.60} claims {tensor.nbytes:,} bytes")
+        return list(self._tensors)
+
+    def tensor(self, name: str) -> Tensor:
+        tensor: Tensor = self._tensors[name]
+        return tensor.detach()
 
 
 @contextmanager
@@ -76,19 +144,11 @@ def _damage_of(path: Path) -> Iterator[None]:
             f"{path} cannot be read ({error.strerror or first_line(error)}): "
             "check the permissions, or get it again"
         ) from error
-    except (SafetensorError, ValueError, RuntimeError) as error:
+    except (SafetensorError, *DAMAGE_ERRORS) as error:
         raise WeightsError(
             f"{path} is damaged or half downloaded ({first_line(error)}): "
             "delete it and get it again"
         ) from error
-
-
-def _check_header(path: Path) -> None:
-    """Raise ValueError for a header that would take long to parse."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-    if size > MAX_HEADER:
-        raise ValueError(f"its header claims {size:,} bytes")
 
 
 def check_dtype(what: str, name: str, tensor: Tensor, *, expected: torch.dtype) -> None:

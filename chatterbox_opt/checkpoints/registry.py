@@ -1,61 +1,37 @@
-"""Known models: names, files, and how to find and check them.
+"""Models by name or directory: how to find and check their files.
 
-Responsible for names, revisions and file names. Not responsible for downloads (hub.py) or for the
-tensors in the files (loader.py); imports no torch.
+Responsible for names, revisions, and for the kind of a directory. Not responsible for what is known
+of each model (families.py), for downloads (hub.py) or for the tensors in the files (loader.py);
+imports no torch.
 
-A model is named by ``pico``, by ``chatterbox``, by ``chatterbox@main`` (a hub model at another
-revision than the pinned one), or by a directory.
+A model is named by ``pico``, by ``chatterbox`` or another name of the family, by
+``chatterbox@main`` (a hub model at another revision than the pinned one), or by a directory.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from chatterbox_opt.checkpoints import hub
-from chatterbox_opt.checkpoints.hub import Pin, Snapshot
-from chatterbox_opt.config.model_config import CONFIG_FILE, ENGLISH, ModelConfig, read_config
+from chatterbox_opt.checkpoints import families, file_sizes, hub
+from chatterbox_opt.checkpoints.families import CHATTERBOX, HUB_KINDS, KINDS, Kind
+from chatterbox_opt.checkpoints.hub import Snapshot
+from chatterbox_opt.config.model_config import ENGLISH, ModelConfig, read_config
 from chatterbox_opt.errors import InputError, WeightsError
 
-VOICE_ENCODER = "ve.safetensors"
-T3 = "t3_cfg.safetensors"
-S3GEN = "s3gen.safetensors"
-TOKENIZER = "tokenizer.json"
-CONDITIONALS = "conds.pt"
-REQUIRED = (VOICE_ENCODER, T3, S3GEN, TOKENIZER)  # conds.pt may be absent, as upstream allows
-FILES = (*REQUIRED, CONDITIONALS)
-MAX_VOICE_ENCODER = 64 << 20  # bytes; Chatterbox's has 6 MB
-VOICES = "voices"  # folder of named voices that come with a model; hub models have none
+log = logging.getLogger(__name__)
 
-DEFAULT = "chatterbox"
-HUB = {
-    DEFAULT: Snapshot(
-        "ResembleAI/chatterbox",
-        "5bb1f6ee58e50c3b8d408bc82a6d3740c2db6e18",
-        FILES,
-        {
-            VOICE_ENCODER: Pin(
-                5_695_784, "f0921cab452fa278bc25cd23ffd59d36f816d7dc5181dd1bef9751a7fb61f63c"
-            ),
-            T3: Pin(
-                2_129_653_744, "914cb1696f47527fe8852ca8f1fe1fa63cb34f76f9c715e84e067b744dd0da81"
-            ),
-            S3GEN: Pin(
-                1_056_484_620, "2b78103c654207393955e4900aac14a12de8ef25f4b09424f1ef91941f161d4e"
-            ),
-            TOKENIZER: Pin(
-                25_470, "d71e3a44eabb1784df9a68e9f95b251ecbf1a7af6a9f50835856b2ca9d8c14a5"
-            ),
-            CONDITIONALS: Pin(
-                107_374, "6552d70568833628ba019c6b03459e77fe71ca197d5c560cef9411bee9d87f4e"
-            ),
-        },
-    )
-}
+BUILT_IN, DEFAULT, HUB = families.BUILT_IN, families.DEFAULT, families.HUB
+# files of chatterbox and pico
+VOICE_ENCODER, T3, S3GEN, TOKENIZER = CHATTERBOX.required
+CONDITIONALS = families.CONDITIONALS
+REQUIRED, FILES = CHATTERBOX.required, CHATTERBOX.files
+VOICES = "voices"  # folder of named voices that come with a model; hub models have none
 _LATER = ("backbone", "positions", "mean_flow")  # fields of the config, see ``_config_text``
-BUILT_IN = ("pico",)  # names of their directories in the package
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +44,42 @@ class Checkpoint:
         config: of all stages.
         voice_identity: digest of the encoders that turn a recording into a Voice, and of what
             they get of it.
+        kind: its file format.
+        shared: directory of the files that the kind takes from another repository.
     """
 
     name: str
     directory: Path
     config: ModelConfig
     voice_identity: str
+    kind: Kind = CHATTERBOX
+    shared: Path | None = None
 
     def path(self, file: str) -> Path:
+        """Where a file is, or would be."""
+        if self.shared and self.kind.shared and file in self.kind.shared.files:
+            return self.shared / file
         return self.directory / file
+
+    @property
+    def t3(self) -> Path:
+        """The file of T3's weights."""
+        return self.path(self.kind.t3)
+
+    @property
+    def s3gen(self) -> Path:
+        """The file of the weights of flow, vocoder, and two of a voice's encoders."""
+        return self.path(self.kind.s3gen)
+
+    @property
+    def voice_encoder(self) -> Path:
+        """The file of the third encoder's weights."""
+        return self.path(self.kind.voice_encoder)
+
+    @property
+    def conditionals(self) -> Path:
+        """The file of the model's own voice; may be absent."""
+        return self.path(CONDITIONALS)
 
     def voices(self) -> dict[str, Path]:
         """Named voices that come with the model, as files (see ``voices.library.load_voice``)."""
@@ -143,8 +146,27 @@ def check_name(model: str) -> None:
     if model in available() or on_hub(model) or Path(model).is_dir():
         return
     raise InputError(
-        f"unknown model '{model}'; known: {', '.join(available())}, or a directory with {T3} in it"
+        f"unknown model '{model}'; known: {', '.join(available())}, or a directory with the files "
+        "of one"
     )
+
+
+def kind_of(directory: Path) -> Kind:
+    """The kind of a directory: the first whose files are complete, else the one it has most of."""
+
+    def present(kind: Kind) -> list[bool]:
+        return [(directory / name).is_file() for name in (kind.t3, *kind.required)]
+
+    found = {kind.name: present(kind) for kind in KINDS}
+    complete = (kind for kind in KINDS if all(found[kind.name]))
+    return next(complete, None) or max(
+        KINDS, key=lambda kind: (found[kind.name][0], sum(found[kind.name]))
+    )
+
+
+def _like(kind: Kind) -> list[str]:
+    """Files of T3 that would go with the other files of a kind."""
+    return [k.t3 for k in KINDS if (k.s3gen, k.tokenizer) == (kind.s3gen, kind.tokenizer)]
 
 
 def locate(model: str = DEFAULT) -> Checkpoint:
@@ -159,65 +181,90 @@ def locate(model: str = DEFAULT) -> Checkpoint:
     """
     check_name(model)
     # a known name wins over a directory of that name, which is ./chatterbox
-    snapshot = on_hub(model)
-    directory = hub.fetch(snapshot) if snapshot else _on_disk(model)
-    if missing := [name for name in REQUIRED if not (directory / name).is_file()]:
+    if release := _release(model):
+        kind, snapshot = release
+        if snapshot != on_hub(model):
+            log.warning("'%s' is not here: using %s, which is", model, kind.name)
+        directory = hub.fetch(snapshot)
+        shared = hub.fetch(kind.shared) if kind.shared else None
+    else:
+        directory, shared = _on_disk(model), None
+        kind = kind_of(directory)
+    checkpoint = Checkpoint(model, directory, ModelConfig(), "", kind, shared)
+    if missing := [name for name in kind.required if not checkpoint.path(name).is_file()]:
+        names = ", ".join(" or ".join(_like(kind)) if n == kind.t3 else n for n in missing)
         raise WeightsError(
-            f"'{directory}' lacks {', '.join(missing)}; a model directory needs "
-            f"{', '.join(REQUIRED)} (and {CONDITIONALS} for a voice of its own)"
+            f"'{directory}' lacks {names}; a model directory needs "
+            f"{', '.join(kind.required)} (and {CONDITIONALS} for a voice of its own)"
         )
-    config = read_config(directory)
-    _check_sizes(directory, config)
+    config = read_config(directory, kind.config)
+    checkpoint = dataclasses.replace(checkpoint, config=config)
+    file_sizes.check(config, checkpoint.t3, checkpoint.voice_encoder, checkpoint.s3gen)
     try:
-        return Checkpoint(model, directory, config, _voice_identity(directory, config))
+        return dataclasses.replace(checkpoint, voice_identity=_voice_identity(checkpoint))
     except OSError as error:
         raise WeightsError(
             f"{error.filename} cannot be read ({error.strerror}): check the permissions"
         ) from error
 
 
-def _check_sizes(directory: Path, config: ModelConfig) -> None:
-    """Refuse a config whose stages are larger than their files, before they are allocated."""
-    files = {"t3": T3, "voice encoder": VOICE_ENCODER, "s3gen": S3GEN}
-    for stage, count in _parameters(config).items():
-        path = directory / files[stage]
-        if (size := path.stat().st_size) < count:  # a parameter has a byte or more
-            raise WeightsError(
-                f"{path} has {size:,} bytes, and {CONFIG_FILE} describes {count:,} parameters or "
-                "more: it is half downloaded, or they do not belong together; get it again"
-            )
-    if (size := (directory / VOICE_ENCODER).stat().st_size) > MAX_VOICE_ENCODER:
-        raise WeightsError(
-            f"{directory / VOICE_ENCODER} has {size:,} bytes: it is not a voice encoder; "
-            "get it again"
-        )
+def _release(model: str) -> tuple[Kind, Snapshot] | None:
+    """What a hub model's name stands for now: its older version if only that one is here."""
+    snapshot = on_hub(model)
+    if snapshot is None:
+        return None
+    name, at, revision = model.partition("@")
+    older = families.OLDER.get(name)
+    if older and hub.in_cache(snapshot) is None:
+        other = HUB[older].at(revision) if at else HUB[older]
+        if hub.in_cache(other):
+            return HUB_KINDS[older], other
+    return HUB_KINDS[name], snapshot
 
 
-def _parameters(config: ModelConfig) -> dict[str, int]:
-    """Lower bounds of the number of parameters: of T3, of the voice encoder, and of the others."""
-    t3, flow, voice, vocoder = config.t3, config.flow, config.voice, config.vocoder
-    vectors = t3.text_vocab + t3.text_positions + 2 * t3.speech_vocab + t3.speech_positions
-    attended = flow.estimator_heads * flow.estimator_head_dim
-    encoder = (flow.encoder_blocks + flow.up_blocks) * (
-        4 * flow.encoder_width**2 + 2 * flow.encoder_width * flow.encoder_ffn
-    )
-    estimator = (flow.estimator_mid + 2) * (
-        3 * flow.estimator_width**2 + flow.estimator_blocks * 4 * flow.estimator_width * attended
-    )
-    tokenizer = voice.tokenizer_layers * 12 * voice.tokenizer_width**2
-    xvector = voice.xvector_growth * voice.xvector_bottleneck * voice.xvector_init
-    return {
-        "t3": t3.width * (vectors + t3.resampler_queries + t3.speaker + 4 * t3.width)
-        + t3.layers * t3.width * (4 * t3.width + 3 * t3.ffn),
-        "voice encoder": voice.lstm * (20 * voice.lstm + t3.speaker),
-        "s3gen": encoder + estimator + tokenizer + xvector + vocoder.width**2 + vocoder.f0_width**2,
-    }
+def kind_named(model: str) -> Kind:
+    """The kind of a known model, at any revision."""
+    return HUB_KINDS.get(model.partition("@")[0], CHATTERBOX)
+
+
+def snapshots(model: str) -> list[Snapshot]:
+    """Everything that a hub model is made of; empty for a built-in one.
+
+    Raises:
+        InputError: not the name of a model.
+    """
+    if model in BUILT_IN:
+        return []
+    snapshot = on_hub(model)
+    if snapshot is None:
+        raise InputError(f"'{model}' is no name of a model; known: {', '.join(available())}")
+    shared = kind_named(model).shared
+    return [snapshot, shared] if shared else [snapshot]
+
+
+def cached(model: str) -> Path | None:
+    """Directory of a known model if all of its files are here; uses no network."""
+    found = [hub.in_cache(snapshot) for snapshot in snapshots(model)]
+    if not found:
+        return built_in(model)
+    return found[0] if all(found) else None
+
+
+def download(model: str) -> Path:
+    """Directory of a known model's files; what is not here is downloaded.
+
+    Raises:
+        InputError: not the name of a model.
+        WeightsError: cannot be downloaded, or is not what was released.
+    """
+    found = [hub.fetch(snapshot) for snapshot in snapshots(model)]
+    return found[0] if found else built_in(model)
 
 
 def identity(checkpoint: Checkpoint) -> str:
     """Digest of the config and of samples of all files: changes when the model's output may."""
     digest = hashlib.blake2b(_config_text(checkpoint.config).encode(), digest_size=12)
-    for name in FILES:
+    for name in checkpoint.kind.files:
         if checkpoint.path(name).is_file():
             _add_file(digest, checkpoint.path(name))
     return digest.hexdigest()
@@ -252,16 +299,20 @@ def _config_text(config: ModelConfig) -> str:
 
 def must_download(model: str) -> Snapshot | None:
     """What ``locate`` will need the network for, if anything."""
-    snapshot = on_hub(model)
-    return snapshot if snapshot and hub.in_cache(snapshot) is None else None
+    release = _release(model)
+    if release is None:
+        return None
+    kind, snapshot = release
+    wanted = [snapshot, kind.shared] if kind.shared else [snapshot]
+    return next((s for s in wanted if hub.in_cache(s) is None), None)
 
 
-def _voice_identity(directory: Path, config: ModelConfig) -> str:
-    """Digest of the voice encoders: the whole ve.safetensors (6 MB), and of s3gen (0.5 GB) the
+def _voice_identity(checkpoint: Checkpoint) -> str:
+    """Digest of the voice encoders: the whole voice encoder (6 MB), and of s3gen (0.5 GB) the
     header and 64 blocks spread over the file. What a model takes of a recording is part of it."""
-    digest = hashlib.blake2b((directory / VOICE_ENCODER).read_bytes(), digest_size=16)
-    _add_file(digest, directory / S3GEN)
-    digest.update(config.reference.kind.encode())
+    digest = hashlib.blake2b(checkpoint.voice_encoder.read_bytes(), digest_size=16)
+    _add_file(digest, checkpoint.s3gen)
+    digest.update(checkpoint.config.reference.kind.encode())
     return digest.hexdigest()
 
 

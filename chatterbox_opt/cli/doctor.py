@@ -54,7 +54,7 @@ def examine(store: VoiceStore) -> list[Finding]:
         _kernels(),
         _perth(),
         _pico(),
-        *(_weights(name, snapshot) for name, snapshot in registry.HUB.items()),
+        *map(_weights, (n for n in registry.HUB if n == registry.DEFAULT or registry.cached(n))),
         _fact("formats", machine.soundfile_formats()),
         _fact("more formats", machine.decoders()),
         _voices(store),
@@ -124,9 +124,9 @@ def _pico() -> Finding:
     return _fact(f"model: {name}", "built in")
 
 
-def _weights(name: str, snapshot: hub.Snapshot) -> Finding:
+def _weights(name: str) -> Finding:
     """A model of the hub; that it is not here is no fault, as there is a built-in one."""
-    if location := hub.in_cache(snapshot):
+    if location := registry.cached(name):
         return _fact(f"model: {name}", tables.short_path(location))
     if hub.is_offline():
         remedy = "HF_HUB_OFFLINE is set: use --model DIR"

@@ -1,4 +1,4 @@
-"""The commands ``models``: known models, random checkpoints, the weight cache.
+"""The commands ``models``: known models, downloads, random checkpoints, the weight cache.
 
 Responsible for their options and output. Not responsible for files or downloads (checkpoints/).
 """
@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 
-from chatterbox_opt.checkpoints import hub, registry, weight_cache
+from chatterbox_opt.checkpoints import families, hub, registry, weight_cache
 from chatterbox_opt.cli import console, options, tables
-from chatterbox_opt.config.model_config import read_config
+from chatterbox_opt.cli.options import OutputOptions, with_groups
+from chatterbox_opt.config.model_config import is_random
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.utils.printable import printable
 
-models = typer.Typer(help="List models, make a random one, clear the weight cache.")
+SHOWN_LANGUAGES = 3  # more are counted
+SIZES = ("tiny", "full")  # of random weights
+models = typer.Typer(help="List or download models, make a random one, clear the weight cache.")
 
 
 @models.callback(invoke_without_command=True)
 def models_root(context: typer.Context, as_json: options.AsJson = False) -> None:
-    """List models, make a random one, clear the weight cache."""
+    """List or download models, make a random one, clear the weight cache."""
     options.list_by_default(context, models_list, as_json=as_json)
 
 
@@ -32,33 +36,70 @@ def models_list(
     as_json: options.AsJson = False,
     verbose: Annotated[
         bool,
-        typer.Option("--verbose", "-v", help="List the files with their size and SHA-256."),
+        typer.Option("--verbose", "-v", help="List license, revision, and files with SHA-256."),
     ] = False,
 ) -> None:
-    """List known models and where they are."""
-    found = [(name, origin, _location(name)) for name, origin in registry.available().items()]
+    """List known models, their sizes and languages, and where they are."""
+    names = registry.available()
     if as_json:
-        entries: list[dict[str, Any]] = []
-        for name, origin, path in found:
-            entry = {"model": name, "source": origin, "location": path and str(path)}
-            more = {"revision": _revision(name), "files": _files(name, path)} if verbose else {}
-            entries.append({**entry, **more})
-        console.print_json(entries)
+        console.print_json([_entry(name, verbose=verbose) for name in names])
         return
-    rows = [
-        (name, origin, tables.short_path(path) if path else "not downloaded yet")
-        for name, origin, path in found
-    ]
-    console.table(("model", "source", "location"), rows)
+    rows = []
+    for name, origin in names.items():
+        path = registry.cached(name)
+        location = tables.short_path(path) if path else "not downloaded yet"
+        rows.append((name, _shown_size(name), _languages(name), origin, location))
+    console.table(("model", "size", "languages", "source", "location"), rows)
     if not verbose:
         return
-    for name, _, path in found:
+    for name in names:
         revision = _revision(name)
-        print(f"\n{name}" + (f" at {revision}" if revision else ""))
-        for file in _files(name, path):
-            size = f"{file['size']:,} bytes" if file["size"] is not None else "absent"
+        print(f"\n{name}" + (f" at {revision}" if revision else "") + f", {families.LICENSE}")
+        for file in _files(name):
+            size = "size unknown" if file["size"] is None else f"{file['size']:,} bytes"
             print(f"  {file['name']:<20} {size:>20}  {file['state']}")
             print(f"    {file['sha256'] or ''}".rstrip())
+
+
+def _entry(name: str, *, verbose: bool) -> dict[str, Any]:
+    """What ``--json`` says of a model."""
+    path, kind = registry.cached(name), registry.kind_named(name)
+    entry: dict[str, Any] = {
+        "model": name,
+        "source": registry.available()[name],
+        "location": path and str(path),
+        "size": _size(name),
+        "languages": list(kind.languages),
+        "tags": list(kind.tags),
+        "missing_knobs": list(kind.missing_knobs),
+    }
+    if verbose:
+        revision, files = _revision(name), _files(name)
+        entry |= {"license": families.LICENSE, "revision": revision, "files": files}
+    return entry
+
+
+def _languages(name: str) -> str:
+    codes = registry.kind_named(name).languages
+    return " ".join(codes) if len(codes) <= SHOWN_LANGUAGES else f"{len(codes)} languages"
+
+
+def _shown_size(name: str) -> str:
+    size = _size(name)
+    if size is None:
+        return "unknown"
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def _size(name: str) -> int | None:
+    """Bytes of a model's files, here or to download, if known."""
+    sizes = [_bytes(path, pin) for _, path, pin in _places(name)]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
+
+
+def _bytes(path: Path | None, pin: hub.Pin | None) -> int | None:
+    return path.stat().st_size if path else pin.size if pin else None
 
 
 def _revision(name: str) -> str | None:
@@ -66,32 +107,54 @@ def _revision(name: str) -> str | None:
     return snapshot.revision if snapshot else None
 
 
-def _files(name: str, directory: Path | None) -> list[dict[str, Any]]:
+def _places(name: str) -> Iterator[tuple[str, Path | None, hub.Pin | None]]:
+    """A known model's files: name, path if it is here, what it must be."""
+    snapshots = registry.snapshots(name)
+    for snapshot in snapshots:
+        directory = hub.in_cache(snapshot)
+        for file in snapshot.files:
+            yield file, directory and directory / file, snapshot.pins.get(file)
+    for file in registry.kind_named(name).files if not snapshots else ():
+        path = registry.built_in(name) / file
+        yield file, path if path.is_file() else None, None
+
+
+def _files(name: str) -> list[dict[str, Any]]:
     """Name, size, SHA-256 and state of a model's files; of those that are not here, the pinned."""
-    snapshot = registry.on_hub(name)
-    pins = snapshot.pins if snapshot else {}
     files: list[dict[str, Any]] = []
-    for file in registry.FILES:
-        pin = pins.get(file)
-        path = directory / file if directory else None
-        if path is None or not path.is_file():
-            size, digest, state = (pin.size, pin.sha256, "to download") if pin else (None,) * 3
-        else:
-            size, digest = path.stat().st_size, hub.sha256(path)
-            state = _state(pin, digest)
-        files.append({"name": file, "size": size, "sha256": digest, "state": state})
+    for file, path, pin in _places(name):
+        digest = hub.sha256(path) if path else pin.sha256 if pin else None
+        state = _state(pin, digest) if path else "to download"
+        files.append({"name": file, "size": _bytes(path, pin), "sha256": digest, "state": state})
     return files
 
 
-def _state(pin: hub.Pin | None, digest: str) -> str:
+def _state(pin: hub.Pin | None, digest: str | None) -> str:
     if pin is None:
         return "present"
     return "as released" if digest == pin.sha256 else "NOT as released"
 
 
-def _location(name: str) -> Path | None:
-    snapshot = registry.on_hub(name)
-    return hub.in_cache(snapshot) if snapshot else registry.built_in(name)
+@models.command("get")
+@with_groups
+def models_get(
+    name: Annotated[str, typer.Argument(help="Name of a model; models list has them.")],
+    output: OutputOptions,
+    revision: Annotated[
+        Optional[str],
+        typer.Option(help="Commit, branch or tag, in place of the tested one."),
+    ] = None,
+) -> None:
+    """Download a model, with a progress bar, and print where it is.
+
+    What is here already is not downloaded again.
+    """
+    reporter = output.reporter()
+    output.set_up_logging(reporter)
+    model = registry.at_revision(name, revision)
+    for snapshot in registry.snapshots(model):
+        options.announce_snapshot(snapshot, reporter)
+    print(printable(str(registry.download(model))))
 
 
 @models.command("clear")
@@ -108,8 +171,11 @@ def models_clear() -> None:
 @models.command("make")
 def models_make(
     directory: Path,
+    kind: Annotated[
+        str, typer.Option(help=f"One of {', '.join(families.RANDOM_KINDS)}.")
+    ] = families.DEFAULT,
     size: Annotated[
-        str, typer.Option(help="tiny (11 MB, for tests) or full (3 GB, true shapes).")
+        str, typer.Option(help="tiny (11 MB, for tests) or full (2 to 3 GB, true shapes).")
     ] = "tiny",
     seed: Annotated[int, typer.Option(help="The same seed gives the same values.")] = 0,
 ) -> None:
@@ -117,20 +183,20 @@ def models_make(
 
     They are for speed tests: the output is noise.
     """
-    if size not in ("tiny", "full"):
-        raise InputError(f"size is '{size}'; known: tiny, full")
+    if kind not in families.RANDOM_KINDS:
+        raise InputError(f"kind is '{kind}'; known: {', '.join(families.RANDOM_KINDS)}")
+    if size not in SIZES:
+        raise InputError(f"size is '{size}'; known: {', '.join(SIZES)}")
     if directory.exists() and not directory.is_dir():
         raise InputError(f"'{directory}' is a file; pass a directory")
-    if (
-        any((directory / n).exists() for n in registry.FILES)
-        and not read_config(directory).random_weights
-    ):
+    holds_weights = any((directory / name).exists() for name in families.ALL_FILES)
+    if holds_weights and not is_random(directory):
         raise InputError(f"'{directory}' holds weights of another origin; choose another directory")
     warnings.simplefilter("ignore")
     from chatterbox_opt.checkpoints.random_weights import make
 
     with console.Reporter().waiting(f"making {size} random weights"):
-        make(directory, size, seed)
+        make(directory, size, seed, kind)
     print(
         printable(f"made {size} weights of random values in {directory}: their output is noise"),
         file=sys.stderr,

@@ -114,33 +114,59 @@ def hop_schedule(
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """The sampling parameters, by the names of ``Sampling``'s fields."""
+    """The sampling parameters, by the names of ``Sampling``'s fields.
+
+    Those whose default depends on the model are None if they are not set; what help shows is the
+    default of most models.
+    """
 
     seed: Annotated[Optional[int], typer.Option(help="The same seed gives the same file.")] = None
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 = greedy.")] = (
         DEFAULTS.temperature
     )
     cfg_weight: Annotated[
-        float, typer.Option(help="Classifier-free guidance weight; 0 disables it.")
-    ] = DEFAULTS.cfg_weight
-    exaggeration: Annotated[float, typer.Option(help="Emotion intensity; 0.5 is neutral.")] = (
-        DEFAULTS.exaggeration
-    )
+        Optional[float],
+        typer.Option(
+            help="Classifier-free guidance weight; 0 disables it.",
+            show_default=str(DEFAULTS.cfg_weight),
+        ),
+    ] = None
+    exaggeration: Annotated[
+        Optional[float],
+        typer.Option(
+            help="Emotion intensity; 0.5 is neutral.", show_default=str(DEFAULTS.exaggeration)
+        ),
+    ] = None
     min_p: Annotated[
-        float, typer.Option(help="Drop tokens below this share of the most likely one's.")
-    ] = DEFAULTS.min_p
-    top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 keeps all tokens.")] = (
-        DEFAULTS.top_p
-    )
+        Optional[float],
+        typer.Option(
+            help="Drop tokens below this share of the most likely one's.",
+            show_default=str(DEFAULTS.min_p),
+        ),
+    ] = None
+    top_p: Annotated[
+        Optional[float],
+        typer.Option(
+            help="Nucleus sampling; 1 keeps all tokens.", show_default=str(DEFAULTS.top_p)
+        ),
+    ] = None
     top_k: Annotated[
-        int, typer.Option(help="Keep only this many most likely tokens; 0 keeps all.")
-    ] = DEFAULTS.top_k
+        Optional[int],
+        typer.Option(
+            help="Keep only this many most likely tokens; 0 keeps all.",
+            show_default=str(DEFAULTS.top_k),
+        ),
+    ] = None
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repetition.")] = (
         DEFAULTS.repetition_penalty
     )
-    max_tokens: Annotated[int, typer.Option(help="Maximum speech tokens per chunk (25 = 1 s).")] = (
-        DEFAULTS.max_tokens
-    )
+    max_tokens: Annotated[
+        Optional[int],
+        typer.Option(
+            help="Maximum speech tokens per chunk (25 = 1 s).",
+            show_default=str(DEFAULTS.max_tokens),
+        ),
+    ] = None
     cfm_steps: Annotated[
         Optional[int],
         typer.Option(help="Euler steps of the flow, fewer are faster; unset: the model's own."),
@@ -152,7 +178,8 @@ class SamplingOptions:
         Raises:
             InputError: a value is out of range.
         """
-        return Sampling(**dataclasses.asdict(self))
+        values = dataclasses.asdict(self)
+        return Sampling(**{name: value for name, value in values.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,8 +335,13 @@ def voice_store_at(directory: Path | None, *, keep: bool = True) -> VoiceStore:
 
 def announce_download(model: str, reporter: Reporter) -> None:
     """Print a line if the model's files have to be downloaded first."""
-    snapshot = registry.must_download(model)
-    if snapshot and not hub.is_offline():
+    if snapshot := registry.must_download(model):
+        announce_snapshot(snapshot, reporter)
+
+
+def announce_snapshot(snapshot: hub.Snapshot, reporter: Reporter) -> None:
+    """Print a line if the snapshot has to be downloaded first."""
+    if hub.in_cache(snapshot) is None and not hub.is_offline():
         size = f": {snapshot.size / 1e9:.1f} GB, once" if snapshot.size else ""
         reporter.status(
             f"downloading {snapshot.repository} at {snapshot.revision[:12]} from the hub{size}"

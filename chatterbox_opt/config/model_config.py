@@ -77,6 +77,25 @@ class T3Config:
         return self.width // self.heads
 
     @property
+    def has_cfg(self) -> bool:
+        """Whether a second row without the text can guide a sequence (``cfg_weight``)."""
+        return self.backbone == LLAMA
+
+    @property
+    def missing_knobs(self) -> tuple[str, ...]:
+        """Fields of ``Sampling`` without effect on this T3; others must be refused, not ignored."""
+        return () if self.backbone == LLAMA else ("cfg_weight", "exaggeration", "min_p")
+
+    @property
+    def sampling_defaults(self) -> dict[str, float]:
+        """Fields of ``Sampling`` whose default is another one with this T3 (upstream
+        tts_turbo.py; its limit counts from the second token)."""
+        if self.backbone == LLAMA:
+            return {}
+        off = dict.fromkeys(self.missing_knobs, 0)
+        return off | {"top_k": 1000, "top_p": 0.95, "max_tokens": 1001}
+
+    @property
     def is_large(self) -> bool:
         """Whether it has more than about 100 million parameters, as Chatterbox's own."""
         return 12 * self.layers * self.width**2 > 100e6
@@ -157,6 +176,17 @@ class ModelConfig:
         return turbo_reference() if self.t3.backbone == GPT2 else ReferenceConfig()
 
     @property
+    def missing_knobs(self) -> tuple[str, ...]:
+        """Fields of ``Sampling`` that it does not have; to set one is an error."""
+        return self.t3.missing_knobs
+
+    @property
+    def sampling_defaults(self) -> dict[str, float]:
+        """Fields of ``Sampling`` whose default is another one with this model."""
+        own = self.t3.sampling_defaults
+        return own | {"cfm_steps": self.flow.steps} if self.flow.mean_flow else own
+
+    @property
     def silence(self) -> tuple[int, ...]:
         """Speech tokens that the flow gets after those of T3 (upstream tts_turbo.py, generate)."""
         return (SILENCE,) * 3 if self.t3.backbone == GPT2 else ()
@@ -205,33 +235,47 @@ TINY = ModelConfig(
 )
 
 
-def read_config(directory: Path) -> ModelConfig:
-    """Read ``config.json`` of a checkpoint directory; without one the defaults are returned.
+def read_config(directory: Path, base: ModelConfig | None = None) -> ModelConfig:
+    """Read ``config.json`` of a checkpoint directory; without one ``base`` is returned.
+
+    Args:
+        base: of the directory's kind, which the file changes; None is Chatterbox's.
 
     Raises:
         WeightsError: cannot be read, not JSON, an unknown part or field, or an impossible value.
     """
-    path = directory / CONFIG_FILE
+    path, base = directory / CONFIG_FILE, base or ModelConfig()
     if not path.exists():
-        return ModelConfig()
+        return base
     config = _read_json(path)
     known = (*PARTS, *FLAGS)
     if not isinstance(config, dict) or not set(config) & set(known):
-        return ModelConfig()  # not our format: hub repositories and fine-tunes often have one
+        return base  # not our format: hub repositories and fine-tunes often have one
     values: dict[str, Any] = {}
     for name, value in config.items():
         if name not in known:
             raise WeightsError(f"{path}: unknown part {name!r:.60}; known: {', '.join(known)}")
         if name not in FLAGS:
-            values[name] = _read_part(path, name, value)
+            values[name] = _read_part(path, name, value, getattr(base, name))
         elif isinstance(value, bool):
             values[FLAGS[name]] = value
         else:
             raise WeightsError(f"{path}: {name} must be true or false; {_AGAIN}")
-    result = ModelConfig(**values)
+    result = dataclasses.replace(base, **values)
     if reason := _contradiction(result):
         raise WeightsError(f"{path}: {reason}; {_AGAIN}")
     return result
+
+
+def is_random(directory: Path) -> bool:
+    """Whether ``config.json`` says that the values are random, whatever model it describes.
+
+    Raises:
+        WeightsError: cannot be read, or not JSON.
+    """
+    path = directory / CONFIG_FILE
+    config = _read_json(path) if path.exists() else None
+    return isinstance(config, dict) and config.get("made") is True
 
 
 def _contradiction(config: ModelConfig) -> str:
@@ -289,8 +333,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _read_part(path: Path, name: str, values: object) -> Any:
-    part = getattr(ModelConfig(), name)
+def _read_part(path: Path, name: str, values: object, part: Any) -> Any:
     known = [f.name for f in dataclasses.fields(part)]
     if not isinstance(values, dict):
         raise WeightsError(f"{path}: {name} must map names to numbers; {_AGAIN}")
@@ -300,15 +343,19 @@ def _read_part(path: Path, name: str, values: object) -> Any:
         if reason := limits.problem(key, value, getattr(part, key)):
             shown = f"{json.dumps(value):.60}"
             raise WeightsError(f"{path}: {name}.{key} is {shown}; {reason}; {_AGAIN}")
-    return type(part)(**values)
+    return dataclasses.replace(part, **values)
 
 
-def write_config(directory: Path, config: ModelConfig) -> None:
-    """Write the fields of ``config`` that differ from the defaults to ``config.json``."""
-    defaults = ModelConfig()
+def write_config(directory: Path, config: ModelConfig, base: ModelConfig | None = None) -> None:
+    """Write the fields of ``config`` that differ from those of ``base`` to ``config.json``.
+
+    Args:
+        base: as ``read_config`` will get it.
+    """
+    base = base or ModelConfig()
     written: dict[str, Any] = {key: True for key, name in FLAGS.items() if getattr(config, name)}
     for part in PARTS:
-        values, default = (dataclasses.asdict(getattr(c, part)) for c in (config, defaults))
+        values, default = (dataclasses.asdict(getattr(c, part)) for c in (config, base))
         if differing := {k: v for k, v in values.items() if v != default[k]}:
             written[part] = differing
     if written:

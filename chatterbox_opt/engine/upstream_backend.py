@@ -15,10 +15,10 @@ import torch
 
 from chatterbox_opt.audio.watermark import STDOUT_LOCK
 from chatterbox_opt.checkpoints.registry import Checkpoint
-from chatterbox_opt.config.model_config import CFM_STEPS, SAMPLE_RATE, TOKEN_RATE, ModelConfig
+from chatterbox_opt.config.model_config import SAMPLE_RATE, TOKEN_RATE, ModelConfig
 from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Capacity, Sequence, Status
 from chatterbox_opt.errors import InputError
-from chatterbox_opt.sampling import Sampling, with_steps
+from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.utils.librosa_import import import_librosa
 from chatterbox_opt.voice import Voice
 
@@ -108,7 +108,7 @@ class UpstreamBackend:
             InputError: a sampling parameter that upstream does not support.
         """
         sampling = sequence.sampling
-        defaults, fixed = with_steps(Sampling(), CFM_STEPS), ("max_tokens", "cfm_steps", "top_k")
+        defaults, fixed = Sampling(), ("max_tokens", "cfm_steps", "top_k")
         if 0 in (sampling.temperature, sampling.cfg_weight) or any(
             getattr(sampling, name) != getattr(defaults, name) for name in fixed
         ):

@@ -75,7 +75,7 @@ class VoiceLibrary:
             return self._cached[key]
 
     def _own(self) -> Voice:
-        path = self._checkpoint.path(registry.CONDITIONALS)
+        path = self._checkpoint.conditionals
         if not path.is_file():
             raise InputError(
                 f"'{self._checkpoint.name}' has no voice of its own; pass a reference "
@@ -128,8 +128,8 @@ def load_encoders(checkpoint: Checkpoint) -> Encoders:
     config = checkpoint.config
     with skip_init():
         encoders = Encoders(config.voice, config.t3.speaker)
-    s3gen = Tensors(checkpoint.path(registry.S3GEN))
-    voice_encoder = Tensors(checkpoint.path(registry.VOICE_ENCODER))
+    s3gen = Tensors(checkpoint.s3gen)
+    voice_encoder = Tensors(checkpoint.voice_encoder)
     known = set(encoders.voice_encoder.state_dict())
     if unknown := sorted(set(voice_encoder) - known):
         raise WeightsError(f"the voice encoder has an unknown tensor {unknown[0]}: wrong file?")

@@ -188,7 +188,7 @@ def test_revisions_are_those_of_hub_models(tmp_path, monkeypatch):
     assert registry.at_revision("pico", None) == "pico"
     assert registry.at_revision("chatterbox", "main") == "chatterbox@main"
     for model in ("pico", str(tmp_path)):
-        with pytest.raises(InputError, match=r"--revision is for models of the hub \(chatterbox\)"):
+        with pytest.raises(InputError, match=r"--revision is for models of the hub \(chatterbox, "):
             registry.at_revision(model, "main")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "chatterbox@mine").mkdir()
@@ -213,7 +213,7 @@ def test_models_list_verbose_prints_digests(cache, monkeypatch):
     monkeypatch.setitem(registry.HUB, "chatterbox", release)
     listed = CliRunner().invoke(app, ["models", "list", "--verbose"]).output
     assert f"chatterbox at {release.revision}" in listed
-    assert listed.count("to download") == len(data)
+    assert listed.split("\n\n")[1].count("to download") == len(data)
     directory = store(cache, release.revision, data, repository=release.repository)
     (directory / registry.T3).write_bytes(b"damaged")
     listed = CliRunner().invoke(app, ["models", "list", "-v"], env={"COLUMNS": "80"}).output

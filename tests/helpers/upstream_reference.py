@@ -64,8 +64,8 @@ def upstream_t3(directory: Path, shapes: ModelConfig) -> T3:
     return t3.eval()
 
 
-def upstream_s3gen(directory: Path, shapes: ModelConfig) -> S3Gen:
-    """Upstream's S3Gen around smaller parts, loaded as upstream loads it."""
+def empty_s3gen(shapes: ModelConfig) -> S3Gen:
+    """Upstream's S3Gen around smaller parts, without weights."""
     encoders = voice_encoders.Encoders(shapes.voice, shapes.t3.speaker)
     s3gen = S3Gen.__new__(S3Gen)
     nn.Module.__init__(s3gen)
@@ -81,6 +81,12 @@ def upstream_s3gen(directory: Path, shapes: ModelConfig) -> S3Gen:
     fade = torch.zeros(960)
     fade[480:] = (torch.cos(torch.linspace(torch.pi, 0, 480)) + 1) / 2
     s3gen.register_buffer("trim_fade", fade, persistent=False)
+    return s3gen
+
+
+def upstream_s3gen(directory: Path, shapes: ModelConfig) -> S3Gen:
+    """Upstream's S3Gen around smaller parts, loaded as upstream loads it."""
+    s3gen = empty_s3gen(shapes)
     s3gen.load_state_dict(load_file(directory / registry.S3GEN), strict=False)
     return s3gen.eval()
 

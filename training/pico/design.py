@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from chatterbox_opt.checkpoints import random_weights
+from chatterbox_opt.checkpoints import random_tokenizers
 from chatterbox_opt.config.model_config import (
     FlowConfig,
     ModelConfig,
@@ -59,6 +59,6 @@ PICO_CONFIG = ModelConfig(
 
 def tokenizer() -> dict[str, Any]:
     """Build a character tokenizer, case-insensitive, in upstream's file format."""
-    spec = random_weights.tokenizer(PICO_CONFIG.t3)
+    spec = random_tokenizers.characters(PICO_CONFIG.t3)
     spec["normalizer"] = {"type": "Lowercase"}
     return spec

@@ -6,6 +6,7 @@ Responsible for its options, signals and exit codes. Not responsible for how the
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
@@ -44,9 +45,11 @@ from chatterbox_opt.cli.batch.preview import summary as summary_of
 from chatterbox_opt.cli.batch.progress import display, report
 from chatterbox_opt.cli.console import Reporter
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOptions
+from chatterbox_opt.config.model_config import ModelConfig
 from chatterbox_opt.config.plan import Plan
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError, OutputError, TextError, VoiceError
+from chatterbox_opt.sampling import for_model
 from chatterbox_opt.text import languages
 from chatterbox_opt.voices import store as voice_store
 
@@ -198,8 +201,21 @@ def _prepared(
     mark = "marked" if spec.watermark else "unmarked"
     parts = [registry.identity(checkpoint), *plan.precision, mark]
     voice_key = functools.partial(_voice_key, spec.store, checkpoint)
-    steps = checkpoint.config.flow.steps
-    return prepare(items, names, " ".join(parts), voice_key, loudness, steps)
+    filled = [_filled(item, checkpoint.config) for item in items]
+    return prepare(filled, names, " ".join(parts), voice_key, loudness)
+
+
+def _filled(item: job_file.Item, config: ModelConfig) -> job_file.Item:
+    """The item with the model's own sampling parameters where it has none.
+
+    Raises:
+        InputError: it has one that the model does not have.
+    """
+    try:
+        sampling = for_model(item.sampling, config.sampling_defaults, config.missing_knobs)
+    except InputError as error:
+        raise InputError(f"row {item.row}: {error}") from error
+    return dataclasses.replace(item, sampling=sampling)
 
 
 def _model_text(spec: EngineSpec, plan: Plan) -> str:

@@ -26,7 +26,7 @@ from torch import Tensor
 from chatterbox_opt.config.hop_schedule import Hop, HopSchedule
 from chatterbox_opt.config.model_config import MEL_BINS, MEL_PER_TOKEN, SPEECH_TOKENS
 from chatterbox_opt.engine.rendering.noise import HopNoise
-from chatterbox_opt.engine.rendering.work import RenderGroup, flow_steps
+from chatterbox_opt.engine.rendering.work import RenderGroup
 from chatterbox_opt.engine.sequence import Part, Sequence
 from chatterbox_opt.errors import DeviceError
 from chatterbox_opt.models.flow.model import FlowWindow
@@ -124,7 +124,7 @@ class DueHop:
     @property
     def steps(self) -> int:
         """Euler steps of the flow."""
-        first, steps = self.sound.schedule.first_steps, flow_steps(self.sequence)
+        first, steps = self.sound.schedule.first_steps, self.sequence.sampling.cfm_steps
         return min(first, steps) if first and self.hop.number < FEW_STEPS_HOPS else steps
 
 

@@ -6,6 +6,7 @@ threads (renderer.py).
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from itertools import groupby
 from typing import Any, Protocol
@@ -79,7 +80,9 @@ class WholeSequences:
             for sequence in self.sequences
         ]
         voices = [sequence.voice.to(device) for sequence in self.sequences]
-        mels: list[Tensor] = flow(tokens, voices, self.generators, flow_steps(self.sequences[0]))
+        mels: list[Tensor] = flow(
+            tokens, voices, self.generators, self.sequences[0].sampling.cfm_steps
+        )
         return mels
 
     def vocode(self, vocoder: Any, mels: list[Tensor]) -> Callable[[], None]:
@@ -93,11 +96,6 @@ class WholeSequences:
         return finish
 
 
-def flow_steps(sequence: Sequence) -> int:
-    """Euler steps of the flow; 0 (of a sequence that no request was made of) is the model's own."""
-    return sequence.sampling.cfm_steps or 0
-
-
 def whole_groups(sequences: list[Sequence], silence: tuple[int, ...] = ()) -> list[RenderGroup]:
     """One group per number of flow steps, its sequences sorted by length.
 
@@ -105,8 +103,9 @@ def whole_groups(sequences: list[Sequence], silence: tuple[int, ...] = ()) -> li
         silence: speech tokens that the flow gets after those of T3 (``ModelConfig.silence``).
     """
     groups: list[RenderGroup] = []
-    ordered = sorted(sequences, key=lambda s: (flow_steps(s), len(s.tokens)))
-    for _, group in groupby(ordered, key=flow_steps):
+    steps = operator.attrgetter("sampling.cfm_steps")
+    ordered = sorted(sequences, key=lambda s: (steps(s), len(s.tokens)))
+    for _, group in groupby(ordered, key=steps):
         together = list(group)
         generators = [sequence.generator for sequence in together if sequence.generator]
         groups.append(WholeSequences(together, generators, silence))

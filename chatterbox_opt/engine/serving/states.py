@@ -17,7 +17,7 @@ from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.sequence import Capacity, RequestState, put_progress
 from chatterbox_opt.errors import InputError, TextError
 from chatterbox_opt.request import CHUNK, Observer, Request, VoiceSource, voice_name
-from chatterbox_opt.sampling import seeded, with_steps
+from chatterbox_opt.sampling import for_model, seeded
 from chatterbox_opt.text.chunking import Chunk
 from chatterbox_opt.utils.arguments import instance
 from chatterbox_opt.voice import Voice
@@ -56,8 +56,8 @@ class RequestStates:
         """The state of a request before its first step.
 
         Raises:
-            InputError: an argument of another type; no low latency; a language that the model does
-                not know.
+            InputError: an argument of another type; no low latency; a language or a sampling
+                parameter that the model does not have.
             TextError, VoiceError: no word to say, no such voice.
         """
         instance("request", request, Request)
@@ -102,14 +102,16 @@ class RequestStates:
         instance("guard", guard, Guard, optional=True)
         instance("observe", observe, Callable, optional=True)
         voice = self.voice(request.voice)
-        sampling = with_steps(seeded(request.sampling), self.config.flow.steps)
+        config = self.config
+        filled = for_model(request.sampling, config.sampling_defaults, config.missing_knobs)
+        sampling = seeded(filled)
         on_progress = None if observe is None else put_progress
         state = RequestState(request.id, sampling.seed or 0, capacity, guard, on_progress)
         if request.latency != CHUNK:
             if self.hops is None:
                 raise InputError("plain Chatterbox has no low latency: unset DISABLE_OPTIMIZATION")
-            chosen = request.latency
-            state.hops = chosen if isinstance(chosen, HopSchedule) else self.hops
+            filled = request.latency
+            state.hops = filled if isinstance(chosen, HopSchedule) else self.hops
         state.first_chunk = first
         state.add_chunks(chunks, voice, sampling)
         return state
