@@ -90,7 +90,7 @@ def make(directory: Path, size: str, seed: int, kind: str = families.DEFAULT) ->
     existing = directory.is_dir()
     remove_stale(directory.parent)
     with temporary_directory(directory if existing else directory.parent) as complete:
-        _write(complete, kind, size, seed)
+        _write(complete, RANDOM_KINDS[kind], config_of(kind, size), size, seed)
         if existing:
             _replace(directory, complete, RANDOM_KINDS[kind])
         else:
@@ -109,9 +109,8 @@ def _replace(directory: Path, complete: Path, kind: Kind) -> None:
         os.replace(complete / name, directory / name)
 
 
-def _write(directory: Path, kind_name: str, size: str, seed: int) -> None:
+def _write(directory: Path, kind: Kind, config: ModelConfig, size: str, seed: int) -> None:
     """Write all files to an empty directory."""
-    kind, config = RANDOM_KINDS[kind_name], config_of(kind_name, size)
     with skip_init():
         encoders = voice_encoders.Encoders(config.voice, config.t3.speaker)
         parts: dict[str, nn.Module] = {

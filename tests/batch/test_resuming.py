@@ -144,13 +144,14 @@ def test_metadata_for_data_sets(tmp_path):
     )
 
 
-def test_steps_of_the_models_own_and_the_same_number_are_one_setting():
-    """And the hash of 10 is the one that manifests have had since before a model had its own."""
+def test_a_default_and_the_same_number_are_one_setting():
+    """And their hash is the one that manifests have had since before a model had defaults."""
 
-    def settings(cfm_steps, **own):
-        items = job_file.read("a.txt", b"One.", Sampling(seed=1, cfm_steps=cfm_steps)).items
-        [item] = resuming.prepare(items, ["1.wav"], "m", lambda voice: "v", **own)
+    def settings(sampling):
+        items = job_file.read("a.txt", b"One.", sampling).items
+        [item] = resuming.prepare(items, ["1.wav"], "m", lambda voice: "v")
         return item.settings_hash
 
-    assert settings(None) == settings(10) == "bef9737433792c3bb547852b"
-    assert settings(None, steps=2) == settings(2, steps=2) != settings(10, steps=2)
+    assert settings(Sampling(seed=1)) == "bef9737433792c3bb547852b"
+    assert settings(Sampling(seed=1, cfm_steps=10, cfg_weight=0.5)) == "bef9737433792c3bb547852b"
+    assert settings(Sampling(seed=1, cfm_steps=2)) != "bef9737433792c3bb547852b"

@@ -15,7 +15,7 @@ from helpers.fake_graph_capture import capture_graphs
 from helpers.upstream_reference import WHOLE_ATOL, Unmarked, upstream_tts
 
 from chatterbox_opt import Engine, Sampling
-from chatterbox_opt.checkpoints import loader, random_weights, registry
+from chatterbox_opt.checkpoints import families, loader, random_weights, registry
 from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.model_config import NANO, SILENCE, TINY, TURBO, ModelConfig, write_config
 from chatterbox_opt.engine.rendering.hops import SequenceSound
@@ -36,7 +36,7 @@ SAMPLING = Sampling(seed=21, cfg_weight=0.7, max_tokens=60)
 def checkpoint(tmp_path_factory):
     """A Llama T3 with a mean flow, whose mixer is not the identity of t that upstream starts with."""
     directory = tmp_path_factory.mktemp("mean-flow")
-    random_weights._write(directory, CONFIG, "tiny", 1)
+    random_weights._write(directory, families.CHATTERBOX, CONFIG, "tiny", 1)
     found = registry.locate(str(directory))
     assert found.config.flow.mean_flow and found.config.flow.steps == 2
     return found

@@ -110,8 +110,8 @@ class RequestStates:
         if request.latency != CHUNK:
             if self.hops is None:
                 raise InputError("plain Chatterbox has no low latency: unset DISABLE_OPTIMIZATION")
-            filled = request.latency
-            state.hops = filled if isinstance(chosen, HopSchedule) else self.hops
+            chosen = request.latency
+            state.hops = chosen if isinstance(chosen, HopSchedule) else self.hops
         state.first_chunk = first
         state.add_chunks(chunks, voice, sampling)
         return state
