@@ -74,6 +74,25 @@ class T3Config:
         return self.width // self.heads
 
     @property
+    def has_cfg(self) -> bool:
+        """Whether a second row without the text can guide a sequence (``cfg_weight``)."""
+        return self.backbone == LLAMA
+
+    @property
+    def missing_knobs(self) -> tuple[str, ...]:
+        """Fields of ``Sampling`` without effect on this T3; others must be refused, not ignored."""
+        return () if self.backbone == LLAMA else ("cfg_weight", "exaggeration", "min_p")
+
+    @property
+    def sampling_defaults(self) -> dict[str, float]:
+        """Fields of ``Sampling`` whose default is another one with this T3 (upstream
+        tts_turbo.py; its limit counts from the second token)."""
+        if self.backbone == LLAMA:
+            return {}
+        off = dict.fromkeys(self.missing_knobs, 0)
+        return off | {"top_k": 1000, "top_p": 0.95, "max_tokens": 1001}
+
+    @property
     def is_large(self) -> bool:
         """Whether it has more than about 100 million parameters, as Chatterbox's own."""
         return 12 * self.layers * self.width**2 > 100e6
