@@ -21,7 +21,7 @@ from helpers.gpt2 import (
 from helpers.t3 import decode_all, eager_backend, prefilled, sequence_of
 
 from chatterbox_opt.config.model_config import NANO, TURBO, T3Config
-from chatterbox_opt.engine.decoding.decode import eager_step
+from chatterbox_opt.engine.decoding.decode import DecodeBatch, EagerBackend, eager_step
 from chatterbox_opt.errors import TextError, WeightsError
 from chatterbox_opt.models.t3 import convert, fused_step
 from chatterbox_opt.models.t3.kv_cache import StaticKVCache
@@ -254,3 +254,9 @@ def test_loading_is_as_strict_as_upstreams(upstream, config):
 
 def test_there_is_no_fused_step(t3):
     assert not fused_step.supports(t3)
+
+
+def test_slots_of_one_row_take_every_sequence(t3, config):
+    backend = EagerBackend()
+    batch = DecodeBatch(t3, backend.slots(t3, 2, 1), backend)
+    assert batch.has_rows_for(sequence_of(gpt2_prompt(config, 0), Sampling(cfg_weight=0.5)))

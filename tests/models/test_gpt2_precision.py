@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.common import assert_close
+from helpers.fake_graph_capture import record
 from helpers.gpt2 import TINY_GPT2, gpt2_prompt, upstream_gpt2
 from helpers.t3 import decode_all, prefilled, sequence_of
 
 from chatterbox_opt.engine.decoding.decode import EagerBackend, decode
+from chatterbox_opt.engine.decoding.decode_graphs import CudaGraphBackend
 from chatterbox_opt.layers import weight_layout
 from chatterbox_opt.layers.linear_int import Int4Linear, Int8Linear, WeightOnlyInt8Linear
 from chatterbox_opt.layers.linear_onednn import PackedBf16Linear, use_onednn
@@ -164,3 +166,28 @@ def test_onednn_layout_of_float32_is_close(state, exact):
     t3 = load(state)
     use_onednn(t3)
     assert_close(log_probs(t3), exact, atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_replayed_steps_give_the_tokens_of_eager_ones(state, seed):
+    """Other knobs, texts and positions than at the capture; a replay reads nothing back."""
+    t3 = load(state)
+
+    def requests():
+        knobs = [{}, {"top_k": 1000, "top_p": 0.95}, {"top_k": 3, "repetition_penalty": 2.0}]
+        for i in range(6):
+            params = Sampling(
+                seed=seed + i,
+                max_tokens=3 + 7 * i,
+                temperature=(0.8, 0.0, 1.7)[i % 3],
+                **knobs[i % 3],
+            )
+            yield sequence_of(gpt2_prompt(TINY_GPT2, seed + i), params)
+
+    def decoded(backend):
+        ended = decode_all(t3, list(requests()), slots=3, rows_per_seq=1, backend=backend)
+        return [list(one.tokens) for one in ended]
+
+    backend = CudaGraphBackend(record)
+    assert decoded(backend) == decoded(EagerBackend())
+    assert backend.captures_work
