@@ -29,7 +29,7 @@ from chatterbox_opt.layers.linear_int import WeightOnlyInt8Linear
 from chatterbox_opt.models.t3.decode_state import DecodeState
 from chatterbox_opt.models.t3.fused_step import FusedStep
 from chatterbox_opt.models.t3.kv_cache import StaticKVCache
-from chatterbox_opt.models.t3.model import T3
+from chatterbox_opt.models.t3.llama import LlamaT3
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.utils.skip_init import skip_init
 
@@ -183,7 +183,7 @@ def decode_steps(
         shape: of another model; one layer is enough, they are alike.
     """
     with skip_init():
-        t3 = T3(replace(shape or T3Config(), layers=1)).to(dtype)
+        t3 = LlamaT3(replace(shape or T3Config(), layers=1)).to(dtype)
     if int8:
         _quantize(t3)
     one_row = [(1, 1)] if 1 in counts else []
@@ -200,7 +200,7 @@ def decode_steps(
         FusedStep(t3)(DecodeState(t3, count, cache), count, POSITIONS, needs_sort=False)
 
 
-def _quantize(t3: T3) -> None:
+def _quantize(t3: LlamaT3) -> None:
     """Replace the matrices of the blocks and the head by int8 ones with arbitrary values."""
     for module in (*t3.blocks, t3):
         for name, child in list(module.named_children()):

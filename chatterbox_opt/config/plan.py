@@ -24,7 +24,7 @@ from chatterbox_opt.config.hardware import (
     kernel_feature,
 )
 from chatterbox_opt.config.hop_schedule import DEFAULT_SIZES, HopSchedule
-from chatterbox_opt.config.model_config import ModelConfig
+from chatterbox_opt.config.model_config import LLAMA, ModelConfig
 from chatterbox_opt.config.profile import QUANTIZED, Profile, load_profile, stages_of
 from chatterbox_opt.config.settings import (
     COMMAND_LINE,
@@ -119,6 +119,13 @@ class Plan:
     def hop_schedule(self, config: ModelConfig) -> HopSchedule:
         """Of a model's streams with low latency."""
         return HopSchedule(self.large_model_hops if config.t3.is_large else self.hops)
+
+    def for_model(self, config: ModelConfig) -> Plan:
+        """With PyTorch's operations where there are no GPU kernels for the model."""
+        if self.t3.kernels != TRITON or config.t3.backbone == LLAMA:
+            return self
+        reason = "t3 by PyTorch's operations: there are no GPU kernels for GPT-2"
+        return replace(self, t3=replace(self.t3, kernels=PYTORCH), reasons=(*self.reasons, reason))
 
     @property
     def triton_stages(self) -> tuple[str, ...]:
@@ -232,10 +239,7 @@ def _downgraded(
 
 
 def _requested(
-    name: str,
-    hardware: Hardware,
-    overrides: Mapping[str, str],
-    environment: Mapping[str, str],
+    name: str, hardware: Hardware, overrides: Mapping[str, str], environment: Mapping[str, str]
 ) -> tuple[Profile, list[str]]:
     """The profile with environment and overrides applied, and where each value came from."""
     why = "requested"
@@ -279,8 +283,7 @@ def _flow(profile: Profile, hardware: Hardware, *, fused: bool) -> StagePlan:
         return StagePlan("int8", "bfloat16", layout="int8", kernels=NUMBA)
     blocked = _has_onednn(hardware) and not profile.compute
     layout = ONEDNN_LAYOUT if blocked else PLAIN
-    kernels = TRITON if fused else PYTORCH
-    return StagePlan(profile.flow, flow_compute(profile), layout, kernels)
+    return StagePlan(profile.flow, flow_compute(profile), layout, TRITON if fused else PYTORCH)
 
 
 def _has_onednn(hardware: Hardware) -> bool:

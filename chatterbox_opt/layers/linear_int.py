@@ -78,13 +78,11 @@ class IntegerLinear(nn.Module):
         init_task(task, len(rows), scratch)
         task["matrix"] = matrix.ctypes.data
         openmp.set_pointers(task, x=rows, out=out)
-        if bf16:  # the kernel adds the bias
+        if bf16:
             bias = torch.zeros(width, dtype=torch.float32) if bias is None else bias
             task["bf16"] = 1
             openmp.set_pointers(task, bias=bias)
         threads.run(int8_gemm.gemm.address, task.ctypes.data)
-        if not bf16 and bias is not None:
-            out += bias[: self.outputs]
         return out[:, : self.outputs].unflatten(0, x.shape[:-1])
 
     @property
@@ -100,16 +98,23 @@ class IntegerLinear(nn.Module):
         record["weights"], record["scales"] = self.packed.data_ptr(), self.scales.data_ptr()
         record["outputs"], record["inputs"], record["bits"] = self.outputs, self.inputs, self.BITS
         record["padded"] = self.padded
+        record["bias"] = 0 if self.bias is None else self.bias.data_ptr()
         return record
 
     def matrix(self) -> Tensor:
         """The dequantized matrix, float32 [out, in]."""
         return self._unpack()[: self.outputs, : self.inputs].contiguous()
 
+    def plain(self) -> nn.Linear:
+        """An ``nn.Linear`` with the dequantized matrix, float32."""
+        bias = None if self.bias is None else self.bias[: self.outputs]
+        return linear_onednn.plain_linear(self.matrix(), bias)
+
     def state_tensors(self) -> dict[str, Tensor]:
-        """Tensors from which ``from_state_tensors`` restores this layer; without the bias."""
+        """Tensors from which ``from_state_tensors`` restores this layer."""
         size = torch.tensor([self.outputs, self.inputs])
-        return {self.KIND: self.packed, "scales": self.scales, "size": size}
+        bias = {} if self.bias is None else {"bias": self.bias}
+        return {self.KIND: self.packed, "scales": self.scales, "size": size} | bias
 
     @classmethod
     def from_state_tensors(cls, stored: Mapping[str, Tensor]) -> Self:
@@ -117,7 +122,7 @@ class IntegerLinear(nn.Module):
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer.outputs, layer.inputs = stored["size"].tolist()
-        layer.bias = None  # T3's matrices, the only ones that are cached, have none
+        layer.bias = stored.get("bias")
         layer.packed, layer.scales = stored[cls.KIND], stored["scales"]
         return layer
 
@@ -196,8 +201,7 @@ def dequantize_layers(module: nn.Module) -> list[tuple[nn.Module, str, Int8Linea
     replaced = []
     for owner, name, layer in linear_onednn.submodules_with_parent(module):
         if isinstance(layer, Int8Linear):
-            bias = None if layer.bias is None else layer.bias[: layer.outputs]
-            setattr(owner, name, linear_onednn.plain_linear(layer.matrix(), bias))
+            setattr(owner, name, layer.plain())
             replaced.append((owner, name, layer))
     return replaced
 
@@ -240,24 +244,26 @@ MAX_WEIGHT_ONLY_ROWS = 64
 
 
 class WeightOnlyInt8Linear(nn.Module):
-    """``nn.Linear`` without bias, its matrix symmetric int8 with one scale per output, for GPUs.
+    """``nn.Linear``, its matrix symmetric int8 with one scale per output, for GPUs.
 
     The weights are widened to the activations' dtype in the product; activations are not quantized.
     """
 
     weight: Tensor
     scales: Tensor
+    bias: Tensor | None
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Quantize ``weight`` [out, in] of any float dtype; no reference to it is held."""
         super().__init__()
         wide = weight.float()
         scales = symmetric_scales(wide)
-        self._register((wide / scales[:, None]).round_().to(torch.int8), scales)
+        self._register((wide / scales[:, None]).round_().to(torch.int8), scales, bias)
 
-    def _register(self, weight: Tensor, scales: Tensor) -> None:
+    def _register(self, weight: Tensor, scales: Tensor, bias: Tensor | None) -> None:
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out], in x's dtype."""
@@ -265,17 +271,20 @@ class WeightOnlyInt8Linear(nn.Module):
         if x.is_cuda and len(rows) <= MAX_WEIGHT_ONLY_ROWS:
             from chatterbox_opt.kernels.cuda import decode_linear  # needs Triton
 
-            return decode_linear.linear(rows, self.weight, self.scales).unflatten(0, x.shape[:-1])
-        return F.linear(x, self.weight.to(x.dtype) * self.scales[:, None].to(x.dtype))
+            out = decode_linear.linear(rows, self.weight, self.scales).unflatten(0, x.shape[:-1])
+            return out if self.bias is None else out + self.bias.to(x.dtype)
+        weight = self.weight.to(x.dtype) * self.scales[:, None].to(x.dtype)
+        return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Tensors from which ``from_state_tensors`` restores this layer."""
-        return {"weight-only": self.weight, "scales": self.scales}
+        bias = {} if self.bias is None else {"bias": self.bias}
+        return {"weight-only": self.weight, "scales": self.scales} | bias
 
     @classmethod
     def from_state_tensors(cls, stored: Mapping[str, Tensor]) -> WeightOnlyInt8Linear:
         """Restore a layer from ``state_tensors``."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
-        layer._register(stored["weight-only"], stored["scales"])
+        layer._register(stored["weight-only"], stored["scales"], stored.get("bias"))
         return layer

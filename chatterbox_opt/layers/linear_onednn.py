@@ -75,27 +75,32 @@ PACKED_ROWS = 2  # number of rows the layout is tuned for; any number works
 
 
 class PackedBf16Linear(nn.Module):
-    """``nn.Linear`` without bias over a bfloat16 matrix in oneDNN's layout for few rows."""
+    """``nn.Linear`` over a bfloat16 matrix in oneDNN's layout for few rows.
 
-    def __init__(self, weight: Tensor) -> None:
+    Attributes:
+        bias: bfloat16, or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Pack ``weight`` [out, in] of any float dtype; no reference to it is held."""
         super().__init__()
+        self.bias = None if bias is None else bias.bfloat16()
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16(), PACKED_ROWS)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out], bfloat16."""
-        return onednn.product(x, self.packed)
+        return onednn.product(x, self.packed, self.bias)
 
-    def matrix(self) -> Tensor:
-        """The same values, bfloat16 [out, in]."""
-        plain: Tensor = self.packed.to_dense()
-        return plain
+    def plain(self) -> nn.Linear:
+        """An ``nn.Linear`` with the same values."""
+        return plain_linear(self.packed.to_dense(), self.bias)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Tensors from which ``from_state_tensors`` restores this layer."""
-        return {"bfloat16": self.matrix()}
+        bias = {} if self.bias is None else {"bias": self.bias}
+        return {"bfloat16": self.packed.to_dense()} | bias
 
     @classmethod
     def from_state_tensors(cls, stored: Mapping[str, Tensor]) -> PackedBf16Linear:
         """Restore a layer from ``state_tensors``."""
-        return cls(stored["bfloat16"])
+        return cls(stored["bfloat16"], stored.get("bias"))

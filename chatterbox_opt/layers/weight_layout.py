@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -61,18 +61,18 @@ def _bf16_unsupported_reason() -> str:
     return "" if supported else "this CPU has no bfloat16 instructions"
 
 
-def make_layer(name: str, weight: Tensor, layout: str) -> PackedLayer:
+def make_layer(name: str, weight: Tensor, layout: str, bias: Tensor | None = None) -> PackedLayer:
     """A layer of the matrix called ``name`` in ``layout``.
 
     The head stays int8 in a 4-bit model: its outputs are the logits.
     """
-    factories: dict[str, Callable[[Tensor], PackedLayer]] = {
+    factories: dict[str, Callable[[Tensor, Tensor | None], PackedLayer]] = {
         "bfloat16": PackedBf16Linear,
         "int8": Int8Linear,
         "int4": Int8Linear if name.startswith("head") else Int4Linear,
         WEIGHT_ONLY: WeightOnlyInt8Linear,
     }
-    return factories[layout](weight)
+    return factories[layout](weight, bias)
 
 
 LAYER_TYPES: dict[str, type[PackedLayer]] = {
@@ -105,18 +105,15 @@ def restore_packed(module: nn.Module, stored: Mapping[str, Tensor]) -> dict[str,
     return remaining
 
 
-def packable(module: nn.Module) -> bool:
-    """Whether a layer can be packed: a matrix without bias."""
-    return isinstance(module, nn.Linear) and module.bias is None and module.in_features > 1
-
-
-def pack(module: nn.Module) -> None:
-    """Replace every bias-free bfloat16 linear layer inside ``module`` by a packed one."""
-    for parent, name, child in linear_onednn.submodules_with_parent(module):
-        if not isinstance(child, nn.Linear) or not packable(child):
-            continue
-        if child.weight.dtype == torch.bfloat16:
-            setattr(parent, name, PackedBf16Linear(child.weight.data))
+def pack(module: nn.Module, paths: Iterable[str]) -> None:
+    """Replace those submodules that are plain bfloat16 linear layers by packed ones."""
+    for path in paths:
+        layer = module.get_submodule(path)
+        if isinstance(layer, nn.Linear) and layer.weight.dtype == torch.bfloat16:
+            owner, _, name = path.rpartition(".")
+            bias = None if layer.bias is None else layer.bias.data
+            packed = PackedBf16Linear(layer.weight.data, bias)
+            setattr(module.get_submodule(owner), name, packed)
 
 
 def unpack(module: nn.Module) -> bool:
@@ -130,7 +127,7 @@ def unpack(module: nn.Module) -> bool:
     was_packed = False
     for parent, name, child in linear_onednn.submodules_with_parent(module):
         if isinstance(child, PackedLayer) and not isinstance(child, WeightOnlyInt8Linear):
-            setattr(parent, name, linear_onednn.plain_linear(child.matrix()))
+            setattr(parent, name, child.plain())
             was_packed |= isinstance(child, PackedBf16Linear)
     return was_packed
 

@@ -36,7 +36,8 @@ def test_t3_template_equals_upstreams_t3():
     template = t3_template(ModelConfig().t3)
     assert {n: t.shape for n, t in template.items()} == {n: t.shape for n, t in upstream.items()}
     names = t3_convert.t3_upstream_names(ModelConfig().t3)
-    assert {n for group in names.values() for n in group} | set(t3_convert.UNUSED) == set(upstream)
+    unused = t3_convert.unused_names(ModelConfig().t3)
+    assert {n for group in names.values() for n in group} | unused == set(upstream)
 
 
 def test_default_config_builds_upstreams_s3gen():

@@ -40,7 +40,7 @@ from chatterbox_opt.kernels.cuda.kv_quantization import dequantize, quantize
 from chatterbox_opt.models.t3 import sampler
 from chatterbox_opt.models.t3.decode_state import UNFORCED, DecodeState
 from chatterbox_opt.models.t3.kv_cache import attend_matmul
-from chatterbox_opt.models.t3.model import apply_rope
+from chatterbox_opt.models.t3.llama import apply_rope
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.runtime.flat_weights import module_tensors
 from chatterbox_opt.voices.store import VoiceStore

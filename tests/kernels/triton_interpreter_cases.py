@@ -30,7 +30,7 @@ from chatterbox_opt.models.flow.estimator import Estimator, Transformer
 from chatterbox_opt.models.t3 import fused_step, sampler
 from chatterbox_opt.models.t3.decode_state import UNFORCED, DecodeState
 from chatterbox_opt.models.t3.kv_cache import attend_matmul
-from chatterbox_opt.models.t3.model import apply_rope
+from chatterbox_opt.models.t3.llama import apply_rope
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.sampling import Sampling
 

@@ -73,7 +73,7 @@ def packed(checkpoint):
     if not onednn.supported():
         pytest.skip("oneDNN has no packed bfloat16 GEMM on this CPU")
     t3 = loader.load_t3(checkpoint, torch.bfloat16)
-    weight_layout.pack(t3)
+    weight_layout.pack(t3, t3.matrices)
     assert isinstance(t3.head, linear_onednn.PackedBf16Linear)
     return t3
 

@@ -122,7 +122,7 @@ def test_rope_frequencies_equal_transformers(upstream):
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     from chatterbox_opt.config.model_config import T3Config
-    from chatterbox_opt.models.t3.model import rope_frequencies
+    from chatterbox_opt.models.t3.llama import rope_frequencies
 
     true = LlamaRotaryEmbedding(LlamaConfig(**LLAMA_CONFIGS["Llama_520M"])).inv_freq
     assert_close(rope_frequencies(T3Config()), true, atol=0)

@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from chatterbox_opt.config.model_config import SPEECH_TOKENS
-from chatterbox_opt.models.t3.model import T3, rope_frequencies
+from chatterbox_opt.models.t3.llama import LlamaT3, rope_frequencies
 from training.pico import teacher
 from training.pico.codes import BASE
 from training.pico.design import PICO_CONFIG, tokenizer
@@ -87,7 +87,7 @@ class FactorizedT3(nn.Module):
         super().__init__()
         self.register_buffer("used", used)
         self.rest = nn.Parameter(torch.randn(1, T3_CONFIG.width) * 0.005)
-        self.t3 = T3(T3_CONFIG)
+        self.t3 = LlamaT3(T3_CONFIG)
         self.t3.frequencies = rope_frequencies(T3_CONFIG)
         for table in (self.t3.text_emb, self.t3.text_pos, self.t3.speech_pos):
             nn.init.normal_(table.weight, std=0.05)
@@ -128,9 +128,9 @@ class FactorizedT3(nn.Module):
         rest = math.log(T3_CONFIG.speech_vocab - len(self.used))
         return logits + F.pad(logits.new_zeros(len(self.used)), (0, 1), value=rest)
 
-    def fold(self) -> T3:
+    def fold(self) -> LlamaT3:
         """A plain T3 with the per-phone terms merged into its tables."""
-        plain = T3(T3_CONFIG)
+        plain = LlamaT3(T3_CONFIG)
         state = self.t3.state_dict()
         head = self.rest.repeat(T3_CONFIG.speech_vocab, 1)
         head[self.used] = self.head()[:-1]

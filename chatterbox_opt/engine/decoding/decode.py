@@ -192,6 +192,11 @@ class DecodeBatch:
         """Whether no slot is free."""
         return len(self.running) == self.state.count
 
+    def has_rows_for(self, sequence: Sequence) -> bool:
+        """Whether a slot has the row that guides it, if it wants one and the model can."""
+        guided = sequence.sampling.cfg_weight > 0 and self._t3.config.has_cfg
+        return self.state.rows_per_seq == 2 or not guided
+
     def weights_moved(self) -> None:
         """T3's weights may be at other addresses from now on."""
         self._step = None
@@ -214,7 +219,7 @@ class DecodeBatch:
             backend.steps_per_sync,
             sequence.forced_tokens,
         )
-        sequence.max_tokens = t3.max_tokens(sequence.sampling)
+        sequence.max_tokens = t3.max_tokens(sequence.sampling, sequence.position)
         sequence.status, sequence.unread = Status.DECODING, 1
         self._draw_noise(slot, sequence)
         self.state.sample_next(slot, slot + 1, needs_sort=sequence.sampling.truncates)
@@ -304,11 +309,15 @@ class DecodeBatch:
         if token == NOT_FINITE:
             message = f"t3 produced NaN or Inf at token {len(sequence.tokens)}"
             sequence.error = NumericsError(message)
-        elif token != self._t3.config.stop_speech:
+        elif token != self._t3.config.stop_speech or self._ignores_stop(sequence):
             sequence.append(token)
             sequence.truncated = len(sequence.tokens) == sequence.max_tokens
             return sequence.truncated
         return True
+
+    def _ignores_stop(self, sequence: Sequence) -> bool:
+        """Whether it goes on after a stop token, as upstream's Turbo does after its first token."""
+        return self._t3.turbo_sampling and not sequence.tokens
 
 
 def decode(

@@ -165,11 +165,10 @@ class Decoder:
 
     def _fits(self, sequence: Sequence) -> bool:
         assert self._batch is not None
-        rows = 2 if sequence.sampling.cfg_weight > 0 else 1
         return (
             not self._batch.full
             and self._is_for(sequence, self._batch)
-            and rows <= self._batch.state.rows_per_seq
+            and self._batch.has_rows_for(sequence)
         )
 
     def _batch_for(self, sequence: Sequence) -> DecodeBatch:
@@ -178,7 +177,8 @@ class Decoder:
             self._drop_batch()
             self._mode = sequence.mode
             t3, backend = self._enter(), self._backend_for(sequence.mode)
-            state = backend.slots(t3, self._mode_slots(), 2 if self._capacity.use_cfg else 1)
+            rows = 2 if self._capacity.use_cfg and t3.config.has_cfg else 1
+            state = backend.slots(t3, self._mode_slots(), rows)
             self._batch = DecodeBatch(t3, state, backend)
         self._enter()
         if self._batch.backend is self._eager:

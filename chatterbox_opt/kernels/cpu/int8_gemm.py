@@ -78,10 +78,11 @@ CHUNK = 240  # bfloat16 rows that a thread quantizes and then multiplies while t
 
 # Addresses are int64, in records as numpy lays them out.
 MATRIX = np.dtype(
-    [(name, "i8") for name in ("weights", "scales", "outputs", "inputs", "padded", "bits")]
+    [(name, "i8") for name in ("weights", "scales", "outputs", "inputs", "padded", "bits", "bias")]
 )
 """One matrix [outputs, inputs] as layers/linear_int.py packs it: each row has ``padded`` inputs, a
-multiple of GROUP, and outputs are padded to a multiple of BLOCK."""
+multiple of GROUP, and outputs are padded to a multiple of BLOCK. bias: float32, or 0 for none; not
+for bfloat16 rows, whose task has it."""
 
 TASK_FIELDS = ("thread_num", "num_threads", "barrier", "rows", "codes", "sums", "scales")
 GEMM = np.dtype([(name, "i8") for name in (*TASK_FIELDS, "matrix", "bf16", "bias", "x", "out")])
@@ -161,6 +162,15 @@ def _int4_tile(m, t, first, row, rows, tile, result):
 
 
 @_compile
+def _add_bias(m, first, out):
+    """Add the biases of the panel at output ``first``: [rows, outputs]."""
+    bias = carray(pointer(m.bias + first * 4), BLOCK, np.float32)
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[i, j] += bias[j]
+
+
+@_compile
 def multiply_rows(m, t, out, add, thread, threads):
     """Quantized rows times this thread's panels; written or added to out [rows, outputs]."""
     acc, result = np.empty((6, BLOCK), np.int32), np.empty((6, BLOCK), np.float32)
@@ -185,6 +195,9 @@ def multiply_rows(m, t, out, add, thread, threads):
                 else:
                     for j in range(last):
                         out[row + i, first + j] = result[i, j] * scale
+            # 3) bias
+            if m.bias:
+                _add_bias(m, first, out[row : row + rows, first : first + last])
             row += rows
             tile += 1
 

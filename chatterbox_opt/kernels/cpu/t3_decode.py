@@ -11,15 +11,18 @@ quarters of memory's rate, and between the products some 2,000 small operations 
 take as long again. Here a step is one parallel region on PyTorch's threads (openmp.py), and threads
 meet at barriers only:
 
-    RMSNorm + quantize         rows are divided     (norms, int8_gemm.quantize_row)
+    norm + quantize            rows are divided     (norms, int8_gemm.quantize_row)
     QKV GEMM                   panels of outputs    (int8_gemm.multiply_rows)
     RoPE, KV write, attention  heads are divided    (``_attend``)
     quantize                   rows
     output GEMM, added to x    panels
-    RMSNorm + quantize         rows
+    norm + quantize            rows
     gate/up GEMM               panels
     SwiGLU + quantize          rows
     down GEMM, added to x      panels               each line ends with a barrier: 9 per layer
+
+This is Llama (models/t3/llama.py). GPT-2 (gpt2.py) has LayerNorm where Llama has RMSNorm, biases,
+no RoPE, and one FFN matrix with gelu where Llama has two with SwiGLU.
 
 The KV cache is float16, one buffer per sequence and layer, so each head reads exactly as many
 positions as its sequence has. Keys are [positions, head_dim] and values [head_dim, positions]: in
@@ -44,21 +47,24 @@ from chatterbox_opt.kernels.cpu.llvm import (
     thread_index,
 )
 
-_SHAPE = ("layers", "rows_per_seq", "heads", "head_dim", "ffn", "num_seqs")
-_TENSORS = ("matrices", "norms", "x", "cos", "sin", "logits", "kv_pointers", "capacity", "position")
+_SHAPE = ("layers", "rows_per_seq", "heads", "head_dim", "ffn", "gated", "num_seqs")
+_WEIGHTS = ("matrices", "norms", "norm_biases")
+_TENSORS = ("x", "cos", "sin", "logits", "kv_pointers", "capacity", "position")
 _SCRATCH = ("wide", "narrow", "probs", "probs_stride")
 DECODE_STEP = np.dtype(
-    [(name, "i8") for name in (*TASK_FIELDS, *_SHAPE, *_TENSORS, *_SCRATCH)] + [("eps", "f8")]
+    [(name, "i8") for name in (*TASK_FIELDS, *_SHAPE, *_WEIGHTS, *_TENSORS, *_SCRATCH)]
+    + [("eps", "f8")]
 )
 """T3's layers and head, over one position of each row.
 
-matrices: MATRIX [layers * 4 + 1]: qkv, out, gate_up and down of each layer, then the head. norms:
-float32 [layers * 2 + 1, width]. x: float32 [rows, width], overwritten. cos, sin: float32 [rows,
-head_dim], as ``T3.rope`` returns them. logits: float32 [rows, vocabulary]. kv_pointers: int64
-[layers, num_seqs, 2], addresses of keys and values in float16 (models/t3/ragged_kv_cache.py);
-capacity, position: int64 [num_seqs], positions of a buffer and the position to write. Scratch:
-wide float32 [rows, 3 width or 2 ffn], narrow float32 [rows, width], probs float32 [rows * heads,
-probs_stride], and that of int8_gemm.GEMM.
+gated: 1 for SwiGLU, 0 for gelu. matrices: MATRIX [layers * 4 + 1]: qkv, out, gate_up (or up) and
+down of each layer, then the head. norms: float32 [layers * 2 + 1, width]; norm_biases: the same of
+LayerNorm, or 0 for RMSNorm. x: float32 [rows, width], overwritten. cos, sin: float32 [rows,
+head_dim], as ``LlamaT3.rope`` returns them, or 0. logits: float32 [rows, vocabulary]. kv_pointers:
+int64 [layers, num_seqs, 2], addresses of keys and values in float16
+(models/t3/ragged_kv_cache.py); capacity, position: int64 [num_seqs], positions of a buffer and the
+position to write. Scratch: wide float32 [rows, 3 width or 2 ffn], narrow float32 [rows, width],
+probs float32 [rows * heads, probs_stride], and that of int8_gemm.GEMM.
 """
 
 _compile = njit(nogil=True, **NJIT_OPTIONS)
@@ -67,13 +73,42 @@ _FLOAT = np.float32
 
 @_compile
 def _rms_norm(x, weight, eps, out):
-    """RMSNorm of one row (models/t3/model.py)."""
+    """RMSNorm of one row (models/t3/llama.py)."""
     total = _FLOAT(0)
     for i in range(len(x)):
         total += x[i] * x[i]
     factor = _FLOAT(1) / np.sqrt(total / _FLOAT(len(x)) + _FLOAT(eps))
     for i in range(len(x)):
         out[i] = weight[i] * (x[i] * factor)
+
+
+@_compile
+def _layer_norm(x, weight, bias, eps, out):
+    """LayerNorm of one row."""
+    total, squares = _FLOAT(0), _FLOAT(0)
+    for i in range(len(x)):
+        total += x[i]
+    mean = total / _FLOAT(len(x))
+    for i in range(len(x)):
+        squares += (x[i] - mean) * (x[i] - mean)
+    factor = _FLOAT(1) / np.sqrt(squares / _FLOAT(len(x)) + _FLOAT(eps))
+    for i in range(len(x)):
+        out[i] = (x[i] - mean) * factor * weight[i] + bias[i]
+
+
+@_compile
+def _swiglu(gate, up):
+    """silu(gate) * up, in place on gate (Shazeer 2020)."""
+    for j in range(len(gate)):
+        gate[j] = gate[j] / (_FLOAT(1) + exp(-gate[j])) * up[j]
+
+
+@_compile
+def _gelu(x):
+    """gelu's tanh form, in place (Hendrycks & Gimpel 2016): (1 + tanh(u)) / 2 is sigmoid(2 u)."""
+    for j in range(len(x)):
+        u = _FLOAT(0.7978845608028654) * (x[j] + _FLOAT(0.044715) * x[j] * x[j] * x[j])
+        x[j] = x[j] / (_FLOAT(1) + exp(_FLOAT(-2) * u))
 
 
 @_compile
@@ -90,8 +125,6 @@ def _attend(t, layer, number):
     row, head = number // t.heads, number % t.heads
     heads = carray(pointer(t.wide), (t.rows, 3, t.heads, t.head_dim), np.float32)[row]
     out = carray(pointer(t.narrow), (t.rows, t.heads, t.head_dim), np.float32)[row, head]
-    cos = carray(pointer(t.cos), (t.rows, t.head_dim), np.float32)[row]
-    sin = carray(pointer(t.sin), (t.rows, t.head_dim), np.float32)[row]
     probs = carray(pointer(t.probs), (t.rows * t.heads, t.probs_stride), np.float32)[number]
     n, seq = t.head_dim, row // t.rows_per_seq
     kv_pointers = carray(pointer(t.kv_pointers), (t.layers, t.num_seqs, 2), np.int64)
@@ -103,12 +136,19 @@ def _attend(t, layer, number):
     q, k, v = heads[0, head], heads[1, head], heads[2, head]
     query, half, scale = np.empty(n, np.float32), n // 2, _FLOAT(1) / np.sqrt(_FLOAT(n))
     # 1) RoPE; append key and value
-    for i in range(half):
-        j = i + half
-        query[i] = (q[i] * cos[i] + q[j] * sin[i]) * scale
-        query[j] = (q[j] * cos[j] + q[i] * sin[j]) * scale
-        keys[last, i] = _to_fp16_saturating(k[i] * cos[i] + k[j] * sin[i])
-        keys[last, j] = _to_fp16_saturating(k[j] * cos[j] + k[i] * sin[j])
+    if t.cos:
+        cos = carray(pointer(t.cos), (t.rows, n), np.float32)[row]
+        sin = carray(pointer(t.sin), (t.rows, n), np.float32)[row]
+        for i in range(half):
+            j = i + half
+            query[i] = (q[i] * cos[i] + q[j] * sin[i]) * scale
+            query[j] = (q[j] * cos[j] + q[i] * sin[j]) * scale
+            keys[last, i] = _to_fp16_saturating(k[i] * cos[i] + k[j] * sin[i])
+            keys[last, j] = _to_fp16_saturating(k[j] * cos[j] + k[i] * sin[j])
+    else:
+        for i in range(n):
+            query[i] = q[i] * scale
+            keys[last, i] = _to_fp16_saturating(k[i])
     for i in range(n):
         values[i, last] = _to_fp16_saturating(v[i])
     # 2) scores and their maximum
@@ -135,11 +175,17 @@ def _attend(t, layer, number):
 
 
 @_compile
-def _norm_and_quantize(t, x, weight, m, thread, threads):
-    """RMSNorm of this thread's rows of x, quantized for matrix ``m``; then a barrier."""
+def _norm_and_quantize(t, x, number, m, thread, threads):
+    """Norm ``number`` of this thread's rows of x, quantized for matrix ``m``; then a barrier."""
     narrow = carray(pointer(t.narrow), x.shape, np.float32)
+    shape = (2 * t.layers + 1, x.shape[1])
+    weight = carray(pointer(t.norms), shape, np.float32)[number]
     for row in range(thread, t.rows, threads):
-        _rms_norm(x[row], weight, t.eps, narrow[row])
+        if t.norm_biases:
+            bias = carray(pointer(t.norm_biases), shape, np.float32)[number]
+            _layer_norm(x[row], weight, bias, t.eps, narrow[row])
+        else:
+            _rms_norm(x[row], weight, t.eps, narrow[row])
         quantize_row(narrow[row], row, m, t)
     barrier_wait(t)
 
@@ -149,13 +195,12 @@ def _layer(t, i, thread, threads):
     """One transformer layer, in place on x."""
     rows, width = t.rows, t.heads * t.head_dim
     matrices = carray(pointer(t.matrices), t.layers * 4 + 1, MATRIX)
-    norms = carray(pointer(t.norms), (2 * t.layers + 1, width), np.float32)
     x = carray(pointer(t.x), (rows, width), np.float32)
     narrow = carray(pointer(t.narrow), (rows, width), np.float32)
     qkv = carray(pointer(t.wide), (rows, 3 * width), np.float32)
-    gate_up = carray(pointer(t.wide), (rows, 2 * t.ffn), np.float32)
+    gate_up = carray(pointer(t.wide), (rows, (1 + t.gated) * t.ffn), np.float32)
     # 1) norm, QKV
-    _norm_and_quantize(t, x, norms[2 * i], matrices[4 * i], thread, threads)
+    _norm_and_quantize(t, x, 2 * i, matrices[4 * i], thread, threads)
     multiply_rows(matrices[4 * i], t, qkv, False, thread, threads)
     barrier_wait(t)
     # 2) attention
@@ -169,14 +214,16 @@ def _layer(t, i, thread, threads):
     multiply_rows(matrices[4 * i + 1], t, x, True, thread, threads)
     barrier_wait(t)
     # 4) norm, gate and up
-    _norm_and_quantize(t, x, norms[2 * i + 1], matrices[4 * i + 2], thread, threads)
+    _norm_and_quantize(t, x, 2 * i + 1, matrices[4 * i + 2], thread, threads)
     multiply_rows(matrices[4 * i + 2], t, gate_up, False, thread, threads)
     barrier_wait(t)
-    # 5) SwiGLU, in place on gate
+    # 5) SwiGLU or gelu, in place
     for row in range(thread, rows, threads):
-        gate, up = gate_up[row, : t.ffn], gate_up[row, t.ffn :]
-        for j in range(t.ffn):
-            gate[j] = gate[j] / (_FLOAT(1) + exp(-gate[j])) * up[j]
+        gate = gate_up[row, : t.ffn]
+        if t.gated:
+            _swiglu(gate, gate_up[row, t.ffn :])
+        else:
+            _gelu(gate)
         quantize_row(gate, row, matrices[4 * i + 3], t)
     barrier_wait(t)
     # 6) down projection, added to x
@@ -194,8 +241,7 @@ def decode_step(data):
     # final norm and head
     width = t.heads * t.head_dim
     head = carray(pointer(t.matrices), t.layers * 4 + 1, MATRIX)[t.layers * 4]
-    norms = carray(pointer(t.norms), (2 * t.layers + 1, width), np.float32)
     x = carray(pointer(t.x), (t.rows, width), np.float32)
-    _norm_and_quantize(t, x, norms[2 * t.layers], head, thread, threads)
+    _norm_and_quantize(t, x, 2 * t.layers, head, thread, threads)
     logits = carray(pointer(t.logits), (t.rows, head.outputs), np.float32)
     multiply_rows(head, t, logits, False, thread, threads)

@@ -6,7 +6,7 @@ Responsible for which of T3's operations are fused. Not responsible for their ar
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -14,15 +14,15 @@ from torch.nn.utils import parametrize
 from chatterbox_opt.layers.linear_int import WeightOnlyInt8Linear
 from chatterbox_opt.models.t3.decode_state import UNFORCED, DecodeState
 from chatterbox_opt.models.t3.kv_cache import StaticKVCache
-from chatterbox_opt.models.t3.model import T3, RMSNorm
+from chatterbox_opt.models.t3.llama import LlamaT3
+from chatterbox_opt.models.t3.model import T3
 from chatterbox_opt.models.t3.sampler import NOT_FINITE
 
 
-def supports(t3: T3) -> bool:
-    """Whether the kernels support the layout of all of T3's weight matrices."""
-    layers = [part for block in t3.blocks for part in block.children()] + [t3.head]
-    matrices = [part for part in layers if not isinstance(part, RMSNorm)]
-    return all(
+def supports(t3: T3) -> TypeGuard[LlamaT3]:
+    """Whether the kernels support the backbone and the layout of all of its weight matrices."""
+    matrices = [t3.get_submodule(path) for path in t3.matrices]
+    return isinstance(t3, LlamaT3) and all(
         type(part) in (nn.Linear, WeightOnlyInt8Linear) and not parametrize.is_parametrized(part)
         for part in matrices
     )
@@ -31,7 +31,7 @@ def supports(t3: T3) -> bool:
 class FusedStep:
     """A ``decode.DecodeStep`` over slots with a StaticKVCache. Holds no weights of its own."""
 
-    def __init__(self, t3: T3) -> None:
+    def __init__(self, t3: LlamaT3) -> None:
         self._t3 = t3
 
     def __call__(self, slots: DecodeState, count: int, kv_len: int, *, needs_sort: bool) -> None:

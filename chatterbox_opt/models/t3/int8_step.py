@@ -7,10 +7,13 @@ or for the loop around a step.
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from chatterbox_opt.config.model_config import GPT2, LLAMA
 from chatterbox_opt.kernels.cpu import openmp
 from chatterbox_opt.layers.linear_int import (
     VECTOR_WIDTH,
@@ -38,18 +41,19 @@ class Int8Step:
 
         self._t3, self._work = t3, t3_decode.decode_step.address
         assert t3.dtype == torch.float32, "activations between the matrices are float32"
-        layers = [
-            layer
-            for block in t3.blocks
-            for layer in (block.qkv, block.out, block.gate_up, block.down)
-        ]
-        self._layers = (*layers, t3.head)  # keeps the memory behind ``_matrices`` alive
+        # keeps the memory behind ``_matrices`` alive
+        self._layers = [cast(IntegerLinear, t3.get_submodule(path)) for path in t3.matrices]
         self._matrices = np.concatenate([layer.descriptor() for layer in self._layers])
-        norms = [n.weight for block in t3.blocks for n in (block.attention_norm, block.ffn_norm)]
-        self._norms = torch.stack((*norms, t3.norm.weight)).float()
+        norms = [n for block in t3.blocks for n in (block.attention_norm, block.ffn_norm)]
+        norms.append(t3.norm)
+        self._norms = torch.stack([norm.weight for norm in norms]).float()
         config, self._task = t3.config, openmp.torch_openmp().new_task(t3_decode.DECODE_STEP)
         self._task["matrices"] = self._matrices.ctypes.data
         self._task["norms"] = self._norms.data_ptr()
+        if config.backbone == GPT2:
+            self._norm_biases = torch.stack([norm.bias for norm in norms]).float()
+            self._task["norm_biases"] = self._norm_biases.data_ptr()
+        self._task["gated"] = config.backbone == LLAMA
         for name in ("layers", "heads", "head_dim", "ffn"):
             self._task[name] = getattr(config, name)
         self._task["eps"] = config.norm_eps
@@ -60,8 +64,8 @@ class Int8Step:
         """Run one token of each sequence; arguments and result as of ``T3.step``."""
         assert isinstance(cache, RaggedKVCache)
         t3, config, task = self._t3, self._t3.config, self._task
-        # 1) embeddings and RoPE tables
-        x, cos, sin = t3.embed_tokens(token, num_generated, position, cache.rows_per_seq)
+        # 1) embeddings and RoPE tables; none with GPT-2, whose positions are in the embeddings
+        x, *rope = t3.embed_tokens(token, num_generated, position, cache.rows_per_seq)
         rows, position = len(x), position.contiguous()
         assert bool((position < cache.capacities[: len(position)]).all()), "reserve() comes first"
         # 2) scratch buffers and the logits
@@ -74,7 +78,8 @@ class Int8Step:
         init_task(task, rows, scratch)
         task["rows_per_seq"], task["num_seqs"] = cache.rows_per_seq, len(cache.capacities)
         task["probs_stride"] = probs_stride
-        openmp.set_pointers(task, x=x, cos=cos, sin=sin, logits=logits, position=position)
+        openmp.set_pointers(task, x=x, logits=logits, position=position)
+        openmp.set_pointers(task, **dict(zip(("cos", "sin"), rope, strict=False)))
         openmp.set_pointers(task, kv_pointers=cache.addresses, capacity=cache.capacities)
         openmp.set_pointers(task, wide=wide, narrow=narrow, probs=probs)
         openmp.torch_openmp().run(self._work, task.ctypes.data)

@@ -1,19 +1,19 @@
-"""T3, the token decoder: text and voice to speech tokens, as our own Llama implementation.
+"""T3, the token decoder: text and voice to speech tokens, over one of two backbones.
 
-Responsible for the transformer and its conditioning. Not responsible for files, devices, profiles
-or audio.
+Responsible for the passes through the transformer. Not responsible for its layers, positions and
+conditioning (llama.py, gpt2.py), or for files, devices, profiles or audio.
 
 The two entry points are ``prefill`` (the whole prefix, fills the KV cache) and ``step`` (one token
 of each sequence in, logits out; tensor operations only, no branch on their values). The loop
-around them is in decode.py. Upstream's loop (t3.py of chatterbox-tts 0.1.7) grows its cache, keeps
-all attentions and hidden states and sorts the vocabulary at every step; ours computes the same
-without that.
+around them is in decode.py. Upstream's loops (t3.py of chatterbox-tts 0.1.7) grow their cache, and
+Llama's keeps all attentions and hidden states and sorts the vocabulary at every step; ours compute
+the same without that.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -41,117 +41,42 @@ class Prompt:
     speech_tokens: Tensor
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight, computed in float32 for every input dtype (HF Llama; Zhang
-    & Sennrich 2019)."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
-
-
-def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply RoPE (Su et al. 2021; half rotation as in HF Llama): [..., length, head_dim].
-
-    Args:
-        rope: from ``T3.rope``: its sines contain the minus of the rotated half.
-    """
-    cos, sin = rope
-    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
-
-
-class Block(nn.Module):
-    """One Llama layer with fused q/k/v and gate/up projections."""
-
-    def __init__(self, config: T3Config) -> None:
-        super().__init__()
-        self.heads, self.head_dim = config.heads, config.head_dim
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.out = nn.Linear(config.width, config.width, bias=False)
-        self.ffn_norm = RMSNorm(config.width, config.norm_eps)
-        self.gate_up = nn.Linear(config.width, 2 * config.ffn, bias=False)
-        self.down = nn.Linear(config.ffn, config.width, bias=False)
-
-    def project_qkv(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """QKV and RoPE: [rows, length, width] to q, k, v [rows, heads, length, head_dim]."""
-        rows, length, _ = x.shape
-        split = self.qkv(self.attention_norm(x)).view(rows, length, 3, self.heads, self.head_dim)
-        split = split.permute(2, 0, 3, 1, 4)
-        q, k = apply_rope(split[:2], rope)
-        return q, k, split[2]
-
-    def out_and_ffn(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Add the output projection of attention and the SwiGLU FFN to the residual stream."""
-        rows, length, width = x.shape
-        x = x + self.out(attended.transpose(1, 2).reshape(rows, length, width))
-        gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
-
-
-class Resampler(nn.Module):
-    """Perceiver: queries attend to the voice's speech, then to themselves, same weights."""
-
-    def __init__(self, config: T3Config) -> None:
-        super().__init__()
-        width = config.width
-        self.heads = config.resampler_heads
-        self.queries = nn.Parameter(torch.zeros(1, config.resampler_queries, width))
-        self.norm = nn.LayerNorm(width)
-        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
-
-    def _attend(self, x: Tensor, memory: Tensor) -> Tensor:
-        normed, source = self.norm(x), self.norm(memory)
-        q, k, v = (
-            y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for y in (self.q(normed), self.k(source), self.v(source))
-        )
-        attended = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(attended.transpose(1, 2).flatten(2))
-
-    def forward(self, speech: Tensor) -> Tensor:
-        """[1, P, width] to [1, queries, width]."""
-        latents = self._attend(self.queries.expand(speech.shape[0], -1, -1), speech)
-        return self._attend(latents, latents)
-
-
 class T3(nn.Module):
-    """The Llama backbone of Chatterbox with its conditioning.
+    """A transformer with its conditioning: what Llama (llama.py) and GPT-2 (gpt2.py) share.
+
+    A backbone creates the layers below and implements ``embed`` and ``embed_tokens``. Each of its
+    blocks has ``MATRICES``, the names of its four linear layers in the order of their use, and
+
+        project_qkv(x, rope)      [rows, length, width] to q, k, v [rows, heads, length, head_dim]
+        out_and_ffn(x, attended)  the rest of the layer
 
     Attributes:
         config: widths, depths and special tokens.
         packs: whether weights are packed for oneDNN in bfloat16.
-        frequencies: float32 [head_dim / 2], inverse RoPE frequencies.
+        turbo_sampling: tokens are sampled as upstream's ``inference_turbo`` does, see
+            ``sampler.sample``: its history for the repetition penalty has the start token only
+            before the first token, and a stop token that is the first one does not end it.
     """
 
-    frequencies: Tensor
+    turbo_sampling: ClassVar[bool] = False
+    text_emb: nn.Embedding
+    speech_emb: nn.Embedding
+    speaker: nn.Linear
+    blocks: nn.ModuleList
+    norm: nn.Module
+    head: nn.Linear
 
     def __init__(self, config: T3Config) -> None:
         super().__init__()
         self.config = config
-        self.text_emb = nn.Embedding(config.text_vocab, config.width)
-        self.text_pos = nn.Embedding(config.text_positions, config.width)
-        self.speech_emb = nn.Embedding(config.speech_vocab, config.width)
-        self.speech_pos = nn.Embedding(config.speech_positions, config.width)
-        self.speaker = nn.Linear(config.speaker, config.width)
-        self.emotion = nn.Linear(1, config.width, bias=False)
-        self.resampler = Resampler(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.width, config.norm_eps)
-        self.head = nn.Linear(config.width, config.speech_vocab, bias=False)
         self.packs = False
-        self.register_buffer("frequencies", rope_frequencies(config), persistent=False)
 
     @property
     def like(self) -> Tensor:
         """A tensor with the device and compute dtype."""
-        return self.norm.weight
+        weight = self.norm.weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     @property
     def kv_shape(self) -> tuple[int, int, int]:
@@ -163,6 +88,12 @@ class T3(nn.Module):
         """The compute dtype."""
         return self.like.dtype
 
+    @property
+    def matrices(self) -> list[str]:
+        """The linear layers that a step multiplies with, as paths of submodules, in their order."""
+        blocks = enumerate(self.blocks)
+        return [*(f"blocks.{i}.{name}" for i, block in blocks for name in block.MATRICES), "head"]
+
     def set_precision(self, dtype: torch.dtype) -> None:
         """Cast all weights; the RoPE frequencies stay in float32.
 
@@ -172,46 +103,30 @@ class T3(nn.Module):
         for parameter in self.parameters():
             parameter.data = parameter.data.to(dtype)
         if self.packs and dtype == torch.bfloat16:
-            weight_layout.pack(self)
+            weight_layout.pack(self, self.matrices)
 
-    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines for int64 ``positions`` [n]: two of [n, head_dim], model dtype.
-
-        The first half of the sines is negative, for ``apply_rope``.
-        """
-        angles = positions.float()[:, None] * self.frequencies[None]
-        cos, sin = angles.cos(), angles.sin()
-        pairs = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-        return pairs[0].to(self.like.dtype), pairs[1].to(self.like.dtype)
+    def rope(self, positions: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG002
+        """What ``project_qkv`` needs for int64 ``positions`` [n] of a prefix: nothing, or RoPE's
+        cosines and sines [n, head_dim]."""
+        return ()
 
     def embed(self, prompt: Prompt, exaggeration: float, rows: int) -> Tensor:
-        """Build the prefix [rows, length, width]: conditioning, text, and two start-of-speech.
+        """Build the prefix [rows, length, width]: conditioning, text, start-of-speech.
 
-        Two rows with CFG, else one: the second row's text embeddings are zeroed before its position
-        embeddings are added (upstream t3.py, prepare_input_embeds). The start token appears twice
-        because upstream embeds it once there and once more before its loop.
+        Raises:
+            TextError: more text tokens than the model has positions.
         """
-        config, device, dtype = self.config, self.like.device, self.like.dtype
-        prompt_tokens = prompt.speech_tokens.to(device)
-        speech = self.speech_emb(prompt_tokens) + self.speech_pos.weight[: prompt_tokens.shape[1]]
-        emotion = torch.full((1, 1, 1), exaggeration, device=device, dtype=dtype)
-        speaker = self.speaker(prompt.speaker.to(device, dtype))[:, None]
-        conditioning = torch.cat((speaker, self.resampler(speech), self.emotion(emotion)), dim=1)
+        raise NotImplementedError
 
-        ids = F.pad(prompt.text_tokens.to(device), (1, 0), value=config.start_text)
-        ids = F.pad(ids, (0, 1), value=config.stop_text)
-        if len(ids) > config.text_positions:
-            raise TextError(
-                f"one chunk has {len(ids)} text tokens, the model takes {config.text_positions}: "
-                "give a shorter word or lower the chunk limit"
-            )
-        text = self.text_emb(ids).expand(rows, -1, -1).clone()
-        text[1:] = 0
-        text = text + self.text_pos.weight[: len(ids)]
-        start = self.speech_emb.weight[config.start_speech] + self.speech_pos.weight[0]
-        return torch.cat(
-            (conditioning.expand(rows, -1, -1), text, start.expand(rows, 2, -1)), dim=1
-        )
+    def embed_tokens(
+        self, token: Tensor, num_generated: Tensor, position: Tensor, rows_per_seq: int
+    ) -> tuple[Tensor, ...]:
+        """A step's embeddings [n * rows_per_seq, width], then ``rope`` of the same rows.
+
+        Args:
+            token, num_generated, position: see ``step``.
+        """
+        raise NotImplementedError
 
     def prefill(self, x: Tensor, last: Tensor, cache: KVCache, sequence: Tensor) -> Tensor:
         """Run the prefix of one sequence and fill the KV cache.
@@ -231,7 +146,8 @@ class T3(nn.Module):
             q, k, v = block.project_qkv(x, rope)
             cache.write_prefix(i, sequence, k, v)
             x = block.out_and_ffn(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
-        return self.head(self.norm(x.index_select(1, last)[:, 0]))
+        logits: Tensor = self.head(self.norm(x.index_select(1, last)[:, 0]))
+        return logits
 
     def step(
         self, token: Tensor, num_generated: Tensor, position: Tensor, cache: KVCache, kv_len: int
@@ -251,44 +167,27 @@ class T3(nn.Module):
             logits [n or 2 n, speech_vocab].
         """
         x, *rope = self.embed_tokens(token, num_generated, position, cache.rows_per_seq)
-        x, (cos, sin) = x[:, None], (part[:, None, None] for part in rope)
+        x, rope = x[:, None], [part[:, None, None] for part in rope]
         attend = cache.decode_attention(
             position.repeat_interleave(cache.rows_per_seq, dim=0), kv_len
         )
         for i, block in enumerate(self.blocks):
-            x = block.out_and_ffn(x, attend(i, *block.project_qkv(x, (cos, sin))))
-        return self.head(self.norm(x[:, -1]))
+            x = block.out_and_ffn(x, attend(i, *block.project_qkv(x, rope)))
+        logits: Tensor = self.head(self.norm(x[:, -1]))
+        return logits
 
-    def embed_tokens(
-        self, token: Tensor, num_generated: Tensor, position: Tensor, rows_per_seq: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """A step's embeddings [n * rows_per_seq, width], and its RoPE cosines and sines, two of
-        [n * rows_per_seq, head_dim]."""
-        x = self.speech_emb(token) + self.speech_pos(num_generated)
-        cos, sin = self.rope(position)
-        return (
-            x.repeat_interleave(rows_per_seq, dim=0),
-            cos.repeat_interleave(rows_per_seq, dim=0),
-            sin.repeat_interleave(rows_per_seq, dim=0),
-        )
+    def max_tokens(self, sampling: Sampling, prefix: int) -> int:  # noqa: ARG002
+        """The token limit of a sequence: the requested one, or the size of the tables.
 
-    def max_tokens(self, sampling: Sampling) -> int:
-        """The token limit of a sequence: the requested one, or the position table's size."""
+        Args:
+            prefix: its length in positions.
+        """
         return min(sampling.max_tokens, self.config.speech_positions - 1)
 
 
-def rope_frequencies(config: T3Config) -> Tensor:
-    """Inverse RoPE frequencies float32 [head_dim / 2] with Llama 3's scaling of low frequencies.
-
-    Source: Llama 3.1 (Meta), as transformers computes it for rope_type "llama3".
-    """
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
-    inverse = 1.0 / (config.rope_theta**exponents)
-    wavelengths = 2 * math.pi / inverse
-    low, high = (config.rope_context / f for f in (config.rope_low, config.rope_high))
-    smooth = (config.rope_context / wavelengths - config.rope_low) / (
-        config.rope_high - config.rope_low
+def too_long(tokens: int, limit: int) -> TextError:
+    """The error of a text with more tokens than the model has positions."""
+    return TextError(
+        f"one chunk has {tokens} text tokens, the model takes {limit}: "
+        "give a shorter word or lower the chunk limit"
     )
-    blended = (1 - smooth) * (inverse / config.rope_factor) + smooth * inverse
-    scaled = torch.where(wavelengths > low, inverse / config.rope_factor, inverse)
-    return torch.where((wavelengths <= low) & (wavelengths >= high), blended, scaled)

@@ -2,14 +2,20 @@
 
 Responsible for CFG, penalties, filters and the draw. Not responsible for the model or for text.
 
-Order of operations and all rounding are those of upstream's loop (its t3.py, ``T3.inference``):
-CFG, repetition penalty, temperature, min-p, top-p, softmax, multinomial. So the same generator
-state gives the same token as upstream. Top-k, which upstream does not have, comes before top-p.
+Order of operations and all rounding are those of upstream's two loops (its t3.py), so the same
+generator state gives the same token as upstream:
+
+    T3.inference         CFG, repetition penalty, temperature, min-p, (top-k,) top-p, draw
+    T3.inference_turbo   temperature, top-k, top-p, repetition penalty, draw
+
+Top-k, which upstream's first one does not have, comes before top-p.
 Every sampling parameter is a tensor with a row per sequence, and no value is read back to the
 host: a captured step can be replayed with other parameters and seeds.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -128,18 +134,45 @@ def filter_logits(logits: Tensor, params: SamplingTensors, *, needs_sort: bool) 
     threshold = params.min_p * probabilities.amax(dim=-1, keepdim=True)
     logits = logits.masked_fill(probabilities < threshold, -torch.inf)
     if needs_sort:
-        ascending, order = torch.sort(logits, descending=False, dim=-1)
         rank = torch.arange(logits.shape[-1], 0, -1, device=logits.device)  # 1 is the likeliest
-        beyond_top_k = (rank > params.top_k) & (params.top_k > 0)
-        ascending = ascending.masked_fill(beyond_top_k, -torch.inf)
-        removed = beyond_top_k | (ascending.softmax(dim=-1).cumsum(dim=-1) <= params.tail)
-        removed[..., -1] = False
-        logits = logits.masked_fill(removed.scatter(1, order, removed), -torch.inf)
+        logits = _filter_sorted(logits, params, lambda _: rank > params.top_k)
     return logits
 
 
+def filter_turbo_logits(logits: Tensor, params: SamplingTensors, *, needs_sort: bool) -> Tensor:
+    """``filter_logits`` without min-p; and all tokens as likely as the ``top_k``-th stay."""
+    if not needs_sort:
+        return logits
+    last = logits.shape[-1] - 1
+    kept = (last + 1 - params.top_k.long()).clamp(0, last)  # index of the ``top_k``-th
+    return _filter_sorted(logits, params, lambda ascending: ascending < ascending.gather(1, kept))
+
+
+def _filter_sorted(
+    logits: Tensor, params: SamplingTensors, beyond: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Top-k, then top-p.
+
+    Args:
+        beyond: sorted logits to bool [rows, V]: which are not among the ``top_k``.
+    """
+    ascending, order = torch.sort(logits, descending=False, dim=-1)
+    beyond_top_k = beyond(ascending) & (params.top_k > 0)
+    ascending = ascending.masked_fill(beyond_top_k, -torch.inf)
+    unlikely = (ascending.softmax(dim=-1).cumsum(dim=-1) <= params.tail) & (params.tail > 0)
+    removed = beyond_top_k | unlikely
+    removed[..., -1] = False
+    return logits.masked_fill(removed.scatter(1, order, removed), -torch.inf)
+
+
 def sample(
-    logits: Tensor, seen: Tensor, params: SamplingTensors, noise: Tensor, *, needs_sort: bool
+    logits: Tensor,
+    seen: Tensor,
+    params: SamplingTensors,
+    noise: Tensor,
+    *,
+    needs_sort: bool,
+    turbo: bool = False,
 ) -> Tensor:
     """Sample the next token of each row.
 
@@ -152,19 +185,23 @@ def sample(
         seen: bool [rows, V], see ``apply_repetition_penalty``.
         noise: float32 [rows, V], new from Exp(1); unused where the temperature is 0.
         needs_sort: see ``filter_logits``.
+        turbo: in the order of upstream's ``inference_turbo``, without CFG and min-p.
 
     Returns:
         int64 [rows]: the tokens, or ``NOT_FINITE``. No value is read back to the host.
     """
     logits = apply_cfg(logits.float(), params.cfg_weight)
     finite = torch.isfinite(logits).all(dim=-1)
-    logits = apply_repetition_penalty(logits, seen, params.repetition_penalty)
-    greedy = logits.argmax(dim=-1)
     is_greedy = params.temperature == 0
-    scaled = logits / torch.where(
-        is_greedy, torch.ones_like(params.temperature), params.temperature
-    )
-    filtered = filter_logits(scaled, params, needs_sort=needs_sort)
+    temperature = torch.where(is_greedy, torch.ones_like(params.temperature), params.temperature)
+    if turbo:
+        filtered = filter_turbo_logits(logits / temperature, params, needs_sort=needs_sort)
+        filtered = apply_repetition_penalty(filtered, seen, params.repetition_penalty)
+        greedy = filtered.argmax(dim=-1)
+    else:
+        logits = apply_repetition_penalty(logits, seen, params.repetition_penalty)
+        greedy = logits.argmax(dim=-1)
+        filtered = filter_logits(logits / temperature, params, needs_sort=needs_sort)
     sampled = (torch.softmax(filtered, dim=-1) / noise).argmax(dim=-1)
     token = torch.where(is_greedy[:, 0], greedy, sampled)
     return torch.where(finite, token, torch.full_like(token, NOT_FINITE))
