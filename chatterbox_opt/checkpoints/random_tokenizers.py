@@ -24,7 +24,7 @@ END_OF_TEXT = "<|endoftext|>"
 TAGS = (*families.SOUND_TAGS, *families.STYLE_TAGS)
 LETTERS = "etaoinshrdlcumwfgypbvkjxqz"  # by how often they occur
 SPACE = "\u0120"  # how the byte 32 is written
-IDEOGRAPHS = range(0x4E00, 0xA000)
+IDEOGRAPHS = (0x4E00, 0x9FFF)  # first and last
 SCRIPTS = (  # of the languages, after NFKD: first and last character
     *((0x21, 0x24F), (0x300, 0x36F), (0x370, 0x3FF), (0x400, 0x4FF), (0x590, 0x5FF)),
     *((0x600, 0x6FF), (0x900, 0x97F), (0x1100, 0x11FF), (0x3000, 0x30FF)),
@@ -105,7 +105,7 @@ def _script_characters() -> Iterator[str]:
 def _cangjie() -> list[str]:
     """A code of three to five letters for each ideograph, two of which share one."""
     rows = []
-    for i, point in enumerate(IDEOGRAPHS):
+    for i, point in enumerate(range(IDEOGRAPHS[0], IDEOGRAPHS[1] + 1)):
         code, rest = "", i // 2
         for _ in range(3 + i % 6 // 2):
             rest, letter = divmod(rest, 26)

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -46,14 +46,14 @@ class Tensors(Mapping[str, Tensor]):
             WeightsError: missing, damaged or half downloaded.
         """
         self._path = path
-        self._open = _TorchFile if path.suffix == ".pt" else _SafetensorsFile
+        self._open: type[_File] = _TorchFile if path.suffix == ".pt" else _SafetensorsFile
         with _damage_of(path):
             self._open.check(path)
             names = self._open(path).names()
         if names and all(name.startswith("model.") for name in names):
             prefix = "model." + prefix  # a state dict that was saved with its wrapper module
         self._names = {n[len(prefix) :]: n for n in names if n.startswith(prefix)}
-        self._file: _SafetensorsFile | _TorchFile | None = None
+        self._file: _File | None = None
         self._bytes_read = 0  # through the open mapping
 
     def __getitem__(self, name: str) -> Tensor:
@@ -72,17 +72,38 @@ class Tensors(Mapping[str, Tensor]):
         return len(self._names)
 
 
-class _SafetensorsFile:
-    """One mapping of a safetensors file."""
+class _File(Protocol):
+    """One mapping of a weights file.
 
-    remap_bytes = REMAP_BYTES
+    Attributes:
+        remap_bytes: after which it is closed and another one opened.
+    """
+
+    remap_bytes: ClassVar[int]
+
+    def __init__(self, path: Path) -> None: ...
+
+    @staticmethod
+    def check(path: Path) -> None:
+        """Raise ValueError for what would take long to parse, or is of another format."""
+
+    def names(self) -> list[str]:
+        """The names of all tensors; raises TypeError or ValueError for what is none."""
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor, in the mapping."""
+
+
+class _SafetensorsFile:
+    """The format of safetensors."""
+
+    remap_bytes: ClassVar[int] = REMAP_BYTES
 
     def __init__(self, path: Path) -> None:
         self._file: Any = safe_open(path, framework="pt")
 
     @staticmethod
     def check(path: Path) -> None:
-        """Raise ValueError for a header that would take long to parse."""
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
         if size > MAX_HEADER:
@@ -97,9 +118,9 @@ class _SafetensorsFile:
 
 
 class _TorchFile:
-    """One mapping of a state dict that torch.save wrote."""
+    """A state dict that torch.save wrote."""
 
-    remap_bytes = 8 * REMAP_BYTES  # its header takes longer: 0.1 s of s3gen.pt
+    remap_bytes: ClassVar[int] = 8 * REMAP_BYTES  # its header takes longer: 0.1 s of s3gen.pt
 
     def __init__(self, path: Path) -> None:
         tensors: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -109,7 +130,6 @@ class _TorchFile:
 
     @staticmethod
     def check(path: Path) -> None:
-        """Raise ValueError for what torch.save does not write, or would take long to parse."""
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
                 raise ValueError("it is empty, half downloaded, or not a file of torch.save")

@@ -22,12 +22,12 @@ from chatterbox_opt.utils.printable import printable
 
 SHOWN_LANGUAGES = 3  # more are counted
 SIZES = ("tiny", "full")  # of random weights
-models = typer.Typer(help="List or download models, make a random one, clear the weight cache.")
+models = typer.Typer(help="List, download or make models; clear the weight cache.")
 
 
 @models.callback(invoke_without_command=True)
 def models_root(context: typer.Context, as_json: options.AsJson = False) -> None:
-    """List or download models, make a random one, clear the weight cache."""
+    """List, download or make models; clear the weight cache."""
     options.list_by_default(context, models_list, as_json=as_json)
 
 

@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -226,3 +227,47 @@ def test_models_list_verbose_prints_digests(cache, monkeypatch):
     assert {f["name"]: f["sha256"] for f in entry["files"]}[registry.TOKENIZER] == (
         pins[registry.TOKENIZER].sha256
     )
+
+
+def test_models_get_downloads_a_model_once_and_prints_where_it_is(served, monkeypatch):
+    release = dataclasses.replace(registry.HUB["turbo"], revision=COMMIT, pins={})
+    monkeypatch.setitem(registry.HUB, "turbo", release)
+    served[COMMIT] = {name: name.encode() for name in release.files}
+    result = CliRunner().invoke(app, ["models", "get", "turbo"])
+    assert "downloading ResembleAI/chatterbox-turbo" in result.stderr
+    directory = Path(result.stdout.strip())
+    assert {path.name for path in directory.iterdir()} == set(release.files)
+    assert registry.cached("turbo") == directory
+    served.clear()
+    again = CliRunner().invoke(app, ["models", "get", "turbo"])
+    assert (again.stdout, again.stderr) == (result.stdout, "")
+    for arguments in (["nope"], [str(directory)], ["pico", "--revision", "main"]):
+        result = CliRunner().invoke(app, ["models", "get", *arguments])
+        assert isinstance(result.exception, InputError)
+        assert "known: chatterbox" in str(result.exception) or "--revision" in str(result.exception)
+    assert CliRunner().invoke(app, ["models", "get", "pico"]).stdout.strip().endswith("pico")
+
+
+def test_models_list_shows_sizes_and_languages(cache):
+    listed = CliRunner().invoke(app, ["models", "list"]).stdout
+    rows = {line.split()[0]: line for line in listed.splitlines()}
+    assert "3.0 GB" in rows["turbo"]
+    assert "not downloaded yet" in rows["turbo"]
+    assert "23 languages" in rows["multilingual"]
+    assert "unknown" in rows["multilingual-pt-br"]
+    assert " pt " in rows["multilingual-pt-br"]
+    assert "MB" in rows["pico"]
+    entries = json.loads(CliRunner().invoke(app, ["models", "--json"]).stdout)
+    turbo = next(entry for entry in entries if entry["model"] == "turbo")
+    assert turbo["size"] == 2_987_680_596
+    assert "[laugh]" in turbo["tags"]
+    assert turbo["missing_knobs"] == ["cfg_weight", "exaggeration", "min_p"]
+
+
+@pytest.mark.parametrize(("kind", "size"), [("turbine", "tiny"), ("turbo", "huge")])
+def test_models_make_names_what_it_can_make(tmp_path, kind, size):
+    arguments = ["models", "make", str(tmp_path / "m"), "--kind", kind, "--size", size]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, InputError)
+    assert "known: " in str(result.exception)
+    assert not (tmp_path / "m").exists()

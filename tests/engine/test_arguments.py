@@ -40,7 +40,7 @@ def test_a_fraction_where_a_whole_number_belongs(name):
 
 
 def test_only_the_seed_and_the_steps_may_be_none():
-    assert Sampling(seed=None).seed is None and Sampling(cfm_steps=None).cfm_steps is None
+    assert Sampling(seed=None).seed is None
     for name in set(FIELDS) - {"seed", "cfm_steps"}:
         with pytest.raises(InputError, match=f"^{name} is None; give a"):
             Sampling(**{name: None})
@@ -58,11 +58,11 @@ def test_a_number_out_of_range_names_the_range(name, value):
 
 def test_numbers_of_numpy_are_numbers():
     sampling = Sampling(
-        seed=np.int64(7), temperature=np.float32(0.5), top_k=np.uint8(3), cfg_weight=np.int32(1),
-        cfm_steps=np.int16(4),
-    )  # fmt: skip
-    assert sampling == Sampling(seed=7, temperature=0.5, top_k=3, cfg_weight=1, cfm_steps=4)
-    assert {type(getattr(sampling, name)) for name in FIELDS} == {int, float}
+        seed=np.int64(7), temperature=np.float32(0.5), top_k=np.uint8(3), cfg_weight=np.int32(1)
+    )
+    assert sampling == Sampling(seed=7, temperature=0.5, top_k=3, cfg_weight=1)
+    chosen = [name for name in FIELDS if sampling.is_chosen(name)]
+    assert {type(getattr(sampling, name)) for name in chosen} == {int, float}
     assert type(Sampling(temperature=1).temperature) is int, "plain numbers stay as they are"
 
 
