@@ -159,8 +159,8 @@ class Request:
         latency: ``CHUNK``: a piece is a whole chunk; ``LOW``: parts of a chunk, while the rest is
             still computed, or a ``HopSchedule`` that says of which sizes. The tokens are the same,
             the sound differs a little (docs/accuracy.md).
-        language: of the text, a code such as "de", for models that know several; None: not known,
-            and the model goes by the text alone.
+        language: of the text, a code such as "de", for models that know several; "auto": detected
+            in the text; None: not known, and the model goes by the text alone.
 
     Raises:
         TextError, VoiceError, InputError: text, voice, sampling, latency or language is of another

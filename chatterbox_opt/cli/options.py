@@ -75,7 +75,7 @@ def _check_language(language: Optional[str]) -> Optional[str]:
 Language = Annotated[
     Optional[str],
     typer.Option(
-        help="Language of the text, such as de, for models that know several.",
+        help="Language of the text for models that know several: de, ..., or auto.",
         callback=_check_language,
     ),
 ]

@@ -13,7 +13,8 @@ from chatterbox_opt.config.model_config import TOKEN_RATE, ModelConfig
 from chatterbox_opt.request import Request, VoiceSource
 from chatterbox_opt.sampling import MAX_TOKENS, Sampling
 from chatterbox_opt.text.chunking import Chunk, split
-from chatterbox_opt.text.languages import check_model
+from chatterbox_opt.text.detection import resolve
+from chatterbox_opt.text.languages import AUTO, check_model
 from chatterbox_opt.text.rules import TextRules
 from chatterbox_opt.text.tags import warning as tag_warning
 
@@ -34,7 +35,7 @@ def rules(config: ModelConfig, language: str | None = None) -> TextRules:
         InputError: the model does not know the language, or its library is not installed.
     """
     check_model(language, config.text)
-    return TextRules(config.text, language)
+    return TextRules(config.text, None if language == AUTO else language)
 
 
 def chunks(
@@ -43,14 +44,14 @@ def chunks(
     """A text as chunks that the model can read; what it cannot is named in a warning.
 
     Args:
-        language: a code of text/languages.py; None: not known.
+        language: a code of text/languages.py, or ``AUTO``; None: not known.
         tags: sounds in square brackets that the model has a token for.
 
     Raises:
         InputError: as ``rules``.
         TextError: no word that the model can read.
     """
-    chosen = rules(config, language)
+    chosen = rules(config, resolve(language, text, config.text))
     if "[" in text and (warning := tag_warning(text, tags)):
         log.warning("%s", warning)
     if not config.needs_text_normalization:

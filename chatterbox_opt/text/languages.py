@@ -13,6 +13,7 @@ from chatterbox_opt.errors import InputError
 from chatterbox_opt.utils.arguments import shown
 
 DEFAULT = "en"
+AUTO = "auto"  # in place of a code: detected in the text
 LANGUAGES = {  # upstream mtl_tts.py, SUPPORTED_LANGUAGES
     "ar": "Arabic", "da": "Danish", "de": "German", "el": "Greek", "en": "English",
     "es": "Spanish", "fi": "Finnish", "fr": "French", "he": "Hebrew", "hi": "Hindi",
@@ -22,7 +23,8 @@ LANGUAGES = {  # upstream mtl_tts.py, SUPPORTED_LANGUAGES
 }  # fmt: skip
 _EXTRA = 'pip install "chatterbox-opt[languages]"'
 _FROM_SOURCE = "pip install git+https://github.com/Vuizur/add-stress-to-epub"
-LIBRARIES = {  # language -> package that is imported, and how it is installed
+LIBRARIES = {  # language or AUTO -> package that is imported, and how it is installed
+    AUTO: ("py3langid", _EXTRA),
     "he": ("dicta_onnx", _EXTRA),
     "ja": ("pykakasi", _EXTRA),
     "ru": ("russian_text_stresser", _FROM_SOURCE),
@@ -31,7 +33,7 @@ LIBRARIES = {  # language -> package that is imported, and how it is installed
 
 
 def check_language(language: object) -> str | None:
-    """The code of a language in small letters; None stays None.
+    """The code of a language in small letters, or ``AUTO``; None stays None.
 
     Raises:
         InputError: not one of ``LANGUAGES``.
@@ -40,8 +42,8 @@ def check_language(language: object) -> str | None:
         return None
     if not isinstance(language, str):
         raise InputError(f"language is {shown(language)}; give a code such as de, as a str")
-    if (code := language.lower()) not in LANGUAGES:
-        raise InputError(f"language is {shown(language)}; known: {', '.join(LANGUAGES)}")
+    if (code := language.lower()) not in LANGUAGES and code != AUTO:
+        raise InputError(f"language is {shown(language)}; known: {', '.join(LANGUAGES)}, {AUTO}")
     return code
 
 
@@ -62,7 +64,7 @@ def check_model(language: str | None, kind: str) -> None:
     """
     if language is None:
         return
-    if language not in (known := languages_of(kind)):
+    if language != AUTO and language not in (known := languages_of(kind)):
         raise InputError(
             f"this model does not know the language {language} ({LANGUAGES[language]}), only "
             f"{', '.join(known)}: use --model multilingual"
@@ -82,4 +84,5 @@ def check_library(language: str) -> None:
     """Raise InputError if the library of a language is not installed."""
     package, command = LIBRARIES[language]
     if importlib.util.find_spec(package) is None:
-        raise InputError(f"{LANGUAGES[language]} needs the library {package}: {command}")
+        name = LANGUAGES.get(language, f"the language {AUTO}")
+        raise InputError(f"{name} needs the library {package}: {command}")

@@ -51,7 +51,7 @@ def test_tokens_equal_upstreams(full_engine, full_upstream, text):
     from helpers.upstream_reference import greedy_tokens, sampled_tokens
 
     from chatterbox_opt import Sampling
-    from chatterbox_opt.text.chunking import normalize
+    from chatterbox_opt.text.normalizers import normalize
 
     text = normalize(text)
     for seed, (cfg_weight, exaggeration) in enumerate(CASES):

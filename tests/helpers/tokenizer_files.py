@@ -97,8 +97,11 @@ def write_multilingual(directory: Path) -> Path:
 
 
 def write_libraries(directory: Path) -> None:
-    """Packages with the interface of those for Chinese, Hebrew and Russian."""
+    """Packages with the interface of those for Chinese, Hebrew, Russian and for detection."""
     files = {
+        "py3langid.py": "def rank(text):\n"
+        "    first = {'H': 'eu', 'J': 'nb', 'G': 'de'}.get(text[0], 'fr')\n"
+        "    return [('la', -1.0), (first, -2.0), ('en', -3.0)]\n",
         "spacy_pkuseg.py": "class pkuseg:\n"
         "    def cut(self, text):\n"
         "        return [text[i:i + 2].strip() for i in range(0, len(text), 2)]\n",

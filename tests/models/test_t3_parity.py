@@ -14,7 +14,7 @@ from helpers.upstream_reference import greedy_tokens, sampled_tokens
 
 from chatterbox_opt.models.t3.sampler import apply_cfg
 from chatterbox_opt.sampling import Sampling
-from chatterbox_opt.text.chunking import normalize
+from chatterbox_opt.text.normalizers import normalize
 
 MAX_TOKENS = 24
 CFG_WEIGHTS, EXAGGERATIONS = (0.5, 1.0), (0.25, 0.5, 1.0)

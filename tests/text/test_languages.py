@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import replace
 
 import pytest
 from chatterbox import mtl_tts
+from helpers import tokenizer_files
 from typer.testing import CliRunner
 
 from chatterbox_opt import Engine, Request, Sampling
@@ -51,6 +53,26 @@ def test_a_language_that_the_model_does_not_know(kind):
 def test_a_multilingual_model_wants_to_know():
     assert "--language" in languages.remark(None, MULTILINGUAL_TEXT)
     assert languages.remark("de", MULTILINGUAL_TEXT) == ""
+
+
+def test_auto_is_the_likeliest_that_the_model_knows(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(languages.importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(
+            InputError, match='auto needs the library py3langid: pip install "chatt'
+        ):
+            texts.chunks("Guten Tag.", MULTILINGUAL, "auto")
+    assert texts.chunks("Guten Tag.", ModelConfig(), "auto")[0].language == "en"
+    tokenizer_files.write_libraries(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "py3langid", raising=False)
+    found = [
+        texts.chunks(t, MULTILINGUAL, "auto")[0].language for t in ("Guten Tag.", "Jeg.", "Hau.")
+    ]
+    assert found == ["de", "no", "en"]
+    assert Request("a", "x", language="AUTO").language == "auto"
+    assert texts.rules(MULTILINGUAL, "auto").language is None
+    monkeypatch.delitem(sys.modules, "py3langid", raising=False)
 
 
 def test_texts_are_split_by_the_language():
