@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chatterbox_opt.config.model_config import CONFIG_FILE, GPT2, ModelConfig, T3Config
+from chatterbox_opt.config.config_file import CONFIG_FILE
+from chatterbox_opt.config.model_config import GPT2, ModelConfig, T3Config
 from chatterbox_opt.errors import WeightsError
 
 MAX_VOICE_ENCODER = 64 << 20  # bytes; Chatterbox's has 6 MB

@@ -22,8 +22,8 @@ from chatterbox_opt import voice
 from chatterbox_opt.checkpoints import families, random_tokenizers
 from chatterbox_opt.checkpoints.families import RANDOM_KINDS, Kind
 from chatterbox_opt.checkpoints.reader import COMPUTED_BUFFERS
+from chatterbox_opt.config.config_file import CONFIG_FILE, write_config
 from chatterbox_opt.config.model_config import (
-    CONFIG_FILE,
     GPT2,
     MEL_BINS,
     SPEECH_TOKENS,
@@ -31,7 +31,6 @@ from chatterbox_opt.config.model_config import (
     FlowConfig,
     ModelConfig,
     T3Config,
-    write_config,
 )
 from chatterbox_opt.models import voice_encoders
 from chatterbox_opt.models.flow import encoder as flow_encoder

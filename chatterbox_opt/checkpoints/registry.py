@@ -20,7 +20,8 @@ from typing import Any
 from chatterbox_opt.checkpoints import families, file_sizes, hub
 from chatterbox_opt.checkpoints.families import CHATTERBOX, HUB_KINDS, KINDS, Kind
 from chatterbox_opt.checkpoints.hub import Snapshot
-from chatterbox_opt.config.model_config import ENGLISH, ModelConfig, read_config
+from chatterbox_opt.config.config_file import read_config
+from chatterbox_opt.config.model_config import ENGLISH, ModelConfig
 from chatterbox_opt.errors import InputError, WeightsError
 
 log = logging.getLogger(__name__)

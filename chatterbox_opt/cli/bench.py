@@ -18,6 +18,7 @@ import typer
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.bench import chart, report
 from chatterbox_opt.cli import console, options, tables
+from chatterbox_opt.cli.synth import hops as hops_options
 from chatterbox_opt.config import hardware
 from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.profile import load_profile
@@ -57,9 +58,9 @@ class MeasuringOptions:
         bool,
         typer.Option("--stream", help="Measure streams: time to first audio, and playback."),
     ] = False
-    hops: options.Hops = None
-    first_steps: options.FirstSteps = None
-    voice_seconds: options.VoiceSeconds = None
+    hops: hops_options.Hops = None
+    first_steps: hops_options.FirstSteps = None
+    voice_seconds: hops_options.VoiceSeconds = None
     cold: Annotated[
         bool, typer.Option("--cold", help="Also time whole processes, from start to wav.")
     ] = False
@@ -78,7 +79,7 @@ class MeasuringOptions:
             raise InputError("--stream has its own rows: without --rows and --cold, one --profile")
         if not self.stream and (self.hops, self.first_steps, self.voice_seconds) != (None,) * 3:
             raise InputError("--hops, --first-steps and --voice-seconds are for --stream")
-        options.hop_schedule(HopSchedule(), self.hops, self.first_steps)
+        hops_options.hop_schedule(HopSchedule(), self.hops, self.first_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +213,7 @@ def _measure_streams(
             profile,
             text,
             runs,
-            schedule=lambda default: options.hop_schedule(
+            schedule=lambda default: hops_options.hop_schedule(
                 default, measuring.hops, measuring.first_steps
             ),
             voice_seconds=measuring.voice_seconds,

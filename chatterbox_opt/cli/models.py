@@ -16,7 +16,7 @@ import typer
 from chatterbox_opt.checkpoints import families, hub, registry, weight_cache
 from chatterbox_opt.cli import console, options, tables
 from chatterbox_opt.cli.options import OutputOptions, with_groups
-from chatterbox_opt.config.model_config import is_random
+from chatterbox_opt.config.config_file import is_random
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.utils.printable import printable
 

@@ -18,7 +18,7 @@ import inspect
 import os
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -29,7 +29,6 @@ from chatterbox_opt.audio import recordings
 from chatterbox_opt.checkpoints import hub, registry
 from chatterbox_opt.cli.console import Reporter, show_log
 from chatterbox_opt.config import hardware
-from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.profile import COMPILE, KV_CACHE, OFFLOAD, T3_DTYPES
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError
@@ -82,34 +81,6 @@ Language = Annotated[
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON to standard output in place of a table.")
 ]
-# of streams
-Hops = Annotated[
-    Optional[str],
-    typer.Option(help="Tokens of the first parts, such as 10,40,100; the last repeats."),
-]
-FirstSteps = Annotated[
-    Optional[int],
-    typer.Option(help="Euler steps of the flow in the first two parts: first sound sooner."),
-]
-VoiceSeconds = Annotated[
-    Optional[float],
-    typer.Option(help="Use the last seconds of the voice in the flow: first sound sooner."),
-]
-
-
-def hop_schedule(
-    default: HopSchedule, hops: str | None = None, first_steps: int | None = None
-) -> HopSchedule:
-    """The schedule ``default`` with what the options say.
-
-    Raises:
-        InputError: impossible sizes of parts.
-    """
-    try:
-        sizes = tuple(int(size) for size in hops.split(",")) if hops else default.sizes
-    except ValueError as error:
-        raise InputError(f"--hops is '{hops}'; give numbers: 10,40,100") from error
-    return replace(default, sizes=sizes, first_steps=first_steps)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -198,6 +198,11 @@ class SideStream:
 
 
 @functools.cache
+def is_available() -> bool:
+    """Whether there is a CUDA device."""
+    return torch.cuda.is_available()
+
+
 def capability_major(device: torch.device) -> int:
     """The major version of an NVIDIA GPU's compute capability, or 0."""
     if device.type != "cuda" or torch.version.hip is not None:

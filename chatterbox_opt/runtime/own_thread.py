@@ -21,7 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
-import torch
+from chatterbox_opt.runtime import cuda
 
 Value = TypeVar("Value")
 _POLL = 0.1  # seconds; on Windows a wait does not end by Ctrl-C
@@ -36,7 +36,7 @@ def in_own_thread(work: Callable[[], Value]) -> Value:
     Raises:
         Exception: what ``work`` raises.
     """
-    if torch.cuda.is_available():
+    if cuda.is_available():
         return work()
     with ThreadPoolExecutor(1, "chatterbox-opt") as executor:
         started: Future[int] = executor.submit(threading.get_ident)

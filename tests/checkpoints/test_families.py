@@ -19,7 +19,8 @@ from huggingface_hub import constants
 from chatterbox_opt.checkpoints import families, hub, random_weights, registry, weight_cache
 from chatterbox_opt.checkpoints.hub import Snapshot
 from chatterbox_opt.checkpoints.reader import Tensors
-from chatterbox_opt.config.model_config import NANO, TURBO, ModelConfig, read_config, write_config
+from chatterbox_opt.config.config_file import read_config, write_config
+from chatterbox_opt.config.model_config import NANO, TURBO, ModelConfig
 from chatterbox_opt.errors import InputError, WeightsError
 from chatterbox_opt.models import voice_encoders
 from chatterbox_opt.voices import library

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from chatterbox_opt.checkpoints import random_weights, registry
-from chatterbox_opt.config.model_config import CONFIG_FILE, read_config
+from chatterbox_opt.config.config_file import CONFIG_FILE, read_config
 
 
 class Killed(BaseException):

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from chatterbox_opt.checkpoints import hub, loader, registry
 from chatterbox_opt.checkpoints.random_weights import make, t3_template, upstream_flow
-from chatterbox_opt.config.model_config import TINY, ModelConfig, read_config
+from chatterbox_opt.config.config_file import read_config
+from chatterbox_opt.config.model_config import TINY, ModelConfig
 from chatterbox_opt.errors import InputError, WeightsError
 from chatterbox_opt.models.t3 import convert as t3_convert
 from chatterbox_opt.utils.skip_init import skip_init

@@ -90,7 +90,7 @@ def test_the_values():
         "top_p": 1.0,
         "repetition_penalty": 1.2,
         "max_tokens": 1000,
-        "cfm_steps": None,
+        "cfm_steps": 10,
         "top_k": 0,
     }
     with pytest.raises(TypeError):

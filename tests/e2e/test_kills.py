@@ -21,7 +21,7 @@ from helpers.common import SAMPLE
 
 from chatterbox_opt.batch import manifest
 from chatterbox_opt.checkpoints import registry, weight_cache
-from chatterbox_opt.config.model_config import CONFIG_FILE
+from chatterbox_opt.config.config_file import CONFIG_FILE
 
 pytestmark = pytest.mark.slow
 # each command is a fork of a process that has done the imports, during which nothing is written

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from chatterbox_opt.checkpoints import loader, registry
 from chatterbox_opt.checkpoints.reader import Tensors
-from chatterbox_opt.config.model_config import PARTS, ModelConfig, read_config
+from chatterbox_opt.config.config_file import PARTS, read_config
+from chatterbox_opt.config.model_config import ModelConfig
 from chatterbox_opt.errors import WeightsError
 from chatterbox_opt.voice import from_conditionals
 from chatterbox_opt.voices.library import load_voice

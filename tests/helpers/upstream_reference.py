@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.random_weights import llama_config, upstream_flow
-from chatterbox_opt.config.model_config import ModelConfig, read_config
+from chatterbox_opt.config.config_file import read_config
+from chatterbox_opt.config.model_config import ModelConfig
 from chatterbox_opt.models import voice_encoders
 from chatterbox_opt.models.vocoder import model as vocoder_model
 

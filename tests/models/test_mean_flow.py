@@ -16,12 +16,14 @@ from helpers.upstream_reference import WHOLE_ATOL, Unmarked, upstream_tts
 
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.checkpoints import families, loader, random_weights, registry
+from chatterbox_opt.checkpoints.weight_cache import WeightCache
+from chatterbox_opt.config.config_file import write_config
 from chatterbox_opt.config.hop_schedule import HopSchedule
-from chatterbox_opt.config.model_config import NANO, SILENCE, TINY, TURBO, ModelConfig, write_config
+from chatterbox_opt.config.model_config import NANO, SILENCE, TINY, TURBO, ModelConfig
 from chatterbox_opt.engine.rendering.hops import SequenceSound
 from chatterbox_opt.errors import WeightsError
 from chatterbox_opt.kernels.cpu import onednn
-from chatterbox_opt.layers import linear_int, linear_onednn
+from chatterbox_opt.layers import linear_int, linear_onednn, weight_layout
 from chatterbox_opt.models.flow import estimator
 from chatterbox_opt.models.flow.model import FlowWindow
 from chatterbox_opt.voices.store import VoiceStore
@@ -263,6 +265,18 @@ def test_the_time_embedding_stays_in_float32(checkpoint):
     times = ("time_in", "time_out", "time_mixer")
     assert {getattr(made.estimator, name).weight.dtype for name in times} == {torch.float32}
     assert made.dtype == torch.bfloat16
+
+
+def test_cached_and_narrowly_stored_weights_are_close(checkpoint, engine, flow, tmp_path):
+    def mel(made):
+        return made([ids(40)], [engine.voice()], [torch.Generator().manual_seed(1)])[0]
+
+    cache = WeightCache(tmp_path)
+    converted, read = (loader.load_flow(checkpoint, torch.bfloat16, cache) for _ in range(2))
+    assert torch.equal(mel(converted), mel(read))
+    stored = loader.load_flow(checkpoint, torch.float32)
+    weight_layout.store_narrow(stored, torch.float16)
+    assert_close(mel(stored), mel(flow), atol=0.05)
 
 
 def test_a_mean_flow_that_its_config_does_not_name_is_refused(checkpoint, tiny):

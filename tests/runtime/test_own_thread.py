@@ -13,7 +13,7 @@ import pytest
 from chatterbox_opt.kernels.cpu.openmp import torch_openmp
 from chatterbox_opt.runtime.own_thread import in_own_thread
 
-TEAM = """
+PROGRAM = """
 import os, sys, time, torch
 from chatterbox_opt.runtime.own_thread import in_own_thread
 torch.set_num_threads(4)
@@ -61,10 +61,10 @@ def test_ctrl_c_interrupts_the_work():
 
 
 @pytest.mark.skipif(not torch_openmp().parallel, reason="no libgomp here")
-def test_no_team_of_openmp_stays():
+def test_no_threads_of_openmp_stay():
     """On the calling thread one would, which this test would notice."""
     env = os.environ | {"OMP_NUM_THREADS": "4"}
     found = subprocess.run(
-        [sys.executable, "-c", TEAM], env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=120
     )
     assert found.stdout.split() == ["0", "3"], found.stderr

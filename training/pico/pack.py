@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from chatterbox_opt.checkpoints import random_weights, registry
 from chatterbox_opt.checkpoints.reader import COMPUTED_BUFFERS
 from chatterbox_opt.checkpoints.registry import VOICES
-from chatterbox_opt.config.model_config import write_config
+from chatterbox_opt.config.config_file import write_config
 from chatterbox_opt.models.flow import convert as flow_convert
 from chatterbox_opt.models.t3.convert import t3_from_upstream
 from chatterbox_opt.models.voice_encoders import Encoders

@@ -19,7 +19,8 @@ from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.audio import streaming
 from chatterbox_opt.audio.player import REMEDY, Player
 from chatterbox_opt.audio.prebuffer import Playback, Prebuffer
-from chatterbox_opt.cli import options, streams
+from chatterbox_opt.cli import streams
+from chatterbox_opt.cli.synth import hops as hops_options
 from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import CHUNK, LATENCIES, LOW
@@ -51,13 +52,13 @@ class StreamOptions:
         Optional[str],
         typer.Option(help="low: parts of a sentence (with --stream); chunk: whole ones."),
     ] = None
-    hops: options.Hops = None
-    first_steps: options.FirstSteps = None
+    hops: hops_options.Hops = None
+    first_steps: hops_options.FirstSteps = None
     format: Annotated[
         Optional[str],
         typer.Option(help="Of a stream: wav, or pcm (raw s16le, mono, 24 kHz)."),
     ] = None
-    voice_seconds: options.VoiceSeconds = None
+    voice_seconds: hops_options.VoiceSeconds = None
     flush_after: Annotated[
         float,
         typer.Option(help="Seconds after which arriving text is read out in mid-sentence; 0: off."),
@@ -105,7 +106,7 @@ class StreamOptions:
         """
         if self.latency == CHUNK or not self.streams:
             return CHUNK
-        return options.hop_schedule(default, self.hops, self.first_steps)
+        return hops_options.hop_schedule(default, self.hops, self.first_steps)
 
 
 class Sinks:
