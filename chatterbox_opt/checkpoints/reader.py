@@ -49,17 +49,17 @@ class Tensors(Mapping[str, Tensor]):
         self._open: type[_File] = _TorchFile if path.suffix == ".pt" else _SafetensorsFile
         with _damage_of(path):
             self._open.check(path)
-            names = self._open(path).names()
+            self._file: _File = self._open(path)
+            names = self._file.names()
         if names and all(name.startswith("model.") for name in names):
             prefix = "model." + prefix  # a state dict that was saved with its wrapper module
         self._names = {n[len(prefix) :]: n for n in names if n.startswith(prefix)}
-        self._file: _File | None = None
         self._bytes_read = 0  # through the open mapping
 
     def __getitem__(self, name: str) -> Tensor:
         full_name = self._names[name]
         with _damage_of(self._path):
-            if self._file is None or self._bytes_read > self._open.remap_bytes:
+            if self._bytes_read > self._open.remap_bytes:
                 self._file, self._bytes_read = self._open(self._path), 0
             tensor = self._file.tensor(full_name)
         self._bytes_read += tensor.nbytes

@@ -15,8 +15,9 @@ import torch
 from chatterbox.models.t3.modules import cond_enc
 from helpers import upstream_reference
 from huggingface_hub import constants
+from safetensors.torch import load_file
 
-from chatterbox_opt.checkpoints import families, hub, random_weights, registry, weight_cache
+from chatterbox_opt.checkpoints import families, hub, loader, random_weights, registry, weight_cache
 from chatterbox_opt.checkpoints.hub import Snapshot
 from chatterbox_opt.checkpoints.reader import Tensors
 from chatterbox_opt.config.config_file import read_config, write_config
@@ -159,6 +160,19 @@ def test_torch_files_hold_what_safetensors_files_would(made):
     encoders = library.load_encoders(checkpoint)
     saved = torch.load(checkpoint.voice_encoder, weights_only=True)
     assert torch.equal(encoders.voice_encoder.proj.weight, saved["proj.weight"])
+
+
+def test_the_stages_are_loaded_from_the_files_of_the_kind(made):
+    checkpoint = registry.locate(str(made / "multilingual"))
+    t3 = loader.load_t3(checkpoint, torch.float32)
+    expected = load_file(checkpoint.t3)["speech_head.weight"]
+    assert torch.equal(t3.head.weight, expected)
+    flow = loader.load_flow(checkpoint, torch.float32)
+    saved = torch.load(checkpoint.s3gen, weights_only=True)
+    assert torch.equal(flow.encoder_proj.bias, saved["flow.encoder_proj.bias"])
+    loader.load_vocoder(checkpoint)
+    for kind in ("turbo", "nano"):
+        loader.load_vocoder(registry.locate(str(made / kind)))
 
 
 def test_a_torch_file_is_mapped_again_while_it_is_read(made, monkeypatch):

@@ -7,6 +7,7 @@ import json
 import struct
 import zipfile
 
+import torch
 from helpers.fuzz import damage, examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,9 +20,18 @@ from chatterbox_opt.errors import WeightsError
 from chatterbox_opt.voice import from_conditionals
 from chatterbox_opt.voices.library import load_voice
 
+
+def saved(tensors) -> bytes:
+    """The bytes of a torch file."""
+    file = io.BytesIO()
+    torch.save(tensors, file)
+    return file.getvalue()
+
+
 PICO = registry.built_in("pico")
 CONDITIONALS = (PICO / registry.CONDITIONALS).read_bytes()
 TOKENIZER = (PICO / registry.TOKENIZER).read_bytes()
+WEIGHTS = saved({"lstm.weight": torch.ones(9, 4), "lstm.bias": torch.zeros(4), "n": torch.ones(1)})
 VOICE = next(iter(registry.shipped_voices("pico").values())).read_bytes()
 FIELDS = sorted({name for part in PARTS for name in getattr(ModelConfig(), part).__slots__})
 JSON = st.recursive(
@@ -74,21 +84,40 @@ def test_damaged_conditionals(tmp_path, content):
     ours(from_conditionals, tmp_path / "conds.pt", content)
 
 
-@examples(15)
-@given(data=st.data())
-def test_damaged_pickle_within_conditionals(tmp_path, data):
-    """In an intact archive, whose checksums find any other damage."""
+def with_damaged_pickle(draw, archive: bytes) -> bytes:
+    """Damaged inside of an intact archive, whose checksums find any other damage."""
     copied = io.BytesIO()
     with (
-        zipfile.ZipFile(io.BytesIO(CONDITIONALS)) as source,
+        zipfile.ZipFile(io.BytesIO(archive)) as source,
         zipfile.ZipFile(copied, "w") as target,
     ):
         for name in source.namelist():
             content = source.read(name)
             if name.endswith("data.pkl"):
-                content = data.draw(damaged(content))
+                content = draw(damaged(content))
             target.writestr(name, content)
-    ours(from_conditionals, tmp_path / "conds.pt", copied.getvalue())
+    return copied.getvalue()
+
+
+@examples(15)
+@given(data=st.data())
+def test_damaged_pickle_within_conditionals(tmp_path, data):
+    ours(from_conditionals, tmp_path / "conds.pt", with_damaged_pickle(data.draw, CONDITIONALS))
+
+
+def read_all(path):
+    """Read every tensor of a weights file, copied."""
+    for tensor in Tensors(path).values():
+        tensor.clone()
+
+
+@examples(30)
+@given(data=st.data())
+def test_damaged_torch_file(tmp_path, data):
+    """Of weights: damaged anywhere, or in its pickle alone."""
+    whole = data.draw(st.booleans())
+    content = data.draw(damaged(WEIGHTS)) if whole else with_damaged_pickle(data.draw, WEIGHTS)
+    ours(read_all, tmp_path / "ve.pt", content)
 
 
 @examples(15)
