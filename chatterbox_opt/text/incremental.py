@@ -92,10 +92,11 @@ class IncrementalSplitter:
         return chunks
 
     def flush(self) -> list[Chunk]:
-        """Return what is there, because the writer pauses: all but a word that may go on."""
-        if self._spaces:
+        """Return what is there, because the writer pauses: all but a word or tag that may go on."""
+        end = len(self._tail) if self._spaces else end_of_words(self._tail)
+        end = self._rules.outside_tags(self._tail, end)
+        if end == len(self._tail):
             return self._give_rest()
-        end = end_of_words(self._tail)
         rest, self._tail = self._tail[end:], self._tail[:end].rstrip()
         chunks = self._give_rest()
         self._tail = rest

@@ -19,6 +19,7 @@ _SHORTER = {"ja": 120, "ko": 120, "zh": 90}
 _SENTENCES = {"no": "da"}
 _WORD = re.compile(r"\S+\s*|\s+")
 # a tag such as [clear throat] is never cut
+_TAG = re.compile(r"\[[a-z]*(?: [a-z]*)*(?:\]|\Z)")
 _WORD_OR_TAG = re.compile(r"(?:\[[a-z]+(?: [a-z]+)*\]|\S)+\s*|\s+")
 
 
@@ -53,6 +54,18 @@ class TextRules:
     def joins_dense(self) -> bool:
         """Whether sentences of scripts without spaces are joined without one."""
         return self.kind == MULTILINGUAL_TEXT
+
+    def outside_tags(self, text: str, end: int) -> int:
+        """``end``, or the beginning of the tag that it would cut: "[clear", at the end of a text
+        that goes on, may become one. A tag that is closed at the text's end is complete."""
+        if self.kind != TURBO_ENGLISH or "[" not in text:
+            return end
+        for tag in _TAG.finditer(text):
+            if tag.end() == len(text):
+                return len(text) if text.endswith("]") else tag.start()
+            if tag.start() < end < tag.end():
+                return tag.start()
+        return end
 
     def normalize(self, text: str) -> str:
         """As upstream does for this kind of model."""

@@ -136,3 +136,19 @@ def test_tags_are_never_cut(text):
     for tag in SOUNDS:
         assert sum(chunk.source.count(tag) for chunk in chunks) == text.count(tag)
         assert sum(chunk.text.lower().count(tag) for chunk in chunks) == text.count(tag)
+
+
+@given(WITH_TAGS.map(" ".join), st.lists(st.integers(0, 500), max_size=6))
+@settings(max_examples=200, deadline=None)
+def test_a_pause_of_the_writer_cuts_no_tag(text, places):
+    if not letters(text):
+        return
+    splitter = IncrementalSplitter(LIMIT, TextRules(TURBO_ENGLISH))
+    cuts = [0, *sorted(i % (len(text) + 1) for i in places), len(text)]
+    chunks = []
+    for a, b in zip(cuts, cuts[1:], strict=False):
+        chunks += splitter.feed(text[a:b]) + splitter.flush()
+    sources = [chunk.source for chunk in chunks + splitter.end()]
+    assert letters("".join(sources)) == letters(text)
+    for tag in SOUNDS:
+        assert sum(source.count(tag) for source in sources) == text.count(tag)
