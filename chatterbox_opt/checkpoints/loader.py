@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from chatterbox_opt.checkpoints.families import CANGJIE
 from chatterbox_opt.checkpoints.reader import Tensors, fill
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.checkpoints.weight_cache import WeightCache
@@ -144,4 +145,5 @@ def load_vocoder(checkpoint: Checkpoint) -> vocoder_model.Vocoder:
 
 def load_tokenizer(checkpoint: Checkpoint) -> TextTokenizer:
     """Load the text tokenizer. Raises as ``text.tokenizers.loading.load``."""
-    return tokenizers.load(checkpoint.directory, checkpoint.config.text)
+    languages = checkpoint.path(CANGJIE).parent
+    return tokenizers.load(checkpoint.directory, checkpoint.config.text, languages)

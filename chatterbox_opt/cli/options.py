@@ -140,8 +140,11 @@ class SamplingOptions:
     ] = None
     cfm_steps: Annotated[
         Optional[int],
-        typer.Option(help="Euler steps of the flow, fewer are faster; unset: the model's own."),
-    ] = DEFAULTS.cfm_steps
+        typer.Option(
+            help="Euler steps of the flow, fewer are faster; 2 with a mean flow.",
+            show_default=str(DEFAULTS.cfm_steps),
+        ),
+    ] = None
 
     def sampling(self) -> Sampling:
         """The sampling parameters.

@@ -56,7 +56,7 @@ def test_a_knob_that_the_model_does_not_have_is_refused(knob, value):
     of_turbo(Sampling(**{knob: 0}))  # off is what the model does
 
 
-def test_defaults_stay_defaults_on_their_way():
+def test_defaults_stay_defaults_on_their_as_well():
     ways = (
         seeded,
         copy.deepcopy,

@@ -1,4 +1,4 @@
-"""Work on a thread of its own: results, errors, Ctrl-C, and no OpenMP team that stays."""
+"""Work on a thread of its own: results, errors, Ctrl-C, and no OpenMP threads that stay."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ multiply = lambda: (torch.ones(512, 512) @ torch.ones(512, 512)).sum().item()
 assert in_own_thread(multiply) == 512.0 ** 3
 deadline = time.monotonic() + 20
 while count() > before and time.monotonic() < deadline:
-    time.sleep(0.01)  # its team ends a moment later
+    time.sleep(0.01)  # they end a moment later
 kept = count() - before
 multiply()
 print(kept, count() - before)

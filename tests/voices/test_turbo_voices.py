@@ -31,8 +31,9 @@ CONFIG = dataclasses.replace(TINY, t3=GPT2_T3)
 
 def of_turbo(tiny) -> registry.Checkpoint:
     """The tiny checkpoint's encoders, as a model of Turbo's kind."""
-    identity = registry._voice_identity(tiny, CONFIG)
-    return registry.Checkpoint("tiny-turbo", tiny, CONFIG, identity)
+    checkpoint = registry.Checkpoint("tiny-turbo", tiny, CONFIG, "")
+    identity = registry._voice_identity(checkpoint)
+    return dataclasses.replace(checkpoint, voice_identity=identity)
 
 
 @pytest.fixture(scope="module")

@@ -43,11 +43,12 @@ class TextTokenizer(Protocol):
         """
 
 
-def load(directory: Path, kind: str) -> TextTokenizer:
+def load(directory: Path, kind: str, languages: Path | None = None) -> TextTokenizer:
     """Load the tokenizer of a checkpoint.
 
     Args:
         kind: ``ModelConfig.text``.
+        languages: of the optional files, which single languages need; None: the same directory.
 
     Raises:
         WeightsError: a file is missing or damaged.
@@ -55,5 +56,7 @@ def load(directory: Path, kind: str) -> TextTokenizer:
     if kind == TURBO_ENGLISH:
         return BytePairTokenizer(directory)
     if kind == MULTILINGUAL_TEXT:
-        return MultilingualTokenizer(read_tokenizer(directory / MULTILINGUAL_FILE), directory)
+        return MultilingualTokenizer(
+            read_tokenizer(directory / MULTILINGUAL_FILE), languages or directory
+        )
     return EnglishTokenizer(read_tokenizer(directory / FILE))
