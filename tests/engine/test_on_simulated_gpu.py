@@ -116,6 +116,7 @@ def draw(logits, seen, knobs, noise, outputs, counters, *, unforced, not_finite)
     token, generated, position = counters
     held = SimpleNamespace(
         rows_per_seq=len(logits) // len(seen),
+        turbo=False,
         logits=logits,
         seen=seen,
         sampling_tensors=sampler.SamplingTensors(knobs),

@@ -280,6 +280,7 @@ def test_sample_kernel(rows_per_seq):
     fused, reference = (
         SimpleNamespace(
             rows_per_seq=rows_per_seq,
+            turbo=False,
             sampling_tensors=knobs,
             **{k: v.clone() for k, v in state.items()},
         )

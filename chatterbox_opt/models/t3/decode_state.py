@@ -42,6 +42,8 @@ class DecodeState:
             on, the forced tokens or ``UNFORCED``.
         prefill_slot, prefill_last: int64 [1], arguments of ``PrefillFn``.
         cache: keys and values.
+        turbo: see ``T3.turbo_sampling``.
+        start: the start token.
     """
 
     def __init__(self, t3: T3, count: int, cache: KVCache) -> None:
@@ -51,7 +53,7 @@ class DecodeState:
             cache: an empty one for ``count`` sequences.
         """
         config, device, rows_per_seq = t3.config, t3.like.device, cache.rows_per_seq
-        self._turbo, self._start = t3.turbo_sampling, config.start_speech
+        self.turbo, self.start = t3.turbo_sampling, config.start_speech
         self.count, self.rows_per_seq, self.cache = count, rows_per_seq, cache
         self.last_token, self.num_generated, self.position = (
             torch.zeros(count, dtype=torch.long, device=device) for _ in range(3)
@@ -121,10 +123,10 @@ class DecodeState:
             self.sampling_tensors.slice(first, last),
             self.noise[rows],
             needs_sort=needs_sort,
-            turbo=self._turbo,
+            turbo=self.turbo,
         )
-        if self._turbo:  # the start token was in the history of the first token only
-            self.seen[rows, self._start] &= self.num_generated[rows] > 0
+        if self.turbo:  # the start token was in the history of the first token only
+            self.seen[rows, self.start] &= self.num_generated[rows] > 0
         index = self.num_generated[rows][:, None]
         forced_tokens = self.token_buffer[rows].gather(1, index)[:, 0]
         token = torch.where(forced_tokens == UNFORCED, token, forced_tokens)
