@@ -8,12 +8,9 @@ import json
 import os
 import shutil
 
-import chatterbox.mtl_tts
-import chatterbox.tts_turbo
 import pytest
 import torch
-from chatterbox.models.t3.modules import cond_enc
-from helpers import upstream_reference
+from helpers.upstream_family import upstream_multilingual, upstream_turbo
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
@@ -23,7 +20,6 @@ from chatterbox_opt.checkpoints.reader import Tensors
 from chatterbox_opt.config.config_file import read_config, write_config
 from chatterbox_opt.config.model_config import NANO, TURBO, ModelConfig
 from chatterbox_opt.errors import InputError, WeightsError
-from chatterbox_opt.models import voice_encoders
 from chatterbox_opt.voices import library
 
 KINDS = tuple(families.RANDOM_KINDS)
@@ -75,46 +71,8 @@ TEXTS = {
 }
 
 
-class UpstreamOf:
-    """Upstream's module with the classes that ``from_local`` builds in a checkpoint's size."""
-
-    def __init__(self, module, directory, patch):
-        self.config = config = registry.locate(str(directory)).config
-        from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
-        from chatterbox.models.t3.modules.t3_config import T3Config
-
-        for name, sized in (
-            ("Llama_520M", random_weights.llama_config),
-            ("GPT2_medium", random_weights.gpt2_config),
-        ):
-            patch.setitem(LLAMA_CONFIGS, name, sized(config.t3, LLAMA_CONFIGS[name]))
-
-        class Sized(T3Config):
-            def __init__(self, text_tokens_dict_size=704):
-                super().__init__(config.t3.text_vocab)
-                self.speaker_embed_size = config.t3.speaker
-                self.max_text_tokens = config.t3.text_positions - 2
-
-        perceiver, t3 = cond_enc.Perceiver, config.t3
-        patch.setattr(module, "T3Config", Sized)
-        patch.setattr(
-            cond_enc,
-            "Perceiver",
-            lambda: perceiver(t3.resampler_queries, t3.width, t3.width, t3.resampler_heads),
-        )
-        patch.setattr(
-            module, "VoiceEncoder", lambda: voice_encoders._voice_encoder(config.voice, t3.speaker)
-        )
-        patch.setattr(
-            module, "S3Gen", lambda meanflow=False: upstream_reference.empty_s3gen(config)
-        )
-        patch.setattr(module.perth, "PerthImplicitWatermarker", upstream_reference.Unmarked)
-
-
 def test_upstreams_turbo_loads_a_random_checkpoint(made, monkeypatch):
-    module = chatterbox.tts_turbo
-    UpstreamOf(module, made / "turbo", monkeypatch)
-    model = module.ChatterboxTurboTTS.from_local(made / "turbo", "cpu")
+    model = upstream_turbo(made / "turbo", monkeypatch)
     config = registry.locate(str(made / "turbo")).config
     assert len(model.tokenizer) == config.t3.text_vocab
     assert model.t3.is_gpt
@@ -128,16 +86,7 @@ def test_upstreams_turbo_loads_a_random_checkpoint(made, monkeypatch):
 
 
 def test_upstreams_multilingual_loads_a_random_checkpoint(made, monkeypatch):
-    module = chatterbox.mtl_tts
-    UpstreamOf(module, made / "multilingual", monkeypatch)
-    tokenizers = "chatterbox.models.tokenizers.tokenizer."
-    monkeypatch.setattr(
-        f"{tokenizers}hf_hub_download",
-        lambda repo_id, filename, cache_dir: made / "multilingual" / filename,
-    )
-    monkeypatch.setattr(f"{tokenizers}ChineseCangjieConverter._init_segmenter", lambda self: None)
-    module.T3Config.multilingual = classmethod(lambda cls: cls(2454))
-    model = module.ChatterboxMultilingualTTS.from_local(made / "multilingual", "cpu")
+    model = upstream_multilingual(made / "multilingual", monkeypatch)
     assert model.t3.hp.is_multilingual
     for language, text in TEXTS.items():
         ids = model.tokenizer.text_to_tokens(text, language_id=language)[0]

@@ -56,16 +56,16 @@ def test_a_knob_that_the_model_does_not_have_is_refused(knob, value):
     of_turbo(Sampling(**{knob: 0}))  # off is what the model does
 
 
-def test_defaults_stay_defaults_on_their_as_well():
-    ways = (
+def test_defaults_stay_defaults_when_values_are_copied():
+    copies = (
         seeded,
         copy.deepcopy,
         lambda sampling: pickle.loads(pickle.dumps(sampling)),
         lambda sampling: Sampling(**dataclasses.asdict(sampling)),
         lambda sampling: dataclasses.replace(sampling, temperature=0),
     )
-    for way in ways:
-        assert of_turbo(way(Sampling())).top_k == 1000
+    for copied in copies:
+        assert of_turbo(copied(Sampling())).top_k == 1000
     values = dataclasses.asdict(Sampling())
     shown = json.dumps({name: values[name] for name in (*KNOBS, "top_p", "top_k", "max_tokens")})
     assert shown == (
