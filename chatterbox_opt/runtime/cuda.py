@@ -197,12 +197,12 @@ class SideStream:
         return run
 
 
-@functools.cache
 def is_available() -> bool:
     """Whether there is a CUDA device."""
     return torch.cuda.is_available()
 
 
+@functools.cache
 def capability_major(device: torch.device) -> int:
     """The major version of an NVIDIA GPU's compute capability, or 0."""
     if device.type != "cuda" or torch.version.hip is not None:
