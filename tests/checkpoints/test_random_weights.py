@@ -33,7 +33,7 @@ def test_the_same_seed_writes_the_same_bytes_anywhere(tmp_path):
 
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_kill_leaves_nothing_or_what_can_be_made_again(tmp_path, monkeypatch, existing):
-    def write(directory, kind, size, seed):
+    def write(directory, kind, config, size, seed):
         for name in (*registry.FILES, CONFIG_FILE):
             (directory / name).write_text('{"made": true}' if name == CONFIG_FILE else str(seed))
 
