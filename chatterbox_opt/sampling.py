@@ -3,9 +3,9 @@
 Responsible for ranges and defaults. Not responsible for sampling itself (models/t3/sampler.py).
 Defaults and meaning are upstream's (``ChatterboxTTS.generate``, tts.py 0.1.7).
 
-Some defaults are other ones with some models, and some models do not have some parameters. So a
-default is a number that remembers that nobody chose it: the engine, which knows the model, takes
-the model's own instead, and refuses a chosen one that the model does not have.
+Some defaults are other ones with some models, and some models do not have some parameters. So the
+type of a default says that it was not set: the engine, which knows the model, takes the model's own
+instead, and refuses a parameter that was set and that the model does not have.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Sampling:
 def for_model(
     sampling: Sampling, defaults: Mapping[str, float], missing: Collection[str]
 ) -> Sampling:
-    """The sampling parameters with a model's own values in place of those that nobody chose.
+    """The sampling parameters with a model's own values in place of those that were not set.
 
     Args:
         defaults: of the model, where they differ; of what it does not have, the value that is off.

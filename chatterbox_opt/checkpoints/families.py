@@ -14,27 +14,19 @@ from dataclasses import dataclass
 
 from chatterbox_opt.checkpoints.hub import MAIN, Pin, Snapshot
 from chatterbox_opt.config.model_config import MULTILINGUAL, NANO, TURBO, ModelConfig
+from chatterbox_opt.text.languages import LANGUAGES
+from chatterbox_opt.text.tags import SOUNDS
+from chatterbox_opt.text.tokenizers import byte_pairs, cangjie, loading
 
 LICENSE = "MIT"  # of all weights
 CONDITIONALS = "conds.pt"
-VOCABULARY = "vocab.json"
-MERGES = "merges.txt"
-ADDED_TOKENS = "added_tokens.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
-SPECIAL_TOKENS = "special_tokens_map.json"
-GRAPHEMES = "grapheme_mtl_merged_expanded_v1.json"
-CANGJIE = "Cangjie5_TC.json"
-SOUND_TAGS = (
-    *("[clear throat]", "[sigh]", "[shush]", "[cough]", "[groan]", "[sniff]", "[gasp]"),
-    *("[chuckle]", "[laugh]"),
-)
+VOCABULARY, MERGES = byte_pairs.VOCABULARY, byte_pairs.MERGES
+TOKENIZER_CONFIG, ADDED_TOKENS = byte_pairs.CONFIG, byte_pairs.ADDED
+SPECIAL_TOKENS = byte_pairs.SPECIAL
+GRAPHEMES, CANGJIE = loading.MULTILINGUAL_FILE, cangjie.FILE
 STYLE_TAGS = (  # the other tags that Turbo's tokenizer knows
     *("[angry]", "[fear]", "[surprised]", "[whispering]", "[advertisement]", "[dramatic]"),
     *("[narration]", "[crying]", "[happy]", "[sarcastic]"),
-)
-LANGUAGES = (
-    *("ar", "da", "de", "el", "en", "es", "fi", "fr", "he", "hi", "it", "ja"),
-    *("ko", "ms", "nl", "no", "pl", "pt", "ru", "sv", "sw", "tr", "zh"),
 )
 
 
@@ -131,7 +123,7 @@ TURBO_KIND = Kind(
     tokenizer=_TURBO_TOKENIZER,
     config=TURBO,
     more=_TURBO_MORE,
-    tags=SOUND_TAGS,
+    tags=SOUNDS,
 )
 NANO_KIND = Kind(
     name="nano",
@@ -141,7 +133,7 @@ NANO_KIND = Kind(
     tokenizer=_TURBO_TOKENIZER,
     config=NANO,
     more=_TURBO_MORE,
-    tags=SOUND_TAGS,
+    tags=SOUNDS,
 )
 MULTILINGUAL_V3, MULTILINGUAL_V2 = (
     Kind(
@@ -152,7 +144,7 @@ MULTILINGUAL_V3, MULTILINGUAL_V2 = (
         tokenizer=(GRAPHEMES,),
         config=MULTILINGUAL,
         more=(CONDITIONALS, CANGJIE),
-        languages=LANGUAGES,
+        languages=tuple(LANGUAGES),
     )
     for version in ("v3", "v2")
 )

@@ -18,10 +18,12 @@ from chatterbox_opt.config.model_config import (
     ModelConfig,
     T3Config,
 )
+from chatterbox_opt.text.languages import LANGUAGES
+from chatterbox_opt.text.tags import SOUNDS
 
 BYTES = 256
 END_OF_TEXT = "<|endoftext|>"
-TAGS = (*families.SOUND_TAGS, *families.STYLE_TAGS)
+TAGS = (*SOUNDS, *families.STYLE_TAGS)
 LETTERS = "etaoinshrdlcumwfgypbvkjxqz"  # by how often they occur
 SPACE = "\u0120"  # how the byte 32 is written
 IDEOGRAPHS = (0x4E00, 0x9FFF)  # first and last
@@ -91,7 +93,7 @@ def characters(
 def _language_tokens() -> tuple[str, ...]:
     """Upstream's tokens of languages and of the keys of a Cangjie code."""
     keys = "abcdefghijklmnopqrstuvwxyz0123456789."
-    return (*(f"[{code}]" for code in families.LANGUAGES), *(f"[cj_{key}]" for key in keys))
+    return (*(f"[{code}]" for code in LANGUAGES), *(f"[cj_{key}]" for key in keys))
 
 
 def _script_characters() -> Iterator[str]:

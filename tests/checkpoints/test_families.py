@@ -20,6 +20,7 @@ from chatterbox_opt.checkpoints.reader import Tensors
 from chatterbox_opt.config.config_file import read_config, write_config
 from chatterbox_opt.config.model_config import NANO, TURBO, ModelConfig
 from chatterbox_opt.errors import InputError, WeightsError
+from chatterbox_opt.text.tags import SOUNDS
 from chatterbox_opt.voices import library
 
 KINDS = tuple(families.RANDOM_KINDS)
@@ -79,8 +80,8 @@ def test_upstreams_turbo_loads_a_random_checkpoint(made, monkeypatch):
     assert model.s3gen.flow.decoder.estimator.meanflow
     assert model.conds.t3.cond_prompt_speech_tokens.shape == (1, 375)
     ids = model.tokenizer("Hi there. [laugh] Oh [clear throat]!").input_ids
-    first = config.t3.text_vocab - len(families.SOUND_TAGS) - len(families.STYLE_TAGS)
-    tags = [families.SOUND_TAGS.index(tag) for tag in ("[laugh]", "[clear throat]")]
+    first = config.t3.text_vocab - len(SOUNDS) - len(families.STYLE_TAGS)
+    tags = [SOUNDS.index(tag) for tag in ("[laugh]", "[clear throat]")]
     assert [i - first for i in ids if i >= first] == tags
     assert model.tokenizer.decode(ids) == "Hi there. [laugh] Oh [clear throat]!"
 

@@ -9,7 +9,8 @@ import chatterbox.tts_turbo
 import pytest
 from helpers.upstream_reference import Unmarked
 
-from chatterbox_opt.checkpoints import families, random_weights, registry
+from chatterbox_opt.checkpoints import random_weights, registry
+from chatterbox_opt.text.tags import SOUNDS
 
 pytestmark = pytest.mark.slow
 TEXT = "Hello there, how are you? [laugh] Fine."
@@ -34,7 +35,7 @@ def test_turbo_loads_as_it_is(made, monkeypatch):
     model = module.ChatterboxTurboTTS.from_local(made, "cpu")
     assert len(model.tokenizer) == config.t3.text_vocab == 50_276
     ids = model.tokenizer(TEXT).input_ids
-    assert max(ids) == 50_257 + families.SOUND_TAGS.index("[laugh]")
+    assert max(ids) == 50_257 + SOUNDS.index("[laugh]")
     assert len(ids) < len(TEXT) / 2, "letters are merged, as by upstream's vocabulary"
     assert model.tokenizer.decode(ids) == TEXT
 

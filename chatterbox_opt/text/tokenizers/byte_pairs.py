@@ -19,8 +19,8 @@ from chatterbox_opt.utils.damage import DAMAGE_ERRORS
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
-VOCABULARY, MERGES = REQUIRED = ("vocab.json", "merges.txt")
-CONFIG, ADDED, SPECIAL = OPTIONAL = (
+VOCABULARY, MERGES = "vocab.json", "merges.txt"
+CONFIG, ADDED, SPECIAL = (  # may be absent
     "tokenizer_config.json",
     "added_tokens.json",
     "special_tokens_map.json",

@@ -1,6 +1,6 @@
 """The tokenizer of a checkpoint, by the kind of its texts.
 
-Responsible for the interface and for which files each kind has. Not responsible for the start and
+Responsible for the interface and for the file of each kind. Not responsible for the start and
 stop tokens, which T3's prompt adds.
 """
 
@@ -9,19 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from chatterbox_opt.config.model_config import ENGLISH, MULTILINGUAL_TEXT, TURBO_ENGLISH
-from chatterbox_opt.text.tokenizers import byte_pairs, cangjie
+from chatterbox_opt.config.model_config import MULTILINGUAL_TEXT, TURBO_ENGLISH
 from chatterbox_opt.text.tokenizers.byte_pairs import BytePairTokenizer
 from chatterbox_opt.text.tokenizers.files import read_tokenizer
 from chatterbox_opt.text.tokenizers.graphemes import EnglishTokenizer, MultilingualTokenizer
 
 FILE = "tokenizer.json"
 MULTILINGUAL_FILE = "grapheme_mtl_merged_expanded_v1.json"
-FILES = {  # kind of text -> files that it needs, and files that it reads if they are there
-    ENGLISH: ((FILE,), ()),
-    TURBO_ENGLISH: (byte_pairs.REQUIRED, byte_pairs.OPTIONAL),
-    MULTILINGUAL_TEXT: ((MULTILINGUAL_FILE,), (cangjie.FILE,)),  # Chinese needs it
-}
 
 
 class TextTokenizer(Protocol):
