@@ -34,6 +34,7 @@ from chatterbox_opt.utils.arguments import whole_number
 
 MAX_SIZES = 100
 DEFAULT_SIZES = (10, 40, 100)
+EARLY_TOKENS = 50  # 2 s: later sound is made while this is heard, with all steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ class HopSchedule:
         sizes: new tokens of the first hops; the last size repeats.
         held_back: tokens behind the new ones, in all hops but the last.
         context: mel frames before the new ones.
-        first_steps: Euler steps of the flow in the first two hops, at most; None is the request's.
+        first_steps: Euler steps of the flow, at most, in hops that end within the first
+            ``EARLY_TOKENS``; None is the request's.
 
     Raises:
         InputError: out of range.
@@ -86,6 +88,10 @@ class HopSchedule:
         if end + self.held_back > known:
             return None
         return Hop(number, given, end, end + self.held_back, self._first(given), is_last=False)
+
+    def steps(self, hop: Hop, wanted: int) -> int:
+        """Euler steps of the flow in a hop of a request that has ``wanted``."""
+        return min(self.first_steps or wanted, wanted) if hop.end <= EARLY_TOKENS else wanted
 
     def _first(self, given: int) -> int:
         return max(0, MEL_PER_TOKEN * given - self.context)

@@ -23,7 +23,7 @@ from chatterbox_opt.config.hardware import (
     format_capability,
     kernel_feature,
 )
-from chatterbox_opt.config.hop_schedule import DEFAULT_SIZES, HopSchedule
+from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.model_config import LLAMA, ModelConfig
 from chatterbox_opt.config.profile import QUANTIZED, Profile, load_profile, stages_of
 from chatterbox_opt.config.settings import (
@@ -79,7 +79,7 @@ class Plan:
         profile: the name of the profile that it is based on.
         t3, flow, vocoder: how each stage is stored and computed.
         compile, offload, kv_cache: see ``Profile``.
-        hops, large_model_hops: see ``Profile``.
+        hops, large_model_hops: of streams with low latency; see ``Profile``.
         slots: sequences of a batch that T3 decodes together.
         rendering: "overlapped" if flow and vocoder run while T3 decodes the next sequences of a
             batch, "inline" if they alternate with it.
@@ -96,8 +96,8 @@ class Plan:
     compile: str = "none"
     offload: str = "none"
     kv_cache: str = "auto"
-    hops: tuple[int, ...] = DEFAULT_SIZES
-    large_model_hops: tuple[int, ...] = DEFAULT_SIZES
+    hops: HopSchedule = HopSchedule()
+    large_model_hops: HopSchedule = HopSchedule()
     slots: int = 1
     rendering: str = INLINE
     optimized: bool = True
@@ -118,7 +118,7 @@ class Plan:
 
     def hop_schedule(self, config: ModelConfig) -> HopSchedule:
         """Of a model's streams with low latency."""
-        return HopSchedule(self.large_model_hops if config.t3.is_large else self.hops)
+        return self.large_model_hops if config.t3.is_large else self.hops
 
     def for_model(self, config: ModelConfig) -> Plan:
         """With PyTorch's operations where there are no GPU kernels for the model."""
@@ -203,8 +203,8 @@ def resolve(
         compile=supported.compile,
         offload=supported.offload,
         kv_cache=supported.kv_cache,
-        hops=supported.hops,
-        large_model_hops=supported.large_model_hops,
+        hops=supported.schedule(large=False),
+        large_model_hops=supported.schedule(large=True),
         slots=slots,
         rendering=rendering,
         optimized=optimized,

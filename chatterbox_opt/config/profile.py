@@ -31,6 +31,7 @@ COMPILE = ("none", "cudagraphs", "inductor")
 OFFLOAD = ("none", "stages", "all-but-active")  # from most GPU memory to least
 KV_CACHE = ("auto", "int8")  # of T3; auto is T3's compute dtype
 HOPS = ("hops", "large_model_hops")
+STREAM = (*HOPS, "first_steps", "large_model_first_steps")
 MAX_BYTES = 64 << 10  # of a file; the shipped ones have less than 1 KiB
 MAX_DEPTH = 2  # of mappings: the profile, and dtypes by stage
 SHOWN = 60  # characters of a wrong value in a message
@@ -53,6 +54,7 @@ class Profile:
         kv_cache: dtype of T3's KV cache on a GPU, one of ``KV_CACHE``.
         hops, large_model_hops: tokens in the parts of a stream, of a model like pico and of one
             like Chatterbox (``T3Config.is_large``); the last size repeats.
+        first_steps, large_model_first_steps: see ``HopSchedule``; None: as many as elsewhere.
     """
 
     name: str
@@ -65,6 +67,14 @@ class Profile:
     kv_cache: str = "auto"
     hops: tuple[int, ...] = DEFAULT_SIZES
     large_model_hops: tuple[int, ...] = DEFAULT_SIZES
+    first_steps: int | None = None
+    large_model_first_steps: int | None = None
+
+    def schedule(self, *, large: bool) -> HopSchedule:
+        """Of streams with low latency, of a large model or one like pico."""
+        if large:
+            return HopSchedule(self.large_model_hops, first_steps=self.large_model_first_steps)
+        return HopSchedule(self.hops, first_steps=self.first_steps)
 
 
 def profiles_directory() -> Path:
@@ -166,11 +176,11 @@ def _parse(name: str, settings: Mapping[str, Any]) -> Profile:
         "compile": COMPILE,
         "offload": OFFLOAD,
         "kv_cache": KV_CACHE,
-        **dict.fromkeys(HOPS),
+        **dict.fromkeys(STREAM),
     }
     check_keys(f"profile '{name}'", settings, choices)
-    values = {k: v for k, v in settings.items() if k != "dtype" and k not in HOPS}
-    hops: dict[str, Any] = {k: _hops(name, k, settings[k]) for k in HOPS if k in settings}
+    values = {k: v for k, v in settings.items() if k != "dtype" and k not in STREAM}
+    stream = {k: _stream_value(name, k, settings[k]) for k in STREAM if k in settings}
     dtype = settings.get("dtype", "float32")
     if not isinstance(dtype, (str, dict)):
         raise ProfileError(
@@ -196,12 +206,15 @@ def _parse(name: str, settings: Mapping[str, Any]) -> Profile:
             f"profile '{name}': compute is for float16 and bfloat16 weights; remove it, "
             f"{integers[0]} sets its own"
         )
-    return Profile(name=name, **values, **per_stage, **hops)
+    return Profile(name=name, **values, **per_stage, **stream)
 
 
-def _hops(name: str, key: str, value: object) -> tuple[int, ...]:
-    """The sizes of a stream's parts from a list in YAML."""
+def _stream_value(name: str, key: str, value: Any) -> Any:
+    """Sizes of a stream's parts from a list in YAML, or a number of steps."""
+    wanted = "numbers of tokens, such as [10, 40, 100]" if key in HOPS else "a whole number"
     try:
+        if key not in HOPS:
+            return HopSchedule(first_steps=int(value)).first_steps
         if not isinstance(value, list):
             raise ValueError
         return HopSchedule(tuple(int(size) for size in value)).sizes
@@ -209,8 +222,7 @@ def _hops(name: str, key: str, value: object) -> tuple[int, ...]:
         raise ProfileError(f"profile '{name}': {key}: {error}") from error
     except (ValueError, TypeError) as error:
         raise ProfileError(
-            f"profile '{name}': {key} is {_shortened(value)}; give numbers of tokens, such as "
-            "[10, 40, 100]"
+            f"profile '{name}': {key} is {_shortened(value)}; give {wanted}"
         ) from error
 
 

@@ -297,6 +297,9 @@ def test_invalid_environment_value_error_lists_known_ones(variable):
         ("hops: [[10]]", "values are nested more than 2 deep"),
         ("hops: {a: 10}", "hops is {'a': '10'}; give numbers of tokens, such as"),
         ("large_model_hops: []", "large_model_hops: hops are .*; give 1 to 100 numbers"),
+        ("first_steps: 0", "first_steps: first_steps is 0; use 1 to 100"),
+        ("first_steps: [1]", "first_steps is ['1']; give a whole number"),
+        ("large_model_first_steps: x", "large_model_first_steps is 'x'; give a whole number"),
         ("hops: [0]", "hops: hops are .*; give 1 to 100 numbers"),
         ("x: " + "y" * 70_000, "more than 64 KiB: it is not a profile"),
         ("dtype: a\0b", "not valid YAML"),
@@ -498,22 +501,24 @@ def test_weights_stored_narrower_than_they_are_multiplied():
 
 
 @pytest.mark.parametrize(
-    ("profile", "config", "sizes"),
+    ("profile", "config", "sizes", "steps"),
     [
-        ("cpu", TINY, (10, 40, 100)),
-        ("cpu", ModelConfig(), (10, 1000)),
-        ("rtx4090", ModelConfig(), (10, 40, 100)),
-        ("hops: [5, 9]", TINY, (5, 9)),
-        ("hops: [5, 9]", ModelConfig(), (10, 40, 100)),
-        ("large_model_hops: [7]", ModelConfig(), (7,)),
+        ("cpu", TINY, (10, 40, 100), None),
+        ("cpu", ModelConfig(), (10, 1000), 7),
+        ("rtx4090", ModelConfig(), (10, 40, 100), None),
+        ("hops: [5, 9]", TINY, (5, 9), None),
+        ("hops: [5, 9]", ModelConfig(), (10, 40, 100), None),
+        ("first_steps: 3", TINY, (10, 40, 100), 3),
+        ("first_steps: 3", ModelConfig(), (10, 40, 100), None),
+        ("large_model_hops: [7]\nlarge_model_first_steps: 4", ModelConfig(), (7,), 4),
     ],
 )
 def test_the_parts_of_a_stream_depend_on_the_profile_and_the_model(
-    tmp_path, profile, config, sizes
+    tmp_path, profile, config, sizes, steps
 ):
     if ":" in profile:
         path = tmp_path / "mine.yaml"
         path.write_text(profile)
         profile = str(path)
     resolved = resolve(profile, CPU if "cpu" in profile else gpu(), {}, {})
-    assert resolved.hop_schedule(config) == HopSchedule(sizes)
+    assert resolved.hop_schedule(config) == HopSchedule(sizes, first_steps=steps)

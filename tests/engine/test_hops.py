@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatterbox_opt import Request, Sampling
+from chatterbox_opt.config import hop_schedule
 from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.rendering.hops import SequenceSound, _blended
@@ -456,6 +457,7 @@ def test_a_schedule_of_its_own(engine, flow, monkeypatch):
         return extend(windows, number)
 
     monkeypatch.setattr(flow, "extend", note)
+    monkeypatch.setattr(hop_schedule, "EARLY_TOKENS", 10)
     schedule = HopSchedule((4, 6), first_steps=1)
     pieces = list(engine.pieces(TEXT, None, SAMPLING, latency=schedule))
     assert [piece.tokens for piece in pieces[:-1]] == [4, *[6] * (len(pieces) - 2)]

@@ -20,7 +20,7 @@ Hops = Annotated[
 ]
 FirstSteps = Annotated[
     Optional[int],
-    typer.Option(help="Euler steps of the flow in the first two parts: first sound sooner."),
+    typer.Option(help="Euler steps of the flow in the first 2 s: the first sound sooner."),
 ]
 VoiceSeconds = Annotated[
     Optional[float],
@@ -40,4 +40,5 @@ def hop_schedule(
         sizes = tuple(int(size) for size in hops.split(",")) if hops else default.sizes
     except ValueError as error:
         raise InputError(f"--hops is '{hops}'; give numbers: 10,40,100") from error
-    return replace(default, sizes=sizes, first_steps=first_steps)
+    steps = default.first_steps if first_steps is None else first_steps
+    return replace(default, sizes=sizes, first_steps=steps)

@@ -40,7 +40,6 @@ from chatterbox_opt.models.vocoder.source import (
 )
 
 BLEND_FRAMES = 4  # over which provisional frames become final
-FEW_STEPS_HOPS = 2  # hops with ``HopSchedule.first_steps``
 
 
 @dataclass(slots=True, eq=False)
@@ -124,8 +123,7 @@ class DueHop:
     @property
     def steps(self) -> int:
         """Euler steps of the flow."""
-        first, steps = self.sound.schedule.first_steps, self.sequence.sampling.cfm_steps
-        return min(first, steps) if first and self.hop.number < FEW_STEPS_HOPS else steps
+        return self.sound.schedule.steps(self.hop, self.sequence.sampling.cfm_steps)
 
 
 class HopGroup:
