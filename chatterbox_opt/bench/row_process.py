@@ -20,13 +20,9 @@ from typing import Any
 
 import torch
 
-from chatterbox_opt.bench.backends import (
-    UPSTREAM,
-    BenchJob,
-    BenchTarget,
-    OptimizedTarget,
-    UpstreamTarget,
-)
+from chatterbox_opt.bench.backends import UPSTREAM, BenchTarget, OptimizedTarget
+from chatterbox_opt.bench.timing import BenchJob
+from chatterbox_opt.bench.upstream import UpstreamTarget
 from chatterbox_opt.errors import ChatterboxOptError
 
 STANDARD_STREAMS = (1, 2)  # file descriptors of output and error

@@ -68,6 +68,12 @@ def check(model: str, flow: str) -> None:
         )
 
 
+def can_have(model: str) -> bool:
+    """Whether a known model or a directory can have another flow than its own."""
+    config = _config(model)
+    return not (config.needs_text_normalization or config.flow.mean_flow)
+
+
 def locate(model: str = registry.DEFAULT, flow: str = OWN_FLOW) -> Checkpoint:
     """Find the files of a model and of the flow that it is to have.
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import upstream_reference
-from helpers.upstream_family import upstream_multilingual
+from helpers.upstream_family import NoAnalyzer, upstream_multilingual
 from helpers.upstream_reference import empty_s3gen
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -79,14 +79,6 @@ def test_chatterbox_with_turbos_flow_is_upstreams_t3_with_upstreams_mean_flow(
         assert audio.tokens == plain.tokens > 5
         assert len(audio.samples) == len(plain.samples), "no silence is appended"
         assert np.abs(audio.samples - plain.samples).max() > 100 * ATOL
-
-
-class NoAnalyzer:
-    def __init__(self, *_, eos_idx, **__):
-        self.eos_idx = eos_idx
-
-    def step(self, logits, **_):
-        return logits
 
 
 def test_multilingual_with_turbos_flow_is_upstreams(multilingual, turbo, tmp_path, monkeypatch):
