@@ -4,6 +4,7 @@ row with Turbo's flow, and what limits a row."""
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -15,13 +16,14 @@ from helpers import upstream_family
 from helpers.upstream_family import NoAnalyzer
 from typer.testing import CliRunner
 
+from benchmarks import family
 from chatterbox_opt.bench import backends, cold_start, report, roofline, runner, timing, upstream
 from chatterbox_opt.bench.backends import OptimizedTarget
 from chatterbox_opt.bench.timing import BenchJob, forced_tokens
 from chatterbox_opt.checkpoints import random_weights, registry
 from chatterbox_opt.cli.application import app
 from chatterbox_opt.config.model_config import NANO, TURBO
-from chatterbox_opt.errors import InputError
+from chatterbox_opt.errors import ChatterboxOptError, InputError
 
 KINDS = ("turbo", "nano", "multilingual")
 
@@ -125,8 +127,8 @@ class InProcess:
         self.dtype, self.plan, self.warm_ups = self._target.dtype, self._target.plan, 1
         self.run, self.usage, self.attention = self._target.run, {"peak_rss_mib": 1}, []
 
-    def finish(self):
-        self.quality = self._target.quality()
+    def finish(self, *, compare=True):
+        self.quality = self._target.quality() if compare else {}
 
     def kill(self):
         self._target.engine.close()
@@ -256,3 +258,44 @@ def test_old_reports_have_no_shares():
     headings, _ = report.cells({"rows": [row]})
     assert headings == ["row", "total s"]
     assert timing.forced_tokens(0.4) == forced_tokens(0.4)
+
+
+def test_the_familys_table(made, tiny, tmp_path, monkeypatch):
+    """Upstream's row has no tiny size, so it is left out, and the ratios to it; kept is what was
+    there before."""
+
+    def row(job, name):
+        if name == "upstream":
+            raise ChatterboxOptError("no such size")
+        return InProcess(job, name)
+
+    def copied(command, check):
+        shutil.copytree(made / command[command.index("--kind") + 1], command[5])
+
+    monkeypatch.setattr(family, "RowProcess", row)
+    monkeypatch.setattr(family.subprocess, "run", copied)
+    monkeypatch.setenv(family.VARIABLE, "false")
+    shutil.copytree(tiny, tmp_path / "w" / "chatterbox")
+    labels = "turbo:upstream,turbo:int8,nano:int8,chatterbox:int8,chatterbox:int8+flow"
+    family.main(tmp_path / "w", "tiny", 0.2, 1, labels, "x", tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "x.json").read_text())
+    assert [one["name"] for one in found["rows"]] == labels.split(",")[1:]
+    assert found["failed"] == {"turbo:upstream": "no such size"}
+    assert len(found["ratios"]) == 3 and all(one["median"] > 0 for one in found["ratios"])
+    plans = {one["name"]: one["plan"] for one in found["rows"]}
+    assert f"flow of {tmp_path / 'w' / 'turbo'}" in plans["chatterbox:int8+flow"]
+    table = (tmp_path / "out" / "x.md").read_text()
+    assert "| nano:int8" in table and "left out: turbo:upstream: no such size" in table
+    assert [path.name for path in (tmp_path / "w").iterdir()] == ["chatterbox"]
+    with pytest.raises(InputError, match="there is no row 'turbo:int9'"):
+        family.main(tmp_path / "w", rows="turbo:int9")
+
+
+def test_a_ratio_is_taken_within_a_round():
+    def lap(decode):
+        return dict.fromkeys(runner.STAGES, 1.0) | {"decode": decode}
+
+    laps = {"turbo:int8": [lap(1.0), lap(2.0), lap(1.0)], "turbo:upstream": [lap(8.0), lap(20.0), lap(9.0)]}  # fmt: skip
+    whole, of_t3 = family.ratios(laps)
+    assert (of_t3["median"], of_t3["least"], of_t3["most"]) == (9.0, 8.0, 10.0) and of_t3["met"]
+    assert whole["median"] == pytest.approx(13 / 5) and not whole["met"]
