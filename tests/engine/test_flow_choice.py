@@ -14,7 +14,7 @@ from helpers.upstream_reference import empty_s3gen
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from chatterbox_opt import Engine, Sampling
+from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.checkpoints import families, flows, hub, loader, random_weights, registry
 from chatterbox_opt.checkpoints.weight_cache import WeightCache
 from chatterbox_opt.cli.application import app
@@ -93,6 +93,20 @@ def test_multilingual_with_turbos_flow_is_upstreams(multilingual, turbo, tmp_pat
         sampling = Sampling(seed=5, max_tokens=LIMIT)
         audio = engine.synthesize("Guten Tag.", None, sampling, language="de")
         assert np.abs(audio.samples - expected).max() < upstream_reference.WHOLE_ATOL
+
+
+def test_company_and_streams_are_as_with_any_model(tiny, turbo, tmp_path):
+    requests = [
+        Request(str(i), f"Line {i} of a few.", None, Sampling(seed=i, max_tokens=20))
+        for i in range(3)
+    ]
+    with load(tiny, turbo, tmp_path) as engine:
+        alone = [engine.synthesize(one.text, None, one.sampling) for one in requests]
+        for result in engine.batch(requests):
+            assert np.array_equal(result.audio().samples, alone[int(result.id)].samples)
+        parts = list(engine.pieces(requests[0].text, None, requests[0].sampling, latency="low"))
+    assert sum(part.tokens for part in parts) == alone[0].tokens
+    assert sum(len(part.samples) for part in parts) == len(alone[0].samples)
 
 
 def test_a_recording_is_what_upstreams_class_of_the_t3_makes_of_it(tiny, turbo, tmp_path):
