@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 # the name of this machine's file under benchmarks/results/
 MACHINE ?= this-machine
 
-.PHONY: demo test test-slow test-quality fuzz check bench gpu-check gpu-luggage pico clean
+.PHONY: demo test test-slow test-quality fuzz check bench bench-family gpu-check gpu-luggage pico clean
 
 demo: $(INSTALLED)
 	$(BIN)/chatterbox-opt synth "Hello, world. This voice runs on your own computer." --model pico --seed 0 -o demo.wav
@@ -43,6 +43,10 @@ bench: $(INSTALLED)
 	mkdir -p benchmarks/results
 	$(BIN)/chatterbox-opt bench --output benchmarks/results/$(MACHINE).json --markdown benchmarks/results/$(MACHINE).md
 	$(BIN)/python benchmarks/readme.py benchmarks/results/$(MACHINE).json
+
+# all models of the family at full shapes, random weights (8 GB in build/family, deleted at the end)
+bench-family: $(INSTALLED)
+	$(BIN)/python -m benchmarks.family build/family --name $(MACHINE)-family
 
 # all that needs a CUDA GPU, in nine minutes; figures are on disk as soon as they are known
 gpu-check: $(INSTALLED)

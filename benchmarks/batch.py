@@ -21,8 +21,9 @@ import torch
 import typer
 
 from chatterbox_opt import Engine, Request, Sampling
-from chatterbox_opt.bench.backends import SENTENCE, BenchJob, UpstreamTarget, forced_tokens
 from chatterbox_opt.bench.roofline import machine_facts
+from chatterbox_opt.bench.timing import SENTENCE, BenchJob, forced_tokens
+from chatterbox_opt.bench.upstream import UpstreamTarget
 from chatterbox_opt.checkpoints.registry import locate
 from chatterbox_opt.config.hardware import AUTO
 from chatterbox_opt.config.model_config import TOKEN_RATE

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from chatterbox_opt.batch import local_workers, ray_workers
 from chatterbox_opt.batch.worker_pool import Pool
-from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.config.hardware import Hardware
 from chatterbox_opt.config.plan import Plan
 from chatterbox_opt.engine import probe
@@ -125,7 +124,7 @@ class RayExecutor:
         """Load the engines as actors of the cluster."""
         from chatterbox_opt.voices.library import VoiceLibrary
 
-        voices = VoiceLibrary(registry.locate(spec.engine.model), spec.engine.store)
+        voices = VoiceLibrary(spec.engine.locate(), spec.engine.store)
         share = self._cluster.share(self.workers, use_gpu=spec.plan.device == "cuda")
         with Pool(ray_workers.RayActors(spec, share), self.workers) as pool:
             pool.wait()

@@ -1,43 +1,38 @@
-"""What a benchmark measures: this engine under a plan, and chatterbox-tts, on the same tokens.
+"""What a benchmark measures: this engine under a plan, on forced tokens.
 
-Responsible for running one configuration stage by stage with a timer. Not responsible for rows,
-processes or reports (bench/runner.py).
+Responsible for running one configuration stage by stage with a timer. Not responsible for the
+reference (bench/upstream.py), for rows, processes or reports (bench/runner.py).
 """
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from dataclasses import replace
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity
 
-from chatterbox_opt.checkpoints.registry import CONDITIONALS, locate
-from chatterbox_opt.config import hardware
-from chatterbox_opt.config.model_config import SAMPLE_RATE, SPEECH_TOKENS, TOKEN_RATE, T3Config
-from chatterbox_opt.engine import probe
+from chatterbox_opt.bench.timing import BenchJob, StageTimer
+from chatterbox_opt.config.profile import TURBO_FLOW
+from chatterbox_opt.engine import texts
 from chatterbox_opt.engine.decoding.decode import DecodeBackend, DecodeStep, EagerBackend, decode
 from chatterbox_opt.engine.decoding.decoder import text_tokens
 from chatterbox_opt.engine.engine import Engine
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.sequence import RequestState
-from chatterbox_opt.engine.upstream_backend import UpstreamBackend, upstream_conditionals
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.eval.wer import word_errors
 from chatterbox_opt.eval.whisper import Recognizer
 from chatterbox_opt.models.t3.model import T3, Prompt
 from chatterbox_opt.models.t3.sampler import apply_cfg
 from chatterbox_opt.request import Progress
-from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.sampling import Sampling, for_model
 from chatterbox_opt.text import chunking
-from chatterbox_opt.text.normalizers import normalize
-from chatterbox_opt.voice import from_conditionals
+from chatterbox_opt.text.languages import DEFAULT, languages_of
 
-SENTENCE = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all."
 WER_SENTENCES = (  # for the word error rate; everyday words, no two sentences alike
     "The boat left the harbour early, long before the fog had lifted.",
     "Could somebody help me carry these heavy boxes upstairs?",
@@ -57,6 +52,7 @@ ATTENTION = (  # parts of the names of attention kernels; the last one of those 
 )
 STANDARD = "float32"
 UPSTREAM = "upstream"
+FLOW = "+flow"  # how the names of rows with Turbo's flow end
 ROWS: dict[str, dict[str, str]] = {  # name -> overrides of the plain profile "dev"
     STANDARD: {},
     "bfloat16": {"dtype": "bfloat16"},
@@ -66,30 +62,17 @@ ROWS: dict[str, dict[str, str]] = {  # name -> overrides of the plain profile "d
     "+compile": {"dtype": "float16", "compile": "cudagraphs"},
     "+offload": {"dtype": "float16", "compile": "cudagraphs", "offload": "stages"},
     "+int8": {"dtype": "int8", "compile": "cudagraphs", "offload": "stages"},
+    "float32+flow": {"flow_model": TURBO_FLOW},  # in place of Turbo's, ``BenchJob.flow``
+    "bfloat16+flow": {"dtype": "bfloat16", "flow_model": TURBO_FLOW},
+    "int8+flow": {"dtype": "int8", "flow_model": TURBO_FLOW},
+    "+compile+flow": {"dtype": "float16", "compile": "cudagraphs", "flow_model": TURBO_FLOW},
 }
 
 
-@dataclass(frozen=True, slots=True)
-class BenchJob:
-    """The work that every row is measured on.
-
-    Attributes:
-        model: name or directory, as for synth.
-        device: "auto", "cuda", "mps" or "cpu".
-        sentence: the text of the prefill.
-        tokens: the forced speech tokens.
-        runs: measured runs of each row, after the warm-up.
-        cold: whether whole processes are measured too, see cold_start.py.
-        timeout: seconds that a row may take to load, or for one run.
-    """
-
-    model: str
-    device: str = hardware.AUTO
-    sentence: str = SENTENCE
-    tokens: tuple[int, ...] = ()
-    runs: int = 3
-    cold: bool = False
-    timeout: float = 1800.0
+def overrides(job: BenchJob, row: str) -> dict[str, str]:
+    """A row's overrides of the profile, with the job's flow where it has another one."""
+    given = ROWS[row]
+    return given | {"flow_model": job.flow} if "flow_model" in given else given
 
 
 class BenchTarget(Protocol):
@@ -120,13 +103,6 @@ class BenchTarget(Protocol):
         ...
 
 
-def forced_tokens(seconds: float) -> tuple[int, ...]:
-    """Random speech tokens for this many seconds of audio; the same ones on every call."""
-    count = max(2, round(seconds * TOKEN_RATE))
-    tokens = torch.randint(0, SPEECH_TOKENS, (count,), generator=torch.Generator().manual_seed(0))
-    return tuple(tokens.tolist())
-
-
 def attention_among(names: Sequence[str]) -> list[str]:
     """The attention kernels among the profiler's names, without their types and arguments."""
     short = {re.split(r"[<(]", name.removeprefix("void "))[0].strip() for name in names}
@@ -150,7 +126,7 @@ class OptimizedTarget:
             job.model,
             "dev" if known else name,
             device=job.device,
-            overrides=ROWS[name] if known else {},
+            overrides=overrides(job, name) if known else {},
         )
         pipeline = self.engine.pipeline
         if not isinstance(pipeline, Pipeline):
@@ -159,8 +135,20 @@ class OptimizedTarget:
         self.dtype, self.plan = self.engine.plan.t3.storage, self.engine.plan.summary()
         # CUDA graphs are captured when a shape is seen for the second time
         self.warm_ups = 2 if self.engine.plan.compile == "cudagraphs" else 1
-        self._sampling = Sampling(seed=0, max_tokens=len(job.tokens))
+        config = self._config = self.engine.checkpoint.config
+        self._rules = texts.rules(config, self._language())
+        self._sampling = for_model(
+            Sampling(seed=0, max_tokens=len(job.tokens)),
+            config.sampling_defaults,
+            config.missing_knobs,
+        )
         self._voice = self.engine.voice().to(pipeline.device)
+
+    def _language(self) -> str | None:
+        """Of the sentence; None for a model that knows one only."""
+        if len(languages_of(self._config.text)) == 1:
+            return None
+        return self._job.language or DEFAULT
 
     def _run_stages(
         self,
@@ -178,7 +166,8 @@ class OptimizedTarget:
         tokens = self._job.tokens[:max_tokens]
         pipeline, job, clock = self._pipeline, self._job, StageTimer(self._pipeline.device)
         generator = torch.Generator(pipeline.device).manual_seed(0)
-        ids = text_tokens(pipeline.decoder.tokenizer, normalize(job.sentence))
+        text = self._rules.normalize(job.sentence)
+        ids = text_tokens(pipeline.decoder.tokenizer, text, self._language())
         prompt = Prompt(ids, self._voice.speaker, self._voice.prompt)
         with pipeline.placement("t3") as stage:
             t3 = cast(T3, stage)
@@ -203,7 +192,7 @@ class OptimizedTarget:
             sequence.forced_tokens = tokens
             list(decode(t3, state, [sequence], timed))
         clock.lap("decode")
-        codes = torch.tensor(tokens, device=pipeline.device)
+        codes = torch.tensor([*tokens, *self._config.silence], device=pipeline.device)
         with pipeline.placement("flow") as flow:
             (mel,) = flow([codes], [self._voice], [generator])
         clock.lap("flow")
@@ -248,67 +237,13 @@ class OptimizedTarget:
             return {}  # the extra is not installed: the column stays empty
         counts = []
         for i, sentence in enumerate(WER_SENTENCES):
-            audio = self.engine.synthesize(sentence, self._voice, Sampling(seed=i))
+            language = None if self._language() is None else DEFAULT
+            audio = self.engine.synthesize(
+                sentence, self._voice, Sampling(seed=i), language=language
+            )
             transcript = recognizer.transcribe(audio.samples, audio.sample_rate)
             counts.append(word_errors(sentence, transcript))
         return {"words": torch.tensor(counts).sum(0)}
-
-
-class UpstreamTarget:
-    """The installed chatterbox-tts, called through its own functions."""
-
-    dtype = STANDARD
-    plan = "plain chatterbox-tts"
-    warm_ups = 1
-
-    def __init__(self, job: BenchJob, _: str) -> None:
-        checkpoint = locate(job.model)
-        device = torch.device(probe.probe(job.device).device)
-        self._tts: Any = UpstreamBackend.load(checkpoint, device).model
-        self._tts.t3.hp.stop_speech_token = -1  # never sampled: always max_new_tokens
-        self._voice = from_conditionals(checkpoint.path(CONDITIONALS)).to(device)
-        self._job, self._device = job, device
-
-    def _t3(self, count: int) -> None:
-        tts = self._tts
-        ids = tts.tokenizer.text_to_tokens(normalize(self._job.sentence))
-        config = T3Config()
-        edges = ids.new_tensor([[config.start_text], [config.stop_text]])
-        ids = torch.cat((edges[:1], ids, edges[1:]), dim=1).repeat(2, 1).to(self._device)
-        condition = upstream_conditionals(self._voice, 0.5).t3
-        tts.t3.inference(t3_cond=condition, text_tokens=ids, max_new_tokens=count, top_p=1.0)
-
-    def run(self, tokens: tuple[int, ...] = ()) -> dict[str, float]:
-        """Generate the tokens once; seconds by stage. Decode is the time of all tokens minus that
-        of one.
-
-        Args:
-            tokens: other than the job's.
-        """
-        clock, gen = StageTimer(self._device), upstream_conditionals(self._voice, 0.5).gen
-        tokens = tokens or self._job.tokens
-        self._t3(1)
-        clock.lap("prefill")
-        self._t3(len(tokens))
-        clock.lap("decode")
-        clock.seconds["decode"] -= clock.seconds["prefill"]
-        codes = torch.tensor(tokens, device=self._device)[None]
-        mel = self._tts.s3gen.flow_inference(codes, ref_dict=gen, finalize=True)
-        clock.lap("flow")
-        wave, _ = self._tts.s3gen.hift_inference(mel)
-        samples = wave[0].cpu().numpy()
-        clock.lap("vocoder")
-        self._tts.watermarker.apply_watermark(samples, sample_rate=SAMPLE_RATE)
-        clock.lap("watermark")
-        return clock.seconds
-
-    def attention(self) -> list[str]:
-        """Empty: chatterbox-tts is not profiled."""
-        return []
-
-    def quality(self) -> dict[str, Tensor]:
-        """Empty: the tests show that float32 equals chatterbox-tts."""
-        return {}
 
 
 class _TimedBackend:
@@ -330,21 +265,3 @@ class _TimedBackend:
         if "prefill" not in self._clock.seconds:
             self._clock.lap("prefill")
         return self._backend.step(t3)
-
-
-class StageTimer:
-    """Seconds between laps; synchronizes with a GPU at every lap."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self.seconds = device, {}  # type: tuple[torch.device, dict[str, float]]
-        self._last = self._now()
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Store the time since the last lap under ``name``."""
-        now = self._now()
-        self.seconds[name], self._last = now - self._last, now

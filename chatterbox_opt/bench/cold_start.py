@@ -23,25 +23,36 @@ from typing import Any
 
 import soundfile
 
-from chatterbox_opt.bench.backends import ROWS, UPSTREAM, BenchJob
+from chatterbox_opt.bench.backends import ROWS, UPSTREAM, overrides
+from chatterbox_opt.bench.timing import BenchJob
 from chatterbox_opt.checkpoints.registry import locate
 from chatterbox_opt.checkpoints.weight_cache import VARIABLE
 from chatterbox_opt.engine import probe
-from chatterbox_opt.errors import ChatterboxOptError
+from chatterbox_opt.errors import ChatterboxOptError, InputError
+from chatterbox_opt.text.languages import DEFAULT
 
-# upstream's example, with the job's max_new_tokens instead of 1000: random weights do not stop
+# upstream's example, with the job's number of tokens: random weights do not stop
 EXAMPLE = """
+import importlib
 import sys
 import soundfile
 import torch
-from chatterbox.tts import ChatterboxTTS
-directory, device, text, max_tokens, output = sys.argv[1:]
-model = ChatterboxTTS.from_local(directory, device)
-inference = model.t3.inference
-model.t3.inference = lambda **args: inference(**args | {"max_new_tokens": int(max_tokens)})
+module, name, method, limit, directory, device, text, max_tokens, output, *language = sys.argv[1:]
+upstream = getattr(importlib.import_module(module), name)
+model = upstream.from_local(directory, device)
+inference = getattr(model.t3, method)
+setattr(model.t3, method, lambda **args: inference(**args | {limit: int(max_tokens)}))
 torch.manual_seed(0)
-soundfile.write(output, model.generate(text)[0].numpy(), model.sr)
+soundfile.write(output, model.generate(text, *language)[0].numpy(), model.sr)
 """
+# kind of model -> what of upstream's the example uses; it can load no other kind by itself
+CLASSES = {
+    "chatterbox": ("chatterbox.tts", "ChatterboxTTS", "inference", "max_new_tokens"),
+    "turbo": ("chatterbox.tts_turbo", "ChatterboxTurboTTS", "inference_turbo", "max_gen_len"),
+    "multilingual-v2": (
+        *("chatterbox.mtl_tts", "ChatterboxMultilingualTTS", "inference", "max_new_tokens"),
+    ),
+}
 FIGURES = (
     "cold_seconds",
     "cold_first_seconds",
@@ -49,6 +60,19 @@ FIGURES = (
     "cold_audio_seconds",
     "cold_vs_upstream",
 )
+
+
+def check(job: BenchJob, names: Sequence[str]) -> None:
+    """Check before anything is measured that there is a program for each row.
+
+    Raises:
+        InputError: upstream has none for this kind of model.
+    """
+    kind = locate(job.model).kind.name
+    if UPSTREAM in names and kind not in CLASSES:
+        raise InputError(
+            f"chatterbox-tts has no program for {kind}: leave out --cold, or the row {UPSTREAM}"
+        )
 
 
 def measure(
@@ -94,14 +118,16 @@ def _start(job: BenchJob, name: str, caches: Path) -> dict[str, float]:
 
 
 def _upstream_command(job: BenchJob, output: Path) -> list[str]:
-    directory = locate(job.model).directory
-    device = probe.probe(job.device).device
-    text, count = job.sentence, str(len(job.tokens))
-    return [sys.executable, "-c", EXAMPLE, str(directory), device, text, count, str(output)]
+    checkpoint, device = locate(job.model), probe.probe(job.device).device
+    example = CLASSES[checkpoint.kind.name]
+    given = [str(checkpoint.directory), device, job.sentence, str(len(job.tokens)), str(output)]
+    if len(checkpoint.kind.languages) > 1:
+        given.append(job.language or DEFAULT)
+    return [sys.executable, "-c", EXAMPLE, *example, *given]
 
 
 def _synth_command(job: BenchJob, name: str, output: Path) -> list[str]:
-    profile, overrides = ("dev", ROWS[name]) if name in ROWS else (name, {})
+    profile, given = ("dev", overrides(job, name)) if name in ROWS else (name, {})
     options = {
         "model": job.model,
         "device": job.device,
@@ -109,7 +135,8 @@ def _synth_command(job: BenchJob, name: str, output: Path) -> list[str]:
         "max-tokens": str(len(job.tokens)),
         "seed": "0",
         "output": str(output),
-        **overrides,
+        **({"language": job.language} if job.language else {}),
+        **{"flow" if key == "flow_model" else key: value for key, value in given.items()},
     }
     args = [arg for key, value in options.items() for arg in (f"--{key}", value)]
     return [sys.executable, "-m", "chatterbox_opt", "synth", job.sentence, "-q", *args]

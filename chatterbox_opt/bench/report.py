@@ -5,6 +5,8 @@ report is plain data, ``{"card": {...}, "rows": [...], "failed": {...}}``: ``car
 the machine (roofline.py), missing figures are None, and ``failed`` maps rows that could not be
 measured to the reason. Reports are files that are compared later, so their keys do not change.
 
+``shares`` has the part of the total that each stage takes, and ``limit`` the largest: "t3 62%".
+
 A row's ``cold_*`` figures come from ``--cold`` (cold_start.py) and are None without it. They time
 whole processes, from the command to the finished wav: ``cold_seconds`` with the caches of an
 earlier start, ``cold_first_seconds`` without (None for upstream, which has no caches),
@@ -35,6 +37,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (  # heading, path in the row, forma
     ("vocoder s", "vocoder_seconds", "{:.2f}"),
     ("watermark s", "watermark_seconds", "{:.2f}"),
     ("total s", "synthesis_seconds", "{:.2f}"),
+    ("limit", "limit", "{}"),
     ("x real time", "realtime_x", "{:.2f}"),
     ("x chatterbox-tts", "vs_upstream.synthesis", "{:.2f}"),
     ("x standard", "vs_standard.synthesis", "{:.2f}"),
@@ -69,8 +72,8 @@ STREAM_MAIN = ("name", "first_audio_seconds", "first_audio_p95_seconds", "leadin
                "realtime_x", "playback_start_seconds", "underruns",
                "smallest_prebuffer_seconds")  # fmt: skip
 # of the table that fits a terminal of 80 columns; memory is the GPU's where there is one
-MAIN = ("name", "t3_tokens_per_second", "synthesis_seconds", "realtime_x", "vs_upstream.synthesis",
-        "cold_seconds", "peak_vram_mib", "peak_rss_mib")  # fmt: skip
+MAIN = ("name", "t3_tokens_per_second", "synthesis_seconds", "limit", "realtime_x",
+        "vs_upstream.synthesis", "cold_seconds", "peak_vram_mib", "peak_rss_mib")  # fmt: skip
 MEMORIES = ("peak_rss_mib", "peak_vram_mib")
 GAP = 2  # between columns
 COMPARISON = ("row", "figure", "old", "new", "change", "verdict")

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from chatterbox_opt.bench.backends import BenchJob, StageTimer
+from chatterbox_opt.bench.timing import BenchJob, StageTimer
 from chatterbox_opt.checkpoints.registry import Checkpoint
-from chatterbox_opt.config.model_config import T3Config
+from chatterbox_opt.config.model_config import GPT2, T3Config
 from chatterbox_opt.engine import probe
 
 REPEATS = 7
@@ -52,7 +52,8 @@ def machine_facts(job: BenchJob, checkpoint: Checkpoint) -> dict[str, Any]:
 
 def weights_per_step(shape: T3Config) -> int:
     """Weights that a decode step multiplies by: every layer's matrices and the head."""
-    layer = 4 * shape.width**2 + 3 * shape.width * shape.ffn
+    matrices = 2 if shape.backbone == GPT2 else 3  # of the MLP; Llama's has a gate
+    layer = 4 * shape.width**2 + matrices * shape.width * shape.ffn
     return shape.layers * layer + shape.speech_vocab * shape.width
 
 

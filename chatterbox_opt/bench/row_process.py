@@ -20,13 +20,9 @@ from typing import Any
 
 import torch
 
-from chatterbox_opt.bench.backends import (
-    UPSTREAM,
-    BenchJob,
-    BenchTarget,
-    OptimizedTarget,
-    UpstreamTarget,
-)
+from chatterbox_opt.bench.backends import UPSTREAM, BenchTarget, OptimizedTarget
+from chatterbox_opt.bench.timing import BenchJob
+from chatterbox_opt.bench.upstream import UpstreamTarget
 from chatterbox_opt.errors import ChatterboxOptError
 
 STANDARD_STREAMS = (1, 2)  # file descriptors of output and error
@@ -155,9 +151,14 @@ class RowProcess:
         seconds: dict[str, float] = self._call("run")
         return seconds
 
-    def finish(self) -> None:
-        """Get quality, attention kernels and usage, and end the process."""
-        self.quality, self.attention = self._call("quality"), self._call("attention")
+    def finish(self, *, compare: bool = True) -> None:
+        """Get quality, attention kernels and usage, and end the process.
+
+        Args:
+            compare: False leaves out the runs that quality and attention kernels take.
+        """
+        if compare:
+            self.quality, self.attention = self._call("quality"), self._call("attention")
         rss, vram, notes = self._call("stop")
         self._process.join()
         self._scratch.cleanup()

@@ -5,7 +5,8 @@ waits; rows alternate (A B C A B C ...), so that drift of the machine affects al
 responsible for tables and files (bench/report.py) or the command line.
 
 All rows generate the same forced speech tokens, so none is faster by generating fewer.
-``upstream`` is the installed chatterbox-tts: its own loop, its own S3Gen, in its own process.
+``upstream`` is the installed chatterbox-tts: its class of that kind of model, its own loop, its own
+S3Gen, in its own process.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from typing import Any
 import torch
 
 from chatterbox_opt.bench import cold_start, roofline
-from chatterbox_opt.bench.backends import (
-    ROWS,
-    STANDARD,
-    UPSTREAM,
-    BenchJob,
-)
+from chatterbox_opt.bench.backends import FLOW, ROWS, STANDARD, UPSTREAM
 from chatterbox_opt.bench.row_process import RowProcess
-from chatterbox_opt.checkpoints.registry import DEFAULT, locate, must_download
+from chatterbox_opt.bench.timing import BenchJob
+from chatterbox_opt.checkpoints import flows, registry
+from chatterbox_opt.checkpoints.families import RANDOM_KINDS
+from chatterbox_opt.checkpoints.registry import DEFAULT, locate
+from chatterbox_opt.config.config_file import is_random
 from chatterbox_opt.config.model_config import TOKEN_RATE
-from chatterbox_opt.config.profile import load_profile
+from chatterbox_opt.config.profile import TURBO_FLOW, load_profile
 from chatterbox_opt.engine import probe
 from chatterbox_opt.errors import ChatterboxOptError, InputError
+from chatterbox_opt.text.languages import check_model
 
 NOISY = 0.15  # range of the total time, relative to its median, above which a row is marked
 STAGES = ("prefill", "decode", "flow", "vocoder", "watermark")
@@ -40,13 +41,26 @@ CPU_ROWS = (UPSTREAM, STANDARD, "bfloat16", "int8", "int4")
 CUDA_ROWS = (UPSTREAM, STANDARD, "bfloat16", "float16", "+compile", "+offload", "+int8")
 
 
-def choose_rows(rows: str | None, profiles: Sequence[str], device: str, *, tiny: bool) -> list[str]:
+def choose_rows(
+    rows: str | None,
+    profiles: Sequence[str],
+    device: str,
+    *,
+    tiny: bool,
+    flow: bool = False,
+) -> list[str]:
     """Names of the rows to measure: the requested ones, or the device's default, and ``profiles``.
+
+    Args:
+        flow: whether the default has a row with Turbo's flow.
 
     Raises:
         InputError: an unknown row; ProfileError: an unknown profile.
     """
-    default = CUDA_ROWS if probe.probe(device).device == "cuda" else CPU_ROWS
+    on_gpu = probe.probe(device).device == "cuda"
+    default = CUDA_ROWS if on_gpu else CPU_ROWS
+    if flow:
+        default = (*default, "+compile+flow" if on_gpu else "int8+flow")
     # upstream's shapes are hard-coded: it cannot load tiny weights
     chosen = rows.split(",") if rows else [n for n in default if not (tiny and n == UPSTREAM)]
     if unknown := [name for name in chosen if name not in (UPSTREAM, *ROWS)]:
@@ -58,16 +72,73 @@ def choose_rows(rows: str | None, profiles: Sequence[str], device: str, *, tiny:
 
 @contextmanager
 def weights(model: str | None, *, tiny: bool, on_progress: Callable[[str], None]) -> Iterator[str]:
-    """Yield the model to measure; without the real weights, temporary random ones."""
-    if model or (not tiny and not must_download(DEFAULT)):
-        yield model or DEFAULT
+    """Yield the model to measure; of a name that is not downloaded, temporary random weights.
+
+    Args:
+        model: None is the default one; a directory or another revision is used as it is.
+        tiny: random weights for every name of which some can be made.
+
+    Raises:
+        InputError: neither a known name nor a directory.
+    """
+    name = model or DEFAULT
+    registry.check_name(name)
+    if name not in RANDOM_KINDS or not (tiny or registry.must_download(name)):
+        yield name
         return
     from chatterbox_opt.checkpoints.random_weights import make
 
     size = "tiny" if tiny else "full"
     with tempfile.TemporaryDirectory(prefix="chatterbox-opt-") as directory:
         on_progress(f"making {size} random weights: speed does not depend on the values")
-        make(Path(directory), size, seed=0)
+        make(Path(directory), size, seed=0, kind=name)
+        yield directory
+
+
+def has_flow_row(model: str | None, flow: str | None) -> bool:
+    """Whether Turbo's flow is a row by default: it is asked for, or here, or will be random.
+
+    Args:
+        model, flow: as requested; None is the default.
+
+    Raises:
+        InputError: the flow is asked for, and the model cannot have it.
+    """
+    name = model or DEFAULT
+    if flow is not None:
+        flows.check(name, flow)
+        return True
+    if not flows.can_have(name):
+        return False
+    return flows.must_download(TURBO_FLOW) is None or _is_random(name)
+
+
+def _is_random(model: str) -> bool:
+    if model in RANDOM_KINDS:
+        return registry.must_download(model) is not None
+    return Path(model).is_dir() and is_random(Path(model))
+
+
+@contextmanager
+def flow_weights(
+    model: str, flow: str | None, rows: Sequence[str], on_progress: Callable[[str], None]
+) -> Iterator[str]:
+    """Yield the flow of rows that have another one; with random weights, a random one.
+
+    Args:
+        model: that is measured; a directory if it is random.
+        flow: as requested.
+    """
+    used = any("flow_model" in ROWS.get(name, {}) for name in rows)
+    if flow is not None or not used or not _is_random(model):
+        yield flow or TURBO_FLOW
+        return
+    from chatterbox_opt.checkpoints.random_weights import make_flow
+
+    size = "full" if locate(model).config.t3.is_large else "tiny"
+    with tempfile.TemporaryDirectory(prefix="chatterbox-opt-") as directory:
+        on_progress(f"making a {size} random flow of Turbo")
+        make_flow(Path(directory), size, seed=0)
         yield directory
 
 
@@ -139,10 +210,15 @@ def measure(
         on_progress: callback, called with a line of progress.
 
     Raises:
+        InputError: the model does not know the language, or there is no program to start cold.
         ChatterboxOptError: no row could be measured.
     """
+    checkpoint = locate(job.model)
+    check_model(job.language, checkpoint.config.text)
+    if job.cold:
+        cold_start.check(job, names)
     on_progress("measuring memory bandwidth and matrix products")
-    facts = roofline.machine_facts(job, locate(job.model))
+    facts = roofline.machine_facts(job, checkpoint)
     device = torch.device(probe.probe(job.device).device)
     rows = _RowProcesses(on_progress)
     try:
@@ -170,9 +246,13 @@ def measure(
 def _table(
     job: BenchJob, facts: Mapping[str, Any], rows: Sequence[RowProcess]
 ) -> list[dict[str, Any]]:
-    exact = next((row.quality for row in rows if row.name == STANDARD), {})
+    qualities = {row.name: row.quality for row in rows}
     table = []
     for row in rows:
+        exact = qualities.get(STANDARD, {})
+        if row.name.endswith(FLOW):  # another flow's mel is compared with that flow's in float32
+            of_t3 = {name: value for name, value in exact.items() if name != "mel"}
+            exact = qualities.get(STANDARD + FLOW) or of_t3
         ceiling = roofline.steps_per_second(facts, row.reads)[row.dtype]
         entry = _entry(job, row.laps, ceiling) | row.usage
         entry |= {"name": row.name, "plan": row.plan, "load_seconds": row.load_seconds}
@@ -202,7 +282,13 @@ def row_figures(laps: Sequence[Mapping[str, float]], tokens: int) -> dict[str, A
     median = {stage: statistics.median(lap[stage] for lap in laps) for stage in STAGES}
     totals = [sum(lap.values()) for lap in laps]
     synthesis, audio = statistics.median(totals), tokens / TOKEN_RATE
+    parts = {"t3": median["prefill"] + median["decode"]}
+    parts |= {stage: median[stage] for stage in STAGES[2:]}
+    shares = {stage: seconds / sum(parts.values()) for stage, seconds in parts.items()}
+    largest = max(shares, key=shares.__getitem__)
     return {
+        "shares": shares,
+        "limit": f"{largest} {shares[largest]:.0%}",
         "t3_tokens_per_second": (tokens - 1) / median["decode"],
         "prefill_seconds": median["prefill"],
         "flow_seconds": median["flow"],
@@ -246,6 +332,8 @@ def closeness(
     if "words" in quality:
         errors, words = quality["words"].tolist()
         wer = errors / words
-    mels = (quality["mel"].flatten(), exact["mel"].flatten())
-    cosine = torch.nn.functional.cosine_similarity(*mels, dim=0).item()
+    cosine = None
+    if "mel" in exact:
+        mels = (quality["mel"].flatten(), exact["mel"].flatten())
+        cosine = torch.nn.functional.cosine_similarity(*mels, dim=0).item()
     return {"top1": same, "kl": kl, "log_mel_cosine": cosine, "wer": wer}

@@ -33,8 +33,8 @@ from chatterbox_opt.audio.prebuffer import (
 )
 from chatterbox_opt.audio.silence import sound_span
 from chatterbox_opt.bench import roofline
-from chatterbox_opt.bench.backends import BenchJob
 from chatterbox_opt.bench.report import STREAM
+from chatterbox_opt.bench.timing import BenchJob
 from chatterbox_opt.config import hardware
 from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.model_config import MEL_PER_TOKEN, SAMPLE_RATE, TOKEN_RATE

@@ -50,12 +50,14 @@ class Snapshot:
         revision: a commit, a branch or a tag.
         files: names of the files that are used.
         pins: by file name, as far as known; empty if the revision is not the pinned one.
+        remedies: what to do where it is missing, in place of the usual.
     """
 
     repository: str
     revision: str
     files: tuple[str, ...]
     pins: Mapping[str, Pin] = field(default_factory=dict)
+    remedies: tuple[str, ...] = ()
 
     @property
     def size(self) -> int | None:
@@ -174,7 +176,7 @@ def _download(snapshot: Snapshot) -> Path:
 
 def _with_remedies(snapshot: Snapshot, reason: str) -> str:
     offline = " (HF_HUB_OFFLINE is set)" if is_offline() else ""
-    remedies = [
+    remedies = list(snapshot.remedies) or [
         "connect and run again, with HF_TOKEN or HF_ENDPOINT if your network needs them",
         f"--model DIR with a copy of {', '.join(snapshot.files)}",
         "--model pico, the small built-in model",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,17 @@ def make(directory: Path, size: str, seed: int, kind: str = families.DEFAULT) ->
             complete.rename(directory)
 
 
+def make_flow(directory: Path, size: str, seed: int) -> None:
+    """Write the S3Gen of ``make``'s Turbo and its config.json only; for ``--flow DIR``.
+
+    Args:
+        directory: an empty one.
+    """
+    kind, config = families.TURBO_KIND, config_of("turbo", size)
+    _save_weights(directory, kind, config, seed, (kind.s3gen,))
+    write_config(directory, dataclasses.replace(config, random_weights=True), kind.config)
+
+
 def _replace(directory: Path, complete: Path, kind: Kind) -> None:
     """Move the files of a checkpoint to a directory, in place of an older checkpoint's.
 
@@ -110,6 +121,18 @@ def _replace(directory: Path, complete: Path, kind: Kind) -> None:
 
 def _write(directory: Path, kind: Kind, config: ModelConfig, size: str, seed: int) -> None:
     """Write all files to an empty directory."""
+    _save_weights(directory, kind, config, seed, (kind.voice_encoder, kind.s3gen, kind.t3))
+    for name, content in random_tokenizers.files(config).items():
+        (directory / name).write_text(content, encoding="utf-8")
+    # torch names the archive as the file: written under another name it would have other bytes
+    generator = _generator(seed, families.CONDITIONALS)
+    torch.save(conditionals(config, size, generator), directory / families.CONDITIONALS)
+    write_config(directory, dataclasses.replace(config, random_weights=True), kind.config)
+
+
+def _save_weights(
+    directory: Path, kind: Kind, config: ModelConfig, seed: int, names: Sequence[str]
+) -> None:
     with skip_init():
         encoders = voice_encoders.Encoders(config.voice, config.t3.speaker)
         parts: dict[str, nn.Module] = {
@@ -126,18 +149,13 @@ def _write(directory: Path, kind: Kind, config: ModelConfig, size: str, seed: in
         kind.s3gen: {name: t for name, t in s3gen.items() if name not in COMPUTED_BUFFERS},
         kind.t3: t3_template(config.t3),
     }
-    for name, template in files.items():
+    for name in names:
+        template = files[name]
         generator = _generator(seed, name)
         tensors = {n: random_tensor(n, t, generator) for n, t in template.items()}
         save = torch.save if name.endswith(".pt") else save_file
         save(tensors | computed if name == kind.s3gen else tensors, directory / name)
         del tensors
-    for name, content in random_tokenizers.files(config).items():
-        (directory / name).write_text(content, encoding="utf-8")
-    # torch names the archive as the file: written under another name it would have other bytes
-    generator = _generator(seed, families.CONDITIONALS)
-    torch.save(conditionals(config, size, generator), directory / families.CONDITIONALS)
-    write_config(directory, dataclasses.replace(config, random_weights=True), kind.config)
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ class Checkpoint:
             they get of it.
         kind: its file format.
         shared: directory of the files that the kind takes from another repository.
+        sources: the checkpoints that "t3" and "flow" are from, if not all is of one model
+            (flows.py); "flow" is the whole S3Gen.
     """
 
     name: str
@@ -55,6 +58,11 @@ class Checkpoint:
     voice_identity: str
     kind: Kind = CHATTERBOX
     shared: Path | None = None
+    sources: Mapping[str, Checkpoint] = field(default_factory=dict, hash=False)
+
+    def source(self, part: str) -> Checkpoint:
+        """The checkpoint of one model that a part is from."""
+        return self.sources.get(part, self)
 
     def path(self, file: str) -> Path:
         """Where a file is, or would be."""
@@ -70,7 +78,8 @@ class Checkpoint:
     @property
     def s3gen(self) -> Path:
         """The file of the weights of flow, vocoder, and two of a voice's encoders."""
-        return self.path(self.kind.s3gen)
+        source = self.source("flow")
+        return source.path(source.kind.s3gen)
 
     @property
     def voice_encoder(self) -> Path:
@@ -199,8 +208,16 @@ def locate(model: str = DEFAULT) -> Checkpoint:
             f"{', '.join(kind.required)} (and {CONDITIONALS} for a voice of its own)"
         )
     config = read_config(directory, kind.config)
-    checkpoint = dataclasses.replace(checkpoint, config=config)
-    file_sizes.check(config, checkpoint.t3, checkpoint.voice_encoder, checkpoint.s3gen)
+    return checked(dataclasses.replace(checkpoint, config=config))
+
+
+def checked(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with the identity of its voices.
+
+    Raises:
+        WeightsError: a file is too small for the config, or cannot be read.
+    """
+    file_sizes.check(checkpoint.config, checkpoint.t3, checkpoint.voice_encoder, checkpoint.s3gen)
     try:
         return dataclasses.replace(checkpoint, voice_identity=_voice_identity(checkpoint))
     except OSError as error:
@@ -266,8 +283,9 @@ def identity(checkpoint: Checkpoint) -> str:
     """Digest of the config and of samples of all files: changes when the model's output may."""
     digest = hashlib.blake2b(_config_text(checkpoint.config).encode(), digest_size=12)
     for name in checkpoint.kind.files:
-        if checkpoint.path(name).is_file():
-            _add_file(digest, checkpoint.path(name))
+        path = checkpoint.s3gen if name == checkpoint.kind.s3gen else checkpoint.path(name)
+        if path.is_file():
+            _add_file(digest, path)
     return digest.hexdigest()
 
 

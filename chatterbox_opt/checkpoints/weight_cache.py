@@ -137,7 +137,8 @@ class WeightCache:
     def _path(self, checkpoint: Checkpoint, part: str, variant: str) -> Path | None:
         if self.directory is None or variant == UNCONVERTED:
             return None
-        location, content = _path_hash(checkpoint.directory), _content_hash(checkpoint)
+        source = checkpoint.source(part)  # another model's flow is that model's file
+        location, content = _path_hash(source.directory), _content_hash(source)
         return self.directory / f"{location}-{content}-{part}-{variant}.pt"
 
     def _evict(self, newest: Path) -> None:
@@ -226,6 +227,7 @@ def _path_hash(directory: Path) -> str:
 
 def _content_hash(checkpoint: Checkpoint) -> str:
     """Digest of the checkpoint's content, which is only sampled, and of the files' mtimes."""
-    stats = [os.stat(path) for path in (checkpoint.t3, checkpoint.s3gen)]
+    files = (checkpoint.t3, checkpoint.s3gen)  # where only a flow is taken, there may be no T3
+    stats = [os.stat(path) for path in files if path.is_file()]
     facts = (FORMAT, registry.identity(checkpoint), [(s.st_size, s.st_mtime_ns) for s in stats])
     return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()

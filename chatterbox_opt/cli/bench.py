@@ -23,6 +23,7 @@ from chatterbox_opt.config import hardware
 from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.profile import load_profile
 from chatterbox_opt.errors import InputError
+from chatterbox_opt.text import languages
 from chatterbox_opt.utils import atomic_file
 from chatterbox_opt.utils.quiet import silence_dependencies
 
@@ -35,7 +36,11 @@ class MeasuringOptions:
 
     model: Annotated[
         Optional[str],
-        typer.Option(help="Model; default: the real weights if downloaded, else random ones."),
+        typer.Option(help="Model, as for synth; a name that is not downloaded: random weights."),
+    ] = None
+    language: options.Language = None
+    flow: Annotated[
+        Optional[str], typer.Option(help="turbo, or DIR: a row with Turbo's two-step flow.")
     ] = None
     rows: Annotated[
         Optional[str], typer.Option(help="Comma-separated, such as upstream,float32,int8.")
@@ -77,6 +82,10 @@ class MeasuringOptions:
             raise InputError("--seconds is above 0 to 100, --runs 1 to 100")
         if self.stream and (self.rows or self.cold or len(self.profile or []) > 1):
             raise InputError("--stream has its own rows: without --rows and --cold, one --profile")
+        if self.stream and (self.language or self.flow):
+            raise InputError("--language and --flow are for rows, not for --stream")
+        if self.language == languages.AUTO:
+            raise InputError("--language is a code here, such as de")
         if not self.stream and (self.hops, self.first_steps, self.voice_seconds) != (None,) * 3:
             raise InputError("--hops, --first-steps and --voice-seconds are for --stream")
         hops_options.hop_schedule(HopSchedule(), self.hops, self.first_steps)
@@ -177,19 +186,28 @@ def _measure(measuring: MeasuringOptions) -> dict[str, Any]:
 def _measure_rows(
     measuring: MeasuringOptions, on_progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    from chatterbox_opt.bench import backends, runner
+    from chatterbox_opt.bench import runner, timing
 
-    quick = measuring.quick
-    rows = runner.choose_rows(measuring.rows, measuring.profile or [], measuring.device, tiny=quick)
+    quick, model, flow = measuring.quick, measuring.model, measuring.flow
+    with_flow = runner.has_flow_row(model, flow)
+    rows = runner.choose_rows(
+        measuring.rows, measuring.profile or [], measuring.device, tiny=quick, flow=with_flow
+    )
     runs = measuring.runs or RUNS
-    with runner.weights(measuring.model, tiny=quick, on_progress=on_progress) as directory:
-        job = backends.BenchJob(
-            str(directory),
+    with (
+        runner.weights(model, tiny=quick, on_progress=on_progress) as directory,
+        runner.flow_weights(directory, flow, rows, on_progress) as flow_directory,
+    ):
+        seconds = min(measuring.seconds, 2.0) if quick else measuring.seconds
+        job = timing.BenchJob(
+            directory,
             measuring.device,
-            measuring.text or backends.SENTENCE,
-            backends.forced_tokens(min(measuring.seconds, 2.0) if quick else measuring.seconds),
+            measuring.text or timing.SENTENCE,
+            timing.forced_tokens(seconds),
             min(runs, 2) if quick else runs,
-            measuring.cold,
+            measuring.language,
+            flow_directory,
+            cold=measuring.cold,
         )
         return runner.measure(job, rows, on_progress)
 

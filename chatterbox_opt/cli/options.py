@@ -26,7 +26,7 @@ import typer
 
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.audio import recordings
-from chatterbox_opt.checkpoints import hub, registry
+from chatterbox_opt.checkpoints import flows, hub, registry
 from chatterbox_opt.cli.console import Reporter, show_log
 from chatterbox_opt.config import hardware
 from chatterbox_opt.config.profile import COMPILE, KV_CACHE, OFFLOAD, T3_DTYPES
@@ -185,6 +185,12 @@ class EngineOptions:
     kv_cache: Annotated[
         Optional[str], typer.Option(help=f"Dtype of the KV cache on a GPU: {', '.join(KV_CACHE)}.")
     ] = None
+    flow: Annotated[
+        Optional[str],
+        typer.Option(
+            help="turbo: Turbo's two-step flow in place of chatterbox's or multilingual's, or DIR."
+        ),
+    ] = None
     no_watermark: Annotated[
         bool, typer.Option("--no-watermark", help="Leave out the PerTh watermark.")
     ] = False
@@ -205,6 +211,7 @@ class EngineOptions:
             "compile": self.compile,
             "offload": self.offload,
             "kv_cache": self.kv_cache,
+            "flow_model": self.flow,
         }
         return EngineSpec(
             model=registry.at_revision(self.model, self.revision),
@@ -307,9 +314,10 @@ def voice_store_at(directory: Path | None, *, keep: bool = True) -> VoiceStore:
     return default_store(directory, keep_computed=keep)
 
 
-def announce_download(model: str, reporter: Reporter) -> None:
-    """Print a line if the model's files have to be downloaded first."""
-    if snapshot := registry.must_download(model):
+def announce_download(spec: EngineSpec, reporter: Reporter) -> None:
+    """Print a line for each repository of which files have to be downloaded first."""
+    missing = (registry.must_download(spec.model), flows.must_download(spec.flow_model))
+    for snapshot in filter(None, missing):
         announce_snapshot(snapshot, reporter)
 
 

@@ -25,7 +25,7 @@ from chatterbox_opt.config.hardware import (
 )
 from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.model_config import LLAMA, ModelConfig
-from chatterbox_opt.config.profile import QUANTIZED, Profile, load_profile, stages_of
+from chatterbox_opt.config.profile import OWN_FLOW, QUANTIZED, Profile, load_profile, stages_of
 from chatterbox_opt.config.settings import (
     COMMAND_LINE,
     DISABLE_OPTIMIZATION,
@@ -78,8 +78,7 @@ class Plan:
         device: "cuda", "mps" or "cpu".
         profile: the name of the profile that it is based on.
         t3, flow, vocoder: how each stage is stored and computed.
-        compile, offload, kv_cache: see ``Profile``.
-        hops, large_model_hops: of streams with low latency; see ``Profile``.
+        compile, offload, kv_cache, flow_model, hops, large_model_hops: see ``Profile``.
         slots: sequences of a batch that T3 decodes together.
         rendering: "overlapped" if flow and vocoder run while T3 decodes the next sequences of a
             batch, "inline" if they alternate with it.
@@ -96,6 +95,7 @@ class Plan:
     compile: str = "none"
     offload: str = "none"
     kv_cache: str = "auto"
+    flow_model: str = OWN_FLOW
     hops: HopSchedule = HopSchedule()
     large_model_hops: HopSchedule = HopSchedule()
     slots: int = 1
@@ -140,10 +140,11 @@ class Plan:
         dtype = _dtypes(self.t3.storage, self.flow.storage)
         if self.narrowed_compute:
             dtype += f" stored, {self.narrowed_compute} computed"
-        kv_cache = "" if self.kv_cache == "auto" else f"kv cache {self.kv_cache} · "
+        others = "" if self.kv_cache == "auto" else f"kv cache {self.kv_cache} · "
+        others += "" if self.flow_model == OWN_FLOW else f"flow of {self.flow_model} · "
         return (
             f"device {self.device} · dtype {dtype} · compile {self.compile} · "
-            f"offload {self.offload} · {kv_cache}profile {self.profile}"
+            f"offload {self.offload} · {others}profile {self.profile}"
         )
 
 
@@ -176,8 +177,7 @@ def resolve(
 
     Args:
         profile: a name, a YAML path, or "auto".
-        overrides: ``dtype``, ``compile``, ``offload``, ``kv_cache`` from the command line; they
-            override everything else.
+        overrides: see ``override_settings``; they override everything else.
         environment: CHATTERBOX_* and DISABLE_OPTIMIZATION; they override the profile.
 
     Raises:
@@ -205,6 +205,7 @@ def resolve(
         kv_cache=supported.kv_cache,
         hops=supported.schedule(large=False),
         large_model_hops=supported.schedule(large=True),
+        flow_model=supported.flow_model,
         slots=slots,
         rendering=rendering,
         optimized=optimized,
@@ -247,12 +248,12 @@ def _requested(
         name, why = choose_profile(hardware)
     profile = load_profile(name)
     values = {"dtype": _dtypes(profile.t3, profile.flow)}
-    values |= {key: getattr(profile, key) for key in ("compile", "offload", "kv_cache")}
+    keys = ("compile", "offload", "kv_cache", "flow_model")
+    values |= {key: value for key in keys if (value := getattr(profile, key)) != OWN_FLOW}
     sources = dict.fromkeys(values, f"profile {name}")
     for key, value, source in override_settings(environment, overrides):
-        fields: dict[str, Any] = {key: value}
-        if key == "dtype":
-            fields = stages_of(value) | {"compute": ""}
+        stages = stages_of(value) if key == "dtype" else {}
+        fields: dict[str, Any] = stages | {"compute": ""} if stages else {key: value}
         profile = replace(profile, **fields)
         values[key], sources[key] = value, source
     reasons = [f"profile {name}: {why}"]

@@ -30,8 +30,10 @@ INT8_FLOW_COSTS = "log-mel cosine to float32 is 0.99997 on the built-in model; b
 COMPILE = ("none", "cudagraphs", "inductor")
 OFFLOAD = ("none", "stages", "all-but-active")  # from most GPU memory to least
 KV_CACHE = ("auto", "int8")  # of T3; auto is T3's compute dtype
+OWN_FLOW, TURBO_FLOW = "own", "turbo"  # whose flow; anything else is a directory
 HOPS = ("hops", "large_model_hops")
 STREAM = (*HOPS, "first_steps", "large_model_first_steps")
+FLOW_MODELS = f"known: {OWN_FLOW}, {TURBO_FLOW}, or a directory with Turbo's flow"
 MAX_BYTES = 64 << 10  # of a file; the shipped ones have less than 1 KiB
 MAX_DEPTH = 2  # of mappings: the profile, and dtypes by stage
 SHOWN = 60  # characters of a wrong value in a message
@@ -52,6 +54,8 @@ class Profile:
         offload: one of ``OFFLOAD``: "stages" moves stages to the GPU one after the other and
             prefetches the next; "all-but-active" keeps only the running one there.
         kv_cache: dtype of T3's KV cache on a GPU, one of ``KV_CACHE``.
+        flow_model: whose flow and vocoder run: ``OWN_FLOW`` is the model's, ``TURBO_FLOW`` the
+            two-step flow of Turbo, anything else a directory with its file.
         hops, large_model_hops: tokens in the parts of a stream, of a model like pico and of one
             like Chatterbox (``T3Config.is_large``); the last size repeats.
         first_steps, large_model_first_steps: see ``HopSchedule``; None: as many as elsewhere.
@@ -65,6 +69,7 @@ class Profile:
     compile: str = "none"
     offload: str = "none"
     kv_cache: str = "auto"
+    flow_model: str = OWN_FLOW
     hops: tuple[int, ...] = DEFAULT_SIZES
     large_model_hops: tuple[int, ...] = DEFAULT_SIZES
     first_steps: int | None = None
@@ -176,6 +181,7 @@ def _parse(name: str, settings: Mapping[str, Any]) -> Profile:
         "compile": COMPILE,
         "offload": OFFLOAD,
         "kv_cache": KV_CACHE,
+        "flow_model": None,
         **dict.fromkeys(STREAM),
     }
     check_keys(f"profile '{name}'", settings, choices)
@@ -194,6 +200,8 @@ def _parse(name: str, settings: Mapping[str, Any]) -> Profile:
         )
     if not isinstance(values.get("description", ""), str):
         raise ProfileError(f"profile '{name}': description must be a text")
+    if not is_flow_model(flow := values.get("flow_model", OWN_FLOW)):
+        raise ProfileError(f"profile '{name}': flow_model is {_shortened(flow)}; {FLOW_MODELS}")
     for key, value in (values | per_stage).items():
         allowed = {"t3": T3_DTYPES, "flow": FLOW_DTYPES}.get(key) or choices[key]
         if allowed and value not in allowed:
@@ -224,6 +232,11 @@ def _stream_value(name: str, key: str, value: Any) -> Any:
         raise ProfileError(
             f"profile '{name}': {key} is {_shortened(value)}; give {wanted}"
         ) from error
+
+
+def is_flow_model(value: object) -> bool:
+    """Whether a value can be a ``Profile.flow_model``; if it is a directory is not looked at."""
+    return isinstance(value, str) and value.strip() != ""
 
 
 def stages_of(dtype: str) -> dict[str, str]:

@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from chatterbox_opt.config.hardware import AUTO
 from chatterbox_opt.config.profile import (
     COMPILE,
+    FLOW_MODELS,
     KV_CACHE,
     OFFLOAD,
+    OWN_FLOW,
     T3_DTYPES,
     check_keys,
+    is_flow_model,
     load_profile,
 )
 from chatterbox_opt.errors import ProfileError
@@ -29,6 +32,7 @@ ENVIRONMENT: dict[str, tuple[str, dict[str, str]]] = {
 DISABLE_OPTIMIZATION = "DISABLE_OPTIMIZATION"
 GPU_KERNELS = "CHATTERBOX_GPU_KERNELS"  # false: PyTorch's operations in place of our own kernels
 COMMAND_LINE = "the command line"  # the source of a setting
+FLOW_MODEL = "flow_model"  # a profile key; no variable has it: it is asked for in plain sight
 BOOLEAN = {"true": "true", "false": "false"}
 
 
@@ -64,18 +68,37 @@ def check_settings(
 def override_settings(
     environment: Mapping[str, str], overrides: Mapping[str, str]
 ) -> list[tuple[str, str, str]]:
-    """Key, value and source of every setting that overrides a profile, lowest precedence first."""
+    """Key, value and source of every setting that overrides a profile, lowest precedence first.
+
+    Args:
+        overrides: ``dtype``, ``compile``, ``offload``, ``kv_cache``, ``flow_model``.
+
+    Raises:
+        ProfileError: an unknown key or value.
+    """
     settings = []
     for variable, (key, values) in ENVIRONMENT.items():
         if value := _setting(environment, variable, values):
             settings.append((key, value, variable))
     allowed = {"dtype": T3_DTYPES, "compile": COMPILE, "offload": OFFLOAD, "kv_cache": KV_CACHE}
-    check_keys("options", overrides, allowed)
+    check_keys("options", overrides, {**allowed, FLOW_MODEL: ()})
     for key, value in overrides.items():
-        if value not in allowed[key]:
+        if key == FLOW_MODEL and not is_flow_model(value):
+            raise ProfileError(f"{key} is {value!r}; {FLOW_MODELS}")
+        if key != FLOW_MODEL and value not in allowed[key]:
             raise ProfileError(f"{key} is '{value}'; known: {', '.join(allowed[key])}")
         settings.append((key, value, COMMAND_LINE))
     return settings
+
+
+def flow_model(profile: str, overrides: Mapping[str, str]) -> str:
+    """The requested ``Profile.flow_model``; no profile that ``AUTO`` chooses has one.
+
+    Raises:
+        ProfileError: an unknown profile.
+    """
+    own = OWN_FLOW if profile == AUTO else load_profile(profile).flow_model
+    return overrides.get(FLOW_MODEL, own)
 
 
 def _setting(environment: Mapping[str, str], variable: str, values: Mapping[str, str]) -> str:

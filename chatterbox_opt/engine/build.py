@@ -9,24 +9,26 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import torch
 
 from chatterbox_opt.audio.watermark import Watermark
-from chatterbox_opt.checkpoints import registry, weight_cache
+from chatterbox_opt.checkpoints import flows, weight_cache
 from chatterbox_opt.checkpoints.loader import load_flow, load_t3, load_tokenizer, load_vocoder
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.checkpoints.weight_cache import WeightCache
 from chatterbox_opt.config.plan import ONEDNN_LAYOUT, OVERLAPPED, PLAIN, TRITON, Plan, resolve
+from chatterbox_opt.config.profile import OWN_FLOW
 from chatterbox_opt.engine import probe
 from chatterbox_opt.engine.decoding import decode_graphs
 from chatterbox_opt.engine.decoding.decode import DecodeBackend, EagerBackend, StepFn
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.scheduler import SpeechBackend
 from chatterbox_opt.engine.upstream_backend import UpstreamBackend
+from chatterbox_opt.errors import InputError
 from chatterbox_opt.layers import linear_int, linear_onednn
 from chatterbox_opt.layers.weight_layout import store_narrow
 from chatterbox_opt.models.flow import estimator
@@ -68,7 +70,12 @@ def load(
     announce("loading the model")
     # before 3 GB are downloaded, because PerTh may be missing
     mark = Watermark() if watermark and plan.optimized else None
-    checkpoint = registry.locate(model)
+    if not plan.optimized and plan.flow_model != OWN_FLOW:
+        raise InputError("plain Chatterbox has its own flow only: unset DISABLE_OPTIMIZATION")
+    checkpoint = flows.locate(model, plan.flow_model)
+    if plan.flow_model != OWN_FLOW and not checkpoint.sources:
+        log.warning(flows.SAME, Path(model).name, plan.flow_model)
+        plan = replace(plan, flow_model=OWN_FLOW)
     plan = plan.for_model(checkpoint.config)
     announce("loading the model")
     if checkpoint.config.random_weights:

@@ -119,8 +119,8 @@ class Engine(Closing):
             profile: a shipped profile's name, a YAML file, or "auto" (by the GPU's memory and
                 compute capability).
             device: "auto", "cuda", "mps" or "cpu".
-            overrides: ``dtype``, ``compile``, ``offload``, ``kv_cache``; they override
-                environment and profile.
+            overrides: ``dtype``, ``compile``, ``offload``, ``kv_cache``, ``flow_model``; they
+                override environment and profile.
             plan: a plan that is already resolved; ``profile``, ``device`` and ``overrides`` are
                 then ignored.
             store: where voices are kept; None takes the platform's cache directory.

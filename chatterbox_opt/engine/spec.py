@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from chatterbox_opt.audio import files as audio_files
-from chatterbox_opt.checkpoints import registry, weight_cache
+from chatterbox_opt.checkpoints import flows, registry, weight_cache
+from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.config import hardware, plan, settings
 from chatterbox_opt.config.plan import Plan
 from chatterbox_opt.errors import InputError
@@ -31,8 +32,8 @@ class EngineSpec:
         model: a name, or a directory with a checkpoint's files.
         profile: a name, a YAML path, or "auto".
         device: one of ``hardware.DEVICES``.
-        overrides: ``dtype``, ``compile``, ``offload``, ``kv_cache``; they override environment
-            and profile.
+        overrides: ``dtype``, ``compile``, ``offload``, ``kv_cache``, ``flow_model``; they
+            override environment and profile.
         store: where voices are stored; its ``keep_computed`` applies to converted weights too.
         watermark: mark all audio with PerTh.
     """
@@ -58,6 +59,16 @@ class EngineSpec:
         if self.device not in hardware.DEVICES:
             raise InputError(f"device is '{self.device}'; known: {', '.join(hardware.DEVICES)}")
         settings.check_settings(self.profile, self.overrides, os.environ)
+        flows.check(self.model, self.flow_model)
+
+    @property
+    def flow_model(self) -> str:
+        """Whose flow is requested, see ``Profile``."""
+        return settings.flow_model(self.profile, self.overrides)
+
+    def locate(self) -> Checkpoint:
+        """Find the model's files. Raises as ``flows.locate``."""
+        return flows.locate(self.model, self.flow_model)
 
     def resolve(self, detected: hardware.Hardware) -> Plan:
         """The plan of this engine on the detected hardware."""

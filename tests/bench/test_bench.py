@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 from chatterbox_opt.bench import backends, cold_start, report, roofline, row_process
 from chatterbox_opt.bench import runner as bench_runner
-from chatterbox_opt.bench.backends import BenchJob, OptimizedTarget, forced_tokens
+from chatterbox_opt.bench.backends import OptimizedTarget
+from chatterbox_opt.bench.timing import BenchJob, forced_tokens
 from chatterbox_opt.cli.application import app
 from chatterbox_opt.engine import probe
 from chatterbox_opt.errors import ChatterboxOptError, InputError, ProfileError

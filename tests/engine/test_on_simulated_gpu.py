@@ -28,8 +28,9 @@ from chatterbox_opt.audio import watermark
 from chatterbox_opt.audio.watermark import Watermark
 from chatterbox_opt.bench import roofline
 from chatterbox_opt.bench import runner as bench_runner
-from chatterbox_opt.bench.backends import BenchJob, OptimizedTarget, forced_tokens
+from chatterbox_opt.bench.backends import OptimizedTarget
 from chatterbox_opt.bench.runner import CUDA_ROWS
+from chatterbox_opt.bench.timing import BenchJob, forced_tokens
 from chatterbox_opt.checkpoints import loader, registry
 from chatterbox_opt.config.model_config import TOKEN_RATE
 from chatterbox_opt.engine.decoding.decode_graphs import STEPS_PER_SYNC, CudaGraphBackend

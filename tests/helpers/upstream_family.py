@@ -15,6 +15,16 @@ from chatterbox_opt.checkpoints import random_weights, registry
 from chatterbox_opt.models import voice_encoders
 
 
+class NoAnalyzer:
+    """In place of the analyzer that watches attentions, which upstream's master has removed."""
+
+    def __init__(self, *_: object, eos_idx: int, **__: object) -> None:
+        self.eos_idx = eos_idx
+
+    def step(self, logits, **_):
+        return logits
+
+
 def _sized(module, directory, patch) -> None:
     """Replace the classes that a module's ``from_local`` builds by ones of the checkpoint's size."""
     config = registry.locate(str(directory)).config

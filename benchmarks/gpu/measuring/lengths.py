@@ -14,7 +14,7 @@ import torch
 from benchmarks.gpu.measuring.clocks import RUNS
 from benchmarks.gpu.measuring.engines import TEXTS, generator_on, on_device, pipeline_of, request
 from chatterbox_opt import Engine, Sampling
-from chatterbox_opt.bench.backends import SENTENCE, StageTimer, forced_tokens
+from chatterbox_opt.bench.timing import SENTENCE, StageTimer, forced_tokens
 from chatterbox_opt.engine.decoding.decode import DecodeBackend
 from chatterbox_opt.models.t3.model import T3
 

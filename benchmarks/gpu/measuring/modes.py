@@ -20,8 +20,9 @@ from benchmarks.gpu.measuring.engines import (
     pipeline_of,
 )
 from chatterbox_opt import Engine
-from chatterbox_opt.bench.backends import BenchJob, OptimizedTarget, forced_tokens
+from chatterbox_opt.bench.backends import OptimizedTarget
 from chatterbox_opt.bench.roofline import weights_per_step
+from chatterbox_opt.bench.timing import BenchJob, forced_tokens
 from chatterbox_opt.engine.decoding.decode import DecodeBackend, EagerBackend
 from chatterbox_opt.engine.decoding.decode_graphs import CudaGraphBackend
 from chatterbox_opt.runtime.cuda import GraphCapturer

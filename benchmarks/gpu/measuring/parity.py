@@ -30,7 +30,7 @@ from benchmarks.gpu.measuring.engines import (
 )
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.audio.watermark import Watermark
-from chatterbox_opt.bench.backends import StageTimer, forced_tokens
+from chatterbox_opt.bench.timing import StageTimer, forced_tokens
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.config.plan import OVERLAPPED
 from chatterbox_opt.engine.decoding.decode import DecodeBackend, EagerBackend, decode

@@ -21,7 +21,7 @@ from benchmarks.gpu.measuring.clocks import triton_compilations, vram
 from benchmarks.gpu.measuring.engines import eager_rendering, load, on_device, pipeline_of
 from benchmarks.gpu.measuring.modes import measure_row, modes
 from chatterbox_opt import Engine, Sampling
-from chatterbox_opt.bench.backends import SENTENCE, forced_tokens
+from chatterbox_opt.bench.timing import SENTENCE, forced_tokens
 from chatterbox_opt.engine.decoding.decode import EagerBackend
 from chatterbox_opt.request import LOW
 

@@ -15,7 +15,7 @@ from benchmarks.gpu.measuring.engines import generator_on, load, on_device, pipe
 from benchmarks.gpu.measuring.modes import modes
 from benchmarks.gpu.measuring.tracing import traced
 from chatterbox_opt import Engine
-from chatterbox_opt.bench.backends import forced_tokens
+from chatterbox_opt.bench.timing import forced_tokens
 
 
 def run(context: Context) -> None:

@@ -11,7 +11,7 @@ from benchmarks.gpu.context import Context, main
 from benchmarks.gpu.kinds import PROFILE
 from benchmarks.gpu.measuring.clocks import reset_memory, vram
 from chatterbox_opt import Engine, Sampling
-from chatterbox_opt.bench.backends import SENTENCE
+from chatterbox_opt.bench.timing import SENTENCE
 from chatterbox_opt.runtime.cuda import GraphCapturer
 
 NAMES = ("rtx4090", "rtx3080", "memory-limited", "dev")

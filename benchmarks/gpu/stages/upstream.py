@@ -7,7 +7,9 @@ import time
 from benchmarks.gpu.context import Context, main
 from benchmarks.gpu.kinds import LOADED, RUN
 from benchmarks.gpu.measuring.clocks import reset_memory, vram
-from chatterbox_opt.bench.backends import UPSTREAM, BenchJob, UpstreamTarget, forced_tokens
+from chatterbox_opt.bench.backends import UPSTREAM
+from chatterbox_opt.bench.timing import BenchJob, forced_tokens
+from chatterbox_opt.bench.upstream import UpstreamTarget
 
 RUNS = 2  # each takes seconds
 

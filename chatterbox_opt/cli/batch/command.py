@@ -47,6 +47,7 @@ from chatterbox_opt.cli.console import Reporter
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOptions
 from chatterbox_opt.config.model_config import ModelConfig
 from chatterbox_opt.config.plan import Plan
+from chatterbox_opt.config.profile import OWN_FLOW
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError, OutputError, TextError, VoiceError
 from chatterbox_opt.sampling import for_model
@@ -109,7 +110,7 @@ def batch(
         with display(reporter, as_json=as_json) as show:
             if joining.joined_file is not None:
                 audio_files.check_writable(joining.joined_file)
-            options.announce_download(spec.model, reporter)
+            options.announce_download(spec, reporter)
             plan = spec.resolve(executor.probe(spec.device))
             worker = WorkerSpec(
                 engine=spec, plan=plan, retries=quality.retries, debug=printing.debug
@@ -194,7 +195,7 @@ def _prepared(
     loudness: float | None,
 ) -> list[job_file.Item]:
     """The items with hashes of everything that their audio depends on; loads no model."""
-    checkpoint = registry.locate(spec.model)
+    checkpoint = spec.locate()
     remarks = {languages.remark(item.language, checkpoint.config.text) for item in items}
     for remark in filter(None, remarks):
         log.warning(remark)
@@ -221,7 +222,8 @@ def _filled(item: job_file.Item, config: ModelConfig) -> job_file.Item:
 def _model_text(spec: EngineSpec, plan: Plan) -> str:
     """What the manifest says about the model: ``pico int8``."""
     precision = "/".join(dict.fromkeys(filter(None, plan.precision)))
-    return f"{spec.model} {precision}" + ("" if spec.watermark else " without watermark")
+    flow = "" if plan.flow_model == OWN_FLOW else f" with the flow of {plan.flow_model}"
+    return f"{spec.model} {precision}{flow}" + ("" if spec.watermark else " without watermark")
 
 
 def _report_stale(

@@ -149,7 +149,7 @@ def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
     import numpy as np
 
     sampling = seeded(job.sampling)
-    options.announce_download(job.spec.model, reporter)
+    options.announce_download(job.spec, reporter)
     with job.spec.load() as engine:
         options.report_plan(engine.plan, reporter)
         if remark := languages.remark(job.language, engine.checkpoint.config.text):
