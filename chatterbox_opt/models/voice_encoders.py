@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from chatterbox_opt.audio.loudness import with_gain_to
-from chatterbox_opt.config.model_config import SAMPLE_RATE, SPEECH_TOKENS, VoiceEncoderConfig
+from chatterbox_opt.config.model_config import SAMPLE_RATE, VoiceEncoderConfig
 from chatterbox_opt.config.reference import ReferenceConfig
+from chatterbox_opt.models.speech_tokenizer import build_tokenizer
 from chatterbox_opt.utils.librosa_import import import_librosa
 from chatterbox_opt.utils.upstream_import import import_upstream
 from chatterbox_opt.utils.wave import Wave
@@ -28,7 +29,7 @@ class Encoders(nn.Module):
     def __init__(self, config: VoiceEncoderConfig, speaker: int) -> None:
         super().__init__()
         import_librosa()  # before upstream's files do
-        self.tokenizer: Any = _tokenizer(config)
+        self.tokenizer: Any = build_tokenizer(config)
         self.speaker_encoder: Any = _speaker_encoder(config)
         self.voice_encoder: Any = _voice_encoder(config, speaker)
 
@@ -67,19 +68,6 @@ class Encoders(nn.Module):
             )
         # cloned outside inference mode: a new voice must not differ from one of the voice store
         return Voice(**{name: tensor.clone() for name, tensor in voice.tensors().items()})
-
-
-def _tokenizer(config: VoiceEncoderConfig) -> Any:
-    from s3tokenizer.model_v2 import AudioEncoderV2, FSQVectorQuantization
-
-    net: Any = import_upstream("models.s3tokenizer.s3tokenizer").S3Tokenizer()
-    if config.tokenizer_width != net.config.n_audio_state:
-        # upstream's class has no size parameters: replace its parts by smaller ones
-        width, heads = config.tokenizer_width, config.tokenizer_heads
-        layers, mels = config.tokenizer_layers, net.config.n_mels
-        net.encoder = AudioEncoderV2(mels, width, heads, layers, 2, net.config.use_sdpa)
-        net.quantizer = FSQVectorQuantization(width, SPEECH_TOKENS)
-    return net
 
 
 def _speaker_encoder(config: VoiceEncoderConfig) -> nn.Module:
