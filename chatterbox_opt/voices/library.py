@@ -19,6 +19,7 @@ from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.reader import Tensors, fill
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.errors import InputError, WeightsError
+from chatterbox_opt.models.speech_tokenizer import SpeechTokenizer
 from chatterbox_opt.models.voice_encoders import Encoders
 from chatterbox_opt.runtime.own_thread import in_own_thread
 from chatterbox_opt.utils.skip_init import skip_init
@@ -138,6 +139,20 @@ def load_encoders(checkpoint: Checkpoint) -> Encoders:
     tensors |= {f"voice_encoder.{name}": voice_encoder[name] for name in voice_encoder}
     fill(encoders, tensors, "the voice encoders")
     return encoders
+
+
+def load_speech_tokenizer(checkpoint: Checkpoint) -> SpeechTokenizer:
+    """Load the encoder that turns recordings into speech tokens, in float32 (0.5 GB at full size).
+
+    Raises:
+        WeightsError: its tensors are missing or of another shape.
+    """
+    with skip_init():
+        tokenizer = SpeechTokenizer(checkpoint.config.voice)
+    s3gen = Tensors(checkpoint.s3gen)
+    tensors = {name: s3gen[name] for name in s3gen if name.startswith("tokenizer.")}
+    fill(tokenizer, tensors, "the speech tokenizer")
+    return tokenizer
 
 
 def load_voice(path: Path) -> Voice:
