@@ -226,6 +226,7 @@ def _path_hash(directory: Path) -> str:
 
 def _content_hash(checkpoint: Checkpoint) -> str:
     """Digest of the checkpoint's content, which is only sampled, and of the files' mtimes."""
-    stats = [os.stat(path) for path in (checkpoint.t3, checkpoint.s3gen)]
+    files = (path for path in (checkpoint.t3, checkpoint.s3gen) if path.is_file())
+    stats = [os.stat(path) for path in files]
     facts = (FORMAT, registry.identity(checkpoint), [(s.st_size, s.st_mtime_ns) for s in stats])
     return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()

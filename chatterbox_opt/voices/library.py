@@ -125,18 +125,22 @@ class VoiceLibrary:
 
 
 def load_encoders(checkpoint: Checkpoint) -> Encoders:
-    """Load the encoders of a new voice in float32 (about 0.5 GB at full size)."""
-    config = checkpoint.config
+    """Load the encoders of a new voice in float32 (about 0.5 GB at full size).
+
+    A checkpoint that only converts may have no voice encoder.
+    """
+    config, speaks = checkpoint.config, checkpoint.voice_encoder.is_file()
     with skip_init():
-        encoders = Encoders(config.voice, config.t3.speaker)
+        encoders = Encoders(config.voice, config.t3.speaker, speaks=speaks)
     s3gen = Tensors(checkpoint.s3gen)
-    voice_encoder = Tensors(checkpoint.voice_encoder)
-    known = set(encoders.voice_encoder.state_dict())
-    if unknown := sorted(set(voice_encoder) - known):
-        raise WeightsError(f"the voice encoder has an unknown tensor {unknown[0]}: wrong file?")
     parts = ("tokenizer.", "speaker_encoder.")
     tensors = {name: s3gen[name] for name in s3gen if name.startswith(parts)}
-    tensors |= {f"voice_encoder.{name}": voice_encoder[name] for name in voice_encoder}
+    if speaks:
+        voice_encoder = Tensors(checkpoint.voice_encoder)
+        known = set(encoders.voice_encoder.state_dict())
+        if unknown := sorted(set(voice_encoder) - known):
+            raise WeightsError(f"the voice encoder has an unknown tensor {unknown[0]}: wrong file?")
+        tensors |= {f"voice_encoder.{name}": voice_encoder[name] for name in voice_encoder}
     fill(encoders, tensors, "the voice encoders")
     return encoders
 

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import librosa
 import numpy as np
 import pytest
 import soundfile
 import torch
 from helpers.common import SAMPLE
-from helpers.upstream_reference import WHOLE_ATOL, Unmarked, empty_s3gen
+from helpers.upstream_reference import Unmarked, empty_s3gen
 
-from chatterbox_opt import Audio, Conversion, Engine, InputError, Request, Sampling, VoiceError
+from chatterbox_opt import (
+    Audio,
+    Conversion,
+    Engine,
+    InputError,
+    Piece,
+    Request,
+    Sampling,
+    VoiceError,
+    WeightsError,
+)
 from chatterbox_opt.checkpoints import random_weights, registry
 from chatterbox_opt.checkpoints.reader import Tensors
 from chatterbox_opt.engine import windows
-from chatterbox_opt.voices.store import VoiceStore
+from chatterbox_opt.voices.library import load_speech_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +64,226 @@ def upstream_vc(directory, monkeypatch):
     return vc.ChatterboxVC(s3gen.eval(), "cpu", conditionals["gen"])
 
 
-@pytest.mark.parametrize("kind", ["tiny", "turbo"])
-def test_one_window_is_upstreams(kind, request, short, store, monkeypatch):
+@pytest.mark.parametrize(("kind", "voices"), [("tiny", (None, SAMPLE)), ("turbo", (None,))])
+def test_one_window_is_upstreams(kind, voices, request, short, store, monkeypatch):
+    """Of Turbo with its own voice only: upstream's class does not bring a recording to -27 LUFS."""
     directory = request.getfixturevalue(kind)
     upstream = upstream_vc(directory, monkeypatch)
     with Engine.load(str(directory), "dev", device="cpu", store=store, watermark=False) as engine:
-        for seed, voice in enumerate((None, SAMPLE)):
+        for seed, voice in enumerate(voices):
             torch.manual_seed(seed)
             expected = upstream.generate(short, voice)[0].numpy()
             audio = engine.convert(short, voice, seed=seed)
             assert len(audio.samples) == 16_800 and len(expected) == 18 * 960
             assert np.abs(audio.samples - expected[:16_800]).max() < 1e-4
             assert audio == engine.convert(short, voice, seed=seed)
+
+
+# --- windows --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", [1, 749, 750, 751, 1449, 1450, 1451, 90_001])
+def test_windows_cover_all_tokens_and_overlap(tokens):
+    found = windows.spans(tokens)
+    assert found[0][0] == 0 and found[-1][1] == tokens
+    assert all(0 < last - first <= windows.WINDOW + 1 for first, last in found)
+    assert all(two[0] < one[1] for one, two in pairwise(found))
+    overlaps = {one[1] - two[0] for one, two in pairwise(found)}
+    assert overlaps <= {windows.OVERLAP}
+    assert len(found) == 1 or min(last - first for first, last in found) > windows.WINDOW // 2
+
+
+def cut(whole: np.ndarray, length: int, order=lambda numbers: numbers):
+    """A signal cut into windows of 200 tokens, and joined again; the windows in an order."""
+    tokens = -(-len(whole) // 960)
+    found = windows.spans(tokens, window=200)
+    seams = windows.Seams(found, length)
+    padded = np.pad(whole, (0, 960 * tokens - len(whole)))
+    joined = []
+    for number in order(range(len(found))):
+        first, last = found[number]
+        samples = padded[960 * first : 960 * last].copy()
+        if number:
+            samples[:960] = 0  # as the fade-in of every rendered sequence
+        joined += seams.add(number, Piece(samples, "", last - first, {}))
+    assert [one.window for one in joined] == list(range(len(found))) and len(found) > 2
+    assert sum(one.piece.tokens for one in joined) == tokens
+    return joined, np.concatenate([one.piece.samples for one in joined])
+
+
+@pytest.mark.parametrize("length", [600_000, 599_990, 600_050])
+@pytest.mark.parametrize("order", [iter, reversed], ids=["in order", "last first"])
+def test_equal_windows_are_joined_to_the_same_signal(length, order):
+    whole = np.random.default_rng(1).uniform(-1, 1, 600_000).astype(np.float32)
+    joined, samples = cut(whole, length, order)
+    assert len(samples) == length
+    common = min(length, len(whole))
+    assert np.abs(samples[:common] - whole[:common]).max() < 1e-6
+    assert not samples[common:].any()
+    ends = np.cumsum([len(one.piece.samples) for one in joined])
+    for one, end in zip(joined[:-1], ends, strict=False):  # what the watermark is computed with
+        assert np.allclose(one.after, whole[end : end + windows.AFTER], atol=1e-6)
+    for one, end in zip(joined[1:], ends, strict=False):
+        assert np.allclose(one.before, whole[end - windows.BEFORE : end], atol=1e-6)
+
+
+def test_other_phases_are_joined_without_a_click_where_it_is_quiet():
+    """A tone of another phase in each window; a pause of 100 ms in each overlap."""
+    time, found = np.arange(600_000) / 24_000, windows.spans(625, window=200)
+    level = np.full(600_000, 0.5)
+    for first, _ in found[1:]:
+        level[960 * first + 25_000 : 960 * first + 27_400] = 0.01
+    seams, joined = windows.Seams(found, 600_000), []
+    for number, (first, last) in enumerate(found):
+        part = slice(960 * first, 960 * last)
+        wave = level[part] * np.sin(2 * np.pi * 300 * time[part] + 2.5 * number)
+        joined += seams.add(number, Piece(wave.astype(np.float32), "", 1, {}))
+    samples = np.concatenate([one.piece.samples for one in joined])
+    steps = np.abs(np.diff(samples))
+    assert len(samples) == 600_000
+    for end in np.cumsum([len(one.piece.samples) for one in joined])[:-1]:
+        assert level[end : end + windows.FADE].max() == 0.01
+        assert steps[end : end + windows.FADE].max() < 0.01 * 0.12, "a click"
+    # loud everywhere: no jump that the tone itself does not have
+    level[:] = 0.5
+    seams, joined = windows.Seams(found, 600_000), []
+    for number, (first, last) in enumerate(found):
+        part = slice(960 * first, 960 * last)
+        wave = 0.5 * np.sin(2 * np.pi * 300 * time[part] + 2.5 * number)
+        joined += seams.add(number, Piece(wave.astype(np.float32), "", 1, {}))
+    samples = np.concatenate([one.piece.samples for one in joined])
+    assert np.abs(np.diff(samples)).max() < 1.1 * 0.5 * 2 * np.pi * 300 / 24_000
+
+
+def test_tokens_of_several_windows_are_upstreams(tiny, speech):
+    """Windows of 30 s with 4 s in common, one after the other; at the end upstream may lose 2 s."""
+    tokenizer = load_speech_tokenizer(registry.locate(str(tiny)))
+    wave = librosa.resample(np.resize(speech, 24_000 * 60), orig_sr=24_000, target_sr=16_000)
+    for seconds in (31.01, 59.9):
+        part = wave[: int(seconds * 16_000)]
+        expected = tokenizer.tokenizer(torch.from_numpy(part)[None])[0][0].tolist()
+        assert tokenizer.tokens(part) == expected and len(expected) == -(-len(part) // 640)
+    part = wave[: int(52.5 * 16_000)]
+    expected = tokenizer.tokenizer(torch.from_numpy(part)[None])[0][0].tolist()
+    found = tokenizer.tokens(part)
+    assert found[: len(expected)] == expected and len(found) == len(expected) + 50 == 1313
+
+
+# --- an engine ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def long(speech, tmp_path_factory):
+    """31 s at 16 kHz in two channels: two windows."""
+    path = tmp_path_factory.mktemp("recordings") / "long.flac"
+    wave = librosa.resample(np.resize(speech, 24_000 * 31 + 7), orig_sr=24_000, target_sr=16_000)
+    soundfile.write(path, np.stack((wave, 0.5 * wave), axis=1), 16_000)
+    return path
+
+
+def test_a_long_recording_is_several_windows_and_keeps_its_length(engine, long):
+    audio = engine.convert(long, seed=1, cfm_steps=1)
+    frames = soundfile.info(long).frames
+    assert len(audio.samples) == -(-frames * 3 // 2) and audio.tokens == -(-(frames // 160) // 4)
+    pieces = list(engine.converted_pieces(Conversion("", long, None, 1, 1)))
+    assert len(pieces) == 2
+    assert np.array_equal(np.concatenate([piece.samples for piece in pieces]), audio.samples)
+    assert set(audio.seconds) == {"flow", "vocoder"}
+
+
+def test_many_are_what_each_is_alone_and_an_error_ends_only_its_own(engine, short, long, speech):
+    spoken = Audio(speech[:24_000], 24_000, 0, 0, {})
+    conversions = [
+        Conversion("short", short, None, 1, 1),
+        Conversion("none", "no such.wav", None, 1),
+        Conversion("long", long, None, 2, 1),
+        Conversion("audio", spoken, str(SAMPLE), 3, 1),
+        Conversion("drawn", spoken),
+    ]
+    found = {result.id: result for result in engine.convert_many(iter(conversions))}
+    assert set(found) == {one.id for one in conversions}
+    assert "there is no recording file 'no such.wav'" in str(found["none"].error)
+    for one in conversions:
+        if one.seed is not None and one.id != "none":
+            alone = engine.convert(one.source, one.voice, seed=one.seed, cfm_steps=1)
+            assert found[one.id].audio() == alone, one.id
+    again = engine.convert(spoken, seed=found["drawn"].seed)
+    assert found["drawn"].audio() == again
+    with pytest.raises(InputError, match="conversion is 'x'; give a Conversion"):
+        list(engine.convert_many(["x"]))
+
+
+def test_texts_and_recordings_share_an_engine(engine, short):
+    sampling = Sampling(seed=4, max_tokens=20)
+    alone = engine.synthesize("Hello.", None, sampling)
+    converted = engine.convert(short, seed=5)
+    handle = engine.submit(Request("text", "Hello.", None, sampling))
+    results = list(engine.convert_many(Conversion(str(i), short, None, 5) for i in range(5)))
+    assert handle.result().audio() == alone
+    assert all(result.audio() == converted for result in results)
+
+
+def test_an_interrupted_conversion_leaves_an_idle_engine(engine, long):
+    pieces = engine.converted_pieces(Conversion("", long, None, 1, 1))
+    assert len(next(pieces).samples)
+    pieces.close()
+    assert engine._loop._scheduler.idle and engine.pipeline.idle
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (np.zeros(24_000), "is silent"),
+        (np.ones(2_000), "lasts 0.08 s; 0.1 s of speech are needed"),
+        (np.full(24_000, np.nan), "NaN/Inf"),
+    ],
+)
+def test_what_is_no_speech_is_refused(engine, samples, message):
+    with pytest.raises(VoiceError, match=message):
+        engine.convert(Audio(samples.astype(np.float32), 24_000, 0, 0, {}))
+
+
+def test_wrong_arguments(engine, short):
+    with pytest.raises(InputError, match="source is 3"):
+        engine.convert(3)
+    with pytest.raises(InputError, match="cfm_steps"):
+        engine.convert(short, cfm_steps=0)
+    with pytest.raises(VoiceError, match="recording 'tests' is a directory"):
+        engine.convert("tests")
+
+
+# --- without T3 ---------------------------------------------------------------------------------
+
+
+def test_upstreams_two_files_are_enough(tiny, engine, short, store, tmp_path):
+    """As for upstream's ``ChatterboxVC.from_local``; and config.json, because it is tiny."""
+    for name in ("s3gen.safetensors", "conds.pt", "config.json"):
+        (tmp_path / name).symlink_to(tiny / name)
+    with Engine.load_converter(
+        tmp_path, "dev", device="cpu", store=store, watermark=False
+    ) as converter:
+        assert converter.convert(short, seed=1) == engine.convert(short, seed=1)
+        assert converter.convert(short, SAMPLE, seed=1) == engine.convert(short, SAMPLE, seed=1)
+        assert not converter.voice(SAMPLE).speaker.any()
+        with pytest.raises(InputError, match="loaded only to convert recordings"):
+            converter.synthesize("Hello.")
+    with pytest.raises(WeightsError, match="lacks ve.safetensors"):
+        Engine.load(tmp_path, "dev", device="cpu", store=store)
+    (tmp_path / "s3gen.safetensors").unlink()
+    with pytest.raises(WeightsError, match="lacks s3gen.safetensors; a model directory needs"):
+        Engine.load_converter(tmp_path, "dev", device="cpu", store=store, watermark=False)
+
+
+def test_a_whole_checkpoint_loads_no_t3_and_has_the_same_voices(tiny, engine, short, store):
+    with Engine.load_converter(
+        tiny, "dev", device="cpu", store=store, watermark=False
+    ) as converter:
+        assert converter.pipeline.placement.stages == ["flow", "vocoder"]
+        assert converter.convert(short, seed=1) == engine.convert(short, seed=1)
+        assert converter.voice(SAMPLE) == engine.voice(SAMPLE)
+
+
+def test_plain_chatterbox_is_refused(tiny, monkeypatch):
+    monkeypatch.setenv("DISABLE_OPTIMIZATION", "true")
+    with pytest.raises(InputError, match="plain Chatterbox converts no recordings"):
+        Engine.load_converter(tiny, "dev", device="cpu")

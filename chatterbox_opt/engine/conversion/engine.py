@@ -6,19 +6,32 @@ for texts (engine/engine.py) or for the work.
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from chatterbox_opt.checkpoints import registry
+from chatterbox_opt.config import hardware
+from chatterbox_opt.engine import build
 from chatterbox_opt.engine.conversion.request import Conversion
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.sequence import Capacity
+from chatterbox_opt.engine.upstream_backend import NO_CONVERSION
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import Audio, Piece, Result, VoiceSource, join
-from chatterbox_opt.utils.arguments import instance, instances
+from chatterbox_opt.runtime.own_thread import in_own_thread
+from chatterbox_opt.utils.arguments import instance, instances, name_or_path
 from chatterbox_opt.utils.closing import Closing
+from chatterbox_opt.voices.library import VoiceLibrary
+from chatterbox_opt.voices.store import VoiceStore, default_store
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from chatterbox_opt.audio.watermark import Watermark
+    from chatterbox_opt.checkpoints.registry import Checkpoint
+    from chatterbox_opt.checkpoints.weight_cache import WeightCache
     from chatterbox_opt.config.plan import Plan
     from chatterbox_opt.engine.conversion.states import ConversionStates
     from chatterbox_opt.engine.scheduler import SpeechBackend
@@ -32,6 +45,48 @@ class ConvertingEngine(Closing):
     pipeline: SpeechBackend
     _loop: EngineLoop
     _conversions: ConversionStates
+
+    def __init__(
+        self,
+        plan: Plan,
+        checkpoint: Checkpoint,
+        pipeline: SpeechBackend,
+        voices: VoiceLibrary,
+        watermark: Watermark | None,
+    ) -> None:
+        """Take over loaded parts."""
+        raise NotImplementedError
+
+    @classmethod
+    def load_converter(
+        cls,
+        model: str | os.PathLike[str] = registry.DEFAULT,
+        profile: str | os.PathLike[str] = hardware.AUTO,
+        *,
+        device: str = hardware.AUTO,
+        overrides: Mapping[str, str] | None = None,
+        store: VoiceStore | None = None,
+        watermark: bool = True,
+        weights: WeightCache | None = None,
+    ) -> Self:
+        """Load an engine without T3, which only converts recordings: less memory, sooner ready.
+
+        Args:
+            model: as of ``load``; a directory needs only upstream's s3gen file, and a conds.pt if
+                it is to have a voice of its own.
+            profile, device, overrides, store, watermark, weights: as of ``load``.
+
+        Raises:
+            InputError, WeightsError, DeviceError: as ``load``.
+        """
+        name, profile = name_or_path("model", model), name_or_path("profile", profile)
+        instance("overrides", overrides, Mapping, optional=True)
+        instance("store", store, VoiceStore, optional=True)
+        arguments = (name, profile, device, overrides, None, weights)
+        load = functools.partial(build.load, *arguments, watermark=watermark, speaks=False)
+        parts = in_own_thread(load)
+        voices = VoiceLibrary(parts.checkpoint, store or default_store())
+        return cls(parts.plan, parts.checkpoint, parts.pipeline, voices, parts.watermark)
 
     def convert(
         self,
@@ -91,4 +146,4 @@ class ConvertingEngine(Closing):
 
     def _check_backend(self) -> None:
         if not isinstance(self.pipeline, Pipeline):
-            raise InputError("plain Chatterbox converts no recordings: unset DISABLE_OPTIMIZATION")
+            raise InputError(NO_CONVERSION)
