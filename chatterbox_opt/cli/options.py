@@ -307,9 +307,13 @@ def voice_store_at(directory: Path | None, *, keep: bool = True) -> VoiceStore:
     return default_store(directory, keep_computed=keep)
 
 
-def announce_download(model: str, reporter: Reporter) -> None:
-    """Print a line if the model's files have to be downloaded first."""
-    if snapshot := registry.must_download(model):
+def announce_download(model: str, reporter: Reporter, *, speaks: bool = True) -> None:
+    """Print a line if the model's files have to be downloaded first.
+
+    Args:
+        speaks: as of ``registry.locate``.
+    """
+    if snapshot := registry.must_download(model, speaks=speaks):
         announce_snapshot(snapshot, reporter)
 
 
