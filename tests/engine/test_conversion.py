@@ -192,13 +192,13 @@ def test_a_long_recording_is_several_windows_and_keeps_its_length(engine, long):
 
 
 def test_many_are_what_each_is_alone_and_an_error_ends_only_its_own(engine, short, long, speech):
-    spoken = Audio(speech[:24_000], 24_000, 0, 0, {})
+    given = Audio(speech[:24_000], 24_000, 0, 0, {})
     conversions = [
         Conversion("short", short, None, 1, 1),
         Conversion("none", "no such.wav", None, 1),
         Conversion("long", long, None, 2, 1),
-        Conversion("audio", spoken, str(SAMPLE), 3, 1),
-        Conversion("drawn", spoken),
+        Conversion("audio", given, str(SAMPLE), 3, 1),
+        Conversion("drawn", given),
     ]
     found = {result.id: result for result in engine.convert_many(iter(conversions))}
     assert set(found) == {one.id for one in conversions}
@@ -207,7 +207,7 @@ def test_many_are_what_each_is_alone_and_an_error_ends_only_its_own(engine, shor
         if one.seed is not None and one.id != "none":
             alone = engine.convert(one.source, one.voice, seed=one.seed, cfm_steps=1)
             assert found[one.id].audio() == alone, one.id
-    again = engine.convert(spoken, seed=found["drawn"].seed)
+    again = engine.convert(given, seed=found["drawn"].seed)
     assert found["drawn"].audio() == again
     with pytest.raises(InputError, match="conversion is 'x'; give a Conversion"):
         list(engine.convert_many(["x"]))
