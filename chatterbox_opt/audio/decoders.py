@@ -275,7 +275,9 @@ def _limit(rate: int, channels: int, name: str, *, whole: bool = False) -> int:
         raise VoiceError(
             f"'{name}' has {channels} channels; 1 to {MAX_CHANNELS} are read: convert it to mono"
         )
-    return MAX_HOURS * 3600 * rate if whole else min(MAX_SECONDS * rate, MAX_SAMPLES // channels)
+    if whole:
+        return round(MAX_HOURS * 3600 * rate)
+    return min(MAX_SECONDS * rate, MAX_SAMPLES // channels)
 
 
 def _sound(blocks: Iterator[Samples], rate: int, limit: int) -> Sound:

@@ -6,6 +6,7 @@ it prints. Not responsible for the conversion (engine/conversion/) or for format
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -174,14 +175,18 @@ class _Job:
 
 def _one(engine: Engine, job: _Job, subtype: str | None) -> dict[str, Any]:
     """Convert and write as it is made; return the figures that are printed."""
-    conversion, pieces = job.conversion.with_seed(), []
+    import numpy as np
+
+    conversion, pieces, samples = job.conversion.with_seed(), [], 0
     begin = time.perf_counter()
     with audio_files.writer(job.target, subtype) as sink:
         for piece in engine.converted_pieces(conversion):
             sink.write(piece.samples)
-            pieces.append(piece)
+            samples += len(piece.samples)
+            # the samples are on disk: a long recording must not fill memory
+            pieces.append(dataclasses.replace(piece, samples=np.empty(0, np.float32)))
         spent = time.perf_counter() - begin
-    result = _result(job, pieces, conversion.seed or 0)
+    result = _result(job, pieces, samples, conversion.seed or 0)
     speed = result["audio_seconds"] / spent
     return result | {"conversion_seconds": round(spent, 3), "realtime_x": round(speed, 3)}
 
@@ -201,17 +206,18 @@ def _many(
             if as_json:
                 print(json.dumps(_failure(job, result)), flush=True)
             continue
+        pieces = list(result.pieces)
         with audio_files.writer(job.target, subtype) as sink:
-            for piece in result.pieces:
+            for piece in pieces:
                 sink.write(piece.samples)
-        _report(reporter, _result(job, list(result.pieces), result.seed), as_json=as_json)
+        samples = sum(len(piece.samples) for piece in pieces)
+        _report(reporter, _result(job, pieces, samples, result.seed), as_json=as_json)
     return failed
 
 
-def _result(job: _Job, pieces: list[Piece], seed: int) -> dict[str, Any]:
+def _result(job: _Job, pieces: list[Piece], samples: int, seed: int) -> dict[str, Any]:
     from chatterbox_opt.request import total_seconds
 
-    samples = sum(len(piece.samples) for piece in pieces)
     return {
         "input": as_utf8(job.name),
         "output": as_utf8(job.target),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from itertools import pairwise
 
 import librosa
@@ -26,6 +28,8 @@ from chatterbox_opt import (
 from chatterbox_opt.checkpoints import random_weights, registry
 from chatterbox_opt.checkpoints.reader import Tensors
 from chatterbox_opt.engine import windows
+from chatterbox_opt.engine.conversion import states
+from chatterbox_opt.engine.rendering.renderer import Renderer, no_stream
 from chatterbox_opt.voices.library import load_speech_tokenizer
 
 
@@ -169,6 +173,39 @@ def test_tokens_of_several_windows_are_upstreams(tiny, speech):
     assert found[: len(expected)] == expected and len(found) == len(expected) + 50 == 1313
 
 
+def test_windows_bound_the_memory(tiny, speech, monkeypatch):
+    """The tokenizer sees 30 s at a time, in every order of length."""
+    tokenizer = load_speech_tokenizer(registry.locate(str(tiny)))
+    seen, plain = [], tokenizer.tokenizer.quantize
+
+    def quantize(mel, length):
+        seen.append(tuple(mel.shape))
+        return plain(mel, length)
+
+    monkeypatch.setattr(tokenizer.tokenizer, "quantize", quantize)
+    wave = np.resize(speech, 16_000 * 100)
+    assert len(tokenizer.tokens(wave)) == 2_500
+    assert len(seen) == 4 and max(frames for _, _, frames in seen) == 3_000
+    assert {rows for rows, _, _ in seen} == {1}
+
+
+def test_seams_of_real_speech_are_in_its_pauses(store, monkeypatch):
+    """Of pico, whose sound is speech: several windows against one."""
+    short_windows = functools.partial(windows.spans, window=110)
+    with Engine.load_converter("pico", device="cpu", store=store, watermark=False) as engine:
+        whole = engine.convert(SAMPLE, "ada", seed=7, cfm_steps=2)
+        monkeypatch.setattr(states, "spans", short_windows)
+        pieces = list(engine.converted_pieces(Conversion("", SAMPLE, "ada", 7, 2)))
+    samples = np.concatenate([piece.samples for piece in pieces])
+    assert len(samples) == len(whole.samples) and len(pieces) == 4
+    assert sum(piece.tokens for piece in pieces) == whole.tokens
+    ordinary = np.quantile(np.abs(np.diff(whole.samples)), 0.99)
+    for end in np.cumsum([len(piece.samples) for piece in pieces])[:-1]:
+        around = samples[end - 24 : end + windows.FADE + 24]
+        assert np.abs(np.diff(around)).max() < ordinary / 10, "a click"
+        assert np.abs(whole.samples[end : end + windows.FADE]).max() < 0.02, "within a word"
+
+
 # --- an engine ----------------------------------------------------------------------------------
 
 
@@ -221,6 +258,30 @@ def test_texts_and_recordings_share_an_engine(engine, short):
     results = list(engine.convert_many(Conversion(str(i), short, None, 5) for i in range(5)))
     assert handle.result().audio() == alone
     assert all(result.audio() == converted for result in results)
+
+
+def test_recordings_and_windows_are_rendered_together(load, short, long):
+    """As on a GPU: in groups, on the thread of the renderer."""
+    with load() as engine:
+        alone = {path: engine.convert(path, seed=1, cfm_steps=1) for path in (short, long)}
+        pipeline = engine.pipeline
+        pipeline.group, pipeline.renderer = 4, Renderer(pipeline.recovery, no_stream)
+        engine.plan = dataclasses.replace(engine.plan, slots=8)
+        sizes, plain = [], pipeline.renderer.submit
+
+        def submit(groups, *, overlap):
+            groups = list(groups)
+            sizes.extend(len(group.sequences) for group in groups)
+            return plain(groups, overlap=overlap)
+
+        pipeline.renderer.submit = submit
+        order = [short, long, short, long, short, short]
+        jobs = [Conversion(str(number), path, None, 1, 1) for number, path in enumerate(order)]
+        results = list(engine.convert_many(jobs))
+        assert len(results) == len(order)
+        for result in results:
+            assert result.audio() == alone[order[int(result.id)]]
+        assert max(sizes) == 4 and sum(sizes) == 8
 
 
 def test_an_interrupted_conversion_leaves_an_idle_engine(engine, long):
