@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 MIN_SECONDS = 1.0  # of reference speech; upstream's encoders need at least this much
 MAX_SECONDS = 300  # the rest is not read; upstream's voice encoder reads all, the others 10 s
 MAX_SAMPLES = 1 << 26  # of all channels (256 MiB): five minutes of 192 kHz mono, 96 kHz stereo
-MAX_HOURS = 4  # of a recording that is decoded whole
+# of a recording that is decoded whole; the samples (2 GiB) are three hours at 48 kHz
+MAX_HOURS, MAX_WHOLE_SAMPLES = 4, 1 << 29
 MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz
 MAX_CHANNELS = 32
 BLOCK = 1 << 16  # frames per read, so that Ctrl-C is heard in between
@@ -70,11 +71,11 @@ def decode(file: Path, name: str, *, whole: bool = False) -> Sound:
 
     Args:
         name: of the file in messages.
-        whole: all of it, up to ``MAX_HOURS``, mixed to one channel as ``librosa.to_mono`` does.
+        whole: all of it, mixed to one channel as ``librosa.to_mono`` does.
 
     Raises:
         VoiceError: not audio, headerless, no sound in it, an unusual rate or number of channels;
-            longer than ``MAX_HOURS``.
+            longer than ``MAX_HOURS`` or ``MAX_WHOLE_SAMPLES``.
     """
     sound, reason = None, "unknown format"
     try:
@@ -276,7 +277,7 @@ def _limit(rate: int, channels: int, name: str, *, whole: bool = False) -> int:
             f"'{name}' has {channels} channels; 1 to {MAX_CHANNELS} are read: convert it to mono"
         )
     if whole:
-        return round(MAX_HOURS * 3600 * rate)
+        return min(MAX_HOURS * 3600 * rate, MAX_WHOLE_SAMPLES)
     return min(MAX_SECONDS * rate, MAX_SAMPLES // channels)
 
 
@@ -298,5 +299,8 @@ def _whole(blocks: Iterator[Samples], rate: int, limit: int, name: str) -> Sound
              for block in blocks)  # fmt: skip
     sound = _sound(mixed, rate, limit)
     if sound.remarks:
-        raise VoiceError(f"'{name}' lasts more than {MAX_HOURS} hours: cut it into several files")
+        raise VoiceError(
+            f"'{name}' lasts more than {limit / rate / 3600:.1f} hours at {rate:,} Hz: cut it into "
+            "several files, or export it at 24 kHz"
+        )
     return sound

@@ -47,7 +47,7 @@ def check_speech(path: Path) -> None:
 
 
 def read_speech(path: Path, rate: int, name: str | None = None) -> Speech:
-    """Decode a recording of up to ``decoders.MAX_HOURS``, or what a pipe sends.
+    """Decode a recording, or what a pipe sends; ``decoders`` has the bounds.
 
     A file that soundfile reads has the samples of ``librosa.load`` bit for bit, unless its levels
     are not plausible (audio/levels.py).

@@ -98,7 +98,7 @@ class Engine(ConvertingEngine):
         hops = self.hops if isinstance(pipeline, Pipeline) else None
         tags = pipeline.decoder.tokenizer.tags if isinstance(pipeline, Pipeline) else frozenset()
         self._requests = RequestStates(checkpoint.config, voices, hops, tags)
-        self._conversions = ConversionStates(checkpoint, self.voice, pipeline.device)
+        self._conversions = ConversionStates(checkpoint, self.voice, plan)
 
     @classmethod
     def load(

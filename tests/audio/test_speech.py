@@ -30,8 +30,8 @@ def test_the_samples_are_librosas(tmp_path, rate, channels, monkeypatch):
 def test_what_is_too_long_is_an_error_and_not_cut(tmp_path, monkeypatch):
     path = tmp_path / "a.flac"
     soundfile.write(path, np.full(24_000 * 11, 0.1), 24_000)
-    monkeypatch.setattr(decoders, "MAX_HOURS", 10 / 3600)
-    with pytest.raises(VoiceError, match="lasts more than .* hours: cut it into several files"):
+    monkeypatch.setattr(decoders, "MAX_WHOLE_SAMPLES", 24_000 * 10)
+    with pytest.raises(VoiceError, match="lasts more than .* at 24,000 Hz: cut it into several"):
         speech.read_speech(path, 16_000)
 
 

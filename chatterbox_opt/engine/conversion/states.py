@@ -18,12 +18,14 @@ import torch
 from chatterbox_opt.audio import speech
 from chatterbox_opt.audio.speech import Speech
 from chatterbox_opt.checkpoints.registry import Checkpoint
+from chatterbox_opt.config.plan import Plan
 from chatterbox_opt.engine.conversion.request import Conversion
 from chatterbox_opt.engine.sequence import Capacity, RequestState
 from chatterbox_opt.engine.windows import Seams, spans
 from chatterbox_opt.errors import first_line
 from chatterbox_opt.models.speech_tokenizer import TOKENIZER_RATE, SpeechTokenizer
 from chatterbox_opt.request import Audio, VoiceSource
+from chatterbox_opt.runtime.offload import NONE
 from chatterbox_opt.runtime.own_thread import in_own_thread
 from chatterbox_opt.sampling import for_model, seeded
 from chatterbox_opt.text.chunking import Chunk
@@ -39,18 +41,17 @@ class ConversionStates:
     """Makes the states of an engine's conversions."""
 
     def __init__(
-        self,
-        checkpoint: Checkpoint,
-        voice: Callable[[VoiceSource], Voice],
-        device: torch.device,
+        self, checkpoint: Checkpoint, voice: Callable[[VoiceSource], Voice], plan: Plan
     ) -> None:
         """Start without the tokenizer.
 
         Args:
             voice: finds or computes one.
-            device: of the tokenizer, if it fits there.
+            plan: the tokenizer runs on a GPU that has memory for all stages, else on the CPU.
         """
-        self._checkpoint, self._voice, self._device = checkpoint, voice, device
+        on_gpu = plan.device == "cuda" and plan.offload == NONE
+        self._checkpoint, self._voice = checkpoint, voice
+        self._device = torch.device(plan.device if on_gpu else "cpu")
         self._tokenizer: SpeechTokenizer | None = None
         self._lock = threading.Lock()
 
