@@ -35,7 +35,7 @@ def test_what_is_too_long_is_an_error_and_not_cut(tmp_path, monkeypatch):
         speech.read_speech(path, 16_000)
 
 
-def test_what_is_odd_is_corrected_and_said(tmp_path):
+def test_what_is_odd_is_corrected_and_reported(tmp_path):
     path = tmp_path / "a.wav"
     wave = soundfile.read(SAMPLE, dtype="float32")[0]
     soundfile.write(path, 3 * wave / np.abs(wave).max(), 24_000, "FLOAT")

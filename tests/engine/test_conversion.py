@@ -335,6 +335,21 @@ def test_upstreams_two_files_are_enough(tiny, engine, short, store, tmp_path):
         Engine.load_converter(tmp_path, "dev", device="cpu", store=store, watermark=False)
 
 
+@pytest.mark.parametrize(
+    ("kind", "file"), [("nano", "s3gen_meanflow.safetensors"), ("multilingual", "s3gen.pt")]
+)
+def test_the_file_tells_the_kind(kind, file, short, store, tmp_path):
+    random_weights.make(tmp_path, "tiny", 1, kind)
+    for path in tmp_path.iterdir():
+        if path.name not in (file, "conds.pt", "config.json"):
+            path.unlink()
+    options = {"device": "cpu", "store": store, "watermark": False}
+    with Engine.load_converter(tmp_path, "dev", **options) as converter:
+        assert converter.checkpoint.config.flow.mean_flow == (kind == "nano")
+        audio = converter.convert(short, seed=1)
+        assert len(audio.samples) == 16_800 and np.abs(audio.samples).max() > 0.01
+
+
 def test_a_whole_checkpoint_loads_no_t3_and_has_the_same_voices(tiny, engine, short, store):
     with Engine.load_converter(
         tiny, "dev", device="cpu", store=store, watermark=False
