@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from chatterbox_opt.checkpoints.weight_cache import WeightCache
     from chatterbox_opt.config.hop_schedule import HopSchedule
     from chatterbox_opt.config.plan import Plan
+    from chatterbox_opt.engine.conversion.request import Conversion
     from chatterbox_opt.engine.engine import Engine
     from chatterbox_opt.engine.quality import Guard
     from chatterbox_opt.engine.serving.handle import RequestHandle
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Audio",
     "ChatterboxOptError",
+    "Conversion",
     "DeviceError",
     "Engine",
     "Guard",
@@ -75,6 +77,7 @@ __all__ = [
 
 _MODULE_OF = {  # public name -> module that defines it; the errors are in ``errors``
     "Audio": "request",
+    "Conversion": "engine.conversion.request",
     "Engine": "engine.engine",
     "Guard": "engine.quality",
     "HopSchedule": "config.hop_schedule",

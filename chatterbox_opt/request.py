@@ -184,6 +184,10 @@ class Request:
             voice_name(self.voice)
         arguments.instance("sampling", self.sampling, Sampling)
 
+    def with_seed(self) -> Request:
+        """The same request with a seed, drawn if it has none."""
+        return replace(self, sampling=seeded(self.sampling))
+
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
@@ -273,8 +277,7 @@ def single_request(
 ) -> Request:
     """The request of one text, with a seed. Raises as ``Request``."""
     sampling = Sampling() if sampling is None else sampling
-    request = Request("", text, voice, sampling, latency, language)
-    return replace(request, sampling=seeded(request.sampling))
+    return Request("", text, voice, sampling, latency, language).with_seed()
 
 
 # as ``Engine.batch``: results in any order

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MIN_SECONDS = 1.0  # of reference speech; upstream's encoders need at least this much
 MAX_SECONDS = 300  # the rest is not read; upstream's voice encoder reads all, the others 10 s
 MAX_SAMPLES = 1 << 26  # of all channels (256 MiB): five minutes of 192 kHz mono, 96 kHz stereo
+# of a recording that is decoded whole; the samples (2 GiB) are three hours at 48 kHz
+MAX_HOURS, MAX_WHOLE_SAMPLES = 4, 1 << 29
 MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz
 MAX_CHANNELS = 32
 BLOCK = 1 << 16  # frames per read, so that Ctrl-C is heard in between
@@ -64,18 +66,20 @@ class Sound:
         return len(self.samples) / self.rate
 
 
-def decode(file: Path, name: str) -> Sound:
+def decode(file: Path, name: str, *, whole: bool = False) -> Sound:
     """Decode a regular file: its first five minutes, or less of many channels.
 
     Args:
         name: of the file in messages.
+        whole: all of it, mixed to one channel as ``librosa.to_mono`` does.
 
     Raises:
-        VoiceError: not audio, headerless, no sound in it, an unusual rate or number of channels.
+        VoiceError: not audio, headerless, no sound in it, an unusual rate or number of channels;
+            longer than ``MAX_HOURS`` or ``MAX_WHOLE_SAMPLES``.
     """
     sound, reason = None, "unknown format"
     try:
-        sound = _with_soundfile(file, name)
+        sound = _with_soundfile(file, name, whole=whole)
     except _soundfile_errors() as error:
         reason = getattr(error, "error_string", "") or first_line(error)
     if sound and (sound.seconds >= MIN_SECONDS or not _may_have_more(file)):
@@ -86,7 +90,7 @@ def decode(file: Path, name: str) -> Sound:
             f"for example: ffmpeg -f s16le -ar 24000 -ac 1 -i '{name}' voice.wav"
         )
     try:
-        other = _with_av(file, name, ignore_length=sound is not None)
+        other = _with_av(file, name, ignore_length=sound is not None, whole=whole)
     except _av_errors() as error:
         if sound is None:
             raise VoiceError(
@@ -145,7 +149,7 @@ def _av_errors() -> tuple[type[Exception], ...]:
     return (FFmpegError, OSError, EOFError, ValueError, RuntimeError, LookupError)
 
 
-def _with_soundfile(file: Path, name: str) -> Sound:
+def _with_soundfile(file: Path, name: str, *, whole: bool) -> Sound:
     """Decode with libsndfile: the samples that ``librosa.load`` reads, but by blocks.
 
     soundfile seeks after each block, which changes an mp3's samples: this reads like a stream.
@@ -163,8 +167,9 @@ def _with_soundfile(file: Path, name: str) -> Sound:
             source = stack.enter_context(file.open("rb")).fileno()
         stream = stack.enter_context(Stream(source, closefd=False))
         rate, channels, frames = stream.samplerate, stream.channels, stream.frames
-        blocks = _soundfile_blocks(stream, _limit(rate, channels, name), frames)
-        return _sound(blocks, rate, channels)
+        limit = _limit(rate, channels, name, whole=whole)
+        blocks = _soundfile_blocks(stream, limit, frames)
+        return _whole(blocks, rate, limit, name) if whole else _sound(blocks, rate, limit)
 
 
 def _soundfile_blocks(stream: Any, limit: int, declared: int) -> Iterator[Samples]:
@@ -178,7 +183,7 @@ def _soundfile_blocks(stream: Any, limit: int, declared: int) -> Iterator[Sample
         yield block
 
 
-def _with_av(file: Path, name: str, *, ignore_length: bool) -> Sound:
+def _with_av(file: Path, name: str, *, ignore_length: bool, whole: bool) -> Sound:
     """Decode the best audio stream with FFmpeg's libraries.
 
     Neither the name nor the content may make them read anything else: a name can look like an
@@ -203,9 +208,11 @@ def _with_av(file: Path, name: str, *, ignore_length: bool) -> Sound:
         first, rate = next(blocks, (None, 0))
         if first is None:
             raise VoiceError(f"'{name}' has no sound that can be decoded; convert it to wav")
-        channels = first.shape[1]
-        limit = _limit(rate, channels, name)
-        return _sound(_first_frames(first, blocks, limit), rate, channels)
+        limit = _limit(rate, first.shape[1], name, whole=whole)
+        blocks_in_order = _first_frames(first, blocks, limit)
+        if whole:
+            return _whole(blocks_in_order, rate, limit, name)
+        return _sound(blocks_in_order, rate, limit)
 
 
 def _first_frames(
@@ -254,7 +261,7 @@ def _av_blocks(container: Any, stream: Any, name: str) -> Iterator[tuple[Samples
                 yield piece.to_ndarray().reshape(-1, channels), piece.sample_rate
 
 
-def _limit(rate: int, channels: int, name: str) -> int:
+def _limit(rate: int, channels: int, name: str, *, whole: bool = False) -> int:
     """Number of frames that are read.
 
     Raises:
@@ -269,14 +276,31 @@ def _limit(rate: int, channels: int, name: str) -> int:
         raise VoiceError(
             f"'{name}' has {channels} channels; 1 to {MAX_CHANNELS} are read: convert it to mono"
         )
+    if whole:
+        return min(MAX_HOURS * 3600 * rate, MAX_WHOLE_SAMPLES)
     return min(MAX_SECONDS * rate, MAX_SAMPLES // channels)
 
 
-def _sound(blocks: Iterator[Samples], rate: int, channels: int) -> Sound:
+def _sound(blocks: Iterator[Samples], rate: int, limit: int) -> Sound:
     import numpy as np
 
-    limit = min(MAX_SECONDS * rate, MAX_SAMPLES // channels)
-    samples = np.concatenate([np.empty((0, channels), np.float32), *blocks])
+    found = list(blocks)
+    samples = np.concatenate(found) if found else np.empty((0, 1), np.float32)
     if len(samples) <= limit:
         return Sound(samples, rate)
     return Sound(samples[:limit], rate, (f"only its first {limit / rate:.0f} s are used",))
+
+
+def _whole(blocks: Iterator[Samples], rate: int, limit: int, name: str) -> Sound:
+    """All blocks mixed to one channel, each at once: channels would fill the memory."""
+    import numpy as np
+
+    mixed = (np.mean(block.T, axis=(0,))[:, None] if block.shape[1] > 1 else block
+             for block in blocks)  # fmt: skip
+    sound = _sound(mixed, rate, limit)
+    if sound.remarks:
+        raise VoiceError(
+            f"'{name}' lasts more than {limit / rate / 3600:.1f} hours at {rate:,} Hz: cut it into "
+            "several files, or export it at 24 kHz"
+        )
+    return sound

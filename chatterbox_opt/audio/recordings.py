@@ -20,28 +20,31 @@ MAX_PIPE_BYTES = 256 << 20  # of what a pipe sends: five minutes of 96 kHz stere
 BLOCK = 1 << 20  # bytes per read, so that Ctrl-C is heard in between
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, what: str = "voice") -> None:
     """Check that a recording can be opened; reads nothing.
+
+    Args:
+        what: it is, in messages.
 
     Raises:
         VoiceError: no such file, a directory, a device, empty, too large, or not readable.
     """
     if os.path.isdir(path):  # unlike pathlib's methods, these accept names that are too long
-        raise VoiceError(f"voice '{path}' is a directory; use an audio file")
+        raise VoiceError(f"{what} '{path}' is a directory; use an audio file")
     if not os.path.exists(path):
-        raise VoiceError(f"there is no voice file '{path}'; check the path")
+        raise VoiceError(f"there is no {what} file '{path}'; check the path")
     status = os.stat(path)
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):
-        raise VoiceError(f"voice '{path}' is a device or a socket; use an audio file")
+        raise VoiceError(f"{what} '{path}' is a device or a socket; use an audio file")
     if not os.access(path, os.R_OK):
-        raise VoiceError(f"voice file '{path}' cannot be read; check its permissions")
+        raise VoiceError(f"{what} file '{path}' cannot be read; check its permissions")
     if stat.S_ISFIFO(status.st_mode):
         return
     if status.st_size == 0:
-        raise VoiceError(f"voice file '{path}' is empty; use a recording of speech")
+        raise VoiceError(f"{what} file '{path}' is empty; use a recording of speech")
     if status.st_size > MAX_FILE_BYTES:
         raise VoiceError(
-            f"voice file '{path}' has {status.st_size / 2**30:.1f} GiB, at most "
+            f"{what} file '{path}' has {status.st_size / 2**30:.1f} GiB, at most "
             f"{MAX_FILE_BYTES >> 30} GiB are read; save some seconds of its speech in a new file"
         )
 
@@ -52,15 +55,18 @@ def is_pipe(path: Path) -> bool:
 
 
 @contextmanager
-def regular_file(path: Path) -> Iterator[Path]:
+def regular_file(path: Path, what: str = "voice") -> Iterator[Path]:
     """Yield a file that can be read more than once: the path itself, or a copy of a pipe's content.
 
     The copy is deleted at the end of the block.
 
+    Args:
+        what: as of ``check_file``.
+
     Raises:
         VoiceError: as ``check_file``; the pipe sent nothing, or too much.
     """
-    check_file(path)
+    check_file(path, what)
     if not is_pipe(path):
         yield path
         return

@@ -16,7 +16,7 @@ MAX_VOICE_ENCODER = 64 << 20  # bytes; Chatterbox's has 6 MB
 
 
 def check(config: ModelConfig, t3: Path, voice_encoder: Path, s3gen: Path) -> None:
-    """Compare the sizes of files with the number of parameters.
+    """Compare the sizes of files with the number of parameters; a file may be absent.
 
     Raises:
         WeightsError: a stage is larger than its file, or the voice encoder is none.
@@ -24,12 +24,14 @@ def check(config: ModelConfig, t3: Path, voice_encoder: Path, s3gen: Path) -> No
     files = {"t3": t3, "voice encoder": voice_encoder, "s3gen": s3gen}
     for stage, count in _parameters(config).items():
         path = files[stage]
+        if not path.is_file():
+            continue
         if (size := path.stat().st_size) < count:  # a parameter has a byte or more
             raise WeightsError(
                 f"{path} has {size:,} bytes, and {CONFIG_FILE} describes {count:,} parameters or "
                 "more: it is half downloaded, or they do not belong together; get it again"
             )
-    if (size := voice_encoder.stat().st_size) > MAX_VOICE_ENCODER:
+    if voice_encoder.is_file() and (size := voice_encoder.stat().st_size) > MAX_VOICE_ENCODER:
         raise WeightsError(
             f"{voice_encoder} has {size:,} bytes: it is not a voice encoder; get it again"
         )

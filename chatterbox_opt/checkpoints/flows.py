@@ -74,8 +74,13 @@ def can_have(model: str) -> bool:
     return not (config.needs_text_normalization or config.flow.mean_flow)
 
 
-def locate(model: str = registry.DEFAULT, flow: str = OWN_FLOW) -> Checkpoint:
+def locate(
+    model: str = registry.DEFAULT, flow: str = OWN_FLOW, *, speaks: bool = True
+) -> Checkpoint:
     """Find the files of a model and of the flow that it is to have.
+
+    Args:
+        speaks: as of ``registry.locate``.
 
     Returns:
         The model's own checkpoint if it has a two-step flow already, else one with ``sources``.
@@ -85,8 +90,8 @@ def locate(model: str = registry.DEFAULT, flow: str = OWN_FLOW) -> Checkpoint:
     """
     check(model, flow)
     if flow == OWN_FLOW or _config(model).flow.mean_flow:
-        return registry.locate(model)
-    source, own = _source(flow), registry.locate(model)
+        return registry.locate(model, speaks=speaks)
+    source, own = _source(flow), registry.locate(model, speaks=speaks)
     config = dataclasses.replace(
         own.config,
         flow=source.config.flow,

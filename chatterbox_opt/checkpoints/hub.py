@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -65,6 +65,12 @@ class Snapshot:
         sizes = [self.pins[name].size if name in self.pins else None for name in self.files]
         known = [size for size in sizes if size is not None]
         return sum(known) if len(known) == len(sizes) else None
+
+    def only(self, names: Collection[str]) -> Snapshot:
+        """Some of the files."""
+        files = tuple(name for name in self.files if name in names)
+        pins = {name: pin for name, pin in self.pins.items() if name in names}
+        return dataclasses.replace(self, files=files, pins=pins)
 
     def at(self, revision: str) -> Snapshot:
         """The same files at another revision.

@@ -179,11 +179,15 @@ def _like(kind: Kind) -> list[str]:
     return [k.t3 for k in KINDS if (k.s3gen, k.tokenizer) == (kind.s3gen, kind.tokenizer)]
 
 
-def locate(model: str = DEFAULT) -> Checkpoint:
+def locate(model: str = DEFAULT, *, speaks: bool = True) -> Checkpoint:
     """Find a model's files; those of a hub model are downloaded if they are not cached.
 
     ``HF_HUB_OFFLINE``, ``HF_TOKEN``, ``HF_HOME`` and ``HF_ENDPOINT`` have their usual meaning; an
     interrupted download is resumed.
+
+    Args:
+        speaks: False needs only what converts recordings: neither T3 nor a text tokenizer, and a
+            voice encoder only for voices that texts are spoken with.
 
     Raises:
         InputError: unknown model.
@@ -195,17 +199,18 @@ def locate(model: str = DEFAULT) -> Checkpoint:
         kind, snapshot = release
         if snapshot != on_hub(model):
             log.warning("'%s' is not here: using %s, which is", model, kind.name)
-        directory = hub.fetch(snapshot)
+        directory = hub.fetch(snapshot if speaks else _converting(snapshot, kind))
         shared = hub.fetch(kind.shared) if kind.shared else None
     else:
         directory, shared = _on_disk(model), None
         kind = kind_of(directory)
     checkpoint = Checkpoint(model, directory, ModelConfig(), "", kind, shared)
-    if missing := [name for name in kind.required if not checkpoint.path(name).is_file()]:
+    required = kind.required if speaks else (kind.s3gen,)
+    if missing := [name for name in required if not checkpoint.path(name).is_file()]:
         names = ", ".join(" or ".join(_like(kind)) if n == kind.t3 else n for n in missing)
         raise WeightsError(
             f"'{directory}' lacks {names}; a model directory needs "
-            f"{', '.join(kind.required)} (and {CONDITIONALS} for a voice of its own)"
+            f"{', '.join(required)} (and {CONDITIONALS} for a voice of its own)"
         )
     config = read_config(directory, kind.config)
     return checked(dataclasses.replace(checkpoint, config=config))
@@ -238,6 +243,13 @@ def _release(model: str) -> tuple[Kind, Snapshot] | None:
         if hub.in_cache(other):
             return HUB_KINDS[older], other
     return HUB_KINDS[name], snapshot
+
+
+def _converting(snapshot: Snapshot, kind: Kind) -> Snapshot:
+    """What of a hub model converts recordings, if not all of it is here."""
+    if hub.in_cache(snapshot):
+        return snapshot
+    return snapshot.only({kind.s3gen, kind.voice_encoder, CONDITIONALS})
 
 
 def kind_named(model: str) -> Kind:
@@ -316,12 +328,13 @@ def _config_text(config: ModelConfig) -> str:
     return f"Shapes({', '.join(texts)}, {flags})"
 
 
-def must_download(model: str) -> Snapshot | None:
+def must_download(model: str, *, speaks: bool = True) -> Snapshot | None:
     """What ``locate`` will need the network for, if anything."""
     release = _release(model)
     if release is None:
         return None
     kind, snapshot = release
+    snapshot = snapshot if speaks else _converting(snapshot, kind)
     wanted = [snapshot, kind.shared] if kind.shared else [snapshot]
     return next((s for s in wanted if hub.in_cache(s) is None), None)
 
@@ -329,7 +342,8 @@ def must_download(model: str) -> Snapshot | None:
 def _voice_identity(checkpoint: Checkpoint) -> str:
     """Digest of the voice encoders: the whole voice encoder (6 MB), and of s3gen (0.5 GB) the
     header and 64 blocks spread over the file. What a model takes of a recording is part of it."""
-    digest = hashlib.blake2b(checkpoint.voice_encoder.read_bytes(), digest_size=16)
+    encoder = checkpoint.voice_encoder
+    digest = hashlib.blake2b(encoder.read_bytes() if encoder.is_file() else b"", digest_size=16)
     _add_file(digest, checkpoint.s3gen)
     digest.update(checkpoint.config.reference.kind.encode())
     return digest.hexdigest()

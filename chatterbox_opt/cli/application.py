@@ -21,13 +21,14 @@ import typer
 
 from chatterbox_opt import __version__
 from chatterbox_opt.cli import bench as bench_command
-from chatterbox_opt.cli import doctor as doctor_command
+from chatterbox_opt.cli import convert as convert_command
 from chatterbox_opt.cli import models as models_command
 from chatterbox_opt.cli import profiles as profiles_command
 from chatterbox_opt.cli import streams, usage
 from chatterbox_opt.cli import voices as voices_command
 from chatterbox_opt.cli.batch import command as batch_command
 from chatterbox_opt.cli.console import as_utf8
+from chatterbox_opt.cli.doctor import command as doctor_command
 from chatterbox_opt.cli.signals import INTERRUPTED
 from chatterbox_opt.cli.synth import command as synth_command
 from chatterbox_opt.errors import ChatterboxOptError, InputError
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 app.command(cls=usage.TextCommand)(synth_command.synth)
 app.command()(batch_command.batch)
+app.command()(convert_command.convert)
 app.command()(bench_command.bench)
 app.add_typer(voices_command.voices, name="voices")
 app.add_typer(models_command.models, name="models")

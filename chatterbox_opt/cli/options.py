@@ -314,10 +314,14 @@ def voice_store_at(directory: Path | None, *, keep: bool = True) -> VoiceStore:
     return default_store(directory, keep_computed=keep)
 
 
-def announce_download(spec: EngineSpec, reporter: Reporter) -> None:
-    """Print a line for each repository of which files have to be downloaded first."""
-    missing = (registry.must_download(spec.model), flows.must_download(spec.flow_model))
-    for snapshot in filter(None, missing):
+def announce_download(spec: EngineSpec, reporter: Reporter, *, speaks: bool = True) -> None:
+    """Print a line for each repository of which files have to be downloaded first.
+
+    Args:
+        speaks: as of ``registry.locate``.
+    """
+    own = registry.must_download(spec.model, speaks=speaks)
+    for snapshot in filter(None, (own, flows.must_download(spec.flow_model))):
         announce_snapshot(snapshot, reporter)
 
 

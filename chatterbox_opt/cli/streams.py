@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.errors import InputError
 
 if TYPE_CHECKING:
@@ -146,3 +147,24 @@ def _open_closed_descriptors() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+
+
+def check_output(output: str, subtype: str | None, *, as_json: bool) -> None:
+    """Check that audio can be written to a path, before minutes of work.
+
+    Args:
+        as_json: a result is printed too.
+
+    Raises:
+        InputError: unknown format, a directory that is missing, a terminal.
+    """
+    audio_files.output_format(output, subtype)
+    audio_files.check_writable(output)
+    if not audio_files.is_stdout(output):
+        return
+    if as_json:
+        raise InputError("audio and --json cannot both go to standard output; set -o to a file")
+    if sys.stdout is None:
+        raise InputError("standard output is closed; set -o FILE")
+    if sys.stdout.isatty():
+        raise InputError("standard output is a terminal; pipe it (… -o - | aplay) or set -o FILE")

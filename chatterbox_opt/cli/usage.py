@@ -14,7 +14,16 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 NAME = "chatterbox-opt"
-COMMANDS = ("synth", "batch", "bench", "voices", "models", "profiles", "doctor")  # order of use
+COMMANDS = (
+    "synth",
+    "batch",
+    "convert",
+    "bench",
+    "voices",
+    "models",
+    "profiles",
+    "doctor",
+)  # order of use
 HELP_WIDTH = 100  # of a wider terminal; click's default is 80
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH}
 # the base class of usage errors, by name, because newer Typer versions bundle their own click

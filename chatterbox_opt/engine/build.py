@@ -27,7 +27,7 @@ from chatterbox_opt.engine.decoding import decode_graphs
 from chatterbox_opt.engine.decoding.decode import DecodeBackend, EagerBackend, StepFn
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.scheduler import SpeechBackend
-from chatterbox_opt.engine.upstream_backend import UpstreamBackend
+from chatterbox_opt.engine.upstream_backend import NO_CONVERSION, UpstreamBackend
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.layers import linear_int, linear_onednn
 from chatterbox_opt.layers.weight_layout import store_narrow
@@ -38,6 +38,7 @@ from chatterbox_opt.models.vocoder import model as vocoder_model
 from chatterbox_opt.runtime import cuda_graphs, malloc
 from chatterbox_opt.runtime.cuda import DEVICE_ERRORS, GraphCapturer, SideStream
 from chatterbox_opt.runtime.offload import NONE, STAGES, StagePlacement
+from chatterbox_opt.text.tokenizers.loading import NoTexts
 from chatterbox_opt.utils.steps import announce
 
 log = logging.getLogger(__name__)
@@ -63,16 +64,23 @@ def load(
     weights: WeightCache | None,
     *,
     watermark: bool,
+    speaks: bool = True,
 ) -> Parts:
-    """Find the weights, make a plan and load; arguments and errors as ``Engine.load``."""
+    """Find the weights, make a plan and load; arguments and errors as ``Engine.load``.
+
+    Args:
+        speaks: False loads no T3; the pipeline renders only sequences whose tokens are given.
+    """
     if plan is None:
         plan = resolve(profile, probe.probe(device), overrides)
+    if not plan.optimized and not speaks:
+        raise InputError(NO_CONVERSION)
     announce("loading the model")
     # before 3 GB are downloaded, because PerTh may be missing
     mark = Watermark() if watermark and plan.optimized else None
     if not plan.optimized and plan.flow_model != OWN_FLOW:
         raise InputError("plain Chatterbox has its own flow only: unset DISABLE_OPTIMIZATION")
-    checkpoint = flows.locate(model, plan.flow_model)
+    checkpoint = flows.locate(model, plan.flow_model, speaks=speaks)
     if plan.flow_model != OWN_FLOW and not checkpoint.sources:
         log.warning(flows.SAME, Path(model).name, plan.flow_model)
         plan = replace(plan, flow_model=OWN_FLOW)
@@ -85,20 +93,26 @@ def load(
             log.warning("plain Chatterbox always leaves its watermark")
         backend = UpstreamBackend.load(checkpoint, torch.device(plan.device))
         return Parts(plan, checkpoint, backend, None)
-    pipeline = load_pipeline(checkpoint, plan, weights or weight_cache.default())
+    cache = weights or weight_cache.default()
+    pipeline = load_pipeline(checkpoint, plan, cache, speaks=speaks)
     if mark and plan.device == "cuda" and plan.offload == NONE:
         # takes 9 MB and some workspace: not if stages are offloaded for lack of memory
         mark.move(torch.device(plan.device))
     return Parts(plan, checkpoint, pipeline, mark)
 
 
-def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None = None) -> Pipeline:
+def load_pipeline(
+    checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None = None, *, speaks: bool = True
+) -> Pipeline:
     """Load, cast, place and compile the stages as planned; nothing is decided here.
+
+    Args:
+        speaks: as of ``load``.
 
     Raises:
         WeightsError: a weights file is missing, damaged or of another model.
     """
-    stages = _stages(checkpoint, plan, cache)
+    stages = _stages(checkpoint, plan, cache, speaks=speaks)
     device = torch.device(plan.device)
     if plan.device == "cpu":
         malloc.trim()
@@ -114,31 +128,38 @@ def load_pipeline(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None 
     backend = _decode_backend(plan, placement, overlapped=overlapped)
     group = 1 if plan.device == "cpu" else GPU_RENDER_GROUP
     silence = checkpoint.config.silence
-    return Pipeline(load_tokenizer(checkpoint), placement, backend, group, stream, silence)
+    tokenizer = load_tokenizer(checkpoint) if speaks else NoTexts()
+    return Pipeline(tokenizer, placement, backend, group, stream, silence)
 
 
 def _stages(
-    checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None
+    checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None, *, speaks: bool
 ) -> dict[str, torch.nn.Module]:
-    """The three stages in host memory, in their dtypes and layouts."""
+    """The stages in host memory, in their dtypes and layouts."""
     # the flow is loaded in full precision and then cast: first, while no other stage is in memory
     flow = load_flow(checkpoint, _dtype(plan.flow.compute), cache)
     vocoder = load_vocoder(checkpoint)
     malloc.trim()
-    layout = "" if plan.t3.layout in (PLAIN, ONEDNN_LAYOUT) else plan.t3.layout
-    t3 = load_t3(checkpoint, _dtype(plan.t3.compute), layout, cache)
     if plan.flow.layout == "int8":  # from bfloat16, whose rounding error is 1/30 of int8's
         linear_int.quantize_transformers(flow, estimator.Transformer)
     if plan.flow.layout in ("int8", ONEDNN_LAYOUT):
         linear_onednn.use_onednn(flow)
-    if plan.t3.layout == ONEDNN_LAYOUT:
-        linear_onednn.use_onednn(t3)
     if plan.flow.kernels == TRITON:
         flow.estimator.fuse()
-    for stage, planned in ((t3, plan.t3), (flow, plan.flow)):
-        if planned.narrowed:
-            store_narrow(stage, _dtype(planned.storage))
-    return {"t3": t3, "flow": flow, "vocoder": vocoder}
+    if plan.flow.narrowed:
+        store_narrow(flow, _dtype(plan.flow.storage))
+    converting = {"flow": flow, "vocoder": vocoder}
+    return {"t3": _t3(checkpoint, plan, cache), **converting} if speaks else converting
+
+
+def _t3(checkpoint: Checkpoint, plan: Plan, cache: WeightCache | None) -> t3_model.T3:
+    layout = "" if plan.t3.layout in (PLAIN, ONEDNN_LAYOUT) else plan.t3.layout
+    t3 = load_t3(checkpoint, _dtype(plan.t3.compute), layout, cache)
+    if plan.t3.layout == ONEDNN_LAYOUT:
+        linear_onednn.use_onednn(t3)
+    if plan.t3.narrowed:
+        store_narrow(t3, _dtype(plan.t3.storage))
+    return t3
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -153,7 +174,7 @@ def _decode_backend(plan: Plan, placement: StagePlacement, *, overlapped: bool) 
         overlapped: flow and vocoder may run at the same time as T3.
     """
     forward = None
-    if plan.compile == "inductor":
+    if plan.compile == "inductor" and "t3" in placement.stages:
         with placement("t3") as stage:
             forward = _compiled(cast(t3_model.T3, stage))
     fused = plan.t3.kernels == TRITON and forward is None  # inductor generates its own kernels

@@ -26,6 +26,8 @@ from chatterbox_opt.config import hardware
 from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.plan import Plan
 from chatterbox_opt.engine import build, texts
+from chatterbox_opt.engine.conversion.engine import ConvertingEngine
+from chatterbox_opt.engine.conversion.states import ConversionStates
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.scheduler import Scheduler, SpeechBackend
@@ -50,8 +52,7 @@ from chatterbox_opt.runtime import cuda
 from chatterbox_opt.runtime.own_thread import in_own_thread
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.text.chunking import Chunk
-from chatterbox_opt.utils.arguments import instance, name_or_path, seconds_to_wait
-from chatterbox_opt.utils.closing import Closing
+from chatterbox_opt.utils.arguments import instance, instances, name_or_path, seconds_to_wait
 from chatterbox_opt.utils.wave import Wave
 from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices.library import VoiceLibrary
@@ -60,7 +61,7 @@ from chatterbox_opt.voices.store import VoiceStore, default_store
 EXAMPLE = "Hello."  # stands for a text that is not known yet
 
 
-class Engine(Closing):
+class Engine(ConvertingEngine):
     """A loaded model on a device. Use it as a context manager, or call ``close``.
 
     Engines share nothing: several may live in one process. Any thread may call any method; calls
@@ -97,6 +98,7 @@ class Engine(Closing):
         hops = self.hops if isinstance(pipeline, Pipeline) else None
         tags = pipeline.decoder.tokenizer.tags if isinstance(pipeline, Pipeline) else frozenset()
         self._requests = RequestStates(checkpoint.config, voices, hops, tags)
+        self._conversions = ConversionStates(checkpoint, self.voice, plan)
 
     @classmethod
     def load(
@@ -151,6 +153,7 @@ class Engine(Closing):
         finally:
             self.pipeline.close()
         self._voices.clear()
+        self._conversions.release()
         if self._watermark:
             self._watermark.release()
         if self.plan.device == "cuda":
@@ -292,9 +295,8 @@ class Engine(Closing):
         instance("requests", requests, Iterable)
         instance("guard", guard, Guard, optional=True)
         capacity = Capacity(self.plan.slots, group=self.pipeline.group)
-        return self._loop.results(
-            requests, lambda request: self._requests.of(request, capacity, guard), capacity
-        )
+        begin = functools.partial(self._requests.of, capacity=capacity, guard=guard)
+        return self._loop.results(instances("request", requests, Request), begin, capacity)
 
     def submit(
         self,

@@ -7,6 +7,7 @@ responsible for requests (scheduler.py), for T3's slots (decoder.py), or for thr
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from chatterbox_opt.engine.decoding.decode import DecodeBackend, EagerBackend
 from chatterbox_opt.engine.decoding.decoder import Decoder
@@ -74,7 +75,18 @@ class Pipeline:
         schedule = sequence.request.hops
         if schedule is not None and sequence not in self._sounds:
             self._sounds[sequence] = SequenceSound(schedule, self._silence)
+        if sequence.given_tokens:
+            return self._admit_tokens(sequence)
         return self.decoder.admit(sequence)
+
+    def _admit_tokens(self, sequence: Sequence) -> bool:
+        """Let a sequence that needs no T3 wait to be rendered, unless two groups wait."""
+        if len(self._decoded) >= 2 * self.group:
+            return False
+        sequence.tokens, sequence.status = list(sequence.given_tokens), Status.RENDERING
+        sequence.generator = torch.Generator(self.device).manual_seed(sequence.seed)
+        self._decoded.append(sequence)
+        return True
 
     def step(self) -> list[Sequence]:
         """Decode up to the next readback; render a group when it is full or T3 has no more.

@@ -227,7 +227,11 @@ class Scheduler:
                 self._end(request, sequence.error)
                 return False
             best = replace(sequence.best, seconds=sequence.seconds)
-            self._finish(sequence, best)
+            if request.seams is None:
+                self._finish(sequence, best)
+            else:
+                for window, piece, before, after in request.seams.add(sequence.index, best):
+                    self._finish(request.sequences[window], piece, before, after)
         sequence.end(Status.DONE)
         return False
 

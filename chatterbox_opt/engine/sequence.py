@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from chatterbox_opt.config.hop_schedule import HopSchedule
     from chatterbox_opt.engine.quality import Guard
+    from chatterbox_opt.engine.windows import Seams
     from chatterbox_opt.models.t3.model import Prompt
     from chatterbox_opt.runtime.cuda import GeneratorState
     from chatterbox_opt.voice import Voice
@@ -99,6 +100,7 @@ class Sequence:
             together. Rendering that overlaps with T3 counts in full.
         best: the best attempt so far, without watermark and pause.
         forced_tokens: replace the sampled ones (teacher forcing), to compare precisions.
+        given_tokens: of a recording: they are rendered as they are, without T3.
         heard: the last samples of its parts without watermark, or all if they will be checked.
         max_tokens, position, unread, generator_states: of its decode slot: the length at which it
             is truncated, the KV cache position of its last token, tokens drawn since the last
@@ -123,6 +125,7 @@ class Sequence:
     seconds: dict[str, float] = field(default_factory=dict)
     best: Piece | None = None
     forced_tokens: tuple[int, ...] = ()
+    given_tokens: tuple[int, ...] = ()
     heard: list[Wave] = field(default_factory=list)
     max_tokens: int = 0
     position: int = 0
@@ -202,6 +205,7 @@ class RequestState:
         tokens_only: stop after T3; pieces have no samples.
         hops: when parts of its sequences are given out; None: only whole sequences are.
         first_chunk: number of its first chunk, if it is a part of a text.
+        seams: joins its sequences, if they are windows of a recording.
         sequences: its chunks in order.
         events: where its pieces and then its result go.
         waiting: its sequences without a slot, retries first.
@@ -222,6 +226,7 @@ class RequestState:
     tokens_only: bool = False
     hops: HopSchedule | None = None
     first_chunk: int = 0
+    seams: Seams | None = None
     sequences: list[Sequence] = field(default_factory=list)
     events: EventQueue[Event] = field(default_factory=EventQueue)
     waiting: deque[Sequence] = field(default_factory=deque)

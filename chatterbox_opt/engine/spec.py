@@ -74,6 +74,21 @@ class EngineSpec:
         """The plan of this engine on the detected hardware."""
         return plan.resolve(self.profile, detected, self.overrides)
 
+    def load_converter(self) -> Engine:
+        """Load an engine without T3 (imports torch)."""
+        announce("importing PyTorch")
+        from chatterbox_opt.engine.engine import Engine
+
+        return Engine.load_converter(
+            self.model,
+            self.profile,
+            device=self.device,
+            overrides=self.overrides,
+            store=self.store,
+            watermark=self.watermark,
+            weights=weight_cache.default(keep=self.store.keep_computed),
+        )
+
     def load(self, resolved: Plan | None = None) -> Engine:
         """Load the engine (imports torch).
 

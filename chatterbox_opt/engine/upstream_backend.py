@@ -22,6 +22,8 @@ from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.utils.librosa_import import import_librosa
 from chatterbox_opt.voice import Voice
 
+NO_CONVERSION = "plain Chatterbox converts no recordings: unset DISABLE_OPTIMIZATION"
+
 
 class UpstreamBackend:
     """The ``SpeechBackend`` over one ``ChatterboxTTS``.

@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from chatterbox_opt.audio.loudness import with_gain_to
-from chatterbox_opt.config.model_config import SAMPLE_RATE, SPEECH_TOKENS, VoiceEncoderConfig
+from chatterbox_opt.config.model_config import SAMPLE_RATE, VoiceEncoderConfig
 from chatterbox_opt.config.reference import ReferenceConfig
+from chatterbox_opt.models.speech_tokenizer import build_tokenizer
 from chatterbox_opt.utils.librosa_import import import_librosa
 from chatterbox_opt.utils.upstream_import import import_upstream
 from chatterbox_opt.utils.wave import Wave
@@ -25,12 +26,20 @@ FLOW_SECONDS = 10  # of the reference audio condition the flow (upstream DEC_CON
 class Encoders(nn.Module):
     """Upstream's encoders: S3 tokenizer, CAMPPlus x-vector, voice encoder (float32)."""
 
-    def __init__(self, config: VoiceEncoderConfig, speaker: int) -> None:
+    def __init__(self, config: VoiceEncoderConfig, speaker: int, *, speaks: bool = True) -> None:
+        """Build without weights.
+
+        Args:
+            speaker: size of the embedding for T3.
+            speaks: False has no voice encoder: voices are for conversion only, and their
+                embedding for T3 is zero.
+        """
         super().__init__()
+        self._speaker = speaker
         import_librosa()  # before upstream's files do
-        self.tokenizer: Any = _tokenizer(config)
+        self.tokenizer: Any = build_tokenizer(config)
         self.speaker_encoder: Any = _speaker_encoder(config)
-        self.voice_encoder: Any = _voice_encoder(config, speaker)
+        self.voice_encoder: Any = _voice_encoder(config, speaker) if speaks else None
 
     def encode(
         self, wave: Wave, prompt_tokens: int, reference: ReferenceConfig | None = None
@@ -57,9 +66,8 @@ class Encoders(nn.Module):
             prompt, _ = self.tokenizer(
                 [wave_16k[: reference.prompt_seconds * ENCODER_RATE]], max_len=prompt_tokens
             )
-            speaker = self.voice_encoder.embeds_from_wavs([wave_16k], sample_rate=ENCODER_RATE)
             voice = Voice(
-                speaker=torch.from_numpy(speaker.mean(axis=0, keepdims=True)),
+                speaker=self._embedding(wave_16k),
                 prompt=torch.atleast_2d(prompt),
                 tokens=tokens[:, : mel.shape[1] // 2],
                 mel=mel,
@@ -68,18 +76,12 @@ class Encoders(nn.Module):
         # cloned outside inference mode: a new voice must not differ from one of the voice store
         return Voice(**{name: tensor.clone() for name, tensor in voice.tensors().items()})
 
-
-def _tokenizer(config: VoiceEncoderConfig) -> Any:
-    from s3tokenizer.model_v2 import AudioEncoderV2, FSQVectorQuantization
-
-    net: Any = import_upstream("models.s3tokenizer.s3tokenizer").S3Tokenizer()
-    if config.tokenizer_width != net.config.n_audio_state:
-        # upstream's class has no size parameters: replace its parts by smaller ones
-        width, heads = config.tokenizer_width, config.tokenizer_heads
-        layers, mels = config.tokenizer_layers, net.config.n_mels
-        net.encoder = AudioEncoderV2(mels, width, heads, layers, 2, net.config.use_sdpa)
-        net.quantizer = FSQVectorQuantization(width, SPEECH_TOKENS)
-    return net
+    def _embedding(self, wave: Wave) -> Tensor:
+        """The speaker for T3, float32 [1, speaker], of float32 [n] at 16 kHz."""
+        if self.voice_encoder is None:
+            return torch.zeros(1, self._speaker)
+        speaker = self.voice_encoder.embeds_from_wavs([wave], sample_rate=ENCODER_RATE)
+        return torch.from_numpy(speaker.mean(axis=0, keepdims=True))
 
 
 def _speaker_encoder(config: VoiceEncoderConfig) -> nn.Module:

@@ -91,6 +91,11 @@ class StagePlacement:
         finally:
             self._leave(stage)
 
+    @property
+    def stages(self) -> list[str]:
+        """Their names, in order."""
+        return list(self._stages)
+
     def module(self, stage: str) -> nn.Module:
         """The stage's module, wherever its weights are.
 

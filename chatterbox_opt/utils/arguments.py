@@ -10,10 +10,13 @@ import math
 import os
 import reprlib
 import threading
+from collections.abc import Iterable, Iterator
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
 from chatterbox_opt.errors import InputError
+
+Value = TypeVar("Value")
 
 
 def shown(value: object) -> str:
@@ -79,3 +82,14 @@ def instance(name: str, value: object, kind: Any, *, optional: bool = False) -> 
     if not (isinstance(value, kind) or (optional and value is None)):
         article = "an" if kind.__name__[0] in "AEIOU" else "a"
         raise InputError(f"{name} is {shown(value)}; give {article} {kind.__name__}")
+
+
+def instances(name: str, values: Iterable[Value], kind: type[Value]) -> Iterator[Value]:
+    """The values, each checked when it is taken.
+
+    Raises:
+        InputError: one is not of the class.
+    """
+    for value in values:
+        instance(name, value, kind)
+        yield value

@@ -19,6 +19,7 @@ from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.reader import Tensors, fill
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.errors import InputError, WeightsError
+from chatterbox_opt.models.speech_tokenizer import SpeechTokenizer
 from chatterbox_opt.models.voice_encoders import Encoders
 from chatterbox_opt.runtime.own_thread import in_own_thread
 from chatterbox_opt.utils.skip_init import skip_init
@@ -124,20 +125,38 @@ class VoiceLibrary:
 
 
 def load_encoders(checkpoint: Checkpoint) -> Encoders:
-    """Load the encoders of a new voice in float32 (about 0.5 GB at full size)."""
-    config = checkpoint.config
+    """Load the encoders of a new voice in float32 (about 0.5 GB at full size).
+
+    A checkpoint that only converts may have no voice encoder.
+    """
+    config, speaks = checkpoint.config, checkpoint.voice_encoder.is_file()
     with skip_init():
-        encoders = Encoders(config.voice, config.t3.speaker)
+        encoders = Encoders(config.voice, config.t3.speaker, speaks=speaks)
     s3gen = Tensors(checkpoint.s3gen)
-    voice_encoder = Tensors(checkpoint.voice_encoder)
-    known = set(encoders.voice_encoder.state_dict())
-    if unknown := sorted(set(voice_encoder) - known):
-        raise WeightsError(f"the voice encoder has an unknown tensor {unknown[0]}: wrong file?")
     parts = ("tokenizer.", "speaker_encoder.")
     tensors = {name: s3gen[name] for name in s3gen if name.startswith(parts)}
-    tensors |= {f"voice_encoder.{name}": voice_encoder[name] for name in voice_encoder}
+    if speaks:
+        voice_encoder = Tensors(checkpoint.voice_encoder)
+        known = set(encoders.voice_encoder.state_dict())
+        if unknown := sorted(set(voice_encoder) - known):
+            raise WeightsError(f"the voice encoder has an unknown tensor {unknown[0]}: wrong file?")
+        tensors |= {f"voice_encoder.{name}": voice_encoder[name] for name in voice_encoder}
     fill(encoders, tensors, "the voice encoders")
     return encoders
+
+
+def load_speech_tokenizer(checkpoint: Checkpoint) -> SpeechTokenizer:
+    """Load the encoder that turns recordings into speech tokens, in float32 (0.5 GB at full size).
+
+    Raises:
+        WeightsError: its tensors are missing or of another shape.
+    """
+    with skip_init():
+        tokenizer = SpeechTokenizer(checkpoint.config.voice)
+    s3gen = Tensors(checkpoint.s3gen)
+    tensors = {name: s3gen[name] for name in s3gen if name.startswith("tokenizer.")}
+    fill(tokenizer, tensors, "the speech tokenizer")
+    return tokenizer
 
 
 def load_voice(path: Path) -> Voice:

@@ -104,6 +104,23 @@ def served(cache, monkeypatch, socket_enabled):
     server.server_close()
 
 
+def test_a_converter_downloads_only_what_it_needs(cache, monkeypatch):
+    """Unless all of the model is here."""
+    kind, snapshot = registry.HUB_KINDS["chatterbox"], registry.HUB["chatterbox"]
+    needed = {kind.s3gen, kind.voice_encoder, "conds.pt"}
+    wanted = registry.must_download("chatterbox", speaks=False)
+    assert set(wanted.files) == needed == set(wanted.pins)
+    assert wanted.size < registry.must_download("chatterbox").size / 2
+    content = dict.fromkeys(needed, b"x")
+    store(cache, snapshot.revision, content, repository=snapshot.repository)
+    assert registry.must_download("chatterbox", speaks=False) is None
+    assert registry.must_download("chatterbox") == snapshot
+    for code in ("turbo", "multilingual", "multilingual-hi"):
+        kind = registry.HUB_KINDS[code]
+        wanted = registry.must_download(code, speaks=False)
+        assert kind.s3gen in wanted.files and kind.t3 not in wanted.files
+
+
 def test_a_snapshot_is_downloaded_checked_and_then_used_without_network(served, monkeypatch):
     directory = hub.fetch(pinned())
     assert {p.name: p.read_bytes() for p in directory.iterdir()} == CONTENT

@@ -304,7 +304,7 @@ def test_models_and_profiles_commands(tmp_path):
 def test_doctor_on_a_gpu_that_torch_has_no_kernels_for(monkeypatch):
     import torch
 
-    from chatterbox_opt.cli import doctor as doctor_command
+    from chatterbox_opt.cli.doctor import command as doctor_command
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (30 << 30, 32 << 30))
@@ -335,7 +335,7 @@ def test_doctor_is_content_without_gpu_and_weights():
 
 
 def test_doctor_names_the_remedies(monkeypatch, tmp_path):
-    from chatterbox_opt.cli import doctor as doctor_command
+    from chatterbox_opt.cli.doctor import command as doctor_command
 
     monkeypatch.setattr(doctor_command.machine, "version", lambda package: None)
     monkeypatch.setattr(doctor_command.machine, "caches", lambda store: {})

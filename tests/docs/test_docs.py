@@ -24,7 +24,15 @@ PACKAGE = ROOT / "chatterbox_opt"
 MOST_WORDS = 1200
 MADE = {  # what the commands of a document leave behind
     "README.md": ("first.wav", "hello.wav", "cloned.wav", "book/0003.wav", "book.flac"),
-    "configuration.md": ("greedy.wav", "piped.wav", "chapter.mp3", "out.ogg", "anna.flac"),
+    "configuration.md": (
+        "greedy.wav",
+        "piped.wav",
+        "chapter.mp3",
+        "out.ogg",
+        "anna.flac",
+        "converted.wav",
+        "converted/speaker.wav",
+    ),
     "batch.md": ("book.flac", "lines/a-hello-there.ogg", "piped/0002.wav", "events.jsonl"),
 }
 RUN_BLOCKS = """
@@ -198,13 +206,13 @@ def test_every_environment_variable_is_documented():
         assert f"| {name} |" in shown
 
 
-@pytest.mark.parametrize("command", ["synth", "batch", "bench"])
+@pytest.mark.parametrize("command", ["synth", "batch", "convert", "bench"])
 def test_every_option_is_documented(command):
     import typer
 
     from chatterbox_opt.cli.application import app
 
-    names = {"synth": [], "batch": ["batch.md"], "bench": ["benchmarks.md"]}[command]
+    names = {"synth": [], "convert": [], "batch": ["batch.md"], "bench": ["benchmarks.md"]}[command]
     shown = "".join(text(ROOT / "docs" / name) for name in ["configuration.md", *names])
     for parameter in typer.main.get_command(app).commands[command].params:
         options = [name for name in parameter.opts if name.startswith("-")]

@@ -14,6 +14,7 @@ from helpers.common import ROOT
 import chatterbox_opt
 from chatterbox_opt import (
     Audio,
+    Conversion,
     Engine,
     Metrics,
     Request,
@@ -27,7 +28,7 @@ from chatterbox_opt import (
 
 def test_the_names():
     assert chatterbox_opt.__all__ == [
-        "Audio", "ChatterboxOptError", "DeviceError", "Engine", "Guard", "HopSchedule", "InputError", "Metrics",
+        "Audio", "ChatterboxOptError", "Conversion", "DeviceError", "Engine", "Guard", "HopSchedule", "InputError", "Metrics",
         "NumericsError", "OptimizedChatterboxProvider", "OutputError", "Piece", "Plan", "ProfileError", "Progress",
         "QueueFullError", "RealChatterboxProvider", "Request", "RequestCancelledError", "RequestHandle", "Result",
         "Sampling", "SilenceError", "TextError", "Voice", "VoiceError", "VoiceStore", "WeightCache", "WeightsError",
@@ -72,6 +73,17 @@ def test_the_engine():
     assert list(inspect.signature(Engine.submit).parameters) == [
         "self", "request", "guard", "observe", "timeout"
     ]  # fmt: skip
+
+
+def test_the_engine_that_converts():
+    """What ``Engine`` inherits; it needs no T3."""
+    public = [name for name in dir(Engine) if not name.startswith("_") and name not in vars(Engine)]
+    assert public == ["convert", "convert_many", "converted_pieces", "load_converter"]
+    assert list(inspect.signature(Engine.convert).parameters) == [
+        "self", "source", "voice", "seed", "cfm_steps"
+    ]  # fmt: skip
+    assert list(inspect.signature(Engine.convert_many).parameters) == ["self", "conversions"]
+    assert [f for f in Conversion.__slots__] == ["id", "source", "voice", "seed", "cfm_steps"]
 
 
 def test_the_handle():

@@ -16,8 +16,8 @@ from helpers.common import ROOT
 PACKAGE = ROOT / "chatterbox_opt"
 # imported before torch: by --help, by usage errors, and by worker processes before they load
 LIGHT = ("__init__", "__main__", "errors", "version", "sampling", "request", "cli", "batch", "config", "text",
-         "eval", "utils.arguments", "utils.wave", "utils.atomic_file", "utils.cache_directory", "utils.closing", "utils.damage", "utils.event_queue", "utils.lazy_reasons", "utils.librosa_import", "utils.printable", "utils.quiet", "utils.small_file", "utils.steps", "audio.decoders", "audio.files", "audio.levels", "audio.loudness", "audio.player", "audio.prebuffer", "audio.recordings", "audio.silence", "audio.streaming", "bench.chart", "bench.report",
-         "checkpoints.families", "checkpoints.file_sizes", "checkpoints.flows", "checkpoints.hub", "checkpoints.registry", "checkpoints.sealed_file", "checkpoints.weight_cache", "engine.spec", "engine.probe",
+         "eval", "utils.arguments", "utils.wave", "utils.atomic_file", "utils.cache_directory", "utils.closing", "utils.damage", "utils.event_queue", "utils.lazy_reasons", "utils.librosa_import", "utils.printable", "utils.quiet", "utils.small_file", "utils.steps", "audio.decoders", "audio.files", "audio.levels", "audio.loudness", "audio.player", "audio.prebuffer", "audio.recordings", "audio.silence", "audio.speech", "audio.streaming", "bench.chart", "bench.report",
+         "checkpoints.families", "checkpoints.file_sizes", "checkpoints.flows", "checkpoints.hub", "checkpoints.registry", "checkpoints.sealed_file", "checkpoints.weight_cache", "engine.spec", "engine.probe", "engine.conversion.request",
          "engine.quality", "engine.sequence", "voices.computed_voices", "voices.saved_voices", "voices.store")  # fmt: skip
 COMPILED = "kernels.cpu."  # numba compiles these when they are imported
 NOT_COMPILED = ("kernels.cpu.openmp", "kernels.cpu.onednn", "kernels.cpu.bf16_ops")
@@ -95,7 +95,7 @@ def test_only_the_command_line_prints_and_exits(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_only_probes_and_the_runtime_call_torch_cuda(name):
-    allowed = ("engine.probe", "cli.doctor", "runtime.cuda", "runtime.weight_transfer")
+    allowed = ("engine.probe", "cli.doctor.command", "runtime.cuda", "runtime.weight_transfer")
     measuring = {"torch.cuda.synchronize", "torch.cuda.max_memory_allocated"}
     measuring |= {"torch.cuda.is_available", "torch.cuda.Event", "torch.cuda.empty_cache"}
     called = {c for c in calls(MODULES[name]) if c.startswith("torch.cuda.")}

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatterbox_opt.audio.files import check_reference
+from chatterbox_opt.audio.speech import read_speech
 from chatterbox_opt.errors import VoiceError
 
 RATE = 24_000
@@ -37,12 +38,13 @@ FILES = {
 
 def read_or_refused(path, content: bytes) -> None:
     path.write_bytes(content)
-    try:
-        check_reference(path)
-    except VoiceError as error:
-        assert path.name in str(error)
-        assert "\n" not in str(error)
-        assert len(str(error)) < 1000
+    for read in (check_reference, lambda path: read_speech(path, 16_000)):
+        try:
+            read(path)
+        except VoiceError as error:
+            assert path.name in str(error)
+            assert "\n" not in str(error)
+            assert len(str(error)) < 1000
 
 
 @examples(20)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import textwrap
 import time
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.cli import options, streams
 from chatterbox_opt.cli.console import Reporter, as_utf8
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOptions
@@ -117,7 +115,7 @@ def synth(
     )
     reporter = printing.reporter()
     if job.output is not None:
-        _check_output(job.output, subtype, as_json=as_json)
+        streams.check_output(job.output, subtype, as_json=as_json)
     job.spec.check(voice)
     printing.set_up_logging(reporter)
     result = _run(job, reporter, started)
@@ -230,19 +228,6 @@ def _read_text(words: str | None, file: Path | None) -> str:
     except OSError as error:
         name = as_utf8(str(file))
         raise InputError(f"'{name}' cannot be read ({error.strerror}): check the path") from error
-
-
-def _check_output(output: str, subtype: str | None, *, as_json: bool) -> None:
-    audio_files.output_format(output, subtype)
-    audio_files.check_writable(output)
-    if not audio_files.is_stdout(output):
-        return
-    if as_json:
-        raise InputError("audio and --json cannot both go to standard output; set -o to a file")
-    if sys.stdout is None:
-        raise InputError("standard output is closed; set -o FILE")
-    if sys.stdout.isatty():
-        raise InputError("standard output is a terminal; pipe it (… -o - | aplay) or set -o FILE")
 
 
 def _doubt(number: int, piece: Piece, sampling: Sampling) -> str:

@@ -76,7 +76,10 @@ class WholeSequences:
 
     def flow(self, flow: Any, device: torch.device) -> list[Tensor]:
         tokens = [
-            torch.tensor([*sequence.tokens, *self._silence], device=device)
+            torch.tensor(
+                [*sequence.tokens, *(() if sequence.given_tokens else self._silence)],
+                device=device,
+            )
             for sequence in self.sequences
         ]
         voices = [sequence.voice.to(device) for sequence in self.sequences]

@@ -21,19 +21,37 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
+from typing import Protocol, TypeVar
 
 from chatterbox_opt.engine.rendering.renderer import RENDER_THREAD
 from chatterbox_opt.engine.scheduler import FINISH_THREAD, Scheduler
 from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Capacity, Event, RequestState
 from chatterbox_opt.errors import InputError, QueueFullError, RequestCancelledError
-from chatterbox_opt.request import Observer, Piece, Request, Result
-from chatterbox_opt.sampling import seeded
-from chatterbox_opt.utils.arguments import instance
+from chatterbox_opt.request import Observer, Piece, Result
+from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.utils.event_queue import EventQueue
 
-BeginRequest = Callable[[Request], RequestState]
 WORKER_THREADS = (RENDER_THREAD, FINISH_THREAD)
 MAX_QUEUED = 1024  # requests of which no sequence was admitted yet
+
+
+class HasSeed(Protocol):
+    """What ``EngineLoop.results`` takes: a ``Request`` or a ``Conversion``."""
+
+    @property
+    def id(self) -> str:
+        """Of the result."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """Its parameters."""
+
+    def with_seed(self: Job) -> Job:
+        """The same with a seed, drawn if it has none."""
+
+
+Job = TypeVar("Job", bound=HasSeed)
+BeginRequest = Callable[[Job], RequestState]
 
 
 class EngineLoop:
@@ -122,7 +140,7 @@ class EngineLoop:
             self.cancel(request)
 
     def results(
-        self, requests: Iterable[Request], begin: BeginRequest, capacity: Capacity
+        self, requests: Iterable[Job], begin: BeginRequest[Job], capacity: Capacity
     ) -> Iterator[Result]:
         """Yield the results of many requests as they end.
 
@@ -165,8 +183,8 @@ class EngineLoop:
 
     def _start_requests(
         self,
-        source: Iterator[Request],
-        begin: BeginRequest,
+        source: Iterator[Job],
+        begin: BeginRequest[Job],
         capacity: Capacity,
         events: EventQueue[Event],
         running: Collection[RequestState],
@@ -175,8 +193,7 @@ class EngineLoop:
         while (not running or self._has_room(capacity, running)) and (
             request := next(source, None)
         ) is not None:
-            instance("request", request, Request)
-            request = replace(request, sampling=seeded(request.sampling))
+            request = request.with_seed()
             try:
                 state = begin(request)
             except REQUEST_ERRORS as error:

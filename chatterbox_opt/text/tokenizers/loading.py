@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from chatterbox_opt.config.model_config import MULTILINGUAL_TEXT, TURBO_ENGLISH
+from chatterbox_opt.errors import InputError
 from chatterbox_opt.text.tokenizers.byte_pairs import BytePairTokenizer
 from chatterbox_opt.text.tokenizers.files import read_tokenizer
 from chatterbox_opt.text.tokenizers.graphemes import EnglishTokenizer, MultilingualTokenizer
@@ -35,6 +36,19 @@ class TextTokenizer(Protocol):
             InputError: the library of the language is missing, or fails.
             WeightsError: a file that the language needs is missing or damaged.
         """
+
+
+class NoTexts:
+    """In place of the tokenizer of an engine without T3."""
+
+    tags: frozenset[str] = frozenset()
+
+    def encode(self, text: str, language: str | None = None) -> list[int]:
+        """Raise InputError: nothing can be done with a text."""
+        raise InputError(
+            "this engine was loaded only to convert recordings: load it with Engine.load to "
+            "synthesize texts"
+        )
 
 
 def load(directory: Path, kind: str, languages: Path | None = None) -> TextTokenizer:

@@ -1,7 +1,7 @@
 """Facts about this machine that ``doctor`` shows: CPU, memory, formats, caches.
 
 Responsible for collecting them as text. Not responsible for what they mean for synthesis
-(doctor.py, config/plan.py).
+(command.py, config/plan.py).
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import typer
 
 from chatterbox_opt.checkpoints import hub, registry
-from chatterbox_opt.cli import console, machine, options, tables
+from chatterbox_opt.cli import console, options, tables
+from chatterbox_opt.cli.doctor import machine
 from chatterbox_opt.config import hardware, plan
 from chatterbox_opt.engine import probe
 from chatterbox_opt.errors import ChatterboxOptError, DeviceError
