@@ -24,6 +24,7 @@ from chatterbox_opt.cli import bench as bench_command
 from chatterbox_opt.cli import doctor as doctor_command
 from chatterbox_opt.cli import models as models_command
 from chatterbox_opt.cli import profiles as profiles_command
+from chatterbox_opt.cli import serve as serve_command
 from chatterbox_opt.cli import streams, usage
 from chatterbox_opt.cli import voices as voices_command
 from chatterbox_opt.cli.batch import command as batch_command
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 app.command(cls=usage.TextCommand)(synth_command.synth)
 app.command()(batch_command.batch)
+app.command()(serve_command.serve)
 app.command()(bench_command.bench)
 app.add_typer(voices_command.voices, name="voices")
 app.add_typer(models_command.models, name="models")
