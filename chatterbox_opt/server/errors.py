@@ -25,8 +25,13 @@ from chatterbox_opt.errors import (
 from chatterbox_opt.utils.printable import message_line
 
 log = logging.getLogger(__name__)
+NOT_FOUND = 404
 INVALID, UNPROCESSABLE, BUSY, FAILED = "invalid_request_error", 422, 429, 500
 RETRY_AFTER = 2  # seconds
+
+
+class UnknownVoiceError(VoiceError):
+    """There is no voice of this name."""
 
 
 def error_body(message: str, kind: str = INVALID, param: str | None = None) -> dict[str, Any]:
@@ -45,6 +50,8 @@ def error_answer(error: ChatterboxOptError, names: Mapping[str, str]) -> tuple[i
         message = message.replace(path, name)
     if isinstance(error, QueueFullError):
         return BUSY, error_body(message, "rate_limit_error")
+    if isinstance(error, UnknownVoiceError):
+        return NOT_FOUND, error_body(message, param="voice")
     if isinstance(error, InputError):
         param = {TextError: "input", VoiceError: "voice"}.get(type(error))
         return UNPROCESSABLE, error_body(message, param=param or _first_word(message))

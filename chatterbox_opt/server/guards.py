@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chatterbox_opt.server.errors import error_body
 from chatterbox_opt.server.settings import Limits
+from chatterbox_opt.server.timeouts import within
 
 # without a key: the page, which asks for it; what monitors read; the lists of Open WebUI, which
 # sends no key for them
@@ -90,7 +91,7 @@ class _BoundedBody:
             return await self._receive()
         left = self._end - asyncio.get_running_loop().time()
         try:
-            message = await asyncio.wait_for(self._receive(), max(0.0, left))
+            message = await within(left, self._receive())
         except asyncio.TimeoutError as error:
             reason = f"the body did not come within {self._seconds:g} s"
             raise HTTPException(408, reason, CLOSE) from error

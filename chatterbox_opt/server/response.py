@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 from chatterbox_opt.errors import ChatterboxOptError, OutputError
 from chatterbox_opt.server import errors
 from chatterbox_opt.server.speech import SpeechStream
+from chatterbox_opt.server.timeouts import within
 
 log = logging.getLogger(__name__)
 # no cache: each answer is spoken anew; no buffering: of a proxy in front (nginx)
@@ -83,7 +84,7 @@ class SpeechResponse(Response):
     async def _send(self, send: Send) -> None:
         async def out(message: Any) -> None:
             try:
-                await asyncio.wait_for(send(message), self._stalled)
+                await within(self._stalled, send(message))
             except asyncio.TimeoutError as error:
                 raise OutputError("the client has stopped reading") from error
 

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from chatterbox_opt.audio.encoders import MEDIA_TYPES
 from chatterbox_opt.audio.streaming import PCM, WAV, wav_header
 from chatterbox_opt.config.model_config import SAMPLE_RATE
-from chatterbox_opt.errors import ChatterboxOptError, VoiceError
+from chatterbox_opt.errors import ChatterboxOptError
 from chatterbox_opt.request import CHUNK, LOW
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.server import errors
@@ -138,7 +138,9 @@ class SpeechService:
         if voice and wish.voice:
             paths[str(voice)] = wish.voice
         if not is_known and self.settings.strict_voices:
-            raise VoiceError(f"there is no voice '{wish.voice}'; GET /v1/audio/voices lists them")
+            raise errors.UnknownVoiceError(
+                f"there is no voice '{wish.voice}'; GET /v1/audio/voices lists them"
+            )
         job = self._job(wish, voice)
         job.check(self.settings.limits.characters)
         engine = await until.enter_async_context(self.engines.use(model))

@@ -65,6 +65,8 @@ def add_voice(spec: EngineSpec, name: str, file_name: str, content: BinaryIO, pa
         with recordings.regular_file(part) as recording:
             audio_files.read_reference(recording, file_name)
         spec.store.add(name, part)
+    except VoiceError as error:
+        raise VoiceError(str(error).replace(str(part), file_name)) from error
     except OSError as error:
         raise OutputError(f"the voice was not saved ({error.strerror}): check the disk") from error
 

@@ -41,6 +41,7 @@ from chatterbox_opt.errors import ChatterboxOptError, TextError
 from chatterbox_opt.request import LOW, Piece
 from chatterbox_opt.server.errors import error_answer
 from chatterbox_opt.server.service import SpeechService, Wish
+from chatterbox_opt.server.timeouts import within
 from chatterbox_opt.server.voices import find_voice, voice_names
 from chatterbox_opt.version import __version__
 
@@ -227,7 +228,7 @@ class WyomingHandler(AsyncEventHandler):
                 await speaking
 
     async def _send(self, event: Event) -> None:
-        await asyncio.wait_for(self.write_event(event), SEND_SECONDS)
+        await within(SEND_SECONDS, self.write_event(event))
 
     async def _fail(self, error: ChatterboxOptError) -> None:
         _, body = error_answer(error, {})
@@ -245,8 +246,13 @@ def _chunk(piece: Piece) -> Event:
     return AudioChunk(audio=to_pcm(piece.samples), **FORMAT).event()
 
 
-async def serve(service: SpeechService, host: str, port: int) -> asyncio.Server:
+async def serve(
+    service: SpeechService, host: str = "", port: int = 0, *, path: str = ""
+) -> asyncio.Server:
     """Listen for Wyoming clients, until the server is closed.
+
+    Args:
+        path: of a unix socket, in place of host and port.
 
     Raises:
         OSError: the port is in use.
@@ -256,4 +262,6 @@ async def serve(service: SpeechService, host: str, port: int) -> asyncio.Server:
         with suppress(ConnectionError):
             await WyomingHandler(service, reader, writer).run()
 
+    if path:
+        return await asyncio.start_unix_server(connected, path)
     return await asyncio.start_server(connected, host, port)
