@@ -24,11 +24,13 @@ from chatterbox_opt.errors import ChatterboxOptError
 from chatterbox_opt.server import errors, openai_api, sillytavern_api
 from chatterbox_opt.server.engines import Engines
 from chatterbox_opt.server.guards import ApiKey, BodyLimits
+from chatterbox_opt.server.metrics import Metrics
 from chatterbox_opt.server.service import SpeechService
 from chatterbox_opt.server.settings import ServerSettings
 from chatterbox_opt.version import __version__
 
 log = logging.getLogger(__name__)
+LAG_PERIOD = 0.1  # seconds
 PAGE = Path(__file__).with_name("page.html")
 # nothing of other origins: no script, no style, no frame around the page
 PAGE_POLICY = (
@@ -49,7 +51,8 @@ def create_app(settings: ServerSettings, engines: Engines | None = None) -> Fast
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(own.close_idle())]
+        watching = (own.close_idle(), _watch_lag(service.metrics))
+        tasks = [asyncio.create_task(one) for one in watching]
         if settings.warm_up:
             tasks.append(asyncio.create_task(_warm_up(own)))
         try:
@@ -89,6 +92,15 @@ async def _warm_up(engines: Engines) -> None:
         log.error("%s cannot be used: %s", engines.models[0], error)
     else:
         log.info("%s is ready", engines.models[0])
+
+
+async def _watch_lag(metrics: Metrics) -> None:
+    """Measure how late this loop is: whatever blocks it delays all clients."""
+    clock = asyncio.get_running_loop().time
+    while True:
+        due = clock() + LAG_PERIOD
+        await asyncio.sleep(LAG_PERIOD)
+        metrics.lag.observe(max(0.0, clock() - due))
 
 
 def _own_routes(app: FastAPI, service: SpeechService) -> None:

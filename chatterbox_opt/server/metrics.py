@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.exposition import generate_latest
 
 SECONDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)
+LAG = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 REALTIME = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 50)
 
 
@@ -32,6 +33,11 @@ class Metrics:
         )
         self.realtime = self._histogram(
             "realtime_factor", "Seconds of sound a second, of finished requests.", REALTIME
+        )
+        self.lag = self._histogram(
+            "event_loop_lag_seconds",
+            "How late the event loop wakes a task, ten times a second.",
+            LAG,
         )
         self.audio = Counter(
             "chatterbox_audio_seconds", "Seconds of sound that were made.", registry=self._registry

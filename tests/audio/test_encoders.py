@@ -36,7 +36,9 @@ def decoded(content: bytes, format_: str) -> np.ndarray:
     resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
     with av.open(io.BytesIO(content)) as container:
         frames = [part for frame in container.decode(audio=0) for part in resampler.resample(frame)]
-    return np.concatenate([frame.to_ndarray().ravel() for frame in frames + resampler.resample(None)])
+    return np.concatenate(
+        [frame.to_ndarray().ravel() for frame in frames + resampler.resample(None)]
+    )
 
 
 @pytest.mark.parametrize("format_", FORMATS)
