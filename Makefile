@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 # the name of this machine's file under benchmarks/results/
 MACHINE ?= this-machine
 
-.PHONY: demo test test-slow test-quality fuzz check bench gpu-check gpu-luggage pico clean
+.PHONY: demo serve test test-slow test-quality fuzz check bench gpu-check gpu-luggage pico clean
 
 demo: $(INSTALLED)
 	$(BIN)/chatterbox-opt synth "Hello, world. This voice runs on your own computer." --model pico --seed 0 -o demo.wav
@@ -16,6 +16,11 @@ demo: $(INSTALLED)
 	@echo "  chatterbox-opt synth \"Hello, world.\" --model pico -o hello.wav   # your own text"
 	@echo "  chatterbox-opt synth \"Hello, world.\" --voice samples/speaker.flac   # Chatterbox: 3 GB, once"
 	@echo "  chatterbox-opt doctor                                             # this machine"
+
+# the server with the built-in model, and its page at http://127.0.0.1:8004
+serve: $(INSTALLED)
+	$(BIN)/python -m pip install -q -e ".[server]"
+	$(BIN)/chatterbox-opt serve --model pico
 
 # a process a core, each with one thread: half of the time
 test: $(INSTALLED)

@@ -116,13 +116,16 @@ class _Bytes(io.RawIOBase):
         self._written = bytearray()
 
     def writable(self) -> bool:
+        """Always."""
         return True
 
     def write(self, data: Any) -> int:
+        """Append bytes."""
         self._written += data
         return len(data)
 
     def take(self) -> bytes:
+        """What was written since the last call."""
         taken = bytes(self._written)
         self._written.clear()
         return taken

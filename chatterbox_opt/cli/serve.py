@@ -7,18 +7,21 @@ is answered (chatterbox_opt/server).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import ipaddress
 import logging
 import re
+import signal
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from chatterbox_opt.cli import options
+from chatterbox_opt.cli import options, signals
 from chatterbox_opt.cli.console import Reporter
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions
 from chatterbox_opt.errors import InputError, OutputError
@@ -200,6 +203,18 @@ def _warn_if_open(reporter: Reporter, listen: ListenOptions) -> None:
         reporter.warn("the Wyoming protocol has no key: whoever reaches its port can speak")
 
 
+@contextlib.contextmanager
+def _drained_by_signals(server: Any) -> Iterator[None]:
+    """Signals end the server and nothing else: when it has drained, the command has succeeded."""
+    numbers = signals.heard(signal.SIGINT, *signals.ending())
+    before = {number: signal.signal(number, server.handle_exit) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 async def _run(
     settings: ServerSettings,
     http: socket.socket,
@@ -225,6 +240,7 @@ async def _run(
         ws="none",
     )
     server: Any = uvicorn.Server(config)
+    server.capture_signals = lambda: _drained_by_signals(server)
     shown = f"[{listen.host}]" if ":" in listen.host else listen.host
     reporter.status(f"http://{shown}:{port} speaks; Ctrl-C ends it")
     if listen.wyoming is None:

@@ -31,7 +31,7 @@ from chatterbox_opt.version import __version__
 
 log = logging.getLogger(__name__)
 LAG_PERIOD = 0.1  # seconds
-PAGE = Path(__file__).with_name("page.html")
+PAGE = "page.html"
 # nothing of other origins: no script, no style, no frame around the page
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -106,7 +106,9 @@ async def _watch_lag(metrics: Metrics) -> None:
 def _own_routes(app: FastAPI, service: SpeechService) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
-        return FileResponse(PAGE, headers={"Content-Security-Policy": PAGE_POLICY})
+        return FileResponse(
+            Path(__file__).with_name(PAGE), headers={"Content-Security-Policy": PAGE_POLICY}
+        )
 
     @app.get("/health", tags=["server"])
     async def health() -> dict[str, Any]:

@@ -25,11 +25,10 @@ from chatterbox_opt.errors import VoiceError
 from chatterbox_opt.request import CHUNK, LOW
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.server import voices
-from chatterbox_opt.server.service import EVENTS, STREAM, WHOLE, SpeechService, Wish
+from chatterbox_opt.server.service import EVENTS, STREAM, WHOLE, SpeechRequest, SpeechService
 
 OWNER = "chatterbox-opt"
 PARAMETERS = tuple(one.name for one in fields(Sampling))
-STARTED = int(time.time())
 
 
 class VoiceObject(BaseModel):
@@ -75,11 +74,11 @@ class SpeechBody(BaseModel):
         sent = {name: getattr(self, name) for name in PARAMETERS}
         return Sampling(**{name: value for name, value in sent.items() if value is not None})
 
-    def wish(self) -> Wish:
+    def asked(self) -> SpeechRequest:
         """What the client asks for."""
         voice = self.voice.id if isinstance(self.voice, VoiceObject) else self.voice
         sends = {(True, "sse"): EVENTS, (True, "audio"): STREAM, (False, "audio"): WHOLE}
-        return Wish(
+        return SpeechRequest(
             text=self.input,
             model=self.model,
             voice=voice,
@@ -111,12 +110,14 @@ def _speech_routes(routes: APIRouter, service: SpeechService) -> None:
     @routes.post("/audio/speech", response_class=Response, include_in_schema=False)
     async def speech(body: SpeechBody, request: HttpRequest) -> Response:
         """Speak a text; the sound is sent while it is made."""
-        return await service.respond(client_of(request), body.wish())
+        return await service.respond(client_of(request), body.asked())
 
 
 def _model_routes(routes: APIRouter, service: SpeechService) -> None:
+    started = int(time.time())
+
     def model(name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": STARTED, "owned_by": OWNER}
+        return {"id": name, "object": "model", "created": started, "owned_by": OWNER}
 
     @routes.get("/v1/models", tags=["models"])
     @routes.get("/models", include_in_schema=False)

@@ -14,7 +14,7 @@ import asyncio
 import base64
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
@@ -60,22 +60,17 @@ class SpeechResponse(Response):
             headers={**HEADERS, **headers}, media_type=EVENTS if is_events else media_type
         )
         del self.headers["content-length"]
-        self._stream, self._stalled, self._until, self._on_end = stream, stalled, until, on_end
+        self._stalled, self._until, self._on_end = stalled, until, on_end
         self._body = events(stream, characters) if characters is not None else stream.parts()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        gone = asyncio.create_task(_disconnected(receive))
         sending = asyncio.create_task(self._send(send))
         try:
-            await asyncio.wait({gone, sending}, return_when=asyncio.FIRST_COMPLETED)
+            await _while_connected(receive, sending)
         finally:
-            for task in (gone, sending):
-                task.cancel()
-            await asyncio.wait({gone, sending})
             complete = not sending.cancelled() and sending.exception() is None
-            await self._stream.close()
-            self._on_end(complete)
             await self._until.aclose()
+            self._on_end(complete)
         if not sending.cancelled() and isinstance(sending.exception(), ChatterboxOptError):
             log.warning("a speech broke off: %s", sending.exception())
         elif not sending.cancelled():
@@ -94,6 +89,41 @@ class SpeechResponse(Response):
             async for part in body:
                 await out({"type": "http.response.body", "body": part, "more_body": True})
         await out({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class DeferredResponse(Response):
+    """An answer whose making ends when the client has gone.
+
+    Args:
+        make: the answer.
+        until: closed at the end: what the request holds.
+    """
+
+    def __init__(
+        self, make: Callable[[], Coroutine[Any, Any, Response]], until: AsyncExitStack
+    ) -> None:
+        super().__init__()
+        self._make, self._until = make, until
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        making = asyncio.create_task(self._make())
+        try:
+            await _while_connected(receive, making)
+        finally:
+            await self._until.aclose()
+        if not making.cancelled():
+            await making.result()(scope, receive, send)
+
+
+async def _while_connected(receive: Receive, work: asyncio.Task[Any]) -> None:
+    """Wait until ``work`` is done; it is cancelled if the client goes."""
+    gone = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (gone, work):
+            task.cancel()
+        await asyncio.wait({gone, work})
 
 
 async def _disconnected(receive: Receive) -> None:

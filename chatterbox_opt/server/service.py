@@ -1,4 +1,4 @@
-"""From a client's wishes to an answer: the path that all endpoints share.
+"""From what a client asks for to an answer: the path that all endpoints share.
 
 Responsible for the order: admission, model, voice, synthesis, answer. Not responsible for the names
 of any client's fields (openai_api.py, sillytavern_api.py, wyoming_server.py).
@@ -25,7 +25,7 @@ from chatterbox_opt.server import errors
 from chatterbox_opt.server.admission import Admission
 from chatterbox_opt.server.engines import Engines
 from chatterbox_opt.server.metrics import Metrics
-from chatterbox_opt.server.response import HEADERS, SpeechResponse
+from chatterbox_opt.server.response import HEADERS, DeferredResponse, SpeechResponse
 from chatterbox_opt.server.settings import ServerSettings
 from chatterbox_opt.server.speech import SpeechJob, SpeechStream, start
 from chatterbox_opt.server.voices import find_voice
@@ -35,7 +35,7 @@ DONE, FAILED, REFUSED, GONE = "done", "failed", "refused", "gone"  # outcomes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class SpeechRequest:
     """What a client asks for, in nobody's field names.
 
     Attributes:
@@ -74,83 +74,77 @@ class SpeechService:
         admission = Admission(settings.limits)
         return cls(settings, engines, admission, Metrics(lambda: admission.active))
 
-    async def respond(self, client: str, wish: Wish) -> Response:
-        """The answer to a wish: sound, or an error.
+    async def respond(self, client: str, asked: SpeechRequest) -> Response:
+        """The answer: sound, or an error.
 
         Args:
             client: its address.
         """
-        until, paths = AsyncExitStack(), dict[str, str]()
-        try:
-            stream, headers = await self._begin(client, wish, until, paths)
-        except ChatterboxOptError as error:
-            await until.aclose()
-            response = errors.error_response(error, paths)
-            failed = response.status_code >= errors.FAILED
-            self.metrics.requests.labels(FAILED if failed else REFUSED).inc()
-            return response
-        except BaseException:
-            await until.aclose()
-            raise
-        if wish.send == WHOLE:
-            return await self._whole(stream, wish, headers, until)
+        paths: dict[str, str] = {}
+        async with AsyncExitStack() as held:
+            try:
+                stream, headers = await self._begin(client, asked, held, paths)
+            except ChatterboxOptError as error:
+                response = errors.error_response(error, paths)
+                failed = response.status_code >= errors.FAILED
+                self.metrics.requests.labels(FAILED if failed else REFUSED).inc()
+                return response
+            until = held.pop_all()
+        if asked.send == WHOLE:
+            return DeferredResponse(lambda: self._whole(stream, asked, headers), until)
         started = time.perf_counter()
         return SpeechResponse(
             stream,
-            MEDIA_TYPES[wish.format],
+            MEDIA_TYPES[asked.format],
             headers,
-            characters=len(wish.text) if wish.send == EVENTS else None,
+            characters=len(asked.text) if asked.send == EVENTS else None,
             stalled=self.settings.limits.stalled_seconds,
             until=until,
             on_end=lambda complete: self._count(stream, started, complete=complete),
         )
 
     @asynccontextmanager
-    async def speech(self, client: str, wish: Wish) -> AsyncIterator[SpeechStream]:
-        """The bytes of a wish, for those who do not answer by HTTP.
+    async def speech(self, client: str, asked: SpeechRequest) -> AsyncIterator[SpeechStream]:
+        """The bytes, for those who do not answer by HTTP.
 
         Raises:
             ChatterboxOptError: before there is sound.
         """
         async with AsyncExitStack() as until:
             started = time.perf_counter()
-            stream, _ = await self._begin(client, wish, until, {})
+            stream, _ = await self._begin(client, asked, until, {})
             complete = False
             try:
                 yield stream
                 complete = True
             finally:
-                await stream.close()
                 self._count(stream, started, complete=complete)
 
     async def _begin(
-        self, client: str, wish: Wish, until: AsyncExitStack, paths: dict[str, str]
+        self, client: str, asked: SpeechRequest, until: AsyncExitStack, paths: dict[str, str]
     ) -> tuple[SpeechStream, dict[str, str]]:
-        """The speech of a wish, whose first bytes are there, with the headers of the answer.
+        """The speech whose first bytes are there, with the headers of the answer.
 
         Args:
             until: gets what is held until the end.
             paths: gets the names that stand for paths in messages.
         """
         until.enter_context(self.admission.enter(client))
-        model = self.engines.known(wish.model)
-        voice, is_known = find_voice(self.engines.spec(model), wish.voice)
-        if voice and wish.voice:
-            paths[str(voice)] = wish.voice
+        model = self.engines.known(asked.model)
+        voice, is_known = find_voice(self.engines.spec(model), asked.voice)
+        if voice and asked.voice:
+            paths[str(voice)] = asked.voice
         if not is_known and self.settings.strict_voices:
             raise errors.UnknownVoiceError(
-                f"there is no voice '{wish.voice}'; GET /v1/audio/voices lists them"
+                f"there is no voice '{asked.voice}'; GET /v1/audio/voices lists them"
             )
-        job = self._job(wish, voice)
+        job = self._job(asked, voice)
         job.check(self.settings.limits.characters)
         engine = await until.enter_async_context(self.engines.use(model))
         name = f"request-{next(self._numbers)}"
         stream = await start(engine, job, name, self.settings.limits.buffered)
-        try:
-            await stream.wait_for_sound()
-        except BaseException:
-            await stream.close()
-            raise
+        until.push_async_callback(stream.close)
+        await stream.wait_for_sound()
         if stream.first_audio is not None:
             self.metrics.first_audio.observe(stream.first_audio)
         headers = {"X-Seed": str(stream.handle.seed), "X-Model": model}
@@ -159,19 +153,19 @@ class SpeechService:
             headers["Warning"] = '199 - "no such voice: the model\'s own is used"'
         return stream, headers
 
-    def _job(self, wish: Wish, voice: Path | None) -> SpeechJob:
+    def _job(self, asked: SpeechRequest, voice: Path | None) -> SpeechJob:
         return SpeechJob(
-            text=wish.text,
+            text=asked.text,
             voice=voice,
-            sampling=wish.sampling(),
-            language=wish.language,
-            format=PCM if wish.send == WHOLE and wish.format == WAV else wish.format,
-            speed=wish.speed,
-            latency=CHUNK if wish.send == WHOLE else wish.latency,
+            sampling=asked.sampling(),
+            language=asked.language,
+            format=PCM if asked.send == WHOLE and asked.format == WAV else asked.format,
+            speed=asked.speed,
+            latency=CHUNK if asked.send == WHOLE else asked.latency,
         )
 
     async def _whole(
-        self, stream: SpeechStream, wish: Wish, headers: dict[str, str], until: AsyncExitStack
+        self, stream: SpeechStream, asked: SpeechRequest, headers: dict[str, str]
     ) -> Response:
         """All bytes at once; a wav knows its length."""
         started, complete = time.perf_counter(), False
@@ -181,12 +175,10 @@ class SpeechService:
         except ChatterboxOptError as error:
             return errors.error_response(error)
         finally:
-            await stream.close()
             self._count(stream, started, complete=complete)
-            await until.aclose()
-        if wish.format == WAV:
+        if asked.format == WAV:
             content = wav_header(len(content)) + content
-        return Response(content, 200, {**HEADERS, **headers}, MEDIA_TYPES[wish.format])
+        return Response(content, 200, {**HEADERS, **headers}, MEDIA_TYPES[asked.format])
 
     def _count(self, stream: SpeechStream, started: float, *, complete: bool) -> None:
         seconds = stream.samples / SAMPLE_RATE

@@ -17,7 +17,7 @@ from chatterbox_opt.audio.tempo import MAX_SPEED, MIN_SPEED
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.server import voices
 from chatterbox_opt.server.openai_api import client_of
-from chatterbox_opt.server.service import STREAM, WHOLE, SpeechService, Wish
+from chatterbox_opt.server.service import STREAM, WHOLE, SpeechRequest, SpeechService
 
 DRAW_SEED = (0, -1)  # what the provider sends for "any"
 
@@ -53,10 +53,10 @@ class Speech(BaseModel):
         }
         return Sampling(**{name: value for name, value in sent.items() if value is not None})
 
-    def wish(self, send: str) -> Wish:
+    def asked(self, send: str) -> SpeechRequest:
         """What the client asks for."""
         is_clone = self.voice_mode == "clone"
-        return Wish(
+        return SpeechRequest(
             text=self.text,
             voice=self.reference_audio_filename if is_clone else self.predefined_voice_id,
             sampling=self.sampling,
@@ -88,11 +88,11 @@ def router(service: SpeechService) -> APIRouter:
     @routes.post("/tts", response_class=Response)
     async def speak(body: Speech, request: HttpRequest) -> Response:
         """Speak a text; the answer is a complete file."""
-        return await service.respond(client_of(request), body.wish(WHOLE))
+        return await service.respond(client_of(request), body.asked(WHOLE))
 
     @routes.get("/tts-stream", response_class=Response)
     async def stream(query: Annotated[Speech, Query()], request: HttpRequest) -> Response:
         """Speak a text while it is played: the address of an audio element."""
-        return await service.respond(client_of(request), query.wish(STREAM))
+        return await service.respond(client_of(request), query.asked(STREAM))
 
     return routes

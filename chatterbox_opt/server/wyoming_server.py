@@ -40,7 +40,7 @@ from chatterbox_opt.engine.engine import Engine
 from chatterbox_opt.errors import ChatterboxOptError, TextError
 from chatterbox_opt.request import LOW, Piece
 from chatterbox_opt.server.errors import error_answer
-from chatterbox_opt.server.service import SpeechService, Wish
+from chatterbox_opt.server.service import SpeechRequest, SpeechService
 from chatterbox_opt.server.timeouts import within
 from chatterbox_opt.server.voices import find_voice, voice_names
 from chatterbox_opt.version import __version__
@@ -167,8 +167,8 @@ class WyomingHandler(AsyncEventHandler):
         return Info(tts=[program]).event()
 
     async def _speak(self, text: str, voice: SynthesizeVoice | None) -> None:
-        wish = Wish(text=text, voice=voice.name if voice else None, format=PCM)
-        async with self._service.speech(self._client, wish) as stream:
+        asked = SpeechRequest(text=text, voice=voice.name if voice else None, format=PCM)
+        async with self._service.speech(self._client, asked) as stream:
             await self._send(AudioStart(**FORMAT).event())
             async for part in stream.parts():
                 await self._send(AudioChunk(audio=part, **FORMAT).event())

@@ -57,8 +57,8 @@ def raw(server, request: bytes) -> socket.socket:
     return connection
 
 
-def speech_request(text: str) -> bytes:
-    content = json.dumps(body(text)).encode()
+def speech_request(text: str, **more) -> bytes:
+    content = json.dumps(body(text, **more)).encode()
     head = f"POST {SPEECH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
@@ -85,10 +85,12 @@ def test_an_error_after_there_was_sound_breaks_the_transfer(client):
     assert client.post(SPEECH, json=body("well")).status_code == 200, "the others are not hurt"
 
 
-def test_a_client_that_goes_frees_its_slot(server, engine):
-    raw(server, speech_request("gone pieces=1000000")).close()
-    until(lambda: any("gone" in one.request.text for one in engine.handles))
-    handle = next(one for one in engine.handles if "gone" in one.request.text)
+@pytest.mark.parametrize("more", [{}, {"stream": False}, {"stream_format": "sse"}])
+def test_a_client_that_goes_frees_its_slot(server, engine, more):
+    name = f"gone{len(engine.handles)}"
+    raw(server, speech_request(f"{name} pieces=1000000", **more)).close()
+    until(lambda: any(name in one.request.text for one in engine.handles))
+    handle = next(one for one in engine.handles if name in one.request.text)
     until(lambda: handle.cancelled and server.service.admission.active == 0)
 
 
