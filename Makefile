@@ -27,6 +27,7 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(INSTALLED)
+	$(BIN)/python -m pip install -q --group browser
 	$(BIN)/pytest -m slow --durations=5
 
 test-quality: $(INSTALLED)

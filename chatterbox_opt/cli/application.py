@@ -24,11 +24,11 @@ from chatterbox_opt.cli import bench as bench_command
 from chatterbox_opt.cli import doctor as doctor_command
 from chatterbox_opt.cli import models as models_command
 from chatterbox_opt.cli import profiles as profiles_command
-from chatterbox_opt.cli import serve as serve_command
 from chatterbox_opt.cli import streams, usage
 from chatterbox_opt.cli import voices as voices_command
 from chatterbox_opt.cli.batch import command as batch_command
 from chatterbox_opt.cli.console import as_utf8
+from chatterbox_opt.cli.serve import command as serve_command
 from chatterbox_opt.cli.signals import INTERRUPTED
 from chatterbox_opt.cli.synth import command as synth_command
 from chatterbox_opt.errors import ChatterboxOptError, InputError

@@ -1,7 +1,7 @@
 """What a server is told at its start: models, limits, key.
 
 Responsible for these values and their bounds. Not responsible for command-line options
-(cli/serve.py).
+(cli/serve/command.py).
 """
 
 from __future__ import annotations

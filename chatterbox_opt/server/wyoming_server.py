@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import queue
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
@@ -246,22 +247,11 @@ def _chunk(piece: Piece) -> Event:
     return AudioChunk(audio=to_pcm(piece.samples), **FORMAT).event()
 
 
-async def serve(
-    service: SpeechService, host: str = "", port: int = 0, *, path: str = ""
-) -> asyncio.Server:
-    """Listen for Wyoming clients, until the server is closed.
-
-    Args:
-        path: of a unix socket, in place of host and port.
-
-    Raises:
-        OSError: the port is in use.
-    """
+async def serve(service: SpeechService, listening: socket.socket) -> asyncio.Server:
+    """Answer Wyoming clients of a socket that listens, until the server is closed."""
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
             await WyomingHandler(service, reader, writer).run()
 
-    if path:
-        return await asyncio.start_unix_server(connected, path)
-    return await asyncio.start_server(connected, host, port)
+    return await asyncio.start_server(connected, sock=listening)

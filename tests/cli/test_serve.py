@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from chatterbox_opt.cli import serve as command
 from chatterbox_opt.cli.application import app
+from chatterbox_opt.cli.serve import command
 from chatterbox_opt.errors import InputError, OutputError
 from chatterbox_opt.server.settings import ServerSettings
 
@@ -180,3 +180,23 @@ def test_a_process_drains_when_it_is_asked_to_end(tmp_path):
     assert len(heard[0]) > 10_000, "the request that was running got all of its sound"
     assert process.wait(60) == 0
     assert process.stderr.read() == ""
+
+
+@pytest.mark.enable_socket
+def test_two_processes_behind_one_port(tmp_path):
+    environment = {**os.environ, "CHATTERBOX_VOICES": str(tmp_path)}
+    arguments = ["serve", *HERE, "--no-warm-up", "--workers", "2", "--device", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "chatterbox_opt", *arguments],
+        stderr=subprocess.PIPE, env=environment, text=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    address = process.stderr.readline().split()[0]
+    seen: set[str] = set()
+    while len(seen) < 2:  # each answers with a connection of its own
+        with urllib.request.urlopen(f"{address}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        seen |= {line for line in lines if line.startswith("process_start_time_seconds")}
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0 and process.stderr.read() == ""
+    with pytest.raises(OSError):
+        urllib.request.urlopen(f"{address}/health")

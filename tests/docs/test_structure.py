@@ -197,8 +197,7 @@ def test_public_functions_are_documented(name):
 
 
 def _nested(tree: ast.Module, node: ast.AST) -> bool:
-    functions = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f is not node]
-    return any(node in ast.walk(f) for f in functions)
+    return any(node in ast.walk(f) for f in functions(tree) if f is not node)
 
 
 def test_nothing_of_one_machine_is_in_the_repository():

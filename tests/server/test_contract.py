@@ -6,8 +6,10 @@ import asyncio
 import base64
 import io
 import json
+import socket
 import wave
 from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
@@ -225,6 +227,14 @@ def test_sillytavern(client):
     assert len(decoded(streamed.content)) > 0
 
 
+def unix_socket(path: str) -> socket.socket:
+    Path(path).unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(path)
+    listening.listen()
+    return listening
+
+
 async def _events(path: str, *sent) -> list:
     async with AsyncUnixClient(path) as client:
         for event in sent:
@@ -250,7 +260,7 @@ def wyoming(server, tmp_path):
                 replace(server.service.settings, limits=short), _SameEngine(server.service.engines)
             )
             path = str(tmp_path / "socket")
-            listening = await wyoming_server.serve(service, path=path)
+            listening = await wyoming_server.serve(service, unix_socket(path))
             async with listening:
                 return await asyncio.wait_for(_events(path, *sent), 60)
 
@@ -311,7 +321,7 @@ def test_wyoming_errors(wyoming, samples):
 def test_wyoming_rubbish_ends_the_connection_and_nothing_else(server, tmp_path, line):
     async def run():
         path = str(tmp_path / "socket")
-        async with await wyoming_server.serve(server.service, path=path):
+        async with await wyoming_server.serve(server.service, unix_socket(path)):
             reader, writer = await asyncio.open_unix_connection(path)
             writer.write(line)
             writer.write_eof()

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import ipaddress
 import logging
+import os
 import re
 import signal
 import socket
@@ -24,6 +25,7 @@ import typer
 from chatterbox_opt.cli import options, signals
 from chatterbox_opt.cli.console import Reporter
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions
+from chatterbox_opt.cli.serve import workers
 from chatterbox_opt.errors import InputError, OutputError
 from chatterbox_opt.server.settings import PORT, Limits, ServerSettings
 
@@ -90,6 +92,9 @@ class ServiceOptions:
     warm_up: Annotated[
         bool, typer.Option("--warm-up/--no-warm-up", help="Load the model at the start.")
     ] = True
+    workers: Annotated[
+        int, typer.Option(help="Processes behind the port: one for each GPU.", min=1)
+    ] = 1
     drain: Annotated[
         int, typer.Option(help="Seconds that running requests have left at the end.", min=0)
     ] = 30
@@ -110,10 +115,28 @@ def serve(
         spec.check(None)
     _check_installed()
     printing.set_up_logging(reporter)
-    with _listening(listen.host, listen.port) as http:
-        port = http.getsockname()[1]
-        _warn_if_open(reporter, listen)
-        asyncio.run(_run(settings, http, port, listen, service.drain, reporter))
+    if sockets := workers.inherited():
+        asyncio.run(_run(settings, sockets, service.drain))
+        return
+    _warn_if_open(reporter, listen)
+    with contextlib.ExitStack() as stack:
+        ports = (listen.port,) if listen.wyoming is None else (listen.port, listen.wyoming)
+        sockets = [stack.enter_context(_listening(listen.host, port)) for port in ports]
+        shown = f"[{listen.host}]" if ":" in listen.host else listen.host
+        reporter.status(f"http://{shown}:{sockets[0].getsockname()[1]} speaks; Ctrl-C ends it")
+        if service.workers == 1:
+            asyncio.run(_run(settings, sockets, service.drain))
+        else:
+            environments = _environments(service.workers, engine.device)
+            workers.supervise(environments, sockets, service.drain, reporter.warn)
+
+
+def _environments(count: int, device: str) -> list[dict[str, str]]:
+    """The environment variables of each process: a GPU, or a share of the cores."""
+    from chatterbox_opt.batch.local_workers import split_resources
+    from chatterbox_opt.engine.probe import visible_gpus
+
+    return split_resources(count, [] if device == "cpu" else visible_gpus(), os.environ)
 
 
 def _settings(
@@ -215,15 +238,12 @@ def _drained_by_signals(server: Any) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-async def _run(
-    settings: ServerSettings,
-    http: socket.socket,
-    port: int,
-    listen: ListenOptions,
-    drain: int,
-    reporter: Reporter,
-) -> None:
-    """Serve until a signal; then let requests end, for ``drain`` seconds."""
+async def _run(settings: ServerSettings, sockets: list[socket.socket], drain: int) -> None:
+    """Serve until a signal; then let requests end, for ``drain`` seconds.
+
+    Args:
+        sockets: that listen: of HTTP, and perhaps of the Wyoming protocol.
+    """
     import uvicorn
 
     from chatterbox_opt.server.app import create_app
@@ -241,16 +261,11 @@ async def _run(
     )
     server: Any = uvicorn.Server(config)
     server.capture_signals = lambda: _drained_by_signals(server)
-    shown = f"[{listen.host}]" if ":" in listen.host else listen.host
-    reporter.status(f"http://{shown}:{port} speaks; Ctrl-C ends it")
-    if listen.wyoming is None:
+    http, *others = sockets
+    if not others:
         await server.serve(sockets=[http])
         return
     from chatterbox_opt.server import wyoming_server
 
-    try:
-        other = await wyoming_server.serve(app.state.service, listen.host, listen.wyoming)
-    except OSError as error:
-        raise OutputError(f"port {listen.wyoming} cannot be used ({error.strerror})") from error
-    async with other:
+    async with await wyoming_server.serve(app.state.service, others[0]):
         await server.serve(sockets=[http])
