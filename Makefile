@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 # the name of this machine's file under benchmarks/results/
 MACHINE ?= this-machine
 
-.PHONY: demo test test-slow test-quality fuzz check bench bench-family gpu-check gpu-luggage pico clean
+.PHONY: demo serve test test-slow test-quality fuzz check bench bench-family gpu-check gpu-luggage pico clean
 
 demo: $(INSTALLED)
 	$(BIN)/chatterbox-opt synth "Hello, world. This voice runs on your own computer." --model pico --seed 0 -o demo.wav
@@ -17,11 +17,17 @@ demo: $(INSTALLED)
 	@echo "  chatterbox-opt synth \"Hello, world.\" --voice samples/speaker.flac   # Chatterbox: 3 GB, once"
 	@echo "  chatterbox-opt doctor                                             # this machine"
 
+# the server with the built-in model, and its page at http://127.0.0.1:8004
+serve: $(INSTALLED)
+	$(BIN)/python -m pip install -q -e ".[server]"
+	$(BIN)/chatterbox-opt serve --model pico
+
 # a process a core, each with one thread: half of the time
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(INSTALLED)
+	$(BIN)/python -m pip install -q --group browser
 	$(BIN)/pytest -m slow --durations=5
 
 test-quality: $(INSTALLED)

@@ -72,13 +72,18 @@ def stream_writer(path: str, format_: str = WAV) -> Iterator[StreamSink]:
         yield StreamSink(stream, path)
 
 
-def wav_header() -> bytes:
-    """The header of a WAV whose length is not known: 16 bit, mono, 24 kHz."""
+def wav_header(length: int | None = None) -> bytes:
+    """The header of a WAV, 16 bit, mono, 24 kHz.
+
+    Args:
+        length: of the samples in bytes, or None: not known.
+    """
+    after_size = struct.calcsize(_WAV_HEADER) - 8
     return struct.pack(
         _WAV_HEADER,
-        *(b"RIFF", _UNKNOWN, b"WAVE"),
+        *(b"RIFF", _UNKNOWN if length is None else after_size + length, b"WAVE"),
         *(b"fmt ", 16, _INTEGER_PCM, 1, SAMPLE_RATE, SAMPLE_RATE * _SAMPLE, _SAMPLE, 8 * _SAMPLE),
-        *(b"data", _UNKNOWN),
+        *(b"data", _UNKNOWN if length is None else length),
     )
 
 

@@ -29,6 +29,7 @@ from chatterbox_opt.cli import voices as voices_command
 from chatterbox_opt.cli.batch import command as batch_command
 from chatterbox_opt.cli.console import as_utf8
 from chatterbox_opt.cli.doctor import command as doctor_command
+from chatterbox_opt.cli.serve import command as serve_command
 from chatterbox_opt.cli.signals import INTERRUPTED
 from chatterbox_opt.cli.synth import command as synth_command
 from chatterbox_opt.errors import ChatterboxOptError, InputError
@@ -46,6 +47,7 @@ app = typer.Typer(
 app.command(cls=usage.TextCommand)(synth_command.synth)
 app.command()(batch_command.batch)
 app.command()(convert_command.convert)
+app.command()(serve_command.serve)
 app.command()(bench_command.bench)
 app.add_typer(voices_command.voices, name="voices")
 app.add_typer(models_command.models, name="models")

@@ -16,9 +16,9 @@ from helpers.common import ROOT
 PACKAGE = ROOT / "chatterbox_opt"
 # imported before torch: by --help, by usage errors, and by worker processes before they load
 LIGHT = ("__init__", "__main__", "errors", "version", "sampling", "request", "cli", "batch", "config", "text",
-         "eval", "utils.arguments", "utils.wave", "utils.atomic_file", "utils.cache_directory", "utils.closing", "utils.damage", "utils.event_queue", "utils.lazy_reasons", "utils.librosa_import", "utils.printable", "utils.quiet", "utils.small_file", "utils.steps", "audio.decoders", "audio.files", "audio.levels", "audio.loudness", "audio.player", "audio.prebuffer", "audio.recordings", "audio.silence", "audio.speech", "audio.streaming", "bench.chart", "bench.report",
+         "eval", "utils.arguments", "utils.wave", "utils.atomic_file", "utils.cache_directory", "utils.closing", "utils.damage", "utils.event_queue", "utils.lazy_reasons", "utils.librosa_import", "utils.printable", "utils.quiet", "utils.small_file", "utils.steps", "audio.decoders", "audio.encoders", "audio.files", "audio.levels", "audio.loudness", "audio.player", "audio.prebuffer", "audio.recordings", "audio.silence", "audio.speech", "audio.streaming", "audio.tempo", "bench.chart", "bench.report",
          "checkpoints.families", "checkpoints.file_sizes", "checkpoints.flows", "checkpoints.hub", "checkpoints.registry", "checkpoints.sealed_file", "checkpoints.weight_cache", "engine.spec", "engine.probe", "engine.conversion.request",
-         "engine.quality", "engine.sequence", "voices.computed_voices", "voices.saved_voices", "voices.store")  # fmt: skip
+         "engine.quality", "engine.sequence", "server.settings", "voices.computed_voices", "voices.saved_voices", "voices.store")  # fmt: skip
 COMPILED = "kernels.cpu."  # numba compiles these when they are imported
 NOT_COMPILED = ("kernels.cpu.openmp", "kernels.cpu.onednn", "kernels.cpu.bf16_ops")
 HEAVY = (
@@ -119,7 +119,7 @@ def compiled(name: str) -> bool:
 @pytest.mark.parametrize("name", MODULES)
 def test_nothing_happens_at_import(name):
     """No call at module level but constants, loggers, type variables and Typer's tables."""
-    fine = {"logging.getLogger", "TypeVar", "re.compile", "Sampling", "ModelConfig", "Snapshot", "Pin", "Kind", "dataclasses.replace", "StagePlan", "T3Config", "FlowConfig", "TextRules",
+    fine = {"logging.getLogger", "TypeVar", "re.compile", "Sampling", "ModelConfig", "Snapshot", "Pin", "Kind", "Codec", "Attribution", "dataclasses.replace", "StagePlan", "T3Config", "FlowConfig", "TextRules",
             "threading.Lock", "_File", "tuple", "VocoderConfig", "VoiceEncoderConfig", "typer.Typer", "typer.Option", "Preset", "main", "next", "', '.join", "extension.strip", "fields", "ctypes.CFUNCTYPE", "getattr", "tl.constexpr"}  # fmt: skip
     tree = MODULES[name]
     ours = {n.removeprefix("chatterbox_opt.") for n in imports(tree)}
@@ -128,7 +128,14 @@ def test_nothing_happens_at_import(name):
     if name in ("text.english", "text.folding", "text.markup", "__main__") or compiled(name):
         return  # patterns and what they become, by pure functions; the entry; compiled code
     for node in tree.body:
-        kinds = (ast.FunctionDef, ast.ClassDef, ast.If, ast.Import, ast.ImportFrom)
+        kinds = (
+            ast.FunctionDef,
+            ast.AsyncFunctionDef,
+            ast.ClassDef,
+            ast.If,
+            ast.Import,
+            ast.ImportFrom,
+        )
         if not isinstance(node, kinds):
             called = {c for c in calls(ast.Module([node], [])) if not c.startswith("app.")}
             assert called <= fine, f"{node.lineno}: {called - fine}"
@@ -138,11 +145,12 @@ def test_nothing_happens_at_import(name):
 TYPED_LATER = {"triton.jit", "njit", "_compile", "cfunc", "intrinsic", "entry_point"}
 
 
-def functions(tree: ast.Module) -> list[ast.FunctionDef]:
-    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+def functions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return [node for node in ast.walk(tree) if isinstance(node, kinds)]
 
 
-def length(function: ast.FunctionDef) -> int:
+def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return (function.end_lineno or 0) - function.body[0].lineno + 1
 
 
@@ -180,15 +188,16 @@ def test_public_functions_are_documented(name):
     """A method that implements a documented one of a Protocol needs no words of its own."""
     tree = MODULES[name]
     for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+        if isinstance(
+            node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        ) and not node.name.startswith("_"):
             words = ast.get_docstring(node) or ""
             assert words or node.name in INHERITED or _nested(tree, node), node.name
             assert not re.match(r"See ``\w+``\.$", words), node.name
 
 
 def _nested(tree: ast.Module, node: ast.AST) -> bool:
-    functions = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f is not node]
-    return any(node in ast.walk(f) for f in functions)
+    return any(node in ast.walk(f) for f in functions(tree) if f is not node)
 
 
 def test_nothing_of_one_machine_is_in_the_repository():

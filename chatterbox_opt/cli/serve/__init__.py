@@ -1,0 +1,1 @@
+"""The command ``serve``: command.py has its options, workers.py several processes."""

@@ -1,0 +1,103 @@
+"""What a request must pass before a route sees it: the key, the size, the time of its body.
+
+Responsible for these checks, as ASGI middleware. Not responsible for what is in a body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from typing import Any
+
+from fastapi import HTTPException
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from chatterbox_opt.server.errors import error_body
+from chatterbox_opt.server.settings import Limits
+from chatterbox_opt.server.timeouts import within
+
+# without a key: the page, which asks for it; what monitors read; the lists of Open WebUI, which
+# sends no key for them
+OPEN = ("/", "/health", "/v1/audio/voices", "/v1/audio/models", "/audio/voices", "/audio/models")
+UPLOADS = ("/v1/audio/voices",)
+CLOSE = {"Connection": "close"}  # the rest of the body is not read
+
+
+class ApiKey:
+    """Refuses requests without the key; GET of ``OPEN`` paths and preflights pass."""
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        self._app, self._key = app, key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._passes(scope):
+            await self._app(scope, receive, send)
+            return
+        body = error_body("wrong or missing API key", "authentication_error")
+        response = JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
+        await response(scope, receive, send)
+
+    def _passes(self, scope: Scope) -> bool:
+        method, path = scope["method"], scope["path"]
+        if method == "OPTIONS" or (method in ("GET", "HEAD") and path in OPEN):
+            return True
+        kind, _, sent = Headers(scope=scope).get("authorization", "").partition(" ")
+        is_bearer = kind.lower() == "bearer"
+        return hmac.compare_digest(sent.strip().encode(), self._key) and is_bearer
+
+
+class BodyLimits:
+    """Bounds the size of bodies and the time that they take."""
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self._app, self._limits = app, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_upload = scope["path"] in UPLOADS and scope["method"] == "POST"
+        limit = self._limits.upload if is_upload else self._limits.body
+        length = Headers(scope=scope).get("content-length", "")
+        if length.isdecimal() and int(length) > limit:
+            refused = _too_large(limit)
+            response = JSONResponse(error_body(refused.detail), refused.status_code, CLOSE)
+            await response(scope, receive, send)
+        else:
+            bounded = _BoundedBody(receive, limit, self._limits.body_seconds)
+            await self._app(scope, bounded, send)
+
+
+def _too_large(limit: int) -> HTTPException:
+    return HTTPException(413, f"the body has more than {limit:,} bytes", CLOSE)
+
+
+class _BoundedBody:
+    """Receives the messages of one request.
+
+    Its errors are HTTPExceptions, the only ones that FastAPI passes on from a body.
+    """
+
+    def __init__(self, receive: Receive, limit: int, seconds: float) -> None:
+        self._receive, self._limit, self._seconds = receive, limit, seconds
+        self._size = 0
+        self._complete = False
+        self._end = asyncio.get_running_loop().time() + seconds
+
+    async def __call__(self) -> Any:
+        if self._complete:  # what follows is the end of the connection, which may be far
+            return await self._receive()
+        left = self._end - asyncio.get_running_loop().time()
+        try:
+            message = await within(left, self._receive())
+        except asyncio.TimeoutError as error:
+            reason = f"the body did not come within {self._seconds:g} s"
+            raise HTTPException(408, reason, CLOSE) from error
+        if message["type"] == "http.request":
+            self._size += len(message.get("body", b""))
+            self._complete = not message.get("more_body", False)
+            if self._size > self._limit:
+                raise _too_large(self._limit)
+        return message

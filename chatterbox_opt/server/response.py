@@ -1,0 +1,153 @@
+"""Sends a speech over HTTP while it is made, and stops it when the client has gone.
+
+Responsible for the ASGI messages: chunks of sound, or server-sent events; a client that goes away
+or stalls. Not responsible for the bytes (speech.py) or for what is answered to an error before
+there is sound (errors.py).
+
+A response whose synthesis fails after the first bytes is not completed, so that the client sees a
+broken transfer and not a short sound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, aclosing
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from chatterbox_opt.errors import ChatterboxOptError, OutputError
+from chatterbox_opt.server import errors
+from chatterbox_opt.server.speech import SpeechStream
+from chatterbox_opt.server.timeouts import within
+
+log = logging.getLogger(__name__)
+# no cache: each answer is spoken anew; no buffering: of a proxy in front (nginx)
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+EVENTS = "text/event-stream"
+
+
+class SpeechResponse(Response):
+    """The answer to a request for speech.
+
+    Args:
+        stream: whose first bytes are there.
+        media_type: of the bytes.
+        characters: of the text, for the usage of server-sent events; None sends plain bytes.
+        stalled: seconds that the client may take for nothing at all.
+        until: closed at the end: what the request holds.
+        on_end: called at the end with whether all was sent.
+    """
+
+    def __init__(
+        self,
+        stream: SpeechStream,
+        media_type: str,
+        headers: Mapping[str, str],
+        *,
+        characters: int | None,
+        stalled: float,
+        until: AsyncExitStack,
+        on_end: Callable[[bool], None],
+    ) -> None:
+        is_events = characters is not None
+        super().__init__(
+            headers={**HEADERS, **headers}, media_type=EVENTS if is_events else media_type
+        )
+        del self.headers["content-length"]
+        self._stalled, self._until, self._on_end = stalled, until, on_end
+        self._body = events(stream, characters) if characters is not None else stream.parts()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.create_task(self._send(send))
+        try:
+            await _while_connected(receive, sending)
+        finally:
+            complete = not sending.cancelled() and sending.exception() is None
+            await self._until.aclose()
+            self._on_end(complete)
+        if not sending.cancelled() and isinstance(sending.exception(), ChatterboxOptError):
+            log.warning("a speech broke off: %s", sending.exception())
+        elif not sending.cancelled():
+            sending.result()
+
+    async def _send(self, send: Send) -> None:
+        async def out(message: Any) -> None:
+            try:
+                await within(self._stalled, send(message))
+            except asyncio.TimeoutError as error:
+                raise OutputError("the client has stopped reading") from error
+
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await out(start)
+        async with aclosing(self._body) as body:
+            async for part in body:
+                await out({"type": "http.response.body", "body": part, "more_body": True})
+        await out({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class DeferredResponse(Response):
+    """An answer whose making ends when the client has gone.
+
+    Args:
+        make: the answer.
+        until: closed at the end: what the request holds.
+    """
+
+    def __init__(
+        self, make: Callable[[], Coroutine[Any, Any, Response]], until: AsyncExitStack
+    ) -> None:
+        super().__init__()
+        self._make, self._until = make, until
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        making = asyncio.create_task(self._make())
+        try:
+            await _while_connected(receive, making)
+        finally:
+            await self._until.aclose()
+        if not making.cancelled():
+            await making.result()(scope, receive, send)
+
+
+async def _while_connected(receive: Receive, work: asyncio.Task[Any]) -> None:
+    """Wait until ``work`` is done; it is cancelled if the client goes."""
+    gone = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (gone, work):
+            task.cancel()
+        await asyncio.wait({gone, work})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def events(stream: SpeechStream, characters: int) -> AsyncGenerator[bytes, None]:
+    """The bytes as OpenAI's server-sent events.
+
+    An error after the first bytes is an event too. Usage counts characters in, speech tokens out.
+    """
+    try:
+        async for part in stream.parts():
+            audio = base64.b64encode(part).decode()
+            yield _event({"type": "speech.audio.delta", "audio": audio})
+    except ChatterboxOptError as error:
+        _, body = errors.error_answer(error, {})
+        yield _event({"type": "error", **body})
+        return
+    used = {"input_tokens": characters, "output_tokens": stream.tokens}
+    usage = used | {"total_tokens": characters + stream.tokens}
+    yield _event({"type": "speech.audio.done", "usage": usage})
+
+
+def _event(value: Mapping[str, object]) -> bytes:
+    return f"data: {json.dumps(value)}\n\n".encode()

@@ -1,0 +1,189 @@
+"""From what a client asks for to an answer: the path that all endpoints share.
+
+Responsible for the order: admission, model, voice, synthesis, answer. Not responsible for the names
+of any client's fields (openai_api.py, sillytavern_api.py, wyoming_server.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from starlette.responses import Response
+
+from chatterbox_opt.audio.encoders import MEDIA_TYPES
+from chatterbox_opt.audio.streaming import PCM, WAV, wav_header
+from chatterbox_opt.config.model_config import SAMPLE_RATE
+from chatterbox_opt.errors import ChatterboxOptError
+from chatterbox_opt.request import CHUNK, LOW
+from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.server import errors
+from chatterbox_opt.server.admission import Admission
+from chatterbox_opt.server.engines import Engines
+from chatterbox_opt.server.metrics import Metrics
+from chatterbox_opt.server.response import HEADERS, DeferredResponse, SpeechResponse
+from chatterbox_opt.server.settings import ServerSettings
+from chatterbox_opt.server.speech import SpeechJob, SpeechStream, start
+from chatterbox_opt.server.voices import find_voice
+
+STREAM, EVENTS, WHOLE = "stream", "events", "whole"  # how the sound is sent
+DONE, FAILED, REFUSED, GONE = "done", "failed", "refused", "gone"  # outcomes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeechRequest:
+    """What a client asks for, in nobody's field names.
+
+    Attributes:
+        text: of any length.
+        model, voice: names, or None.
+        sampling: as a function, since its errors are the client's.
+        language, format, speed: see ``SpeechJob``.
+        send: how the sound is sent.
+        latency: see ``Request``.
+    """
+
+    text: str
+    model: str | None = None
+    voice: str | None = None
+    sampling: Callable[[], Sampling] = Sampling
+    language: str | None = None
+    format: str = "mp3"
+    speed: float = 1.0
+    send: str = STREAM
+    latency: str = LOW
+
+
+@dataclass(slots=True)
+class SpeechService:
+    """The engines of a server with all that is around a request."""
+
+    settings: ServerSettings
+    engines: Engines
+    admission: Admission
+    metrics: Metrics
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    @classmethod
+    def of(cls, settings: ServerSettings, engines: Engines) -> SpeechService:
+        """A service with counters of its own."""
+        admission = Admission(settings.limits)
+        return cls(settings, engines, admission, Metrics(lambda: admission.active))
+
+    async def respond(self, client: str, asked: SpeechRequest) -> Response:
+        """The answer: sound, or an error.
+
+        Args:
+            client: its address.
+        """
+        paths: dict[str, str] = {}
+        async with AsyncExitStack() as held:
+            try:
+                stream, headers = await self._begin(client, asked, held, paths)
+            except ChatterboxOptError as error:
+                response = errors.error_response(error, paths)
+                failed = response.status_code >= errors.FAILED
+                self.metrics.requests.labels(FAILED if failed else REFUSED).inc()
+                return response
+            until = held.pop_all()
+        if asked.send == WHOLE:
+            return DeferredResponse(lambda: self._whole(stream, asked, headers), until)
+        started = time.perf_counter()
+        return SpeechResponse(
+            stream,
+            MEDIA_TYPES[asked.format],
+            headers,
+            characters=len(asked.text) if asked.send == EVENTS else None,
+            stalled=self.settings.limits.stalled_seconds,
+            until=until,
+            on_end=lambda complete: self._count(stream, started, complete=complete),
+        )
+
+    @asynccontextmanager
+    async def speech(self, client: str, asked: SpeechRequest) -> AsyncIterator[SpeechStream]:
+        """The bytes, for those who do not answer by HTTP.
+
+        Raises:
+            ChatterboxOptError: before there is sound.
+        """
+        async with AsyncExitStack() as until:
+            started = time.perf_counter()
+            stream, _ = await self._begin(client, asked, until, {})
+            complete = False
+            try:
+                yield stream
+                complete = True
+            finally:
+                self._count(stream, started, complete=complete)
+
+    async def _begin(
+        self, client: str, asked: SpeechRequest, until: AsyncExitStack, paths: dict[str, str]
+    ) -> tuple[SpeechStream, dict[str, str]]:
+        """The speech whose first bytes are there, with the headers of the answer.
+
+        Args:
+            until: gets what is held until the end.
+            paths: gets the names that stand for paths in messages.
+        """
+        until.enter_context(self.admission.enter(client))
+        model = self.engines.known(asked.model)
+        voice, is_known = find_voice(self.engines.spec(model), asked.voice)
+        if voice and asked.voice:
+            paths[str(voice)] = asked.voice
+        if not is_known and self.settings.strict_voices:
+            raise errors.UnknownVoiceError(
+                f"there is no voice '{asked.voice}'; GET /v1/audio/voices lists them"
+            )
+        job = self._job(asked, voice)
+        job.check(self.settings.limits.characters)
+        engine = await until.enter_async_context(self.engines.use(model))
+        name = f"request-{next(self._numbers)}"
+        stream = await start(engine, job, name, self.settings.limits.buffered)
+        until.push_async_callback(stream.close)
+        await stream.wait_for_sound()
+        if stream.first_audio is not None:
+            self.metrics.first_audio.observe(stream.first_audio)
+        headers = {"X-Seed": str(stream.handle.seed), "X-Model": model}
+        if not is_known:
+            # a header cannot hold every character of a name, so it is not repeated
+            headers["Warning"] = '199 - "no such voice: the model\'s own is used"'
+        return stream, headers
+
+    def _job(self, asked: SpeechRequest, voice: Path | None) -> SpeechJob:
+        return SpeechJob(
+            text=asked.text,
+            voice=voice,
+            sampling=asked.sampling(),
+            language=asked.language,
+            format=PCM if asked.send == WHOLE and asked.format == WAV else asked.format,
+            speed=asked.speed,
+            latency=CHUNK if asked.send == WHOLE else asked.latency,
+        )
+
+    async def _whole(
+        self, stream: SpeechStream, asked: SpeechRequest, headers: dict[str, str]
+    ) -> Response:
+        """All bytes at once; a wav knows its length."""
+        started, complete = time.perf_counter(), False
+        try:
+            content = b"".join([part async for part in stream.parts()])
+            complete = True
+        except ChatterboxOptError as error:
+            return errors.error_response(error)
+        finally:
+            self._count(stream, started, complete=complete)
+        if asked.format == WAV:
+            content = wav_header(len(content)) + content
+        return Response(content, 200, {**HEADERS, **headers}, MEDIA_TYPES[asked.format])
+
+    def _count(self, stream: SpeechStream, started: float, *, complete: bool) -> None:
+        seconds = stream.samples / SAMPLE_RATE
+        self.metrics.requests.labels(DONE if complete else GONE).inc()
+        self.metrics.audio.inc(seconds)
+        if complete and stream.first_audio is not None:
+            elapsed = stream.first_audio + time.perf_counter() - started
+            self.metrics.realtime.observe(seconds / elapsed)

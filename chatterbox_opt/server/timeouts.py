@@ -1,0 +1,29 @@
+"""A time limit for a coroutine.
+
+Responsible for what ``asyncio.wait_for`` does, but for one fault of it before Python 3.12: it drops
+a cancellation that comes when the coroutine has just ended, and its caller goes on for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+
+async def within(seconds: float, work: Awaitable[Value]) -> Value:
+    """The result of ``work``.
+
+    Raises:
+        asyncio.TimeoutError: after ``seconds``; ``work`` is cancelled.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=max(0.0, seconds))
+        if not task.done():
+            raise asyncio.TimeoutError
+        return task.result()
+    finally:
+        task.cancel()  # harmless when it is done

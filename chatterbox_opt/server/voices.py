@@ -1,0 +1,86 @@
+"""Voices by the names that clients send; never a path.
+
+Responsible for which names there are, and for uploads. Not responsible for computing a voice
+(chatterbox_opt/voices).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from chatterbox_opt.audio import files as audio_files
+from chatterbox_opt.audio import recordings
+from chatterbox_opt.checkpoints import registry
+from chatterbox_opt.engine.spec import EngineSpec
+from chatterbox_opt.errors import InputError, OutputError, VoiceError
+from chatterbox_opt.voices import saved_voices
+
+OWN = "default"  # the name of a model's own voice
+
+
+def voice_names(spec: EngineSpec) -> dict[str, Path | None]:
+    """Names of a model's voices: its own, those that come with it, saved ones; with their files."""
+    own: dict[str, Path | None] = {OWN: None}
+    return own | dict(registry.shipped_voices(spec.model)) | dict(spec.store.names())
+
+
+def find_voice(spec: EngineSpec, name: str | None) -> tuple[Path | None, bool]:
+    """The file of a voice, None for the model's own, and whether the name is known.
+
+    "Anna" and "anna.wav" are anna: some clients show file names, others capitals.
+    """
+    if not name:
+        return None, True
+    names = voice_names(spec)
+    folded = {known.casefold(): path for known, path in names.items()}
+    for wanted in (name, name.casefold(), Path(name).stem.casefold()):
+        for known in (names, folded):
+            if wanted in known:
+                return known[wanted], True
+    return None, False
+
+
+def add_voice(spec: EngineSpec, name: str, file_name: str, content: BinaryIO, part: Path) -> None:
+    """Save an uploaded recording.
+
+    Args:
+        name: of the voice.
+        file_name: of the recording; only its extension is used.
+        part: a file of our own, for the recording while it is checked.
+
+    Raises:
+        VoiceError: an impossible or taken name; not a recording that can be used.
+        OutputError: the disk is full.
+    """
+    if not saved_voices.NAME.fullmatch(name):
+        raise VoiceError(f"'{name}' is not a valid voice name; use letters, digits, - and _")
+    if name.casefold() in {known.casefold() for known in voice_names(spec)}:
+        raise VoiceError(f"there is a voice '{name}'; delete it first, or choose another name")
+    try:
+        with part.open("wb") as target:
+            shutil.copyfileobj(content, target)
+        with recordings.regular_file(part) as recording:
+            audio_files.read_reference(recording, file_name)
+        spec.store.add(name, part)
+    except VoiceError as error:
+        raise VoiceError(str(error).replace(str(part), file_name)) from error
+    except OSError as error:
+        raise OutputError(f"the voice was not saved ({error.strerror}): check the disk") from error
+
+
+def remove_voice(spec: EngineSpec, name: str) -> None:
+    """Delete a saved voice.
+
+    Raises:
+        InputError: it comes with the model.
+        VoiceError: there is no such voice.
+    """
+    saved: Mapping[str, Path] = spec.store.names()
+    if name not in saved:
+        if name in voice_names(spec):
+            raise InputError(f"'{name}' comes with the model; it cannot be deleted")
+        raise VoiceError(f"there is no voice '{name}'")
+    spec.store.remove(name)
