@@ -24,14 +24,15 @@ from chatterbox_opt.cli import bench as bench_command
 from chatterbox_opt.cli import convert as convert_command
 from chatterbox_opt.cli import models as models_command
 from chatterbox_opt.cli import profiles as profiles_command
-from chatterbox_opt.cli import streams, usage
+from chatterbox_opt.cli import usage
 from chatterbox_opt.cli import voices as voices_command
 from chatterbox_opt.cli.batch import command as batch_command
-from chatterbox_opt.cli.console import as_utf8
 from chatterbox_opt.cli.doctor import command as doctor_command
 from chatterbox_opt.cli.serve import command as serve_command
 from chatterbox_opt.cli.signals import INTERRUPTED
 from chatterbox_opt.cli.synth import command as synth_command
+from chatterbox_opt.cli.terminal import streams
+from chatterbox_opt.cli.terminal.console import as_utf8
 from chatterbox_opt.errors import ChatterboxOptError, InputError
 from chatterbox_opt.utils.printable import message_line
 

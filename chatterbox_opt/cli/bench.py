@@ -17,8 +17,9 @@ import typer
 
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.bench import chart, report
-from chatterbox_opt.cli import console, options, tables
+from chatterbox_opt.cli import options
 from chatterbox_opt.cli.synth import hops as hops_options
+from chatterbox_opt.cli.terminal import console, tables
 from chatterbox_opt.config import hardware
 from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.profile import load_profile

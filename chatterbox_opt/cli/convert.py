@@ -23,9 +23,10 @@ import typer
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.audio import speech
 from chatterbox_opt.batch import filenames
-from chatterbox_opt.cli import options, streams
-from chatterbox_opt.cli.console import Reporter, as_utf8
+from chatterbox_opt.cli import options
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions
+from chatterbox_opt.cli.terminal import streams
+from chatterbox_opt.cli.terminal.console import Reporter, as_utf8
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.engine.conversion.request import Conversion
 from chatterbox_opt.errors import InputError

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Optional
 import typer
 
 from chatterbox_opt.checkpoints import families, hub, registry, weight_cache
-from chatterbox_opt.cli import console, options, tables
+from chatterbox_opt.cli import options
 from chatterbox_opt.cli.options import OutputOptions, with_groups
+from chatterbox_opt.cli.terminal import console, tables
 from chatterbox_opt.config.config_file import is_random
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.utils.printable import printable

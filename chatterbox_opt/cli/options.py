@@ -27,7 +27,7 @@ import typer
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.audio import recordings
 from chatterbox_opt.checkpoints import flows, hub, registry
-from chatterbox_opt.cli.console import Reporter, show_log
+from chatterbox_opt.cli.terminal.console import Reporter, show_log
 from chatterbox_opt.config import hardware
 from chatterbox_opt.config.profile import COMPILE, KV_CACHE, OFFLOAD, T3_DTYPES
 from chatterbox_opt.engine.spec import EngineSpec

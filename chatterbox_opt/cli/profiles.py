@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from chatterbox_opt.cli import console, options
+from chatterbox_opt.cli import options
+from chatterbox_opt.cli.terminal import console
 from chatterbox_opt.config import hardware, plan
 from chatterbox_opt.config.profile import load_profile, profile_names
 from chatterbox_opt.engine import probe

@@ -15,7 +15,8 @@ import typer
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.audio import recordings
 from chatterbox_opt.checkpoints import registry
-from chatterbox_opt.cli import console, options
+from chatterbox_opt.cli import options
+from chatterbox_opt.cli.terminal import console
 from chatterbox_opt.errors import InputError, OutputError, VoiceError
 from chatterbox_opt.utils.printable import printable
 from chatterbox_opt.voices.store import VoiceStore

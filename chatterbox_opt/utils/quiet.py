@@ -1,6 +1,7 @@
 """Silences what only the authors of our dependencies need to see.
 
-Responsible for their warnings and log levels. Not responsible for our own (cli/console.py).
+Responsible for their warnings and log levels. Not responsible for our own
+(cli/terminal/console.py).
 """
 
 from __future__ import annotations

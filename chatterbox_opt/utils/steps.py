@@ -1,7 +1,7 @@
 """Announces steps that somebody waits for: importing, loading, compiling.
 
 Responsible for the logger that announcements go to. Not responsible for showing them
-(cli/console.py): without a handler for ``LOGGER`` they go nowhere.
+(cli/terminal/console.py): without a handler for ``LOGGER`` they go nowhere.
 """
 
 from __future__ import annotations

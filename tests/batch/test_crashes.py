@@ -28,8 +28,8 @@ from rich.console import Console
 from chatterbox_opt.batch import manifest
 from chatterbox_opt.batch.manifest import Entry
 from chatterbox_opt.batch.runner import BatchRunner, Event, Summary
-from chatterbox_opt.cli import console
 from chatterbox_opt.cli.batch import progress as batch_progress
+from chatterbox_opt.cli.terminal import console
 
 # a run whose speech is made up: no torch, so that it can be killed often
 FAKE = """

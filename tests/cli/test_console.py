@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from chatterbox_opt import request
-from chatterbox_opt.cli import console
+from chatterbox_opt.cli.terminal import console
 from chatterbox_opt.utils import steps
 
 

@@ -270,7 +270,8 @@ def test_debug_shows_the_traceback_and_sets_the_switches(tmp_path, run_forked):
 
 
 def test_debug_switches(monkeypatch):
-    from chatterbox_opt.cli import console, options
+    from chatterbox_opt.cli import options
+    from chatterbox_opt.cli.terminal import console
 
     monkeypatch.delenv("CUDA_LAUNCH_BLOCKING", raising=False)
     monkeypatch.setenv("TORCH_LOGS", "+inductor")

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from chatterbox_opt.cli import application, console, tables, usage
+from chatterbox_opt.cli import application, usage
+from chatterbox_opt.cli.terminal import console, tables
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.utils.printable import JOINERS, message_line, printable, printable_json
 

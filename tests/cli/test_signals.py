@@ -12,8 +12,9 @@ from helpers.fake_engine import tasks_of
 
 from chatterbox_opt.batch import manifest
 from chatterbox_opt.batch.runner import BatchRunner
-from chatterbox_opt.cli import console, signals
+from chatterbox_opt.cli import signals
 from chatterbox_opt.cli.batch import command
+from chatterbox_opt.cli.terminal import console
 
 # sends a signal when a module is imported, or while a file is written
 AT_IMPORT = """

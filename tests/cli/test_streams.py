@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from chatterbox_opt.cli import streams
+from chatterbox_opt.cli.terminal import streams
 
 COMMAND = f"{sys.executable} -m chatterbox_opt"
 

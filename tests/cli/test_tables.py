@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatterbox_opt.bench import report
-from chatterbox_opt.cli import tables
+from chatterbox_opt.cli.terminal import tables
 
 ROWS = [("cpu", "int8", "a CPU without a GPU, with native instructions"), ("dev", "float32", "all")]
 WORDS = st.lists(st.text("abc/-", min_size=1, max_size=30), max_size=12)

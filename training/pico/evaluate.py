@@ -24,7 +24,7 @@ import numpy.typing as npt
 import typer
 
 from chatterbox_opt.audio import files as audio_files
-from chatterbox_opt.cli import console
+from chatterbox_opt.cli.terminal import console
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import ChatterboxOptError, InputError, SilenceError
 from chatterbox_opt.eval import wer, whisper

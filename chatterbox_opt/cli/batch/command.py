@@ -32,7 +32,7 @@ from chatterbox_opt.batch.resuming import open_directory, prepare, stale_files
 from chatterbox_opt.batch.runner import BatchRunner, RunOptions, Summary
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.registry import Checkpoint
-from chatterbox_opt.cli import options, signals, streams
+from chatterbox_opt.cli import options, signals
 from chatterbox_opt.cli.batch.options import (
     ExecutorOptions,
     FileOptions,
@@ -43,8 +43,9 @@ from chatterbox_opt.cli.batch.options import (
 from chatterbox_opt.cli.batch.preview import preview
 from chatterbox_opt.cli.batch.preview import summary as summary_of
 from chatterbox_opt.cli.batch.progress import display, report
-from chatterbox_opt.cli.console import Reporter
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOptions
+from chatterbox_opt.cli.terminal import streams
+from chatterbox_opt.cli.terminal.console import Reporter
 from chatterbox_opt.config.model_config import ModelConfig
 from chatterbox_opt.config.plan import Plan
 from chatterbox_opt.config.profile import OWN_FLOW

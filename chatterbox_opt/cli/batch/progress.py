@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-from chatterbox_opt.cli.console import Reporter
+from chatterbox_opt.cli.terminal.console import Reporter
 
 if TYPE_CHECKING:
     from chatterbox_opt.batch.manifest import Entry

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import typer
 
 from chatterbox_opt.checkpoints import hub, registry
-from chatterbox_opt.cli import console, options, tables
+from chatterbox_opt.cli import options
 from chatterbox_opt.cli.doctor import machine
+from chatterbox_opt.cli.terminal import console, tables
 from chatterbox_opt.config import hardware, plan
 from chatterbox_opt.engine import probe
 from chatterbox_opt.errors import ChatterboxOptError, DeviceError

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from chatterbox_opt.checkpoints import weight_cache
-from chatterbox_opt.cli.tables import short_path
+from chatterbox_opt.cli.terminal.tables import short_path
 from chatterbox_opt.engine import probe
 from chatterbox_opt.errors import first_line
 from chatterbox_opt.voices.store import VoiceStore

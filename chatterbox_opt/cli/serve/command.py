@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from chatterbox_opt.cli import options, signals
-from chatterbox_opt.cli.console import Reporter
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions
 from chatterbox_opt.cli.serve import workers
+from chatterbox_opt.cli.terminal.console import Reporter
 from chatterbox_opt.errors import InputError, OutputError
 from chatterbox_opt.server.settings import PORT, Limits, ServerSettings
 

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from chatterbox_opt.cli import options, streams
-from chatterbox_opt.cli.console import Reporter, as_utf8
+from chatterbox_opt.cli import options
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOptions
 from chatterbox_opt.cli.synth.streaming import (
     STDIN_REMEDY,
@@ -28,6 +27,8 @@ from chatterbox_opt.cli.synth.streaming import (
     arriving_text,
     open_sinks,
 )
+from chatterbox_opt.cli.terminal import streams
+from chatterbox_opt.cli.terminal.console import Reporter, as_utf8
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError, TextError

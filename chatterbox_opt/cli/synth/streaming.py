@@ -19,8 +19,8 @@ from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.audio import streaming
 from chatterbox_opt.audio.player import REMEDY, Player
 from chatterbox_opt.audio.prebuffer import Playback, Prebuffer
-from chatterbox_opt.cli import streams
 from chatterbox_opt.cli.synth import hops as hops_options
+from chatterbox_opt.cli.terminal import streams
 from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import CHUNK, LATENCIES, LOW

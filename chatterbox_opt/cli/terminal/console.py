@@ -21,7 +21,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from chatterbox_opt.cli import streams, tables
+from chatterbox_opt.cli.terminal import streams, tables
 from chatterbox_opt.utils import steps
 from chatterbox_opt.utils.printable import printable, printable_json
 

@@ -1,0 +1,1 @@
+"""What a person sees: status lines, progress bars, tables; and the standard streams."""
