@@ -191,22 +191,46 @@ def locate(model: str = DEFAULT) -> Checkpoint:
     else:
         directory, shared = _on_disk(model), None
         kind = kind_of(directory)
-    checkpoint = Checkpoint(model, directory, ModelConfig(), "", kind, shared)
-    if missing := [name for name in kind.required if not checkpoint.path(name).is_file()]:
-        names = ", ".join(" or ".join(_like(kind)) if n == kind.t3 else n for n in missing)
-        raise WeightsError(
-            f"'{directory}' lacks {names}; a model directory needs "
-            f"{', '.join(kind.required)} (and {CONDITIONALS} for a voice of its own)"
-        )
-    config = read_config(directory, kind.config)
-    checkpoint = dataclasses.replace(checkpoint, config=config)
-    file_sizes.check(config, checkpoint.t3, checkpoint.voice_encoder, checkpoint.s3gen)
+    checkpoint = _configured(Checkpoint(model, directory, ModelConfig(), "", kind, shared))
+    t3, encoder, s3gen = checkpoint.t3, checkpoint.voice_encoder, checkpoint.s3gen
+    file_sizes.check(checkpoint.config, t3, encoder, s3gen)
     try:
         return dataclasses.replace(checkpoint, voice_identity=_voice_identity(checkpoint))
     except OSError as error:
         raise WeightsError(
             f"{error.filename} cannot be read ({error.strerror}): check the permissions"
         ) from error
+
+
+def _configured(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with its config.
+
+    Raises:
+        WeightsError: a file is missing, or config.json is damaged.
+    """
+    kind, directory = checkpoint.kind, checkpoint.directory
+    if missing := [name for name in kind.required if not checkpoint.path(name).is_file()]:
+        names = ", ".join(" or ".join(_like(kind)) if n == kind.t3 else n for n in missing)
+        raise WeightsError(
+            f"'{directory}' lacks {names}; a model directory needs "
+            f"{', '.join(kind.required)} (and {CONDITIONALS} for a voice of its own)"
+        )
+    return dataclasses.replace(checkpoint, config=read_config(directory, kind.config))
+
+
+def known_config(model: str) -> ModelConfig:
+    """The config of a model by its name, or of a directory by the names of its files and its
+    config.json: what can be asked of it, before anything is downloaded or loaded.
+
+    Raises:
+        InputError: unknown model.
+        WeightsError: the directory lacks a file, or its config.json is damaged.
+    """
+    check_name(model)
+    if on_hub(model):
+        return kind_named(model).config
+    place = _on_disk(model)
+    return _configured(Checkpoint(model, place, ModelConfig(), "", kind_of(place))).config
 
 
 def _release(model: str) -> tuple[Kind, Snapshot] | None:

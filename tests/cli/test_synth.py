@@ -15,6 +15,7 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
+from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.cli.application import app
 from chatterbox_opt.cli.synth import command as synth_command
 from chatterbox_opt.config.hop_schedule import HopSchedule
@@ -136,6 +137,7 @@ def test_a_multilingual_model_is_told_the_language(
     engine = FakeEngine([Piece(WAVE, "Hello.", 9, {})])
     engine.checkpoint = SimpleNamespace(config=config)
     monkeypatch.setattr(EngineSpec, "load", lambda self: loaded(engine))
+    monkeypatch.setattr(registry, "known_config", lambda model: config)
     result = CliRunner().invoke(app, ["synth", "Hello.", "--model", "pico", *options])
     assert result.exit_code == 0, result.output
     assert engine.languages == [language]

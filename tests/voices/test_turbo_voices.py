@@ -12,13 +12,16 @@ import pytest
 import soundfile
 import torch
 from helpers.common import SAMPLE, assert_close
+from typer.testing import CliRunner
 
 from chatterbox_opt.audio import loudness
 from chatterbox_opt.audio.files import check_reference, decode_reference
 from chatterbox_opt.checkpoints import registry
+from chatterbox_opt.cli.application import app
 from chatterbox_opt.config.model_config import GPT2, NANO, TINY, TURBO, ModelConfig
 from chatterbox_opt.config.reference import ReferenceConfig, turbo_reference
-from chatterbox_opt.errors import VoiceError, WeightsError
+from chatterbox_opt.engine.spec import EngineSpec
+from chatterbox_opt.errors import InputError, VoiceError, WeightsError
 from chatterbox_opt.models.voice_encoders import Encoders
 from chatterbox_opt.voice import check, from_conditionals, to_conditionals
 from chatterbox_opt.voices import library as voice_library
@@ -132,6 +135,34 @@ def test_a_short_recording_is_refused_with_the_remedy(tiny, store, tmp_path, sec
         VoiceLibrary(of_turbo(tiny), store).voice(path)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     assert store.computed() == 0
+
+
+@pytest.mark.parametrize("command", ["synth", "batch", "rows"])
+@pytest.mark.parametrize("model", ["turbo", "nano", "chatterbox"])
+def test_a_short_recording_is_refused_when_it_is_named(model, command, tmp_path, monkeypatch):
+    """By the model's name, before anything is loaded or written; other models take it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("load", "resolve"):
+        monkeypatch.setattr(EngineSpec, name, lambda *_: next(iter([])))
+    seconds_of(tmp_path / "short.wav", 4.9)
+    seconds_of(tmp_path / "long.wav", 5.1)
+    (tmp_path / "a.csv").write_text(
+        "text,voice\nHi.,\nHi.,long.wav\nHi.,absent.wav\nHi.,short.wav\n"
+    )
+    (tmp_path / "a.txt").write_text("Hi.")
+    arguments = {
+        "synth": ["synth", "Hi.", "--voice", "short.wav"],
+        "batch": ["batch", "a.txt", "--out-dir", "out", "--voice", "short.wav"],
+        "rows": ["batch", "a.csv", "--out-dir", "out"],
+    }
+    result = CliRunner().invoke(app, [*arguments[command], "--model", model])
+    if model == "chatterbox":
+        assert isinstance(result.exception, StopIteration), "it was to be loaded"
+        return
+    assert isinstance(result.exception, InputError), result.output
+    prefix = "row 5: " if command == "rows" else ""
+    assert str(result.exception).startswith(f"{prefix}'short.wav' lasts 4.9 s, and this model")
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_encoder_is_loaded_for_a_recording_that_is_refused(tiny, store, tmp_path, monkeypatch):

@@ -118,7 +118,7 @@ def synth(
     reporter = printing.reporter()
     if job.output is not None:
         _check_output(job.output, subtype, as_json=as_json)
-    job.spec.check(voice)
+    job.spec.check(voice, language, job.sampling)
     printing.set_up_logging(reporter)
     result = _run(job, reporter, started)
     _report(reporter, result, as_json=as_json)
@@ -152,7 +152,7 @@ def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
     options.announce_download(job.spec.model, reporter)
     with job.spec.load() as engine:
         options.report_plan(engine.plan, reporter)
-        if remark := languages.remark(job.language, engine.checkpoint.config.text):
+        if remark := languages.remark(job.language, engine.checkpoint.config):
             reporter.warn(remark)
         voice = engine.voice(job.voice)
         if job.streaming.voice_seconds is not None:
