@@ -17,14 +17,13 @@ from chatterbox_opt.checkpoints.hub import MAIN, Pin, Snapshot
 from chatterbox_opt.config.model_config import MULTILINGUAL, NANO, TURBO, ModelConfig
 from chatterbox_opt.text.languages import languages_of
 from chatterbox_opt.text.tags import SOUNDS
-from chatterbox_opt.text.tokenizers import byte_pairs, cangjie, loading
+from chatterbox_opt.text.tokenizers import files
 
 LICENSE = "MIT"  # of all weights
 CONDITIONALS = "conds.pt"
-VOCABULARY, MERGES = byte_pairs.VOCABULARY, byte_pairs.MERGES
-TOKENIZER_CONFIG, ADDED_TOKENS = byte_pairs.CONFIG, byte_pairs.ADDED
-SPECIAL_TOKENS = byte_pairs.SPECIAL
-GRAPHEMES, CANGJIE = loading.MULTILINGUAL_FILE, cangjie.FILE
+VOCABULARY, MERGES = files.VOCABULARY, files.MERGES
+TOKENIZER_CONFIG, ADDED_TOKENS, SPECIAL_TOKENS = files.CONFIG, files.ADDED, files.SPECIAL
+GRAPHEMES, CANGJIE = files.MULTILINGUAL, files.CANGJIE
 STYLE_TAGS = (  # the other tags that Turbo's tokenizer knows
     *("[angry]", "[fear]", "[surprised]", "[whispering]", "[advertisement]", "[dramatic]"),
     *("[narration]", "[crying]", "[happy]", "[sarcastic]"),
@@ -116,7 +115,7 @@ CHATTERBOX = Kind(
     voice_encoder="ve.safetensors",
     t3="t3_cfg.safetensors",
     s3gen="s3gen.safetensors",
-    tokenizer=("tokenizer.json",),
+    tokenizer=(files.ENGLISH,),
     config=ModelConfig(),
 )
 TURBO_KIND = Kind(

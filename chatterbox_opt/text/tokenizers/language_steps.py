@@ -11,16 +11,15 @@ import contextlib
 import sys
 import unicodedata
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.text.languages import LIBRARIES, check_library, failure, library_errors
 from chatterbox_opt.text.tokenizers import cangjie
+from chatterbox_opt.text.tokenizers.files import HEBREW
 
 Step: TypeAlias = Callable[[str], str]
-HEBREW_FILES = ("dicta-1.0.onnx", "dicta-1.0.int8.onnx")  # in the model's directory
 _HANGUL, _LAST_HANGUL = 0xAC00, 0xD7AF
 _INITIAL, _VOWEL, _FINAL = 0x1100, 0x1161, 0x11A7  # the first jamo of each kind
 _VOWELS, _FINALS = 21, 28
@@ -106,7 +105,7 @@ def _hebrew(directory: Path) -> Step:
     from dicta_onnx import Dicta
 
     # some releases of the library find their network themselves, others must be given its path
-    paths = [path for name in HEBREW_FILES if (path := directory / name).is_file()]
+    paths = [path for name in HEBREW if (path := directory / name).is_file()]
     try:
         points = Dicta(str(paths[0])) if paths else Dicta()
     except library_errors() as error:
@@ -114,7 +113,7 @@ def _hebrew(directory: Path) -> Step:
             raise
         what = f"'{paths[0]}' is not one, or damaged" if paths else "it is not here"
         raise InputError(
-            f"Hebrew needs the network of dicta_onnx, and {what}: put {HEBREW_FILES[0]} into "
+            f"Hebrew needs the network of dicta_onnx, and {what}: put {HEBREW[0]} into "
             f"'{directory}' (its releases are at github.com/thewh1teagle/dicta-onnx)"
         ) from error
     add: Step = points.add_diacritics
@@ -122,6 +121,8 @@ def _hebrew(directory: Path) -> Step:
 
 
 def _russian(directory: Path) -> Step:
+    from concurrent.futures import ThreadPoolExecutor
+
     # its database answers only the thread that opened it, and texts come from several
     thread = ThreadPoolExecutor(1, "russian stress")
 
