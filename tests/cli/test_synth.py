@@ -168,6 +168,12 @@ def test_each_faulty_chunk_is_one_line_with_the_remedy(synth):
     assert soundfile.info("out.wav").duration == 3
 
 
+def test_a_chunk_in_parts_is_counted_once(synth):
+    parts = [Piece(WAVE, "Hi.", 9, {}, part=0, ends_chunk=False), Piece(WAVE, "Hi.", 9, {}, part=1)]
+    _, lines, _ = synth([*parts, Piece(WAVE, "Ho.", 9, {}, ("odd",))])
+    assert any(line.startswith("warning: chunk 2 ('Ho.')") for line in lines)
+
+
 def test_the_remedy_fits_the_options(synth):
     piece = Piece(WAVE, "Hello.", 9, {}, ("no end before the limit of tokens",))
     report, lines, guard = synth(

@@ -170,7 +170,8 @@ def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
             for piece in source:
                 sink.write(piece.samples)
                 if piece.faults:
-                    reporter.warn(_doubt(len(pieces) + 1, piece, sampling))
+                    number = 1 + sum(made.ends_chunk for made in pieces)
+                    reporter.warn(_doubt(number, piece, sampling))
                 samples += len(piece.samples)
                 # the samples are on disk: a long text must not fill memory
                 pieces.append(dataclasses.replace(piece, samples=np.empty(0, np.float32)))
