@@ -186,8 +186,8 @@ def locate(model: str = DEFAULT) -> Checkpoint:
         kind, snapshot = release
         if snapshot != on_hub(model):
             log.warning("'%s' is not here: using %s, which is", model, kind.name)
-        directory = hub.fetch(snapshot)
-        shared = hub.fetch(kind.shared) if kind.shared else None
+        directory = hub.fetch(snapshot, kind.files)
+        shared = hub.fetch(kind.shared, kind.files) if kind.shared else None
     else:
         directory, shared = _on_disk(model), None
         kind = kind_of(directory)
@@ -282,7 +282,7 @@ def download(model: str) -> Path:
         InputError: not the name of a model.
         WeightsError: cannot be downloaded, or is not what was released.
     """
-    found = [hub.fetch(snapshot) for snapshot in snapshots(model)]
+    found = [hub.fetch(snapshot, kind_named(model).files) for snapshot in snapshots(model)]
     return found[0] if found else built_in(model)
 
 

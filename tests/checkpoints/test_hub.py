@@ -170,6 +170,13 @@ def test_missing_weights_without_network_error_lists_the_remedies(cache, no_netw
     assert "(4)" not in str(caught.value)
 
 
+def test_the_remedy_names_the_files_of_a_pack_that_are_elsewhere(cache, no_network):
+    with pytest.raises(
+        WeightsError, match=r"DIR with a copy of ve.pt, t3_hi.safetensors, s3gen_v3"
+    ):
+        registry.locate("multilingual-hi")
+
+
 def test_offline_mode_is_named_in_the_error(cache, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -262,7 +262,7 @@ def test_foreign_config_is_ignored(tmp_path, config):
 def test_known_name_wins_over_a_directory(tmp_path, monkeypatch):
     (tmp_path / "chatterbox").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub, "fetch", lambda snapshot: tmp_path / "from-the-hub")
+    monkeypatch.setattr(hub, "fetch", lambda snapshot, files: tmp_path / "from-the-hub")
     with pytest.raises(WeightsError, match="from-the-hub"):
         registry.locate("chatterbox")
     with pytest.raises(WeightsError, match="'chatterbox' lacks"):
