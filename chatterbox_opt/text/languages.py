@@ -66,7 +66,7 @@ def languages_of(config: ModelConfig) -> tuple[str, ...]:
 
 
 def chosen(language: str | None, config: ModelConfig) -> str | None:
-    """The language that is meant: a multilingual model that has only one needs not be told.
+    """The language that is meant: a multilingual model that has only one need not be told.
 
     Args:
         language: a code, ``AUTO`` or None.

@@ -84,7 +84,7 @@ PACKS = {
 
 
 @pytest.mark.parametrize(("pack", "language"), PACKS.items())
-def test_a_pack_knows_one_language_and_needs_not_be_told(pack, language):
+def test_a_pack_knows_one_language_and_need_not_be_told(pack, language):
     config = registry.known_config(f"multilingual-{pack}")
     assert languages.languages_of(config) == (language,)
     assert languages.remark(None, config) == ""

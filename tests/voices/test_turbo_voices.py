@@ -165,6 +165,18 @@ def test_a_short_recording_is_refused_when_it_is_named(model, command, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_header_that_declares_less_than_there_is_refuses_no_job(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(EngineSpec, "resolve", lambda *_: next(iter([])))
+    content = bytearray(seconds_of(tmp_path / "a.wav", 6).read_bytes())
+    content[40:44] = (4096).to_bytes(4, "little")  # of the data chunk: a first buffer
+    (tmp_path / "a.wav").write_bytes(content)
+    assert soundfile.info("a.wav").duration < 0.1
+    (tmp_path / "a.csv").write_text("text,voice\nHi.,a.wav\n")
+    arguments = ["batch", "a.csv", "--out-dir", "out", "--model", "turbo"]
+    assert isinstance(CliRunner().invoke(app, arguments).exception, StopIteration)
+
+
 def test_no_encoder_is_loaded_for_a_recording_that_is_refused(tiny, store, tmp_path, monkeypatch):
     monkeypatch.setattr(voice_library, "load_encoders", lambda _: pytest.fail("were loaded"))
     with pytest.raises(VoiceError):
