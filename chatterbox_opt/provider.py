@@ -13,6 +13,7 @@ from chatterbox_opt.engine.engine import Engine
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import Audio, VoiceSource
 from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.text.languages import languages_of
 from chatterbox_opt.utils.arguments import shown
 from chatterbox_opt.utils.closing import Closing
 
@@ -28,8 +29,9 @@ class Preset:
 DEFAULTS = Sampling()
 # neutral is upstream's default; its README recommends higher exaggeration for dramatic speech,
 # which also makes it faster, and lower temperatures for a steady voice
+NEUTRAL = "neutral"
 EMOTIONS = {
-    "neutral": Preset(DEFAULTS.exaggeration, 0.8),
+    NEUTRAL: Preset(DEFAULTS.exaggeration, 0.8),
     "calm": Preset(0.3, 0.6),
     "sad": Preset(0.35, 0.7),
     "happy": Preset(0.7, 0.8),
@@ -87,31 +89,39 @@ class OptimizedChatterboxProvider(Closing):
         text: str,
         voice_path: VoiceSource = None,
         *,
-        emotion: str = "neutral",
+        emotion: str = NEUTRAL,
         exaggeration: float | None = None,
         cfg_weight: float = DEFAULTS.cfg_weight,
         seed: int | None = None,
+        language: str | None = None,
     ) -> Audio:
         """Synthesize a text.
 
         Args:
             voice_path: as ``Engine.voice``; None is the model's own.
-            emotion: one of ``EMOTIONS``.
+            emotion: one of ``EMOTIONS``; Turbo and Nano have only "neutral".
             exaggeration: overrides the emotion's value.
+            language: of the text, such as "de", for models that know several.
 
         Raises:
-            InputError: unknown emotion, text without words, unusable recording.
+            InputError: unknown emotion or language, one that the model does not have, text without
+                words, unusable recording.
         """
-        return self.engine.synthesize(
-            text,
-            voice_path,
-            sampling_for(emotion, exaggeration, cfg_weight, seed),
-        )
+        sampling = sampling_for(emotion, exaggeration, cfg_weight, seed)
+        missing = self.engine.checkpoint.config.missing_knobs
+        if exaggeration is None and emotion != NEUTRAL and "exaggeration" in missing:
+            raise InputError(
+                f"emotion is '{emotion}', and this model has only '{NEUTRAL}': leave it out, or "
+                "use tags such as [laugh] in the text"
+            )
+        return self.engine.synthesize(text, voice_path, sampling, language=language)
 
     def get_provider_status(self) -> dict[str, Any]:
         """Return the active settings: ``optimization_enabled`` and ``optimization_details``."""
-        plan = self.engine.plan
+        plan, checkpoint = self.engine.plan, self.engine.checkpoint
         details = {
+            "model": checkpoint.name,
+            "languages": list(languages_of(checkpoint.config)),
             "device": plan.device,
             "dtype": plan.t3.storage,
             "compilation": plan.compile,

@@ -62,7 +62,7 @@ class Sampling:
     exaggeration: float = DefaultFloat(0.5)
     min_p: float = DefaultFloat(0.05)
     top_p: float = DefaultFloat(1.0)
-    repetition_penalty: float = 1.2
+    repetition_penalty: float = DefaultFloat(1.2)
     max_tokens: int = DefaultInt(1000)
     cfm_steps: int = DefaultInt(CFM_STEPS)
     top_k: int = DefaultInt(0)

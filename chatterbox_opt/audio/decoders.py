@@ -111,6 +111,16 @@ def decode(file: Path, name: str, *, whole: bool = False) -> Sound:
     return Sound(other.samples, other.rate, (remark, *other.remarks))
 
 
+def declared_seconds(file: Path) -> float | None:
+    """Seconds of a regular file by its header; None if soundfile does not know the format."""
+    import soundfile
+
+    try:
+        return float(soundfile.info(soundfile_name(file)).duration)
+    except _soundfile_errors():
+        return None
+
+
 def soundfile_name(path: Path) -> str | bytes:
     """A file name as soundfile takes it: not a str that the locale could not decode."""
     return os.fspath(path) if os.name == "nt" else os.fsencode(path)

@@ -301,23 +301,21 @@ def decode_reference(
     librosa = import_librosa()
     name = name or str(file)
     wave, rate, remark = _decode(file, name)
-    wave = librosa.resample(wave, orig_sr=rate, target_sr=SAMPLE_RATE)
-    least = config.longer_than if config else 0.0
-    if len(wave) <= least * SAMPLE_RATE:
-        raise VoiceError(
-            f"'{name}' lasts {len(wave) / SAMPLE_RATE:.1f} s, and this model needs more than "
-            f"{least:g} s of speech: use a longer recording (10 to 15 s are best)"
-        )
-    return Reference(wave, remark)
+    if config:
+        config.check_length(len(wave) / rate, name)
+    return Reference(librosa.resample(wave, orig_sr=rate, target_sr=SAMPLE_RATE), remark)
 
 
-def check_reference(path: Path, name: str | None = None) -> None:
+def check_reference(
+    path: Path, name: str | None = None, config: ReferenceConfig | None = None
+) -> None:
     """Check that a file is a usable recording, by decoding it; imports no librosa.
 
     Of a pipe only whether it exists is checked: it can be read only once.
 
     Args:
         name: of the file in messages, if it is a copy.
+        config: as for ``decode_reference``.
 
     Raises:
         VoiceError: no such file, a directory or a device, empty, too large, not audio, too short,
@@ -325,7 +323,9 @@ def check_reference(path: Path, name: str | None = None) -> None:
     """
     recordings.check_file(path)
     if not recordings.is_pipe(path):
-        _decode(path, name or str(path))
+        wave, rate, _ = _decode(path, name or str(path))
+        if config:
+            config.check_length(len(wave) / rate, name or str(path))
 
 
 def _decode(file: Path, name: str) -> tuple[Wave, int, str]:

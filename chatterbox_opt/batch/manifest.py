@@ -59,6 +59,7 @@ class Entry:
         text, voice: of the item; "" and None in lines of earlier versions.
         sampling: its sampling parameters, by name.
         model: name, precision and whether it is watermarked.
+        language: of the item; None also in lines of earlier versions.
     """
 
     id: str
@@ -78,6 +79,7 @@ class Entry:
     voice: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
     model: str = ""
+    language: str | None = None
 
 
 class Manifest:
@@ -308,7 +310,7 @@ def _is_valid(key: str, value: Any) -> bool:
     if key == "sampling":
         return isinstance(value, dict)
     if value is None:
-        return key in ("seed", "voice")
+        return key in ("seed", "voice", "language")
     if key in ("size", "seed", "attempts", "duration", "seconds"):
         kind = (int, float) if key in ("duration", "seconds") else int
         is_number = isinstance(value, kind) and not isinstance(value, bool)

@@ -242,6 +242,7 @@ class BatchRunner:
             voice=item.voice,
             sampling=asdict(item.sampling),
             model=self._options.model,
+            language=item.language,
         )
 
     def _on_write_error(self, id: str, error: OSError | OutputError) -> None:

@@ -146,7 +146,7 @@ class OptimizedTarget:
 
     def _language(self) -> str | None:
         """Of the sentence; None for a model that knows one only."""
-        if len(languages_of(self._config.text)) == 1:
+        if len(languages_of(self._config)) == 1:
             return None
         return self._job.language or DEFAULT
 

@@ -214,7 +214,7 @@ def measure(
         ChatterboxOptError: no row could be measured.
     """
     checkpoint = locate(job.model)
-    check_model(job.language, checkpoint.config.text)
+    check_model(job.language, checkpoint.config)
     if job.cold:
         cold_start.check(job, names)
     on_progress("measuring memory bandwidth and matrix products")

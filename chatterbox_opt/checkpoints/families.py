@@ -10,20 +10,20 @@ several users of the files published; a file that is not among them has no pin a
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from chatterbox_opt.checkpoints.hub import MAIN, Pin, Snapshot
 from chatterbox_opt.config.model_config import MULTILINGUAL, NANO, TURBO, ModelConfig
-from chatterbox_opt.text.languages import LANGUAGES
+from chatterbox_opt.text.languages import languages_of
 from chatterbox_opt.text.tags import SOUNDS
-from chatterbox_opt.text.tokenizers import byte_pairs, cangjie, loading
+from chatterbox_opt.text.tokenizers import files
 
 LICENSE = "MIT"  # of all weights
 CONDITIONALS = "conds.pt"
-VOCABULARY, MERGES = byte_pairs.VOCABULARY, byte_pairs.MERGES
-TOKENIZER_CONFIG, ADDED_TOKENS = byte_pairs.CONFIG, byte_pairs.ADDED
-SPECIAL_TOKENS = byte_pairs.SPECIAL
-GRAPHEMES, CANGJIE = loading.MULTILINGUAL_FILE, cangjie.FILE
+VOCABULARY, MERGES = files.VOCABULARY, files.MERGES
+TOKENIZER_CONFIG, ADDED_TOKENS, SPECIAL_TOKENS = files.CONFIG, files.ADDED, files.SPECIAL
+GRAPHEMES, CANGJIE = files.MULTILINGUAL, files.CANGJIE
 STYLE_TAGS = (  # the other tags that Turbo's tokenizer knows
     *("[angry]", "[fear]", "[surprised]", "[whispering]", "[advertisement]", "[dramatic]"),
     *("[narration]", "[crying]", "[happy]", "[sarcastic]"),
@@ -40,7 +40,6 @@ class Kind:
         tokenizer: files of the text tokenizer, the vocabulary first.
         config: what a config.json in the directory changes.
         more: files that may be absent, as upstream allows.
-        languages: codes of ISO 639-1.
         tags: words in brackets that become sounds.
         shared: what a repository of the kind takes from another one.
     """
@@ -52,7 +51,6 @@ class Kind:
     tokenizer: tuple[str, ...]
     config: ModelConfig
     more: tuple[str, ...] = (CONDITIONALS,)
-    languages: tuple[str, ...] = ("en",)
     tags: tuple[str, ...] = ()
     shared: Snapshot | None = None
 
@@ -60,6 +58,11 @@ class Kind:
     def required(self) -> tuple[str, ...]:
         """Names of the files without which there is no model."""
         return (self.voice_encoder, self.t3, self.s3gen, *self.tokenizer)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes of ISO 639-1."""
+        return languages_of(self.config)
 
     @property
     def missing_knobs(self) -> tuple[str, ...]:
@@ -112,7 +115,7 @@ CHATTERBOX = Kind(
     voice_encoder="ve.safetensors",
     t3="t3_cfg.safetensors",
     s3gen="s3gen.safetensors",
-    tokenizer=("tokenizer.json",),
+    tokenizer=(files.ENGLISH,),
     config=ModelConfig(),
 )
 TURBO_KIND = Kind(
@@ -144,7 +147,6 @@ MULTILINGUAL_V3, MULTILINGUAL_V2 = (
         tokenizer=(GRAPHEMES,),
         config=MULTILINGUAL,
         more=(CONDITIONALS, CANGJIE),
-        languages=tuple(LANGUAGES),
     )
     for version in ("v3", "v2")
 )
@@ -180,9 +182,8 @@ PACKS = tuple(
         t3=t3,
         s3gen="s3gen_v3.pt",
         tokenizer=(GRAPHEMES,),
-        config=MULTILINGUAL,
+        config=dataclasses.replace(MULTILINGUAL, languages=(language,)),
         more=(CONDITIONALS, CANGJIE),
-        languages=(language,),
         shared=_SHARED,
     )
     for code, language, t3, _, _ in _PACKS

@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -95,15 +95,18 @@ def in_cache(snapshot: Snapshot) -> Path | None:
     return Path(cached[0]).parent if len(cached) == len(snapshot.files) else None
 
 
-def fetch(snapshot: Snapshot) -> Path:
+def fetch(snapshot: Snapshot, files: Sequence[str] = ()) -> Path:
     """Directory of a snapshot, downloaded if it is not in the local cache.
+
+    Args:
+        files: of the whole model, if some are in another repository; for messages.
 
     Raises:
         WeightsError: not cached, and not reachable or not permitted; or a file is not the pinned
             one.
     """
     cached = in_cache(snapshot)  # is used without asking the network
-    directory = cached or _download(snapshot)
+    directory = cached or _download(snapshot, files or snapshot.files)
     if cached is None:
         announce("checking the downloaded files")
     for name, pin in snapshot.pins.items():
@@ -142,7 +145,7 @@ def _refuse(path: Path, reason: str) -> None:
     )
 
 
-def _download(snapshot: Snapshot) -> Path:
+def _download(snapshot: Snapshot, files: Sequence[str]) -> Path:
     """Download what is not cached; return the snapshot's directory.
 
     huggingface_hub shows a progress bar per file and resumes interrupted downloads.
@@ -168,23 +171,23 @@ def _download(snapshot: Snapshot) -> Path:
         ) from error
     except LocalEntryNotFoundError as error:
         reason = "not here yet and the hub cannot be reached"
-        raise WeightsError(_with_remedies(snapshot, reason)) from error
+        raise WeightsError(_with_remedies(snapshot, files, reason)) from error
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no answer"
         reason = f"not here yet and the hub answered {status}"
-        raise WeightsError(_with_remedies(snapshot, reason)) from error
+        raise WeightsError(_with_remedies(snapshot, files, reason)) from error
     except failures as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         reason = f"not here yet and the download failed: {first}"
-        raise WeightsError(_with_remedies(snapshot, reason)) from error
+        raise WeightsError(_with_remedies(snapshot, files, reason)) from error
     return Path(paths[0]).parent
 
 
-def _with_remedies(snapshot: Snapshot, reason: str) -> str:
+def _with_remedies(snapshot: Snapshot, files: Sequence[str], reason: str) -> str:
     offline = " (HF_HUB_OFFLINE is set)" if is_offline() else ""
     remedies = list(snapshot.remedies) or [
         "connect and run again, with HF_TOKEN or HF_ENDPOINT if your network needs them",
-        f"--model DIR with a copy of {', '.join(snapshot.files)}",
+        f"--model DIR with a copy of {', '.join(files)}",
         "--model pico, the small built-in model",
     ]
     if snapshot.revision != MAIN and in_cache(snapshot.at(MAIN)):

@@ -11,18 +11,16 @@ A model is named by ``pico``, by ``chatterbox`` or another name of the family, b
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from chatterbox_opt.checkpoints import families, file_sizes, hub
+from chatterbox_opt.checkpoints import digests, families, file_sizes, hub
 from chatterbox_opt.checkpoints.families import CHATTERBOX, HUB_KINDS, KINDS, Kind
 from chatterbox_opt.checkpoints.hub import Snapshot
 from chatterbox_opt.config.config_file import read_config
-from chatterbox_opt.config.model_config import ENGLISH, ModelConfig
+from chatterbox_opt.config.model_config import ModelConfig
 from chatterbox_opt.errors import InputError, WeightsError
 
 log = logging.getLogger(__name__)
@@ -33,7 +31,6 @@ VOICE_ENCODER, T3, S3GEN, TOKENIZER = CHATTERBOX.required
 CONDITIONALS = families.CONDITIONALS
 REQUIRED, FILES = CHATTERBOX.required, CHATTERBOX.files
 VOICES = "voices"  # folder of named voices that come with a model; hub models have none
-_LATER = ("backbone", "positions", "mean_flow")  # fields of the config, see ``_config_text``
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,21 +196,14 @@ def locate(model: str = DEFAULT, *, speaks: bool = True) -> Checkpoint:
         kind, snapshot = release
         if snapshot != on_hub(model):
             log.warning("'%s' is not here: using %s, which is", model, kind.name)
-        directory = hub.fetch(snapshot if speaks else _converting(snapshot, kind))
-        shared = hub.fetch(kind.shared) if kind.shared else None
+        snapshot = snapshot if speaks else _converting(snapshot, kind)
+        directory = hub.fetch(snapshot, kind.files if speaks else ())
+        shared = hub.fetch(kind.shared, kind.files) if kind.shared else None
     else:
         directory, shared = _on_disk(model), None
         kind = kind_of(directory)
     checkpoint = Checkpoint(model, directory, ModelConfig(), "", kind, shared)
-    required = kind.required if speaks else (kind.s3gen,)
-    if missing := [name for name in required if not checkpoint.path(name).is_file()]:
-        names = ", ".join(" or ".join(_like(kind)) if n == kind.t3 else n for n in missing)
-        raise WeightsError(
-            f"'{directory}' lacks {names}; a model directory needs "
-            f"{', '.join(required)} (and {CONDITIONALS} for a voice of its own)"
-        )
-    config = read_config(directory, kind.config)
-    return checked(dataclasses.replace(checkpoint, config=config))
+    return checked(_configured(checkpoint, speaks=speaks))
 
 
 def checked(checkpoint: Checkpoint) -> Checkpoint:
@@ -222,13 +212,50 @@ def checked(checkpoint: Checkpoint) -> Checkpoint:
     Raises:
         WeightsError: a file is too small for the config, or cannot be read.
     """
-    file_sizes.check(checkpoint.config, checkpoint.t3, checkpoint.voice_encoder, checkpoint.s3gen)
+    config, encoder, s3gen = checkpoint.config, checkpoint.voice_encoder, checkpoint.s3gen
+    file_sizes.check(config, checkpoint.t3, encoder, s3gen)
     try:
-        return dataclasses.replace(checkpoint, voice_identity=_voice_identity(checkpoint))
+        identity = digests.of_voices(config, encoder, s3gen)
     except OSError as error:
         raise WeightsError(
             f"{error.filename} cannot be read ({error.strerror}): check the permissions"
         ) from error
+    return dataclasses.replace(checkpoint, voice_identity=identity)
+
+
+def _configured(checkpoint: Checkpoint, *, speaks: bool = True) -> Checkpoint:
+    """The checkpoint with its config.
+
+    Args:
+        speaks: as of ``locate``.
+
+    Raises:
+        WeightsError: a file is missing, or config.json is damaged.
+    """
+    kind, directory = checkpoint.kind, checkpoint.directory
+    required = kind.required if speaks else (kind.s3gen,)
+    if missing := [name for name in required if not checkpoint.path(name).is_file()]:
+        names = ", ".join(" or ".join(_like(kind)) if n == kind.t3 else n for n in missing)
+        raise WeightsError(
+            f"'{directory}' lacks {names}; a model directory needs "
+            f"{', '.join(required)} (and {CONDITIONALS} for a voice of its own)"
+        )
+    return dataclasses.replace(checkpoint, config=read_config(directory, kind.config))
+
+
+def known_config(model: str) -> ModelConfig:
+    """The config of a model by its name, or of a directory by the names of its files and its
+    config.json: what can be asked of it, before anything is downloaded or loaded.
+
+    Raises:
+        InputError: unknown model.
+        WeightsError: the directory lacks a file, or its config.json is damaged.
+    """
+    check_name(model)
+    if on_hub(model):
+        return kind_named(model).config
+    place = _on_disk(model)
+    return _configured(Checkpoint(model, place, ModelConfig(), "", kind_of(place))).config
 
 
 def _release(model: str) -> tuple[Kind, Snapshot] | None:
@@ -287,45 +314,15 @@ def download(model: str) -> Path:
         InputError: not the name of a model.
         WeightsError: cannot be downloaded, or is not what was released.
     """
-    found = [hub.fetch(snapshot) for snapshot in snapshots(model)]
+    found = [hub.fetch(snapshot, kind_named(model).files) for snapshot in snapshots(model)]
     return found[0] if found else built_in(model)
 
 
 def identity(checkpoint: Checkpoint) -> str:
     """Digest of the config and of samples of all files: changes when the model's output may."""
-    digest = hashlib.blake2b(_config_text(checkpoint.config).encode(), digest_size=12)
-    for name in checkpoint.kind.files:
-        path = checkpoint.s3gen if name == checkpoint.kind.s3gen else checkpoint.path(name)
-        if path.is_file():
-            _add_file(digest, path)
-    return digest.hexdigest()
-
-
-def _config_text(config: ModelConfig) -> str:
-    """The config as identities have always hashed it; batch manifests and cache names contain them.
-
-    The names are those that classes and fields had when the first manifest was written; fields
-    that came later are only there where they are not the default.
-    """
-    parts: dict[str, tuple[str, Any]] = {
-        "t3": ("T3Shape", config.t3),
-        "flow": ("FlowShape", config.flow),
-        "vocoder": ("VocoderShape", config.vocoder),
-        "voice": ("VoiceShape", config.voice),
-    }
-    texts = []
-    for part, (name, values) in parts.items():
-        defaults = asdict(type(values)())
-        fields = ", ".join(
-            f"{key}={value!r}"
-            for key, value in asdict(values).items()
-            if key not in _LATER or value != defaults[key]
-        )
-        texts.append(f"{part}={name}({fields})")
-    flags = f"made={config.random_weights}, spelled={config.needs_text_normalization}"
-    if config.text != ENGLISH:
-        flags += f", text={config.text}"
-    return f"Shapes({', '.join(texts)}, {flags})"
+    names = checkpoint.kind.files
+    paths = (checkpoint.s3gen if n == checkpoint.kind.s3gen else checkpoint.path(n) for n in names)
+    return digests.of_model(checkpoint.config, paths)
 
 
 def must_download(model: str, *, speaks: bool = True) -> Snapshot | None:
@@ -337,22 +334,3 @@ def must_download(model: str, *, speaks: bool = True) -> Snapshot | None:
     snapshot = snapshot if speaks else _converting(snapshot, kind)
     wanted = [snapshot, kind.shared] if kind.shared else [snapshot]
     return next((s for s in wanted if hub.in_cache(s) is None), None)
-
-
-def _voice_identity(checkpoint: Checkpoint) -> str:
-    """Digest of the voice encoders: the whole voice encoder (6 MB), and of s3gen (0.5 GB) the
-    header and 64 blocks spread over the file. What a model takes of a recording is part of it."""
-    encoder = checkpoint.voice_encoder
-    digest = hashlib.blake2b(encoder.read_bytes() if encoder.is_file() else b"", digest_size=16)
-    _add_file(digest, checkpoint.s3gen)
-    digest.update(checkpoint.config.reference.kind.encode())
-    return digest.hexdigest()
-
-
-def _add_file(digest: hashlib.blake2b, path: Path) -> None:
-    """Hash a file's header and 64 blocks spread over it."""
-    size, block = path.stat().st_size, 1 << 16
-    with path.open("rb") as file:
-        for i in range(64):
-            file.seek(i * max(size - block, 0) // 63)
-            digest.update(file.read(block))

@@ -23,6 +23,7 @@ from chatterbox_opt.utils.printable import printable
 
 SHOWN_LANGUAGES = 3  # more are counted
 SIZES = ("tiny", "full")  # of random weights
+UNPINNED = "not pinned: what the branch has when it is downloaded"
 models = typer.Typer(help="List, download or make models; clear the weight cache.")
 
 
@@ -45,17 +46,14 @@ def models_list(
     if as_json:
         console.print_json([_entry(name, verbose=verbose) for name in names])
         return
-    rows = []
-    for name, origin in names.items():
-        path = registry.cached(name)
-        location = tables.short_path(path) if path else "not downloaded yet"
-        rows.append((name, _shown_size(name), _languages(name), origin, location))
-    console.table(("model", "size", "languages", "source", "location"), rows)
+    rows = [(name, _shown_size(name), _languages(name), _location(name)) for name in names]
+    console.table(("model", "size", "languages", "location"), rows)
     if not verbose:
         return
-    for name in names:
+    for name, source in names.items():
         revision = _revision(name)
         print(f"\n{name}" + (f" at {revision}" if revision else "") + f", {families.LICENSE}")
+        print(f"  {source}" + ("" if _is_pinned(name) else f"\n  {UNPINNED}"))
         for file in _files(name):
             size = "size unknown" if file["size"] is None else f"{file['size']:,} bytes"
             print(f"  {file['name']:<20} {size:>20}  {file['state']}")
@@ -70,6 +68,7 @@ def _entry(name: str, *, verbose: bool) -> dict[str, Any]:
         "source": registry.available()[name],
         "location": path and str(path),
         "size": _size(name),
+        "pinned": _is_pinned(name),
         "languages": list(kind.languages),
         "tags": list(kind.tags),
         "missing_knobs": list(kind.missing_knobs),
@@ -78,6 +77,19 @@ def _entry(name: str, *, verbose: bool) -> dict[str, Any]:
         revision, files = _revision(name), _files(name)
         entry |= {"license": families.LICENSE, "revision": revision, "files": files}
     return entry
+
+
+def _location(name: str) -> str:
+    if name in registry.BUILT_IN:
+        return "built in"
+    path = registry.cached(name)
+    where = tables.short_path(path) if path else "not downloaded yet"
+    return where if _is_pinned(name) else f"{where} (not pinned)"
+
+
+def _is_pinned(name: str) -> bool:
+    """Whether a commit says which files a known model has."""
+    return _revision(name) != hub.MAIN
 
 
 def _languages(name: str) -> str:

@@ -83,6 +83,11 @@ AsJson = Annotated[
 ]
 
 
+def _of_model(parameter: str, words: str) -> Any:
+    """An option whose default depends on the model; help shows that of most models."""
+    return typer.Option(help=words, show_default=str(getattr(DEFAULTS, parameter)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
     """The sampling parameters, by the names of ``Sampling``'s fields.
@@ -96,54 +101,30 @@ class SamplingOptions:
         DEFAULTS.temperature
     )
     cfg_weight: Annotated[
-        Optional[float],
-        typer.Option(
-            help="Classifier-free guidance weight; 0 disables it.",
-            show_default=str(DEFAULTS.cfg_weight),
-        ),
+        Optional[float], _of_model("cfg_weight", "Classifier-free guidance weight; 0 disables it.")
     ] = None
     exaggeration: Annotated[
-        Optional[float],
-        typer.Option(
-            help="Emotion intensity; 0.5 is neutral.", show_default=str(DEFAULTS.exaggeration)
-        ),
+        Optional[float], _of_model("exaggeration", "Emotion intensity; 0.5 is neutral.")
     ] = None
     min_p: Annotated[
         Optional[float],
-        typer.Option(
-            help="Drop tokens below this share of the most likely one's.",
-            show_default=str(DEFAULTS.min_p),
-        ),
+        _of_model("min_p", "Drop tokens below this share of the most likely one's."),
     ] = None
     top_p: Annotated[
-        Optional[float],
-        typer.Option(
-            help="Nucleus sampling; 1 keeps all tokens.", show_default=str(DEFAULTS.top_p)
-        ),
+        Optional[float], _of_model("top_p", "Nucleus sampling; 1 keeps all tokens.")
     ] = None
     top_k: Annotated[
-        Optional[int],
-        typer.Option(
-            help="Keep only this many most likely tokens; 0 keeps all.",
-            show_default=str(DEFAULTS.top_k),
-        ),
+        Optional[int], _of_model("top_k", "Keep only this many most likely tokens; 0 keeps all.")
     ] = None
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repetition.")] = (
-        DEFAULTS.repetition_penalty
-    )
+    repetition_penalty: Annotated[
+        Optional[float], _of_model("repetition_penalty", "Above 1 discourages repetition.")
+    ] = None
     max_tokens: Annotated[
-        Optional[int],
-        typer.Option(
-            help="Maximum speech tokens per chunk (25 = 1 s).",
-            show_default=str(DEFAULTS.max_tokens),
-        ),
+        Optional[int], _of_model("max_tokens", "Maximum speech tokens per chunk (25 = 1 s).")
     ] = None
     cfm_steps: Annotated[
         Optional[int],
-        typer.Option(
-            help="Euler steps of the flow, fewer are faster; 2 with a mean flow.",
-            show_default=str(DEFAULTS.cfm_steps),
-        ),
+        _of_model("cfm_steps", "Euler steps of the flow, fewer are faster; 2 with a mean flow."),
     ] = None
 
     def sampling(self) -> Sampling:

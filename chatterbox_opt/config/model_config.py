@@ -149,6 +149,8 @@ class ModelConfig:
             signs and abbreviations are written out first (text/english.py).
         text: whose normaliser and tokenizer it has: ``ENGLISH``, ``TURBO_ENGLISH`` or
             ``MULTILINGUAL_TEXT``.
+        languages: codes of those that it was trained for; () are all of its kind of text
+            (text/languages.py).
     """
 
     t3: T3Config = field(default_factory=T3Config)
@@ -158,6 +160,7 @@ class ModelConfig:
     random_weights: bool = False
     needs_text_normalization: bool = False
     text: str = ENGLISH
+    languages: tuple[str, ...] = ()
 
     @property
     def reference(self) -> ReferenceConfig:
@@ -173,6 +176,8 @@ class ModelConfig:
     def sampling_defaults(self) -> dict[str, float]:
         """Fields of ``Sampling`` whose default is another one with this model."""
         own = self.t3.sampling_defaults
+        if self.text == MULTILINGUAL_TEXT:
+            own |= {"repetition_penalty": 2.0}  # upstream mtl_tts.py
         return own | {"cfm_steps": self.flow.steps} if self.flow.mean_flow else own
 
     @property

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from chatterbox_opt.errors import VoiceError
+
 
 @dataclass(frozen=True, slots=True)
 class ReferenceConfig:
@@ -27,6 +29,18 @@ class ReferenceConfig:
     def kind(self) -> str:
         """Part of the cache key of a voice; "" for Chatterbox's, whose keys never had it."""
         return "" if self == ReferenceConfig() else f"{asdict(self)}"
+
+    def check_length(self, seconds: float, name: str) -> None:
+        """Check that a recording is longer than the model needs.
+
+        Raises:
+            VoiceError: it is not; ``name`` is in the message.
+        """
+        if seconds <= self.longer_than:
+            raise VoiceError(
+                f"'{name}' lasts {seconds:.1f} s, and this model needs more than "
+                f"{self.longer_than:g} s of speech: use a longer recording (10 to 15 s are best)"
+            )
 
 
 def turbo_reference() -> ReferenceConfig:

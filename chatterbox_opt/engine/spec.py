@@ -17,6 +17,8 @@ from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.config import hardware, plan, settings
 from chatterbox_opt.config.plan import Plan
 from chatterbox_opt.errors import InputError
+from chatterbox_opt.sampling import Sampling, for_model
+from chatterbox_opt.text import languages
 from chatterbox_opt.utils.steps import announce
 from chatterbox_opt.voices.store import VoiceStore, default_store
 
@@ -45,17 +47,26 @@ class EngineSpec:
     store: VoiceStore = field(default_factory=default_store)
     watermark: bool = True
 
-    def check(self, voice: str | None) -> None:
+    def check(
+        self, voice: str | None, language: str | None = None, sampling: Sampling | None = None
+    ) -> None:
         """Check the settings before torch is imported.
 
+        Args:
+            voice, language, sampling: as of a ``Request``.
+
         Raises:
-            InputError: unknown model, voice, device, profile, key or value.
+            InputError: unknown model, voice, device, profile, key or value; a voice, language or
+                sampling parameter that is not for this model.
+            WeightsError: the model's directory lacks a file.
         """
-        registry.check_name(self.model)
+        config = registry.known_config(self.model)
+        languages.check_model(language, config)
+        for_model(sampling or Sampling(), config.sampling_defaults, config.missing_knobs)
         if voice is not None:
             shipped = registry.shipped_voices(self.model)
             if (path := self.store.find(voice, shipped)) not in shipped.values():
-                audio_files.check_reference(path)
+                audio_files.check_reference(path, config=config.reference)
         if self.device not in hardware.DEVICES:
             raise InputError(f"device is '{self.device}'; known: {', '.join(hardware.DEVICES)}")
         settings.check_settings(self.profile, self.overrides, os.environ)

@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterator, Sequence
 from chatterbox_opt.config.model_config import TOKEN_RATE, ModelConfig
 from chatterbox_opt.request import Request, VoiceSource
 from chatterbox_opt.sampling import MAX_TOKENS, Sampling
+from chatterbox_opt.text import languages
 from chatterbox_opt.text.chunking import Chunk, split
 from chatterbox_opt.text.detection import resolve
-from chatterbox_opt.text.languages import AUTO, check_model
 from chatterbox_opt.text.rules import TextRules
 from chatterbox_opt.text.tags import warning as tag_warning
 
@@ -34,8 +34,9 @@ def rules(config: ModelConfig, language: str | None = None) -> TextRules:
     Raises:
         InputError: the model does not know the language, or its library is not installed.
     """
-    check_model(language, config.text)
-    return TextRules(config.text, None if language == AUTO else language)
+    languages.check_model(language, config)
+    known = languages.chosen(language, config)
+    return TextRules(config.text, None if known == languages.AUTO else known)
 
 
 def chunks(
@@ -51,7 +52,7 @@ def chunks(
         InputError: as ``rules``.
         TextError: no word that the model can read.
     """
-    chosen = rules(config, resolve(language, text, config.text))
+    chosen = rules(config, resolve(language, text, config))
     if "[" in text and (warning := tag_warning(text, tags)):
         log.warning("%s", warning)
     if not config.needs_text_normalization:

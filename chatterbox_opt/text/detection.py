@@ -8,36 +8,43 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from chatterbox_opt.text.languages import AUTO, check_library, languages_of
+from chatterbox_opt.config.model_config import ModelConfig
+from chatterbox_opt.text.languages import (
+    AUTO,
+    check_library,
+    chosen,
+    failure,
+    languages_of,
+    library_errors,
+)
 
 _NORWEGIAN = ("nb", "nn")  # its two written forms
 
 
-def resolve(language: str | None, text: str, kind: str) -> str | None:
-    """The language, detected in the text if it is ``AUTO``.
-
-    Args:
-        kind: ``ModelConfig.text``.
+def resolve(language: str | None, text: str, config: ModelConfig) -> str | None:
+    """The language that a model reads a text in, detected if it is ``AUTO`` and there is a choice.
 
     Raises:
         InputError: the library that detects languages is not installed.
     """
-    if language != AUTO:
-        return language
-    known = languages_of(kind)
-    return known[0] if len(known) == 1 else detect(text, known)
+    language = chosen(language, config)
+    return detect(text, languages_of(config)) if language == AUTO else language
 
 
 def detect(text: str, known: Collection[str]) -> str | None:
     """The most likely of the known languages; None if the library knows none of them.
 
     Raises:
-        InputError: the library is not installed.
+        InputError: the library is not installed, or fails.
     """
     check_library(AUTO)
-    import py3langid
+    try:
+        import py3langid
 
-    for code, _ in py3langid.rank(text):
+        ranks = py3langid.rank(text)
+    except library_errors() as error:
+        raise failure(AUTO, error) from error
+    for code, _ in ranks:
         code = "no" if code in _NORWEGIAN else code
         if code in known:
             return str(code)

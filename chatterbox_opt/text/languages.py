@@ -7,10 +7,12 @@ responsible for what these libraries do (tokenizers/language_steps.py) or for de
 from __future__ import annotations
 
 import importlib.util
+import sys
 
-from chatterbox_opt.config.model_config import MULTILINGUAL_TEXT
-from chatterbox_opt.errors import InputError
+from chatterbox_opt.config.model_config import MULTILINGUAL_TEXT, ModelConfig
+from chatterbox_opt.errors import InputError, first_line
 from chatterbox_opt.utils.arguments import shown
+from chatterbox_opt.utils.damage import DAMAGE_ERRORS
 
 DEFAULT = "en"
 AUTO = "auto"  # in place of a code: detected in the text
@@ -30,6 +32,15 @@ LIBRARIES = {  # language or AUTO -> package that is imported, and how it is ins
     "ru": ("russian_text_stresser", _FROM_SOURCE),
     "zh": ("spacy_pkuseg", _EXTRA),
 }
+# of those that download their data when they are first used: how it comes here without a network
+_DATA = {
+    "ru": "copy russian_dict.db of another machine into the library's directory",
+    "zh": "copy the directory ~/.pkuseg (or PKUSEG_HOME) of another machine",
+}
+_WITH_ERRORS = (  # modules whose exceptions are no other's
+    *("onnxruntime.capi.onnxruntime_pybind11_state", "sqlite3", "zlib", "_lzma"),
+)
+_SHOWN = 100  # characters of a library's own message
 
 
 def check_language(language: object) -> str | None:
@@ -47,35 +58,50 @@ def check_language(language: object) -> str | None:
     return code
 
 
-def languages_of(kind: str) -> tuple[str, ...]:
-    """The codes that a kind of model knows.
+def languages_of(config: ModelConfig) -> tuple[str, ...]:
+    """The codes that a model knows."""
+    if config.languages:
+        return config.languages
+    return tuple(LANGUAGES) if config.text == MULTILINGUAL_TEXT else (DEFAULT,)
+
+
+def chosen(language: str | None, config: ModelConfig) -> str | None:
+    """The language that is meant: a multilingual model that has only one need not be told.
 
     Args:
-        kind: ``ModelConfig.text``.
+        language: a code, ``AUTO`` or None.
+
+    Returns:
+        as ``language``; a code, where the model leaves no choice. None for an English model that
+        is not told, whose tokens do not depend on it.
     """
-    return tuple(LANGUAGES) if kind == MULTILINGUAL_TEXT else (DEFAULT,)
+    only, *others = languages_of(config)
+    if others or language not in (None, AUTO):
+        return language
+    return only if language == AUTO or config.text == MULTILINGUAL_TEXT else None
 
 
-def check_model(language: str | None, kind: str) -> None:
-    """Check that a model of this kind can read the language, here.
+def check_model(language: str | None, config: ModelConfig) -> None:
+    """Check that a model can read the language, here.
 
     Raises:
         InputError: the model does not know it, or its library is not installed.
     """
+    language = chosen(language, config)
     if language is None:
         return
-    if language != AUTO and language not in (known := languages_of(kind)):
+    if language != AUTO and language not in (known := languages_of(config)):
         raise InputError(
             f"this model does not know the language {language} ({LANGUAGES[language]}), only "
             f"{', '.join(known)}: use --model multilingual"
         )
-    if language in LIBRARIES and kind == MULTILINGUAL_TEXT:
+    if language in LIBRARIES and config.text == MULTILINGUAL_TEXT:
         check_library(language)
 
 
-def remark(language: str | None, kind: str) -> str:
+def remark(language: str | None, config: ModelConfig) -> str:
     """One line if a model that knows several languages is not told which, or ""."""
-    if language is not None or kind != MULTILINGUAL_TEXT:
+    if chosen(language, config) is not None or config.text != MULTILINGUAL_TEXT:
         return ""
     return "no language is given, so the model guesses it: pass --language de, or the text's own"
 
@@ -84,5 +110,35 @@ def check_library(language: str) -> None:
     """Raise InputError if the library of a language is not installed."""
     package, command = LIBRARIES[language]
     if importlib.util.find_spec(package) is None:
-        name = LANGUAGES.get(language, f"the language {AUTO}")
-        raise InputError(f"{name} needs the library {package}: {command}")
+        raise InputError(f"{_name(language)} needs the library {package}: {command}")
+
+
+def _name(language: str) -> str:
+    return LANGUAGES.get(language, f"the language {AUTO}")
+
+
+def library_errors() -> tuple[type[Exception], ...]:
+    """What the libraries raise, broken or without their data."""
+    modules = [sys.modules[name] for name in _WITH_ERRORS if name in sys.modules]
+    values = [value for module in modules for value in vars(module).values()]
+    own = [v for v in values if isinstance(v, type) and issubclass(v, Exception)]
+    return (ImportError, OSError, *DAMAGE_ERRORS, *own)
+
+
+def failure(language: str, error: Exception) -> InputError:
+    """The error of a language whose library is here and does not work."""
+    package, command = LIBRARIES[language]
+    if isinstance(error, OSError) and language in _DATA:
+        return InputError(
+            f"{_name(language)} needs the data of the library {package}, which is not here and "
+            f"cannot be downloaded ({type(error).__name__}): connect and run again, or "
+            f"{_DATA[language]}"
+        )
+    if not isinstance(error, ImportError) and command == _EXTRA:
+        command = f"pip install --force-reinstall --no-deps {package.replace('_', '-')}"
+    reason = first_line(error)
+    reason = reason if len(reason) <= _SHOWN else reason[: _SHOWN - 1] + "…"
+    return InputError(
+        f"the library {package}, which {_name(language)} needs, fails "
+        f"({type(error).__name__}: {reason}): {command}"
+    )

@@ -122,6 +122,7 @@ def test_a_deleted_line_keeps_its_file_until_it_is_pruned(tmp_path):
 def test_the_manifest_says_what_was_made(tmp_path):
     run_batch(tmp_path, tasks_of(["One.", "bad"]), model="pico int8")
     one, bad = manifest_lines(tmp_path)
+    assert "language" in one and one["language"] is None
     assert (one["text"], one["voice"], one["model"], one["duration"]) == (
         "One.",
         None,

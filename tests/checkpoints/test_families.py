@@ -266,7 +266,7 @@ def test_v2_is_used_where_only_it_is_here(made, cache, monkeypatch, caplog):
 def test_a_pack_takes_its_voice_encoder_from_the_base_repository(made, cache, monkeypatch):
     tiny_config(monkeypatch, "multilingual")
     pack, source = registry.kind_named("multilingual-pt-br"), made / "multilingual"
-    monkeypatch.setattr(hub, "fetch", hub.in_cache)
+    monkeypatch.setattr(hub, "fetch", lambda snapshot, files: hub.in_cache(snapshot))
     names = {pack.t3: "t3_mtl23ls_v2.safetensors", pack.s3gen: "s3gen.pt"}
     place(cache, families.HUB[pack.name], source, names | {families.GRAPHEMES: families.GRAPHEMES})
     assert registry.must_download(pack.name) is pack.shared

@@ -187,6 +187,13 @@ def test_missing_weights_without_network_error_lists_the_remedies(cache, no_netw
     assert "(4)" not in str(caught.value)
 
 
+def test_the_remedy_names_the_files_of_a_pack_that_are_elsewhere(cache, no_network):
+    with pytest.raises(
+        WeightsError, match=r"DIR with a copy of ve.pt, t3_hi.safetensors, s3gen_v3"
+    ):
+        registry.locate("multilingual-hi")
+
+
 def test_offline_mode_is_named_in_the_error(cache, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -274,7 +281,17 @@ def test_models_list_shows_sizes_and_languages(cache):
     assert "unknown" in rows["multilingual-pt-br"]
     assert " pt " in rows["multilingual-pt-br"]
     assert "MB" in rows["pico"]
+    assert rows["multilingual-zh-cmn"].endswith("not downloaded yet (not pinned)")
+    assert rows["pico"].endswith("built in")
+    assert max(map(len, listed.splitlines())) <= 80
     entries = json.loads(CliRunner().invoke(app, ["models", "--json"]).stdout)
+    unpinned = [
+        entry["model"].removeprefix("multilingual-") for entry in entries if not entry["pinned"]
+    ]
+    assert unpinned == ["zh-cmn", "es-mx-latam", "pt-pt"]
+    wordy = CliRunner().invoke(app, ["models", "list", "-v"]).stdout
+    assert "\n  hub: ResembleAI/chatterbox-nano\n" in wordy
+    assert "pt-pt\n  not pinned: what the branch has when it is downloaded\n" in wordy
     turbo = next(entry for entry in entries if entry["model"] == "turbo")
     assert turbo["size"] == 2_987_680_596
     assert "[laugh]" in turbo["tags"]

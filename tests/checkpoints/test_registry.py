@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from chatterbox_opt.checkpoints import hub, loader, registry
+from chatterbox_opt.checkpoints import digests, hub, loader, registry
 from chatterbox_opt.checkpoints.random_weights import make, t3_template, upstream_flow
 from chatterbox_opt.config.config_file import read_config
 from chatterbox_opt.config.model_config import TINY, ModelConfig
@@ -262,7 +262,7 @@ def test_foreign_config_is_ignored(tmp_path, config):
 def test_known_name_wins_over_a_directory(tmp_path, monkeypatch):
     (tmp_path / "chatterbox").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub, "fetch", lambda snapshot: tmp_path / "from-the-hub")
+    monkeypatch.setattr(hub, "fetch", lambda snapshot, files: tmp_path / "from-the-hub")
     with pytest.raises(WeightsError, match="from-the-hub"):
         registry.locate("chatterbox")
     with pytest.raises(WeightsError, match="'chatterbox' lacks"):
@@ -290,7 +290,7 @@ def test_unknown_model_error_lists_known_models():
 )
 def test_identities_stay_those_of_the_first_manifests(config, digest):
     """They are in manifests and cache names: a renamed class or field must not change them."""
-    text = registry._config_text(config)
+    text = digests._config_text(config)
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest
     other = dataclasses.replace(config, t3=dataclasses.replace(config.t3, layers=9))
-    assert registry._config_text(other) != text
+    assert digests._config_text(other) != text

@@ -173,7 +173,10 @@ def test_quick_answers_import_no_torch(args, code, tmp_path):
         "huggingface_hub",
     }
     if args[-1] in ("--help", "--version"):
-        assert "numpy" not in loaded
+        assert not loaded & {"numpy", "concurrent.futures"}
+        ours = "chatterbox_opt.text.tokenizers"
+        read = {name.removeprefix(ours) for name in loaded if name.startswith(ours)}
+        assert read <= {"", ".files"}, "names of files, and no tokenizer"
 
 
 def test_synth_imports_only_what_it_uses(tiny, tmp_path):
@@ -328,11 +331,28 @@ def test_doctor_is_content_without_gpu_and_weights():
     assert result.exit_code == 0, report
     assert report["healthy"]
     assert "--model DIR" in found["model: chatterbox"]["detail"]
+    assert "turbo, nano, multilingual" in found["other models"]["detail"]
+    assert "pykakasi" in found["languages"]["detail"] or "ja" in found["languages"]["detail"]
     assert "cores" in found["cpu"]["detail"]
     assert "GiB" in found["memory"]["detail"]
     assert "kernels" in found["numba"]["detail"]
     assert "wav, flac, ogg, mp3" in found["formats"]["detail"]
     assert "free)" in found["cache: voices"]["detail"]
+
+
+def test_doctor_knows_the_libraries_of_languages(monkeypatch, tmp_path):
+    from chatterbox_opt.cli import machine
+
+    monkeypatch.setenv("PKUSEG_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        machine.importlib.util, "find_spec", lambda name: name == "spacy_pkuseg" or None
+    )
+    assert machine.languages().startswith(
+        "libraries for zh (downloads its dictionary once); none for auto (py3langid), he (dicta_onn"
+    )
+    (tmp_path / "spacy_ontonotes").mkdir()
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: True)
+    assert machine.languages() == "libraries for auto, he, ja, ru, zh"
 
 
 def test_doctor_names_the_remedies(monkeypatch, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
+from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.cli.application import app
 from chatterbox_opt.cli.synth import command as synth_command
 from chatterbox_opt.config.hop_schedule import HopSchedule
@@ -136,6 +137,7 @@ def test_a_multilingual_model_is_told_the_language(
     engine = FakeEngine([Piece(WAVE, "Hello.", 9, {})])
     engine.checkpoint = SimpleNamespace(config=config)
     monkeypatch.setattr(EngineSpec, "load", lambda self: loaded(engine))
+    monkeypatch.setattr(registry, "known_config", lambda model: config)
     result = CliRunner().invoke(app, ["synth", "Hello.", "--model", "pico", *options])
     assert result.exit_code == 0, result.output
     assert engine.languages == [language]
@@ -164,6 +166,12 @@ def test_each_faulty_chunk_is_one_line_with_the_remedy(synth):
         "listen to it, and try another --seed or more --retries",
     ]
     assert soundfile.info("out.wav").duration == 3
+
+
+def test_a_chunk_in_parts_is_counted_once(synth):
+    parts = [Piece(WAVE, "Hi.", 9, {}, part=0, ends_chunk=False), Piece(WAVE, "Hi.", 9, {}, part=1)]
+    _, lines, _ = synth([*parts, Piece(WAVE, "Ho.", 9, {}, ("odd",))])
+    assert any(line.startswith("warning: chunk 2 ('Ho.')") for line in lines)
 
 
 def test_the_remedy_fits_the_options(synth):

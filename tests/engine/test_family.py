@@ -23,7 +23,7 @@ MULTILINGUAL_TEXTS = {
     "de": ("Größe ist relativ, nicht wahr?", {}),
     "fr": ("Ça va très bien, merci", {"temperature": 1.0, "exaggeration": 0.8}),
     "ko": ("안녕하세요, 반갑습니다.", {"cfg_weight": 0.8}),
-    "tr": ("İyi günler.", {"min_p": 0.2, "top_p": 0.9, "repetition_penalty": 2.0}),
+    "tr": ("İyi günler.", {"min_p": 0.2, "top_p": 0.9, "repetition_penalty": 1.3}),
 }
 
 
@@ -83,7 +83,7 @@ def test_multilingual_is_upstreams(multilingual, tmp_path, monkeypatch):
     with load(multilingual, tmp_path) as engine:
         for seed, (language, (text, knobs)) in enumerate(MULTILINGUAL_TEXTS.items()):
             torch.manual_seed(seed)
-            expected = upstream.generate(text, language, **{"repetition_penalty": 1.2} | knobs)
+            expected = upstream.generate(text, language, **knobs)
             sampling = Sampling(seed=seed, max_tokens=LIMIT, **knobs)
             audio = engine.synthesize(text, None, sampling, language=language)
             compare(audio.samples, expected)

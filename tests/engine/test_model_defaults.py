@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import json
 import pickle
 
 import pytest
+from chatterbox.mtl_tts import ChatterboxMultilingualTTS
 from typer.testing import CliRunner
 
 from chatterbox_opt import InputError, Request, Sampling
 from chatterbox_opt.checkpoints import random_weights, registry
 from chatterbox_opt.cli.application import app
 from chatterbox_opt.cli.options import SamplingOptions
-from chatterbox_opt.config.model_config import TURBO, ModelConfig
+from chatterbox_opt.config.model_config import MULTILINGUAL, TURBO, ModelConfig
 from chatterbox_opt.engine.sequence import Capacity
 from chatterbox_opt.engine.serving.states import RequestStates
+from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.provider import EMOTIONS, sampling_for
 from chatterbox_opt.sampling import for_model, seeded
 from chatterbox_opt.voice import from_conditionals
@@ -104,6 +107,24 @@ def test_a_job_is_refused_before_a_model_is_loaded(turbo, tmp_path, job, options
     result = CliRunner().invoke(app, arguments)
     assert message in str(result.exception), result.output
     assert isinstance(result.exception, InputError)
+
+
+def test_a_files_names_are_enough_to_refuse_a_knob(turbo, tmp_path, monkeypatch):
+    monkeypatch.setattr(EngineSpec, "load", lambda self: pytest.fail("loaded"))
+    for model in (str(turbo.directory), "turbo"):
+        arguments = ["synth", "Hello.", "-o", str(tmp_path / "x.wav"), "--model", model]
+        result = CliRunner().invoke(app, [*arguments, "--cfg-weight", "0.5"])
+        assert "cfg_weight is 0.5, and this model has no cfg_weight" in str(result.exception)
+
+
+def test_a_multilingual_model_has_upstreams_repetition_penalty():
+    own = for_model(Sampling(), MULTILINGUAL.sampling_defaults, MULTILINGUAL.missing_knobs)
+    upstream = inspect.signature(ChatterboxMultilingualTTS.generate).parameters
+    for name in ("repetition_penalty", "min_p", "top_p", "exaggeration", "cfg_weight"):
+        assert getattr(own, name) == upstream[name].default, name
+    assert Sampling().repetition_penalty == 1.2
+    chosen = Sampling(repetition_penalty=1.2)
+    assert for_model(chosen, MULTILINGUAL.sampling_defaults, ()).repetition_penalty == 1.2
 
 
 def test_the_neutral_emotion_fits_every_model():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from helpers.common import SAMPLE
 
+from chatterbox_opt.checkpoints import random_weights
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.provider import (
     EMOTIONS,
@@ -26,6 +27,18 @@ def test_the_optimized_provider_synthesizes(tiny):
         assert not np.array_equal(
             neutral.samples, provider.generate(**args, emotion="excited").samples
         )
+
+
+def test_providers_know_the_family(tmp_path):
+    random_weights.make(tmp_path / "nano", "tiny", 1, "nano")
+    with OptimizedChatterboxProvider("cpu", "float32", model=str(tmp_path / "nano")) as provider:
+        details = provider.get_provider_status()["optimization_details"]
+        assert details["model"] == str(tmp_path / "nano") and details["languages"] == ["en"]
+        assert provider.generate("Hello [laugh].", seed=1, language="EN").duration > 0
+        with pytest.raises(InputError, match="only 'neutral': leave it out, or use tags"):
+            provider.generate("Hello.", emotion="happy")
+        with pytest.raises(InputError, match="language de \\(German\\), only en"):
+            provider.generate("Hallo.", language="de")
 
 
 def test_the_real_provider_uses_the_machines_plan(tiny):

@@ -17,7 +17,7 @@ WRONG = {
     **dict.fromkeys(("id", "text_hash", "settings_hash", "status"), (None, 1, [], {}, True)),
     **dict.fromkeys(("error", "time", "text", "model"), (None, 1, [], {}, True)),
     "file": (None, 1, [], "../a.wav", "/etc/passwd", "a\0.wav", "..", "b\\a.wav"),
-    "voice": (1, [], {}, False),
+    **dict.fromkeys(("voice", "language"), (1, [], {}, False)),
     **dict.fromkeys(("size", "attempts"), (None, "9", 1.5, True, [], {}, 1 << 70)),
     "seed": ("9", 1.5, True, [], 1 << 70),
     **dict.fromkeys(("duration", "seconds"), (None, "9", True, [], float("nan"), float("inf"))),

@@ -12,13 +12,16 @@ import pytest
 import soundfile
 import torch
 from helpers.common import SAMPLE, assert_close
+from typer.testing import CliRunner
 
 from chatterbox_opt.audio import loudness
 from chatterbox_opt.audio.files import check_reference, decode_reference
-from chatterbox_opt.checkpoints import registry
+from chatterbox_opt.checkpoints import digests, registry
+from chatterbox_opt.cli.application import app
 from chatterbox_opt.config.model_config import GPT2, NANO, TINY, TURBO, ModelConfig
 from chatterbox_opt.config.reference import ReferenceConfig, turbo_reference
-from chatterbox_opt.errors import VoiceError, WeightsError
+from chatterbox_opt.engine.spec import EngineSpec
+from chatterbox_opt.errors import InputError, VoiceError, WeightsError
 from chatterbox_opt.models.voice_encoders import Encoders
 from chatterbox_opt.voice import check, from_conditionals, to_conditionals
 from chatterbox_opt.voices import library as voice_library
@@ -32,7 +35,8 @@ CONFIG = dataclasses.replace(TINY, t3=GPT2_T3)
 def of_turbo(tiny) -> registry.Checkpoint:
     """The tiny checkpoint's encoders, as a model of Turbo's kind."""
     checkpoint = registry.Checkpoint("tiny-turbo", tiny, CONFIG, "")
-    identity = registry._voice_identity(checkpoint)
+    encoder, s3gen = checkpoint.voice_encoder, checkpoint.s3gen
+    identity = digests.of_voices(CONFIG, encoder, s3gen)
     return dataclasses.replace(checkpoint, voice_identity=identity)
 
 
@@ -110,7 +114,7 @@ def test_keys_of_chatterboxs_voices_are_those_of_earlier_versions(tiny):
     import hashlib
 
     digest = hashlib.blake2b((tiny / registry.VOICE_ENCODER).read_bytes(), digest_size=16)
-    registry._add_file(digest, tiny / registry.S3GEN)
+    digests._add_file(digest, tiny / registry.S3GEN)
     assert registry.locate(str(tiny)).voice_identity == digest.hexdigest()
     assert ReferenceConfig().kind == "" != turbo_reference().kind
     assert TURBO.reference == NANO.reference == turbo_reference()
@@ -132,6 +136,46 @@ def test_a_short_recording_is_refused_with_the_remedy(tiny, store, tmp_path, sec
         VoiceLibrary(of_turbo(tiny), store).voice(path)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     assert store.computed() == 0
+
+
+@pytest.mark.parametrize("command", ["synth", "batch", "rows"])
+@pytest.mark.parametrize("model", ["turbo", "nano", "chatterbox"])
+def test_a_short_recording_is_refused_when_it_is_named(model, command, tmp_path, monkeypatch):
+    """By the model's name, before anything is loaded or written; other models take it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("load", "resolve"):
+        monkeypatch.setattr(EngineSpec, name, lambda *_: next(iter([])))
+    seconds_of(tmp_path / "short.wav", 4.9)
+    seconds_of(tmp_path / "long.wav", 5.1)
+    (tmp_path / "a.csv").write_text(
+        "text,voice\nHi.,\nHi.,long.wav\nHi.,absent.wav\nHi.,short.wav\n"
+    )
+    (tmp_path / "a.txt").write_text("Hi.")
+    arguments = {
+        "synth": ["synth", "Hi.", "--voice", "short.wav"],
+        "batch": ["batch", "a.txt", "--out-dir", "out", "--voice", "short.wav"],
+        "rows": ["batch", "a.csv", "--out-dir", "out"],
+    }
+    result = CliRunner().invoke(app, [*arguments[command], "--model", model])
+    if model == "chatterbox":
+        assert isinstance(result.exception, StopIteration), "it was to be loaded"
+        return
+    assert isinstance(result.exception, InputError), result.output
+    prefix = "row 5: " if command == "rows" else ""
+    assert str(result.exception).startswith(f"{prefix}'short.wav' lasts 4.9 s, and this model")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_header_that_declares_less_than_there_is_refuses_no_job(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(EngineSpec, "resolve", lambda *_: next(iter([])))
+    content = bytearray(seconds_of(tmp_path / "a.wav", 6).read_bytes())
+    content[40:44] = (4096).to_bytes(4, "little")  # of the data chunk: a first buffer
+    (tmp_path / "a.wav").write_bytes(content)
+    assert soundfile.info("a.wav").duration < 0.1
+    (tmp_path / "a.csv").write_text("text,voice\nHi.,a.wav\n")
+    arguments = ["batch", "a.csv", "--out-dir", "out", "--model", "turbo"]
+    assert isinstance(CliRunner().invoke(app, arguments).exception, StopIteration)
 
 
 def test_no_encoder_is_loaded_for_a_recording_that_is_refused(tiny, store, tmp_path, monkeypatch):

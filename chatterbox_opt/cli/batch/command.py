@@ -6,7 +6,6 @@ Responsible for its options, signals and exit codes. Not responsible for how the
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import os
@@ -33,6 +32,7 @@ from chatterbox_opt.batch.runner import BatchRunner, RunOptions, Summary
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.cli import options, signals
+from chatterbox_opt.cli.batch import checks
 from chatterbox_opt.cli.batch.options import (
     ExecutorOptions,
     FileOptions,
@@ -46,12 +46,10 @@ from chatterbox_opt.cli.batch.progress import display, report
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOptions
 from chatterbox_opt.cli.terminal import streams
 from chatterbox_opt.cli.terminal.console import Reporter
-from chatterbox_opt.config.model_config import ModelConfig
 from chatterbox_opt.config.plan import Plan
 from chatterbox_opt.config.profile import OWN_FLOW
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError, OutputError, TextError, VoiceError
-from chatterbox_opt.sampling import for_model
 from chatterbox_opt.text import languages
 from chatterbox_opt.voices import store as voice_store
 
@@ -91,11 +89,14 @@ def batch(
     read_options = reading.read_options()
     content = _content(file)
     job = job_file.read(file, content, sampling.sampling(), voice, read_options, language)
+    config = registry.known_config(spec.model)
+    job = checks.fitted(job, config)
     if directory is None:
         preview(job, [*job.dropped, *_dropped_by_model(spec.model, job)], as_json=as_json)
         return
     verifier = quality.verifier()
     spec.check(voice)
+    checks.check_lengths(job, spec, config, set(registry.shipped_voices(spec.model)))
     items = job.items
     names = _names(items, files, joining.joined_file)
     printing.set_up_logging(reporter)
@@ -197,27 +198,13 @@ def _prepared(
 ) -> list[job_file.Item]:
     """The items with hashes of everything that their audio depends on; loads no model."""
     checkpoint = spec.locate()
-    remarks = {languages.remark(item.language, checkpoint.config.text) for item in items}
+    remarks = {languages.remark(item.language, checkpoint.config) for item in items}
     for remark in filter(None, remarks):
         log.warning(remark)
     mark = "marked" if spec.watermark else "unmarked"
     parts = [registry.identity(checkpoint), *plan.precision, mark]
     voice_key = functools.partial(_voice_key, spec.store, checkpoint)
-    filled = [_filled(item, checkpoint.config) for item in items]
-    return prepare(filled, names, " ".join(parts), voice_key, loudness)
-
-
-def _filled(item: job_file.Item, config: ModelConfig) -> job_file.Item:
-    """The item with the model's own sampling parameters where it has none.
-
-    Raises:
-        InputError: it has one that the model does not have.
-    """
-    try:
-        sampling = for_model(item.sampling, config.sampling_defaults, config.missing_knobs)
-    except InputError as error:
-        raise InputError(f"row {item.row}: {error}") from error
-    return dataclasses.replace(item, sampling=sampling)
+    return prepare(items, names, " ".join(parts), voice_key, loudness)
 
 
 def _model_text(spec: EngineSpec, plan: Plan) -> str:

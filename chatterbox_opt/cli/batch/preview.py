@@ -47,6 +47,7 @@ def as_object(line: Item | Pause) -> dict[str, Any]:
         "id": line.id,
         "text": line.text,
         "voice": line.voice if isinstance(line, Item) else None,
+        "language": line.language if isinstance(line, Item) else None,
         "row": line.row,
         "start": line.start,
         "end": line.end,
@@ -78,4 +79,5 @@ def _as_text(line: Item | Pause, width: int) -> str:
     if isinstance(line, Pause):
         return f"{'':>{width}}  (pause: {line.reason})  {shown}"
     voice = f"  [{printable(line.voice)}]" if line.voice else ""
-    return f"{printable(line.id):>{width}}{voice}  {shown}"
+    language = f"  ({line.language})" if line.language else ""
+    return f"{printable(line.id):>{width}}{voice}{language}  {shown}"

@@ -57,6 +57,8 @@ def examine(store: VoiceStore) -> list[Finding]:
         _perth(),
         _pico(),
         *map(_weights, (n for n in registry.HUB if n == registry.DEFAULT or registry.cached(n))),
+        _others(),
+        _fact("languages", machine.languages()),
         _fact("formats", machine.soundfile_formats()),
         _fact("more formats", machine.decoders()),
         _voices(store),
@@ -135,6 +137,14 @@ def _weights(name: str) -> Finding:
     else:
         remedy = "the first synth downloads 3 GB; without a network use --model DIR"
     return _fact(f"model: {name}", f"not downloaded yet; {remedy}")
+
+
+def _others() -> Finding:
+    """The models of the family that are not on disk."""
+    absent = [n for n in registry.HUB if n != registry.DEFAULT and not registry.cached(n)]
+    if not absent:
+        return _fact("other models", "all are here")
+    return _fact("other models", f"not downloaded: {', '.join(absent)} (models get NAME)")
 
 
 def _voices(store: VoiceStore) -> Finding:

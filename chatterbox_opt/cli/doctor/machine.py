@@ -15,9 +15,12 @@ from chatterbox_opt.checkpoints import weight_cache
 from chatterbox_opt.cli.terminal.tables import short_path
 from chatterbox_opt.engine import probe
 from chatterbox_opt.errors import first_line
+from chatterbox_opt.text.languages import LIBRARIES
 from chatterbox_opt.voices.store import VoiceStore
 
 COMMON = ("WAV", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "W64")  # listed first
+
+REMEDY = 'pip install "chatterbox-opt[languages]", Russian\'s: docs/configuration.md'
 
 
 def version(package: str) -> str | None:
@@ -83,6 +86,20 @@ def decoders() -> str:
     if program := shutil.which("ffmpeg"):
         found.append(f"ffmpeg ({program})")
     return ", ".join(found) or "none: no PyAV (pip install av) and no ffmpeg program"
+
+
+def languages() -> str:
+    """The languages that need a library, by whether it is here."""
+    packages = {code: package for code, (package, _) in LIBRARIES.items()}
+    here = [code for code, name in packages.items() if importlib.util.find_spec(name) is not None]
+    data = Path(os.environ.get("PKUSEG_HOME", "~/.pkuseg")).expanduser() / "spacy_ontonotes"
+    words = [
+        f"{code} (downloads its dictionary once)" if code == "zh" and not data.is_dir() else code
+        for code in here
+    ]
+    absent = [f"{code} ({name})" for code, name in packages.items() if code not in here]
+    found = f"libraries for {', '.join(words)}" if words else "no library"
+    return f"{found}; none for {', '.join(absent)}: {REMEDY}" if absent else found
 
 
 def caches(store: VoiceStore) -> dict[str, str]:

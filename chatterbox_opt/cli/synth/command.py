@@ -117,7 +117,7 @@ def synth(
     reporter = printing.reporter()
     if job.output is not None:
         streams.check_output(job.output, subtype, as_json=as_json)
-    job.spec.check(voice)
+    job.spec.check(voice, language, job.sampling)
     printing.set_up_logging(reporter)
     result = _run(job, reporter, started)
     _report(reporter, result, as_json=as_json)
@@ -151,7 +151,7 @@ def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
     options.announce_download(job.spec, reporter)
     with job.spec.load() as engine:
         options.report_plan(engine.plan, reporter)
-        if remark := languages.remark(job.language, engine.checkpoint.config.text):
+        if remark := languages.remark(job.language, engine.checkpoint.config):
             reporter.warn(remark)
         voice = engine.voice(job.voice)
         if job.streaming.voice_seconds is not None:
@@ -169,7 +169,8 @@ def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
             for piece in source:
                 sink.write(piece.samples)
                 if piece.faults:
-                    reporter.warn(_doubt(len(pieces) + 1, piece, sampling))
+                    number = 1 + sum(made.ends_chunk for made in pieces)
+                    reporter.warn(_doubt(number, piece, sampling))
                 samples += len(piece.samples)
                 # the samples are on disk: a long text must not fill memory
                 pieces.append(dataclasses.replace(piece, samples=np.empty(0, np.float32)))

@@ -13,18 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatterbox_opt.errors import WeightsError
-from chatterbox_opt.text.tokenizers.files import damaged, read_bytes, read_json
+from chatterbox_opt.text.tokenizers.files import (
+    ADDED,
+    CONFIG,
+    MERGES,
+    SPECIAL,
+    VOCABULARY,
+    damaged,
+    read_bytes,
+    read_json,
+)
 from chatterbox_opt.utils.damage import DAMAGE_ERRORS
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
-VOCABULARY, MERGES = "vocab.json", "merges.txt"
-CONFIG, ADDED, SPECIAL = (  # may be absent
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "special_tokens_map.json",
-)
 _SPECIAL = ("bos_token", "eos_token", "unk_token")
 _END_OF_TEXT = "<|endoftext|>"
 _UNLIMITED = 10**20  # transformers writes a larger number where there is no limit

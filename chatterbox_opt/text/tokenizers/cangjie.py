@@ -11,10 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from chatterbox_opt.errors import WeightsError
-from chatterbox_opt.text.tokenizers.files import damaged, read_json
+from chatterbox_opt.text.tokenizers.files import CANGJIE, damaged, read_json
 from chatterbox_opt.utils.damage import DAMAGE_ERRORS
-
-FILE = "Cangjie5_TC.json"
 
 
 def read_codes(directory: Path) -> dict[str, str]:
@@ -25,9 +23,11 @@ def read_codes(directory: Path) -> dict[str, str]:
     Raises:
         WeightsError: the table is missing or damaged.
     """
-    path = directory / FILE
+    path = directory / CANGJIE
     if not path.is_file():
-        raise WeightsError(f"'{directory}' has no {FILE}, which Chinese needs: get the model again")
+        raise WeightsError(
+            f"'{directory}' has no {CANGJIE}, which Chinese needs: get the model again"
+        )
     entries = read_json(path)
     code_of: dict[str, str] = {}
     numbers: dict[str, dict[str, int]] = {}  # code -> character -> its number

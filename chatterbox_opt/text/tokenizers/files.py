@@ -1,7 +1,7 @@
-"""Reads a tokenizer's files.
+"""The names of the tokenizers' files, and reading them.
 
-Responsible for bounds and for errors that name the file. Not responsible for what a kind of model
-needs of them (loading.py).
+Responsible for names, bounds and for errors that name the file. Not responsible for what a kind of
+model needs of them (loading.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,15 @@ from chatterbox_opt.utils.small_file import read_at_most
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+ENGLISH = "tokenizer.json"
+MULTILINGUAL, CANGJIE = "grapheme_mtl_merged_expanded_v1.json", "Cangjie5_TC.json"
+HEBREW = ("dicta-1.0.onnx", "dicta-1.0.int8.onnx")  # of a library, in the model's directory
+VOCABULARY, MERGES = "vocab.json", "merges.txt"
+CONFIG, ADDED, SPECIAL = (  # may be absent
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
 MAX_BYTES = 16 << 20  # Chatterbox's has some 10 KB, GPT-2's 2 MB
 REQUIRED = ("[START]", "[STOP]")
 

@@ -1,23 +1,25 @@
 """What a language's text becomes before its tokens: one function from str to str for each.
 
 Responsible for upstream's text (tokenizer.py, 0.1.7) from the same libraries, and for an error
-where upstream warns and goes on with other sounds. Not responsible for Chinese (cangjie.py).
+where upstream warns and goes on with other sounds. Not responsible for Chinese (cangjie.py) or for
+which library is missing (languages.py).
 """
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from chatterbox_opt.errors import InputError, first_line
-from chatterbox_opt.text.languages import LANGUAGES, LIBRARIES, check_library
+from chatterbox_opt.errors import InputError
+from chatterbox_opt.text.languages import LIBRARIES, check_library, failure, library_errors
 from chatterbox_opt.text.tokenizers import cangjie
-from chatterbox_opt.utils.damage import DAMAGE_ERRORS
+from chatterbox_opt.text.tokenizers.files import HEBREW
 
 Step: TypeAlias = Callable[[str], str]
-HEBREW_FILES = ("dicta-1.0.onnx", "dicta-1.0.int8.onnx")  # in the model's directory
 _HANGUL, _LAST_HANGUL = 0xAC00, 0xD7AF
 _INITIAL, _VOWEL, _FINAL = 0x1100, 0x1161, 0x11A7  # the first jamo of each kind
 _VOWELS, _FINALS = 21, 28
@@ -42,24 +44,16 @@ def make_step(language: str, directory: Path) -> Step:
     check_library(language)
     try:
         step = factory(directory)
-    except (ImportError, OSError, *DAMAGE_ERRORS) as error:
-        raise _failed(language, error) from error
+    except library_errors() as error:
+        raise failure(language, error) from error
 
     def checked(text: str) -> str:
         try:
             return step(text)
-        except (OSError, *DAMAGE_ERRORS) as error:
-            raise _failed(language, error) from error
+        except library_errors() as error:
+            raise failure(language, error) from error
 
     return checked
-
-
-def _failed(language: str, error: Exception) -> InputError:
-    package, command = LIBRARIES[language]
-    return InputError(
-        f"the library {package}, which {LANGUAGES[language]} needs, fails "
-        f"({type(error).__name__}: {first_line(error)}): {command}"
-    )
 
 
 def _unchanged(text: str) -> str:
@@ -111,22 +105,40 @@ def _hebrew(directory: Path) -> Step:
     from dicta_onnx import Dicta
 
     # some releases of the library find their network themselves, others must be given its path
-    paths = [path for name in HEBREW_FILES if (path := directory / name).is_file()]
+    paths = [path for name in HEBREW if (path := directory / name).is_file()]
     try:
         points = Dicta(str(paths[0])) if paths else Dicta()
-    except TypeError as error:
+    except library_errors() as error:
+        if isinstance(error, ImportError):
+            raise
+        what = f"'{paths[0]}' is not one, or damaged" if paths else "it is not here"
         raise InputError(
-            f"Hebrew needs the network of dicta_onnx: put {HEBREW_FILES[0]} into '{directory}'"
+            f"Hebrew needs the network of dicta_onnx, and {what}: put {HEBREW[0]} into "
+            f"'{directory}' (its releases are at github.com/thewh1teagle/dicta-onnx)"
         ) from error
     add: Step = points.add_diacritics
     return add
 
 
 def _russian(directory: Path) -> Step:
-    from russian_text_stresser.text_stresser import RussianTextStresser
+    from concurrent.futures import ThreadPoolExecutor
 
-    stress: Step = RussianTextStresser().stress_text
-    return stress
+    # its database answers only the thread that opened it, and texts come from several
+    thread = ThreadPoolExecutor(1, "russian stress")
+
+    def make() -> Step:
+        from russian_text_stresser.text_stresser import RussianTextStresser
+
+        stress: Step = RussianTextStresser().stress_text
+        return stress
+
+    def quietly(work: Callable[[], Any]) -> Any:
+        # it prints, and standard output may be audio
+        with contextlib.redirect_stdout(sys.stderr):
+            return thread.submit(work).result()
+
+    stress: Step = quietly(make)
+    return lambda text: str(quietly(lambda: stress(text)))
 
 
 def _chinese(directory: Path) -> Step:

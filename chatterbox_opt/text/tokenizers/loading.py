@@ -12,11 +12,8 @@ from typing import Protocol
 from chatterbox_opt.config.model_config import MULTILINGUAL_TEXT, TURBO_ENGLISH
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.text.tokenizers.byte_pairs import BytePairTokenizer
-from chatterbox_opt.text.tokenizers.files import read_tokenizer
+from chatterbox_opt.text.tokenizers.files import ENGLISH, MULTILINGUAL, read_tokenizer
 from chatterbox_opt.text.tokenizers.graphemes import EnglishTokenizer, MultilingualTokenizer
-
-FILE = "tokenizer.json"
-MULTILINGUAL_FILE = "grapheme_mtl_merged_expanded_v1.json"
 
 
 class TextTokenizer(Protocol):
@@ -65,6 +62,6 @@ def load(directory: Path, kind: str, languages: Path | None = None) -> TextToken
         return BytePairTokenizer(directory)
     if kind == MULTILINGUAL_TEXT:
         return MultilingualTokenizer(
-            read_tokenizer(directory / MULTILINGUAL_FILE), languages or directory
+            read_tokenizer(directory / MULTILINGUAL), languages or directory
         )
-    return EnglishTokenizer(read_tokenizer(directory / FILE))
+    return EnglishTokenizer(read_tokenizer(directory / ENGLISH))
