@@ -69,7 +69,6 @@ def load(
     # before 3 GB are downloaded, because PerTh may be missing
     mark = Watermark() if watermark and plan.optimized else None
     checkpoint = registry.locate(model)
-    plan = plan.for_model(checkpoint.config)
     announce("loading the model")
     if checkpoint.config.random_weights:
         log.warning("'%s' has random weights: its output is noise", Path(model).name)

@@ -23,7 +23,7 @@ from helpers.t3 import decode_all, eager_backend, prefilled, sequence_of
 from chatterbox_opt.config.model_config import NANO, TURBO, T3Config
 from chatterbox_opt.engine.decoding.decode import DecodeBatch, EagerBackend, eager_step
 from chatterbox_opt.errors import TextError, WeightsError
-from chatterbox_opt.models.t3 import convert, fused_step
+from chatterbox_opt.models.t3 import convert
 from chatterbox_opt.models.t3.kv_cache import StaticKVCache
 from chatterbox_opt.models.t3.model import Prompt
 from chatterbox_opt.sampling import Sampling
@@ -250,10 +250,6 @@ def test_loading_is_as_strict_as_upstreams(upstream, config):
     for message, tensors in damaged.items():
         with pytest.raises(WeightsError, match=message):
             convert.t3_from_upstream(tensors, config, torch.float32)
-
-
-def test_there_is_no_fused_step(t3):
-    assert not fused_step.supports(t3)
 
 
 def test_slots_of_one_row_take_every_sequence(t3, config):
