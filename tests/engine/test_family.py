@@ -63,19 +63,8 @@ def test_turbo_is_upstreams(turbo, tmp_path, monkeypatch):
             compare(audio.samples, expected)
 
 
-class NoAnalyzer:
-    """In place of the analyzer that watches attentions, which upstream's master has removed."""
-
-    def __init__(self, *_: object, eos_idx: int, **__: object) -> None:
-        self.eos_idx = eos_idx
-
-    def step(self, logits, **_):
-        return logits
-
-
 def test_multilingual_is_upstreams(multilingual, tmp_path, monkeypatch):
     upstream = upstream_multilingual(multilingual, monkeypatch)
-    monkeypatch.setattr("chatterbox.models.t3.t3.AlignmentStreamAnalyzer", NoAnalyzer)
     # ids that no trained model draws, and random ones do: dropped as in tts.py; here upstream fails
     monkeypatch.setattr("chatterbox.mtl_tts.drop_invalid_tokens", lambda ids: ids[ids < 6561])
     inference = upstream.t3.inference
