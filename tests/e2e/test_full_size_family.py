@@ -11,13 +11,14 @@ import torch
 from helpers.common import assert_close
 from helpers.gpt2 import greedy_turbo_tokens, turbo_tokens
 from helpers.languages import SENTENCES
+from helpers.quality import check_narrow, forced_log_probs
 from helpers.t3 import decode_all, sequence_of
 from helpers.texts import TEXTS
 from helpers.upstream_family import upstream_multilingual, upstream_turbo
 from helpers.upstream_reference import WHOLE_ATOL, greedy_tokens, sampled_tokens
 
 from chatterbox_opt import Engine, Sampling
-from chatterbox_opt.checkpoints import families, random_weights
+from chatterbox_opt.checkpoints import families, loader, random_weights, registry
 from chatterbox_opt.config.model_config import MULTILINGUAL_TEXT, TURBO_ENGLISH
 from chatterbox_opt.engine.decoding.decoder import text_tokens
 from chatterbox_opt.models.t3.model import Prompt
@@ -30,6 +31,9 @@ MAX_TOKENS, LIMIT = 6, 40
 TURBO = {"top_k": 1000, "top_p": 0.95, "repetition_penalty": 1.2}
 TURBO_KNOBS = ({}, {"top_k": 50}, {"top_k": 0, "top_p": 0.8}, {"repetition_penalty": 2.0})
 KNOBS = ((0.5, 0.5), (1.0, 0.25), (0.3, 1.0))  # guidance and exaggeration
+# by precision, for random weights: least top-1, greatest KL divergence
+BOUNDS = {"int8": (0.85, 0.02), "int4": (0.25, 1.0), "bfloat16": (0.85, 0.02)}
+SIZES = 2, 20  # texts, tokens
 TAGGED = "Hello there, how are you? [laugh] Fine."
 
 
@@ -170,3 +174,15 @@ def test_synthesis_equals_upstreams_for_the_same_seed(engine, upstream, kind, mo
     sampling = Sampling(seed=2, max_tokens=LIMIT)
     audio = engine.synthesize(given[0], None, sampling, language=language)
     assert_close(torch.from_numpy(audio.samples), expected, atol=WHOLE_ATOL)
+
+
+@pytest.fixture(scope="module")
+def exact(directory):
+    """The checkpoint, and log-probabilities of forced tokens in float32."""
+    checkpoint = registry.locate(str(directory))
+    return checkpoint, forced_log_probs(loader.load_t3(checkpoint, torch.float32), *SIZES)
+
+
+@pytest.mark.parametrize("narrow", BOUNDS)
+def test_narrow_steps_are_close_to_float32(exact, narrow):
+    check_narrow(*exact, narrow, BOUNDS[narrow], *SIZES)
