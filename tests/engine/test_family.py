@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 import torch
+from helpers.fake_engine import run_batch, tasks_of
 from helpers.upstream_family import upstream_multilingual, upstream_turbo
 from helpers.upstream_reference import WHOLE_ATOL
 
@@ -144,3 +146,26 @@ def test_a_step_without_memory_is_repeated(kind, engines, monkeypatch):
     monkeypatch.setattr(T3, "step", broken)
     found = engine.synthesize("Hello.", None, sampling, language=language).samples
     assert len(calls) > 10 and np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_makes_what_is_missing_again(kind, engines, tmp_path):
+    """The same file, byte for byte, and no other item."""
+    items, asked = tasks_of(["One.", "Two."]), []
+    short = [
+        dataclasses.replace(one, sampling=dataclasses.replace(one.sampling, max_tokens=12))
+        for one in items
+    ]
+
+    def speak(requests):
+        for result in engines(kind).batch(requests):
+            asked.append(result.id)
+            yield result
+
+    assert not run_batch(tmp_path, short, speak, retries=0).failed()
+    made = {file.name: file.read_bytes() for file in tmp_path.glob("*.wav")}
+    (tmp_path / "2.wav").unlink()
+    asked.clear()
+    assert run_batch(tmp_path, short, speak, retries=0).skipped == 1
+    assert asked == ["2"]
+    assert {file.name: file.read_bytes() for file in tmp_path.glob("*.wav")} == made
