@@ -73,6 +73,26 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory):
+    """A function: kind to a tiny checkpoint of that kind (``models make --kind``)."""
+    from chatterbox_opt.checkpoints.random_weights import make
+
+    directory = tmp_path_factory.mktemp("family")
+
+    def made(kind: str) -> Path:
+        if not (directory / kind).exists():
+            make(directory / kind, "tiny", 3, kind)
+        return directory / kind
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def turbo(family) -> Path:
+    return family("turbo")
+
+
 @pytest.fixture
 def store(tmp_path: Path):
     from chatterbox_opt.voices.store import VoiceStore

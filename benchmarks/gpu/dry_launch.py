@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -26,10 +26,11 @@ from chatterbox_opt.kernels.cuda import decode_attention, decode_io, decode_line
 from chatterbox_opt.kernels.cuda import flow as flow_kernels
 from chatterbox_opt.kernels.cuda import launch as kernel_launch
 from chatterbox_opt.layers.linear_int import WeightOnlyInt8Linear
+from chatterbox_opt.models.t3.convert import make_t3
 from chatterbox_opt.models.t3.decode_state import DecodeState
 from chatterbox_opt.models.t3.fused_step import FusedStep
 from chatterbox_opt.models.t3.kv_cache import StaticKVCache
-from chatterbox_opt.models.t3.llama import LlamaT3
+from chatterbox_opt.models.t3.model import T3
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.utils.skip_init import skip_init
 
@@ -173,7 +174,8 @@ def decode_steps(
     kv_int8: bool,
     shape: T3Config | None = None,
 ) -> None:
-    """One decode step of T3: two rows a sequence, and also one row for a single sequence.
+    """One decode step of T3: two rows a sequence, and also one row for a single sequence. GPT-2's
+    sequences have one row.
 
     Args:
         dtype: of the arithmetic.
@@ -183,11 +185,12 @@ def decode_steps(
         shape: of another model; one layer is enough, they are alike.
     """
     with skip_init():
-        t3 = LlamaT3(replace(shape or T3Config(), layers=1)).to(dtype)
+        t3 = make_t3(replace(shape or T3Config(), layers=1)).to(dtype)
     if int8:
         _quantize(t3)
     one_row = [(1, 1)] if 1 in counts else []
-    for rows_per_seq, count in [(2, count) for count in counts] + one_row:
+    rows = 2 if t3.config.has_cfg else 1
+    for rows_per_seq, count in [(rows, count) for count in counts] + one_row:
         kv_dtype = torch.int8 if kv_int8 else None
         cache = StaticKVCache(
             num_seqs=count,
@@ -200,15 +203,17 @@ def decode_steps(
         FusedStep(t3)(DecodeState(t3, count, cache), count, POSITIONS, needs_sort=False)
 
 
-def _quantize(t3: LlamaT3) -> None:
+def _quantize(t3: T3) -> None:
     """Replace the matrices of the blocks and the head by int8 ones with arbitrary values."""
-    for module in (*t3.blocks, t3):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear) and name in ("qkv", "out", "gate_up", "down", "head"):
-                rows, depth = child.weight.shape
-                state = {"weight-only": torch.empty(rows, depth, dtype=torch.int8),
-                        "scales": torch.empty(rows)}  # fmt: skip
-                setattr(module, name, WeightOnlyInt8Linear.from_state_tensors(state))
+    for path in t3.matrices:
+        parent, _, name = path.rpartition(".")
+        linear = cast(nn.Linear, t3.get_submodule(path))
+        rows, depth = linear.weight.shape
+        state = {"weight-only": torch.empty(rows, depth, dtype=torch.int8),
+                "scales": torch.empty(rows)}  # fmt: skip
+        state |= {} if linear.bias is None else {"bias": linear.bias}
+        int8 = WeightOnlyInt8Linear.from_state_tensors(state)
+        setattr(t3.get_submodule(parent), name, int8)
 
 
 def selftests(dtype: torch.dtype, stages: Sequence[str] = ("t3", "flow")) -> None:

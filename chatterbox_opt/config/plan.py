@@ -24,7 +24,7 @@ from chatterbox_opt.config.hardware import (
     kernel_feature,
 )
 from chatterbox_opt.config.hop_schedule import HopSchedule
-from chatterbox_opt.config.model_config import LLAMA, ModelConfig
+from chatterbox_opt.config.model_config import ModelConfig
 from chatterbox_opt.config.profile import OWN_FLOW, QUANTIZED, Profile, load_profile, stages_of
 from chatterbox_opt.config.settings import (
     COMMAND_LINE,
@@ -119,13 +119,6 @@ class Plan:
     def hop_schedule(self, config: ModelConfig) -> HopSchedule:
         """Of a model's streams with low latency."""
         return self.large_model_hops if config.t3.is_large else self.hops
-
-    def for_model(self, config: ModelConfig) -> Plan:
-        """With PyTorch's operations where there are no GPU kernels for the model."""
-        if self.t3.kernels != TRITON or config.t3.backbone == LLAMA:
-            return self
-        reason = "t3 by PyTorch's operations: there are no GPU kernels for GPT-2"
-        return replace(self, t3=replace(self.t3, kernels=PYTORCH), reasons=(*self.reasons, reason))
 
     @property
     def triton_stages(self) -> tuple[str, ...]:

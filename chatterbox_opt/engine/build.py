@@ -84,7 +84,6 @@ def load(
     if plan.flow_model != OWN_FLOW and not checkpoint.sources:
         log.warning(flows.SAME, Path(model).name, plan.flow_model)
         plan = replace(plan, flow_model=OWN_FLOW)
-    plan = plan.for_model(checkpoint.config)
     announce("loading the model")
     if checkpoint.config.random_weights:
         log.warning("'%s' has random weights: its output is noise", Path(model).name)

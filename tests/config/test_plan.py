@@ -8,7 +8,7 @@ import pytest
 from chatterbox_opt.config import hardware, settings
 from chatterbox_opt.config.hardware import Hardware, kernel_feature
 from chatterbox_opt.config.hop_schedule import HopSchedule
-from chatterbox_opt.config.model_config import TINY, TURBO, ModelConfig
+from chatterbox_opt.config.model_config import TINY, ModelConfig
 from chatterbox_opt.config.plan import StagePlan, choose_profile, resolve
 from chatterbox_opt.config.profile import load_profile, profile_names
 from chatterbox_opt.engine import probe
@@ -415,15 +415,6 @@ def test_fused_kernels_are_probed_only_for_the_requested_dtypes():
         "rtx4090", gpu(unsupported=WITHOUT_KERNELS), {}, {"DISABLE_OPTIMIZATION": "true"}
     )
     assert plain.triton_stages == () and "no compiler" not in " ".join(plain.reasons)
-
-
-def test_gpu_kernels_are_only_for_llama():
-    resolved = resolve("rtx4090", gpu(), {}, {})
-    assert resolved.triton_stages == ("t3", "flow")
-    assert resolved.for_model(ModelConfig()) is resolved
-    turbo = resolved.for_model(TURBO)
-    assert turbo.triton_stages == ("flow",) and turbo.t3.layout == resolved.t3.layout
-    assert turbo.reasons[-1].startswith("t3 by PyTorch's operations")
 
 
 def test_integer_step_ignores_inductor():

@@ -40,6 +40,8 @@ from chatterbox_opt.kernels.cuda import flow as flow_kernels
 from chatterbox_opt.kernels.cuda.kv_quantization import dequantize, quantize
 from chatterbox_opt.models.t3 import sampler
 from chatterbox_opt.models.t3.decode_state import UNFORCED, DecodeState
+from chatterbox_opt.models.t3.fused_step import FusedStep
+from chatterbox_opt.models.t3.gpt2 import Gpt2T3
 from chatterbox_opt.models.t3.kv_cache import attend_matmul
 from chatterbox_opt.models.t3.llama import apply_rope
 from chatterbox_opt.runtime import cuda
@@ -64,14 +66,29 @@ EXACT = [name for name in CONFIGS if name.startswith("dev")]
 
 
 def linear(
-    x, weight, scales=None, *, norm=None, gated=False, residual=None, out=None, arrivals=None
+    x,
+    weight,
+    scales=None,
+    *,
+    bias=None,
+    norm=None,
+    norm_bias=None,
+    gated=False,
+    gelu=False,
+    residual=None,
+    out=None,
+    arrivals=None,
 ):
     """``decode_linear.linear`` in operations that the fake capture can trace."""
-    made = (
-        x.float() if norm is None else F.rms_norm(x.float(), x.shape[1:], norm[0].float(), norm[1])
-    )
+    made = x.float()
+    if norm_bias is not None:
+        made = F.layer_norm(made, x.shape[1:], norm[0].float(), norm_bias.float(), norm[1])
+    elif norm is not None:
+        made = F.rms_norm(made, x.shape[1:], norm[0].float(), norm[1])
     made = made @ weight.float().t()
     made = made if scales is None else made * scales
+    made = made if bias is None else made + bias.float()
+    made = F.gelu(made, approximate="tanh") if gelu else made
     if gated:
         first, second = made.chunk(2, dim=-1)
         made = F.silu(first) * second
@@ -84,9 +101,11 @@ def attend(qkv, rope, keys, values, places, scales=None, arrivals=None, tile=0):
     rows, rows_per_seq = len(qkv), len(qkv) // len(places)
     every = places.repeat_interleave(rows_per_seq)
     q, k, v = qkv.view(rows, 3, keys.shape[1], 1, -1).unbind(1)
-    rope = [part.repeat_interleave(rows_per_seq, dim=0)[:, None, None] for part in rope]
+    if rope is not None:
+        rope = [part.repeat_interleave(rows_per_seq, dim=0)[:, None, None] for part in rope]
+        q, k = apply_rope(q, rope), apply_rope(k, rope)
     where, seen = (torch.arange(rows, device=q.device), slice(None), every), []
-    given = zip((keys, values), (apply_rope(k, rope), v), scales or (None, None), strict=True)
+    given = zip((keys, values), (k, v), scales or (None, None), strict=True)
     for kept, new, by in given:
         new = new[:, :, 0]
         if by is None:
@@ -96,7 +115,7 @@ def attend(qkv, rope, keys, values, places, scales=None, arrivals=None, tile=0):
             kept[where], by[where] = quantize(new)
             seen.append(dequantize(kept[:rows], by[:rows], q.dtype))
     visible = torch.arange(keys.shape[2], device=q.device) <= every[:, None]
-    made = attend_matmul(apply_rope(q, rope), *seen, visible[:, None, None])
+    made = attend_matmul(q, *seen, visible[:, None, None])
     return made.transpose(1, 2).flatten(1)
 
 
@@ -104,20 +123,25 @@ def enter(counters, tables, frequencies, rows_per_seq, beyond, heads):
     """``decode_io.embed_tokens``."""
     token, generated, position = counters
     places = position.clamp(max=beyond - 1)
+    arrivals = places.new_zeros(len(places) * rows_per_seq * heads, dtype=torch.int32)
+    if frequencies is None:
+        x = tables[0][token] + tables[1][places.clamp(max=len(tables[1]) - 1)]
+        return x.repeat_interleave(rows_per_seq, dim=0), None, places, arrivals
     angles = places.float()[:, None] * frequencies
     cos, sin = angles.cos(), angles.sin()
     x = (tables[0][token] + tables[1][generated]).repeat_interleave(rows_per_seq, dim=0)
     rope = torch.cat((cos, cos), -1).to(x.dtype), torch.cat((-sin, sin), -1).to(x.dtype)
-    return x, rope, places, places.new_zeros(len(places) * rows_per_seq * heads, dtype=torch.int32)
+    return x, rope, places, arrivals
 
 
-def draw(logits, seen, knobs, noise, outputs, counters, *, unforced, not_finite):
+def draw(logits, seen, knobs, noise, outputs, counters, *, unforced, not_finite, turbo, start):
     """``decode_io.sample_tokens``."""
     assert (unforced, not_finite) == (UNFORCED, sampler.NOT_FINITE)
     token, generated, position = counters
     held = SimpleNamespace(
         rows_per_seq=len(logits) // len(seen),
-        turbo=False,
+        turbo=turbo,
+        start=start,
         logits=logits,
         seen=seen,
         sampling_tensors=sampler.SamplingTensors(knobs),
@@ -221,6 +245,38 @@ def test_every_configuration_synthesizes_on_a_gpu(load_on_gpu, gpu, expected, ba
             assert all(engines.graphs_intact(engine, engine.pipeline.decoder.backend).values())
     gc.collect()
     assert gpu.allocated() == torch.cuda.memory_allocated() == 0, "memory that close() did not free"
+
+
+@pytest.mark.parametrize(
+    "backend", ["dev, offload", pytest.param("rtx4090", marks=pytest.mark.slow)]
+)
+def test_turbo_synthesizes_on_a_gpu(gpu, turbo, backend, tmp_path, monkeypatch):
+    """GPT-2's fused step, captured, with knobs that need a sort and without; two-step flow."""
+    calls = [
+        ("Hello there. [laugh]", Sampling(seed=1, max_tokens=13)),
+        ("No sort.", Sampling(seed=2, max_tokens=11, top_k=0, top_p=1.0, temperature=1.2)),
+    ]
+    steps, fused = [], FusedStep.__call__
+
+    def noted(self, *args, **kwargs):
+        steps.append(type(self._t3))
+        return fused(self, *args, **kwargs)
+
+    monkeypatch.setattr(FusedStep, "__call__", noted)
+    load = functools.partial(Engine.load, str(turbo), store=VoiceStore(tmp_path), watermark=False)
+    with load("dev", device="cpu") as engine:
+        expected = [engine.synthesize(text, None, one).samples for text, one in calls]
+    assert not steps
+    profile, overrides = backend.partition(",")[0], CONFIGS[backend]
+    with load(profile, device="cuda", overrides=overrides) as engine:
+        assert "t3" in engine.plan.triton_stages
+        for _ in range(3):
+            for (text, one), wanted in zip(calls, expected, strict=True):
+                found = engine.synthesize(text, None, one).samples
+                assert np.isfinite(found).all()
+                if backend in EXACT:
+                    assert np.abs(found - wanted).max() < 1e-3
+    assert gpu.replays and set(steps) == {Gpt2T3}
 
 
 def test_parts_of_a_stream_are_those_of_a_cpu(load_on_gpu, gpu, engine):

@@ -92,7 +92,7 @@ def compile_kernel(
 
 
 # by any kernel: all that one may load before gdc_wait (kernels/cuda/launch.py)
-NEVER_WRITTEN = {"weight", "scales", "norm", "frequencies"}
+NEVER_WRITTEN = {"weight", "scales", "bias", "norm", "norm_bias", "frequencies"}
 
 
 def loaded_before_wait(ptx: str, names: list[str]) -> set[str]:
@@ -139,7 +139,7 @@ def test_kernels_compile_for_every_gpu(capability, half_precision, tmp_path, mon
     major = capability // 10
     half = TYPES[torch.float16 if capability < 80 else torch.bfloat16]
     dtype, size = (half, 2) if half_precision else (TYPES[torch.float32], 4)
-    floats = dict.fromkeys(("x", "norm", "residual", "out"), dtype)
+    floats = dict.fromkeys(("x", "bias", "norm", "norm_bias", "residual", "out"), dtype)
     linear = {
         **floats,
         "weight": dtype,
@@ -150,6 +150,7 @@ def test_kernels_compile_for_every_gpu(capability, half_precision, tmp_path, mon
     }
     plain = ("HAS_NORM", "GATED")
     all_flags = ("HAS_NORM", "GATED", "HAS_RESIDUAL", "HAS_SCALES")
+    gpt2 = ("HAS_NORM", "LAYER_NORM", "HAS_BIAS", "GELU")
     for rows, flags in (
         (2, plain),
         (2, ("HAS_RESIDUAL",)),
@@ -158,10 +159,14 @@ def test_kernels_compile_for_every_gpu(capability, half_precision, tmp_path, mon
         (SMALLEST_TILE, all_flags),
         (LARGEST_TILE, plain),
         (LARGEST_TILE, ("HAS_RESIDUAL",)),
+        (1, gpt2),
+        (1, (*gpt2, "HAS_SCALES")),
+        (MAX_GEMV_ROWS, gpt2),
+        (LARGEST_TILE, (*gpt2, "HAS_SCALES")),
     ):
         int8, gated = "HAS_SCALES" in flags, "GATED" in flags
         types = linear | ({"weight": "*i8"} if int8 else {})
-        constants = {name: name in flags for name in all_flags}
+        constants = {name: name in flags for name in (*all_flags, *gpt2)}
         if rows <= MAX_GEMV_ROWS:
             sizes = size, 1 if int8 else size
             k = 4096 if flags == ("HAS_RESIDUAL",) else 1024
@@ -178,22 +183,31 @@ def test_kernels_compile_for_every_gpu(capability, half_precision, tmp_path, mon
     attention = {**pointers, "positions": "*i64", "arrivals": "*i32", "scale": "fp32", **strides}
     keys = decode_attention.SMALL_KEYS.get(major, decode_attention.KEYS)
     constants = {"HEAD_DIM": 64, "KEYS": keys, "num_warps": decode_attention.WARPS}
-    for splits, int8 in ((1, False), (8, False), (4, True)):
+    for splits, int8, rope in (
+        (1, False, True),
+        (8, False, True),
+        (4, True, True),
+        (8, True, False),
+    ):
         types = attention | (dict.fromkeys(("keys", "values"), "*i8") if int8 else {})
-        flags = constants | {"SPLITS": splits, "QUANTIZED": int8}
+        flags = constants | {"SPLITS": splits, "QUANTIZED": int8, "ROPE": rope}
         compile_kernel(decode_attention.decode_attention_kernel, types, flags, capability)
     state = dict.fromkeys(("token_buffer", "last_token", "num_generated", "position"), "*i64")
-    sizes = dict.fromkeys(("vocab", "max_tokens", "unforced", "not_finite"), "i32")
+    names = ("vocab", "max_tokens", "start", "unforced", "not_finite")
+    sizes = dict.fromkeys(names, "i32")
     sample = {"logits": dtype, "seen": "*u8", "sampling_params": "*fp32", "noise": "*fp32"}
     warps = decode_io.FEWER_SAMPLE_WARPS.get(major, decode_io.SAMPLE_WARPS)
     constants = {"ROWS_PER_SEQ": 2, "NUM_PARAMS": 6, "BLOCK_VOCAB": 16384, "num_warps": warps}
-    compile_kernel(decode_io.sample_kernel, {**sample, **state, **sizes}, constants, capability)
+    for turbo in (False, True):
+        flags = constants | {"TURBO": turbo}
+        compile_kernel(decode_io.sample_kernel, {**sample, **state, **sizes}, flags, capability)
     names = ("token_embedding", "position_embedding", "x", "cos", "sin")
     embed = {**dict.fromkeys(names, dtype), **state, "frequencies": "*fp32"}
     embed |= {"positions": "*i64", "arrivals": "*i32"}
-    embed |= dict.fromkeys(("width", "max_positions", "num_counters"), "i32")
+    embed |= dict.fromkeys(("width", "table_rows", "max_positions", "num_counters"), "i32")
     constants = {"ROWS_PER_SEQ": 2, "BLOCK_WIDTH": 1024, "HALF_DIM": 32, "BLOCK_COUNTERS": 32}
-    compile_kernel(decode_io.embed_kernel, embed, constants, capability)
+    for rope in (True, False):
+        compile_kernel(decode_io.embed_kernel, embed, constants | {"ROPE": rope}, capability)
     if not half_precision or capability < 80:
         return
     strides = dict.fromkeys(("row_stride", "frame_stride", "head_stride"), "i32")
@@ -208,3 +222,33 @@ def test_kernels_compile_for_every_gpu(capability, half_precision, tmp_path, mon
         constants = {name: name == flag for name in ("HAS_RESIDUAL", "MISH")}
         constants |= {"ROWS": flow_kernels.ROWS, "BLOCK_WIDTH": 256}
         compile_kernel(flow_kernels.layer_norm_kernel, norm, constants, capability)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is for Linux")
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_steps_of_turbo_and_nano_compile_for_every_gpu(capability, tmp_path, monkeypatch):
+    """The launches of a step at full size, as the engine makes them. A few bytes spill: in
+    float32's GEMM, where LayerNorm has the most sums, and in attention, where ptxas prefers it."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    from benchmarks.gpu import dry_launch
+    from chatterbox_opt.config.model_config import NANO, TURBO
+    from chatterbox_opt.kernels.cuda.launch import PDL_CAPABILITIES, gdc_wait
+
+    if gdc_wait is None:
+        pytest.skip("this Triton is older than 3.4")
+    pdl = capability // 10 in PDL_CAPABILITIES
+    steps = ((TURBO.t3, torch.float16, (1, 4, 32)), (TURBO.t3, torch.float32, (1, 32)),
+             (NANO.t3, torch.float16, (1, 32)))  # fmt: skip
+    with dry_launch.fake_gpu(capability, pdl=pdl) as compiled:
+        for (shape, dtype, counts), int8 in itertools.product(steps, (False, True)):
+            dry_launch.decode_steps(dtype, counts, int8=int8, kv_int8=int8, shape=shape)
+    names = {kernel.name for kernel in compiled.kernels}
+    assert names == {"embed_kernel", "gemv", "gemm", "decode_attention_kernel", "sample_kernel"}
+    for kernel in {kernel.files["ptx"]: kernel for kernel in compiled.kernels}.values():
+        spilled = resources.usage(kernel.files["ptx"].read_text(), capability).spilled
+        allowed = {"decode_attention_kernel": 32, "gemm": 64}.get(kernel.name, 0)
+        if kernel.name == "gemm" and kernel.types["x"] != "*fp32":
+            allowed = 0
+        assert spilled <= allowed, (kernel.name, kernel.constants, kernel.types, spilled)
+    assert all(kernel.shared <= CAPABILITIES[capability] * 1024 for kernel in compiled.kernels)

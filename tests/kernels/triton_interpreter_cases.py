@@ -7,12 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.common import assert_close
-from helpers.t3 import as_on_a_gpu, decode_all, eager_backend, utterance
+from helpers.gpt2 import TINY_GPT2, gpt2_prompt, upstream_gpt2
+from helpers.t3 import as_on_a_gpu, decode_all, eager_backend, sequence_of, utterance
 from triton.runtime.errors import OutOfResources
 
 from chatterbox_opt.config.model_config import TINY
 from chatterbox_opt.engine import probe
+from chatterbox_opt.engine.decoding.decode import eager_step, prefill_fn
 from chatterbox_opt.kernels.cuda import (
     decode_attention,
     decode_io,
@@ -26,8 +29,10 @@ from chatterbox_opt.kernels.cuda import flow as flow_kernels
 from chatterbox_opt.kernels.cuda import launch as kernel_launch
 from chatterbox_opt.kernels.cuda.decode_attention import KEYS
 from chatterbox_opt.kernels.cuda.kv_quantization import dequantize, quantize
+from chatterbox_opt.layers import weight_layout
 from chatterbox_opt.models.flow.estimator import Estimator, Transformer
 from chatterbox_opt.models.t3 import fused_step, sampler
+from chatterbox_opt.models.t3.convert import t3_from_upstream
 from chatterbox_opt.models.t3.decode_state import UNFORCED, DecodeState
 from chatterbox_opt.models.t3.kv_cache import attend_matmul
 from chatterbox_opt.models.t3.llama import apply_rope
@@ -70,11 +75,11 @@ def test_fused_linear(rows, dtype, flags):
         weight = (1000 * weight).round().clamp(-127, 127).to(torch.int8)
     exact, exact_weight = x.double(), weight.double()
     if has_norm:
-        exact = torch.nn.functional.rms_norm(exact, (k,), norm.double(), 1e-3)
+        exact = F.rms_norm(exact, (k,), norm.double(), 1e-3)
     exact = exact @ (exact_weight * scales.double()[:, None] if int8 else exact_weight).t()
     if gated:
         gate, up = exact.chunk(2, dim=-1)
-        exact = torch.nn.functional.silu(gate) * up
+        exact = F.silu(gate) * up
     if has_residual:
         exact += residual.double()
     out = decode_linear.linear(
@@ -89,13 +94,73 @@ def test_fused_linear(rows, dtype, flags):
     assert_close(out, exact.to(dtype), atol=ATOL[dtype])
 
 
+# as FLAGS, with biases: LayerNorm, gelu, residual, int8
+GPT2_FLAGS = [(True, False, False, False), (True, True, False, True), (False, False, True, False)]
+GPT2_CASES = [
+    (rows, dtype, flags)
+    for rows in (1, 3, 5, 70)
+    for dtype in (torch.float32, torch.float16)
+    for flags in (GPT2_FLAGS if rows in (1, 5) else GPT2_FLAGS[1:2])
+] + [(2, torch.bfloat16, GPT2_FLAGS[1])]
+
+
+@pytest.mark.parametrize(("rows", "dtype", "flags"), GPT2_CASES)
+def test_fused_linear_of_gpt2(rows, dtype, flags):
+    """Rows whose mean is as large as their deviation; sizes that are no multiple of any tile."""
+    has_norm, gelu, has_residual, int8 = flags
+    generator = torch.Generator().manual_seed(rows)
+    k, n = 600, 21
+
+    def randn(*shape):
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    x, norm, norm_bias, residual = 2 + 2 * randn(rows, k), randn(k), randn(k), randn(rows, n)
+    weight, bias, scales = randn(n, k) / k**0.5, randn(n), None
+    if int8:
+        scales = torch.rand(n, generator=generator) / 1000
+        weight = (1000 * weight).round().clamp(-127, 127).to(torch.int8)
+    exact, exact_weight = x.double(), weight.double()
+    if has_norm:
+        exact = F.layer_norm(exact, (k,), norm.double(), norm_bias.double(), 1e-3)
+    exact = exact @ (exact_weight * scales.double()[:, None] if int8 else exact_weight).t()
+    exact = exact + bias.double()
+    if gelu:
+        exact = F.gelu(exact, approximate="tanh")
+    if has_residual:
+        exact += residual.double()
+    out = decode_linear.linear(
+        x,
+        weight,
+        scales,
+        bias=bias,
+        norm=(norm, 1e-3) if has_norm else None,
+        norm_bias=norm_bias if has_norm else None,
+        gelu=gelu,
+        residual=residual if has_residual else None,
+    )
+    assert out.dtype == dtype and out.shape == (rows, n)
+    assert_close(out, exact.to(dtype), atol=ATOL[dtype])
+
+
+@pytest.mark.parametrize("rows", [2, 8])
+def test_layer_norm_of_a_large_mean(rows):
+    """The sums of GEMV and GEMM cancel: fifty times the deviation still leaves four digits."""
+    generator = torch.Generator().manual_seed(0)
+    x = 50 + torch.randn(rows, 1024, generator=generator)
+    norm, norm_bias = torch.randn(2, 1024, generator=generator)
+    weight = torch.randn(20, 1024, generator=generator) / 32
+    expected = F.layer_norm(x, (1024,), norm, norm_bias, 1e-5) @ weight.t()
+    out = decode_linear.linear(x, weight, norm=(norm, 1e-5), norm_bias=norm_bias)
+    assert_close(out, expected, atol=2e-3)
+
+
 def test_an_outlier_does_not_overflow_fp16():
     """As in residual streams; with GEMV (few rows) and GEMM on the tensor cores."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(8, 64, generator=generator)
     x[:, 5] = 30_000.0
     norm, weight = torch.full((64,), 8.0), torch.randn(20, 64, generator=generator) / 8
-    expected = torch.nn.functional.rms_norm(x, (64,), norm, 1e-5) @ weight.t()
+    expected = F.rms_norm(x, (64,), norm, 1e-5) @ weight.t()
     for rows in (2, 8):
         out = decode_linear.linear(x[:rows].half(), weight.half(), norm=(norm.half(), 1e-5))
         assert_close(out.float(), expected[:rows], atol=0.02 * expected.abs().max().item())
@@ -106,13 +171,13 @@ def test_k_larger_than_a_tile():
     generator = torch.Generator().manual_seed(0)
     k = gemv.MAX_BLOCK_K + 700
     x, weight, norm = (torch.randn(n, k, generator=generator) for n in (2, 3, 1))
-    normed = torch.nn.functional.rms_norm(x, (k,), norm[0], 1e-5)
+    normed = F.rms_norm(x, (k,), norm[0], 1e-5)
     exact = normed @ weight.t() / k**0.5
     assert_close(decode_linear.linear(x, weight / k**0.5, norm=(norm[0], 1e-5)), exact, atol=1e-4)
     pair = torch.cat((weight, weight.flip(0)))
     gate, up = (normed @ pair.t() / k**0.5).chunk(2, 1)
     out = decode_linear.linear(x, pair / k**0.5, norm=(norm[0], 1e-5), gated=True)
-    assert_close(out, torch.nn.functional.silu(gate) * up, atol=1e-4)
+    assert_close(out, F.silu(gate) * up, atol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [5, 70])
@@ -132,13 +197,18 @@ def test_split_k(rows, int8):
         weight = (1000 * weight).round().clamp(-127, 127).to(torch.int8)
         exact = weight * scales[:, None]
     arrivals = torch.zeros(tiles, dtype=torch.int32)
-    for _ in range(2):
-        out = decode_linear.linear(x, weight, scales, residual=residual, arrivals=arrivals)
-        assert_close(out, x @ exact.t() + residual, atol=1e-4)
+    for bias in (None, torch.randn(n, generator=generator)):
+        expected = F.linear(x, exact, bias) + residual
+        out = decode_linear.linear(
+            x, weight, scales, bias=bias, residual=residual, arrivals=arrivals
+        )
+        assert_close(out, expected, atol=1e-4)
         assert not arrivals.any()
 
 
-@pytest.mark.parametrize(("n", "k", "rows"), [(3072, 1024, 2), (1024, 4096, 64), (8194, 1024, 1)])
+@pytest.mark.parametrize(
+    ("n", "k", "rows"), [(3072, 1024, 2), (1024, 4096, 64), (8194, 1024, 1), (768, 3072, 32)]
+)
 @pytest.mark.parametrize("sizes", [(2, 2), (2, 1), (4, 4), (4, 1)])
 def test_tiles_fit_their_matrix(n, k, rows, sizes):
     """Whole vectors for every thread, and the splits of K cover it once."""
@@ -154,13 +224,18 @@ def test_tiles_fit_their_matrix(n, k, rows, sizes):
         assert splits > 1 and k % (splits * block_k) == 0
 
 
-CACHES = [(torch.float32, 1e-5, False), (torch.bfloat16, 6e-2, False), (torch.float32, 1e-5, True)]
+CACHES = [  # dtype and tolerance, int8 keys and values, rotary positions
+    (torch.float32, 1e-5, False, True),
+    (torch.bfloat16, 6e-2, False, True),
+    (torch.float32, 1e-5, True, True),
+    (torch.float32, 1e-5, False, False),
+]
 
 
-@pytest.mark.parametrize(("dtype", "atol", "kv_int8"), CACHES)
+@pytest.mark.parametrize(("dtype", "atol", "kv_int8", "rotary"), CACHES)
 @pytest.mark.parametrize("rows_per_seq", [1, 2])
 @pytest.mark.parametrize("split", [False, True])
-def test_decode_attention(dtype, atol, kv_int8, rows_per_seq, split):
+def test_decode_attention(dtype, atol, kv_int8, rotary, rows_per_seq, split):
     """Rows of several lengths, with NaN after each; the new key and value are written. With one
     program a head, and with splits."""
     generator = torch.Generator().manual_seed(0)
@@ -175,10 +250,11 @@ def test_decode_attention(dtype, atol, kv_int8, rows_per_seq, split):
         buffers, scales = quantize(buffers)
     expected = buffers.clone() if scales is None else dequantize(buffers, scales, dtype)
     q, k, v = qkv.view(rows, 3, heads, 1, head_dim).unbind(1)
-    q, k = (
-        apply_rope(x, [p.repeat_interleave(rows_per_seq, 0)[:, None, None] for p in rope])
-        for x in (q, k)
-    )
+    if rotary:
+        of_row = [part.repeat_interleave(rows_per_seq, 0)[:, None, None] for part in rope]
+        q, k = apply_rope(q, of_row), apply_rope(k, of_row)
+    else:
+        rope = None
     of_rows = positions.repeat_interleave(rows_per_seq)
     for cache, new in zip(expected, (k, v), strict=True):
         new = dequantize(*quantize(new), dtype) if kv_int8 else new
@@ -248,8 +324,8 @@ def test_large_scores_do_not_overflow():
     assert torch.equal(out, torch.full_like(out, 150.0))
 
 
-@pytest.mark.parametrize("rows_per_seq", [1, 2])
-def test_sample_kernel(rows_per_seq):
+@pytest.mark.parametrize(("rows_per_seq", "turbo"), [(1, False), (2, False), (1, True)])
+def test_sample_kernel(rows_per_seq, turbo):
     """Sampling parameters of all kinds, two rows with NaN/Inf, some forced tokens, and rows whose
     token buffer is full, against ``DecodeState.draw``."""
     generator = torch.Generator().manual_seed(0)
@@ -274,13 +350,16 @@ def test_sample_kernel(rows_per_seq):
     state["logits"][rows_per_seq * (rows - 1), 5] = torch.nan
     state["logits"][rows_per_seq * (rows - 2), 299] = torch.inf
     state["num_generated"][rows - 1] = 0
+    state["seen"][:, 7] = True
+    state["logits"][:, 7] += 4.0  # the start token, which leaves the history of turbo's
     knobs = sampler.SamplingTensors.allocate(rows)
     for row, sampling in enumerate(samplings):
         knobs.set(row, sampling)
     fused, reference = (
         SimpleNamespace(
             rows_per_seq=rows_per_seq,
-            turbo=False,
+            turbo=turbo,
+            start=7,
             sampling_tensors=knobs,
             **{k: v.clone() for k, v in state.items()},
         )
@@ -295,6 +374,7 @@ def test_sample_kernel(rows_per_seq):
         for name in ("seen", "token_buffer", "last_token", "num_generated", "position"):
             assert torch.equal(getattr(fused, name), getattr(reference, name)), name
     assert len(set(fused.token_buffer.flatten().tolist())) > rows
+    assert bool((~fused.seen[:, 7]).any()) == turbo
     assert fused.token_buffer[rows - 1, :3].tolist() == [sampler.NOT_FINITE, 0, sampler.NOT_FINITE]
     assert fused.num_generated.max() == max_tokens - 1
 
@@ -320,6 +400,18 @@ def test_embed_kernel(engine, dtype, rows_per_seq):
         assert_close(ours, wanted.to(dtype), atol=ATOL[dtype])
 
 
+def test_embed_kernel_of_gpt2(gpt2):
+    """Learned positions of the KV cache, and those beyond the table and beyond the cache."""
+    tables = gpt2.speech_emb.weight, gpt2.positions.weight
+    counters = tuple(torch.tensor(row) for row in ((3, 0, 50), (0, 7, 2), (0, 700, 250)))
+    x, rope, positions, arrivals = decode_io.embed_tokens(counters, tables, None, 1, 240, 5)
+    counters[2].clamp_(max=239)
+    assert rope is None and torch.equal(positions, counters[2])
+    assert torch.equal(arrivals, torch.zeros(3 * 5, dtype=torch.int32))
+    (expected,) = gpt2.embed_tokens(*counters, 1)
+    assert torch.equal(x, expected)
+
+
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.float16, 4e-3)])
 @pytest.mark.parametrize("frames", [1, flow_kernels.KEYS, flow_kernels.QUERIES + 9])
 def test_flow_attention(dtype, atol, frames):
@@ -329,7 +421,7 @@ def test_flow_attention(dtype, atol, frames):
     qkv = 2 * torch.randn(3, frames, 3, 2, 32, generator=generator)
     mask = torch.arange(frames) < lengths[:, None]
     q, k, v = qkv.to(dtype).transpose(1, 3).unbind(2)
-    expected = torch.nn.functional.scaled_dot_product_attention(
+    expected = F.scaled_dot_product_attention(
         *(x.double() for x in (q, k, v)), attn_mask=mask[:, None, None]
     )
     k.masked_fill_(~mask[:, None, :, None], 1e4)
@@ -347,12 +439,12 @@ def test_flow_layer_norm(dtype, atol, width):
     generator = torch.Generator().manual_seed(0)
     x, other = (5 * torch.randn(3, 7, width, generator=generator).to(dtype) for _ in range(2))
     weight, bias = (torch.randn(width, generator=generator).to(dtype) for _ in range(2))
-    layer = torch.nn.functional.layer_norm
+    layer = F.layer_norm
     for residual in (None, other):
         for mish in (False, True):
             total = x if residual is None else x + residual
             exact = layer(total.double(), (width,), weight.double(), bias.double(), 1e-5)
-            exact = torch.nn.functional.mish(exact) if mish else exact
+            exact = F.mish(exact) if mish else exact
             result = flow_kernels.layer_norm(x, weight, bias, 1e-5, residual, mish=mish)
             assert torch.equal(result[0], total)
             assert_close(result[1], exact.to(dtype), atol=atol)
@@ -471,6 +563,21 @@ class TestPDL:
         )
         self.check(waits, call, [x, residual], -(-outputs // columns))
 
+    @pytest.mark.parametrize("rows", [2, 5])
+    def test_linear_of_gpt2(self, waits, rows):
+        generator = torch.Generator().manual_seed(rows)
+        weight, bias = torch.randn(40, 600, generator=generator), torch.randn(40)
+        norm, norm_bias = torch.randn(2, 600, generator=generator)
+
+        def call(x):
+            return decode_linear.linear(
+                x, weight, bias=bias, norm=(norm, 1e-3), norm_bias=norm_bias, gelu=True
+            )
+
+        x = torch.randn(rows, 600, generator=generator)
+        columns = 16 if rows > 4 else gemv.gemv_tile(rows, 40, 600, (4, 4))["BLOCK_N"]
+        self.check(waits, call, [x], -(-40 // columns))
+
     def test_decode_attention(self, waits):
         generator = torch.Generator().manual_seed(0)
         rope = torch.randn(2, 2, 16, generator=generator)
@@ -517,7 +624,16 @@ class TestPDL:
 
         self.check(waits, call, [torch.tensor([[3, 8], [5, 0], [700, 9]])], 2)
 
-    def test_sample(self, waits):
+    def test_embed_of_gpt2(self, waits):
+        tables = torch.randn(2, 9, 64)
+
+        def call(counters):
+            return decode_io.embed_tokens(tuple(counters), tuple(tables), None, 1, 500, 3)
+
+        self.check(waits, call, [torch.tensor([[3, 8], [5, 0], [7, 90]])], 2)
+
+    @pytest.mark.parametrize("turbo", [False, True])
+    def test_sample(self, waits, turbo):
         generator = torch.Generator().manual_seed(0)
         sampling_params = sampler.SamplingTensors.allocate(2).values
         state = [
@@ -530,7 +646,7 @@ class TestPDL:
         ]
 
         def call(logits, seen, sampling_params, noise, token_buffer, counters):
-            special = {"unforced": UNFORCED, "not_finite": sampler.NOT_FINITE}
+            special = {"unforced": UNFORCED, "not_finite": sampler.NOT_FINITE, "turbo": turbo}
             decode_io.sample_tokens(
                 logits, seen, sampling_params, noise, token_buffer, tuple(counters), **special
             )
@@ -633,8 +749,8 @@ class TestSelfTest:
         exact = decode_io.embed_tokens
 
         def wrong_sign(*args):
-            x, (cos, sin), *rest = exact(*args)
-            return x, (cos, -sin), *rest
+            x, rope, *rest = exact(*args)
+            return x, rope and (rope[0], -rope[1]), *rest
 
         monkeypatch.setattr(decode_io, "embed_tokens", wrong_sign)
         assert (
@@ -681,17 +797,67 @@ class TestSelfTest:
         )
 
 
-def test_t3_with_the_fused_step(engine, monkeypatch):
-    """The whole decode loop: a batch of sequences of several lengths, one slot used twice. With
-    large tiles, because the interpreter takes a millisecond a program."""
-
+@pytest.fixture
+def few_programs(monkeypatch):
+    """Large tiles, because the interpreter takes a millisecond a program."""
     monkeypatch.setattr(decode_attention, "MAX_SPLITS", 2)
     exact = gemv.gemv_tile
 
     def wide(*args, gated=False):
         return exact(*args, gated=gated, columns=512)
 
+    def wide_gemm(*args):
+        return gemm.gemm_tile(*args, columns=512)
+
     monkeypatch.setattr(decode_linear, "gemv_tile", wide)
+    monkeypatch.setattr(decode_linear, "gemm_tile", wide_gemm)
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return t3_from_upstream(upstream_gpt2(TINY_GPT2).state_dict(), TINY_GPT2, torch.float32)
+
+
+def test_gpt2_with_the_fused_step(gpt2, few_programs):
+    """As the test below; with knobs that need a sort and without."""
+    assert fused_step.supports(gpt2)
+    sampling = [
+        Sampling(seed=0, max_tokens=2),
+        Sampling(seed=1, max_tokens=4, top_k=20, top_p=0.9),
+        Sampling(seed=2, max_tokens=3, temperature=0.0, repetition_penalty=2.0),
+    ]
+
+    def decoded(backend):
+        sequences = [sequence_of(gpt2_prompt(TINY_GPT2, i), s) for i, s in enumerate(sampling)]
+        ended = decode_all(gpt2, sequences, slots=2, rows_per_seq=1, backend=backend)
+        return [list(one.tokens) for one in ended]
+
+    tokens = decoded(eager_backend(static=True, fused=True))
+    assert tokens == decoded(eager_backend())
+    assert [len(one) for one in tokens] == [2, 4, 3]
+
+
+@pytest.mark.parametrize(("count", "int8"), [(1, False), (5, True)])
+def test_logits_of_a_fused_step_of_gpt2(gpt2, few_programs, int8, count):
+    """Against PyTorch's step over the same cache and weights: GEMV for one row, GEMM for five."""
+    t3 = gpt2
+    if int8:
+        state = upstream_gpt2(TINY_GPT2).state_dict()
+        t3 = t3_from_upstream(state, TINY_GPT2, torch.float32, weight_layout.WEIGHT_ONLY)
+    backend, logits = eager_backend(static=True), []
+    for step in (fused_step.FusedStep(t3), eager_step(t3.step)):
+        slots = backend.slots(t3, count, 1)
+        for slot in range(count):
+            prompt, params = gpt2_prompt(TINY_GPT2, slot), Sampling(seed=slot)
+            slots.prefill(slot, prompt, params, t3, prefill_fn(t3), 3, forced_tokens=(5, 6))
+        slots.sample_next(0, count, needs_sort=False)
+        step(slots, count, slots.cache.capacity, needs_sort=False)
+        logits.append(slots.logits.clone())
+    assert_close(*logits, atol=1e-4)
+
+
+def test_t3_with_the_fused_step(engine, few_programs):
+    """The whole decode loop: a batch of sequences of several lengths, one slot used twice."""
     sampling = [Sampling(seed=seed, max_tokens=3 + seed) for seed in range(3)]
     texts = ("hello.", "a longer one, with a comma.", "no!")
     sequences = [utterance(engine, t, s) for t, s in zip(texts, sampling, strict=True)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chatterbox_opt.config.model_config import T3Config
+from chatterbox_opt.config.model_config import GPT2, T3Config
 
 LINEAR_KERNELS = ("gemv", "gemm")  # in kernels/cuda
 IN_LAYER = ("qkv", "out", "gate_up", "down")
@@ -26,12 +26,12 @@ class Kernel:
 
 
 def matrix_sizes(shape: T3Config) -> dict[str, tuple[int, int]]:
-    """T3's matrices [out, in] of a layer, and its head."""
+    """T3's matrices [out, in] of a layer, and its head; GPT-2 has no gate."""
     width, ffn = shape.width, shape.ffn
     return {
         "qkv": (3 * width, width),
         "out": (width, width),
-        "gate_up": (2 * ffn, width),
+        "gate_up": ((1 if shape.backbone == GPT2 else 2) * ffn, width),
         "down": (width, ffn),
         HEAD: (shape.speech_vocab, width),
     }

@@ -99,6 +99,17 @@ def round_to_cache(x, cache, QUANTIZED: tl.constexpr):
 
 
 @triton.jit
+def load_rotated(projection, cos, sin, angle, dim, HEAD_DIM: tl.constexpr, ROPE: tl.constexpr):
+    """A head's query or key as fp32 [head_dim], with RoPE (Su et al. 2021) if ROPE."""
+    vector = tl.load(projection + dim).to(tl.float32)
+    if ROPE:
+        rotated = (dim + HEAD_DIM // 2) % HEAD_DIM  # the sign is in sin
+        vector *= tl.load(cos + angle).to(tl.float32)
+        vector += tl.load(projection + rotated).to(tl.float32) * tl.load(sin + angle).to(tl.float32)
+    return vector
+
+
+@triton.jit
 def merge_splits(partial, dim, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr):
     """Attention of one query [head_dim] from its splits' values, maxima and sums. Bypasses L1
     (.cg), which may hold stale lines."""
@@ -125,7 +136,7 @@ def decode_attention_kernel(
     qkv, cos, sin, keys, values, key_scales, value_scales, positions, partial, arrivals, out, scale,
     rows_per_seq, heads, row_stride, head_stride,
     HEAD_DIM: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, QUANTIZED: tl.constexpr,
-    USE_PDL: tl.constexpr,
+    ROPE: tl.constexpr, USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """See ``decode_attention``; ``scale`` includes log2(e)."""
     if USE_PDL:
@@ -142,18 +153,13 @@ def decode_attention_kernel(
     value, value_scale = load_tile(
         values, value_scales, head_start, first, kv_len, HEAD_DIM, KEYS, QUANTIZED
     )
-    # 2. RoPE (Su et al. 2021) of the query and the new key
+    # 2. the query and the new key, with rotary positions
     dim = tl.arange(0, HEAD_DIM)
-    rotated = (dim + HEAD_DIM // 2) % HEAD_DIM  # the sign is in sin
     projections = qkv + (3 * row * heads + head) * HEAD_DIM
     angle = row // rows_per_seq * HEAD_DIM + dim
-    cosine, sine = tl.load(cos + angle).to(tl.float32), tl.load(sin + angle).to(tl.float32)
-    query = tl.load(projections + dim).to(tl.float32) * cosine
-    query += tl.load(projections + rotated).to(tl.float32) * sine
-    query *= scale
+    query = load_rotated(projections, cos, sin, angle, dim, HEAD_DIM, ROPE) * scale
     projections += heads * HEAD_DIM
-    new_key = tl.load(projections + dim).to(tl.float32) * cosine
-    new_key += tl.load(projections + rotated).to(tl.float32) * sine
+    new_key = load_rotated(projections, cos, sin, angle, dim, HEAD_DIM, ROPE)
     new_value = tl.load(projections + heads * HEAD_DIM + dim).to(tl.float32)
     new_key, new_key_scale = round_to_cache(new_key, keys, QUANTIZED)
     new_value, new_value_scale = round_to_cache(new_value, values, QUANTIZED)
@@ -212,7 +218,7 @@ def decode_attention_kernel(
 @triton_errors()
 def decode_attention(
     qkv: Tensor,
-    rope: tuple[Tensor, Tensor],
+    rope: tuple[Tensor, Tensor] | None,
     keys: Tensor,
     values: Tensor,
     positions: Tensor,
@@ -226,7 +232,7 @@ def decode_attention(
     Args:
         qkv: [rows, 3 * heads * head_dim]: queries, keys and values, before rotary positions;
             head_dim a power of two.
-        rope: two of [sequences, head_dim], see ``T3.rope``.
+        rope: two of [sequences, head_dim], see ``T3.rope``; None for queries and keys as they are.
         keys, values: [at least rows, heads, capacity, head_dim], of the same strides, each head
             contiguous; int8 with ``scales``.
         positions: int64 [sequences], where keys and values of a sequence's rows are written; the
@@ -248,7 +254,7 @@ def decode_attention(
     counters = positions if arrivals is None else arrivals
     decode_attention_kernel[(rows, heads, splits)](
         qkv.contiguous(),
-        *(part.contiguous() for part in rope),
+        *(part.contiguous() for part in rope or (qkv, qkv)),  # stand-ins, not touched
         keys,
         values,
         *(scales or (keys, values)),
@@ -265,6 +271,7 @@ def decode_attention(
         KEYS=tile,
         SPLITS=splits,
         QUANTIZED=scales is not None,
+        ROPE=rope is not None,
         **pdl_options(qkv.device),
         num_warps=WARPS,
     )

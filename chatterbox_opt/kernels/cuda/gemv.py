@@ -9,8 +9,8 @@ step is bound by HBM bandwidth: 1.02 GB in fp16, 0.3 ms at an H100's 3.35 TB/s. 
 get there, for two reasons.
 
 *Launches.* A replayed CUDA graph spends about 2 us on a kernel however little it does, and a T3
-step is 870 kernels in PyTorch. So RMSNorm, SwiGLU, dequantization and the residual are fused into
-the product next to them: five kernels a layer.
+step is 870 kernels in PyTorch. So norm, SwiGLU or gelu, dequantization, bias and residual are fused
+into the product next to them: five kernels a layer.
 
 *Bytes in flight.* HBM answers after some 700 ns. To keep 3.35 TB/s busy for that long, 2.3 MB, or
 18 KiB for each of 132 SMs, must be requested and not yet received at any time; about 40 KiB to
@@ -34,6 +34,9 @@ so every register that holds something else costs bandwidth.
 threads to the contiguous axis first and then to the others in this order, so x and the weight get
 the same layout. With K in another position each would have its own, and every tile would be
 converted through shared memory.
+
+*Norms.* The statistics of a row are known when all of it has been read. RMSNorm is a factor and
+comes after the product. LayerNorm comes before it: K is one tile, so the whole row is in registers.
 """
 
 from __future__ import annotations
@@ -99,11 +102,37 @@ def load_scales(scales, column, n, HAS_SCALES: tl.constexpr, GATED: tl.constexpr
 
 
 @triton.jit
-def epilogue(acc, up, scale, up_scale, residual, pointers, mask, GATED: tl.constexpr):
-    """Dequantize, apply SwiGLU, add the residual, and store a tile [rows, columns]."""
+def load_bias(bias, column, n, HAS_BIAS: tl.constexpr):
+    """Bias of a tile's columns: [1, columns], or 0."""
+    tile = 0.0
+    if HAS_BIAS:
+        tile = tl.load(bias + column, column < n, 0.0).to(tl.float32)[None, :]
+    return tile
+
+
+@triton.jit
+def load_residual(pointers, mask, HAS_RESIDUAL: tl.constexpr):
+    """A tile [rows, columns] of the residual stream, or 0."""
+    tile = 0.0
+    if HAS_RESIDUAL:
+        tile = tl.load(pointers, mask, 0.0).to(tl.float32)
+    return tile
+
+
+@triton.jit
+def epilogue(
+    acc, up, scale, up_scale, bias, residual, pointers, mask,
+    HAS_BIAS: tl.constexpr, GATED: tl.constexpr, GELU: tl.constexpr,
+):  # fmt: skip
+    """Dequantize, add the bias, apply SwiGLU or gelu, add the residual, and store a tile
+    [rows, columns]."""
     acc *= scale
+    if HAS_BIAS:
+        acc += bias
     if GATED:
         acc = acc * tl.sigmoid(acc) * (up * up_scale)
+    if GELU:  # its tanh form: (1 + tanh(y)) / 2 = sigmoid(2 y) for y = sqrt(2 / pi) (...)
+        acc = acc * tl.sigmoid(1.5957691216057308 * (acc + 0.044715 * acc * acc * acc))
     tl.store(pointers, acc + residual, mask)
 
 
@@ -143,34 +172,55 @@ def load_vectors(
 
 @triton.jit
 def prefetch(
-    weight, norm, start, mask, n,
+    weight, norm, norm_bias, start, mask, n,
     K: tl.constexpr, BLOCK_K: tl.constexpr, VECTOR: tl.constexpr, LOAD: tl.constexpr,
-    HAS_NORM: tl.constexpr, GATED: tl.constexpr,
+    HAS_NORM: tl.constexpr, LAYER_NORM: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
-    """Tiles of the weight, of the up projection if GATED, and of the norm's weight if HAS_NORM."""
+    """Tiles of the weight, of the up projection if GATED, of the norm's weight if HAS_NORM, and of
+    its bias if LAYER_NORM."""
     tile = load_vectors(weight, start, mask, K, BLOCK_K, VECTOR, VECTOR)
-    up_tile, norm_tile = tile, tile
+    up_tile, norm_tile, norm_bias_tile = tile, tile, tile
     if GATED:
         up_tile = load_vectors(weight + n * K, start, mask, K, BLOCK_K, VECTOR, VECTOR)
     if HAS_NORM:
         zero = tl.zeros((1, 1, 1, 1), tl.int32)
         norm_tile = load_vectors(norm + zero, start, zero == 0, K, BLOCK_K, VECTOR, LOAD)
-    return tile, up_tile, norm_tile
+        if LAYER_NORM:
+            norm_bias_tile = load_vectors(
+                norm_bias + zero, start, zero == 0, K, BLOCK_K, VECTOR, LOAD
+            )
+    return tile, up_tile, norm_tile, norm_bias_tile
+
+
+@triton.jit
+def layer_norm(
+    x, norm, norm_bias, eps, K: tl.constexpr, BLOCK_K: tl.constexpr, VECTOR: tl.constexpr
+):
+    """LayerNorm (Ba et al. 2016) of whole rows, fp32 [block_k / vector, rows, 1, vector]."""
+    offsets = tl.arange(0, BLOCK_K // VECTOR)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
+    in_row = tl.expand_dims(tl.expand_dims(offsets < K, 1), 1)
+    mean = tl.sum(tl.sum(x, axis=3), axis=0) / K
+    x = tl.where(in_row, x - mean[None, :, :, None], 0.0)
+    variance = tl.sum(tl.sum(x * x, axis=3), axis=0) / K
+    x *= tl.rsqrt(variance + eps)[None, :, :, None]
+    return x * norm.to(tl.float32) + norm_bias.to(tl.float32)
 
 
 @triton.jit
 def gemv(
-    x, weight, scales, norm, residual, out, rows, n, eps,
+    x, weight, scales, bias, norm, norm_bias, residual, out, rows, n, eps,
     K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     VECTOR: tl.constexpr, LOAD: tl.constexpr,
-    HAS_SCALES: tl.constexpr, HAS_NORM: tl.constexpr, GATED: tl.constexpr,
+    HAS_SCALES: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr,
+    LAYER_NORM: tl.constexpr, GATED: tl.constexpr, GELU: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, USE_PDL: tl.constexpr,
 ):  # fmt: skip
     """out[rows, n] = x[rows, K] @ weight[n, K].T, accumulated in fp32; one program a tile.
 
-    HAS_SCALES: times scales[n]. HAS_NORM: of x / rms(x) * norm[K]. GATED: weight has 2 n rows (gate
-    and up projection), the result is silu(gate) * up. HAS_RESIDUAL: plus residual[rows, n].
-    USE_PDL: see launch.py.
+    HAS_SCALES: times scales[n]. HAS_BIAS: plus bias[n]. HAS_NORM: of x / rms(x) * norm[K]; if
+    LAYER_NORM too, of (x - mean(x)) / std(x) * norm[K] + norm_bias[K]. GATED: weight has 2 n rows
+    (gate and up projection), the result is silu(gate) * up. GELU: of the result. HAS_RESIDUAL: plus
+    residual[rows, n]. USE_PDL: see launch.py.
     """
     if USE_PDL:
         gdc_launch_dependents()
@@ -180,36 +230,39 @@ def gemv(
     row_axis, column_axis = row[None, :, None, None], column[None, None, :, None]
     pointers, in_weight = weight + column_axis * K, column_axis < n
     # 1. prefetch what no kernel writes
-    tile, up_tile, norm_tile = prefetch(
-        pointers, norm, 0, in_weight, n, K, BLOCK_K, VECTOR, LOAD, HAS_NORM, GATED
-    )
+    tile, up_tile, norm_tile, norm_bias_tile = prefetch(
+        pointers, norm, norm_bias, 0, in_weight, n, K, BLOCK_K, VECTOR, LOAD,
+        HAS_NORM, LAYER_NORM, GATED,
+    )  # fmt: skip
     scale, up_scale = load_scales(scales, column, n, HAS_SCALES, GATED)
+    shift = load_bias(bias, column, n, HAS_BIAS)
     if USE_PDL:
         gdc_wait()
-    added = 0.0
-    if HAS_RESIDUAL:
-        added = tl.load(residual + offsets, mask, 0.0).to(tl.float32)
+    added = load_residual(residual + offsets, mask, HAS_RESIDUAL)
     # 2. each thread accumulates; K is one tile unless it exceeds ``MAX_BLOCK_K``
     acc = tl.zeros((BLOCK_K // VECTOR, BLOCK_M, BLOCK_N), tl.float32)
     up_acc, squares = acc, tl.zeros((BLOCK_K // VECTOR, BLOCK_M, 1), tl.float32)
     for start in tl.static_range(0, K, BLOCK_K):
         x_tile = load_vectors(x + row_axis * K, start, row_axis < rows, K, BLOCK_K, VECTOR, LOAD)
         x_tile = x_tile.to(tl.float32)
-        if HAS_NORM:
+        if LAYER_NORM:
+            tl.static_assert(K <= BLOCK_K)
+            x_tile = layer_norm(x_tile, norm_tile, norm_bias_tile, eps, K, BLOCK_K, VECTOR)
+        elif HAS_NORM:
             squares += tl.sum(x_tile * x_tile, axis=3)
             x_tile *= norm_tile.to(tl.float32)
         acc += tl.sum(x_tile * tile.to(tl.float32), axis=3)
         if GATED:
             up_acc += tl.sum(x_tile * up_tile.to(tl.float32), axis=3)
         if start + BLOCK_K < K:
-            tile, up_tile, norm_tile = prefetch(
-                pointers, norm, start + BLOCK_K, in_weight, n, K, BLOCK_K, VECTOR, LOAD,
-                HAS_NORM, GATED,
+            tile, up_tile, norm_tile, norm_bias_tile = prefetch(
+                pointers, norm, norm_bias, start + BLOCK_K, in_weight, n, K, BLOCK_K, VECTOR, LOAD,
+                HAS_NORM, LAYER_NORM, GATED,
             )  # fmt: skip
     # 3. reduce over threads
     result, up = tl.sum(acc, axis=0), tl.sum(up_acc, axis=0)
-    if HAS_NORM:
+    if HAS_NORM and not LAYER_NORM:
         rms_inverse = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
         result *= rms_inverse
         up *= rms_inverse
-    epilogue(result, up, scale, up_scale, added, out + offsets, mask, GATED)
+    epilogue(result, up, scale, up_scale, shift, added, out + offsets, mask, HAS_BIAS, GATED, GELU)

@@ -6,6 +6,7 @@ wrong (support.py, config/plan.py). Imports Triton, as gemv.py does.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -48,7 +49,28 @@ def _linear(randn: Draw) -> bool:
         result = decode_linear.linear(x, int8_weight, scales, norm=(norm, 1e-5), gated=True)
         if not _close(result, F.silu(gate) * up):
             return False
-    return _linear_of_head(randn) and _linear_split_k(randn)
+    return _linear_of_gpt2(randn) and _linear_of_head(randn) and _linear_split_k(randn)
+
+
+def _linear_of_gpt2(randn: Draw) -> bool:
+    """LayerNorm, bias and gelu; rows with a mean."""
+    weight, bias = randn(N, K) / K**0.5, randn(N)
+    norm, norm_bias = (randn(K), 1e-5), randn(K)
+    scales = torch.full((N,), 0.01, device=weight.device)
+    int8_weight = (100 * weight).round().to(torch.int8)
+    linear = functools.partial(
+        decode_linear.linear, bias=bias, norm=norm, norm_bias=norm_bias, gelu=True
+    )
+    for rows in (1, gemm.SMALLEST_TILE):
+        x, residual = 1 + randn(rows, K), randn(rows, N)
+        normed = F.layer_norm(x, (K,), norm[0], norm_bias, norm[1])
+        expected = F.gelu(F.linear(normed, weight, bias), approximate="tanh") + residual
+        if not _close(linear(x, weight, residual=residual), expected):
+            return False
+        product = F.linear(normed, 0.01 * int8_weight.to(x.dtype), bias)
+        if not _close(linear(x, int8_weight, scales), F.gelu(product, approximate="tanh")):
+            return False
+    return True
 
 
 def _linear_of_head(randn: Draw) -> bool:
@@ -91,6 +113,13 @@ def _attention(randn: Draw) -> bool:
     (key_ints, key_scales), (value_ints, value_scales) = quantize(keys), quantize(values)
     int8_cache, scales = (key_ints, value_ints), (key_scales, value_scales)
     attend, rope = decode_attention.decode_attention, (cos, sin)
+    still = torch.ones_like(cos[:1]), torch.zeros_like(sin[:1])
+    as_they_are, by_nothing = (
+        attend(qkv[:2], angles, keys.clone(), values.clone(), positions[:1])
+        for angles in (None, still)
+    )
+    if not _close(as_they_are, by_nothing):
+        return False
     results = (
         attend(qkv, rope, keys, values, positions),
         attend(qkv, rope, keys, values, positions, None, arrivals),
@@ -134,9 +163,13 @@ def _embed(randn: Draw) -> bool:
             torch.cat((-sin, sin), dim=1),
         )
         exact = positions.tolist() == [3000, 3999] and not arrivals.any()
-        if not exact or not all(map(_close, (x, *rope), expected)):
+        if rope is None or not exact or not all(map(_close, (x, *rope), expected)):
             return False
-    return True
+    position -= 2996  # of a table of all positions: within it, and beyond
+    counters = token, num_generated, position
+    x, rope, positions, arrivals = decode_io.embed_tokens(counters, tables, None, 1, 1500, HEADS)
+    exact = rope is None and positions.tolist() == [4, 1499] and not arrivals.any()
+    return exact and _close(x, tables[0][token] + tables[1][position.clamp(max=6)])
 
 
 def _sample(randn: Draw) -> bool:
@@ -146,17 +179,19 @@ def _sample(randn: Draw) -> bool:
     params = torch.tensor([[0.5, 2.0, 0.8, 0.9, 0.0, 0.0]], device=logits.device)
     noise = torch.ones(1, VOCAB, device=logits.device)
     logits[:, 7000], logits[:, 8] = 18.0, 19.0
-    for rows_per_seq in (1, 2):
+    for rows_per_seq, turbo in ((1, False), (2, False), (1, True)):
         seen = torch.zeros(1, VOCAB, dtype=torch.bool, device=logits.device)
         seen[:, 8] = True
         token_buffer = torch.tensor([[-1, 9, -1]], device=logits.device)
         token, num_generated, position = torch.zeros(3, 1, dtype=torch.long, device=logits.device)
         state = seen, params, noise, token_buffer, (token, num_generated, position)
         for expected in (7000, 9):
-            decode_io.sample_tokens(logits[:rows_per_seq], *state, unforced=-1, not_finite=-1)
+            decode_io.sample_tokens(
+                logits[:rows_per_seq], *state, unforced=-1, not_finite=-1, turbo=turbo, start=8
+            )
             if token.item() != expected:
                 return False
-        if seen.nonzero()[:, 1].tolist() != [8, 9, 7000]:
+        if seen.nonzero()[:, 1].tolist() != ([9, 7000] if turbo else [8, 9, 7000]):
             return False
         if token_buffer.tolist() != [[7000, 9, -1]] or [*num_generated, *position] != [2, 2]:
             return False

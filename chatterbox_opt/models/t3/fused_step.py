@@ -6,12 +6,13 @@ Responsible for which of T3's operations are fused. Not responsible for their ar
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from chatterbox_opt.layers.linear_int import WeightOnlyInt8Linear
+from chatterbox_opt.models.t3 import gpt2
 from chatterbox_opt.models.t3.decode_state import UNFORCED, DecodeState
 from chatterbox_opt.models.t3.kv_cache import StaticKVCache
 from chatterbox_opt.models.t3.llama import LlamaT3
@@ -19,10 +20,10 @@ from chatterbox_opt.models.t3.model import T3
 from chatterbox_opt.models.t3.sampler import NOT_FINITE
 
 
-def supports(t3: T3) -> TypeGuard[LlamaT3]:
-    """Whether the kernels support the backbone and the layout of all of its weight matrices."""
+def supports(t3: T3) -> bool:
+    """Whether the kernels support the layout of all of T3's weight matrices."""
     matrices = [t3.get_submodule(path) for path in t3.matrices]
-    return isinstance(t3, LlamaT3) and all(
+    return all(
         type(part) in (nn.Linear, WeightOnlyInt8Linear) and not parametrize.is_parametrized(part)
         for part in matrices
     )
@@ -31,7 +32,7 @@ def supports(t3: T3) -> TypeGuard[LlamaT3]:
 class FusedStep:
     """A ``decode.DecodeStep`` over slots with a StaticKVCache. Holds no weights of its own."""
 
-    def __init__(self, t3: LlamaT3) -> None:
+    def __init__(self, t3: T3) -> None:
         self._t3 = t3
 
     def __call__(self, slots: DecodeState, count: int, kv_len: int, *, needs_sort: bool) -> None:
@@ -45,22 +46,20 @@ class FusedStep:
         cache, t3 = slots.cache, self._t3
         assert isinstance(cache, StaticKVCache)
         counters = slots.last_token[:count], slots.num_generated[:count], slots.position[:count]
-        tables = t3.speech_emb.weight, t3.speech_pos.weight
         x, rope, positions, arrivals = decode_io.embed_tokens(
-            counters, tables, t3.frequencies, cache.rows_per_seq, kv_len, t3.config.heads
+            counters, *_embeddings(t3), cache.rows_per_seq, kv_len, t3.config.heads
         )
         linear = decode_linear.linear
         for i, block in enumerate(t3.blocks):
-            qkv = linear(x, *weight_and_scales(block.qkv), norm=_norm(block.attention_norm))
+            qkv = linear(x, **_weights(block.qkv), **_norm(block.attention_norm))
             attended = decode_attention.decode_attention(
                 qkv, rope, cache.keys[i], cache.values[i], positions, cache.scales(i), arrivals
             )
-            x = linear(attended, *weight_and_scales(block.out), residual=x, arrivals=arrivals)
-            gate_up = weight_and_scales(block.gate_up)
-            gated = linear(x, *gate_up, norm=_norm(block.ffn_norm), gated=True)
-            x = linear(gated, *weight_and_scales(block.down), residual=x, arrivals=arrivals)
+            x = linear(attended, **_weights(block.out), residual=x, arrivals=arrivals)
+            inner = linear(x, **_into_ffn(block), **_norm(block.ffn_norm))
+            x = linear(inner, **_weights(block.down), residual=x, arrivals=arrivals)
         logits = slots.logits[: len(x)]
-        linear(x, *weight_and_scales(t3.head), norm=_norm(t3.norm), out=logits)
+        linear(x, **_weights(t3.head), **_norm(t3.norm), out=logits)
         if needs_sort:
             slots.sample_next(0, count, needs_sort=True)
         else:
@@ -80,13 +79,32 @@ def sample_tokens(slots: DecodeState, count: int) -> None:
         (slots.last_token[:count], slots.num_generated[:count], slots.position[:count]),
         unforced=UNFORCED,
         not_finite=NOT_FINITE,
+        turbo=slots.turbo,
+        start=slots.start,
     )
 
 
-def weight_and_scales(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """Arguments of ``decode_linear.linear``: a layer's weight, and the scales of an int8 one."""
-    return layer.weight, layer.scales if isinstance(layer, WeightOnlyInt8Linear) else None
+def _embeddings(t3: T3) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+    """Arguments of ``decode_io.embed_tokens``: tokens' and positions' table, RoPE frequencies."""
+    if isinstance(t3, LlamaT3):
+        return (t3.speech_emb.weight, t3.speech_pos.weight), t3.frequencies
+    assert isinstance(t3, gpt2.Gpt2T3)
+    return (t3.speech_emb.weight, t3.positions.weight), None
 
 
-def _norm(layer: Any) -> tuple[Tensor, float]:
-    return layer.weight, layer.eps
+def _weights(layer: Any) -> dict[str, Any]:
+    """Arguments of ``decode_linear.linear``: the weight, scales of an int8 one, and the bias."""
+    scales = layer.scales if isinstance(layer, WeightOnlyInt8Linear) else None
+    return {"weight": layer.weight, "scales": scales, "bias": layer.bias}
+
+
+def _norm(layer: Any) -> dict[str, Any]:
+    """Arguments of ``decode_linear.linear``: RMSNorm (without a bias) or LayerNorm."""
+    return {"norm": (layer.weight, layer.eps), "norm_bias": getattr(layer, "bias", None)}
+
+
+def _into_ffn(block: Any) -> dict[str, Any]:
+    """Arguments of ``decode_linear.linear``: of the FFN's first half, SwiGLU or gelu."""
+    if isinstance(block, gpt2.Block):
+        return _weights(block.up) | {"gelu": True}
+    return _weights(block.gate_up) | {"gated": True}
