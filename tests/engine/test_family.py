@@ -116,15 +116,15 @@ def test_a_seed_decides_what_is_heard(kind, engines):
     """And the seed that was drawn for a request without one is given back."""
     engine, language = engines(kind), language_of(kind)
 
-    def spoken(seed: int | None):
+    def generated(seed: int | None):
         request = Request(
             "a", "Hello.", None, Sampling(seed=seed, max_tokens=12), language=language
         )
         [result] = engine.batch([request])
         return result
 
-    first = spoken(None)
-    again, other = spoken(first.seed), spoken(first.seed + 1)
+    first = generated(None)
+    again, other = generated(first.seed), generated(first.seed + 1)
     assert np.array_equal(again.audio().samples, first.audio().samples)
     assert not np.array_equal(other.audio().samples, first.audio().samples)
 

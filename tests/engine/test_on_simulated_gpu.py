@@ -72,7 +72,6 @@ def linear(
     *,
     bias=None,
     norm=None,
-    norm_bias=None,
     gated=False,
     gelu=False,
     residual=None,
@@ -81,8 +80,8 @@ def linear(
 ):
     """``decode_linear.linear`` in operations that the fake capture can trace."""
     made = x.float()
-    if norm_bias is not None:
-        made = F.layer_norm(made, x.shape[1:], norm[0].float(), norm_bias.float(), norm[1])
+    if norm is not None and len(norm) == 3:
+        made = F.layer_norm(made, x.shape[1:], norm[0].float(), norm[2].float(), norm[1])
     elif norm is not None:
         made = F.rms_norm(made, x.shape[1:], norm[0].float(), norm[1])
     made = made @ weight.float().t()

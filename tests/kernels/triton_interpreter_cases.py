@@ -133,8 +133,7 @@ def test_fused_linear_of_gpt2(rows, dtype, flags):
         weight,
         scales,
         bias=bias,
-        norm=(norm, 1e-3) if has_norm else None,
-        norm_bias=norm_bias if has_norm else None,
+        norm=(norm, 1e-3, norm_bias) if has_norm else None,
         gelu=gelu,
         residual=residual if has_residual else None,
     )
@@ -150,7 +149,7 @@ def test_layer_norm_of_a_large_mean(rows):
     norm, norm_bias = torch.randn(2, 1024, generator=generator)
     weight = torch.randn(20, 1024, generator=generator) / 32
     expected = F.layer_norm(x, (1024,), norm, norm_bias, 1e-5) @ weight.t()
-    out = decode_linear.linear(x, weight, norm=(norm, 1e-5), norm_bias=norm_bias)
+    out = decode_linear.linear(x, weight, norm=(norm, 1e-5, norm_bias))
     assert_close(out, expected, atol=2e-3)
 
 
@@ -571,7 +570,7 @@ class TestPDL:
 
         def call(x):
             return decode_linear.linear(
-                x, weight, bias=bias, norm=(norm, 1e-3), norm_bias=norm_bias, gelu=True
+                x, weight, bias=bias, norm=(norm, 1e-3, norm_bias), gelu=True
             )
 
         x = torch.randn(rows, 600, generator=generator)

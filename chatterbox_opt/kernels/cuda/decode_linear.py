@@ -15,6 +15,8 @@ from chatterbox_opt.kernels.cuda.gemv import MAX_BLOCK_K, MAX_GEMV_ROWS, gemv, g
 from chatterbox_opt.kernels.cuda.launch import pdl_options, triton_errors
 from chatterbox_opt.runtime import cuda
 
+Norm = tuple[Tensor, float] | tuple[Tensor, float, Tensor]  # weight, epsilon, and a bias
+
 
 @triton_errors()
 def linear(
@@ -23,8 +25,7 @@ def linear(
     scales: Tensor | None = None,
     *,
     bias: Tensor | None = None,
-    norm: tuple[Tensor, float] | None = None,
-    norm_bias: Tensor | None = None,
+    norm: Norm | None = None,
     gated: bool = False,
     gelu: bool = False,
     residual: Tensor | None = None,
@@ -38,8 +39,8 @@ def linear(
         weight: [out, in], or [2 out, in] if ``gated``: x's dtype, or int8.
         scales: float32, one for each row of an int8 weight.
         bias: [out], to be added; not if ``gated``.
-        norm: [in] in x's dtype, and epsilon: RMSNorm of x (Zhang & Sennrich 2019) comes first.
-        norm_bias: [in] in x's dtype: LayerNorm (Ba et al. 2016) comes first; not if ``gated``.
+        norm: [in] in x's dtype, and epsilon: RMSNorm of x (Zhang & Sennrich 2019) comes first. With
+            a bias [in] in x's dtype too, LayerNorm (Ba et al. 2016); not if ``gated``.
         gated: SwiGLU (Shazeer 2020): silu of the first half times the second.
         gelu: of the product (Hendrycks & Gimpel 2016), in its tanh form.
         residual: [rows, out] to be added.
@@ -52,8 +53,8 @@ def linear(
     """
     (rows, k), n = x.shape, weight.shape[0] // (2 if gated else 1)
     x, out = x.contiguous(), x.new_empty(rows, n) if out is None else out
-    norm_weight, eps = norm or (x, 0.0)
-    assert not (gated and (gelu or bias is not None or norm_bias is not None))
+    norm_weight, eps, *norm_bias = norm or (x, 0.0)
+    assert not (gated and (gelu or bias is not None or norm_bias))
     # x stands in for absent tensors: the kernel does not touch them
     tensors = (
         x,
@@ -61,7 +62,7 @@ def linear(
         x if scales is None else scales,
         x if bias is None else bias,
         norm_weight,
-        x if norm_bias is None else norm_bias,
+        *(norm_bias or (x,)),
         x if residual is None else residual.contiguous(),
         out,
     )
@@ -69,13 +70,13 @@ def linear(
         "HAS_SCALES": scales is not None,
         "HAS_BIAS": bias is not None,
         "HAS_NORM": norm is not None,
-        "LAYER_NORM": norm_bias is not None,
+        "LAYER_NORM": bool(norm_bias),
         "GATED": gated,
         "GELU": gelu,
         "HAS_RESIDUAL": residual is not None,
         **pdl_options(x.device),
     }
-    if rows <= MAX_GEMV_ROWS and (norm_bias is None or k <= MAX_BLOCK_K):
+    if rows <= MAX_GEMV_ROWS and (not norm_bias or k <= MAX_BLOCK_K):
         tile = gemv_tile(rows, n, k, (x.element_size(), weight.element_size()), gated=gated)
         gemv[(triton.cdiv(n, tile["BLOCK_N"]),)](*tensors, rows, n, eps, K=k, **tile, **constants)
         return out

@@ -55,15 +55,15 @@ def _linear(randn: Draw) -> bool:
 def _linear_of_gpt2(randn: Draw) -> bool:
     """LayerNorm, bias and gelu; rows with a mean."""
     weight, bias = randn(N, K) / K**0.5, randn(N)
-    norm, norm_bias = (randn(K), 1e-5), randn(K)
+    norm, norm_bias, eps = randn(K), randn(K), 1e-5
     scales = torch.full((N,), 0.01, device=weight.device)
     int8_weight = (100 * weight).round().to(torch.int8)
     linear = functools.partial(
-        decode_linear.linear, bias=bias, norm=norm, norm_bias=norm_bias, gelu=True
+        decode_linear.linear, bias=bias, norm=(norm, eps, norm_bias), gelu=True
     )
     for rows in (1, gemm.SMALLEST_TILE):
         x, residual = 1 + randn(rows, K), randn(rows, N)
-        normed = F.layer_norm(x, (K,), norm[0], norm_bias, norm[1])
+        normed = F.layer_norm(x, (K,), norm, norm_bias, eps)
         expected = F.gelu(F.linear(normed, weight, bias), approximate="tanh") + residual
         if not _close(linear(x, weight, residual=residual), expected):
             return False

@@ -100,7 +100,8 @@ def _weights(layer: Any) -> dict[str, Any]:
 
 def _norm(layer: Any) -> dict[str, Any]:
     """Arguments of ``decode_linear.linear``: RMSNorm (without a bias) or LayerNorm."""
-    return {"norm": (layer.weight, layer.eps), "norm_bias": getattr(layer, "bias", None)}
+    bias = getattr(layer, "bias", None)
+    return {"norm": (layer.weight, layer.eps, *(() if bias is None else (bias,)))}
 
 
 def _into_ffn(block: Any) -> dict[str, Any]:
