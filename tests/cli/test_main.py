@@ -341,7 +341,7 @@ def test_doctor_is_content_without_gpu_and_weights():
 
 
 def test_doctor_knows_the_libraries_of_languages(monkeypatch, tmp_path):
-    from chatterbox_opt.cli import machine
+    from chatterbox_opt.cli.doctor import machine
 
     monkeypatch.setenv("PKUSEG_HOME", str(tmp_path))
     monkeypatch.setattr(

@@ -62,7 +62,7 @@ def test_commands_are_quiet_and_keep_their_exit_code(command, code, tmp_path):
 
 def test_a_file_does_not_get_the_number_of_a_closed_stream():
     script = (
-        "from chatterbox_opt.cli import streams\n"
+        "from chatterbox_opt.cli.terminal import streams\n"
         "with streams.tolerant(), open('/dev/null') as file:\n"
         "    raise SystemExit(0 if file.fileno() > 2 else 3)"
     )

@@ -13,7 +13,7 @@ from chatterbox_opt.cli import main as command_line
 from chatterbox_opt.cli import usage
 from chatterbox_opt.cli.application import app
 
-PAGES = [[], ["synth"], ["batch"], ["convert"], ["bench"], ["voices"], ["models"], ["profiles"], ["doctor"],
+PAGES = [[], ["synth"], ["batch"], ["convert"], ["serve"], ["bench"], ["voices"], ["models"], ["profiles"], ["doctor"],
          ["models", "make"], ["profiles", "detect"]]  # fmt: skip
 
 

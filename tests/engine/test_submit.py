@@ -42,8 +42,17 @@ def wave(result) -> np.ndarray:
     return result.audio().samples
 
 
+OTHERS: set[threading.Thread] = set()  # of engines that other files of this process have loaded
+
+
+@pytest.fixture(scope="module", autouse=True)
+def others():
+    OTHERS.update(threading.enumerate())
+
+
 def engine_threads() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name in ("engine", "render", "finish")]
+    own = set(threading.enumerate()) - OTHERS
+    return [t for t in own if t.name in ("engine", "render", "finish")]
 
 
 def wait_until(condition) -> None:

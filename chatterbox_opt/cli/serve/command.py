@@ -6,7 +6,6 @@ is answered (chatterbox_opt/server).
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import ipaddress
@@ -108,7 +107,9 @@ def serve(
     engine: EngineOptions,
     printing: OutputOptions,
 ) -> None:
-    """Serve speech over HTTP, as OpenAI's API does; with a page to try it."""
+    """Serve speech over HTTP, as OpenAI's API does."""
+    import asyncio  # takes time that other commands need not spend
+
     reporter = printing.reporter()
     settings = _settings(listen, service, engine)
     for spec in settings.engines:
