@@ -18,6 +18,7 @@ COMMANDS = (
     "synth",
     "batch",
     "convert",
+    "serve",
     "bench",
     "voices",
     "models",

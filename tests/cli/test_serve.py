@@ -173,7 +173,9 @@ def test_a_process_drains_when_it_is_asked_to_end(tmp_path):
 
     asking = threading.Thread(target=ask)
     asking.start()
-    while json.load(urllib.request.urlopen(f"{address}/health"))["active"] == 0:
+    end = time.monotonic() + 60
+    while json.load(urllib.request.urlopen(f"{address}/health", timeout=60))["active"] == 0:
+        assert time.monotonic() < end
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     asking.join()
@@ -191,12 +193,13 @@ def test_two_processes_behind_one_port(tmp_path):
         stderr=subprocess.PIPE, env=environment, text=True, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     address = process.stderr.readline().split()[0]
-    seen: set[str] = set()
-    while len(seen) < 2:  # each answers with a connection of its own
-        with urllib.request.urlopen(f"{address}/metrics") as answer:
-            lines = answer.read().decode().splitlines()
-        seen |= {line for line in lines if line.startswith("process_start_time_seconds")}
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        pytest.skip("this system does not tell a process's children")
+    with urllib.request.urlopen(f"{address}/health", timeout=60) as answer:
+        assert json.load(answer)["status"] == "ok"
+    assert len(children.read_text().split()) == 2
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0 and process.stderr.read() == ""
     with pytest.raises(OSError):
-        urllib.request.urlopen(f"{address}/health")
+        urllib.request.urlopen(f"{address}/health", timeout=10)
