@@ -61,7 +61,7 @@ CONFIGS = {
     "dev, offload": {"compile": "cudagraphs", "offload": "stages"},
     "dev, alone": {"compile": "cudagraphs", "offload": "all-but-active"},
 }
-FAST = ("dev, offload", "gtx1080")  # the others are slow tests
+FAST = ("dev, offload",)  # the others are slow tests
 EXACT = [name for name in CONFIGS if name.startswith("dev")]
 
 
@@ -246,9 +246,8 @@ def test_every_configuration_synthesizes_on_a_gpu(load_on_gpu, gpu, expected, ba
     assert gpu.allocated() == torch.cuda.memory_allocated() == 0, "memory that close() did not free"
 
 
-@pytest.mark.parametrize(
-    "backend", ["dev, offload", pytest.param("rtx4090", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["dev, offload", "rtx4090"])
 def test_turbo_synthesizes_on_a_gpu(gpu, turbo, backend, tmp_path, monkeypatch):
     """GPT-2's fused step, captured, with knobs that need a sort and without; two-step flow."""
     calls = [
