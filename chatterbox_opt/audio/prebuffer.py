@@ -133,11 +133,13 @@ class Prebuffer:
         return max(seconds for _, seconds in self._arrivals)
 
     def _measured(self) -> float:
-        measured = speed_of(self._arrivals)
-        if measured is None:
-            measured = self._speed
+        """The lower of this production's speed and that of earlier ones.
+
+        While other productions use the machine too, a single part can come much sooner than most.
+        """
+        known = [speed for speed in (speed_of(self._arrivals), self._speed) if speed is not None]
         first, sound = self._arrivals[0]
-        return sound / max(first - self._started, 1e-9) if measured is None else measured
+        return min(known, default=sound / max(first - self._started, 1e-9))
 
 
 @dataclass(frozen=True, slots=True)

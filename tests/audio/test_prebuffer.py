@@ -128,3 +128,11 @@ def test_the_only_piece_starts_at_once():
 def _with(arrival: tuple[float, float], prebuffer: Prebuffer) -> Prebuffer:
     prebuffer.add(*arrival)
     return prebuffer
+
+
+def test_one_part_that_came_soon_does_not_hide_how_slow_the_others_are():
+    """As measured with four streams at once: the second part came at 3 times real time."""
+    arrivals = [(0.22, 0.4), (0.76, 1.6), (3.2, 4.0), (3.39, 0.4)]
+    parts = (0.4, 1.6, 4.0)
+    assert simulate(arrivals, Prebuffer(0.0, schedule=parts)).underruns == 1
+    assert simulate(arrivals, Prebuffer(0.0, schedule=parts, speed=1.77)).underruns == 0
