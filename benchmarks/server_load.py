@@ -5,7 +5,9 @@
 Starts ``chatterbox-opt serve --model pico`` in a process of its own. First one client asks for all
 texts, one after the other: that is the throughput to compare with, and the sound that each text and
 seed must have. Then all clients ask, with staggered starts, again and again until the time is up.
-Every answer is compared with the first one's bytes.
+Every answer is compared with the first one's bytes, of the same latency (``X-Latency``): while more
+requests are in than there are decode slots, the server makes whole chunks, whose sound differs a
+little from that of their parts.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class Answer:
     """One answer: seconds from the request to each part, with the part's seconds of sound."""
 
     text: int
+    latency: str
     arrivals: tuple[tuple[float, float], ...]
     content: bytes
 
@@ -51,16 +54,16 @@ class Answer:
         return len(self.content) / BYTES_A_SECOND
 
 
-async def ask(client: httpx.AsyncClient, text: int) -> Answer:
-    """Ask for a text with its seed, as PCM."""
-    body = {"input": TEXTS[text], "seed": text, "response_format": "pcm"}
+async def ask(client: httpx.AsyncClient, text: int, *, split: bool = False) -> Answer:
+    """Ask for a text with its seed, as PCM; with ``split`` whole chunks."""
+    body = {"input": TEXTS[text], "seed": text, "response_format": "pcm", "split": split}
     started, arrivals, parts = time.perf_counter(), [], []
     async with client.stream("POST", "/v1/audio/speech", json=body) as response:
         response.raise_for_status()
         async for part in response.aiter_bytes():
             arrivals.append((time.perf_counter() - started, len(part) / BYTES_A_SECOND))
             parts.append(part)
-    return Answer(text, tuple(arrivals), b"".join(parts))
+    return Answer(text, response.headers["x-latency"], tuple(arrivals), b"".join(parts))
 
 
 async def one_after_the_other(client: httpx.AsyncClient, seconds: float) -> list[Answer]:
@@ -116,12 +119,15 @@ async def measure(address: str, clients: int, seconds: float) -> dict[str, objec
         started = time.perf_counter()
         alone = await one_after_the_other(client, seconds / 3)
         rows = {"alone": figures(alone, time.perf_counter() - started)}
-        right = {answer.text: answer.content for answer in alone}
+        whole = [await ask(client, text, split=True) for text in range(len(TEXTS))]
+        right = {(one.text, one.latency): one.content for one in [*alone, *whole]}
         before, started = await lag(client), time.perf_counter()
         answers = await at_once(client, clients, seconds)
         rows["at once"] = figures(answers, time.perf_counter() - started)
         after = await lag(client)
-        wrong = sum(answer.content != right[answer.text] for answer in [*alone, *answers])
+        wrong = sum(
+            answer.content != right[answer.text, answer.latency] for answer in [*alone, *answers]
+        )
         late = {bound: after[bound] - before[bound] for bound in after}
         return {
             "clients": clients,

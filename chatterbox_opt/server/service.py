@@ -6,6 +6,7 @@ of any client's fields (openai_api.py, sillytavern_api.py, wyoming_server.py).
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable
@@ -141,13 +142,17 @@ class SpeechService:
         job = self._job(asked, voice)
         job.check(self.settings.limits.characters)
         engine = await until.enter_async_context(self.engines.use(model))
+        if job.latency == LOW and self.admission.active > engine.plan.slots:
+            # parts of a chunk cost more work than whole ones: while requests wait for a slot,
+            # that work is taken from all of them
+            job = dataclasses.replace(job, latency=CHUNK)
         name = f"request-{next(self._numbers)}"
         stream = await start(engine, job, name, self.settings.limits.buffered)
         until.push_async_callback(stream.close)
         await stream.wait_for_sound()
         if stream.first_audio is not None:
             self.metrics.first_audio.observe(stream.first_audio)
-        headers = {"X-Seed": str(stream.handle.seed), "X-Model": model}
+        headers = {"X-Seed": str(stream.handle.seed), "X-Model": model, "X-Latency": job.latency}
         if not is_known:
             # a header cannot hold every character of a name, so it is not repeated
             headers["Warning"] = '199 - "no such voice: the model\'s own is used"'

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -101,6 +102,7 @@ class FakeServedEngine:
 
     handles: list[FakeHandle] = field(default_factory=list)
     closed: bool = False
+    plan: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(slots=2))
 
     def submit(self, request: Request, timeout: float) -> FakeHandle:
         words = dict(word.split("=") for word in request.text.split() if "=" in word)

@@ -104,9 +104,11 @@ def test_a_client_that_does_not_read_is_cancelled(server, engine):
     connection.close()
 
 
-def test_a_full_queue(server, client):
+def test_a_full_queue(server, client, engine):
     waiting = [raw(server, speech_request("full pieces=1000000")) for _ in range(3)]
     until(lambda: server.service.admission.active == 3)
+    latencies = [one.request.latency for one in engine.handles if "full" in one.request.text]
+    assert sorted(latencies) == ["chunk", "low", "low"], "two slots: the third gets whole chunks"
     refused = client.post(SPEECH, json=body("one more"))
     assert refused.status_code == 429 and int(refused.headers["retry-after"]) > 0
     assert refused.json()["error"]["type"] == "rate_limit_error"
