@@ -162,8 +162,17 @@ def test_a_device_that_stops_ends_the_wait():
 def test_not_more_than_a_minute_waits(monkeypatch):
     monkeypatch.setattr(players, "MAX_WAITING", 1.0)
     fixture = Fixture(Prebuffer(0.0, speed=9.0))
-    threading.Timer(0.02, fixture.device.play, [1.5]).start()
+    written = threading.Event()
+
+    def play() -> None:
+        while not written.wait(0.001):
+            fixture.device.play(0.05)
+
+    playing = threading.Thread(target=play)
+    playing.start()
     fixture.write(0.1, 2.0)
+    written.set()
+    playing.join()
     assert fixture.player._queue.seconds <= 1.0
     slow = Fixture(Prebuffer(0.0))  # has not started: it must not wait for itself
     slow.write(9.0, 2.0)
