@@ -105,6 +105,15 @@ class Sampling:
         return self.top_p < 1 or self.top_k > 0
 
 
+def chosen(values: Mapping[str, Any]) -> Sampling:
+    """The sampling parameters of those values that are not None.
+
+    Raises:
+        InputError: not a number, or out of range.
+    """
+    return Sampling(**{name: value for name, value in values.items() if value is not None})
+
+
 def for_model(
     sampling: Sampling, defaults: Mapping[str, float], missing: Collection[str]
 ) -> Sampling:

@@ -11,9 +11,7 @@ installed.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -24,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chatterbox_opt.audio.watermark import STDOUT_LOCK
 from chatterbox_opt.bench.timing import BenchJob, StageTimer
 from chatterbox_opt.checkpoints import families
 from chatterbox_opt.checkpoints.families import CHATTERBOX, MULTILINGUAL_V2, TURBO_KIND, Kind
@@ -32,7 +29,7 @@ from chatterbox_opt.checkpoints.random_weights import gpt2_config
 from chatterbox_opt.checkpoints.registry import Checkpoint, locate
 from chatterbox_opt.config.model_config import GPT2, MULTILINGUAL_TEXT, SAMPLE_RATE, ModelConfig
 from chatterbox_opt.engine import probe
-from chatterbox_opt.engine.upstream_backend import upstream_conditionals
+from chatterbox_opt.engine.upstream_backend import from_local, upstream_conditionals
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.text.languages import DEFAULT
 from chatterbox_opt.text.normalizers import normalize
@@ -81,13 +78,8 @@ def load(checkpoint: Checkpoint, device: torch.device) -> Any:
     check_size(checkpoint)
     import_librosa()  # before chatterbox does
     kind = like(checkpoint.config)
-    # PerTh prints a line to stdout
-    with (
-        STDOUT_LOCK,
-        contextlib.redirect_stdout(io.StringIO()),
-        renamed(checkpoint, kind) as directory,
-    ):
-        model = _class(kind, checkpoint).from_local(directory, device.type)
+    with renamed(checkpoint, kind) as directory:
+        model = from_local(_class(kind, checkpoint), directory, device)
     model.t3.hp.stop_speech_token = NEVER
     return model
 

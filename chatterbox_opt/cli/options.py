@@ -32,7 +32,7 @@ from chatterbox_opt.config import hardware
 from chatterbox_opt.config.profile import COMPILE, KV_CACHE, OFFLOAD, T3_DTYPES
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError
-from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.sampling import Sampling, chosen
 from chatterbox_opt.text.languages import check_language
 from chatterbox_opt.utils.quiet import silence_dependencies
 from chatterbox_opt.voices.store import VoiceStore, default_store
@@ -133,8 +133,7 @@ class SamplingOptions:
         Raises:
             InputError: a value is out of range.
         """
-        values = dataclasses.asdict(self)
-        return Sampling(**{name: value for name, value in values.items() if value is not None})
+        return chosen(dataclasses.asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)

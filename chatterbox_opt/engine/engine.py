@@ -56,7 +56,7 @@ from chatterbox_opt.utils.arguments import instance, instances, name_or_path, se
 from chatterbox_opt.utils.wave import Wave
 from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices.library import VoiceLibrary
-from chatterbox_opt.voices.store import VoiceStore, default_store
+from chatterbox_opt.voices.store import VoiceStore
 
 EXAMPLE = "Hello."  # stands for a text that is not known yet
 
@@ -142,9 +142,7 @@ class Engine(ConvertingEngine):
         load = functools.partial(
             build.load, model, profile, device, overrides, plan, weights, watermark=watermark
         )
-        parts = in_own_thread(load)
-        voices = VoiceLibrary(parts.checkpoint, store or default_store())
-        return cls(parts.plan, parts.checkpoint, parts.pipeline, voices, parts.watermark)
+        return cls._of(load, store)
 
     def close(self) -> None:
         """End all requests, free the model and the device's memory; not to be used afterwards."""

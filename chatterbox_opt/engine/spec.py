@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.checkpoints import flows, registry, weight_cache
@@ -87,18 +87,7 @@ class EngineSpec:
 
     def load_converter(self) -> Engine:
         """Load an engine without T3 (imports torch)."""
-        announce("importing PyTorch")
-        from chatterbox_opt.engine.engine import Engine
-
-        return Engine.load_converter(
-            self.model,
-            self.profile,
-            device=self.device,
-            overrides=self.overrides,
-            store=self.store,
-            watermark=self.watermark,
-            weights=weight_cache.default(keep=self.store.keep_computed),
-        )
+        return _engine().load_converter(self.model, self.profile, **self._arguments())
 
     def load(self, resolved: Plan | None = None) -> Engine:
         """Load the engine (imports torch).
@@ -106,16 +95,21 @@ class EngineSpec:
         Args:
             resolved: a plan that is already resolved; None detects the hardware and resolves one.
         """
-        announce("importing PyTorch")
-        from chatterbox_opt.engine.engine import Engine
+        return _engine().load(self.model, self.profile, plan=resolved, **self._arguments())
 
-        return Engine.load(
-            self.model,
-            self.profile,
-            device=self.device,
-            overrides=self.overrides,
-            plan=resolved,
-            store=self.store,
-            watermark=self.watermark,
-            weights=weight_cache.default(keep=self.store.keep_computed),
-        )
+    def _arguments(self) -> dict[str, Any]:
+        """What both ways of loading take."""
+        return {
+            "device": self.device,
+            "overrides": self.overrides,
+            "store": self.store,
+            "watermark": self.watermark,
+            "weights": weight_cache.default(keep=self.store.keep_computed),
+        }
+
+
+def _engine() -> type[Engine]:
+    announce("importing PyTorch")
+    from chatterbox_opt.engine.engine import Engine
+
+    return Engine

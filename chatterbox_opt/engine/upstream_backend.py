@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import io
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,12 @@ from chatterbox_opt.utils.librosa_import import import_librosa
 from chatterbox_opt.voice import Voice
 
 NO_CONVERSION = "plain Chatterbox converts no recordings: unset DISABLE_OPTIMIZATION"
+
+
+def from_local(upstream: Any, directory: Path, device: torch.device) -> Any:
+    """Load one of upstream's classes by its own loader; PerTh's line on stdout is dropped."""
+    with STDOUT_LOCK, contextlib.redirect_stdout(io.StringIO()):
+        return upstream.from_local(directory, device.type)
 
 
 class UpstreamBackend:
@@ -55,9 +62,7 @@ class UpstreamBackend:
         import_librosa()  # before chatterbox does
         from chatterbox.tts import ChatterboxTTS
 
-        # PerTh prints a line to stdout
-        with STDOUT_LOCK, contextlib.redirect_stdout(io.StringIO()):
-            return cls(ChatterboxTTS.from_local(checkpoint.directory, device.type), device)
+        return cls(from_local(ChatterboxTTS, checkpoint.directory, device), device)
 
     def close(self) -> None:
         self.model = None

@@ -106,11 +106,8 @@ class Engines:
             ChatterboxOptError: it cannot be loaded, or cannot speak.
         """
         async with self.use(self.models[0]) as engine:
-            if self._has_own_voice(engine):
+            if engine.checkpoint.conditionals.is_file():  # it has a voice of its own
                 await asyncio.to_thread(engine.warm_up, WARM_UP)
-
-    def _has_own_voice(self, engine: Engine) -> bool:
-        return engine.checkpoint.conditionals.is_file()
 
     async def close_idle(self) -> None:
         """Close engines that have been idle for long enough, for as long as this is awaited."""

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from chatterbox_opt.audio.tempo import MAX_SPEED, MIN_SPEED
 from chatterbox_opt.errors import VoiceError
 from chatterbox_opt.request import CHUNK, LOW
-from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.sampling import Sampling, chosen
 from chatterbox_opt.server import voices
 from chatterbox_opt.server.service import EVENTS, STREAM, WHOLE, SpeechRequest, SpeechService
 
@@ -71,8 +71,7 @@ class SpeechBody(BaseModel):
         Raises:
             InputError: a value is out of range.
         """
-        sent = {name: getattr(self, name) for name in PARAMETERS}
-        return Sampling(**{name: value for name, value in sent.items() if value is not None})
+        return chosen({name: getattr(self, name) for name in PARAMETERS})
 
     def asked(self) -> SpeechRequest:
         """What the client asks for."""

@@ -29,16 +29,15 @@ from chatterbox_opt.server.timeouts import within
 log = logging.getLogger(__name__)
 # no cache: each answer is spoken anew; no buffering: of a proxy in front (nginx)
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-EVENTS = "text/event-stream"
+EVENT_STREAM = "text/event-stream"
 
 
 class SpeechResponse(Response):
     """The answer to a request for speech.
 
     Args:
-        stream: whose first bytes are there.
+        body: the bytes, whose first part is there.
         media_type: of the bytes.
-        characters: of the text, for the usage of server-sent events; None sends plain bytes.
         stalled: seconds that the client may take for nothing at all.
         until: closed at the end: what the request holds.
         on_end: called at the end with whether all was sent.
@@ -46,22 +45,18 @@ class SpeechResponse(Response):
 
     def __init__(
         self,
-        stream: SpeechStream,
+        body: AsyncGenerator[bytes, None],
         media_type: str,
         headers: Mapping[str, str],
         *,
-        characters: int | None,
         stalled: float,
         until: AsyncExitStack,
         on_end: Callable[[bool], None],
     ) -> None:
-        is_events = characters is not None
-        super().__init__(
-            headers={**HEADERS, **headers}, media_type=EVENTS if is_events else media_type
-        )
+        super().__init__(headers={**HEADERS, **headers}, media_type=media_type)
         del self.headers["content-length"]
         self._stalled, self._until, self._on_end = stalled, until, on_end
-        self._body = events(stream, characters) if characters is not None else stream.parts()
+        self._body = body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.create_task(self._send(send))

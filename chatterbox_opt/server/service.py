@@ -6,6 +6,7 @@ of any client's fields (openai_api.py, sillytavern_api.py, wyoming_server.py).
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import itertools
 import time
@@ -26,7 +27,13 @@ from chatterbox_opt.server import errors
 from chatterbox_opt.server.admission import Admission
 from chatterbox_opt.server.engines import Engines
 from chatterbox_opt.server.metrics import Metrics
-from chatterbox_opt.server.response import HEADERS, DeferredResponse, SpeechResponse
+from chatterbox_opt.server.response import (
+    EVENT_STREAM,
+    HEADERS,
+    DeferredResponse,
+    SpeechResponse,
+    events,
+)
 from chatterbox_opt.server.settings import ServerSettings
 from chatterbox_opt.server.speech import SpeechJob, SpeechStream, start
 from chatterbox_opt.server.voices import find_voice
@@ -57,6 +64,23 @@ class SpeechRequest:
     speed: float = 1.0
     send: str = STREAM
     latency: str = LOW
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request that may go on.
+
+    Attributes:
+        model: that serves it.
+        voice: file of the voice, or None for the model's own.
+        is_known: whether there is a voice of the requested name.
+        active: requests that were in when it came, with itself.
+    """
+
+    model: str
+    voice: Path | None
+    is_known: bool
+    active: int
 
 
 @dataclass(slots=True)
@@ -94,11 +118,11 @@ class SpeechService:
         if asked.send == WHOLE:
             return DeferredResponse(lambda: self._whole(stream, asked, headers), until)
         started = time.perf_counter()
+        is_events = asked.send == EVENTS
         return SpeechResponse(
-            stream,
-            MEDIA_TYPES[asked.format],
+            events(stream, len(asked.text)) if is_events else stream.parts(),
+            EVENT_STREAM if is_events else MEDIA_TYPES[asked.format],
             headers,
-            characters=len(asked.text) if asked.send == EVENTS else None,
             stalled=self.settings.limits.stalled_seconds,
             until=until,
             on_end=lambda complete: self._count(stream, started, complete=complete),
@@ -121,6 +145,30 @@ class SpeechService:
             finally:
                 self._count(stream, started, complete=complete)
 
+    async def admit(
+        self, client: str, model: str | None, voice: str | None, until: AsyncExitStack
+    ) -> Admitted:
+        """Count a request, and find what its names mean.
+
+        Args:
+            client: its address.
+            model, voice: names, or None.
+            until: gets what is held until the end.
+
+        Raises:
+            QueueFullError: too many are in already.
+            UnknownVoiceError: there is no such voice, and voices are strict.
+        """
+        until.enter_context(self.admission.enter(client))
+        active, known = self.admission.active, self.engines.known(model)
+        # names are those of files
+        found, is_known = await asyncio.to_thread(find_voice, self.engines.spec(known), voice)
+        if not is_known and self.settings.strict_voices:
+            raise errors.UnknownVoiceError(
+                f"there is no voice '{voice}'; GET /v1/audio/voices lists them"
+            )
+        return Admitted(known, found, is_known, active)
+
     async def _begin(
         self, client: str, asked: SpeechRequest, until: AsyncExitStack, paths: dict[str, str]
     ) -> tuple[SpeechStream, dict[str, str]]:
@@ -130,19 +178,13 @@ class SpeechService:
             until: gets what is held until the end.
             paths: gets the names that stand for paths in messages.
         """
-        until.enter_context(self.admission.enter(client))
-        model = self.engines.known(asked.model)
-        voice, is_known = find_voice(self.engines.spec(model), asked.voice)
-        if voice and asked.voice:
-            paths[str(voice)] = asked.voice
-        if not is_known and self.settings.strict_voices:
-            raise errors.UnknownVoiceError(
-                f"there is no voice '{asked.voice}'; GET /v1/audio/voices lists them"
-            )
-        job = self._job(asked, voice)
+        admitted = await self.admit(client, asked.model, asked.voice, until)
+        if admitted.voice and asked.voice:
+            paths[str(admitted.voice)] = asked.voice
+        job = self._job(asked, admitted.voice)
         job.check(self.settings.limits.characters)
-        engine = await until.enter_async_context(self.engines.use(model))
-        if job.latency == LOW and self.admission.active > engine.plan.slots:
+        engine = await until.enter_async_context(self.engines.use(admitted.model))
+        if job.latency == LOW and admitted.active > engine.plan.slots:
             # parts of a chunk cost more work than whole ones: while requests wait for a slot,
             # that work is taken from all of them
             job = dataclasses.replace(job, latency=CHUNK)
@@ -152,8 +194,12 @@ class SpeechService:
         await stream.wait_for_sound()
         if stream.first_audio is not None:
             self.metrics.first_audio.observe(stream.first_audio)
-        headers = {"X-Seed": str(stream.handle.seed), "X-Model": model, "X-Latency": job.latency}
-        if not is_known:
+        headers = {
+            "X-Seed": str(stream.handle.seed),
+            "X-Model": admitted.model,
+            "X-Latency": job.latency,
+        }
+        if not admitted.is_known:
             # a header cannot hold every character of a name, so it is not repeated
             headers["Warning"] = '199 - "no such voice: the model\'s own is used"'
         return stream, headers

@@ -6,7 +6,7 @@ Responsible for its field names. Not responsible for synthesis (service.py).
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 from fastapi import Request as HttpRequest
@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from chatterbox_opt.audio.tempo import MAX_SPEED, MIN_SPEED
-from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.sampling import Sampling, chosen
 from chatterbox_opt.server import voices
 from chatterbox_opt.server.openai_api import client_of
 from chatterbox_opt.server.service import STREAM, WHOLE, SpeechRequest, SpeechService
@@ -45,13 +45,14 @@ class Speech(BaseModel):
         Raises:
             InputError: a value is out of range.
         """
-        sent: dict[str, Any] = {
-            "temperature": self.temperature,
-            "exaggeration": self.exaggeration,
-            "cfg_weight": self.cfg_weight,
-            "seed": None if self.seed in DRAW_SEED else self.seed,
-        }
-        return Sampling(**{name: value for name, value in sent.items() if value is not None})
+        return chosen(
+            {
+                "temperature": self.temperature,
+                "exaggeration": self.exaggeration,
+                "cfg_weight": self.cfg_weight,
+                "seed": None if self.seed in DRAW_SEED else self.seed,
+            }
+        )
 
     def asked(self, send: str) -> SpeechRequest:
         """What the client asks for."""

@@ -43,7 +43,7 @@ from chatterbox_opt.request import LOW, Piece
 from chatterbox_opt.server.errors import error_answer
 from chatterbox_opt.server.service import SpeechRequest, SpeechService
 from chatterbox_opt.server.timeouts import within
-from chatterbox_opt.server.voices import find_voice, voice_names
+from chatterbox_opt.server.voices import voice_names
 from chatterbox_opt.version import __version__
 
 log = logging.getLogger(__name__)
@@ -176,14 +176,12 @@ class WyomingHandler(AsyncEventHandler):
             await self._send(AudioStop().event())
 
     async def _speak_arriving(self, text: ArrivingText, voice: SynthesizeVoice | None) -> None:
-        engines, limits = self._service.engines, self._service.admission
-        model = engines.models[0]
-        path, _ = find_voice(engines.spec(model), voice.name if voice else None)
+        service, name = self._service, voice.name if voice else None
         try:
             async with AsyncExitStack() as until:
-                until.enter_context(limits.enter(self._client))
-                engine = await until.enter_async_context(engines.use(model))
-                await self._send_pieces(engine, text, path)
+                admitted = await service.admit(self._client, None, name, until)
+                engine = await until.enter_async_context(service.engines.use(admitted.model))
+                await self._send_pieces(engine, text, admitted.voice)
         except ChatterboxOptError as error:
             await self._fail(error)
         except (ConnectionError, asyncio.TimeoutError):

@@ -32,15 +32,19 @@ def random_prompt(t3: T3, number: int) -> Prompt:
     )
 
 
-def forced_log_probs(t3: T3, prompts: int, count: int) -> Tensor:
-    """Log-probabilities [prompts * count * rows, V] of steps over forced tokens."""
+def forced_log_probs(t3: T3, prompts: int, count: int, prompt=random_prompt) -> Tensor:
+    """Log-probabilities [prompts * count * rows, V] of steps over forced tokens.
+
+    Args:
+        prompt: makes the prompt of a number.
+    """
     backend, logits = EagerBackend(), []
     for number in range(prompts):
         slots = backend.slots(t3, 1, 2 if t3.config.has_cfg else 1)
         generator = torch.Generator().manual_seed(number)
         forced = tuple(torch.randint(6561, (count,), generator=generator).tolist())
         request = sequence_of(
-            random_prompt(t3, number),
+            prompt(t3, number),
             Sampling(max_tokens=count + 1),
             forced_tokens=forced,
             on_progress=lambda *_, slots=slots: logits.append(slots.logits.float().clone()),
@@ -62,7 +66,12 @@ def check_narrow(checkpoint, exact: Tensor, narrow: str, bounds, *sizes: int) ->
         pytest.skip(UNSUPPORTED[narrow])
     layout, dtype = NARROW[narrow]
     log_probs = forced_log_probs(loader.load_t3(checkpoint, dtype, layout), *sizes)
+    check_close(narrow, log_probs, exact, bounds)
+
+
+def check_close(name: str, log_probs: Tensor, exact: Tensor, bounds) -> None:
+    """Print how close log-probabilities are to those of float32, and compare with bounds."""
     top1 = (log_probs.argmax(-1) == exact.argmax(-1)).float().mean().item()
     kl = (exact.exp() * (exact - log_probs)).sum(-1).mean().item()
-    print(f"{narrow}: top-1 {top1:.3f}, KL {kl:.2e}, {len(exact)} steps")
+    print(f"{name}: top-1 {top1:.3f}, KL {kl:.2e}, {len(exact)} steps")
     assert top1 >= bounds[0] and 0 < kl <= bounds[1], (top1, kl)

@@ -7,9 +7,10 @@ import torch
 from helpers.common import assert_close
 from helpers.fake_graph_capture import record
 from helpers.gpt2 import TINY_GPT2, gpt2_prompt, upstream_gpt2
+from helpers.quality import check_close, forced_log_probs
 from helpers.t3 import decode_all, prefilled, sequence_of
 
-from chatterbox_opt.engine.decoding.decode import EagerBackend, decode
+from chatterbox_opt.engine.decoding.decode import EagerBackend
 from chatterbox_opt.engine.decoding.decode_graphs import CudaGraphBackend
 from chatterbox_opt.layers import weight_layout
 from chatterbox_opt.layers.linear_int import Int4Linear, Int8Linear, WeightOnlyInt8Linear
@@ -46,22 +47,9 @@ def load(state, dtype=torch.float32, layout=""):
     return t3_from_upstream(state, TINY_GPT2, dtype, layout)
 
 
-def log_probs(t3, backend=None):
+def log_probs(t3):
     """Log-probabilities of forced tokens of several texts [n, V]."""
-    backend, logits = backend or EagerBackend(), []
-    for number in range(4):
-        slots = backend.slots(t3, 1, 1)
-        generator = torch.Generator().manual_seed(number)
-        forced = tuple(torch.randint(6561, (TOKENS,), generator=generator).tolist())
-        request = sequence_of(
-            gpt2_prompt(TINY_GPT2, number),
-            Sampling(max_tokens=TOKENS + 1),
-            forced_tokens=forced,
-            on_progress=lambda *_, slots=slots: logits.append(slots.logits.float().clone()),
-        )
-        [ended] = decode(t3, slots, [request], backend)
-        assert ended.error is None and tuple(ended.tokens) == forced
-    return torch.log_softmax(torch.cat(logits), dim=-1)
+    return forced_log_probs(t3, 4, TOKENS, lambda _, number: gpt2_prompt(TINY_GPT2, number))
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +62,7 @@ def test_narrow_precisions_are_close_to_float32(state, exact, layout, dtype, lay
     t3 = load(state, dtype, layout)
     assert t3.dtype == dtype
     assert type(t3.blocks[0].down) is layer and t3.blocks[0].down.bias is not None
-    narrow = log_probs(t3)
-    agreement = (narrow.argmax(-1) == exact.argmax(-1)).float().mean()
-    divergence = (exact.exp() * (exact - narrow)).sum(-1).mean()
-    print(
-        f"GPT-2 {layout or dtype}: top-1 {agreement:.3f}, KL {divergence:.2e}, {len(exact)} steps"
-    )
-    assert agreement >= top1
-    assert 0 < divergence <= kl
+    check_close(f"GPT-2 {layout or dtype}", log_probs(t3), exact, (top1, kl))
 
 
 @pytest.mark.parametrize("layout", ["int8", "int4"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from chatterbox_opt.checkpoints import registry
@@ -84,6 +84,11 @@ class ConvertingEngine(Closing):
         instance("store", store, VoiceStore, optional=True)
         arguments = (name, profile, device, overrides, None, weights)
         load = functools.partial(build.load, *arguments, watermark=watermark, speaks=False)
+        return cls._of(load, store)
+
+    @classmethod
+    def _of(cls, load: Callable[[], build.Parts], store: VoiceStore | None) -> Self:
+        """The engine of loaded parts, with the voices of their checkpoint."""
         parts = in_own_thread(load)
         voices = VoiceLibrary(parts.checkpoint, store or default_store())
         return cls(parts.plan, parts.checkpoint, parts.pipeline, voices, parts.watermark)

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass, replace
 
 from chatterbox_opt.request import Audio, VoiceSource
-from chatterbox_opt.sampling import Sampling, seeded
+from chatterbox_opt.sampling import Sampling, chosen, seeded
 from chatterbox_opt.utils import arguments
 
 
@@ -41,9 +41,7 @@ class Conversion:
     @property
     def sampling(self) -> Sampling:
         """The parameters that a conversion has; it draws no tokens."""
-        if self.cfm_steps is None:
-            return Sampling(seed=self.seed)
-        return Sampling(seed=self.seed, cfm_steps=self.cfm_steps)
+        return chosen({"seed": self.seed, "cfm_steps": self.cfm_steps})
 
     def with_seed(self) -> Conversion:
         """The same conversion with a seed, drawn if it has none."""
