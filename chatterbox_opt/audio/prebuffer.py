@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-MARGIN = 1.15  # the speed varies: it is assumed to be lower by this factor
+MARGIN = 1.3  # the speed varies: it is assumed to be lower by this factor
 _ROUNDING = 1e-9  # seconds; far less than a sample
 
 Arrival = tuple[float, float]  # when a piece is there, and how much sound it has; seconds
