@@ -26,9 +26,13 @@ from chatterbox_opt.config.config_file import CONFIG_FILE
 pytestmark = pytest.mark.slow
 # each command is a fork of a process that has done the imports, during which nothing is written
 SERVER = """
-import json, os, sys
-import chatterbox_opt.batch.runner, chatterbox_opt.checkpoints.random_weights
+import json, os, pathlib, sys, tempfile
+import torch
+import chatterbox_opt.batch.runner, chatterbox_opt.checkpoints.random_weights as random_weights
 import chatterbox_opt.cli.application, chatterbox_opt.engine.build, chatterbox_opt.engine.engine
+torch.set_num_threads(1)  # OpenMP's threads would be missing in a fork
+with tempfile.TemporaryDirectory() as scratch:  # imports upstream's classes
+    random_weights.make(pathlib.Path(scratch) / "model", "tiny", 0)
 for line in sys.stdin:
     if line == "wait\\n":
         print(os.waitstatus_to_exitcode(os.waitpid(command, 0)[1]), flush=True)
