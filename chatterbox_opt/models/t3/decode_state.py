@@ -14,14 +14,15 @@ from torch import Tensor
 
 from chatterbox_opt.models.t3.kv_cache import KVCache
 from chatterbox_opt.models.t3.model import T3, Prompt
+from chatterbox_opt.models.t3.ragged_kv_cache import RaggedKVCache
 from chatterbox_opt.models.t3.sampler import SamplingTensors, sample
 from chatterbox_opt.runtime.cuda import to_device
 from chatterbox_opt.sampling import Sampling
 
 UNFORCED = -1  # in ``DecodeState.token_buffer``: no token is forced at this position
 
-# Runs a text [rows_per_seq, length, width] after a voice's ``T3.conditioning`` into the KV cache and
-# the logits of slot ``DecodeState.prefill_slot``. The text's last position is
+# Runs a text [rows_per_seq, length, width] after a voice's ``T3.conditioning`` into the KV cache
+# and the logits of slot ``DecodeState.prefill_slot``. The text's last position is
 # ``DecodeState.prefill_last``; padding follows.
 PrefillFn = Callable[["DecodeState", Tensor, Tensor], None]
 
@@ -126,6 +127,7 @@ class DecodeState:
             self.noise[rows],
             needs_sort=needs_sort,
             turbo=self.turbo,
+            by_row=isinstance(self.cache, RaggedKVCache),  # nothing of it is captured
         )
         if self.turbo:  # the start token was in the history of the first token only
             self.seen[rows, self.start] &= self.num_generated[rows] > 0
