@@ -212,8 +212,8 @@ def markdown(report: dict[str, Any]) -> str:
         f"{facts['device']} · {facts['cores']} threads of {facts['instructions']} · torch "
         f"{facts['torch']} · reads {facts['read_gb_s']:.1f} GB/s · {report['runs']} rounds",
         "",
-        "| model: row | T3 tok/s | prefill s | + voice s | flow s | vocoder s | watermark s | total s "
-        "| limit | x real time | RSS MiB |",
+        "| model: row | T3 tok/s | prefill s | + voice s | flow s | vocoder s | watermark s "
+        "| total s | limit | x real time | RSS MiB |",
         "|" + " --- |" * 11,
     ]
     for row in report["rows"]:
