@@ -190,6 +190,9 @@ class OptimizedTarget:
             [sequence] = request.sequences
             sequence.prompt, sequence.generator = prompt, generator
             sequence.forced_tokens = tokens
+            t3.kept.clear()  # the first text in a voice takes this long in addition
+            t3.conditioning(prompt, sampling.exaggeration)
+            clock.lap("voice")
             list(decode(t3, state, [sequence], timed))
         clock.lap("decode")
         codes = torch.tensor([*tokens, *self._config.silence], device=pipeline.device)

@@ -138,6 +138,8 @@ def _stages(
     # the flow is loaded in full precision and then cast: first, while no other stage is in memory
     flow = load_flow(checkpoint, _dtype(plan.flow.compute), cache)
     vocoder = load_vocoder(checkpoint)
+    if plan.device == "cpu":
+        vocoder.use_cpu_kernels()
     malloc.trim()
     if plan.flow.layout == "int8":  # from bfloat16, whose rounding error is 1/30 of int8's
         linear_int.quantize_transformers(flow, estimator.Transformer)

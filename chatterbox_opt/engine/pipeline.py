@@ -179,6 +179,7 @@ class Pipeline:
     def close(self) -> None:
         self.release()
         self.decoder.backend = EagerBackend()  # captured graphs hold device memory
+        self.decoder.forget_voices()
         self.placement.close()
 
     def _release_memory(self) -> bool:

@@ -20,7 +20,12 @@ LIGHT = ("__init__", "__main__", "errors", "version", "sampling", "request", "cl
          "checkpoints.digests", "checkpoints.families", "checkpoints.file_sizes", "checkpoints.flows", "checkpoints.hub", "checkpoints.registry", "checkpoints.sealed_file", "checkpoints.weight_cache", "engine.spec", "engine.probe", "engine.conversion.request",
          "engine.quality", "engine.sequence", "server.settings", "voices.computed_voices", "voices.saved_voices", "voices.store")  # fmt: skip
 COMPILED = "kernels.cpu."  # numba compiles these when they are imported
-NOT_COMPILED = ("kernels.cpu.openmp", "kernels.cpu.onednn", "kernels.cpu.bf16_ops")
+NOT_COMPILED = (
+    "kernels.cpu.openmp",
+    "kernels.cpu.onednn",
+    "kernels.cpu.bf16_ops",
+    "kernels.cpu.conv_ops",
+)
 HEAVY = (
     "torch",
     "av",

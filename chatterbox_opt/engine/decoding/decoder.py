@@ -42,6 +42,7 @@ from chatterbox_opt.models.t3.model import T3, Prompt
 from chatterbox_opt.runtime import backoff
 from chatterbox_opt.runtime.cuda import to_device
 from chatterbox_opt.runtime.cuda_graphs import eager_for_a_while, eager_from_now_on
+from chatterbox_opt.runtime.offload import NONE
 from chatterbox_opt.runtime.recovery import RecoveryPolicy, in_float32, is_setup_error
 from chatterbox_opt.text.tokenizers.loading import TextTokenizer
 
@@ -155,8 +156,16 @@ class Decoder:
 
     def leave(self) -> None:
         """Let T3 leave the device while other stages run; the KV cache stays."""
+        if self._recovery.placement.offload != NONE:
+            self.forget_voices()  # other stages need the memory
         self._t3 = None
         self._residence.close()
+
+    def forget_voices(self) -> None:
+        """Free the keys and values of voices; those that are used again are computed again."""
+        placement = self._recovery.placement
+        if "t3" in placement.stages:
+            cast(T3, placement.module("t3")).kept.clear()
 
     def release(self) -> None:
         """Free the slots; running sequences are dropped."""
@@ -227,7 +236,8 @@ class Decoder:
         device, voice = self._recovery.placement.device, sequence.voice
         chunk = sequence.chunk
         ids = text_tokens(self.tokenizer, chunk.text, chunk.language)
-        prompt = Prompt(*(to_device(x, device) for x in (ids, voice.speaker, voice.prompt)))
+        # what is kept of a voice is looked up by its values: it stays where they can be read
+        prompt = Prompt(to_device(ids, device), voice.speaker, voice.prompt)
         return prompt, torch.Generator(device).manual_seed(sequence.seed)
 
     # --- the recovery table -------------------------------------------------------------------
@@ -236,6 +246,7 @@ class Decoder:
         """Free memory; all sequences start again."""
         error.__traceback__ = None  # its frames hold references to tensors
         self._drop_batch()
+        self.forget_voices()
         self.backend.release_slots()
         if self._release_memory():
             pass
