@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.model_config import SAMPLE_RATE
+from chatterbox_opt.config.speaking_rate import check_rate
 from chatterbox_opt.errors import InputError, TextError, VoiceError
 from chatterbox_opt.sampling import Sampling, seeded
 from chatterbox_opt.text.languages import check_language
@@ -161,10 +162,12 @@ class Request:
             the sound differs a little (docs/accuracy.md).
         language: of the text, a code such as "de", for models that know several; "auto": detected
             in the text; None: not known, and the model goes by the text alone.
+        rate: how fast it is spoken, from 0.5 to 2; the pitch is kept, and pauses between chunks are
+            as long as at 1, where nothing is changed.
 
     Raises:
-        TextError, VoiceError, InputError: text, voice, sampling, latency or language is of another
-            type; an unknown language.
+        TextError, VoiceError, InputError: text, voice, sampling, latency, language or rate is of
+            another type; an unknown language; a rate out of range.
     """
 
     id: str
@@ -173,10 +176,12 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     latency: str | HopSchedule = CHUNK
     language: str | None = None
+    rate: float = 1.0
 
     def __post_init__(self) -> None:
         check_text(self.text)
         object.__setattr__(self, "language", check_language(self.language))
+        object.__setattr__(self, "rate", check_rate(self.rate))
         if self.latency not in LATENCIES and not isinstance(self.latency, HopSchedule):
             raise InputError(f"latency is {shown(self.latency)}; known: {', '.join(LATENCIES)}")
         # other objects are left to ``Engine.voice``: to know a Voice, torch has to be imported
@@ -274,10 +279,11 @@ def single_request(
     sampling: Sampling | None,
     latency: str | HopSchedule = CHUNK,
     language: str | None = None,
+    rate: float = 1.0,
 ) -> Request:
     """The request of one text, with a seed. Raises as ``Request``."""
     sampling = Sampling() if sampling is None else sampling
-    return Request("", text, voice, sampling, latency, language).with_seed()
+    return Request("", text, voice, sampling, latency, language, rate).with_seed()
 
 
 # as ``Engine.batch``: results in any order

@@ -24,6 +24,7 @@ from chatterbox_opt.batch.readers.rows import Cells, Dropped, Parsed, Row
 from chatterbox_opt.batch.readers.substation import read_substation
 from chatterbox_opt.batch.readers.subtitles import read_subtitles
 from chatterbox_opt.batch.readers.tables import read_csv, read_json_lines
+from chatterbox_opt.config.speaking_rate import check_rate
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.sampling import WHOLE_NUMBERS, Sampling
 from chatterbox_opt.text.chunking import has_speech
@@ -33,7 +34,7 @@ from chatterbox_opt.text.languages import check_language
 STDIN = "-"
 FORMATS = (".txt", ".md", ".jsonl", ".csv", ".tsv", ".srt", ".vtt", ".ass", ".ssa")
 SAMPLING_COLUMNS = tuple(field.name for field in fields(Sampling))
-COLUMNS = ("id", "text", "voice", *SAMPLING_COLUMNS, "language")
+COLUMNS = ("id", "text", "voice", *SAMPLING_COLUMNS, "language", "rate")
 SCENE_BREAK = "scene break"
 # "* * *", "---", "⁂": of several marks, or one that is used for nothing else
 _SCENE_BREAK = re.compile(r"[*_#~=•·⁂❧☙◆◇✦✽-]{3,}|[⁂❧☙#*•~]|[—–]+")
@@ -69,6 +70,7 @@ class Item:
         has_own_id: the id is from the row.
         start, end: seconds, of a cue; None elsewhere.
         language: of the text, such as "de"; None: not known.
+        rate: how fast it is spoken.
         file: name in the output directory; "" until runner.py assigns it.
         text_hash, settings_hash: what the manifest compares (see runner.py); "" until then.
     """
@@ -84,6 +86,7 @@ class Item:
     start: float | None = None
     end: float | None = None
     language: str | None = None
+    rate: float = 1.0
     file: str = ""
     text_hash: str = ""
     settings_hash: str = ""
@@ -140,6 +143,7 @@ def read(
     voice: str | None = None,
     options: ReadOptions | None = None,
     language: str | None = None,
+    rate: float = 1.0,
 ) -> Job:
     """Read a job file.
 
@@ -147,7 +151,7 @@ def read(
         file: its name, whose extension is its format; ``-`` is read as a .txt.
         content: of the file.
         default: sampling parameters of rows without their own.
-        voice, language: of rows without their own.
+        voice, language, rate: of rows without their own.
 
     Raises:
         InputError: unknown format, another encoding, or a row that makes the file ambiguous.
@@ -165,6 +169,7 @@ def read(
         base = Item(
             *(str(len(row_of_id) + 1), row.number, "", voice, default, row.starts_chapter),
             language=language,
+            rate=rate,
         )
         item = _item(f"{name} row {row.number}", row.cells, base)
         if reason := row.pause or _why_silent(item.text):
@@ -232,12 +237,15 @@ def _item(where: str, cells: Cells, base: Item) -> Item:
         raise InputError(f"{where}: voice is not a string; give a file or a name")
     try:
         language = check_language(cells.pop("language", base.language))
+        rate = check_rate(_number("rate", cells.pop("rate", base.rate)))
         overrides = {column: _number(column, cell) for column, cell in cells.items()}
         sampling = replace(base.sampling, **overrides)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     named = replace(base, id=str(id), has_own_id=True) if id is not None else base
-    return replace(named, text=text, voice=voice, sampling=sampling, language=language)
+    return replace(
+        named, text=text, voice=voice, sampling=sampling, language=language, rate=rate
+    )
 
 
 def _number(column: str, cell: Any) -> Any:

@@ -107,6 +107,8 @@ def prepare(
             settings["loudness"] = loudness
         if item.language is not None:
             settings["language"] = item.language
+        if item.rate != 1:
+            settings["rate"] = item.rate
         text_hash, settings_hash = _hash(item.text), _hash(json.dumps(settings, sort_keys=True))
         prepared.append(
             dataclasses.replace(item, file=file, text_hash=text_hash, settings_hash=settings_hash)

@@ -243,6 +243,7 @@ class BatchRunner:
             sampling=asdict(item.sampling),
             model=self._options.model,
             language=item.language,
+            rate=item.rate,
         )
 
     def _on_write_error(self, id: str, error: OSError | OutputError) -> None:
@@ -313,4 +314,6 @@ def _request(item: Item, attempt: int = 0) -> Request:
     elif attempt:
         seed = chunk_seed(seed, RETRY_CHUNK_INDEX, attempt)
     sampling = replace(item.sampling, seed=seed)
-    return Request(item.id, item.text, item.voice, sampling, language=item.language)
+    return Request(
+        item.id, item.text, item.voice, sampling, language=item.language, rate=item.rate
+    )

@@ -200,6 +200,7 @@ class Engine(ConvertingEngine):
         guard: Guard | None = None,
         latency: str | HopSchedule = CHUNK,
         language: str | None = None,
+        rate: float = 1.0,
     ) -> Iterator[Piece]:
         """Synthesize a text of any length, yielding each chunk: the primitive of all other calls.
 
@@ -213,17 +214,17 @@ class Engine(ConvertingEngine):
             guard: retries chunks in which runaways, cut-offs or loops are detected; with low
                 latency it can only warn.
             latency: "chunk" yields whole chunks; "low" yields parts of a chunk as soon as T3 has
-                decoded them, see ``Request``.
-            language: of the text, such as "de", for models that know several, see ``Request``.
+                decoded them.
+            language, rate: such as "de" and 0.9; as latency, see ``Request``.
 
         Raises:
             TextError: no word that the model can read. By the call itself, as all InputErrors.
             DeviceError, NumericsError: after all fallbacks.
         """
         if not isinstance(text, (str, bytes)) and isinstance(text, Iterable):
-            request = single_request(EXAMPLE, voice, sampling, latency, language)
+            request = single_request(EXAMPLE, voice, sampling, latency, language, rate)
             return self._arriving(text, request, observe, guard)
-        request = single_request(text, voice, sampling, latency, language)
+        request = single_request(text, voice, sampling, latency, language, rate)
         capacity = Capacity(slots=1, use_cfg=request.sampling.cfg_weight > 0)
         return self._loop.pieces(self._requests.of(request, capacity, guard, observe), observe)
 
@@ -255,13 +256,14 @@ class Engine(ConvertingEngine):
         sampling: Sampling | None = None,
         latency: str | HopSchedule = CHUNK,
         language: str | None = None,
+        rate: float = 1.0,
     ) -> Iterator[Wave]:
         """Yield float32 [n] samples at 24 kHz as they become ready.
 
         With latency "chunk" they are whole chunks, and joined they equal ``synthesize``'s.
         Arguments and errors as ``pieces``.
         """
-        pieces = self.pieces(text, voice, sampling, latency=latency, language=language)
+        pieces = self.pieces(text, voice, sampling, None, None, latency, language, rate)
         return (piece.samples for piece in pieces)
 
     def synthesize(
@@ -271,10 +273,11 @@ class Engine(ConvertingEngine):
         sampling: Sampling | None = None,
         observe: Observer | None = None,
         language: str | None = None,
+        rate: float = 1.0,
     ) -> Audio:
         """Synthesize a text of any length at once. Arguments and errors as ``pieces``."""
         sampling = single_request(text, voice, sampling).sampling
-        pieces = self.pieces(text, voice, sampling, observe, language=language)
+        pieces = self.pieces(text, voice, sampling, observe, language=language, rate=rate)
         return join(list(pieces), sampling.seed or 0)
 
     def batch(self, requests: Iterable[Request], guard: Guard | None = None) -> Iterator[Result]:

@@ -43,12 +43,14 @@ class Chunk:
         pause: seconds of silence after it; 0 for the last chunk.
         source: the text before normalization, which is not idempotent.
         language: a code of languages.py; None: not known, or of no importance to the model.
+        rate: how fast it is spoken; from a text's markup, in proportion to its request's rate.
     """
 
     text: str
     pause: float = 0.0
     source: str = ""
     language: str | None = None
+    rate: float = 1.0
 
 
 def clean(text: str) -> str:

@@ -70,6 +70,7 @@ def batch(
     placement: ExecutorOptions,
     voice: options.Voice = None,
     language: options.Language = None,
+    rate: options.Rate = 1.0,
     *,
     sampling: SamplingOptions,
     engine: EngineOptions,
@@ -88,7 +89,7 @@ def batch(
     executors.check_executor(*executor_args)
     read_options = reading.read_options()
     content = _content(file)
-    job = job_file.read(file, content, sampling.sampling(), voice, read_options, language)
+    job = job_file.read(file, content, sampling.sampling(), voice, read_options, language, rate)
     config = registry.known_config(spec.model)
     job = checks.fitted(job, config)
     if directory is None:

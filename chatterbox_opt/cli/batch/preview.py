@@ -53,7 +53,7 @@ def as_object(line: Item | Pause) -> dict[str, Any]:
         "end": line.end,
     }
     if isinstance(line, Item):
-        return values | {"starts_chapter": line.starts_chapter}
+        return values | {"rate": line.rate, "starts_chapter": line.starts_chapter}
     return values | {"reason": line.reason}
 
 
@@ -80,4 +80,5 @@ def _as_text(line: Item | Pause, width: int) -> str:
         return f"{'':>{width}}  (pause: {line.reason})  {shown}"
     voice = f"  [{printable(line.voice)}]" if line.voice else ""
     language = f"  ({line.language})" if line.language else ""
-    return f"{printable(line.id):>{width}}{voice}{language}  {shown}"
+    rate = f"  (rate {line.rate:g})" if line.rate != 1 else ""
+    return f"{printable(line.id):>{width}}{voice}{language}{rate}  {shown}"

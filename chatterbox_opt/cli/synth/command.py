@@ -92,6 +92,7 @@ def synth(
     ] = False,
     voice: options.Voice = None,
     language: options.Language = None,
+    rate: options.Rate = 1.0,
     *,
     streaming: StreamOptions,
     checks: CheckOptions,
@@ -113,6 +114,7 @@ def synth(
         subtype,
         streaming,
         language,
+        rate,
     )
     reporter = printing.reporter()
     if job.output is not None:
@@ -141,6 +143,7 @@ class _Job:
     subtype: str | None
     streaming: StreamOptions
     language: str | None
+    rate: float
 
 
 def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
@@ -162,7 +165,7 @@ def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
         letters = None if job.text is None else len(job.text)
         latency = job.streaming.chosen_latency(engine.hops)
         with (
-            open_sinks(job.streaming, latency, job.output, job.subtype, letters) as sink,
+            open_sinks(job.streaming, latency, job.output, job.subtype, letters, job.rate) as sink,
             reporter.progress() as show,
             _pieces(engine, job, latency, voice, sampling, show) as source,
         ):
@@ -193,18 +196,19 @@ def _pieces(
 ) -> Iterator[Iterator[Piece]]:
     """The pieces of the text, whole or arriving. When they stream, another thread makes them, so
     that this one is free for Ctrl-C."""
+    how = (voice, sampling, show, job.guard, latency, job.language, job.rate)
     if job.text is None:
         with arriving_text(job.streaming.flush_after) as text:
-            yield engine.pieces(text, voice, sampling, show, job.guard, latency, job.language)
+            yield engine.pieces(text, *how)
     elif job.streaming.streams:
-        request = Request("", job.text, voice, sampling, latency, job.language)
+        request = Request("", job.text, voice, sampling, latency, job.language, job.rate)
         handle = engine.submit(request, job.guard, show)
         try:
             yield handle
         finally:
             handle.cancel()
     else:
-        yield engine.pieces(job.text, voice, sampling, show, job.guard, latency, job.language)
+        yield engine.pieces(job.text, *how)
 
 
 def _stream_result(sinks: Sinks) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.model_config import ModelConfig
+from chatterbox_opt.config.speaking_rate import combined
 from chatterbox_opt.engine import texts
 from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.sequence import Capacity, RequestState, put_progress
@@ -88,7 +89,8 @@ class RequestStates:
         return self._state(request, chunks, number, capacity, guard, observe)
 
     def _chunks(self, text: str, request: Request) -> list[Chunk]:
-        return texts.chunks(text, self.config, request.language, self.tags)
+        chunks = texts.chunks(text, self.config, request.language, self.tags)
+        return [replace(one, rate=combined(one.rate, request.rate)) for one in chunks]
 
     def _state(
         self,
