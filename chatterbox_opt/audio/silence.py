@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 FRAME = SAMPLE_RATE // 100  # samples; 10 ms
 LEVEL = 10 ** (-50 / 20)  # RMS of a frame that has sound, of the peak
-MARGIN = FRAME  # samples that are kept on both sides
+MARGIN = FRAME  # samples
 
 
-def sound_span(blocks: Iterable[Wave]) -> tuple[int, int]:
-    """First and last sample of the sound, with ``MARGIN``; all samples if there is none.
+def sound_span(blocks: Iterable[Wave], margin: int = MARGIN) -> tuple[int, int]:
+    """First and last sample of the sound with a margin; all samples if there is none.
 
     Args:
         blocks: float32 [n], in order; all but the last have a length divisible by ``FRAME``.
+        margin: samples that are kept on both sides, where they are there.
     """
     import numpy as np
 
@@ -39,5 +40,5 @@ def sound_span(blocks: Iterable[Wave]) -> tuple[int, int]:
     loud = np.flatnonzero(np.concatenate(levels) > LEVEL * peak) if levels else np.empty(0)
     if not len(loud):
         return 0, length
-    start, stop = int(loud[0]) * FRAME - MARGIN, (int(loud[-1]) + 1) * FRAME + MARGIN
+    start, stop = int(loud[0]) * FRAME - margin, (int(loud[-1]) + 1) * FRAME + margin
     return max(start, 0), min(stop, length)

@@ -86,6 +86,7 @@ def prepare(
     model_key: str,
     voice_key: Callable[[str | None], str],
     loudness: float | None = None,
+    stretch: float | None = None,
 ) -> list[Item]:
     """The items with their output file and the hashes that decide whether they are up to date.
 
@@ -94,6 +95,7 @@ def prepare(
         model_key: model, precision, and everything else that changes the audio.
         voice_key: hash of a voice's content, so that a changed recording is detected.
         loudness: LUFS that the files are brought to.
+        stretch: by which speech that is too long for its cue is faster; None: it is not.
     """
     voice_keys: dict[str | None, str] = {}
     prepared = []
@@ -109,6 +111,8 @@ def prepare(
             settings["language"] = item.language
         if item.rate != 1:
             settings["rate"] = item.rate
+        if stretch is not None and item.start is not None and item.end is not None:
+            settings |= {"cue": round(item.end - item.start, 3), "stretch": stretch}
         text_hash, settings_hash = _hash(item.text), _hash(json.dumps(settings, sort_keys=True))
         prepared.append(
             dataclasses.replace(item, file=file, text_hash=text_hash, settings_hash=settings_hash)

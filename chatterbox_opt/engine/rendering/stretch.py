@@ -2,8 +2,8 @@
 
 A mel frame says what is heard in a moment, not for how long. So a mel with more or fewer frames is
 slower or faster speech: the vocoder makes the pitch that it finds in each of them. Frame m of the
-result is of the middle of its share of the mel, (m + 1/2) rate - 1/2 in the mel's frames, and linear
-between the two frames around that position.
+result is of the middle of its share of the mel, (m + 1/2) rate - 1/2 in the mel's frames, and
+linear between the two frames around that position.
 
 A position follows from the number of its frame alone. So nothing adds up over a long mel, and one
 that is stretched in parts has the frames of one that is stretched at once.
