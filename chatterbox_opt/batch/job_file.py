@@ -243,9 +243,7 @@ def _item(where: str, cells: Cells, base: Item) -> Item:
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     named = replace(base, id=str(id), has_own_id=True) if id is not None else base
-    return replace(
-        named, text=text, voice=voice, sampling=sampling, language=language, rate=rate
-    )
+    return replace(named, text=text, voice=voice, sampling=sampling, language=language, rate=rate)
 
 
 def _number(column: str, cell: Any) -> Any:

@@ -321,6 +321,4 @@ def _request(item: Item, attempt: int = 0) -> Request:
     elif attempt:
         seed = chunk_seed(seed, RETRY_CHUNK_INDEX, attempt)
     sampling = replace(item.sampling, seed=seed)
-    return Request(
-        item.id, item.text, item.voice, sampling, language=item.language, rate=item.rate
-    )
+    return Request(item.id, item.text, item.voice, sampling, language=item.language, rate=item.rate)

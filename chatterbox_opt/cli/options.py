@@ -80,6 +80,7 @@ Language = Annotated[
     ),
 ]
 
+
 def _check_rate(rate: float) -> float:
     return check_rate(rate, "--rate")
 

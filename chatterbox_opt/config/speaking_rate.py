@@ -1,4 +1,4 @@
-"""How fast is spoken, relative to what the model does by itself: 1 is its own rate, 2 twice as fast.
+"""How fast is spoken: 1 is the model's own rate, 2 twice as fast.
 
 Responsible for the range that requests, parts of a text and job files share. Not responsible for
 making it so (engine/rendering/stretch.py).

@@ -33,8 +33,28 @@ MADE = {  # what the commands of a document leave behind
         "converted.wav",
         "converted/speaker.wav",
     ),
+    "script.md": (
+        "slow.wav",
+        "rates/0002.wav",
+        "dub.wav",
+        "cut.flac",
+        "dub/0003.wav",
+        "fits.jsonl",
+    ),
     "batch.md": ("book.flac", "lines/a-hello-there.ogg", "piped/0002.wav", "events.jsonl"),
 }
+FILM = """1
+00:00:01,000 --> 00:00:03,500
+Good evening.
+
+2
+00:00:04,000 --> 00:00:05,600
+We have been waiting for you here.
+
+3
+00:00:05,600 --> 00:00:06,600
+[door] Where have you been all day?
+"""
 RUN_BLOCKS = """
 import json, sys
 import helpers.unpinned
@@ -79,6 +99,7 @@ def workplace(tiny, tmp_path_factory):
     (home / "book.txt").write_text("Chapter one.\nIt was cold.\n\nChapter two.\n")
     row = "a,Hello there.,samples/speaker.flac,0.3\n"
     (home / "lines.csv").write_text(f"id,text,voice,cfg_weight\n{row}")
+    (home / "film.srt").write_text(FILM)
     (home / "bin").mkdir()
     script = home / "bin" / "chatterbox-opt"
     with command_server(script, environment(home), "helpers.unpinned"):
