@@ -302,11 +302,7 @@ def _sample(seconds: float) -> int:
 
 
 class _Mixer:
-    """Adds sounds to a file in the order of their starts, and writes what is complete.
-
-    Attributes:
-        end: sample of the file after the last one that has a sound.
-    """
+    """Adds sounds to a file in the order of their starts, and writes what is complete."""
 
     def __init__(self, sink: Sink) -> None:
         import numpy as np
@@ -317,6 +313,7 @@ class _Mixer:
 
     @property
     def end(self) -> int:
+        """The sample of the file after the last one that is there."""
         return self._written + len(self._waiting)
 
     def add(self, start: int, wave: Wave) -> None:

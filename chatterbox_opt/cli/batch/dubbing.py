@@ -16,13 +16,6 @@ from chatterbox_opt.cli.terminal.console import Reporter
 
 LISTED = 50  # cues in the table; with -v all
 HEADINGS = ("cue", "start", "length", "speech", "rate", "fit")
-WORDS = {
-    Fit.NATURAL: "fit as they are",
-    Fit.FASTER: "are faster",
-    Fit.GAP: "go on in the gap behind them",
-    Fit.OVERLAP: "overlap with the next",
-    Fit.CUT: "are cut",
-}
 
 
 def report(reporter: Reporter, fits: Sequence[CueFit], *, as_json: bool) -> None:
@@ -43,7 +36,7 @@ def report(reporter: Reporter, fits: Sequence[CueFit], *, as_json: bool) -> None
     if len(listed) < len(shown):
         reporter.status(f"{len(shown) - len(listed)} more cues do not fit as they are: see -v")
     counts = {kind: sum(fit.fit is kind for fit in fits) for kind in Fit}
-    told = [f"{count} {WORDS[kind]}" for kind, count in counts.items() if count]
+    told = [f"{count} {kind.value}" for kind, count in counts.items() if count]
     reporter.status(f"{len(fits)} cues: {', '.join(told)}")
 
 
