@@ -27,6 +27,10 @@ from chatterbox_opt.batch.readers.tables import read_csv, read_json_lines
 from chatterbox_opt.config.speaking_rate import check_rate
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.sampling import WHOLE_NUMBERS, Sampling
+from chatterbox_opt.script.cast import Cast
+from chatterbox_opt.script.lexicon import Lexicon
+from chatterbox_opt.script.reader import script_of
+from chatterbox_opt.script.spans import Script
 from chatterbox_opt.text.chunking import has_speech
 from chatterbox_opt.text.decoding import decode
 from chatterbox_opt.text.languages import check_language
@@ -34,7 +38,8 @@ from chatterbox_opt.text.languages import check_language
 STDIN = "-"
 FORMATS = (".txt", ".md", ".jsonl", ".csv", ".tsv", ".srt", ".vtt", ".ass", ".ssa")
 SAMPLING_COLUMNS = tuple(field.name for field in fields(Sampling))
-COLUMNS = ("id", "text", "voice", *SAMPLING_COLUMNS, "language", "rate")
+COLUMNS = ("id", "text", "voice", *SAMPLING_COLUMNS, "language", "rate", "markup")
+_FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 SCENE_BREAK = "scene break"
 # "* * *", "---", "⁂": of several marks, or one that is used for nothing else
 _SCENE_BREAK = re.compile(r"[*_#~=•·⁂❧☙◆◇✦✽-]{3,}|[⁂❧☙#*•~]|[—–]+")
@@ -48,11 +53,16 @@ class ReadOptions:
         split: what an item of a .txt file is.
         captions: what is spoken of a subtitle file.
         encoding: of the file; None is UTF-8, or that of its byte order mark.
+        markup: of rows without their own.
+        lexicon, cast: of all rows, see ``Request``.
     """
 
     split: Split = Split.AUTO
     captions: Captions = Captions.SPEECH
     encoding: str | None = None
+    markup: bool = False
+    lexicon: Lexicon | None = None
+    cast: Cast | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +81,7 @@ class Item:
         start, end: seconds, of a cue; None elsewhere.
         language: of the text, such as "de"; None: not known.
         rate: how fast it is spoken.
+        markup, lexicon, cast: how its text is read, see ``Request``.
         file: name in the output directory; "" until runner.py assigns it.
         text_hash, settings_hash: what the manifest compares (see runner.py); "" until then.
     """
@@ -87,9 +98,25 @@ class Item:
     end: float | None = None
     language: str | None = None
     rate: float = 1.0
+    markup: bool = False
+    lexicon: Lexicon | None = None
+    cast: Cast | None = None
     file: str = ""
     text_hash: str = ""
     settings_hash: str = ""
+
+    def script(self) -> Script:
+        """Its text in spans.
+
+        Raises:
+            TextError: wrong markup, or names that are not in the cast.
+        """
+        return script_of(self)
+
+    @property
+    def written(self) -> str:
+        """Its words as the person wrote them, without markup and names of speakers."""
+        return script_of(replace(self, lexicon=None)).written
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +197,12 @@ def read(
             *(str(len(row_of_id) + 1), row.number, "", voice, default, row.starts_chapter),
             language=language,
             rate=rate,
+            markup=options.markup,
+            lexicon=options.lexicon,
+            cast=options.cast,
         )
         item = _item(f"{name} row {row.number}", row.cells, base)
-        if reason := row.pause or _why_silent(item.text):
+        if reason := row.pause or _why_silent(item.written):
             own_id = item.id if item.has_own_id else None
             pauses.append(Pause(row.number, own_id, item.text, reason, row.start, row.end))
             lines.append(pauses[-1])
@@ -238,12 +268,23 @@ def _item(where: str, cells: Cells, base: Item) -> Item:
     try:
         language = check_language(cells.pop("language", base.language))
         rate = check_rate(_number("rate", cells.pop("rate", base.rate)))
+        markup = _flag("markup", cells.pop("markup", base.markup))
         overrides = {column: _number(column, cell) for column, cell in cells.items()}
         sampling = replace(base.sampling, **overrides)
+        named = replace(base, id=str(id), has_own_id=True) if id is not None else base
+        item = replace(named, text=text, voice=voice, sampling=sampling, markup=markup)
+        item = replace(item, language=language, rate=rate)
+        item.script()  # its errors, with the row
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    named = replace(base, id=str(id), has_own_id=True) if id is not None else base
-    return replace(named, text=text, voice=voice, sampling=sampling, language=language, rate=rate)
+    return item
+
+
+def _flag(column: str, cell: Any) -> bool:
+    flag = cell if isinstance(cell, bool) else _FLAGS.get(str(cell).strip().lower())
+    if flag is None:
+        raise InputError(f"{column} is {json.dumps(cell)[:40]}; give true or false")
+    return flag
 
 
 def _number(column: str, cell: Any) -> Any:

@@ -197,7 +197,7 @@ class BatchRunner:
             return 0.0, ""
         waves = (piece.samples for piece in result.pieces)
         try:
-            rate = self._options.verifier.word_error_rate(self._items[result.id].text, waves)
+            rate = self._options.verifier.word_error_rate(self._items[result.id].written, waves)
         except VerifierError as error:
             return float("inf"), str(error)
         return rate, "" if rate <= self._options.verifier.max_wer else f"word error rate {rate:.0%}"
@@ -245,7 +245,7 @@ class BatchRunner:
             item.text_hash,
             item.settings_hash,
             status,
-            text=item.text,
+            text=item.written,
             voice=item.voice,
             sampling=asdict(item.sampling),
             model=self._options.model,
@@ -321,4 +321,14 @@ def _request(item: Item, attempt: int = 0) -> Request:
     elif attempt:
         seed = chunk_seed(seed, RETRY_CHUNK_INDEX, attempt)
     sampling = replace(item.sampling, seed=seed)
-    return Request(item.id, item.text, item.voice, sampling, language=item.language, rate=item.rate)
+    return Request(
+        item.id,
+        item.text,
+        item.voice,
+        sampling,
+        language=item.language,
+        rate=item.rate,
+        markup=item.markup,
+        lexicon=item.lexicon,
+        cast=item.cast,
+    )

@@ -45,6 +45,7 @@ from chatterbox_opt.cli.batch.preview import preview
 from chatterbox_opt.cli.batch.preview import summary as summary_of
 from chatterbox_opt.cli.batch.progress import display, report
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOptions
+from chatterbox_opt.cli.synth.script import ScriptOptions, check_members, describe, hint
 from chatterbox_opt.cli.terminal import streams
 from chatterbox_opt.cli.terminal.console import Reporter
 from chatterbox_opt.config.plan import Plan
@@ -69,6 +70,7 @@ def batch(
     joining: JoinOptions,
     quality: QualityOptions,
     placement: ExecutorOptions,
+    script: ScriptOptions,
     voice: options.Voice = None,
     language: options.Language = None,
     rate: options.Rate = 1.0,
@@ -88,11 +90,12 @@ def batch(
     directory = None if reading.dry_run else files.directory
     executor_args = (placement.executor, placement.workers, placement.ray_address)
     executors.check_executor(*executor_args)
-    read_options = reading.read_options()
+    read_options = reading.read_options(script)
     content = _content(file)
     job = job_file.read(file, content, sampling.sampling(), voice, read_options, language, rate)
     config = registry.known_config(spec.model)
     job = checks.fitted(job, config)
+    hint(reporter, ((f"row {item.row}", item.text) for item in job.items if not item.markup))
     if joining.timed:
         timeline.check_times(job)
     if directory is None:
@@ -101,6 +104,8 @@ def batch(
         return
     verifier = quality.verifier()
     spec.check(voice)
+    members = read_options.cast.members if read_options.cast else ()
+    check_members(spec, members, sampling.sampling(), language)
     checks.check_lengths(job, spec, config, set(registry.shipped_voices(spec.model)))
     items = job.items
     names = _names(items, files, joining.joined_file)
@@ -109,6 +114,7 @@ def batch(
         reporter.status(note)
     if job.pauses or job.dropped:
         reporter.status(summary_of(job, words_by_reason(job.dropped)))
+    describe(reporter, (item.script() for item in items))
     replaced = None if files.overwrite else [*names, *_other_files(files, joining)]
     with (
         executors.open_executor(*executor_args) as executor,
@@ -173,7 +179,7 @@ def _dropped_by_model(model: str, job: job_file.Job) -> Iterator[Dropped]:
 
     for item in job.items:
         try:
-            for part in read_english(item.text).dropped:
+            for part in read_english(item.script().text).dropped:
                 yield Dropped(part.reason, part.text, item.row)
         except TextError:
             yield Dropped("texts without an English word", item.text, item.row)
@@ -191,7 +197,7 @@ def _content(file: str) -> bytes:
 
 def _names(items: list[job_file.Item], files: FileOptions, joined_file: str | None) -> list[str]:
     """The file name of each item; the names of other files in --out-dir are reserved."""
-    rows = ((item.id, item.text) for item in items)
+    rows = ((item.id, item.written) for item in items)
     reserved = _joined_name(joined_file, files.directory)
     return filenames.names(rows, files.name, f".{files.format}", reserved)
 

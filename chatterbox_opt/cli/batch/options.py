@@ -23,6 +23,7 @@ from chatterbox_opt.batch.readers.prose import Split
 from chatterbox_opt.batch.timeline import STRETCH, Overrun, Timing
 from chatterbox_opt.batch.verify import MAX_WER, Verifier
 from chatterbox_opt.cli.options import check_retries
+from chatterbox_opt.cli.synth.script import ScriptOptions
 from chatterbox_opt.config.speaking_rate import MAX_RATE
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.text.decoding import check_encoding
@@ -46,11 +47,16 @@ class ReadingOptions:
         bool, typer.Option("--dry-run", help="Print what would be made; loads no model.")
     ] = False
 
-    def read_options(self) -> ReadOptions:
-        """For ``job_file.read``; raises InputError for an unknown encoding."""
+    def read_options(self, script: ScriptOptions) -> ReadOptions:
+        """For ``job_file.read``.
+
+        Raises:
+            InputError: an unknown encoding; a lexicon or a cast that cannot be read.
+        """
         if self.encoding is not None:
             check_encoding(self.encoding)
-        return ReadOptions(self.split, self.captions, self.encoding)
+        how = (script.markup, script.words(), script.speakers())
+        return ReadOptions(self.split, self.captions, self.encoding, *how)
 
 
 @dataclass(frozen=True, kw_only=True)

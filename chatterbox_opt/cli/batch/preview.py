@@ -56,7 +56,8 @@ def as_object(line: Item | Pause) -> dict[str, Any]:
         "end": line.end,
     }
     if isinstance(line, Item):
-        return values | {"rate": line.rate, "starts_chapter": line.starts_chapter}
+        values |= {"rate": line.rate, "markup": line.markup, "voices": line.script().voices}
+        return values | {"starts_chapter": line.starts_chapter}
     return values | {"reason": line.reason}
 
 
@@ -81,7 +82,8 @@ def _as_text(line: Item | Pause, width: int) -> str:
     shown = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
     if isinstance(line, Pause):
         return f"{'':>{width}}  (pause: {line.reason})  {shown}"
-    voice = f"  [{printable(line.voice)}]" if line.voice else ""
+    voices = printable(", ".join(line.script().voices) or line.voice or "")
+    voice = f"  [{voices}]" if voices else ""
     language = f"  ({line.language})" if line.language else ""
     rate = f"  (rate {line.rate:g})" if line.rate != 1 else ""
     return f"{printable(line.id):>{width}}{voice}{language}{rate}  {shown}"
