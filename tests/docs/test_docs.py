@@ -34,6 +34,12 @@ MADE = {  # what the commands of a document leave behind
         "converted/speaker.wav",
     ),
     "script.md": (
+        "ready.wav",
+        "literal.wav",
+        "hello-ssml.wav",
+        "nguyen.wav",
+        "dialogue.wav",
+        "dialogue.flac",
         "slow.wav",
         "rates/0002.wav",
         "dub.wav",
@@ -72,6 +78,12 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text(path), re.DOTALL | re.MULTILINE)
 
 
+def named_blocks(path: Path) -> dict[str, str]:
+    """The files that a document shows: each behind its name and a colon."""
+    pattern = r"^`([\w.-]+)`:\n\n```\w+\n(.*?)^```"
+    return dict(re.findall(pattern, text(path), re.DOTALL | re.MULTILINE))
+
+
 def commands(path: Path) -> list[str]:
     lines = "\n".join(blocks(path, "sh")).replace("\\\n", " ").splitlines()
     return [line for line in lines if "chatterbox-opt " in line]
@@ -100,6 +112,8 @@ def workplace(tiny, tmp_path_factory):
     row = "a,Hello there.,samples/speaker.flac,0.3\n"
     (home / "lines.csv").write_text(f"id,text,voice,cfg_weight\n{row}")
     (home / "film.srt").write_text(FILM)
+    for name, content in named_blocks(ROOT / "docs" / "script.md").items():
+        (home / name).write_text(content)
     (home / "bin").mkdir()
     script = home / "bin" / "chatterbox-opt"
     with command_server(script, environment(home), "helpers.unpinned"):
