@@ -234,10 +234,11 @@ def test_the_rules_of_auto_are_those_of_the_code():
 def test_every_environment_variable_is_documented():
     from chatterbox_opt.checkpoints import weight_cache
     from chatterbox_opt.config import settings
+    from chatterbox_opt.script import lexicon
 
     shown = text(ROOT / "docs" / "configuration.md")
     for name in (*settings.ENVIRONMENT, settings.DISABLE_OPTIMIZATION, settings.GPU_KERNELS, weight_cache.VARIABLE,
-                 "CHATTERBOX_VOICE_CACHE", "CHATTERBOX_VOICES"):  # fmt: skip
+                 "CHATTERBOX_VOICE_CACHE", "CHATTERBOX_VOICES", lexicon.VARIABLE):  # fmt: skip
         assert f"| {name} |" in shown
 
 

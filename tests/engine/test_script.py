@@ -50,7 +50,10 @@ def test_a_text_without_markup_or_hit_has_the_chunks_that_it_had(text, config):
 
 
 def test_pauses_voices_and_rates_are_those_of_their_spans():
-    found = chunks("[pause:1s]One. [voice:ada]Two. [pause:2s] [rate:0.8]Three.[/rate]\n\n[voice:b]Four[pause:3s]", markup=True)
+    found = chunks(
+        "[pause:1s]One. [voice:ada]Two. [pause:2s] [rate:0.8]Three.[/rate]\n\n[voice:b]Four[pause:3s]",
+        markup=True,
+    )
     assert [(c.text, c.voice, c.rate, c.lead, c.pause, c.is_exact) for c in found] == [
         ("One.", None, 1, 1, SENTENCE_PAUSE, False), ("Two.", "ada", 1, None, 2, True),
         ("Three.", "ada", 0.8, 0, PARAGRAPH_PAUSE, False), ("Four.", "b", 1, None, 3, True),
@@ -84,8 +87,12 @@ WORDS = st.lists(st.integers(1, 4), min_size=1, max_size=8)
 
 @given(counts=WORDS, pauses=st.lists(st.integers(0, 1500), min_size=8, max_size=8))
 def test_every_word_is_in_one_chunk_in_order(counts, pauses):
-    words = [[f"word{'abcdefgh'[i]}{'abcd'[n]}" for n in range(count)] for i, count in enumerate(counts)]
-    text = "".join(f"[pause:{pause}ms]{' '.join(some)} " for some, pause in zip(words, pauses, strict=False))
+    words = [
+        [f"word{'abcdefgh'[i]}{'abcd'[n]}" for n in range(count)] for i, count in enumerate(counts)
+    ]
+    text = "".join(
+        f"[pause:{pause}ms]{' '.join(some)} " for some, pause in zip(words, pauses, strict=False)
+    )
     found = chunks(text, ModelConfig(), markup=True)
     read_words = " ".join(chunk.text for chunk in found).lower().replace(".", "").split()
     assert read_words == [word for some in words for word in some]
@@ -97,7 +104,9 @@ def test_every_word_is_in_one_chunk_in_order(counts, pauses):
 
 
 def test_spans_have_the_voices_and_knobs_of_the_cast(engine):
-    cast = Cast.of({"Anna": {"voice": str(SAMPLE), "temperature": 0.5, "rate": 1.2}, "Bob": {"cfg_weight": 0}})
+    cast = Cast.of(
+        {"Anna": {"voice": str(SAMPLE), "temperature": 0.5, "rate": 1.2}, "Bob": {"cfg_weight": 0}}
+    )
     request = Request("", "ANNA: One.\nBob: Two.\n\nThree.", sampling=SHORT, rate=0.8, cast=cast)
     state = engine._requests.of(request, Capacity())
     own, anna = engine.voice(), engine.voice(SAMPLE)
@@ -163,7 +172,9 @@ def pico():
 def test_a_pause_is_heard_as_long_as_it_was_asked_for(pico, latency):
     text = "[pause:1s]The weather is lovely. [pause:700ms] We walked. [voice:bruno][pause:0.3s] Yes. [pause:100ms] Go.[pause:2s]"
     request = Request("", text, sampling=Sampling(seed=3), markup=True, latency=latency)
-    assert silences(pico.synthesize(request).samples) == pytest.approx([1, 0.7, 0.3, 0.1, 2], abs=0.02)
+    assert silences(pico.synthesize(request).samples) == pytest.approx(
+        [1, 0.7, 0.3, 0.1, 2], abs=0.02
+    )
 
 
 def test_a_trimmer_gives_out_what_is_between_the_ends_however_it_comes():
@@ -181,6 +192,11 @@ def test_a_trimmer_gives_out_what_is_between_the_ends_however_it_comes():
         assert np.array_equal(joined, wave[trimmer.skipped : trimmer.skipped + len(joined)])
     for start, end in ((True, False), (False, True), (False, False)):
         trimmer = Trimmer(start=start, end=end)
-        both = np.concatenate([trimmer.push(w, is_last=last) for w, last in ((wave[:30000], False), (wave[30000:], True))])
+        both = np.concatenate(
+            [
+                trimmer.push(w, is_last=last)
+                for w, last in ((wave[:30000], False), (wave[30000:], True))
+            ]
+        )
         assert abs(len(both) - len(wave) + len(quiet) * (start + end)) <= 240
     assert len(Trimmer(start=True, end=True).push(quiet.astype("f4"), is_last=True)) == len(quiet)

@@ -72,7 +72,7 @@ STEPS = st.one_of(
 
 
 @given(st.lists(STEPS, max_size=30))
-def test_every_word_is_spoken_once_in_order_by_its_voice(steps):
+def test_every_word_is_read_once_in_order_by_its_voice(steps):
     text, voice, rates, number, silence = "", None, [], 0, 0
     expected, written = [], []
     for kind, value in steps:

@@ -76,7 +76,7 @@ def test_names_for_markup_only():
 @given(
     st.lists(st.tuples(st.sampled_from(["Anna", "OLD BOB", ""]), st.integers(0, 2)), max_size=12)
 )
-def test_every_line_is_spoken_once_in_order(parts):
+def test_every_line_is_read_once_in_order(parts):
     number, text, expected, speaker = 0, "", [], "narrator"
     for name, more in parts:
         number += 1

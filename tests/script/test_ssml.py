@@ -168,7 +168,7 @@ def test_what_has_no_effect_is_remarked_once():
 
 
 @given(st.lists(st.text(CHARACTERS, max_size=20), max_size=6))
-def test_every_word_is_spoken_once_in_order(texts):
+def test_every_word_is_read_once_in_order(texts):
     inner = "<p>".join(f"{escape(text)}<break/>" for text in texts) + "</p>" * (len(texts) - 1)
     made = script(inner)
     expected = "\n".join(texts).split()
