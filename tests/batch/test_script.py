@@ -11,6 +11,7 @@ from chatterbox_opt import Cast, Lexicon, Request, Sampling
 from chatterbox_opt.batch import job_file
 from chatterbox_opt.batch.executors import with_voices
 from chatterbox_opt.batch.job_file import ReadOptions
+from chatterbox_opt.batch.readers.captions import Captions
 from chatterbox_opt.batch.resuming import prepare
 from chatterbox_opt.errors import InputError
 
@@ -119,3 +120,38 @@ def test_recordings_that_other_machines_cannot_read_travel_with_the_request():
     }
     assert first.cast.dialogue and not second.cast.dialogue and third.cast is None
     assert second.cast.find("eva").voice == ("Voice", "eva")
+
+
+SUBTITLES = """1
+00:00:01,000 --> 00:00:02,000
+[door] ANNA (on radio): Hello.
+- BOB: Good day.
+
+2
+00:00:03,000 --> 00:00:04,000
+and so on
+"""
+
+
+def test_names_of_subtitles_are_those_of_the_cast():
+    job = job_file.read(
+        *("a.srt", SUBTITLES.encode(), Sampling()),
+        options=ReadOptions(captions=Captions.NAMES, cast=CAST),
+    )
+    first, second = job.items
+    spans = first.script().spans
+    assert [(s.voice, s.written.strip()) for s in spans] == [
+        ("Anna", "Hello."),
+        ("Bob", "Good day."),
+    ]
+    assert second.script().voices == []
+    assert sorted(part.text for part in job.dropped) == ["(on radio)", "[door]"]
+    ass = (
+        "[Script Info]\n[Events]\n"
+        "Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text\n"
+        "Dialogue: 0,0:00:01.00,0:00:02.00,A,Bob,0,0,0,,Hi there.\n"
+    )
+    [item] = job_file.read(
+        "a.ass", ass.encode(), Sampling(), options=ReadOptions(captions=Captions.NAMES, cast=CAST)
+    ).items
+    assert item.script().voices == ["Bob"] and item.written == "Hi there."

@@ -38,7 +38,9 @@ class ReadingOptions:
     split: Annotated[Split, typer.Option(help="What an item of a .txt is.")] = Split.AUTO
     captions: Annotated[
         Captions,
-        typer.Option(help="Subtitles: speech leaves out [sounds], (noises) and NAMES:."),
+        typer.Option(
+            help="Subtitles: speech leaves out [sounds], (noises) and NAMES:; names keeps NAMES:."
+        ),
     ] = Captions.SPEECH
     encoding: Annotated[
         Optional[str], typer.Option(help="Encoding of the file (default: UTF-8).")
@@ -55,8 +57,11 @@ class ReadingOptions:
         """
         if self.encoding is not None:
             check_encoding(self.encoding)
-        how = (script.markup, script.words(), script.speakers())
-        return ReadOptions(self.split, self.captions, self.encoding, *how)
+        cast, captions = script.speakers(), self.captions
+        if cast is not None and captions == Captions.SPEECH:
+            captions = Captions.NAMES
+        how = (script.markup, script.words(), cast)
+        return ReadOptions(self.split, captions, self.encoding, *how)
 
 
 @dataclass(frozen=True, kw_only=True)
