@@ -67,6 +67,12 @@ def test_a_dialogue_is_one_file_or_a_file_a_line(run, tmp_path):
     assert min(seconds) > 1.5 and max(seconds) < 6
 
 
+def test_the_lexicon_of_a_text_that_arrives(run):
+    options = ("--lexicon", "words.yaml", "--seed", "3", "-v", "-o", "a.wav", "--latency", "chunk")
+    code, errors = run("synth", "-", "--stream", *options, stdin=b"Mrs. Nguyen. Yes.")
+    assert code == 0 and errors.count("lexicon: 'Nguyen' is read as 'Win'") == 1
+
+
 def test_a_text_that_looks_like_markup_gets_one_hint(run, tmp_path):
     code, errors = run("synth", "Well. [pause:1s] So. [pause:1s]", "-o", "a.wav")
     assert code == 0 and errors.count("looks like markup ([pause:1s])") == 1

@@ -29,7 +29,7 @@ from chatterbox_opt.cli.synth.streaming import (
     open_sinks,
 )
 from chatterbox_opt.cli.terminal import streams
-from chatterbox_opt.cli.terminal.console import Reporter, as_utf8
+from chatterbox_opt.cli.terminal.console import Reporter, as_utf8, show_details
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError, TextError
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from chatterbox_opt.request import Observer, Piece
 
 STDIN = "-"
+REQUESTS = "chatterbox_opt.engine.serving.states"  # the module whose log it is
 MAX_QUOTED = 40  # characters of a chunk in a warning
 
 
@@ -129,7 +130,9 @@ def synth(
         streams.check_output(job.output, subtype, as_json=as_json)
     job.spec.check(voice, language, request.sampling)
     printing.set_up_logging(reporter)
-    if not arrives:
+    if arrives:
+        show_details(reporter, REQUESTS)  # of its lexicon
+    else:
         script.show(reporter, request, job.spec)
     result = _run(job, reporter, started)
     _report(reporter, result, as_json=as_json)

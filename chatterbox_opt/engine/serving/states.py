@@ -94,7 +94,10 @@ class RequestStates:
     def _chunks(self, request: Request) -> list[Chunk]:
         """The text of a request in chunks, each at its own rate."""
         language = resolve(request.language, request.text, self.config)
-        chunks = texts.script_chunks(script_of(request, language), self.config, language, self.tags)
+        script = script_of(request, language)
+        for hit in script.hits:
+            log.info("lexicon: '%s' is read as '%s'", hit.written, hit.text)
+        chunks = texts.script_chunks(script, self.config, language, self.tags)
         rates = {one.voice: member_of(request.cast, one.voice).rate for one in chunks}
         return [
             replace(one, rate=combined(one.rate, combined(rates[one.voice], request.rate)))
