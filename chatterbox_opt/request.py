@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, TypeAlias
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.model_config import SAMPLE_RATE
+from chatterbox_opt.config.speaking_rate import check_rate
 from chatterbox_opt.errors import InputError, TextError, VoiceError
 from chatterbox_opt.sampling import Sampling, seeded
+from chatterbox_opt.script.cast import Cast
+from chatterbox_opt.script.lexicon import Lexicon
 from chatterbox_opt.text.languages import check_language
 from chatterbox_opt.utils import arguments
 from chatterbox_opt.utils.arguments import shown
@@ -161,10 +164,15 @@ class Request:
             the sound differs a little (docs/accuracy.md).
         language: of the text, a code such as "de", for models that know several; "auto": detected
             in the text; None: not known, and the model goes by the text alone.
+        rate: how fast it is spoken, from 0.5 to 2; the pitch is kept, and pauses between chunks are
+            as long as at 1, where nothing is changed.
+        markup: tags such as [pause:1s] in the text, or SSML, are more than text (docs/script.md).
+        lexicon: words that are said in another form than they are written in.
+        cast: who speaks the lines ``NAME: words`` of a dialogue, and what [voice:NAME] means.
 
     Raises:
-        TextError, VoiceError, InputError: text, voice, sampling, latency or language is of another
-            type; an unknown language.
+        TextError, VoiceError, InputError: text, voice, sampling, latency, language, rate, lexicon
+            or cast is of another type; an unknown language; a rate out of range.
     """
 
     id: str
@@ -173,10 +181,17 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     latency: str | HopSchedule = CHUNK
     language: str | None = None
+    rate: float = 1.0
+    markup: bool = False
+    lexicon: Lexicon | None = None
+    cast: Cast | None = None
 
     def __post_init__(self) -> None:
         check_text(self.text)
+        arguments.instance("lexicon", self.lexicon, Lexicon, optional=True)
+        arguments.instance("cast", self.cast, Cast, optional=True)
         object.__setattr__(self, "language", check_language(self.language))
+        object.__setattr__(self, "rate", check_rate(self.rate))
         if self.latency not in LATENCIES and not isinstance(self.latency, HopSchedule):
             raise InputError(f"latency is {shown(self.latency)}; known: {', '.join(LATENCIES)}")
         # other objects are left to ``Engine.voice``: to know a Voice, torch has to be imported
@@ -269,15 +284,20 @@ def voice_name(voice: object) -> str | None:
 
 
 def single_request(
-    text: str,
+    text: str | Request,
     voice: VoiceSource,
     sampling: Sampling | None,
     latency: str | HopSchedule = CHUNK,
     language: str | None = None,
+    rate: float = 1.0,
+    lexicon: Lexicon | None = None,
 ) -> Request:
-    """The request of one text, with a seed. Raises as ``Request``."""
+    """The request of one text, or the one that is given, with a seed. Raises as ``Request``."""
+    if isinstance(text, Request):
+        return text.with_seed()
     sampling = Sampling() if sampling is None else sampling
-    return Request("", text, voice, sampling, latency, language).with_seed()
+    how = (latency, language, rate)
+    return Request("", text, voice, sampling, *how, lexicon=lexicon).with_seed()
 
 
 # as ``Engine.batch``: results in any order

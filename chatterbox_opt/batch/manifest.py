@@ -60,6 +60,7 @@ class Entry:
         sampling: its sampling parameters, by name.
         model: name, precision and whether it is watermarked.
         language: of the item; None also in lines of earlier versions.
+        rate: at which it is spoken.
     """
 
     id: str
@@ -80,6 +81,7 @@ class Entry:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     model: str = ""
     language: str | None = None
+    rate: float = 1.0
 
 
 class Manifest:
@@ -311,8 +313,8 @@ def _is_valid(key: str, value: Any) -> bool:
         return isinstance(value, dict)
     if value is None:
         return key in ("seed", "voice", "language")
-    if key in ("size", "seed", "attempts", "duration", "seconds"):
-        kind = (int, float) if key in ("duration", "seconds") else int
+    if key in ("size", "seed", "attempts", "duration", "seconds", "rate"):
+        kind = (int, float) if key in ("duration", "seconds", "rate") else int
         is_number = isinstance(value, kind) and not isinstance(value, bool)
         return is_number and math.isfinite(value) and abs(value) < 1 << 64
     return isinstance(value, str)

@@ -23,6 +23,7 @@ from chatterbox_opt.audio import loudness
 from chatterbox_opt.batch.job_file import Item
 from chatterbox_opt.batch.manifest import DONE, FAILED, Entry, Manifest
 from chatterbox_opt.batch.resuming import find_done
+from chatterbox_opt.batch.timeline import Fitting
 from chatterbox_opt.batch.verify import Verifier, VerifierError
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import ChatterboxOptError, OutputError, in_words
@@ -94,6 +95,7 @@ class RunOptions:
         fail_fast: end the run at the first failure.
         loudness: LUFS that the files are brought to; None leaves them as they are.
         model: what the manifest says about the model.
+        fitting: of speech to the times of its cues; None: they do not matter.
     """
 
     verifier: Verifier | None = None
@@ -101,6 +103,7 @@ class RunOptions:
     fail_fast: bool = False
     loudness: float | None = None
     model: str = ""
+    fitting: Fitting | None = None
 
 
 class BatchRunner:
@@ -153,11 +156,13 @@ class BatchRunner:
         Args:
             synthesize: from requests to results, such as ``Engine.batch``.
         """
+        fitting = self._options.fitting
+        fitted = synthesize if fitting is None else fitting.around(synthesize)
         self._started = time.monotonic()
         self._emit("begin")
         try:
             while self._queue and not self._stopping:
-                for result in synthesize(self._requests()):
+                for result in fitted(self._requests()):
                     self._finish(result)
             for id in list(self._attempts):  # items that were to be retried before the stop
                 self._save_best(id)
@@ -192,7 +197,7 @@ class BatchRunner:
             return 0.0, ""
         waves = (piece.samples for piece in result.pieces)
         try:
-            rate = self._options.verifier.word_error_rate(self._items[result.id].text, waves)
+            rate = self._options.verifier.word_error_rate(self._items[result.id].written, waves)
         except VerifierError as error:
             return float("inf"), str(error)
         return rate, "" if rate <= self._options.verifier.max_wer else f"word error rate {rate:.0%}"
@@ -202,6 +207,7 @@ class BatchRunner:
         attempts = self._attempts.pop(id)
         result, _, fault = min(attempts, key=lambda attempt: attempt[1])
         pieces, item = result.pieces, self._items[id]
+        fitting = self._options.fitting
         faults = _faults(pieces) + [fault] * bool(fault)
         waves = [piece.samples for piece in pieces]
         if self._options.loudness is not None:
@@ -228,6 +234,7 @@ class BatchRunner:
                 seed=result.seed,
                 attempts=max(piece.attempts for piece in pieces) + len(attempts) - 1,
                 faults=tuple(faults),
+                rate=item.rate if fitting is None else fitting.rate(result),
             )
         )
 
@@ -238,11 +245,12 @@ class BatchRunner:
             item.text_hash,
             item.settings_hash,
             status,
-            text=item.text,
+            text=item.written,
             voice=item.voice,
             sampling=asdict(item.sampling),
             model=self._options.model,
             language=item.language,
+            rate=item.rate,
         )
 
     def _on_write_error(self, id: str, error: OSError | OutputError) -> None:
@@ -313,4 +321,14 @@ def _request(item: Item, attempt: int = 0) -> Request:
     elif attempt:
         seed = chunk_seed(seed, RETRY_CHUNK_INDEX, attempt)
     sampling = replace(item.sampling, seed=seed)
-    return Request(item.id, item.text, item.voice, sampling, language=item.language)
+    return Request(
+        item.id,
+        item.text,
+        item.voice,
+        sampling,
+        language=item.language,
+        rate=item.rate,
+        markup=item.markup,
+        lexicon=item.lexicon,
+        cast=item.cast,
+    )

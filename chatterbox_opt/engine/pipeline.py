@@ -74,7 +74,7 @@ class Pipeline:
     def admit(self, sequence: Sequence) -> bool:
         schedule = sequence.request.hops
         if schedule is not None and sequence not in self._sounds:
-            self._sounds[sequence] = SequenceSound(schedule, self._silence)
+            self._sounds[sequence] = SequenceSound.of(sequence, schedule, self._silence)
         if sequence.given_tokens:
             return self._admit_tokens(sequence)
         return self.decoder.admit(sequence)

@@ -226,7 +226,8 @@ class Scheduler:
                 assert sequence.error is not None
                 self._end(request, sequence.error)
                 return False
-            best = replace(sequence.best, seconds=sequence.seconds)
+            samples = sequence.trim(sequence.best.samples, is_last=True)
+            best = replace(sequence.best, samples=samples, seconds=sequence.seconds)
             if request.seams is None:
                 self._finish(sequence, best)
             else:
@@ -246,7 +247,8 @@ class Scheduler:
         if part.is_last and request.guard is not None:
             faults = faults_in_parts(sequence)
         piece = Piece(
-            *(part.samples, sequence.chunk.text, part.tokens, sequence.seconds, faults),
+            sequence.trim(part.samples, is_last=part.is_last),
+            *(sequence.chunk.text, part.tokens, sequence.seconds, faults),
             part=part.number,
             ends_chunk=part.is_last,
         )
@@ -260,15 +262,16 @@ class Scheduler:
         before: Wave | None = None,
         after: Wave | None = None,
     ) -> None:
-        """Add watermark and pause: on a thread, or at once.
+        """Add watermark and pauses: on a thread, or at once.
 
         Args:
             before, after: sound around the piece.
         """
         request = sequence.request
         mark = None if request.tokens_only else self._watermark
-        pause = sequence.chunk.pause if piece.ends_chunk else 0.0
-        work = functools.partial(_finished, piece, pause, mark, before, after)
+        lead, pause = sequence.chunk.silences
+        silences = (0.0 if piece.part else lead, pause if piece.ends_chunk else 0.0)
+        work = functools.partial(_finished, piece, silences, mark, before, after)
         request.finishing[sequence.index, piece.part] = self._submit(work)
         self._finishing[request] = None
 
@@ -332,16 +335,16 @@ def _may_enter(request: RequestState) -> bool:
 
 def _finished(
     piece: Piece,
-    pause: float,
+    silences: tuple[float, float],
     watermark: Watermark | None,
     before: Wave | None,
     after: Wave | None,
 ) -> Piece:
-    """A piece with watermark and pause."""
+    """A piece with watermark, and seconds of silence before and after it."""
     wave, seconds = piece.samples, dict(piece.seconds)
-    if watermark:
+    if watermark and len(wave):
         start = time.perf_counter()
         wave = watermark.apply(wave, before, after)
         seconds["watermark"] = time.perf_counter() - start
-    silence = np.zeros(round(pause * SAMPLE_RATE), dtype=np.float32)
-    return replace(piece, samples=np.concatenate((wave, silence)), seconds=seconds)
+    lead, pause = (np.zeros(round(one * SAMPLE_RATE), dtype=np.float32) for one in silences)
+    return replace(piece, samples=np.concatenate((lead, wave, pause)), seconds=seconds)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias
 
+from chatterbox_opt.audio.silence import Trimmer
 from chatterbox_opt.errors import ChatterboxOptError, without_frames
 from chatterbox_opt.request import Metrics, Piece, Progress, Result
 from chatterbox_opt.sampling import Sampling, chunk_seed
@@ -102,6 +103,7 @@ class Sequence:
         forced_tokens: replace the sampled ones (teacher forcing), to compare precisions.
         given_tokens: of a recording: they are rendered as they are, without T3.
         heard: the last samples of its parts without watermark, or all if they will be checked.
+        trimmer: leaves out its silence next to a pause that was asked for.
         max_tokens, position, unread, generator_states: of its decode slot: the length at which it
             is truncated, the KV cache position of its last token, tokens drawn since the last
             readback, and the generator's state after each of them.
@@ -127,6 +129,7 @@ class Sequence:
     forced_tokens: tuple[int, ...] = ()
     given_tokens: tuple[int, ...] = ()
     heard: list[Wave] = field(default_factory=list)
+    trimmer: Trimmer | None = None
     max_tokens: int = 0
     position: int = 0
     unread: int = 0
@@ -167,6 +170,14 @@ class Sequence:
         """Append a speech token and report it."""
         self.tokens.append(token)
         self.request.on_token(self, len(self.tokens))
+
+    def trim(self, samples: Wave, *, is_last: bool) -> Wave:
+        """Its next samples, or some of them, without silence next to a pause that was asked for."""
+        start, end = self.chunk.lead is not None, self.chunk.is_exact
+        if not (start or end):
+            return samples
+        self.trimmer = self.trimmer or Trimmer(start=start, end=end)
+        return self.trimmer.push(samples, is_last=is_last)
 
     def add_seconds(self, stage: str, seconds: float) -> None:
         """Add processing time."""

@@ -112,9 +112,11 @@ class UpstreamBackend:
         """Run upstream's ``generate``, with its own sampling loop, progress bar and watermark.
 
         Raises:
-            InputError: a sampling parameter that upstream does not support.
+            InputError: a rate or a sampling parameter that upstream does not support.
         """
         sampling = sequence.sampling
+        if sequence.chunk.rate != 1:
+            raise InputError("plain Chatterbox has no rate but 1: unset DISABLE_OPTIMIZATION")
         defaults, fixed = Sampling(), ("max_tokens", "cfm_steps", "top_k")
         if 0 in (sampling.temperature, sampling.cfg_weight) or any(
             getattr(sampling, name) != getattr(defaults, name) for name in fixed

@@ -54,6 +54,7 @@ class SpeechBody(BaseModel):
     stream: bool = Field(True, description="False: answer when all is there, with its length.")
     split: bool = Field(False, description="True: send whole sentences, not parts of them.")
     language: str | None = Field(None, description='Such as "de", for models that know several.')
+    markup: bool = Field(False, description="True: [pause:1s] and the like, or SSML, in the text.")
     seed: int | None = Field(None, description="The same seed gives the same sound.")
     temperature: float | None = None
     cfg_weight: float | None = None
@@ -83,6 +84,7 @@ class SpeechBody(BaseModel):
             voice=voice,
             sampling=self.sampling,
             language=self.language,
+            markup=self.markup,
             format=self.response_format,
             speed=self.speed,
             send=sends.get((self.stream, self.stream_format), EVENTS),

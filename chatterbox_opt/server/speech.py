@@ -27,6 +27,7 @@ from chatterbox_opt.engine.serving.handle import RequestHandle
 from chatterbox_opt.errors import OutputError, TextError
 from chatterbox_opt.request import LOW, Request
 from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.script.cast import Cast
 from chatterbox_opt.utils.wave import Wave
 
 
@@ -39,6 +40,8 @@ class SpeechJob:
         voice: file of the voice, or None for the model's own.
         sampling: with a seed or without.
         language: of the text, or None.
+        markup: see ``Request``.
+        cast: the voices that the markup names.
         format: one of ``encoders.FORMATS``.
         speed: 0.25 to 4.
         latency: see ``Request``.
@@ -48,6 +51,8 @@ class SpeechJob:
     voice: Path | None = None
     sampling: Sampling = field(default_factory=Sampling)
     language: str | None = None
+    markup: bool = False
+    cast: Cast | None = None
     format: str = "mp3"
     speed: float = 1.0
     latency: str = LOW
@@ -183,7 +188,8 @@ async def start(engine: Engine, job: SpeechJob, name: str, limit: int) -> Speech
         TextError, VoiceError, InputError, QueueFullError: see ``Engine.submit``.
     """
     started = time.perf_counter()
-    request = Request(name, job.text, job.voice, job.sampling, job.latency, job.language)
+    how = (job.voice, job.sampling, job.latency, job.language)
+    request = Request(name, job.text, *how, markup=job.markup, cast=job.cast)
     # a text is split and a voice computed before the request is in the queue
     handle = await asyncio.to_thread(engine.submit, request, timeout=0)
     return SpeechStream(handle, job, limit, started)

@@ -15,10 +15,13 @@ from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.audio import recordings
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.engine.spec import EngineSpec
-from chatterbox_opt.errors import InputError, OutputError, VoiceError
+from chatterbox_opt.errors import InputError, OutputError, TextError, VoiceError
+from chatterbox_opt.script.cast import Cast, Member
+from chatterbox_opt.script.reader import read
 from chatterbox_opt.voices import saved_voices
 
 OWN = "default"  # the name of a model's own voice
+MAX_SILENCE = 120.0  # seconds of all pauses in a client's text
 
 
 def voice_names(spec: EngineSpec) -> dict[str, Path | None]:
@@ -41,6 +44,26 @@ def find_voice(spec: EngineSpec, name: str | None) -> tuple[Path | None, bool]:
             if wanted in known:
                 return known[wanted], True
     return None, False
+
+
+def cast_of(spec: EngineSpec, text: str) -> Cast:
+    """The voices that a text's markup names: those of a client's choice, never a path.
+
+    Raises:
+        TextError: wrong markup, or more silence than ``MAX_SILENCE``.
+        VoiceError: there is no voice of a name.
+    """
+    script = read(text, markup=True)
+    if script.seconds > MAX_SILENCE:
+        raise TextError(f"the pauses add up to more than {MAX_SILENCE:g}s: make them shorter")
+    members = []
+    for name in script.voices:
+        path, is_known = find_voice(spec, name)
+        if not is_known:
+            known = ", ".join(voice_names(spec))
+            raise VoiceError(f"there is no voice '{name}' for the markup; known: {known}")
+        members.append(Member(name, None if path is None else str(path)))
+    return Cast(tuple(members), dialogue=False)
 
 
 def add_voice(spec: EngineSpec, name: str, file_name: str, content: BinaryIO, part: Path) -> None:

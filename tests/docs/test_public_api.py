@@ -28,7 +28,7 @@ from chatterbox_opt import (
 
 def test_the_names():
     assert chatterbox_opt.__all__ == [
-        "Audio", "ChatterboxOptError", "Conversion", "DeviceError", "Engine", "Guard", "HopSchedule", "InputError", "Metrics",
+        "Audio", "Cast", "ChatterboxOptError", "Conversion", "DeviceError", "Engine", "Guard", "HopSchedule", "InputError", "Lexicon", "Metrics",
         "NumericsError", "OptimizedChatterboxProvider", "OutputError", "Piece", "Plan", "ProfileError", "Progress",
         "QueueFullError", "RealChatterboxProvider", "Request", "RequestCancelledError", "RequestHandle", "Result",
         "Sampling", "SilenceError", "TextError", "Voice", "VoiceError", "VoiceStore", "WeightCache", "WeightsError",
@@ -67,7 +67,7 @@ def test_the_engine():
         "pieces", "stream", "synthesize", "batch", "submit", "speech_tokens"
     ]  # fmt: skip
     assert list(inspect.signature(Engine.synthesize).parameters) == [
-        "self", "text", "voice", "sampling", "observe", "language"
+        "self", "text", "voice", "sampling", "observe", "language", "rate"
     ]  # fmt: skip
     assert list(inspect.signature(Engine.batch).parameters) == ["self", "requests", "guard"]
     assert list(inspect.signature(Engine.submit).parameters) == [
@@ -111,7 +111,7 @@ def test_the_values():
         Sampling().seed = 3
     assert [f for f in Voice.__slots__] == ["speaker", "prompt", "tokens", "mel", "xvector"]
     assert [f for f in Request.__slots__] == [
-        "id", "text", "voice", "sampling", "latency", "language"
+        "id", "text", "voice", "sampling", "latency", "language", "rate", "markup", "lexicon", "cast"
     ]  # fmt: skip
     assert [f for f in Result.__slots__] == ["id", "seed", "pieces", "error", "metrics"]
     assert [f for f in Metrics.__slots__] == [

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from chatterbox_opt.audio import files as audio_files
-from chatterbox_opt.batch import executors, filenames, job_file
+from chatterbox_opt.batch import executors, filenames, job_file, timeline
 from chatterbox_opt.batch.executors import LocalExecutor, RayExecutor, WorkerSpec
 from chatterbox_opt.batch.join import join
 from chatterbox_opt.batch.journal import OUTPUT
@@ -29,10 +29,11 @@ from chatterbox_opt.batch.metadata import Metadata, write_metadata
 from chatterbox_opt.batch.readers.rows import Dropped, words_by_reason
 from chatterbox_opt.batch.resuming import open_directory, prepare, stale_files
 from chatterbox_opt.batch.runner import BatchRunner, RunOptions, Summary
+from chatterbox_opt.batch.timeline import Fitting
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.cli import options, signals
-from chatterbox_opt.cli.batch import checks
+from chatterbox_opt.cli.batch import checks, dubbing
 from chatterbox_opt.cli.batch.options import (
     ExecutorOptions,
     FileOptions,
@@ -44,6 +45,7 @@ from chatterbox_opt.cli.batch.preview import preview
 from chatterbox_opt.cli.batch.preview import summary as summary_of
 from chatterbox_opt.cli.batch.progress import display, report
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOptions
+from chatterbox_opt.cli.synth.script import ScriptOptions, check_members, describe, hint
 from chatterbox_opt.cli.terminal import streams
 from chatterbox_opt.cli.terminal.console import Reporter
 from chatterbox_opt.config.plan import Plan
@@ -68,8 +70,10 @@ def batch(
     joining: JoinOptions,
     quality: QualityOptions,
     placement: ExecutorOptions,
+    script: ScriptOptions,
     voice: options.Voice = None,
     language: options.Language = None,
+    rate: options.Rate = 1.0,
     *,
     sampling: SamplingOptions,
     engine: EngineOptions,
@@ -86,16 +90,22 @@ def batch(
     directory = None if reading.dry_run else files.directory
     executor_args = (placement.executor, placement.workers, placement.ray_address)
     executors.check_executor(*executor_args)
-    read_options = reading.read_options()
+    read_options = reading.read_options(script)
     content = _content(file)
-    job = job_file.read(file, content, sampling.sampling(), voice, read_options, language)
+    job = job_file.read(file, content, sampling.sampling(), voice, read_options, language, rate)
     config = registry.known_config(spec.model)
     job = checks.fitted(job, config)
+    hint(reporter, ((f"row {item.row}", item.text) for item in job.items if not item.markup))
+    if joining.timed:
+        timeline.check_times(job)
     if directory is None:
-        preview(job, [*job.dropped, *_dropped_by_model(spec.model, job)], as_json=as_json)
+        dropped = [*job.dropped, *_dropped_by_model(spec.model, job)]
+        preview(job, dropped, as_json=as_json, timed=joining.timed)
         return
     verifier = quality.verifier()
     spec.check(voice)
+    members = read_options.cast.members if read_options.cast else ()
+    check_members(spec, members, sampling.sampling(), language)
     checks.check_lengths(job, spec, config, set(registry.shipped_voices(spec.model)))
     items = job.items
     names = _names(items, files, joining.joined_file)
@@ -104,6 +114,7 @@ def batch(
         reporter.status(note)
     if job.pauses or job.dropped:
         reporter.status(summary_of(job, words_by_reason(job.dropped)))
+    describe(reporter, (item.script() for item in items))
     replaced = None if files.overwrite else [*names, *_other_files(files, joining)]
     with (
         executors.open_executor(*executor_args) as executor,
@@ -117,13 +128,15 @@ def batch(
             worker = WorkerSpec(
                 engine=spec, plan=plan, retries=quality.retries, debug=printing.debug
             )
-            items = _prepared(spec, plan, items, names, files.loudness)
+            stretch = joining.stretch if joining.timed else None
+            items = _prepared(spec, plan, items, names, files.loudness, stretch)
             run_options = RunOptions(
                 verifier=verifier,
                 retries=quality.retries,
                 fail_fast=quality.fail_fast,
                 loudness=files.loudness,
                 model=_model_text(spec, plan),
+                fitting=None if stretch is None else Fitting(items, stretch),
             )
             runner = BatchRunner(manifest, items, show, run_options)
             summary, caught = _run(runner, executor, worker, reporter)
@@ -134,7 +147,7 @@ def batch(
         if caught:
             raise typer.Exit(128 + caught)
         _write_metadata(reporter, manifest, files.metadata, items, summary)
-        _join(reporter, manifest, joining, items, summary)
+        _join(reporter, manifest, joining, job, items, summary, as_json=as_json)
     raise typer.Exit(1 if summary.failed() else 0)
 
 
@@ -166,7 +179,7 @@ def _dropped_by_model(model: str, job: job_file.Job) -> Iterator[Dropped]:
 
     for item in job.items:
         try:
-            for part in read_english(item.text).dropped:
+            for part in read_english(item.script().text).dropped:
                 yield Dropped(part.reason, part.text, item.row)
         except TextError:
             yield Dropped("texts without an English word", item.text, item.row)
@@ -184,7 +197,7 @@ def _content(file: str) -> bytes:
 
 def _names(items: list[job_file.Item], files: FileOptions, joined_file: str | None) -> list[str]:
     """The file name of each item; the names of other files in --out-dir are reserved."""
-    rows = ((item.id, item.text) for item in items)
+    rows = ((item.id, item.written) for item in items)
     reserved = _joined_name(joined_file, files.directory)
     return filenames.names(rows, files.name, f".{files.format}", reserved)
 
@@ -195,6 +208,7 @@ def _prepared(
     items: list[job_file.Item],
     names: list[str],
     loudness: float | None,
+    stretch: float | None,
 ) -> list[job_file.Item]:
     """The items with hashes of everything that their audio depends on; loads no model."""
     checkpoint = spec.locate()
@@ -204,7 +218,7 @@ def _prepared(
     mark = "marked" if spec.watermark else "unmarked"
     parts = [registry.identity(checkpoint), *plan.precision, mark]
     voice_key = functools.partial(_voice_key, spec.store, checkpoint)
-    return prepare(items, names, " ".join(parts), voice_key, loudness)
+    return prepare(items, names, " ".join(parts), voice_key, loudness, stretch)
 
 
 def _model_text(spec: EngineSpec, plan: Plan) -> str:
@@ -300,8 +314,11 @@ def _join(
     reporter: Reporter,
     manifest: Manifest,
     joining: JoinOptions,
+    job: job_file.Job,
     items: list[job_file.Item],
     summary: Summary,
+    *,
+    as_json: bool,
 ) -> None:
     """Write the joined file, if no item is missing."""
     target = joining.joined_file
@@ -311,5 +328,10 @@ def _join(
         raise OutputError(f"'{target}' is not written, {missing} items are missing: run again")
     for name in _joined_name(target, manifest.directory):
         manifest.start(name, OUTPUT)
-    seconds = join(items, summary.entries, manifest.directory, target, joining.pauses())
+    made = (items, summary.entries, manifest.directory, target)
+    if (timing := joining.timing()) is None:
+        seconds = join(*made, joining.pauses())
+    else:
+        fits, seconds = timeline.dub(*made, timing, timeline.film_seconds(job))
+        dubbing.report(reporter, fits, as_json=as_json)
     reporter.status(f"joined: {seconds:.1f}s -> {target}")

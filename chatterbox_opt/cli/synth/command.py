@@ -20,6 +20,7 @@ import typer
 
 from chatterbox_opt.cli import options
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOptions
+from chatterbox_opt.cli.synth.script import ScriptOptions
 from chatterbox_opt.cli.synth.streaming import (
     STDIN_REMEDY,
     Sinks,
@@ -28,22 +29,21 @@ from chatterbox_opt.cli.synth.streaming import (
     open_sinks,
 )
 from chatterbox_opt.cli.terminal import streams
-from chatterbox_opt.cli.terminal.console import Reporter, as_utf8
+from chatterbox_opt.cli.terminal.console import Reporter, as_utf8, show_details
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError, TextError
 from chatterbox_opt.request import Request
-from chatterbox_opt.sampling import Sampling, seeded
+from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.text import chunking, languages
 
 if TYPE_CHECKING:
-    from chatterbox_opt.config.hop_schedule import HopSchedule
     from chatterbox_opt.engine.engine import Engine
     from chatterbox_opt.engine.quality import Guard
     from chatterbox_opt.request import Observer, Piece
-    from chatterbox_opt.voice import Voice
 
 STDIN = "-"
+REQUESTS = "chatterbox_opt.engine.serving.states"  # the module whose log it is
 MAX_QUOTED = 40  # characters of a chunk in a warning
 
 
@@ -92,9 +92,11 @@ def synth(
     ] = False,
     voice: options.Voice = None,
     language: options.Language = None,
+    rate: options.Rate = 1.0,
     *,
     streaming: StreamOptions,
     checks: CheckOptions,
+    script: ScriptOptions,
     sampling: SamplingOptions,
     engine: EngineOptions,
     printing: OutputOptions,
@@ -103,22 +105,35 @@ def synth(
     started = time.perf_counter()
     streaming.check(output, subtype)
     arrives = streaming.streams and words == STDIN and file is None
+    if arrives:
+        script.check_arriving()
+    request = Request(
+        *("", "" if arrives else chunking.clean(_read_text(words, file))),
+        *(voice, sampling.sampling()),
+        language=language,
+        rate=rate,
+        markup=script.markup,
+        lexicon=script.words(),
+        cast=script.speakers(),
+    )
     job = _Job(
-        None if arrives else chunking.clean(_read_text(words, file)),
-        voice,
-        sampling.sampling(),
+        request,
+        arrives,
         checks.guard(),
         engine.spec(),
         streaming.output(output),
         subtype,
         streaming,
-        language,
     )
     reporter = printing.reporter()
     if job.output is not None:
         streams.check_output(job.output, subtype, as_json=as_json)
-    job.spec.check(voice, language, job.sampling)
+    job.spec.check(voice, language, request.sampling)
     printing.set_up_logging(reporter)
+    if arrives:
+        show_details(reporter, REQUESTS)  # of its lexicon
+    else:
+        script.show(reporter, request, job.spec)
     result = _run(job, reporter, started)
     _report(reporter, result, as_json=as_json)
 
@@ -128,55 +143,57 @@ class _Job:
     """The text, how it is synthesized, and where it is written.
 
     Attributes:
-        text: None: it arrives at standard input.
+        request: without a seed, perhaps.
+        arrives: its text comes at standard input.
         output: None: it is only played.
     """
 
-    text: str | None
-    voice: str | None
-    sampling: Sampling
+    request: Request
+    arrives: bool
     guard: Guard | None
     spec: EngineSpec
     output: str | None
     subtype: str | None
     streaming: StreamOptions
-    language: str | None
 
 
 def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
     """Load, synthesize and write; return the figures that are printed."""
     import numpy as np
 
-    sampling = seeded(job.sampling)
+    request = job.request.with_seed()
     options.announce_download(job.spec, reporter)
     with job.spec.load() as engine:
         options.report_plan(engine.plan, reporter)
-        if remark := languages.remark(job.language, engine.checkpoint.config):
+        if remark := languages.remark(request.language, engine.checkpoint.config):
             reporter.warn(remark)
-        voice = engine.voice(job.voice)
+        voice = engine.voice(request.voice)
         if job.streaming.voice_seconds is not None:
             voice = voice.shortened(job.streaming.voice_seconds)
         loaded = time.perf_counter()
         pieces: list[Piece] = []
         samples = 0
-        letters = None if job.text is None else len(job.text)
+        letters = None if job.arrives else len(request.text)
         latency = job.streaming.chosen_latency(engine.hops)
+        request = dataclasses.replace(request, voice=voice, latency=latency)
         with (
-            open_sinks(job.streaming, latency, job.output, job.subtype, letters) as sink,
+            open_sinks(
+                *(job.streaming, latency, job.output, job.subtype, letters, request.rate)
+            ) as sink,
             reporter.progress() as show,
-            _pieces(engine, job, latency, voice, sampling, show) as source,
+            _pieces(engine, job, request, show) as source,
         ):
             for piece in source:
                 sink.write(piece.samples)
                 if piece.faults:
                     number = 1 + sum(made.ends_chunk for made in pieces)
-                    reporter.warn(_doubt(number, piece, sampling))
+                    reporter.warn(_doubt(number, piece, request.sampling))
                 samples += len(piece.samples)
                 # the samples are on disk: a long text must not fill memory
                 pieces.append(dataclasses.replace(piece, samples=np.empty(0, np.float32)))
             spent = time.perf_counter() - loaded
             sink.finish()
-    result = _result(pieces, samples / SAMPLE_RATE, spent, sampling, job.output)
+    result = _result(pieces, samples / SAMPLE_RATE, spent, request.sampling, job.output)
     if job.streaming.streams:
         result |= _stream_result(sink)
     return result | {"load_seconds": round(loaded - started, 3), "plan": engine.plan.summary()}
@@ -186,25 +203,23 @@ def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
 def _pieces(
     engine: Engine,
     job: _Job,
-    latency: str | HopSchedule,
-    voice: Voice,
-    sampling: Sampling,
+    request: Request,
     show: Observer | None,
 ) -> Iterator[Iterator[Piece]]:
     """The pieces of the text, whole or arriving. When they stream, another thread makes them, so
     that this one is free for Ctrl-C."""
-    if job.text is None:
+    if job.arrives:
+        how = (request.latency, request.language, request.rate, request.lexicon)
         with arriving_text(job.streaming.flush_after) as text:
-            yield engine.pieces(text, voice, sampling, show, job.guard, latency, job.language)
+            yield engine.pieces(text, request.voice, request.sampling, show, job.guard, *how)
     elif job.streaming.streams:
-        request = Request("", job.text, voice, sampling, latency, job.language)
         handle = engine.submit(request, job.guard, show)
         try:
             yield handle
         finally:
             handle.cancel()
     else:
-        yield engine.pieces(job.text, voice, sampling, show, job.guard, latency, job.language)
+        yield engine.pieces(request, observe=show, guard=job.guard)
 
 
 def _stream_result(sinks: Sinks) -> dict[str, Any]:
