@@ -120,7 +120,7 @@ def test_a_full_queue(server, client, engine):
 
 
 def test_many_connects_and_drops(server, client):
-    for number in range(100):
+    for number in range(1_000):
         raw(server, speech_request("drop pieces=3") if number % 2 else b"POST /v1/au").close()
     # some are still being read: they may fill the queue for a moment
     until(lambda: client.post(SPEECH, json=body("still there")).status_code == 200)
