@@ -227,6 +227,7 @@ class Decoder:
         device, voice = self._recovery.placement.device, sequence.voice
         chunk = sequence.chunk
         ids = text_tokens(self.tokenizer, chunk.text, chunk.language)
+        sequence.text_tokens = len(ids)
         prompt = Prompt(*(to_device(x, device) for x in (ids, voice.speaker, voice.prompt)))
         return prompt, torch.Generator(device).manual_seed(sequence.seed)
 
