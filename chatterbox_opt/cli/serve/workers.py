@@ -78,9 +78,7 @@ def _keep_running(
                         "run the command without --workers to see why"
                     )
                 warn(f"server process {index + 1} ended with exit code {code}: started again")
-                mark_process_dead(
-                    process.pid, environments[index][METRICS_DIRECTORY]
-                )
+                mark_process_dead(process.pid, environments[index][METRICS_DIRECTORY])
                 running[index] = _start(environments[index], sockets)
                 started[index] = time.monotonic()
     finally:
