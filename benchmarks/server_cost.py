@@ -56,9 +56,11 @@ def by_engine(engine: Engine, seed: int) -> float:
     return first
 
 
-def by_http(connection: http.client.HTTPConnection, seed: int) -> float:
-    """Seconds to the first byte of sound; the rest is read."""
+def by_http(port: int, seed: int) -> float:
+    """Seconds to the first byte of sound, of a client that is connected; the rest is read."""
     body = json.dumps({"input": TEXT, "seed": seed, "response_format": "pcm"})
+    connection = http.client.HTTPConnection(HOST, port)
+    connection.connect()
     started = time.perf_counter()
     connection.request("POST", "/v1/audio/speech", body, {"Content-Type": "application/json"})
     response = connection.getresponse()
@@ -66,15 +68,15 @@ def by_http(connection: http.client.HTTPConnection, seed: int) -> float:
         raise SystemExit(f"the server answered {response.status}")
     first = time.perf_counter() - started
     response.read()
+    connection.close()
     return first
 
 
 def measure(engine: Engine, port: int, rounds: int) -> dict[str, object]:
     """Medians in milliseconds, and those of the differences within a round."""
-    connection = http.client.HTTPConnection(HOST, port)
     calls: dict[str, Callable[[int], float]] = {
         "engine": lambda seed: by_engine(engine, seed),
-        "http": lambda seed: by_http(connection, seed),
+        "http": lambda seed: by_http(port, seed),
     }
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(-3, rounds):  # the first ones prepare lengths, and are not counted
@@ -82,7 +84,6 @@ def measure(engine: Engine, port: int, rounds: int) -> dict[str, object]:
             seconds = calls[name](max(0, number))
             if number >= 0:
                 times[name].append(1000 * seconds)
-    connection.close()
     added = [http - own for http, own in zip(times["http"], times["engine"], strict=True)]
     deciles = statistics.quantiles(added, n=10)
     return {

@@ -106,7 +106,8 @@ def test_a_client_that_does_not_read_is_cancelled(server, engine):
 
 def test_a_full_queue(server, client, engine):
     waiting = [raw(server, speech_request("full pieces=1000000")) for _ in range(3)]
-    until(lambda: server.service.admission.active == 3)
+    until(lambda: sum("full" in one.request.text for one in engine.handles) == 3)
+    assert server.service.admission.active == 3
     latencies = [one.request.latency for one in engine.handles if "full" in one.request.text]
     assert sorted(latencies) == ["chunk", "low", "low"], "two slots: the third gets whole chunks"
     refused = client.post(SPEECH, json=body("one more"))
