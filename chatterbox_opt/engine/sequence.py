@@ -92,6 +92,7 @@ class Sequence:
         attempt: the number in the seed; see ``seed``.
         prompt: text and voice on the device, while it is decoded.
         generator: one serves the three stages in order, as upstream's global one does.
+        text_tokens: number of tokens of its text, once it has been admitted.
         tokens: speech tokens of this attempt.
         num_tokens: their number; of plain Chatterbox, which does not return them, an estimate.
         truncated: T3 reached its limit without a stop token.
@@ -119,6 +120,7 @@ class Sequence:
     attempt: int = 0
     prompt: Prompt | None = None
     generator: torch.Generator | None = None
+    text_tokens: int = 0
     tokens: list[int] = field(default_factory=list)
     num_tokens: int = 0
     truncated: bool = False

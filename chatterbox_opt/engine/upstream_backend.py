@@ -130,6 +130,8 @@ class UpstreamBackend:
             sequence.voice.to(self.device), sampling.exaggeration
         )
         devices = [self.device] if self.device.type == "cuda" else []
+        ids = self.model.tokenizer.text_to_tokens(sequence.chunk.text)
+        sequence.text_tokens = ids.shape[-1]
         start = time.perf_counter()
         with torch.random.fork_rng(devices):
             torch.manual_seed(sequence.seed)

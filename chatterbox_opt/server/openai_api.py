@@ -9,10 +9,8 @@ versions. What is unknown is ignored, what has no meaning here (``instructions``
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
 from dataclasses import fields
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, HTTPException, UploadFile
@@ -155,10 +153,8 @@ def _voice_routes(routes: APIRouter, service: SpeechService) -> None:
         name: Annotated[str, Form()], file: Annotated[UploadFile, File()]
     ) -> dict[str, str]:
         """Save a recording as a voice."""
-        with tempfile.TemporaryDirectory() as directory:
-            part = Path(directory) / f"voice{Path(file.filename or '').suffix[:10]}"
-            shown = file.filename or "the recording"
-            await asyncio.to_thread(voices.add_voice, spec_of(None), name, shown, file.file, part)
+        shown = file.filename or "the recording"
+        await asyncio.to_thread(voices.add_voice, spec_of(None), name, shown, file.file)
         return {"id": name, "name": name}
 
     @routes.delete("/v1/audio/voices/{name}", tags=["voices"])

@@ -98,8 +98,7 @@ class SpeechService:
     @classmethod
     def of(cls, settings: ServerSettings, engines: Engines) -> SpeechService:
         """A service with counters of its own."""
-        admission = Admission(settings.limits)
-        return cls(settings, engines, admission, Metrics(lambda: admission.active))
+        return cls(settings, engines, Admission(settings.limits), Metrics())
 
     async def respond(self, client: str, asked: SpeechRequest) -> Response:
         """The answer: sound, or an error.
@@ -122,7 +121,7 @@ class SpeechService:
         started = time.perf_counter()
         is_events = asked.send == EVENTS
         return SpeechResponse(
-            events(stream, len(asked.text)) if is_events else stream.parts(),
+            events(stream) if is_events else stream.parts(),
             EVENT_STREAM if is_events else MEDIA_TYPES[asked.format],
             headers,
             stalled=self.settings.limits.stalled_seconds,
@@ -162,6 +161,7 @@ class SpeechService:
             UnknownVoiceError: there is no such voice, and voices are strict.
         """
         until.enter_context(self.admission.enter(client))
+        until.enter_context(self.metrics.active.track_inprogress())
         active, known = self.admission.active, self.engines.known(model)
         # names are those of files
         found, is_known = await asyncio.to_thread(find_voice, self.engines.spec(known), voice)
@@ -204,6 +204,9 @@ class SpeechService:
             "X-Model": admitted.model,
             "X-Latency": job.latency,
         }
+        if job.latency == LOW:  # what a player reckons its buffer with
+            pieces = (seconds / job.speed for seconds in engine.hops.seconds)
+            headers["X-Pieces"] = ",".join(f"{seconds:.3g}" for seconds in pieces)
         if not admitted.is_known:
             # a header cannot hold every character of a name, so it is not repeated
             headers["Warning"] = '199 - "no such voice: the model\'s own is used"'

@@ -28,6 +28,7 @@ from chatterbox_opt.errors import OutputError, TextError
 from chatterbox_opt.request import LOW, Request
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.script.cast import Cast
+from chatterbox_opt.server.errors import engine_errors
 from chatterbox_opt.utils.wave import Wave
 
 
@@ -134,10 +135,11 @@ class SpeechStream:
 
     async def _produce(self) -> None:
         try:
-            async for piece in self.handle:
-                self.tokens += piece.tokens
-                self._put(await asyncio.to_thread(self._encode, piece.samples))
-            self._put(await asyncio.to_thread(self._rest))
+            with engine_errors():
+                async for piece in self.handle:
+                    self.tokens += piece.tokens
+                    self._put(await asyncio.to_thread(self._encode, piece.samples))
+                self._put(await asyncio.to_thread(self._rest))
         finally:
             self.handle.cancel()
             await asyncio.to_thread(self._free)
@@ -186,10 +188,12 @@ async def start(engine: Engine, job: SpeechJob, name: str, limit: int) -> Speech
 
     Raises:
         TextError, VoiceError, InputError, QueueFullError: see ``Engine.submit``.
+        DeviceError: another error of the engine.
     """
     started = time.perf_counter()
     how = (job.voice, job.sampling, job.latency, job.language)
     request = Request(name, job.text, *how, markup=job.markup, cast=job.cast)
     # a text is split and a voice computed before the request is in the queue
-    handle = await asyncio.to_thread(engine.submit, request, timeout=0)
+    with engine_errors():
+        handle = await asyncio.to_thread(engine.submit, request, timeout=0)
     return SpeechStream(handle, job, limit, started)

@@ -88,7 +88,7 @@ def test_the_engine_that_converts():
 
 def test_the_handle():
     public = [name for name in vars(RequestHandle) if not name.startswith("_")]
-    assert public == ["id", "seed", "done", "metrics", "cancel", "result"]
+    assert public == ["id", "seed", "done", "text_tokens", "metrics", "cancel", "result"]
     assert all(hasattr(RequestHandle, f"__{name}__") for name in ("iter", "next", "aiter", "await"))
 
 

@@ -236,6 +236,7 @@ class Decoder:
         device, voice = self._recovery.placement.device, sequence.voice
         chunk = sequence.chunk
         ids = text_tokens(self.tokenizer, chunk.text, chunk.language)
+        sequence.text_tokens = len(ids)
         # what is kept of a voice is looked up by its values: it stays where they can be read
         prompt = Prompt(to_device(ids, device), voice.speaker, voice.prompt)
         return prompt, torch.Generator(device).manual_seed(sequence.seed)
