@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -24,10 +25,9 @@ import sys, ray
 from ray import serve
 from chatterbox_opt.server.ray_app import application
 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-serve.start(http_options={"host": "127.0.0.1", "port": 0})
-serve.run(application(dict(one.split("=") for one in sys.argv[1:])))
-from ray.serve.api import _get_global_client
-print(_get_global_client().get_serve_details()["http_options"]["port"], flush=True)
+serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
+serve.run(application(dict(one.split("=") for one in sys.argv[2:])))
+print("ready", flush=True)
 sys.stdin.read()
 serve.shutdown()
 """
@@ -65,12 +65,15 @@ def test_two_replicas_behind_one_port(tmp_path):
         **os.environ, "CHATTERBOX_VOICES": str(tmp_path), "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled",
     }  # fmt: skip
-    arguments = ["model=pico", "device=cpu", "replicas=2", "gpus=0"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    arguments = [str(port), "model=pico", "device=cpu", "replicas=2", "gpus=0"]
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *arguments],
         env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
-        address = f"http://127.0.0.1:{int(process.stdout.readline())}"
+        assert process.stdout.readline() == "ready\n"
+        address = f"http://127.0.0.1:{port}"
 
         def speak(seed: int) -> bytes:
             body = {"input": "Hello there.", "seed": seed % 2, "response_format": "pcm"}
