@@ -23,12 +23,13 @@ a tile, and the d phases are independent:
               leaky ReLU of it
 
 Rounding errors are 1.3 times those of the direct sum in the same order; with four outputs and taps
-they are twice those. Kernels of 3, 7 and 11 taps take 5/9, 5/7 and 20/33 of its multiplications. The micro-kernel adds all groups to a tile of 6 rows times up to 64
-outputs, whose 24 vectors of sums stay in registers (microkernels.py).
+they are twice those. Kernels of 3, 7 and 11 taps take 5/9, 5/7 and 20/33 of its multiplications.
+The micro-kernel adds all groups to a tile of 6 rows times up to 64 outputs, whose 24 vectors of
+sums stay in registers (microkernels.py).
 
 A chunk is ``tiles`` tiles of each phase: its parts, and the weights of one part, are in the
-second-level cache. Chunks begin at multiples of their size, and tiles at multiples of three outputs:
-an output's bits do not depend on threads, or on how much follows.
+second-level cache. Chunks and tiles begin at multiples of their size: an output's bits do not depend
+on threads, or on what follows beyond the reach of its tile.
 
 Packed weights: float32 [panel, part, group, input, width], with ``width`` outputs of a panel, a
 multiple of 16; the last one is padded with zeros.
