@@ -69,7 +69,7 @@ def test_rounding_errors_are_of_the_size_of_the_librarys():
     with torch.inference_mode():
         theirs = (conv(x[None])[0].T - expected).pow(2).mean().sqrt()
     ours = (out - expected).pow(2).mean().sqrt()
-    assert ours < 8 * theirs and ours < 2e-6 * expected.std()
+    assert ours < 6 * theirs and ours < 1.5e-6 * expected.std()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -84,7 +84,7 @@ def test_a_row_depends_neither_on_threads_nor_on_what_follows(threads):
         packed(Signal.of(x[:, :333], packed.margin), out=short)
     finally:
         torch.set_num_threads(before)
-    reach = 9  # of the last rows, whose inputs end
+    reach = packed.margin  # a tile reads further than its outputs need
     assert torch.equal(short[:-reach], long[: 333 - reach])
 
 
@@ -113,8 +113,8 @@ def test_constants_defined_twice_are_equal():
     assert conv_ops.TILE == conv.TILE and conv_ops.VECTOR == llvm.VECTOR_WIDTH
     assert conv_ops.ROWS == conv.ROWS and conv_ops.MAX_WIDTH == 4 * llvm.VECTOR_WIDTH
     split, join, weights = (
-        torch.tensor(m).double() for m in (conv.SPLIT, conv.JOIN, conv_ops.WEIGHTS)
+        torch.tensor(m, dtype=torch.double) for m in (conv.SPLIT, conv.JOIN, conv_ops.WEIGHTS)
     )
-    x, taps = torch.randn(7).double(), torch.randn(4).double()
-    direct = x.unfold(0, 4, 1) @ taps
+    x, taps = torch.randn(5).double(), torch.randn(3).double()
+    direct = x.unfold(0, 3, 1) @ taps
     assert_close(join @ ((weights @ taps) * (split @ x)), direct, atol=1e-12)

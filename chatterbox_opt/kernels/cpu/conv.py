@@ -1,34 +1,35 @@
-"""Convolutions over time in float32 with half the multiplications, and Snake and sums fused.
+"""Convolutions over time in float32 with fewer multiplications, and Snake and sums fused.
 
 Responsible for tiles, the epilogue and threads; not responsible for layers or memory. conv_ops.py
 calls it and owns the memory that it gets addresses of. Compiled by numba.
 
 The algorithm
 -------------
-Channels are contiguous: x [time, inputs]. Four outputs of a filter of four taps need 16
-multiplications, or 7 with minimal filtering (Toom 1963, Cook 1966; Winograd 1980; Lavin & Gray
-2015), at the points 0, 1, -1, 1/2, -1/2, 2 and infinity:
+Channels are contiguous: x [time, inputs]. Three outputs of a filter of three taps need nine
+multiplications, or five with minimal filtering (Toom 1963, Cook 1966; Winograd 1980; Lavin & Gray
+2015), at the points 0, 1, -1, 1/2 and infinity:
 
-    outputs [4] = JOIN [4, 7] ((WEIGHTS [7, 4] taps [4]) * (SPLIT [7, 7] inputs [7]))
+    outputs [3] = JOIN [3, 5] ((WEIGHTS [5, 3] taps [3]) * (SPLIT [5, 5] inputs [5]))
 
 The product in the middle is one of numbers for each pair of channels, hence a matrix product over
-channels: seven of them, one for each part, at a time of four outputs. A filter of 11 taps is three
-groups of four (one tap is 0), which share the split inputs: group g of tile n reads tile n + g, so
-its seven products have an inner dimension of (group, input). With a dilation d, outputs d apart are
+channels: five of them, one for each part, for three outputs. A filter of 11 taps is four groups of
+three (one tap is 0), which share the split inputs: group g of tile n reads tile n + g, so its five
+products have an inner dimension of (group, input). With a dilation d, outputs d apart are
 a tile, and the d phases are independent:
 
-    inputs -- SPLIT --> parts [7, phase, tile, inputs]
-           -- x weights [7, group, inputs, outputs] --> sums [7, phase, tile, outputs]
+    inputs -- SPLIT --> parts [5, phase, tile, inputs]
+           -- x weights [5, group, inputs, outputs] --> sums [5, phase, tile, outputs]
            -- JOIN, + bias + residual + total --> out; and what the next layer reads, Snake or
               leaky ReLU of it
 
-Rounding errors are twice those of the direct sum. Kernels of 3, 7 and 11 taps take 7/12, 1/2 and
-21/44 of its multiplications. The micro-kernel adds all groups to a tile of 6 rows times up to 64
-outputs, whose 24 vectors of sums stay in registers (microkernels.py).
+Rounding errors are 1.3 times those of the direct sum in the same order; with four outputs and taps
+they are twice those. Kernels of 3, 7 and 11 taps take 5/9, 5/7 and 20/33 of its multiplications.
+The micro-kernel adds all groups to a tile of 6 rows times up to 64 outputs, whose 24 vectors of
+sums stay in registers (microkernels.py).
 
 A chunk is ``tiles`` tiles of each phase: its parts, and the weights of one part, are in the
-second-level cache. Chunks begin at multiples of their size, and tiles at multiples of four outputs:
-an output's bits do not depend on threads, or on how much follows.
+second-level cache. Chunks and tiles begin at multiples of their size: an output's bits do not depend
+on threads, or on what follows beyond the reach of its tile.
 
 Packed weights: float32 [panel, part, group, input, width], with ``width`` outputs of a panel, a
 multiple of 16; the last one is padded with zeros.
@@ -63,23 +64,20 @@ from chatterbox_opt.kernels.cpu.llvm import (
 )
 from chatterbox_opt.kernels.cpu.microkernels import ZEROS, loop
 
-TILE, PARTS = 4, 7  # outputs, and products for them
+TILE, PARTS = 3, 5  # outputs, and products for them
 ROWS = 6  # of a register tile
 NOTHING, SNAKE, LEAKY = 0, 1, 2  # ``activation``
 SPLIT = (
-    (-1 / 2, 1 / 4, 5 / 2, -5 / 4, -2, 1, 0),
-    (0, 1 / 2, 1 / 4, -9 / 4, -1, 1, 0),
-    (0, -1 / 2, 3 / 4, 7 / 4, -3, 1, 0),
-    (0, 1, 3 / 2, -2, -3 / 2, 1, 0),
-    (0, -1, 5 / 2, 0, -5 / 2, 1, 0),
-    (0, 1 / 4, 0, -5 / 4, 0, 1, 0),
-    (0, -1 / 2, 1 / 4, 5 / 2, -5 / 4, -2, 1),
+    (1 / 2, -1, -1 / 2, 1, 0),
+    (0, -1 / 2, 1 / 2, 1, 0),
+    (0, 1 / 2, -3 / 2, 1, 0),
+    (0, -1, 0, 1, 0),
+    (0, 1 / 2, -1, -1 / 2, 1),
 )
 JOIN = (
-    (1, 1, 1, 1, 1, 1, 0),
-    (0, 1, -1, 1 / 2, -1 / 2, 2, 0),
-    (0, 1, 1, 1 / 4, 1 / 4, 4, 0),
-    (0, 1, -1, 1 / 8, -1 / 8, 8, 1),
+    (1, 1, 1, 1, 0),
+    (0, 1, -1, 1 / 2, 0),
+    (0, 1, 1, 1 / 4, 1),
 )
 
 _FIELDS = (
@@ -245,7 +243,7 @@ def _multiply_one(t, weights, values, row_bytes, sums):
 
 @_compile
 def _split_inputs(t, row, tiles, parts):
-    """The parts [7, phases * (tiles + groups - 1), inputs] of a chunk's inputs."""
+    """The parts [5, phases * (tiles + groups - 1), inputs] of a chunk's inputs."""
     row_bytes, vectors = t.inputs * 4, parts.shape[2] // VECTOR_WIDTH
     held, part_bytes = tiles + t.groups - 1, parts.shape[1] * parts.shape[2] * 4
     for phase in range(t.dilation):
@@ -257,7 +255,7 @@ def _split_inputs(t, row, tiles, parts):
 
 @_compile
 def _multiply(t, panel, tiles, parts, sums):
-    """The sums [7, phases * tiles, width] of a chunk's parts times a panel."""
+    """The sums [5, phases * tiles, width] of a chunk's parts times a panel."""
     held, row_bytes = tiles + t.groups - 1, parts.shape[2] * 4
     part_weights = t.groups * t.inputs * t.width * 4
     for part in range(PARTS):
@@ -321,7 +319,7 @@ def _finish_panel(t, row, first, tiles, sums, tile_sums):
     """Join the parts of a chunk's sums, and the epilogue.
 
     Args:
-        tile_sums: scratch float32 [4, width].
+        tile_sums: scratch float32 [3, width].
     """
     part_bytes, last = sums.shape[1] * t.width * 4, min(t.width, t.outputs - first)
     for phase in range(t.dilation):
