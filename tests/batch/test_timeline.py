@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import zlib
 
 import numpy as np
 import pytest
 import soundfile
 from helpers.fake_engine import FakeEngine, run_batch
+from typer.testing import CliRunner
 
 from chatterbox_opt import Result, Sampling
 from chatterbox_opt.batch import job_file, timeline
 from chatterbox_opt.batch.resuming import prepare
-from chatterbox_opt.batch.timeline import Fit, Fitting, Overrun, Timing
+from chatterbox_opt.batch.timeline import CueFit, Fit, Fitting, Overrun, Timing
+from chatterbox_opt.cli.application import app
+from chatterbox_opt.cli.batch import dubbing
+from chatterbox_opt.cli.terminal.console import Reporter
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError, OutputError, TextError
 from chatterbox_opt.request import Piece
@@ -329,3 +334,48 @@ def test_other_times_are_not_in_the_hash_without_timed():
         for stretch in (None, 1.25)
     ]
     assert hashes[0] == hashes[2] and len(set(hashes)) == 3
+
+
+def test_what_would_be_made_has_its_times(tmp_path):
+    (tmp_path / "film.srt").write_bytes(srt([(1, 2.5, "Hello."), (3, 4, "[music]")]))
+    command = ["batch", str(tmp_path / "film.srt"), "--model", "pico", "--rate", "0.9", "--dry-run"]
+    timed = [*command, "--timed", "--join", "dub.wav"]
+    lines = CliRunner().invoke(app, timed).stdout.splitlines()
+    assert lines[0] == "00:00:01.000 --> 00:00:02.500  1  (rate 0.9)  Hello."
+    assert lines[1].startswith("00:00:03.000 --> 00:00:04.000") and "pause" in lines[1]
+    assert CliRunner().invoke(app, command).stdout.splitlines()[0] == "1  (rate 0.9)  Hello."
+    first = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout.splitlines()[0])
+    assert (first["start"], first["end"], first["rate"]) == (1, 2.5, 0.9)
+
+
+def test_the_report_is_a_table_and_events(capsys):
+    fits = [CueFit("1", 1, 1.0, 2.0, Fit.NATURAL, 1.0, 0.5, 0.0, 0.0)] * 60
+    fits += [CueFit("2", 61, 3661.5, 3662.5, Fit.CUT, 1.25, 1.0, 0.0, 0.25)]
+    dubbing.report(Reporter(), fits, as_json=True)
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 61
+    last = json.loads(shown.out.splitlines()[-1])
+    assert (last["event"], last["fit"], last["lost"], last["start"]) == ("cue", "cut", 0.25, 3661.5)
+    assert shown.err.splitlines() == [
+        "cue  start         length  speech  rate  fit",
+        "2    01:01:01.500  1.00 s  1.00 s  1.25  cut, 0.25 s lost",
+        "61 cues: 60 natural, 1 cut",
+    ]
+    dubbing.report(Reporter(verbose=True), fits, as_json=False)
+    assert len(capsys.readouterr().err.splitlines()) == 63
+
+
+def test_a_column_of_rates():
+    job = job_file.read("a.csv", b"text,rate\nOne.,0.8\nTwo.,\n", Sampling(), rate=1.5)
+    assert [item.rate for item in job.items] == [0.8, 1.5]
+    assert job_file.read("a.csv", b'text;rate\nOne.;"1,2"\n', Sampling()).items[0].rate == 1.2
+    for cell in ("fast", "3", "nan"):
+        with pytest.raises(InputError, match="row 2: rate is"):
+            job_file.read("a.csv", f"text,rate\nOne.,{cell}\n".encode(), Sampling())
+    hashes = {
+        prepare(one.items, ["1.wav"], "m", lambda voice: "v")[0].settings_hash
+        for one in (
+            job_file.read("a.txt", b"One.", Sampling(), rate=rate) for rate in (1.0, 1.0, 1.1)
+        )
+    }
+    assert len(hashes) == 2, "another rate is another result"
