@@ -7,15 +7,16 @@ import gc
 import shutil
 
 import pytest
+import soundfile
 import torch
-from helpers.common import assert_close
+from helpers.common import SAMPLE, assert_close
 from helpers.gpt2 import greedy_turbo_tokens, turbo_tokens
 from helpers.languages import SENTENCES
 from helpers.quality import check_narrow, forced_log_probs
 from helpers.t3 import decode_all, sequence_of
 from helpers.texts import TEXTS
 from helpers.upstream_family import upstream_multilingual, upstream_turbo
-from helpers.upstream_reference import WHOLE_ATOL, greedy_tokens, sampled_tokens
+from helpers.upstream_reference import WHOLE_ATOL, Unmarked, greedy_tokens, sampled_tokens
 
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.checkpoints import families, loader, random_weights, registry
@@ -174,6 +175,22 @@ def test_synthesis_equals_upstreams_for_the_same_seed(engine, upstream, kind, mo
     sampling = Sampling(seed=2, max_tokens=LIMIT)
     audio = engine.synthesize(given[0], None, sampling, language=language)
     assert_close(torch.from_numpy(audio.samples), expected, atol=WHOLE_ATOL)
+
+
+def test_conversion_equals_upstreams(engine, upstream, kind, tmp_path, monkeypatch):
+    """Two seconds of speech in the model's own voice."""
+    from chatterbox import vc
+
+    wave, rate = soundfile.read(SAMPLE, dtype="float32")
+    recording = tmp_path / "speech.wav"
+    soundfile.write(recording, wave[rate : 3 * rate], rate, "FLOAT")
+    monkeypatch.setattr(vc.perth, "PerthImplicitWatermarker", Unmarked)
+    theirs = vc.ChatterboxVC(upstream.s3gen, "cpu", dict(upstream.conds.gen))
+    torch.manual_seed(6)
+    expected = theirs.generate(recording)[0]
+    found = torch.from_numpy(engine.convert(recording, seed=6).samples)
+    assert len(found) == 2 * 24_000 == len(expected)
+    assert_close(found, expected, atol=WHOLE_ATOL)
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ from chatterbox_opt.models.t3.decode_state import UNFORCED, DecodeState
 from chatterbox_opt.models.t3.fused_step import FusedStep
 from chatterbox_opt.models.t3.gpt2 import Gpt2T3
 from chatterbox_opt.models.t3.kv_cache import attend_matmul
-from chatterbox_opt.models.t3.llama import apply_rope
+from chatterbox_opt.models.t3.llama import LlamaT3, apply_rope
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.runtime.flat_weights import module_tensors
 from chatterbox_opt.voices.store import VoiceStore
@@ -149,6 +149,7 @@ def draw(logits, seen, knobs, noise, outputs, counters, *, unforced, not_finite,
         last_token=token,
         num_generated=generated,
         position=position,
+        by_row=False,
     )
     DecodeState.sample_next(held, 0, len(seen), needs_sort=False)
 
@@ -248,8 +249,11 @@ def test_every_configuration_synthesizes_on_a_gpu(load_on_gpu, gpu, expected, ba
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["dev, offload", "rtx4090"])
-def test_turbo_synthesizes_on_a_gpu(gpu, turbo, backend, tmp_path, monkeypatch):
-    """GPT-2's fused step, captured, with knobs that need a sort and without; two-step flow."""
+@pytest.mark.parametrize("kind", ["turbo", "nano", "multilingual"])
+def test_the_family_synthesizes_on_a_gpu(gpu, family, kind, backend, tmp_path, monkeypatch):
+    """The fused step of each backbone, captured, with knobs that need a sort and without; both
+    flows; and with stages that leave the GPU."""
+    model, language = str(family(kind)), "de" if kind == "multilingual" else None
     calls = [
         ("Hello there. [laugh]", Sampling(seed=1, max_tokens=13)),
         ("No sort.", Sampling(seed=2, max_tokens=11, top_k=0, top_p=1.0, temperature=1.2)),
@@ -261,20 +265,22 @@ def test_turbo_synthesizes_on_a_gpu(gpu, turbo, backend, tmp_path, monkeypatch):
         return fused(self, *args, **kwargs)
 
     monkeypatch.setattr(FusedStep, "__call__", noted)
-    load = functools.partial(Engine.load, str(turbo), store=VoiceStore(tmp_path), watermark=False)
+    load = functools.partial(Engine.load, model, store=VoiceStore(tmp_path), watermark=False)
     with load("dev", device="cpu") as engine:
-        expected = [engine.synthesize(text, None, one).samples for text, one in calls]
+        expected = [
+            engine.synthesize(text, None, one, language=language).samples for text, one in calls
+        ]
     assert not steps
     profile, overrides = backend.partition(",")[0], CONFIGS[backend]
     with load(profile, device="cuda", overrides=overrides) as engine:
         assert "t3" in engine.plan.triton_stages
         for _ in range(3):
             for (text, one), wanted in zip(calls, expected, strict=True):
-                found = engine.synthesize(text, None, one).samples
+                found = engine.synthesize(text, None, one, language=language).samples
                 assert np.isfinite(found).all()
                 if backend in EXACT:
                     assert np.abs(found - wanted).max() < 1e-3
-    assert gpu.replays and set(steps) == {Gpt2T3}
+    assert gpu.replays and set(steps) == {LlamaT3 if kind == "multilingual" else Gpt2T3}
 
 
 def test_parts_of_a_stream_are_those_of_a_cpu(load_on_gpu, gpu, engine):
@@ -516,10 +522,10 @@ def stage(gpu, tiny, tmp_path, monkeypatch):
     for of, name in ((clocks, "REPLAYS"), (clocks, "RUNS"), (lengths, "RUNS"), (steps, "STEPS")):
         monkeypatch.setattr(of, name, 1)  # else it takes too long
 
-    def run(name: str) -> list[results.Line]:
+    def run(name: str, model=tiny) -> list[results.Line]:
         module = importlib.import_module(f"benchmarks.gpu.stages.{name}")
         there_to = results.Results(tmp_path / results.FILE, name)
-        here = Context(name, str(tiny), tmp_path, there_to, "cuda", TINY, simulated=True)
+        here = Context(name, str(model), tmp_path, there_to, "cuda", TINY, simulated=True)
         with torch.no_grad():
             measure(here, module.run)
         lines = results.read(tmp_path / results.FILE)
@@ -556,7 +562,7 @@ class TestStages:
         assert {one["row"] for one in valued(lines, "run")} == set(MODES)
         assert {one["dtype"] for one in valued(lines, "run")} == {"float16"}
         for row in valued(lines, "run"):
-            assert set(row["seconds"]) == set(bench_runner.STAGES)
+            assert set(row["seconds"]) == {*bench_runner.STAGES, bench_runner.VOICE}
             assert row["tokens"] == 10
         assert len(valued(lines, "check")) >= 2
         assert sum(not one["warm"] for one in valued(lines, "first audio")) == 3
@@ -605,6 +611,13 @@ class TestStages:
         assert quantized["int8"] and quantized["triton"] > 0 and "products" not in quantized
         assert attention["triton"] > 0 and attention["products"] > 0 and attention["layers"] > 1
         assert valued(lines, "flow attention")[0]["triton"] > 0
+
+    def test_lab_of_turbo(self, stage, turbo):
+        """Its matrices have biases, LayerNorm before them and gelu after one."""
+        lines = stage("lab", turbo)
+        products = [one for one in valued(lines, "linear") if one.get("by") == "triton"]
+        assert {one["matrix"] for one in products} == {"qkv", "out", "gate_up", "down", "head"}
+        assert all(one["us"] > 0 for one in products)
 
     def test_batches(self, stage):
         lines = stage("batches")

@@ -395,13 +395,13 @@ def test_every_bit_pattern_survives_a_copy():
 
 @pytest.fixture
 def load(tiny, store, monkeypatch, transfer):
-    def load(offload, **overrides):
+    def load(offload, model=tiny, **overrides):
         def placement(stages, device, **_):
             return StagePlacement(stages, device, offload=offload, transfer=transfer)
 
         monkeypatch.setattr(build, "StagePlacement", placement)
         return Engine.load(
-            str(tiny), "dev", device="cpu", overrides=overrides, store=store, watermark=False
+            str(model), "dev", device="cpu", overrides=overrides, store=store, watermark=False
         )
 
     return load
@@ -426,6 +426,25 @@ def test_an_engine_with_offload_gives_bit_identical_audio(
         assert any(e.startswith("prefetch") for e in transfer.take_events()) == (
             offload == "stages"
         )
+    assert transfer.peak == {"stages": 2, "all-but-active": 1}[offload]
+    assert transfer.live() == 0, "after closing"
+
+
+@pytest.mark.parametrize("kind", ["turbo", "nano", "multilingual"])
+@pytest.mark.parametrize("offload", ["stages", "all-but-active"])
+def test_the_family_with_offload_gives_bit_identical_audio(
+    load, transfer, family, store, offload, kind
+):
+    """What is kept of a voice leaves the device with T3."""
+    given = {"language": "de" if kind == "multilingual" else None}
+    with Engine.load(str(family(kind)), "dev", device="cpu", store=store, watermark=False) as plain:
+        expected = plain.synthesize("Hello.", None, SAMPLING, **given).samples
+        assert plain.pipeline.placement.module("t3").kept.nbytes
+    with load(offload, model=family(kind)) as engine:
+        for _ in range(2):
+            found = engine.synthesize("Hello.", None, SAMPLING, **given).samples
+            assert np.array_equal(found, expected)
+        assert not engine.pipeline.placement.module("t3").kept.nbytes
     assert transfer.peak == {"stages": 2, "all-but-active": 1}[offload]
     assert transfer.live() == 0, "after closing"
 

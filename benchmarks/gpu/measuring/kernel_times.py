@@ -18,20 +18,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu.measuring.clocks import graph_us
-from chatterbox_opt.config.model_config import FlowConfig
+from chatterbox_opt.config.model_config import GPT2, LLAMA, FlowConfig
 from chatterbox_opt.errors import first_line
 from chatterbox_opt.kernels.cuda.kv_quantization import quantize
 from chatterbox_opt.models.t3.kv_cache import attend_matmul
 from chatterbox_opt.runtime.cuda import DEVICE_ERRORS
 from chatterbox_opt.runtime.cuda_graphs import CaptureFn
 
-# what is fused into each of T3's linear layers
-MATRICES = {
-    "qkv": "norm",
-    "out": "residual",
-    "gate_up": "gated",
-    "down": "residual",
-    "head": "norm",
+# what is fused into each of T3's linear layers; GPT-2's have biases, but for the head
+FUSIONS = {
+    LLAMA: {
+        "qkv": "norm",
+        "out": "residual",
+        "gate_up": "gated",
+        "down": "residual",
+        "head": "norm",
+    },
+    GPT2: {
+        "qkv": "layer norm",
+        "out": "residual",
+        "gate_up": "gelu",
+        "down": "residual",
+        "head": "layer norm",
+    },
 }
 MAX_L2 = 128 << 20  # bytes, more than the L2 cache of any GPU
 GEMV_COLUMNS = (1, 2, 4, 8)  # BLOCK_N of gemv.py
@@ -198,7 +207,7 @@ def linear_by_tile(
     Args:
         matrices: weight [out, in], and the scales of an int8 one, of every layer.
         rows: of the step.
-        fusion: "norm", "residual" or "gated" (with a norm).
+        fusion: of ``FUSIONS``; "gated" and "gelu" have a norm too.
         dtype: of x.
         sweep: measure other tiles than the default one.
     """
@@ -236,6 +245,10 @@ def _fusion_arguments(fusion: str, x: Tensor, weight: Tensor) -> dict[str, Any]:
     if fusion == "residual":
         counters = torch.zeros(COUNTERS, dtype=torch.int32, device=x.device)
         return {"residual": x.new_zeros(len(x), len(weight)), "arrivals": counters}
+    if fusion in ("layer norm", "gelu"):
+        bias = x.new_zeros(len(weight))
+        norm = (torch.ones_like(x[0]), 1e-5, torch.zeros_like(x[0]))
+        return {"norm": norm, "bias": bias, "gelu": fusion == "gelu"}
     return {"norm": (torch.ones_like(x[0]), 1e-5), "gated": fusion == "gated"}
 
 

@@ -12,7 +12,14 @@ from collections.abc import Mapping
 import torch
 
 from benchmarks.gpu.measuring.clocks import RUNS
-from benchmarks.gpu.measuring.engines import TEXTS, generator_on, on_device, pipeline_of, request
+from benchmarks.gpu.measuring.engines import (
+    TEXTS,
+    generator_on,
+    on_device,
+    pipeline_of,
+    request,
+    rows_per_seq,
+)
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.bench.timing import SENTENCE, StageTimer, forced_tokens
 from chatterbox_opt.engine.decoding.decode import DecodeBackend
@@ -35,7 +42,8 @@ def prefill_seconds(
 
 
 def _prefill(engine: Engine, t3: T3, backend: DecodeBackend, text: str) -> float:
-    slots, sequence, laps = backend.slots(t3, 1, 2), request(engine, 0, text, 2), []
+    slots, laps = backend.slots(t3, 1, rows_per_seq(t3)), []
+    sequence = request(engine, 0, text, 2)
     assert sequence.prompt is not None
     with torch.inference_mode():
         for _ in range(WARM + RUNS):

@@ -11,7 +11,7 @@ from benchmarks.gpu.context import Context, main
 from benchmarks.gpu.kinds import ATTENTION, FLOW_ATTENTION, LINEAR
 from benchmarks.gpu.measuring import cuda_gemv
 from benchmarks.gpu.measuring.kernel_times import (
-    MATRICES,
+    FUSIONS,
     AttentionShape,
     decode_attention,
     flow_attention,
@@ -55,7 +55,7 @@ def _linear(
     rows: int,
     dtype: torch.dtype,
 ) -> None:
-    for name, fusion in MATRICES.items():
+    for name, fusion in FUSIONS[shapes.t3.backbone].items():
         size = matrix_sizes(shapes.t3)[name]
         matrices = list(random_matrices(size, dtype, device, context.sizes.layers))
         sweep = name != "head"  # its output width would require compiling every tile again

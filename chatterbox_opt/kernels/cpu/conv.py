@@ -28,8 +28,8 @@ The micro-kernel adds all groups to a tile of 6 rows times up to 64 outputs, who
 sums stay in registers (microkernels.py).
 
 A chunk is ``tiles`` tiles of each phase: its parts, and the weights of one part, are in the
-second-level cache. Chunks and tiles begin at multiples of their size: an output's bits do not depend
-on threads, or on what follows beyond the reach of its tile.
+second-level cache. Chunks and tiles begin at multiples of their size: an output's bits depend
+neither on threads nor on what follows beyond the reach of its tile.
 
 Packed weights: float32 [panel, part, group, input, width], with ``width`` outputs of a panel, a
 multiple of 16; the last one is padded with zeros.

@@ -45,6 +45,7 @@ class DecodeState:
         prefill_slot, prefill_last: int64 [1], arguments of ``PrefillFn``.
         cache: keys and values.
         turbo: see ``T3.turbo_sampling``.
+        by_row: see ``sampler.sample``; only where nothing is captured.
         start: the start token.
     """
 
@@ -56,6 +57,7 @@ class DecodeState:
         """
         config, device, rows_per_seq = t3.config, t3.like.device, cache.rows_per_seq
         self.turbo, self.start = t3.turbo_sampling, config.start_speech
+        self.by_row = isinstance(cache, RaggedKVCache)
         self.count, self.rows_per_seq, self.cache = count, rows_per_seq, cache
         self.last_token, self.num_generated, self.position = (
             torch.zeros(count, dtype=torch.long, device=device) for _ in range(3)
@@ -127,7 +129,7 @@ class DecodeState:
             self.noise[rows],
             needs_sort=needs_sort,
             turbo=self.turbo,
-            by_row=isinstance(self.cache, RaggedKVCache),  # nothing of it is captured
+            by_row=self.by_row,
         )
         if self.turbo:  # the start token was in the history of the first token only
             self.seen[rows, self.start] &= self.num_generated[rows] > 0
