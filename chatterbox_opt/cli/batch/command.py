@@ -19,9 +19,10 @@ from typing import Annotated, Any
 import typer
 
 from chatterbox_opt.audio import files as audio_files
+from chatterbox_opt.audio.tags import Tags
 from chatterbox_opt.batch import executors, filenames, job_file
 from chatterbox_opt.batch.executors import LocalExecutor, RayExecutor, WorkerSpec
-from chatterbox_opt.batch.join import join
+from chatterbox_opt.batch.join import check_chapters, join
 from chatterbox_opt.batch.journal import OUTPUT
 from chatterbox_opt.batch.manifest import DONE, Manifest
 from chatterbox_opt.batch.metadata import FILE as METADATA_FILE
@@ -42,7 +43,7 @@ from chatterbox_opt.cli.batch.options import (
 )
 from chatterbox_opt.cli.batch.preview import preview
 from chatterbox_opt.cli.batch.preview import summary as summary_of
-from chatterbox_opt.cli.batch.progress import display, report
+from chatterbox_opt.cli.batch.progress import display, report, report_master
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOptions
 from chatterbox_opt.cli.terminal import streams
 from chatterbox_opt.cli.terminal.console import Reporter
@@ -97,7 +98,9 @@ def batch(
     verifier = quality.verifier()
     spec.check(voice)
     checks.check_lengths(job, spec, config, set(registry.shipped_voices(spec.model)))
-    items = job.items
+    items, tags = job.items, joining.tags(job.tags)
+    if joining.joined_file is not None:
+        check_chapters(items, joining.joined_file)
     names = _names(items, files, joining.joined_file)
     printing.set_up_logging(reporter)
     for note in job.notes:
@@ -134,7 +137,7 @@ def batch(
         if caught:
             raise typer.Exit(128 + caught)
         _write_metadata(reporter, manifest, files.metadata, items, summary)
-        _join(reporter, manifest, joining, items, summary)
+        _join(reporter, manifest, joining, tags, items, summary)
     raise typer.Exit(1 if summary.failed() else 0)
 
 
@@ -300,6 +303,7 @@ def _join(
     reporter: Reporter,
     manifest: Manifest,
     joining: JoinOptions,
+    tags: Tags,
     items: list[job_file.Item],
     summary: Summary,
 ) -> None:
@@ -311,5 +315,16 @@ def _join(
         raise OutputError(f"'{target}' is not written, {missing} items are missing: run again")
     for name in _joined_name(target, manifest.directory):
         manifest.start(name, OUTPUT)
-    seconds = join(items, summary.entries, manifest.directory, target, joining.pauses())
-    reporter.status(f"joined: {seconds:.1f}s -> {target}")
+    joined = join(
+        items,
+        summary.entries,
+        manifest.directory,
+        target,
+        joining.pauses(),
+        tags,
+        joining.master,
+    )
+    chapters = f", {joined.chapters} chapters" if joined.chapters else ""
+    reporter.status(f"joined: {joined.seconds:.1f}s{chapters} -> {target}")
+    if joined.measured is not None:
+        report_master(reporter, joined.measured)

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
+from chatterbox_opt.batch.mastering import LOUDNESS, PEAK, ROOM_TONE
 from chatterbox_opt.cli.terminal.console import Reporter
 
 if TYPE_CHECKING:
     from chatterbox_opt.batch.manifest import Entry
+    from chatterbox_opt.batch.mastering import Measured
     from chatterbox_opt.batch.runner import Event, Summary
 
 EVERY = 1.0  # minimum seconds between plain lines; failures are always printed
@@ -160,3 +162,12 @@ def report(reporter: Reporter, summary: Summary, rows: dict[str, int], seconds: 
         ("time", _clock(seconds)),
     ]
     reporter.table([(name, value) for name, value in cells if value != "0" or name == "failed"])
+
+
+def report_master(reporter: Reporter, measured: Measured) -> None:
+    """Print what a mastered file has, as a warning if it misses its targets."""
+    show = reporter.warn if measured.missed else reporter.status
+    show(
+        f"mastered: {measured.loudness:.1f} LUFS (target {LOUDNESS:g}), peak {measured.peak:.1f} "
+        f"dBFS (at most {PEAK:g}), room tone {ROOM_TONE:g} dBFS"
+    )
