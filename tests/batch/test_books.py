@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -12,14 +15,16 @@ import numpy as np
 import pytest
 from helpers import books
 from helpers.books import PNG, archive, epub, package
+from helpers.common import ROOT
 from helpers.fake_engine import FakeEngine, run_batch
 
-from chatterbox_opt import Result, Sampling
-from chatterbox_opt.audio import containers, loudness
+from chatterbox_opt import Request, Result, Sampling
+from chatterbox_opt.audio import containers, files, loudness
 from chatterbox_opt.audio.tags import Tags
 from chatterbox_opt.batch import job_file, mastering
 from chatterbox_opt.batch.job_file import Item, Job, Pause, ReadOptions
 from chatterbox_opt.batch.join import OPENING, Pauses, chapters, join
+from chatterbox_opt.batch.manifest import Entry
 from chatterbox_opt.batch.mastering import Master
 from chatterbox_opt.batch.readers import archive as archives
 from chatterbox_opt.batch.readers import html
@@ -402,3 +407,39 @@ def test_silence_is_not_mastered_to_noise(tmp_path):
     made = joined(tmp_path, read("a.txt", "One.\n"), "b.flac", silent, master=Master.AUDIOBOOK)
     assert made.measured is not None and made.measured.missed
     assert made.measured.peak < -40 and mastering.ROOM_TONE < -60
+
+
+MEASURE = """
+import resource
+import tempfile
+from pathlib import Path
+from test_books import joined_from_one_file
+
+for chapters in (50, 500):
+    with tempfile.TemporaryDirectory() as directory:
+        assert joined_from_one_file(Path(directory), chapters).chapters == chapters
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def joined_from_one_file(directory: Path, chapters: int):
+    """A mastered book of so many chapters, each item of which is the same 0.4 s."""
+    job = read("a.epub", epub([f"<h1>Chapter {i}</h1><p>x</p>" for i in range(chapters)]))
+    [result] = speak([Request("1", "x")])
+    with files.writer(str(directory / "1.wav")) as sink:
+        sink.write(result.pieces[0].samples[:9_600])
+    done = Entry("", "", "", "done", "1.wav", duration=0.4)
+    entries = {item.id: done for item in job.items}
+    target = str(directory / "book.m4b")
+    return join(job.items, entries, directory, target, Pauses(0, 0), job.tags, Master.AUDIOBOOK)
+
+
+def test_memory_does_not_grow_with_the_chapters():
+    path = os.pathsep.join([str(ROOT / "tests"), str(Path(__file__).parent), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE], env=os.environ | {"PYTHONPATH": path},
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    few, many = map(int, done.stdout.split())
+    assert many - few < 12 << 10, "KiB; as samples the sound has 34 MiB more"

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.books import PNG, epub
 from helpers.command_server import command_server
 from helpers.common import ROOT
 
@@ -33,6 +34,7 @@ MADE = {  # what the commands of a document leave behind
         "converted.wav",
         "converted/speaker.wav",
     ),
+    "script.md": ("novel.m4b", "novel.mp3", "page.opus", "small.m4a"),
     "batch.md": ("book.flac", "lines/a-hello-there.ogg", "piped/0002.wav", "events.jsonl"),
 }
 RUN_BLOCKS = """
@@ -79,6 +81,9 @@ def workplace(tiny, tmp_path_factory):
     (home / "book.txt").write_text("Chapter one.\nIt was cold.\n\nChapter two.\n")
     row = "a,Hello there.,samples/speaker.flac,0.3\n"
     (home / "lines.csv").write_text(f"id,text,voice,cfg_weight\n{row}")
+    (home / "novel.epub").write_bytes(epub(["<h1>Chapter 1</h1><p>It was cold.</p>"] * 2))
+    (home / "cover.png").write_bytes(PNG)
+    (home / "page.html").write_text("<h1>A page</h1><p><img alt='A map'/>It was cold.")
     (home / "bin").mkdir()
     script = home / "bin" / "chatterbox-opt"
     with command_server(script, environment(home), "helpers.unpinned"):
