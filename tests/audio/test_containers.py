@@ -59,8 +59,8 @@ def test_tags_are_read_back(tmp_path, extension):
     path = tmp_path / f"a{extension}"
     written(path, tone(960_000), tags=Tags("A Title", "Ann Ümlaut", PNG, chapters))
     with av.open(str(path)) as container:
-        said = container.metadata | container.streams.audio[0].metadata
-        assert (said["title"], said["artist"], said["genre"]) == ("A Title", "Ann Ümlaut", "Audiobook")  # fmt: skip
+        noted = container.metadata | container.streams.audio[0].metadata
+        assert (noted["title"], noted["artist"], noted["genre"]) == ("A Title", "Ann Ümlaut", "Audiobook")  # fmt: skip
         found = container.chapters()
         assert [chapter["metadata"]["title"] for chapter in found] == list(titles)
         starts = [float(chapter["start"] * chapter["time_base"]) for chapter in found]
@@ -74,8 +74,8 @@ def test_tags_are_read_back(tmp_path, extension):
 def test_a_file_without_tags_has_none(tmp_path):
     for extension in TAGGED:
         with av.open(str(written(tmp_path / f"a{extension}", tone(9_000)))) as container:
-            said = container.metadata | container.streams.audio[0].metadata
-            assert not {"title", "artist", "genre", "media_type"} & set(said)
+            noted = container.metadata | container.streams.audio[0].metadata
+            assert not {"title", "artist", "genre", "media_type"} & set(noted)
             assert not container.chapters() and not container.streams.video
 
 

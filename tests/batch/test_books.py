@@ -344,8 +344,8 @@ def test_a_book_becomes_one_file_with_chapters_tags_and_cover(tmp_path, extensio
             (float(c["start"] * c["time_base"]), c["metadata"]["title"])
             for c in container.chapters()
         ]
-        said = container.metadata | container.streams.audio[0].metadata
-        assert (said["title"], said["artist"]) == ("A Book", "Ann Author")
+        noted = container.metadata | container.streams.audio[0].metadata
+        assert (noted["title"], noted["artist"]) == ("A Book", "Ann Author")
         assert bytes(next(container.demux(container.streams.video[0]))) == PNG
     assert [title for _, title in found] == ["Chapter 1", "Chapter 2: The Name", "Chapter 3"]
     assert [start for start, _ in found] == pytest.approx([0, at(3), at(6)], abs=0.02)

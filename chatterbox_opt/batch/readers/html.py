@@ -43,7 +43,7 @@ _DECLARED = re.compile(
     rb"<\?xml[^<>]*?encoding\s*=\s*[\"']([\w.:-]+)|<meta[^<>]*?charset\s*=\s*[\"']?([\w.:-]+)",
     re.IGNORECASE,
 )
-_CONTROLS = {code: " " for code in (*range(9), 11, 12, *range(14, 32), 127)}
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _HEAD = 2048  # bytes in which an encoding is declared
 _MARK_PIECES = 8  # of text, that the mark of a footnote has at most
 _PUNCTUATION = tuple(".!?:;,…—–-")
@@ -155,7 +155,7 @@ class HtmlReader:
         from lxml import etree
 
         self._at = _State(unread_at=bool(unread), reason=unread)
-        text = (_DOCTYPE.sub("", text[:_HEAD], count=1) + text[_HEAD:]).translate(_CONTROLS)
+        text = _CONTROLS.sub(" ", _DOCTYPE.sub("", text[:_HEAD], count=1) + text[_HEAD:])
         parser = etree.HTMLParser(target=self, encoding="utf-8", no_network=True, huge_tree=True)
         parser.feed(text.encode("utf-8", "replace"))
         parser.close()
