@@ -114,10 +114,7 @@ def join(
     paths = [directory / entries[item.id].file for item in items]
     head, tail = (mastering.HEAD, mastering.TAIL) if master else (0.0, 0.0)
     gaps = [head, *map(pauses.before, items[1:])]
-    longest = sum(entries[item.id].duration for item in items) + sum(gaps) + tail
-    if extension == ".wav" and longest * SAMPLE_RATE * SAMPLE_BYTES > MAX_WAV_BYTES:
-        hours = longest / 3600
-        raise OutputError(f"'{target}' would have {hours:.0f} h, too long for a wav: give .flac")
+    check_length(target, sum(entries[item.id].duration for item in items) + sum(gaps) + tail)
     parts = [
         _Part(path, round(gap * SAMPLE_RATE), *_span(path, whole=pauses.keep_silence))
         for path, gap in zip(paths, gaps, strict=True)
@@ -135,6 +132,14 @@ def join(
         _write(target, sound(mastering.silence), tags)
         measured = None
     return Joined((ends[-1] + end) / SAMPLE_RATE, len(tags.chapters), measured)
+
+
+def check_length(target: str, seconds: float) -> None:
+    """Raise OutputError if a joined file would be longer than its format can be."""
+    too_long = seconds * SAMPLE_RATE * SAMPLE_BYTES > MAX_WAV_BYTES
+    if audio_files.extension_of(target) == ".wav" and too_long:
+        hours = seconds / 3600
+        raise OutputError(f"'{target}' would have {hours:.0f} h, too long for a wav: give .flac")
 
 
 def _write(target: str, blocks: Iterable[Wave], tags: Tags) -> None:

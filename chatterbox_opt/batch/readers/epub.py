@@ -20,9 +20,10 @@ from urllib.parse import unquote, urlsplit
 from chatterbox_opt.audio.tags import MAX_COVER, Tags, is_picture, one_line
 from chatterbox_opt.batch.readers.archive import Archive
 from chatterbox_opt.batch.readers.html import HtmlReader, declared_encoding
-from chatterbox_opt.batch.readers.rows import Parsed
+from chatterbox_opt.batch.readers.rows import Parsed, Row
 from chatterbox_opt.batch.readers.unread import CONTENTS
 from chatterbox_opt.errors import InputError
+from chatterbox_opt.text.chunking import has_speech
 from chatterbox_opt.text.decoding import decode
 
 if TYPE_CHECKING:
@@ -58,14 +59,22 @@ def read_epub(name: str, content: bytes, encoding: str | None, *, alt_texts: boo
             first = len(rows)
             reader.read(text, CONTENTS if part.is_contents else "" if part.is_linear else ASIDE)
             title = titles.get(part.path, "")
-            if title and len(rows) > first and not any(row.chapter for row in rows[first:]):
-                rows[first] = replace(rows[first], starts_chapter=True, chapter=title)
+            if title and not any(row.chapter for row in rows[first:]):
+                _add_title(rows, first, title)
         reader.parsed.tags = book.tags()
     tags = reader.parsed.tags
-    reader.parsed.notes.append(
-        f"'{tags.title}' by {tags.author or 'nobody'}, with{'' if tags.cover else 'out'} a cover"
-    )
+    title = f"'{tags.title}'" if tags.title else "a book without a title"
+    author = f" by {tags.author}" if tags.author else ""
+    reader.parsed.notes.append(f"{title}{author}, with{'' if tags.cover else 'out'} a cover")
     return reader.parsed
+
+
+def _add_title(rows: list[Row], first: int, title: str) -> None:
+    """Let a chapter begin at the first row from ``first`` that is spoken."""
+    for i in range(first, len(rows)):
+        if not rows[i].pause and has_speech(rows[i].cells["text"]):
+            rows[i] = replace(rows[i], starts_chapter=True, chapter=title)
+            return
 
 
 def _text(archive: Archive, path: str, encoding: str | None) -> str:
