@@ -130,7 +130,7 @@ class Audio:
         """Write a mono file, completely or not at all; an existing file is replaced.
 
         Args:
-            path: its extension is the format: .wav, .flac, .ogg or .mp3.
+            path: its extension is the format: .wav, .flac, .ogg, .mp3, .opus, .m4a or .m4b.
             subtype: sample format, such as "PCM_24" or "FLOAT" for wav; None is the format's
                 default, 16 bit where it has it.
 

@@ -1,29 +1,24 @@
 """Compressed sound that is made as samples come: mp3, opus, aac, flac; and wav and pcm.
 
 Responsible for bytes that a player can begin to decode at once, and whose decoded sound is as long
-as the samples were. Not responsible for files on disk (files.py) or for who gets the bytes.
+as the samples were. Not responsible for files (containers.py, files.py) or for who gets the bytes.
 
-PyAV (FFmpeg's libraries) encodes. Two things are done for the sake of length. An encoder's last
-packets are there only after it was flushed, and a container's last page after it was closed:
-``finish`` does both before it returns the rest. And mp3 and aac encoders put silence of their own
-(priming) in front of the sound: 1,105 samples in libmp3lame and 1,024 in FFmpeg's aac. A file
-says so in a header that a stream cannot have, because it is written last; so the packets that hold
-nothing else are left out. mp3 then begins 47 samples (2 ms) late. For that no packet of mp3 may
-borrow bits from an earlier one (``reservoir``).
+A file says in a header how much silence the encoder put in front of the sound. A stream cannot,
+because that header is written last; so the packets that hold nothing else are left out. mp3 then
+begins 47 samples (2 ms) late. For that no packet of mp3 may borrow bits from an earlier one
+(``reservoir``).
 """
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from chatterbox_opt.audio.containers import Codec, Muxer
 from chatterbox_opt.audio.streaming import PCM, WAV, to_pcm, wav_header
-from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from typing import Protocol
 
     from chatterbox_opt.utils.wave import Wave
@@ -39,25 +34,6 @@ if TYPE_CHECKING:
 
         def close(self) -> None:
             """Free the encoder without its rest; harmless after ``finish``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Codec:
-    """How PyAV makes a format.
-
-    Attributes:
-        container, codec: FFmpeg's names.
-        bit_rate: bits a second, or 0.
-        priming: packets at the start that hold nothing but the encoder's own silence.
-        options, container_options: FFmpeg's.
-    """
-
-    container: str
-    codec: str
-    bit_rate: int = 0
-    priming: int = 0
-    options: dict[str, str] = field(default_factory=dict)
-    container_options: dict[str, str] = field(default_factory=dict)
 
 
 CODECS = {
@@ -135,62 +111,16 @@ class CodecEncoder:
     """An encoder of FFmpeg's libraries, with its container."""
 
     def __init__(self, codec: Codec) -> None:
-        import av
-
         self._output = _Bytes()
-        self._container: Any = av.open(
-            self._output, "w", format=codec.container, container_options=codec.container_options
-        )
-        self._stream = _add_stream(self._container, codec)
-        self._resampler: Any = av.AudioResampler(
-            format=self._stream.codec_context.format, layout="mono", rate=SAMPLE_RATE
-        )
-        self._priming = codec.priming
-        self._samples = 0
+        self._muxer = Muxer(self._output, codec)
 
     def encode(self, wave: Wave) -> bytes:
-        if len(wave):
-            self._mux(self._resampler.resample(audio_frame(wave, self._samples)))
-            self._samples += len(wave)
+        self._muxer.write(wave)
         return self._output.take()
 
     def finish(self) -> bytes:
-        if self._samples:
-            self._mux(self._resampler.resample(None))
-            self._mux([None])
-        self.close()
+        self._muxer.finish()
         return self._output.take()
 
     def close(self) -> None:
-        self._container.close()
-
-    def _mux(self, frames: Iterable[Any]) -> None:
-        for frame in frames:
-            for packet in self._stream.encode(frame):
-                if self._priming:
-                    self._priming -= 1
-                else:
-                    self._container.mux(packet)
-
-
-def _add_stream(container: Any, codec: Codec) -> Any:
-    stream = container.add_stream(
-        codec.codec, rate=SAMPLE_RATE, layout="mono", options=codec.options
-    )
-    if codec.bit_rate:
-        stream.bit_rate = codec.bit_rate
-    return stream
-
-
-def audio_frame(wave: Wave, first: int) -> Any:
-    """Float32 [n] at 24 kHz as PyAV's frame.
-
-    Args:
-        first: number of its first sample in the sound.
-    """
-    import av
-
-    frame = av.AudioFrame.from_ndarray(wave[None], format="flt", layout="mono")
-    frame.sample_rate = SAMPLE_RATE
-    frame.pts = first
-    return frame
+        self._muxer.close()

@@ -1,8 +1,8 @@
 """Reads reference recordings and writes audio files, completely or not at all.
 
-Responsible for output formats, for what a path means (below), and for what a reference recording is
-decoded to. Not responsible for decoding itself (audio/decoders.py), models or tensors; imports no
-torch.
+Responsible for what a path means (below), and for what a reference recording is decoded to. Not
+responsible for formats (audio/containers.py), decoding (audio/decoders.py), models or tensors;
+imports no torch.
 
     a file, or none yet                  replaced when the audio is complete
     a symbolic link                      stays; what it points to is replaced, or made
@@ -28,7 +28,7 @@ from io import RawIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatterbox_opt.audio import decoders, levels, recordings
+from chatterbox_opt.audio import containers, decoders, levels, recordings
 from chatterbox_opt.audio.decoders import MIN_SECONDS
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError, OutputError, VoiceError
@@ -36,11 +36,11 @@ from chatterbox_opt.utils.atomic_file import atomic_write
 from chatterbox_opt.utils.librosa_import import import_librosa
 
 if TYPE_CHECKING:
+    from chatterbox_opt.audio.containers import FileSink
+    from chatterbox_opt.audio.tags import Tags
     from chatterbox_opt.config.reference import ReferenceConfig
     from chatterbox_opt.utils.wave import Wave
 
-FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"}
-SUBTYPES = {"WAV": "PCM_16", "FLAC": "PCM_16", "OGG": "VORBIS", "MP3": "MPEG_LAYER_III"}
 STDOUT = "-"
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/([0-9]+)")  # of this process, whatever it is
 _RETRY_SECONDS = 0.005
@@ -73,24 +73,28 @@ def _descriptor(path: str) -> int | None:
 
 
 def output_format(path: str, subtype: str | None = None) -> tuple[str, str]:
-    """Return soundfile's format and subtype for a file name, or WAV for a stream without one.
+    """Format and subtype for a file name, as soundfile calls them.
 
     Raises:
         InputError: unknown extension, or a subtype that the format does not have.
     """
-    import soundfile
+    return containers.file_format(extension_of(path), subtype)
 
+
+def extension_of(path: str) -> str:
+    """The extension of a file to write, one of ``containers.FORMATS``; a stream may have none.
+
+    Raises:
+        InputError: unknown extension.
+    """
     extension = Path(path).suffix.lower()
-    if extension not in FORMATS and is_stream(path):
+    if extension not in containers.FORMATS and is_stream(path):
         extension = ".wav"
-    if extension not in FORMATS:
-        raise InputError(f"'{path}' has no known audio extension; use {', '.join(FORMATS)}")
-    format_ = FORMATS[extension]
-    name = (subtype or SUBTYPES[format_]).upper()
-    if not soundfile.check_format(format_, name):
-        known = ", ".join(soundfile.available_subtypes(format_))
-        raise InputError(f"{format_} has no subtype '{subtype}'; it has {known}")
-    return format_, name
+    if extension not in containers.FORMATS:
+        raise InputError(
+            f"'{path}' has no known audio extension; use {', '.join(containers.FORMATS)}"
+        )
+    return extension
 
 
 def check_writable(path: str) -> None:
@@ -132,28 +136,17 @@ def _target(path: str) -> Path:
     return target
 
 
-class Sink:
-    """An open audio file. Writes in blocks: libsndfile's Vorbis encoder crashes on long arrays."""
-
-    BLOCK = 1 << 16  # samples
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def write(self, wave: Wave) -> None:
-        """Append float32 [n]."""
-        for start in range(0, len(wave), self.BLOCK):
-            self._file.write(wave[start : start + self.BLOCK])
-
-
 @contextmanager
-def writer(path: str, subtype: str | None = None, *, sweep: bool = True) -> Iterator[Sink]:
+def writer(
+    path: str, subtype: str | None = None, *, tags: Tags | None = None, sweep: bool = True
+) -> Iterator[FileSink]:
     """Open a mono 24 kHz sink with ``write(float32 [n])``; the file appears when the block ends.
 
     If the block is left by an exception, Ctrl-C included, no file is left behind and an existing
     one is unchanged. A stream (the table above) gets everything at the end of the block.
 
     Args:
+        tags: of a format without room for them they are dropped.
         sweep: as in ``atomic_write``.
 
     Raises:
@@ -162,21 +155,20 @@ def writer(path: str, subtype: str | None = None, *, sweep: bool = True) -> Iter
     """
     import soundfile
 
-    format_, subtype = output_format(path, subtype)
+    output_format(path, subtype)
+    extension = extension_of(path)
     if is_stream(path):
         memory = io.BytesIO()
-        with soundfile.SoundFile(memory, "w", SAMPLE_RATE, 1, subtype, format=format_) as sink:
-            yield Sink(sink)
+        with containers.open_sink(memory, extension, subtype, tags) as sink:
+            yield sink
         with open_stream(path) as stream:
             send(stream, memory.getbuffer(), path)
         return
     try:
         with atomic_write(_target(path), sweep=sweep) as part:
             try:
-                with soundfile.SoundFile(
-                    decoders.soundfile_name(part), "w", SAMPLE_RATE, 1, subtype, format=format_
-                ) as sink:
-                    yield Sink(sink)
+                with containers.open_sink(part, extension, subtype, tags) as sink:
+                    yield sink
             except soundfile.LibsndfileError:
                 _write_more(part)
                 raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chatterbox_opt.audio.encoders import audio_frame
+from chatterbox_opt.audio.containers import audio_frame
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError
 

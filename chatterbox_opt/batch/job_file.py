@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from chatterbox_opt.audio.tags import Tags, one_line
 from chatterbox_opt.batch.readers.captions import Captions
+from chatterbox_opt.batch.readers.epub import read_epub
+from chatterbox_opt.batch.readers.html import declared_encoding, read_html
 from chatterbox_opt.batch.readers.markdown import read_markdown
 from chatterbox_opt.batch.readers.prose import Split, read_prose
 from chatterbox_opt.batch.readers.rows import Cells, Dropped, Parsed, Row
@@ -36,8 +39,12 @@ from chatterbox_opt.text.decoding import decode
 from chatterbox_opt.text.languages import check_language
 
 STDIN = "-"
-FORMATS = (".txt", ".md", ".jsonl", ".csv", ".tsv", ".srt", ".vtt", ".ass", ".ssa")
-SAMPLING_COLUMNS = tuple(field.name for field in fields(Sampling))
+_HTML = (".html", ".htm", ".xhtml")
+FORMATS = (
+    *(".txt", ".md", ".epub", *_HTML),
+    *(".jsonl", ".csv", ".tsv", ".srt", ".vtt", ".ass", ".ssa"),
+)
+SAMPLING_COLUMNS = tuple(column.name for column in fields(Sampling))
 COLUMNS = ("id", "text", "voice", *SAMPLING_COLUMNS, "language", "rate", "markup")
 _FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 SCENE_BREAK = "scene break"
@@ -52,9 +59,10 @@ class ReadOptions:
     Attributes:
         split: what an item of a .txt file is.
         captions: what is spoken of a subtitle file.
-        encoding: of the file; None is UTF-8, or that of its byte order mark.
+        encoding: of the file; None is UTF-8, or what the file declares.
         markup: of rows without their own.
         lexicon, cast: of all rows, see ``Request``.
+        alt_texts: the alternative texts of pictures in .epub and .html are spoken.
     """
 
     split: Split = Split.AUTO
@@ -63,6 +71,7 @@ class ReadOptions:
     markup: bool = False
     lexicon: Lexicon | None = None
     cast: Cast | None = None
+    alt_texts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +85,7 @@ class Item:
         voice: a recording or a name; None is the model's own.
         sampling: the job's sampling parameters, overridden by the row's.
         starts_chapter: a chapter begins here, or a scene break is before it.
+        chapter: title of the chapter that begins here, or "".
         pauses: number of rows without words between the item before and this one.
         has_own_id: the id is from the row.
         start, end: seconds, of a cue; None elsewhere.
@@ -101,6 +111,7 @@ class Item:
     markup: bool = False
     lexicon: Lexicon | None = None
     cast: Cast | None = None
+    chapter: str = ""
     file: str = ""
     text_hash: str = ""
     settings_hash: str = ""
@@ -146,11 +157,13 @@ class Job:
         lines: items and pauses in the file's order.
         dropped: texts that are not spoken.
         notes: how the file was read where there was a choice.
+        tags: what the file says about itself; no chapters.
     """
 
     lines: list[Item | Pause]
     dropped: list[Dropped]
     notes: list[str]
+    tags: Tags = field(default_factory=Tags)
 
     @property
     def items(self) -> list[Item]:
@@ -188,7 +201,7 @@ def read(
     name = "standard input" if file == STDIN else f"'{file}'"
     if kind not in FORMATS:
         raise InputError(f"{name} has no known extension; give {', '.join(FORMATS)}, or -")
-    parsed = _parse(kind, name, decode(name, content, options.encoding), options)
+    parsed = _parse(kind, name, content, options)
     lines: list[Item | Pause] = []
     pauses: list[Pause] = []  # since the last item
     row_of_id: dict[str, int] = {}
@@ -217,10 +230,16 @@ def read(
         pauses = []
     if not row_of_id:
         raise InputError(f"{name} has no text to speak; give at least one line with a word")
-    return Job(lines, parsed.dropped, parsed.notes)
+    return Job(lines, parsed.dropped, parsed.notes, parsed.tags)
 
 
-def _parse(kind: str, name: str, text: str, options: ReadOptions) -> Parsed:
+def _parse(kind: str, name: str, content: bytes, options: ReadOptions) -> Parsed:
+    if kind == ".epub":
+        return read_epub(name, content, options.encoding, alt_texts=options.alt_texts)
+    declared = declared_encoding(content) if kind in _HTML else None
+    text = decode(name, content, options.encoding or declared)
+    if kind in _HTML:
+        return read_html(text, alt_texts=options.alt_texts)
     if kind == ".md":
         return read_markdown(text)
     if kind == ".jsonl":
@@ -235,14 +254,16 @@ def _parse(kind: str, name: str, text: str, options: ReadOptions) -> Parsed:
 
 
 def _after(pauses: list[Pause], item: Item, row: Row) -> Item:
-    """The item with what is between it and the one before."""
+    """The item with what is between it and the one before, and with its chapter's title."""
     breaks = any(pause.reason == SCENE_BREAK for pause in pauses)
+    is_heading = bool(row.chapter) and one_line(item.text) == one_line(row.chapter)
     return replace(
         item,
         starts_chapter=item.starts_chapter or breaks,
         pauses=len(pauses),
         start=row.start,
         end=row.end,
+        chapter=item.written if is_heading else row.chapter,  # no markup in a title
     )
 
 

@@ -22,6 +22,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chatterbox_opt.audio import containers
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.audio.silence import MARGIN, sound_span
 from chatterbox_opt.batch.job_file import Item, Job
@@ -33,14 +34,15 @@ from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import Request, Result, SynthesizeBatch
 
 if TYPE_CHECKING:
-    from chatterbox_opt.audio.files import Sink
+    from chatterbox_opt.audio.containers import FileSink
+    from chatterbox_opt.audio.tags import Tags
     from chatterbox_opt.utils.wave import Wave
 
 STRETCH = 1.25  # as far as speech sounds natural
 MAX_SECONDS = 100 * 3600  # of a film
 SPARE = 0.02  # seconds; the length at another rate is that of whole mel frames
 FADE = SAMPLE_RATE // 50  # samples before a cut
-_BLOCK = 1 << 16  # samples of silence that are written at once
+_BLOCK = 1 << 16  # samples that are read, or of silence written, at once
 
 
 class Overrun(str, Enum):
@@ -193,12 +195,14 @@ def dub(
     target: str,
     timing: Timing,
     length: float,
+    tags: Tags | None = None,
 ) -> tuple[list[CueFit], float]:
     """Write the speech of all items to one file, each at its time.
 
     Args:
         target: the file to write; its extension is its format.
         length: seconds that the file has at least.
+        tags: what the file says about itself.
 
     Returns:
         how each item fits, in the order of their starts, and the seconds of the file.
@@ -209,7 +213,7 @@ def dub(
     cues = sorted(items, key=_start)
     check_length(target, max(length, *(_start(cue) + entries[cue.id].duration for cue in cues)))
     fits = []
-    with audio_files.writer(target) as sink:
+    with audio_files.writer(target, tags=tags) as sink:
         mixer = _Mixer(sink)
         for cue, limit in zip(cues, _limits(cues), strict=True):
             wave, lead, samples = _speech(directory / entries[cue.id].file)
@@ -268,9 +272,9 @@ def _limits(cues: Sequence[Item]) -> list[int | None]:
 def _speech(path: Path) -> tuple[Wave, int, int]:
     """An item's file without its silence: float32 [n], of which the first samples are a margin,
     their number, and the number of samples of speech after them."""
-    import soundfile
+    import numpy as np
 
-    wave, _ = soundfile.read(path, dtype="float32")
+    wave = np.concatenate([np.zeros(0, np.float32), *containers.read_blocks(path, _BLOCK)])
     start, stop = sound_span([wave], margin=0)
     lead = min(start, MARGIN)
     return wave[start - lead : stop + MARGIN], lead, stop - start
@@ -304,7 +308,7 @@ def _sample(seconds: float) -> int:
 class _Mixer:
     """Adds sounds to a file in the order of their starts, and writes what is complete."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: FileSink) -> None:
         import numpy as np
 
         self._sink = sink

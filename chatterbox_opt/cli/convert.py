@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from chatterbox_opt.audio import containers, speech
 from chatterbox_opt.audio import files as audio_files
-from chatterbox_opt.audio import speech
 from chatterbox_opt.batch import filenames
 from chatterbox_opt.cli import options
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 DEFAULT_OUTPUT = "out.wav"
-FORMATS = [extension.strip(".") for extension in audio_files.FORMATS]
+FORMATS = [extension.strip(".") for extension in containers.FORMATS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class FileOptions:
         typer.Option("--out-dir", help="Directory for a file of each recording, by its name."),
     ] = None
     format: Annotated[
-        Optional[str], typer.Option(help="Of the files in --out-dir: wav, flac, ogg or mp3.")
+        Optional[str], typer.Option(help=f"Of the files in --out-dir: {', '.join(FORMATS)}.")
     ] = None
     subtype: Annotated[
         Optional[str], typer.Option(help="Sample format, such as PCM_24 or FLOAT for wav.")
@@ -95,7 +95,7 @@ class FileOptions:
         if self.output is not None:
             raise InputError("-o is for one recording without --out-dir; give one of them")
         extension = f".{self.format or 'wav'}"
-        if extension not in audio_files.FORMATS:
+        if extension not in containers.FORMATS:
             raise InputError(f"format is '{self.format}'; known: {', '.join(FORMATS)}")
         stems = [("stdin" if name == STDIN else Path(name).stem, "") for name in recordings]
         targets = [str(directory / name) for name in filenames.names(stems, "{id}", extension)]

@@ -16,7 +16,7 @@ import soundfile
 from helpers.fake_engine import FakeEngine, manifest_lines, run_batch, tasks_of
 
 from chatterbox_opt import Result, Sampling
-from chatterbox_opt.audio import files as audio_files
+from chatterbox_opt.audio import containers
 from chatterbox_opt.batch import job_file, manifest, resuming, verify
 from chatterbox_opt.batch import join as batch_join
 from chatterbox_opt.batch import runner as batch_runner
@@ -177,7 +177,7 @@ def test_a_second_run_is_an_error_and_a_stale_lock_is_ignored(tmp_path):
 def fill_after(monkeypatch, blocks: int) -> None:
     """After this many blocks the disk is full for audio; the manifest's short lines still fit."""
     written = [0]
-    plain = audio_files.Sink.write
+    plain = containers.SoundfileSink.write
 
     def write(self, wave):
         written[0] += 1
@@ -185,7 +185,7 @@ def fill_after(monkeypatch, blocks: int) -> None:
             raise FULL
         plain(self, wave)
 
-    monkeypatch.setattr(audio_files.Sink, "write", write)
+    monkeypatch.setattr(containers.SoundfileSink, "write", write)
 
 
 def test_a_full_disk_ends_the_run_and_the_next_resumes(tmp_path, monkeypatch):
@@ -289,7 +289,8 @@ def test_the_joined_file_has_the_files_in_order_with_pauses(tmp_path):
     todo = resuming.prepare(items, [f"{i.id}.flac" for i in items], "m", lambda voice: "v")
     summary = run_batch(tmp_path, todo)
     target = tmp_path / "book.wav"
-    length = batch_join.join(items, summary.entries, tmp_path, str(target), Pauses(0.25, 1.0))
+    made = batch_join.join(items, summary.entries, tmp_path, str(target), Pauses(0.25, 1.0))
+    length = made.seconds
     assert length == pytest.approx(0.04 + 0.25 + 0.08 + 1.0 + 0.06)
     joined, _ = soundfile.read(target)
     assert len(joined) == round(length * SAMPLE_RATE)

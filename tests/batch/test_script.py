@@ -53,6 +53,14 @@ def test_a_row_of_markup_alone_is_a_pause():
     assert [len(job.items), len(job.pauses), job.items[1].pauses] == [2, 1, 1]
 
 
+def test_the_title_of_a_chapter_has_no_markup():
+    text = "# [pause:1s] [say:Chapter one]Chapter I[/say]\n\nIt was cold.\n"
+    heading, paragraph = items(text, "a.md", markup=True)
+    assert (heading.chapter, paragraph.chapter) == ("Chapter I", "")
+    assert heading.script().text == "Chapter one"
+    assert items(text, "a.md")[0].chapter == "[pause:1s] [say:Chapter one]Chapter I[/say]"
+
+
 def test_written_words_have_no_markup_and_no_names():
     [item] = items("Anna: the [say:Doctor]Dr.[/say] is here", cast=CAST, markup=True)
     assert item.written == "the Dr. is here" and item.script().text == "the Doctor is here"

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import zlib
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -13,6 +14,7 @@ from helpers.fake_engine import FakeEngine, run_batch
 from typer.testing import CliRunner
 
 from chatterbox_opt import Result, Sampling
+from chatterbox_opt.audio.tags import Tags
 from chatterbox_opt.batch import job_file, timeline
 from chatterbox_opt.batch.resuming import prepare
 from chatterbox_opt.batch.timeline import CueFit, Fit, Fitting, Overrun, Timing
@@ -77,10 +79,10 @@ def job_of(cues, rate=1.0) -> job_file.Job:
     return job_file.read("film.srt", srt(cues), Sampling(seed=1), rate=rate)
 
 
-def dubbed(directory, cues, timing=None, speak=None, target=None, rate=1.0):
+def dubbed(directory, cues, timing=None, speak=None, target=None, rate=1.0, extension="wav"):
     """The joined wave, how the cues fit, and the summary of the run."""
     timing, job = timing or Timing(), job_of(cues, rate)
-    names = [f"{item.id}.wav" for item in job.items]
+    names = [f"{item.id}.{extension}" for item in job.items]
     items = prepare(job.items, names, "m", lambda voice: "v", stretch=timing.stretch)
     fitting = Fitting(items, timing.stretch)
     summary = run_batch(directory, items, speak or Speaker(), fitting=fitting)
@@ -180,6 +182,28 @@ def test_the_file_is_as_long_as_the_film_with_cues_that_are_silent(tmp_path):
     wave, fits, _ = dubbed(tmp_path, [(0, 1, "x" * 50)])
     assert fits["1"].fit is Fit.GAP and fits["1"].rate == 1.25
     assert len(wave) / SAMPLE_RATE == pytest.approx(50 * LETTER / 1.25, abs=0.02)
+
+
+@pytest.mark.parametrize("extension", ["m4a", "mp3", "opus"])
+def test_files_of_items_may_have_any_format(tmp_path, extension):
+    cues = [(1, 4, "x" * 40), (5, 5.5, "y" * 30)]
+    wave, fits, _ = dubbed(tmp_path, cues, extension=extension)
+    assert (tmp_path / f"2.{extension}").exists()
+    assert [fit.fit for fit in fits.values()] == [Fit.NATURAL, Fit.GAP]
+    start, stop = (round(second * SAMPLE_RATE) for second in (1, 1 + 40 * LETTER))
+    assert np.abs(wave[: start - 1200]).max() < 0.01  # a lossy codec rings before a sound
+    loud = np.flatnonzero(np.abs(wave[: 4 * SAMPLE_RATE]) > 0.05)
+    assert [loud[0], loud[-1]] == pytest.approx([start, stop], abs=0.05 * SAMPLE_RATE)
+
+
+def test_a_dubbed_file_has_tags(tmp_path):
+    job, target = job_of([(0, 2, "x" * 20)]), tmp_path / "dub.m4a"
+    items = prepare(job.items, ["1.wav"], "m", lambda voice: "v")
+    entries = run_batch(tmp_path, items, Speaker()).entries
+    made = (items, entries, tmp_path, str(target), Timing(), timeline.film_seconds(job))
+    timeline.dub(*made, Tags(title="A Film"))
+    with av.open(target) as opened:
+        assert opened.metadata["title"] == "A Film"
 
 
 def test_only_what_is_too_long_is_made_again_with_its_seed(tmp_path):

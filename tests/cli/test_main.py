@@ -251,10 +251,10 @@ def test_without_a_terminal_clear_needs_yes(tmp_path):
 def test_termination_leaves_no_files(tiny, tmp_path):
     script = (
         "import os, signal, sys\n"
-        "from chatterbox_opt.audio import files\n"
+        "from chatterbox_opt.audio import containers\n"
         "from chatterbox_opt.cli import main\n"
         "def write(self, wave): os.kill(os.getpid(), signal.SIGTERM)\n"
-        "files.Sink.write = write\n"
+        "containers.SoundfileSink.write = write\n"
         f"sys.argv = ['chatterbox-opt', 'synth', 'Hi.', '--model', {str(tiny)!r},"
         " '--max-tokens', '9', '--seed', '1', '-q', '--no-watermark']\n"
         "main.main()\n"

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.books import PNG, epub
 from helpers.command_server import command_server
 from helpers.common import ROOT
 
@@ -46,6 +47,10 @@ MADE = {  # what the commands of a document leave behind
         "cut.flac",
         "dub/0003.wav",
         "fits.jsonl",
+        "novel.m4b",
+        "novel.mp3",
+        "page.opus",
+        "small.m4a",
     ),
     "batch.md": ("book.flac", "lines/a-hello-there.ogg", "piped/0002.wav", "events.jsonl"),
 }
@@ -114,6 +119,9 @@ def workplace(tiny, tmp_path_factory):
     (home / "film.srt").write_text(FILM)
     for name, content in named_blocks(ROOT / "docs" / "script.md").items():
         (home / name).write_text(content)
+    (home / "novel.epub").write_bytes(epub(["<h1>Chapter 1</h1><p>It was cold.</p>"] * 2))
+    (home / "cover.png").write_bytes(PNG)
+    (home / "page.html").write_text("<h1>A page</h1><p><img alt='A map'/>It was cold.")
     (home / "bin").mkdir()
     script = home / "bin" / "chatterbox-opt"
     with command_server(script, environment(home), "helpers.unpinned"):

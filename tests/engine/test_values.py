@@ -13,6 +13,7 @@ import soundfile
 import torch
 
 from chatterbox_opt import Audio, Piece, Request, Result, Voice
+from chatterbox_opt.audio import containers
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.errors import InputError, OutputError, TextError
 
@@ -67,7 +68,7 @@ def test_audio_is_equal_by_content_and_not_by_time():
     assert Result("a", 7, (PIECE,)) == Result("a", 7, (copy.deepcopy(PIECE),))
 
 
-@pytest.mark.parametrize("extension", audio_files.FORMATS)
+@pytest.mark.parametrize("extension", containers.FORMATS)
 def test_audio_is_saved_as_the_command_line_does(tmp_path, extension):
     AUDIO.save(tmp_path / f"a{extension}")
     AUDIO.save(str(tmp_path / f"B{extension.upper()}"))
@@ -75,7 +76,8 @@ def test_audio_is_saved_as_the_command_line_does(tmp_path, extension):
         sink.write(WAVE)
     a, b, c = (path for path in sorted(tmp_path.iterdir(), key=lambda path: path.name.lower()))
     assert a.stat().st_size == b.stat().st_size == c.stat().st_size > 1000
-    assert soundfile.info(a).duration == pytest.approx(AUDIO.duration, abs=0.1)
+    seconds = sum(map(len, containers.read_blocks(a, 2400))) / 24_000
+    assert seconds == pytest.approx(AUDIO.duration, abs=0.1)
 
 
 def test_a_subtype_may_be_chosen(tmp_path):
@@ -108,7 +110,7 @@ def test_a_failure_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
         self._file.write(wave[:10])
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(audio_files.Sink, "write", write)
+    monkeypatch.setattr(containers.SoundfileSink, "write", write)
     with pytest.raises(OutputError, match="the disk is full"):
         AUDIO.save(target)
     assert target.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1

@@ -14,9 +14,9 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from chatterbox_opt.batch.readers.grid import Grid
 from chatterbox_opt.batch.readers.rows import Dropped, Parsed, Row
 
 if TYPE_CHECKING:
@@ -75,23 +75,6 @@ def read_markdown(text: str) -> Parsed:
     return reader.parsed
 
 
-@dataclass(slots=True)
-class _Table:
-    """A table while it is read.
-
-    Attributes:
-        header: names of the columns.
-        cells: of the current row.
-        used: columns with a cell that is not empty.
-        row: line of the current row.
-    """
-
-    header: list[str] = field(default_factory=list)
-    cells: list[str] = field(default_factory=list)
-    used: set[int] = field(default_factory=set)
-    row: int = 0
-
-
 class _Reader:
     """Follows the tokens of a file in their order."""
 
@@ -100,7 +83,7 @@ class _Reader:
         self.source: list[str] = []  # lines of the file
         self._in_heading = False
         self._number = ""  # of the list item that begins
-        self._table: _Table | None = None
+        self._table: Grid | None = None
         self._row = 0  # of the last token that has one
 
     def drop(self, reason: str, text: str, row: int) -> None:
@@ -133,7 +116,8 @@ class _Reader:
     def _item(self, text: str, row: int | None = None) -> None:
         if text:
             cells = {"text": self._number + text}
-            self.parsed.rows.append(Row(row or self._row, cells, self._in_heading))
+            title = text if self._in_heading else ""
+            self.parsed.rows.append(Row(row or self._row, cells, self._in_heading, chapter=title))
             self._number = ""
 
     def _pause(self, text: str, reason: str) -> None:
@@ -170,7 +154,7 @@ class _Reader:
 
     def _read_table(self, kind: str) -> None:
         if kind == "table_open":
-            self._table = _Table()
+            self._table = Grid()
         if self._table is None:
             return
         table = self._table
@@ -179,23 +163,12 @@ class _Reader:
         elif kind == "thead_close":
             table.header, table.cells = table.cells, []
         elif kind == "tr_close" and table.header:
-            self._item(_row_text(table), table.row)
+            self._item(table.row_text(), table.row)
             cells = _CELL_END.split(self.source[table.row - 1].strip().removeprefix("|"))
             self.drop(CELLS, " ".join(cells[len(table.header) :]), table.row)
         elif kind == "table_close":
             self._table = None
-            unused = [n for i, n in enumerate(table.header) if i not in table.used]
             if not table.used:
                 self._item(", ".join(filter(None, table.header)), table.row)
             else:
-                self.drop(COLUMNS, " ".join(unused), table.row)
-
-
-def _row_text(table: _Table) -> str:
-    """A row as it is read: ``Name: Ada, Age: 36.``"""
-    read = []
-    for i, (name, cell) in enumerate(zip(table.header, table.cells, strict=False)):
-        if cell:
-            table.used.add(i)
-            read.append(f"{name}: {cell}" if name else cell)
-    return ", ".join(read) + "." if read else ""
+                self.drop(COLUMNS, " ".join(table.unused), table.row)

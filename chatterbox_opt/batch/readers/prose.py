@@ -121,7 +121,12 @@ def _by_line(paragraphs: Sequence[_Paragraph]) -> Parsed:
     """An item a line; an empty line before it starts a chapter."""
     return Parsed(
         [
-            Row(paragraph.row + i, {"text": line}, i == 0 and paragraph.blanks > 0)
+            Row(
+                paragraph.row + i,
+                {"text": line},
+                i == 0 and paragraph.blanks > 0,
+                chapter=line if i == 0 and is_heading([line]) else "",
+            )
             for paragraph in paragraphs
             for i, line in enumerate(paragraph.lines)
         ]
@@ -139,11 +144,13 @@ def _by_paragraph(paragraphs: Sequence[_Paragraph], *, join: bool) -> Parsed:
     parsed = Parsed()
     before = ""
     for p in paragraphs:
-        starts_chapter = p.blanks > 1 or is_heading(p.lines, before)
+        title = p.lines[0] if is_heading(p.lines, before) else ""
+        starts_chapter = p.blanks > 1 or bool(title)
         row = p.row
         for part in _entries(p.lines) if join else [[line] for line in p.lines]:
-            parsed.rows.append(Row(row, {"text": _join(part, known)}, starts_chapter))
-            row, starts_chapter = row + len(part), False
+            text = _join(part, known)
+            parsed.rows.append(Row(row, {"text": text}, starts_chapter, chapter=title))
+            row, starts_chapter, title = row + len(part), False, ""
         before = p.lines[-1]
     return parsed
 

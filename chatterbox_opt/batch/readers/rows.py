@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from chatterbox_opt.audio.tags import Tags
 from chatterbox_opt.errors import InputError
 
 Cells: TypeAlias = dict[str, Any]  # by column
@@ -22,6 +23,7 @@ class Row:
         number: line of the file, or number of the cue, for messages.
         cells: by column; has ``text``.
         starts_chapter: a chapter begins here.
+        chapter: its title, if it has one.
         start, end: seconds, of a cue; None elsewhere.
         pause: why nothing is spoken, such as "scene break"; "" for a row that is spoken.
     """
@@ -32,6 +34,7 @@ class Row:
     start: float | None = None
     end: float | None = None
     pause: str = ""
+    chapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +82,13 @@ class Parsed:
         rows: in the file's order.
         dropped: texts that no row has.
         notes: how the file was read where there was a choice, in words.
+        tags: what the file says about itself; no chapters.
     """
 
     rows: list[Row] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    tags: Tags = field(default_factory=Tags)
 
 
 def words_by_reason(dropped: Iterable[Dropped]) -> dict[str, int]:

@@ -19,9 +19,10 @@ from typing import Annotated, Any
 import typer
 
 from chatterbox_opt.audio import files as audio_files
+from chatterbox_opt.audio.tags import Tags
 from chatterbox_opt.batch import executors, filenames, job_file, timeline
 from chatterbox_opt.batch.executors import LocalExecutor, RayExecutor, WorkerSpec
-from chatterbox_opt.batch.join import join
+from chatterbox_opt.batch.join import Joined, check_chapters, join
 from chatterbox_opt.batch.journal import OUTPUT
 from chatterbox_opt.batch.manifest import DONE, Manifest
 from chatterbox_opt.batch.metadata import FILE as METADATA_FILE
@@ -43,7 +44,7 @@ from chatterbox_opt.cli.batch.options import (
 )
 from chatterbox_opt.cli.batch.preview import preview
 from chatterbox_opt.cli.batch.preview import summary as summary_of
-from chatterbox_opt.cli.batch.progress import display, report
+from chatterbox_opt.cli.batch.progress import display, report, report_joined
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOptions
 from chatterbox_opt.cli.synth.script import ScriptOptions, check_members, describe, hint
 from chatterbox_opt.cli.terminal import streams
@@ -107,7 +108,9 @@ def batch(
     members = read_options.cast.members if read_options.cast else ()
     check_members(spec, members, sampling.sampling(), language)
     checks.check_lengths(job, spec, config, set(registry.shipped_voices(spec.model)))
-    items = job.items
+    items, tags = job.items, joining.tags(job.tags)
+    if joining.joined_file is not None:
+        check_chapters(items, joining.joined_file)
     names = _names(items, files, joining.joined_file)
     printing.set_up_logging(reporter)
     for note in job.notes:
@@ -147,7 +150,7 @@ def batch(
         if caught:
             raise typer.Exit(128 + caught)
         _write_metadata(reporter, manifest, files.metadata, items, summary)
-        _join(reporter, manifest, joining, job, items, summary, as_json=as_json)
+        _join(reporter, manifest, joining, job, tags, items, summary, as_json=as_json)
     raise typer.Exit(1 if summary.failed() else 0)
 
 
@@ -315,6 +318,7 @@ def _join(
     manifest: Manifest,
     joining: JoinOptions,
     job: job_file.Job,
+    tags: Tags,
     items: list[job_file.Item],
     summary: Summary,
     *,
@@ -330,8 +334,9 @@ def _join(
         manifest.start(name, OUTPUT)
     made = (items, summary.entries, manifest.directory, target)
     if (timing := joining.timing()) is None:
-        seconds = join(*made, joining.pauses())
+        joined = join(*made, joining.pauses(), tags, joining.master)
     else:
-        fits, seconds = timeline.dub(*made, timing, timeline.film_seconds(job))
+        fits, seconds = timeline.dub(*made, timing, timeline.film_seconds(job), tags)
         dubbing.report(reporter, fits, as_json=as_json)
-    reporter.status(f"joined: {seconds:.1f}s -> {target}")
+        joined = Joined(seconds)
+    report_joined(reporter, joined, target)

@@ -12,11 +12,14 @@ from typing import Annotated, Optional
 
 import typer
 
+from chatterbox_opt.audio import containers
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.audio.loudness import check_target
+from chatterbox_opt.audio.tags import Tags, one_line, read_cover
 from chatterbox_opt.batch import executors, filenames
 from chatterbox_opt.batch.job_file import ReadOptions
 from chatterbox_opt.batch.join import Pauses
+from chatterbox_opt.batch.mastering import Master
 from chatterbox_opt.batch.metadata import Metadata
 from chatterbox_opt.batch.readers.captions import Captions
 from chatterbox_opt.batch.readers.prose import Split
@@ -28,7 +31,7 @@ from chatterbox_opt.config.speaking_rate import MAX_RATE
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.text.decoding import check_encoding
 
-FORMATS = [extension.strip(".") for extension in audio_files.FORMATS]
+FORMATS = [extension.strip(".") for extension in containers.FORMATS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,10 @@ class ReadingOptions:
     encoding: Annotated[
         Optional[str], typer.Option(help="Encoding of the file (default: UTF-8).")
     ] = None
+    alt_texts: Annotated[
+        bool,
+        typer.Option("--alt-texts", help="Speak alternative texts of pictures (.epub, .html)."),
+    ] = False
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be made; loads no model.")
     ] = False
@@ -61,7 +68,7 @@ class ReadingOptions:
         if cast is not None and captions == Captions.SPEECH:
             captions = Captions.NAMES
         how = (script.markup, script.words(), cast)
-        return ReadOptions(self.split, captions, self.encoding, *how)
+        return ReadOptions(self.split, captions, self.encoding, *how, alt_texts=self.alt_texts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +76,7 @@ class FileOptions:
     """Which files are written."""
 
     out_dir: Annotated[Optional[Path], typer.Option("--out-dir", help="Output directory.")] = None
-    format: Annotated[str, typer.Option(help="wav, flac, ogg or mp3.")] = "wav"
+    format: Annotated[str, typer.Option(help=f"{', '.join(FORMATS)}.")] = "wav"
     name: Annotated[
         str, typer.Option(help="File name pattern; fields {id}, {slug} (the first words).")
     ] = filenames.DEFAULT
@@ -108,7 +115,22 @@ class JoinOptions:
     """The joined file."""
 
     joined_file: Annotated[
-        Optional[str], typer.Option("--join", help="Also write everything as one file.")
+        Optional[str],
+        typer.Option("--join", help="Also write everything as one file; .m4b has chapters."),
+    ] = None
+    title: Annotated[
+        Optional[str], typer.Option(help="Title in the joined file (default: the book's).")
+    ] = None
+    author: Annotated[
+        Optional[str], typer.Option(help="Author in the joined file (default: the book's).")
+    ] = None
+    cover: Annotated[
+        Optional[Path],
+        typer.Option(help="JPEG or PNG in the joined file (default: the book's)."),
+    ] = None
+    master: Annotated[
+        Optional[Master],
+        typer.Option(help="Loudness, peaks and room tone of the joined file, for shops."),
     ] = None
     pause: Annotated[float, typer.Option(help="Seconds between items in the joined file.")] = 0.5
     chapter_pause: Annotated[
@@ -128,21 +150,46 @@ class JoinOptions:
     ] = Overrun.OVERLAP
 
     def check(self) -> None:
-        """Raise InputError for a number out of range, an unknown extension, or --timed alone."""
+        """Raise InputError for a number out of range, an unknown extension, or options that need a
+        joined file, one with tags, or one without times."""
         if not all(0 <= seconds <= 60 for seconds in (self.pause, self.chapter_pause)):
             raise InputError("--pause and --chapter-pause take 0 to 60 seconds")
-        if self.joined_file is not None:
-            audio_files.output_format(self.joined_file)
+        extension = self.joined_file and audio_files.extension_of(self.joined_file)
+        if self.master is not None and not extension:
+            raise InputError("--master is for a joined file: add --join FILE")
+        asked = (self.title, self.author, self.cover) != (None, None, None)
+        if asked and not (extension and containers.has_tags(extension)):
+            raise InputError(
+                "--title, --author and --cover are for a joined file that has room for them: add "
+                "--join FILE.m4b (or .m4a, .mp3, .opus)"
+            )
         if not 1 <= self.stretch <= MAX_RATE:
             raise InputError(f"--stretch is {self.stretch:g}; use 1 to {MAX_RATE:g}")
         if self.timed and self.joined_file is None:
             raise InputError("--timed is for the joined file: give --join FILE")
         if self.timed and self.keep_silence:
             raise InputError("--timed leaves out each file's own silence: drop --keep-silence")
+        if self.timed and self.master is not None:
+            raise InputError("--master adds silence at both ends, --timed has none: drop one")
 
     def timing(self) -> Timing | None:
         """For ``dub``; None: cues have no times."""
         return Timing(self.stretch, self.overrun) if self.timed else None
+
+    def tags(self, of_file: Tags) -> Tags:
+        """What the joined file says about itself.
+
+        Args:
+            of_file: what the job file says about itself.
+
+        Raises:
+            InputError: the cover cannot be read.
+        """
+        return Tags(
+            of_file.title if self.title is None else one_line(self.title),
+            of_file.author if self.author is None else one_line(self.author),
+            of_file.cover if self.cover is None else read_cover(self.cover),
+        )
 
     def pauses(self) -> Pauses:
         """For ``join``."""

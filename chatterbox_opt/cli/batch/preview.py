@@ -57,7 +57,7 @@ def as_object(line: Item | Pause) -> dict[str, Any]:
     }
     if isinstance(line, Item):
         values |= {"rate": line.rate, "markup": line.markup, "voices": line.script().voices}
-        return values | {"starts_chapter": line.starts_chapter}
+        return values | {"starts_chapter": line.starts_chapter, "chapter": line.chapter}
     return values | {"reason": line.reason}
 
 
@@ -68,6 +68,8 @@ def summary(job: Job, words: Mapping[str, int]) -> str:
         words: number of those that are not spoken, by reason.
     """
     parts = [f"{len(job.items)} items"]
+    if chapters := sum(bool(item.chapter) for item in job.items):
+        parts.append(f"{chapters} headings")
     if job.pauses:
         reasons = sorted({pause.reason for pause in job.pauses})
         parts.append(f"{len(job.pauses)} pauses ({', '.join(reasons)})")

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
+from chatterbox_opt.batch.mastering import LOUDNESS, PEAK, ROOM_TONE
 from chatterbox_opt.cli.terminal.console import Reporter
 
 if TYPE_CHECKING:
+    from chatterbox_opt.batch.join import Joined
     from chatterbox_opt.batch.manifest import Entry
     from chatterbox_opt.batch.runner import Event, Summary
 
@@ -160,3 +162,16 @@ def report(reporter: Reporter, summary: Summary, rows: dict[str, int], seconds: 
         ("time", _clock(seconds)),
     ]
     reporter.table([(name, value) for name, value in cells if value != "0" or name == "failed"])
+
+
+def report_joined(reporter: Reporter, joined: Joined, target: str) -> None:
+    """Print what was joined; what a mastered file has, as a warning if it misses its targets."""
+    chapters = f", {joined.chapters} chapters" if joined.chapters else ""
+    reporter.status(f"joined: {joined.seconds:.1f}s{chapters} -> {target}")
+    if (measured := joined.measured) is None:
+        return
+    show = reporter.warn if measured.missed else reporter.status
+    show(
+        f"mastered: {measured.loudness:.1f} LUFS (target {LOUDNESS:g}), peak {measured.peak:.1f} "
+        f"dBFS (at most {PEAK:g}), room tone {ROOM_TONE:g} dBFS"
+    )

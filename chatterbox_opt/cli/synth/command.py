@@ -82,7 +82,9 @@ def synth(
     ] = None,
     output: Annotated[
         Optional[str],
-        typer.Option("--output", "-o", help="wav, flac, ogg or mp3; - is WAV to standard output."),
+        typer.Option(
+            "--output", "-o", help="A .wav, .flac, .ogg, .mp3, .opus or .m4a; - is WAV to stdout."
+        ),
     ] = None,
     subtype: Annotated[
         Optional[str], typer.Option(help="Sample format, such as PCM_24 or FLOAT for wav.")
