@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from chatterbox_opt.sampling import Sampling
     from chatterbox_opt.voice import Voice
     from chatterbox_opt.voices.store import VoiceStore
+    from chatterbox_opt.words.word import Word
 
 __all__ = [
     "Audio",
@@ -72,6 +73,7 @@ __all__ = [
     "VoiceStore",
     "WeightCache",
     "WeightsError",
+    "Word",
     "WorkerError",
 ]
 
@@ -94,6 +96,7 @@ _MODULE_OF = {  # public name -> module that defines it; the errors are in ``err
     "Voice": "voice",
     "VoiceStore": "voices.store",
     "WeightCache": "checkpoints.weight_cache",
+    "Word": "words.word",
 }
 
 

@@ -21,6 +21,7 @@ from chatterbox_opt.text.languages import check_language
 from chatterbox_opt.utils import arguments
 from chatterbox_opt.utils.arguments import shown
 from chatterbox_opt.utils.wave import Wave
+from chatterbox_opt.words.word import Word, joined
 
 if TYPE_CHECKING:
     from chatterbox_opt.voice import Voice
@@ -66,6 +67,8 @@ class Piece:
         ends_chunk: whether it is the last of its chunk.
         faults: detected by a guard in the best attempt (see engine/quality.py).
         attempts: number of times that it was synthesized.
+        words: of the chunk, in seconds from its beginning, if the request asks for them; with low
+            latency with its last part.
     """
 
     samples: Wave
@@ -76,6 +79,7 @@ class Piece:
     attempts: int = 1
     part: int = 0
     ends_chunk: bool = True
+    words: tuple[Word, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         return _same_audio(self, other)
@@ -103,6 +107,7 @@ class Audio:
         seed: reproduces the samples on the same machine and plan.
         tokens: total number of speech tokens.
         seconds: processing time by stage.
+        words: when each is heard, if the request asks for them.
     """
 
     samples: Wave
@@ -110,6 +115,7 @@ class Audio:
     seed: int
     tokens: int
     seconds: Mapping[str, float]
+    words: tuple[Word, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         return _same_audio(self, other)
@@ -161,6 +167,7 @@ class Request:
             the sound differs a little (docs/accuracy.md).
         language: of the text, a code such as "de", for models that know several; "auto": detected
             in the text; None: not known, and the model goes by the text alone.
+        timestamps: tell when each word is heard, as the person wrote it (``Piece.words``).
 
     Raises:
         TextError, VoiceError, InputError: text, voice, sampling, latency or language is of another
@@ -173,6 +180,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     latency: str | HopSchedule = CHUNK
     language: str | None = None
+    timestamps: bool = False
 
     def __post_init__(self) -> None:
         check_text(self.text)
@@ -183,6 +191,7 @@ class Request:
         if isinstance(self.voice, (Number, Collection, Sampling, os.PathLike)):
             voice_name(self.voice)
         arguments.instance("sampling", self.sampling, Sampling)
+        arguments.instance("timestamps", self.timestamps, bool)
 
     def with_seed(self) -> Request:
         """The same request with a seed, drawn if it has none."""
@@ -233,6 +242,11 @@ class Result:
         outcome = audio if self.error is None else f"error={self.error!r}"
         return f"Result({self.id!r}, seed={self.seed}, {outcome})"
 
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """When each word is heard, if the request asks for them."""
+        return joined(self.pieces)
+
     def audio(self) -> Audio:
         """The pieces joined, as returned by ``Engine.synthesize``.
 
@@ -274,10 +288,12 @@ def single_request(
     sampling: Sampling | None,
     latency: str | HopSchedule = CHUNK,
     language: str | None = None,
+    *,
+    timestamps: bool = False,
 ) -> Request:
     """The request of one text, with a seed. Raises as ``Request``."""
     sampling = Sampling() if sampling is None else sampling
-    return Request("", text, voice, sampling, latency, language).with_seed()
+    return Request("", text, voice, sampling, latency, language, timestamps=timestamps).with_seed()
 
 
 # as ``Engine.batch``: results in any order
@@ -314,6 +330,7 @@ def join(pieces: list[Piece], seed: int) -> Audio:
         seed=seed,
         tokens=sum(piece.tokens for piece in pieces),
         seconds=total_seconds(pieces),
+        words=joined(pieces),
     )
 
 

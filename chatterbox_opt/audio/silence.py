@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from chatterbox_opt.utils.wave import Wave
 
 FRAME = SAMPLE_RATE // 100  # samples; 10 ms
@@ -34,10 +37,17 @@ def sound_span(blocks: Iterable[Wave]) -> tuple[int, int]:
     for block in blocks:
         peak = max(peak, float(np.abs(block).max(initial=0.0)))
         length += len(block)
-        padded = np.pad(block, (0, -len(block) % FRAME)).reshape(-1, FRAME)
-        levels.append(np.sqrt(np.square(padded, dtype=np.float64).mean(axis=1)))
+        levels.append(sound_levels(block))
     loud = np.flatnonzero(np.concatenate(levels) > LEVEL * peak) if levels else np.empty(0)
     if not len(loud):
         return 0, length
     start, stop = int(loud[0]) * FRAME - MARGIN, (int(loud[-1]) + 1) * FRAME + MARGIN
     return max(start, 0), min(stop, length)
+
+
+def sound_levels(wave: Wave) -> npt.NDArray[np.float64]:
+    """RMS of each ``FRAME`` of float32 [n]; the last one is filled up with silence."""
+    import numpy as np
+
+    frames = np.pad(wave, (0, -len(wave) % FRAME)).reshape(-1, FRAME)
+    return np.sqrt(np.square(frames, dtype=np.float64).mean(axis=1))

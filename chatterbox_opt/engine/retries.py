@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from chatterbox_opt.engine.decoding.alignment import words_of
 from chatterbox_opt.engine.quality import find_faults, rank
 from chatterbox_opt.engine.sequence import Sequence
 from chatterbox_opt.errors import SilenceError
@@ -64,4 +65,5 @@ def _piece(sequence: Sequence) -> Piece:
     assert wave is not None
     checked, text = sequence.request.guard is not None, sequence.chunk.text
     faults = find_faults(text, wave, tokens, truncated=sequence.truncated) if checked else ()
-    return Piece(wave, text, len(tokens) or sequence.num_tokens, {}, faults)
+    words = words_of(sequence, [wave])
+    return Piece(wave, text, len(tokens) or sequence.num_tokens, {}, faults, words=words)

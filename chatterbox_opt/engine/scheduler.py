@@ -28,6 +28,7 @@ import torch
 
 from chatterbox_opt.audio.watermark import Watermark
 from chatterbox_opt.config.model_config import SAMPLE_RATE
+from chatterbox_opt.engine.decoding.alignment import words_of
 from chatterbox_opt.engine.retries import faults_in_parts, retry
 from chatterbox_opt.engine.sequence import (
     REQUEST_ERRORS,
@@ -240,7 +241,7 @@ class Scheduler:
         sequence, request = part.sequence, part.sequence.request
         before = np.concatenate(sequence.heard)[-MARK_BEFORE:] if sequence.heard else None
         sequence.heard.append(part.samples)
-        if request.guard is None and before is not None:  # only a check needs all of it
+        if not (request.guard or request.alignment_heads or before is None):  # they need all of it
             sequence.heard = [before, part.samples]
         faults: tuple[str, ...] = ()
         if part.is_last and request.guard is not None:
@@ -249,6 +250,7 @@ class Scheduler:
             *(part.samples, sequence.chunk.text, part.tokens, sequence.seconds, faults),
             part=part.number,
             ends_chunk=part.is_last,
+            words=words_of(sequence, sequence.heard) if part.is_last else (),
         )
         sequence.seconds = {}
         self._finish(sequence, piece, before, part.following[:MARK_AFTER])

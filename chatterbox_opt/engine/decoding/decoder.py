@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from chatterbox_opt.config.model_config import SPEECH_TOKENS
+from chatterbox_opt.engine.decoding.alignment import align
 from chatterbox_opt.engine.decoding.decode import DecodeBackend, DecodeBatch, EagerBackend
 from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Capacity, DecodeMode, Sequence, Status
 from chatterbox_opt.errors import DeviceError, NumericsError, SilenceError, first_line
@@ -129,6 +130,7 @@ class Decoder:
         batch = self._batch
         if batch is not None and batch.running:
             running, start = list(batch.running), time.perf_counter()
+            ended: list[Sequence] = []
             try:
                 self._enter()
                 ended = batch.step()
@@ -137,12 +139,14 @@ class Decoder:
             except REQUEST_ERRORS as error:
                 self._drop_batch()
                 self._on_error(error, running, batch.backend)
-            else:
-                for sequence in ended:
-                    self._on_ended(sequence)
+            for sequence in ended:
+                self._on_ended(sequence)
             share = (time.perf_counter() - start) / len(running)
             for sequence in running:
                 sequence.add_seconds("t3", share)
+            for sequence in ended:
+                if sequence.status is Status.RENDERING and sequence.request.alignment_heads:
+                    self._align(sequence)
             if self._mode is DecodeMode.FLOAT32 and not batch.running:
                 self._drop_batch()  # back to the precision of the plan
         out, self._out = self._out, []
@@ -229,6 +233,19 @@ class Decoder:
         ids = text_tokens(self.tokenizer, chunk.text, chunk.language)
         prompt = Prompt(*(to_device(x, device) for x in (ids, voice.speaker, voice.prompt)))
         return prompt, torch.Generator(device).manual_seed(sequence.seed)
+
+    def _align(self, sequence: Sequence) -> None:
+        """Find out when the words of a sequence that has ended are heard."""
+        start = time.perf_counter()
+        try:
+            sequence.spans = align(self._enter(), sequence, self.tokenizer.space)
+        except REQUEST_ERRORS as error:
+            self._out.remove(sequence)
+            if isinstance(error, torch.OutOfMemoryError):
+                self._on_out_of_memory(error, [*self.running, sequence])
+            else:
+                self._fail([sequence], error)
+        sequence.add_seconds("alignment", time.perf_counter() - start)
 
     # --- the recovery table -------------------------------------------------------------------
 

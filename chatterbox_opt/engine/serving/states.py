@@ -22,6 +22,7 @@ from chatterbox_opt.text.chunking import Chunk
 from chatterbox_opt.utils.arguments import instance
 from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices.library import VoiceLibrary
+from chatterbox_opt.words.support import check_timestamps
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class RequestStates:
     Attributes:
         config: of the model.
         voices: finds or computes a voice.
-        hops: of low latency; None: the backend cannot give out parts of a sequence.
+        hops: of low latency; None: the backend is plain Chatterbox, which gives out no tokens.
         tags: sounds in square brackets that the model has a token for.
     """
 
@@ -62,7 +63,8 @@ class RequestStates:
         """
         instance("request", request, Request)
         chunks = self._chunks(request.text, request)
-        return self._state(request, chunks, 0, capacity, guard, observe)
+        state = self._state(request, chunks, 0, capacity, guard, observe)
+        return self._with_words(state, request, request.text)
 
     def of_chunk(
         self,
@@ -85,10 +87,29 @@ class RequestStates:
             log.warning("%r is left out: %s", chunk.source[:40], error)
             return None
         chunks[-1] = replace(chunks[-1], pause=chunk.pause)
-        return self._state(request, chunks, number, capacity, guard, observe)
+        state = self._state(request, chunks, number, capacity, guard, observe)
+        return self._with_words(state, request, chunk.source)
 
     def _chunks(self, text: str, request: Request) -> list[Chunk]:
         return texts.chunks(text, self.config, request.language, self.tags)
+
+    def _with_words(self, state: RequestState, request: Request, written: str) -> RequestState:
+        """The state, told which words are to be timed if the request asks for it.
+
+        Raises:
+            InputError: they cannot be timed.
+        """
+        if not request.timestamps:
+            return state
+        if self.hops is None:
+            raise InputError("plain Chatterbox has no word times: unset DISABLE_OPTIMIZATION")
+        for sequence in state.sequences:
+            check_timestamps(self.config, sequence.chunk.language)
+        state.alignment_heads = self.config.alignment_heads
+        found = texts.written_words(written, [s.chunk for s in state.sequences], self.config)
+        for sequence, words in zip(state.sequences, found, strict=True):
+            sequence.written = words
+        return state
 
     def _state(
         self,

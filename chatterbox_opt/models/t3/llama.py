@@ -123,6 +123,11 @@ class LlamaT3(T3):
         self.head = nn.Linear(config.width, config.speech_vocab, bias=False)
         self.register_buffer("frequencies", rope_frequencies(config), persistent=False)
 
+    @property
+    def text_start(self) -> int:
+        """The position of the first text token in what ``embed`` makes; start is before it."""
+        return self.config.resampler_queries + 3  # speaker, resampled prompt, emotion, start
+
     def rope(self, positions: Tensor) -> tuple[Tensor, ...]:
         """Cosines and sines for int64 ``positions`` [n]: two of [n, head_dim], model dtype.
 
