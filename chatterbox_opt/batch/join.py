@@ -51,20 +51,30 @@ class Pauses:
         return min(self.item * (1 + item.pauses), max(self.item, self.chapter))
 
 
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What was joined.
+
+    Attributes:
+        seconds: of audio.
+        starts: when the file of each item would begin if its silence were not left out; seconds.
+    """
+
+    seconds: float
+    starts: tuple[float, ...]
+
+
 def join(
     items: Iterable[Item],
     entries: Mapping[str, Entry],
     directory: Path,
     target: str,
     pauses: Pauses,
-) -> float:
+) -> Joined:
     """Write the files of all items to one file, in the job's order, block by block.
 
     Args:
         target: the file to write; its extension is its format.
-
-    Returns:
-        seconds of audio.
 
     Raises:
         OutputError: disk full, a file missing or damaged, or longer than a wav can be.
@@ -77,26 +87,32 @@ def join(
     if Path(target).suffix.lower() == ".wav" and longest * SAMPLE_BYTES > MAX_WAV_BYTES:
         hours = longest / SAMPLE_RATE / 3600
         raise OutputError(f"'{target}' would have {hours:.0f} h, too long for a wav: give .flac")
-    written = 0
+    written, starts = 0, []
     with audio_files.writer(target) as sink:
         for item, gap in zip(items, gaps, strict=True):
             sink.write(np.zeros(gap, dtype=np.float32))
             written += gap
             path = directory / entries[item.id].file
-            for block in _sound(path, whole=pauses.keep_silence):
+            span = None if pauses.keep_silence else _span(path)
+            starts.append((written - (span[0] if span else 0)) / SAMPLE_RATE)
+            for block in _sound(path, span):
                 sink.write(block)
                 written += len(block)
-    return written / SAMPLE_RATE
+    return Joined(written / SAMPLE_RATE, tuple(starts))
 
 
-def _sound(path: Path, *, whole: bool) -> Iterator[Wave]:
-    """Samples of a file; not ``whole``: without the silence before and behind its sound."""
+def _span(path: Path) -> tuple[int, int]:
+    """First and last sample of a file's sound."""
     import soundfile
 
-    span = None
-    if not whole:
-        with soundfile.SoundFile(path) as file:
-            span = sound_span(file.blocks(_BLOCK, dtype="float32"))
+    with soundfile.SoundFile(path) as file:
+        return sound_span(file.blocks(_BLOCK, dtype="float32"))
+
+
+def _sound(path: Path, span: tuple[int, int] | None) -> Iterator[Wave]:
+    """The samples of a file within ``span``; None: all."""
+    import soundfile
+
     position = 0
     with soundfile.SoundFile(path) as file:
         # not file.seek: in an mp3 it is inexact, and libmpg123 prints messages

@@ -51,11 +51,19 @@ def test_the_pause_asked_for_is_the_pause_heard(tmp_path, format):
     items = job_file.read("a.txt", content, Sampling(seed=1)).items
     done = run_batch(tmp_path, tasks_of([i.text for i in items]), speak).entries
     target = tmp_path / f"book.{format}"
-    seconds = join(items, done, tmp_path, str(target), Pauses(0.5, 1.5))
+    made = join(items, done, tmp_path, str(target), Pauses(0.5, 1.5))
     joined, _ = soundfile.read(target)
     heard = silences(joined)
     assert heard == pytest.approx([0.5, 1.0, 1.5, 1.5, 1.5], abs=0.04)
-    assert len(joined) / SAMPLE_RATE == pytest.approx(seconds, abs=0.06)
+    assert len(joined) / SAMPLE_RATE == pytest.approx(made.seconds, abs=0.06)
+    begun = [
+        np.abs(joined[round((start + 0.1) * SAMPLE_RATE) :][:480]).max() for start in made.starts
+    ]
+    before = [
+        np.abs(joined[max(round((start + 0.1) * SAMPLE_RATE) - 960, 0) :][:480]).max()
+        for start in made.starts[1:]
+    ]
+    assert min(begun) > 0.01 > max(before), "a file's sound begins 0.1 s after the file"
     join(items, done, tmp_path, str(target), Pauses(0.5, 1.5, keep_silence=True))
     assert silences(soundfile.read(target)[0]) == pytest.approx([1, 1.5, 2, 2, 2], abs=0.04)
 

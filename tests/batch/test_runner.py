@@ -289,7 +289,9 @@ def test_the_joined_file_has_the_files_in_order_with_pauses(tmp_path):
     todo = resuming.prepare(items, [f"{i.id}.flac" for i in items], "m", lambda voice: "v")
     summary = run_batch(tmp_path, todo)
     target = tmp_path / "book.wav"
-    length = batch_join.join(items, summary.entries, tmp_path, str(target), Pauses(0.25, 1.0))
+    made = batch_join.join(items, summary.entries, tmp_path, str(target), Pauses(0.25, 1.0))
+    length = made.seconds
+    assert made.starts == pytest.approx([0, 0.29, 1.37])
     assert length == pytest.approx(0.04 + 0.25 + 0.08 + 1.0 + 0.06)
     joined, _ = soundfile.read(target)
     assert len(joined) == round(length * SAMPLE_RATE)

@@ -23,12 +23,18 @@ from chatterbox_opt.batch import executors, filenames, job_file
 from chatterbox_opt.batch.executors import LocalExecutor, RayExecutor, WorkerSpec
 from chatterbox_opt.batch.join import join
 from chatterbox_opt.batch.journal import OUTPUT
-from chatterbox_opt.batch.manifest import DONE, Manifest
+from chatterbox_opt.batch.manifest import DONE, Entry, Manifest
 from chatterbox_opt.batch.metadata import FILE as METADATA_FILE
 from chatterbox_opt.batch.metadata import Metadata, write_metadata
 from chatterbox_opt.batch.readers.rows import Dropped, words_by_reason
 from chatterbox_opt.batch.resuming import open_directory, prepare, stale_files
 from chatterbox_opt.batch.runner import BatchRunner, RunOptions, Summary
+from chatterbox_opt.batch.timestamps import (
+    CaptionFormat,
+    caption_name,
+    write_item_captions,
+    write_joined_captions,
+)
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.cli import options, signals
@@ -90,7 +96,8 @@ def batch(
     content = _content(file)
     job = job_file.read(file, content, sampling.sampling(), voice, read_options, language)
     config = registry.known_config(spec.model)
-    job = checks.fitted(job, config)
+    checks.check_captions(files, joining, config)
+    job = checks.fitted(job, config, timestamps=files.timestamps is not None)
     if directory is None:
         preview(job, [*job.dropped, *_dropped_by_model(spec.model, job)], as_json=as_json)
         return
@@ -104,7 +111,7 @@ def batch(
         reporter.status(note)
     if job.pauses or job.dropped:
         reporter.status(summary_of(job, words_by_reason(job.dropped)))
-    replaced = None if files.overwrite else [*names, *_other_files(files, joining)]
+    replaced = None if files.overwrite else [*names, *_other_files(files, joining, names)]
     with (
         executors.open_executor(*executor_args) as executor,
         open_directory(directory, replaced, force=files.force) as manifest,
@@ -124,6 +131,7 @@ def batch(
                 fail_fast=quality.fail_fast,
                 loudness=files.loudness,
                 model=_model_text(spec, plan),
+                timestamps=files.timestamps is not None,
             )
             runner = BatchRunner(manifest, items, show, run_options)
             summary, caught = _run(runner, executor, worker, reporter)
@@ -133,16 +141,21 @@ def batch(
             raise summary.stopped
         if caught:
             raise typer.Exit(128 + caught)
-        _write_metadata(reporter, manifest, files.metadata, items, summary)
-        _join(reporter, manifest, joining, items, summary)
+        done = _done(items, summary)
+        _write_metadata(reporter, manifest, files.metadata, done)
+        _write_timestamps(reporter, manifest, files.timestamps, done)
+        _join(reporter, manifest, joining, items, summary, files.timestamps)
     raise typer.Exit(1 if summary.failed() else 0)
 
 
-def _other_files(files: FileOptions, joining: JoinOptions) -> Iterator[str]:
+def _other_files(files: FileOptions, joining: JoinOptions, names: list[str]) -> Iterator[str]:
     """What is written besides the items' files, relative to the output directory."""
     if files.metadata is not None:
         yield METADATA_FILE
-    yield from _joined_name(joining.joined_file, files.directory)
+    joined = _joined_name(joining.joined_file, files.directory)
+    yield from joined
+    if files.timestamps is not None:
+        yield from (caption_name(name, files.timestamps) for name in [*names, *joined])
 
 
 def _joined_name(path: str | None, directory: Path) -> list[str]:
@@ -186,6 +199,8 @@ def _names(items: list[job_file.Item], files: FileOptions, joined_file: str | No
     """The file name of each item; the names of other files in --out-dir are reserved."""
     rows = ((item.id, item.text) for item in items)
     reserved = _joined_name(joined_file, files.directory)
+    if files.timestamps is not None:  # captions of two audio files must not have one name
+        reserved += [str(Path(name).with_suffix(f".{files.format}")) for name in reserved]
     return filenames.names(rows, files.name, f".{files.format}", reserved)
 
 
@@ -280,20 +295,29 @@ def _stoppable(runner: BatchRunner, reporter: Reporter) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def _done(items: list[job_file.Item], summary: Summary) -> list[Entry]:
+    """The entries of the items that are done, in the job's order; none of those not reached."""
+    entries = (summary.entries.get(item.id) for item in items)
+    return [entry for entry in entries if entry is not None and entry.status == DONE]
+
+
 def _write_metadata(
-    reporter: Reporter,
-    manifest: Manifest,
-    form: Metadata | None,
-    items: list[job_file.Item],
-    summary: Summary,
+    reporter: Reporter, manifest: Manifest, form: Metadata | None, done: list[Entry]
 ) -> None:
     """Write metadata.csv, if it is asked for."""
     if form is None:
         return
-    entries = (summary.entries.get(item.id) for item in items)  # none of those not reached
-    done = [entry for entry in entries if entry is not None and entry.status == DONE]
     manifest.start(METADATA_FILE, OUTPUT)
     reporter.status(f"metadata: {write_metadata(manifest.directory, done, form)}")
+
+
+def _write_timestamps(
+    reporter: Reporter, manifest: Manifest, form: CaptionFormat | None, done: list[Entry]
+) -> None:
+    """Write a caption file for each item, if it is asked for."""
+    if form is not None:
+        count = write_item_captions(manifest, done, form)
+        reporter.status(f"captions: {count} .{form.value} files")
 
 
 def _join(
@@ -302,14 +326,19 @@ def _join(
     joining: JoinOptions,
     items: list[job_file.Item],
     summary: Summary,
+    captions: CaptionFormat | None,
 ) -> None:
-    """Write the joined file, if no item is missing."""
+    """Write the joined file and its captions, if no item is missing."""
     target = joining.joined_file
     if target is None:
         return
     if missing := len(items) - (len(summary.entries) - len(summary.failed())):
         raise OutputError(f"'{target}' is not written, {missing} items are missing: run again")
-    for name in _joined_name(target, manifest.directory):
+    targets = [target] if captions is None else [target, caption_name(target, captions)]
+    for name in (name for path in targets for name in _joined_name(path, manifest.directory)):
         manifest.start(name, OUTPUT)
-    seconds = join(items, summary.entries, manifest.directory, target, joining.pauses())
-    reporter.status(f"joined: {seconds:.1f}s -> {target}")
+    joined = join(items, summary.entries, manifest.directory, target, joining.pauses())
+    reporter.status(f"joined: {joined.seconds:.1f}s -> {target}")
+    if captions is not None:
+        write_joined_captions(targets[1], items, summary.entries, joined)
+        reporter.status(f"captions: {targets[1]}")

@@ -20,6 +20,7 @@ from chatterbox_opt.batch.join import Pauses
 from chatterbox_opt.batch.metadata import Metadata
 from chatterbox_opt.batch.readers.captions import Captions
 from chatterbox_opt.batch.readers.prose import Split
+from chatterbox_opt.batch.timestamps import CaptionFormat
 from chatterbox_opt.batch.verify import MAX_WER, Verifier
 from chatterbox_opt.cli.options import check_retries
 from chatterbox_opt.errors import InputError
@@ -65,6 +66,10 @@ class FileOptions:
     ] = None
     metadata: Annotated[
         Optional[Metadata], typer.Option(help="Also write metadata.csv, for a data set.")
+    ] = None
+    timestamps: Annotated[
+        Optional[CaptionFormat],
+        typer.Option(help="Also write when words are heard, next to each file and to --join's."),
     ] = None
     force: Annotated[bool, typer.Option("--force", help="Synthesize all items again.")] = False
     overwrite: Annotated[

@@ -7,6 +7,7 @@ responsible for synthesis (engine/engine.py) or audio formats (audio/files.py).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import textwrap
 import time
@@ -35,6 +36,8 @@ from chatterbox_opt.errors import InputError, TextError
 from chatterbox_opt.request import Request
 from chatterbox_opt.sampling import Sampling, seeded
 from chatterbox_opt.text import chunking, languages
+from chatterbox_opt.words import caption_files
+from chatterbox_opt.words.word import Timeline
 
 if TYPE_CHECKING:
     from chatterbox_opt.config.hop_schedule import HopSchedule
@@ -87,6 +90,10 @@ def synth(
     subtype: Annotated[
         Optional[str], typer.Option(help="Sample format, such as PCM_24 or FLOAT for wav.")
     ] = None,
+    timestamps: Annotated[
+        Optional[str],
+        typer.Option(help="Also write when each word is heard: a .srt, .vtt or .json."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object.")
     ] = False,
@@ -113,11 +120,14 @@ def synth(
         subtype,
         streaming,
         language,
+        timestamps,
     )
     reporter = printing.reporter()
     if job.output is not None:
         streams.check_output(job.output, subtype, as_json=as_json)
-    job.spec.check(voice, language, job.sampling)
+    if timestamps is not None:
+        caption_files.check_target(timestamps)
+    job.spec.check(voice, language, job.sampling, timestamps=job.times_words)
     printing.set_up_logging(reporter)
     result = _run(job, reporter, started)
     _report(reporter, result, as_json=as_json)
@@ -130,6 +140,7 @@ class _Job:
     Attributes:
         text: None: it arrives at standard input.
         output: None: it is only played.
+        timestamps: file for captions; None: none.
     """
 
     text: str | None
@@ -141,6 +152,12 @@ class _Job:
     subtype: str | None
     streaming: StreamOptions
     language: str | None
+    timestamps: str | None
+
+    @property
+    def times_words(self) -> bool:
+        """Whether it is asked when words are heard."""
+        return self.timestamps is not None
 
 
 def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
@@ -158,6 +175,7 @@ def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
             voice = voice.shortened(job.streaming.voice_seconds)
         loaded = time.perf_counter()
         pieces: list[Piece] = []
+        timeline = Timeline()
         samples = 0
         letters = None if job.text is None else len(job.text)
         latency = job.streaming.chosen_latency(engine.hops)
@@ -172,11 +190,16 @@ def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
                     number = 1 + sum(made.ends_chunk for made in pieces)
                     reporter.warn(_doubt(number, piece, sampling))
                 samples += len(piece.samples)
+                timeline.add(piece)
                 # the samples are on disk: a long text must not fill memory
                 pieces.append(dataclasses.replace(piece, samples=np.empty(0, np.float32)))
             spent = time.perf_counter() - loaded
             sink.finish()
+    if job.timestamps is not None:
+        caption_files.write_captions(job.timestamps, timeline.words, job.language)
     result = _result(pieces, samples / SAMPLE_RATE, spent, sampling, job.output)
+    if job.timestamps is not None:
+        result["timestamps"] = as_utf8(job.timestamps)
     if job.streaming.streams:
         result |= _stream_result(sink)
     return result | {"load_seconds": round(loaded - started, 3), "plan": engine.plan.summary()}
@@ -193,18 +216,21 @@ def _pieces(
 ) -> Iterator[Iterator[Piece]]:
     """The pieces of the text, whole or arriving. When they stream, another thread makes them, so
     that this one is free for Ctrl-C."""
+    timed = functools.partial(engine.pieces, timestamps=job.times_words)
     if job.text is None:
         with arriving_text(job.streaming.flush_after) as text:
-            yield engine.pieces(text, voice, sampling, show, job.guard, latency, job.language)
+            yield timed(text, voice, sampling, show, job.guard, latency, job.language)
     elif job.streaming.streams:
-        request = Request("", job.text, voice, sampling, latency, job.language)
+        request = Request(
+            *("", job.text, voice, sampling, latency, job.language), timestamps=job.times_words
+        )
         handle = engine.submit(request, job.guard, show)
         try:
             yield handle
         finally:
             handle.cancel()
     else:
-        yield engine.pieces(job.text, voice, sampling, show, job.guard, latency, job.language)
+        yield timed(job.text, voice, sampling, show, job.guard, latency, job.language)
 
 
 def _stream_result(sinks: Sinks) -> dict[str, Any]:
