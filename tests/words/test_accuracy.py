@@ -2,12 +2,14 @@
 
 training/pico/results/words.json has the teacher's codes of 100 sentences and when its words are
 heard (training/pico/word_times.py). Here the codes are forced and rendered by the built-in model:
-the whole path of a request, without the teacher. Figures are printed.
+the whole path of a request, without the teacher. Whisper is a second opinion, whose own word times
+are less exact. Figures are printed.
 """
 
 from __future__ import annotations
 
 import json
+from difflib import SequenceMatcher
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from chatterbox_opt.engine.sequence import Capacity
 TRUTH = ROOT / "training" / "pico" / "results" / "words.json"
 STEPS = 2  # of the flow, for speed: they do not change when something is heard
 MEDIAN, HIGH = 0.040, 0.120  # seconds: of all starts and ends, and of 95 % of them
+
+WHISPER_MEDIAN, WHISPER_HIGH = 0.1, 0.35
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +69,39 @@ def test_four_sentences(pico):
 @pytest.mark.quality
 def test_a_hundred_sentences(pico):
     within_bounds(errors(pico))
+
+
+def recognized(recogniser, audio) -> list[tuple[float, float]]:
+    """Differences of starts and ends to Whisper's, of the words that it heard as they are."""
+    heard = recogniser.words(audio.samples, audio.sample_rate)
+    ours, theirs = ([_plain(word) for word in words] for words in (
+        [word.text for word in audio.words], [word for word, _, _ in heard]
+    ))  # fmt: skip
+    blocks = SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks()
+    pairs = [(audio.words[a + i], heard[b + i]) for a, b, size in blocks for i in range(size)]
+    return [(word.start - start, word.end - end) for word, (_, start, end) in pairs]
+
+
+def _plain(word: str) -> str:
+    return "".join(c for c in word.lower() if c.isalnum())
+
+
+@pytest.mark.quality
+def test_whisper_hears_the_words_at_about_the_same_time(pico, recogniser):
+    """With the pauses of several sentences and paragraphs in a text."""
+    lines = (ROOT / "training/pico/sentences/everyday.txt").read_text(encoding="utf-8").splitlines()
+    texts = ["\n\n".join(lines[i : i + 3]) for i in range(0, 60, 3)]
+    found, words = [], 0
+    for number, text in enumerate(texts):
+        audio = pico.synthesize(text, None, Sampling(seed=number), timestamps=True)
+        found += recognized(recogniser, audio)
+        words += len(audio.words)
+    differences = np.abs(np.array(found))
+    print(f"{len(found)} of {words} words were recognized")
+    assert len(found) > 0.85 * words
+    for name, part in zip(("starts", "ends"), differences.T, strict=True):
+        median, high = np.percentile(part, [50, 95])
+        print(
+            f"{name}, difference to Whisper: median {1000 * median:.0f} ms, 95 % {1000 * high:.0f} ms"
+        )
+        assert median <= WHISPER_MEDIAN and high <= WHISPER_HIGH
