@@ -43,7 +43,7 @@ def write_item_captions(manifest: Manifest, entries: Iterable[Entry], form: Capt
         name = caption_name(entry.file, form)
         manifest.start(name, OUTPUT)
         words = [Word(*word) for word in entry.words]
-        write_captions(str(manifest.directory / name), words, entry.language)
+        write_captions(str(manifest.directory / name), words, entry.language, sweep=False)
         written += 1
     return written
 

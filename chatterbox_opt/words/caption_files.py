@@ -35,21 +35,27 @@ def check_target(path: str) -> None:
     audio_files.check_writable(path)
 
 
-def write_captions(path: str, words: Sequence[Word], language: str | None = None) -> None:
-    """Write a file, completely or not at all; an existing one is replaced.
+def write_captions(
+    path: str, words: Sequence[Word], language: str | None = None, *, sweep: bool = True
+) -> None:
+    """Write a file, completely or not at all; an existing one is replaced if it is another.
 
     Args:
         path: its extension is the format.
         words: in seconds of the whole.
         language: of the text, see ``cues_of``.
+        sweep: as in ``atomic_write``.
 
     Raises:
         OutputError: it cannot be written.
     """
-    content = _WRITERS[Path(path).suffix.lower()](words, language)
+    content = _WRITERS[Path(path).suffix.lower()](words, language).encode("utf-8", "replace")
+    target = audio_files.link_target(path)
     try:
-        with atomic_write(audio_files.link_target(path)) as part:
-            part.write_text(content, encoding="utf-8", errors="replace")
+        if target.is_file() and target.read_bytes() == content:
+            return
+        with atomic_write(target, sweep=sweep) as part:
+            part.write_bytes(content)
     except OSError as error:
         raise OutputError(
             f"could not write '{path}' ({error.strerror}): check the free space and the permissions"

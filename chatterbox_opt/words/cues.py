@@ -15,6 +15,9 @@ from itertools import groupby
 
 import sentencex
 
+from chatterbox_opt.config.model_config import MULTILINGUAL_TEXT
+from chatterbox_opt.text.languages import AUTO
+from chatterbox_opt.text.rules import TextRules
 from chatterbox_opt.words.word import Word
 
 WIDTH, LINES = 42, 2  # characters of a line, lines of a cue
@@ -51,8 +54,9 @@ def cues_of(words: Iterable[Word], language: str | None = None) -> Iterator[Capt
     Args:
         language: of the text, for its abbreviations; None: English.
     """
+    rules = TextRules(MULTILINGUAL_TEXT, None if language == AUTO else language)
     for _, chunk in groupby(words, key=lambda word: word.chunk):
-        for sentence in _sentences(list(chunk), language or "en"):
+        for sentence in _sentences(list(chunk), rules.sentence_language):
             for part in _cues(list(_short(sentence))):
                 yield CaptionCue(_lines(part))
 

@@ -33,7 +33,7 @@ MADE = {  # what the commands of a document leave behind
         "converted.wav",
         "converted/speaker.wav",
     ),
-    "script.md": ("train.srt", "train.json", "told/0001.vtt", "told.vtt"),
+    "script.md": ("train.srt", "train.json", "told/0001.wav", "told.vtt"),
     "batch.md": ("book.flac", "lines/a-hello-there.ogg", "piped/0002.wav", "events.jsonl"),
 }
 RUN_BLOCKS = """

@@ -113,6 +113,22 @@ def test_json():
     assert json.loads(caption_files.to_json([])) == []
 
 
+def test_abbreviations_of_a_language():
+    words = timed("Das ist z. B. gut. Ja.")
+    found = [[" ".join(w.text for w in line) for line in cue.lines] for cue in cues_of(words, "de")]
+    assert found == [["Das ist z. B. gut."], ["Ja."]]
+    for language in ("no", "auto", "ko", None):
+        assert list(cues_of(words, language))
+
+
+def test_a_file_that_would_be_the_same_is_left_alone(tmp_path):
+    target = tmp_path / "a.vtt"
+    caption_files.write_captions(str(target), timed("naïve \ud800"))
+    before = target.stat()
+    caption_files.write_captions(str(target), timed("naïve \ud800"))
+    assert target.stat().st_mtime_ns == before.st_mtime_ns and target.stat().st_ino == before.st_ino
+
+
 def test_files_are_written_completely_or_not_at_all(tmp_path, monkeypatch):
     target = tmp_path / "a.srt"
     target.write_text("old")

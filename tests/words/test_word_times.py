@@ -13,6 +13,7 @@ from chatterbox_opt.config.model_config import MULTILINGUAL, NANO, TURBO, ModelC
 from chatterbox_opt.engine import retries
 from chatterbox_opt.engine.decoding import alignment, decoder
 from chatterbox_opt.engine.decoding.decoder import text_tokens
+from chatterbox_opt.engine.sequence import Capacity
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError, NumericsError
 from chatterbox_opt.models.t3.model import Prompt
@@ -152,6 +153,28 @@ def test_nan_is_an_error(pico, monkeypatch):
     monkeypatch.setattr(alignment, "text_attention", nan)
     with pytest.raises(NumericsError, match="NaN or Inf"):
         pico.synthesize("Good morning.", None, SAMPLING, timestamps=True)
+
+
+def test_nan_of_a_narrow_t3_is_tried_again_in_float32(pico, monkeypatch):
+    dtypes = []
+
+    def nan(t3, *args):
+        dtypes.append(t3.dtype)
+        found = text_attention(t3, *args)
+        return found if t3.dtype == torch.float32 else found * float("nan")
+
+    monkeypatch.setattr(alignment, "text_attention", nan)
+    with Engine.load("pico", "dev", device="cpu", overrides={"dtype": "bfloat16"}) as narrow:
+        request = Request("a", "Hello.", sampling=SAMPLING, timestamps=True)
+        [result] = narrow.batch([request])
+    assert [word.text for word in result.words] == ["Hello."]
+    assert dtypes == [torch.bfloat16, torch.float32]
+
+
+def test_plain_chatterbox_has_no_word_times(pico):
+    plain = replace(pico._requests, hops=None)
+    with pytest.raises(InputError, match="unset DISABLE_OPTIMIZATION"):
+        plain.of(Request("a", "Hello.", timestamps=True), Capacity())
 
 
 # --- which models and languages ----------------------------------------------------------------

@@ -34,7 +34,9 @@ def align(t3: T3, sequence: Sequence, space: int | None) -> list[Span]:
     exaggeration = sequence.sampling.exaggeration
     attention = text_attention(t3, prompt, sequence.tokens, exaggeration, heads).cpu().numpy()
     if not np.isfinite(attention).all():
-        raise NumericsError("the pass that times words gave NaN or Inf: use --dtype float32")
+        raise NumericsError(
+            "t3's pass that times words gave NaN or Inf: its weights may be damaged"
+        )
     spans = word_spans(attention, token_words(prompt.text_tokens.tolist(), space))
     count = len(sequence.chunk.text.split())
     # the same number, unless a language's library has added or removed blanks

@@ -243,6 +243,8 @@ class Decoder:
             self._out.remove(sequence)
             if isinstance(error, torch.OutOfMemoryError):
                 self._on_out_of_memory(error, [*self.running, sequence])
+            elif isinstance(error, NumericsError) and self._enter().dtype != torch.float32:
+                self._again([sequence], DecodeMode.FLOAT32)
             else:
                 self._fail([sequence], error)
         sequence.add_seconds("alignment", time.perf_counter() - start)
