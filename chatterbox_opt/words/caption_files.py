@@ -40,6 +40,8 @@ def write_captions(
 ) -> None:
     """Write a file, completely or not at all; an existing one is replaced if it is another.
 
+    A pipe or a device is written to, as by ``audio.files.writer``.
+
     Args:
         path: its extension is the format.
         words: in seconds of the whole.
@@ -48,8 +50,13 @@ def write_captions(
 
     Raises:
         OutputError: it cannot be written.
+        BrokenPipeError: the reader of a pipe has gone.
     """
-    content = _WRITERS[Path(path).suffix.lower()](words, language).encode("utf-8", "replace")
+    content = _WRITERS[Path(path).suffix.lower()](words, language).encode("utf-8")
+    if audio_files.is_stream(path):
+        with audio_files.open_stream(path) as stream:
+            audio_files.send(stream, content, path)
+        return
     target = audio_files.link_target(path)
     try:
         if target.is_file() and target.read_bytes() == content:

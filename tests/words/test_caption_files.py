@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -123,10 +126,27 @@ def test_abbreviations_of_a_language():
 
 def test_a_file_that_would_be_the_same_is_left_alone(tmp_path):
     target = tmp_path / "a.vtt"
-    caption_files.write_captions(str(target), timed("naïve \ud800"))
+    caption_files.write_captions(str(target), timed("naïve"))
     before = target.stat()
-    caption_files.write_captions(str(target), timed("naïve \ud800"))
+    caption_files.write_captions(str(target), timed("naïve"))
     assert target.stat().st_mtime_ns == before.st_mtime_ns and target.stat().st_ino == before.st_ino
+
+
+def test_a_pipe_and_a_device_are_written_to(tmp_path):
+    """Under a name that leads there: a device must not be replaced by a file."""
+    pipe, device = tmp_path / "pipe", tmp_path / "full.srt"
+    os.mkfifo(pipe)
+    (tmp_path / "a.json").symlink_to(pipe)
+    device.symlink_to("/dev/full")
+    got = []
+    reader = threading.Thread(target=lambda: got.append(pipe.read_text()))
+    reader.start()
+    caption_files.write_captions(str(tmp_path / "a.json"), timed("one"))
+    reader.join(timeout=10)
+    assert json.loads(got[0])[0]["text"] == "one" and pipe.is_fifo()
+    with pytest.raises(OutputError, match="No space left"):
+        caption_files.write_captions(str(device), timed("one"))
+    assert Path("/dev/full").is_char_device()
 
 
 def test_files_are_written_completely_or_not_at_all(tmp_path, monkeypatch):
