@@ -212,12 +212,12 @@ def markdown(report: dict[str, Any]) -> str:
         f"{facts['device']} · {facts['cores']} threads of {facts['instructions']} · torch "
         f"{facts['torch']} · reads {facts['read_gb_s']:.1f} GB/s · {report['runs']} rounds",
         "",
-        "| model: row | T3 tok/s | prefill s | flow s | vocoder s | watermark s | total s | limit "
-        "| x real time | RSS MiB |",
-        "|" + " --- |" * 10,
+        "| model: row | T3 tok/s | prefill s | + voice s | flow s | vocoder s | watermark s "
+        "| total s | limit | x real time | RSS MiB |",
+        "|" + " --- |" * 11,
     ]
     for row in report["rows"]:
-        stages = ("prefill", "flow", "vocoder", "watermark", "synthesis")
+        stages = ("prefill", "voice", "flow", "vocoder", "watermark", "synthesis")
         cells = [f"{row[f'{stage}_seconds']:.2f}" for stage in stages]
         noisy = " ~" if row["noisy"] else ""
         memory = row["peak_rss_mib"]

@@ -111,6 +111,13 @@ async def lag(client: httpx.AsyncClient) -> dict[str, float]:
     return {labels.split('"')[1]: float(count) for labels, _, count in counts}
 
 
+async def memory(client: httpx.AsyncClient) -> float:
+    """MiB that the server holds."""
+    lines = (await client.get("/metrics")).text.splitlines()
+    name = "process_resident_memory_bytes "
+    return sum(float(line.split()[1]) for line in lines if line.startswith(name)) / (1 << 20)
+
+
 async def measure(address: str, clients: int, seconds: float) -> dict[str, object]:
     """Both runs, and whether all sound was right."""
     async with httpx.AsyncClient(
@@ -121,7 +128,7 @@ async def measure(address: str, clients: int, seconds: float) -> dict[str, objec
         rows = {"alone": figures(alone, time.perf_counter() - started)}
         whole = [await ask(client, text, split=True) for text in range(len(TEXTS))]
         right = {(one.text, one.latency): one.content for one in [*alone, *whole]}
-        before, started = await lag(client), time.perf_counter()
+        held, before, started = await memory(client), await lag(client), time.perf_counter()
         answers = await at_once(client, clients, seconds)
         rows["at once"] = figures(answers, time.perf_counter() - started)
         after = await lag(client)
@@ -135,6 +142,7 @@ async def measure(address: str, clients: int, seconds: float) -> dict[str, objec
             "wrong": wrong,
             "throughput": rows["at once"]["realtime_x"] / rows["alone"]["realtime_x"],
             "event_loop_lag": late,
+            "memory_growth_mib": await memory(client) - held,
         }
 
 

@@ -38,12 +38,15 @@ if TYPE_CHECKING:
     from chatterbox_opt.provider import OptimizedChatterboxProvider, RealChatterboxProvider
     from chatterbox_opt.request import Audio, Metrics, Piece, Progress, Request, Result
     from chatterbox_opt.sampling import Sampling
+    from chatterbox_opt.script.cast import Cast
+    from chatterbox_opt.script.lexicon import Lexicon
     from chatterbox_opt.voice import Voice
     from chatterbox_opt.voices.store import VoiceStore
     from chatterbox_opt.words.word import Word
 
 __all__ = [
     "Audio",
+    "Cast",
     "ChatterboxOptError",
     "Conversion",
     "DeviceError",
@@ -51,6 +54,7 @@ __all__ = [
     "Guard",
     "HopSchedule",
     "InputError",
+    "Lexicon",
     "Metrics",
     "NumericsError",
     "OptimizedChatterboxProvider",
@@ -79,10 +83,12 @@ __all__ = [
 
 _MODULE_OF = {  # public name -> module that defines it; the errors are in ``errors``
     "Audio": "request",
+    "Cast": "script.cast",
     "Conversion": "engine.conversion.request",
     "Engine": "engine.engine",
     "Guard": "engine.quality",
     "HopSchedule": "config.hop_schedule",
+    "Lexicon": "script.lexicon",
     "Metrics": "request",
     "OptimizedChatterboxProvider": "provider",
     "Piece": "request",

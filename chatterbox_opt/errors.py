@@ -5,7 +5,7 @@ Responsible for their hierarchy and for errors as text. Not responsible for exit
 
 ChatterboxOptError            the root: callers catch it in one place
 ├── InputError                an argument, option or input file is wrong
-│   ├── TextError             nothing to synthesize, or not text at all
+│   ├── TextError             nothing to synthesize, not text at all, or wrong markup
 │   ├── VoiceError            unusable reference recording or unknown voice name
 │   └── ProfileError          unknown profile, key or value
 ├── WeightsError              weights missing, damaged or of the wrong shape
@@ -30,7 +30,7 @@ class InputError(ChatterboxOptError):
 
 
 class TextError(InputError):
-    """The text holds nothing that can be synthesized."""
+    """The text holds nothing that can be synthesized, or its markup is wrong."""
 
 
 class VoiceError(InputError):

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, TypeAlias
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.model_config import SAMPLE_RATE
+from chatterbox_opt.config.speaking_rate import check_rate
 from chatterbox_opt.errors import InputError, TextError, VoiceError
 from chatterbox_opt.sampling import Sampling, seeded
+from chatterbox_opt.script.cast import Cast
+from chatterbox_opt.script.lexicon import Lexicon
 from chatterbox_opt.text.languages import check_language
 from chatterbox_opt.utils import arguments
 from chatterbox_opt.utils.arguments import shown
@@ -60,15 +63,13 @@ class Piece:
 
     Attributes:
         samples: float32 [n] in [-1, 1] at 24 kHz.
-        text: the normalized chunk.
-        tokens: number of its speech tokens.
+        text, tokens: the normalized chunk, and the number of its speech tokens.
         seconds: processing time by stage (t3, flow, vocoder, watermark).
         part: number of the part in its chunk, from 0.
         ends_chunk: whether it is the last of its chunk.
         faults: detected by a guard in the best attempt (see engine/quality.py).
         attempts: number of times that it was synthesized.
-        words: of the chunk, in seconds from its beginning, if the request asks for them; with low
-            latency with its last part.
+        words: of the chunk, in seconds of it, if asked for; with low latency with its last part.
     """
 
     samples: Wave
@@ -121,8 +122,8 @@ class Audio:
         return _same_audio(self, other)
 
     def __repr__(self) -> str:
-        rate, seed = self.sample_rate, self.seed
-        return f"Audio({self.duration:.2f} s, {rate} Hz, seed={seed}, tokens={self.tokens})"
+        more = f"seed={self.seed}, tokens={self.tokens}"
+        return f"Audio({self.duration:.2f} s, {self.sample_rate} Hz, {more})"
 
     @property
     def duration(self) -> float:
@@ -130,12 +131,10 @@ class Audio:
         return len(self.samples) / self.sample_rate
 
     def save(self, path: str | os.PathLike[str], subtype: str | None = None) -> None:
-        """Write a mono file, completely or not at all; an existing file is replaced.
+        """Write a mono .wav, .flac, .ogg or .mp3, completely or not at all; a file is replaced.
 
         Args:
-            path: its extension is the format: .wav, .flac, .ogg or .mp3.
-            subtype: sample format, such as "PCM_24" or "FLOAT" for wav; None is the format's
-                default, 16 bit where it has it.
+            subtype: sample format, such as "PCM_24" or "FLOAT" for wav; None: 16 bit where it has.
 
         Raises:
             InputError: unknown extension or subtype, no such directory, or a directory.
@@ -162,16 +161,18 @@ class Request:
         text: of any length.
         voice: a Voice, a path, a name, or None for the model's own; see ``Engine.voice``.
         sampling: parameters; without a seed one is drawn, and returned with the result.
-        latency: ``CHUNK``: a piece is a whole chunk; ``LOW``: parts of a chunk, while the rest is
-            still computed, or a ``HopSchedule`` that says of which sizes. The tokens are the same,
-            the sound differs a little (docs/accuracy.md).
-        language: of the text, a code such as "de", for models that know several; "auto": detected
-            in the text; None: not known, and the model goes by the text alone.
+        latency: ``CHUNK``: a piece is a whole chunk; ``LOW`` or a ``HopSchedule``: parts of a
+            chunk, of the same tokens; the sound differs a little (docs/accuracy.md).
+        language: such as "de", for models that know several; "auto": detected; None: not told.
+        rate: how fast it is spoken, 0.5 to 2, at the same pitch and with pauses as long as at 1.
+        markup: tags such as [pause:1s] in the text, or SSML, are more than text (docs/script.md).
+        lexicon: words that are said in another form than they are written in.
+        cast: who speaks the lines ``NAME: words`` of a dialogue, and what [voice:NAME] means.
         timestamps: tell when each word is heard, as the person wrote it (``Piece.words``).
 
     Raises:
-        TextError, VoiceError, InputError: text, voice, sampling, latency or language is of another
-            type; an unknown language.
+        TextError, VoiceError, InputError: text, voice, sampling, latency, language, rate, lexicon
+            or cast is of another type; an unknown language; a rate out of range.
     """
 
     id: str
@@ -180,11 +181,18 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     latency: str | HopSchedule = CHUNK
     language: str | None = None
+    rate: float = 1.0
+    markup: bool = False
+    lexicon: Lexicon | None = None
+    cast: Cast | None = None
     timestamps: bool = False
 
     def __post_init__(self) -> None:
         check_text(self.text)
+        arguments.instance("lexicon", self.lexicon, Lexicon, optional=True)
+        arguments.instance("cast", self.cast, Cast, optional=True)
         object.__setattr__(self, "language", check_language(self.language))
+        object.__setattr__(self, "rate", check_rate(self.rate))
         if self.latency not in LATENCIES and not isinstance(self.latency, HopSchedule):
             raise InputError(f"latency is {shown(self.latency)}; known: {', '.join(LATENCIES)}")
         # other objects are left to ``Engine.voice``: to know a Voice, torch has to be imported
@@ -237,8 +245,7 @@ class Result:
     metrics: Metrics = field(default_factory=Metrics)
 
     def __repr__(self) -> str:
-        duration = sum(piece.duration for piece in self.pieces)
-        audio = f"pieces={len(self.pieces)}, {duration:.2f} s"
+        audio = f"pieces={len(self.pieces)}, {sum(one.duration for one in self.pieces):.2f} s"
         outcome = audio if self.error is None else f"error={self.error!r}"
         return f"Result({self.id!r}, seed={self.seed}, {outcome})"
 
@@ -283,17 +290,20 @@ def voice_name(voice: object) -> str | None:
 
 
 def single_request(
-    text: str,
+    text: str | Request,
     voice: VoiceSource,
     sampling: Sampling | None,
     latency: str | HopSchedule = CHUNK,
     language: str | None = None,
-    *,
-    timestamps: bool = False,
+    rate: float = 1.0,
+    lexicon: Lexicon | None = None,
 ) -> Request:
-    """The request of one text, with a seed. Raises as ``Request``."""
+    """The request of one text, or the one that is given, with a seed. Raises as ``Request``."""
+    if isinstance(text, Request):
+        return text.with_seed()
     sampling = Sampling() if sampling is None else sampling
-    return Request("", text, voice, sampling, latency, language, timestamps=timestamps).with_seed()
+    how = (latency, language, rate)
+    return Request("", text, voice, sampling, *how, lexicon=lexicon).with_seed()
 
 
 # as ``Engine.batch``: results in any order
@@ -336,8 +346,5 @@ def join(pieces: list[Piece], seed: int) -> Audio:
 
 def total_seconds(pieces: list[Piece]) -> dict[str, float]:
     """Total processing time of pieces by stage."""
-    total: dict[str, float] = {}
-    for piece in pieces:
-        for stage, seconds in piece.seconds.items():
-            total[stage] = total.get(stage, 0.0) + seconds
-    return total
+    stages = dict.fromkeys(stage for piece in pieces for stage in piece.seconds)
+    return {stage: sum(piece.seconds.get(stage, 0.0) for piece in pieces) for stage in stages}

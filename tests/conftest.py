@@ -26,6 +26,7 @@ os.environ.pop("DISABLE_OPTIMIZATION", None)
 os.environ["TQDM_DISABLE"] = "1"  # upstream's bars would drown a failure's message
 os.environ["HF_HOME"] = f"{_SCRATCH}/hf"
 os.environ["CHATTERBOX_VOICE_CACHE"] = f"{_SCRATCH}/voices"
+os.environ["CHATTERBOX_LEXICON"] = ""  # not the user's own
 os.environ["CHATTERBOX_WEIGHT_CACHE"] = f"{_SCRATCH}/weights"
 
 HERE = Path(__file__).parent

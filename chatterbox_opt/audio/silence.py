@@ -10,26 +10,28 @@ to 450 ms of silence at 60 to 95 dB below their peak; the quietest first sounds 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 
 if TYPE_CHECKING:
     import numpy as np
-    import numpy.typing as npt
 
     from chatterbox_opt.utils.wave import Wave
 
 FRAME = SAMPLE_RATE // 100  # samples; 10 ms
 LEVEL = 10 ** (-50 / 20)  # RMS of a frame that has sound, of the peak
-MARGIN = FRAME  # samples that are kept on both sides
+MARGIN = FRAME  # samples
+TRIM_FRAME = SAMPLE_RATE // 200  # samples; 5 ms: by less a trimmed end is known
+LEAST_PEAK = 0.05  # of speech: what is only quieter than that has no sound yet
 
 
-def sound_span(blocks: Iterable[Wave]) -> tuple[int, int]:
-    """First and last sample of the sound, with ``MARGIN``; all samples if there is none.
+def sound_span(blocks: Iterable[Wave], margin: int = MARGIN) -> tuple[int, int]:
+    """First and last sample of the sound with a margin; all samples if there is none.
 
     Args:
         blocks: float32 [n], in order; all but the last have a length divisible by ``FRAME``.
+        margin: samples that are kept on both sides, where they are there.
     """
     import numpy as np
 
@@ -37,17 +39,56 @@ def sound_span(blocks: Iterable[Wave]) -> tuple[int, int]:
     for block in blocks:
         peak = max(peak, float(np.abs(block).max(initial=0.0)))
         length += len(block)
-        levels.append(sound_levels(block))
+        levels.append(sound_levels(block, FRAME))
     loud = np.flatnonzero(np.concatenate(levels) > LEVEL * peak) if levels else np.empty(0)
     if not len(loud):
         return 0, length
-    start, stop = int(loud[0]) * FRAME - MARGIN, (int(loud[-1]) + 1) * FRAME + MARGIN
+    start, stop = int(loud[0]) * FRAME - margin, (int(loud[-1]) + 1) * FRAME + margin
     return max(start, 0), min(stop, length)
 
 
-def sound_levels(wave: Wave) -> npt.NDArray[np.float64]:
-    """RMS of each ``FRAME`` of float32 [n]; the last one is filled up with silence."""
+class Trimmer:
+    """Leaves out the silence at the ends of one sound that comes in parts.
+
+    Silence is given out when sound follows it, so a part may come out empty, and the next longer.
+
+    Attributes:
+        skipped: samples that were left out at the beginning.
+    """
+
+    def __init__(self, *, start: bool, end: bool) -> None:
+        """Trim at the start, at the end, or both."""
+        self.skipped = 0
+        self._start, self._end = start, end
+        self._peak = LEAST_PEAK
+        self._held: list[Wave] = []  # silence so far
+
+    def push(self, wave: Wave, *, is_last: bool) -> Wave:
+        """Take float32 [n]; return what is certain. A sound without any but silence is given out
+        whole."""
+        import numpy as np
+
+        wave = np.concatenate([*self._held, wave])
+        self._held = []
+        self._peak = max(self._peak, float(np.abs(wave).max(initial=0.0)))
+        loud = np.flatnonzero(sound_levels(wave, TRIM_FRAME) > LEVEL * self._peak)
+        start, stop = 0, len(wave)
+        if len(loud):
+            if self._start:
+                start = self.skipped = int(loud[0]) * TRIM_FRAME
+                self._start = False
+            if self._end:
+                stop = min(stop, (int(loud[-1]) + 1) * TRIM_FRAME)
+        elif (self._end and not self._start) or not is_last:
+            stop = 0 if self._end or self._start else stop
+        if not is_last and stop < len(wave):
+            self._held = [wave[stop:]]
+        return wave[start:stop]
+
+
+def sound_levels(wave: Wave, frame: int = FRAME) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The RMS of each frame; the last one is filled up with zeros."""
     import numpy as np
 
-    frames = np.pad(wave, (0, -len(wave) % FRAME)).reshape(-1, FRAME)
-    return np.sqrt(np.square(frames, dtype=np.float64).mean(axis=1))
+    padded = np.pad(wave, (0, -len(wave) % frame)).reshape(-1, frame)
+    return np.sqrt(np.square(padded, dtype=np.float64).mean(axis=1))

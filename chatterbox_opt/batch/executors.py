@@ -24,6 +24,8 @@ from chatterbox_opt.engine import probe
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import Request, Result, SynthesizeBatch
+from chatterbox_opt.script.cast import Cast, member_of
+from chatterbox_opt.script.reader import script_of
 from chatterbox_opt.utils.quiet import silence_dependencies
 
 if TYPE_CHECKING:
@@ -165,6 +167,17 @@ def check_executor(executor: str, workers: int | None, address: str | None) -> N
         raise InputError("--ray-address needs --executor ray")
 
 
+def _with_cast(request: Request, voice: Callable[[str], Voice]) -> Request:
+    """The request with a cast of all voices that its text names."""
+    members = [member_of(request.cast, name) for name in script_of(request).voices]
+    named = tuple(
+        replace(one, voice=voice(one.voice)) if isinstance(one.voice, str) else one
+        for one in members
+    )
+    dialogue = request.cast is not None and request.cast.dialogue
+    return replace(request, cast=Cast(named, dialogue)) if named else request
+
+
 def with_voices(synthesize: SynthesizeBatch, voice: Callable[[str], Voice]) -> SynthesizeBatch:
     """Replace the path of a recording, which other machines cannot read, by its Voice.
 
@@ -180,6 +193,7 @@ def with_voices(synthesize: SynthesizeBatch, voice: Callable[[str], Voice]) -> S
                 try:
                     if isinstance(request.voice, str):
                         request = replace(request, voice=voice(request.voice))
+                    request = _with_cast(request, voice)
                 except REQUEST_ERRORS as error:
                     failed.append(Result(request.id, request.sampling.seed or 0, error=error))
                 else:

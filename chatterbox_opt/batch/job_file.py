@@ -24,8 +24,13 @@ from chatterbox_opt.batch.readers.rows import Cells, Dropped, Parsed, Row
 from chatterbox_opt.batch.readers.substation import read_substation
 from chatterbox_opt.batch.readers.subtitles import read_subtitles
 from chatterbox_opt.batch.readers.tables import read_csv, read_json_lines
+from chatterbox_opt.config.speaking_rate import check_rate
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.sampling import WHOLE_NUMBERS, Sampling
+from chatterbox_opt.script.cast import Cast
+from chatterbox_opt.script.lexicon import Lexicon
+from chatterbox_opt.script.reader import script_of
+from chatterbox_opt.script.spans import Script
 from chatterbox_opt.text.chunking import has_speech
 from chatterbox_opt.text.decoding import decode
 from chatterbox_opt.text.languages import check_language
@@ -33,7 +38,8 @@ from chatterbox_opt.text.languages import check_language
 STDIN = "-"
 FORMATS = (".txt", ".md", ".jsonl", ".csv", ".tsv", ".srt", ".vtt", ".ass", ".ssa")
 SAMPLING_COLUMNS = tuple(field.name for field in fields(Sampling))
-COLUMNS = ("id", "text", "voice", *SAMPLING_COLUMNS, "language")
+COLUMNS = ("id", "text", "voice", *SAMPLING_COLUMNS, "language", "rate", "markup")
+_FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 SCENE_BREAK = "scene break"
 # "* * *", "---", "⁂": of several marks, or one that is used for nothing else
 _SCENE_BREAK = re.compile(r"[*_#~=•·⁂❧☙◆◇✦✽-]{3,}|[⁂❧☙#*•~]|[—–]+")
@@ -47,11 +53,16 @@ class ReadOptions:
         split: what an item of a .txt file is.
         captions: what is spoken of a subtitle file.
         encoding: of the file; None is UTF-8, or that of its byte order mark.
+        markup: of rows without their own.
+        lexicon, cast: of all rows, see ``Request``.
     """
 
     split: Split = Split.AUTO
     captions: Captions = Captions.SPEECH
     encoding: str | None = None
+    markup: bool = False
+    lexicon: Lexicon | None = None
+    cast: Cast | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +80,8 @@ class Item:
         has_own_id: the id is from the row.
         start, end: seconds, of a cue; None elsewhere.
         language: of the text, such as "de"; None: not known.
+        rate: how fast it is spoken.
+        markup, lexicon, cast: how its text is read, see ``Request``.
         file: name in the output directory; "" until runner.py assigns it.
         text_hash, settings_hash: what the manifest compares (see runner.py); "" until then.
     """
@@ -84,9 +97,26 @@ class Item:
     start: float | None = None
     end: float | None = None
     language: str | None = None
+    rate: float = 1.0
+    markup: bool = False
+    lexicon: Lexicon | None = None
+    cast: Cast | None = None
     file: str = ""
     text_hash: str = ""
     settings_hash: str = ""
+
+    def script(self) -> Script:
+        """Its text in spans.
+
+        Raises:
+            TextError: wrong markup, or names that are not in the cast.
+        """
+        return script_of(self)
+
+    @property
+    def written(self) -> str:
+        """Its words as the person wrote them, without markup and names of speakers."""
+        return script_of(replace(self, lexicon=None)).written
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +170,7 @@ def read(
     voice: str | None = None,
     options: ReadOptions | None = None,
     language: str | None = None,
+    rate: float = 1.0,
 ) -> Job:
     """Read a job file.
 
@@ -147,7 +178,7 @@ def read(
         file: its name, whose extension is its format; ``-`` is read as a .txt.
         content: of the file.
         default: sampling parameters of rows without their own.
-        voice, language: of rows without their own.
+        voice, language, rate: of rows without their own.
 
     Raises:
         InputError: unknown format, another encoding, or a row that makes the file ambiguous.
@@ -165,9 +196,13 @@ def read(
         base = Item(
             *(str(len(row_of_id) + 1), row.number, "", voice, default, row.starts_chapter),
             language=language,
+            rate=rate,
+            markup=options.markup,
+            lexicon=options.lexicon,
+            cast=options.cast,
         )
         item = _item(f"{name} row {row.number}", row.cells, base)
-        if reason := row.pause or _why_silent(item.text):
+        if reason := row.pause or _why_silent(item.written):
             own_id = item.id if item.has_own_id else None
             pauses.append(Pause(row.number, own_id, item.text, reason, row.start, row.end))
             lines.append(pauses[-1])
@@ -232,12 +267,24 @@ def _item(where: str, cells: Cells, base: Item) -> Item:
         raise InputError(f"{where}: voice is not a string; give a file or a name")
     try:
         language = check_language(cells.pop("language", base.language))
+        rate = check_rate(_number("rate", cells.pop("rate", base.rate)))
+        markup = _flag("markup", cells.pop("markup", base.markup))
         overrides = {column: _number(column, cell) for column, cell in cells.items()}
         sampling = replace(base.sampling, **overrides)
+        named = replace(base, id=str(id), has_own_id=True) if id is not None else base
+        item = replace(named, text=text, voice=voice, sampling=sampling, markup=markup)
+        item = replace(item, language=language, rate=rate)
+        item.script()  # its errors, with the row
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    named = replace(base, id=str(id), has_own_id=True) if id is not None else base
-    return replace(named, text=text, voice=voice, sampling=sampling, language=language)
+    return item
+
+
+def _flag(column: str, cell: Any) -> bool:
+    flag = cell if isinstance(cell, bool) else _FLAGS.get(str(cell).strip().lower())
+    if flag is None:
+        raise InputError(f"{column} is {json.dumps(cell)[:40]}; give true or false")
+    return flag
 
 
 def _number(column: str, cell: Any) -> Any:

@@ -84,9 +84,7 @@ def join(
     items = list(items)
     gaps = [0, *(round(pauses.before(item) * SAMPLE_RATE) for item in items[1:])]
     longest = sum(entries[item.id].duration for item in items) * SAMPLE_RATE + sum(gaps)
-    if Path(target).suffix.lower() == ".wav" and longest * SAMPLE_BYTES > MAX_WAV_BYTES:
-        hours = longest / SAMPLE_RATE / 3600
-        raise OutputError(f"'{target}' would have {hours:.0f} h, too long for a wav: give .flac")
+    check_length(target, longest / SAMPLE_RATE)
     written, starts = 0, []
     with audio_files.writer(target) as sink:
         for item, gap in zip(items, gaps, strict=True):
@@ -99,6 +97,14 @@ def join(
                 sink.write(block)
                 written += len(block)
     return Joined(written / SAMPLE_RATE, tuple(starts))
+
+
+def check_length(target: str, seconds: float) -> None:
+    """Raise OutputError if a joined file would be longer than its format can be."""
+    too_long = seconds * SAMPLE_RATE * SAMPLE_BYTES > MAX_WAV_BYTES
+    if Path(target).suffix.lower() == ".wav" and too_long:
+        hours = seconds / 3600
+        raise OutputError(f"'{target}' would have {hours:.0f} h, too long for a wav: give .flac")
 
 
 def _span(path: Path) -> tuple[int, int]:

@@ -60,6 +60,7 @@ class Entry:
         sampling: its sampling parameters, by name.
         model: name, precision and whether it is watermarked.
         language: of the item; None also in lines of earlier versions.
+        rate: at which it is spoken.
         words: text, start, end and chunk of each (see ``Word``); empty if nobody asked for them.
     """
 
@@ -81,6 +82,7 @@ class Entry:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     model: str = ""
     language: str | None = None
+    rate: float = 1.0
     words: tuple[tuple[Any, ...], ...] = ()
 
 
@@ -316,8 +318,8 @@ def _is_valid(key: str, value: Any) -> bool:
         return isinstance(value, dict)
     if value is None:
         return key in ("seed", "voice", "language")
-    if key in ("size", "seed", "attempts", "duration", "seconds"):
-        return _is_number(value, whole=key not in ("duration", "seconds"))
+    if key in ("size", "seed", "attempts", "duration", "seconds", "rate"):
+        return _is_number(value, whole=key not in ("duration", "seconds", "rate"))
     return isinstance(value, str)
 
 

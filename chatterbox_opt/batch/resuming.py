@@ -17,6 +17,7 @@ it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -32,6 +33,9 @@ from chatterbox_opt.batch import manifest as manifests
 from chatterbox_opt.batch.job_file import Item
 from chatterbox_opt.batch.manifest import MOVED, Entry, Manifest
 from chatterbox_opt.errors import InputError, OutputError
+from chatterbox_opt.script.cast import member_of
+from chatterbox_opt.script.spans import Script
+from chatterbox_opt.text.languages import AUTO
 from chatterbox_opt.utils.atomic_file import atomic_write
 
 MOVES = "manifest.moves"
@@ -86,6 +90,7 @@ def prepare(
     model_key: str,
     voice_key: Callable[[str | None], str],
     loudness: float | None = None,
+    stretch: float | None = None,
 ) -> list[Item]:
     """The items with their output file and the hashes that decide whether they are up to date.
 
@@ -94,24 +99,47 @@ def prepare(
         model_key: model, precision, and everything else that changes the audio.
         voice_key: hash of a voice's content, so that a changed recording is detected.
         loudness: LUFS that the files are brought to.
+        stretch: by which speech that is too long for its cue is faster; None: it is not.
     """
-    voice_keys: dict[str | None, str] = {}
+    keys_of = functools.cache(voice_key)
     prepared = []
     for item, file in zip(items, files, strict=True):
-        if item.voice not in voice_keys:
-            voice_keys[item.voice] = voice_key(item.voice)
         # the keys and their order are those of manifests on disk: they must not change
-        settings: dict[str, Any] = {"by": model_key, "voice": voice_keys[item.voice]}
+        settings: dict[str, Any] = {"by": model_key, "voice": keys_of(item.voice)}
         settings |= dataclasses.asdict(item.sampling)
         if loudness is not None:
             settings["loudness"] = loudness
         if item.language is not None:
             settings["language"] = item.language
+        if item.rate != 1:
+            settings["rate"] = item.rate
+        if script := _script(item, keys_of):
+            settings["script"] = script
+        if stretch is not None and item.start is not None and item.end is not None:
+            settings |= {"cue": round(item.end - item.start, 3), "stretch": stretch}
         text_hash, settings_hash = _hash(item.text), _hash(json.dumps(settings, sort_keys=True))
         prepared.append(
             dataclasses.replace(item, file=file, text_hash=text_hash, settings_hash=settings_hash)
         )
     return prepared
+
+
+def _script(item: Item, voice_key: Callable[[str | None], str]) -> list[Any]:
+    """What markup, lexicon and cast make of an item's text; empty for one that they leave as it is.
+
+    So a changed lexicon or cast concerns only the items in which it changes something.
+    """
+    spans = item.script().spans
+    made: list[Any] = []
+    if item.lexicon is not None and item.language == AUTO:  # which of its words count is not known
+        made += [dataclasses.astuple(entry) for entry in item.lexicon.entries]
+    elif spans == Script.of(item.text).spans:
+        return []
+    for span in spans:
+        member = member_of(item.cast, span.voice)
+        voice = voice_key(member.voice) if isinstance(member.voice, str) else None
+        made.append([span.text, voice, member.sampling, member.rate, span.rate, span.pause])
+    return made
 
 
 def _hash(text: str) -> str:

@@ -23,6 +23,7 @@ from chatterbox_opt.audio import loudness
 from chatterbox_opt.batch.job_file import Item
 from chatterbox_opt.batch.manifest import DONE, FAILED, Entry, Manifest
 from chatterbox_opt.batch.resuming import find_done
+from chatterbox_opt.batch.timeline import Fitting
 from chatterbox_opt.batch.verify import Verifier, VerifierError
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import ChatterboxOptError, OutputError, in_words
@@ -95,6 +96,7 @@ class RunOptions:
         loudness: LUFS that the files are brought to; None leaves them as they are.
         model: what the manifest says about the model.
         timestamps: note when each word is heard.
+        fitting: of speech to the times of its cues; None: they do not matter.
     """
 
     verifier: Verifier | None = None
@@ -103,6 +105,7 @@ class RunOptions:
     loudness: float | None = None
     model: str = ""
     timestamps: bool = False
+    fitting: Fitting | None = None
 
 
 class BatchRunner:
@@ -156,11 +159,13 @@ class BatchRunner:
         Args:
             synthesize: from requests to results, such as ``Engine.batch``.
         """
+        fitting = self._options.fitting
+        fitted = synthesize if fitting is None else fitting.around(synthesize)
         self._started = time.monotonic()
         self._emit("begin")
         try:
             while self._queue and not self._stopping:
-                for result in synthesize(self._requests()):
+                for result in fitted(self._requests()):
                     self._finish(result)
             for id in list(self._attempts):  # items that were to be retried before the stop
                 self._save_best(id)
@@ -196,7 +201,7 @@ class BatchRunner:
             return 0.0, ""
         waves = (piece.samples for piece in result.pieces)
         try:
-            rate = self._options.verifier.word_error_rate(self._items[result.id].text, waves)
+            rate = self._options.verifier.word_error_rate(self._items[result.id].written, waves)
         except VerifierError as error:
             return float("inf"), str(error)
         return rate, "" if rate <= self._options.verifier.max_wer else f"word error rate {rate:.0%}"
@@ -206,6 +211,7 @@ class BatchRunner:
         attempts = self._attempts.pop(id)
         result, _, fault = min(attempts, key=lambda attempt: attempt[1])
         pieces, item = result.pieces, self._items[id]
+        fitting = self._options.fitting
         faults = _faults(pieces) + [fault] * bool(fault)
         waves = [piece.samples for piece in pieces]
         if self._options.loudness is not None:
@@ -233,6 +239,7 @@ class BatchRunner:
                 attempts=max(piece.attempts for piece in pieces) + len(attempts) - 1,
                 faults=tuple(faults),
                 words=tuple(astuple(word) for word in result.words),
+                rate=item.rate if fitting is None else fitting.rate(result),
             )
         )
 
@@ -243,11 +250,12 @@ class BatchRunner:
             item.text_hash,
             item.settings_hash,
             status,
-            text=item.text,
+            text=item.written,
             voice=item.voice,
             sampling=asdict(item.sampling),
             model=self._options.model,
             language=item.language,
+            rate=item.rate,
         )
 
     def _on_write_error(self, id: str, error: OSError | OutputError) -> None:
@@ -319,5 +327,11 @@ def _request(item: Item, attempt: int = 0, *, timestamps: bool = False) -> Reque
         seed = chunk_seed(seed, RETRY_CHUNK_INDEX, attempt)
     sampling = replace(item.sampling, seed=seed)
     return Request(
-        item.id, item.text, item.voice, sampling, language=item.language, timestamps=timestamps
+        *(item.id, item.text, item.voice, sampling),
+        language=item.language,
+        rate=item.rate,
+        markup=item.markup,
+        lexicon=item.lexicon,
+        cast=item.cast,
+        timestamps=timestamps,
     )

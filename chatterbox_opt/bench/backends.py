@@ -19,7 +19,7 @@ from chatterbox_opt.bench.timing import BenchJob, StageTimer
 from chatterbox_opt.config.profile import TURBO_FLOW
 from chatterbox_opt.engine import texts
 from chatterbox_opt.engine.decoding.decode import DecodeBackend, DecodeStep, EagerBackend, decode
-from chatterbox_opt.engine.decoding.decoder import text_tokens
+from chatterbox_opt.engine.decoding.prompts import text_tokens
 from chatterbox_opt.engine.engine import Engine
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.sequence import RequestState
@@ -190,6 +190,9 @@ class OptimizedTarget:
             [sequence] = request.sequences
             sequence.prompt, sequence.generator = prompt, generator
             sequence.forced_tokens = tokens
+            t3.kept.clear()  # the first text in a voice takes this long in addition
+            t3.conditioning(prompt, sampling.exaggeration)
+            clock.lap("voice")
             list(decode(t3, state, [sequence], timed))
         clock.lap("decode")
         codes = torch.tensor([*tokens, *self._config.silence], device=pipeline.device)

@@ -33,6 +33,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (  # heading, path in the row, forma
     ("T3 tok/s", "t3_tokens_per_second", "{:.1f}"),
     ("of ceiling", "t3_share_of_ceiling", "{:.0%}"),
     ("prefill s", "prefill_seconds", "{:.2f}"),
+    ("+ voice s", "voice_seconds", "{:.2f}"),
     ("flow s", "flow_seconds", "{:.2f}"),
     ("vocoder s", "vocoder_seconds", "{:.2f}"),
     ("watermark s", "watermark_seconds", "{:.2f}"),

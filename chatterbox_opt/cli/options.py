@@ -30,6 +30,7 @@ from chatterbox_opt.checkpoints import flows, hub, registry
 from chatterbox_opt.cli.terminal.console import Reporter, show_log
 from chatterbox_opt.config import hardware
 from chatterbox_opt.config.profile import COMPILE, KV_CACHE, OFFLOAD, T3_DTYPES
+from chatterbox_opt.config.speaking_rate import check_rate
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.sampling import Sampling, chosen
@@ -77,6 +78,16 @@ Language = Annotated[
         help="Language of the text for models that know several: de, ..., or auto.",
         callback=_check_language,
     ),
+]
+
+
+def _check_rate(rate: float) -> float:
+    return check_rate(rate, "--rate")
+
+
+Rate = Annotated[
+    float,
+    typer.Option(help="How fast is spoken, 0.5 to 2; the pitch is kept.", callback=_check_rate),
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON to standard output in place of a table.")

@@ -6,18 +6,15 @@ hardware supports (plan.py).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from chatterbox_opt.config.bounded_yaml import read_yaml, shortened
 from chatterbox_opt.config.hardware import AUTO
 from chatterbox_opt.config.hop_schedule import DEFAULT_SIZES, HopSchedule
 from chatterbox_opt.errors import InputError, ProfileError
-from chatterbox_opt.utils.small_file import read_at_most
 
 STAGES = ("t3", "flow", "vocoder")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -36,7 +33,6 @@ STREAM = (*HOPS, "first_steps", "large_model_first_steps")
 FLOW_MODELS = f"known: {OWN_FLOW}, {TURBO_FLOW}, or a directory with Turbo's flow"
 MAX_BYTES = 64 << 10  # of a file; the shipped ones have less than 1 KiB
 MAX_DEPTH = 2  # of mappings: the profile, and dtypes by stage
-SHOWN = 60  # characters of a wrong value in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,70 +103,10 @@ def load_profile(name: str) -> Profile:
             f"unknown profile '{name}'; "
             f"known: {', '.join([AUTO, *profile_names()])}, or a .yaml file"
         )
-    settings = _read(name, path)
+    settings = read_yaml(f"profile '{name}'", path, MAX_BYTES, MAX_DEPTH, ProfileError)
     if not isinstance(settings, dict):
         raise ProfileError(f"profile '{name}' must be a mapping of keys to values")
     return _parse(name, settings)
-
-
-def _read(name: str, path: Path) -> Any:
-    """The content of a file as strings, lists and mappings."""
-    try:
-        content = read_at_most(path, MAX_BYTES)
-        if content is None:
-            raise ProfileError(
-                f"profile '{name}' has more than {MAX_BYTES >> 10} KiB: it is not a profile; "
-                "give the path of one"
-            )
-        text = content.decode("utf-8")
-        _check_events(text)
-        # every scalar is a string: dates, numbers and tags cannot fail or become objects
-        _check_keys_differ(node := yaml.compose(text, Loader=yaml.BaseLoader))
-        return yaml.BaseLoader("").construct_document(node) if node else None
-    except OSError as error:
-        raise ProfileError(
-            f"profile '{name}' cannot be read ({error.strerror}): check the path"
-        ) from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
-        raise ProfileError(
-            f"profile '{name}' is not valid YAML ({_one_line(error)}): "
-            "write one key: value per line"
-        ) from error
-
-
-def _check_events(text: str) -> None:
-    """Raise ValueError for what no profile needs, before nodes exist that grow without bound."""
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.BaseLoader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > MAX_DEPTH:
-            raise ValueError(f"values are nested more than {MAX_DEPTH} deep")
-        if getattr(event, "anchor", None):  # of an alias too
-            raise ValueError("anchors and aliases (& and *) have no meaning in a profile")
-        if tag := getattr(event, "tag", None):
-            raise ValueError(f"the tag {_shortened(tag)} has no meaning in a profile")
-
-
-def _check_keys_differ(node: yaml.Node | None) -> None:
-    """Raise ValueError for a key that is there twice, of which YAML's loaders take the last."""
-    if isinstance(node, yaml.MappingNode):
-        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        if repeated := [key for key, count in keys.items() if count > 1]:
-            raise ValueError(f"the key {_shortened(repeated[0])} is there more than once")
-        for _, value in node.value:
-            _check_keys_differ(value)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _shortened(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
 
 def _parse(name: str, settings: Mapping[str, Any]) -> Profile:
@@ -190,7 +126,7 @@ def _parse(name: str, settings: Mapping[str, Any]) -> Profile:
     dtype = settings.get("dtype", "float32")
     if not isinstance(dtype, (str, dict)):
         raise ProfileError(
-            f"profile '{name}': dtype is {_shortened(dtype)}; give a name, or one per stage"
+            f"profile '{name}': dtype is {shortened(dtype)}; give a name, or one per stage"
         )
     per_stage = stages_of(dtype) if isinstance(dtype, str) else dict(dtype)
     check_keys(f"profile '{name}', dtype", per_stage, dict.fromkeys(STAGES))
@@ -201,12 +137,12 @@ def _parse(name: str, settings: Mapping[str, Any]) -> Profile:
     if not isinstance(values.get("description", ""), str):
         raise ProfileError(f"profile '{name}': description must be a text")
     if not is_flow_model(flow := values.get("flow_model", OWN_FLOW)):
-        raise ProfileError(f"profile '{name}': flow_model is {_shortened(flow)}; {FLOW_MODELS}")
+        raise ProfileError(f"profile '{name}': flow_model is {shortened(flow)}; {FLOW_MODELS}")
     for key, value in (values | per_stage).items():
         allowed = {"t3": T3_DTYPES, "flow": FLOW_DTYPES}.get(key) or choices[key]
         if allowed and value not in allowed:
             raise ProfileError(
-                f"profile '{name}': {key} is {_shortened(value)}; known: {', '.join(allowed)}"
+                f"profile '{name}': {key} is {shortened(value)}; known: {', '.join(allowed)}"
             )
     integers = [dtype for dtype in per_stage.values() if dtype in QUANTIZED]
     if settings.get("compute") and integers:
@@ -230,7 +166,7 @@ def _stream_value(name: str, key: str, value: Any) -> Any:
         raise ProfileError(f"profile '{name}': {key}: {error}") from error
     except (ValueError, TypeError) as error:
         raise ProfileError(
-            f"profile '{name}': {key} is {_shortened(value)}; give {wanted}"
+            f"profile '{name}': {key} is {shortened(value)}; give {wanted}"
         ) from error
 
 
@@ -251,5 +187,5 @@ def stages_of(dtype: str) -> dict[str, str]:
 def check_keys(where: str, settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     """Raise ProfileError for a key that is not in ``known``; ``where`` names its origin."""
     if unknown := sorted(str(key) for key in set(settings) - set(known)):
-        key = _shortened(unknown[0])
+        key = shortened(unknown[0])
         raise ProfileError(f"{where}: unknown key {key}; known: {', '.join(known)}")

@@ -125,10 +125,21 @@ def load_pipeline(
     overlapped = plan.rendering == OVERLAPPED and placement.offload == NONE
     stream = SideStream(device) if overlapped else None
     backend = _decode_backend(plan, placement, overlapped=overlapped)
-    group = 1 if plan.device == "cpu" else GPU_RENDER_GROUP
+    group = _render_group(plan)
     silence = checkpoint.config.silence
     tokenizer = load_tokenizer(checkpoint) if speaks else NoTexts()
     return Pipeline(tokenizer, placement, backend, group, stream, silence)
+
+
+def _render_group(plan: Plan) -> int:
+    """How many sequences flow and vocoder run together.
+
+    On a CPU an int8 flow solves one on each core (``Flow.use_core_threads``); otherwise each has
+    all cores.
+    """
+    if plan.device == "cpu":
+        return torch.get_num_threads() if plan.flow.layout == "int8" else 1
+    return GPU_RENDER_GROUP
 
 
 def _stages(
@@ -138,9 +149,12 @@ def _stages(
     # the flow is loaded in full precision and then cast: first, while no other stage is in memory
     flow = load_flow(checkpoint, _dtype(plan.flow.compute), cache)
     vocoder = load_vocoder(checkpoint)
+    if plan.device == "cpu":
+        vocoder.use_cpu_kernels()
     malloc.trim()
     if plan.flow.layout == "int8":  # from bfloat16, whose rounding error is 1/30 of int8's
         linear_int.quantize_transformers(flow, estimator.Transformer)
+        flow.use_core_threads()
     if plan.flow.layout in ("int8", ONEDNN_LAYOUT):
         linear_onednn.use_onednn(flow)
     if plan.flow.kernels == TRITON:

@@ -32,7 +32,7 @@ from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.scheduler import Scheduler, SpeechBackend
 from chatterbox_opt.engine.sequence import Capacity
-from chatterbox_opt.engine.serving.arriving import arriving_pieces
+from chatterbox_opt.engine.serving.arriving import ArrivingRequests
 from chatterbox_opt.engine.serving.handle import RequestHandle
 from chatterbox_opt.engine.serving.loop import EngineLoop
 from chatterbox_opt.engine.serving.states import RequestStates
@@ -51,6 +51,8 @@ from chatterbox_opt.request import (
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.runtime.own_thread import in_own_thread
 from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.script.lexicon import Lexicon
+from chatterbox_opt.text.chunking import Chunk
 from chatterbox_opt.utils.arguments import instance, instances, name_or_path, seconds_to_wait
 from chatterbox_opt.utils.wave import Wave
 from chatterbox_opt.voice import Voice
@@ -190,84 +192,93 @@ class Engine(ConvertingEngine):
 
         in_own_thread(speak)
 
-    def pieces(
+    def pieces(  # noqa: PLR0913 - what a sentence of a text that arrives needs
         self,
-        text: str | Iterable[str | None],
+        text: str | Request | Iterable[str | None],
         voice: VoiceSource = None,
         sampling: Sampling | None = None,
         observe: Observer | None = None,
         guard: Guard | None = None,
         latency: str | HopSchedule = CHUNK,
         language: str | None = None,
-        *,
-        timestamps: bool = False,
+        rate: float = 1.0,
+        lexicon: Lexicon | None = None,
     ) -> Iterator[Piece]:
         """Synthesize a text of any length, yielding each chunk: the primitive of all other calls.
 
         Args:
-            text: a str, or an iterable that yields the text as it is written, in pieces of any
-                size; each sentence is spoken as soon as it is complete. None in it means that the
-                writer pauses: what is there is spoken.
+            text: a str; a ``Request``, whose other values then count; or an iterable that yields
+                the text as it is written, in pieces of any size: each sentence is spoken as soon as
+                it is complete. None in it means that the writer pauses: what is there is spoken.
             voice: as for ``engine.voice``; None is the model's own.
             sampling: sampling parameters; without a seed a new one is drawn.
             observe: called for every speech token; what it raises ends the synthesis.
             guard: retries chunks in which runaways, cut-offs or loops are detected; with low
                 latency it can only warn.
-            latency: "chunk" yields whole chunks; "low" yields parts of a chunk as soon as T3 has
-                decoded them, see ``Request``.
-            language: of the text, such as "de", for models that know several, see ``Request``.
-            timestamps: tell when each word is heard, see ``Request``.
+            latency: "chunk" yields whole chunks; "low" parts of one as soon as T3 has decoded them.
+            language, rate, lexicon: as latency, see ``Request``.
 
         Raises:
             TextError: no word that the model can read. By the call itself, as all InputErrors.
             DeviceError, NumericsError: after all fallbacks.
         """
         if not isinstance(text, (str, bytes)) and isinstance(text, Iterable):
-            request = single_request(
-                EXAMPLE, voice, sampling, latency, language, timestamps=timestamps
-            )
-            request = replace(request, voice=self.voice(request.voice))
-            capacity = Capacity(self.plan.slots)
-            self._requests.of(request, capacity, guard, observe)  # errors of arguments, at once
-            return arriving_pieces(
-                text, request, self._requests, self._loop, capacity, guard, observe
-            )
-        request = single_request(text, voice, sampling, latency, language, timestamps=timestamps)
-        capacity = Capacity(slots=1, use_cfg=request.sampling.cfg_weight > 0)
+            request = single_request(EXAMPLE, voice, sampling, latency, language, rate, lexicon)
+            return self._arriving(text, request, observe, guard)
+        request = single_request(text, voice, sampling, latency, language, rate, lexicon)
+        capacity = Capacity(1, request.cast is not None or request.sampling.cfg_weight > 0)
         return self._loop.pieces(self._requests.of(request, capacity, guard, observe), observe)
+
+    def _arriving(
+        self,
+        text: Iterable[str | None],
+        request: Request,
+        observe: Observer | None,
+        guard: Guard | None,
+    ) -> Iterator[Piece]:
+        request = replace(request, voice=self.voice(request.voice))
+        capacity = Capacity(self.plan.slots)
+        self._requests.of(request, capacity, guard, observe)  # errors of arguments, at once
+
+        def submit(chunk: Chunk, number: int) -> RequestHandle | None:
+            state = self._requests.of_chunk(request, chunk, number, capacity, guard, observe)
+            if state is None:
+                return None
+            self._loop.submit(state)
+            return RequestHandle(self._loop, state, observe)
+
+        rules = texts.rules(self.checkpoint.config, request.language)
+        return ArrivingRequests(text, submit, rules).pieces()
 
     def stream(
         self,
-        text: str | Iterable[str | None],
+        text: str | Request | Iterable[str | None],
         voice: VoiceSource = None,
         sampling: Sampling | None = None,
         latency: str | HopSchedule = CHUNK,
         language: str | None = None,
+        rate: float = 1.0,
     ) -> Iterator[Wave]:
         """Yield float32 [n] samples at 24 kHz as they become ready.
 
         With latency "chunk" they are whole chunks, and joined they equal ``synthesize``'s.
         Arguments and errors as ``pieces``.
         """
-        pieces = self.pieces(text, voice, sampling, latency=latency, language=language)
+        pieces = self.pieces(text, voice, sampling, None, None, latency, language, rate)
         return (piece.samples for piece in pieces)
 
     def synthesize(
         self,
-        text: str,
+        text: str | Request,
         voice: VoiceSource = None,
         sampling: Sampling | None = None,
         observe: Observer | None = None,
         language: str | None = None,
-        *,
-        timestamps: bool = False,
+        rate: float = 1.0,
     ) -> Audio:
         """Synthesize a text of any length at once. Arguments and errors as ``pieces``."""
-        sampling = single_request(text, voice, sampling).sampling
-        pieces = self.pieces(
-            text, voice, sampling, observe, language=language, timestamps=timestamps
-        )
-        return join(list(pieces), sampling.seed or 0)
+        request = single_request(text, voice, sampling, language=language, rate=rate)
+        return join(list(self.pieces(request, observe=observe)), request.sampling.seed or 0)
 
     def batch(self, requests: Iterable[Request], guard: Guard | None = None) -> Iterator[Result]:
         """Synthesize many texts; yield results as they finish, each with its request's id.

@@ -74,7 +74,7 @@ class Pipeline:
     def admit(self, sequence: Sequence) -> bool:
         schedule = sequence.request.hops
         if schedule is not None and sequence not in self._sounds:
-            self._sounds[sequence] = SequenceSound(schedule, self._silence)
+            self._sounds[sequence] = SequenceSound.of(sequence, schedule, self._silence)
         if sequence.given_tokens:
             return self._admit_tokens(sequence)
         return self.decoder.admit(sequence)
@@ -94,7 +94,8 @@ class Pipeline:
         With an overlapped renderer, a group is collected when the next one is full, or when T3 has
         nothing to do: independent of the threads' speed, so that retried sequences enter T3 at the
         same step in every run. With ``Capacity.group`` 1 somebody waits for the audio: whatever is
-        decoded is rendered together as soon as the renderer is free, and collected at once.
+        decoded is rendered together as soon as the renderer is free, and collected at once; but see
+        ``_more_end_soon``.
         Parts of sequences that are given out in parts are rendered when they can be, see
         ``_step_hops``.
         """
@@ -114,9 +115,12 @@ class Pipeline:
         group = min(self.group, self.decoder.slots)  # few slots are for want of memory
         if not at_once:
             group = min(group, self._capacity.group)
-        complete = self.renderer.ready if at_once else len(self._decoded) >= group
+        complete = len(self._decoded) >= group
+        if at_once and not self._more_end_soon:
+            complete = self.renderer.ready
         if self._decoded and (complete or not self.decoder.running):
-            decoded, self._decoded = self._decoded[:group], self._decoded[group:]
+            decoded = _similar(self._decoded, group)
+            self._decoded = [one for one in self._decoded if one not in decoded]
             self.decoder.leave()
             groups = whole_groups(decoded, self._silence)
             done += self.renderer.submit(groups, overlap=self._capacity.slots > 1)
@@ -125,6 +129,16 @@ class Pipeline:
             done += self.renderer.collect()
         return done
 
+    @property
+    def _more_end_soon(self) -> bool:
+        """Whether a group is worth waiting for, although somebody waits for the audio.
+
+        On a CPU, where it is rendered in less time than its sequences one by one, and while most
+        slots hold sequences for it: another one then ends within a few steps.
+        """
+        whole = sum(sequence not in self._sounds for sequence in self.decoder.running)
+        return self.device.type == "cpu" and 2 * whole >= self.decoder.slots
+
     def _step_hops(self) -> list[Sequence]:
         """Render the hops that are needed first; return the sequences that left the backend.
 
@@ -132,7 +146,8 @@ class Pipeline:
         once, and on a CPU, where a group is one hop, many streams do not wait for each other.
         """
         done: list[Sequence] = []
-        due = sorted(self._due_hops(done), key=_needed)[: self.group]
+        count = 1 if self.device.type == "cpu" else self.group
+        due = sorted(self._due_hops(done), key=_needed)[:count]
         if not due:
             return done
         self.decoder.leave()
@@ -179,10 +194,18 @@ class Pipeline:
     def close(self) -> None:
         self.release()
         self.decoder.backend = EagerBackend()  # captured graphs hold device memory
+        self.decoder.forget_voices()
         self.placement.close()
 
     def _release_memory(self) -> bool:
         return self.renderer.release_memory()
+
+
+def _similar(waiting: list[Sequence], count: int) -> list[Sequence]:
+    """The first that waits, and those that are most like it in length: they end together."""
+    first = waiting[0]
+    by_length = sorted(waiting, key=lambda one: abs(len(one.tokens) - len(first.tokens)))
+    return [first, *(one for one in by_length if one is not first)][:count]
 
 
 def _needed(due: DueHop) -> tuple[float, int]:

@@ -57,7 +57,7 @@ class Guard:
 
 
 def find_faults(
-    text: str, wave: Wave, codes: Sequence[int], *, truncated: bool = False
+    text: str, wave: Wave, codes: Sequence[int], *, truncated: bool = False, rate: float = 1.0
 ) -> tuple[str, ...]:
     """The faults of a chunk's audio, in words; empty for good speech.
 
@@ -65,8 +65,9 @@ def find_faults(
         wave: float32 [n] at 24 kHz.
         codes: its speech tokens; empty if they are not known.
         truncated: T3 reached its limit without a stop token.
+        rate: of the wave; the bounds are those of speech at 1.
     """
-    seconds = len(wave) / SAMPLE_RATE
+    seconds = len(wave) / SAMPLE_RATE * rate
     letters = _letters(text)
     faults = []
     if truncated:
@@ -77,7 +78,7 @@ def find_faults(
         faults.append(f"too fast: {seconds:.1f} s for {letters} letters")
     if (looped := _loop(codes)) >= LOOP_TOKENS:
         faults.append(f"repeats itself for {looped / TOKEN_RATE:.1f} s")
-    if (silent := _longest_silence(wave)) > LONGEST_SILENCE:
+    if (silent := _longest_silence(wave) * rate) > LONGEST_SILENCE:
         faults.append(f"silent for {silent:.1f} s")
     return tuple(faults)
 
@@ -91,11 +92,11 @@ def _letters(text: str) -> int:
     )
 
 
-def rank(piece: Piece) -> tuple[int, float]:
-    """Sorts attempts at a text, best first: by the number of faults, then by the distance of the
-    duration from what is expected, as |log ratio|."""
+def rank(piece: Piece, rate: float = 1.0) -> tuple[int, float]:
+    """Sorts attempts at a text at one rate, best first: by the number of faults, then by the
+    distance of the duration from what is expected, as |log ratio|."""
     expected = (_letters(piece.text) + 1) / (FASTEST * SLOWEST) ** 0.5
-    distance = abs(float(np.log((len(piece.samples) + 1) / SAMPLE_RATE / expected)))
+    distance = abs(float(np.log((len(piece.samples) + 1) / SAMPLE_RATE * rate / expected)))
     return len(piece.faults), distance
 
 

@@ -16,6 +16,7 @@ from chatterbox_opt.engine.quality import find_faults, rank
 from chatterbox_opt.engine.sequence import Sequence
 from chatterbox_opt.errors import SilenceError
 from chatterbox_opt.request import Piece
+from chatterbox_opt.utils.wave import Wave
 
 log = logging.getLogger(__name__)
 SEEDS_PER_ATTEMPT = 4  # an attempt without any speech tokens is repeated with three more seeds
@@ -37,8 +38,8 @@ def retry(sequence: Sequence) -> bool:
     if error is not None:
         return False
     piece = _piece(sequence)
-    best = sequence.best
-    if best is None or rank(piece) < rank(best):
+    best, rate = sequence.best, sequence.chunk.rate
+    if best is None or rank(piece, rate) < rank(best, rate):
         best = piece
     sequence.best = replace(best, attempts=number + 1)
     if guard is None or not piece.faults or number >= guard.retries:
@@ -52,10 +53,10 @@ def faults_in_parts(sequence: Sequence) -> tuple[str, ...]:
 
     Its parts cannot be taken back, so there is no other attempt.
     """
-    wave, text = np.concatenate(sequence.heard), sequence.chunk.text
-    faults = find_faults(text, wave, sequence.tokens, truncated=sequence.truncated)
+    faults = _faults(sequence, np.concatenate(sequence.heard))
     if faults:
-        log.warning("%r has faults and was streamed already: %s", text[:40], "; ".join(faults))
+        text = sequence.chunk.text[:40]
+        log.warning("%r has faults and was streamed already: %s", text, "; ".join(faults))
     return faults
 
 
@@ -63,7 +64,13 @@ def _piece(sequence: Sequence) -> Piece:
     """The attempt as a piece without watermark and pause, checked if the request has a guard."""
     wave, tokens = sequence.audio, sequence.tokens
     assert wave is not None
-    checked, text = sequence.request.guard is not None, sequence.chunk.text
-    faults = find_faults(text, wave, tokens, truncated=sequence.truncated) if checked else ()
-    words = words_of(sequence, [wave])
-    return Piece(wave, text, len(tokens) or sequence.num_tokens, {}, faults, words=words)
+    faults = () if sequence.request.guard is None else _faults(sequence, wave)
+    text, count = sequence.chunk.text, len(tokens) or sequence.num_tokens
+    return Piece(wave, text, count, {}, faults, words=words_of(sequence, [wave]))
+
+
+def _faults(sequence: Sequence, wave: Wave) -> tuple[str, ...]:
+    chunk = sequence.chunk
+    return find_faults(
+        chunk.text, wave, sequence.tokens, truncated=sequence.truncated, rate=chunk.rate
+    )

@@ -28,7 +28,8 @@ import torch
 
 from chatterbox_opt.audio.watermark import Watermark
 from chatterbox_opt.config.model_config import SAMPLE_RATE
-from chatterbox_opt.engine.decoding.alignment import words_of
+from chatterbox_opt.engine.decoding.alignment import placed, words_of
+from chatterbox_opt.engine.rendering.finishing import finished
 from chatterbox_opt.engine.retries import faults_in_parts, retry
 from chatterbox_opt.engine.sequence import (
     REQUEST_ERRORS,
@@ -227,7 +228,8 @@ class Scheduler:
                 assert sequence.error is not None
                 self._end(request, sequence.error)
                 return False
-            best = replace(sequence.best, seconds=sequence.seconds)
+            samples = sequence.trim(sequence.best.samples, is_last=True)
+            best = replace(sequence.best, samples=samples, seconds=sequence.seconds)
             if request.seams is None:
                 self._finish(sequence, best)
             else:
@@ -247,7 +249,8 @@ class Scheduler:
         if part.is_last and request.guard is not None:
             faults = faults_in_parts(sequence)
         piece = Piece(
-            *(part.samples, sequence.chunk.text, part.tokens, sequence.seconds, faults),
+            sequence.trim(part.samples, is_last=part.is_last),
+            *(sequence.chunk.text, part.tokens, sequence.seconds, faults),
             part=part.number,
             ends_chunk=part.is_last,
             words=words_of(sequence, sequence.heard) if part.is_last else (),
@@ -262,15 +265,17 @@ class Scheduler:
         before: Wave | None = None,
         after: Wave | None = None,
     ) -> None:
-        """Add watermark and pause: on a thread, or at once.
+        """Add watermark and pauses: on a thread, or at once.
 
         Args:
             before, after: sound around the piece.
         """
         request = sequence.request
+        piece = replace(piece, words=placed(sequence, piece.words))
         mark = None if request.tokens_only else self._watermark
-        pause = sequence.chunk.pause if piece.ends_chunk else 0.0
-        work = functools.partial(_finished, piece, pause, mark, before, after)
+        lead, pause = sequence.chunk.silences
+        silences = (0.0 if piece.part else lead, pause if piece.ends_chunk else 0.0)
+        work = functools.partial(finished, piece, silences, mark, before, after)
         request.finishing[sequence.index, piece.part] = self._submit(work)
         self._finishing[request] = None
 
@@ -330,20 +335,3 @@ class Scheduler:
 def _may_enter(request: RequestState) -> bool:
     """Whether the next sequence of a request may get a slot."""
     return request.hops is None or request.waiting[0].index < request.emitted[0] + AHEAD
-
-
-def _finished(
-    piece: Piece,
-    pause: float,
-    watermark: Watermark | None,
-    before: Wave | None,
-    after: Wave | None,
-) -> Piece:
-    """A piece with watermark and pause."""
-    wave, seconds = piece.samples, dict(piece.seconds)
-    if watermark:
-        start = time.perf_counter()
-        wave = watermark.apply(wave, before, after)
-        seconds["watermark"] = time.perf_counter() - start
-    silence = np.zeros(round(pause * SAMPLE_RATE), dtype=np.float32)
-    return replace(piece, samples=np.concatenate((wave, silence)), seconds=seconds)

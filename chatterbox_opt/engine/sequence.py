@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias
 
+from chatterbox_opt.audio.silence import Trimmer
 from chatterbox_opt.errors import ChatterboxOptError, without_frames
 from chatterbox_opt.request import Metrics, Piece, Progress, Result
 from chatterbox_opt.sampling import Sampling, chunk_seed
@@ -93,6 +94,7 @@ class Sequence:
         attempt: the number in the seed; see ``seed``.
         prompt: text and voice on the device, while it is decoded.
         generator: one serves the three stages in order, as upstream's global one does.
+        text_tokens: number of tokens of its text, once it has been admitted.
         tokens: speech tokens of this attempt.
         num_tokens: their number; of plain Chatterbox, which does not return them, an estimate.
         truncated: T3 reached its limit without a stop token.
@@ -104,6 +106,7 @@ class Sequence:
         forced_tokens: replace the sampled ones (teacher forcing), to compare precisions.
         given_tokens: of a recording: they are rendered as they are, without T3.
         heard: the last samples of its parts without watermark, or all if they will be needed.
+        trimmer: leaves out its silence next to a pause that was asked for.
         written: words of its chunk as the person wrote them, if their times are asked for.
         spans: frames of the chunk's words as T3 has read them, of this attempt.
         max_tokens, position, unread, generator_states: of its decode slot: the length at which it
@@ -121,6 +124,7 @@ class Sequence:
     attempt: int = 0
     prompt: Prompt | None = None
     generator: torch.Generator | None = None
+    text_tokens: int = 0
     tokens: list[int] = field(default_factory=list)
     num_tokens: int = 0
     truncated: bool = False
@@ -131,6 +135,7 @@ class Sequence:
     forced_tokens: tuple[int, ...] = ()
     given_tokens: tuple[int, ...] = ()
     heard: list[Wave] = field(default_factory=list)
+    trimmer: Trimmer | None = None
     written: Values[WrittenWord] = ()
     spans: list[tuple[int, int]] = field(default_factory=list)
     max_tokens: int = 0
@@ -173,6 +178,14 @@ class Sequence:
         """Append a speech token and report it."""
         self.tokens.append(token)
         self.request.on_token(self, len(self.tokens))
+
+    def trim(self, samples: Wave, *, is_last: bool) -> Wave:
+        """Its next samples, or some of them, without silence next to a pause that was asked for."""
+        start, end = self.chunk.lead is not None, self.chunk.is_exact
+        if not (start or end):
+            return samples
+        self.trimmer = self.trimmer or Trimmer(start=start, end=end)
+        return self.trimmer.push(samples, is_last=is_last)
 
     def add_seconds(self, stage: str, seconds: float) -> None:
         """Add processing time."""

@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from chatterbox_opt.config.model_config import TOKEN_RATE, ModelConfig
+from chatterbox_opt.errors import TextError
 from chatterbox_opt.request import Request, VoiceSource
 from chatterbox_opt.sampling import MAX_TOKENS, Sampling
+from chatterbox_opt.script.spans import Script, Span
 from chatterbox_opt.text import languages
-from chatterbox_opt.text.chunking import Chunk, split
+from chatterbox_opt.text.chunking import (
+    INNER_PAUSE,
+    Chunk,
+    clean,
+    has_speech,
+    pause_between,
+    split,
+)
 from chatterbox_opt.text.detection import resolve
 from chatterbox_opt.text.rules import TextRules
 from chatterbox_opt.text.tags import warning as tag_warning
@@ -78,6 +88,81 @@ def written_words(
 
     read = words.english_words if config.needs_text_normalization else None
     return words.written_words(written, [chunk.text for chunk in chunks], read)
+
+
+def script_chunks(
+    script: Script, config: ModelConfig, language: str | None = None, tags: Collection[str] = ()
+) -> list[Chunk]:
+    """A text with markup as chunks, each with its voice, its rate and the silence around it.
+
+    A pause that was asked for is heard as long as that: the chunks' own silence is left out. Where
+    none was, spans are as far apart as chunks of one voice would be. A script of one span without a
+    pause has the chunks of its text.
+
+    Args:
+        language, tags: as of ``chunks``.
+
+    Raises:
+        InputError: as ``rules``.
+        TextError: no word that the model can read.
+    """
+    joined = _Joined()
+    refusal: TextError | None = None
+    for span in script.spans:
+        joined.pause(span.pause)
+        # as the text around it, but without the blanks where it was cut off
+        text = span.text if len(script.spans) == 1 else span.text.strip()
+        found: list[Chunk] = []
+        if has_speech(text):
+            try:
+                found = chunks(text, config, language, tags)
+            except TextError as error:
+                refusal = refusal or error
+        joined.add(span, found)
+    if not joined.chunks:
+        clean(script.text)
+        raise refusal or TextError("the text has no word that this model can read")
+    return joined.end()
+
+
+class _Joined:
+    """Chunks of spans, with the silence between them."""
+
+    def __init__(self) -> None:
+        self.chunks: list[Chunk] = []
+        self._before = ""  # text since the last chunk began
+        self._pause: float | None = None  # asked for, since the last chunk
+
+    def pause(self, seconds: float | None) -> None:
+        """Add silence that was asked for."""
+        if seconds is not None:
+            self._pause = (self._pause or 0.0) + seconds
+
+    def add(self, span: Span, found: list[Chunk]) -> None:
+        """Add the chunks of a span; none, if it has no word."""
+        if not found:
+            self._before += span.text
+            return
+        if self.chunks and self._pause is None:
+            between = pause_between(self._before, span.text)
+            self._end_last(between, is_exact=between == INNER_PAUSE)
+        elif self.chunks:
+            self._end_last(self._pause or 0.0, is_exact=True)
+        lead = self._pause
+        if self.chunks:
+            lead = 0.0 if self.chunks[-1].is_exact else None
+        found = [replace(one, voice=span.voice, rate=span.rate) for one in found]
+        self.chunks += [replace(found[0], lead=lead), *found[1:]]
+        self._before, self._pause = span.text, None
+
+    def end(self) -> list[Chunk]:
+        """All chunks, with the pause at the end of the text."""
+        if self._pause is not None:
+            self._end_last(self._pause, is_exact=True)
+        return self.chunks
+
+    def _end_last(self, pause: float, *, is_exact: bool) -> None:
+        self.chunks[-1] = replace(self.chunks[-1], pause=pause, is_exact=is_exact)
 
 
 def warm_up_requests(texts: Sequence[str], voice: VoiceSource) -> Iterator[Request]:

@@ -112,9 +112,11 @@ class UpstreamBackend:
         """Run upstream's ``generate``, with its own sampling loop, progress bar and watermark.
 
         Raises:
-            InputError: a sampling parameter that upstream does not support.
+            InputError: a rate or a sampling parameter that upstream does not support.
         """
         sampling = sequence.sampling
+        if sequence.chunk.rate != 1:
+            raise InputError("plain Chatterbox has no rate but 1: unset DISABLE_OPTIMIZATION")
         defaults, fixed = Sampling(), ("max_tokens", "cfm_steps", "top_k")
         if 0 in (sampling.temperature, sampling.cfg_weight) or any(
             getattr(sampling, name) != getattr(defaults, name) for name in fixed
@@ -128,6 +130,8 @@ class UpstreamBackend:
             sequence.voice.to(self.device), sampling.exaggeration
         )
         devices = [self.device] if self.device.type == "cuda" else []
+        ids = self.model.tokenizer.text_to_tokens(sequence.chunk.text)
+        sequence.text_tokens = ids.shape[-1]
         start = time.perf_counter()
         with torch.random.fork_rng(devices):
             torch.manual_seed(sequence.seed)

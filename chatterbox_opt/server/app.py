@@ -30,7 +30,7 @@ from chatterbox_opt.server.settings import ServerSettings
 from chatterbox_opt.version import __version__
 
 log = logging.getLogger(__name__)
-LAG_PERIOD = 0.1  # seconds
+LAG_PERIOD, RESOURCES_PERIOD = 0.1, 1.0  # seconds
 PAGE = "page.html"
 # nothing of other origins: no script, no style, no frame around the page
 PAGE_POLICY = (
@@ -51,7 +51,7 @@ def create_app(settings: ServerSettings, engines: Engines | None = None) -> Fast
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        watching = (own.close_idle(), _watch_lag(service.metrics))
+        watching = (own.close_idle(), _watch_lag(service.metrics), _watch_resources(service))
         tasks = [asyncio.create_task(one) for one in watching]
         if settings.warm_up:
             tasks.append(asyncio.create_task(_warm_up(own)))
@@ -72,6 +72,7 @@ def create_app(settings: ServerSettings, engines: Engines | None = None) -> Fast
     app.add_exception_handler(ChatterboxOptError, errors.on_error)
     app.add_exception_handler(RequestValidationError, errors.on_validation_error)
     app.add_exception_handler(HTTPException, errors.on_http_error)
+    app.add_exception_handler(Exception, errors.on_failure)
     app.add_middleware(BodyLimits, limits=settings.limits)
     if settings.api_key:
         app.add_middleware(ApiKey, key=settings.api_key)
@@ -101,6 +102,14 @@ async def _watch_lag(metrics: Metrics) -> None:
         due = clock() + LAG_PERIOD
         await asyncio.sleep(LAG_PERIOD)
         metrics.lag.observe(max(0.0, clock() - due))
+
+
+async def _watch_resources(service: SpeechService) -> None:
+    """Note what the metrics cannot ask of other processes."""
+    while True:
+        service.metrics.slots.set(service.engines.slots)
+        service.metrics.measure_memory()
+        await asyncio.sleep(RESOURCES_PERIOD)
 
 
 def _own_routes(app: FastAPI, service: SpeechService) -> None:

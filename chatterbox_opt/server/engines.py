@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from chatterbox_opt.engine.spec import EngineSpec
+from chatterbox_opt.server.errors import engine_errors
 
 if TYPE_CHECKING:
     from chatterbox_opt.engine.engine import Engine
@@ -79,6 +80,12 @@ class Engines:
         """Whether a request for a served model is not delayed by loading it."""
         return self._served[model].engine is not None
 
+    @property
+    def slots(self) -> int:
+        """Decode slots of the engines that are loaded."""
+        engines = (served.engine for served in self._served.values())
+        return sum(engine.plan.slots for engine in engines if engine is not None)
+
     @asynccontextmanager
     async def use(self, model: str) -> AsyncIterator[Engine]:
         """The engine of a served model, which is not closed meanwhile; loads it if need be.
@@ -93,7 +100,9 @@ class Engines:
                 engine = served.engine
                 if engine is None:
                     log.info("loading %s", model)
-                    engine = served.engine = await asyncio.to_thread(self._load, served.spec)
+                    with engine_errors():
+                        engine = await asyncio.to_thread(self._load, served.spec)
+                    served.engine = engine
             yield engine
         finally:
             served.users -= 1

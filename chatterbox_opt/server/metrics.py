@@ -1,14 +1,21 @@
 """What the server counts, for Prometheus.
 
 Responsible for names and values. Not responsible for when something happens (service.py).
+
+Several processes behind one port count together: each keeps its values in files of the directory
+``METRICS_DIRECTORY`` (prometheus-client's multiprocess mode), and whichever is asked answers
+with the sums. Otherwise a counter would jump between the values of the processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from chatterbox_opt.server.settings import METRICS_DIRECTORY
 
 SECONDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)
 LAG = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
@@ -16,18 +23,18 @@ REALTIME = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 50)
 
 
 class Metrics:
-    """The metrics of one server.
+    """The metrics of one server."""
 
-    Args:
-        active: number of requests that are queued or being synthesized.
-    """
-
-    def __init__(self, active: Callable[[], float]) -> None:
+    def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
+        self._process = ProcessCollector(registry=self._registry)
         name = "chatterbox_requests"
         self.requests = Counter(name, "Requests by outcome.", ["outcome"], registry=self._registry)
-        self._gauge(f"{name}_active", "Requests that are queued or being synthesized.", active)
+        self.active = self._gauge(
+            "requests_active", "Requests that are queued or being synthesized."
+        )
+        self.slots = self._gauge("slots", "Decode slots of the engines that are loaded.")
+        self._memory = self._gauge("memory_bytes", "Memory of all server processes.")
         self.first_audio = self._histogram(
             "first_audio_seconds", "From a request to the first bytes of sound.", SECONDS
         )
@@ -43,12 +50,26 @@ class Metrics:
             "chatterbox_audio_seconds", "Seconds of sound that were made.", registry=self._registry
         )
 
+    def measure_memory(self) -> None:
+        """Note this process's memory, where the system tells it."""
+        for metric in self._process.collect():
+            if metric.name == "process_resident_memory_bytes":
+                self._memory.set(metric.samples[0].value)
+
     def text(self) -> bytes:
-        """All metrics in Prometheus's text format."""
-        return generate_latest(self._registry)
+        """All metrics in Prometheus's text format, of all processes."""
+        self.measure_memory()
+        if METRICS_DIRECTORY not in os.environ:
+            return generate_latest(self._registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together)
+        return generate_latest(together)
 
     def _histogram(self, name: str, help_: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"chatterbox_{name}", help_, buckets=buckets, registry=self._registry)
 
-    def _gauge(self, name: str, help_: str, value: Callable[[], float]) -> None:
-        Gauge(name, help_, registry=self._registry).set_function(value)
+    def _gauge(self, name: str, help_: str) -> Gauge:
+        """A value of which that of the server is the sum over its processes."""
+        return Gauge(
+            f"chatterbox_{name}", help_, registry=self._registry, multiprocess_mode="livesum"
+        )

@@ -9,10 +9,8 @@ versions. What is unknown is ignored, what has no meaning here (``instructions``
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
 from dataclasses import fields
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, HTTPException, UploadFile
@@ -54,6 +52,7 @@ class SpeechBody(BaseModel):
     stream: bool = Field(True, description="False: answer when all is there, with its length.")
     split: bool = Field(False, description="True: send whole sentences, not parts of them.")
     language: str | None = Field(None, description='Such as "de", for models that know several.')
+    markup: bool = Field(False, description="True: [pause:1s] and the like, or SSML, in the text.")
     seed: int | None = Field(None, description="The same seed gives the same sound.")
     temperature: float | None = None
     cfg_weight: float | None = None
@@ -83,6 +82,7 @@ class SpeechBody(BaseModel):
             voice=voice,
             sampling=self.sampling,
             language=self.language,
+            markup=self.markup,
             format=self.response_format,
             speed=self.speed,
             send=sends.get((self.stream, self.stream_format), EVENTS),
@@ -153,10 +153,8 @@ def _voice_routes(routes: APIRouter, service: SpeechService) -> None:
         name: Annotated[str, Form()], file: Annotated[UploadFile, File()]
     ) -> dict[str, str]:
         """Save a recording as a voice."""
-        with tempfile.TemporaryDirectory() as directory:
-            part = Path(directory) / f"voice{Path(file.filename or '').suffix[:10]}"
-            shown = file.filename or "the recording"
-            await asyncio.to_thread(voices.add_voice, spec_of(None), name, shown, file.file, part)
+        shown = file.filename or "the recording"
+        await asyncio.to_thread(voices.add_voice, spec_of(None), name, shown, file.file)
         return {"id": name, "name": name}
 
     @routes.delete("/v1/audio/voices/{name}", tags=["voices"])

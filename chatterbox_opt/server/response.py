@@ -126,10 +126,11 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def events(stream: SpeechStream, characters: int) -> AsyncGenerator[bytes, None]:
+async def events(stream: SpeechStream) -> AsyncGenerator[bytes, None]:
     """The bytes as OpenAI's server-sent events.
 
-    An error after the first bytes is an event too. Usage counts characters in, speech tokens out.
+    An error after the first bytes is an event too. Usage counts the model's tokens: of
+    the text, and of speech.
     """
     try:
         async for part in stream.parts():
@@ -139,8 +140,8 @@ async def events(stream: SpeechStream, characters: int) -> AsyncGenerator[bytes,
         _, body = errors.error_answer(error, {})
         yield _event({"type": "error", **body})
         return
-    used = {"input_tokens": characters, "output_tokens": stream.tokens}
-    usage = used | {"total_tokens": characters + stream.tokens}
+    read, made = stream.handle.text_tokens, stream.tokens
+    usage = {"input_tokens": read, "output_tokens": made, "total_tokens": read + made}
     yield _event({"type": "speech.audio.done", "usage": usage})
 
 

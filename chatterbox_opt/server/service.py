@@ -23,6 +23,7 @@ from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import ChatterboxOptError
 from chatterbox_opt.request import CHUNK, LOW
 from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.script.cast import Cast
 from chatterbox_opt.server import errors
 from chatterbox_opt.server.admission import Admission
 from chatterbox_opt.server.engines import Engines
@@ -36,7 +37,7 @@ from chatterbox_opt.server.response import (
 )
 from chatterbox_opt.server.settings import ServerSettings
 from chatterbox_opt.server.speech import SpeechJob, SpeechStream, start
-from chatterbox_opt.server.voices import find_voice
+from chatterbox_opt.server.voices import cast_of, find_voice
 
 STREAM, EVENTS, WHOLE = "stream", "events", "whole"  # how the sound is sent
 DONE, FAILED, REFUSED, GONE = "done", "failed", "refused", "gone"  # outcomes
@@ -50,7 +51,7 @@ class SpeechRequest:
         text: of any length.
         model, voice: names, or None.
         sampling: as a function, since its errors are the client's.
-        language, format, speed: see ``SpeechJob``.
+        language, markup, format, speed: see ``SpeechJob``.
         send: how the sound is sent.
         latency: see ``Request``.
     """
@@ -60,6 +61,7 @@ class SpeechRequest:
     voice: str | None = None
     sampling: Callable[[], Sampling] = Sampling
     language: str | None = None
+    markup: bool = False
     format: str = "mp3"
     speed: float = 1.0
     send: str = STREAM
@@ -96,8 +98,7 @@ class SpeechService:
     @classmethod
     def of(cls, settings: ServerSettings, engines: Engines) -> SpeechService:
         """A service with counters of its own."""
-        admission = Admission(settings.limits)
-        return cls(settings, engines, admission, Metrics(lambda: admission.active))
+        return cls(settings, engines, Admission(settings.limits), Metrics())
 
     async def respond(self, client: str, asked: SpeechRequest) -> Response:
         """The answer: sound, or an error.
@@ -120,7 +121,7 @@ class SpeechService:
         started = time.perf_counter()
         is_events = asked.send == EVENTS
         return SpeechResponse(
-            events(stream, len(asked.text)) if is_events else stream.parts(),
+            events(stream) if is_events else stream.parts(),
             EVENT_STREAM if is_events else MEDIA_TYPES[asked.format],
             headers,
             stalled=self.settings.limits.stalled_seconds,
@@ -160,6 +161,7 @@ class SpeechService:
             UnknownVoiceError: there is no such voice, and voices are strict.
         """
         until.enter_context(self.admission.enter(client))
+        until.enter_context(self.metrics.active.track_inprogress())
         active, known = self.admission.active, self.engines.known(model)
         # names are those of files
         found, is_known = await asyncio.to_thread(find_voice, self.engines.spec(known), voice)
@@ -181,7 +183,10 @@ class SpeechService:
         admitted = await self.admit(client, asked.model, asked.voice, until)
         if admitted.voice and asked.voice:
             paths[str(admitted.voice)] = asked.voice
-        job = self._job(asked, admitted.voice)
+        spec = self.engines.spec(admitted.model)
+        # names are those of files
+        cast = await asyncio.to_thread(cast_of, spec, asked.text) if asked.markup else None
+        job = self._job(asked, admitted.voice, cast)
         job.check(self.settings.limits.characters)
         engine = await until.enter_async_context(self.engines.use(admitted.model))
         if job.latency == LOW and admitted.active > engine.plan.slots:
@@ -199,17 +204,22 @@ class SpeechService:
             "X-Model": admitted.model,
             "X-Latency": job.latency,
         }
+        if job.latency == LOW:  # what a player reckons its buffer with
+            pieces = (seconds / job.speed for seconds in engine.hops.seconds)
+            headers["X-Pieces"] = ",".join(f"{seconds:.3g}" for seconds in pieces)
         if not admitted.is_known:
             # a header cannot hold every character of a name, so it is not repeated
             headers["Warning"] = '199 - "no such voice: the model\'s own is used"'
         return stream, headers
 
-    def _job(self, asked: SpeechRequest, voice: Path | None) -> SpeechJob:
+    def _job(self, asked: SpeechRequest, voice: Path | None, cast: Cast | None) -> SpeechJob:
         return SpeechJob(
             text=asked.text,
             voice=voice,
             sampling=asked.sampling(),
             language=asked.language,
+            cast=cast,
+            markup=asked.markup,
             format=PCM if asked.send == WHOLE and asked.format == WAV else asked.format,
             speed=asked.speed,
             latency=CHUNK if asked.send == WHOLE else asked.latency,

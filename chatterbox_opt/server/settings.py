@@ -12,6 +12,8 @@ from chatterbox_opt.engine.spec import EngineSpec
 
 PORT = 8004
 MIB = 1 << 20
+# an environment variable: the directory in which several processes count together (metrics.py)
+METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 
 
 @dataclass(frozen=True, slots=True)

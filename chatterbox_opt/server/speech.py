@@ -27,6 +27,8 @@ from chatterbox_opt.engine.serving.handle import RequestHandle
 from chatterbox_opt.errors import OutputError, TextError
 from chatterbox_opt.request import LOW, Request
 from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.script.cast import Cast
+from chatterbox_opt.server.errors import engine_errors
 from chatterbox_opt.utils.wave import Wave
 
 
@@ -39,6 +41,8 @@ class SpeechJob:
         voice: file of the voice, or None for the model's own.
         sampling: with a seed or without.
         language: of the text, or None.
+        markup: see ``Request``.
+        cast: the voices that the markup names.
         format: one of ``encoders.FORMATS``.
         speed: 0.25 to 4.
         latency: see ``Request``.
@@ -48,6 +52,8 @@ class SpeechJob:
     voice: Path | None = None
     sampling: Sampling = field(default_factory=Sampling)
     language: str | None = None
+    markup: bool = False
+    cast: Cast | None = None
     format: str = "mp3"
     speed: float = 1.0
     latency: str = LOW
@@ -129,10 +135,11 @@ class SpeechStream:
 
     async def _produce(self) -> None:
         try:
-            async for piece in self.handle:
-                self.tokens += piece.tokens
-                self._put(await asyncio.to_thread(self._encode, piece.samples))
-            self._put(await asyncio.to_thread(self._rest))
+            with engine_errors():
+                async for piece in self.handle:
+                    self.tokens += piece.tokens
+                    self._put(await asyncio.to_thread(self._encode, piece.samples))
+                self._put(await asyncio.to_thread(self._rest))
         finally:
             self.handle.cancel()
             await asyncio.to_thread(self._free)
@@ -181,9 +188,12 @@ async def start(engine: Engine, job: SpeechJob, name: str, limit: int) -> Speech
 
     Raises:
         TextError, VoiceError, InputError, QueueFullError: see ``Engine.submit``.
+        DeviceError: another error of the engine.
     """
     started = time.perf_counter()
-    request = Request(name, job.text, job.voice, job.sampling, job.latency, job.language)
+    how = (job.voice, job.sampling, job.latency, job.language)
+    request = Request(name, job.text, *how, markup=job.markup, cast=job.cast)
     # a text is split and a voice computed before the request is in the queue
-    handle = await asyncio.to_thread(engine.submit, request, timeout=0)
+    with engine_errors():
+        handle = await asyncio.to_thread(engine.submit, request, timeout=0)
     return SpeechStream(handle, job, limit, started)

@@ -6,7 +6,9 @@ Responsible for which names there are, and for uploads. Not responsible for comp
 
 from __future__ import annotations
 
+import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -15,10 +17,15 @@ from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.audio import recordings
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.engine.spec import EngineSpec
-from chatterbox_opt.errors import InputError, OutputError, VoiceError
+from chatterbox_opt.errors import InputError, TextError, VoiceError
+from chatterbox_opt.script.cast import Cast, Member
+from chatterbox_opt.script.reader import read
+from chatterbox_opt.server.errors import StorageError
 from chatterbox_opt.voices import saved_voices
 
 OWN = "default"  # the name of a model's own voice
+MAX_SILENCE = 120.0  # seconds of all pauses in a client's text
+SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,9}")
 
 
 def voice_names(spec: EngineSpec) -> dict[str, Path | None]:
@@ -43,32 +50,59 @@ def find_voice(spec: EngineSpec, name: str | None) -> tuple[Path | None, bool]:
     return None, False
 
 
-def add_voice(spec: EngineSpec, name: str, file_name: str, content: BinaryIO, part: Path) -> None:
+def cast_of(spec: EngineSpec, text: str) -> Cast:
+    """The voices that a text's markup names: those of a client's choice, never a path.
+
+    Raises:
+        TextError: wrong markup, or more silence than ``MAX_SILENCE``.
+        VoiceError: there is no voice of a name.
+    """
+    script = read(text, markup=True)
+    if script.seconds > MAX_SILENCE:
+        raise TextError(f"the pauses add up to more than {MAX_SILENCE:g}s: make them shorter")
+    members = []
+    for name in script.voices:
+        path, is_known = find_voice(spec, name)
+        if not is_known:
+            known = ", ".join(voice_names(spec))
+            raise VoiceError(f"there is no voice '{name}' for the markup; known: {known}")
+        members.append(Member(name, None if path is None else str(path)))
+    return Cast(tuple(members), dialogue=False)
+
+
+def add_voice(spec: EngineSpec, name: str, file_name: str, content: BinaryIO) -> None:
     """Save an uploaded recording.
 
     Args:
         name: of the voice.
-        file_name: of the recording; only its extension is used.
-        part: a file of our own, for the recording while it is checked.
+        file_name: of the recording, as the client calls it; only its extension is used.
 
     Raises:
         VoiceError: an impossible or taken name; not a recording that can be used.
-        OutputError: the disk is full.
+        StorageError: the disk is full, or cannot be written to; nothing is left on it.
     """
     if not saved_voices.NAME.fullmatch(name):
         raise VoiceError(f"'{name}' is not a valid voice name; use letters, digits, - and _")
     if name.casefold() in {known.casefold() for known in voice_names(spec)}:
         raise VoiceError(f"there is a voice '{name}'; delete it first, or choose another name")
     try:
-        with part.open("wb") as target:
-            shutil.copyfileobj(content, target)
+        with tempfile.TemporaryDirectory() as directory:
+            suffix = Path(file_name).suffix
+            part = Path(directory) / f"voice{suffix if SUFFIX.fullmatch(suffix) else ''}"
+            with part.open("wb") as target:
+                shutil.copyfileobj(content, target)
+            _check(part, file_name)
+            spec.store.add(name, part)
+    except OSError as error:
+        raise StorageError(error) from error
+
+
+def _check(part: Path, file_name: str) -> None:
+    try:
         with recordings.regular_file(part) as recording:
             audio_files.read_reference(recording, file_name)
-        spec.store.add(name, part)
     except VoiceError as error:
         raise VoiceError(str(error).replace(str(part), file_name)) from error
-    except OSError as error:
-        raise OutputError(f"the voice was not saved ({error.strerror}): check the disk") from error
 
 
 def remove_voice(spec: EngineSpec, name: str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import queue
 import socket
@@ -36,14 +37,15 @@ from wyoming.tts import (
 )
 
 from chatterbox_opt.audio.streaming import PCM, to_pcm
+from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.config.model_config import SAMPLE_RATE
-from chatterbox_opt.engine.engine import Engine
 from chatterbox_opt.errors import ChatterboxOptError, TextError
 from chatterbox_opt.request import LOW, Piece
-from chatterbox_opt.server.errors import error_answer
+from chatterbox_opt.server.errors import engine_errors, error_answer
 from chatterbox_opt.server.service import SpeechRequest, SpeechService
 from chatterbox_opt.server.timeouts import within
 from chatterbox_opt.server.voices import voice_names
+from chatterbox_opt.text.languages import languages_of
 from chatterbox_opt.version import __version__
 
 log = logging.getLogger(__name__)
@@ -51,7 +53,6 @@ MAX_BYTES = 1 << 20  # of an event
 FORMAT: dict[str, int] = {"rate": SAMPLE_RATE, "width": 2, "channels": 1}
 SEND_SECONDS = 60  # that a client may take for nothing at all
 MAKER = Attribution(name="chatterbox-opt", url="https://github.com/resemble-ai/chatterbox")
-LANGUAGES = ["en"]
 
 
 class ArrivingText:
@@ -154,9 +155,10 @@ class WyomingHandler(AsyncEventHandler):
     def _info(self) -> Event:
         model = self._service.engines.models[0]
         names = voice_names(self._service.engines.spec(model))
+        known = list(self._languages())
         common: dict[str, Any] = {"attribution": MAKER, "installed": True, "version": __version__}
         voices = [
-            TtsVoice(name=name, description=name, languages=LANGUAGES, **common) for name in names
+            TtsVoice(name=name, description=name, languages=known, **common) for name in names
         ]
         program = TtsProgram(
             name="chatterbox-opt",
@@ -167,8 +169,18 @@ class WyomingHandler(AsyncEventHandler):
         )
         return Info(tts=[program]).event()
 
+    def _languages(self) -> tuple[str, ...]:
+        return languages_of(registry.known_config(self._service.engines.models[0]))
+
+    def _language(self, voice: SynthesizeVoice | None) -> str | None:
+        """The code of a language such as de, de_DE or de-DE, if the model knows it."""
+        wanted = str(voice.language or "") if voice else ""
+        code = wanted.replace("_", "-").partition("-")[0].lower()
+        return code if code in self._languages() else None
+
     async def _speak(self, text: str, voice: SynthesizeVoice | None) -> None:
-        asked = SpeechRequest(text=text, voice=voice.name if voice else None, format=PCM)
+        name, language = voice.name if voice else None, self._language(voice)
+        asked = SpeechRequest(text=text, voice=name, language=language, format=PCM)
         async with self._service.speech(self._client, asked) as stream:
             await self._send(AudioStart(**FORMAT).event())
             async for part in stream.parts():
@@ -181,7 +193,11 @@ class WyomingHandler(AsyncEventHandler):
             async with AsyncExitStack() as until:
                 admitted = await service.admit(self._client, None, name, until)
                 engine = await until.enter_async_context(service.engines.use(admitted.model))
-                await self._send_pieces(engine, text, admitted.voice)
+                language = self._language(voice)
+                begin = functools.partial(
+                    engine.pieces, text, admitted.voice, latency=LOW, language=language
+                )
+                await self._send_pieces(begin, text)
         except ChatterboxOptError as error:
             await self._fail(error)
         except (ConnectionError, asyncio.TimeoutError):
@@ -189,18 +205,22 @@ class WyomingHandler(AsyncEventHandler):
         else:
             await self._send(SynthesizeStopped().event())
 
-    async def _send_pieces(self, engine: Engine, text: ArrivingText, voice: Any) -> None:
+    async def _send_pieces(self, begin: Callable[[], Any], text: ArrivingText) -> None:
         """Send the sound of a text while it comes.
+
+        Args:
+            begin: makes the iterator of its pieces.
 
         A thread of its own waits for text and sound. It is the only one that uses the iterator, so
         that after a cancellation closing comes after the call that is running.
         """
         loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1, "wyoming")
 
-        def run(call: Callable[..., Any], *arguments: Any) -> Any:
-            return loop.run_in_executor(thread, call, *arguments)
+        async def run(call: Callable[..., Any], *arguments: Any) -> Any:
+            with engine_errors():
+                return await loop.run_in_executor(thread, call, *arguments)
 
-        pieces: Any = await run(lambda: engine.pieces(text, voice, latency=LOW))
+        pieces = await run(begin)
         try:
             began = False
             while (piece := await run(next, pieces, None)) is not None:

@@ -11,6 +11,7 @@ is lost between them. A paragraph that fits is one chunk, with exactly upstream'
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -25,11 +26,13 @@ from chatterbox_opt.text.rules import ENGLISH_RULES, LIMIT, TextRules
 SENTENCE_PAUSE = 0.2  # seconds of silence between two chunks of one paragraph
 PARAGRAPH_PAUSE = 0.5  # seconds of silence between paragraphs
 SCENE_PAUSE = 1.5  # seconds of silence for a paragraph without a word, such as "* * *"
+INNER_PAUSE = 0.1  # seconds of silence where the voice or the rate changes within a sentence
 SCENE_BREAK = "---"  # a paragraph that is one, in the markup of this package
 
 _CLAUSE = re.compile(r".+?(?:[,;:)\]—–،؛](?:\s+|$)|[，、；：]|$)", re.DOTALL)
 _WINDOW = 5000  # characters: sentencex takes quadratic time, outside of ASCII
 _CLUSTER = 16  # characters: a letter with its marks; no script's letters have more
+_SENTENCE_ENDS = ".!?…;:。！？；：؟۔।"
 _LINE_END = r"(?:\n|\r(?!\n)|\x85|\u2028)"
 _PARAGRAPH = re.compile(rf"{_LINE_END}\s*{_LINE_END}|\u2029")
 
@@ -43,12 +46,25 @@ class Chunk:
         pause: seconds of silence after it; 0 for the last chunk.
         source: the text before normalization, which is not idempotent.
         language: a code of languages.py; None: not known, or of no importance to the model.
+        rate: how fast it is spoken; from a text's markup, in proportion to its request's rate.
+        voice: a name of the request's cast or of a voice; None: the request's own.
+        lead: seconds of silence before its sound, in place of its own silence there; None: its own.
+        is_exact: ``pause`` is from the end of its sound on: its own silence there is left out.
     """
 
     text: str
     pause: float = 0.0
     source: str = ""
     language: str | None = None
+    rate: float = 1.0
+    voice: str | None = None
+    lead: float | None = None
+    is_exact: bool = False
+
+    @property
+    def silences(self) -> tuple[float, float]:
+        """Seconds of silence that are added before and after its own sound."""
+        return self.lead or 0.0, self.pause
 
 
 def clean(text: str) -> str:
@@ -118,6 +134,21 @@ def split(text: str, limit: int = LIMIT, rules: TextRules = ENGLISH_RULES) -> li
             chunks[-1] = replace(chunks[-1], pause=SCENE_PAUSE)
     chunks[-1] = replace(chunks[-1], pause=0.0)
     return chunks
+
+
+def pause_between(before: str, after: str) -> float:
+    """Seconds of silence between two texts that follow each other, as ``split`` has them; within a
+    sentence ``INNER_PAUSE``."""
+    end = len(before)
+    while end and not before[end - 1].isalnum():
+        end -= 1
+    marks = before[end:] + "".join(itertools.takewhile(lambda c: not c.isalnum(), after))
+    _, *between = _PARAGRAPH.split(marks)
+    if any(part.strip() for part in between[:-1]):
+        return SCENE_PAUSE
+    if between:
+        return PARAGRAPH_PAUSE
+    return SENTENCE_PAUSE if any(c in _SENTENCE_ENDS for c in marks) else INNER_PAUSE
 
 
 def chunk_of(source: str, rules: TextRules, pause: float = 0.0) -> Chunk:

@@ -116,19 +116,22 @@ def _one_mark(m: Match[str]) -> str:
     return next((mark for mark in m[0] if mark in ".!?"), m[0][0])
 
 
-def _words(number: int | str, to: str = "cardinal") -> str:
+def in_words(number: int | str, to: str = "cardinal") -> str:
+    """A whole number in words, as a "cardinal", an "ordinal" or a "year"."""
     return str(num2words(int(number), to=to)).replace(",", "").replace("oh-", "oh ")
 
 
-def _digits(number: str) -> str:
+def digits(number: str) -> str:
+    """Digits one by one: "007" is "zero zero seven"."""
     return " ".join(_DIGITS[int(digit)] for digit in number)
 
 
-def _cardinal(number: str) -> str:
+def cardinal(number: str) -> str:
+    """A number such as "1,234.5" in words; one like a code ("007") digit by digit."""
     whole, _, fraction = number.replace(",", "").partition(".")
     code = len(whole) > 12 or (len(whole) > 1 and whole[0] == "0")  # "007": digit by digit
-    words = [_digits(whole) if code else _words(whole)] if whole else []
-    return " ".join([*words, "point", _digits(fraction)] if fraction else words)
+    words = [digits(whole) if code else in_words(whole)] if whole else []
+    return " ".join([*words, "point", digits(fraction)] if fraction else words)
 
 
 def _plural(noun: str) -> str:
@@ -139,7 +142,7 @@ def _plural(noun: str) -> str:
 
 
 def _counted(number: str, noun: str) -> str:
-    return f"{_cardinal(number)} {noun if number == '1' else _plural(noun)}"
+    return f"{cardinal(number)} {noun if number == '1' else _plural(noun)}"
 
 
 def _short(m: Match[str], table: dict[str, str]) -> str:
@@ -167,7 +170,8 @@ def _initials(m: Match[str]) -> str:
 
 def _roman(numeral: str, to: str = "cardinal") -> str:
     v = [{"I": 1, "V": 5, "X": 10, "L": 50}[c] for c in numeral.upper()]
-    return _words(abs(sum(-a if a < b else a for a, b in zip(v, [*v[1:], 0], strict=True))), to)
+    value = sum(-a if a < b else a for a, b in zip(v, [*v[1:], 0], strict=True))
+    return in_words(abs(value), to)
 
 
 def _time(m: Match[str]) -> str:
@@ -177,10 +181,10 @@ def _time(m: Match[str]) -> str:
 
 def _clock(hour: str, minute: str, half: str | None = None) -> str:
     if minute in ("", "00"):
-        return _words(hour) + ("" if half else " o'clock" if 0 < int(hour) < 13 else " hundred")
+        return in_words(hour) + ("" if half else " o'clock" if 0 < int(hour) < 13 else " hundred")
     # pico's "forty-five P M" is heard as 35 (docs/performance-log.md)
-    minutes = _words(minute).replace("-", " ")
-    return f"{_words(hour)} {'oh ' * (minute[0] == '0')}{minutes}"
+    minutes = in_words(minute).replace("-", " ")
+    return f"{in_words(hour)} {'oh ' * (minute[0] == '0')}{minutes}"
 
 
 def _half(m: Match[str], minute: str, half: str) -> str:
@@ -201,15 +205,21 @@ def _timestamp(m: Match[str]) -> str:
     offset = re.match(r"([+-])(\d\d):?(\d\d)", zone or "")
     name = " U T C" * bool(zone)
     if offset and int(offset[2] + offset[3]):
-        name += f" {_SYMBOLS['+'] if offset[1] == '+' else 'minus'} {_words(offset[2])}"
-        name += f" {_words(offset[3])}" * (offset[3] != "00")
-    return f"{_date(month, day, year)}, {_clock(hour, minute)}{_seconds(second)}{name}"
+        name += f" {_SYMBOLS['+'] if offset[1] == '+' else 'minus'} {in_words(offset[2])}"
+        name += f" {in_words(offset[3])}" * (offset[3] != "00")
+    return f"{date_words(month, day, year)}, {_clock(hour, minute)}{_seconds(second)}{name}"
 
 
-def _date(month: str, day: str, year: str | None, *, day_first: bool = False) -> str:
+def date_words(month: str, day: str, year: str | None, *, day_first: bool = False) -> str:
+    """A date: "November twenty-eighth, twenty twenty-six".
+
+    Args:
+        month: a number, or the beginning of its name.
+        year: of four digits, or two, of which 50 is 1950; None: not known.
+    """
     name = _MONTHS[int(month) - 1] if month.isdigit() else _DATES.get(month[:3], month)
-    nth = _words(day, "ordinal")
-    year = year and _words(("" if year[2:] else "20" if year < "50" else "19") + year, "year")
+    nth = in_words(day, "ordinal")
+    year = year and in_words(("" if year[2:] else "20" if year < "50" else "19") + year, "year")
     return (f"{nth} of {name}" if day_first else f"{name} {nth}") + (f", {year}" if year else "")
 
 
@@ -217,7 +227,7 @@ def _money(m: Match[str]) -> str:
     coin, small = _COINS[m[1] or m[5]].split(" ")
     amount, scale = m[2] or m[4], m[3]
     if scale:
-        return f"{_cardinal(amount)} {_SIZES.get(scale, scale)} {_plural(coin)}"
+        return f"{cardinal(amount)} {_SIZES.get(scale, scale)} {_plural(coin)}"
     whole, _, part = amount.partition(".")
     if not small or len(part) not in (1, 2):
         return _counted(amount, coin)
@@ -266,21 +276,22 @@ _ORDER: tuple[tuple[str, str | Callable[[Match[str]], str]], ...] = (
     # dates and times
     (rf"(?<![\d-])(\d{{4}})-(0[1-9]|1[0-2])-{_DAY}[T ]([01]\d|2[0-4]):([0-5]\d)(?::([0-5]\d(?:\.\d"
      r"+)?))?(?: ?(Z|[+-]\d\d:?\d\d))?(?![\d:])", _timestamp),
-    (rf"(?<![\d-])(\d{{4}})-(0[1-9]|1[0-2])-{_DAY}(?![\d-])", lambda m: _date(m[2], m[3], m[1])),
+    (rf"(?<![\d-])(\d{{4}})-(0[1-9]|1[0-2])-{_DAY}(?![\d-])",
+     lambda m: date_words(m[2], m[3], m[1])),
     (rf"(?<![\d/.])(?:(0?[1-9]|1[0-2])/{_DAY}/|{_DAY}[/.](0?[1-9]|1[0-2])[/.])(\d{{4}}|\d\d)"
-     r"(?![\d/.]*\d)", lambda m: _date(m[1] or m[4], m[2] or m[3], m[5])),
+     r"(?![\d/.]*\d)", lambda m: date_words(m[1] or m[4], m[2] or m[3], m[5])),
     (rf"\b([Tt]he )?(?<![\d.,:/-]){_DAY}{_NTH}?(?: of)? {_MONTH}(?:,? (\d{{4}})\b)?", lambda m:
-     (m[1] or "the ") + _date(m[3], m[2], m[4], day_first=True) + _stop(m)),
+     (m[1] or "the ") + date_words(m[3], m[2], m[4], day_first=True) + _stop(m)),
     (rf"\b({_MONTH} \d\d?) ?- ?{_DAY}\b", r"\1 to \3th"),
     (rf"\b{_MONTH} {_DAY}{_NTH}?(?![\d:%/]|[.,]\d)(?:,? (\d{{4}})\b)?",
-     lambda m: _date(m[1], m[2], m[3])),
+     lambda m: date_words(m[1], m[2], m[3])),
     (rf"(?<![\d:.,])([01]?\d|2[0-4]):([0-5]\d)(?::([0-5]\d))?(?![\d:])(?: ?{_HALF})?", _time),
     (rf"(?<![\d:.,$£€])(1[0-2]|0?[1-9])()() ?{_HALF}", _time),
     (r"\bPh\.?D\b\.?|(?<![A-Za-z.])(?:[A-Za-z]\.){2,}(?![A-Za-z])", _initials),
     # telephones, amounts, plain numbers
     (r"(?<![\d-])(?:\+?\d{1,3}[ -])?(?:\(\d{2,4}\) ?|\d{3}[ -])?\d{3}-\d{4}(?![\d-])|\+\d[\d -]{6,}"
      r"\d|(?<!\d)0\d{2,4} \d{3,4} \d{3,4}(?!\d)|(?:(?<=[Cc]all )|(?<=[Dd]ial ))\d{3}(?! ?\d)",
-     lambda m: "plus " * (m[0][0] == "+") + ", ".join(map(_digits, re.findall(r"\d+", m[0])))),
+     lambda m: "plus " * (m[0][0] == "+") + ", ".join(map(digits, re.findall(r"\d+", m[0])))),
     (r"(?<=[\d%]) ?- ?(?=[$£€]?\d)|(?<=\d):(?=\d)", " to "),
     (r"(?<![\w)])-(?=[$£€]?[\d.])", "minus "),
     (r"(?<=[A-Za-z])'?(?=[\d$£€¥₹])", " "),
@@ -291,17 +302,17 @@ _ORDER: tuple[tuple[str, str | Callable[[Match[str]], str]], ...] = (
     (rf"(?<=\d)-{_any(_UNITS)}\b", lambda m: f"-{_UNITS[m[1]]}"),
     (r"(\d)' ?(\d\d?)\"", r"\1 foot \2"),
     (r"(?:(?<![\d/])(\d+) )?(?<![\d/])(1?\d)/([2-9]|10|12|16|100)(?![\d/])", lambda m: (m[1] or "")
-     + " and " * bool(m[1]) + _counted(m[2], _SIZES.get(m[3]) or _words(m[3], "ordinal"))),
+     + " and " * bool(m[1]) + _counted(m[2], _SIZES.get(m[3]) or in_words(m[3], "ordinal"))),
     (r"(?<=\w)/(?=(?:second|minute|hour|day|night|week|month|year|person)\b)", " per "),
     (r"(?<!\w)'?(\d{0,3}[1-9]0|\d\d00)'?s\b", 
-     lambda m: re.sub("y$", "ie", _words(m[1], "year")) + "s"),
+     lambda m: re.sub("y$", "ie", in_words(m[1], "year")) + "s"),
     (rf"(?<![\d,.])(\d{{1,3}}(?:,\d{{3}}){{1,3}}|\d{{1,12}}){_NTH}\b",
-     lambda m: _words(m[1].replace(",", ""), "ordinal")),
+     lambda m: in_words(m[1].replace(",", ""), "ordinal")),
     (r"(?<=\d)\.(?=\d+\.\d)|(?<=\d\.\d)\.(?=\d)", " point "),
     (r"#(?=(\d)|[A-Za-z])", lambda m: "number " if m[1] else "hashtag "),
     (r"(?<![\d.,])(19\d\d|20\d\d|(?:(?<=[Ii]n )|(?<=ince )|(?<=from )|(?<=ntil )|(?<=year )|(?<="
-     r"fter )|(?<=fore )|(?<=ween ))1[0-8]\d\d)(?![\w%]|[.,]\d)", lambda m: _words(m[1], "year")),
-    (rf"{_ANY_NUMBER}(?=([A-Za-z])?)", lambda m: _cardinal(m[0]) + " " * bool(m[1])),
+     r"fter )|(?<=fore )|(?<=ween ))1[0-8]\d\d)(?![\w%]|[.,]\d)", lambda m: in_words(m[1], "year")),
+    (rf"{_ANY_NUMBER}(?=([A-Za-z])?)", lambda m: cardinal(m[0]) + " " * bool(m[1])),
     (r"(?<=[a-z]{2})\.(?=[a-z])", " dot "),
     (f"[{''.join(_SYMBOLS)}]", lambda m: f" {_SYMBOLS[m[0]]} "),
     (r"[^A-Za-z.,!?;:'\"()-]+", " "),

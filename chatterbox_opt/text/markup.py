@@ -68,7 +68,7 @@ _URL = (
 )
 _QUERY = re.compile(rf"({_MAIL}|{_URL})(?P<gone>/?[?#][^\s\"()<>]*[^\s\"()<>.,!?;:'])")
 _ADDRESS = re.compile(f"{_MAIL}|{_URL}")
-_ADDRESS_SIGNS = {
+ADDRESS_SIGNS = {
     ".": "dot", "@": "at", "/": "slash", "-": "dash", "_": "underscore", ":": "colon", "+": "plus",
     "~": "tilde", "=": "equals", "&": "and", "%": "percent",
 }  # fmt: skip
@@ -130,4 +130,4 @@ def _address(m: Match[str]) -> str:
 
 
 def _sign(m: Match[str]) -> str:
-    return f" {_ADDRESS_SIGNS.get(m[0], '')} "
+    return f" {ADDRESS_SIGNS.get(m[0], '')} "

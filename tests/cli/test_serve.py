@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def settings(monkeypatch):
         seen.append(settings)
 
     monkeypatch.setattr(command, "_run", run)
-    monkeypatch.setattr(command, "_listening", lambda host, port: socket.socketpair()[0])
+    monkeypatch.setattr(command, "listening", lambda host, port: socket.socketpair()[0])
 
     class Port:
         def __enter__(self):
@@ -46,7 +47,7 @@ def settings(monkeypatch):
         def getsockname(self):
             return ("", 1)
 
-    monkeypatch.setattr(command, "_listening", lambda host, port: Port())
+    monkeypatch.setattr(command, "listening", lambda host, port: Port())
 
     def of(*arguments: str) -> ServerSettings:
         result = CliRunner().invoke(app, ["serve", *HERE, *arguments], catch_exceptions=False)
@@ -122,14 +123,14 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
 @pytest.mark.enable_socket
 def test_a_host_that_is_none():
     with pytest.raises(InputError, match="is no address of this machine"):
-        command._listening("no.such.host.invalid", 0)
+        command.listening("no.such.host.invalid", 0)
 
 
 @pytest.mark.enable_socket
 def test_a_port_that_is_in_use():
-    with command._listening("127.0.0.1", 0) as one:
+    with command.listening("127.0.0.1", 0) as one:
         with pytest.raises(OutputError, match="choose another: --port 0"):
-            command._listening("127.0.0.1", one.getsockname()[1])
+            command.listening("127.0.0.1", one.getsockname()[1])
 
 
 @pytest.mark.parametrize(
@@ -199,6 +200,17 @@ def test_two_processes_behind_one_port(tmp_path):
     with urllib.request.urlopen(f"{address}/health", timeout=60) as answer:
         assert json.load(answer)["status"] == "ok"
     assert len(children.read_text().split()) == 2
+    too_long = json.dumps({"input": "a" * 10_001}).encode()
+    for _ in range(8):  # whichever process takes it; each connection is a new one
+        asked = urllib.request.Request(
+            f"{address}/v1/audio/speech", too_long, {"Content-Type": "application/json"}
+        )
+        with pytest.raises(urllib.error.HTTPError, match="422"):
+            urllib.request.urlopen(asked, timeout=60)
+    for _ in range(8):
+        with urllib.request.urlopen(f"{address}/metrics", timeout=60) as answer:
+            lines = answer.read().decode().splitlines()
+        assert 'chatterbox_requests_total{outcome="refused"} 8.0' in lines, "of both processes"
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0 and process.stderr.read() == ""
     with pytest.raises(OSError):

@@ -78,9 +78,9 @@ class FakeEngine:
     def voice(self, source):
         return source
 
-    def pieces(self, text, voice, sampling, observe, guard, latency="chunk", language=None):
+    def pieces(self, request, observe, guard):
         self.guards.append(guard)
-        self.languages.append(language)
+        self.languages.append(request.language)
         yield from self._pieces
 
 

@@ -33,9 +33,38 @@ MADE = {  # what the commands of a document leave behind
         "converted.wav",
         "converted/speaker.wav",
     ),
-    "script.md": ("train.srt", "train.json", "told/0001.wav", "told.vtt"),
+    "script.md": (
+        "ready.wav",
+        "literal.wav",
+        "hello-ssml.wav",
+        "nguyen.wav",
+        "dialogue.wav",
+        "dialogue.flac",
+        "slow.wav",
+        "rates/0002.wav",
+        "dub.wav",
+        "cut.flac",
+        "dub/0003.wav",
+        "fits.jsonl",
+        "train.srt",
+        "train.json",
+        "told/0001.wav",
+        "told.vtt",
+    ),
     "batch.md": ("book.flac", "lines/a-hello-there.ogg", "piped/0002.wav", "events.jsonl"),
 }
+FILM = """1
+00:00:01,000 --> 00:00:03,500
+Good evening.
+
+2
+00:00:04,000 --> 00:00:05,600
+We have been waiting for you here.
+
+3
+00:00:05,600 --> 00:00:06,600
+[door] Where have you been all day?
+"""
 RUN_BLOCKS = """
 import json, sys
 import helpers.unpinned
@@ -51,6 +80,12 @@ def text(path: Path) -> str:
 
 def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text(path), re.DOTALL | re.MULTILINE)
+
+
+def named_blocks(path: Path) -> dict[str, str]:
+    """The files that a document shows: each behind its name and a colon."""
+    pattern = r"^`([\w.-]+)`:\n\n```\w+\n(.*?)^```"
+    return dict(re.findall(pattern, text(path), re.DOTALL | re.MULTILINE))
 
 
 def commands(path: Path) -> list[str]:
@@ -80,6 +115,9 @@ def workplace(tiny, tmp_path_factory):
     (home / "book.txt").write_text("Chapter one.\nIt was cold.\n\nChapter two.\n")
     row = "a,Hello there.,samples/speaker.flac,0.3\n"
     (home / "lines.csv").write_text(f"id,text,voice,cfg_weight\n{row}")
+    (home / "film.srt").write_text(FILM)
+    for name, content in named_blocks(ROOT / "docs" / "script.md").items():
+        (home / name).write_text(content)
     (home / "bin").mkdir()
     script = home / "bin" / "chatterbox-opt"
     with command_server(script, environment(home), "helpers.unpinned"):
@@ -200,10 +238,11 @@ def test_the_rules_of_auto_are_those_of_the_code():
 def test_every_environment_variable_is_documented():
     from chatterbox_opt.checkpoints import weight_cache
     from chatterbox_opt.config import settings
+    from chatterbox_opt.script import lexicon
 
     shown = text(ROOT / "docs" / "configuration.md")
     for name in (*settings.ENVIRONMENT, settings.DISABLE_OPTIMIZATION, settings.GPU_KERNELS, weight_cache.VARIABLE,
-                 "CHATTERBOX_VOICE_CACHE", "CHATTERBOX_VOICES"):  # fmt: skip
+                 "CHATTERBOX_VOICE_CACHE", "CHATTERBOX_VOICES", lexicon.VARIABLE):  # fmt: skip
         assert f"| {name} |" in shown
 
 

@@ -29,7 +29,7 @@ from chatterbox_opt import (
 
 def test_the_names():
     assert chatterbox_opt.__all__ == [
-        "Audio", "ChatterboxOptError", "Conversion", "DeviceError", "Engine", "Guard", "HopSchedule", "InputError", "Metrics",
+        "Audio", "Cast", "ChatterboxOptError", "Conversion", "DeviceError", "Engine", "Guard", "HopSchedule", "InputError", "Lexicon", "Metrics",
         "NumericsError", "OptimizedChatterboxProvider", "OutputError", "Piece", "Plan", "ProfileError", "Progress",
         "QueueFullError", "RealChatterboxProvider", "Request", "RequestCancelledError", "RequestHandle", "Result",
         "Sampling", "SilenceError", "TextError", "Voice", "VoiceError", "VoiceStore", "WeightCache", "WeightsError",
@@ -68,7 +68,7 @@ def test_the_engine():
         "pieces", "stream", "synthesize", "batch", "submit", "speech_tokens"
     ]  # fmt: skip
     assert list(inspect.signature(Engine.synthesize).parameters) == [
-        "self", "text", "voice", "sampling", "observe", "language", "timestamps"
+        "self", "text", "voice", "sampling", "observe", "language", "rate"
     ]  # fmt: skip
     assert list(inspect.signature(Engine.batch).parameters) == ["self", "requests", "guard"]
     assert list(inspect.signature(Engine.submit).parameters) == [
@@ -89,7 +89,7 @@ def test_the_engine_that_converts():
 
 def test_the_handle():
     public = [name for name in vars(RequestHandle) if not name.startswith("_")]
-    assert public == ["id", "seed", "done", "metrics", "cancel", "result"]
+    assert public == ["id", "seed", "done", "text_tokens", "metrics", "cancel", "result"]
     assert all(hasattr(RequestHandle, f"__{name}__") for name in ("iter", "next", "aiter", "await"))
 
 
@@ -112,7 +112,8 @@ def test_the_values():
         Sampling().seed = 3
     assert [f for f in Voice.__slots__] == ["speaker", "prompt", "tokens", "mel", "xvector"]
     assert [f for f in Request.__slots__] == [
-        "id", "text", "voice", "sampling", "latency", "language", "timestamps"
+        "id", "text", "voice", "sampling", "latency", "language", "rate", "markup", "lexicon", "cast",
+        "timestamps"
     ]  # fmt: skip
     assert [f for f in Result.__slots__] == ["id", "seed", "pieces", "error", "metrics"]
     assert [f for f in Metrics.__slots__] == [

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from chatterbox_opt import Engine
+from chatterbox_opt.checkpoints.loader import load_vocoder
 from chatterbox_opt.engine.decoding.decode_graphs import CudaGraphBackend
 from chatterbox_opt.layers import linear_onednn
 from chatterbox_opt.runtime.cuda_graphs import GraphedExecutor
@@ -96,5 +97,6 @@ def capture_graphs(engine: Engine, record) -> None:
     for stage in (flow, pipeline.placement.module("t3")):
         linear_onednn.use_plain(stage)  # oneDNN's own layout is no memory that a tape can follow
     flow.executor = GraphedExecutor(record, flow, "the flow")
+    vocoder.generator = load_vocoder(engine.checkpoint).generator  # without kernels of a CPU
     vocoder.executor = GraphedExecutor(record, vocoder, "the vocoder")
     pipeline.decoder.backend = CudaGraphBackend(record)

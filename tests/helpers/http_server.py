@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 import uvicorn
 
+from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.request import Piece, Request
@@ -74,6 +75,7 @@ class FakeHandle:
     seed: int = 7
     cancelled: bool = False
     given: int = 0
+    text_tokens: int = 5
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -103,6 +105,7 @@ class FakeServedEngine:
     handles: list[FakeHandle] = field(default_factory=list)
     closed: bool = False
     plan: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(slots=2))
+    hops: HopSchedule = field(default_factory=HopSchedule)
 
     def submit(self, request: Request, timeout: float) -> FakeHandle:
         words = dict(word.split("=") for word in request.text.split() if "=" in word)

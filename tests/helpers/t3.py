@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from chatterbox_opt.engine.decoding.decode import EagerBackend, decode
-from chatterbox_opt.engine.decoding.decoder import text_tokens
+from chatterbox_opt.engine.decoding.prompts import text_tokens
 from chatterbox_opt.engine.sequence import RequestState, Sequence
 from chatterbox_opt.layers import linear_onednn
 from chatterbox_opt.models.t3 import fused_step
@@ -58,11 +58,24 @@ def utterance(engine, text: str, sampling, **more) -> Sequence:
     return sequence_of(prompt_for(engine, text), sampling, **more)
 
 
-def prefilled(t3, prefix):
+def prefill(t3, prompt, cache, exaggeration: float = 0.5, more: int = 0):
+    """The logits after a prompt that is run into a cache of one sequence, and its positions.
+
+    Args:
+        more: positions that are reserved behind it.
+    """
+    text = t3.embed(prompt, cache.rows_per_seq)
+    conditioning = t3.conditioning(prompt, exaggeration)
+    length = conditioning.shape[3] + text.shape[1]
+    cache.reserve(0, length + more)
+    last, sequence = torch.tensor([text.shape[1] - 1]), torch.tensor([0])
+    return t3.prefill(text, last, conditioning, cache, sequence), length
+
+
+def prefilled(t3, prompt, rows: int, exaggeration: float = 0.5):
     """The logits [rows, vocabulary] of the last position of one utterance's prefix."""
-    cache = StaticKVCache(num_seqs=1, rows_per_seq=len(prefix), shape=t3.kv_shape, like=t3.like)
-    cache.reserve(0, prefix.shape[1])
-    return t3.prefill(prefix, torch.tensor([prefix.shape[1] - 1]), cache, torch.tensor([0]))
+    cache = StaticKVCache(num_seqs=1, rows_per_seq=rows, shape=t3.kv_shape, like=t3.like)
+    return prefill(t3, prompt, cache, exaggeration)[0]
 
 
 @contextmanager
@@ -124,5 +137,4 @@ def raw_tokens(engine, text: str, sampling: Sampling) -> list[int]:
 def prefill_logits(t3, engine):
     """Of one short text's last position, with guidance."""
     with torch.inference_mode():
-        prefix = t3.embed(prompt_for(engine, "Hello there."), 0.5, 2)
-        return prefilled(t3, prefix).float()
+        return prefilled(t3, prompt_for(engine, "Hello there."), 2).float()

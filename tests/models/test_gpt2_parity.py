@@ -18,7 +18,7 @@ from helpers.gpt2 import (
     upstream_gpt2,
     upstream_prefix,
 )
-from helpers.t3 import decode_all, eager_backend, prefilled, sequence_of
+from helpers.t3 import decode_all, eager_backend, prefill, prefilled, sequence_of
 
 from chatterbox_opt.config.model_config import NANO, TURBO, T3Config
 from chatterbox_opt.engine.decoding.decode import DecodeBatch, EagerBackend, eager_step
@@ -94,7 +94,7 @@ def test_names_and_shapes_are_upstreams_at_full_size(shape, monkeypatch):
 
 def test_prefix_equals_upstreams(t3, upstream, config):
     for prompt in (gpt2_prompt(config, i) for i in TEXTS):
-        prefix = t3.embed(prompt, 0.5, 1)
+        prefix = torch.cat((t3.embed_conditioning(prompt, 0.5), t3.embed(prompt, 1)), dim=1)
         expected = upstream_prefix(upstream, prompt)
         assert_close(prefix, expected + upstream.tfmr.wpe.weight[: expected.shape[1]], atol=1e-6)
 
@@ -108,12 +108,9 @@ def test_logits_of_prefill_and_steps_equal_upstreams(t3, upstream, config):
         expected = forced_logits(upstream, prompt, tokens)
         assert expected.std() > 1
         with torch.inference_mode():
-            prefix = t3.embed(prompt, 0.5, 1)
-            assert_close(prefilled(t3, prefix), expected[:1], atol=1e-4)
             cache = StaticKVCache(num_seqs=1, rows_per_seq=1, shape=t3.kv_shape, like=t3.like)
-            length = prefix.shape[1]
-            cache.reserve(0, length + len(tokens))
-            t3.prefill(prefix, torch.tensor([length - 1]), cache, torch.tensor([0]))
+            logits, length = prefill(t3, prompt, cache, more=len(tokens))
+            assert_close(logits, expected[:1], atol=1e-4)
             for i, token in enumerate(tokens):
                 counters = (torch.tensor([value]) for value in (token, i + 1, length + i))
                 logits = t3.step(*counters, cache, cache.capacity)
@@ -158,7 +155,7 @@ def test_a_narrow_model_equals_upstreams():
         expected = turbo_tokens(upstream, prompt, seed=number, **knobs)
         assert tokens_of(t3, prompt, Sampling(seed=number, **knobs)) == expected
         with torch.inference_mode():
-            logits = prefilled(t3, t3.embed(prompt, 0.5, 1))
+            logits = prefilled(t3, prompt, 1)
         assert_close(logits, forced_logits(upstream, prompt, [])[:1], atol=1e-4)
 
 
@@ -234,7 +231,8 @@ def test_a_row_of_a_batch_equals_the_same_text_alone(t3, config, static, steps_p
 
 def test_long_sequences_end_with_the_table_of_positions(t3, upstream, config):
     prompt = gpt2_prompt(config, 2)
-    left = config.positions - t3.embed(prompt, 0.5, 1).shape[1]
+    prefix = t3.embed_conditioning(prompt, 0.5).shape[1] + t3.embed(prompt, 1).shape[1]
+    left = config.positions - prefix
     params = sampling({}, seed=3, max_tokens=4000, temperature=1.6)
     [output] = decode_all(t3, [sequence_of(prompt, params)], rows_per_seq=1)
     assert output.truncated and len(output.tokens) == left
@@ -251,8 +249,8 @@ def test_a_text_longer_than_the_table_is_an_error(t3, config):
     )
     fits = config.positions - config.prompt_tokens - 3
     with pytest.raises(TextError, match=f"the model takes {fits}"):
-        t3.embed(long, 0.5, 1)
-    assert t3.embed(Prompt(long.text_tokens[:fits], *_voice(prompt)), 0.5, 1).shape[0] == 1
+        t3.embed(long, 1)
+    assert t3.embed(Prompt(long.text_tokens[:fits], *_voice(prompt)), 1).shape[0] == 1
 
 
 def _voice(prompt):

@@ -8,7 +8,7 @@ from helpers.common import assert_close
 from helpers.fake_graph_capture import record
 from helpers.gpt2 import TINY_GPT2, gpt2_prompt, upstream_gpt2
 from helpers.quality import check_close, forced_log_probs
-from helpers.t3 import decode_all, prefilled, sequence_of
+from helpers.t3 import decode_all, prefill, prefilled, sequence_of
 
 from chatterbox_opt.engine.decoding.decode import EagerBackend
 from chatterbox_opt.engine.decoding.decode_graphs import CudaGraphBackend
@@ -77,15 +77,13 @@ def test_the_compiled_step_computes_what_the_modules_compute(state, layout):
     assert int8_step.supports(t3)
     for number in range(8):
         with torch.inference_mode():
-            prefix = t3.embed(gpt2_prompt(TINY_GPT2, number), 0.5, 1)
-            length = prefix.shape[1]
+            prompt = gpt2_prompt(TINY_GPT2, number)
             caches = [
                 RaggedKVCache(num_seqs=1, rows_per_seq=1, shape=t3.kv_shape, like=like)
                 for like in (t3.like.half(), t3.like)
             ]
             for cache in caches:
-                cache.reserve(0, length + 4)
-                t3.prefill(prefix, torch.tensor([length - 1]), cache, torch.tensor([0]))
+                _, length = prefill(t3, prompt, cache, more=4)
             for keys, values in caches[1]._buffers[0]:
                 keys.copy_(keys.half())
                 values.copy_(values.half())
@@ -119,7 +117,7 @@ def test_a_row_of_a_compiled_batch_equals_the_same_text_alone(state, layout):
 
 def first_logits(t3):
     with torch.inference_mode():
-        return prefilled(t3, t3.embed(gpt2_prompt(TINY_GPT2, 1), 0.5, 1)).float()
+        return prefilled(t3, gpt2_prompt(TINY_GPT2, 1), 1).float()
 
 
 @pytest.mark.parametrize(("layout", "dtype", "layer", "top1", "kl"), LAYOUTS)

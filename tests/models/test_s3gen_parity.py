@@ -9,7 +9,10 @@ from helpers.texts import TEXTS
 from helpers.upstream_reference import WHOLE_ATOL, Unmarked
 
 from chatterbox_opt import Sampling
+from chatterbox_opt.checkpoints import loader
+from chatterbox_opt.kernels.cpu import conv_ops
 from chatterbox_opt.models.vocoder.model import source
+from chatterbox_opt.models.vocoder.packed import PackedGenerator
 
 ATOL = 1e-4
 
@@ -47,13 +50,18 @@ def test_mel_equals_upstreams_for_the_same_noise(engine, upstream, upstream_voic
     assert_close(mel[None], expected, atol=ATOL)
 
 
+@pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("frames", [2, 30, 121])
-def test_wave_equals_upstreams_for_the_same_noise(engine, upstream, frames):
+def test_wave_equals_upstreams_for_the_same_noise(engine, upstream, frames, plain):
+    """By the compiled convolutions of this CPU, if it can, and by PyTorch's."""
     mel = torch.randn(1, 80, frames, generator=torch.Generator().manual_seed(frames)) * 2 - 5
     torch.manual_seed(9)
     expected = upstream.s3gen.hift_inference(mel)[0].clone()
     expected[:, : len(upstream.s3gen.trim_fade)] *= upstream.s3gen.trim_fade
     with engine.pipeline.placement("vocoder") as vocoder:
+        assert isinstance(vocoder.generator, PackedGenerator) or not conv_ops.supports()
+        if plain:
+            vocoder = loader.load_vocoder(engine.checkpoint)
         (wave,) = vocoder([mel[0]], [torch.Generator().manual_seed(9)])
     assert_close(wave, expected[0], atol=ATOL)
 

@@ -15,9 +15,11 @@ from chatterbox_opt.errors import InputError
 from chatterbox_opt.models.t3.sampler import (
     NOT_FINITE,
     SamplingTensors,
+    _filter_rows,
     apply_cfg,
     apply_repetition_penalty,
     filter_logits,
+    filter_turbo_logits,
     sample,
 )
 from chatterbox_opt.sampling import Sampling, chunk_seed
@@ -57,6 +59,29 @@ def test_top_k_is_applied_between_min_p_and_top_p(top_k, top_p):
         ours, other_row = filter_logits(logits.repeat(2, 1), sampling_tensors, needs_sort=True)
         assert torch.equal(torch.softmax(ours, -1), torch.softmax(expected[0], -1))
         assert torch.equal(other_row, likely[0]), "top_k of one row changed another row"
+
+
+@pytest.mark.parametrize("turbo", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_row_by_row_the_same_tokens_are_left(turbo, tied):
+    """As a CPU sorts, and as a GPU does: top-k, top-p, both, and neither, in one batch."""
+    knobs = [{}, {"top_k": 7}, {"top_p": 0.6}, {"top_k": 50, "top_p": 0.9}, {"top_k": 999}]
+    params = SamplingTensors.allocate(len(knobs))
+    for row, given in enumerate(knobs):
+        params.set(row, Sampling(min_p=0.0, **given))
+    filter_all = filter_turbo_logits if turbo else filter_logits
+    counts = set()
+    for logits in LOGITS.expand(-1, len(knobs), -1):
+        logits = (logits * 4).round() / 4 if tied else logits
+        expected = filter_all(logits, params, needs_sort=True)
+        found = _filter_rows(logits, params, ties=turbo)
+        left = (found > -torch.inf).sum(1)
+        assert torch.equal(left, (expected > -torch.inf).sum(1))
+        # among equal ones any may be left out
+        assert torch.equal(found.sort().values, expected.sort().values)
+        assert tied or torch.equal(found, expected)
+        counts.add(tuple(left.tolist()))
+    assert len(counts) > 10
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.0, 1.2, 4.0])

@@ -31,8 +31,8 @@ every_text = pytest.mark.parametrize(
 
 def first_logits(engine, text: str, sampling: Sampling) -> torch.Tensor:
     with engine.pipeline.placement("t3") as t3, torch.inference_mode():
-        prefix = t3.embed(prompt_for(engine, text), sampling.exaggeration, rows_for(sampling))
-        return prefilled(t3, prefix)
+        prompt = prompt_for(engine, text)
+        return prefilled(t3, prompt, rows_for(sampling), sampling.exaggeration)
 
 
 @every_text

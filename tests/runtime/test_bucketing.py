@@ -9,6 +9,7 @@ from helpers.common import SAMPLE, assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chatterbox_opt.checkpoints import loader
 from chatterbox_opt.layers import linear_onednn
 from chatterbox_opt.models.flow import estimator
 from chatterbox_opt.runtime import bucketing
@@ -171,30 +172,35 @@ def test_the_encoders_tables_grow_before_it_is_captured(engine, replaying, monke
     assert len(captured) == 1
 
 
-def test_waves_of_a_batch_are_those_of_single_rows(engine, batched):
+@pytest.fixture(scope="module")
+def plain_vocoder(engine):
+    """By PyTorch's convolutions, as on a GPU."""
+    return loader.load_vocoder(engine.checkpoint)
+
+
+def test_waves_of_a_batch_are_those_of_single_rows(engine, plain_vocoder, batched):
     with engine.pipeline.placement("vocoder") as vocoder:
-        found, expected = many(vocoder, mels()), singly(vocoder, mels())
-    assert [len(wave) for wave in found] == [480 * one.shape[-1] for one in mels()]
-    assert_rows_close(found, expected)
+        for one in (vocoder, plain_vocoder):
+            found, expected = many(one, mels()), singly(one, mels())
+            assert [len(wave) for wave in found] == [480 * mel.shape[-1] for mel in mels()]
+            assert_rows_close(found, expected)
 
 
-def test_padding_that_is_not_zeroed_would_change_the_waves(engine, batched, monkeypatch):
+def test_padding_that_is_not_zeroed_would_change_the_waves(plain_vocoder, batched, monkeypatch):
     """Guards the test above and the one of buckets."""
-    with engine.pipeline.placement("vocoder") as vocoder:
-        expected = singly(vocoder, mels())
-        monkeypatch.setattr(bucketing.HostLengths, "zero_", lambda mask, x: x)
-        found = many(vocoder, mels())
+    expected = singly(plain_vocoder, mels())
+    monkeypatch.setattr(bucketing.HostLengths, "zero_", lambda mask, x: x)
+    found = many(plain_vocoder, mels())
     worst = [(one - other).abs().max() for one, other in zip(found, expected, strict=True)]
     assert max(worst[:2]) > 10 * ATOL
 
 
 @pytest.mark.parametrize("frames", [3, 17, 35, 125])
-def test_a_bucket_changes_nothing(engine, monkeypatch, frames):
+def test_a_bucket_changes_nothing(plain_vocoder, monkeypatch, frames):
     assert frames < 16 or bucketing.bucket(frames) > frames
-    with engine.pipeline.placement("vocoder") as vocoder:
-        (found,) = vocoder([mel(frames)], [alone(0)])
-        monkeypatch.setattr("chatterbox_opt.models.vocoder.model.bucket", lambda length: length)
-        (expected,) = vocoder([mel(frames)], [alone(0)])
+    (found,) = plain_vocoder([mel(frames)], [alone(0)])
+    monkeypatch.setattr("chatterbox_opt.models.vocoder.hift.bucket", lambda length: length)
+    (expected,) = plain_vocoder([mel(frames)], [alone(0)])
     assert_close(found, expected, atol=ATOL)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 import json
 import socket
@@ -11,11 +10,11 @@ import wave
 from dataclasses import replace
 from pathlib import Path
 
-import av
 import numpy as np
 import openai
 import pytest
 from helpers.common import SAMPLE
+from helpers.decoding import FRAME, audio_of, count, decoded, events
 from helpers.http_server import running, settings_of
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.client import AsyncUnixClient
@@ -34,11 +33,12 @@ from chatterbox_opt import Sampling
 from chatterbox_opt.audio.encoders import FORMATS
 from chatterbox_opt.audio.streaming import to_pcm
 from chatterbox_opt.server import wyoming_server
+from chatterbox_opt.server.engines import Engines
+from chatterbox_opt.server.service import SpeechService
 
 SPEECH = "/v1/audio/speech"
 TEXT = "Hello there."
 KNOBS = {"seed": 3, "max_tokens": 20, "cfm_steps": 2}
-FRAME = {"mp3": 576, "aac": 1024}
 
 
 @pytest.fixture(scope="module")
@@ -86,15 +86,6 @@ def body(text: str = TEXT, **more) -> dict:
     return {"input": text, "response_format": "pcm", **KNOBS, **more}
 
 
-def decoded(content: bytes) -> np.ndarray:
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=24_000)
-    with av.open(io.BytesIO(content)) as container:
-        frames = [part for frame in container.decode(audio=0) for part in resampler.resample(frame)]
-    return np.concatenate(
-        [frame.to_ndarray().ravel() for frame in frames + resampler.resample(None)]
-    )
-
-
 def test_the_sound_is_the_engines_own(client, samples, whole):
     assert client.post(SPEECH, json=body()).content == samples
     for more in ({"split": True}, {"stream": False}):
@@ -110,18 +101,19 @@ def test_the_seed_that_was_drawn_makes_the_same_sound(client):
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-@pytest.mark.parametrize("stream", [True, False])
-def test_each_format_is_whole(client, samples, whole, format_, stream):
-    answer = client.post(SPEECH, json=body(response_format=format_, stream=stream))
-    assert answer.headers["content-type"].startswith("audio/")
-    assert ("content-length" in answer.headers) is not stream
-    is_raw = format_ == "pcm"
-    count = len(answer.content) // 2 if is_raw else len(decoded(answer.content))
-    expected = len(samples if stream else whole) // 2
-    assert abs(count - expected) <= FRAME.get(format_, 0)
-    if format_ == "wav" and not stream:
-        with wave.open(io.BytesIO(answer.content)) as file:
-            assert file.getnframes() == len(file.readframes(1 << 30)) // 2 == count
+@pytest.mark.parametrize("sent", [{}, {"stream_format": "sse"}, {"stream": False}], ids=str)
+def test_each_format_is_whole(client, samples, whole, format_, sent):
+    answer = client.post(SPEECH, json=body(response_format=format_, **sent))
+    is_whole, is_events = "stream" in sent, "stream_format" in sent
+    kind = answer.headers["content-type"]
+    assert kind.startswith("text/event-stream" if is_events else "audio/")
+    assert ("content-length" in answer.headers) is is_whole
+    content = audio_of(answer.content) if is_events else answer.content
+    excess = count(content, format_) - len(whole if is_whole else samples) // 2
+    assert abs(excess) <= FRAME.get(format_, 0)
+    if format_ == "wav" and is_whole:
+        with wave.open(io.BytesIO(content)) as file:
+            assert file.getnframes() == len(file.readframes(1 << 30)) // 2 == len(whole) // 2
 
 
 @pytest.mark.parametrize("format_", FORMATS)
@@ -136,17 +128,19 @@ def test_openai_library(library, tmp_path, format_):
     assert len(content) == len(made) if format_ == "opus" else content == made
 
 
-def test_openai_library_and_events(library, samples):
+def test_openai_library_and_events(library, samples, engines):
     answer = library.audio.speech.create(
         model="gpt-4o-mini-tts", voice={"id": "default"}, input=TEXT, response_format="pcm",
         stream_format="sse", instructions="calm", extra_body=KNOBS,
     )  # fmt: skip
-    events = [json.loads(line[6:]) for line in answer.content.decode().split("\n\n") if line]
-    *deltas, done = events
-    assert b"".join(base64.b64decode(one["audio"]) for one in deltas) == samples
+    assert audio_of(answer.content) == samples
+    done = events(answer.content)[-1]
     assert done["type"] == "speech.audio.done"
     usage = done["usage"]
-    assert usage["input_tokens"] == len(TEXT) and usage["output_tokens"] > 0
+    tokenizer = engines[0].pipeline.decoder.tokenizer
+    assert usage["input_tokens"] == len(tokenizer.encode(TEXT, None))
+    by_itself = engines[0].speech_tokens(TEXT, None, Sampling(**KNOBS))
+    assert usage["output_tokens"] == len(by_itself)
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
 
 
@@ -293,6 +287,7 @@ def test_wyoming_describes_all_voices(wyoming, samples):
     (program,) = info.data["tts"]
     assert program["supports_synthesize_streaming"] and program["installed"]
     assert [voice["name"] for voice in program["voices"]] == ["default"]
+    assert program["voices"][0]["languages"] == ["en"]
 
 
 def test_wyoming_speaks(wyoming, samples):
@@ -332,3 +327,24 @@ def test_wyoming_rubbish_ends_the_connection_and_nothing_else(server, tmp_path, 
             return await asyncio.wait_for(_events(path, Describe()), 10)
 
     assert asyncio.run(run())[0].type == "info"
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted", "code"),
+    [("multilingual", "de", "de"), ("multilingual", "de_DE", "de"), ("multilingual", "DE-at", "de"),
+     ("multilingual", "tlh", None), ("multilingual", None, None), ("turbo", "de", None),
+     ("turbo", "en_GB", "en")],
+)  # fmt: skip
+def test_wyoming_and_the_languages_of_a_model(family, tmp_path, kind, wanted, code):
+    service = SpeechService.of(settings := settings_of(tmp_path, str(family(kind))),
+                               Engines(settings.engines))  # fmt: skip
+    handler = wyoming_server.WyomingHandler(service, None, FakeWriter())
+    (program,) = handler._info().data["tts"]
+    known = program["voices"][0]["languages"]
+    assert len(known) == (23 if kind == "multilingual" else 1) and "en" in known
+    assert handler._language(SynthesizeVoice(language=wanted)) == code
+
+
+class FakeWriter:
+    def get_extra_info(self, _):
+        return None

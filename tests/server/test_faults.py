@@ -106,7 +106,8 @@ def test_a_client_that_does_not_read_is_cancelled(server, engine):
 
 def test_a_full_queue(server, client, engine):
     waiting = [raw(server, speech_request("full pieces=1000000")) for _ in range(3)]
-    until(lambda: server.service.admission.active == 3)
+    until(lambda: sum("full" in one.request.text for one in engine.handles) == 3)
+    assert server.service.admission.active == 3
     latencies = [one.request.latency for one in engine.handles if "full" in one.request.text]
     assert sorted(latencies) == ["chunk", "low", "low"], "two slots: the third gets whole chunks"
     refused = client.post(SPEECH, json=body("one more"))
@@ -120,7 +121,7 @@ def test_a_full_queue(server, client, engine):
 
 
 def test_many_connects_and_drops(server, client):
-    for number in range(100):
+    for number in range(1_000):
         raw(server, speech_request("drop pieces=3") if number % 2 else b"POST /v1/au").close()
     # some are still being read: they may fill the queue for a moment
     until(lambda: client.post(SPEECH, json=body("still there")).status_code == 200)

@@ -93,7 +93,7 @@ def test_whisper_hears_the_words_at_about_the_same_time(pico, recogniser):
     texts = ["\n\n".join(lines[i : i + 3]) for i in range(0, 60, 3)]
     found, words = [], 0
     for number, text in enumerate(texts):
-        audio = pico.synthesize(text, None, Sampling(seed=number), timestamps=True)
+        audio = pico.synthesize(Request("", text, sampling=Sampling(seed=number), timestamps=True))
         found += recognized(recogniser, audio)
         words += len(audio.words)
     differences = np.abs(np.array(found))

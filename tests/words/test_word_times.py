@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from chatterbox_opt import Engine, Guard, Request, Sampling, Word
+from chatterbox_opt import Engine, Guard, Lexicon, Request, Sampling, Word
 from chatterbox_opt.config.model_config import MULTILINGUAL, NANO, TURBO, ModelConfig
 from chatterbox_opt.engine import retries
 from chatterbox_opt.engine.decoding import alignment, decoder
-from chatterbox_opt.engine.decoding.decoder import text_tokens
+from chatterbox_opt.engine.decoding.prompts import text_tokens
 from chatterbox_opt.engine.sequence import Capacity
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError, NumericsError
 from chatterbox_opt.models.t3.model import Prompt
-from chatterbox_opt.models.t3.text_attention import text_attention
+from chatterbox_opt.models.t3.text_attention import TEXT_START, text_attention
 from chatterbox_opt.words import timing
 from chatterbox_opt.words.support import check_timestamps
 from chatterbox_opt.words.word import joined
@@ -25,6 +25,7 @@ from chatterbox_opt.words.word import joined
 TEXT = "The train leaves at 7:45 — hurry up!\n\nThe BBC paid $5."
 WRITTEN = ["The", "train", "leaves", "at", "7:45", "hurry", "up!", "The", "BBC", "paid", "$5."]
 SAMPLING = Sampling(seed=3, cfm_steps=2)
+REQUEST = Request("a", TEXT, sampling=SAMPLING, timestamps=True)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def pico():
 @pytest.fixture(scope="module")
 def timed_once(pico):
     """The text with word times."""
-    return pico.synthesize(TEXT, None, SAMPLING, timestamps=True)
+    return pico.synthesize(REQUEST)
 
 
 def check(words, duration: float) -> None:
@@ -45,7 +46,7 @@ def check(words, duration: float) -> None:
     assert [word.chunk for word in words] == [0] * 7 + [1] * 4
     edges = [edge for word in words for edge in (word.start, word.end)]
     assert edges == sorted(edges) and edges[0] >= 0 and edges[-1] <= duration
-    assert all(word.end - word.start >= 0.03 for word in words)
+    assert all(word.end - word.start >= 0.02 for word in words)
 
 
 def test_words_as_they_were_written(timed_once):
@@ -61,36 +62,56 @@ def test_the_sound_is_the_same_and_nothing_is_computed_if_nobody_asks(
 ):
     monkeypatch.setattr(decoder, "align", None)
     monkeypatch.setattr(alignment, "heard_spans", None)
-    audio = pico.synthesize(TEXT, None, SAMPLING)
+    audio = pico.synthesize(replace(REQUEST, timestamps=False))
     assert audio.words == () and np.array_equal(audio.samples, timed_once.samples)
     assert "alignment" in timed_once.seconds and "alignment" not in audio.seconds
 
 
 def test_every_call_gives_the_same_words(pico, timed_once):
-    request = Request("a", TEXT, sampling=SAMPLING, timestamps=True)
-    [result] = pico.batch([request])
+    [result] = pico.batch([REQUEST])
     assert result.words == timed_once.words == result.audio().words
-    assert pico.submit(request).result().words == timed_once.words
-    pieces = list(pico.pieces(TEXT, None, SAMPLING, timestamps=True))
+    assert pico.submit(REQUEST).result().words == timed_once.words
+    pieces = list(pico.pieces(REQUEST))
     assert [len(piece.words) for piece in pieces] == [7, 4]
     assert pieces[1].words[0].start < 0.3, "of a piece: from the beginning of its chunk"
 
 
 def test_a_stream_has_words_with_the_last_part_of_a_chunk(pico, timed_once):
-    pieces = list(pico.pieces(TEXT, None, SAMPLING, latency="low", timestamps=True))
+    pieces = list(pico.pieces(replace(REQUEST, latency="low")))
     assert len(pieces) > 3
     assert [bool(piece.words) for piece in pieces] == [piece.ends_chunk for piece in pieces]
     words = [word for piece in pieces for word in piece.words]
-    of_chunks = [w for p in pico.pieces(TEXT, None, SAMPLING, timestamps=True) for w in p.words]
+    of_chunks = [w for p in pico.pieces(REQUEST) for w in p.words]
     check(joined(pieces), sum(piece.duration for piece in pieces))
     for word, other in zip(words, of_chunks, strict=True):  # the sound differs a little
         assert abs(word.start - other.start) <= 0.03 and abs(word.end - other.end) <= 0.03
 
 
-def test_a_text_that_arrives(pico):
-    arriving = ["The train leaves at 7", ":45 — hurry up!\n\n", "The BBC paid $5."]
-    pieces = list(pico.pieces(iter(arriving), None, SAMPLING, timestamps=True))
-    check(joined(pieces), sum(piece.duration for piece in pieces))
+def test_times_follow_the_rate(pico, timed_once):
+    faster = pico.synthesize(replace(REQUEST, rate=1.25))
+    check(faster.words, faster.duration)
+    for word, other in zip(faster.words[:7], timed_once.words[:7], strict=True):
+        assert abs(word.start - other.start / 1.25) <= 0.03, "of the first chunk"
+
+
+@pytest.mark.parametrize("latency", ["chunk", "low"])
+def test_times_follow_pauses_and_markup(pico, latency):
+    """Silence next to a pause that was asked for is left out of the sound."""
+    text = "[pause:300ms]Good [say:mourning]morning,[/say][pause:1s]everyone. \\[Yes]"
+    request = replace(REQUEST, text=text, markup=True, latency=latency)
+    pieces = list(pico.pieces(request))
+    words = joined(pieces)
+    assert [word.text for word in words] == ["Good", "morning,", "everyone.", "[Yes]"]
+    assert words[0].start == pytest.approx(0.3, abs=0.03)
+    assert words[2].start - words[1].end == pytest.approx(1.0, abs=0.06)
+    wave = np.concatenate([piece.samples for piece in pieces])
+    for word in words:
+        assert np.abs(wave[round(word.start * 24_000) : round(word.end * 24_000)]).max() > 0.01
+
+
+def test_words_of_a_lexicon_are_shown_as_they_were_written(pico):
+    request = replace(REQUEST, text="Ask Nguyen now.", lexicon=Lexicon.of({"Nguyen": "win yen"}))
+    assert [word.text for word in pico.synthesize(request).words] == ["Ask", "Nguyen", "now."]
 
 
 def test_the_words_are_of_the_attempt_that_is_used(pico, monkeypatch):
@@ -124,7 +145,7 @@ def test_an_error_of_the_pass_fails_its_request_only(pico, monkeypatch):
         one = Request("one", "Good morning.", sampling=SAMPLING, timestamps=True)
         results = {r.id: r for r in pico.batch([one, replace(one, id="two", timestamps=False)])}
     assert str(results["one"].error) == "no" and results["two"].error is None
-    assert pico.synthesize("Good morning.", None, SAMPLING, timestamps=True).words
+    assert pico.synthesize(replace(REQUEST, text="Good morning.")).words
 
 
 def test_out_of_memory_decodes_again(pico, monkeypatch, caplog):
@@ -136,7 +157,7 @@ def test_out_of_memory_decodes_again(pico, monkeypatch, caplog):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return alignment.align(*args)
 
-    expected = pico.synthesize("Good morning.", None, SAMPLING, timestamps=True)
+    expected = pico.synthesize(replace(REQUEST, text="Good morning."))
     monkeypatch.setattr(decoder, "align", once)
     requests = [
         Request(str(i), "Good morning.", sampling=SAMPLING, timestamps=True) for i in range(2)
@@ -152,7 +173,7 @@ def test_nan_is_an_error(pico, monkeypatch):
 
     monkeypatch.setattr(alignment, "text_attention", nan)
     with pytest.raises(NumericsError, match="NaN or Inf"):
-        pico.synthesize("Good morning.", None, SAMPLING, timestamps=True)
+        pico.synthesize(replace(REQUEST, text="Good morning."))
 
 
 def test_nan_of_a_narrow_t3_is_tried_again_in_float32(pico, monkeypatch):
@@ -205,7 +226,7 @@ def test_languages_without_blanks_are_refused():
 
 def test_an_engine_refuses_too(engine):
     with pytest.raises(InputError, match="no word times"):
-        engine.synthesize("Hello.", timestamps=True)
+        engine.synthesize(Request("a", "Hello.", timestamps=True))
     with pytest.raises(InputError, match="timestamps is 1"):
         Request("a", "Hello.", timestamps=1)
 
@@ -224,9 +245,10 @@ def test_the_pass_equals_upstreams_attention(engine, heads):
         found = text_attention(t3, prompt, tokens, 0.5, heads)
         assert found.shape == (17, len(ids)) and found.dtype == torch.float32
         expected = torch.zeros_like(found)
-        prefix = t3.embed(prompt, 0.5, 1)
+        voice_part, text_part = t3.embed_conditioning(prompt, 0.5), t3.embed(prompt, 1)
+        start = voice_part.shape[1] + 1
         speech = t3.speech_emb(torch.tensor(tokens)) + t3.speech_pos.weight[1:18]
-        x = torch.cat((prefix, speech[None]), dim=1)
+        x = torch.cat((voice_part, text_part, speech[None]), dim=1)
         length, rope = x.shape[1], t3.rope(torch.arange(x.shape[1]))
         future = torch.ones(length, length, dtype=torch.bool).triu(1)
         for i, block in enumerate(t3.blocks):
@@ -236,7 +258,7 @@ def test_the_pass_equals_upstreams_attention(engine, heads):
             for layer, head in heads:
                 if layer == i:
                     rows = attention[0, head, length - 18 : length - 1]
-                    expected += rows[:, t3.text_start : t3.text_start + len(ids)] / len(heads)
+                    expected += rows[:, start : start + len(ids)] / len(heads)
             x = block.out_and_ffn(x, attention @ v)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
     assert text_attention(t3, prompt, tokens[:1], 0.5, heads).shape == (
@@ -246,14 +268,14 @@ def test_the_pass_equals_upstreams_attention(engine, heads):
 
 
 def test_it_looks_where_the_prompt_has_the_text(engine):
-    """The first and the last column are of the first and the last letter."""
+    """The first column is of the first letter."""
     voice = engine.voice()
     with engine.pipeline.placement("t3") as t3, torch.inference_mode():
         ids = torch.tensor([5, 6, 7])
-        prefix = t3.embed(Prompt(ids, voice.speaker, voice.prompt), 0.5, 1)[0]
+        text = t3.embed(Prompt(ids, voice.speaker, voice.prompt), 1)[0]
         for i, id in enumerate(ids):
             expected = t3.text_emb.weight[id] + t3.text_pos.weight[i + 1]
-            torch.testing.assert_close(prefix[t3.text_start + i], expected)
+            torch.testing.assert_close(text[TEXT_START + i], expected)
 
 
 def test_the_value():

@@ -25,7 +25,7 @@ from chatterbox_opt.audio.silence import FRAME, LEVEL, sound_levels
 from chatterbox_opt.checkpoints import loader, registry
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.engine.decoding.alignment import align, words_of
-from chatterbox_opt.engine.decoding.decoder import text_tokens
+from chatterbox_opt.engine.decoding.prompts import text_tokens
 from chatterbox_opt.engine.sequence import RequestState, Sequence
 from chatterbox_opt.models.t3.model import T3, Prompt
 from chatterbox_opt.sampling import Sampling

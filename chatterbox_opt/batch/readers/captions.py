@@ -46,6 +46,7 @@ class Captions(str, Enum):
     """What is spoken of a subtitle file."""
 
     SPEECH = "speech"  # not sound descriptions and speaker names
+    NAMES = "names"  # not sound descriptions; NAME: before what somebody speaks, for a cast
     ALL = "all"
 
 
@@ -71,14 +72,19 @@ def rows_of(cues: Sequence[Cue], captions: Captions) -> Parsed:
     """A row for every cue with text; what is left out is in ``dropped``."""
     parsed = Parsed()
     for cue, lines in zip(cues, _without_repeats(cues, parsed.dropped), strict=True):
-        if cue.speaker:
+        if cue.speaker and captions != Captions.NAMES:
             parsed.dropped.append(Dropped(SPEAKERS, cue.speaker, cue.number))
         if not lines:
             continue
         text = "\n".join(lines)
-        if captions == Captions.SPEECH:
-            text = _speech(text, cue.number, parsed.dropped)
-        text = " ".join(_NOTES.sub(" ", text).split())
+        if captions != Captions.ALL:
+            text = _speech(text, cue.number, parsed.dropped, names=captions == Captions.NAMES)
+        text = _NOTES.sub(" ", text)
+        if captions == Captions.NAMES and text.strip():
+            named = f"{cue.speaker}: {text}" if cue.speaker else text
+            text = "\n".join(" ".join(line.split()) for line in named.splitlines() if line.strip())
+        else:
+            text = " ".join(text.split())
         pause = "" if text else "music" if _NOTES.search(" ".join(lines)) else "sound description"
         shown = text or " ".join(plain(" ".join(cue.lines)).split())
         parsed.rows.append(
@@ -93,16 +99,25 @@ def plain(text: str) -> str:
     return _ENTITY.sub(lambda match: html.unescape(match[0]), _TAG.sub("", text))
 
 
-def _speech(text: str, number: int, dropped: list[Dropped]) -> str:
-    """A cue's lines without sound descriptions and without the names of who speaks."""
+def _speech(text: str, number: int, dropped: list[Dropped], *, names: bool) -> str:
+    """A cue's lines without sound descriptions, and without the names of who speaks.
+
+    Args:
+        names: keep these names, at the beginnings of lines.
+    """
 
     def drop_sound(match: re.Match[str]) -> str:
         dropped.append(Dropped(SOUNDS, match[0].strip(), number))
         return " "
 
     def drop_speaker(match: re.Match[str]) -> str:
+        label = match[0][len(match[1]) :]
+        if names and match[2].isupper():
+            if more := label[len(match[2]) : -1].strip():  # JOHN (on radio):
+                dropped.append(Dropped(SOUNDS, more, number))
+            return f"{match[2]}:"
         if not match[2].isupper():
-            return match[0]
+            return label if names else match[0]
         dropped.append(Dropped(SPEAKERS, match[0][len(match[1]) :], number))
         return match[1]
 

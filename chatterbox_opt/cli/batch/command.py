@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -19,26 +18,17 @@ from typing import Annotated, Any
 import typer
 
 from chatterbox_opt.audio import files as audio_files
-from chatterbox_opt.batch import executors, filenames, job_file
+from chatterbox_opt.batch import executors, job_file, timeline
 from chatterbox_opt.batch.executors import LocalExecutor, RayExecutor, WorkerSpec
-from chatterbox_opt.batch.join import join
-from chatterbox_opt.batch.journal import OUTPUT
-from chatterbox_opt.batch.manifest import DONE, Entry, Manifest
-from chatterbox_opt.batch.metadata import FILE as METADATA_FILE
-from chatterbox_opt.batch.metadata import Metadata, write_metadata
+from chatterbox_opt.batch.manifest import Manifest
 from chatterbox_opt.batch.readers.rows import Dropped, words_by_reason
 from chatterbox_opt.batch.resuming import open_directory, prepare, stale_files
 from chatterbox_opt.batch.runner import BatchRunner, RunOptions, Summary
-from chatterbox_opt.batch.timestamps import (
-    CaptionFormat,
-    caption_name,
-    write_item_captions,
-    write_joined_captions,
-)
+from chatterbox_opt.batch.timeline import Fitting
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.cli import options, signals
-from chatterbox_opt.cli.batch import checks
+from chatterbox_opt.cli.batch import checks, outputs
 from chatterbox_opt.cli.batch.options import (
     ExecutorOptions,
     FileOptions,
@@ -50,12 +40,13 @@ from chatterbox_opt.cli.batch.preview import preview
 from chatterbox_opt.cli.batch.preview import summary as summary_of
 from chatterbox_opt.cli.batch.progress import display, report
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOptions
+from chatterbox_opt.cli.synth.script import ScriptOptions, check_members, describe, hint
 from chatterbox_opt.cli.terminal import streams
 from chatterbox_opt.cli.terminal.console import Reporter
 from chatterbox_opt.config.plan import Plan
 from chatterbox_opt.config.profile import OWN_FLOW
 from chatterbox_opt.engine.spec import EngineSpec
-from chatterbox_opt.errors import InputError, OutputError, TextError, VoiceError
+from chatterbox_opt.errors import InputError, TextError, VoiceError
 from chatterbox_opt.text import languages
 from chatterbox_opt.voices import store as voice_store
 
@@ -74,8 +65,10 @@ def batch(
     joining: JoinOptions,
     quality: QualityOptions,
     placement: ExecutorOptions,
+    script: ScriptOptions,
     voice: options.Voice = None,
     language: options.Language = None,
+    rate: options.Rate = 1.0,
     *,
     sampling: SamplingOptions,
     engine: EngineOptions,
@@ -92,26 +85,33 @@ def batch(
     directory = None if reading.dry_run else files.directory
     executor_args = (placement.executor, placement.workers, placement.ray_address)
     executors.check_executor(*executor_args)
-    read_options = reading.read_options()
+    read_options = reading.read_options(script)
     content = _content(file)
-    job = job_file.read(file, content, sampling.sampling(), voice, read_options, language)
+    job = job_file.read(file, content, sampling.sampling(), voice, read_options, language, rate)
     config = registry.known_config(spec.model)
     checks.check_captions(files, joining, config)
     job = checks.fitted(job, config, timestamps=files.timestamps is not None)
+    hint(reporter, ((f"row {item.row}", item.text) for item in job.items if not item.markup))
+    if joining.timed:
+        timeline.check_times(job)
     if directory is None:
-        preview(job, [*job.dropped, *_dropped_by_model(spec.model, job)], as_json=as_json)
+        dropped = [*job.dropped, *_dropped_by_model(spec.model, job)]
+        preview(job, dropped, as_json=as_json, timed=joining.timed)
         return
     verifier = quality.verifier()
     spec.check(voice)
+    members = read_options.cast.members if read_options.cast else ()
+    check_members(spec, members, sampling.sampling(), language)
     checks.check_lengths(job, spec, config, set(registry.shipped_voices(spec.model)))
     items = job.items
-    names = _names(items, files, joining.joined_file)
+    names = outputs.names_of(items, files, joining.joined_file)
     printing.set_up_logging(reporter)
     for note in job.notes:
         reporter.status(note)
     if job.pauses or job.dropped:
         reporter.status(summary_of(job, words_by_reason(job.dropped)))
-    replaced = None if files.overwrite else [*names, *_other_files(files, joining, names)]
+    describe(reporter, (item.script() for item in items))
+    replaced = None if files.overwrite else [*names, *outputs.other_files(files, joining, names)]
     with (
         executors.open_executor(*executor_args) as executor,
         open_directory(directory, replaced, force=files.force) as manifest,
@@ -124,7 +124,8 @@ def batch(
             worker = WorkerSpec(
                 engine=spec, plan=plan, retries=quality.retries, debug=printing.debug
             )
-            items = _prepared(spec, plan, items, names, files.loudness)
+            stretch = joining.stretch if joining.timed else None
+            items = _prepared(spec, plan, items, names, files.loudness, stretch)
             run_options = RunOptions(
                 verifier=verifier,
                 retries=quality.retries,
@@ -132,6 +133,7 @@ def batch(
                 loudness=files.loudness,
                 model=_model_text(spec, plan),
                 timestamps=files.timestamps is not None,
+                fitting=None if stretch is None else Fitting(items, stretch),
             )
             runner = BatchRunner(manifest, items, show, run_options)
             summary, caught = _run(runner, executor, worker, reporter)
@@ -141,33 +143,14 @@ def batch(
             raise summary.stopped
         if caught:
             raise typer.Exit(128 + caught)
-        done = _done(items, summary)
-        _write_metadata(reporter, manifest, files.metadata, done)
-        _write_timestamps(reporter, manifest, files.timestamps, done)
-        _join(reporter, manifest, joining, items, summary, files.timestamps)
+        done = outputs.done_entries(items, summary)
+        outputs.write_metadata_file(reporter, manifest, files.metadata, done)
+        outputs.write_captions(reporter, manifest, files.timestamps, done)
+        captions = None if joining.timed else files.timestamps
+        outputs.write_joined(
+            reporter, manifest, joining, job, items, summary, captions, as_json=as_json
+        )
     raise typer.Exit(1 if summary.failed() else 0)
-
-
-def _other_files(files: FileOptions, joining: JoinOptions, names: list[str]) -> Iterator[str]:
-    """What is written besides the items' files, relative to the output directory."""
-    if files.metadata is not None:
-        yield METADATA_FILE
-    joined = _joined_name(joining.joined_file, files.directory)
-    yield from joined
-    if files.timestamps is not None:
-        yield from (caption_name(name, files.timestamps) for name in [*names, *joined])
-
-
-def _joined_name(path: str | None, directory: Path) -> list[str]:
-    """The joined file relative to the output directory, after symbolic links; absolute if it is on
-    another drive. None for a stream, or without a joined file."""
-    if path is None or audio_files.is_stream(path):
-        return []
-    target = os.path.realpath(path)
-    try:
-        return [os.path.relpath(target, os.path.realpath(directory))]
-    except ValueError:
-        return [target]
 
 
 def _dropped_by_model(model: str, job: job_file.Job) -> Iterator[Dropped]:
@@ -179,7 +162,7 @@ def _dropped_by_model(model: str, job: job_file.Job) -> Iterator[Dropped]:
 
     for item in job.items:
         try:
-            for part in read_english(item.text).dropped:
+            for part in read_english(item.script().text).dropped:
                 yield Dropped(part.reason, part.text, item.row)
         except TextError:
             yield Dropped("texts without an English word", item.text, item.row)
@@ -195,21 +178,13 @@ def _content(file: str) -> bytes:
         raise InputError(f"'{file}' cannot be read ({reason}): check the path") from error
 
 
-def _names(items: list[job_file.Item], files: FileOptions, joined_file: str | None) -> list[str]:
-    """The file name of each item; the names of other files in --out-dir are reserved."""
-    rows = ((item.id, item.text) for item in items)
-    reserved = _joined_name(joined_file, files.directory)
-    if files.timestamps is not None:  # captions of two audio files must not have one name
-        reserved += [str(Path(name).with_suffix(f".{files.format}")) for name in reserved]
-    return filenames.names(rows, files.name, f".{files.format}", reserved)
-
-
 def _prepared(
     spec: EngineSpec,
     plan: Plan,
     items: list[job_file.Item],
     names: list[str],
     loudness: float | None,
+    stretch: float | None,
 ) -> list[job_file.Item]:
     """The items with hashes of everything that their audio depends on; loads no model."""
     checkpoint = spec.locate()
@@ -219,7 +194,7 @@ def _prepared(
     mark = "marked" if spec.watermark else "unmarked"
     parts = [registry.identity(checkpoint), *plan.precision, mark]
     voice_key = functools.partial(_voice_key, spec.store, checkpoint)
-    return prepare(items, names, " ".join(parts), voice_key, loudness)
+    return prepare(items, names, " ".join(parts), voice_key, loudness, stretch)
 
 
 def _model_text(spec: EngineSpec, plan: Plan) -> str:
@@ -293,52 +268,3 @@ def _stoppable(runner: BatchRunner, reporter: Reporter) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _done(items: list[job_file.Item], summary: Summary) -> list[Entry]:
-    """The entries of the items that are done, in the job's order; none of those not reached."""
-    entries = (summary.entries.get(item.id) for item in items)
-    return [entry for entry in entries if entry is not None and entry.status == DONE]
-
-
-def _write_metadata(
-    reporter: Reporter, manifest: Manifest, form: Metadata | None, done: list[Entry]
-) -> None:
-    """Write metadata.csv, if it is asked for."""
-    if form is None:
-        return
-    manifest.start(METADATA_FILE, OUTPUT)
-    reporter.status(f"metadata: {write_metadata(manifest.directory, done, form)}")
-
-
-def _write_timestamps(
-    reporter: Reporter, manifest: Manifest, form: CaptionFormat | None, done: list[Entry]
-) -> None:
-    """Write a caption file for each item, if it is asked for."""
-    if form is not None:
-        count = write_item_captions(manifest, done, form)
-        reporter.status(f"captions: {count} .{form.value} files")
-
-
-def _join(
-    reporter: Reporter,
-    manifest: Manifest,
-    joining: JoinOptions,
-    items: list[job_file.Item],
-    summary: Summary,
-    captions: CaptionFormat | None,
-) -> None:
-    """Write the joined file and its captions, if no item is missing."""
-    target = joining.joined_file
-    if target is None:
-        return
-    if missing := len(items) - (len(summary.entries) - len(summary.failed())):
-        raise OutputError(f"'{target}' is not written, {missing} items are missing: run again")
-    targets = [target] if captions is None else [target, caption_name(target, captions)]
-    for name in (name for path in targets for name in _joined_name(path, manifest.directory)):
-        manifest.start(name, OUTPUT)
-    joined = join(items, summary.entries, manifest.directory, target, joining.pauses())
-    reporter.status(f"joined: {joined.seconds:.1f}s -> {target}")
-    if captions is not None:
-        write_joined_captions(targets[1], items, summary.entries, joined)
-        reporter.status(f"captions: {targets[1]}")

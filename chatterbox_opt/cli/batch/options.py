@@ -20,9 +20,12 @@ from chatterbox_opt.batch.join import Pauses
 from chatterbox_opt.batch.metadata import Metadata
 from chatterbox_opt.batch.readers.captions import Captions
 from chatterbox_opt.batch.readers.prose import Split
+from chatterbox_opt.batch.timeline import STRETCH, Overrun, Timing
 from chatterbox_opt.batch.timestamps import CaptionFormat
 from chatterbox_opt.batch.verify import MAX_WER, Verifier
 from chatterbox_opt.cli.options import check_retries
+from chatterbox_opt.cli.synth.script import ScriptOptions
+from chatterbox_opt.config.speaking_rate import MAX_RATE
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.text.decoding import check_encoding
 
@@ -36,7 +39,9 @@ class ReadingOptions:
     split: Annotated[Split, typer.Option(help="What an item of a .txt is.")] = Split.AUTO
     captions: Annotated[
         Captions,
-        typer.Option(help="Subtitles: speech leaves out [sounds], (noises) and NAMES:."),
+        typer.Option(
+            help="Subtitles: speech leaves out [sounds], (noises) and NAMES:; names keeps NAMES:."
+        ),
     ] = Captions.SPEECH
     encoding: Annotated[
         Optional[str], typer.Option(help="Encoding of the file (default: UTF-8).")
@@ -45,11 +50,19 @@ class ReadingOptions:
         bool, typer.Option("--dry-run", help="Print what would be made; loads no model.")
     ] = False
 
-    def read_options(self) -> ReadOptions:
-        """For ``job_file.read``; raises InputError for an unknown encoding."""
+    def read_options(self, script: ScriptOptions) -> ReadOptions:
+        """For ``job_file.read``.
+
+        Raises:
+            InputError: an unknown encoding; a lexicon or a cast that cannot be read.
+        """
         if self.encoding is not None:
             check_encoding(self.encoding)
-        return ReadOptions(self.split, self.captions, self.encoding)
+        cast, captions = script.speakers(), self.captions
+        if cast is not None and captions == Captions.SPEECH:
+            captions = Captions.NAMES
+        how = (script.markup, script.words(), cast)
+        return ReadOptions(self.split, captions, self.encoding, *how)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,13 +122,32 @@ class JoinOptions:
     keep_silence: Annotated[
         bool, typer.Option("--keep-silence", help="Keep each file's own silence at both ends.")
     ] = False
+    timed: Annotated[
+        bool, typer.Option("--timed", help="Subtitles: each cue at its time in the joined file.")
+    ] = False
+    stretch: Annotated[
+        float, typer.Option(help="With --timed: how much faster a cue may be that is too long.")
+    ] = STRETCH
+    overrun: Annotated[
+        Overrun, typer.Option(help="With --timed: what becomes of a cue that is longer even so.")
+    ] = Overrun.OVERLAP
 
     def check(self) -> None:
-        """Raise InputError for a pause out of range, or an unknown extension."""
+        """Raise InputError for a number out of range, an unknown extension, or --timed alone."""
         if not all(0 <= seconds <= 60 for seconds in (self.pause, self.chapter_pause)):
             raise InputError("--pause and --chapter-pause take 0 to 60 seconds")
         if self.joined_file is not None:
             audio_files.output_format(self.joined_file)
+        if not 1 <= self.stretch <= MAX_RATE:
+            raise InputError(f"--stretch is {self.stretch:g}; use 1 to {MAX_RATE:g}")
+        if self.timed and self.joined_file is None:
+            raise InputError("--timed is for the joined file: give --join FILE")
+        if self.timed and self.keep_silence:
+            raise InputError("--timed leaves out each file's own silence: drop --keep-silence")
+
+    def timing(self) -> Timing | None:
+        """For ``dub``; None: cues have no times."""
+        return Timing(self.stretch, self.overrun) if self.timed else None
 
     def pauses(self) -> Pauses:
         """For ``join``."""

@@ -13,16 +13,18 @@ from typing import Any
 
 from chatterbox_opt.batch.job_file import Item, Job, Pause
 from chatterbox_opt.batch.readers.rows import Dropped, words_by_reason
+from chatterbox_opt.cli.batch.dubbing import clock
 from chatterbox_opt.utils.printable import printable
 
 SHOWN = 60  # characters of a text, for a person
 
 
-def preview(job: Job, dropped: Iterable[Dropped], *, as_json: bool) -> None:
+def preview(job: Job, dropped: Iterable[Dropped], *, as_json: bool, timed: bool = False) -> None:
     """Print the items and pauses of a job in their order, then the counts.
 
     Args:
         dropped: what is not spoken, by the file's format and by the model.
+        timed: show a person the times of cues; JSON always has them.
     """
     words = words_by_reason(dropped)
     counts = {"items": len(job.items), "pauses": len(job.pauses), "dropped": words}
@@ -35,7 +37,8 @@ def preview(job: Job, dropped: Iterable[Dropped], *, as_json: bool) -> None:
     for number, line in enumerate(job.lines):
         if number and isinstance(line, Item) and line.starts_chapter:
             print()
-        print(_as_text(line, width))
+        times = f"{clock(line.start or 0)} --> {clock(line.end or 0)}  " if timed else ""
+        print(times + _as_text(line, width))
     for note in [*job.notes, summary(job, words)]:
         print(printable(note), file=sys.stderr)
 
@@ -53,6 +56,7 @@ def as_object(line: Item | Pause) -> dict[str, Any]:
         "end": line.end,
     }
     if isinstance(line, Item):
+        values |= {"rate": line.rate, "markup": line.markup, "voices": line.script().voices}
         return values | {"starts_chapter": line.starts_chapter}
     return values | {"reason": line.reason}
 
@@ -78,6 +82,8 @@ def _as_text(line: Item | Pause, width: int) -> str:
     shown = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
     if isinstance(line, Pause):
         return f"{'':>{width}}  (pause: {line.reason})  {shown}"
-    voice = f"  [{printable(line.voice)}]" if line.voice else ""
+    voices = printable(", ".join(line.script().voices) or line.voice or "")
+    voice = f"  [{voices}]" if voices else ""
     language = f"  ({line.language})" if line.language else ""
-    return f"{printable(line.id):>{width}}{voice}{language}  {shown}"
+    rate = f"  (rate {line.rate:g})" if line.rate != 1 else ""
+    return f"{printable(line.id):>{width}}{voice}{language}{rate}  {shown}"

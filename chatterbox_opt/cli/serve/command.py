@@ -30,6 +30,7 @@ from chatterbox_opt.server.settings import PORT, Limits, ServerSettings
 
 if TYPE_CHECKING:
     from chatterbox_opt.engine.spec import EngineSpec
+    from chatterbox_opt.server.engines import Engines
 
 REMEDY = 'pip install "chatterbox-opt[server]"'
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -122,7 +123,7 @@ def serve(
     _warn_if_open(reporter, listen)
     with contextlib.ExitStack() as stack:
         ports = (listen.port,) if listen.wyoming is None else (listen.port, listen.wyoming)
-        sockets = [stack.enter_context(_listening(listen.host, port)) for port in ports]
+        sockets = [stack.enter_context(listening(listen.host, port)) for port in ports]
         shown = f"[{listen.host}]" if ":" in listen.host else listen.host
         reporter.status(f"http://{shown}:{sockets[0].getsockname()[1]} speaks; Ctrl-C ends it")
         if service.workers == 1:
@@ -194,7 +195,7 @@ def _check_installed() -> None:
         raise InputError(f"{error.name} is not installed: {REMEDY}") from error
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
     """A socket that listens.
 
     Raises:
@@ -239,20 +240,20 @@ def _drained_by_signals(server: Any) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-async def _run(settings: ServerSettings, sockets: list[socket.socket], drain: int) -> None:
-    """Serve until a signal; then let requests end, for ``drain`` seconds.
+def server_of(settings: ServerSettings, drain: int, engines: Engines | None = None) -> Any:
+    """A ``uvicorn.Server`` of the application.
 
     Args:
-        sockets: that listen: of HTTP, and perhaps of the Wyoming protocol.
+        drain: seconds that running requests have at the end.
+        engines: None makes them of the settings.
     """
     import uvicorn
 
     from chatterbox_opt.server.app import create_app
 
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    app = create_app(settings)
     config = uvicorn.Config(
-        app,
+        create_app(settings, engines),
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=drain,
@@ -260,7 +261,16 @@ async def _run(settings: ServerSettings, sockets: list[socket.socket], drain: in
         h11_max_incomplete_event_size=64 << 10,
         ws="none",
     )
-    server: Any = uvicorn.Server(config)
+    return uvicorn.Server(config)
+
+
+async def _run(settings: ServerSettings, sockets: list[socket.socket], drain: int) -> None:
+    """Serve until a signal; then let requests end, for ``drain`` seconds.
+
+    Args:
+        sockets: that listen: of HTTP, and perhaps of the Wyoming protocol.
+    """
+    server = server_of(settings, drain)
     server.capture_signals = lambda: _drained_by_signals(server)
     http, *others = sockets
     if not others:
@@ -268,5 +278,5 @@ async def _run(settings: ServerSettings, sockets: list[socket.socket], drain: in
         return
     from chatterbox_opt.server import wyoming_server
 
-    async with await wyoming_server.serve(app.state.service, others[0]):
+    async with await wyoming_server.serve(server.config.app.state.service, others[0]):
         await server.serve(sockets=[http])

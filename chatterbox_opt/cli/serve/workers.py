@@ -12,11 +12,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 from chatterbox_opt.cli import signals
 from chatterbox_opt.errors import DeviceError
+from chatterbox_opt.server.settings import METRICS_DIRECTORY
 
 SOCKETS = "CHATTERBOX_SERVE_SOCKETS"  # numbers of the open sockets, "3,4"
 POLL = 0.2  # seconds
@@ -46,6 +48,19 @@ def supervise(
     Raises:
         DeviceError: a process ends at once, again and again.
     """
+    with tempfile.TemporaryDirectory(prefix="chatterbox-opt-metrics-") as counts:
+        together = [{**one, METRICS_DIRECTORY: counts} for one in environments]
+        _keep_running(together, sockets, drain, warn)
+
+
+def _keep_running(
+    environments: Sequence[Mapping[str, str]],
+    sockets: Sequence[socket.socket],
+    drain: float,
+    warn: Callable[[str], None],
+) -> None:
+    from prometheus_client.multiprocess import mark_process_dead  # an extra
+
     asked: list[int] = []
     numbers = signals.heard(signal.SIGINT, *signals.ending())
     before = {one: signal.signal(one, lambda number, _: asked.append(number)) for one in numbers}
@@ -63,6 +78,7 @@ def supervise(
                         "run the command without --workers to see why"
                     )
                 warn(f"server process {index + 1} ended with exit code {code}: started again")
+                mark_process_dead(process.pid, environments[index][METRICS_DIRECTORY])
                 running[index] = _start(environments[index], sockets)
                 started[index] = time.monotonic()
     finally:

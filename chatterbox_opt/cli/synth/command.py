@@ -7,7 +7,6 @@ responsible for synthesis (engine/engine.py) or audio formats (audio/files.py).
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import textwrap
 import time
@@ -21,6 +20,7 @@ import typer
 
 from chatterbox_opt.cli import options
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOptions
+from chatterbox_opt.cli.synth.script import ScriptOptions
 from chatterbox_opt.cli.synth.streaming import (
     STDIN_REMEDY,
     Sinks,
@@ -29,24 +29,23 @@ from chatterbox_opt.cli.synth.streaming import (
     open_sinks,
 )
 from chatterbox_opt.cli.terminal import streams
-from chatterbox_opt.cli.terminal.console import Reporter, as_utf8
+from chatterbox_opt.cli.terminal.console import Reporter, as_utf8, show_details
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError, TextError
 from chatterbox_opt.request import Request
-from chatterbox_opt.sampling import Sampling, seeded
+from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.text import chunking, languages
 from chatterbox_opt.words import caption_files
 from chatterbox_opt.words.word import Timeline
 
 if TYPE_CHECKING:
-    from chatterbox_opt.config.hop_schedule import HopSchedule
     from chatterbox_opt.engine.engine import Engine
     from chatterbox_opt.engine.quality import Guard
     from chatterbox_opt.request import Observer, Piece
-    from chatterbox_opt.voice import Voice
 
 STDIN = "-"
+REQUESTS = "chatterbox_opt.engine.serving.states"  # the module whose log it is
 MAX_QUOTED = 40  # characters of a chunk in a warning
 
 
@@ -99,9 +98,11 @@ def synth(
     ] = False,
     voice: options.Voice = None,
     language: options.Language = None,
+    rate: options.Rate = 1.0,
     *,
     streaming: StreamOptions,
     checks: CheckOptions,
+    script: ScriptOptions,
     sampling: SamplingOptions,
     engine: EngineOptions,
     printing: OutputOptions,
@@ -110,16 +111,28 @@ def synth(
     started = time.perf_counter()
     streaming.check(output, subtype)
     arrives = streaming.streams and words == STDIN and file is None
+    if arrives:
+        script.check_arriving()
+        if timestamps is not None:
+            raise InputError(f"--timestamps needs the whole text: {STDIN_REMEDY}")
+    request = Request(
+        *("", "" if arrives else chunking.clean(_read_text(words, file))),
+        *(voice, sampling.sampling()),
+        language=language,
+        rate=rate,
+        markup=script.markup,
+        lexicon=script.words(),
+        cast=script.speakers(),
+        timestamps=timestamps is not None,
+    )
     job = _Job(
-        None if arrives else chunking.clean(_read_text(words, file)),
-        voice,
-        sampling.sampling(),
+        request,
+        arrives,
         checks.guard(),
         engine.spec(),
         streaming.output(output),
         subtype,
         streaming,
-        language,
         timestamps,
     )
     reporter = printing.reporter()
@@ -127,8 +140,12 @@ def synth(
         streams.check_output(job.output, subtype, as_json=as_json)
     if timestamps is not None:
         caption_files.check_target(timestamps)
-    job.spec.check(voice, language, job.sampling, timestamps=job.times_words)
+    job.spec.check(voice, language, request.sampling, timestamps=request.timestamps)
     printing.set_up_logging(reporter)
+    if arrives:
+        show_details(reporter, REQUESTS)  # of its lexicon
+    else:
+        script.show(reporter, request, job.spec)
     result = _run(job, reporter, started)
     _report(reporter, result, as_json=as_json)
 
@@ -138,57 +155,54 @@ class _Job:
     """The text, how it is synthesized, and where it is written.
 
     Attributes:
-        text: None: it arrives at standard input.
+        request: without a seed, perhaps.
+        arrives: its text comes at standard input.
         output: None: it is only played.
         timestamps: file for captions; None: none.
     """
 
-    text: str | None
-    voice: str | None
-    sampling: Sampling
+    request: Request
+    arrives: bool
     guard: Guard | None
     spec: EngineSpec
     output: str | None
     subtype: str | None
     streaming: StreamOptions
-    language: str | None
     timestamps: str | None
-
-    @property
-    def times_words(self) -> bool:
-        """Whether it is asked when words are heard."""
-        return self.timestamps is not None
 
 
 def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
     """Load, synthesize and write; return the figures that are printed."""
     import numpy as np
 
-    sampling = seeded(job.sampling)
+    request = job.request.with_seed()
     options.announce_download(job.spec, reporter)
     with job.spec.load() as engine:
         options.report_plan(engine.plan, reporter)
-        if remark := languages.remark(job.language, engine.checkpoint.config):
+        if remark := languages.remark(request.language, engine.checkpoint.config):
             reporter.warn(remark)
-        voice = engine.voice(job.voice)
+        voice = engine.voice(request.voice)
         if job.streaming.voice_seconds is not None:
             voice = voice.shortened(job.streaming.voice_seconds)
         loaded = time.perf_counter()
         pieces: list[Piece] = []
         timeline = Timeline()
         samples = 0
-        letters = None if job.text is None else len(job.text)
+        letters = None if job.arrives else len(request.text)
         latency = job.streaming.chosen_latency(engine.hops)
+        request = dataclasses.replace(request, voice=voice, latency=latency)
         with (
-            open_sinks(job.streaming, latency, job.output, job.subtype, letters) as sink,
+            open_sinks(
+                *(job.streaming, latency, job.output, job.subtype, letters, request.rate)
+            ) as sink,
             reporter.progress() as show,
-            _pieces(engine, job, latency, voice, sampling, show) as source,
+            _pieces(engine, job, request, show) as source,
         ):
             for piece in source:
                 sink.write(piece.samples)
                 if piece.faults:
                     number = 1 + sum(made.ends_chunk for made in pieces)
-                    reporter.warn(_doubt(number, piece, sampling))
+                    reporter.warn(_doubt(number, piece, request.sampling))
                 samples += len(piece.samples)
                 timeline.add(piece)
                 # the samples are on disk: a long text must not fill memory
@@ -196,8 +210,8 @@ def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
             spent = time.perf_counter() - loaded
             sink.finish()
     if job.timestamps is not None:
-        caption_files.write_captions(job.timestamps, timeline.words, job.language)
-    result = _result(pieces, samples / SAMPLE_RATE, spent, sampling, job.output)
+        caption_files.write_captions(job.timestamps, timeline.words, request.language)
+    result = _result(pieces, samples / SAMPLE_RATE, spent, request.sampling, job.output)
     if job.timestamps is not None:
         result["timestamps"] = as_utf8(job.timestamps)
     if job.streaming.streams:
@@ -209,28 +223,23 @@ def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
 def _pieces(
     engine: Engine,
     job: _Job,
-    latency: str | HopSchedule,
-    voice: Voice,
-    sampling: Sampling,
+    request: Request,
     show: Observer | None,
 ) -> Iterator[Iterator[Piece]]:
     """The pieces of the text, whole or arriving. When they stream, another thread makes them, so
     that this one is free for Ctrl-C."""
-    timed = functools.partial(engine.pieces, timestamps=job.times_words)
-    if job.text is None:
+    if job.arrives:
+        how = (request.latency, request.language, request.rate, request.lexicon)
         with arriving_text(job.streaming.flush_after) as text:
-            yield timed(text, voice, sampling, show, job.guard, latency, job.language)
+            yield engine.pieces(text, request.voice, request.sampling, show, job.guard, *how)
     elif job.streaming.streams:
-        request = Request(
-            *("", job.text, voice, sampling, latency, job.language), timestamps=job.times_words
-        )
         handle = engine.submit(request, job.guard, show)
         try:
             yield handle
         finally:
             handle.cancel()
     else:
-        yield timed(job.text, voice, sampling, show, job.guard, latency, job.language)
+        yield engine.pieces(request, observe=show, guard=job.guard)
 
 
 def _stream_result(sinks: Sinks) -> dict[str, Any]:

@@ -142,12 +142,14 @@ def open_sinks(
     output: str | None,
     subtype: str | None,
     letters: int | None,
+    rate: float,
 ) -> Iterator[Sinks]:
     """Open what the options name; a file appears when the block ends, sound is silent at once.
 
     Args:
         latency: ``chosen``'s for the engine.
         letters: of the text, if it is known.
+        rate: at which it is spoken.
 
     Raises:
         InputError, DeviceError: nothing can be played here.
@@ -158,8 +160,9 @@ def open_sinks(
         started = time.monotonic()
         player = None
         if chosen.play:
-            total = None if letters is None else letters * SECONDS_PER_LETTER
-            schedule = latency.seconds if isinstance(latency, HopSchedule) else ()
+            total = None if letters is None else letters * SECONDS_PER_LETTER / rate
+            parts = latency.seconds if isinstance(latency, HopSchedule) else ()
+            schedule = [seconds / rate for seconds in parts]
             prebuffer = Prebuffer(started, schedule=schedule, total=total)
             player = stack.enter_context(Player(prebuffer))
             sinks.append(player)

@@ -212,6 +212,25 @@ def show_log(reporter: Reporter) -> None:
     announced.setLevel(logging.DEBUG)
 
 
+class _Details(logging.Handler):
+    """Prints what the library logs for -v."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__()
+        self._reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno == logging.INFO:
+            self._reporter.detail(f"  {record.getMessage()}")
+
+
+def show_details(reporter: Reporter, logger_name: str) -> None:
+    """Show what one module of the library logs for -v."""
+    logger = logging.getLogger(logger_name)
+    logger.handlers = [_Details(reporter)]
+    logger.setLevel(logging.INFO)
+
+
 def as_utf8(argument: str) -> str:
     """A command-line argument read as UTF-8, whatever the locale is (ASCII in C and POSIX).
 

@@ -7,9 +7,11 @@ Responsible for what of a sequence is needed for that. Not responsible for T3's 
 from __future__ import annotations
 
 from collections.abc import Sequence as Values
+from dataclasses import replace
 
 import numpy as np
 
+from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.engine.sequence import Sequence
 from chatterbox_opt.errors import NumericsError
 from chatterbox_opt.models.t3.llama import LlamaT3
@@ -55,7 +57,7 @@ def token_words(ids: Values[int], space: int | None) -> list[int]:
 
 
 def words_of(sequence: Sequence, waves: Values[Wave]) -> tuple[Word, ...]:
-    """The words of a sequence, in seconds from its beginning; none if they were not asked for.
+    """The words of a sequence, in seconds of its sound; none if they were not asked for.
 
     Args:
         waves: float32 [n] at 24 kHz, all of its sound in order, without the pause after it.
@@ -67,3 +69,18 @@ def words_of(sequence: Sequence, waves: Values[Wave]) -> tuple[Word, ...]:
     seconds = heard_spans(of_words, len(sequence.tokens), np.concatenate(waves))
     chunk = sequence.request.first_chunk + sequence.index
     return tuple(Word(word.text, *span, chunk) for word, span in zip(written, seconds, strict=True))
+
+
+def placed(sequence: Sequence, words: tuple[Word, ...]) -> tuple[Word, ...]:
+    """Words in seconds of the chunk: after the silence before it, without what was left out of its
+    sound.
+
+    Args:
+        words: in seconds of its sound.
+    """
+    if not words:
+        return ()
+    lead, _ = sequence.chunk.silences
+    skipped = sequence.trimmer.skipped / SAMPLE_RATE if sequence.trimmer else 0.0
+    moved = (word.later(lead - skipped) for word in words)
+    return tuple(replace(word, start=max(word.start, lead)) for word in moved)

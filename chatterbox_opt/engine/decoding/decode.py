@@ -71,8 +71,9 @@ def fastest_step(backend: DecodeBackend, t3: T3) -> DecodeStep:
 def prefill_fn(t3: T3) -> PrefillFn:
     """The model's prefill into the slots' static buffers; reads nothing back."""
 
-    def prefill(slots: DecodeState, prefix: Tensor) -> None:
-        logits = t3.prefill(prefix, slots.prefill_last, slots.cache, slots.prefill_slot)
+    def prefill(slots: DecodeState, text: Tensor, conditioning: Tensor) -> None:
+        counters = slots.prefill_last, slots.prefill_slot
+        logits = t3.prefill(text, counters[0], conditioning, slots.cache, counters[1])
         slots.logits.unflatten(0, (slots.count, slots.rows_per_seq))[slots.prefill_slot] = logits
 
     return prefill

@@ -60,6 +60,7 @@ class CudaGraphBackend:
         self._cache = CudaGraphCache(capture, "the t3 step")
         self._slots: DecodeState | None = None
         self._slots_key: tuple[int, int, torch.dtype] | None = None
+        self._conditioning: Tensor | None = None
         self._allocations = 0
 
     @property
@@ -85,21 +86,30 @@ class CudaGraphBackend:
         return self._slots
 
     def release_slots(self) -> None:
-        self._slots = self._slots_key = None
+        self._slots = self._slots_key = self._conditioning = None
 
     def prefill(self, t3: T3) -> PrefillFn:
-        """One graph for each length that prefixes are padded to."""
+        """One graph for each length that texts are padded to, and length of a voice's part."""
         weights, eager = weight_addresses(t3), prefill_fn(t3)
 
-        def prefill(slots: DecodeState, prefix: Tensor) -> None:
-            graph = self._find(slots, weights, ("prefix", prefix.shape[1]))
+        def prefill(slots: DecodeState, text: Tensor, conditioning: Tensor) -> None:
+            static = self._static(conditioning)
+            graph = self._find(slots, weights, ("prefix", text.shape[1], static.shape[3]))
             if not graph.arguments:
-                graph.set_buffers((torch.empty_like(prefix),))
+                graph.set_buffers((torch.empty_like(text),))
             (buffer,) = graph.arguments
-            buffer.copy_(prefix)
-            self._cache.run(graph, lambda: eager(slots, buffer))
+            buffer.copy_(text)
+            self._cache.run(graph, lambda: eager(slots, buffer, static))
 
         return prefill
+
+    def _static(self, conditioning: Tensor) -> Tensor:
+        """A copy of a voice's keys and values in the buffer that all graphs read."""
+        size, buffer = conditioning.numel(), self._conditioning
+        if buffer is None or buffer.dtype != conditioning.dtype or len(buffer) < size:
+            buffer = self._conditioning = conditioning.new_empty(size)
+            self._allocations += 1
+        return buffer[:size].view_as(conditioning).copy_(conditioning)
 
     def step(self, t3: T3) -> DecodeStep:
         """One graph for each number of slots and KV length."""

@@ -32,17 +32,17 @@ from contextlib import ExitStack
 from typing import cast
 
 import torch
-from torch import Tensor
 
 from chatterbox_opt.config.model_config import SPEECH_TOKENS
 from chatterbox_opt.engine.decoding.alignment import align
 from chatterbox_opt.engine.decoding.decode import DecodeBackend, DecodeBatch, EagerBackend
+from chatterbox_opt.engine.decoding.prompts import prompt_of
 from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Capacity, DecodeMode, Sequence, Status
 from chatterbox_opt.errors import DeviceError, NumericsError, SilenceError, first_line
-from chatterbox_opt.models.t3.model import T3, Prompt
+from chatterbox_opt.models.t3.model import T3
 from chatterbox_opt.runtime import backoff
-from chatterbox_opt.runtime.cuda import to_device
 from chatterbox_opt.runtime.cuda_graphs import eager_for_a_while, eager_from_now_on
+from chatterbox_opt.runtime.offload import NONE
 from chatterbox_opt.runtime.recovery import RecoveryPolicy, in_float32, is_setup_error
 from chatterbox_opt.text.tokenizers.loading import TextTokenizer
 
@@ -111,7 +111,9 @@ class Decoder:
             return False
         start = time.perf_counter()
         try:
-            sequence.prompt, sequence.generator = self._prompt(sequence)
+            device = self._recovery.placement.device
+            sequence.prompt = prompt_of(sequence, self.tokenizer, device)
+            sequence.generator = torch.Generator(device).manual_seed(sequence.seed)
             self._batch_for(sequence).add(sequence)
         except torch.OutOfMemoryError as error:
             self._on_out_of_memory(error, [*self.running, sequence])
@@ -159,8 +161,16 @@ class Decoder:
 
     def leave(self) -> None:
         """Let T3 leave the device while other stages run; the KV cache stays."""
+        if self._recovery.placement.offload != NONE:
+            self.forget_voices()  # other stages need the memory
         self._t3 = None
         self._residence.close()
+
+    def forget_voices(self) -> None:
+        """Free the keys and values of voices; those that are used again are computed again."""
+        placement = self._recovery.placement
+        if "t3" in placement.stages:
+            cast(T3, placement.module("t3")).kept.clear()
 
     def release(self) -> None:
         """Free the slots; running sequences are dropped."""
@@ -227,13 +237,6 @@ class Decoder:
         self._batch = None
         self.leave()
 
-    def _prompt(self, sequence: Sequence) -> tuple[Prompt, torch.Generator]:
-        device, voice = self._recovery.placement.device, sequence.voice
-        chunk = sequence.chunk
-        ids = text_tokens(self.tokenizer, chunk.text, chunk.language)
-        prompt = Prompt(*(to_device(x, device) for x in (ids, voice.speaker, voice.prompt)))
-        return prompt, torch.Generator(device).manual_seed(sequence.seed)
-
     def _align(self, sequence: Sequence) -> None:
         """Find out when the words of a sequence that has ended are heard."""
         start = time.perf_counter()
@@ -255,6 +258,7 @@ class Decoder:
         """Free memory; all sequences start again."""
         error.__traceback__ = None  # its frames hold references to tensors
         self._drop_batch()
+        self.forget_voices()
         self.backend.release_slots()
         if self._release_memory():
             pass
@@ -336,8 +340,3 @@ class Decoder:
         for sequence in sequences:
             sequence.fail(error)
             self._out.append(sequence)
-
-
-def text_tokens(tokenizer: TextTokenizer, text: str, language: str | None = None) -> Tensor:
-    """Normalized text to int64 [T], without start and stop."""
-    return torch.tensor(tokenizer.encode(text, language), dtype=torch.long)

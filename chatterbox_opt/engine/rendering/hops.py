@@ -4,19 +4,20 @@ Responsible for what is kept of a sequence between two hops, and for one hop of 
 Not responsible for when a hop is due (schedule.py), for recovery (renderer.py), or for the
 watermark (audio/watermark.py).
 
-A hop computes mel frames of a window (models/flow, ``Flow.extend``), gives out the new ones, and
-keeps those of the tokens that were held back as the vocoder's context on the right. The vocoder
-(``Vocoder.extend``) continues the waveform with the phase of its source. The first new frames fade
-in from those provisional ones, with which the end of the part before was vocoded: otherwise the
-waveform jumps at the seam. Nothing that was given out is ever changed; so an attempt cannot be
-repeated with another seed once a part was given out, and a sequence that is decoded again after an
-error of the device has to give the same tokens.
+A hop computes mel frames of a window (models/flow, ``Flow.extend``), gives out the new ones at the
+rate of the sequence (stretch.py), and keeps those of the tokens that were held back as the
+vocoder's context on the right. The vocoder (``Vocoder.extend``) continues the waveform with the
+phase of its source. The first new frames fade in from those provisional ones, with which the end of
+the part before was vocoded: otherwise the waveform jumps at the seam. Nothing that was given out is
+ever changed; so an attempt cannot be repeated with another seed once a part was given out, and a
+sequence that is decoded again after an error of the device has to give the same tokens.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import Tensor
 from chatterbox_opt.config.hop_schedule import Hop, HopSchedule
 from chatterbox_opt.config.model_config import MEL_BINS, MEL_PER_TOKEN, SPEECH_TOKENS
 from chatterbox_opt.engine.rendering.noise import HopNoise
+from chatterbox_opt.engine.rendering.stretch import num_frames, stretched_part
 from chatterbox_opt.engine.rendering.work import RenderGroup
 from chatterbox_opt.engine.sequence import Part, Sequence
 from chatterbox_opt.errors import DeviceError
@@ -49,13 +51,15 @@ class SoundState:
     Attributes:
         noise: its random numbers.
         source: state of the vocoder's source after the frames that were given out.
-        mel: float32 [80, left], the last of these frames.
+        mel: float32 [80, left], the last of these frames, as they were given out.
+        edge: float32 [80, 1], the last of them as the flow made it; empty before the first hop.
         provisional: float32 [80, n], the first frames after them, as they were held back.
     """
 
     noise: HopNoise
     source: SourceState
     mel: Tensor
+    edge: Tensor
     provisional: Tensor
 
     @classmethod
@@ -65,7 +69,7 @@ class SoundState:
         empty = torch.empty(0, device=device)
         source = SourceState(noise.offsets, 0.0, empty)
         no_mel = torch.empty(MEL_BINS, 0, device=device)
-        return cls(noise, source, no_mel, no_mel)
+        return cls(noise, source, no_mel, no_mel, no_mel)
 
 
 @dataclass(slots=True, eq=False)
@@ -85,6 +89,18 @@ class SequenceSound:
     given: list[int] = field(default_factory=list)
     hops: int = 0
     state: SoundState | None = None
+
+    @classmethod
+    def of(
+        cls, sequence: Sequence, schedule: HopSchedule, silence: tuple[int, ...]
+    ) -> SequenceSound:
+        """Before the first hop. At a high rate more tokens are held back, so that the vocoder has
+        the frames after a part that it needs."""
+        rate = sequence.chunk.rate
+        if rate != 1:
+            needed = math.ceil(RIGHT_FRAMES * rate / MEL_PER_TOKEN) + 1
+            schedule = replace(schedule, held_back=max(schedule.held_back, needed))
+        return cls(schedule, silence)
 
     def next_hop(self, tokens: list[int], *, ended: bool) -> Hop | None:
         """The next hop, if it can be made.
@@ -125,6 +141,32 @@ class DueHop:
         """Euler steps of the flow."""
         return self.sound.schedule.steps(self.hop, self.sequence.sampling.cfm_steps)
 
+    @property
+    def frames(self) -> tuple[int, int, int]:
+        """Frames, at the sequence's rate, of the tokens that were given out, that will be given out
+        after this hop, and that it renders."""
+        hop, rate = self.hop, self.sequence.chunk.rate
+        given, end, total = (MEL_PER_TOKEN * count for count in (hop.given, hop.end, hop.total))
+        return (
+            num_frames(given, rate, ended=False),
+            num_frames(end, rate, ended=hop.is_last),
+            num_frames(total, rate, ended=hop.is_last),
+        )
+
+    def mel(self, flow_mel: Tensor) -> Tensor:
+        """The new frames and those that the vocoder needs after them, at the sequence's rate.
+
+        Args:
+            flow_mel: float32 [80, n], all frames behind those that were given out.
+        """
+        state = self.sound.state
+        assert state is not None
+        given, end, total = self.frames
+        offset = MEL_PER_TOKEN * self.hop.given - state.edge.shape[1]
+        mel = torch.cat((state.edge, flow_mel), dim=1)
+        last = min(end + RIGHT_FRAMES, total)
+        return stretched_part(mel, offset, self.sequence.chunk.rate, given, last)
+
 
 class HopGroup:
     """A hop of each of several sequences."""
@@ -159,17 +201,17 @@ class HopGroup:
             state = one.sound.state
             assert state is not None
             fresh.append(_blended(state.provisional, mel[:, one.hop.context_frames :]))
-            heard = fresh[-1][:, : one.hop.new_frames + RIGHT_FRAMES]
-            first = MEL_PER_TOKEN * one.hop.given
-            noise = state.noise.source(first, first + heard.shape[1])
+            heard = one.mel(fresh[-1])
+            given, end, _ = one.frames
+            noise = state.noise.source(given, given + heard.shape[1])
             whole = torch.cat((state.mel, heard), dim=1)
-            windows.append(VocoderWindow(whole, one.hop.new_frames, state.source, noise))
+            windows.append(VocoderWindow(whole, end - given, state.source, noise))
         extended = [(wave.cpu(), source) for wave, source in vocoder.extend(windows)]
 
         # 2) only when all has succeeded
         def finish() -> None:
-            for one, mel, (wave, source) in zip(self._due, fresh, extended, strict=True):
-                _give_out(one, mel, source, wave)
+            for given_out in zip(self._due, fresh, windows, extended, strict=True):
+                _give_out(*given_out)
 
         return finish
 
@@ -191,20 +233,27 @@ def _blended(provisional: Tensor, mel: Tensor) -> Tensor:
     return torch.cat((first, mel[:, frames:]), dim=1)
 
 
-def _give_out(due: DueHop, mel: Tensor, source: SourceState, wave: Tensor) -> None:
-    """Note what was rendered, and append the part to the request's."""
+def _give_out(
+    due: DueHop, mel: Tensor, window: VocoderWindow, extended: tuple[Tensor, SourceState]
+) -> None:
+    """Note what was rendered, and append the part to the request's.
+
+    Args:
+        mel: float32 [80, n], of the flow, behind the frames that were given out.
+        window, extended: what the vocoder got, and what it made of it.
+    """
     sequence, sound, hop, state = due.sequence, due.sound, due.hop, due.sound.state
     assert state is not None
-    new = mel[:, : hop.new_frames]
-    state.mel = torch.cat((state.mel, new), dim=1)[:, -LEFT_FRAMES:].clone()
+    wave, state.source = extended
+    state.mel = window.mel[:, : window.left + window.new][:, -LEFT_FRAMES:].clone()
+    state.edge = mel[:, : hop.new_frames][:, -1:].clone()
     state.provisional = mel[:, hop.new_frames :][:, :BLEND_FRAMES].clone()
-    state.source = source
     sound.given = sound.rendered(sequence.tokens)[: hop.end]
     sound.hops += 1
     samples = wave.numpy()
     if not hop.number:  # the voice's prompt leaks into the first 40 ms
         samples[: 2 * FADE_LENGTH] *= fade_in(wave.device).numpy()
-    cut = hop.new_frames * HOP_LENGTH
+    cut = window.new * HOP_LENGTH
     count = len(speech(sequence.tokens))  # without the silence
     tokens = min(hop.end, count) - min(hop.given, count)
     sequence.request.parts.append(

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from chatterbox_opt.engine.rendering.stretch import stretched
 from chatterbox_opt.engine.sequence import Sequence
 from chatterbox_opt.utils.wave import Wave
 
@@ -42,7 +43,7 @@ class RenderGroup(Protocol):
         ...
 
     def vocode(self, vocoder: Any, mels: list[Tensor]) -> Callable[[], None]:
-        """Run the vocoder; the returned function stores the results in the sequences."""
+        """Run the vocoder at the sequences' rates; the returned function stores the results."""
         ...
 
 
@@ -89,6 +90,8 @@ class WholeSequences:
         return mels
 
     def vocode(self, vocoder: Any, mels: list[Tensor]) -> Callable[[], None]:
+        rates = [sequence.chunk.rate for sequence in self.sequences]
+        mels = [stretched(mel, rate) for mel, rate in zip(mels, rates, strict=True)]
         waves: list[Tensor] = vocoder(mels, self.generators)
         audio: list[Wave] = [wave.cpu().numpy() for wave in waves]
 

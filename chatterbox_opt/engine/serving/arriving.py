@@ -18,14 +18,10 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from chatterbox_opt.config.model_config import SAMPLE_RATE
-from chatterbox_opt.engine import texts
-from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.scheduler import AHEAD
-from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Capacity
+from chatterbox_opt.engine.sequence import REQUEST_ERRORS
 from chatterbox_opt.engine.serving.handle import RequestHandle
-from chatterbox_opt.engine.serving.loop import EngineLoop
-from chatterbox_opt.engine.serving.states import RequestStates
-from chatterbox_opt.request import Observer, Piece, Request, check_text
+from chatterbox_opt.request import Piece, check_text
 from chatterbox_opt.text.chunking import Chunk
 from chatterbox_opt.text.incremental import chunks_of
 from chatterbox_opt.text.rules import TextRules
@@ -122,34 +118,6 @@ class ArrivingRequests:
             if piece is not None:
                 check_text(piece)
             yield piece
-
-
-def arriving_pieces(
-    text: Iterable[str | None],
-    request: Request,
-    states: RequestStates,
-    loop: EngineLoop,
-    capacity: Capacity,
-    guard: Guard | None,
-    observe: Observer | None,
-) -> Iterator[Piece]:
-    """The pieces of a text that arrives.
-
-    Args:
-        request: everything but the text.
-        states, loop: of the engine.
-        capacity, guard, observe: as of ``RequestStates.of``.
-    """
-
-    def submit(chunk: Chunk, number: int) -> RequestHandle | None:
-        state = states.of_chunk(request, chunk, number, capacity, guard, observe)
-        if state is None:
-            return None
-        loop.submit(state)
-        return RequestHandle(loop, state, observe)
-
-    rules = texts.rules(states.config, request.language)
-    return ArrivingRequests(text, submit, rules).pieces()
 
 
 def _silence(seconds: float) -> Piece:

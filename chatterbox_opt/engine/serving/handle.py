@@ -52,6 +52,11 @@ class RequestHandle(Iterator[Piece], AsyncIterator[Piece]):
         return self._request.result is not None
 
     @property
+    def text_tokens(self) -> int:
+        """Tokens of its text, of the chunks that have been admitted: in the end all of them."""
+        return sum(sequence.text_tokens for sequence in self._request.sequences)
+
+    @property
     def metrics(self) -> Metrics:
         """The request's times so far."""
         return self._request.metrics()

@@ -9,16 +9,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from chatterbox_opt.config.hop_schedule import HopSchedule
 from chatterbox_opt.config.model_config import ModelConfig
+from chatterbox_opt.config.speaking_rate import combined
 from chatterbox_opt.engine import texts
 from chatterbox_opt.engine.quality import Guard
 from chatterbox_opt.engine.sequence import Capacity, RequestState, put_progress
 from chatterbox_opt.errors import InputError, TextError
 from chatterbox_opt.request import CHUNK, Observer, Request, VoiceSource, voice_name
-from chatterbox_opt.sampling import for_model, seeded
+from chatterbox_opt.sampling import Sampling, for_model
+from chatterbox_opt.script.cast import member_of
+from chatterbox_opt.script.reader import script_of
 from chatterbox_opt.text.chunking import Chunk
+from chatterbox_opt.text.detection import resolve
 from chatterbox_opt.utils.arguments import instance
 from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices.library import VoiceLibrary
@@ -62,9 +67,8 @@ class RequestStates:
             TextError, VoiceError: no word to say, no such voice.
         """
         instance("request", request, Request)
-        chunks = self._chunks(request.text, request)
-        state = self._state(request, chunks, 0, capacity, guard, observe)
-        return self._with_words(state, request, request.text)
+        state = self._state(request, self._chunks(request), 0, capacity, guard, observe)
+        return self._with_words(state, request)
 
     def of_chunk(
         self,
@@ -82,18 +86,35 @@ class RequestStates:
             number: of the chunk in the text.
         """
         try:
-            chunks = self._chunks(chunk.source, request)
+            chunks = self._chunks(replace(request, text=chunk.source))
         except TextError as error:
             log.warning("%r is left out: %s", chunk.source[:40], error)
             return None
         chunks[-1] = replace(chunks[-1], pause=chunk.pause)
-        state = self._state(request, chunks, number, capacity, guard, observe)
-        return self._with_words(state, request, chunk.source)
+        return self._state(request, chunks, number, capacity, guard, observe)
 
-    def _chunks(self, text: str, request: Request) -> list[Chunk]:
-        return texts.chunks(text, self.config, request.language, self.tags)
+    def _chunks(self, request: Request) -> list[Chunk]:
+        """The text of a request in chunks, each at its own rate."""
+        language = resolve(request.language, request.text, self.config)
+        script = script_of(request, language)
+        for hit in script.hits:
+            log.info("lexicon: '%s' is read as '%s'", hit.written, hit.text)
+        chunks = texts.script_chunks(script, self.config, language, self.tags)
+        rates = {one.voice: member_of(request.cast, one.voice).rate for one in chunks}
+        return [
+            replace(one, rate=combined(one.rate, combined(rates[one.voice], request.rate)))
+            for one in chunks
+        ]
 
-    def _with_words(self, state: RequestState, request: Request, written: str) -> RequestState:
+    def _speaker(self, name: str | None, request: Request) -> tuple[Voice, Sampling]:
+        """The voice and the sampling parameters of chunks that have a voice of this name."""
+        member, config = member_of(request.cast, name), self.config
+        knobs: dict[str, Any] = dict(member.sampling)
+        sampling = replace(request.sampling, **knobs)
+        filled = for_model(sampling, config.sampling_defaults, config.missing_knobs)
+        return self.voice(request.voice if member.voice is None else member.voice), filled
+
+    def _with_words(self, state: RequestState, request: Request) -> RequestState:
         """The state, told which words are to be timed if the request asks for it.
 
         Raises:
@@ -106,6 +127,8 @@ class RequestStates:
         for sequence in state.sequences:
             check_timestamps(self.config, sequence.chunk.language)
         state.alignment_heads = self.config.alignment_heads
+        script = script_of(request, resolve(request.language, request.text, self.config))
+        written = " ".join(span.written for span in script.spans)
         found = texts.written_words(written, [s.chunk for s in state.sequences], self.config)
         for sequence, words in zip(state.sequences, found, strict=True):
             sequence.written = words
@@ -122,17 +145,17 @@ class RequestStates:
     ) -> RequestState:
         instance("guard", guard, Guard, optional=True)
         instance("observe", observe, Callable, optional=True)
-        voice = self.voice(request.voice)
-        config = self.config
-        filled = for_model(request.sampling, config.sampling_defaults, config.missing_knobs)
-        sampling = seeded(filled)
+        request = request.with_seed()
+        speakers = {one.voice: self._speaker(one.voice, request) for one in chunks}
         on_progress = None if observe is None else put_progress
-        state = RequestState(request.id, sampling.seed or 0, capacity, guard, on_progress)
+        seed = request.sampling.seed or 0
+        state = RequestState(request.id, seed, capacity, guard, on_progress)
         if request.latency != CHUNK:
             if self.hops is None:
                 raise InputError("plain Chatterbox has no low latency: unset DISABLE_OPTIMIZATION")
             chosen = request.latency
             state.hops = chosen if isinstance(chosen, HopSchedule) else self.hops
         state.first_chunk = first
-        state.add_chunks(chunks, voice, sampling)
+        for chunk in chunks:
+            state.add_chunks([chunk], *speakers[chunk.voice])
         return state

@@ -78,7 +78,7 @@ ZEROS = ir.Constant(FLOATS, [0.0] * VECTOR_WIDTH)
 def loop(b: Any, count: Any, initial: list[Any], body: Any) -> list[Any]:
     """Emit ``count`` iterations, at least one, of ``values = body(i, values)``; return the last.
 
-    The values are phi nodes, so they stay in registers.
+    The values are phi nodes, so they stay in registers. A body may emit a loop of its own.
     """
     before, header = b.block, b.append_basic_block("loop")
     done = b.append_basic_block("done")
@@ -86,12 +86,12 @@ def loop(b: Any, count: Any, initial: list[Any], body: Any) -> list[Any]:
     b.position_at_end(header)
     i, values = b.phi(I64), [b.phi(value.type) for value in initial]
     results = body(i, values)
-    following = b.add(i, I64(1))
+    following, end = b.add(i, I64(1)), b.block
     for phi, first, new in zip(
         (i, *values), (I64(0), *initial), (following, *results), strict=True
     ):
         phi.add_incoming(first, before)
-        phi.add_incoming(new, header)
+        phi.add_incoming(new, end)
     b.cbranch(b.icmp_signed("<", following, count), header, done)
     b.position_at_end(done)
     return results

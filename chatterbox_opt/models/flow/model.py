@@ -37,6 +37,7 @@ from chatterbox_opt.models.flow.encoder import (
 )
 from chatterbox_opt.models.flow.estimator import Estimator
 from chatterbox_opt.runtime.bucketing import EagerExecutor, Executor, group_by_length
+from chatterbox_opt.runtime.core_threads import CoreThreads
 from chatterbox_opt.runtime.cuda import to_device
 from chatterbox_opt.voice import Voice
 
@@ -77,6 +78,7 @@ class Flow(nn.Module):
         self.mean_flow, self.steps = config.mean_flow, config.steps
         self._int8_layers: list[tuple[nn.Module, str, linear_int.Int8Linear]] = []
         self.executor: Executor = EagerExecutor()  # runs encoder and ODE: eager, or CUDA graphs
+        self._threads: CoreThreads | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,6 +102,13 @@ class Flow(nn.Module):
         self.estimator.keep_time_in_float32()
         if was_packed:
             linear_onednn.use_onednn(self)
+
+    def use_core_threads(self) -> None:
+        """Solve several sequences at the same time, each on its share of a CPU's cores.
+
+        For int8 transformers, whose kernels give the same bits on any number of cores.
+        """
+        self._threads = CoreThreads()
 
     @torch.inference_mode()
     def forward(
@@ -205,17 +214,23 @@ class Flow(nn.Module):
         Raises:
             NumericsError: one of them contains NaN or Inf.
         """
-        mels: dict[int, Tensor] = {}
-        for rows in group_by_length([len(noise) for noise in noises], noises[0].device):
+
+        def solved(rows: list[int]) -> list[tuple[int, Tensor]]:
             frames = [len(noises[i]) for i in rows]
             longest = self.executor.padded_length(max(frames))
             noise, padded_conditions = (
                 torch.stack([F.pad(each[i], (0, 0, 0, longest - len(each[i]))) for i in rows])
                 for each in (noises, conditions)
             )
-            solved = self.solve(noise, padded_conditions, frames, steps)
-            for i, length, mel in zip(rows, frames, solved, strict=True):
-                mels[i] = mel[:length]
+            padded = self.solve(noise, padded_conditions, frames, steps)
+            return [(i, mel[:length]) for i, length, mel in zip(rows, frames, padded, strict=True)]
+
+        groups = group_by_length([len(noise) for noise in noises], noises[0].device)
+        work = [functools.partial(solved, rows) for rows in groups]
+        # dequantized layers are PyTorch's, which may give other bits on fewer cores
+        threads = None if self._int8_layers else self._threads
+        found = threads.run(work) if threads else [one() for one in work]
+        mels = dict(pair for pairs in found for pair in pairs)
         if not all(torch.isfinite(mel).all() for mel in mels.values()):
             raise NumericsError("flow computed a mel spectrogram with NaN or Inf")
         return [mels[i] for i in range(len(noises))]

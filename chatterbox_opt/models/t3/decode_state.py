@@ -14,15 +14,17 @@ from torch import Tensor
 
 from chatterbox_opt.models.t3.kv_cache import KVCache
 from chatterbox_opt.models.t3.model import T3, Prompt
+from chatterbox_opt.models.t3.ragged_kv_cache import RaggedKVCache
 from chatterbox_opt.models.t3.sampler import SamplingTensors, sample
 from chatterbox_opt.runtime.cuda import to_device
 from chatterbox_opt.sampling import Sampling
 
 UNFORCED = -1  # in ``DecodeState.token_buffer``: no token is forced at this position
 
-# Runs a prefix [rows_per_seq, length, width] into the KV cache and the logits of slot
-# ``DecodeState.prefill_slot``. Its last position is ``DecodeState.prefill_last``; padding follows.
-PrefillFn = Callable[["DecodeState", Tensor], None]
+# Runs a text [rows_per_seq, length, width] after a voice's ``T3.conditioning`` into the KV cache
+# and the logits of slot ``DecodeState.prefill_slot``. The text's last position is
+# ``DecodeState.prefill_last``; padding follows.
+PrefillFn = Callable[["DecodeState", Tensor, Tensor], None]
 
 
 class DecodeState:
@@ -91,14 +93,15 @@ class DecodeState:
             TextError: more text tokens than the model has positions.
         """
         # 1) embed the prompt, reserve KV cache positions and run the prefix
-        prefix = t3.embed(prompt, sampling.exaggeration, self.rows_per_seq)
-        length = prefix.shape[1]
-        padded = self.cache.padded_length(length)
+        text = t3.embed(prompt, self.rows_per_seq)
+        conditioning = t3.conditioning(prompt, sampling.exaggeration)
+        first, count = conditioning.shape[3], text.shape[1]
+        length, padding = first + count, self.cache.padded_length(count) - count
         self.cache.clear(slot)  # of the previous sequence: attention weight 0 times NaN is NaN
-        self.cache.reserve(slot, max(padded, length + extra_positions))
+        self.cache.reserve(slot, length + max(padding, extra_positions))
         self.prefill_slot.fill_(slot)
-        self.prefill_last.fill_(length - 1)
-        prefill(self, F.pad(prefix, (0, 0, 0, padded - length)))
+        self.prefill_last.fill_(count - 1)
+        prefill(self, F.pad(text, (0, 0, 0, padding)), conditioning)
         # 2) reset the slot's counters, history, sampling parameters and forced tokens
         self.position[slot], self.num_generated[slot] = length - 1, 0
         self.seen[slot] = False
@@ -124,6 +127,7 @@ class DecodeState:
             self.noise[rows],
             needs_sort=needs_sort,
             turbo=self.turbo,
+            by_row=isinstance(self.cache, RaggedKVCache),  # nothing of it is captured
         )
         if self.turbo:  # the start token was in the history of the first token only
             self.seen[rows, self.start] &= self.num_generated[rows] > 0

@@ -66,17 +66,23 @@ class Gpt2T3(T3):
         self.norm = nn.LayerNorm(config.width, config.norm_eps)
         self.head = nn.Linear(config.width, config.speech_vocab)
 
-    def embed(self, prompt: Prompt, exaggeration: float, rows: int) -> Tensor:  # noqa: ARG002
-        """Build the prefix: speaker, prompt, text without start and stop, one start-of-speech."""
-        config, device, dtype = self.config, self.like.device, self.like.dtype
-        prompt_tokens, ids = prompt.speech_tokens.to(device), prompt.text_tokens.to(device)
+    def embed_conditioning(self, prompt: Prompt, exaggeration: float) -> Tensor:  # noqa: ARG002
+        """Build the voice's part of the prefix: speaker, prompt."""
+        device, dtype = self.like.device, self.like.dtype
         speaker = self.speaker(prompt.speaker.to(device, dtype))
+        x = torch.cat((speaker, self.speech_emb(prompt.speech_tokens.to(device))[0]))
+        return (x + self.positions.weight[: len(x)])[None]
+
+    def embed(self, prompt: Prompt, rows: int) -> Tensor:
+        """Build the rest of the prefix: text without start and stop, one start-of-speech."""
+        config, ids = self.config, prompt.text_tokens.to(self.like.device)
+        first = 1 + prompt.speech_tokens.shape[1]
+        room = config.positions - first - 2  # the start, and one token
+        if len(ids) > room:
+            raise too_long(len(ids), room)
         start = self.speech_emb.weight[config.start_speech][None]
-        parts = (speaker, self.speech_emb(prompt_tokens)[0], self.text_emb(ids), start)
-        x = torch.cat(parts)
-        if len(x) >= config.positions:
-            raise too_long(len(ids), config.positions - 1 - len(x) + len(ids))
-        return (x + self.positions.weight[: len(x)]).expand(rows, -1, -1)
+        x = torch.cat((self.text_emb(ids), start))
+        return (x + self.positions.weight[first : first + len(x)]).expand(rows, -1, -1)
 
     def embed_tokens(
         self,

@@ -123,11 +123,6 @@ class LlamaT3(T3):
         self.head = nn.Linear(config.width, config.speech_vocab, bias=False)
         self.register_buffer("frequencies", rope_frequencies(config), persistent=False)
 
-    @property
-    def text_start(self) -> int:
-        """The position of the first text token in what ``embed`` makes; start is before it."""
-        return self.config.resampler_queries + 3  # speaker, resampled prompt, emotion, start
-
     def rope(self, positions: Tensor) -> tuple[Tensor, ...]:
         """Cosines and sines for int64 ``positions`` [n]: two of [n, head_dim], model dtype.
 
@@ -138,21 +133,24 @@ class LlamaT3(T3):
         pairs = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
         return pairs[0].to(self.like.dtype), pairs[1].to(self.like.dtype)
 
-    def embed(self, prompt: Prompt, exaggeration: float, rows: int) -> Tensor:
-        """Build the prefix: speaker, resampled prompt, emotion, text, and two start-of-speech.
+    def embed_conditioning(self, prompt: Prompt, exaggeration: float) -> Tensor:
+        """Build the voice's part of the prefix: speaker, resampled prompt, emotion."""
+        device, dtype = self.like.device, self.like.dtype
+        prompt_tokens = prompt.speech_tokens.to(device)
+        speech = self.speech_emb(prompt_tokens) + self.speech_pos.weight[: prompt_tokens.shape[1]]
+        emotion = torch.full((1, 1, 1), exaggeration, device=device, dtype=dtype)
+        speaker = self.speaker(prompt.speaker.to(device, dtype))[:, None]
+        return torch.cat((speaker, self.resampler(speech), self.emotion(emotion)), dim=1)
+
+    def embed(self, prompt: Prompt, rows: int) -> Tensor:
+        """Build the rest of the prefix: text, and two start-of-speech.
 
         Two rows with CFG, else one: the second row's text embeddings are zeroed before its position
         embeddings are added (upstream t3.py, prepare_input_embeds). The start token appears twice
         because upstream embeds it once there and once more before its loop.
         """
-        config, device, dtype = self.config, self.like.device, self.like.dtype
-        prompt_tokens = prompt.speech_tokens.to(device)
-        speech = self.speech_emb(prompt_tokens) + self.speech_pos.weight[: prompt_tokens.shape[1]]
-        emotion = torch.full((1, 1, 1), exaggeration, device=device, dtype=dtype)
-        speaker = self.speaker(prompt.speaker.to(device, dtype))[:, None]
-        conditioning = torch.cat((speaker, self.resampler(speech), self.emotion(emotion)), dim=1)
-
-        ids = F.pad(prompt.text_tokens.to(device), (1, 0), value=config.start_text)
+        config = self.config
+        ids = F.pad(prompt.text_tokens.to(self.like.device), (1, 0), value=config.start_text)
         ids = F.pad(ids, (0, 1), value=config.stop_text)
         if len(ids) > config.text_positions:
             raise too_long(len(ids), config.text_positions)
@@ -160,9 +158,7 @@ class LlamaT3(T3):
         text[1:] = 0
         text = text + self.text_pos.weight[: len(ids)]
         start = self.speech_emb.weight[config.start_speech] + self.speech_pos.weight[0]
-        return torch.cat(
-            (conditioning.expand(rows, -1, -1), text, start.expand(rows, 2, -1)), dim=1
-        )
+        return torch.cat((text, start.expand(rows, 2, -1)), dim=1)
 
     def embed_tokens(
         self, token: Tensor, num_generated: Tensor, position: Tensor, rows_per_seq: int

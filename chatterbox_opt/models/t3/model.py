@@ -3,8 +3,10 @@
 Responsible for the passes through the transformer. Not responsible for its layers, positions and
 conditioning (llama.py, gpt2.py), or for files, devices, profiles or audio.
 
-The two entry points are ``prefill`` (the whole prefix, fills the KV cache) and ``step`` (one token
-of each sequence in, logits out; tensor operations only, no branch on their values). The loop
+The entry points are ``conditioning`` (keys and values of a voice, kept from text to text),
+``prefill`` (the text after them, fills the KV cache) and ``step`` (one token of each sequence in,
+logits out; tensor operations only, no branch on their values). A prefix always runs in these two
+parts, so that its numbers do not depend on what was kept. The loop
 around them is in decode.py. Upstream's loops (t3.py of chatterbox-tts 0.1.7) grow their cache, and
 Llama's keeps all attentions and hidden states and sorts the vocabulary at every step; ours compute
 the same without that.
@@ -12,6 +14,7 @@ the same without that.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +25,7 @@ from torch import Tensor, nn
 from chatterbox_opt.config.model_config import T3Config
 from chatterbox_opt.errors import TextError
 from chatterbox_opt.layers import weight_layout
+from chatterbox_opt.models.t3.conditioning import KeptConditionings
 from chatterbox_opt.models.t3.kv_cache import KVCache
 from chatterbox_opt.sampling import Sampling
 
@@ -40,11 +44,16 @@ class Prompt:
     speaker: Tensor
     speech_tokens: Tensor
 
+    def voice_key(self) -> Hashable:
+        """Equal for equal voices, whatever the text and the device."""
+        return tuple(x.detach().cpu().numpy().tobytes() for x in (self.speaker, self.speech_tokens))
+
 
 class T3(nn.Module):
     """A transformer with its conditioning: what Llama (llama.py) and GPT-2 (gpt2.py) share.
 
-    A backbone creates the layers below and implements ``embed`` and ``embed_tokens``. Each of its
+    A backbone creates the layers below and implements ``embed_conditioning``, ``embed`` and
+    ``embed_tokens``. Each of its
     blocks has ``MATRICES``, the names of its four linear layers in the order of their use, and
 
         project_qkv(x, rope)      [rows, length, width] to q, k, v [rows, heads, length, head_dim]
@@ -53,6 +62,7 @@ class T3(nn.Module):
     Attributes:
         config: widths, depths and special tokens.
         packs: whether weights are packed for oneDNN in bfloat16.
+        kept: keys and values of voices; freed when the precision changes.
         turbo_sampling: tokens are sampled as upstream's ``inference_turbo`` does, see
             ``sampler.sample``: its history for the repetition penalty has the start token only
             before the first token, and a stop token that is the first one does not end it.
@@ -70,6 +80,7 @@ class T3(nn.Module):
         super().__init__()
         self.config = config
         self.packs = False
+        self.kept = KeptConditionings()
 
     @property
     def like(self) -> Tensor:
@@ -99,6 +110,7 @@ class T3(nn.Module):
 
         Packed matrices (weight_layout.py) are unpacked, and packed again on the return to bfloat16.
         """
+        self.kept.clear()
         self.packs |= weight_layout.unpack(self)
         for parameter in self.parameters():
             parameter.data = parameter.data.to(dtype)
@@ -110,8 +122,12 @@ class T3(nn.Module):
         cosines and sines [n, head_dim]."""
         return ()
 
-    def embed(self, prompt: Prompt, exaggeration: float, rows: int) -> Tensor:
-        """Build the prefix [rows, length, width]: conditioning, text, start-of-speech.
+    def embed_conditioning(self, prompt: Prompt, exaggeration: float) -> Tensor:
+        """Build the first part of the prefix [1, n, width], that of the voice."""
+        raise NotImplementedError
+
+    def embed(self, prompt: Prompt, rows: int) -> Tensor:
+        """Build the rest of the prefix [rows, length, width]: text, start-of-speech.
 
         Raises:
             TextError: more text tokens than the model has positions.
@@ -128,24 +144,53 @@ class T3(nn.Module):
         """
         raise NotImplementedError
 
-    def prefill(self, x: Tensor, last: Tensor, cache: KVCache, sequence: Tensor) -> Tensor:
-        """Run the prefix of one sequence and fill the KV cache.
+    def conditioning(self, prompt: Prompt, exaggeration: float) -> Tensor:
+        """Keys and values [layers, 2, heads, n, head_dim] of the first part of a prefix.
+
+        They are the same for all rows of a sequence: only the text differs under guidance.
+        """
+        key = (prompt.voice_key(), exaggeration)
+        return self.kept.get(key, lambda: self._run_conditioning(prompt, exaggeration))
+
+    @torch.no_grad()
+    def _run_conditioning(self, prompt: Prompt, exaggeration: float) -> Tensor:
+        x = self.embed_conditioning(prompt, exaggeration)
+        length = x.shape[1]
+        rope = self.rope(torch.arange(length, device=x.device))
+        layers, heads, head_dim = self.kv_shape
+        out = x.new_empty(layers, 2, heads, length, head_dim)
+        for block, kept in zip(self.blocks, out, strict=True):
+            q, k, v = block.project_qkv(x, rope)
+            kept[0], kept[1] = k[0], v[0]
+            x = block.out_and_ffn(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        return out
+
+    def prefill(
+        self, x: Tensor, last: Tensor, conditioning: Tensor, cache: KVCache, sequence: Tensor
+    ) -> Tensor:
+        """Run the second part of one sequence's prefix and fill the KV cache.
 
         Like ``step`` it can be captured as a CUDA graph.
 
         Args:
             x: [rows, length, width], see ``embed``; possibly padded on the right.
-            last: int64 [1], the last position that is not padding.
-            sequence: int64 [1], whose rows of the cache are filled.
+            last: int64 [1], the last position of ``x`` that is not padding.
+            conditioning: keys and values of the first part.
+            sequence: int64 [1], whose rows of the cache are filled, by both parts.
 
         Returns:
             logits [rows, speech_vocab] of position ``last``.
         """
-        rope = self.rope(torch.arange(x.shape[1], device=x.device))
-        for i, block in enumerate(self.blocks):
-            q, k, v = block.project_qkv(x, rope)
+        (rows, length), first = x.shape[:2], conditioning.shape[3]
+        positions = torch.arange(first + length, device=x.device)
+        rope = self.rope(positions[first:])
+        visible = positions <= positions[first:, None]
+        for i, (block, kept) in enumerate(zip(self.blocks, conditioning, strict=True)):
+            q, *new = block.project_qkv(x, rope)
+            parts = zip(kept, new, strict=True)
+            k, v = (torch.cat((old.expand(rows, -1, -1, -1), y), dim=2) for old, y in parts)
             cache.write_prefix(i, sequence, k, v)
-            x = block.out_and_ffn(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+            x = block.out_and_ffn(x, F.scaled_dot_product_attention(q, k, v, attn_mask=visible))
         logits: Tensor = self.head(self.norm(x.index_select(1, last)[:, 0]))
         return logits
 

@@ -4,8 +4,9 @@ Responsible for the pass over tokens that are known (teacher forcing). Not respo
 heads follow the text (``ModelConfig.alignment_heads``) or for what is made of their attention
 (words/timing.py).
 
-Only the layers up to the last of the heads are computed, of that one only queries and keys, and of
-all rows only the one with the text: guidance has no part in where the text is.
+The voice's part of the prefix is the one that the decode steps have (``T3.conditioning``). Only the
+layers up to the last of the heads are computed, of that one only queries and keys, and of all rows
+only the one with the text: guidance has no part in where the text is.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from chatterbox_opt.models.t3.llama import LlamaT3
 from chatterbox_opt.models.t3.model import Prompt
 
 Heads = Sequence[tuple[int, int]]
+TEXT_START = 1  # of the text in what ``LlamaT3.embed`` makes: the start token is before it
 
 
 @torch.inference_mode()
@@ -38,34 +40,37 @@ def text_attention(
         rest of the attention, up to 1, is on other positions.
     """
     device, count = t3.like.device, len(tokens)
-    prefix = t3.embed(prompt, exaggeration, rows=1)
-    # the prefix's last position predicts the first token, and the last token predicts none of them
-    first = prefix.shape[1] - 1
+    kept, text = t3.conditioning(prompt, exaggeration), t3.embed(prompt, rows=1)
+    voice, length = kept.shape[3], text.shape[1]
+    # the text's last position predicts the first token, and the last token predicts none of them
     inputs = torch.tensor(tokens[:-1], dtype=torch.long).to(device)
     numbers = torch.arange(1, count, device=device)
-    x, *_ = t3.embed_tokens(inputs, numbers, first + numbers, 1)
-    x = torch.cat((prefix, x[None]), dim=1)
-    rope = t3.rope(torch.arange(x.shape[1], device=device))
-    text = slice(t3.text_start, t3.text_start + len(prompt.text_tokens))
+    x, *_ = t3.embed_tokens(inputs, numbers, voice + length - 1 + numbers, 1)
+    x = torch.cat((text, x[None]), dim=1)
+    positions = torch.arange(voice + x.shape[1], device=device)
+    rope, visible = t3.rope(positions[voice:]), positions <= positions[voice:, None]
+    columns = slice(voice + TEXT_START, voice + TEXT_START + len(prompt.text_tokens))
     found = x.new_zeros(count, len(prompt.text_tokens), dtype=torch.float32)
     last = max(layer for layer, _ in heads)
-    for i, block in enumerate(t3.blocks[: last + 1]):
-        q, k, v = block.project_qkv(x, rope)
+    for i, (block, old) in enumerate(zip(t3.blocks[: last + 1], kept, strict=False)):
+        q, *new = block.project_qkv(x, rope)
+        k, v = (torch.cat((one[None], y), dim=2) for one, y in zip(old, new, strict=True))
         for layer, head in heads:
             if layer == i:
-                found += _attention(q[0, head, first:], k[0, head])[:, text] / len(heads)
+                seen = visible[length - 1 :]
+                found += _attention(q[0, head, length - 1 :], k[0, head], seen)[:, columns]
         if i < last:
-            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
             x = block.out_and_ffn(x, attended)
-    return found
+    return found / len(heads)
 
 
-def _attention(q: Tensor, k: Tensor) -> Tensor:
-    """Causal attention float32 [n, length] of the last n positions to all.
+def _attention(q: Tensor, k: Tensor, visible: Tensor) -> Tensor:
+    """Attention float32 [n, length] to the visible positions.
 
     Args:
         q, k: [n, head_dim], [length, head_dim].
+        visible: bool [n, length].
     """
     scores = q.float() @ k.float().t() * q.shape[-1] ** -0.5
-    seen = torch.ones_like(scores, dtype=torch.bool).tril(len(k) - len(q))
-    return scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    return scores.masked_fill(~visible, -torch.inf).softmax(-1)

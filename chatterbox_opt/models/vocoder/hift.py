@@ -26,11 +26,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chatterbox_opt.runtime.bucketing import PaddingMask
+from chatterbox_opt.runtime.bucketing import PaddingMask, bucket
 from chatterbox_opt.utils.skip_init import skip_init
 
 MIN_ALPHA = 1e-6  # Snake with a smaller alpha is the identity in float32
 LRELU_SLOPE = 0.1  # of the leaky ReLU between stages (upstream lrelu_slope)
+LAST_LRELU_SLOPE = 0.01  # of that after the last one
 
 
 def conv_from(weight: Tensor, bias: Tensor, **layout: int) -> nn.Conv1d:
@@ -171,6 +172,10 @@ class Generator(nn.Module):
         self.stages = nn.ModuleList(Stage(net, i) for i in range(net.num_upsamples))
         self.leave = fold_weight_norm(net.conv_post, 1 / net.num_kernels)
 
+    def padded_length(self, length: int) -> int:
+        """The length to pad a mel to: few lengths, see ``bucket``."""
+        return bucket(length)
+
     def forward(self, mel: Tensor, spectrum: Tensor, mask: PaddingMask) -> Tensor:
         """Run the generator.
 
@@ -188,7 +193,7 @@ class Generator(nn.Module):
         for stage in self.stages:
             mask = mask.after_layer(stage.up.rate, stage.up.lead)
             x = stage(x, spectrum, mask)
-        return self.leave(F.leaky_relu_(x))
+        return self.leave(F.leaky_relu_(x, LAST_LRELU_SLOPE))
 
 
 class F0Predictor(nn.Module):

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from chatterbox_opt.config.model_config import MEL_BINS, SAMPLE_RATE, VocoderConfig
 from chatterbox_opt.errors import NumericsError
+from chatterbox_opt.kernels.cpu import conv_ops
 from chatterbox_opt.models.vocoder.hift import F0Predictor, Generator
+from chatterbox_opt.models.vocoder.packed import PackedGenerator
 from chatterbox_opt.models.vocoder.source import (
     HOP_LENGTH,
     SourceState,
@@ -27,7 +29,6 @@ from chatterbox_opt.models.vocoder.source import (
 from chatterbox_opt.runtime.bucketing import (
     EagerExecutor,
     Executor,
-    bucket,
     group_by_length,
     pad_rows,
 )
@@ -51,7 +52,8 @@ class Vocoder(nn.Module):
         """Fold upstream's HiFTGenerator (see ``build_hift``), whose parameters are not changed."""
         super().__init__()
         with torch.no_grad():
-            self.pitch, self.generator = F0Predictor(net.f0_predictor), Generator(net)
+            self.pitch = F0Predictor(net.f0_predictor)
+            self.generator: Generator | PackedGenerator = Generator(net)
         self.merge: nn.Linear = net.m_source.l_linear
         self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
         self.executor: Executor = EagerExecutor()  # eager, or CUDA graphs
@@ -60,6 +62,11 @@ class Vocoder(nn.Module):
     def dtype(self) -> torch.dtype:
         """Always float32."""
         return torch.float32
+
+    def use_cpu_kernels(self) -> None:
+        """Run the generator's convolutions by our own kernel, if this CPU can."""
+        if isinstance(self.generator, Generator) and conv_ops.supports():
+            self.generator = PackedGenerator(self.generator)
 
     @torch.inference_mode()
     def forward(self, mels: Sequence[Tensor], generators: Generators) -> list[Tensor]:
@@ -134,7 +141,7 @@ class Vocoder(nn.Module):
     def _filter_group(self, mels: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
         """``_filter`` for rows of similar lengths, padded to a bucket."""
         lengths = [mel.shape[-1] for mel in mels]
-        size = bucket(max(lengths))
+        size = self.generator.padded_length(max(lengths))
         spectra = [self._stft(wave) for wave in sources]
         spectrum = pad_rows(spectra, size * HOP_LENGTH // STFT_HOP + 1)
         rows = pad_rows(mels, size), spectrum, to_device(torch.tensor(lengths), spectrum.device)

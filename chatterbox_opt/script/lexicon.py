@@ -1,0 +1,274 @@
+"""Lexicons: words and phrases, and how they are said: "Nguyen" as "win".
+
+Responsible for the file's format, for finding its words in a text, and for where a user's own file
+is. Not responsible for markup, or for what a model makes of a respelling.
+
+    nguyen: win              # small letters: in any case; the first letter's case is kept
+    SQL: sequel              # with a capital: only as it is written here
+    New York City: the city
+    /v(\\d+)\\.(\\d+)/: version \\1 point \\2     # a regular expression between slashes
+    de:                      # a language's code: only in texts of that language
+      Chef: Scheff
+
+A word is replaced where it is whole: "Nguyen's", but not "Nguyens". What was replaced is not read
+again, so that two words may be exchanged. Of two that begin at one place the longer one is taken.
+
+Regular expressions are those of the package regex, because it can be told to stop: a pattern that
+takes longer than ``PATTERN_SECONDS`` over a text is refused, whatever it is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from chatterbox_opt.config.bounded_yaml import read_yaml, shortened
+from chatterbox_opt.errors import InputError, TextError
+from chatterbox_opt.text.languages import LANGUAGES
+
+VARIABLE = "CHATTERBOX_LEXICON"
+FILE = "lexicon.yaml"  # in the user's configuration directory
+MAX_BYTES = 256 << 10  # of a file: about 10,000 words
+MAX_LETTERS = 1000  # of a word, a pattern or what it is replaced by
+MAX_PATTERNS = 100
+PATTERN_SECONDS = 1.0  # of one pattern, in one text
+_FORMAT = "write word: how it is said"
+_WORD = re.compile(r"\w+")
+# Thai, Lao, Burmese, Khmer, Chinese and Japanese put no spaces between words
+_DENSE = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u9fff\uff00-\uffef]")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A word of a lexicon.
+
+    Attributes:
+        word: or phrase, or a regular expression.
+        respelling: what is read in its place; of a pattern, a template.
+        language: of the texts in which it is replaced, a code; None: of all.
+        is_pattern: whether ``word`` is a regular expression.
+    """
+
+    word: str
+    respelling: str
+    language: str | None = None
+    is_pattern: bool = False
+
+    def __post_init__(self) -> None:
+        if not any(c.isalnum() for c in self.word) or not self.respelling.strip():
+            raise InputError(f"lexicon: {shortened(self.word)} or what it is said as has no letter")
+        if len(self.word) > MAX_LETTERS or len(self.respelling) > MAX_LETTERS:
+            raise InputError(f"lexicon: {shortened(self.word)} has more than {MAX_LETTERS} letters")
+        if self.is_pattern:
+            self._check_pattern()
+
+    def _check_pattern(self) -> None:
+        import regex
+
+        try:
+            compiled = regex.compile(self.word)
+            is_empty = compiled.fullmatch("", timeout=PATTERN_SECONDS) is not None
+            # a template is only read when something is replaced: here, by the empty alternative
+            regex.compile(f"|{self.word}").sub(
+                self.respelling, "", count=1, timeout=PATTERN_SECONDS
+            )
+        except (regex.error, IndexError, TimeoutError, OverflowError, RecursionError) as error:
+            raise InputError(
+                f"lexicon: the pattern {shortened(self.word)} is wrong ({error}): correct it"
+            ) from error
+        if is_empty:
+            raise InputError(
+                f"lexicon: the pattern {shortened(self.word)} matches no letter at all"
+            )
+
+    @property
+    def any_case(self) -> bool:
+        """Whether the word is found in any case: it is written without a capital."""
+        return self.word == self.word.lower()
+
+    def respelled(self, found: str) -> str:
+        """What is read for the word as it was found."""
+        if self.any_case and found[:1].isupper():
+            return self.respelling[:1].upper() + self.respelling[1:]
+        return self.respelling
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A word that was found in a text.
+
+    Attributes:
+        start, end: in the text.
+        respelling: what is read there.
+    """
+
+    start: int
+    end: int
+    respelling: str
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """Words and how they are said; equal by content.
+
+    Attributes:
+        entries: later ones win over earlier ones of the same word and language.
+    """
+
+    entries: tuple[Entry, ...] = ()
+
+    @classmethod
+    def of(cls, words: Mapping[str, Any]) -> Lexicon:
+        """A lexicon from a mapping in the format of the file.
+
+        Raises:
+            InputError: a word or what it is said as is wrong.
+        """
+        return cls(tuple(_entries(words)))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Lexicon:
+        """Read a file.
+
+        Raises:
+            InputError: it cannot be read, or is no lexicon.
+        """
+        name = f"lexicon '{os.fspath(path)}'"
+        words = read_yaml(name, Path(path), MAX_BYTES, depth=2)
+        if words is None:
+            return cls()
+        if not isinstance(words, dict):
+            raise InputError(f"{name} is no mapping: {_FORMAT}")
+        try:
+            return cls.of(words)
+        except InputError as error:
+            raise InputError(str(error).replace("lexicon", name, 1)) from error
+
+    def __add__(self, other: Lexicon) -> Lexicon:
+        """Both; the words of the other one win."""
+        return Lexicon(self.entries + other.entries)
+
+    def matches(self, text: str, language: str) -> list[Match]:
+        """What is replaced in a text, in order, without overlaps.
+
+        Args:
+            language: of the text, a code.
+
+        Raises:
+            TextError: a pattern takes too long.
+        """
+        found = [*self._words(text, language), *self._dense(text, language)]
+        found += self._patterns(text, language)
+        found.sort(key=lambda match: (match.start, -match.end))
+        chosen: list[Match] = []
+        for match in found:
+            if not chosen or match.start >= chosen[-1].end:
+                chosen.append(match)
+        return chosen
+
+    @cached_property
+    def _by_word(self) -> dict[str, list[tuple[int, Entry]]]:
+        """Entries by their first word, in small letters, with the position of it; longest first."""
+        index: dict[str, list[tuple[int, Entry]]] = {}
+        last = {(e.word, e.language): e for e in self.entries if not e.is_pattern}
+        for entry in last.values():
+            first = _WORD.search(entry.word)
+            if first is not None and not _DENSE.search(entry.word):
+                index.setdefault(first[0].lower(), []).append((first.start(), entry))
+        for entries in index.values():
+            # as it is written before any case, a language's own before that of all languages
+            entries.sort(
+                key=lambda one: (-len(one[1].word), one[1].any_case, one[1].language is None)
+            )
+        return index
+
+    @cached_property
+    def _anywhere(self) -> list[Entry]:
+        """Entries of scripts without spaces between words, a language's own first."""
+        dense = [e for e in self.entries if not e.is_pattern and _DENSE.search(e.word)]
+        return sorted(dense, key=lambda entry: entry.language is None)
+
+    def _words(self, text: str, language: str) -> Iterator[Match]:
+        index = self._by_word
+        for word in _WORD.finditer(text) if index else ():
+            for offset, entry in index.get(word[0].lower(), ()):
+                if entry.language not in (None, language) or word.start() < offset:
+                    continue
+                found = _whole(entry).match(text, word.start() - offset)
+                if found is not None:
+                    yield Match(found.start(), found.end(), entry.respelled(found[0]))
+                    break
+
+    def _dense(self, text: str, language: str) -> Iterator[Match]:
+        """Words that are found anywhere."""
+        for entry in self._anywhere:
+            if entry.language in (None, language):
+                for found in re.finditer(re.escape(entry.word), text):
+                    yield Match(found.start(), found.end(), entry.respelling)
+
+    def _patterns(self, text: str, language: str) -> Iterator[Match]:
+        patterns = [e for e in self.entries if e.is_pattern and e.language in (None, language)]
+        if not patterns:
+            return
+        import regex
+
+        for entry in patterns:
+            try:
+                for found in regex.compile(entry.word).finditer(text, timeout=PATTERN_SECONDS):
+                    if found.end() > found.start():
+                        yield Match(found.start(), found.end(), found.expand(entry.respelling))
+            except TimeoutError as error:
+                raise TextError(
+                    f"the lexicon's pattern {shortened(entry.word)} takes longer than "
+                    f"{PATTERN_SECONDS:g} s over a text: make it simpler"
+                ) from error
+
+
+def _whole(entry: Entry) -> re.Pattern[str]:
+    """The word as a whole, with any blanks between its words; ``re`` keeps what it compiles."""
+    words = r"\s+".join(map(re.escape, entry.word.split()))
+    before = r"(?<!\w)" if entry.word[0].isalnum() else ""
+    after = r"(?!\w)" if entry.word[-1].isalnum() else ""
+    return re.compile(f"{before}{words}{after}", re.IGNORECASE if entry.any_case else 0)
+
+
+def _entries(words: Mapping[str, Any], language: str | None = None) -> Iterator[Entry]:
+    patterns = 0
+    for word, respelling in words.items():
+        if isinstance(respelling, Mapping) and language is None:
+            if word not in LANGUAGES:
+                raise InputError(
+                    f"lexicon: {shortened(word)} is no language's code: {_FORMAT}, or one of "
+                    f"{', '.join(LANGUAGES)} with words below it"
+                )
+            yield from _entries(respelling, word)
+            continue
+        if not isinstance(word, str) or not isinstance(respelling, str):
+            raise InputError(
+                f"lexicon: {shortened(word)} is said as {shortened(respelling)}: {_FORMAT}"
+            )
+        is_pattern = len(word) > 2 and word[0] == word[-1] == "/"
+        patterns += is_pattern
+        if patterns > MAX_PATTERNS:
+            raise InputError(f"lexicon: it has more than {MAX_PATTERNS} patterns")
+        yield Entry(word[1:-1] if is_pattern else word.strip(), respelling, language, is_pattern)
+
+
+def users_own() -> Lexicon:
+    """The lexicon in ``CHATTERBOX_LEXICON`` or the user's configuration directory; empty if there
+    is none, or the variable is.
+
+    Raises:
+        InputError: it cannot be read, or is no lexicon.
+    """
+    import platformdirs
+
+    if (named := os.environ.get(VARIABLE)) is not None:
+        return Lexicon.load(named) if named else Lexicon()
+    path = Path(platformdirs.user_config_dir("chatterbox-opt")) / FILE
+    return Lexicon.load(path) if path.is_file() else Lexicon()

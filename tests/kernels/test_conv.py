@@ -1,0 +1,120 @@
+"""The compiled convolutions of a CPU: exact up to rounding, for every shape, and row by row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.common import assert_close
+from torch import nn
+
+from chatterbox_opt.kernels.cpu import conv_ops
+from chatterbox_opt.kernels.cpu.conv_ops import Leaky, PackedConv, Signal, Snake, activate
+
+pytestmark = pytest.mark.skipif(not conv_ops.supports(), reason=conv_ops._unsupported_reason())
+
+# inputs, outputs, taps, dilation, time: HiFT's, pico's, and the smallest
+SHAPES = [
+    (80, 512, 7, 1, 20),
+    (128, 128, 11, 5, 131),
+    (64, 64, 7, 3, 97),
+    (64, 18, 7, 1, 50),
+    (48, 96, 3, 1, 49),
+    (24, 24, 11, 1, 25),
+    (12, 12, 3, 5, 40),
+    (3, 2, 3, 2, 1),
+    (5, 40, 1, 1, 7),
+]
+
+
+def layer(inputs: int, outputs: int, taps: int, dilation: int) -> nn.Conv1d:
+    torch.manual_seed(inputs + taps)
+    padding = (taps - 1) * dilation // 2
+    return nn.Conv1d(inputs, outputs, taps, dilation=dilation, padding=padding, device="cpu")
+
+
+def exact(conv: nn.Conv1d, x: torch.Tensor) -> torch.Tensor:
+    """[time, outputs] of [inputs, time], in float64."""
+    weight, bias = conv.weight.data.double(), conv.bias.data.double()
+    given = {"padding": conv.padding, "dilation": conv.dilation}
+    return nn.functional.conv1d(x.double()[None], weight, bias, **given)[0].T
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sums_and_activations_are_those_of_the_layers(shape):
+    *sizes, time = shape
+    conv = layer(*sizes)
+    packed, outputs = PackedConv(conv), sizes[1]
+    x, residual, total = torch.randn(sizes[0], time), *torch.randn(2, time, outputs)
+    frequency = torch.rand(outputs) + 0.5
+    out, activated = torch.full((2, time, outputs), torch.nan)
+    signal = Signal.of(x, packed.margin + 3)
+    added = {"residual": residual, "total": total, "out": out, "activated": activated}
+    packed(signal, activation=Snake(frequency), **added)
+    expected = exact(conv, x) + residual + total
+    assert_close(out.double(), expected, atol=2e-5)
+    y = expected * frequency
+    assert_close(activated.double(), y + y.sin() ** 2, atol=6e-5)
+    packed(signal, activation=Leaky(0.1), activated=activated)
+    alone = exact(conv, x)
+    assert_close(activated.double(), torch.where(alone > 0, alone, 0.1 * alone), atol=2e-5)
+    packed(signal, total=total, out=total)
+    assert_close(total.double(), expected - residual, atol=2e-5)
+
+
+def test_rounding_errors_are_of_the_size_of_the_librarys():
+    conv = layer(128, 128, 11, 3)
+    packed, x, out = PackedConv(conv), torch.randn(128, 600), torch.empty(600, 128)
+    packed(Signal.of(x, packed.margin), out=out)
+    expected = exact(conv, x)
+    with torch.inference_mode():
+        theirs = (conv(x[None])[0].T - expected).pow(2).mean().sqrt()
+    ours = (out - expected).pow(2).mean().sqrt()
+    assert ours < 8 * theirs and ours < 2e-6 * expected.std()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_row_depends_neither_on_threads_nor_on_what_follows(threads):
+    conv = layer(64, 64, 7, 3)
+    packed, x = PackedConv(conv), torch.randn(64, 400)
+    long, short = torch.empty(400, 64), torch.empty(333, 64)
+    packed(Signal.of(x, packed.margin), out=long)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        packed(Signal.of(x[:, :333], packed.margin), out=short)
+    finally:
+        torch.set_num_threads(before)
+    reach = 9  # of the last rows, whose inputs end
+    assert torch.equal(short[:-reach], long[: 333 - reach])
+
+
+def test_snake_is_exact_up_to_large_arguments():
+    y = torch.cat((torch.linspace(-50, 50, 4001), torch.linspace(-9999, 9999, 4001)))[None]
+    found = torch.empty_like(y)
+    activate(y, Snake(torch.ones(y.shape[1])), found)
+    expected = y.double() + y.double().sin() ** 2
+    error = (found.double() - expected).abs() - y.abs() * 2**-23
+    assert error.max() < 4e-7
+
+
+def test_nan_stays_within_its_reach():
+    conv = layer(16, 16, 3, 1)
+    packed, x, out = PackedConv(conv), torch.randn(16, 200), torch.empty(200, 16)
+    x[3, 100] = torch.nan
+    packed(Signal.of(x, packed.margin), out=out)
+    broken = out.isnan().any(1).nonzero()[:, 0]
+    assert 99 in broken and 100 in broken and 101 in broken
+    assert broken.min() >= 92 and broken.max() <= 108
+
+
+def test_constants_defined_twice_are_equal():
+    from chatterbox_opt.kernels.cpu import conv, llvm
+
+    assert conv_ops.TILE == conv.TILE and conv_ops.VECTOR == llvm.VECTOR_WIDTH
+    assert conv_ops.ROWS == conv.ROWS and conv_ops.MAX_WIDTH == 4 * llvm.VECTOR_WIDTH
+    split, join, weights = (
+        torch.tensor(m).double() for m in (conv.SPLIT, conv.JOIN, conv_ops.WEIGHTS)
+    )
+    x, taps = torch.randn(7).double(), torch.randn(4).double()
+    direct = x.unfold(0, 4, 1) @ taps
+    assert_close(join @ ((weights @ taps) * (split @ x)), direct, atol=1e-12)
