@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from chatterbox_opt.script.lexicon import Lexicon
     from chatterbox_opt.voice import Voice
     from chatterbox_opt.voices.store import VoiceStore
+    from chatterbox_opt.words.word import Word
 
 __all__ = [
     "Audio",
@@ -76,6 +77,7 @@ __all__ = [
     "VoiceStore",
     "WeightCache",
     "WeightsError",
+    "Word",
     "WorkerError",
 ]
 
@@ -100,6 +102,7 @@ _MODULE_OF = {  # public name -> module that defines it; the errors are in ``err
     "Voice": "voice",
     "VoiceStore": "voices.store",
     "WeightCache": "checkpoints.weight_cache",
+    "Word": "words.word",
 }
 
 

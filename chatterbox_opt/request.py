@@ -24,6 +24,7 @@ from chatterbox_opt.text.languages import check_language
 from chatterbox_opt.utils import arguments
 from chatterbox_opt.utils.arguments import shown
 from chatterbox_opt.utils.wave import Wave
+from chatterbox_opt.words.word import Word, joined
 
 if TYPE_CHECKING:
     from chatterbox_opt.voice import Voice
@@ -62,13 +63,13 @@ class Piece:
 
     Attributes:
         samples: float32 [n] in [-1, 1] at 24 kHz.
-        text: the normalized chunk.
-        tokens: number of its speech tokens.
+        text, tokens: the normalized chunk, and the number of its speech tokens.
         seconds: processing time by stage (t3, flow, vocoder, watermark).
         part: number of the part in its chunk, from 0.
         ends_chunk: whether it is the last of its chunk.
         faults: detected by a guard in the best attempt (see engine/quality.py).
         attempts: number of times that it was synthesized.
+        words: of the chunk, in seconds of it, if asked for; with low latency with its last part.
     """
 
     samples: Wave
@@ -79,6 +80,7 @@ class Piece:
     attempts: int = 1
     part: int = 0
     ends_chunk: bool = True
+    words: tuple[Word, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         return _same_audio(self, other)
@@ -106,6 +108,7 @@ class Audio:
         seed: reproduces the samples on the same machine and plan.
         tokens: total number of speech tokens.
         seconds: processing time by stage.
+        words: when each is heard, if asked for.
     """
 
     samples: Wave
@@ -113,6 +116,7 @@ class Audio:
     seed: int
     tokens: int
     seconds: Mapping[str, float]
+    words: tuple[Word, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         return _same_audio(self, other)
@@ -130,9 +134,8 @@ class Audio:
         """Write a mono file, completely or not at all; an existing file is replaced.
 
         Args:
-            path: its extension is the format: .wav, .flac, .ogg, .mp3, .opus, .m4a or .m4b.
-            subtype: sample format, such as "PCM_24" or "FLOAT" for wav; None is the format's
-                default, 16 bit where it has it.
+            path: its extension is the format: wav, flac, ogg, mp3, opus, m4a or m4b.
+            subtype: sample format, such as "PCM_24" or "FLOAT" for wav; None: 16 bit where it has.
 
         Raises:
             InputError: unknown extension or subtype, no such directory, or a directory.
@@ -159,16 +162,14 @@ class Request:
         text: of any length.
         voice: a Voice, a path, a name, or None for the model's own; see ``Engine.voice``.
         sampling: parameters; without a seed one is drawn, and returned with the result.
-        latency: ``CHUNK``: a piece is a whole chunk; ``LOW``: parts of a chunk, while the rest is
-            still computed, or a ``HopSchedule`` that says of which sizes. The tokens are the same,
-            the sound differs a little (docs/accuracy.md).
-        language: of the text, a code such as "de", for models that know several; "auto": detected
-            in the text; None: not known, and the model goes by the text alone.
-        rate: how fast it is spoken, from 0.5 to 2; the pitch is kept, and pauses between chunks are
-            as long as at 1, where nothing is changed.
+        latency: ``CHUNK``: a piece is a whole chunk; ``LOW`` or a ``HopSchedule``: parts of a
+            chunk, of the same tokens; the sound differs a little (docs/accuracy.md).
+        language: such as "de", for models that know several; "auto": detected; None: not told.
+        rate: how fast it is spoken, 0.5 to 2, at the same pitch and with pauses as long as at 1.
         markup: tags such as [pause:1s] in the text, or SSML, are more than text (docs/script.md).
         lexicon: words that are said in another form than they are written in.
         cast: who speaks the lines ``NAME: words`` of a dialogue, and what [voice:NAME] means.
+        timestamps: tell when each word is heard, as the person wrote it (``Piece.words``).
 
     Raises:
         TextError, VoiceError, InputError: text, voice, sampling, latency, language, rate, lexicon
@@ -185,6 +186,7 @@ class Request:
     markup: bool = False
     lexicon: Lexicon | None = None
     cast: Cast | None = None
+    timestamps: bool = False
 
     def __post_init__(self) -> None:
         check_text(self.text)
@@ -198,6 +200,7 @@ class Request:
         if isinstance(self.voice, (Number, Collection, Sampling, os.PathLike)):
             voice_name(self.voice)
         arguments.instance("sampling", self.sampling, Sampling)
+        arguments.instance("timestamps", self.timestamps, bool)
 
     def with_seed(self) -> Request:
         """The same request with a seed, drawn if it has none."""
@@ -243,10 +246,14 @@ class Result:
     metrics: Metrics = field(default_factory=Metrics)
 
     def __repr__(self) -> str:
-        duration = sum(piece.duration for piece in self.pieces)
-        audio = f"pieces={len(self.pieces)}, {duration:.2f} s"
+        audio = f"pieces={len(self.pieces)}, {sum(one.duration for one in self.pieces):.2f} s"
         outcome = audio if self.error is None else f"error={self.error!r}"
         return f"Result({self.id!r}, seed={self.seed}, {outcome})"
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """When each word is heard, if the request asks for them."""
+        return joined(self.pieces)
 
     def audio(self) -> Audio:
         """The pieces joined, as returned by ``Engine.synthesize``.
@@ -295,9 +302,8 @@ def single_request(
     """The request of one text, or the one that is given, with a seed. Raises as ``Request``."""
     if isinstance(text, Request):
         return text.with_seed()
-    sampling = Sampling() if sampling is None else sampling
-    how = (latency, language, rate)
-    return Request("", text, voice, sampling, *how, lexicon=lexicon).with_seed()
+    how = (Sampling() if sampling is None else sampling, latency, language, rate)
+    return Request("", text, voice, *how, lexicon=lexicon).with_seed()
 
 
 # as ``Engine.batch``: results in any order
@@ -334,13 +340,11 @@ def join(pieces: list[Piece], seed: int) -> Audio:
         seed=seed,
         tokens=sum(piece.tokens for piece in pieces),
         seconds=total_seconds(pieces),
+        words=joined(pieces),
     )
 
 
 def total_seconds(pieces: list[Piece]) -> dict[str, float]:
     """Total processing time of pieces by stage."""
-    total: dict[str, float] = {}
-    for piece in pieces:
-        for stage, seconds in piece.seconds.items():
-            total[stage] = total.get(stage, 0.0) + seconds
-    return total
+    stages = dict.fromkeys(stage for piece in pieces for stage in piece.seconds)
+    return {stage: sum(piece.seconds.get(stage, 0.0) for piece in pieces) for stage in stages}

@@ -115,14 +115,14 @@ def check_writable(path: str) -> None:
         return
     if target.exists() and not target.is_file():
         raise InputError(f"'{path}' is a block device or a socket; give a file name")
-    parent = _target(path).parent
+    parent = link_target(path).parent
     if not parent.is_dir():
         raise InputError(f"there is no directory '{parent}'; make it first (mkdir -p '{parent}')")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"directory '{parent}' cannot be written to; choose another")
 
 
-def _target(path: str) -> Path:
+def link_target(path: str) -> Path:
     """The file that is replaced: of a symbolic link, what it points to.
 
     Raises:
@@ -165,7 +165,7 @@ def writer(
             send(stream, memory.getbuffer(), path)
         return
     try:
-        with atomic_write(_target(path), sweep=sweep) as part:
+        with atomic_write(link_target(path), sweep=sweep) as part:
             try:
                 with containers.open_sink(part, extension, subtype, tags) as sink:
                     yield sink

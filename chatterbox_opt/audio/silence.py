@@ -39,7 +39,7 @@ def sound_span(blocks: Iterable[Wave], margin: int = MARGIN) -> tuple[int, int]:
     for block in blocks:
         peak = max(peak, float(np.abs(block).max(initial=0.0)))
         length += len(block)
-        levels.append(_levels(block, FRAME))
+        levels.append(sound_levels(block, FRAME))
     loud = np.flatnonzero(np.concatenate(levels) > LEVEL * peak) if levels else np.empty(0)
     if not len(loud):
         return 0, length
@@ -71,7 +71,7 @@ class Trimmer:
         wave = np.concatenate([*self._held, wave])
         self._held = []
         self._peak = max(self._peak, float(np.abs(wave).max(initial=0.0)))
-        loud = np.flatnonzero(_levels(wave, TRIM_FRAME) > LEVEL * self._peak)
+        loud = np.flatnonzero(sound_levels(wave, TRIM_FRAME) > LEVEL * self._peak)
         start, stop = 0, len(wave)
         if len(loud):
             if self._start:
@@ -86,7 +86,7 @@ class Trimmer:
         return wave[start:stop]
 
 
-def _levels(wave: Wave, frame: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+def sound_levels(wave: Wave, frame: int = FRAME) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The RMS of each frame; the last one is filled up with zeros."""
     import numpy as np
 

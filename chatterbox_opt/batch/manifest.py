@@ -61,6 +61,7 @@ class Entry:
         model: name, precision and whether it is watermarked.
         language: of the item; None also in lines of earlier versions.
         rate: at which it is spoken.
+        words: text, start, end and chunk of each (see ``Word``); empty if nobody asked for them.
     """
 
     id: str
@@ -82,6 +83,7 @@ class Entry:
     model: str = ""
     language: str | None = None
     rate: float = 1.0
+    words: tuple[tuple[Any, ...], ...] = ()
 
 
 class Manifest:
@@ -298,7 +300,8 @@ def _parse(line: bytes) -> Entry | None:
         entry = Entry(**known)
         if not all(_is_valid(key, value) for key, value in dataclasses.asdict(entry).items()):
             return None
-        return dataclasses.replace(entry, faults=tuple(entry.faults))
+        words = tuple(tuple(word) for word in entry.words)
+        return dataclasses.replace(entry, faults=tuple(entry.faults), words=words)
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
@@ -309,15 +312,28 @@ def _is_valid(key: str, value: Any) -> bool:
         return isinstance(value, str) and not set(value) & set("/\\\0") and value not in (".", "..")
     if key == "faults":
         return isinstance(value, (list, tuple)) and all(isinstance(fault, str) for fault in value)
+    if key == "words":
+        return isinstance(value, (list, tuple)) and all(map(_is_word, value))
     if key == "sampling":
         return isinstance(value, dict)
     if value is None:
         return key in ("seed", "voice", "language")
     if key in ("size", "seed", "attempts", "duration", "seconds", "rate"):
-        kind = (int, float) if key in ("duration", "seconds", "rate") else int
-        is_number = isinstance(value, kind) and not isinstance(value, bool)
-        return is_number and math.isfinite(value) and abs(value) < 1 << 64
+        return _is_number(value, whole=key not in ("duration", "seconds", "rate"))
     return isinstance(value, str)
+
+
+def _is_number(value: Any, *, whole: bool) -> bool:
+    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and abs(value) < 1 << 64
+
+
+def _is_word(value: Any) -> bool:
+    if not isinstance(value, (list, tuple)) or len(value) != 4:
+        return False
+    text, *times, chunk = value
+    numbers = (*(_is_number(time, whole=False) for time in times), _is_number(chunk, whole=True))
+    return isinstance(text, str) and all(numbers)
 
 
 def _now() -> str:

@@ -161,14 +161,19 @@ class _Move:
         return self.entry.file != self.file
 
 
-def find_done(manifest: Manifest, items: Sequence[Item]) -> dict[str, Entry]:
+def find_done(
+    manifest: Manifest, items: Sequence[Item], *, timestamps: bool = False
+) -> dict[str, Entry]:
     """Entries, by id, of the items whose audio is there; afterwards it has the items' file names.
+
+    Args:
+        timestamps: only of those whose words' times are there too.
 
     Raises:
         OutputError: a file cannot be renamed.
     """
     _finish_moves(manifest)
-    finished = manifest.finished()
+    finished = [entry for entry in manifest.finished() if entry.words or not timestamps]
     by_content: dict[_Content, deque[Entry]] = defaultdict(deque)
     by_id: dict[tuple[str, _Content], list[Entry]] = defaultdict(list)
     for entry in finished:

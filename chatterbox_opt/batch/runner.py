@@ -16,14 +16,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.audio import loudness
 from chatterbox_opt.batch.job_file import Item
+from chatterbox_opt.batch.joining.timeline import Fitting
 from chatterbox_opt.batch.manifest import DONE, FAILED, Entry, Manifest
 from chatterbox_opt.batch.resuming import find_done
-from chatterbox_opt.batch.timeline import Fitting
 from chatterbox_opt.batch.verify import Verifier, VerifierError
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import ChatterboxOptError, OutputError, in_words
@@ -95,6 +95,7 @@ class RunOptions:
         fail_fast: end the run at the first failure.
         loudness: LUFS that the files are brought to; None leaves them as they are.
         model: what the manifest says about the model.
+        timestamps: note when each word is heard.
         fitting: of speech to the times of its cues; None: they do not matter.
     """
 
@@ -103,6 +104,7 @@ class RunOptions:
     fail_fast: bool = False
     loudness: float | None = None
     model: str = ""
+    timestamps: bool = False
     fitting: Fitting | None = None
 
 
@@ -132,11 +134,12 @@ class BatchRunner:
         # by id: (result, word error rate, fault) of each attempt until the item is finished
         self._attempts: dict[str, list[tuple[Result, float, str]]] = {}
         self._total = len(items)
-        self.summary = Summary(find_done(manifest, items))
+        timestamps = self._options.timestamps
+        self.summary = Summary(find_done(manifest, items, timestamps=timestamps))
         # to be synthesized in this run, by id
         self._items = {item.id: item for item in items if item.id not in self.summary.entries}
         self.summary.skipped = len(self.summary.entries)
-        self._queue = deque(_request(item) for item in self._items.values())
+        self._queue = deque(_request(item, timestamps=timestamps) for item in self._items.values())
         self._characters = max(sum(len(item.text) for item in self._items.values()), 1)
         self._characters_done, self._failed, self._audio = 0, 0, 0.0
         self._started = time.monotonic()
@@ -187,7 +190,8 @@ class BatchRunner:
             word_error_rate, fault = self._verify(result)
             attempts.append((result, word_error_rate, fault))
             if fault and len(attempts) <= self._options.retries and not self._stopping:
-                self._queue.appendleft(_request(self._items[result.id], len(attempts)))
+                timestamps, item = self._options.timestamps, self._items[result.id]
+                self._queue.appendleft(_request(item, len(attempts), timestamps=timestamps))
                 return
         self._save_best(result.id)
 
@@ -234,6 +238,7 @@ class BatchRunner:
                 seed=result.seed,
                 attempts=max(piece.attempts for piece in pieces) + len(attempts) - 1,
                 faults=tuple(faults),
+                words=tuple(astuple(word) for word in result.words),
                 rate=item.rate if fitting is None else fitting.rate(result),
             )
         )
@@ -309,7 +314,7 @@ def _faults(pieces: tuple[Piece, ...]) -> list[str]:
     return faults if more <= 0 else [*faults[:MAX_FAULTS_LISTED], f"{more} more"]
 
 
-def _request(item: Item, attempt: int = 0) -> Request:
+def _request(item: Item, attempt: int = 0, *, timestamps: bool = False) -> Request:
     """The request of an item; a retry has a seed derived from the row's.
 
     A row without a seed gets a random one for each attempt. It is drawn here, so the audio does not
@@ -322,13 +327,11 @@ def _request(item: Item, attempt: int = 0) -> Request:
         seed = chunk_seed(seed, RETRY_CHUNK_INDEX, attempt)
     sampling = replace(item.sampling, seed=seed)
     return Request(
-        item.id,
-        item.text,
-        item.voice,
-        sampling,
+        *(item.id, item.text, item.voice, sampling),
         language=item.language,
         rate=item.rate,
         markup=item.markup,
         lexicon=item.lexicon,
         cast=item.cast,
+        timestamps=timestamps,
     )

@@ -19,7 +19,7 @@ from chatterbox_opt.bench.timing import BenchJob, StageTimer
 from chatterbox_opt.config.profile import TURBO_FLOW
 from chatterbox_opt.engine import texts
 from chatterbox_opt.engine.decoding.decode import DecodeBackend, DecodeStep, EagerBackend, decode
-from chatterbox_opt.engine.decoding.decoder import text_tokens
+from chatterbox_opt.engine.decoding.prompts import text_tokens
 from chatterbox_opt.engine.engine import Engine
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.sequence import RequestState

@@ -181,6 +181,19 @@ class ModelConfig:
         return own | {"cfm_steps": self.flow.steps} if self.flow.mean_flow else own
 
     @property
+    def alignment_heads(self) -> tuple[tuple[int, int], ...]:
+        """Layer and head of T3's attention that follow the text; () if none are known.
+
+        Of Llama the heads that upstream's alignment_stream_analyzer.py watches, of the built-in
+        model the one whose attention was guided (training/pico/train_t3.py).
+        """
+        if self.t3.backbone == GPT2:
+            return ()
+        guided = self.needs_text_normalization
+        heads = ((1, 0),) if guided else ((9, 2), (12, 15), (13, 11))
+        return heads if max(layer for layer, _ in heads) < self.t3.layers else ()
+
+    @property
     def silence(self) -> tuple[int, ...]:
         """Speech tokens that the flow gets after those of T3 (upstream tts_turbo.py, generate)."""
         return (SILENCE,) * 3 if self.t3.backbone == GPT2 else ()

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from chatterbox_opt.engine.decoding.alignment import words_of
 from chatterbox_opt.engine.quality import find_faults, rank
 from chatterbox_opt.engine.sequence import Sequence
 from chatterbox_opt.errors import SilenceError
@@ -64,7 +65,8 @@ def _piece(sequence: Sequence) -> Piece:
     wave, tokens = sequence.audio, sequence.tokens
     assert wave is not None
     faults = () if sequence.request.guard is None else _faults(sequence, wave)
-    return Piece(wave, sequence.chunk.text, len(tokens) or sequence.num_tokens, {}, faults)
+    text, count = sequence.chunk.text, len(tokens) or sequence.num_tokens
+    return Piece(wave, text, count, {}, faults, words=words_of(sequence, [wave]))
 
 
 def _faults(sequence: Sequence, wave: Wave) -> tuple[str, ...]:

@@ -28,6 +28,8 @@ import torch
 
 from chatterbox_opt.audio.watermark import Watermark
 from chatterbox_opt.config.model_config import SAMPLE_RATE
+from chatterbox_opt.engine.decoding.alignment import placed, words_of
+from chatterbox_opt.engine.rendering.finishing import finished
 from chatterbox_opt.engine.retries import faults_in_parts, retry
 from chatterbox_opt.engine.sequence import (
     REQUEST_ERRORS,
@@ -241,7 +243,7 @@ class Scheduler:
         sequence, request = part.sequence, part.sequence.request
         before = np.concatenate(sequence.heard)[-MARK_BEFORE:] if sequence.heard else None
         sequence.heard.append(part.samples)
-        if request.guard is None and before is not None:  # only a check needs all of it
+        if not (request.guard or request.alignment_heads or before is None):  # they need all of it
             sequence.heard = [before, part.samples]
         faults: tuple[str, ...] = ()
         if part.is_last and request.guard is not None:
@@ -251,6 +253,7 @@ class Scheduler:
             *(sequence.chunk.text, part.tokens, sequence.seconds, faults),
             part=part.number,
             ends_chunk=part.is_last,
+            words=words_of(sequence, sequence.heard) if part.is_last else (),
         )
         sequence.seconds = {}
         self._finish(sequence, piece, before, part.following[:MARK_AFTER])
@@ -268,10 +271,11 @@ class Scheduler:
             before, after: sound around the piece.
         """
         request = sequence.request
+        piece = replace(piece, words=placed(sequence, piece.words))
         mark = None if request.tokens_only else self._watermark
         lead, pause = sequence.chunk.silences
         silences = (0.0 if piece.part else lead, pause if piece.ends_chunk else 0.0)
-        work = functools.partial(_finished, piece, silences, mark, before, after)
+        work = functools.partial(finished, piece, silences, mark, before, after)
         request.finishing[sequence.index, piece.part] = self._submit(work)
         self._finishing[request] = None
 
@@ -331,20 +335,3 @@ class Scheduler:
 def _may_enter(request: RequestState) -> bool:
     """Whether the next sequence of a request may get a slot."""
     return request.hops is None or request.waiting[0].index < request.emitted[0] + AHEAD
-
-
-def _finished(
-    piece: Piece,
-    silences: tuple[float, float],
-    watermark: Watermark | None,
-    before: Wave | None,
-    after: Wave | None,
-) -> Piece:
-    """A piece with watermark, and seconds of silence before and after it."""
-    wave, seconds = piece.samples, dict(piece.seconds)
-    if watermark and len(wave):
-        start = time.perf_counter()
-        wave = watermark.apply(wave, before, after)
-        seconds["watermark"] = time.perf_counter() - start
-    lead, pause = (np.zeros(round(one * SAMPLE_RATE), dtype=np.float32) for one in silences)
-    return replace(piece, samples=np.concatenate((lead, wave, pause)), seconds=seconds)

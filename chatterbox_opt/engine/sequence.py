@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Values
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from chatterbox_opt.models.t3.model import Prompt
     from chatterbox_opt.runtime.cuda import GeneratorState
     from chatterbox_opt.voice import Voice
+    from chatterbox_opt.words.written import WrittenWord
 
 log = logging.getLogger(__name__)
 # The errors that fail one request and not its batch: our own, and those that torch, numpy,
@@ -103,8 +105,10 @@ class Sequence:
         best: the best attempt so far, without watermark and pause.
         forced_tokens: replace the sampled ones (teacher forcing), to compare precisions.
         given_tokens: of a recording: they are rendered as they are, without T3.
-        heard: the last samples of its parts without watermark, or all if they will be checked.
+        heard: the last samples of its parts without watermark, or all if they will be needed.
         trimmer: leaves out its silence next to a pause that was asked for.
+        written: words of its chunk as the person wrote them, if their times are asked for.
+        spans: frames of the chunk's words as T3 has read them, of this attempt.
         max_tokens, position, unread, generator_states: of its decode slot: the length at which it
             is truncated, the KV cache position of its last token, tokens drawn since the last
             readback, and the generator's state after each of them.
@@ -132,6 +136,8 @@ class Sequence:
     given_tokens: tuple[int, ...] = ()
     heard: list[Wave] = field(default_factory=list)
     trimmer: Trimmer | None = None
+    written: Values[WrittenWord] = ()
+    spans: list[tuple[int, int]] = field(default_factory=list)
     max_tokens: int = 0
     position: int = 0
     unread: int = 0
@@ -147,7 +153,7 @@ class Sequence:
         """Wait for a slot again: the same seed, hence the same tokens."""
         self.status, self.mode = Status.WAITING, mode or self.mode
         self.prompt = self.generator = self.audio = self.error = None
-        self.tokens, self.truncated, self.unread = [], False, 0
+        self.tokens, self.spans, self.truncated, self.unread = [], [], False, 0
         self.generator_states.clear()
 
     def next_attempt(self, attempt: int) -> None:
@@ -216,6 +222,7 @@ class RequestState:
         guard: retries chunks with faults; None uses the first attempt that has audio.
         on_progress: called at every speech token, in a step; must not raise.
         tokens_only: stop after T3; pieces have no samples.
+        alignment_heads: of T3, that tell when words are heard; (): nobody asks for it.
         hops: when parts of its sequences are given out; None: only whole sequences are.
         first_chunk: number of its first chunk, if it is a part of a text.
         seams: joins its sequences, if they are windows of a recording.
@@ -237,6 +244,7 @@ class RequestState:
     guard: Guard | None = None
     on_progress: OnProgress | None = None
     tokens_only: bool = False
+    alignment_heads: tuple[tuple[int, int], ...] = ()
     hops: HopSchedule | None = None
     first_chunk: int = 0
     seams: Seams | None = None

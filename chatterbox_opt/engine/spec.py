@@ -21,6 +21,7 @@ from chatterbox_opt.sampling import Sampling, for_model
 from chatterbox_opt.text import languages
 from chatterbox_opt.utils.steps import announce
 from chatterbox_opt.voices.store import VoiceStore, default_store
+from chatterbox_opt.words.support import check_timestamps
 
 if TYPE_CHECKING:
     from chatterbox_opt.engine.engine import Engine
@@ -48,20 +49,27 @@ class EngineSpec:
     watermark: bool = True
 
     def check(
-        self, voice: str | None, language: str | None = None, sampling: Sampling | None = None
+        self,
+        voice: str | None,
+        language: str | None = None,
+        sampling: Sampling | None = None,
+        *,
+        timestamps: bool = False,
     ) -> None:
         """Check the settings before torch is imported.
 
         Args:
-            voice, language, sampling: as of a ``Request``.
+            voice, language, sampling, timestamps: as of a ``Request``.
 
         Raises:
             InputError: unknown model, voice, device, profile, key or value; a voice, language or
-                sampling parameter that is not for this model.
+                sampling parameter that is not for this model; no word times.
             WeightsError: the model's directory lacks a file.
         """
         config = registry.known_config(self.model)
         languages.check_model(language, config)
+        if timestamps:
+            check_timestamps(config, languages.chosen(language, config))
         for_model(sampling or Sampling(), config.sampling_defaults, config.missing_knobs)
         if voice is not None:
             shipped = registry.shipped_voices(self.model)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from chatterbox_opt.config.model_config import TOKEN_RATE, ModelConfig
 from chatterbox_opt.errors import TextError
@@ -27,6 +28,9 @@ from chatterbox_opt.text.chunking import (
 from chatterbox_opt.text.detection import resolve
 from chatterbox_opt.text.rules import TextRules
 from chatterbox_opt.text.tags import warning as tag_warning
+
+if TYPE_CHECKING:
+    from chatterbox_opt.words.written import WrittenWord
 
 log = logging.getLogger(__name__)
 WARM_UP = (  # about 1, 5 and 12 seconds of audio
@@ -74,6 +78,16 @@ def chunks(
     if reading.dropped:
         log.warning("%s", reading.summary)
     return split(reading.text, chosen.limit, chosen)
+
+
+def written_words(
+    written: str, chunks: Sequence[Chunk], config: ModelConfig
+) -> list[list[WrittenWord]]:
+    """For each chunk the words of a text, as the person wrote them, that are heard in it."""
+    from chatterbox_opt.words import written as words  # only if somebody asks for word times
+
+    read = words.english_words if config.needs_text_normalization else None
+    return words.written_words(written, [chunk.text for chunk in chunks], read)
 
 
 def script_chunks(

@@ -142,15 +142,29 @@ class Recognizer:
         """
         if not len(samples):
             return ""
+        segments = self._segments(samples, sample_rate, without_timestamps=True)
+        return " ".join(segment.text.strip() for segment in segments)
+
+    def words(self, samples: Wave, sample_rate: int) -> list[tuple[str, float, float]]:
+        """The words that are recognized in float32 [n], with start and end in seconds.
+
+        Times are from the attention of Whisper's decoder, in steps of 20 ms.
+        """
+        segments = self._segments(samples, sample_rate, word_timestamps=True)
+        found = (word for segment in segments for word in segment.words)
+        return [(word.word.strip(), float(word.start), float(word.end)) for word in found]
+
+    def _segments(self, samples: Wave, sample_rate: int, **more: bool) -> Iterable[Any]:
         segments, _ = self._model.transcribe(
             _at_rate(samples, sample_rate),
             language="en",
             beam_size=1,
             temperature=0.0,
             condition_on_previous_text=False,
-            without_timestamps=True,
+            **more,
         )
-        return " ".join(segment.text.strip() for segment in segments)
+        found: Iterable[Any] = segments
+        return found
 
 
 def default_directory() -> Path:

@@ -21,11 +21,12 @@ from helpers.fake_engine import FakeEngine, run_batch
 from chatterbox_opt import Request, Result, Sampling
 from chatterbox_opt.audio import containers, files, loudness
 from chatterbox_opt.audio.tags import Tags
-from chatterbox_opt.batch import job_file, mastering
+from chatterbox_opt.batch import job_file
 from chatterbox_opt.batch.job_file import Item, Job, Pause, ReadOptions
-from chatterbox_opt.batch.join import OPENING, Pauses, chapters, join
+from chatterbox_opt.batch.joining import mastering
+from chatterbox_opt.batch.joining.join import OPENING, Pauses, chapters, join
+from chatterbox_opt.batch.joining.mastering import Master
 from chatterbox_opt.batch.manifest import Entry
-from chatterbox_opt.batch.mastering import Master
 from chatterbox_opt.batch.readers import archive as archives
 from chatterbox_opt.batch.readers import html
 from chatterbox_opt.batch.readers.rows import words_by_reason

@@ -12,7 +12,7 @@ from helpers.fake_engine import run_batch, tasks_of
 from chatterbox_opt import Result, Sampling
 from chatterbox_opt.audio import containers, loudness, silence
 from chatterbox_opt.batch import job_file
-from chatterbox_opt.batch.join import Pauses, join
+from chatterbox_opt.batch.joining.join import Pauses, join
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import Piece
@@ -57,11 +57,19 @@ def test_the_pause_asked_for_is_the_pause_heard(tmp_path, format):
     items = job_file.read("a.txt", content, Sampling(seed=1)).items
     done = run_batch(tmp_path, tasks_of([i.text for i in items]), speak).entries
     target = tmp_path / f"book.{format}"
-    seconds = join(items, done, tmp_path, str(target), Pauses(0.5, 1.5)).seconds
+    made = join(items, done, tmp_path, str(target), Pauses(0.5, 1.5))
     joined = sound_of(target)
     heard = silences(joined)
     assert heard == pytest.approx([0.5, 1.0, 1.5, 1.5, 1.5], abs=0.04)
-    assert len(joined) / SAMPLE_RATE == pytest.approx(seconds, abs=0.06)
+    assert len(joined) / SAMPLE_RATE == pytest.approx(made.seconds, abs=0.06)
+    begun = [
+        np.abs(joined[round((start + 0.1) * SAMPLE_RATE) :][:480]).max() for start in made.starts
+    ]
+    before = [
+        np.abs(joined[max(round((start + 0.1) * SAMPLE_RATE) - 960, 0) :][:480]).max()
+        for start in made.starts[1:]
+    ]
+    assert min(begun) > 0.01 > max(before), "a file's sound begins 0.1 s after the file"
     join(items, done, tmp_path, str(target), Pauses(0.5, 1.5, keep_silence=True))
     assert silences(sound_of(target)) == pytest.approx([1, 1.5, 2, 2, 2], abs=0.04)
 

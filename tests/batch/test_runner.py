@@ -18,9 +18,9 @@ from helpers.fake_engine import FakeEngine, manifest_lines, run_batch, tasks_of
 from chatterbox_opt import Result, Sampling
 from chatterbox_opt.audio import containers
 from chatterbox_opt.batch import job_file, manifest, resuming, verify
-from chatterbox_opt.batch import join as batch_join
 from chatterbox_opt.batch import runner as batch_runner
-from chatterbox_opt.batch.join import Pauses
+from chatterbox_opt.batch.joining import join as batch_join
+from chatterbox_opt.batch.joining.join import Pauses
 from chatterbox_opt.batch.runner import BatchRunner
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError, OutputError
@@ -291,6 +291,7 @@ def test_the_joined_file_has_the_files_in_order_with_pauses(tmp_path):
     target = tmp_path / "book.wav"
     made = batch_join.join(items, summary.entries, tmp_path, str(target), Pauses(0.25, 1.0))
     length = made.seconds
+    assert made.starts == pytest.approx([0, 0.29, 1.37])
     assert length == pytest.approx(0.04 + 0.25 + 0.08 + 1.0 + 0.06)
     joined, _ = soundfile.read(target)
     assert len(joined) == round(length * SAMPLE_RATE)

@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 from chatterbox_opt import Result, Sampling
 from chatterbox_opt.audio.tags import Tags
-from chatterbox_opt.batch import job_file, timeline
+from chatterbox_opt.batch import job_file
+from chatterbox_opt.batch.joining import timeline
+from chatterbox_opt.batch.joining.timeline import CueFit, Fit, Fitting, Overrun, Timing
 from chatterbox_opt.batch.resuming import prepare
-from chatterbox_opt.batch.timeline import CueFit, Fit, Fitting, Overrun, Timing
 from chatterbox_opt.cli.application import app
 from chatterbox_opt.cli.batch import dubbing
 from chatterbox_opt.cli.terminal.console import Reporter

@@ -51,6 +51,10 @@ MADE = {  # what the commands of a document leave behind
         "novel.mp3",
         "page.opus",
         "small.m4a",
+        "train.srt",
+        "train.json",
+        "told/0001.wav",
+        "told.vtt",
     ),
     "batch.md": ("book.flac", "lines/a-hello-there.ogg", "piped/0002.wav", "events.jsonl"),
 }

@@ -22,6 +22,7 @@ from chatterbox_opt import (
     Result,
     Sampling,
     Voice,
+    Word,
     errors,
 )
 
@@ -32,7 +33,7 @@ def test_the_names():
         "NumericsError", "OptimizedChatterboxProvider", "OutputError", "Piece", "Plan", "ProfileError", "Progress",
         "QueueFullError", "RealChatterboxProvider", "Request", "RequestCancelledError", "RequestHandle", "Result",
         "Sampling", "SilenceError", "TextError", "Voice", "VoiceError", "VoiceStore", "WeightCache", "WeightsError",
-        "WorkerError",
+        "Word", "WorkerError",
     ]  # fmt: skip
     assert all(getattr(chatterbox_opt, name).__name__ == name for name in chatterbox_opt.__all__)
     assert set(chatterbox_opt.__all__) <= set(dir(chatterbox_opt))
@@ -111,13 +112,17 @@ def test_the_values():
         Sampling().seed = 3
     assert [f for f in Voice.__slots__] == ["speaker", "prompt", "tokens", "mel", "xvector"]
     assert [f for f in Request.__slots__] == [
-        "id", "text", "voice", "sampling", "latency", "language", "rate", "markup", "lexicon", "cast"
+        "id", "text", "voice", "sampling", "latency", "language", "rate", "markup", "lexicon", "cast",
+        "timestamps"
     ]  # fmt: skip
     assert [f for f in Result.__slots__] == ["id", "seed", "pieces", "error", "metrics"]
     assert [f for f in Metrics.__slots__] == [
         "queued", "prefill", "first_token", "first_audio", "done", "tokens_per_second"
     ]  # fmt: skip
-    assert [f for f in Audio.__slots__] == ["samples", "sample_rate", "seed", "tokens", "seconds"]
+    assert [f for f in Audio.__slots__] == [
+        "samples", "sample_rate", "seed", "tokens", "seconds", "words"
+    ]  # fmt: skip
+    assert [f for f in Word.__slots__] == ["text", "start", "end", "chunk"]
 
 
 def test_importing_the_package_imports_no_torch():

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "chatterbox_opt"
 LIGHT = ("__init__", "__main__", "errors", "version", "sampling", "request", "script", "cli", "batch", "config", "text",
          "eval", "utils.arguments", "utils.wave", "utils.atomic_file", "utils.cache_directory", "utils.closing", "utils.damage", "utils.event_queue", "utils.lazy_reasons", "utils.librosa_import", "utils.printable", "utils.quiet", "utils.small_file", "utils.steps", "audio.containers", "audio.decoders", "audio.encoders", "audio.files", "audio.levels", "audio.loudness", "audio.player", "audio.prebuffer", "audio.recordings", "audio.silence", "audio.speech", "audio.streaming", "audio.tags", "audio.tempo", "bench.chart", "bench.report",
          "checkpoints.digests", "checkpoints.families", "checkpoints.file_sizes", "checkpoints.flows", "checkpoints.hub", "checkpoints.registry", "checkpoints.sealed_file", "checkpoints.weight_cache", "engine.spec", "engine.probe", "engine.conversion.request",
-         "engine.quality", "engine.sequence", "server.settings", "voices.computed_voices", "voices.saved_voices", "voices.store")  # fmt: skip
+         "engine.quality", "engine.sequence", "server.settings", "voices.computed_voices", "voices.saved_voices", "voices.store", "words.caption_files", "words.cues", "words.support", "words.word", "words.written")  # fmt: skip
 COMPILED = "kernels.cpu."  # numba compiles these when they are imported
 NOT_COMPILED = (
     "kernels.cpu.openmp",

@@ -21,7 +21,7 @@ from helpers.upstream_reference import WHOLE_ATOL, Unmarked, greedy_tokens, samp
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.checkpoints import families, loader, random_weights, registry
 from chatterbox_opt.config.model_config import MULTILINGUAL_TEXT, TURBO_ENGLISH
-from chatterbox_opt.engine.decoding.decoder import text_tokens
+from chatterbox_opt.engine.decoding.prompts import text_tokens
 from chatterbox_opt.models.t3.model import Prompt
 from chatterbox_opt.text.normalizers import normalize
 from chatterbox_opt.text.tags import SOUNDS

@@ -32,7 +32,7 @@ from chatterbox_opt.bench.backends import OptimizedTarget
 from chatterbox_opt.bench.runner import CUDA_ROWS
 from chatterbox_opt.bench.timing import BenchJob, forced_tokens
 from chatterbox_opt.checkpoints import loader, registry
-from chatterbox_opt.config.model_config import TOKEN_RATE
+from chatterbox_opt.config.model_config import TOKEN_RATE, ModelConfig
 from chatterbox_opt.engine.decoding.decode_graphs import STEPS_PER_SYNC, CudaGraphBackend
 from chatterbox_opt.engine.texts import TOKENS_PER_LETTER
 from chatterbox_opt.kernels.cuda import decode_attention, decode_io, decode_linear, support
@@ -245,6 +245,27 @@ def test_every_configuration_synthesizes_on_a_gpu(load_on_gpu, gpu, expected, ba
             assert all(engines.graphs_intact(engine, engine.pipeline.decoder.backend).values())
     gc.collect()
     assert gpu.allocated() == torch.cuda.memory_allocated() == 0, "memory that close() did not free"
+
+
+@pytest.mark.parametrize(
+    "backend", ["dev, offload", pytest.param("rtx4090", marks=pytest.mark.slow)]
+)
+def test_words_are_timed_on_a_gpu(load_on_gpu, gpu, engine, backend, monkeypatch):
+    """As on a CPU: on the device, with T3's weights there, while steps are captured."""
+    monkeypatch.setattr(ModelConfig, "alignment_heads", ((1, 0), (0, 2)))
+    sampling = Sampling(seed=1, max_tokens=40, cfm_steps=1)
+    requests = [
+        Request(str(i), "Hello there, you. " * (i + 1), sampling=sampling, timestamps=True)
+        for i in range(3)
+    ]
+    expected = {result.id: result.words for result in engine.batch(requests)}
+    with load_on_gpu(backend) as on_gpu:
+        for result in on_gpu.batch(requests):
+            assert [word.text for word in result.words] == result.pieces[0].text.split()
+            if backend in EXACT:
+                assert result.words == expected[result.id]
+    gc.collect()
+    assert gpu.allocated() == 0
 
 
 @pytest.mark.slow

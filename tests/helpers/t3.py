@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from chatterbox_opt.engine.decoding.decode import EagerBackend, decode
-from chatterbox_opt.engine.decoding.decoder import text_tokens
+from chatterbox_opt.engine.decoding.prompts import text_tokens
 from chatterbox_opt.engine.sequence import RequestState, Sequence
 from chatterbox_opt.layers import linear_onednn
 from chatterbox_opt.models.t3 import fused_step

@@ -15,7 +15,7 @@ from chatterbox_opt.checkpoints.weight_cache import WeightCache
 from chatterbox_opt.config.plan import StagePlan, resolve
 from chatterbox_opt.engine import build, probe
 from chatterbox_opt.engine.decoding.decode import EagerBackend, decode
-from chatterbox_opt.engine.decoding.decoder import text_tokens
+from chatterbox_opt.engine.decoding.prompts import text_tokens
 from chatterbox_opt.kernels.cpu import llvm
 from chatterbox_opt.layers import linear_int, weight_layout
 from chatterbox_opt.layers.linear_int import Int4Linear, Int8Linear, WeightOnlyInt8Linear

@@ -19,7 +19,7 @@ from benchmarks.gpu.measuring.clocks import reset_memory, vram
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.config.plan import INLINE
 from chatterbox_opt.engine.decoding.decode import DecodeBackend
-from chatterbox_opt.engine.decoding.decoder import text_tokens
+from chatterbox_opt.engine.decoding.prompts import text_tokens
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.rendering.renderer import Renderer
 from chatterbox_opt.engine.sequence import RequestState, Sequence

@@ -12,27 +12,51 @@ import dataclasses
 from chatterbox_opt.audio import decoders
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.batch.job_file import Item, Job
+from chatterbox_opt.cli.batch.options import FileOptions, JoinOptions
 from chatterbox_opt.config.model_config import ModelConfig
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError, VoiceError
 from chatterbox_opt.sampling import for_model
 from chatterbox_opt.text import languages
+from chatterbox_opt.words.support import check_timestamps
 
 
-def fitted(job: Job, config: ModelConfig) -> Job:
-    """The job with the model's own sampling parameters and language where it has none.
+def check_captions(files: FileOptions, joining: JoinOptions, config: ModelConfig) -> None:
+    """Check that captions can be written, if they are asked for.
 
     Raises:
-        InputError: a row has a parameter or a language that the model does not have.
+        InputError: the model has no word times, or the joined file is a stream.
     """
-    lines = [_fitted(line, config) if isinstance(line, Item) else line for line in job.lines]
+    if files.timestamps is None:
+        return
+    check_timestamps(config)
+    if joining.joined_file is not None and audio_files.is_stream(joining.joined_file):
+        raise InputError("--timestamps writes captions next to the joined file: --join a file")
+
+
+def fitted(job: Job, config: ModelConfig, *, timestamps: bool = False) -> Job:
+    """The job with the model's own sampling parameters and language where it has none.
+
+    Args:
+        timestamps: word times are asked for.
+
+    Raises:
+        InputError: a row has a parameter or a language that the model does not have, or one
+            without word times.
+    """
+    lines = [
+        _fitted(line, config, timestamps=timestamps) if isinstance(line, Item) else line
+        for line in job.lines
+    ]
     return dataclasses.replace(job, lines=lines)
 
 
-def _fitted(item: Item, config: ModelConfig) -> Item:
+def _fitted(item: Item, config: ModelConfig, *, timestamps: bool) -> Item:
     try:
         sampling = for_model(item.sampling, config.sampling_defaults, config.missing_knobs)
         languages.check_model(item.language, config)
+        if timestamps:
+            check_timestamps(config, languages.chosen(item.language, config))
     except InputError as error:
         raise InputError(f"row {item.row}: {error}") from error
     # a pack's own language is part of what is compared with earlier runs

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -19,22 +18,19 @@ from typing import Annotated, Any
 import typer
 
 from chatterbox_opt.audio import files as audio_files
-from chatterbox_opt.audio.tags import Tags
-from chatterbox_opt.batch import executors, filenames, job_file, timeline
+from chatterbox_opt.batch import executors, job_file
 from chatterbox_opt.batch.executors import LocalExecutor, RayExecutor, WorkerSpec
-from chatterbox_opt.batch.join import Joined, check_chapters, join
-from chatterbox_opt.batch.journal import OUTPUT
-from chatterbox_opt.batch.manifest import DONE, Manifest
-from chatterbox_opt.batch.metadata import FILE as METADATA_FILE
-from chatterbox_opt.batch.metadata import Metadata, write_metadata
+from chatterbox_opt.batch.joining import timeline
+from chatterbox_opt.batch.joining.join import check_chapters
+from chatterbox_opt.batch.joining.timeline import Fitting
+from chatterbox_opt.batch.manifest import Manifest
 from chatterbox_opt.batch.readers.rows import Dropped, words_by_reason
 from chatterbox_opt.batch.resuming import open_directory, prepare, stale_files
 from chatterbox_opt.batch.runner import BatchRunner, RunOptions, Summary
-from chatterbox_opt.batch.timeline import Fitting
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.registry import Checkpoint
 from chatterbox_opt.cli import options, signals
-from chatterbox_opt.cli.batch import checks, dubbing
+from chatterbox_opt.cli.batch import checks, outputs
 from chatterbox_opt.cli.batch.options import (
     ExecutorOptions,
     FileOptions,
@@ -44,7 +40,7 @@ from chatterbox_opt.cli.batch.options import (
 )
 from chatterbox_opt.cli.batch.preview import preview
 from chatterbox_opt.cli.batch.preview import summary as summary_of
-from chatterbox_opt.cli.batch.progress import display, report, report_joined
+from chatterbox_opt.cli.batch.progress import display, report
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOptions
 from chatterbox_opt.cli.synth.script import ScriptOptions, check_members, describe, hint
 from chatterbox_opt.cli.terminal import streams
@@ -52,7 +48,7 @@ from chatterbox_opt.cli.terminal.console import Reporter
 from chatterbox_opt.config.plan import Plan
 from chatterbox_opt.config.profile import OWN_FLOW
 from chatterbox_opt.engine.spec import EngineSpec
-from chatterbox_opt.errors import InputError, OutputError, TextError, VoiceError
+from chatterbox_opt.errors import InputError, TextError, VoiceError
 from chatterbox_opt.text import languages
 from chatterbox_opt.voices import store as voice_store
 
@@ -95,7 +91,8 @@ def batch(
     content = _content(file)
     job = job_file.read(file, content, sampling.sampling(), voice, read_options, language, rate)
     config = registry.known_config(spec.model)
-    job = checks.fitted(job, config)
+    checks.check_captions(files, joining, config)
+    job = checks.fitted(job, config, timestamps=files.timestamps is not None)
     hint(reporter, ((f"row {item.row}", item.text) for item in job.items if not item.markup))
     if joining.timed:
         timeline.check_times(job)
@@ -111,14 +108,14 @@ def batch(
     items, tags = job.items, joining.tags(job.tags)
     if joining.joined_file is not None:
         check_chapters(items, joining.joined_file)
-    names = _names(items, files, joining.joined_file)
+    names = outputs.names_of(items, files, joining.joined_file)
     printing.set_up_logging(reporter)
     for note in job.notes:
         reporter.status(note)
     if job.pauses or job.dropped:
         reporter.status(summary_of(job, words_by_reason(job.dropped)))
     describe(reporter, (item.script() for item in items))
-    replaced = None if files.overwrite else [*names, *_other_files(files, joining)]
+    replaced = None if files.overwrite else [*names, *outputs.other_files(files, joining, names)]
     with (
         executors.open_executor(*executor_args) as executor,
         open_directory(directory, replaced, force=files.force) as manifest,
@@ -139,6 +136,7 @@ def batch(
                 fail_fast=quality.fail_fast,
                 loudness=files.loudness,
                 model=_model_text(spec, plan),
+                timestamps=files.timestamps is not None,
                 fitting=None if stretch is None else Fitting(items, stretch),
             )
             runner = BatchRunner(manifest, items, show, run_options)
@@ -149,28 +147,14 @@ def batch(
             raise summary.stopped
         if caught:
             raise typer.Exit(128 + caught)
-        _write_metadata(reporter, manifest, files.metadata, items, summary)
-        _join(reporter, manifest, joining, job, tags, items, summary, as_json=as_json)
+        done = outputs.done_entries(items, summary)
+        outputs.write_metadata_file(reporter, manifest, files.metadata, done)
+        outputs.write_captions(reporter, manifest, files.timestamps, done)
+        captions = None if joining.timed else files.timestamps
+        outputs.write_joined(
+            reporter, manifest, joining, job, tags, items, summary, captions, as_json=as_json
+        )
     raise typer.Exit(1 if summary.failed() else 0)
-
-
-def _other_files(files: FileOptions, joining: JoinOptions) -> Iterator[str]:
-    """What is written besides the items' files, relative to the output directory."""
-    if files.metadata is not None:
-        yield METADATA_FILE
-    yield from _joined_name(joining.joined_file, files.directory)
-
-
-def _joined_name(path: str | None, directory: Path) -> list[str]:
-    """The joined file relative to the output directory, after symbolic links; absolute if it is on
-    another drive. None for a stream, or without a joined file."""
-    if path is None or audio_files.is_stream(path):
-        return []
-    target = os.path.realpath(path)
-    try:
-        return [os.path.relpath(target, os.path.realpath(directory))]
-    except ValueError:
-        return [target]
 
 
 def _dropped_by_model(model: str, job: job_file.Job) -> Iterator[Dropped]:
@@ -196,13 +180,6 @@ def _content(file: str) -> bytes:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"'{file}' cannot be read ({reason}): check the path") from error
-
-
-def _names(items: list[job_file.Item], files: FileOptions, joined_file: str | None) -> list[str]:
-    """The file name of each item; the names of other files in --out-dir are reserved."""
-    rows = ((item.id, item.written) for item in items)
-    reserved = _joined_name(joined_file, files.directory)
-    return filenames.names(rows, files.name, f".{files.format}", reserved)
 
 
 def _prepared(
@@ -295,48 +272,3 @@ def _stoppable(runner: BatchRunner, reporter: Reporter) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _write_metadata(
-    reporter: Reporter,
-    manifest: Manifest,
-    form: Metadata | None,
-    items: list[job_file.Item],
-    summary: Summary,
-) -> None:
-    """Write metadata.csv, if it is asked for."""
-    if form is None:
-        return
-    entries = (summary.entries.get(item.id) for item in items)  # none of those not reached
-    done = [entry for entry in entries if entry is not None and entry.status == DONE]
-    manifest.start(METADATA_FILE, OUTPUT)
-    reporter.status(f"metadata: {write_metadata(manifest.directory, done, form)}")
-
-
-def _join(
-    reporter: Reporter,
-    manifest: Manifest,
-    joining: JoinOptions,
-    job: job_file.Job,
-    tags: Tags,
-    items: list[job_file.Item],
-    summary: Summary,
-    *,
-    as_json: bool,
-) -> None:
-    """Write the joined file, if no item is missing."""
-    target = joining.joined_file
-    if target is None:
-        return
-    if missing := len(items) - (len(summary.entries) - len(summary.failed())):
-        raise OutputError(f"'{target}' is not written, {missing} items are missing: run again")
-    for name in _joined_name(target, manifest.directory):
-        manifest.start(name, OUTPUT)
-    made = (items, summary.entries, manifest.directory, target)
-    if (timing := joining.timing()) is None:
-        joined = join(*made, joining.pauses(), tags, joining.master)
-    else:
-        fits, seconds = timeline.dub(*made, timing, timeline.film_seconds(job), tags)
-        dubbing.report(reporter, fits, as_json=as_json)
-        joined = Joined(seconds)
-    report_joined(reporter, joined, target)

@@ -1,7 +1,7 @@
 """What ``batch --timed`` prints: how the speech of each cue fits.
 
 Responsible for the table and for the JSON events. Not responsible for the fitting
-(batch/timeline.py).
+(batch/joining/timeline.py).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from chatterbox_opt.batch.timeline import CueFit, Fit
+from chatterbox_opt.batch.joining.timeline import CueFit, Fit
 from chatterbox_opt.cli.terminal import tables
 from chatterbox_opt.cli.terminal.console import Reporter
 

@@ -18,12 +18,13 @@ from chatterbox_opt.audio.loudness import check_target
 from chatterbox_opt.audio.tags import Tags, one_line, read_cover
 from chatterbox_opt.batch import executors, filenames
 from chatterbox_opt.batch.job_file import ReadOptions
-from chatterbox_opt.batch.join import Pauses
-from chatterbox_opt.batch.mastering import Master
+from chatterbox_opt.batch.joining.join import Pauses
+from chatterbox_opt.batch.joining.mastering import Master
+from chatterbox_opt.batch.joining.timeline import STRETCH, Overrun, Timing
+from chatterbox_opt.batch.joining.timestamps import CaptionFormat
 from chatterbox_opt.batch.metadata import Metadata
 from chatterbox_opt.batch.readers.captions import Captions
 from chatterbox_opt.batch.readers.prose import Split
-from chatterbox_opt.batch.timeline import STRETCH, Overrun, Timing
 from chatterbox_opt.batch.verify import MAX_WER, Verifier
 from chatterbox_opt.cli.options import check_retries
 from chatterbox_opt.cli.synth.script import ScriptOptions
@@ -85,6 +86,10 @@ class FileOptions:
     ] = None
     metadata: Annotated[
         Optional[Metadata], typer.Option(help="Also write metadata.csv, for a data set.")
+    ] = None
+    timestamps: Annotated[
+        Optional[CaptionFormat],
+        typer.Option(help="Also write when words are heard, next to each file and to --join's."),
     ] = None
     force: Annotated[bool, typer.Option("--force", help="Synthesize all items again.")] = False
     overwrite: Annotated[

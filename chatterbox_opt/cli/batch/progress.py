@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-from chatterbox_opt.batch.mastering import LOUDNESS, PEAK, ROOM_TONE
+from chatterbox_opt.batch.joining.mastering import LOUDNESS, PEAK, ROOM_TONE
 from chatterbox_opt.cli.terminal.console import Reporter
 
 if TYPE_CHECKING:
-    from chatterbox_opt.batch.join import Joined
+    from chatterbox_opt.batch.joining.join import Joined
     from chatterbox_opt.batch.manifest import Entry
     from chatterbox_opt.batch.runner import Event, Summary
 

@@ -36,6 +36,8 @@ from chatterbox_opt.errors import InputError, TextError
 from chatterbox_opt.request import Request
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.text import chunking, languages
+from chatterbox_opt.words import caption_files
+from chatterbox_opt.words.word import Timeline
 
 if TYPE_CHECKING:
     from chatterbox_opt.engine.engine import Engine
@@ -89,6 +91,10 @@ def synth(
     subtype: Annotated[
         Optional[str], typer.Option(help="Sample format, such as PCM_24 or FLOAT for wav.")
     ] = None,
+    timestamps: Annotated[
+        Optional[str],
+        typer.Option(help="Also write when each word is heard: a .srt, .vtt or .json."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object.")
     ] = False,
@@ -109,6 +115,8 @@ def synth(
     arrives = streaming.streams and words == STDIN and file is None
     if arrives:
         script.check_arriving()
+        if timestamps is not None:
+            raise InputError(f"--timestamps needs the whole text: {STDIN_REMEDY}")
     request = Request(
         *("", "" if arrives else chunking.clean(_read_text(words, file))),
         *(voice, sampling.sampling()),
@@ -117,6 +125,7 @@ def synth(
         markup=script.markup,
         lexicon=script.words(),
         cast=script.speakers(),
+        timestamps=timestamps is not None,
     )
     job = _Job(
         request,
@@ -126,11 +135,14 @@ def synth(
         streaming.output(output),
         subtype,
         streaming,
+        timestamps,
     )
     reporter = printing.reporter()
     if job.output is not None:
         streams.check_output(job.output, subtype, as_json=as_json)
-    job.spec.check(voice, language, request.sampling)
+    if timestamps is not None:
+        caption_files.check_target(timestamps)
+    job.spec.check(voice, language, request.sampling, timestamps=request.timestamps)
     printing.set_up_logging(reporter)
     if arrives:
         show_details(reporter, REQUESTS)  # of its lexicon
@@ -148,6 +160,7 @@ class _Job:
         request: without a seed, perhaps.
         arrives: its text comes at standard input.
         output: None: it is only played.
+        timestamps: file for captions; None: none.
     """
 
     request: Request
@@ -157,6 +170,7 @@ class _Job:
     output: str | None
     subtype: str | None
     streaming: StreamOptions
+    timestamps: str | None
 
 
 def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
@@ -174,6 +188,7 @@ def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
             voice = voice.shortened(job.streaming.voice_seconds)
         loaded = time.perf_counter()
         pieces: list[Piece] = []
+        timeline = Timeline()
         samples = 0
         letters = None if job.arrives else len(request.text)
         latency = job.streaming.chosen_latency(engine.hops)
@@ -191,11 +206,16 @@ def _run(job: _Job, reporter: Reporter, started: float) -> dict[str, Any]:
                     number = 1 + sum(made.ends_chunk for made in pieces)
                     reporter.warn(_doubt(number, piece, request.sampling))
                 samples += len(piece.samples)
+                timeline.add(piece)
                 # the samples are on disk: a long text must not fill memory
                 pieces.append(dataclasses.replace(piece, samples=np.empty(0, np.float32)))
             spent = time.perf_counter() - loaded
             sink.finish()
+    if job.timestamps is not None:
+        caption_files.write_captions(job.timestamps, timeline.words, request.language)
     result = _result(pieces, samples / SAMPLE_RATE, spent, request.sampling, job.output)
+    if job.timestamps is not None:
+        result["timestamps"] = as_utf8(job.timestamps)
     if job.streaming.streams:
         result |= _stream_result(sink)
     return result | {"load_seconds": round(loaded - started, 3), "plan": engine.plan.summary()}

@@ -32,15 +32,15 @@ from contextlib import ExitStack
 from typing import cast
 
 import torch
-from torch import Tensor
 
 from chatterbox_opt.config.model_config import SPEECH_TOKENS
+from chatterbox_opt.engine.decoding.alignment import align
 from chatterbox_opt.engine.decoding.decode import DecodeBackend, DecodeBatch, EagerBackend
+from chatterbox_opt.engine.decoding.prompts import prompt_of
 from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Capacity, DecodeMode, Sequence, Status
 from chatterbox_opt.errors import DeviceError, NumericsError, SilenceError, first_line
-from chatterbox_opt.models.t3.model import T3, Prompt
+from chatterbox_opt.models.t3.model import T3
 from chatterbox_opt.runtime import backoff
-from chatterbox_opt.runtime.cuda import to_device
 from chatterbox_opt.runtime.cuda_graphs import eager_for_a_while, eager_from_now_on
 from chatterbox_opt.runtime.offload import NONE
 from chatterbox_opt.runtime.recovery import RecoveryPolicy, in_float32, is_setup_error
@@ -111,7 +111,9 @@ class Decoder:
             return False
         start = time.perf_counter()
         try:
-            sequence.prompt, sequence.generator = self._prompt(sequence)
+            device = self._recovery.placement.device
+            sequence.prompt = prompt_of(sequence, self.tokenizer, device)
+            sequence.generator = torch.Generator(device).manual_seed(sequence.seed)
             self._batch_for(sequence).add(sequence)
         except torch.OutOfMemoryError as error:
             self._on_out_of_memory(error, [*self.running, sequence])
@@ -130,6 +132,7 @@ class Decoder:
         batch = self._batch
         if batch is not None and batch.running:
             running, start = list(batch.running), time.perf_counter()
+            ended: list[Sequence] = []
             try:
                 self._enter()
                 ended = batch.step()
@@ -138,12 +141,14 @@ class Decoder:
             except REQUEST_ERRORS as error:
                 self._drop_batch()
                 self._on_error(error, running, batch.backend)
-            else:
-                for sequence in ended:
-                    self._on_ended(sequence)
+            for sequence in ended:
+                self._on_ended(sequence)
             share = (time.perf_counter() - start) / len(running)
             for sequence in running:
                 sequence.add_seconds("t3", share)
+            for sequence in ended:
+                if sequence.status is Status.RENDERING and sequence.request.alignment_heads:
+                    self._align(sequence)
             if self._mode is DecodeMode.FLOAT32 and not batch.running:
                 self._drop_batch()  # back to the precision of the plan
         out, self._out = self._out, []
@@ -232,14 +237,20 @@ class Decoder:
         self._batch = None
         self.leave()
 
-    def _prompt(self, sequence: Sequence) -> tuple[Prompt, torch.Generator]:
-        device, voice = self._recovery.placement.device, sequence.voice
-        chunk = sequence.chunk
-        ids = text_tokens(self.tokenizer, chunk.text, chunk.language)
-        sequence.text_tokens = len(ids)
-        # what is kept of a voice is looked up by its values: it stays where they can be read
-        prompt = Prompt(to_device(ids, device), voice.speaker, voice.prompt)
-        return prompt, torch.Generator(device).manual_seed(sequence.seed)
+    def _align(self, sequence: Sequence) -> None:
+        """Find out when the words of a sequence that has ended are heard."""
+        start = time.perf_counter()
+        try:
+            sequence.spans = align(self._enter(), sequence, self.tokenizer.space)
+        except REQUEST_ERRORS as error:
+            self._out.remove(sequence)
+            if isinstance(error, torch.OutOfMemoryError):
+                self._on_out_of_memory(error, [*self.running, sequence])
+            elif isinstance(error, NumericsError) and self._enter().dtype != torch.float32:
+                self._again([sequence], DecodeMode.FLOAT32)
+            else:
+                self._fail([sequence], error)
+        sequence.add_seconds("alignment", time.perf_counter() - start)
 
     # --- the recovery table -------------------------------------------------------------------
 
@@ -329,8 +340,3 @@ class Decoder:
         for sequence in sequences:
             sequence.fail(error)
             self._out.append(sequence)
-
-
-def text_tokens(tokenizer: TextTokenizer, text: str, language: str | None = None) -> Tensor:
-    """Normalized text to int64 [T], without start and stop."""
-    return torch.tensor(tokenizer.encode(text, language), dtype=torch.long)

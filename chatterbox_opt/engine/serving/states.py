@@ -27,6 +27,7 @@ from chatterbox_opt.text.detection import resolve
 from chatterbox_opt.utils.arguments import instance
 from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices.library import VoiceLibrary
+from chatterbox_opt.words.support import check_timestamps
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class RequestStates:
     Attributes:
         config: of the model.
         voices: finds or computes a voice.
-        hops: of low latency; None: the backend cannot give out parts of a sequence.
+        hops: of low latency; None: the backend is plain Chatterbox, which gives out no tokens.
         tags: sounds in square brackets that the model has a token for.
     """
 
@@ -66,7 +67,8 @@ class RequestStates:
             TextError, VoiceError: no word to say, no such voice.
         """
         instance("request", request, Request)
-        return self._state(request, self._chunks(request), 0, capacity, guard, observe)
+        state = self._state(request, self._chunks(request), 0, capacity, guard, observe)
+        return self._with_words(state, request)
 
     def of_chunk(
         self,
@@ -111,6 +113,26 @@ class RequestStates:
         sampling = replace(request.sampling, **knobs)
         filled = for_model(sampling, config.sampling_defaults, config.missing_knobs)
         return self.voice(request.voice if member.voice is None else member.voice), filled
+
+    def _with_words(self, state: RequestState, request: Request) -> RequestState:
+        """The state, told which words are to be timed if the request asks for it.
+
+        Raises:
+            InputError: they cannot be timed.
+        """
+        if not request.timestamps:
+            return state
+        if self.hops is None:
+            raise InputError("plain Chatterbox has no word times: unset DISABLE_OPTIMIZATION")
+        for sequence in state.sequences:
+            check_timestamps(self.config, sequence.chunk.language)
+        state.alignment_heads = self.config.alignment_heads
+        script = script_of(request, resolve(request.language, request.text, self.config))
+        written = " ".join(span.written for span in script.spans)
+        found = texts.written_words(written, [s.chunk for s in state.sequences], self.config)
+        for sequence, words in zip(state.sequences, found, strict=True):
+            sequence.written = words
+        return state
 
     def _state(
         self,

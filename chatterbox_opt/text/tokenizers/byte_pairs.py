@@ -39,7 +39,10 @@ class BytePairTokenizer:
 
     Attributes:
         tags: added tokens in square brackets.
+        space: None: a blank is a part of the word behind it.
     """
+
+    space: int | None = None
 
     def __init__(self, directory: Path) -> None:
         """Read the files of a directory.

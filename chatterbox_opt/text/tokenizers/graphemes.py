@@ -25,6 +25,7 @@ class EnglishTokenizer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self.space: int | None = tokenizer.token_to_id(_SPACE)
 
     def encode(self, text: str, language: str | None = None) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text.replace(" ", _SPACE)).ids
@@ -47,6 +48,7 @@ class MultilingualTokenizer:
             directory: of the model, with the files of single languages.
         """
         self._tokenizer, self._directory = tokenizer, directory
+        self.space: int | None = tokenizer.token_to_id(_SPACE)
         self._steps: dict[str, Step] = {}
 
     def encode(self, text: str, language: str | None = None) -> list[int]:

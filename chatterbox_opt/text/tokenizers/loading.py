@@ -23,6 +23,10 @@ class TextTokenizer(Protocol):
     def tags(self) -> frozenset[str]:
         """The tags in square brackets that have a token and are spoken as a sound."""
 
+    @property
+    def space(self) -> int | None:
+        """The id of the token between two words; None if there is no such token."""
+
     def encode(self, text: str, language: str | None = None) -> list[int]:
         """The ids of a normalized text, without start and stop.
 
@@ -39,6 +43,7 @@ class NoTexts:
     """In place of the tokenizer of an engine without T3."""
 
     tags: frozenset[str] = frozenset()
+    space: int | None = None
 
     def encode(self, text: str, language: str | None = None) -> list[int]:
         """Raise InputError: nothing can be done with a text."""

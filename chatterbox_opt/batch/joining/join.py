@@ -22,15 +22,15 @@ from chatterbox_opt.audio import containers
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.audio.silence import FRAME, sound_span
 from chatterbox_opt.audio.tags import Chapter, Tags, one_line
-from chatterbox_opt.batch import mastering
 from chatterbox_opt.batch.job_file import Item
+from chatterbox_opt.batch.joining import mastering
+from chatterbox_opt.batch.joining.mastering import Master, Measured
 from chatterbox_opt.batch.manifest import Entry
-from chatterbox_opt.batch.mastering import Master, Measured
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import OutputError
 
 if TYPE_CHECKING:
-    from chatterbox_opt.batch.mastering import Quiet, Sound
+    from chatterbox_opt.batch.joining.mastering import Quiet, Sound
     from chatterbox_opt.utils.wave import Wave
 
 MAX_WAV_BYTES = 2**32 - 2**16  # a wav header stores sizes in 32 bits
@@ -68,11 +68,13 @@ class Joined:
         seconds: of audio.
         chapters: that were marked.
         measured: None if it is not mastered, or a stream, which cannot be read again.
+        starts: when the file of each item would begin if its silence were not left out; seconds.
     """
 
     seconds: float
     chapters: int = 0
     measured: Measured | None = None
+    starts: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +123,9 @@ def join(
     ]
     end = round(tail * SAMPLE_RATE)
     ends = np.cumsum([part.quiet + part.stop - part.start for part in parts]).tolist()
+    starts = [stop - (part.stop - part.start) for stop, part in zip(ends, parts, strict=True)]
     tags = tags or Tags()
     if containers.has_tags(extension):
-        starts = [stop - (part.stop - part.start) for stop, part in zip(ends, parts, strict=True)]
         tags = replace(tags, chapters=chapters(items, starts, ends[-1] + end, tags.title))
     sound = partial(_sound, parts, end)
     if master:
@@ -131,7 +133,12 @@ def join(
     else:
         _write(target, sound(mastering.silence), tags)
         measured = None
-    return Joined((ends[-1] + end) / SAMPLE_RATE, len(tags.chapters), measured)
+    return Joined(
+        (ends[-1] + end) / SAMPLE_RATE,
+        len(tags.chapters),
+        measured,
+        tuple((at - part.start) / SAMPLE_RATE for at, part in zip(starts, parts, strict=True)),
+    )
 
 
 def check_length(target: str, seconds: float) -> None:

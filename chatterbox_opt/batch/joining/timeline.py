@@ -26,7 +26,7 @@ from chatterbox_opt.audio import containers
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.audio.silence import MARGIN, sound_span
 from chatterbox_opt.batch.job_file import Item, Job
-from chatterbox_opt.batch.join import check_length
+from chatterbox_opt.batch.joining.join import check_length
 from chatterbox_opt.batch.manifest import Entry
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.config.speaking_rate import MAX_RATE

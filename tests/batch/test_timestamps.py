@@ -1,0 +1,134 @@
+"""Caption files of a batch, without a model: names, resuming, the joined file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from helpers.fake_engine import FakeEngine, manifest_lines, run_batch, tasks_of
+from typer.testing import CliRunner
+
+from chatterbox_opt import Result, Word
+from chatterbox_opt.batch import manifest
+from chatterbox_opt.batch.joining.join import Pauses, join
+from chatterbox_opt.batch.joining.timestamps import (
+    CaptionFormat,
+    caption_name,
+    write_item_captions,
+    write_joined_captions,
+)
+from chatterbox_opt.cli.application import app
+from chatterbox_opt.config.model_config import SAMPLE_RATE
+from chatterbox_opt.request import Piece
+
+LINES = ["One two.", "Three.", "Four five six."]
+
+
+class TimedEngine(FakeEngine):
+    """A tenth of a second of silence, half a second a word, 0.4 s of silence; chunks of two words."""
+
+    def __call__(self, requests):
+        for request in requests:
+            self.asked.append(request)
+            words, pieces = request.text.split(), []
+            for chunk, first in enumerate(range(0, len(words), 2)):
+                part = words[first : first + 2]
+                wave = np.zeros(round((0.5 + 0.5 * len(part)) * SAMPLE_RATE), np.float32)
+                wave[SAMPLE_RATE // 10 : -SAMPLE_RATE * 4 // 10] = 0.1
+                times = [Word(w, 0.1 + i / 2, 0.6 + i / 2, chunk) for i, w in enumerate(part)]
+                timed = tuple(times) if request.timestamps else ()
+                pieces.append(Piece(wave, " ".join(part), 1, {"t3": 0.5}, words=timed))
+            yield Result(request.id, 1, tuple(pieces))
+
+
+def test_words_are_in_the_manifest_and_in_a_file_for_each_item(tmp_path):
+    summary = run_batch(tmp_path, tasks_of(LINES), TimedEngine(), timestamps=True)
+    assert manifest_lines(tmp_path)[2]["words"] == [
+        ["Four", 0.1, 0.6, 0], ["five", 0.6, 1.1, 0], ["six.", 1.6, 2.1, 1]
+    ]  # fmt: skip
+    for form in CaptionFormat:  # of a run that is done, in any format
+        with manifest.open_manifest(tmp_path) as noted:
+            assert write_item_captions(noted, summary.entries.values(), form) == 3
+            assert noted.owns(f"1.{form.value}") and (tmp_path / f"3.{form.value}").is_file()
+    assert json.loads((tmp_path / "2.json").read_text()) == [
+        {"text": "Three.", "start": 0.1, "end": 0.6, "chunk": 0}
+    ]
+    assert (tmp_path / "1.srt").read_text() == "1\n00:00:00,100 --> 00:00:01,100\nOne two.\n"
+
+
+def test_without_the_option_there_are_none(tmp_path):
+    run_batch(tmp_path, tasks_of(LINES), engine := TimedEngine())
+    assert not any(request.timestamps for request in engine.asked)
+    assert all(line["words"] == [] for line in manifest_lines(tmp_path))
+
+
+def test_items_of_a_run_without_words_are_made_again_and_others_are_not(tmp_path):
+    run_batch(tmp_path, tasks_of(LINES[:2]), TimedEngine())
+    run_batch(tmp_path, tasks_of(LINES), engine := TimedEngine(), timestamps=True)
+    assert engine.ids == ["1", "2", "3"]
+    for timestamps in (True, False):
+        run_batch(tmp_path, tasks_of(LINES), engine := TimedEngine(), timestamps=timestamps)
+        assert engine.ids == []
+    moved = tasks_of(["New.", *LINES])
+    summary = run_batch(tmp_path, moved, engine := TimedEngine(), timestamps=True)
+    assert engine.ids == ["1"] and summary.entries["4"].words[0][0] == "Four"
+
+
+@pytest.mark.parametrize("keep_silence", [False, True])
+def test_the_joined_file(tmp_path, keep_silence):
+    items = tasks_of(LINES)
+    entries = run_batch(tmp_path, items, TimedEngine(), timestamps=True).entries
+    target = str(tmp_path / "book.flac")
+    joined = join(items, entries, tmp_path, target, Pauses(0.5, 1.5, keep_silence))
+    captions = caption_name(target, CaptionFormat.JSON)
+    write_joined_captions(captions, items, entries, joined)
+    words = json.loads((tmp_path / "book.json").read_text())
+    assert [word["text"] for word in words] == " ".join(LINES).split()
+    assert [word["chunk"] for word in words] == [0, 0, 1, 2, 2, 3]
+    wave, _ = soundfile.read(target)
+    for word in words:
+        assert 0 <= word["start"] < word["end"] <= joined.seconds
+        inside = wave[
+            round((word["start"] + 0.02) * SAMPLE_RATE) : round((word["end"] - 0.02) * SAMPLE_RATE)
+        ]
+        assert len(inside) and np.abs(inside).min() > 0.05, "where it is heard"
+
+
+def test_damaged_words_make_an_item_new(tmp_path):
+    run_batch(tmp_path, tasks_of(LINES[:1]), TimedEngine(), timestamps=True)
+    path = tmp_path / "manifest.jsonl"
+    [line] = manifest_lines(tmp_path)
+    for words in (
+        [["One", 0.1]],
+        [["One", float("nan"), 1, 0]],
+        [[1, 0, 1, 0]],
+        "One",
+        [["One", 0, 1, 0.5]],
+    ):
+        path.write_text(
+            json.dumps(dataclasses.asdict(manifest.Entry(**line)) | {"words": words}) + "\n"
+        )
+        run_batch(tmp_path, tasks_of(LINES[:1]), engine := TimedEngine(), timestamps=True)
+        assert engine.ids == ["1"], words
+
+
+def test_what_cannot_be_written_is_refused_first(tmp_path, monkeypatch, turbo):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lines.txt").write_text("Hello.\n")
+
+    def refused(*more: str) -> str:
+        command = ["batch", "lines.txt", "--out-dir", "out", "--timestamps", "srt", *more]
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 2 or isinstance(done.exception, Exception)
+        return str(done.exception)
+
+    assert "no word times" in refused("--model", str(turbo))
+    assert "--join a file" in refused("--model", "pico", "--join", "-")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "0001.srt").write_text("somebody's")
+    assert "would be replaced" in refused("--model", "pico")
+    assert (tmp_path / "out" / "0001.srt").read_text() == "somebody's"
