@@ -167,7 +167,7 @@ def test_played_sound_is_kept_whole_in_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(player.Player.__init__, "__defaults__", (opened, time.monotonic))
     waves = [np.full(24_000, 0.1 * i, np.float32) for i in range(1, 4)]
     path = tmp_path / "a.wav"
-    with open_sinks(StreamOptions(play=True), HopSchedule(), str(path), "FLOAT", 100) as sinks:
+    with open_sinks(StreamOptions(play=True), HopSchedule(), str(path), "FLOAT", 100, 1.0) as sinks:
         for wave in waves:
             sinks.write(wave)
         sinks.finish()

@@ -20,7 +20,6 @@ from chatterbox_opt.engine.sequence import Capacity
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.models.vocoder.model import FADE_LENGTH, fade_in
 from chatterbox_opt.models.vocoder.source import HOP_LENGTH, SourceState, VocoderWindow
-from chatterbox_opt.text.chunking import Chunk
 
 TEXT = "The first part of this sentence is heard while the rest of it is still computed."
 SAMPLING = Sampling(seed=5, max_tokens=70, cfm_steps=2)
@@ -113,17 +112,12 @@ def test_requests_of_several_rates_sound_together_as_alone(load):
         assert np.array_equal(found[text], expected)
 
 
-def test_a_chunk_has_its_own_rate_within_the_requests(engine, monkeypatch):
+def test_a_chunk_has_its_own_rate_within_the_requests(engine):
     assert [combined(*pair) for pair in ((1, 1), (0.9, 2), (2, 2), (0.5, 0.6))] == [1, 1.8, 2, 0.5]
-    monkeypatch.setattr(
-        "chatterbox_opt.engine.texts.chunks",
-        lambda *_: [Chunk("First.", rate=0.8), Chunk("Second.", rate=1.25), Chunk("Third.")],
-    )
-    pieces = list(engine.pieces(TEXT, None, SAMPLING, rate=1.25))
-    lengths = [len(piece.samples) // HOP_LENGTH for piece in pieces]
-    rates = (1.0, 1.5625, 1.25)
-    expected = [round(2 * p.tokens / r) for p, r in zip(pieces, rates, strict=True)]
-    assert lengths == expected
+    text = "[rate:0.8]First one.[/rate] [rate:1.25]Second one.[/rate] Third one."
+    request = Request("a", text, sampling=SAMPLING, rate=1.25, markup=True)
+    state = engine._requests.of(request, Capacity())
+    assert [one.chunk.rate for one in state.sequences] == pytest.approx([1.0, 1.5625, 1.25])
 
 
 @pytest.mark.parametrize("rate", [0, 0.49, 2.01, float("nan"), float("inf"), "1", True, None])

@@ -20,9 +20,12 @@ WRONG = {
     **dict.fromkeys(("voice", "language"), (1, [], {}, False)),
     **dict.fromkeys(("size", "attempts"), (None, "9", 1.5, True, [], {}, 1 << 70)),
     "seed": ("9", 1.5, True, [], 1 << 70),
-    **dict.fromkeys(("duration", "seconds"), (None, "9", True, [], float("nan"), float("inf"))),
+    **dict.fromkeys(
+        ("duration", "seconds", "rate"), (None, "9", True, [], float("nan"), float("inf"))
+    ),
     "faults": (None, "loop", 1, [1], [None], {"a": 1}),
     "sampling": (None, [], "x", 1),
+    "words": (None, "a", 1, [1], ["abcd"], [["a", 0, 1]], [["a", 0, "1", 0]], [["a", 0, 1, 0.5]]),
 }
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

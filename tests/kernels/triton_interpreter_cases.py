@@ -360,6 +360,7 @@ def test_sample_kernel(rows_per_seq, turbo):
             turbo=turbo,
             start=7,
             sampling_tensors=knobs,
+            by_row=False,
             **{k: v.clone() for k, v in state.items()},
         )
         for _ in range(2)
