@@ -263,7 +263,7 @@ def _after(pauses: list[Pause], item: Item, row: Row) -> Item:
         pauses=len(pauses),
         start=row.start,
         end=row.end,
-        chapter=item.written.strip() if is_heading else row.chapter,  # no markup in a title
+        chapter=one_line(item.written) if is_heading else row.chapter,  # without markup
     )
 
 

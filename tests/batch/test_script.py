@@ -57,7 +57,7 @@ def test_the_title_of_a_chapter_has_no_markup():
     text = "# [pause:1s] [say:Chapter one]Chapter I[/say]\n\nIt was cold.\n"
     heading, paragraph = items(text, "a.md", markup=True)
     assert (heading.chapter, paragraph.chapter) == ("Chapter I", "")
-    assert heading.script().text == "Chapter one"
+    assert heading.script().text.strip() == "Chapter one"
     assert items(text, "a.md")[0].chapter == "[pause:1s] [say:Chapter one]Chapter I[/say]"
 
 
