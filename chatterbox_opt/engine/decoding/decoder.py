@@ -39,7 +39,7 @@ from chatterbox_opt.engine.decoding.decode import DecodeBackend, DecodeBatch, Ea
 from chatterbox_opt.engine.decoding.prompts import prompt_of
 from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Capacity, DecodeMode, Sequence, Status
 from chatterbox_opt.errors import DeviceError, NumericsError, SilenceError, first_line
-from chatterbox_opt.models.t3.model import T3
+from chatterbox_opt.models.t3.model import T3, Prompt
 from chatterbox_opt.runtime import backoff
 from chatterbox_opt.runtime.cuda_graphs import eager_for_a_while, eager_from_now_on
 from chatterbox_opt.runtime.offload import NONE
@@ -111,9 +111,7 @@ class Decoder:
             return False
         start = time.perf_counter()
         try:
-            device = self._recovery.placement.device
-            sequence.prompt = prompt_of(sequence, self.tokenizer, device)
-            sequence.generator = torch.Generator(device).manual_seed(sequence.seed)
+            sequence.prompt, sequence.generator = self._prompt(sequence)
             self._batch_for(sequence).add(sequence)
         except torch.OutOfMemoryError as error:
             self._on_out_of_memory(error, [*self.running, sequence])
@@ -121,6 +119,11 @@ class Decoder:
             self._fail([sequence], error)
         sequence.add_seconds("t3", time.perf_counter() - start)
         return True
+
+    def _prompt(self, sequence: Sequence) -> tuple[Prompt, torch.Generator]:
+        device = self._recovery.placement.device
+        generator = torch.Generator(device).manual_seed(sequence.seed)
+        return prompt_of(sequence, self.tokenizer, device), generator
 
     def step(self) -> list[Sequence]:
         """Decode up to the next readback.
