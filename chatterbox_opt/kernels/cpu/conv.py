@@ -41,6 +41,8 @@ to five more passes through memory.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import carray, njit
 
@@ -98,34 +100,27 @@ _FLOAT = np.float32
 
 
 _split, _join = combination(SPLIT), combination(JOIN)
-_r6_x1, _r6_x2, _r6_x3, _r6_x4 = (microkernel(ROWS, blocks) for blocks in (1, 2, 3, 4))
-_r1_x1, _r1_x2, _r1_x3, _r1_x4 = (microkernel(1, blocks) for blocks in (1, 2, 3, 4))
 
 
-@_compile
-def _multiply_six(t, weights, values, row_bytes, sums):
-    """The micro-kernel of six rows for the task's width."""
-    if t.width == 4 * VECTOR_WIDTH:
-        _r6_x4(weights, t.inputs, t.groups, row_bytes, row_bytes, values, sums)
-    elif t.width == 3 * VECTOR_WIDTH:
-        _r6_x3(weights, t.inputs, t.groups, row_bytes, row_bytes, values, sums)
-    elif t.width == 2 * VECTOR_WIDTH:
-        _r6_x2(weights, t.inputs, t.groups, row_bytes, row_bytes, values, sums)
-    else:
-        _r6_x1(weights, t.inputs, t.groups, row_bytes, row_bytes, values, sums)
+def _multiplier(rows: int) -> Any:
+    """Make a function that calls the micro-kernel of ``rows`` rows for the task's width."""
+    one, two, three, four = (microkernel(rows, blocks) for blocks in (1, 2, 3, 4))
+
+    @_compile
+    def multiply(t, weights, values, row_bytes, sums):
+        if t.width == 4 * VECTOR_WIDTH:
+            four(weights, t.inputs, t.groups, row_bytes, row_bytes, values, sums)
+        elif t.width == 3 * VECTOR_WIDTH:
+            three(weights, t.inputs, t.groups, row_bytes, row_bytes, values, sums)
+        elif t.width == 2 * VECTOR_WIDTH:
+            two(weights, t.inputs, t.groups, row_bytes, row_bytes, values, sums)
+        else:
+            one(weights, t.inputs, t.groups, row_bytes, row_bytes, values, sums)
+
+    return multiply
 
 
-@_compile
-def _multiply_one(t, weights, values, row_bytes, sums):
-    """The micro-kernel of one row for the task's width."""
-    if t.width == 4 * VECTOR_WIDTH:
-        _r1_x4(weights, t.inputs, t.groups, row_bytes, row_bytes, values, sums)
-    elif t.width == 3 * VECTOR_WIDTH:
-        _r1_x3(weights, t.inputs, t.groups, row_bytes, row_bytes, values, sums)
-    elif t.width == 2 * VECTOR_WIDTH:
-        _r1_x2(weights, t.inputs, t.groups, row_bytes, row_bytes, values, sums)
-    else:
-        _r1_x1(weights, t.inputs, t.groups, row_bytes, row_bytes, values, sums)
+_multiply_six, _multiply_one = _multiplier(ROWS), _multiplier(1)
 
 
 @_compile
