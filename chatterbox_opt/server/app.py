@@ -21,7 +21,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from chatterbox_opt.errors import ChatterboxOptError
-from chatterbox_opt.server import errors, openai_api, sillytavern_api
+from chatterbox_opt.server import errors
+from chatterbox_opt.server.clients import openai, sillytavern
 from chatterbox_opt.server.engines import Engines
 from chatterbox_opt.server.guards import ApiKey, BodyLimits
 from chatterbox_opt.server.metrics import Metrics
@@ -66,8 +67,8 @@ def create_app(settings: ServerSettings, engines: Engines | None = None) -> Fast
 
     app = FastAPI(title="chatterbox-opt", version=__version__, lifespan=lifespan)
     app.state.service = service
-    app.include_router(openai_api.router(service))
-    app.include_router(sillytavern_api.router(service))
+    app.include_router(openai.router(service))
+    app.include_router(sillytavern.router(service))
     _own_routes(app, service)
     app.add_exception_handler(ChatterboxOptError, errors.on_error)
     app.add_exception_handler(RequestValidationError, errors.on_validation_error)

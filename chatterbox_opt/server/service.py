@@ -1,7 +1,7 @@
 """From what a client asks for to an answer: the path that all endpoints share.
 
 Responsible for the order: admission, model, voice, synthesis, answer. Not responsible for the names
-of any client's fields (openai_api.py, sillytavern_api.py, wyoming_server.py).
+of any client's fields (clients/).
 """
 
 from __future__ import annotations

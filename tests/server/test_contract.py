@@ -32,7 +32,7 @@ from wyoming.tts import (
 from chatterbox_opt import Sampling
 from chatterbox_opt.audio.encoders import FORMATS
 from chatterbox_opt.audio.streaming import to_pcm
-from chatterbox_opt.server import wyoming_server
+from chatterbox_opt.server.clients import wyoming as wyoming_server
 from chatterbox_opt.server.engines import Engines
 from chatterbox_opt.server.service import SpeechService
 

@@ -276,7 +276,7 @@ async def _run(settings: ServerSettings, sockets: list[socket.socket], drain: in
     if not others:
         await server.serve(sockets=[http])
         return
-    from chatterbox_opt.server import wyoming_server
+    from chatterbox_opt.server.clients import wyoming
 
-    async with await wyoming_server.serve(server.config.app.state.service, others[0]):
+    async with await wyoming.serve(server.config.app.state.service, others[0]):
         await server.serve(sockets=[http])

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from chatterbox_opt.audio.tempo import MAX_SPEED, MIN_SPEED
 from chatterbox_opt.sampling import Sampling, chosen
 from chatterbox_opt.server import voices
-from chatterbox_opt.server.openai_api import client_of
+from chatterbox_opt.server.clients.openai import client_of
 from chatterbox_opt.server.service import STREAM, WHOLE, SpeechRequest, SpeechService
 
 DRAW_SEED = (0, -1)  # what the provider sends for "any"
