@@ -173,10 +173,12 @@ def find_done(
         OutputError: a file cannot be renamed.
     """
     _finish_moves(manifest)
-    finished = [entry for entry in manifest.finished() if entry.words or not timestamps]
+    finished = manifest.finished()
     by_content: dict[_Content, deque[Entry]] = defaultdict(deque)
     by_id: dict[tuple[str, _Content], list[Entry]] = defaultdict(list)
     for entry in finished:
+        if timestamps and not entry.words:
+            continue  # its file stays, and is spared as those of other items are
         by_content[_content(entry)].append(entry)
         by_id[entry.id, _content(entry)].append(entry)
     moves: dict[str, _Move] = {}

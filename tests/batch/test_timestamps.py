@@ -12,7 +12,7 @@ from helpers.fake_engine import FakeEngine, manifest_lines, run_batch, tasks_of
 from typer.testing import CliRunner
 
 from chatterbox_opt import Result, Word
-from chatterbox_opt.batch import manifest
+from chatterbox_opt.batch import manifest, resuming
 from chatterbox_opt.batch.joining.join import Pauses, join
 from chatterbox_opt.batch.joining.timestamps import (
     CaptionFormat,
@@ -21,6 +21,8 @@ from chatterbox_opt.batch.joining.timestamps import (
     write_joined_captions,
 )
 from chatterbox_opt.cli.application import app
+from chatterbox_opt.cli.batch import outputs
+from chatterbox_opt.cli.batch.options import FileOptions, JoinOptions
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.request import Piece
 
@@ -75,6 +77,26 @@ def test_items_of_a_run_without_words_are_made_again_and_others_are_not(tmp_path
     moved = tasks_of(["New.", *LINES])
     summary = run_batch(tmp_path, moved, engine := TimedEngine(), timestamps=True)
     assert engine.ids == ["1"] and summary.entries["4"].words[0][0] == "Four"
+
+
+def test_a_renamed_file_replaces_none_without_words(tmp_path):
+    run_batch(tmp_path, tasks_of(["One two."]), TimedEngine(), timestamps=True)
+    run_batch(tmp_path, tasks_of(["One two.", "Three."]), TimedEngine())
+    without = (tmp_path / "2.wav").read_bytes()
+    items = tasks_of(["New.", "One two."])
+    run_batch(tmp_path, items, engine := TimedEngine(), timestamps=True)
+    assert engine.ids == ["1"], "the second is renamed"
+    with manifest.open_manifest(tmp_path) as held:
+        [stale] = resuming.stale_files(held, items)
+    assert (tmp_path / stale).read_bytes() == without
+
+
+@pytest.mark.parametrize(("timed", "expected"), [(False, ["film.srt"]), (True, [])])
+def test_a_film_has_no_captions_of_the_joined_file(tmp_path, timed, expected):
+    files = FileOptions(out_dir=tmp_path, timestamps=CaptionFormat.SRT)
+    joining = JoinOptions(joined_file=str(tmp_path / "film.wav"), timed=timed)
+    found = outputs.other_files(files, joining, ["1.wav"])
+    assert sorted(found) == sorted(["1.srt", "film.wav", *expected])
 
 
 @pytest.mark.parametrize("keep_silence", [False, True])

@@ -150,9 +150,8 @@ def batch(
         done = outputs.done_entries(items, summary)
         outputs.write_metadata_file(reporter, manifest, files.metadata, done)
         outputs.write_captions(reporter, manifest, files.timestamps, done)
-        captions = None if joining.timed else files.timestamps
         outputs.write_joined(
-            reporter, manifest, joining, job, tags, items, summary, captions, as_json=as_json
+            reporter, manifest, files, joining, job, tags, items, summary, as_json=as_json
         )
     raise typer.Exit(1 if summary.failed() else 0)
 

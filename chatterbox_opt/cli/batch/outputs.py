@@ -40,7 +40,14 @@ def other_files(files: FileOptions, joining: JoinOptions, names: list[str]) -> I
     joined = _joined_name(joining.joined_file, files.directory)
     yield from joined
     if files.timestamps is not None:
-        yield from (caption_name(name, files.timestamps) for name in [*names, *joined])
+        yield from (caption_name(name, files.timestamps) for name in names)
+    if (form := _joined_captions(files, joining)) is not None:
+        yield from (caption_name(name, form) for name in joined)
+
+
+def _joined_captions(files: FileOptions, joining: JoinOptions) -> CaptionFormat | None:
+    """The format of the joined file's captions; None without them: a film has its own cues."""
+    return None if joining.timed else files.timestamps
 
 
 def _joined_name(path: str | None, directory: Path) -> list[str]:
@@ -92,12 +99,12 @@ def write_captions(
 def write_joined(
     reporter: Reporter,
     manifest: Manifest,
+    files: FileOptions,
     joining: JoinOptions,
     job: job_file.Job,
     tags: Tags,
     items: list[job_file.Item],
     summary: Summary,
-    captions: CaptionFormat | None,
     *,
     as_json: bool,
 ) -> None:
@@ -107,6 +114,7 @@ def write_joined(
         return
     if missing := len(items) - (len(summary.entries) - len(summary.failed())):
         raise OutputError(f"'{target}' is not written, {missing} items are missing: run again")
+    captions = _joined_captions(files, joining)
     targets = [target] if captions is None else [target, caption_name(target, captions)]
     for name in (name for path in targets for name in _joined_name(path, manifest.directory)):
         manifest.start(name, OUTPUT)
