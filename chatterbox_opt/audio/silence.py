@@ -60,6 +60,7 @@ class Trimmer:
         """Trim at the start, at the end, or both."""
         self.skipped = 0
         self._start, self._end = start, end
+        self._heard = False
         self._peak = LEAST_PEAK
         self._held: list[Wave] = []  # silence so far
 
@@ -74,13 +75,14 @@ class Trimmer:
         loud = np.flatnonzero(sound_levels(wave, TRIM_FRAME) > LEVEL * self._peak)
         start, stop = 0, len(wave)
         if len(loud):
+            self._heard = True
             if self._start:
                 start = self.skipped = int(loud[0]) * TRIM_FRAME
                 self._start = False
             if self._end:
                 stop = min(stop, (int(loud[-1]) + 1) * TRIM_FRAME)
-        elif (self._end and not self._start) or not is_last:
-            stop = 0 if self._end or self._start else stop
+        elif (self._end and self._heard) or (not is_last and (self._start or self._end)):
+            stop = 0
         if not is_last and stop < len(wave):
             self._held = [wave[stop:]]
         return wave[start:stop]

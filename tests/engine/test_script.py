@@ -200,3 +200,7 @@ def test_a_trimmer_gives_out_what_is_between_the_ends_however_it_comes():
         )
         assert abs(len(both) - len(wave) + len(quiet) * (start + end)) <= 240
     assert len(Trimmer(start=True, end=True).push(quiet.astype("f4"), is_last=True)) == len(quiet)
+    for start, end in ((True, False), (False, True)):
+        trimmer = Trimmer(start=start, end=end)
+        given = [trimmer.push(quiet.astype("f4"), is_last=last) for last in (False, True)]
+        assert sum(map(len, given)) == 2 * len(quiet), "silence alone is given out whole"
