@@ -51,7 +51,7 @@ def read_epub(name: str, content: bytes, encoding: str | None, *, alt_texts: boo
     with Archive.open(name, content) as archive:
         _check_encryption(archive)
         book = _Book.read(archive)
-        titles = book.titles()
+        titles = book.titles(encoding)
         reader = HtmlReader(alt_texts=alt_texts)
         rows = reader.parsed.rows
         for part in book.parts():
@@ -165,8 +165,12 @@ class _Book:
                 is_contents = "nav" in item.get("properties", "").split()
                 yield _Part(path, reference.get("linear") != "no", is_contents)
 
-    def titles(self) -> dict[str, str]:
-        """Titles by the path of the document that they lead to, from the table of contents."""
+    def titles(self, encoding: str | None) -> dict[str, str]:
+        """Titles by the path of the document that they lead to, from the table of contents.
+
+        Args:
+            encoding: of documents; EPUB 2's NCX is XML, and declares its own.
+        """
         from lxml import etree
 
         files = self.files.values()
@@ -178,7 +182,8 @@ class _Book:
             if path is None or not self.archive.has(path):
                 continue
             parser = etree.HTMLParser(encoding="utf-8", no_network=True)
-            root = etree.fromstring(_text(self.archive, path, None).encode() or b" ", parser)
+            text = _text(self.archive, path, encoding if item in nav else None)
+            root = etree.fromstring(text.encode() or b" ", parser)
             for href, title in () if root is None else _entries(root):
                 if title and (leads_to := _resolved(path, href)):
                     titles.setdefault(leads_to, title)
