@@ -23,7 +23,6 @@ from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import ChatterboxOptError
 from chatterbox_opt.request import CHUNK, LOW
 from chatterbox_opt.sampling import Sampling
-from chatterbox_opt.script.cast import Cast
 from chatterbox_opt.server import errors
 from chatterbox_opt.server.admission import Admission
 from chatterbox_opt.server.engines import Engines
@@ -37,7 +36,7 @@ from chatterbox_opt.server.response import (
 )
 from chatterbox_opt.server.settings import ServerSettings
 from chatterbox_opt.server.speech import SpeechJob, SpeechStream, start
-from chatterbox_opt.server.voices import cast_of, find_voice
+from chatterbox_opt.server.voices import cast_of, find_voice, voice_names
 
 STREAM, EVENTS, WHOLE = "stream", "events", "whole"  # how the sound is sent
 DONE, FAILED, REFUSED, GONE = "done", "failed", "refused", "gone"  # outcomes
@@ -164,7 +163,9 @@ class SpeechService:
         until.enter_context(self.metrics.active.track_inprogress())
         active, known = self.admission.active, self.engines.known(model)
         # names are those of files
-        found, is_known = await asyncio.to_thread(find_voice, self.engines.spec(known), voice)
+        spec = self.engines.spec(known)
+        names = await asyncio.to_thread(voice_names, spec) if voice else {}
+        found, is_known = find_voice(names, voice)
         if not is_known and self.settings.strict_voices:
             raise errors.UnknownVoiceError(
                 f"there is no voice '{voice}'; GET /v1/audio/voices lists them"
@@ -184,10 +185,13 @@ class SpeechService:
         if admitted.voice and asked.voice:
             paths[str(admitted.voice)] = asked.voice
         spec = self.engines.spec(admitted.model)
-        # names are those of files
-        cast = await asyncio.to_thread(cast_of, spec, asked.text) if asked.markup else None
-        job = self._job(asked, admitted.voice, cast)
+        job = self._job(asked, admitted.voice)
         job.check(self.settings.limits.characters)
+        if asked.markup:
+            # names are those of files
+            cast = await asyncio.to_thread(cast_of, spec, asked.text)
+            paths |= {str(one.voice): one.name for one in cast.members if one.voice}
+            job = dataclasses.replace(job, cast=cast)
         engine = await until.enter_async_context(self.engines.use(admitted.model))
         if job.latency == LOW and admitted.active > engine.plan.slots:
             # parts of a chunk cost more work than whole ones: while requests wait for a slot,
@@ -212,13 +216,12 @@ class SpeechService:
             headers["Warning"] = '199 - "no such voice: the model\'s own is used"'
         return stream, headers
 
-    def _job(self, asked: SpeechRequest, voice: Path | None, cast: Cast | None) -> SpeechJob:
+    def _job(self, asked: SpeechRequest, voice: Path | None) -> SpeechJob:
         return SpeechJob(
             text=asked.text,
             voice=voice,
             sampling=asked.sampling(),
             language=asked.language,
-            cast=cast,
             markup=asked.markup,
             format=PCM if asked.send == WHOLE and asked.format == WAV else asked.format,
             speed=asked.speed,

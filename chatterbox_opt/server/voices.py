@@ -34,14 +34,16 @@ def voice_names(spec: EngineSpec) -> dict[str, Path | None]:
     return own | dict(registry.shipped_voices(spec.model)) | dict(spec.store.names())
 
 
-def find_voice(spec: EngineSpec, name: str | None) -> tuple[Path | None, bool]:
+def find_voice(names: Mapping[str, Path | None], name: str | None) -> tuple[Path | None, bool]:
     """The file of a voice, None for the model's own, and whether the name is known.
 
     "Anna" and "anna.wav" are anna: some clients show file names, others capitals.
+
+    Args:
+        names: from ``voice_names``, which reads directories.
     """
     if not name:
         return None, True
-    names = voice_names(spec)
     folded = {known.casefold(): path for known, path in names.items()}
     for wanted in (name, name.casefold(), Path(name).stem.casefold()):
         for known in (names, folded):
@@ -60,11 +62,11 @@ def cast_of(spec: EngineSpec, text: str) -> Cast:
     script = read(text, markup=True)
     if script.seconds > MAX_SILENCE:
         raise TextError(f"the pauses add up to more than {MAX_SILENCE:g}s: make them shorter")
-    members = []
+    members, names = [], voice_names(spec)
     for name in script.voices:
-        path, is_known = find_voice(spec, name)
+        path, is_known = find_voice(names, name)
         if not is_known:
-            known = ", ".join(voice_names(spec))
+            known = ", ".join(names)
             raise VoiceError(f"there is no voice '{name}' for the markup; known: {known}")
         members.append(Member(name, None if path is None else str(path)))
     return Cast(tuple(members), dialogue=False)
