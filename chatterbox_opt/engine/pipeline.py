@@ -136,8 +136,10 @@ class Pipeline:
         On a CPU, where it is rendered in less time than its sequences one by one, and while most
         slots hold sequences for it: another one then ends within a few steps.
         """
+        if self.device.type != "cpu":
+            return False
         whole = sum(sequence not in self._sounds for sequence in self.decoder.running)
-        return self.device.type == "cpu" and 2 * whole >= self.decoder.slots
+        return 2 * whole >= self.decoder.slots
 
     def _step_hops(self) -> list[Sequence]:
         """Render the hops that are needed first; return the sequences that left the backend.

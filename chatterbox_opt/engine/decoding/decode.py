@@ -72,8 +72,7 @@ def prefill_fn(t3: T3) -> PrefillFn:
     """The model's prefill into the slots' static buffers; reads nothing back."""
 
     def prefill(slots: DecodeState, text: Tensor, conditioning: Tensor) -> None:
-        counters = slots.prefill_last, slots.prefill_slot
-        logits = t3.prefill(text, counters[0], conditioning, slots.cache, counters[1])
+        logits = t3.prefill(text, slots.prefill_last, conditioning, slots.cache, slots.prefill_slot)
         slots.logits.unflatten(0, (slots.count, slots.rows_per_seq))[slots.prefill_slot] = logits
 
     return prefill

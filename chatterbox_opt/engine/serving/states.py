@@ -22,6 +22,7 @@ from chatterbox_opt.request import CHUNK, Observer, Request, VoiceSource, voice_
 from chatterbox_opt.sampling import Sampling, for_model
 from chatterbox_opt.script.cast import member_of
 from chatterbox_opt.script.reader import script_of
+from chatterbox_opt.script.spans import Script
 from chatterbox_opt.text.chunking import Chunk
 from chatterbox_opt.text.detection import resolve
 from chatterbox_opt.utils.arguments import instance
@@ -67,8 +68,10 @@ class RequestStates:
             TextError, VoiceError: no word to say, no such voice.
         """
         instance("request", request, Request)
-        state = self._state(request, self._chunks(request), 0, capacity, guard, observe)
-        return self._with_words(state, request)
+        script, language = self._read(request)
+        chunks = self._chunks(request, script, language)
+        state = self._state(request, chunks, 0, capacity, guard, observe)
+        return self._with_words(state, script) if request.timestamps else state
 
     def of_chunk(
         self,
@@ -85,18 +88,22 @@ class RequestStates:
             request: with everything but the text.
             number: of the chunk in the text.
         """
+        request = replace(request, text=chunk.source)
         try:
-            chunks = self._chunks(replace(request, text=chunk.source))
+            chunks = self._chunks(request, *self._read(request))
         except TextError as error:
             log.warning("%r is left out: %s", chunk.source[:40], error)
             return None
         chunks[-1] = replace(chunks[-1], pause=chunk.pause)
         return self._state(request, chunks, number, capacity, guard, observe)
 
-    def _chunks(self, request: Request) -> list[Chunk]:
-        """The text of a request in chunks, each at its own rate."""
+    def _read(self, request: Request) -> tuple[Script, str | None]:
+        """The text of a request in spans, and its language."""
         language = resolve(request.language, request.text, self.config)
-        script = script_of(request, language)
+        return script_of(request, language), language
+
+    def _chunks(self, request: Request, script: Script, language: str | None) -> list[Chunk]:
+        """The script of a request in chunks, each at its own rate."""
         for hit in script.hits:
             log.info("lexicon: '%s' is read as '%s'", hit.written, hit.text)
         chunks = texts.script_chunks(script, self.config, language, self.tags)
@@ -114,20 +121,17 @@ class RequestStates:
         filled = for_model(sampling, config.sampling_defaults, config.missing_knobs)
         return self.voice(request.voice if member.voice is None else member.voice), filled
 
-    def _with_words(self, state: RequestState, request: Request) -> RequestState:
-        """The state, told which words are to be timed if the request asks for it.
+    def _with_words(self, state: RequestState, script: Script) -> RequestState:
+        """The state, told which words are to be timed.
 
         Raises:
             InputError: they cannot be timed.
         """
-        if not request.timestamps:
-            return state
         if self.hops is None:
             raise InputError("plain Chatterbox has no word times: unset DISABLE_OPTIMIZATION")
         for sequence in state.sequences:
             check_timestamps(self.config, sequence.chunk.language)
         state.alignment_heads = self.config.alignment_heads
-        script = script_of(request, resolve(request.language, request.text, self.config))
         written = " ".join(span.written for span in script.spans)
         found = texts.written_words(written, [s.chunk for s in state.sequences], self.config)
         for sequence, words in zip(state.sequences, found, strict=True):

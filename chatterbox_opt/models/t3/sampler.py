@@ -121,7 +121,9 @@ def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: Tensor) -> T
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-def filter_logits(logits: Tensor, params: SamplingTensors, *, needs_sort: bool) -> Tensor:
+def filter_logits(
+    logits: Tensor, params: SamplingTensors, *, needs_sort: bool, by_row: bool = False
+) -> Tensor:
     """Set unlikely logits to -inf: min-p (Nguyen et al. 2024), top-k (Fan et al. 2018), then top-p
     (Holtzman et al. 2020).
 
@@ -129,20 +131,27 @@ def filter_logits(logits: Tensor, params: SamplingTensors, *, needs_sort: bool) 
         logits: float32 [rows, V].
         needs_sort: some row has a top_p or a top_k; otherwise the full-vocabulary sort is skipped.
             A row that has neither is the same with the sort and without.
+        by_row: see ``sample``.
     """
     probabilities = torch.softmax(logits, dim=-1)
     threshold = params.min_p * probabilities.amax(dim=-1, keepdim=True)
     logits = logits.masked_fill(probabilities < threshold, -torch.inf)
+    if needs_sort and by_row:
+        return _filter_rows(logits, params, ties=False)
     if needs_sort:
         rank = torch.arange(logits.shape[-1], 0, -1, device=logits.device)  # 1 is the likeliest
         logits = _filter_sorted(logits, params, lambda _: rank > params.top_k)
     return logits
 
 
-def filter_turbo_logits(logits: Tensor, params: SamplingTensors, *, needs_sort: bool) -> Tensor:
+def filter_turbo_logits(
+    logits: Tensor, params: SamplingTensors, *, needs_sort: bool, by_row: bool = False
+) -> Tensor:
     """``filter_logits`` without min-p; and all tokens as likely as the ``top_k``-th stay."""
     if not needs_sort:
         return logits
+    if by_row:
+        return _filter_rows(logits, params, ties=True)
     last = logits.shape[-1] - 1
     kept = (last + 1 - params.top_k.long()).clamp(0, last)  # index of the ``top_k``-th
     return _filter_sorted(logits, params, lambda ascending: ascending < ascending.gather(1, kept))
@@ -222,20 +231,15 @@ def sample(
     is_greedy = params.temperature == 0
     temperature = torch.where(is_greedy, torch.ones_like(params.temperature), params.temperature)
     if turbo:
-        filtered = logits / temperature
-        if by_row and needs_sort:
-            filtered = _filter_rows(filtered, params, ties=True)
-        else:
-            filtered = filter_turbo_logits(filtered, params, needs_sort=needs_sort)
+        filtered = filter_turbo_logits(
+            logits / temperature, params, needs_sort=needs_sort, by_row=by_row
+        )
         filtered = apply_repetition_penalty(filtered, seen, params.repetition_penalty)
         greedy = filtered.argmax(dim=-1)
     else:
         logits = apply_repetition_penalty(logits, seen, params.repetition_penalty)
         greedy = logits.argmax(dim=-1)
-        sorts = needs_sort and not by_row
-        filtered = filter_logits(logits / temperature, params, needs_sort=sorts)
-        if by_row and needs_sort:
-            filtered = _filter_rows(filtered, params, ties=False)
+        filtered = filter_logits(logits / temperature, params, needs_sort=needs_sort, by_row=by_row)
     sampled = (torch.softmax(filtered, dim=-1) / noise).argmax(dim=-1)
     token = torch.where(is_greedy[:, 0], greedy, sampled)
     return torch.where(finite, token, torch.full_like(token, NOT_FINITE))
