@@ -169,6 +169,8 @@ def check_executor(executor: str, workers: int | None, address: str | None) -> N
 
 def _with_cast(request: Request, voice: Callable[[str], Voice]) -> Request:
     """The request with a cast of all voices that its text names."""
+    if not request.markup and request.cast is None:
+        return request
     members = [member_of(request.cast, name) for name in script_of(request).voices]
     named = tuple(
         replace(one, voice=voice(one.voice)) if isinstance(one.voice, str) else one

@@ -23,7 +23,7 @@ from chatterbox_opt.batch.readers.epub import read_epub
 from chatterbox_opt.batch.readers.html import declared_encoding, read_html
 from chatterbox_opt.batch.readers.markdown import read_markdown
 from chatterbox_opt.batch.readers.prose import Split, read_prose
-from chatterbox_opt.batch.readers.rows import Cells, Dropped, Parsed, Row
+from chatterbox_opt.batch.readers.rows import SCENE_BREAK, Cells, Dropped, Parsed, Row
 from chatterbox_opt.batch.readers.substation import read_substation
 from chatterbox_opt.batch.readers.subtitles import read_subtitles
 from chatterbox_opt.batch.readers.tables import read_csv, read_json_lines
@@ -47,7 +47,6 @@ FORMATS = (
 SAMPLING_COLUMNS = tuple(column.name for column in fields(Sampling))
 COLUMNS = ("id", "text", "voice", *SAMPLING_COLUMNS, "language", "rate", "markup")
 _FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-SCENE_BREAK = "scene break"
 # "* * *", "---", "⁂": of several marks, or one that is used for nothing else
 _SCENE_BREAK = re.compile(r"[*_#~=•·⁂❧☙◆◇✦✽-]{3,}|[⁂❧☙#*•~]|[—–]+")
 
@@ -115,19 +114,23 @@ class Item:
     file: str = ""
     text_hash: str = ""
     settings_hash: str = ""
+    _script: Script | None = field(default=None, init=False, repr=False, compare=False)
 
     def script(self) -> Script:
-        """Its text in spans.
+        """Its text in spans; read once.
 
         Raises:
             TextError: wrong markup, or names that are not in the cast.
         """
-        return script_of(self)
+        if self._script is None:
+            object.__setattr__(self, "_script", script_of(self))
+        assert self._script is not None
+        return self._script
 
     @property
     def written(self) -> str:
         """Its words as the person wrote them, without markup and names of speakers."""
-        return script_of(replace(self, lexicon=None)).written
+        return self.script().written
 
 
 @dataclass(frozen=True, slots=True)

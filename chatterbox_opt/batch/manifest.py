@@ -297,9 +297,9 @@ def _parse(line: bytes) -> Entry | None:
         if "settings" in cells:  # an earlier version: hashes under the names of what they are of
             cells |= {"text_hash": cells["text"], "settings_hash": cells["settings"], "text": ""}
         known = {f.name: cells[f.name] for f in dataclasses.fields(Entry) if f.name in cells}
-        entry = Entry(**known)
-        if not all(_is_valid(key, value) for key, value in dataclasses.asdict(entry).items()):
+        if not all(_is_valid(key, value) for key, value in known.items()):
             return None
+        entry = Entry(**known)
         words = tuple(tuple(word) for word in entry.words)
         return dataclasses.replace(entry, faults=tuple(entry.faults), words=words)
     except (ValueError, TypeError, KeyError, RecursionError):

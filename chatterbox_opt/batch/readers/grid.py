@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
+COLUMNS = "names of empty columns"  # what of a table is not read
+
 
 @dataclass(slots=True)
 class Grid:

@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from chatterbox_opt.audio.tags import one_line
-from chatterbox_opt.batch.readers.grid import Grid
-from chatterbox_opt.batch.readers.rows import Dropped, Parsed, Row
+from chatterbox_opt.batch.readers.grid import COLUMNS, Grid
+from chatterbox_opt.batch.readers.rows import CODE_BLOCK, SCENE_BREAK, Dropped, Parsed, Row
 from chatterbox_opt.batch.readers.unread import (
     CODE,
     FOOTNOTE_MARKS,
@@ -220,7 +220,7 @@ class HtmlReader:
             self._drop(reason, text)
         if reason == CODE:
             self._flush()
-            self._pause(text, "code block")
+            self._pause(text, CODE_BLOCK)
 
     def _begin_inline(self, tag: str, attributes: Mapping[str, str]) -> None:
         at = self._at
@@ -228,7 +228,7 @@ class HtmlReader:
             self._line_break()
         elif tag == "hr":
             self._flush()
-            self._pause("---", "scene break")
+            self._pause("---", SCENE_BREAK)
         elif tag == "img":
             self._picture(attributes.get("alt", ""))
         elif tag == "meta" and attributes.get("name", "").lower() == "author":
@@ -282,7 +282,7 @@ class HtmlReader:
 
     def _end_table(self, table: Grid) -> None:
         if table.used:
-            self._drop("names of empty columns", " ".join(table.unused))
+            self._drop(COLUMNS, " ".join(table.unused))
         else:
             self._item(", ".join(filter(None, table.header)))
 

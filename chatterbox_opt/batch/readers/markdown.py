@@ -16,15 +16,15 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from chatterbox_opt.batch.readers.grid import Grid
-from chatterbox_opt.batch.readers.rows import Dropped, Parsed, Row
+from chatterbox_opt.batch.readers.grid import COLUMNS, Grid
+from chatterbox_opt.batch.readers.rows import CODE_BLOCK, SCENE_BREAK, Dropped, Parsed, Row
+from chatterbox_opt.batch.readers.unread import CODE, FOOTNOTE_MARKS
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
 
-CODE, HTML, FRONT_MATTER = "code blocks", "HTML", "front matter"
-ADDRESSES, COLUMNS = "addresses of links", "names of empty columns"
-CELLS, FOOTNOTES = "cells beyond the columns of a table", "footnote marks"
+HTML, FRONT_MATTER = "HTML", "front matter"
+ADDRESSES, CELLS = "addresses of links", "cells beyond the columns of a table"
 _FRONT_MATTER = re.compile(  # of YAML or TOML
     r"---[ \t]*\n(?=[\w-]+[ \t]*:)(.*?\n)(?:---|\.\.\.)[ \t]*(?:\n|$)"
     r"|\+\+\+[ \t]*\n(?=[\w-]+[ \t]*=|\[)(.*?\n)\+\+\+[ \t]*(?:\n|$)",
@@ -55,7 +55,7 @@ def read_markdown(text: str) -> Parsed:
         reader.drop(FRONT_MATTER, match[1] or match[2], row=2)
         text = "\n" * match[0].count("\n") + text[match.end() :]
     for mark in _FOOTNOTE_MARK.finditer(_FOOTNOTE.sub("", text)):
-        reader.drop(FOOTNOTES, mark[0], 0)
+        reader.drop(FOOTNOTE_MARKS, mark[0], 0)
     text = _FOOTNOTE_MARK.sub("", _FOOTNOTE.sub(r"\1", text))
     text = _NO_DEFINITION.sub(r"\1\\[", text)
     reader.source = text.split("\n")
@@ -101,11 +101,11 @@ class _Reader:
         elif kind == "list_item_close":
             self._number = ""
         elif kind == "hr":
-            self._pause(token.markup, "scene break")
+            self._pause(token.markup, SCENE_BREAK)
         elif kind in ("fence", "code_block"):
             code = f"{token.info}\n{token.content}"
             self.drop(CODE, code, self._row)
-            self._pause(code, "code block")
+            self._pause(code, CODE_BLOCK)
         elif kind == "html_block":
             self._html(token.content)
         elif kind == "inline":

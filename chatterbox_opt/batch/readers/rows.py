@@ -13,6 +13,7 @@ from chatterbox_opt.audio.tags import Tags
 from chatterbox_opt.errors import InputError
 
 Cells: TypeAlias = dict[str, Any]  # by column
+SCENE_BREAK, CODE_BLOCK = "scene break", "code block"  # reasons of a pause
 
 
 @dataclass(frozen=True, slots=True)
