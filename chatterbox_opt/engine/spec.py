@@ -72,13 +72,21 @@ class EngineSpec:
             check_timestamps(config, languages.chosen(language, config))
         for_model(sampling or Sampling(), config.sampling_defaults, config.missing_knobs)
         if voice is not None:
-            shipped = registry.shipped_voices(self.model)
-            if (path := self.store.find(voice, shipped)) not in shipped.values():
-                audio_files.check_reference(path, config=config.reference)
+            self.check_voice(voice)
         if self.device not in hardware.DEVICES:
             raise InputError(f"device is '{self.device}'; known: {', '.join(hardware.DEVICES)}")
         settings.check_settings(self.profile, self.overrides, os.environ)
         flows.check(self.model, self.flow_model)
+
+    def check_voice(self, voice: str) -> None:
+        """Check that there is a voice, and that a recording fits the model.
+
+        Raises:
+            InputError: it does not.
+        """
+        shipped, config = registry.shipped_voices(self.model), registry.known_config(self.model)
+        if (path := self.store.find(voice, shipped)) not in shipped.values():
+            audio_files.check_reference(path, config=config.reference)
 
     @property
     def flow_model(self) -> str:

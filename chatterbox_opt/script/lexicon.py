@@ -208,8 +208,11 @@ class Lexicon:
         """Words that are found anywhere."""
         for entry in self._anywhere:
             if entry.language in (None, language):
-                for found in re.finditer(re.escape(entry.word), text):
-                    yield Match(found.start(), found.end(), entry.respelling)
+                at = text.find(entry.word)
+                while at >= 0:
+                    end = at + len(entry.word)
+                    yield Match(at, end, entry.respelling)
+                    at = text.find(entry.word, end)
 
     def _patterns(self, text: str, language: str) -> Iterator[Match]:
         patterns = [e for e in self.entries if e.is_pattern and e.language in (None, language)]

@@ -134,7 +134,8 @@ class SpanBuilder:
             self._end()
             self._speaks = (self.voice, self.rate)
         if self._parts and part.is_literal and self._parts[-1].is_literal:
-            part = Part(self._parts[-1].text + text, self._parts.pop().written + text)
+            merged = self._parts.pop().text + text
+            part = Part(merged, merged)
         self._parts.append(part)
 
     def pause(self, seconds: float) -> None:

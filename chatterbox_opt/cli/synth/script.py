@@ -14,16 +14,18 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.cli.terminal.console import Reporter
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import Request
-from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.sampling import Sampling, for_model
 from chatterbox_opt.script import lexicon as lexicons
 from chatterbox_opt.script.cast import Cast, Member, member_of
 from chatterbox_opt.script.lexicon import Lexicon
 from chatterbox_opt.script.reader import markup_in, script_of
 from chatterbox_opt.script.spans import Script
+from chatterbox_opt.text import languages
 from chatterbox_opt.text.chunking import clean
 
 _HITS = 20  # words of a lexicon that are named
@@ -106,10 +108,15 @@ def check_members(
     Raises:
         InputError: no such voice, or a parameter that the model does not have.
     """
+    config = registry.known_config(spec.model)
+    languages.check_model(language, config)
+    voices: set[str] = set()
     for member in members:
         knobs: dict[str, Any] = dict(member.sampling)
-        voice = member.voice if isinstance(member.voice, str) else None
-        spec.check(voice, language, replace(sampling, **knobs))
+        for_model(replace(sampling, **knobs), config.sampling_defaults, config.missing_knobs)
+        if isinstance(member.voice, str) and member.voice not in voices:
+            spec.check_voice(member.voice)  # decodes a recording
+            voices.add(member.voice)
 
 
 def describe(reporter: Reporter, scripts: Iterable[Script]) -> None:
