@@ -21,22 +21,15 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from chatterbox_opt.audio.decoders import soundfile_name
-from chatterbox_opt.audio.tags import Tags, add_tags
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError, OutputError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
-    from typing import Protocol
 
-    from chatterbox_opt.utils.wave import Wave
-
-    class FileSink(Protocol):
-        """An open file of sound."""
-
-        def write(self, wave: Wave) -> None:
-            """Append float32 [n] at 24 kHz."""
+    from chatterbox_opt.audio.tags import Tags
+    from chatterbox_opt.utils.wave import Wave, WaveSink
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +108,7 @@ def check_tags(extension: str, tags: Tags) -> None:
 @contextmanager
 def open_sink(
     target: Path | io.BytesIO, extension: str, subtype: str | None = None, tags: Tags | None = None
-) -> Iterator[FileSink]:
+) -> Iterator[WaveSink]:
     """Open a file for mono sound at 24 kHz; it is complete when the block ends.
 
     Args:
@@ -228,9 +221,12 @@ class Muxer:
         )
         self._priming = codec.priming
         self._samples = 0
-        cover = None if tags is None else add_tags(self._container, tags)
-        if cover is not None:
-            self._container.mux(cover)
+        if tags is not None:
+            from chatterbox_opt.audio.tags import add_tags  # a rare call, and slow to import
+
+            cover = add_tags(self._container, tags)
+            if cover is not None:
+                self._container.mux(cover)
 
     def write(self, wave: Wave) -> None:
         """Append float32 [n] at 24 kHz."""

@@ -36,10 +36,9 @@ from chatterbox_opt.utils.atomic_file import atomic_write
 from chatterbox_opt.utils.librosa_import import import_librosa
 
 if TYPE_CHECKING:
-    from chatterbox_opt.audio.containers import FileSink
     from chatterbox_opt.audio.tags import Tags
     from chatterbox_opt.config.reference import ReferenceConfig
-    from chatterbox_opt.utils.wave import Wave
+    from chatterbox_opt.utils.wave import Wave, WaveSink
 
 STDOUT = "-"
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/([0-9]+)")  # of this process, whatever it is
@@ -139,7 +138,7 @@ def link_target(path: str) -> Path:
 @contextmanager
 def writer(
     path: str, subtype: str | None = None, *, tags: Tags | None = None, sweep: bool = True
-) -> Iterator[FileSink]:
+) -> Iterator[WaveSink]:
     """Open a mono 24 kHz sink with ``write(float32 [n])``; the file appears when the block ends.
 
     If the block is left by an exception, Ctrl-C included, no file is left behind and an existing
@@ -155,8 +154,8 @@ def writer(
     """
     import soundfile
 
-    output_format(path, subtype)
     extension = extension_of(path)
+    containers.file_format(extension, subtype)  # raises before anything is opened
     if is_stream(path):
         memory = io.BytesIO()
         with containers.open_sink(memory, extension, subtype, tags) as sink:

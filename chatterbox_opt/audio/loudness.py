@@ -63,7 +63,10 @@ def at_loudness(wave: Wave, target: float) -> tuple[Wave, float]:
 
 
 def find_gain(
-    sound: Callable[[], Iterable[Wave]], target: float, ceiling: float
+    sound: Callable[[], Iterable[Wave]],
+    target: float,
+    ceiling: float,
+    original: Meter | None = None,
 ) -> tuple[float, float]:
     """The gain that brings sound to a loudness when its peaks are limited.
 
@@ -72,11 +75,12 @@ def find_gain(
             again for each round in which the limiter acts, most often one or two.
         target: LUFS.
         ceiling: highest sample.
+        original: that has heard the sound already, which saves the first call.
 
     Returns:
         dB, and the LUFS that ``amplified`` sound has then; 0 and -inf for silence.
     """
-    original = measured(sound())
+    original = original or measured(sound())
     reached = original.loudness()
     if not math.isfinite(reached):
         return 0.0, reached
@@ -150,11 +154,6 @@ def _with_lower_peaks(wave: Wave, ceiling: float) -> Wave:
     needed = ceiling / np.maximum(peaks, ceiling).astype(np.float64)
     gain = uniform_filter1d(minimum_filter1d(needed, LIMITER), LIMITER)
     return (wave * np.minimum(gain, needed)).astype(np.float32)
-
-
-def loudness(wave: Wave) -> float:
-    """Integrated loudness in LUFS; -inf for silence. Less than 0.4 s are measured as one block."""
-    return measured((wave,)).loudness()
 
 
 def measured(blocks: Iterable[Wave]) -> Meter:

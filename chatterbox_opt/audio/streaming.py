@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO, RawIOBase
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from chatterbox_opt.audio import files
 from chatterbox_opt.config.model_config import SAMPLE_RATE
@@ -25,13 +25,6 @@ _SAMPLE = 2  # bytes
 _UNKNOWN = 0xFFFFFFFF  # a length, as ffmpeg and sox write it to pipes
 _WAV_HEADER = "<4sI4s4sIHHIIHH4sI"
 _INTEGER_PCM = 1
-
-
-class WaveSink(Protocol):
-    """Takes sound as it comes: a file, a stream, a player."""
-
-    def write(self, wave: Wave) -> None:
-        """Take float32 [n], 24 kHz."""
 
 
 class StreamSink:

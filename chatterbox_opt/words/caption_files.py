@@ -78,7 +78,7 @@ def to_json(words: Sequence[Word], language: str | None = None) -> str:  # noqa:
 def to_srt(words: Sequence[Word], language: str | None = None) -> str:
     """Cues with numbers. SubRip has no escapes; an arrow would be read as a timing."""
     parts = [
-        f"{number}\n{_clock(cue.start, ',')} --> {_clock(cue.end, ',')}\n"
+        f"{number}\n{clock(cue.start, ',')} --> {clock(cue.end, ',')}\n"
         + "\n".join(_text(line).replace("-->", "→") for line in cue.lines)
         for number, cue in enumerate(cues_of(words, language), 1)
     ]
@@ -88,7 +88,7 @@ def to_srt(words: Sequence[Word], language: str | None = None) -> str:
 def to_vtt(words: Sequence[Word], language: str | None = None) -> str:
     """Cues in which each word but the first has the time at which it begins."""
     parts = [
-        f"{_clock(cue.start, '.')} --> {_clock(cue.end, '.')}\n" + _timed_lines(cue)
+        f"{clock(cue.start)} --> {clock(cue.end)}\n" + _timed_lines(cue)
         for cue in cues_of(words, language)
     ]
     return "\n\n".join(["WEBVTT", *parts]) + "\n"
@@ -101,8 +101,8 @@ def _timed_lines(cue: CaptionCue) -> str:
         shown = []
         for word in line:
             text = word.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-            inside = _clock(last, ".") < _clock(word.start, ".") < _clock(cue.end, ".")
-            shown.append(f"<{_clock(word.start, '.')}>{text}" if inside else text)
+            inside = clock(last) < clock(word.start) < clock(cue.end)
+            shown.append(f"<{clock(word.start)}>{text}" if inside else text)
             last = max(last, word.start)
         lines.append(" ".join(shown))
     return "\n".join(lines)
@@ -112,7 +112,7 @@ def _text(line: Sequence[Word]) -> str:
     return " ".join(word.text for word in line)
 
 
-def _clock(seconds: float, mark: str) -> str:
+def clock(seconds: float, mark: str = ".") -> str:
     """hours:minutes:seconds, then a mark and milliseconds; 100 hours have three digits."""
     minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
     hours, minutes = divmod(minutes, 60)

@@ -96,7 +96,7 @@ def test_files_have_the_loudness_asked_for(tmp_path, seconds, level):
 
     summary = run_batch(tmp_path, tasks_of(["One."]), faint, loudness=-23.0)
     wave, _ = soundfile.read(tmp_path / "1.wav", dtype="float32")
-    assert loudness.loudness(wave) == pytest.approx(-23.0, abs=0.1)
+    assert loudness.measured((wave,)).loudness() == pytest.approx(-23.0, abs=0.1)
     assert not summary.entries["1"].faults
 
 
@@ -109,7 +109,7 @@ def test_loudness_limits_single_peaks_and_reports_what_it_cannot_reach(tmp_path)
 
     summary = run_batch(tmp_path, tasks_of(["One."]), peaked, loudness=-18.0)
     wave, _ = soundfile.read(tmp_path / "1.wav", dtype="float32")
-    assert loudness.loudness(wave) == pytest.approx(-18.0, abs=0.1)
+    assert loudness.measured((wave,)).loudness() == pytest.approx(-18.0, abs=0.1)
     assert np.abs(wave).max() <= loudness.MAX_PEAK + 1e-3
     assert not summary.entries["1"].faults
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chatterbox_opt.audio import containers
+from chatterbox_opt.audio import containers, loudness
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.audio.silence import FRAME, sound_span
 from chatterbox_opt.audio.tags import Chapter, Tags, one_line
@@ -158,8 +158,9 @@ def _write(target: str, blocks: Iterable[Wave], tags: Tags) -> None:
 def _write_mastered(target: str, sound: Sound, tags: Tags) -> Measured | None:
     """Write a file until it meets its targets; a stream, which cannot be read again, once."""
     aim = mastering.Aim.of(audio_files.extension_of(target))
+    original = loudness.measured(sound(mastering.silence))
     for _ in range(mastering.ROUNDS):
-        _write(target, mastering.mastered(sound, aim), tags)
+        _write(target, mastering.mastered(sound, aim, original), tags)
         if audio_files.is_stream(target):
             return None
         measured = mastering.measure(Path(target))

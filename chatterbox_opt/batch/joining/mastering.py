@@ -22,6 +22,7 @@ from chatterbox_opt.audio import containers, loudness
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 
 if TYPE_CHECKING:
+    from chatterbox_opt.audio.loudness import Meter
     from chatterbox_opt.utils.wave import Wave
 
     Quiet: TypeAlias = Callable[[int], Wave]  # samples where nobody speaks
@@ -94,10 +95,14 @@ def silence(samples: int) -> Wave:
     return np.zeros(samples, np.float32)
 
 
-def mastered(sound: Sound, aim: Aim) -> Iterator[Wave]:
-    """Sound with a loudness and a highest peak, and room tone in place of silence."""
+def mastered(sound: Sound, aim: Aim, original: Meter) -> Iterator[Wave]:
+    """Sound with a loudness and a highest peak, and room tone in place of silence.
+
+    Args:
+        original: that has heard the sound, with silence.
+    """
     ceiling = 10 ** (aim.peak / 20)
-    gain, _ = loudness.find_gain(lambda: sound(silence), aim.loudness, ceiling)
+    gain, _ = loudness.find_gain(lambda: sound(silence), aim.loudness, ceiling, original)
     return loudness.amplified(sound(_room_tone(ROOM_TONE - gain)), gain, ceiling)
 
 

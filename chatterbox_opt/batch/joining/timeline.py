@@ -34,9 +34,8 @@ from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import Request, Result, SynthesizeBatch
 
 if TYPE_CHECKING:
-    from chatterbox_opt.audio.containers import FileSink
     from chatterbox_opt.audio.tags import Tags
-    from chatterbox_opt.utils.wave import Wave
+    from chatterbox_opt.utils.wave import Wave, WaveSink
 
 STRETCH = 1.25  # as far as speech sounds natural
 MAX_SECONDS = 100 * 3600  # of a film
@@ -308,7 +307,7 @@ def _sample(seconds: float) -> int:
 class _Mixer:
     """Adds sounds to a file in the order of their starts, and writes what is complete."""
 
-    def __init__(self, sink: FileSink) -> None:
+    def __init__(self, sink: WaveSink) -> None:
         import numpy as np
 
         self._sink = sink

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from chatterbox_opt.batch.joining.timeline import CueFit, Fit
 from chatterbox_opt.cli.terminal import tables
 from chatterbox_opt.cli.terminal.console import Reporter
+from chatterbox_opt.words.caption_files import clock
 
 LISTED = 50  # cues in the table; with -v all
 HEADINGS = ("cue", "start", "length", "speech", "rate", "fit")
@@ -52,10 +53,3 @@ def _row(fit: CueFit) -> list[str]:
         f"{fit.rate:.2f}",
         f"{fit.fit.value}{more}",
     ]
-
-
-def clock(seconds: float) -> str:
-    """A time as in a subtitle file."""
-    minutes, rest = divmod(round(seconds * 1000), 60_000)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:02}:{minutes:02}:{rest / 1000:06.3f}"

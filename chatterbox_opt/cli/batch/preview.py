@@ -13,8 +13,8 @@ from typing import Any
 
 from chatterbox_opt.batch.job_file import Item, Job, Pause
 from chatterbox_opt.batch.readers.rows import Dropped, words_by_reason
-from chatterbox_opt.cli.batch.dubbing import clock
 from chatterbox_opt.utils.printable import printable
+from chatterbox_opt.words.caption_files import clock
 
 SHOWN = 60  # characters of a text, for a person
 

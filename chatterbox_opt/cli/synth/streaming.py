@@ -29,8 +29,7 @@ from chatterbox_opt.text.arriving import FLUSH_AFTER
 if TYPE_CHECKING:
     from io import RawIOBase
 
-    from chatterbox_opt.audio.streaming import WaveSink
-    from chatterbox_opt.utils.wave import Wave
+    from chatterbox_opt.utils.wave import Wave, WaveSink
 
 DEFAULT_OUTPUT = "out.wav"
 STDIN_REMEDY = "pass the text as an argument or --file FILE"
