@@ -189,7 +189,7 @@ def decode_steps(
     if int8:
         _quantize(t3)
     one_row = [(1, 1)] if 1 in counts else []
-    rows = 2 if t3.config.has_cfg else 1
+    rows = t3.config.rows_per_seq
     for rows_per_seq, count in [(rows, count) for count in counts] + one_row:
         kv_dtype = torch.int8 if kv_int8 else None
         cache = StaticKVCache(

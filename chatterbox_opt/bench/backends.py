@@ -177,7 +177,7 @@ class OptimizedTarget:
                     backend.forward, fused=backend.fused, kv_cache=backend.kv_cache
                 )
             timed = _TimedBackend(backend, clock)
-            state = timed.slots(t3, 1, 2 if t3.config.has_cfg else 1)
+            state = timed.slots(t3, 1, t3.config.rows_per_seq)
 
             def on_token(_: RequestState, __: Progress) -> None:
                 if step_logits is not None:

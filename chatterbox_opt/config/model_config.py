@@ -71,6 +71,11 @@ class T3Config:
         return self.backbone == LLAMA
 
     @property
+    def rows_per_seq(self) -> int:
+        """Rows of a sequence, at most: one more where there is guidance."""
+        return 2 if self.has_cfg else 1
+
+    @property
     def missing_knobs(self) -> tuple[str, ...]:
         """Fields of ``Sampling`` without effect on this T3; others must be refused, not ignored."""
         return () if self.backbone == LLAMA else ("cfg_weight", "exaggeration", "min_p")

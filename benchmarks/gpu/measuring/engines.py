@@ -23,7 +23,7 @@ from chatterbox_opt.engine.decoding.prompts import text_tokens
 from chatterbox_opt.engine.pipeline import Pipeline
 from chatterbox_opt.engine.rendering.renderer import Renderer
 from chatterbox_opt.engine.sequence import RequestState, Sequence
-from chatterbox_opt.models.t3.model import T3, Prompt
+from chatterbox_opt.models.t3.model import Prompt
 from chatterbox_opt.runtime.bucketing import EagerExecutor
 from chatterbox_opt.runtime.offload import StagePlacement
 from chatterbox_opt.text.chunking import Chunk
@@ -155,11 +155,6 @@ def rendered_by(engine: Engine, renderer: Renderer) -> Iterator[None]:
         yield
     finally:
         pipeline.renderer = before
-
-
-def rows_per_seq(t3: T3) -> int:
-    """Rows of a sequence: two where the model has guidance."""
-    return 2 if t3.config.has_cfg else 1
 
 
 def request(engine: Engine, i: int, text: str, tokens: int) -> Sequence:

@@ -18,7 +18,6 @@ from benchmarks.gpu.measuring.engines import (
     on_device,
     pipeline_of,
     request,
-    rows_per_seq,
 )
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.bench.timing import SENTENCE, StageTimer, forced_tokens
@@ -42,7 +41,7 @@ def prefill_seconds(
 
 
 def _prefill(engine: Engine, t3: T3, backend: DecodeBackend, text: str) -> float:
-    slots, laps = backend.slots(t3, 1, rows_per_seq(t3)), []
+    slots, laps = backend.slots(t3, 1, t3.config.rows_per_seq), []
     sequence = request(engine, 0, text, 2)
     assert sequence.prompt is not None
     with torch.inference_mode():

@@ -14,7 +14,7 @@ import torch
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.kinds import HOST, STEP, TRAFFIC
 from benchmarks.gpu.measuring.clocks import between_events, host_us, spread
-from benchmarks.gpu.measuring.engines import TEXTS, pipeline_of, request, rows_per_seq
+from benchmarks.gpu.measuring.engines import TEXTS, pipeline_of, request
 from benchmarks.gpu.measuring.tracing import traced
 from benchmarks.gpu.measuring.traffic import by_part, step_bytes
 from chatterbox_opt import Engine
@@ -45,7 +45,7 @@ def prefilled_step(
     engine: Engine, t3: T3, backend: DecodeBackend, count: int, name: str
 ) -> OneStep:
     """A step of ``count`` requests with 250 generated tokens each, after warm-up."""
-    slots = backend.slots(t3, count, rows_per_seq(t3))
+    slots = backend.slots(t3, count, t3.config.rows_per_seq)
     sequence = request(engine, 0, TEXTS[1], CAPACITY)
     assert sequence.prompt is not None
     prefill, ahead = backend.prefill(t3), backend.steps_per_sync
@@ -103,7 +103,7 @@ def host_cost(context: Context, engine: Engine, t3: T3) -> None:
     from chatterbox_opt.runtime.cuda_graphs import weight_addresses
 
     pipeline = pipeline_of(engine)
-    slots = pipeline.decoder.backend.slots(t3, 1, rows_per_seq(t3))
+    slots = pipeline.decoder.backend.slots(t3, 1, t3.config.rows_per_seq)
     generator = torch.Generator(pipeline.device).manual_seed(0)
     work_items = {
         "addresses of all weights": lambda: weight_addresses(t3),

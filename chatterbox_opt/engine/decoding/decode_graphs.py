@@ -147,7 +147,7 @@ def compiled_step(model: T3) -> StepFn:
     step: StepFn = torch.compile(model.step, backend="inductor", fullgraph=True)
     zero = torch.zeros(1, dtype=torch.long, device=model.like.device)
     with torch.inference_mode():
-        rows, shape = 2 if model.config.has_cfg else 1, model.kv_shape
+        rows, shape = model.config.rows_per_seq, model.kv_shape
         cache = StaticKVCache(num_seqs=1, rows_per_seq=rows, shape=shape, like=model.like)
         cache.reserve(0, KV_BLOCK)
         for _ in range(WARM_UP_STEPS):

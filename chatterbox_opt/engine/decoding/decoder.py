@@ -194,7 +194,7 @@ class Decoder:
             self._drop_batch()
             self._mode = sequence.mode
             t3, backend = self._enter(), self._backend_for(sequence.mode)
-            rows = 2 if self._capacity.use_cfg and t3.config.has_cfg else 1
+            rows = t3.config.rows_per_seq if self._capacity.use_cfg else 1
             state = backend.slots(t3, self._mode_slots(), rows)
             self._batch = DecodeBatch(t3, state, backend)
         self._enter()
