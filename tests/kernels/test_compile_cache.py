@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 
 import pytest
+from helpers.common import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,7 +41,7 @@ def announced(monkeypatch):
 
 def load(function):
     """The kernel runs; a wrong signature or address would end the process."""
-    compile_cache.entry_point(function).ctypes(None)
+    compile_cache.entry_point(function)(None)
 
 
 def entry(folder, function):
@@ -76,6 +79,22 @@ def test_a_kernel_is_compiled_once(folder, announced, caplog):
     assert len(announced) == 2
     assert len(list(folder.iterdir())) == 2, "one file each, and no temporary ones"
     assert not caplog.records
+
+
+def test_what_is_compiled_computes_what_is_loaded(tmp_path):
+    """To the last bit: a request has the same speech on the first start and on the second."""
+    (tmp_path / "kernels").mkdir(mode=0o700)
+    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
+    environment = os.environ | {"PYTHONPATH": path, "NUMBA_CACHE_DIR": str(tmp_path / "kernels")}
+    compiled, loaded = (
+        subprocess.run(
+            [sys.executable, "-m", "helpers.small_kernel"],
+            env=environment, capture_output=True, text=True, check=True,
+        )
+        for _ in range(2)
+    )  # fmt: skip
+    assert len(list((tmp_path / "kernels").rglob("*.kernel"))) == 1
+    assert compiled.stdout == loaded.stdout != ""
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)

@@ -1,37 +1,47 @@
 """Compiles the entry points of the CPU kernels and caches the machine code on disk.
 
-Responsible for where compiled code is stored, when it is stale and whether a file is what was
-written; not responsible for what is compiled.
+Responsible for where compiled code is stored, when it is stale, whether a file is what was written,
+and that the same code runs whether it was stored or has just been compiled; not responsible for
+what is compiled.
 
     DIR/<digest of the sources>/<function>-<digest of CPU, numba and Python>.kernel
 
-numba's own disk cache does not do. It is keyed on the file of the compiled function alone: a change
-in a helper that is inlined from another file would go unnoticed, and old machine code would run.
-And it unpickles whatever it finds: an empty or damaged file ends the process, a changed one runs.
-So numba gets a cache object of ours (``_Cache``), with one file per function that opens with a
-digest of its name and content. A digest keeps no user out who can write to the directory: it is
-used only if no other user can (utils/cache_directory.py), and so is each file.
+A file holds a name and an ELF object: the kernel and all functions that it calls.
+
+Why not numba's disk cache: it is keyed on the file of the compiled function alone, so a change in a
+helper that is inlined from another file would go unnoticed, and old machine code would run. And it
+unpickles whatever it finds: an empty or damaged file ends the process, a changed one runs. A file
+here opens with a digest of its name and content. A digest keeps no user out who can write to the
+directory: it is used only if no other user can (utils/cache_directory.py), and so is each file.
+
+Why each kernel is linked by itself: numba compiles every helper as a library of its own, then
+copies its code into the kernel's library and optimizes it once more. Both copies have the same
+symbol, and the linker takes whichever the process has already: the first copy in a process that
+has compiled, the second in one that has loaded a file. They add floats in another order, so that
+the same request would get other speech on its first start than on its second.
 
 DIR is ``NUMBA_CACHE_DIR`` where that is set, else in the user's cache directory.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import logging
 import os
-import pickle
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding as llvm
 import numba
 import platformdirs
 from numba import types
-from numba.core import ccallback, config, serialize, sigutils
-from numba.core.compiler import CompileResult
+from numba.core import config
+from numba.core.registry import cpu_target
 
 from chatterbox_opt.kernels.cpu.llvm import NJIT_OPTIONS
 from chatterbox_opt.utils import cache_directory
@@ -42,7 +52,7 @@ log = logging.getLogger(__name__)
 
 WHAT = "compiled kernels"
 REMEDY = "set NUMBA_CACHE_DIR to a directory that only you can write to"
-MAGIC = b"chatterbox-opt kernel 1\n"
+MAGIC = b"chatterbox-opt kernel 2\n"
 DIGEST_BYTES = 32
 
 
@@ -133,48 +143,59 @@ def _remove(path: Path, reason: str) -> None:
     cache_directory.discard(path)
 
 
-class _Cache:
-    """numba's cache of one function (numba.core.caching), in a file of our own.
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A C function ``void (*)(void *)`` in this process.
 
-    Args:
-        folder: None neither reads nor stores.
+    Attributes:
+        address: of the function; valid as long as ``engine`` lives.
+        engine: LLVM's, which owns the code.
     """
 
-    def __init__(self, function: Callable[[Any], None], folder: Path | None) -> None:
-        self._name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
-        self._folder = folder
+    address: int
+    engine: Any
 
-    def load_overload(self, signature: Any, target_context: Any) -> Any:
-        """The compiled code, or None."""
-        target_context.refresh()  # numba fills in what compiled code refers to
-        path = self._path(signature, target_context.codegen())
-        content = path and read(path)
-        if not content:
-            announce("compiling the CPU kernels, once: about 15 seconds", rare=True)
-            return None
-        return CompileResult._rebuild(target_context, *pickle.loads(content))
-
-    def save_overload(self, signature: Any, compiled: Any) -> None:
-        """Store compiled code, if it holds no addresses of this process."""
-        path = self._path(signature, compiled.library.codegen)
-        if path and not compiled.library.has_dynamic_globals:
-            write(path, serialize.dumps(compiled._reduce()))
-
-    def _path(self, signature: Any, codegen: Any) -> Path | None:
-        versions = numba.__version__, sys.implementation.cache_tag
-        facts = repr((str(signature), codegen.magic_tuple(), versions))
-        key = hashlib.sha256(facts.encode()).hexdigest()[:16]
-        return self._folder and self._folder / f"{self._name}-{key}.kernel"
+    def __call__(self, data: int | None) -> None:
+        """Call the function, on the calling thread alone."""
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)(data)
 
 
-def entry_point(function: Callable[[Any], None]) -> Any:
+def entry_point(function: Callable[[Any], None]) -> Kernel:
     """Compile ``function`` as C's ``void (*)(void *)``, or load it from the disk cache.
 
     Raises:
-        RuntimeError: no cache directory can be written to.
+        RuntimeError: no cache directory can be written to, or LLVM fails.
     """
-    signature = sigutils.normalize_signature(types.void(types.voidptr))
-    callback: Any = ccallback.CFunc(function, signature, locals={}, options=NJIT_OPTIONS)
-    callback._cache = _Cache(function, directory())
-    callback.compile()  # under numba's own lock: engines may load in threads
-    return callback
+    context = cpu_target.target_context
+    context.refresh()  # numba's own functions become symbols that code may refer to
+    folder = directory()
+    name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
+    versions = numba.__version__, sys.implementation.cache_tag
+    key = hashlib.sha256(repr((context.codegen().magic_tuple(), versions)).encode())
+    path = folder and folder / f"{name}-{key.hexdigest()[:16]}.kernel"
+    content = path and read(path)
+    if not content:
+        announce("compiling the CPU kernels, once: about 15 seconds", rare=True)
+        content = _compile(function)
+        if path:
+            write(path, content)
+    return _linked(content)
+
+
+def _compile(function: Callable[[Any], None]) -> bytes:
+    """The symbol of the compiled function, a zero byte, and an object file."""
+    compiled = numba.cfunc(types.void(types.voidptr), **NJIT_OPTIONS)(function)
+    # numba has no public way to a callback's library
+    assert not compiled._library.has_dynamic_globals, "it holds addresses of this process"
+    _, _, (code, _) = compiled._library.serialize_using_object_code()
+    return bytes(compiled.native_name.encode() + b"\0" + code)
+
+
+def _linked(content: bytes) -> Kernel:
+    """Link what ``_compile`` returned, with no other kernel's symbols in reach."""
+    symbol, _, code = content.partition(b"\0")
+    machine = llvm.Target.from_default_triple().create_target_machine()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return Kernel(engine.get_function_address(symbol.decode()), engine)
