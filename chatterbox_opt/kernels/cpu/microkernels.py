@@ -40,8 +40,9 @@ Why LLVM IR. No compiler keeps 24 sums in registers and forms vpdpbusd or vdpbf1
 loop by itself. Without VNNI, bytes are widened to 16 bits first, with the same exact result.
 
 Limits. With one or two rows each weight byte is used once or twice: memory bandwidth is the limit,
-and the panel streams through once. With six rows and more the instruction rate is; other tiles
-then reuse the panel from the cache, and meanwhile each tile prefetches a part of the next panel.
+and the panel streams through once, prefetched a little ahead. With six rows and more the
+instruction rate is; other tiles then reuse the panel from the cache, and meanwhile each tile
+prefetches a part of the next panel.
 """
 
 from __future__ import annotations
@@ -72,6 +73,9 @@ from chatterbox_opt.kernels.cpu.llvm import (
     to_bf16,
 )
 
+# bytes that a tile of one or two rows prefetches ahead of what it loads; a hardware prefetcher
+# stops at the end of each page of 4 KiB
+PREFETCH_DISTANCE = 2048
 ZEROS = ir.Constant(FLOATS, [0.0] * VECTOR_WIDTH)
 
 
@@ -133,6 +137,10 @@ def _tile_sums(b: Any, tile: tuple[int, int], dot: Any, zero: Any, arguments: An
     def body(i: Any, acc: list[Any]) -> list[Any]:
         if rows > 2:
             prefetch(b, b.add(next_panel, b.shl(i, I64(6))))
+        else:
+            ahead = b.add(weights, b.add(b.mul(i, I64(64 * blocks)), I64(PREFETCH_DISTANCE)))
+            for j in range(blocks):
+                prefetch(b, b.add(ahead, I64(64 * j)))
         return _accumulate(b, acc, _load_weights(b, panel, i, blocks), row_pointers, i, dot)
 
     return loop(b, b.sdiv(size, I64(VNNI_FACTOR)), [zero] * (rows * blocks), body)
@@ -143,8 +151,8 @@ def _microkernel(rows: int, blocks: int, dot: Any, zero: Any) -> Any:
 
     Its arguments are addresses and sizes in bytes: the packed panel; bytes of a row, which are as
     many as those of one output's weights; the rows; where to prefetch, 64 bytes per step (a tile
-    of one or two rows does not prefetch: it is limited by bandwidth already); the first row of the
-    output; bytes from one row of the output to the next.
+    of one or two rows prefetches its own panel instead); the first row of the output; bytes from
+    one row of the output to the next.
     """
 
     @intrinsic
