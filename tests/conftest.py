@@ -113,6 +113,20 @@ def engine(tiny: Path, tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture
+def vocoder(engine):
+    """With weights that sum the harmonics, so that a wrong phase is heard."""
+    import torch
+
+    with engine.pipeline.placement("vocoder") as vocoder:
+        kept = {name: p.clone() for name, p in vocoder.merge.state_dict().items()}
+        with torch.no_grad():
+            vocoder.merge.weight.fill_(1.0)
+            vocoder.merge.bias.zero_()
+        yield vocoder
+        vocoder.merge.load_state_dict(kept)
+
+
+@pytest.fixture
 def load(tiny, tmp_path):
     """Loads an engine of a test's own, which it may break."""
     from chatterbox_opt import Engine

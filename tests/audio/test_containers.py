@@ -11,22 +11,16 @@ import av
 import numpy as np
 import pytest
 from helpers.books import PNG
+from helpers.sound import tone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatterbox_opt.audio import containers, files, tags
 from chatterbox_opt.audio.tags import Chapter, Tags, one_line, read_cover
-from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError, OutputError
 
 FRAME = {".mp3": 576, ".m4a": 1024, ".m4b": 1024}  # samples; the others are exact
 TAGGED = [extension for extension in containers.FORMATS if containers.has_tags(extension)]
-
-
-def tone(samples: int) -> np.ndarray:
-    wave = 0.3 * np.sin(2 * np.pi * 440 * np.arange(samples) / SAMPLE_RATE)
-    wave[:1200] = 0  # speech begins with silence too
-    return wave.astype(np.float32)
 
 
 def written(path, wave, piece=50_000, **values):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
-
-import av
 import numpy as np
 import pytest
+from helpers.decoding import FRAME, decoded
+from helpers.sound import TONE, tone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,30 +14,10 @@ from chatterbox_opt.audio.tempo import Tempo
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError
 
-FRAME = {"mp3": 576, "aac": 1024}  # samples; the others are exact
-TONE = 440
-
-
-def tone(samples: int) -> np.ndarray:
-    wave = 0.3 * np.sin(2 * np.pi * TONE * np.arange(samples) / SAMPLE_RATE)
-    wave[:1200] = 0  # speech begins with silence too
-    return wave.astype(np.float32)
-
 
 def encoded(wave: np.ndarray, format_: str, piece: int) -> list[bytes]:
     one = encoder(format_)
     return [*(one.encode(wave[i : i + piece]) for i in range(0, len(wave), piece)), one.finish()]
-
-
-def decoded(content: bytes, format_: str) -> np.ndarray:
-    if format_ == "pcm":
-        return np.frombuffer(content, "<i2").astype(np.float32) / 32768
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-    with av.open(io.BytesIO(content)) as container:
-        frames = [part for frame in container.decode(audio=0) for part in resampler.resample(frame)]
-    return np.concatenate(
-        [frame.to_ndarray().ravel() for frame in frames + resampler.resample(None)]
-    )
 
 
 @pytest.mark.parametrize("format_", FORMATS)

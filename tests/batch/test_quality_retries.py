@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from helpers.common import ROOT, SAMPLE
+from helpers.common import SAMPLE
+from helpers.texts import everyday
 
 from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.config.model_config import SAMPLE_RATE
@@ -114,7 +115,7 @@ def test_the_bounds_with_a_trained_model():
         texts = [
             "Hello!",
             "Well done!",
-            *(ROOT / "training/pico/sentences/everyday.txt").read_text().splitlines()[:18],
+            *everyday(18),
         ]
         for i, text in enumerate(texts):
             voice, sampling = speaker.voice(names[i % len(names)]), Sampling(seed=i)

@@ -42,7 +42,7 @@ def test_the_column_overrides_the_option():
 def test_errors_have_the_row():
     with pytest.raises(InputError, match=r"'a.csv' row 3: line 1, column 3: \[oops:1\] is unknown"):
         items("text\na\nb [oops:1]\n", "a.csv", markup=True)
-    with pytest.raises(InputError, match="row 2: 'Carl' .* is not in the cast|row 2: 'Carl'"):
+    with pytest.raises(InputError, match="row 2: 'Carl' .* is not in the cast"):
         items("Anna: a\nCarl: b\n", cast=CAST)
 
 

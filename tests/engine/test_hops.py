@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.common import SAMPLE
+from helpers.sound import snr
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,12 +44,6 @@ def low(engine, text=TEXT, sampling=SAMPLING, **options):
 
 def joined(pieces) -> np.ndarray:
     return np.concatenate([piece.samples for piece in pieces])
-
-
-def snr(found, expected) -> float:
-    """In dB."""
-    noise = (found - expected).double().square().sum()
-    return float(10 * torch.log10(expected.double().square().sum() / noise.clamp(min=1e-30)))
 
 
 # --- the schedule -----------------------------------------------------------------------------
@@ -134,18 +129,6 @@ def test_new_frames_fade_in_from_the_provisional_ones():
 def flow(engine):
     with engine.pipeline.placement("flow") as flow:
         yield flow
-
-
-@pytest.fixture
-def vocoder(engine):
-    """With weights that sum the harmonics, so that a wrong phase is heard."""
-    with engine.pipeline.placement("vocoder") as vocoder:
-        kept = {name: p.clone() for name, p in vocoder.merge.state_dict().items()}
-        with torch.no_grad():
-            vocoder.merge.weight.fill_(1.0)
-            vocoder.merge.bias.zero_()
-        yield vocoder
-        vocoder.merge.load_state_dict(kept)
 
 
 def test_a_window_of_all_frames_is_a_whole_run(engine, flow):

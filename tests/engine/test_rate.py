@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from helpers.sound import snr
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,13 +26,6 @@ TEXT = "The first part of this sentence is heard while the rest of it is still c
 SAMPLING = Sampling(seed=5, max_tokens=70, cfm_steps=2)
 CPU = torch.device("cpu")
 RATES = [0.5, 0.8, 1.0, 1.25, 1.7, 2.0]
-
-
-def snr(found, expected) -> float:
-    """In dB."""
-    found, expected = (np.asarray(wave, np.float64) for wave in (found, expected))
-    noise = np.square(found - expected).sum()
-    return float(10 * np.log10(np.square(expected).sum() / max(noise, 1e-30)))
 
 
 def ramp(frames: int) -> torch.Tensor:
@@ -161,18 +155,6 @@ class FixedFlow:
 
     def extend(self, windows, steps):
         return [self.mel[:, window.first : 2 * len(window.tokens)] for window in windows]
-
-
-@pytest.fixture
-def vocoder(engine):
-    """With weights that sum the harmonics, so that a wrong phase is heard."""
-    with engine.pipeline.placement("vocoder") as vocoder:
-        kept = {name: p.clone() for name, p in vocoder.merge.state_dict().items()}
-        with torch.no_grad():
-            vocoder.merge.weight.fill_(1.0)
-            vocoder.merge.bias.zero_()
-        yield vocoder
-        vocoder.merge.load_state_dict(kept)
 
 
 def streamed(engine, vocoder, mel, rate, schedule):

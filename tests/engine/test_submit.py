@@ -10,11 +10,11 @@ import threading
 import time
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.faults import stage
+from helpers.memory import resident
 
 from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.engine.decoding.decode import DecodeBatch
@@ -306,17 +306,14 @@ def test_no_request_is_lost_or_done_twice(engine):
 @pytest.mark.slow
 def test_ten_thousand_requests_of_eight_threads_use_constant_memory(engine):
     hammer(engine, 1000)
-    before = memory()
+    gc.collect()
+    before = resident()
     outcomes = hammer(engine, 10_000)
     assert len(outcomes) == 10_000 and set(outcomes.values()) == {1}
-    print(f"MiB: {before} before, {memory()} after")
-    assert memory() - before < 50
-
-
-def memory() -> int:
     gc.collect()
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) // 1024
+    after = resident()
+    print(f"MiB: {before:.0f} before, {after:.0f} after")
+    assert after - before < 50
 
 
 # --- the queue, the end -------------------------------------------------------------------------

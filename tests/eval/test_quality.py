@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.common import ROOT
+from helpers.texts import everyday
 
 from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.checkpoints import registry
@@ -24,13 +25,8 @@ from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices import library as voice_library
 
 pytestmark = pytest.mark.quality
-SENTENCES = ROOT / "training" / "pico" / "sentences"
 MAX_WER = 0.25  # on everyday sentences, in float32
 VARIANT_SENTENCES = 60  # the first of them, for each variant
-
-
-def everyday(count: int = 100) -> list[str]:
-    return (SENTENCES / "everyday.txt").read_text(encoding="utf-8").splitlines()[:count]
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,7 @@ def test_variant_stays_near_the_baseline(rate, variant):
 
 def test_sequences_end_with_a_stop_token():
     """500 texts of 1 to 40 words: at least 99 % end with the stop token in reasonable time."""
-    lines = (SENTENCES / "lengths.txt").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "training/pico/sentences/lengths.txt").read_text(encoding="utf-8").splitlines()
     late = []
     with Engine.load("pico", "dev", device="cpu", watermark=False) as engine:
         for i, text in enumerate(lines):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers.common import ROOT
+from helpers.texts import everyday
 
 from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.checkpoints import registry
@@ -16,14 +16,9 @@ from chatterbox_opt.utils.librosa_import import import_librosa
 from chatterbox_opt.utils.wave import Wave
 
 pytestmark = pytest.mark.quality
-SENTENCES = ROOT / "training" / "pico" / "sentences" / "everyday.txt"
 RATES = (0.8, 1.25)
 F0_HOP = SAMPLE_RATE // 100
 ALLOWED = 0.01  # of the pitch, and of the word error rate
-
-
-def sentences(count: int) -> list[str]:
-    return SENTENCES.read_text(encoding="utf-8").splitlines()[:count]
 
 
 def speech_at(engine: Engine, texts: list[str], rate: float) -> list[Wave]:
@@ -60,7 +55,7 @@ def at_other_times(f0: np.ndarray, rate: float, frames: int) -> np.ndarray:
 @pytest.mark.parametrize("rate", [0.5, *RATES, 2.0])
 def test_the_length_is_another_and_the_pitch_the_same(pico, rate):
     """Where both are voiced, at the same places of the speech: their median ratio."""
-    texts = sentences(6)
+    texts = everyday(6)
     ratios = []
     for plain, other in zip(speech_at(pico, texts, 1.0), speech_at(pico, texts, rate), strict=True):
         assert len(other) == pytest.approx(len(plain) / rate, rel=0.02)
@@ -73,7 +68,7 @@ def test_the_length_is_another_and_the_pitch_the_same(pico, rate):
 
 
 def test_the_words_are_understood_as_well(pico, recogniser):
-    texts = sentences(100)
+    texts = everyday(100)
     found = {}
     for rate in (1.0, *RATES):
         waves = speech_at(pico, texts, rate)

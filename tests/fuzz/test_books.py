@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
-
-from helpers.books import DOCUMENT, archive, epub, package
+from helpers.books import DOCUMENT, archive, epub, package, repacked
 from helpers.fuzz import damage, examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,6 +32,7 @@ HTML = st.lists(
     max_size=40,
 ).map("".join)  # fmt: skip
 BOOK = epub(["<h1>One</h1><p>Text.</p>", "<p>More<a href='#n'>[1]</a>.</p>"])
+STORED = repacked(BOOK)
 PATHS = st.sampled_from(
     ["a", "../a", "/a", "b c", "%2e%2e/x", "http://x", "//[", "", ".", "\\a", "#f", "c.png"]
 )
@@ -59,20 +58,6 @@ def check(content: bytes, name: str = "a.epub", **options) -> None:
 @st.composite
 def damaged(draw):
     return damage(draw, BOOK if draw(st.booleans()) else STORED)
-
-
-def stored() -> bytes:
-    """The same book, not packed, so that damage is in the documents themselves."""
-    import io
-
-    memory = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(BOOK)) as book, zipfile.ZipFile(memory, "w") as copy:
-        for name in book.namelist():
-            copy.writestr(name, book.read(name))
-    return memory.getvalue()
-
-
-STORED = stored()
 
 
 @examples(60)

@@ -39,21 +39,29 @@ def package(
 <manifest>{files}{more}</manifest><spine>{spine}</spine></package>"""
 
 
-def epub(bodies: Sequence[str], cover: bytes = PNG, **values: str) -> bytes:
-    """A book whose documents have these bodies, in this order."""
+def epub(bodies: Sequence[str]) -> bytes:
+    """A book with a cover whose documents have these bodies, in this order."""
     names = [f"part%20{i}.xhtml" for i in range(len(bodies))]
     image = '<item id="c" href="c.png" media-type="image/png" properties="cover-image"/>'
     files = {f"OEBPS/part {i}.xhtml": DOCUMENT.format(body) for i, body in enumerate(bodies)}
-    more = values.pop("more", "") + (image if cover else "")
-    files |= {"OEBPS/content.opf": package(names, more=more, **values)}
-    return archive(files | ({"OEBPS/c.png": cover} if cover else {}))
+    return archive(files | {"OEBPS/content.opf": package(names, more=image), "OEBPS/c.png": PNG})
 
 
-def archive(files: Mapping[str, str | bytes], **options: int) -> bytes:
+def archive(files: Mapping[str, str | bytes]) -> bytes:
     """A ZIP file as an EPUB is: ``mimetype`` first, and the container's description."""
     memory = io.BytesIO()
-    with zipfile.ZipFile(memory, "w", **options) as book:
+    with zipfile.ZipFile(memory, "w") as book:
         book.writestr("mimetype", "application/epub+zip")
         for name, content in ({"META-INF/container.xml": CONTAINER} | dict(files)).items():
             book.writestr(name, content, zipfile.ZIP_DEFLATED)
+    return memory.getvalue()
+
+
+def repacked(book: bytes, leave_out: str = "") -> bytes:
+    """The same files but one, not packed: damage is then in the documents themselves."""
+    memory = io.BytesIO()
+    with zipfile.ZipFile(memory, "w") as copy, zipfile.ZipFile(io.BytesIO(book)) as original:
+        for name in original.namelist():
+            if name != leave_out:
+                copy.writestr(name, original.read(name))
     return memory.getvalue()

@@ -15,8 +15,10 @@ from chatterbox_opt.audio.streaming import PCM
 FRAME = {"mp3": 576, "aac": 1024}
 
 
-def decoded(content: bytes) -> np.ndarray:
-    """Samples of a file in a format with a header, at 24 kHz."""
+def decoded(content: bytes, format_: str = "") -> np.ndarray:
+    """Samples at 24 kHz; only a format without a header must be named."""
+    if format_ == PCM:
+        return np.frombuffer(content, "<i2").astype(np.float32) / 32768
     resampler = av.AudioResampler(format="flt", layout="mono", rate=24_000)
     with av.open(io.BytesIO(content)) as container:
         frames = [part for frame in container.decode(audio=0) for part in resampler.resample(frame)]
@@ -27,7 +29,7 @@ def decoded(content: bytes) -> np.ndarray:
 
 def count(content: bytes, format_: str) -> int:
     """Number of samples."""
-    return len(content) // 2 if format_ == PCM else len(decoded(content))
+    return len(decoded(content, format_))
 
 
 def events(content: bytes) -> list[dict]:

@@ -1,4 +1,6 @@
-"""How many inputs a fuzz test tries: a few in the suite, FUZZ_EXAMPLES of them in ``make fuzz``."""
+"""How many inputs a fuzz test tries: a few in the suite, FUZZ_EXAMPLES of them in ``make fuzz``;
+and a limit on the time of any test.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -35,6 +38,15 @@ def examples(few: int) -> Callable[[Any], Any]:
         return chosen(test)
 
     return decorate
+
+
+@contextmanager
+def soon(seconds: float = 5.0) -> Iterator[None]:
+    """Fails if what is done inside takes as much time of the processor."""
+    start = time.process_time()
+    yield
+    taken = time.process_time() - start
+    assert taken < seconds, f"{taken:.1f} s"
 
 
 def _limited(test: Callable[..., None]) -> Callable[..., None]:

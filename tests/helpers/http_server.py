@@ -27,11 +27,12 @@ from chatterbox_opt.voices.store import VoiceStore
 
 @dataclass
 class Running:
-    """A server that runs in a thread."""
+    """A server that runs in a thread; ``engines``: those that it has loaded, in this order."""
 
     socket: str
     service: object
     server: uvicorn.Server
+    engines: list
 
     def client(self, **more) -> httpx.Client:
         transport = httpx.HTTPTransport(uds=self.socket)
@@ -46,8 +47,13 @@ class Running:
 @contextmanager
 def running(settings: ServerSettings, load=None) -> Iterator[Running]:
     """Serve with engines that ``load`` makes; None loads them as the settings say."""
-    engines = Engines(settings.engines, settings.idle_seconds, load or EngineSpec.load)
-    app = create_app(settings, engines)
+    loaded: list = []
+
+    def note(spec: EngineSpec) -> object:
+        loaded.append((load or EngineSpec.load)(spec))
+        return loaded[-1]
+
+    app = create_app(settings, Engines(settings.engines, settings.idle_seconds, note))
     with tempfile.TemporaryDirectory() as directory:
         path = f"{directory}/socket"
         config = uvicorn.Config(
@@ -59,7 +65,7 @@ def running(settings: ServerSettings, load=None) -> Iterator[Running]:
         while not server.started and thread.is_alive():
             time.sleep(0.01)
         try:
-            yield Running(path, app.state.service, server)
+            yield Running(path, app.state.service, server, loaded)
         finally:
             server.should_exit = True
             thread.join()

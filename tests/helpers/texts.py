@@ -1,5 +1,10 @@
-"""Twenty texts for parity: short, long, numbers, quotes, other scripts, odd punctuation."""
+"""Texts: twenty for parity, and the sentences on which the built-in model is measured."""
 
+from __future__ import annotations
+
+from helpers.common import ROOT
+
+# short, long, numbers, quotes, other scripts, odd punctuation
 TEXTS = (
     "Hello.",
     "The quick brown fox jumps over the lazy dog.",
@@ -23,3 +28,9 @@ TEXTS = (
     "In the beginning there was a very long sentence that went on and on, with clauses, with "
     "asides (like this one), with numbers such as 42 and 3.14159, and with no end in sight.",
 )
+
+
+def everyday(count: int | None = None) -> list[str]:
+    """The first sentences of daily life; None: all."""
+    path = ROOT / "training" / "pico" / "sentences" / "everyday.txt"
+    return path.read_text(encoding="utf-8").splitlines()[:count]

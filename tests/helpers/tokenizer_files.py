@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +118,6 @@ def write_libraries(directory: Path) -> None:
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
-
-
-def copy_of(directory: Path, to: Path) -> Path:
-    """A copy of a directory that a test may damage."""
-    shutil.copytree(directory, to)
-    return to
 
 
 def _write(path: Path, content: object) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
+from helpers.fuzz import soon
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -93,10 +92,8 @@ def test_a_wrong_lexicon_is_an_error(words, problem):
 
 def test_a_pattern_that_takes_too_long_is_refused():
     slow = Lexicon.of({"/(a|aa)+$/": "b"})
-    start = time.process_time()
-    with pytest.raises(TextError, match="takes longer than 1 s over a text"):
+    with soon(), pytest.raises(TextError, match="takes longer than 1 s over a text"):
         read("a" * 5000 + "!", lexicon=slow)
-    assert time.process_time() - start < 5
 
 
 def test_files(tmp_path, monkeypatch):
@@ -139,6 +136,5 @@ def test_the_users_own(tmp_path, monkeypatch):
 def test_a_large_lexicon_over_a_long_text_is_fast():
     large = Lexicon.of({f"word{number}": f"said{number}" for number in range(5000)})
     text = " ".join(f"word{number % 6000} and so on" for number in range(20_000))
-    start = time.process_time()
-    assert read(text, lexicon=large).text.count("said") > 15_000
-    assert time.process_time() - start < 5
+    with soon():
+        assert read(text, lexicon=large).text.count("said") > 15_000

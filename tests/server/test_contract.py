@@ -42,18 +42,9 @@ KNOBS = {"seed": 3, "max_tokens": 20, "cfm_steps": 2}
 
 
 @pytest.fixture(scope="module")
-def engines():
-    return []
-
-
-@pytest.fixture(scope="module")
-def server(tiny, engines, tmp_path_factory):
-    def load(spec):
-        engines.append(spec.load())
-        return engines[-1]
-
+def server(tiny, tmp_path_factory):
     directory = tmp_path_factory.mktemp("server")
-    with running(settings_of(directory, str(tiny)), load) as one:
+    with running(settings_of(directory, str(tiny))) as one:
         yield one
 
 
@@ -70,16 +61,16 @@ def library(server):
 
 
 @pytest.fixture(scope="module")
-def samples(client, engines) -> bytes:
+def samples(client, server) -> bytes:
     """What the engine makes of the text by itself."""
     assert client.post(SPEECH, json=body("Hi.")).status_code == 200
-    pieces = engines[0].pieces(TEXT, None, Sampling(**KNOBS), latency="low")
+    pieces = server.engines[0].pieces(TEXT, None, Sampling(**KNOBS), latency="low")
     return b"".join(to_pcm(piece.samples) for piece in pieces)
 
 
 @pytest.fixture(scope="module")
-def whole(engines, samples) -> bytes:
-    return to_pcm(engines[0].synthesize(TEXT, None, Sampling(**KNOBS)).samples)
+def whole(server, samples) -> bytes:
+    return to_pcm(server.engines[0].synthesize(TEXT, None, Sampling(**KNOBS)).samples)
 
 
 def body(text: str = TEXT, **more) -> dict:
@@ -128,7 +119,7 @@ def test_openai_library(library, tmp_path, format_):
     assert len(content) == len(made) if format_ == "opus" else content == made
 
 
-def test_openai_library_and_events(library, samples, engines):
+def test_openai_library_and_events(library, samples, server):
     answer = library.audio.speech.create(
         model="gpt-4o-mini-tts", voice={"id": "default"}, input=TEXT, response_format="pcm",
         stream_format="sse", instructions="calm", extra_body=KNOBS,
@@ -137,9 +128,9 @@ def test_openai_library_and_events(library, samples, engines):
     done = events(answer.content)[-1]
     assert done["type"] == "speech.audio.done"
     usage = done["usage"]
-    tokenizer = engines[0].pipeline.decoder.tokenizer
+    tokenizer = server.engines[0].pipeline.decoder.tokenizer
     assert usage["input_tokens"] == len(tokenizer.encode(TEXT, None))
-    by_itself = engines[0].speech_tokens(TEXT, None, Sampling(**KNOBS))
+    by_itself = server.engines[0].speech_tokens(TEXT, None, Sampling(**KNOBS))
     assert usage["output_tokens"] == len(by_itself)
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
 
@@ -157,14 +148,14 @@ def test_openai_library_lists_and_errors(library, server):
     assert caught.value.param == "input"
 
 
-def test_many_clients_get_their_own_sound(server, client, engines):
+def test_many_clients_get_their_own_sound(server, client):
     import concurrent.futures
 
     texts = [f"Number {number}." for number in range(8)]
     slots = server.service.engines._served[server.service.engines.models[0]].engine.plan.slots
     assert slots >= 8, "otherwise some would get whole chunks"
     alone = [
-        to_pcm(np.concatenate([p.samples for p in engines[0].pieces(
+        to_pcm(np.concatenate([p.samples for p in server.engines[0].pieces(
             text, None, Sampling(**{**KNOBS, "seed": seed}), latency="low")]))
         for seed, text in enumerate(texts)
     ]  # fmt: skip

@@ -249,20 +249,13 @@ def test_strict_voices(tmp_path):
 
 
 def test_an_idle_engine_is_closed_and_loaded_again(tmp_path):
-    made: list[FakeServedEngine] = []
-
-    def load(_):
-        made.append(FakeServedEngine())
-        return made[-1]
-
-    with (
-        running(settings_of(tmp_path, idle_seconds=0.2), load) as server,
-        server.client() as client,
-    ):
+    settings = settings_of(tmp_path, idle_seconds=0.2)
+    with running(settings, lambda _: FakeServedEngine()) as server, server.client() as client:
         assert client.post(SPEECH, json=body("a")).status_code == 200
-        until(lambda: made[0].closed)
+        until(lambda: server.engines[0].closed)
         assert client.get("/health").json()["loaded"] == {"pico": False}
-        assert client.post(SPEECH, json=body("a")).status_code == 200 and len(made) == 2
+        assert client.post(SPEECH, json=body("a")).status_code == 200
+        assert len(server.engines) == 2
 
 
 def test_a_model_that_cannot_be_loaded_is_tried_again(tmp_path):

@@ -17,19 +17,13 @@ KNOBS = {"seed": 3, "max_tokens": 20, "cfm_steps": 2}
 @pytest.fixture(scope="module")
 def served(tiny, tmp_path_factory):
     """A client, and the engines that were loaded."""
-    engines = []
-
-    def load(spec):
-        engines.append(spec.load())
-        return engines[-1]
-
-    with running(settings_of(tmp_path_factory.mktemp("server"), str(tiny)), load) as server:
+    with running(settings_of(tmp_path_factory.mktemp("server"), str(tiny))) as server:
         with server.client() as client:
             with SAMPLE.open("rb") as recording:
                 files = {"file": ("anna.flac", recording)}
                 added = client.post("/v1/audio/voices", data={"name": "anna"}, files=files)
             assert added.status_code == 201
-            yield client, engines
+            yield client, server.engines
 
 
 def speak(client, text: str, **more):

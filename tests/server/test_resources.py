@@ -24,17 +24,8 @@ POISON = "Poison."
 
 
 @pytest.fixture(scope="module")
-def engines():
-    return []
-
-
-@pytest.fixture(scope="module")
-def server(tiny, engines, tmp_path_factory):
-    def load(spec):
-        engines.append(spec.load())
-        return engines[-1]
-
-    with running(settings_of(tmp_path_factory.mktemp("server"), str(tiny)), load) as one:
+def server(tiny, tmp_path_factory):
+    with running(settings_of(tmp_path_factory.mktemp("server"), str(tiny))) as one:
         yield one
 
 
@@ -69,10 +60,10 @@ def flow_fails(monkeypatch, _, error):
 
 @pytest.mark.parametrize("fails", [prompt_fails, flow_fails])
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("no memory")], ids=repr)
-def test_out_of_memory_in_one_request(server, engines, monkeypatch, fails, error):
+def test_out_of_memory_in_one_request(server, monkeypatch, fails, error):
     texts = [f"Number {number}." for number in range(4)]
     alone = [ask(server, text).content for text in texts]
-    fails(monkeypatch, engines[0], error)
+    fails(monkeypatch, server.engines[0], error)
     with ThreadPoolExecutor(5) as threads:
         failed, *others = threads.map(lambda text: ask(server, text), [POISON, *texts])
     assert failed.status_code == 500 and failed.json()["error"]["type"] == "server_error"

@@ -14,6 +14,7 @@ from difflib import SequenceMatcher
 import numpy as np
 import pytest
 from helpers.common import ROOT
+from helpers.texts import everyday
 
 from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.engine.sequence import Capacity
@@ -89,7 +90,7 @@ def _plain(word: str) -> str:
 @pytest.mark.quality
 def test_whisper_hears_the_words_at_about_the_same_time(pico, recogniser):
     """With the pauses of several sentences and paragraphs in a text."""
-    lines = (ROOT / "training/pico/sentences/everyday.txt").read_text(encoding="utf-8").splitlines()
+    lines = everyday()
     texts = ["\n\n".join(lines[i : i + 3]) for i in range(0, 60, 3)]
     found, words = [], 0
     for number, text in enumerate(texts):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
+from helpers.fuzz import soon
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -100,9 +99,8 @@ def test_a_book_takes_seconds_and_not_minutes():
     read = [
         " ".join("x1984x" if "1984" in w else w for w in chunk.text.split()) for chunk in chunks
     ]
-    start = time.process_time()
-    found = written_words(text, read)
-    assert time.process_time() - start < 5
+    with soon():
+        found = written_words(text, read)
     assert sum(map(len, found)) == sum(any(c.isalnum() for c in w) for w in text.split())
 
 
