@@ -189,7 +189,7 @@ class SpeechService:
         job.check(self.settings.limits.characters)
         if asked.markup:
             # names are those of files
-            cast = await asyncio.to_thread(cast_of, spec, asked.text)
+            cast = await asyncio.to_thread(cast_of, spec, asked.text, asked.language)
             paths |= {str(one.voice): one.name for one in cast.members if one.voice}
             job = dataclasses.replace(job, cast=cast)
         engine = await until.enter_async_context(self.engines.use(admitted.model))

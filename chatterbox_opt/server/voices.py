@@ -52,14 +52,17 @@ def find_voice(names: Mapping[str, Path | None], name: str | None) -> tuple[Path
     return None, False
 
 
-def cast_of(spec: EngineSpec, text: str) -> Cast:
+def cast_of(spec: EngineSpec, text: str, language: str | None) -> Cast:
     """The voices that a text's markup names: those of a client's choice, never a path.
+
+    Args:
+        language: of the text; None: English.
 
     Raises:
         TextError: wrong markup, or more silence than ``MAX_SILENCE``.
         VoiceError: there is no voice of a name.
     """
-    script = read(text, markup=True)
+    script = read(text, markup=True, language=language)
     if script.seconds > MAX_SILENCE:
         raise TextError(f"the pauses add up to more than {MAX_SILENCE:g}s: make them shorter")
     members, names = [], voice_names(spec)

@@ -206,6 +206,16 @@ def test_a_document_without_a_heading_has_the_title_of_the_table_of_contents(ite
     assert titles(read("a.epub", archive(files))) == ["Chapter 1"], "no table of contents"
 
 
+def test_the_encoding_that_is_given_holds_for_the_table_of_contents_too():
+    nav = NAV.replace("Dedication", "Für dich").encode("latin-1")
+    item = '<item id="t" href="t" media-type="application/xhtml+xml" properties="nav"/>'
+    opf = package(["part%200.xhtml"], more=item)
+    part = "<p>Nochmals: für dich.".encode("latin-1")
+    book = archive({"OEBPS/content.opf": opf, "OEBPS/part 0.xhtml": part, "OEBPS/t": nav})
+    job = read("a.epub", book, encoding="latin-1")
+    assert titles(job) == ["Für dich"]
+
+
 def test_what_is_not_in_the_reading_order_is_counted():
     names = ["a", "b", "c"]
     opf = package(names).replace('idref="d1"', 'idref="d1" linear="no"')

@@ -9,6 +9,9 @@ from helpers.http_server import running, settings_of
 
 from chatterbox_opt import Request, Sampling
 from chatterbox_opt.audio.streaming import to_pcm
+from chatterbox_opt.engine.spec import EngineSpec
+from chatterbox_opt.errors import TextError
+from chatterbox_opt.server.voices import cast_of
 
 SPEECH = "/v1/audio/speech"
 KNOBS = {"seed": 3, "max_tokens": 20, "cfm_steps": 2}
@@ -58,3 +61,10 @@ def test_tags_are_read_only_if_the_client_says_so(served):
 def test_what_is_wrong_is_the_clients_error(served, text, problem):
     answer = speak(served[0], text, markup=True)
     assert answer.status_code == 422 and problem in answer.json()["error"]["message"]
+
+
+def test_the_markup_is_read_in_the_language_of_the_text():
+    text = "<speak><say-as interpret-as='date'>2026-11-28</say-as></speak>"
+    assert not cast_of(EngineSpec("pico"), text, None).members
+    with pytest.raises(TextError, match="in German write it"):
+        cast_of(EngineSpec("pico"), text, "de")
