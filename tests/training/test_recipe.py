@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
+import sys
 
 import numpy as np
 import pytest
@@ -37,6 +39,20 @@ def trainable_t3():
     torch.manual_seed(0)
     used = torch.tensor([5, 90, 700, 701, 6000, PICO_CONFIG.t3.stop_speech])
     return train_t3.FactorizedT3(used)
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["data", "train_vocoder", "train_flow", "train_encoders", "train_t3", "pack", "parts",
+     "evaluate", "word_times"],
+)  # fmt: skip
+def test_every_program_starts(program, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [program, "--help"])
+    name = f"training.pico.{program}"
+    monkeypatch.delitem(sys.modules, name, raising=False)  # it runs as a program, once
+    with pytest.raises(SystemExit, match="^0$"):
+        runpy.run_module(name, run_name="__main__")
+    assert "Usage" in capsys.readouterr().out
 
 
 def sample_utterance(text="Hello, world.", tokens=(5, 700, 90, 6000, 701, 5)) -> Utterance:

@@ -31,6 +31,7 @@ from chatterbox_opt.eval import wer, whisper
 from chatterbox_opt.request import Progress
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.utils.atomic_file import atomic_write
+from chatterbox_opt.utils.quiet import silence_dependencies
 from training.pico.report import print_report
 from training.pico.sound import loudness
 
@@ -335,7 +336,7 @@ def command(  # noqa: PLR0913 - an option is a parameter in Typer
 
 def main() -> None:
     """Run the command; errors are printed in one line."""
-    console.be_quiet()
+    silence_dependencies()
     console.show_log(console.Reporter())
     try:
         app()
