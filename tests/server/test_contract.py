@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import socket
 import wave
 from dataclasses import replace
@@ -30,8 +31,11 @@ from wyoming.tts import (
 )
 
 from chatterbox_opt import Sampling
+from chatterbox_opt.audio import prebuffer
 from chatterbox_opt.audio.encoders import FORMATS
 from chatterbox_opt.audio.streaming import to_pcm
+from chatterbox_opt.cli.synth import streaming
+from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.server.clients import wyoming as wyoming_server
 from chatterbox_opt.server.engines import Engines
 from chatterbox_opt.server.service import SpeechService
@@ -146,6 +150,15 @@ def test_openai_library_lists_and_errors(library, server):
     with pytest.raises(openai.UnprocessableEntityError) as caught:
         library.audio.speech.create(model="x", voice="y", input=" ... ")
     assert caught.value.param == "input"
+
+
+def test_the_page_reckons_with_the_players_figures(client):
+    """It is in another language; tests/e2e/test_page.py compares what both reckon."""
+    found = re.findall(r"\b([A-Z_]+) = ([\d.]+)", client.get("/").text)
+    figures = {name: float(value) for name, value in found}
+    assert figures["RATE"] == SAMPLE_RATE
+    assert figures["MARGIN"] == prebuffer.MARGIN
+    assert figures["SECONDS_PER_LETTER"] == streaming.SECONDS_PER_LETTER
 
 
 def test_many_clients_get_their_own_sound(server, client):
