@@ -44,6 +44,17 @@ SAMPLE_TEXT = (  # samples/README.md
         ("The grey harbour", "the gray harbor"),
         ("Okay!", "um, OK"),
         ("No\u2026 really...", "No. Really?"),
+        ("at about 60 mph", "at about sixty miles per hour"),
+        ("at 180°C for 25 min.", "at 180 degrees Celsius for 25 minutes"),
+        ("15 ml of oil & 2 kg", "15ml of oil and two kilograms"),
+        ("It was -8°C.", "It was minus 8 degrees Celsius."),
+        ("Dr. Patel won £75.", "Doctor Patel won seventy-five pounds."),
+        ("2/3 of the class", "two thirds of the class"),
+        ("vs. 120, e.g. in 1932", "versus 120, for example in 1932"),
+        ("the FBI and the U.S. team", "the F B I and the US team"),
+        ("on Sept. 9", "on September 9th"),
+        ("King Henry VIII", "King Henry the Eighth"),
+        ("in the '80s", "in the 80s"),
     ],
 )
 def test_equivalent_spellings_compare_equal(reference, transcript):
@@ -53,7 +64,16 @@ def test_equivalent_spellings_compare_equal(reference, transcript):
 @needs_ears
 @pytest.mark.parametrize(
     ("reference", "transcript"),
-    [("nineteen", "ninety"), ("a bell", "of Bell"), ("three thirty", "three thirteen")],
+    [
+        ("nineteen", "ninety"),
+        ("a bell", "of Bell"),
+        ("three thirty", "three thirteen"),
+        ("7:45 a.m.", "7:35 a.m."),
+        ("7:45 a.m.", "7:45 mm"),
+        ("15 ml", "50 ml"),
+        ("£75", "£175"),
+        ("60 mph", "60 miles"),
+    ],
 )
 def test_different_words_compare_unequal(reference, transcript):
     assert wer.words(reference) != wer.words(transcript)
@@ -78,7 +98,7 @@ def test_word_errors(reference, transcript, expected):
 
 @needs_ears
 def test_rate_is_per_word_not_per_sentence():
-    result = wer.word_error_rate([("yes", "no"), ("the cat sat on the mat at noon", "") , ("a b", "a b")])  # fmt: skip
+    result = wer.word_error_rate([("yes", "no"), ("the cat sat on the mat at noon", "") , ("a bee", "a bee")])  # fmt: skip
     assert (result.errors, result.words, result.rate) == (9, 11, 9 / 11)
 
 
