@@ -39,7 +39,6 @@ LONGEST_FIRST = (
     "kernels/test_cuda_kernels.py",
     "engine/test_on_simulated_gpu.py",
     "docs/test_docs.py",
-    "kernels/test_cuda_kernels_in_place.py",
     "models/test_t3_parity.py",
     "bench/test_bench.py",
     "engine/test_renderer.py",
