@@ -18,7 +18,6 @@ from helpers.batch_process import (
     TESTS,
     listen_to_ctrl_c,
     noted_lines,
-    run_command,
 )
 from helpers.fake_engine import manifest_lines, run_batch, tasks_of
 from helpers.fake_worker_engine import FakeWorkerEngine, all_ended, is_running, worker_pool
@@ -267,6 +266,7 @@ def children(process: int) -> list[int]:
     return [int(child) for child in path.read_text().split()]
 
 
+@pytest.mark.slow  # test_crashes.py interrupts a process without workers
 def test_ctrl_c_finishes_the_items_in_flight_and_leaves_no_process(tiny, tmp_path):
     args = [*job(tmp_path, 2000), "out", "--model", str(tiny), *QUICK, "--workers", "2"]
     process = subprocess.Popen(
@@ -293,7 +293,7 @@ def test_ctrl_c_finishes_the_items_in_flight_and_leaves_no_process(tiny, tmp_pat
     assert not list((tmp_path / "out").glob(".*.part"))
 
 
-def test_a_model_that_cannot_be_loaded_is_one_line(tiny, tmp_path):
+def test_a_model_that_cannot_be_loaded_is_one_line(tiny, tmp_path, run_forked):
     import shutil
 
     broken = tmp_path / "broken"
@@ -301,7 +301,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tiny, tmp_path):
     weights = broken / "t3_cfg.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     args = [*job(tmp_path, 3), "out", "--model", str(broken), *QUICK, "--workers", "2"]
-    done = run_command(*args, cwd=tmp_path)
+    done = run_forked("batch", *args, cwd=tmp_path)
     assert done.returncode == 1
     assert [line for line in done.stderr.decode().splitlines() if line.startswith("error")] == [
         done.stderr.decode().splitlines()[-1]
