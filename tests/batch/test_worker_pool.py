@@ -62,7 +62,7 @@ def test_requests_are_drawn_when_a_slot_is_free(tmp_path):
             assert len(drawn) <= finished + 1 + 2 * 2 + 2
 
 
-@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("width", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_requests_of_a_killed_worker_are_requeued(tmp_path, width, caplog):
     """Killed from outside; no result is lost or duplicated.
 
@@ -84,7 +84,10 @@ def test_requests_of_a_killed_worker_are_requeued(tmp_path, width, caplog):
     assert all_ended(speech.processes())
 
 
-@pytest.mark.parametrize(("width", "count"), [(1, 1), (1, 2), (3, 2)])
+@pytest.mark.parametrize(
+    ("width", "count"),
+    [(3, 2), (1, 1), pytest.param(1, 2, marks=pytest.mark.slow)],
+)
 def test_an_item_that_crashes_workers_fails_alone(tmp_path, width, count):
     speech = FakeWorkerEngine(tmp_path, width=width)
     asked = requests("a", "b", "killer", "c", "d", "twice", "e", "f", "g")

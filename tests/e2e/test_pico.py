@@ -100,6 +100,7 @@ def test_voice_of_a_recording(pico):
     assert pico.synthesize("Good evening.", voice, Sampling(seed=1, cfm_steps=2)).duration > 0.3
 
 
+@pytest.mark.slow
 def test_exaggeration_makes_speech_faster(pico):
     slow, fast = (
         sum(

@@ -54,7 +54,9 @@ def compare(samples: np.ndarray, expected: torch.Tensor) -> None:
     assert np.abs(samples - expected[0].numpy()).max() < WHOLE_ATOL
 
 
-@pytest.mark.parametrize(("kind", "cases"), [("turbo", 4), ("nano", 1)])
+@pytest.mark.parametrize(
+    ("kind", "cases"), [("turbo", 4), pytest.param("nano", 1, marks=pytest.mark.slow)]
+)
 def test_turbo_and_nano_are_upstreams(kind, cases, family, engines, monkeypatch):
     upstream = upstream_turbo(family(kind), monkeypatch)
     inference, limit = upstream.t3.inference_turbo, 2 * LIMIT

@@ -103,8 +103,9 @@ def copy_stops(source, target):
     ("place", "name", "fails"),
     [
         (tempfile.SpooledTemporaryFile, "rollover", disk_is_full),  # while the form comes
-        (tempfile, "TemporaryDirectory", disk_is_full),
-        (shutil, "copyfileobj", disk_is_full),  # while it is kept to be checked
+        pytest.param(tempfile, "TemporaryDirectory", disk_is_full, marks=pytest.mark.slow),
+        # while it is kept to be checked
+        pytest.param(shutil, "copyfileobj", disk_is_full, marks=pytest.mark.slow),
         (shutil, "copyfile", copy_stops),  # among the voices
     ],
     ids=lambda value: getattr(value, "__name__", value),
