@@ -38,12 +38,12 @@ settings.load_profile("repeatable")
 LONGEST_FIRST = (
     "kernels/test_cuda_kernels.py",
     "engine/test_on_simulated_gpu.py",
-    "docs/test_docs.py",
-    "kernels/test_cuda_kernels_in_place.py",
-    "models/test_t3_parity.py",
-    "bench/test_bench.py",
-    "engine/test_renderer.py",
     "batch/test_worker_pool.py",
+    "engine/test_submit.py",
+    "e2e/test_pico.py",
+    "docs/test_docs.py",
+    "cli/test_main.py",
+    "engine/test_renderer.py",
     "batch/test_crashes.py",
 )
 

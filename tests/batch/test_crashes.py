@@ -165,7 +165,10 @@ def test_bad_rows_fail_and_all_others_succeed(tiny, tmp_path, run_forked):
     assert events[-1]["skipped"] == 16
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_a_signal_finishes_the_item_and_the_next_run_resumes(
     tiny, tmp_path, run_forked, number, code
 ):

@@ -20,7 +20,7 @@ from chatterbox_opt.text.chunking import Chunk
 
 SENTENCE = "The quick brown fox jumps over the lazy dog."
 NOISE = np.random.default_rng(0)
-SHORT = Sampling(seed=1, max_tokens=12)
+SHORT = Sampling(seed=1, max_tokens=12, cfm_steps=2)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from helpers.batch_process import (
     TESTS,
     listen_to_ctrl_c,
     noted_lines,
-    run_command,
 )
 from helpers.fake_engine import manifest_lines, run_batch, tasks_of
 from helpers.fake_worker_engine import FakeWorkerEngine, all_ended, is_running, worker_pool
@@ -63,7 +62,7 @@ def test_requests_are_drawn_when_a_slot_is_free(tmp_path):
             assert len(drawn) <= finished + 1 + 2 * 2 + 2
 
 
-@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("width", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_requests_of_a_killed_worker_are_requeued(tmp_path, width, caplog):
     """Killed from outside; no result is lost or duplicated.
 
@@ -85,7 +84,10 @@ def test_requests_of_a_killed_worker_are_requeued(tmp_path, width, caplog):
     assert all_ended(speech.processes())
 
 
-@pytest.mark.parametrize(("width", "count"), [(1, 1), (1, 2), (3, 2)])
+@pytest.mark.parametrize(
+    ("width", "count"),
+    [(3, 2), (1, 1), pytest.param(1, 2, marks=pytest.mark.slow)],
+)
 def test_an_item_that_crashes_workers_fails_alone(tmp_path, width, count):
     speech = FakeWorkerEngine(tmp_path, width=width)
     asked = requests("a", "b", "killer", "c", "d", "twice", "e", "f", "g")
@@ -267,6 +269,7 @@ def children(process: int) -> list[int]:
     return [int(child) for child in path.read_text().split()]
 
 
+@pytest.mark.slow  # test_crashes.py interrupts a process without workers
 def test_ctrl_c_finishes_the_items_in_flight_and_leaves_no_process(tiny, tmp_path):
     args = [*job(tmp_path, 2000), "out", "--model", str(tiny), *QUICK, "--workers", "2"]
     process = subprocess.Popen(
@@ -293,7 +296,7 @@ def test_ctrl_c_finishes_the_items_in_flight_and_leaves_no_process(tiny, tmp_pat
     assert not list((tmp_path / "out").glob(".*.part"))
 
 
-def test_a_model_that_cannot_be_loaded_is_one_line(tiny, tmp_path):
+def test_a_model_that_cannot_be_loaded_is_one_line(tiny, tmp_path, run_forked):
     import shutil
 
     broken = tmp_path / "broken"
@@ -301,7 +304,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tiny, tmp_path):
     weights = broken / "t3_cfg.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     args = [*job(tmp_path, 3), "out", "--model", str(broken), *QUICK, "--workers", "2"]
-    done = run_command(*args, cwd=tmp_path)
+    done = run_forked("batch", *args, cwd=tmp_path)
     assert done.returncode == 1
     assert [line for line in done.stderr.decode().splitlines() if line.startswith("error")] == [
         done.stderr.decode().splitlines()[-1]

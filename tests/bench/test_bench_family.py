@@ -48,7 +48,10 @@ def job(directory, **more) -> BenchJob:
     return BenchJob(str(directory), "cpu", tokens=forced_tokens(0.4), **more)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.slow) if kind == "nano" else kind for kind in KINDS],
+)
 def test_upstreams_class_is_measured_on_the_same_text_and_tokens(kind, made, monkeypatch):
     """Its stages get what ours get: text ids, number of tokens, silence at the end."""
     module = "mtl_tts" if kind == "multilingual" else "tts_turbo"

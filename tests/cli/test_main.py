@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from chatterbox_opt.cli.application import app
 
 COMMAND = [sys.executable, "-m", "chatterbox_opt"]
-SHORT = ["--max-tokens", "20", "--seed", "3"]
+SHORT = ["--max-tokens", "20", "--seed", "3", "--cfm-steps", "2"]
 
 
 def run(*args: str, cwd=None, stdin: bytes | None = None, env=None) -> subprocess.CompletedProcess:
@@ -146,9 +146,15 @@ def test_a_usage_error_is_one_line_and_exit_2(tmp_path, monkeypatch, args, messa
 @pytest.mark.parametrize(
     ("args", "code"),
     [
-        (["--help"], 0), (["profiles"], 0), (["profiles", "show", "rtx4090"], 0), (["--version"], 0),
-        (["synth", "--help"], 0), (["batch", "--help"], 0), (["synth", "?"], 2), (["synth", "hi", "--model", "nope"], 2),
-        (["synth", "hi", "--voice", "nope.wav"], 2), (["nonsense"], 2), (["voices", "list"], 0),
+        (["profiles", "show", "rtx4090"], 0), (["--version"], 0), (["synth", "--help"], 0),
+        (["synth", "?"], 2), (["synth", "hi", "--voice", "nope.wav"], 2), (["voices", "list"], 0),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (["--help"], 0), (["profiles"], 0), (["batch", "--help"], 0), (["nonsense"], 2),
+                (["synth", "hi", "--model", "nope"], 2),
+            )
+        ),
     ],
 )  # fmt: skip
 def test_quick_answers_import_no_torch(args, code, tmp_path):

@@ -7,6 +7,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,8 @@ MADE = {  # what the commands of a document leave behind
     ),
     "batch.md": ("book.flac", "lines/a-hello-there.ogg", "piped/0002.wav", "events.jsonl"),
 }
+FAST = ("README.md", "batch.md")  # the commands and blocks of the others are slow tests
+BLOCKS = ("README.md", "python.md", "script.md")  # those with Python in them
 FILM = """1
 00:00:01,000 --> 00:00:03,500
 Good evening.
@@ -148,7 +151,10 @@ def run(home: Path, command: list[str], given: str | None = None) -> subprocess.
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in MADE],
+)
 def test_the_commands_run_in_order(workplace, name):
     [document] = [path for path in DOCS if path.name == name]
     for command in commands(document):
@@ -158,17 +164,49 @@ def test_the_commands_run_in_order(workplace, name):
         assert (workplace / made).stat().st_size > 100, made
 
 
+@pytest.mark.parametrize("name", MADE)
+def test_the_commands_have_options_that_exist(workplace, name, monkeypatch):
+    """Parsed and not run, so that a document whose commands are slow has a fast test too."""
+    import typer
+
+    from chatterbox_opt.cli.application import app
+
+    monkeypatch.chdir(workplace)
+    [document] = [path for path in DOCS if path.name == name]
+    for command in commands(document):
+        words = list(shlex.shlex(command, posix=True, punctuation_chars=True))
+        words = words[words.index("chatterbox-opt") + 1 :]
+        ends = [i for i, word in enumerate(words) if set(word) <= set("|&;<>")]
+        parsed(typer.main.get_command(app), words[: min(ends, default=len(words))])
+
+
+def parsed(command, words: list[str]) -> None:
+    """Parse the words of a command and of its subcommands; an error of usage is raised."""
+    with command.make_context("chatterbox-opt", list(words)) as context:
+        if rest := getattr(context, "_protected_args", []) + context.args:
+            _, below, words = command.resolve_command(context, rest)
+            parsed(below, words)
+
+
 def test_no_other_document_has_commands_that_run():
     assert {path.name for path in DOCS if commands(path)} == set(MADE)
 
 
-def test_the_python_blocks_run(workplace):
+def test_the_documents_have_python_blocks():
+    assert {path.name for path in DOCS if blocks(path, "python")} == set(BLOCKS)
+    assert sum(len(blocks(path, "python")) for path in DOCS) >= 5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in BLOCKS],
+)
+def test_the_python_blocks_run(workplace, name):
+    [document] = [path for path in DOCS if path.name == name]
     found = [
-        (f"{path.name}, block {number}", code)
-        for path in DOCS
-        for number, code in enumerate(blocks(path, "python"), 1)
+        (f"{name}, block {number}", code)
+        for number, code in enumerate(blocks(document, "python"), 1)
     ]
-    assert len(found) >= 5
     done = run(workplace, [sys.executable, "-c", RUN_BLOCKS], json.dumps(found))
     assert done.returncode == 0, done.stderr
 

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 
+import pytest
 from helpers.common import ROOT
 
 import chatterbox_opt
@@ -26,6 +27,7 @@ for path, argument in zip(sys.argv[1::2], sys.argv[2::2]):
 """
 
 
+@pytest.mark.slow  # README's block and the commands of the built-in model are fast tests
 def test_the_examples_run(tmp_path):
     assert set(OUTPUTS) == {path.name for path in EXAMPLES.glob("*.py")}
     arguments = [

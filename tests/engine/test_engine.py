@@ -17,7 +17,7 @@ from chatterbox_opt.errors import DeviceError, InputError, SilenceError, TextErr
 from chatterbox_opt.voices.store import VoiceStore
 
 LONG = "The first sentence is here. And here comes another one, longer than the first. " * 5
-SHORT = {"max_tokens": 30}
+SHORT = {"max_tokens": 30, "cfm_steps": 2}
 
 
 def test_interleaved_calls_do_not_influence_one_another(engine):

@@ -203,8 +203,8 @@ def load_on_gpu(gpu, tiny, tmp_path):
 
 
 CALLS = [
-    ("A longer text, to be sure.", SAMPLE, Sampling(seed=2, max_tokens=17, top_p=0.8, cfm_steps=2)),
-    ("Hello.", None, Sampling(seed=1, max_tokens=11, cfg_weight=0, cfm_steps=3)),
+    ("A longer text, to be sure.", SAMPLE, Sampling(seed=2, max_tokens=11, top_p=0.8, cfm_steps=1)),
+    ("Hello.", None, Sampling(seed=1, max_tokens=7, cfg_weight=0, cfm_steps=2)),
 ]
 
 
@@ -253,7 +253,7 @@ def test_every_configuration_synthesizes_on_a_gpu(load_on_gpu, gpu, expected, ba
 def test_words_are_timed_on_a_gpu(load_on_gpu, gpu, engine, backend, monkeypatch):
     """As on a CPU: on the device, with T3's weights there, while steps are captured."""
     monkeypatch.setattr(ModelConfig, "alignment_heads", ((1, 0), (0, 2)))
-    sampling = Sampling(seed=1, max_tokens=40, cfm_steps=1)
+    sampling = Sampling(seed=1, max_tokens=20, cfm_steps=1)
     requests = [
         Request(str(i), "Hello there, you. " * (i + 1), sampling=sampling, timestamps=True)
         for i in range(3)
@@ -306,7 +306,7 @@ def test_the_family_synthesizes_on_a_gpu(gpu, family, kind, backend, tmp_path, m
 
 def test_parts_of_a_stream_are_those_of_a_cpu(load_on_gpu, gpu, engine):
     """Captured windows; tokens that are read back several at a time; a whole request beside."""
-    text, sampling = "Parts of it are heard early.", Sampling(seed=5, max_tokens=45, cfm_steps=1)
+    text, sampling = "Parts of it are heard early.", Sampling(seed=5, max_tokens=34, cfm_steps=1)
     expected = list(engine.pieces(text, None, sampling, latency="low"))
     requests = [
         Request(id, text, None, sampling, latency)
@@ -325,6 +325,7 @@ def test_parts_of_a_stream_are_those_of_a_cpu(load_on_gpu, gpu, engine):
     assert len(expected) > 1
 
 
+@pytest.mark.slow
 def test_after_warm_up_nothing_is_captured(load_on_gpu, gpu):
     text = "No."
     sampling = Sampling(seed=0, max_tokens=TOKEN_RATE + TOKENS_PER_LETTER * len(text))
@@ -343,8 +344,8 @@ def test_overlapped_rendering_has_no_race(load_on_gpu, gpu, expected):
     with load_on_gpu("rtx4090") as engine:
         assert engine.plan.rendering == "overlapped" and engine.plan.slots > 8
         lines = [
-            Request(str(i), "Hello.", None, Sampling(seed=i, max_tokens=9 + i % 5, cfm_steps=2))
-            for i in range(12)
+            Request(str(i), "Hello.", None, Sampling(seed=i, max_tokens=5 + i % 5, cfm_steps=1))
+            for i in range(10)
         ]
         first, again = (
             {result.id: result.audio().samples for result in engine.batch(lines)} for _ in range(2)
@@ -398,6 +399,7 @@ def test_extra_draws_after_an_end_are_undone(gpu, engine, tiny, offsets, monkeyp
     assert (asked_replaying == 0) == offsets
 
 
+@pytest.mark.slow  # the test of its way back to the CPU applies it on the GPU too
 def test_the_watermark_runs_on_the_gpu(gpu, tiny, tmp_path):
     """Single, and in a batch on a thread and stream of its own, overlapped with T3 and rendering."""
     sampling = Sampling(seed=1, max_tokens=11, cfm_steps=2)
@@ -503,6 +505,7 @@ def test_a_step_has_few_launches(engine, monkeypatch):
     assert found[False] > 20 * layers + 50
 
 
+@pytest.mark.slow  # test_offload.py counts the stages that are on a device
 def test_memory_of_offloaded_stages(load_on_gpu, gpu):
     """Memory held between two calls, and the peak, without the fake capture's copies."""
     held, peak, stages = {}, {}, {}

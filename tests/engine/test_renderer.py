@@ -53,7 +53,7 @@ def requests(lines=LINES):
             Sampling(
                 seed=i,
                 max_tokens=5 + i,
-                cfm_steps=(2, 3, 2)[i % 3],
+                cfm_steps=(1, 2, 1)[i % 3],
                 cfg_weight=(0.5, 0.0)[i % 2],
                 temperature=(0.8, 0.0, 1.5)[i % 3],
             ),
@@ -170,6 +170,7 @@ def test_overlapped_audio_is_bit_identical(engine, monkeypatch, retries):
     assert threads and all(threads), "all of it was rendered on the worker"
 
 
+@pytest.mark.slow  # test_on_simulated_gpu.py has overlapped graphs too
 def test_overlapped_graphs_give_bit_identical_audio(engine):
     """Two threads replay, and capture, at the same time."""
     capture_graphs(engine, fake_graph_capture.record)
@@ -357,8 +358,17 @@ def test_one_requests_failure_does_not_affect_others(engine, monkeypatch, expect
             assert overlaps == (sound is OVERLAPPED), "no reason to disable it"
 
 
-@pytest.mark.parametrize("name", ["flow", "vocoder"])
-@pytest.mark.parametrize(("times", "offload"), [(1, "none"), (2, "stages"), (3, "all-but-active")])
+@pytest.mark.parametrize(
+    ("name", "times", "offload"),
+    [
+        ("flow", 1, "none"),
+        ("vocoder", 2, "stages"),
+        ("flow", 3, "all-but-active"),
+        pytest.param("vocoder", 1, "none", marks=pytest.mark.slow),
+        pytest.param("flow", 2, "stages", marks=pytest.mark.slow),
+        pytest.param("vocoder", 3, "all-but-active", marks=pytest.mark.slow),
+    ],
+)
 def test_out_of_memory_disables_overlap_and_then_offloads(
     engine, monkeypatch, expected, caplog, name, times, offload
 ):

@@ -78,7 +78,9 @@ def test_a_request_lives_as_the_architecture_says(engine):
 
     sys.setprofile(profile)
     try:
-        [piece] = engine.pieces("Hello.", None, Sampling(seed=1, max_tokens=6), guard=Guard(0))
+        [piece] = engine.pieces(
+            "Hello.", None, Sampling(seed=1, max_tokens=6, cfm_steps=1), guard=Guard(0)
+        )
     finally:
         sys.setprofile(None)
     assert piece.tokens
@@ -135,7 +137,9 @@ def test_requests_alternate_and_each_gives_its_oldest_sequence(engine, scheduler
     for id, count in (("a", 3), ("b", 1), ("c", 2)):
         state = RequestState(id, 1, Capacity(2))
         chunk = Chunk("Hello.")
-        state.add_chunks([chunk] * count, engine.voice(), Sampling(seed=1, max_tokens=3))
+        state.add_chunks(
+            [chunk] * count, engine.voice(), Sampling(seed=1, max_tokens=3, cfm_steps=1)
+        )
         scheduler.add(state)
     finish(scheduler)
     assert admitted == [("a", 0), ("b", 0), ("c", 0), ("a", 1), ("c", 1), ("a", 2)]
@@ -239,7 +243,9 @@ def test_a_failed_request_frees_its_other_slots_at_once(engine, scheduler):
 @pytest.mark.parametrize("error", [TypeError("a bug"), KeyboardInterrupt()])
 def test_a_bug_or_ctrl_c_ends_all_requests_and_the_engine_still_works(engine, monkeypatch, error):
     def hello():
-        return engine.synthesize("Hello.", None, Sampling(seed=1, max_tokens=6)).samples
+        return engine.synthesize(
+            "Hello.", None, Sampling(seed=1, max_tokens=6, cfm_steps=1)
+        ).samples
 
     expected, left, plain = hello(), [error], stage(engine, "t3").step
 
@@ -248,7 +254,7 @@ def test_a_bug_or_ctrl_c_ends_all_requests_and_the_engine_still_works(engine, mo
             raise left.pop()
         return plain(*args)
 
-    suspended = engine.pieces(16 * SENTENCE, None, Sampling(seed=2, max_tokens=6))
+    suspended = engine.pieces(16 * SENTENCE, None, Sampling(seed=2, max_tokens=6, cfm_steps=1))
     next(suspended)
     monkeypatch.setattr(stage(engine, "t3"), "step", step)
     with pytest.raises(type(error)):
@@ -275,11 +281,11 @@ def test_an_ended_request_holds_no_audio_and_no_tensors(engine, scheduler):
 
 
 def test_an_abandoned_iterator_frees_its_slots(engine):
-    pieces = engine.pieces(20 * SENTENCE, None, Sampling(seed=1, max_tokens=6))
+    pieces = engine.pieces(20 * SENTENCE, None, Sampling(seed=1, max_tokens=6, cfm_steps=1))
     next(pieces)
     pieces.close()
     assert engine.pipeline.idle and engine.pipeline.decoder._batch is None
-    results = engine.batch(Request(str(i), SENTENCE, None, Sampling(seed=i, max_tokens=6))
+    results = engine.batch(Request(str(i), SENTENCE, None, Sampling(seed=i, max_tokens=6, cfm_steps=1))
                            for i in range(9))  # fmt: skip
     next(results)
     results.close()
@@ -292,13 +298,14 @@ def test_an_abandoned_iterator_frees_its_slots(engine):
 def test_plain_calls_of_several_threads_give_their_own_audio(engine):
     texts = ["Hello.", "Something else.", "A third one.", "And a fourth."]
     expected = {
-        t: engine.synthesize(t, None, Sampling(seed=7, max_tokens=9)).samples for t in texts
+        t: engine.synthesize(t, None, Sampling(seed=7, max_tokens=9, cfm_steps=1)).samples
+        for t in texts
     }
     found, start = {}, threading.Barrier(len(texts))
 
     def call(text):
         start.wait(LIMIT)
-        found[text] = [engine.synthesize(text, None, Sampling(seed=7, max_tokens=9)).samples
+        found[text] = [engine.synthesize(text, None, Sampling(seed=7, max_tokens=9, cfm_steps=1)).samples
                        for _ in range(3)]  # fmt: skip
 
     threads = [threading.Thread(target=call, args=(text,)) for text in texts]
@@ -312,7 +319,7 @@ def test_plain_calls_of_several_threads_give_their_own_audio(engine):
 
 def test_two_iterators_of_one_thread_are_interleaved(engine):
     def pieces(seed):
-        return engine.pieces(16 * SENTENCE, None, Sampling(seed=seed, max_tokens=6))
+        return engine.pieces(16 * SENTENCE, None, Sampling(seed=seed, max_tokens=6, cfm_steps=1))
 
     expected = [[p.samples for p in pieces(seed)] for seed in (1, 2)]
     found = list(zip(pieces(1), pieces(2), strict=True))

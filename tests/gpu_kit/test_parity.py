@@ -59,6 +59,7 @@ def test_stale_cuda_graphs_fail(engine, monkeypatch):
     assert not parity.token_parity(engine, stale, EagerBackend(), 1, 2, 6)["good"]
 
 
+@pytest.mark.slow
 def test_timings_are_positive(engine):
     [row] = lengths.rendering_by_length(engine, (0.5,))
     assert row["flow"] > 0 and row["vocoder"] > 0
@@ -94,6 +95,7 @@ def test_the_error_of_a_kernel_is_in_its_row():
     assert kernel_times.with_bandwidth(2.0, 4000) == {"us": 2.0, "gb_per_second": 2.0}
 
 
+@pytest.mark.slow
 def test_overlapped_rendering_is_compared(engine):
     engine.plan = replace(engine.plan, rendering="overlapped", slots=3)
     renderer = engine.pipeline.renderer = Renderer(engine.pipeline.recovery, no_stream)

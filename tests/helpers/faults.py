@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from chatterbox_opt import Request, Sampling
 
-SAMPLING = Sampling(seed=3, max_tokens=20)
+SAMPLING = Sampling(seed=3, max_tokens=20, cfm_steps=2)
 
 
 class FaultInjector:

@@ -128,6 +128,7 @@ class SimulatedGPU:
         self.states = 0  # of generators that were asked for, whole
         self.peak = 0
         self._memory: dict[int, Memory] = {}
+        self._young: list[int] = []  # those that came since all were asked whether they are gone
         self._counted = 0  # bytes of the GPU's in there; some of it may be gone
         self._lock = threading.RLock()
         self._launched = Clock()
@@ -153,15 +154,25 @@ class SimulatedGPU:
             self._forget(storage._cdata)
             memory = Memory(StorageWeakRef(storage), storage.nbytes(), pinned)
             self._memory[storage._cdata] = memory
+            self._young.append(storage._cdata)
             self._counted += 0 if pinned else memory.size
+            if self._counted > self.peak:
+                self._forget_gone(self._young)  # most are, and they are few
+                self._young = [key for key in self._young if key in self._memory]
             if self._counted > self.peak:
                 self.peak = max(self.peak, self.allocated())
 
     def allocated(self) -> int:
         with self._lock:
-            for key in [k for k, m in self._memory.items() if m.alive.expired()]:
-                self._forget(key)
+            self._forget_gone(self._memory)
+            self._young.clear()
             return self._counted
+
+    def _forget_gone(self, keys) -> None:
+        known, expired = self._memory, torch.UntypedStorage._expired
+        gone = [key for key in keys if key in known and expired(known[key].alive.cdata)]
+        for key in gone:
+            self._forget(key)
 
     def _forget(self, key: int) -> None:
         known = self._memory.pop(key, None)
@@ -630,10 +641,18 @@ def _in_one_piece(tensor) -> bool:
 
 def _tensors(value) -> list[torch.Tensor]:
     """Those in an operation's arguments or results, in order."""
+    found: list[torch.Tensor] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value, found: list[torch.Tensor]) -> None:
     if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, (tuple, list)):
-        return []
-    return [tensor for part in value for tensor in _tensors(part)]
+        found.append(value)
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            if part is not None:
+                _collect(part, found)
+    elif isinstance(value, dict):
+        for part in value.values():
+            _collect(part, found)

@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 from helpers.common import ROOT
 
-OTHERS = "SelfTest or PDL or t3 or flow or sample or embed"  # about half of the time
-
 
 def one_element_arrays_convert_to_int() -> bool:
     """Triton's interpreter (3.2 to 3.6) needs it; numpy 2.5 raises TypeError."""
@@ -33,10 +31,10 @@ on_this_numpy = pytest.mark.skipif(
 
 
 def interpreted(selected: str, tiny: Path) -> None:
-    """Run the cases that a pytest -k expression selects, over the checkpoint ``tiny``."""
+    """Run the cases that a pytest -m expression selects, over the checkpoint ``tiny``."""
     cases = str(ROOT / "tests" / "kernels" / "triton_interpreter_cases.py")
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selected, cases],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", selected, cases],
         env={**os.environ, "TRITON_INTERPRET": "1", "TINY_CHECKPOINT": str(tiny)},
         capture_output=True,
         text=True,

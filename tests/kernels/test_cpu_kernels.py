@@ -104,13 +104,12 @@ assert torch.allclose(linear(x).float(), linear(x.float()), rtol=0.005, atol=0.0
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="simulates another x86 CPU")
-@pytest.mark.parametrize(
-    "layer", ["Int8Linear", pytest.param("Int4Linear", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("layer", ["Int8Linear", "Int4Linear"])
 def test_without_vnni_results_are_the_same(tmp_path, layer):
     """In a subprocess: numba reads the name of the CPU to compile for when it is imported. Compiles
-    all kernels of a layer, so that int4 is a slow test."""
+    all kernels of a layer. On such a CPU integers are not used by default, so that it is slow."""
     env = os.environ | {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c"}
     env |= {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     ran = subprocess.run(

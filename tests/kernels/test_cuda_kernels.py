@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from helpers.triton_interpreter import OTHERS, interpreted, on_this_numpy
+from helpers.triton_interpreter import interpreted, on_this_numpy
 
 from benchmarks.gpu import resources
 
@@ -22,10 +22,9 @@ MULTIPLES_OF_16 = ("n", "k", "width", "row_stride", "head_stride", "frame_stride
 
 
 @on_this_numpy
-def test_kernels_match_pytorch(tiny):
-    """About half of the cases: the others are in test_cuda_kernels_in_place.py, to run in
-    parallel."""
-    interpreted(f"not ({OTHERS})", tiny)
+@pytest.mark.parametrize("cases", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_kernels_match_pytorch(tiny, cases):
+    interpreted(cases, tiny)
 
 
 TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}

@@ -1,5 +1,6 @@
 """The Triton kernels against PyTorch, in Triton's interpreter; run by test_cuda_kernels.py in a
-process of its own, because Triton reads TRITON_INTERPRET when it is imported."""
+process of its own, because Triton reads TRITON_INTERPRET when it is imported. Each kernel has fast
+cases; sizes and types that take the same paths through it are slow ones."""
 
 from __future__ import annotations
 
@@ -39,6 +40,7 @@ from chatterbox_opt.models.t3.llama import apply_rope
 from chatterbox_opt.runtime import cuda
 from chatterbox_opt.sampling import Sampling
 
+SLOW = pytest.mark.slow
 ATOL = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}  # values up to 6
 FLAGS = [  # norm, gated, residual, int8: those of a decode step, and none
     (True, False, False, False),
@@ -49,7 +51,13 @@ FLAGS = [  # norm, gated, residual, int8: those of a decode step, and none
     (False, False, False, False),
 ]
 CASES = [
-    (rows, dtype, flags)
+    pytest.param(
+        rows,
+        dtype,
+        flags,
+        # all flags in half precision, and one of each other kind
+        marks=() if flags == FLAGS[3] or (dtype == torch.float16 and rows in (2, 5)) else SLOW,
+    )
     for rows in (1, 2, 3, 5, 70)
     for dtype in ATOL
     # the interpreter's tl.dot treats bfloat16 as integers
@@ -179,8 +187,10 @@ def test_k_larger_than_a_tile():
     assert_close(out, F.silu(gate) * up, atol=1e-4)
 
 
-@pytest.mark.parametrize("rows", [5, 70])
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(
+    ("int8", "rows"),
+    [(False, 5), (True, 5), (True, 70), pytest.param(False, 70, marks=SLOW)],
+)
 def test_split_k(rows, int8):
     """Twice with the same counters, which are zero again afterwards."""
     generator = torch.Generator().manual_seed(rows)
@@ -231,9 +241,25 @@ CACHES = [  # dtype and tolerance, int8 keys and values, rotary positions
 ]
 
 
-@pytest.mark.parametrize(("dtype", "atol", "kv_int8", "rotary"), CACHES)
-@pytest.mark.parametrize("rows_per_seq", [1, 2])
-@pytest.mark.parametrize("split", [False, True])
+ATTENTION_CASES = [
+    pytest.param(
+        split,
+        rows_per_seq,
+        *cache,
+        # with splits, which take long: one of each type, number of rows, and int8 or not
+        marks=SLOW
+        if split and (rows_per_seq, cache) not in ((1, CACHES[1]), (2, CACHES[2]))
+        else (),
+    )
+    for split in (False, True)
+    for rows_per_seq in (1, 2)
+    for cache in CACHES
+]
+
+
+@pytest.mark.parametrize(
+    ("split", "rows_per_seq", "dtype", "atol", "kv_int8", "rotary"), ATTENTION_CASES
+)
 def test_decode_attention(dtype, atol, kv_int8, rotary, rows_per_seq, split):
     """Rows of several lengths, with NaN after each; the new key and value are written. With one
     program a head, and with splits."""
@@ -323,7 +349,9 @@ def test_large_scores_do_not_overflow():
     assert torch.equal(out, torch.full_like(out, 150.0))
 
 
-@pytest.mark.parametrize(("rows_per_seq", "turbo"), [(1, False), (2, False), (1, True)])
+@pytest.mark.parametrize(
+    ("rows_per_seq", "turbo"), [pytest.param(1, False, marks=SLOW), (2, False), (1, True)]
+)
 def test_sample_kernel(rows_per_seq, turbo):
     """Sampling parameters of all kinds, two rows with NaN/Inf, some forced tokens, and rows whose
     token buffer is full, against ``DecodeState.draw``."""
@@ -535,8 +563,14 @@ class TestPDL:
         for a, b in zip(flat([result, *inputs]), flat([expected, *plain]), strict=True):
             assert torch.equal(a, b) and (not a.is_floating_point() or a.isfinite().all())
 
-    @pytest.mark.parametrize("rows", [2, 5])
-    @pytest.mark.parametrize("flags", FLAGS)
+    @pytest.mark.parametrize(
+        ("flags", "rows"),
+        [
+            pytest.param(flags, rows, marks=SLOW if rows == 2 and flags in FLAGS[4:] else ())
+            for flags in FLAGS
+            for rows in (2, 5)
+        ],
+    )
     def test_linear(self, waits, rows, flags):
         has_norm, gated, has_residual, int8 = flags
         generator = torch.Generator().manual_seed(rows)
@@ -593,15 +627,15 @@ class TestPDL:
         """The counters too are written by another kernel: the step's first one zeroes them."""
         generator = torch.Generator().manual_seed(0)
         rope = torch.randn(2, 2, 16, generator=generator)
-        buffers = torch.randn(2, 4, 3, 300, 16, generator=generator)
-        qkv, positions = torch.randn(4, 3 * 3 * 16, generator=generator), torch.tensor([5, 280])
+        buffers = torch.randn(2, 4, 2, 300, 16, generator=generator)
+        qkv, positions = torch.randn(4, 3 * 2 * 16, generator=generator), torch.tensor([5, 280])
 
         def call(qkv, rope, buffers, positions, arrivals):
             pair = (rope[0], rope[1])
             return decode_attention.decode_attention(qkv, pair, *buffers, positions, None, arrivals)
 
-        arrivals = torch.zeros(4 * 3, dtype=torch.int32)
-        programs = 4 * 3 * decode_attention.num_splits(4, 3)
+        arrivals = torch.zeros(4 * 2, dtype=torch.int32)
+        programs = 4 * 2 * decode_attention.num_splits(4, 2)
         self.check(waits, call, [qkv, rope, buffers, positions, arrivals], programs)
 
     def test_split_k(self, waits):
@@ -657,7 +691,13 @@ class TestPDL:
 class TestPDLProbe:
     @pytest.fixture
     def supported(self, monkeypatch):
-        """Whether PDL counts as supported on a GPU with this graph capture."""
+        """Whether PDL counts as supported on a GPU with this graph capture; by a chain of few
+        programs, each of which takes the interpreter long."""
+        few = SimpleNamespace(
+            zeros=lambda count, width, **kwargs: torch.zeros(count, width // 16, **kwargs),
+            long=torch.long,
+        )
+        monkeypatch.setattr(kernel_launch, "torch", few)
         monkeypatch.setattr(cuda, "capability_major", lambda device: 9)
         monkeypatch.setattr(kernel_launch, "gdc_launch_dependents", lambda: None)
         monkeypatch.setattr(kernel_launch, "gdc_wait", lambda: None)
@@ -710,9 +750,13 @@ class TestSelfTest:
         monkeypatch.setattr(selftest, "HEADS", 2)
         monkeypatch.setattr(selftest, "N", 20)
 
-    @pytest.mark.parametrize("stage", ["t3", "flow"])
+    @pytest.mark.parametrize("stage", [pytest.param("t3", marks=SLOW), "flow"])
     def test_correct_kernels_pass(self, stage):
         assert support.unsupported_reason(stage, torch.float16, "cpu") == ""
+
+    def test_correct_kernels_other_than_products_pass(self, monkeypatch):
+        monkeypatch.setattr(selftest, "_linear", lambda drawn: True)
+        assert support.unsupported_reason("t3", torch.float16, "cpu") == ""
 
     @pytest.mark.parametrize(
         ("module", "name"),
@@ -818,6 +862,7 @@ def gpt2():
     return t3_from_upstream(upstream_gpt2(TINY_GPT2).state_dict(), TINY_GPT2, torch.float32)
 
 
+@SLOW
 def test_gpt2_with_the_fused_step(gpt2, few_programs):
     """As the test below; with knobs that need a sort and without."""
     assert fused_step.supports(gpt2)

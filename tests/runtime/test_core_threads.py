@@ -11,7 +11,7 @@ from chatterbox_opt import Engine, Request, Sampling
 from chatterbox_opt.runtime.core_threads import CoreThreads
 
 TEXTS = [f"Number {number}, and so on." for number in range(8)]
-KNOBS = {"cfm_steps": 2, "max_tokens": 30}
+KNOBS = {"cfm_steps": 1, "max_tokens": 12}
 
 
 @pytest.fixture

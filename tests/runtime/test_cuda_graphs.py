@@ -53,7 +53,9 @@ def alone(engine, t3):
     return [decode_all(t3, [one])[0].tokens for one in varied_requests(engine)]
 
 
-@pytest.mark.parametrize("slots", [1, 3, 8])
+@pytest.mark.parametrize(
+    "slots", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(8, marks=pytest.mark.slow)]
+)
 def test_replayed_tokens_are_the_eager_ones(engine, t3, alone, slots):
     """Sampling parameters, voice, text length and seed differ; the graphs serve them all."""
     record = Counting()
@@ -102,7 +104,7 @@ def test_graphs_are_stale_when_the_cache_grows(engine, t3, monkeypatch):
 
 def test_graphs_are_stale_when_weights_move(load):
     """As offload and a retry in float32 move them."""
-    sampling = Sampling(seed=3, max_tokens=40)
+    sampling = Sampling(seed=3, max_tokens=20, cfm_steps=2)
     with load() as engine:
         record = Counting()
         capture_graphs(engine, record)
@@ -186,7 +188,7 @@ def test_addresses_are_all_of_them():
 @pytest.mark.parametrize("offload", ["stages", "all-but-active"])
 def test_offloaded_stages_give_the_same_audio(load, engine, offload):
     """Their weights return to the same memory or to other memory: graphs are recaptured."""
-    sampling = Sampling(seed=3, max_tokens=40)
+    sampling = Sampling(seed=3, max_tokens=20, cfm_steps=2)
     expected = engine.synthesize("Hello there.", None, sampling).samples
     with load() as offloaded:
         capture_graphs(offloaded, fake_graph_capture.record)
@@ -202,14 +204,14 @@ def test_offloaded_stages_give_the_same_audio(load, engine, offload):
 def test_an_engine_with_graphs_gives_the_same_audio(load, engine):
     """Interleaved voices, lengths, steps and sampling parameters; single and in a batch."""
     calls = [
-        ("Hello.", None, Sampling(seed=1, max_tokens=20, cfm_steps=3)),
+        ("Hello.", None, Sampling(seed=1, max_tokens=12, cfm_steps=1)),
         (
             "A longer text, to be sure.",
             SAMPLE,
-            Sampling(seed=2, max_tokens=20, top_p=0.8, cfm_steps=3),
+            Sampling(seed=2, max_tokens=12, top_p=0.8, cfm_steps=1),
         ),
-        ("Hello.", None, Sampling(seed=1, max_tokens=20, cfm_steps=4)),
-        ("Again and again.", None, Sampling(seed=4, max_tokens=20, cfm_steps=3, temperature=0)),
+        ("Hello.", None, Sampling(seed=1, max_tokens=12, cfm_steps=2)),
+        ("Again and again.", None, Sampling(seed=4, max_tokens=12, cfm_steps=1, temperature=0)),
     ] * 3
     expected = [engine.synthesize(t, engine.voice(v), s).samples for t, v, s in calls[:4]] * 3
     with load() as replaying:
@@ -229,7 +231,7 @@ def test_an_engine_with_graphs_gives_the_same_audio(load, engine):
 
 
 def test_work_that_cannot_be_captured_runs_eagerly_with_one_warning_each(load, engine, caplog):
-    sampling = Sampling(seed=3, max_tokens=40)
+    sampling = Sampling(seed=3, max_tokens=20, cfm_steps=2)
     expected = engine.synthesize("Hello there.", None, sampling).samples
     with load() as recovered, caplog.at_level(logging.WARNING, "chatterbox_opt"):
         capture_graphs(
@@ -256,7 +258,7 @@ def test_a_closed_engine_frees_all_memory(load):
     try:
         engine = load()
         capture_graphs(engine, fake_graph_capture.record)
-        engine.synthesize("Hello there.", None, Sampling(seed=3, max_tokens=20))
+        engine.synthesize("Hello there.", None, Sampling(seed=3, max_tokens=20, cfm_steps=2))
         pipeline = engine.pipeline
         held = [weakref.ref(pipeline.placement.module(name)) for name in ("t3", "flow", "vocoder")]
         held += [

@@ -8,6 +8,7 @@ view is freed.
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import weakref
 from contextlib import contextmanager
@@ -35,6 +36,15 @@ from chatterbox_opt.runtime.weight_transfer import PlainTransfer, StreamTransfer
 CPU = torch.device("cpu")
 NAMES = ("t3", "flow", "vocoder")
 TEXTS = ["Hello.", "Something else.", "A third one."]
+
+
+def pairs(first, second, fast):
+    """All pairs; those that are not named are slow tests."""
+    slow = pytest.mark.slow
+    return [
+        pytest.param(*pair, marks=() if pair in fast else slow)
+        for pair in itertools.product(first, second)
+    ]
 
 
 @dataclass
@@ -407,8 +417,13 @@ def load(tiny, store, monkeypatch, transfer):
     return load
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("offload", ["stages", "all-but-active"])
+@pytest.mark.parametrize(
+    ("offload", "dtype"),
+    pairs(
+        ("stages", "all-but-active"), ("float32", "bfloat16", "int8"),
+        fast=(("stages", "float32"), ("all-but-active", "int8")),
+    ),
+)  # fmt: skip
 def test_an_engine_with_offload_gives_bit_identical_audio(
     load, transfer, tiny, store, offload, dtype
 ):
@@ -430,8 +445,13 @@ def test_an_engine_with_offload_gives_bit_identical_audio(
     assert transfer.live() == 0, "after closing"
 
 
-@pytest.mark.parametrize("kind", ["turbo", "nano", "multilingual"])
-@pytest.mark.parametrize("offload", ["stages", "all-but-active"])
+@pytest.mark.parametrize(
+    ("offload", "kind"),
+    pairs(
+        ("stages", "all-but-active"), ("turbo", "nano", "multilingual"),
+        fast=(("stages", "multilingual"), ("all-but-active", "turbo")),
+    ),
+)  # fmt: skip
 def test_the_family_with_offload_gives_bit_identical_audio(
     load, transfer, family, store, offload, kind
 ):

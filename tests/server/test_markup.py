@@ -65,6 +65,6 @@ def test_what_is_wrong_is_the_clients_error(served, text, problem):
 
 def test_the_markup_is_read_in_the_language_of_the_text():
     text = "<speak><say-as interpret-as='date'>2026-11-28</say-as></speak>"
-    assert not cast_of(EngineSpec("pico"), text, None).members
+    assert not cast_of(EngineSpec(model="pico"), text, None).members
     with pytest.raises(TextError, match="in German write it"):
-        cast_of(EngineSpec("pico"), text, "de")
+        cast_of(EngineSpec(model="pico"), text, "de")

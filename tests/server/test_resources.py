@@ -19,7 +19,7 @@ from helpers.http_server import FakeServedEngine, running, settings_of
 from chatterbox_opt.engine.rendering.hops import HopGroup
 
 SPEECH, VOICES = "/v1/audio/speech", "/v1/audio/voices"
-KNOBS = {"response_format": "pcm", "seed": 3, "cfm_steps": 2}
+KNOBS = {"response_format": "pcm", "seed": 3, "cfm_steps": 1}
 POISON = "Poison."
 
 
@@ -58,8 +58,16 @@ def flow_fails(monkeypatch, _, error):
     monkeypatch.setattr(HopGroup, "flow", fails)
 
 
-@pytest.mark.parametrize("fails", [prompt_fails, flow_fails])
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("no memory")], ids=repr)
+@pytest.mark.parametrize(
+    ("fails", "error"),
+    [
+        (prompt_fails, MemoryError()),
+        (flow_fails, torch.OutOfMemoryError("no memory")),
+        pytest.param(prompt_fails, torch.OutOfMemoryError("no memory"), marks=pytest.mark.slow),
+        pytest.param(flow_fails, MemoryError(), marks=pytest.mark.slow),
+    ],
+    ids=lambda value: getattr(value, "__name__", repr(value)),
+)
 def test_out_of_memory_in_one_request(server, monkeypatch, fails, error):
     texts = [f"Number {number}." for number in range(4)]
     alone = [ask(server, text).content for text in texts]
@@ -95,8 +103,9 @@ def copy_stops(source, target):
     ("place", "name", "fails"),
     [
         (tempfile.SpooledTemporaryFile, "rollover", disk_is_full),  # while the form comes
-        (tempfile, "TemporaryDirectory", disk_is_full),
-        (shutil, "copyfileobj", disk_is_full),  # while it is kept to be checked
+        pytest.param(tempfile, "TemporaryDirectory", disk_is_full, marks=pytest.mark.slow),
+        # while it is kept to be checked
+        pytest.param(shutil, "copyfileobj", disk_is_full, marks=pytest.mark.slow),
         (shutil, "copyfile", copy_stops),  # among the voices
     ],
     ids=lambda value: getattr(value, "__name__", value),

@@ -40,6 +40,12 @@ def timed_once(pico):
     return pico.synthesize(REQUEST)
 
 
+@pytest.fixture(scope="module")
+def timed_pieces(pico):
+    """The same, chunk by chunk."""
+    return list(pico.pieces(REQUEST))
+
+
 def check(words, duration: float) -> None:
     """In order, without overlap, within the audio; on the grid or where sound begins and ends."""
     assert [word.text for word in words] == WRITTEN
@@ -67,21 +73,20 @@ def test_the_sound_is_the_same_and_nothing_is_computed_if_nobody_asks(
     assert "alignment" in timed_once.seconds and "alignment" not in audio.seconds
 
 
-def test_every_call_gives_the_same_words(pico, timed_once):
+def test_every_call_gives_the_same_words(pico, timed_once, timed_pieces):
     [result] = pico.batch([REQUEST])
     assert result.words == timed_once.words == result.audio().words
     assert pico.submit(REQUEST).result().words == timed_once.words
-    pieces = list(pico.pieces(REQUEST))
-    assert [len(piece.words) for piece in pieces] == [7, 4]
-    assert pieces[1].words[0].start < 0.3, "of a piece: from the beginning of its chunk"
+    assert [len(piece.words) for piece in timed_pieces] == [7, 4]
+    assert timed_pieces[1].words[0].start < 0.3, "of a piece: from the beginning of its chunk"
 
 
-def test_a_stream_has_words_with_the_last_part_of_a_chunk(pico, timed_once):
+def test_a_stream_has_words_with_the_last_part_of_a_chunk(pico, timed_pieces):
     pieces = list(pico.pieces(replace(REQUEST, latency="low")))
     assert len(pieces) > 3
     assert [bool(piece.words) for piece in pieces] == [piece.ends_chunk for piece in pieces]
     words = [word for piece in pieces for word in piece.words]
-    of_chunks = [w for p in pico.pieces(REQUEST) for w in p.words]
+    of_chunks = [w for p in timed_pieces for w in p.words]
     check(joined(pieces), sum(piece.duration for piece in pieces))
     for word, other in zip(words, of_chunks, strict=True):  # the sound differs a little
         assert abs(word.start - other.start) <= 0.03 and abs(word.end - other.end) <= 0.03
