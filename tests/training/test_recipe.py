@@ -18,6 +18,7 @@ from chatterbox_opt.checkpoints import random_weights
 from chatterbox_opt.engine.decoding import decode
 from chatterbox_opt.models.t3.convert import t3_from_upstream
 from chatterbox_opt.models.t3.model import Prompt
+from chatterbox_opt.models.vocoder.source import source
 from chatterbox_opt.sampling import Sampling
 from training.pico import (
     codes,
@@ -27,6 +28,7 @@ from training.pico import (
     texts,
     train_flow,
     train_t3,
+    train_vocoder,
     training,
     written,
 )
@@ -196,13 +198,55 @@ def test_muon_orthogonalizes_updates():
     assert singular.min() > 0.5 and singular.max() < 1.4
 
 
+def test_the_source_of_the_vocoder_passes_the_harmonics_on():
+    """And it stays so: the layer that merges them is not trained."""
+    net = train_vocoder.TrainableHiFT()
+    signal = source(net.net.m_source.l_linear, torch.full((1, 200), 120.0), None)[0]
+    assert not any(p.requires_grad for p in net.net.m_source.parameters())
+    constant = signal.mean().square()
+    assert 10 * torch.log10(signal.var() / constant) > 20
+    assert 0.1 < signal.std() < 0.3 and signal.abs().max() < 0.9
+
+
+def test_pitch_is_wrong_by_cents():
+    true = torch.tensor([[100.0, 200.0, 0.0, 0.0]])
+    octave, loss = train_vocoder.CENTS / 1200, train_vocoder.pitch_loss
+    assert loss(true, true) == 0
+    sharp = true * 2**octave  # at the bound, half of it
+    assert loss(sharp, true) == pytest.approx(0.5 * 2 / 4, rel=1e-4)
+    assert loss(torch.tensor([[100.0, 200.0, 0.0, 105.0]]), true) == pytest.approx(1 / 4)
+    assert loss(torch.zeros(1, 4), true).isfinite(), "silence where there is a voice"
+
+
+def test_the_vocoder_is_trained_against_its_critics(monkeypatch):
+    monkeypatch.setattr(train_vocoder, "ROWS", 1)
+    monkeypatch.setattr(train_vocoder, "PITCH_ROWS", 2)
+    rng, time = np.random.default_rng(0), np.arange(130 * 480) / 24000
+    pcm = (8000 * np.sin(2 * np.pi * 150 * time)).astype(np.int16)
+    one = Utterance("", 0.5, np.zeros(65, np.int16), np.zeros(65, np.uint8), pcm,
+                    np.full(130, 150, np.float16))  # fmt: skip
+    net, segments = train_vocoder.TrainableHiFT(), train_vocoder.Segments([one])
+    early = train_vocoder.losses_of(net, segments, rng, 0.0)
+    assert set(early) == {"loss", "pitch", "stft", "mel"}
+    early["loss"].backward()
+    assert all(p.grad is None for p in net.critics.parameters())
+    late = train_vocoder.losses_of(net, segments, rng, 0.9)
+    wave = next(p for n, p in net.net.named_parameters() if n.startswith("ups.0"))
+    critic = next(net.critics.parameters())
+    (late["adversarial"] + late["features"]).backward(retain_graph=True)
+    assert wave.grad is not None and critic.grad is None, "the student's losses leave critics alone"
+    wave.grad = None
+    late["critics"].backward()
+    assert wave.grad is None and critic.grad.abs().sum() > 0, "and the other way round"
+
+
 def test_training_resumes(tmp_path, capsys):
     target = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
 
     def run(minutes: float) -> torch.nn.Module:
         net = torch.nn.Linear(4, 4)
         training.train(
-            "x", net, lambda rng: {"loss": (net.weight - target).pow(2).mean()},
+            "x", net, lambda rng, _: {"loss": (net.weight - target).pow(2).mean()},
             minutes=minutes, rate=1e-3, out=tmp_path, inner=[net.weight],
         )  # fmt: skip
         return net

@@ -61,7 +61,7 @@ def _resample(one: Utterance) -> np.ndarray:
 def train_tokenizer(tokenizer: Any, audio: AugmentedAudio, minutes: float, out: Path) -> None:
     """Train the S3 tokenizer on the eight FSQ digits of every code, before rounding."""
 
-    def loss_of(rng: np.random.Generator) -> dict[str, Tensor]:
+    def loss_of(rng: np.random.Generator, _: float) -> dict[str, Tensor]:
         waves, utterances, starts = audio.draw(rng, 10, CODES)
         mels = torch.stack([tokenizer.log_mel_spectrogram(wave) for wave in waves])
         lengths = torch.full((len(mels),), mels.shape[-1])
@@ -83,7 +83,7 @@ def train_speaker(camp: Any, audio: AugmentedAudio, minutes: float, out: Path) -
     # with eight rows, the last batch norm would make every vector depend on the batch
     camp.xvector.dense.nonlinear.eval()
 
-    def loss_of(rng: np.random.Generator) -> dict[str, Tensor]:
+    def loss_of(rng: np.random.Generator, _: float) -> dict[str, Tensor]:
         waves, utterances, _ = audio.draw(rng, 8, int(rng.integers(30, 55)))
         predicted = camp(features(waves)[0].float())
         target = np.stack(
@@ -99,7 +99,7 @@ def train_voice(encoder: Any, audio: AugmentedAudio, minutes: float, out: Path) 
     spectrogram = import_upstream("models.voice_encoder.melspec").melspectrogram
     window = encoder.hp.ve_partial_frames
 
-    def loss_of(rng: np.random.Generator) -> dict[str, Tensor]:
+    def loss_of(rng: np.random.Generator, _: float) -> dict[str, Tensor]:
         waves, utterances, _ = audio.draw(rng, 24, 42)
         mels = np.stack([spectrogram(w.numpy(), encoder.hp).T[:window] for w in waves])
         predicted = encoder(torch.from_numpy(mels))

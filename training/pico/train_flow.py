@@ -122,7 +122,7 @@ def main(
     net = FactorizedFlow()
     print(sum(p.numel() for p in net.flow.parameters()), "parameters", len(usable), "utterances")
 
-    def loss_of(rng: np.random.Generator) -> dict[str, Tensor]:
+    def loss_of(rng: np.random.Generator, _: float) -> dict[str, Tensor]:
         first = int(rng.integers(len(usable) - 64))
         rows = max(2, FRAMES // (2 * len(usable[first].codes)))
         picked = first + rng.integers(64, size=rows)  # sorted: similar lengths

@@ -289,7 +289,7 @@ def main(
     print(sum(p.numel() for p in model.t3.parameters()), "parameters", len(examples), "texts")
     queue: list[list[Example]] = []
 
-    def loss_of(rng: np.random.Generator) -> dict[str, Tensor]:
+    def loss_of(rng: np.random.Generator, _: float) -> dict[str, Tensor]:
         if not queue:
             queue.extend(groups(examples, rng))
         return losses(model, Batch(queue.pop(), rng, noisy=True))

@@ -1,15 +1,24 @@
 """Trains pico's vocoder: mel to wave.
 
-Responsible for HiFT and spectral losses. Not responsible for codes or text.
+Responsible for HiFT, its F0 predictor and the losses. Not responsible for the discriminators
+(critics.py), codes or text.
 
-    python -m training.pico.train_vocoder --minutes 25
+    python -m training.pico.train_vocoder --minutes 300
 
-Losses: multi-resolution STFT (Yamamoto et al. 2020), mel, and F0. The source is driven by the
-teacher's F0 during training.
+First only spectral losses: multi-resolution STFT (Yamamoto et al. 2020) and mel. From a third of
+the time on, discriminators are trained with the vocoder, and it against them. The source is driven
+by the teacher's F0, and the F0 predictor learns from that F0 over longer segments, by their
+distance in cents.
+
+The layer that merges the nine harmonics to one signal keeps the weights that it starts with. Where
+it was trained, it went to zero within minutes: at first the layers make noise of the right spectrum
+more easily from anything than from harmonics, and what is not used decays. The vocoder then never
+learned to use the source: no harmonics above 2 kHz, and breathy low voices.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,28 +29,46 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
-from chatterbox_opt.models.vocoder.model import HOP_LENGTH, build_hift, source
+from chatterbox_opt.models.vocoder.model import HOP_LENGTH, build_hift
+from chatterbox_opt.models.vocoder.source import NUM_HARMONICS, VOICED_THRESHOLD, source
+from training.pico.critics import Critics
 from training.pico.design import PICO_CONFIG
-from training.pico.sound import mel_of
+from training.pico.sound import mel_of, wave_of
 from training.pico.training import train
 from training.pico.utterances import HELD_OUT, WORK, Utterance, load
 
-FRAMES, ROWS = 40, 8  # per batch
+FRAMES, ROWS = 40, 8  # of a batch of waves
+PITCH_FRAMES, PITCH_ROWS = 120, 8  # of a batch for the F0 predictor
 MARGIN = 2  # frames on either side, whose mel is affected by reflection padding
 WINDOWS = ((240, 60), (512, 128), (1024, 256), (2048, 512))
+MERGE = 1.0  # weight of a harmonic in the source: nine of 0.1 are just not squashed by tanh
+CENTS = 300.0  # errors above are of another octave or voicing, and count linearly
+ADVERSARIAL_FROM = 1 / 3  # of the training time
 
 
 class TrainableHiFT(nn.Module):
-    """Upstream's HiFT, with the weight norm that the package folds when loading."""
+    """Upstream's HiFT, with the weight norm that the package folds when loading.
+
+    Attributes:
+        net: HiFT.
+        critics: tell its waves from true ones; only for training.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.net: Any = build_hift(PICO_CONFIG.vocoder)
+        self.critics = Critics()
+        merge = self.net.m_source.l_linear
+        nn.init.constant_(merge.weight, MERGE)
+        nn.init.zeros_(merge.bias)
+        merge.requires_grad_(False)
+        assert merge.weight.shape == (1, NUM_HARMONICS)
 
-    def forward(self, mel: Tensor, pitch: Tensor) -> tuple[Tensor, Tensor]:
-        """Mel [rows, 80, F] to predicted F0 [rows, F] and (from true F0) wave [rows, 480 F]."""
+    def forward(self, mel: Tensor, pitch: Tensor) -> Tensor:
+        """Mel [rows, 80, F] and true F0 [rows, F] to waves [rows, 480 F]."""
         signal = source(self.net.m_source.l_linear, pitch, None)
-        return self.net.f0_predictor(mel), self.net.decode(x=mel, s=signal[:, None])
+        wave: Tensor = self.net.decode(x=mel, s=signal[:, None])
+        return wave
 
 
 def spectral_loss(predicted: Tensor, true: Tensor) -> Tensor:
@@ -58,13 +85,76 @@ def spectral_loss(predicted: Tensor, true: Tensor) -> Tensor:
     return total / len(WINDOWS)
 
 
-def segment(one: Utterance, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A random segment: wave with margins and a random gain, and F0 without margins."""
-    assert one.wave is not None and one.f0 is not None
-    start = int(rng.integers(MARGIN, len(one.f0) - FRAMES - MARGIN + 1))
-    wave = one.wave[(start - MARGIN) * HOP_LENGTH : (start + FRAMES + MARGIN) * HOP_LENGTH]
+def pitch_loss(predicted: Tensor, true: Tensor) -> Tensor:
+    """Of F0 in Hz [rows, F]: cents where voiced, and Hz above what counts as voiced elsewhere."""
+    voiced = true > VOICED_THRESHOLD
+    cents = 1200 * (predicted.clamp(min=1).log2() - true.clamp(min=1).log2())
+    far = F.smooth_l1_loss(cents, torch.zeros_like(cents), beta=CENTS, reduction="none") / CENTS
+    wrong = F.relu(predicted - VOICED_THRESHOLD / 2) / 100
+    return torch.where(voiced, far, wrong).mean()
+
+
+def segment(
+    one: Utterance, wave: Tensor, frames: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """A random segment: wave with margins and a random gain, and F0 without margins.
+
+    Args:
+        wave: of the whole utterance, float16.
+    """
+    assert one.f0 is not None
+    start = int(rng.integers(MARGIN, len(one.f0) - frames - MARGIN + 1))
+    cut = wave[(start - MARGIN) * HOP_LENGTH : (start + frames + MARGIN) * HOP_LENGTH]
     gain = 10 ** (rng.uniform(-9, 0) / 20)
-    return wave.astype(np.float32) / 32768 * gain, one.f0[start : start + FRAMES]
+    return cut.float() * gain, torch.from_numpy(one.f0[start : start + frames].astype(np.float32))
+
+
+class Segments:
+    """Random segments of utterances, whose levels are evened when they are first drawn."""
+
+    def __init__(self, utterances: list[Utterance]) -> None:
+        self._utterances = utterances
+        self._wave = functools.cache(lambda i: wave_of(utterances[i]).half())
+
+    def draw(self, frames: int, rows: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Waves with margins [rows, 480 (frames + 2 MARGIN)] and F0 [rows, frames]."""
+        found = []
+        while len(found) < rows:
+            i = int(rng.integers(len(self._utterances)))
+            if len(self._utterances[i].codes) * 2 > frames + 2 * MARGIN:
+                found.append(segment(self._utterances[i], self._wave(i), frames, rng))
+        waves, pitches = zip(*found, strict=True)
+        return torch.stack(waves), torch.stack(pitches)
+
+
+def losses_of(
+    net: TrainableHiFT, segments: Segments, rng: np.random.Generator, progress: float
+) -> dict[str, Tensor]:
+    """Losses of a batch; "loss" is of the vocoder and, separately, of its discriminators.
+
+    Args:
+        progress: share of the training time that has passed.
+    """
+    # 1) the F0 predictor
+    padded, pitch = segments.draw(PITCH_FRAMES, PITCH_ROWS, rng)
+    mel = mel_of(padded)[..., MARGIN:-MARGIN]
+    parts = {"pitch": pitch_loss(net.net.f0_predictor(mel), pitch)}
+    # 2) waves
+    padded, pitch = segments.draw(FRAMES, ROWS, rng)
+    mel = mel_of(padded)[..., MARGIN:-MARGIN]
+    true = padded[:, MARGIN * HOP_LENGTH : -MARGIN * HOP_LENGTH]
+    wave = net(mel, pitch)
+    parts |= {
+        "stft": spectral_loss(wave, true),
+        "mel": (mel_of(wave) - mel_of(true)).abs().mean(),
+    }
+    loss = parts["stft"] + parts["mel"] + parts["pitch"]
+    # 3) against the discriminators
+    if progress >= ADVERSARIAL_FROM:
+        parts["adversarial"], parts["features"] = net.critics.student_losses(true, wave)
+        parts["critics"] = net.critics.loss(true, wave)
+        loss = loss + 0.2 * parts["adversarial"] + 0.5 * parts["features"] + parts["critics"]
+    return {"loss": loss, **parts}
 
 
 def main(
@@ -74,31 +164,16 @@ def main(
     """Train and save DIR/vocoder.pt."""
     logging.disable(logging.WARNING)  # upstream's mel warns of every sample above 1
     torch.manual_seed(0)
-    usable = [u for u in load("sound", out)[HELD_OUT:] if len(u.codes) * 2 > FRAMES + 2 * MARGIN]
-    net = TrainableHiFT()
-    print(sum(p.numel() for p in net.parameters()), "parameters", len(usable), "utterances")
-
-    def loss_of(rng: np.random.Generator) -> dict[str, Tensor]:
-        segments = [segment(usable[i], rng) for i in rng.integers(len(usable), size=ROWS)]
-        padded = torch.from_numpy(np.stack([wave for wave, _ in segments]))
-        pitch = torch.from_numpy(np.stack([f0 for _, f0 in segments])).float()
-        mel = mel_of(padded)[..., MARGIN:-MARGIN]
-        true = padded[:, MARGIN * HOP_LENGTH : -MARGIN * HOP_LENGTH]
-        predicted_f0, wave = net(mel, pitch)
-        parts = {
-            "stft": spectral_loss(wave, true),
-            "mel": (mel_of(wave) - mel_of(true)).abs().mean(),
-            "pitch": F.smooth_l1_loss(predicted_f0, pitch, beta=20) / 100,
-        }
-        return {"loss": parts["stft"] + parts["mel"] + 0.3 * parts["pitch"], **parts}
-
-    inner = [p for name, p in net.named_parameters() if name.endswith("original1")]
+    usable = load("sound", out)[HELD_OUT:]
+    net, segments = TrainableHiFT(), Segments(usable)
+    print(sum(p.numel() for p in net.net.parameters()), "parameters", len(usable), "utterances")
+    inner = [p for name, p in net.net.named_parameters() if name.endswith("original1")]
     train(
         "vocoder",
         net,
-        loss_of,
+        functools.partial(losses_of, net, segments),
         minutes=minutes,
-        rate=8e-4,
+        rate=4e-4,
         out=out,
         betas=(0.8, 0.99),
         inner=inner,

@@ -85,7 +85,7 @@ def optimizers(
 def train(  # noqa: PLR0913 - hyperparameters
     name: str,
     net: nn.Module,
-    loss_of: Callable[[np.random.Generator], Mapping[str, Tensor]],
+    loss_of: Callable[[np.random.Generator, float], Mapping[str, Tensor]],
     *,
     minutes: float,
     rate: float,
@@ -100,7 +100,8 @@ def train(  # noqa: PLR0913 - hyperparameters
     ``minutes``, those of earlier calls included.
 
     Args:
-        loss_of: draws a batch and returns scalars by name, of which "loss" is minimized.
+        loss_of: draws a batch and returns scalars by name, of which "loss" is minimized; gets the
+            share of ``minutes`` that has passed.
         minutes: in total.
         rate: peak learning rate of AdamW.
         inner: matrices that Muon updates, with peak rate ``inner_rate``.
@@ -119,7 +120,7 @@ def train(  # noqa: PLR0913 - hyperparameters
     while progress < 1:
         progress = min(1.0, (time.time() - started) / (60 * minutes))
         scale = min(1, (step + 1) / WARM_UP) * (0.01 + 0.495 * (1 + math.cos(math.pi * progress)))
-        losses = loss_of(rng)
+        losses = loss_of(rng, progress)
         for optimizer in all_optimizers:
             optimizer.zero_grad()
         losses["loss"].backward()

@@ -1,0 +1,125 @@
+"""Discriminators of the vocoder's adversarial training, and their losses.
+
+Responsible for networks that tell the teacher's waves from the student's. Not responsible for the
+vocoder, its other losses or the training loop.
+
+Two kinds, as in HiFi-GAN (Kong et al. 2020) and UnivNet (Jang et al. 2021), a tenth of their width,
+so that they take about as long as the vocoder itself: of the wave folded by a period, where each
+pitch period looks alike; and of magnitude spectrograms of several resolutions, where harmonics are
+lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+PERIODS = (2, 3, 5, 7, 11)
+WINDOWS = ((512, 120), (1024, 240), (2048, 480))  # samples of a window, and between two
+SLOPE = 0.1  # of leaky ReLU
+
+
+class _Critic(nn.Module):
+    """Convolutions with leaky ReLU; the last one's output is the verdict, place by place."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(weight_norm(layer) for layer in layers)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Outputs of all layers."""
+        found = []
+        for layer in self.layers:
+            x = layer(x)
+            found.append(x)
+            x = F.leaky_relu(x, SLOPE)
+        return found
+
+
+class PeriodCritic(_Critic):
+    """Looks at samples that are a period apart."""
+
+    def __init__(self, period: int) -> None:
+        channels = (1, 8, 24, 64, 96)
+        super().__init__(
+            [
+                nn.Conv2d(one, two, (5, 1), (3, 1), (2, 0))
+                for one, two in zip(channels[:-1], channels[1:], strict=True)
+            ]
+            + [nn.Conv2d(channels[-1], 1, (3, 1), padding=(1, 0))]
+        )
+        self.period = period
+
+    def forward(self, wave: Tensor) -> list[Tensor]:
+        """Float32 [rows, n] to features."""
+        padded = F.pad(wave, (0, -wave.shape[1] % self.period))
+        return self.features(padded.unflatten(1, (-1, self.period))[:, None])
+
+
+class SpectrumCritic(_Critic):
+    """Looks at log magnitudes."""
+
+    window: Tensor
+
+    def __init__(self, size: int, hop: int) -> None:
+        channels = 12
+        super().__init__(
+            [nn.Conv2d(1, channels, (9, 3), (2, 1), (4, 1))]
+            + [nn.Conv2d(channels, channels, (9, 3), (2, 2), (4, 1)) for _ in range(2)]
+            + [nn.Conv2d(channels, channels, (3, 3), padding=(1, 1))]
+            + [nn.Conv2d(channels, 1, (3, 3), padding=(1, 1))]
+        )
+        self.size, self.hop = size, hop
+        self.register_buffer("window", torch.hann_window(size), persistent=False)
+
+    def forward(self, wave: Tensor) -> list[Tensor]:
+        """Float32 [rows, n] to features."""
+        spectrum = torch.stft(
+            wave, self.size, self.hop, self.size, self.window, return_complex=True
+        ).abs()
+        return self.features(spectrum.clamp(min=1e-4).log()[:, None] / 4)
+
+
+class Critics(nn.Module):
+    """All of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all = nn.ModuleList(
+            [PeriodCritic(period) for period in PERIODS]
+            + [SpectrumCritic(*window) for window in WINDOWS]
+        )
+
+    def forward(self, wave: Tensor) -> list[list[Tensor]]:
+        """Float32 [rows, n] to the features of each."""
+        return [critic(wave) for critic in self.all]
+
+    def loss(self, true: Tensor, made: Tensor) -> Tensor:
+        """Of the critics, by least squares (Mao et al. 2017): 1 for true waves, 0 for others."""
+        total = true.new_zeros(())
+        for one, other in zip(self(true), self(made.detach()), strict=True):
+            total = total + (1 - one[-1]).square().mean() + other[-1].square().mean()
+        return total / len(self.all)
+
+    def student_losses(self, true: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the student: how far its waves are from 1, and its features from the true ones'.
+
+        The critics themselves are not changed by it.
+        """
+        self.requires_grad_(False)
+        adversarial = features = made.new_zeros(())
+        with torch.no_grad():
+            wanted = self(true)
+        for one, other in zip(wanted, self(made), strict=True):
+            adversarial = adversarial + (1 - other[-1]).square().mean()
+            distances = [
+                (a - b).abs().mean() / a.abs().mean().clamp(min=1e-3)
+                for a, b in zip(one[:-1], other[:-1], strict=True)
+            ]
+            features = features + torch.stack(distances).mean()
+        self.requires_grad_(True)
+        return adversarial / len(self.all), features / len(self.all)
