@@ -30,6 +30,7 @@ from training.pico import (
     train_t3,
     train_vocoder,
     training,
+    utterances,
     written,
 )
 from training.pico.design import PICO_CONFIG, tokenizer
@@ -39,7 +40,7 @@ from training.pico.utterances import Utterance
 @pytest.fixture(scope="module")
 def trainable_t3():
     torch.manual_seed(0)
-    used = torch.tensor([5, 90, 700, 701, 6000, PICO_CONFIG.t3.stop_speech])
+    used = torch.tensor([0, 5, 90, 700, 701, 6000, PICO_CONFIG.t3.stop_speech])
     return train_t3.FactorizedT3(used)
 
 
@@ -57,9 +58,14 @@ def test_every_program_starts(program, monkeypatch, capsys):
     assert "Usage" in capsys.readouterr().out
 
 
-def sample_utterance(text="Hello, world.", tokens=(5, 700, 90, 6000, 701, 5)) -> Utterance:
-    words = np.array([0, 0, 0, 1, 1, 1], dtype=np.uint8)
-    return Utterance(text, 0.5, np.array(tokens, dtype=np.int16), words)
+def sample_example(written: str) -> train_t3.Example:
+    """Six codes of two words; as a prompt of another text, silence."""
+    tokens, words = np.array([5, 700, 90, 6000, 701, 5]), np.array([0, 0, 0, 1, 1, 1], np.uint8)
+    silence = np.zeros((2, 20), np.uint8)
+    one = Utterance(written, 0.5, tokens.astype(np.int16), words, silence)
+    text = train_t3.text_of(one, Tokenizer.from_str(json.dumps(tokenizer())))
+    assert text is not None
+    return train_t3.Example(text, teacher.Speaker(), tokens, words)
 
 
 def test_symbols_are_unique_and_fit_the_code_base():
@@ -95,6 +101,44 @@ def test_speaker_vectors_are_normalized_like_the_encoders():
         [teacher.x_vector(teacher.draw_speaker(np.random.default_rng(i)), 192) for i in range(300)]
     )
     assert abs(many.mean()) < 0.1 and abs(many.std() - 1) < 0.1
+
+
+def symbols_of(text: str) -> np.ndarray:
+    """Two frames of each character of an alphabet of sounds and pauses."""
+    return np.repeat([codes.INDEX[character] for character in text], 2)
+
+
+def test_the_last_syllable_before_a_pause_is_longer():
+    symbols = symbols_of("_hæləm, ðɛ kæts.?_")
+    at = teacher._final_syllables(symbols)
+    text = "".join(codes.SYMBOLS[i] for i in symbols[at][::2])
+    assert text == "əmæts", "from its vowel on, in each phrase"
+    assert not teacher._final_syllables(symbols_of("_..__")).any()
+
+
+def test_speakers_have_a_rhythm():
+    symbols = symbols_of("_hæləm, ðɛ kæts._" * 20)
+    voices = list(pack.SPEAKERS.values())
+    orders = [teacher.rhythm(symbols, speaker) for speaker in voices]
+    for order, speaker in zip(orders, voices, strict=True):
+        assert (np.diff(order) >= 0).all() and order[0] == 0 and order[-1] == len(symbols) - 1
+        final = teacher._final_syllables(symbols)
+        expected = np.where(final, speaker.final, 1).sum() / speaker.pace
+        assert len(order) == pytest.approx(expected, abs=1)
+        lengths = np.bincount(order, minlength=len(symbols)) * speaker.pace
+        assert lengths[final].mean() / lengths[~final].mean() == pytest.approx(speaker.final, 0.05)
+    paces, finals = ([getattr(v, name) for v in voices] for name in ("pace", "final"))
+    assert np.ptp(paces) > 0.15 and min(np.abs(np.diff(sorted(paces)))) > 0.005
+    assert np.ptp(finals) > 0.2
+
+
+def test_a_speakers_codes_follow_from_the_teachers_frames():
+    frames = np.stack((symbols_of("_hæləm, ðɛ kæts._"), np.arange(34) // 12)).astype(np.uint8)
+    slow, fast = (utterances.in_rhythm(frames, pack.SPEAKERS[name]) for name in ("bruno", "clara"))
+    for tokens, words in (slow, fast):
+        assert len(tokens) == len(words) and (np.diff(words.astype(int)) >= 0).all()
+        assert tokens.max() < codes.BASE**2
+    assert len(slow[0]) > len(fast[0])
 
 
 def test_evaluation_sentences_are_held_out():
@@ -143,9 +187,8 @@ def test_loud_syllables_are_compressed():
 
 def test_training_forward_equals_decoding(trainable_t3):
     """Teacher forcing in a padded batch computes the logits of the package's decode loop."""
-    text_tokenizer = Tokenizer.from_str(json.dumps(tokenizer()))
-    short = train_t3.example(sample_utterance(), text_tokenizer)
-    long = train_t3.example(sample_utterance("Hello, world and everybody else."), text_tokenizer)
+    short = sample_example("Hello, world.")
+    long = sample_example("Hello, world and everybody else.")
     batch = train_t3.Batch([short, long], np.random.default_rng(0), noisy=False)
     with torch.no_grad():
         hidden, guide = trainable_t3(batch)
@@ -154,7 +197,7 @@ def test_training_forward_equals_decoding(trainable_t3):
     plain = trainable_t3.fold().eval()
     for row, e in enumerate((short, long)):
         prompt = Prompt(
-            torch.from_numpy(e.ids[1:-1]),
+            torch.from_numpy(e.text.ids[1:-1]),
             batch.speakers[row : row + 1],
             batch.prompts[row : row + 1],
         )
@@ -181,7 +224,7 @@ def test_unused_codes_are_one_softmax_class(trainable_t3):
         small = trainable_t3.logits(hidden).softmax(-1)
         whole = trainable_t3.fold().head(hidden).softmax(-1)
     assert_close(whole[:, trainable_t3.used], small[:, :-1], atol=1e-6)
-    assert trainable_t3.classes(torch.tensor([90, 91])).tolist() == [1, len(trainable_t3.used)]
+    assert trainable_t3.classes(torch.tensor([90, 91])).tolist() == [2, len(trainable_t3.used)]
 
 
 def test_corrupted_codes_are_valid_codes(trainable_t3):
@@ -223,8 +266,8 @@ def test_the_vocoder_is_trained_against_its_critics(monkeypatch):
     monkeypatch.setattr(train_vocoder, "PITCH_ROWS", 2)
     rng, time = np.random.default_rng(0), np.arange(130 * 480) / 24000
     pcm = (8000 * np.sin(2 * np.pi * 150 * time)).astype(np.int16)
-    one = Utterance("", 0.5, np.zeros(65, np.int16), np.zeros(65, np.uint8), pcm,
-                    np.full(130, 150, np.float16))  # fmt: skip
+    silence, f0 = np.zeros(65, np.int16), np.full(130, 150, np.float16)
+    one = Utterance("", 0.5, silence, silence.astype(np.uint8), wave=pcm, f0=f0)
     net, segments = train_vocoder.TrainableHiFT(), train_vocoder.Segments([one])
     early = train_vocoder.losses_of(net, segments, rng, 0.0)
     assert set(early) == {"loss", "pitch", "stft", "mel"}

@@ -24,6 +24,8 @@ SAME = {  # rare symbols of the teacher's alphabet, mapped to common ones
 }  # fmt: skip
 SYMBOLS = [SILENCE, *PAUSES, *VOWELS, *(f"ˈ{v}" for v in VOWELS), *CONSONANTS]
 INDEX = {symbol: i for i, symbol in enumerate(SYMBOLS)}
+LAST_PAUSE = len(PAUSES)  # silence and pauses come first, then vowels, without and with stress
+FIRST_CONSONANT = INDEX[CONSONANTS[0]]
 BASE = 81
 FRAME = 0.0125  # seconds of the teacher's frames
 FRAMES_PER_CODE = 3.2

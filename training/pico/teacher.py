@@ -3,8 +3,9 @@
 Responsible for the teacher's network and signal processing. Not responsible for the student.
 
 The teacher has one voice. Other speakers are made by scaling its pitch, stretching its spectral
-envelope (the vocal tract length) and adding breath noise before its own synthesis. None of them is
-a real person.
+envelope (the vocal tract length) and adding breath noise before its own synthesis. Each has a
+rhythm too, which follows from these three: a pace, and how long the last syllable before a pause
+is. None of them is a real person.
 """
 
 from __future__ import annotations
@@ -49,6 +50,18 @@ class Speaker:
         values = np.array([self.pitch, self.tract, self.breath])
         return ((values - LOW) / (HIGH - LOW) * 2 - 1).astype(np.float32)
 
+    @property
+    def pace(self) -> float:
+        """Speed in proportion to the teacher's: long tracts are slow. 0.84 to 1.19."""
+        pitch, tract, _ = self.vector()
+        return float(np.exp(0.14 * tract + 0.03 * pitch))
+
+    @property
+    def final(self) -> float:
+        """How much longer the last syllable before a pause is than the teacher's. 0.9 to 1.7."""
+        pitch, tract, breath = self.vector()
+        return float(1.3 + 0.25 * pitch - 0.1 * tract + 0.05 * breath)
+
 
 def draw_speaker(rng: np.random.Generator) -> Speaker:
     """Draw a speaker within the bounds; low pitch correlates with a long tract, as in people."""
@@ -56,6 +69,40 @@ def draw_speaker(rng: np.random.Generator) -> Speaker:
     tract = np.clip(1.02 + 0.14 * pitch + rng.normal(0, 0.05), LOW[1], HIGH[1])
     breath = np.clip(rng.normal(0, 0.3), LOW[2], HIGH[2])
     return Speaker(float(pitch), float(tract), float(breath))
+
+
+def rhythm(symbols: Ints, speaker: Speaker) -> Ints:
+    """The speaker's rhythm: which of the teacher's frames is at each of the speaker's.
+
+    Args:
+        symbols: int64 [n], see ``TeacherOutput``.
+
+    Returns:
+        int64 [m], ascending indices below n; some frames occur twice, or not at all.
+    """
+    lengths = np.full(len(symbols), 1 / speaker.pace)
+    lengths[_final_syllables(symbols)] *= speaker.final
+    ends = np.cumsum(lengths)
+    middles = np.arange(max(1, round(float(ends[-1])))) + 0.5
+    return np.minimum(np.searchsorted(ends, middles), len(symbols) - 1)
+
+
+def _final_syllables(symbols: Ints) -> npt.NDArray[np.bool_]:
+    """Which frames are of a vowel, or after it, with no other vowel before the next pause."""
+    is_pause = symbols <= codes.LAST_PAUSE
+    is_pause &= symbols != codes.INDEX[" "]
+    is_vowel = (symbols > codes.LAST_PAUSE) & (symbols < codes.FIRST_CONSONANT)
+    found, inside, vowel = np.zeros(len(symbols), bool), True, -1
+    for i in range(len(symbols) - 1, -1, -1):  # from the end
+        if is_pause[i]:
+            inside, vowel = True, -1
+        elif inside:
+            if vowel >= 0 and symbols[i] != vowel:
+                inside = False
+            else:
+                found[i] = True
+                vowel = int(symbols[i]) if is_vowel[i] else -1
+    return found
 
 
 def embedding(speaker: Speaker, size: int, *, seed: int, positive: bool) -> Floats:
@@ -194,13 +241,15 @@ class Teacher:
             cut = _leading_silence(symbols)
             return TeacherOutput(symbols[cut:], words[cut:])
         *outputs, units = self._all.run(None, feed)
-        lh, theta, ln, lr, phi, f0 = (output[0] for output in outputs)
+        symbols, words = _expand(phonemes, units.ravel())
+        order = rhythm(symbols, speaker)
+        symbols, words = symbols[order], words[order]
+        lh, theta, ln, lr, phi, f0 = (output[0][..., order] for output in outputs)
         lh, ln, lr = (_stretch(x, speaker.tract) for x in (lh, ln + speaker.breath, lr))
         f0 = (f0 * 2.0**speaker.pitch).astype(np.float32)
         from hibari import dsp
 
         wave = dsp.synth(lh, theta, ln, lr, phi, f0, rng)
-        symbols, words = _expand(phonemes, units.ravel())
         cut = _leading_silence(symbols)
         return TeacherOutput(symbols[cut:], words[cut:], wave[dsp.HOP * cut :], f0[cut:])
 

@@ -30,10 +30,11 @@ from torch import Tensor, nn
 from chatterbox_opt.config.model_config import SPEECH_TOKENS
 from chatterbox_opt.models.t3.llama import LlamaT3, rope_frequencies
 from training.pico import teacher
-from training.pico.codes import BASE
+from training.pico.codes import BASE, FRAMES_PER_CODE
 from training.pico.design import PICO_CONFIG, tokenizer
+from training.pico.teacher import Speaker
 from training.pico.training import train
-from training.pico.utterances import WORK, Utterance, load
+from training.pico.utterances import WORK, Utterance, in_rhythm, load
 
 T3_CONFIG = PICO_CONFIG.t3
 GUIDED_LAYER = 1  # the layer whose first head has guided attention
@@ -43,22 +44,47 @@ UNCOND_SHARE, CORRUPT_SHARE = 0.1, 0.1  # of sequences without text (CFG), of co
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """One training sequence: text ids with start and stop, their words, codes, their words."""
+class Text:
+    """A text to learn from, without a speaker.
+
+    Attributes:
+        ids: with start and stop.
+        words: of the ids.
+        frames: see ``Utterance``.
+    """
 
     ids: np.ndarray
-    id_words: np.ndarray
-    codes: np.ndarray
     words: np.ndarray
+    frames: np.ndarray
     emotion: float
 
     @property
     def length(self) -> int:
-        return PREFIX + len(self.ids) + 2 + len(self.codes)
+        """Positions that its sequence takes in the teacher's rhythm."""
+        return PREFIX + len(self.ids) + 2 + round(self.frames.shape[1] / FRAMES_PER_CODE)
 
 
-def example(one: Utterance, text_tokenizer: Tokenizer) -> Example | None:
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training sequence: a text, and its codes and their words in a speaker's rhythm."""
+
+    text: Text
+    speaker: Speaker
+    codes: np.ndarray
+    words: np.ndarray
+
+    @classmethod
+    def of(cls, text: Text, speaker: Speaker) -> Example:
+        return cls(text, speaker, *in_rhythm(text.frames, speaker))
+
+    @property
+    def length(self) -> int:
+        return PREFIX + len(self.text.ids) + 2 + len(self.codes)
+
+
+def text_of(one: Utterance, text_tokenizer: Tokenizer) -> Text | None:
     """Tokenize as upstream's EnTokenizer does; None if a character is unknown or it is too long."""
+    assert one.frames is not None
     encoded = text_tokenizer.encode(one.text.replace(" ", "[SPACE]"))
     tokens = encoded.tokens
     if "[UNK]" in tokens or len(encoded.ids) + 2 > T3_CONFIG.text_positions:
@@ -66,7 +92,7 @@ def example(one: Utterance, text_tokenizer: Tokenizer) -> Example | None:
     words = np.cumsum([token == "[SPACE]" for token in tokens])
     ids = np.array([T3_CONFIG.start_text, *encoded.ids, T3_CONFIG.stop_text])
     words = np.array([0, *words, words[-1]])
-    return Example(ids, words, one.codes.astype(np.int64), one.words, one.emotion)
+    return Text(ids, words, one.frames, one.emotion)
 
 
 class FactorizedT3(nn.Module):
@@ -170,6 +196,11 @@ class Batch:
     """A batch of sequences, right-padded, as flat indices into [rows * length]."""
 
     def __init__(self, examples: list[Example], rng: np.random.Generator, *, noisy: bool) -> None:
+        """Join sequences.
+
+        Args:
+            noisy: corrupt some codes, and leave some texts out.
+        """
         self.rows, self.length = len(examples), max(e.length for e in examples)
         uncond = rng.random(self.rows) < (UNCOND_SHARE if noisy else 0)
         text: dict[str, list[Any]] = {n: [] for n in ("id", "position", "mask", "index", "word")}
@@ -177,12 +208,12 @@ class Batch:
             n: [] for n in ("id", "position", "index", "target", "word")
         }
         for row, e in enumerate(examples):
-            n, m, base = len(e.ids), len(e.codes), row * self.length + PREFIX
+            n, m, base = len(e.text.ids), len(e.codes), row * self.length + PREFIX
             inputs = e.codes.copy()
             if noisy:
                 corrupt = rng.random(m) < CORRUPT_SHARE * rng.random()
                 inputs[corrupt] = _corrupt(e.codes, corrupt, rng)
-            text["id"].append(e.ids)
+            text["id"].append(e.text.ids)
             text["position"].append(np.arange(n))
             text["mask"].append(np.full(n, not uncond[row]))
             text["index"].append(base + np.arange(n))
@@ -199,13 +230,13 @@ class Batch:
         self.speech_index = _join(speech["index"])
         self.target_index = torch.cat([_join([index[1:]]) for index in speech["index"]])
         self.targets = _join(speech["target"])
-        self.emotions = torch.tensor([e.emotion for e in examples], dtype=torch.float32)
-        speakers = [
-            teacher.voice_vector(teacher.draw_speaker(rng), T3_CONFIG.speaker) for _ in uncond
-        ]
+        self.emotions = torch.tensor([e.text.emotion for e in examples], dtype=torch.float32)
+        speakers = [teacher.voice_vector(e.speaker, T3_CONFIG.speaker) for e in examples]
         self.speakers = torch.from_numpy(np.stack(speakers))
-        others = [*examples[1:], examples[0]]  # its own codes would leak the text
-        self.prompts = torch.from_numpy(np.stack([_prompt(e.codes, rng) for e in others]))
+        # the speaker's rhythm in another text: its own codes would leak it
+        others = zip([*examples[1:], examples[0]], examples, strict=True)
+        prompts = [_prompt(in_rhythm(o.text.frames, e.speaker)[0], rng) for o, e in others]
+        self.prompts = torch.from_numpy(np.stack(prompts))
         self._examples = [(i, e) for i, e in enumerate(examples) if not uncond[i]]
 
     def guide(self, q: Tensor, k: Tensor) -> Tensor:
@@ -219,9 +250,9 @@ class Batch:
         attention = scores.masked_fill(future, -torch.inf).softmax(-1)
         mass = []
         for row, e in self._examples:
-            n, m = len(e.ids), len(e.codes)
+            n, m = len(e.text.ids), len(e.codes)
             first = PREFIX + n + 1  # the second start code predicts the first code
-            wanted = torch.from_numpy(np.asarray(e.words)[:, None] == e.id_words[None])
+            wanted = torch.from_numpy(np.asarray(e.words)[:, None] == e.text.words[None])
             part = attention[row, first : first + m, PREFIX : PREFIX + n]
             mass.append((part * wanted).sum(-1))
         return -(torch.cat(mass) + 1e-4).log().mean() if mass else scores.new_zeros(())
@@ -245,18 +276,18 @@ def _prompt(codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return codes[(rng.integers(len(codes)) + np.arange(T3_CONFIG.prompt_tokens)) % len(codes)]
 
 
-def groups(examples: list[Example], rng: np.random.Generator) -> list[list[Example]]:
-    """One epoch: shuffled batches of similar lengths, at most ``POSITIONS`` each."""
-    order = rng.permutation(len(examples))
-    batches: list[list[Example]] = []
+def groups(texts: list[Text], rng: np.random.Generator) -> list[list[Text]]:
+    """One epoch: shuffled batches of similar lengths, about ``POSITIONS`` each at most."""
+    order = rng.permutation(len(texts))
+    batches: list[list[Text]] = []
     for start in range(0, len(order), 2048):
-        pool = sorted((examples[i] for i in order[start : start + 2048]), key=lambda e: e.length)
-        group: list[Example] = []
-        for e in pool:
-            if group and e.length * (len(group) + 1) > POSITIONS:
+        pool = sorted((texts[i] for i in order[start : start + 2048]), key=lambda e: e.length)
+        group: list[Text] = []
+        for text in pool:
+            if group and text.length * (len(group) + 1) > POSITIONS:
                 batches.append(group)
                 group = []
-            group.append(e)
+            group.append(text)
         batches.append(group)
     return [batches[i] for i in rng.permutation(len(batches))]
 
@@ -282,17 +313,16 @@ def main(
     """Train and save DIR/t3.pt."""
     torch.manual_seed(0)
     text_tokenizer = Tokenizer.from_str(json.dumps(tokenizer()))
-    examples = [e for u in load("codes", out) if (e := example(u, text_tokenizer)) is not None]
-    model = FactorizedT3(
-        checkpoint_codes(out) if (out / "t3.pt").exists() else used_codes(examples)
-    )
-    print(sum(p.numel() for p in model.t3.parameters()), "parameters", len(examples), "texts")
-    queue: list[list[Example]] = []
+    texts = [text for u in load("codes", out) if (text := text_of(u, text_tokenizer)) is not None]
+    model = FactorizedT3(checkpoint_codes(out) if (out / "t3.pt").exists() else used_codes(texts))
+    print(sum(p.numel() for p in model.t3.parameters()), "parameters", len(texts), "texts")
+    queue: list[list[Text]] = []
 
     def loss_of(rng: np.random.Generator, _: float) -> dict[str, Tensor]:
         if not queue:
-            queue.extend(groups(examples, rng))
-        return losses(model, Batch(queue.pop(), rng, noisy=True))
+            queue.extend(groups(texts, rng))
+        examples = [Example.of(text, teacher.draw_speaker(rng)) for text in queue.pop()]
+        return losses(model, Batch(examples, rng, noisy=True))
 
     inner = [p for p in model.t3.blocks.parameters() if p.dim() == 2]
     train("t3", model, loss_of, minutes=minutes, rate=rate, out=out, inner=inner)
@@ -304,9 +334,12 @@ def checkpoint_codes(out: Path) -> Tensor:
     return used
 
 
-def used_codes(examples: list[Example]) -> Tensor:
-    """Ids that occur more than twice, and the stop code: int64 [n], ascending."""
-    ids, times = np.unique(np.concatenate([e.codes for e in examples]), return_counts=True)
+def used_codes(texts: list[Text]) -> Tensor:
+    """Ids that occur more than twice, each text with one speaker, and the stop code: int64 [n],
+    ascending."""
+    rng = np.random.default_rng(0)
+    all_ = [in_rhythm(text.frames, teacher.draw_speaker(rng))[0] for text in texts]
+    ids, times = np.unique(np.concatenate(all_), return_counts=True)
     return torch.from_numpy(np.append(ids[times > 2], T3_CONFIG.stop_speech))
 
 

@@ -27,8 +27,10 @@ class Utterance:
     Attributes:
         text: normalized.
         emotion: the speaking rate, see ``speed_of``.
-        codes: int16 [T].
+        codes: int16 [T], in the speaker's rhythm; the teacher's without a speaker.
         words: uint8 [T], index of the word that each code belongs to.
+        frames: uint8 [2, n], symbol and word of each of the teacher's frames of 12.5 ms, from which
+            ``in_rhythm`` makes the codes of any speaker; None with a speaker.
         wave: int16 [960 T] at 24 kHz, or None.
         f0: float16 [2 T] in Hz, or None.
         speaker: the pseudo-speaker, or None.
@@ -38,6 +40,7 @@ class Utterance:
     emotion: float
     codes: np.ndarray
     words: np.ndarray
+    frames: np.ndarray | None = None
     wave: np.ndarray | None = None
     f0: np.ndarray | None = None
     speaker: Speaker | None = None
@@ -46,6 +49,14 @@ class Utterance:
 def speed_of(emotion: float) -> float:
     """Speaking rate for pico's ``exaggeration``: 0.5 is the teacher's, 1 is 30 % faster."""
     return 1.0 + 0.6 * (emotion - 0.5)
+
+
+def in_rhythm(frames: np.ndarray, speaker: Speaker) -> tuple[np.ndarray, np.ndarray]:
+    """Codes int64 [T] and words uint8 [T] of an utterance's ``frames`` in a speaker's rhythm."""
+    order = teacher.rhythm(frames[0].astype(np.int64), speaker)
+    symbols, words = frames[:, order].astype(np.int64)
+    tokens = codes.codes_of(symbols)
+    return tokens, codes.sample_frames(words, len(tokens)).astype(np.uint8)
 
 
 def utterance(
@@ -71,14 +82,16 @@ def utterance(
     words = codes.sample_frames(output.words, len(tokens)).astype(np.uint8)
     tokens_int16 = tokens.astype(np.int16)
     if output.wave is None or output.f0 is None:
-        return Utterance(text, emotion, tokens_int16, words)
+        frames = np.stack((output.symbols, output.words)).astype(np.uint8)
+        return Utterance(text, emotion, tokens_int16, words, frames)
     wave = output.wave[: 960 * len(tokens)]
     wave = np.pad(wave, (0, 960 * len(tokens) - len(wave)))
     frames = ((np.arange(2 * len(tokens)) + 0.5) * 1.6 - 0.5).round().astype(int)
     f0 = output.f0[np.clip(frames, 0, len(output.f0) - 1)]
     f0 = np.where(f0 < 35, 0, f0)
     pcm = (np.clip(wave, -1, 1) * 32767).astype(np.int16)
-    return Utterance(text, emotion, tokens_int16, words, pcm, f0.astype(np.float16), speaker)
+    f0 = f0.astype(np.float16)
+    return Utterance(text, emotion, tokens_int16, words, wave=pcm, f0=f0, speaker=speaker)
 
 
 def load(kind: str, folder: Path = WORK) -> list[Utterance]:
