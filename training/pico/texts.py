@@ -166,11 +166,11 @@ def training(count: int, seed: int) -> list[str]:
         parts = []
         for _ in range(int(rng.choice([1, 2, 3, 4], p=[0.72, 0.16, 0.08, 0.04]))):
             kind = rng.random()
-            if kind < 0.36:
+            if kind < 0.34:
                 parts.append(base[rng.integers(len(base))])
-            elif kind < 0.60:
+            elif kind < 0.55:
                 parts.append(word_salad(rng, words, weights))
-            elif kind < 0.77:
+            elif kind < 0.71:
                 parts.append(pattern_sentence(rng))
             elif kind < 0.97:
                 parts.append(written.sentence(rng))

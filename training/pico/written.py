@@ -26,7 +26,9 @@ WORDS: dict[str, str] = {  # a slot is a word in braces
     "Silva|Costa|Tanaka|Sato|Kim|Nguyen|Singh|Sharma|Ahmed|Hassan|Adeyemi|Mensah|Larsen|Berg|"
     "Johansson|Virtanen|Ivanov|Petrov|Murphy|Walsh|Campbell|Fraser|Turner|Baker|Mitchell|Rivera|"
     "Ortiz|Delgado|Becker|Keller|Schmidt|Novotny|Popescu|Jensen|Andersen|Coleman|Reyes|Harper",
-    "org": "BBC|CIA|UN|USA|UK|IBM|NBA|WHO|IMF|DVD|ATM|GPS|TV|PC|HR|CEO|PhD|VIP|UFO|RSVP|DNA",
+    "org": "BBC|CIA|UN|USA|UK|IBM|NBA|WHO|IMF|DVD|ATM|GPS|TV|PC|HR|CEO|PhD|VIP|UFO|RSVP|DNA|"
+    "FBI|EU|U.S.|NASA|AA|CBS|NHS|MIT|FDA|NHL|BMW|KLM",
+    "word": "bluebird|office|travel|garden|riverside|letters|market|museum|orchard|weather",
     "city": "London|Paris|Chicago|Denver|Madrid|Lisbon|Dublin|Oslo|Vienna|Prague|Cairo|Lagos|"
     "Delhi|Tokyo|Sydney|Toronto|Dallas|Seattle|Berlin|Rome",
     "street": "Oak St.|Main St.|High Rd.|Park Ave.|Elm St.|Church Rd.|Lake Blvd.|River St.|"
@@ -113,6 +115,34 @@ The town had {comma} people in {year}.
 World War I began in {year}.
 Their wedding was on {slashes}.
 Heat it to {tens}°C, wait {small} min., then stop.
+It is {time} {ap} here and {time} {ap} in {city}.
+Breakfast is served until {time} {ap} on {wd}
+My alarm rings at {time} {ap} every {day}.
+{first} woke at {time} {ap} and slept by {time} {ap}.
+The lesson begins at {time} and lasts {small} minutes.
+The bus from {city} comes at {time}, {time} and {time}.
+Trains stop here at {clock} and {clock}.
+Platform {small} is closed until {time} {ap}.
+Dial {phone} for the {org}.
+Ring {first} on {phone} before {time} {ap}.
+The code is {digits}, then {number}.
+Write to {first}@{word}.com about it.
+Look at www.{word}.org or {word}.com.
+{fraction} of the {thing} are new.
+Pour {fraction} cup of milk over {fraction} of the {thing}.
+{who} ate {fraction} of it by {time}.
+{first} {last} Jr. came on {month} {date}, {year}.
+{first} {last} Sr. died in {year} at {tens}.
+{first} came in {short}, {last} in {short}.
+The {short} of {month} is a {day}.
+Music of the '{tens_years}s is back.
+In the {decade}s {city} had {comma} {thing}.
+{who} lost to {first} {small}-{small} in {city}.
+Add {small} ml of milk and {number} g of rice.
+The {org} and the {org} met in {city} on {wd}
+{title} {last} won {sign}{number} at the {org}.
+{who} weighs {small} kg and runs {decimal} km.
+Size {small}{letter} costs {money} less than {small}{letter}.
 """.splitlines()
 
 
@@ -175,5 +205,8 @@ NUMBERS = {
         f"{rng.integers(1, 13)}/{rng.integers(1, 29)}/{rng.integers(1920, 2030)}"
     ),
     "iso": _iso,
+    "phone": lambda rng: f"{rng.integers(200, 1000)}-{rng.integers(0, 10_000):04d}",
+    "short": lambda rng: num2words(int(rng.integers(1, 32)), to="ordinal_num"),
+    "tens_years": lambda rng: 10 * rng.integers(2, 10),
     "digits": lambda rng: "-".join(f"{rng.integers(100, 1000)}" for _ in range(2)),
 }
