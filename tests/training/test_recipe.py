@@ -251,14 +251,15 @@ def test_the_source_of_the_vocoder_passes_the_harmonics_on():
     assert 0.1 < signal.std() < 0.3 and signal.abs().max() < 0.9
 
 
-def test_pitch_is_wrong_by_cents():
-    true = torch.tensor([[100.0, 200.0, 0.0, 0.0]])
-    octave, loss = train_vocoder.CENTS / 1200, train_vocoder.pitch_loss
+def test_pitch_is_wrong_by_hertz_and_cents():
+    true, loss = torch.tensor([[100.0, 200.0, 0.0, 0.0]]), train_vocoder.pitch_loss
     assert loss(true, true) == 0
-    sharp = true * 2**octave  # at the bound, half of it
-    assert loss(sharp, true) == pytest.approx(0.5 * 2 / 4, rel=1e-4)
-    assert loss(torch.tensor([[100.0, 200.0, 0.0, 105.0]]), true) == pytest.approx(1 / 4)
-    assert loss(torch.zeros(1, 4), true).isfinite(), "silence where there is a voice"
+    octave = torch.tensor([[200.0, 200.0, 0.0, 0.0]])
+    assert loss(octave, true) == pytest.approx((100 / 100 + 1200 / 100) / 4)
+    assert loss(torch.tensor([[100.0, 200.0, 0.0, 105.0]]), true) == pytest.approx(1.05 / 4)
+    start = torch.zeros(1, 4, requires_grad=True)
+    loss(start, true).backward()
+    assert (start.grad[0, :2] < 0).all(), "a predictor that begins at zero is led to the voice"
 
 
 def test_the_vocoder_is_trained_against_its_critics(monkeypatch):

@@ -25,7 +25,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
@@ -42,7 +41,7 @@ PITCH_FRAMES, PITCH_ROWS = 120, 8  # of a batch for the F0 predictor
 MARGIN = 2  # frames on either side, whose mel is affected by reflection padding
 WINDOWS = ((240, 60), (512, 128), (1024, 256), (2048, 512))
 MERGE = 1.0  # weight of a harmonic in the source: nine of 0.1 are just not squashed by tanh
-CENTS = 300.0  # errors above are of another octave or voicing, and count linearly
+HERTZ, CENTS = 100.0, 100.0  # errors of F0 that count as much as one neper of the spectrum
 ADVERSARIAL_FROM = 1 / 3  # of the training time
 
 
@@ -86,12 +85,14 @@ def spectral_loss(predicted: Tensor, true: Tensor) -> Tensor:
 
 
 def pitch_loss(predicted: Tensor, true: Tensor) -> Tensor:
-    """Of F0 in Hz [rows, F]: cents where voiced, and Hz above what counts as voiced elsewhere."""
-    voiced = true > VOICED_THRESHOLD
-    cents = 1200 * (predicted.clamp(min=1).log2() - true.clamp(min=1).log2())
-    far = F.smooth_l1_loss(cents, torch.zeros_like(cents), beta=CENTS, reduction="none") / CENTS
-    wrong = F.relu(predicted - VOICED_THRESHOLD / 2) / 100
-    return torch.where(voiced, far, wrong).mean()
+    """Of F0 in Hz [rows, F]: distance in Hz, and in cents where both are voiced.
+
+    Hz lead a predictor that begins at zero to the voice; cents then count alike for all voices.
+    """
+    far = (predicted - true).abs() / HERTZ
+    both = (true > VOICED_THRESHOLD) & (predicted > VOICED_THRESHOLD)
+    cents = 1200 * (predicted.clamp(min=1).log2() - true.clamp(min=1).log2()).abs()
+    return (far + both * cents / CENTS).mean()
 
 
 def segment(
