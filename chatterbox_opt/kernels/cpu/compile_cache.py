@@ -25,7 +25,6 @@ DIR is ``NUMBA_CACHE_DIR`` where that is set, else in the user's cache directory
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import hashlib
 import logging
@@ -145,7 +144,7 @@ def _remove(path: Path, reason: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A C function ``void (*)(void *)`` in this process.
+    """A C function ``void (*)(void *)`` in this process; openmp.py calls it.
 
     Attributes:
         address: of the function; valid as long as ``engine`` lives.
@@ -154,10 +153,6 @@ class Kernel:
 
     address: int
     engine: Any
-
-    def __call__(self, data: int | None) -> None:
-        """Call the function, on the calling thread alone."""
-        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)(data)
 
 
 def entry_point(function: Callable[[Any], None]) -> Kernel:
