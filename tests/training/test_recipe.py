@@ -263,7 +263,7 @@ def test_pitch_is_wrong_by_hertz_and_cents():
     assert (start.grad[0, :2] < 0).all(), "a predictor that begins at zero is led to the voice"
 
 
-def test_the_vocoder_is_trained_against_its_critics(monkeypatch):
+def test_the_vocoder_is_trained_against_discriminators(monkeypatch):
     monkeypatch.setattr(train_vocoder, "ROWS", 1)
     monkeypatch.setattr(train_vocoder, "PITCH_ROWS", 2)
     mel = import_upstream("models.s3gen.utils.mel")  # it may have made these for inference only
@@ -277,15 +277,15 @@ def test_the_vocoder_is_trained_against_its_critics(monkeypatch):
     early = train_vocoder.losses_of(net, segments, rng, 0.0)
     assert set(early) == {"loss", "pitch", "stft", "mel"}
     early["loss"].backward()
-    assert all(p.grad is None for p in net.critics.parameters())
+    assert all(p.grad is None for p in net.discriminators.parameters())
     late = train_vocoder.losses_of(net, segments, rng, 0.9)
     wave = next(p for n, p in net.net.named_parameters() if n.startswith("ups.0"))
-    critic = next(net.critics.parameters())
+    first = next(net.discriminators.parameters())
     (late["adversarial"] + late["features"]).backward(retain_graph=True)
-    assert wave.grad is not None and critic.grad is None, "the student's losses leave critics alone"
+    assert wave.grad is not None and first.grad is None, "the vocoder's losses leave them alone"
     wave.grad = None
-    late["critics"].backward()
-    assert wave.grad is None and critic.grad.abs().sum() > 0, "and the other way round"
+    late["discriminators"].backward()
+    assert wave.grad is None and first.grad.abs().sum() > 0, "and the other way round"
 
 
 def test_training_resumes(tmp_path, capsys):

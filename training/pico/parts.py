@@ -37,8 +37,7 @@ def phones_of(tokens: np.ndarray) -> list[int]:
     """The phones of codes, with repetitions collapsed and pauses removed."""
     both = np.stack((tokens // codes.BASE, tokens % codes.BASE), axis=1).ravel()
     runs = both[np.concatenate(([True], both[1:] != both[:-1]))]
-    pauses = 1 + len(codes.PAUSES)
-    return [int(p) for p in runs if p >= pauses]
+    return [int(p) for p in runs if p > codes.LAST_PAUSE]
 
 
 def t3_errors(engine: Engine, held: list[Utterance]) -> float:

@@ -58,10 +58,14 @@ class Text:
     frames: np.ndarray
     emotion: float
 
+    def length_with(self, codes: int) -> int:
+        """Positions of a sequence with so many codes."""
+        return PREFIX + len(self.ids) + 2 + codes
+
     @property
     def length(self) -> int:
-        """Positions that its sequence takes in the teacher's rhythm."""
-        return PREFIX + len(self.ids) + 2 + round(self.frames.shape[1] / FRAMES_PER_CODE)
+        """Positions of its sequence in the teacher's rhythm."""
+        return self.length_with(round(self.frames.shape[1] / FRAMES_PER_CODE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ class Example:
 
     @property
     def length(self) -> int:
-        return PREFIX + len(self.text.ids) + 2 + len(self.codes)
+        return self.text.length_with(len(self.codes))
 
 
 def text_of(one: Utterance, text_tokenizer: Tokenizer) -> Text | None:

@@ -1,7 +1,7 @@
 """Trains pico's vocoder: mel to wave.
 
 Responsible for HiFT, its F0 predictor and the losses. Not responsible for the discriminators
-(critics.py), codes or text.
+(discriminators.py), codes or text.
 
     python -m training.pico.train_vocoder --minutes 300
 
@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from chatterbox_opt.models.vocoder.model import HOP_LENGTH, build_hift
 from chatterbox_opt.models.vocoder.source import NUM_HARMONICS, VOICED_THRESHOLD, source
-from training.pico.critics import Critics
 from training.pico.design import PICO_CONFIG
+from training.pico.discriminators import Discriminators
 from training.pico.sound import mel_of, wave_of
 from training.pico.training import train
 from training.pico.utterances import HELD_OUT, WORK, Utterance, load
@@ -50,13 +50,13 @@ class TrainableHiFT(nn.Module):
 
     Attributes:
         net: HiFT.
-        critics: tell its waves from true ones; only for training.
+        discriminators: tell its waves from true ones; only for training.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.net: Any = build_hift(PICO_CONFIG.vocoder)
-        self.critics = Critics()
+        self.discriminators = Discriminators()
         merge = self.net.m_source.l_linear
         nn.init.constant_(merge.weight, MERGE)
         nn.init.zeros_(merge.bias)
@@ -117,15 +117,19 @@ class Segments:
         self._utterances = utterances
         self._wave = functools.cache(lambda i: wave_of(utterances[i]).half())
 
-    def draw(self, frames: int, rows: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Waves with margins [rows, 480 (frames + 2 MARGIN)] and F0 [rows, frames]."""
+    def draw(
+        self, frames: int, rows: int, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Waves [rows, 480 frames], mel [rows, 80, frames] and F0 in Hz [rows, frames]."""
         found = []
         while len(found) < rows:
             i = int(rng.integers(len(self._utterances)))
             if len(self._utterances[i].codes) * 2 > frames + 2 * MARGIN:
                 found.append(segment(self._utterances[i], self._wave(i), frames, rng))
         waves, pitches = zip(*found, strict=True)
-        return torch.stack(waves), torch.stack(pitches)
+        padded = torch.stack(waves)
+        mel = mel_of(padded)[..., MARGIN:-MARGIN]
+        return padded[:, MARGIN * HOP_LENGTH : -MARGIN * HOP_LENGTH], mel, torch.stack(pitches)
 
 
 def losses_of(
@@ -137,13 +141,10 @@ def losses_of(
         progress: share of the training time that has passed.
     """
     # 1) the F0 predictor
-    padded, pitch = segments.draw(PITCH_FRAMES, PITCH_ROWS, rng)
-    mel = mel_of(padded)[..., MARGIN:-MARGIN]
+    _, mel, pitch = segments.draw(PITCH_FRAMES, PITCH_ROWS, rng)
     parts = {"pitch": pitch_loss(net.net.f0_predictor(mel), pitch)}
     # 2) waves
-    padded, pitch = segments.draw(FRAMES, ROWS, rng)
-    mel = mel_of(padded)[..., MARGIN:-MARGIN]
-    true = padded[:, MARGIN * HOP_LENGTH : -MARGIN * HOP_LENGTH]
+    true, mel, pitch = segments.draw(FRAMES, ROWS, rng)
     wave = net(mel, pitch)
     parts |= {
         "stft": spectral_loss(wave, true),
@@ -152,9 +153,9 @@ def losses_of(
     loss = parts["stft"] + parts["mel"] + parts["pitch"]
     # 3) against the discriminators
     if progress >= ADVERSARIAL_FROM:
-        parts["adversarial"], parts["features"] = net.critics.student_losses(true, wave)
-        parts["critics"] = net.critics.loss(true, wave)
-        loss = loss + 0.2 * parts["adversarial"] + 0.5 * parts["features"] + parts["critics"]
+        adversarial, features, own = net.discriminators.losses(true, wave)
+        parts |= {"adversarial": adversarial, "features": features, "discriminators": own}
+        loss = loss + 0.2 * adversarial + 0.5 * features + own
     return {"loss": loss, **parts}
 
 

@@ -65,7 +65,7 @@ def truth_of(text: str, output: TeacherOutput, wave: np.ndarray) -> Truth:
     The last phone before a pause lasts 0.3 s longer than its sound: what follows is digital
     silence, 130 dB below the peak, and no part of the word.
     """
-    is_phone = output.symbols > len(codes.PAUSES)  # silence and pauses come first
+    is_phone = output.symbols > codes.LAST_PAUSE
     levels = sound_levels(wave) > LEVEL * np.abs(wave).max()
     at = (np.arange(len(is_phone)) + 0.5) * codes.FRAME * SAMPLE_RATE / FRAME
     heard = is_phone & levels[np.minimum(at.astype(int), len(levels) - 1)]

@@ -1,6 +1,6 @@
 """Discriminators of the vocoder's adversarial training, and their losses.
 
-Responsible for networks that tell the teacher's waves from the student's. Not responsible for the
+Responsible for networks that tell the teacher's waves from generated ones. Not responsible for the
 vocoder, its other losses or the training loop.
 
 Two kinds, as in HiFi-GAN (Kong et al. 2020) and UnivNet (Jang et al. 2021), a tenth of their width,
@@ -23,8 +23,8 @@ WINDOWS = ((512, 120), (1024, 240), (2048, 480))  # samples of a window, and bet
 SLOPE = 0.1  # of leaky ReLU
 
 
-class _Critic(nn.Module):
-    """Convolutions with leaky ReLU; the last one's output is the verdict, place by place."""
+class _Discriminator(nn.Module):
+    """Convolutions with leaky ReLU; the last one's output is the score, place by place."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -40,8 +40,8 @@ class _Critic(nn.Module):
         return found
 
 
-class PeriodCritic(_Critic):
-    """Looks at samples that are a period apart."""
+class PeriodDiscriminator(_Discriminator):
+    """Of samples that are a period apart."""
 
     def __init__(self, period: int) -> None:
         channels = (1, 8, 24, 64, 96)
@@ -60,8 +60,8 @@ class PeriodCritic(_Critic):
         return self.features(padded.unflatten(1, (-1, self.period))[:, None])
 
 
-class SpectrumCritic(_Critic):
-    """Looks at log magnitudes."""
+class SpectrumDiscriminator(_Discriminator):
+    """Of log magnitudes."""
 
     window: Tensor
 
@@ -84,42 +84,40 @@ class SpectrumCritic(_Critic):
         return self.features(spectrum.clamp(min=1e-4).log()[:, None] / 4)
 
 
-class Critics(nn.Module):
+class Discriminators(nn.Module):
     """All of them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.all = nn.ModuleList(
-            [PeriodCritic(period) for period in PERIODS]
-            + [SpectrumCritic(*window) for window in WINDOWS]
+            [PeriodDiscriminator(period) for period in PERIODS]
+            + [SpectrumDiscriminator(*window) for window in WINDOWS]
         )
 
     def forward(self, wave: Tensor) -> list[list[Tensor]]:
         """Float32 [rows, n] to the features of each."""
-        return [critic(wave) for critic in self.all]
+        return [one(wave) for one in self.all]
 
-    def loss(self, true: Tensor, made: Tensor) -> Tensor:
-        """Of the critics, by least squares (Mao et al. 2017): 1 for true waves, 0 for others."""
-        total = true.new_zeros(())
-        for one, other in zip(self(true), self(made.detach()), strict=True):
-            total = total + (1 - one[-1]).square().mean() + other[-1].square().mean()
-        return total / len(self.all)
+    def losses(self, true: Tensor, made: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses of both sides, by least squares (Mao et al. 2017): 1 for true waves, 0 for others.
 
-    def student_losses(self, true: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the student: how far its waves are from 1, and its features from the true ones'.
-
-        The critics themselves are not changed by it.
+        Returns:
+            of the vocoder, which do not change the discriminators: how far its waves are from 1,
+            and their features from the true ones'; and of the discriminators, which does not
+            change the vocoder.
         """
+        wanted = self(true)
         self.requires_grad_(False)
-        adversarial = features = made.new_zeros(())
-        with torch.no_grad():
-            wanted = self(true)
-        for one, other in zip(wanted, self(made), strict=True):
+        found = self(made)
+        self.requires_grad_(True)
+        adversarial = features = own = made.new_zeros(())
+        for one, other, detached in zip(wanted, found, self(made.detach()), strict=True):
             adversarial = adversarial + (1 - other[-1]).square().mean()
             distances = [
-                (a - b).abs().mean() / a.abs().mean().clamp(min=1e-3)
+                (a.detach() - b).abs().mean() / a.detach().abs().mean().clamp(min=1e-3)
                 for a, b in zip(one[:-1], other[:-1], strict=True)
             ]
             features = features + torch.stack(distances).mean()
-        self.requires_grad_(True)
-        return adversarial / len(self.all), features / len(self.all)
+            own = own + (1 - one[-1]).square().mean() + detached[-1].square().mean()
+        count = len(self.all)
+        return adversarial / count, features / count, own / count
