@@ -113,7 +113,9 @@ def train_voice(encoder: Any, audio: AugmentedAudio, minutes: float, out: Path) 
 
 
 def main(
-    minutes: Annotated[float, typer.Option(help="Total training time, earlier runs included.")],
+    minutes: Annotated[
+        float, typer.Option(help="Total training time of one core, earlier runs included.")
+    ],
     out: Annotated[Path, typer.Option(help="Work folder.")] = WORK,
 ) -> None:
     """Train and save DIR/tokenizer.pt, xvector.pt and voice_encoder.pt."""

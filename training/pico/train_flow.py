@@ -111,7 +111,9 @@ class FactorizedFlow(nn.Module):
 
 
 def main(
-    minutes: Annotated[float, typer.Option(help="Total training time, earlier runs included.")],
+    minutes: Annotated[
+        float, typer.Option(help="Total training time of one core, earlier runs included.")
+    ],
     out: Annotated[Path, typer.Option(help="Work folder.")] = WORK,
 ) -> None:
     """Train and save DIR/flow.pt."""

@@ -310,7 +310,9 @@ def losses(model: FactorizedT3, batch: Batch) -> dict[str, Tensor]:
 
 
 def main(
-    minutes: Annotated[float, typer.Option(help="Total training time, earlier runs included.")],
+    minutes: Annotated[
+        float, typer.Option(help="Total training time of one core, earlier runs included.")
+    ],
     rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     out: Annotated[Path, typer.Option(help="Work folder.")] = WORK,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Training loop of all parts: wall-clock schedule, checkpoints, logging.
+"""Training loop of all parts: schedule by processor time, checkpoints, logging.
 
 Responsible for optimizers and files. Not responsible for what is trained.
 """
@@ -97,12 +97,13 @@ def train(  # noqa: PLR0913 - hyperparameters
     """Train ``net`` and save ``out/name.pt``; a second call resumes.
 
     The learning rate is warmed up for ``WARM_UP`` steps and decays by half a cosine over
-    ``minutes``, those of earlier calls included.
+    ``minutes``, those of earlier calls included. They are of processor time, summed over threads:
+    other work on the machine, or a pause, costs no training.
 
     Args:
         loss_of: draws a batch and returns scalars by name, of which "loss" is minimized; gets the
             share of ``minutes`` that has passed.
-        minutes: in total.
+        minutes: in total, of one core.
         rate: peak learning rate of AdamW.
         inner: matrices that Muon updates, with peak rate ``inner_rate``.
     """
@@ -114,11 +115,11 @@ def train(  # noqa: PLR0913 - hyperparameters
         spent, step = saved["spent"], saved["step"]
         for optimizer, state in zip(all_optimizers, saved["optimizer"], strict=True):
             optimizer.load_state_dict(state)
-    rng, started = np.random.default_rng([17, step]), time.time() - spent
+    rng, started = np.random.default_rng([17, step]), time.process_time() - spent
     sums: dict[str, float] = {}
     progress = spent / (60 * minutes)
     while progress < 1:
-        progress = min(1.0, (time.time() - started) / (60 * minutes))
+        progress = min(1.0, (time.process_time() - started) / (60 * minutes))
         scale = min(1, (step + 1) / WARM_UP) * (0.01 + 0.495 * (1 + math.cos(math.pi * progress)))
         losses = loss_of(rng, progress)
         for optimizer in all_optimizers:
@@ -135,13 +136,13 @@ def train(  # noqa: PLR0913 - hyperparameters
         if step % EVERY == 0 or progress >= 1:
             count = step % EVERY or EVERY
             figures = " ".join(f"{key} {value / count:.3f}" for key, value in sums.items())
-            print(f"{name} {step} {time.time() - started:.0f} s {figures}", flush=True)
+            print(f"{name} {step} {time.process_time() - started:.0f} s {figures}", flush=True)
             sums.clear()
             saved = {
                 "model": net.state_dict(),
                 "optimizer": [o.state_dict() for o in all_optimizers],
             }
-            saved |= {"spent": time.time() - started, "step": step}
+            saved |= {"spent": time.process_time() - started, "step": step}
             torch.save(saved, f"{path}.part")
             Path(f"{path}.part").replace(path)
 
