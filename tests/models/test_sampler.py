@@ -12,10 +12,10 @@ from transformers.generation.logits_process import (
 )
 
 from chatterbox_opt.errors import InputError
+from chatterbox_opt.models.t3.row_sampler import _most_likely, sample_rows
 from chatterbox_opt.models.t3.sampler import (
     NOT_FINITE,
     SamplingTensors,
-    _filter_rows,
     apply_cfg,
     apply_repetition_penalty,
     filter_logits,
@@ -61,26 +61,56 @@ def test_top_k_is_applied_between_min_p_and_top_p(top_k, top_p):
         assert torch.equal(other_row, likely[0]), "top_k of one row changed another row"
 
 
+KNOBS = [
+    {},
+    {"top_k": 7},
+    {"top_p": 0.6},
+    {"top_k": 50, "top_p": 0.9},
+    {"top_k": 999},
+    {"min_p": 0},
+]
+
+
+@pytest.mark.parametrize(("turbo", "tied"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("temperature", [0, 0.7])
+@pytest.mark.parametrize("guided", [False, True])
+def test_row_by_row_the_same_tokens_are_sampled(turbo, tied, temperature, guided):
+    """As a CPU samples, and as a GPU does: top-k, top-p, both, and neither, in one batch."""
+    random = torch.Generator().manual_seed(1)
+    # top_p may leave any of equally likely tokens out, top_k leaves all or none of them
+    samplings = [knobs for knobs in KNOBS if not (tied and "top_p" in knobs)]
+    rows, params = len(samplings), SamplingTensors.allocate(len(samplings))
+    for row, given in enumerate(samplings):
+        params.set(row, Sampling(temperature=temperature, **given))
+    sampled = set()
+    for row in LOGITS:
+        logits = row + torch.randn(rows * (2 if guided else 1), 200, generator=random) / 2
+        logits = (logits * 4).round() / 4 if tied else logits
+        seen = torch.rand(rows, 200, generator=random) < 0.2
+        noise = torch.empty(rows, 200).exponential_(generator=random)
+        expected = sample(logits, seen, params, noise, needs_sort=True, turbo=turbo)
+        assert torch.equal(sample_rows(logits, seen, params, noise, turbo=turbo), expected)
+        sampled.update(expected.tolist())
+    assert len(sampled) > 50
+
+
 @pytest.mark.parametrize("turbo", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
-def test_row_by_row_the_same_tokens_are_left(turbo, tied):
-    """As a CPU sorts, and as a GPU does: top-k, top-p, both, and neither, in one batch."""
-    knobs = [{}, {"top_k": 7}, {"top_p": 0.6}, {"top_k": 50, "top_p": 0.9}, {"top_k": 999}]
-    params = SamplingTensors.allocate(len(knobs))
-    for row, given in enumerate(knobs):
-        params.set(row, Sampling(min_p=0.0, **given))
+def test_the_likeliest_are_those_of_a_sort(turbo, tied):
+    params = SamplingTensors.allocate(len(KNOBS))
+    for row, given in enumerate(KNOBS):
+        params.set(row, Sampling(**{"min_p": 0, **given}))
     filter_all = filter_turbo_logits if turbo else filter_logits
     counts = set()
-    for logits in LOGITS.expand(-1, len(knobs), -1):
+    for logits in LOGITS.expand(-1, len(KNOBS), -1):
         logits = (logits * 4).round() / 4 if tied else logits
         expected = filter_all(logits, params, needs_sort=True)
-        found = _filter_rows(logits, params, ties=turbo)
-        left = (found > -torch.inf).sum(1)
-        assert torch.equal(left, (expected > -torch.inf).sum(1))
-        # among equal ones any may be left out
-        assert torch.equal(found.sort().values, expected.sort().values)
-        assert tied or torch.equal(found, expected)
-        counts.add(tuple(left.tolist()))
+        for row, left, values in zip(logits, expected, params.values.tolist(), strict=True):
+            ids = _most_likely(row.numpy(), int(values[5]), values[4], ties=turbo)
+            # among equal ones any may be left out
+            assert torch.equal(row[ids].sort().values, left[left > -torch.inf].sort().values)
+            assert tied or set(ids) == set(left.isfinite().nonzero()[:, 0].tolist())
+            counts.add(len(ids))
     assert len(counts) > 10
 
 
@@ -106,8 +136,11 @@ def test_nan_and_inf_are_reported_not_sampled(bad, temperature):
     logits = LOGITS[:2, 0].clone()
     logits[1, 5] = bad
     seen = torch.zeros(1, 200, dtype=torch.bool)
-    token = draw(logits, seen, Sampling(temperature=temperature), 0)
-    assert token.item() == NOT_FINITE
+    sampling = Sampling(temperature=temperature)
+    assert draw(logits, seen, sampling, 0).item() == NOT_FINITE
+    params = SamplingTensors.allocate(1)
+    params.set(0, sampling)
+    assert sample_rows(logits, seen, params, torch.ones(1, 200)).item() == NOT_FINITE
 
 
 def test_fp16_logits_are_sampled_in_float32():

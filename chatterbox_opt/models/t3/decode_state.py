@@ -15,6 +15,7 @@ from torch import Tensor
 from chatterbox_opt.models.t3.kv_cache import KVCache
 from chatterbox_opt.models.t3.model import T3, Prompt
 from chatterbox_opt.models.t3.ragged_kv_cache import RaggedKVCache
+from chatterbox_opt.models.t3.row_sampler import sample_rows
 from chatterbox_opt.models.t3.sampler import SamplingTensors, sample
 from chatterbox_opt.runtime.cuda import to_device
 from chatterbox_opt.sampling import Sampling
@@ -45,7 +46,7 @@ class DecodeState:
         prefill_slot, prefill_last: int64 [1], arguments of ``PrefillFn``.
         cache: keys and values.
         turbo: see ``T3.turbo_sampling``.
-        by_row: see ``sampler.sample``; only where nothing is captured.
+        by_row: sample by row_sampler.py; only on a CPU, where nothing is captured.
         start: the start token.
     """
 
@@ -116,21 +117,21 @@ class DecodeState:
         return length
 
     def sample_next(self, first: int, last: int, *, needs_sort: bool) -> None:
-        """Sample and store the next token of slots ``first`` to ``last``; tensor operations only.
+        """Sample and store the next token of slots ``first`` to ``last``.
+
+        Tensor operations only, unless ``by_row``.
 
         Args:
             needs_sort: see ``sampler.filter_logits``.
         """
         rows = slice(first, last)
-        token = sample(
-            self.logits[first * self.rows_per_seq : last * self.rows_per_seq],
-            self.seen[rows],
-            self.sampling_tensors.slice(first, last),
-            self.noise[rows],
-            needs_sort=needs_sort,
-            turbo=self.turbo,
-            by_row=self.by_row,
-        )
+        logits = self.logits[first * self.rows_per_seq : last * self.rows_per_seq]
+        params = self.sampling_tensors.slice(first, last)
+        row_args = (logits, self.seen[rows], params, self.noise[rows])
+        if self.by_row:
+            token = sample_rows(*row_args, turbo=self.turbo)
+        else:
+            token = sample(*row_args, needs_sort=needs_sort, turbo=self.turbo)
         if self.turbo:  # the start token was in the history of the first token only
             self.seen[rows, self.start] &= self.num_generated[rows] > 0
         index = self.num_generated[rows][:, None]

@@ -10,7 +10,8 @@ generator state gives the same token as upstream:
 
 Top-k, which upstream's first one does not have, comes before top-p.
 Every sampling parameter is a tensor with a row per sequence, and no value is read back to the
-host: a captured step can be replayed with other parameters and seeds.
+host: a captured step can be replayed with other parameters and seeds. On a CPU, where nothing is
+captured, row_sampler.py is faster.
 """
 
 from __future__ import annotations
@@ -121,9 +122,7 @@ def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: Tensor) -> T
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-def filter_logits(
-    logits: Tensor, params: SamplingTensors, *, needs_sort: bool, by_row: bool = False
-) -> Tensor:
+def filter_logits(logits: Tensor, params: SamplingTensors, *, needs_sort: bool) -> Tensor:
     """Set unlikely logits to -inf: min-p (Nguyen et al. 2024), top-k (Fan et al. 2018), then top-p
     (Holtzman et al. 2020).
 
@@ -131,27 +130,20 @@ def filter_logits(
         logits: float32 [rows, V].
         needs_sort: some row has a top_p or a top_k; otherwise the full-vocabulary sort is skipped.
             A row that has neither is the same with the sort and without.
-        by_row: see ``sample``.
     """
     probabilities = torch.softmax(logits, dim=-1)
     threshold = params.min_p * probabilities.amax(dim=-1, keepdim=True)
     logits = logits.masked_fill(probabilities < threshold, -torch.inf)
-    if needs_sort and by_row:
-        return _filter_rows(logits, params, ties=False)
     if needs_sort:
         rank = torch.arange(logits.shape[-1], 0, -1, device=logits.device)  # 1 is the likeliest
         logits = _filter_sorted(logits, params, lambda _: rank > params.top_k)
     return logits
 
 
-def filter_turbo_logits(
-    logits: Tensor, params: SamplingTensors, *, needs_sort: bool, by_row: bool = False
-) -> Tensor:
+def filter_turbo_logits(logits: Tensor, params: SamplingTensors, *, needs_sort: bool) -> Tensor:
     """``filter_logits`` without min-p; and all tokens as likely as the ``top_k``-th stay."""
     if not needs_sort:
         return logits
-    if by_row:
-        return _filter_rows(logits, params, ties=True)
     last = logits.shape[-1] - 1
     kept = (last + 1 - params.top_k.long()).clamp(0, last)  # index of the ``top_k``-th
     return _filter_sorted(logits, params, lambda ascending: ascending < ascending.gather(1, kept))
@@ -174,30 +166,6 @@ def _filter_sorted(
     return logits.masked_fill(removed.scatter(1, order, removed), -torch.inf)
 
 
-def _filter_rows(logits: Tensor, params: SamplingTensors, *, ties: bool) -> Tensor:
-    """``_filter_sorted``, row by row and with values read on the host, as a CPU is fastest: only
-    what may be sampled is sorted. A sort of the vocabulary takes a fifth of Nano's step.
-
-    Args:
-        ties: all tokens as likely as the ``top_k``-th stay.
-    """
-    filtered, size = torch.full_like(logits, -torch.inf), logits.shape[-1]
-    counts, tails = (x[:, 0].tolist() for x in (params.top_k, params.tail))
-    for row, out, top_k, tail in zip(logits, filtered, counts, tails, strict=True):
-        if not top_k and tail <= 0:
-            out.copy_(row)
-            continue
-        values, ids = row.topk(min(int(top_k) or size, size))
-        if ties and (count := int((row >= values[-1]).sum())) > len(values):
-            values, ids = row.topk(count)
-        if tail > 0:
-            unlikely = values.flip(0).softmax(0).cumsum(0).flip(0) <= tail
-            unlikely[0] = False
-            ids = ids[~unlikely]
-        out[ids] = row[ids]
-    return filtered
-
-
 def sample(
     logits: Tensor,
     seen: Tensor,
@@ -206,7 +174,6 @@ def sample(
     *,
     needs_sort: bool,
     turbo: bool = False,
-    by_row: bool = False,
 ) -> Tensor:
     """Sample the next token of each row.
 
@@ -220,26 +187,22 @@ def sample(
         noise: float32 [rows, V], new from Exp(1); unused where the temperature is 0.
         needs_sort: see ``filter_logits``.
         turbo: in the order of upstream's ``inference_turbo``, without CFG and min-p.
-        by_row: values may be read on the host, as on a CPU.
 
     Returns:
-        int64 [rows]: the tokens, or ``NOT_FINITE``. No value is read back to the host, unless
-        ``by_row``.
+        int64 [rows]: the tokens, or ``NOT_FINITE``.
     """
     logits = apply_cfg(logits.float(), params.cfg_weight)
     finite = torch.isfinite(logits).all(dim=-1)
     is_greedy = params.temperature == 0
     temperature = torch.where(is_greedy, torch.ones_like(params.temperature), params.temperature)
     if turbo:
-        filtered = filter_turbo_logits(
-            logits / temperature, params, needs_sort=needs_sort, by_row=by_row
-        )
+        filtered = filter_turbo_logits(logits / temperature, params, needs_sort=needs_sort)
         filtered = apply_repetition_penalty(filtered, seen, params.repetition_penalty)
         greedy = filtered.argmax(dim=-1)
     else:
         logits = apply_repetition_penalty(logits, seen, params.repetition_penalty)
         greedy = logits.argmax(dim=-1)
-        filtered = filter_logits(logits / temperature, params, needs_sort=needs_sort, by_row=by_row)
+        filtered = filter_logits(logits / temperature, params, needs_sort=needs_sort)
     sampled = (torch.softmax(filtered, dim=-1) / noise).argmax(dim=-1)
     token = torch.where(is_greedy[:, 0], greedy, sampled)
     return torch.where(finite, token, torch.full_like(token, NOT_FINITE))
