@@ -26,8 +26,6 @@ from chatterbox_opt.utils.wave import Wave
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    import numpy as np
-    import numpy.typing as npt
     import torch
 
     from chatterbox_opt.config.hop_schedule import HopSchedule
@@ -101,8 +99,6 @@ class Sequence:
         num_tokens: their number; of plain Chatterbox, which does not return them, an estimate.
         truncated: T3 reached its limit without a stop token.
         audio: float32 [n] in [-1, 1] at 24 kHz, without watermark.
-        frame_ends: float64 [F], when each mel frame of the audio ends, in frames of the audio; None
-            if it is an equal share.
         error: why this attempt has no audio.
         seconds: processing time by stage, of all attempts; an equal share of what was processed
             together. Rendering that overlaps with T3 counts in full.
@@ -133,7 +129,6 @@ class Sequence:
     num_tokens: int = 0
     truncated: bool = False
     audio: Wave | None = None
-    frame_ends: npt.NDArray[np.float64] | None = None
     error: Exception | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     best: Piece | None = None

@@ -63,21 +63,21 @@ def _starts(scores: npt.NDArray[np.float32]) -> list[int]:
     return starts
 
 
-def heard_spans(
-    spans: Sequence[Span], edges: npt.NDArray[np.float64], wave: Wave
-) -> list[tuple[float, float]]:
+def heard_spans(spans: Sequence[Span], frames: int, wave: Wave) -> list[tuple[float, float]]:
     """Start and end of each span in seconds, without the silence at its ends.
 
-    A span without sound stays as it is.
+    A frame is an equal share of the wave, so that the rate of speech does not matter. A span
+    without sound stays as it is.
 
     Args:
         spans: in frames, of at least one.
-        edges: where in the wave each frame begins, in samples, and where the last one ends.
+        frames: of the whole wave.
         wave: float32 [n] at 24 kHz.
     """
     levels, peak = sound_levels(wave), float(np.abs(wave).max(initial=0.0))
     has_sound = levels > LEVEL * peak
-    return [_heard(float(edges[start]), float(edges[end]), has_sound) for start, end in spans]
+    share = len(wave) / frames
+    return [_heard(span[0] * share, span[1] * share, has_sound) for span in spans]
 
 
 def _heard(start: float, end: float, has_sound: npt.NDArray[np.bool_]) -> tuple[float, float]:

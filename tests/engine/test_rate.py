@@ -16,12 +16,7 @@ from chatterbox_opt.config.speaking_rate import combined
 from chatterbox_opt.engine.quality import find_faults
 from chatterbox_opt.engine.rendering.hops import DueHop, HopGroup, SequenceSound
 from chatterbox_opt.engine.rendering.noise import HopNoise
-from chatterbox_opt.engine.rendering.stretch import (
-    frame_ends,
-    num_frames,
-    stretched,
-    stretched_part,
-)
+from chatterbox_opt.engine.rendering.stretch import num_frames, stretched, stretched_part
 from chatterbox_opt.engine.sequence import Capacity
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.models.vocoder.model import FADE_LENGTH, fade_in
@@ -38,70 +33,21 @@ def ramp(frames: int) -> torch.Tensor:
     return torch.arange(frames).float().expand(80, frames)
 
 
-def at_rate(mel: torch.Tensor, rate: float) -> torch.Tensor:
-    return stretched(mel, frame_ends(mel, rate))
-
-
-def evenly(mel: torch.Tensor, rate: float) -> torch.Tensor:
-    """As the parts of a stream are stretched."""
-    return stretched_part(mel, 0, rate, 0, num_frames(mel.shape[1], rate, ended=True))
-
-
 # --- mels -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("frames", [2, 3, 50, 333])
 def test_a_mel_has_another_length_and_the_same_values(rate, frames):
-    found = at_rate(ramp(frames), rate)
+    found = stretched(ramp(frames), rate)
     assert found.shape == (80, max(2, round(frames / rate)))
     middle = (torch.arange(found.shape[1]) + 0.5) * rate - 0.5
-    assert torch.allclose(evenly(ramp(frames), rate)[0], middle.clamp(0, frames - 1), atol=1e-4)
-    # a ramp changes evenly; here the rounded length is spread over all frames
-    assert torch.allclose(found[0], middle.clamp(0, frames - 1), atol=rate)
-
-
-@pytest.mark.parametrize("rate", [0.5, 0.8, 1.25, 2.0])
-def test_what_changes_keeps_its_duration(rate):
-    """Two long sounds, and a short one between them that changes from frame to frame."""
-    mel = torch.zeros(80, 100)
-    mel[:, 44:56] = torch.randn(80, 12, generator=torch.Generator().manual_seed(3))
-    ends = frame_ends(mel, rate)
-    durations = torch.diff(ends, prepend=torch.zeros(1))
-    assert ends[-1] == pytest.approx(round(100 / rate))
-    short, long = durations[46:54].mean(), durations[:40].mean()
-    assert short == pytest.approx(1, abs=1e-3) and abs(long - 1) > abs(1 / rate - 1)
-    found = stretched(mel, ends)
-    first, last = (round(float(ends[i])) for i in (42, 57))
-    assert (found[:, :first] == 0).all() and (found[:, last:] == 0).all(), "where the times say"
-    assert abs(last - first - 15) <= 2
-
-
-@pytest.mark.parametrize("rate", [0.5, 0.8, 1.25, 2.0])
-def test_the_sound_between_the_silences_has_the_length_of_its_rate(rate):
-    """A cue of a film gets the rate at which its sound fits."""
-    mel = torch.full((80, 200), -11.5)
-    mel[:, 40:150] = torch.randn(80, 110, generator=torch.Generator().manual_seed(3)) - 4
-    mel[:, 60:90] = -11.5  # a pause
-    ends = frame_ends(mel, rate)
-    assert ends[39] == pytest.approx(40 / rate) and ends[149] == pytest.approx(150 / rate)
-    pause, sound = ends[87] - ends[61], ends[58] - ends[40]
-    assert abs(pause - 26) > abs(26 / rate - 26) and abs(sound - 18) < abs(18 / rate - 18)
-
-
-@pytest.mark.parametrize("value", [0.0, -11.5, float("nan"), float("inf")])
-def test_a_mel_without_change_is_stretched_evenly(value):
-    """Of one that is not finite, the vocoder says so."""
-    mel = torch.full((80, 50), value)
-    assert torch.allclose(frame_ends(mel, 1.25), torch.arange(1, 51).double() * 0.8)
-    mel[:, :20] = 1.0
-    ends = frame_ends(mel, 1.25)
-    assert ends.isfinite().all() and len(stretched(mel, ends)[0]) == 40
+    assert torch.allclose(found[0], middle.clamp(0, frames - 1), atol=1e-4)
 
 
 def test_at_1_nothing_is_computed():
     mel = torch.full((80, 9), float("nan"))
-    assert frame_ends(mel, 1.0) is None and stretched(mel, None) is mel
+    assert stretched(mel, 1.0) is mel
     assert stretched_part(mel, 4, 1.0, 6, 8).data_ptr() == mel[:, 2:].data_ptr()
     assert [num_frames(n, 1.0, ended=ended) for n in (0, 1, 8) for ended in (False, True)] == [
         0, 0, 1, 1, 8, 8
@@ -120,7 +66,7 @@ def test_parts_have_the_frames_of_the_whole(rate, sizes):
         last = num_frames(end, rate, ended=number == len(sizes) - 1)
         parts.append(stretched_part(mel[:, offset:end], offset, rate, first, last))
         assert last > first or number, "every hop gives something out"
-    assert torch.allclose(torch.cat(parts, 1), evenly(mel, rate), atol=1e-5)
+    assert torch.allclose(torch.cat(parts, 1), stretched(mel, rate), atol=1e-5)
 
 
 # --- the engine -------------------------------------------------------------------------------
@@ -246,7 +192,7 @@ def test_a_joined_stream_is_the_stretched_whole(engine, vocoder, rate, schedule)
     with torch.inference_mode():
         parts, sequence = streamed(engine, vocoder, mel, rate, schedule)
         noise = HopNoise(sequence.seed, sequence.voice.mel.shape[1], CPU)
-        whole = evenly(mel, rate)
+        whole = stretched(mel, rate)
         frames = whole.shape[1]
         state = SourceState(noise.offsets, 0.0, torch.empty(0))
         window = VocoderWindow(whole, frames, state, noise.source(0, frames))

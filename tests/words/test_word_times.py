@@ -137,8 +137,7 @@ def test_the_words_are_of_the_attempt_that_is_used(pico, monkeypatch):
     [piece] = result.pieces
     assert piece.attempts == len(aligned) == 3
     assert [word.text for word in piece.words] == ["Good", "morning,", "everyone."]
-    edges = np.linspace(0, len(piece.samples), piece.tokens + 1)
-    expected = timing.heard_spans(aligned[1], edges, piece.samples)
+    expected = timing.heard_spans(aligned[1], piece.tokens, piece.samples)
     assert [(word.start, word.end) for word in piece.words] == expected
 
 

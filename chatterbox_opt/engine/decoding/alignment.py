@@ -10,15 +10,13 @@ from collections.abc import Sequence as Values
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
-from chatterbox_opt.config.model_config import MEL_PER_TOKEN, SAMPLE_RATE
+from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.engine.sequence import Sequence
 from chatterbox_opt.errors import NumericsError
 from chatterbox_opt.models.t3.llama import LlamaT3
 from chatterbox_opt.models.t3.model import T3
 from chatterbox_opt.models.t3.text_attention import text_attention
-from chatterbox_opt.models.vocoder.source import HOP_LENGTH
 from chatterbox_opt.utils.wave import Wave
 from chatterbox_opt.words.timing import Span, heard_spans, word_spans
 from chatterbox_opt.words.word import Word
@@ -68,19 +66,9 @@ def words_of(sequence: Sequence, waves: Values[Wave]) -> tuple[Word, ...]:
         return ()
     spans, written = sequence.spans, sequence.written
     of_words = [(spans[word.first][0], spans[word.last - 1][1]) for word in written]
-    wave = np.concatenate(waves)
-    seconds = heard_spans(of_words, token_edges(sequence, len(wave)), wave)
+    seconds = heard_spans(of_words, len(sequence.tokens), np.concatenate(waves))
     chunk = sequence.request.first_chunk + sequence.index
     return tuple(Word(word.text, *span, chunk) for word, span in zip(written, seconds, strict=True))
-
-
-def token_edges(sequence: Sequence, samples: int) -> npt.NDArray[np.float64]:
-    """Where each token begins in the sequence's sound, in samples, and where the last one ends."""
-    count, ends = len(sequence.tokens), sequence.frame_ends
-    if ends is None:
-        return np.linspace(0, samples, count + 1)
-    last_frames = MEL_PER_TOKEN * np.arange(1, count + 1) - 1
-    return np.concatenate(([0], ends[last_frames] * HOP_LENGTH))
 
 
 def placed(sequence: Sequence, words: tuple[Word, ...]) -> tuple[Word, ...]:

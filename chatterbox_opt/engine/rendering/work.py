@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from chatterbox_opt.engine.rendering.stretch import frame_ends, stretched
+from chatterbox_opt.engine.rendering.stretch import stretched
 from chatterbox_opt.engine.sequence import Sequence
 from chatterbox_opt.utils.wave import Wave
 
@@ -91,15 +91,13 @@ class WholeSequences:
 
     def vocode(self, vocoder: Any, mels: list[Tensor]) -> Callable[[], None]:
         rates = [sequence.chunk.rate for sequence in self.sequences]
-        ends = [frame_ends(mel, rate) for mel, rate in zip(mels, rates, strict=True)]
-        mels = [stretched(mel, end) for mel, end in zip(mels, ends, strict=True)]
+        mels = [stretched(mel, rate) for mel, rate in zip(mels, rates, strict=True)]
         waves: list[Tensor] = vocoder(mels, self.generators)
         audio: list[Wave] = [wave.cpu().numpy() for wave in waves]
 
         def finish() -> None:
-            for sequence, wave, end in zip(self.sequences, audio, ends, strict=True):
+            for sequence, wave in zip(self.sequences, audio, strict=True):
                 sequence.audio = wave
-                sequence.frame_ends = None if end is None else end.numpy()
 
         return finish
 
