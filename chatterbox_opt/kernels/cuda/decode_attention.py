@@ -60,7 +60,7 @@ from chatterbox_opt.kernels.cuda.launch import (
 from chatterbox_opt.runtime import cuda
 
 KEYS, WARPS = 64, 4  # positions of a tile, and warps of a program
-SMALL_KEYS = {7: 32, 10: 32, 12: 32}  # by major capability, where a larger tile would spill
+SMALL_KEYS = {7: 16, 10: 32, 12: 32}  # by major capability, where a larger tile would spill
 TARGET_PROGRAMS, MAX_SPLITS = 256, 8  # about two programs for each SM of a large GPU
 FLOOR = tl.constexpr(-1e30)  # below every score; unlike -inf, FLOOR - FLOOR is not NaN
 LOG2_E = 1.4426950408889634  # scores are in powers of two: exp2 is faster than exp
