@@ -234,7 +234,7 @@ def upstream_flow(config: FlowConfig) -> nn.Module:
         output_size=MEL_BINS,
         spk_embed_dim=config.xvector,
         vocab_size=SPEECH_TOKENS,
-        encoder=flow_encoder.build_encoder(config),
+        encoder=flow_encoder.upstream_encoder(config),
         decoder=decoder,
     )
     return net
