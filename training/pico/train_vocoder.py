@@ -182,11 +182,11 @@ def main(
         net,
         functools.partial(losses_of, net, segments),
         minutes=minutes,
-        rate=4e-4,
+        rate=6e-4,
         out=out,
         betas=(0.8, 0.99),
         inner=inner,
-        inner_rate=0.002,
+        inner_rate=0.006,
     )
 
 
