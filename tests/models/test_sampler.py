@@ -130,6 +130,16 @@ def test_cfg_of_one_row_is_the_identity():
     assert torch.equal(apply_cfg(LOGITS[0], torch.zeros(1, 1)), LOGITS[0])
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_are_not_finite_in_both_rows_of_guidance_are_reported(bad):
+    """The difference of two infinities is no number; NumPy would warn of it."""
+    logits = LOGITS[:2, 0].clone()
+    logits[:, 5] = bad
+    params = SamplingTensors.allocate(1)
+    seen = torch.zeros(1, 200, dtype=torch.bool)
+    assert sample_rows(logits, seen, params, torch.ones(1, 200)).item() == NOT_FINITE
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_nan_and_inf_are_reported_not_sampled(bad, temperature):

@@ -46,7 +46,8 @@ def _sample_row(
     cfg_weight, penalty, temperature, min_p, tail, top_k = values
     row: Row = logits[0].copy()
     if len(logits) == 2:
-        row += np.float32(cfg_weight) * (row - logits[1])
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is found below
+            row += np.float32(cfg_weight) * (row - logits[1])
     if not np.isfinite(row).all():
         return NOT_FINITE
     if not turbo:
