@@ -134,15 +134,15 @@ def train(  # noqa: PLR0913 - hyperparameters
         for key, value in losses.items():
             sums[key] = sums.get(key, 0.0) + float(value.detach())
         if step % EVERY == 0 or progress >= 1:
-            count = step % EVERY or EVERY
+            spent, count = time.process_time() - started, step % EVERY or EVERY
             figures = " ".join(f"{key} {value / count:.3f}" for key, value in sums.items())
-            print(f"{name} {step} {time.process_time() - started:.0f} s {figures}", flush=True)
+            print(f"{name} {step} {spent:.0f} s {figures}", flush=True)
             sums.clear()
             saved = {
                 "model": net.state_dict(),
                 "optimizer": [o.state_dict() for o in all_optimizers],
             }
-            saved |= {"spent": time.process_time() - started, "step": step}
+            saved |= {"spent": spent, "step": step}
             torch.save(saved, f"{path}.part")
             Path(f"{path}.part").replace(path)
 
