@@ -149,9 +149,8 @@ def draw(logits, seen, knobs, noise, outputs, counters, *, unforced, not_finite,
         last_token=token,
         num_generated=generated,
         position=position,
-        by_row=False,
     )
-    DecodeState.sample_next(held, 0, len(seen), needs_sort=False)
+    DecodeState.sample_with_torch(held, 0, len(seen), needs_sort=False)
 
 
 def attend_frames(q, k, v, lengths):

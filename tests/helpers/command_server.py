@@ -27,6 +27,7 @@ IMPORTED = (  # what most commands import, the slowest
     "chatterbox_opt.kernels.cpu.conv",
     "chatterbox_opt.kernels.cpu.flow_bf16",
     "chatterbox_opt.kernels.cpu.norm_bf16",
+    "chatterbox_opt.kernels.cpu.sampling",
     "chatterbox_opt.kernels.cpu.softmax",
     "chatterbox_opt.kernels.cpu.t3_decode",
     "chatterbox_opt.text.english",

@@ -388,7 +388,6 @@ def test_sample_kernel(rows_per_seq, turbo):
             turbo=turbo,
             start=7,
             sampling_tensors=knobs,
-            by_row=False,
             **{k: v.clone() for k, v in state.items()},
         )
         for _ in range(2)
@@ -397,7 +396,7 @@ def test_sample_kernel(rows_per_seq, turbo):
         noise = torch.empty(rows, vocab).exponential_(generator=generator)
         fused.noise.copy_(noise)
         reference.noise.copy_(noise)
-        DecodeState.sample_next(reference, 0, rows, needs_sort=False)
+        DecodeState.sample_with_torch(reference, 0, rows, needs_sort=False)
         fused_step.sample_tokens(fused, rows)
         for name in ("seen", "token_buffer", "last_token", "num_generated", "position"):
             assert torch.equal(getattr(fused, name), getattr(reference, name)), name

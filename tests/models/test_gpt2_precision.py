@@ -78,18 +78,20 @@ def test_the_compiled_step_computes_what_the_modules_compute(state, layout):
     for number in range(8):
         with torch.inference_mode():
             prompt = gpt2_prompt(TINY_GPT2, number)
-            caches = [
-                RaggedKVCache(num_seqs=1, rows_per_seq=1, shape=t3.kv_shape, like=like)
-                for like in (t3.like.half(), t3.like)
-            ]
-            for cache in caches:
+            slots = EagerBackend().slots(t3, 1, 1)
+            wide = RaggedKVCache(num_seqs=1, rows_per_seq=1, shape=t3.kv_shape, like=t3.like)
+            for cache in (slots.cache, wide):
                 _, length = prefill(t3, prompt, cache, more=4)
-            for keys, values in caches[1]._buffers[0]:
+            for keys, values in wide._buffers[0]:
                 keys.copy_(keys.half())
                 values.copy_(values.half())
-            counters = [torch.tensor([value]) for value in (number, 1, length)]
-            compiled = int8_step.Int8Step(t3)(*counters, caches[0], 128)
-            different.append((compiled - t3.step(*counters, caches[1], 128)).abs().max().item())
+            counters = slots.last_token, slots.num_generated, slots.position
+            for counter, value in zip(counters, (number, 1, length), strict=True):
+                counter.fill_(value)
+            exact = t3.step(*counters, wide, 128)
+            compiled = int8_step.Int8Step(t3, slots)
+            compiled(slots, 1, 128, needs_sort=False)
+            different.append((slots.logits - exact).abs().max().item())
     assert sorted(different)[2] < 1e-3, different
     assert max(different) < 0.6, different
 

@@ -73,7 +73,8 @@ def prefill_fn(t3: T3) -> PrefillFn:
 
     def prefill(slots: DecodeState, text: Tensor, conditioning: Tensor) -> None:
         logits = t3.prefill(text, slots.prefill_last, conditioning, slots.cache, slots.prefill_slot)
-        slots.logits.unflatten(0, (slots.count, slots.rows_per_seq))[slots.prefill_slot] = logits
+        by_slot = slots.logits.unflatten(0, (slots.count, slots.rows_per_seq))
+        by_slot[slots.prefill_slot] = logits.to(by_slot.dtype)
 
     return prefill
 
@@ -142,17 +143,19 @@ class EagerBackend:
         cache: KVCache
         self._int8_step = None
         if like.device.type == "cpu" and self.forward is None:
-            if int8_step.supports(t3):
-                self._int8_step, like = Int8Step(t3), like.to(int8_step.KV_DTYPE)
+            quantized = int8_step.supports(t3)
+            like = like.to(int8_step.KV_DTYPE) if quantized else like
             cache = RaggedKVCache(num_seqs=count, rows_per_seq=rows_per_seq, shape=shape, like=like)
-        else:
-            cache = StaticKVCache(
-                num_seqs=count,
-                rows_per_seq=rows_per_seq,
-                shape=shape,
-                like=like,
-                dtype=self.kv_cache,
-            )
+            slots = DecodeState(t3, count, cache)
+            self._int8_step = Int8Step(t3, slots) if quantized else None
+            return slots
+        cache = StaticKVCache(
+            num_seqs=count,
+            rows_per_seq=rows_per_seq,
+            shape=shape,
+            like=like,
+            dtype=self.kv_cache,
+        )
         return DecodeState(t3, count, cache)
 
     def release_slots(self) -> None:
@@ -162,7 +165,7 @@ class EagerBackend:
         return prefill_fn(t3)
 
     def step(self, t3: T3) -> DecodeStep:
-        return eager_step(self._int8_step) if self._int8_step else fastest_step(self, t3)
+        return self._int8_step or fastest_step(self, t3)
 
     def readback(self, tokens: Tensor) -> Callable[[], list[list[int]]]:
         return tokens.tolist

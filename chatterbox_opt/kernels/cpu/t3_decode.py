@@ -11,7 +11,8 @@ quarters of memory's rate, and between the products some 2,000 small operations 
 take as long again. Here a step is one parallel region on PyTorch's threads (openmp.py), and threads
 meet at barriers only:
 
-    norm + quantize            rows are divided     (norms, int8_gemm.quantize_row)
+    embedding                  rows are divided
+    norm + quantize            rows                 (norms, int8_gemm.quantize_row)
     QKV GEMM                   panels of outputs    (int8_gemm.multiply_rows)
     RoPE, KV write, attention  heads are divided    (``_attend``)
     quantize                   rows
@@ -48,23 +49,25 @@ from chatterbox_opt.kernels.cpu.llvm import (
 )
 
 _SHAPE = ("layers", "rows_per_seq", "heads", "head_dim", "ffn", "gated", "num_seqs")
-_WEIGHTS = ("matrices", "norms", "norm_biases")
-_TENSORS = ("x", "cos", "sin", "logits", "kv_pointers", "capacity", "position")
+_WEIGHTS = ("matrices", "norms", "norm_biases", "tokens", "positions", "num_positions")
+_INPUTS = ("token", "index", "position", "cos", "sin", "kv_pointers", "capacity")
+_RESULTS = ("x", "logits")
 _SCRATCH = ("wide", "narrow", "probs", "probs_stride")
 DECODE_STEP = np.dtype(
-    [(name, "i8") for name in (*TASK_FIELDS, *_SHAPE, *_WEIGHTS, *_TENSORS, *_SCRATCH)]
+    [(name, "i8") for name in (*TASK_FIELDS, *_SHAPE, *_WEIGHTS, *_INPUTS, *_RESULTS, *_SCRATCH)]
     + [("eps", "f8")]
 )
-"""T3's layers and head, over one position of each row.
+"""T3's embeddings, layers and head, over one position of each row.
 
 gated: 1 for SwiGLU, 0 for gelu. matrices: MATRIX [layers * 4 + 1]: qkv, out, gate_up (or up) and
 down of each layer, then the head. norms: float32 [layers * 2 + 1, width]; norm_biases: the same of
-LayerNorm, or 0 for RMSNorm. x: float32 [rows, width], overwritten. cos, sin: float32 [rows,
-head_dim], as ``LlamaT3.rope`` returns them, or 0. logits: float32 [rows, vocabulary]. kv_pointers:
-int64 [layers, num_seqs, 2], addresses of keys and values in float16
-(models/t3/ragged_kv_cache.py); capacity, position: int64 [num_seqs], positions of a buffer and the
-position to write. Scratch: wide float32 [rows, 3 width or 2 ffn], narrow float32 [rows, width],
-probs float32 [rows * heads, probs_stride], and that of int8_gemm.GEMM.
+LayerNorm, or 0 for RMSNorm. tokens, positions: ``T3.tables``, float32; num_positions: rows of the
+second one. token, index, position: int64 [num_seqs], the token, its row in ``positions`` and where
+it goes in the KV cache. cos, sin: float32 [positions, head_dim], ``LlamaT3.rope`` of all positions,
+or 0. kv_pointers: int64 [layers, num_seqs, 2], addresses of keys and values in float16
+(models/t3/ragged_kv_cache.py); capacity: int64 [num_seqs], positions of a buffer. x: float32 [rows,
+width]. logits: float32 [rows, vocabulary]. Scratch: wide float32 [rows, 3 width or 2 ffn], narrow
+float32 [rows, width], probs float32 [rows * heads, probs_stride], and that of int8_gemm.GEMM.
 """
 
 _compile = njit(nogil=True, **NJIT_OPTIONS)
@@ -137,8 +140,8 @@ def _attend(t, layer, number):
     query, half, scale = np.empty(n, np.float32), n // 2, _FLOAT(1) / np.sqrt(_FLOAT(n))
     # 1) RoPE; append key and value
     if t.cos:
-        cos = carray(pointer(t.cos), (t.rows, n), np.float32)[row]
-        sin = carray(pointer(t.sin), (t.rows, n), np.float32)[row]
+        cos = carray(pointer(t.cos), (last + 1, n), np.float32)[last]
+        sin = carray(pointer(t.sin), (last + 1, n), np.float32)[last]
         for i in range(half):
             j = i + half
             query[i] = (q[i] * cos[i] + q[j] * sin[i]) * scale
@@ -172,6 +175,22 @@ def _attend(t, layer, number):
         for p in range(padded):
             attended += probs[p] * fp16_to_float(values[i, p])
         out[i] = attended / total
+
+
+@_compile
+def _embed(t, thread, threads):
+    """The embeddings of this thread's rows, which ``_norm_and_quantize`` gives to it as well."""
+    width, seqs = t.heads * t.head_dim, t.num_seqs
+    x = carray(pointer(t.x), (t.rows, width), np.float32)
+    for row in range(thread, t.rows, threads):
+        seq = row // t.rows_per_seq
+        token = carray(pointer(t.token), seqs, np.int64)[seq]
+        # a finished sequence may be stepped once more
+        index = min(carray(pointer(t.index), seqs, np.int64)[seq], t.num_positions - 1)
+        tokens = carray(pointer(t.tokens + token * width * 4), width, np.float32)
+        positions = carray(pointer(t.positions + index * width * 4), width, np.float32)
+        for i in range(width):
+            x[row, i] = tokens[i] + positions[i]
 
 
 @_compile
@@ -236,6 +255,7 @@ def decode_step(data):
     """One DECODE_STEP task, called in each thread."""
     t = carray(data, 1, DECODE_STEP)[0]
     thread, threads = thread_index(t)
+    _embed(t, thread, threads)
     for i in range(t.layers):
         _layer(t, i, thread, threads)
     # final norm and head

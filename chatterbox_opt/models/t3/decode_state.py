@@ -12,15 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from chatterbox_opt.models.t3 import row_sampler
 from chatterbox_opt.models.t3.kv_cache import KVCache
 from chatterbox_opt.models.t3.model import T3, Prompt
 from chatterbox_opt.models.t3.ragged_kv_cache import RaggedKVCache
-from chatterbox_opt.models.t3.row_sampler import sample_rows
-from chatterbox_opt.models.t3.sampler import SamplingTensors, sample
+from chatterbox_opt.models.t3.sampler import UNFORCED, SamplingTensors, sample
 from chatterbox_opt.runtime.cuda import to_device
 from chatterbox_opt.sampling import Sampling
-
-UNFORCED = -1  # in ``DecodeState.token_buffer``: no token is forced at this position
 
 # Runs a text [rows_per_seq, length, width] after a voice's ``T3.conditioning`` into the KV cache
 # and the logits of slot ``DecodeState.prefill_slot``. The text's last position is
@@ -37,7 +35,8 @@ class DecodeState:
         last_token: int64 [count], sampled last and not yet run through the model.
         num_generated: int64 [count], tokens sampled so far.
         position: int64 [count], the KV cache position where ``last_token`` goes.
-        logits: [count * rows_per_seq, speech_vocab], of the last position that was run.
+        logits: [count * rows_per_seq, speech_vocab], of the last position that was run; T3's dtype,
+            or float32 for a ``RowSampler``.
         seen: bool [count, speech_vocab], the token history for the repetition penalty.
         sampling_tensors: sampling parameters, a row for each slot.
         noise: float32 [count, speech_vocab], Exp(1), for the next token.
@@ -46,7 +45,6 @@ class DecodeState:
         prefill_slot, prefill_last: int64 [1], arguments of ``PrefillFn``.
         cache: keys and values.
         turbo: see ``T3.turbo_sampling``.
-        by_row: sample by row_sampler.py; only on a CPU, where nothing is captured.
         start: the start token.
     """
 
@@ -58,20 +56,35 @@ class DecodeState:
         """
         config, device, rows_per_seq = t3.config, t3.like.device, cache.rows_per_seq
         self.turbo, self.start = t3.turbo_sampling, config.start_speech
-        self.by_row = isinstance(cache, RaggedKVCache)
+        # with a ragged cache nothing is captured
+        compiled = isinstance(cache, RaggedKVCache) and row_sampler.supports()
         self.count, self.rows_per_seq, self.cache = count, rows_per_seq, cache
         self.last_token, self.num_generated, self.position = (
             torch.zeros(count, dtype=torch.long, device=device) for _ in range(3)
         )
         self.prefill_slot, self.prefill_last = torch.zeros(2, 1, dtype=torch.long, device=device)
+        dtype = torch.float32 if compiled else t3.dtype
         self.logits = torch.zeros(
-            count * rows_per_seq, config.speech_vocab, dtype=t3.dtype, device=device
+            count * rows_per_seq, config.speech_vocab, dtype=dtype, device=device
         )
         self.seen = torch.zeros(count, config.speech_vocab, dtype=torch.bool, device=device)
         self.sampling_tensors = SamplingTensors.allocate(count, device)
         self.noise = torch.ones(count, config.speech_vocab, device=device)
         self.token_buffer = torch.full(
             (count, config.speech_positions), UNFORCED, dtype=torch.long, device=device
+        )
+        self._row_sampler = self._compiled_sampler() if compiled else None
+
+    def _compiled_sampler(self) -> row_sampler.RowSampler:
+        return row_sampler.RowSampler(
+            self.logits,
+            self.seen,
+            self.sampling_tensors,
+            self.noise,
+            self.token_buffer,
+            (self.last_token, self.num_generated, self.position),
+            start=self.start,
+            turbo=self.turbo,
         )
 
     def prefill(
@@ -119,19 +132,28 @@ class DecodeState:
     def sample_next(self, first: int, last: int, *, needs_sort: bool) -> None:
         """Sample and store the next token of slots ``first`` to ``last``.
 
-        Tensor operations only, unless ``by_row``.
-
         Args:
             needs_sort: see ``sampler.filter_logits``.
         """
+        if self._row_sampler is None:
+            self.sample_with_torch(first, last, needs_sort=needs_sort)
+            return
+        for slot in self._row_sampler(first, last):
+            self.sample_with_torch(slot, slot + 1, needs_sort=needs_sort)
+
+    def sample_with_torch(self, first: int, last: int, *, needs_sort: bool) -> None:
+        """``sample_next`` in tensor operations only, so it can be captured."""
         rows = slice(first, last)
         logits = self.logits[first * self.rows_per_seq : last * self.rows_per_seq]
         params = self.sampling_tensors.slice(first, last)
-        row_args = (logits, self.seen[rows], params, self.noise[rows])
-        if self.by_row:
-            token = sample_rows(*row_args, turbo=self.turbo)
-        else:
-            token = sample(*row_args, needs_sort=needs_sort, turbo=self.turbo)
+        token = sample(
+            logits,
+            self.seen[rows],
+            params,
+            self.noise[rows],
+            needs_sort=needs_sort,
+            turbo=self.turbo,
+        )
         if self.turbo:  # the start token was in the history of the first token only
             self.seen[rows, self.start] &= self.num_generated[rows] > 0
         index = self.num_generated[rows][:, None]
@@ -147,6 +169,8 @@ class DecodeState:
 
     def latest(self, slots: int, count: int) -> Tensor:
         """The last ``count`` tokens of each of the first ``slots`` slots: int64 [slots, count]."""
+        if self._row_sampler is not None:
+            return torch.tensor(self._row_sampler.latest(slots, count))
         back = torch.arange(-count, 0, device=self.token_buffer.device)
         indices = (self.num_generated[:slots, None] + back).clamp(min=0)
         return self.token_buffer[:slots].gather(1, indices)

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from chatterbox_opt.layers.linear_int import WeightOnlyInt8Linear
 from chatterbox_opt.models.t3 import gpt2
-from chatterbox_opt.models.t3.decode_state import UNFORCED, DecodeState
+from chatterbox_opt.models.t3.decode_state import DecodeState
 from chatterbox_opt.models.t3.kv_cache import StaticKVCache
 from chatterbox_opt.models.t3.llama import LlamaT3
 from chatterbox_opt.models.t3.model import T3
-from chatterbox_opt.models.t3.sampler import NOT_FINITE
+from chatterbox_opt.models.t3.sampler import NOT_FINITE, UNFORCED
 
 
 def supports(t3: T3) -> bool:
@@ -46,8 +46,9 @@ class FusedStep:
         cache, t3 = slots.cache, self._t3
         assert isinstance(cache, StaticKVCache)
         counters = slots.last_token[:count], slots.num_generated[:count], slots.position[:count]
+        frequencies = t3.frequencies if isinstance(t3, LlamaT3) else None
         x, rope, positions, arrivals = decode_io.embed_tokens(
-            counters, *_embeddings(t3), cache.rows_per_seq, kv_len, t3.config.heads
+            counters, t3.tables, frequencies, cache.rows_per_seq, kv_len, t3.config.heads
         )
         linear = decode_linear.linear
         for i, block in enumerate(t3.blocks):
@@ -82,14 +83,6 @@ def sample_tokens(slots: DecodeState, count: int) -> None:
         turbo=slots.turbo,
         start=slots.start,
     )
-
-
-def _embeddings(t3: T3) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
-    """Arguments of ``decode_io.embed_tokens``: tokens' and positions' table, RoPE frequencies."""
-    if isinstance(t3, LlamaT3):
-        return (t3.speech_emb.weight, t3.speech_pos.weight), t3.frequencies
-    assert isinstance(t3, gpt2.Gpt2T3)
-    return (t3.speech_emb.weight, t3.positions.weight), None
 
 
 def _weights(layer: Any) -> dict[str, Any]:

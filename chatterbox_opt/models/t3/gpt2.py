@@ -84,6 +84,10 @@ class Gpt2T3(T3):
         x = torch.cat((self.text_emb(ids), start))
         return (x + self.positions.weight[first : first + len(x)]).expand(rows, -1, -1)
 
+    @property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        return self.speech_emb.weight, self.positions.weight
+
     def embed_tokens(
         self,
         token: Tensor,

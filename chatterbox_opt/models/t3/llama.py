@@ -160,6 +160,10 @@ class LlamaT3(T3):
         start = self.speech_emb.weight[config.start_speech] + self.speech_pos.weight[0]
         return torch.cat((text, start.expand(rows, 2, -1)), dim=1)
 
+    @property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        return self.speech_emb.weight, self.speech_pos.weight
+
     def embed_tokens(
         self, token: Tensor, num_generated: Tensor, position: Tensor, rows_per_seq: int
     ) -> tuple[Tensor, ...]:

@@ -134,6 +134,12 @@ class T3(nn.Module):
         """
         raise NotImplementedError
 
+    @property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """The embeddings of speech tokens [speech_vocab, width] and of positions [n, width]: with
+        Llama those among the speech tokens, with GPT-2 those in the KV cache."""
+        raise NotImplementedError
+
     def embed_tokens(
         self, token: Tensor, num_generated: Tensor, position: Tensor, rows_per_seq: int
     ) -> tuple[Tensor, ...]:

@@ -1,100 +1,106 @@
-"""Sampling on a CPU: row by row, with values read on the host.
+"""Sampling on a CPU: each row by itself, all of them in one compiled call.
 
-Responsible for the same tokens as sampler.py in a third to a half of its time. Not responsible for
-what the parameters mean, which is explained there.
+Responsible for the addresses of the slots' tensors, and for whether the kernel runs here. Not
+responsible for the arithmetic (kernels/cpu/sampling.py) or for what the parameters mean
+(sampler.py).
 
-On a CPU an operation over one row of the vocabulary costs less than its dispatch, and sampler.py,
-which may not read a value, must do all of them for all rows. Here a row does only what its
-parameters ask for, only the most likely tokens are sorted, and what needs no reduction in float32
-is done by NumPy, whose dispatch is cheaper. Reductions are PyTorch's: their order decides the last
-bit, and with it the token.
+On a CPU an operation over one row of the vocabulary costs less than its dispatch, above all between
+two steps that have read all of T3 through the caches.
 """
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from chatterbox_opt.models.t3.sampler import NOT_FINITE, SamplingTensors
-
-Floats = npt.NDArray[np.float32]
-
-
-def sample_rows(
-    logits: Tensor, seen: Tensor, params: SamplingTensors, noise: Tensor, *, turbo: bool = False
-) -> Tensor:
-    """``sampler.sample`` of tensors on a CPU: int64 [rows]."""
-    per_row = logits.float().unflatten(0, (len(noise), -1)).numpy()
-    inputs = zip(per_row, seen.numpy(), params.values.tolist(), noise.numpy(), strict=True)
-    return torch.tensor([_sample_row(*row, turbo=turbo) for row in inputs])
+from chatterbox_opt.kernels.cpu import openmp
+from chatterbox_opt.models.t3.sampler import NOT_FINITE, UNFORCED, SamplingTensors
 
 
-def _sample_row(
-    logits: Floats, seen: npt.NDArray[np.bool_], values: list[float], noise: Floats, *, turbo: bool
-) -> int:
-    """Sample one token.
+class RowSampler:
+    """Draws the next tokens of slots and stores them, where a draw does not depend on rounding."""
 
-    Args:
-        logits: float32 [1, V], or [2, V] with CFG.
-        seen, noise: [V].
-        values: a row of ``SamplingTensors.values``.
-    """
-    cfg_weight, penalty, temperature, min_p, tail, top_k = values
-    row: Floats = logits[0].copy()
-    if len(logits) == 2:
-        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is found below
-            row += np.float32(cfg_weight) * (row - logits[1])
-    if not np.isfinite(row).all():
-        return NOT_FINITE
-    if not turbo:
-        _penalize(row, np.flatnonzero(seen), penalty)
-    if temperature > 0:
-        row /= np.float32(temperature)
-    elif not turbo:
-        return int(row.argmax())
-    if not turbo and min_p > 0:
-        probabilities = _softmax(row)
-        row[probabilities < np.float32(min_p) * probabilities.max()] = -np.inf
-    if top_k > 0 or tail > 0:
-        kept = _most_likely(row, int(top_k), tail, ties=turbo)
-        filtered = np.full_like(row, -np.inf)
-        filtered[kept] = row[kept]
-        row = filtered
-    if turbo:
-        _penalize(row, np.flatnonzero(seen), penalty)
-        if temperature == 0:
-            return int(row.argmax())
-    return int((_softmax(row) / noise).argmax())
+    def __init__(
+        self,
+        logits: Tensor,
+        seen: Tensor,
+        params: SamplingTensors,
+        noise: Tensor,
+        token_buffer: Tensor,
+        counters: tuple[Tensor, Tensor, Tensor],
+        *,
+        start: int,
+        turbo: bool = False,
+    ) -> None:
+        """Bind the buffers of a ``DecodeState``, which must stay where they are.
+
+        Args:
+            logits: float32 [slots or 2 slots, V].
+            seen: bool [slots, V].
+            noise: float32 [slots, V].
+            token_buffer: int64 [slots, n].
+            counters: int64 [slots] each: last token, number generated, position.
+            start, turbo: see ``DecodeState``.
+        """
+        from chatterbox_opt.kernels.cpu import sampling  # numba is only needed here
+
+        slots, vocabulary = seen.shape
+        assert logits.dtype == torch.float32 and logits.is_contiguous()
+        self._undecided = np.zeros(slots, np.int64)
+        self._tokens, self._generated = token_buffer.numpy(), counters[1].numpy()
+        self._work = sampling.sample_tokens.address
+        task = self._task = openmp.torch_openmp().new_task(sampling.SAMPLE)
+        task["rows_per_seq"], task["vocabulary"] = len(logits) // slots, vocabulary
+        task["limit"], task["turbo"], task["start"] = token_buffer.shape[1], turbo, start
+        task["unforced"], task["not_finite"] = UNFORCED, NOT_FINITE
+        buffers = {"logits": logits, "seen": seen, "params": params.values, "noise": noise}
+        buffers |= {"token_buffer": token_buffer, "scratch": torch.empty(slots, 3, vocabulary)}
+        buffers |= dict(zip(sampling.COUNTERS, counters, strict=True))
+        openmp.set_pointers(task, **buffers)
+        self._buffers = buffers  # kept alive
+        task["undecided"] = self._undecided.ctypes.data
+
+    def __call__(self, first: int, last: int) -> list[int]:
+        """``DecodeState.sample_next`` of slots ``first`` to ``last``.
+
+        Returns:
+            The slots that are left to it: nothing of them has changed.
+        """
+        self._task["first"], self._task["last"] = first, last
+        openmp.torch_openmp().run(self._work, self._task.ctypes.data)
+        return [slot for slot in range(first, last) if self._undecided[slot]]
+
+    def latest(self, slots: int, count: int) -> list[list[int]]:
+        """``DecodeState.latest``; zeros before the first token."""
+        rows = []
+        for slot, end in enumerate(self._generated[:slots].tolist()):
+            row = self._tokens[slot, max(end - count, 0) : end].tolist()
+            rows.append([0] * (count - len(row)) + row)
+        return rows
 
 
-def _softmax(row: Floats) -> Floats:
-    result: Floats = torch.from_numpy(row).softmax(0).numpy()
-    return result
+def supports() -> bool:
+    """Whether a ``RowSampler`` can be made: on CPUs with AVX-512, where numba works."""
+    return not _unsupported_reason()
 
 
-def _penalize(row: Floats, ids: npt.NDArray[np.int64], penalty: float) -> None:
-    """``sampler.apply_repetition_penalty`` to those ids, in place."""
-    values, factor = row[ids], np.float32(penalty)
-    row[ids] = np.where(values < 0, values * factor, values / factor)
+@functools.cache
+def _unsupported_reason() -> str:
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return "this CPU has no AVX-512"
+    return openmp.selftest(_selftest_failure)
 
 
-def _most_likely(row: Floats, top_k: int, tail: float, *, ties: bool) -> npt.NDArray[np.int64]:
-    """The ids that top-k, then top-p leave.
-
-    Args:
-        top_k: 0 keeps all.
-        tail: 1 - top_p; 0 keeps all.
-        ties: all tokens as likely as the ``top_k``-th stay.
-    """
-    likeliest = torch.from_numpy(row)
-    values, ids = likeliest.topk(min(top_k or len(row), len(row)))
-    if ties and (count := np.count_nonzero(row >= values[-1].item())) > len(values):
-        values, ids = likeliest.topk(count)
-    if tail > 0:
-        # in ascending order, as upstream adds; the most likely token always stays
-        sums = values.flip(0).softmax(0).cumsum(0)
-        removed = int((sums[:-1] <= tail).sum())
-        ids = ids[: len(ids) - removed]
-    return ids.numpy()
+def _selftest_failure() -> str:
+    logits, seen = torch.linspace(0, 1, 64)[None], torch.zeros(1, 64, dtype=torch.bool)
+    last, generated, position = torch.zeros(3, 1, dtype=torch.long).unbind()
+    tokens, params = torch.full((1, 2), UNFORCED), SamplingTensors.allocate(1)
+    noise = torch.ones(1, 64)
+    noise[0, 9] = 1e-3
+    counters = last, generated, position
+    undecided = RowSampler(logits, seen, params, noise, tokens, counters, start=0)(0, 1)
+    right = not undecided and last.item() == tokens[0, 0].item() == 9
+    return "" if right else "tokens are drawn wrongly here"

@@ -11,7 +11,7 @@ generator state gives the same token as upstream:
 Top-k, which upstream's first one does not have, comes before top-p.
 Every sampling parameter is a tensor with a row per sequence, and no value is read back to the
 host: a captured step can be replayed with other parameters and seeds. On a CPU, where nothing is
-captured, row_sampler.py is faster.
+captured, row_sampler.py is faster and leaves only a few rows to this module.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from chatterbox_opt.runtime.cuda import to_device
 from chatterbox_opt.sampling import Sampling
 
 NOT_FINITE = -1  # returned instead of a token when the logits contain NaN or Inf
+UNFORCED = -1  # in ``DecodeState.token_buffer``: no token is forced at this position
 
 
 class SamplingTensors:
