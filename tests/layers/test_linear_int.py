@@ -14,6 +14,7 @@ from chatterbox_opt.checkpoints import loader, registry
 from chatterbox_opt.checkpoints.weight_cache import WeightCache
 from chatterbox_opt.config.plan import StagePlan, resolve
 from chatterbox_opt.engine import build, probe
+from chatterbox_opt.engine.decoding import decode as decoding
 from chatterbox_opt.engine.decoding.decode import EagerBackend, decode
 from chatterbox_opt.engine.decoding.prompts import text_tokens
 from chatterbox_opt.kernels.cpu import llvm
@@ -22,7 +23,7 @@ from chatterbox_opt.layers.linear_int import Int4Linear, Int8Linear, WeightOnlyI
 from chatterbox_opt.layers.linear_onednn import OneDnnLinear
 from chatterbox_opt.models.t3 import int8_step
 from chatterbox_opt.models.t3.model import Prompt
-from chatterbox_opt.models.t3.ragged_kv_cache import RaggedKVCache
+from chatterbox_opt.models.t3.ragged_kv_cache import Int8KVCache
 from chatterbox_opt.models.t3.sampler import apply_cfg
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.voice import from_conditionals
@@ -260,25 +261,13 @@ def test_state_tensors_restore_the_layer(dtype, layer):
 def test_the_compiled_step_matches_the_modules(pico, monkeypatch, dtype, layer):
     """Equal up to the order of sums, which occasionally changes a rounding to int8.
 
-    Keys and values are rounded to float16 for the modules too.
+    Both over int8 keys and values.
     """
-    original_at = RaggedKVCache.decode_attention
-
-    def at(self, position, kv_len):
-        attend = original_at(self, position, kv_len)
-        return lambda i, q, k, v: attend(i, q, k.half().float(), v.half().float())
-
-    fill = RaggedKVCache.write_prefix
     narrow = loader.load_t3(pico, torch.float32, dtype)
     tokens = tuple(range(100, 140))
     compiled = log_probs(narrow, pico, tokens)
     monkeypatch.setattr(int8_step, "supports", lambda t3: False)
-    monkeypatch.setattr(RaggedKVCache, "decode_attention", at)
-    monkeypatch.setattr(
-        RaggedKVCache,
-        "write_prefix",
-        lambda self, *a: fill(self, *a[:2], *(x.half().float() for x in a[2:])),
-    )
+    monkeypatch.setattr(decoding, "RaggedKVCache", Int8KVCache)
     worst = (log_probs(narrow, pico, tokens) - compiled).abs().amax(-1)
     assert worst[0] == 0, "the first logits come from prefill"
     assert (worst[:4] < 1e-3).all(), worst

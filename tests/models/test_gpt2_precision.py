@@ -17,7 +17,7 @@ from chatterbox_opt.layers.linear_int import Int4Linear, Int8Linear, WeightOnlyI
 from chatterbox_opt.layers.linear_onednn import PackedBf16Linear, use_onednn
 from chatterbox_opt.models.t3 import int8_step
 from chatterbox_opt.models.t3.convert import t3_from_tensors, t3_from_upstream
-from chatterbox_opt.models.t3.ragged_kv_cache import RaggedKVCache
+from chatterbox_opt.models.t3.ragged_kv_cache import Int8KVCache
 from chatterbox_opt.sampling import Sampling
 
 UNSUPPORTED = weight_layout.unsupported_dtypes()
@@ -67,7 +67,7 @@ def test_narrow_precisions_are_close_to_float32(state, exact, layout, dtype, lay
 
 @pytest.mark.parametrize("layout", ["int8", "int4"])
 def test_the_compiled_step_computes_what_the_modules_compute(state, layout):
-    """Over the same float16 keys and values, up to the order of sums.
+    """Over the same int8 keys and values, up to the order of sums.
 
     That order occasionally changes a rounding to int8: not in every sequence.
     """
@@ -79,16 +79,13 @@ def test_the_compiled_step_computes_what_the_modules_compute(state, layout):
         with torch.inference_mode():
             prompt = gpt2_prompt(TINY_GPT2, number)
             slots = EagerBackend().slots(t3, 1, 1)
-            wide = RaggedKVCache(num_seqs=1, rows_per_seq=1, shape=t3.kv_shape, like=t3.like)
-            for cache in (slots.cache, wide):
-                _, length = prefill(t3, prompt, cache, more=4)
-            for keys, values in wide._buffers[0]:
-                keys.copy_(keys.half())
-                values.copy_(values.half())
+            cache = Int8KVCache(num_seqs=1, rows_per_seq=1, shape=t3.kv_shape, like=t3.like)
+            for each in (slots.cache, cache):
+                _, length = prefill(t3, prompt, each, more=4)
             counters = slots.last_token, slots.num_generated, slots.position
             for counter, value in zip(counters, (number, 1, length), strict=True):
                 counter.fill_(value)
-            exact = t3.step(*counters, wide, 128)
+            exact = t3.step(*counters, cache, 128)
             compiled = int8_step.Int8Step(t3, slots)
             compiled(slots, 1, 128, needs_sort=False)
             different.append((slots.logits - exact).abs().max().item())

@@ -9,10 +9,10 @@ from helpers.common import assert_close
 
 from chatterbox_opt.kernels.cuda.kv_quantization import dequantize, quantize
 from chatterbox_opt.models.t3.kv_cache import KV_BLOCK, StaticKVCache, round_up_kv_len
-from chatterbox_opt.models.t3.ragged_kv_cache import GROWTH, RaggedKVCache
+from chatterbox_opt.models.t3.ragged_kv_cache import GROWTH, Int8KVCache, RaggedKVCache
 
 LAYERS, HEADS, WIDTH, ROWS_PER_SEQ = 2, 3, 8, 2
-KINDS = (StaticKVCache, RaggedKVCache)
+KINDS = (StaticKVCache, RaggedKVCache, Int8KVCache)
 
 
 def empty(kind, num_seqs: int, dtype=torch.float32):
@@ -36,8 +36,16 @@ class Growing:
         return F.scaled_dot_product_attention(steps[:, 0], self.keys, self.values)
 
 
-@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-6), (torch.bfloat16, 3e-2)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "dtype", "atol"),
+    [
+        (StaticKVCache, torch.float32, 1e-6),
+        (StaticKVCache, torch.bfloat16, 3e-2),
+        (RaggedKVCache, torch.float32, 1e-6),
+        (RaggedKVCache, torch.bfloat16, 3e-2),
+        (Int8KVCache, torch.float32, 3e-2),
+    ],
+)
 def test_attention_matches_a_growing_cache(kind, dtype, atol):
     """Sequences of several lengths, across block boundaries; one finishes and another replaces it."""
     generator = torch.Generator().manual_seed(0)
@@ -120,17 +128,17 @@ def test_ragged_cache_allocates_at_most_one_block_in_excess():
     cache.reserve(0, 3 * GROWTH + 1)
     cache.reserve(1, 5)
     assert [layers[0][0].shape[1] for layers in cache._buffers] == [4 * GROWTH, GROWTH]
+    assert cache.capacities.tolist() == [4 * GROWTH, GROWTH]
 
 
-def test_float16_keys_saturate():
-    """Inf times an attention weight of 0 would be NaN and spoil the sequence."""
-    like = torch.empty(0, dtype=torch.float16)
-    cache = RaggedKVCache(num_seqs=1, rows_per_seq=1, shape=(1, 1, 4), like=like)
-    cache.reserve(0, 3)
-    far = torch.tensor([1e9, -1e9, 2.0, 65504.0]).expand(1, 1, 3, 4)
-    cache.write_prefix(0, torch.tensor([0]), far, far)
-    keys, values = cache._buffers[0][0]
-    assert keys[0, 0].tolist() == values[0, :, 0].tolist() == [65504.0, -65504.0, 2.0, 65504.0]
+def test_a_ragged_int8_cache_is_half_of_a_float16_one():
+    cache = empty(Int8KVCache, 1)
+    cache.reserve(0, GROWTH)
+    keys, values, *scales = cache._buffers[0][1]
+    assert keys.dtype == values.dtype == torch.int8
+    assert keys.nbytes == GROWTH * WIDTH * HEADS * ROWS_PER_SEQ
+    addresses = [buffer.data_ptr() for buffer in (keys, values, *scales)]
+    assert cache.addresses[1, 0].tolist() == addresses
 
 
 def test_int8_cache_is_close_and_keeps_sequences_apart():

@@ -27,7 +27,7 @@ from chatterbox_opt.models.t3.fused_step import FusedStep
 from chatterbox_opt.models.t3.int8_step import Int8Step
 from chatterbox_opt.models.t3.kv_cache import KVCache, StaticKVCache, round_up_kv_len
 from chatterbox_opt.models.t3.model import T3
-from chatterbox_opt.models.t3.ragged_kv_cache import RaggedKVCache
+from chatterbox_opt.models.t3.ragged_kv_cache import Int8KVCache, RaggedKVCache
 from chatterbox_opt.models.t3.sampler import NOT_FINITE
 from chatterbox_opt.runtime.cuda import generator_state, restore_generator
 
@@ -144,8 +144,8 @@ class EagerBackend:
         self._int8_step = None
         if like.device.type == "cpu" and self.forward is None:
             quantized = int8_step.supports(t3)
-            like = like.to(int8_step.KV_DTYPE) if quantized else like
-            cache = RaggedKVCache(num_seqs=count, rows_per_seq=rows_per_seq, shape=shape, like=like)
+            kind = Int8KVCache if quantized else RaggedKVCache
+            cache = kind(num_seqs=count, rows_per_seq=rows_per_seq, shape=shape, like=like)
             slots = DecodeState(t3, count, cache)
             self._int8_step = Int8Step(t3, slots) if quantized else None
             return slots

@@ -25,9 +25,9 @@ meet at barriers only:
 This is Llama (models/t3/llama.py). GPT-2 (gpt2.py) has LayerNorm where Llama has RMSNorm, biases,
 no RoPE, and one FFN matrix with gelu where Llama has two with SwiGLU.
 
-The KV cache is float16, one buffer per sequence and layer, so each head reads exactly as many
-positions as its sequence has. Keys are [positions, head_dim] and values [head_dim, positions]: in
-both products of attention the inner loop then runs over contiguous memory and is vectorized.
+The KV cache is int8 with a float32 scale for each position of a head, in buffers of each sequence
+and layer, so each head reads exactly as many positions as its sequence has. Keys and values are
+[positions, head_dim]. Scales are applied to scores and weights, one number a position.
 """
 
 from __future__ import annotations
@@ -36,15 +36,22 @@ import numpy as np
 from numba import carray, njit
 
 from chatterbox_opt.kernels.cpu.compile_cache import entry_point
-from chatterbox_opt.kernels.cpu.int8_gemm import MATRIX, TASK_FIELDS, multiply_rows, quantize_row
+from chatterbox_opt.kernels.cpu.int8_gemm import (
+    LEVELS,
+    MATRIX,
+    TASK_FIELDS,
+    TINY,
+    multiply_rows,
+    quantize_row,
+)
 from chatterbox_opt.kernels.cpu.llvm import (
     NJIT_OPTIONS,
-    VECTOR_WIDTH,
     barrier_wait,
+    bits_of,
     exp,
-    float_to_fp16,
-    fp16_to_float,
+    from_bits,
     pointer,
+    rint,
     thread_index,
 )
 
@@ -64,13 +71,15 @@ down of each layer, then the head. norms: float32 [layers * 2 + 1, width]; norm_
 LayerNorm, or 0 for RMSNorm. tokens, positions: ``T3.tables``, float32; num_positions: rows of the
 second one. token, index, position: int64 [num_seqs], the token, its row in ``positions`` and where
 it goes in the KV cache. cos, sin: float32 [positions, head_dim], ``LlamaT3.rope`` of all positions,
-or 0. kv_pointers: int64 [layers, num_seqs, 2], addresses of keys and values in float16
-(models/t3/ragged_kv_cache.py); capacity: int64 [num_seqs], positions of a buffer. x: float32 [rows,
-width]. logits: float32 [rows, vocabulary]. Scratch: wide float32 [rows, 3 width or 2 ffn], narrow
-float32 [rows, width], probs float32 [rows * heads, probs_stride], and that of int8_gemm.GEMM.
+or 0. kv_pointers: int64 [layers, num_seqs, 4], addresses of keys, values and the scales of both
+(models/t3/ragged_kv_cache.py, Int8KVCache); capacity: int64 [num_seqs], positions of a buffer. x:
+float32 [rows, width]. logits: float32 [rows, vocabulary]. Scratch: wide float32 [rows, 3 width or
+2 ffn], narrow float32 [rows, width], probs float32 [rows * heads, probs_stride], and that of
+int8_gemm.GEMM.
 """
 
 _compile = njit(nogil=True, **NJIT_OPTIONS)
+_inline = njit(nogil=True, inline="always", **NJIT_OPTIONS)
 _FLOAT = np.float32
 
 
@@ -115,11 +124,77 @@ def _gelu(x):
 
 
 @_compile
-def _to_fp16_saturating(x):
-    """To float16, clamped to its range so that large values do not become Inf."""
-    x = _FLOAT(65504) if x > _FLOAT(65504) else x  # NaN stays
-    x = _FLOAT(-65504) if x < _FLOAT(-65504) else x
-    return float_to_fp16(x)
+def _quantize(x, codes):
+    """Write int8 codes of one position of a head; return their scale.
+
+    As in int8_gemm.quantize_row, a number that is not finite makes the scale so.
+    """
+    largest = bits_of(TINY)
+    for i in range(len(x)):
+        new = np.int32(bits_of(x[i]) & np.int32(0x7FFFFFFF))
+        largest = new if new > largest else largest
+    factor = _FLOAT(LEVELS) / from_bits(largest)
+    for i in range(len(x)):
+        codes[i] = np.int8(np.int32(rint(x[i] * factor)))
+    return from_bits(largest) / _FLOAT(LEVELS)
+
+
+@_compile
+def _rotate(x, cos, sin, out):
+    """RoPE of one head (models/t3/llama.py)."""
+    half = len(x) // 2
+    for i in range(half):
+        j = i + half
+        out[i] = x[i] * cos[i] + x[j] * sin[i]
+        out[j] = x[j] * cos[j] + x[i] * sin[j]
+
+
+@_inline
+def _weigh(weights, values, positions, out, n):
+    """Write the weighted sum of the first ``positions`` values, four at a time."""
+    for i in range(n):
+        out[i] = 0
+    whole = positions - positions % 4
+    for p in range(0, whole, 4):
+        a, b, c, d = weights[p], weights[p + 1], weights[p + 2], weights[p + 3]
+        for i in range(n):
+            first = a * _FLOAT(values[p, i]) + b * _FLOAT(values[p + 1, i])
+            second = c * _FLOAT(values[p + 2, i]) + d * _FLOAT(values[p + 3, i])
+            out[i] += first + second
+    for p in range(whole, positions):
+        for i in range(n):
+            out[i] += weights[p] * _FLOAT(values[p, i])
+
+
+@_inline
+def _attend_over(query, cached, probs, positions, out, n):
+    """Attention of one query over the first ``positions`` of ``cached``; n is head_dim.
+
+    Where n is a constant, the loops over it are unrolled.
+
+    Args:
+        cached: keys, values int8 [positions, n], and the scales of both float32 [positions].
+    """
+    keys, values, key_scales, value_scales = cached
+    # 1) scores and their maximum
+    for p in range(positions):
+        score = _FLOAT(0)
+        for i in range(n):
+            score += query[i] * _FLOAT(keys[p, i])
+        probs[p] = score * key_scales[p]
+    highest = _FLOAT(-np.inf)
+    for p in range(positions):
+        highest = max(highest, probs[p])
+    # 2) softmax's numerators and their sum
+    total = _FLOAT(0)
+    for p in range(positions):
+        weight = exp(probs[p] - highest)
+        total += weight
+        probs[p] = weight * value_scales[p]
+    # 3) times values
+    _weigh(probs, values, positions, out, n)
+    for i in range(n):
+        out[i] /= total
 
 
 @_compile
@@ -130,51 +205,38 @@ def _attend(t, layer, number):
     out = carray(pointer(t.narrow), (t.rows, t.heads, t.head_dim), np.float32)[row, head]
     probs = carray(pointer(t.probs), (t.rows * t.heads, t.probs_stride), np.float32)[number]
     n, seq = t.head_dim, row // t.rows_per_seq
-    kv_pointers = carray(pointer(t.kv_pointers), (t.layers, t.num_seqs, 2), np.int64)
+    kv_pointers = carray(pointer(t.kv_pointers), (t.layers, t.num_seqs, 4), np.int64)[layer, seq]
     capacity = carray(pointer(t.capacity), t.num_seqs, np.int64)[seq]
     last = carray(pointer(t.position), t.num_seqs, np.int64)[seq]
-    offset = ((row % t.rows_per_seq) * t.heads + head) * capacity * n * 2
-    keys = carray(pointer(kv_pointers[layer, seq, 0] + offset), (capacity, n), np.uint16)
-    values = carray(pointer(kv_pointers[layer, seq, 1] + offset), (n, capacity), np.uint16)
+    first = ((row % t.rows_per_seq) * t.heads + head) * capacity
+    keys = carray(pointer(kv_pointers[0] + first * n), (capacity, n), np.int8)
+    values = carray(pointer(kv_pointers[1] + first * n), (capacity, n), np.int8)
+    key_scales = carray(pointer(kv_pointers[2] + first * 4), capacity, np.float32)
+    value_scales = carray(pointer(kv_pointers[3] + first * 4), capacity, np.float32)
     q, k, v = heads[0, head], heads[1, head], heads[2, head]
-    query, half, scale = np.empty(n, np.float32), n // 2, _FLOAT(1) / np.sqrt(_FLOAT(n))
+    query, key, scale = (
+        np.empty(n, np.float32),
+        np.empty(n, np.float32),
+        _FLOAT(1) / np.sqrt(_FLOAT(n)),
+    )
     # 1) RoPE; append key and value
     if t.cos:
         cos = carray(pointer(t.cos), (last + 1, n), np.float32)[last]
         sin = carray(pointer(t.sin), (last + 1, n), np.float32)[last]
-        for i in range(half):
-            j = i + half
-            query[i] = (q[i] * cos[i] + q[j] * sin[i]) * scale
-            query[j] = (q[j] * cos[j] + q[i] * sin[j]) * scale
-            keys[last, i] = _to_fp16_saturating(k[i] * cos[i] + k[j] * sin[i])
-            keys[last, j] = _to_fp16_saturating(k[j] * cos[j] + k[i] * sin[j])
+        _rotate(q, cos, sin, query)
+        _rotate(k, cos, sin, key)
     else:
-        for i in range(n):
-            query[i] = q[i] * scale
-            keys[last, i] = _to_fp16_saturating(k[i])
+        query[:], key[:] = q, k
     for i in range(n):
-        values[i, last] = _to_fp16_saturating(v[i])
-    # 2) scores and their maximum
-    highest = _FLOAT(-np.inf)
-    for p in range(last + 1):
-        score = _FLOAT(0)
-        for i in range(n):
-            score += query[i] * fp16_to_float(keys[p, i])
-        probs[p] = score
-        highest = max(highest, score)
-    # 3) softmax's numerators and their sum
-    total = _FLOAT(0)
-    for p in range(last + 1):
-        probs[p] = exp(probs[p] - highest)
-        total += probs[p]
-    # 4) times values, in whole vectors: beyond ``last`` the cache holds zeros
-    padded = (last // VECTOR_WIDTH + 1) * VECTOR_WIDTH
-    probs[last + 1 : padded] = 0
-    for i in range(n):
-        attended = _FLOAT(0)
-        for p in range(padded):
-            attended += probs[p] * fp16_to_float(values[i, p])
-        out[i] = attended / total
+        query[i] *= scale
+    key_scales[last] = _quantize(key, keys[last])
+    value_scales[last] = _quantize(v, values[last])
+    # 2) attention
+    cached = (keys, values, key_scales, value_scales)
+    if n == 64:
+        _attend_over(query, cached, probs, last + 1, out, 64)
+    else:
+        _attend_over(query, cached, probs, last + 1, out, n)
 
 
 @_compile

@@ -1,8 +1,8 @@
 """The T3 decode step over int8 or int4 weights on the CPU: embeddings, layers and head in one call.
 
 Responsible for the addresses of T3's tensors. Not responsible for the arithmetic, which is
-kernels/cpu/t3_decode.py's (and the same as ``T3.step``'s except for keys and values in float16),
-or for the loop around a step.
+kernels/cpu/t3_decode.py's (and the same as ``T3.step``'s up to the order of sums), or for the loop
+around a step.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from chatterbox_opt.layers.linear_int import (
 )
 from chatterbox_opt.models.t3.decode_state import DecodeState
 from chatterbox_opt.models.t3.model import T3
-from chatterbox_opt.models.t3.ragged_kv_cache import RaggedKVCache
+from chatterbox_opt.models.t3.ragged_kv_cache import Int8KVCache
 
-KV_DTYPE = torch.float16  # a step at 300 positions reads 74 MB of keys and values, not 147
 ROPE_BLOCK = 1024  # positions by which the tables of RoPE grow
 
 
@@ -35,7 +34,7 @@ def supports(t3: T3) -> bool:
 
 
 class Int8Step:
-    """A ``decode.DecodeStep`` over slots with a RaggedKVCache of ``KV_DTYPE``.
+    """A ``decode.DecodeStep`` over slots with an Int8KVCache.
 
     Valid until T3's weights change. Its buffers stay where they are, so a step writes few numbers.
     """
@@ -45,7 +44,7 @@ class Int8Step:
         from chatterbox_opt.kernels.cpu import t3_decode  # numba is only needed here
 
         cache = slots.cache
-        assert isinstance(cache, RaggedKVCache)
+        assert isinstance(cache, Int8KVCache)
         assert t3.dtype == torch.float32, "activations between the matrices are float32"
         self._t3, self._slots, self._work = t3, slots, t3_decode.decode_step.address
         self._task = openmp.torch_openmp().new_task(t3_decode.DECODE_STEP)
