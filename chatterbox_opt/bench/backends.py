@@ -182,7 +182,7 @@ class OptimizedTarget:
             def on_token(_: RequestState, __: Progress) -> None:
                 if step_logits is not None:
                     logits = apply_cfg(state.logits.float(), state.sampling_tensors.cfg_weight)
-                    step_logits.append(logits.cpu())
+                    step_logits.append(logits.cpu().clone())  # the buffer is used again
 
             sampling = replace(self._sampling, max_tokens=len(tokens))
             request = RequestState("bench", 0, on_progress=on_token)

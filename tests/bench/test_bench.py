@@ -191,14 +191,18 @@ def test_compare(measured, tmp_path):
         report.read(tmp_path / "missing.json")
 
 
-def test_all_rows_decode_the_same_tokens_in_the_real_loop(tiny):
-    """The returned logits are those at each forced token."""
-    job = BenchJob(str(tiny), "cpu", tokens=forced_tokens(0.4))
+@pytest.mark.parametrize("kind", ["tiny", "turbo"])
+def test_all_rows_decode_the_same_tokens_in_the_real_loop(kind, request):
+    """The returned logits are those at each forced token, with guidance and without."""
+    model = str(request.getfixturevalue(kind))
+    job = BenchJob(model, "cpu", tokens=forced_tokens(0.4))
     ours = OptimizedTarget(job, "float32")
     quality = ours.quality()
-    assert quality["logits"].shape == (len(job.tokens), 8194)
-    assert quality["mel"].shape == (80, 2 * len(job.tokens))
-    other = BenchJob(str(tiny), "cpu", tokens=(*job.tokens[:5], 17, *job.tokens[6:]))
+    config, tokens = ours.engine.checkpoint.config, len(job.tokens)
+    assert quality["logits"].shape == (tokens, config.t3.speech_vocab)
+    assert quality["mel"].shape == (80, 2 * (tokens + len(config.silence)))
+    assert len(quality["logits"].unique(dim=0)) == tokens
+    other = BenchJob(model, "cpu", tokens=(*job.tokens[:5], 17, *job.tokens[6:]))
     changed = OptimizedTarget(other, "float32").quality()["logits"]
     assert_close(changed[:6], quality["logits"][:6], atol=1e-6)
     assert (changed[6] - quality["logits"][6]).abs().max() > 1e-2
