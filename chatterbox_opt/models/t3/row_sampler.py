@@ -83,7 +83,10 @@ class RowSampler:
 
 
 def supports() -> bool:
-    """Whether a ``RowSampler`` can be made: on CPUs with AVX-512, where numba works."""
+    """Whether a ``RowSampler`` can be made: on CPUs with AVX-512, where numba works.
+
+    On others numba is loaded for nothing else, and takes longer to load than this saves.
+    """
     return not _unsupported_reason()
 
 
