@@ -15,12 +15,7 @@ from torch import Tensor
 
 from chatterbox_opt.config.model_config import GPT2, LLAMA
 from chatterbox_opt.kernels.cpu import openmp
-from chatterbox_opt.layers.linear_int import (
-    VECTOR_WIDTH,
-    IntegerLinear,
-    init_task,
-    quantization_scratch,
-)
+from chatterbox_opt.layers.linear_int import IntegerLinear, init_task, quantization_scratch
 from chatterbox_opt.models.t3.decode_state import DecodeState
 from chatterbox_opt.models.t3.model import T3
 from chatterbox_opt.models.t3.ragged_kv_cache import Int8KVCache
@@ -96,7 +91,7 @@ class Int8Step:
 
     def _grow(self, positions: int) -> None:
         """Make room for sequences of so many positions."""
-        self._probs = torch.empty(len(self._probs), positions + VECTOR_WIDTH)
+        self._probs = torch.empty(len(self._probs), positions)
         self._task["probs_stride"] = self._probs.shape[1]
         openmp.set_pointers(self._task, probs=self._probs)
         if not self._rope or len(self._rope[0]) < positions:
@@ -109,7 +104,7 @@ class Int8Step:
         assert slots is self._slots
         assert (self._positions[:count] < self._capacities[:count]).all(), "reserve() comes first"
         positions = int(self._capacities.max())
-        if positions + VECTOR_WIDTH > self._probs.shape[1]:
+        if positions > self._probs.shape[1]:
             self._grow(positions)
         self._task["rows"] = count * self._rows_per_seq
         openmp.torch_openmp().run(self._work, self._task.ctypes.data)
