@@ -203,27 +203,33 @@ def multiply_rows(m, t, out, add, thread, threads):
 
 
 @_compile
-def quantize_row(x, row, m, t):
-    """Quantize one row, float32 [inputs], to int8 codes, their sums and a scale.
+def quantize(x, codes):
+    """Write int8 codes of float32 ``x`` [n]; return their scale.
 
     The maximum is searched among bits as integers, which order like the absolute values, NaN above
-    all; so a row with NaN or Inf gets a scale that is not finite.
+    all; so with NaN or Inf the scale is not finite.
     """
+    largest = bits_of(TINY)
+    for i in range(len(x)):
+        new = np.int32(bits_of(x[i]) & np.int32(0x7FFFFFFF))
+        largest = new if new > largest else largest
+    factor = _FLOAT(LEVELS) / from_bits(largest)
+    for i in range(len(x)):
+        codes[i] = np.int8(np.int32(rint(x[i] * factor)))
+    return from_bits(largest) / _FLOAT(LEVELS)
+
+
+@_compile
+def quantize_row(x, row, m, t):
+    """Quantize one row, float32 [inputs], to int8 codes, their sums and a scale."""
     groups = m.padded // GROUP
     codes = carray(pointer(t.codes + row * m.padded), m.padded, np.int8)
     sums = carray(pointer(t.sums + row * (groups + 1) * 4), groups + 1, np.int32)
     scales = carray(pointer(t.scales), t.rows, np.float32)
-    # 1) maximum of the absolute values
-    largest = bits_of(TINY)
-    for i in range(m.inputs):
-        new = np.int32(bits_of(x[i]) & np.int32(0x7FFFFFFF))
-        largest = new if new > largest else largest
-    # 2) codes
-    factor = _FLOAT(LEVELS) / from_bits(largest)
-    for i in range(m.inputs):
-        codes[i] = np.int8(np.int32(rint(x[i] * factor)))
+    # 1) codes and scale
+    scales[row] = quantize(x, codes)
     codes[m.inputs :] = 0
-    # 3) sums of codes: by group, and of all as the last element
+    # 2) sums of codes: by group, and of all as the last element
     sums[groups] = 0
     for group in range(groups):
         total = np.int32(0)
@@ -231,7 +237,6 @@ def quantize_row(x, row, m, t):
             total += np.int32(codes[i])
         sums[group] = total
         sums[groups] += total
-    scales[row] = from_bits(largest) / _FLOAT(LEVELS)
 
 
 @_compile

@@ -180,12 +180,6 @@ bits_of = _unary_intrinsic(types.int32(types.float32), lambda b, v: b.bitcast(v,
 from_bits = _unary_intrinsic(types.float32(types.int32), lambda b, v: b.bitcast(v, ir.FloatType()))
 # half precision: bits as uint16
 float_to_bf16 = _unary_intrinsic(types.uint16(types.float32), lambda b, v: to_bf16(b, v))
-float_to_fp16 = _unary_intrinsic(
-    types.uint16(types.float32), lambda b, v: b.bitcast(b.fptrunc(v, ir.HalfType()), I16)
-)
-fp16_to_float = _unary_intrinsic(
-    types.float32(types.uint16), lambda b, v: b.fpext(b.bitcast(v, ir.HalfType()), ir.FloatType())
-)
 
 
 @njit(nogil=True, error_model="numpy", fastmath={"contract"})  # the order of operations matters

@@ -122,3 +122,10 @@ def selftest(check: Callable[[], str]) -> str:
     except (NumbaError, ImportError, OSError, RuntimeError, AttributeError) as error:
         # RuntimeError: from LLVM, or no writable cache directory; OSError: disk full
         return f"numba cannot compile here ({first_line(error)})"
+
+
+def avx512_selftest(check: Callable[[], str]) -> str:
+    """``selftest`` of kernels that run on CPUs with AVX-512 only."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return "this CPU has no AVX-512"
+    return selftest(check)

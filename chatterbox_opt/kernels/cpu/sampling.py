@@ -19,7 +19,7 @@ and a row in which a comparison falls within the margin, one in thousands, is le
 Nothing is sorted. The ``top_k``-th largest logit is the largest number that at least ``top_k``
 logits reach, and the cutoff of top-p the largest below which at most 1 - top_p of the sum lies.
 Both are found by bisection over the bits of a float; for each of its 32 steps a pass over the
-vocabulary counts or adds up with vector instructions.
+vocabulary adds up with vector instructions, probabilities or ones.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ vocabulary: V. limit: columns of token_buffer. turbo: 1 in the order of upstream
 ``inference_turbo``. start: the start token. unforced: in token_buffer where no token is forced.
 not_finite: the token of logits with NaN or Inf. logits: float32 [slots * rows_per_seq, V]. seen:
 bool [slots, V]. params: float32 [slots, 6], ``SamplingTensors.values``. noise: float32 [slots, V].
-token_buffer: int64 [slots, limit]. Counters: int64 [slots]. scratch: float32 [slots, 3, V].
+token_buffer: int64 [slots, limit]. Counters: int64 [slots]. scratch: float32 [slots, 4, V].
 undecided: int64 [slots], set to 1 where nothing was stored, else to 0.
 """
 
@@ -103,15 +103,6 @@ def _argmax(row):
     return index
 
 
-@_exact
-def _count(keys, least):
-    """How many keys are at least ``least``."""
-    count = np.int32(0)
-    for i in range(len(keys)):
-        count += np.int32(1) if keys[i] >= least else np.int32(0)
-    return count
-
-
 @_sums
 def _sum_below(values, keys, bound):
     """The sum of the values whose keys are less than ``bound``."""
@@ -122,19 +113,21 @@ def _sum_below(values, keys, bound):
 
 
 @_exact
-def _exponentials(row, highest, out):
-    """exp(row - highest)."""
-    for i in range(len(row)):
-        out[i] = exp(row[i] - highest)
+def _cutoff(values, keys, most):
+    """The largest number below whose keys the values sum up to at most ``most``."""
+    low, high = _NOTHING, _EVERYTHING
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _sum_below(values, keys, np.int32(middle)) <= most:
+            low = middle
+        else:
+            high = middle
+    return np.int32(low)
 
 
 @_exact
-def _apply_min_p(row, min_p, powers):
+def _apply_min_p(row, highest, powers, min_p):
     """Set logits to -inf in place; return whether all comparisons are decided."""
-    highest = row[_argmax(row)]
-    if not highest < np.inf:  # divided by a tiny temperature
-        return False
-    _exponentials(row, highest, powers)
     low, high, decided = min_p * (1 - MARGIN), min_p * (1 + MARGIN), True
     for i in range(len(row)):
         decided &= (powers[i] < low) | (powers[i] > high) | (row[i] == highest)
@@ -143,29 +136,19 @@ def _apply_min_p(row, min_p, powers):
 
 
 @_exact
-def _kth_largest(keys, k):
-    """The largest number that at least ``k`` keys reach."""
-    low, high = _NOTHING, _EVERYTHING
-    while high - low > 1:
-        middle = (low + high) // 2
-        if _count(keys, np.int32(middle)) >= k:
-            low = middle
-        else:
-            high = middle
-    return np.int32(low)
-
-
-@_exact
-def _apply_top_k(row, keys, k, ties):
+def _apply_top_k(row, keys, k, ties, ones):
     """Set logits to -inf in place; return whether it is decided which.
 
     Args:
         ties: all tokens as likely as the ``k``-th stay; else any of them may be left out.
+        ones: scratch [V]. Sums of 1 are exact.
     """
-    last = _kth_largest(keys, k)
+    ones[:] = 1
+    beyond = _FLOAT(len(row) - k)
+    last = _cutoff(ones, keys, beyond)
     if last == _key(_FLOAT(-np.inf)):  # fewer than k are left
         return True
-    if not ties and _count(keys, last) > k:
+    if not ties and _sum_below(ones, keys, last) < beyond:
         return False
     for i in range(len(row)):
         row[i] = _FLOAT(-np.inf) if keys[i] < last else row[i]
@@ -173,29 +156,16 @@ def _apply_top_k(row, keys, k, ties):
 
 
 @_exact
-def _apply_top_p(row, keys, tail, powers):
+def _apply_top_p(row, keys, powers, tail):
     """Set the least likely logits to -inf in place, as many as sum up to at most ``tail`` of all
     probabilities; return whether it is decided which."""
-    highest = row[_argmax(row)]
-    if not highest < np.inf:
-        return False
-    _exponentials(row, highest, powers)
     left = np.int32(0)
     for i in range(len(row)):
-        keys[i] = _key(row[i])
         powers[i] = _FLOAT(0) if row[i] == -np.inf else powers[i]
         left += np.int32(row[i] > -np.inf)
     margin = MARGIN + _FLOAT(left) * ADD_MARGIN
     bound = tail * _sum_below(powers, keys, np.int32(2**31 - 1))
-    # the largest number below which at most ``bound`` lies is the key of the first that stays
-    low, high = _NOTHING, np.int64(_key(highest)) + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if _sum_below(powers, keys, np.int32(middle)) <= bound:
-            low = middle
-        else:
-            high = middle
-    first = np.int32(low)
+    first = _cutoff(powers, keys, bound)  # the key of the first that stays
     below, power = _sum_below(powers, keys, first), _FLOAT(np.inf)
     for i in range(len(row)):
         power = powers[i] if keys[i] == first else power
@@ -205,13 +175,21 @@ def _apply_top_p(row, keys, tail, powers):
 
 
 @_exact
+def _powers(row, out):
+    """Write exp(row - its maximum); return the maximum, Inf if a tiny number divided the row."""
+    highest = row[_argmax(row)]
+    for i in range(len(row)):
+        out[i] = exp(row[i] - highest)
+    return highest
+
+
+@_exact
 def _race(row, noise, quotients):
     """The token with the largest exp(row) / noise, or UNDECIDED."""
-    highest = row[_argmax(row)]
-    if not highest < np.inf:
+    if not _powers(row, quotients) < np.inf:
         return UNDECIDED
     for i in range(len(row)):
-        quotients[i] = exp(row[i] - highest) / noise[i]
+        quotients[i] /= noise[i]
     best, second, token = _FLOAT(0), _FLOAT(0), 0
     for i in range(len(row)):
         if quotients[i] > best:
@@ -227,18 +205,21 @@ def _filter(row, params, scratch, turbo):
     """Min-p, top-k and top-p in place; return whether all is decided.
 
     Args:
-        scratch: float32 [2, V].
+        scratch: float32 [3, V].
     """
-    min_p, tail, top_k = params[3], params[4], params[5]
+    min_p, tail, top_k = _FLOAT(0) if turbo else params[3], params[4], params[5]
     powers, keys, decided = scratch[0], scratch[1].view(np.int32), True
-    if not turbo and min_p > 0:
-        decided &= _apply_min_p(row, min_p, powers)
+    if min_p > 0 or tail > 0:
+        highest = _powers(row, powers)
+        decided &= highest < np.inf
+        if min_p > 0:
+            decided &= _apply_min_p(row, highest, powers, min_p)
+    for i in range(len(row)):
+        keys[i] = _key(row[i])
     if 0 < top_k < len(row):
-        for i in range(len(row)):
-            keys[i] = _key(row[i])
-        decided &= _apply_top_k(row, keys, np.int32(top_k), turbo)
+        decided &= _apply_top_k(row, keys, np.int32(top_k), turbo, scratch[2])
     if tail > 0:
-        decided &= _apply_top_p(row, keys, tail, powers)
+        decided &= _apply_top_p(row, keys, powers, tail)
     return decided
 
 
@@ -250,7 +231,7 @@ def _draw(logits, seen, params, noise, scratch, turbo):
         logits: float32 [1, V], or [2, V] with guidance.
         seen, noise: [V].
         params: float32 [6].
-        scratch: float32 [3, V].
+        scratch: float32 [4, V].
 
     Returns:
         The token, UNDECIDED, or -1 for logits that are not finite.
@@ -303,7 +284,7 @@ def sample_tokens(data):
         seen = carray(pointer(t.seen + slot * v), v, np.bool_)
         params = carray(pointer(t.params + slot * NUM_PARAMS * 4), NUM_PARAMS, np.float32)
         noise = carray(pointer(t.noise + slot * v * 4), v, np.float32)
-        scratch = carray(pointer(t.scratch + slot * 3 * v * 4), (3, v), np.float32)
+        scratch = carray(pointer(t.scratch + slot * 4 * v * 4), (4, v), np.float32)
         token = _draw(logits, seen, params, noise, scratch, t.turbo)
         undecided = carray(pointer(t.undecided), slot + 1, np.int64)
         undecided[slot] = token == UNDECIDED

@@ -37,21 +37,17 @@ from numba import carray, njit
 
 from chatterbox_opt.kernels.cpu.compile_cache import entry_point
 from chatterbox_opt.kernels.cpu.int8_gemm import (
-    LEVELS,
     MATRIX,
     TASK_FIELDS,
-    TINY,
     multiply_rows,
+    quantize,
     quantize_row,
 )
 from chatterbox_opt.kernels.cpu.llvm import (
     NJIT_OPTIONS,
     barrier_wait,
-    bits_of,
     exp,
-    from_bits,
     pointer,
-    rint,
     thread_index,
 )
 
@@ -121,22 +117,6 @@ def _gelu(x):
     for j in range(len(x)):
         u = _FLOAT(0.7978845608028654) * (x[j] + _FLOAT(0.044715) * x[j] * x[j] * x[j])
         x[j] = x[j] / (_FLOAT(1) + exp(_FLOAT(-2) * u))
-
-
-@_compile
-def _quantize(x, codes):
-    """Write int8 codes of one position of a head; return their scale.
-
-    As in int8_gemm.quantize_row, a number that is not finite makes the scale so.
-    """
-    largest = bits_of(TINY)
-    for i in range(len(x)):
-        new = np.int32(bits_of(x[i]) & np.int32(0x7FFFFFFF))
-        largest = new if new > largest else largest
-    factor = _FLOAT(LEVELS) / from_bits(largest)
-    for i in range(len(x)):
-        codes[i] = np.int8(np.int32(rint(x[i] * factor)))
-    return from_bits(largest) / _FLOAT(LEVELS)
 
 
 @_compile
@@ -229,8 +209,8 @@ def _attend(t, layer, number):
         query[:], key[:] = q, k
     for i in range(n):
         query[i] *= scale
-    key_scales[last] = _quantize(key, keys[last])
-    value_scales[last] = _quantize(v, values[last])
+    key_scales[last] = quantize(key, keys[last])
+    value_scales[last] = quantize(v, values[last])
     # 2) attention
     cached = (keys, values, key_scales, value_scales)
     if n == 64:

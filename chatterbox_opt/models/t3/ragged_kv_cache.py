@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from chatterbox_opt.kernels.cuda.kv_quantization import dequantize
+from chatterbox_opt.kernels.cuda.kv_quantization import dequantize, quantize
 from chatterbox_opt.models.t3.kv_cache import AttendFn
 
 GROWTH = 64  # positions by which a buffer grows: copying and unused capacity cost the same
@@ -172,15 +172,6 @@ class Int8KVCache(RaggedKVCache):
         )
         keys[:, position + 1 :] = values[:, position + 1 :] = 0  # uninitialized
         return keys, values.transpose(1, 2).contiguous()
-
-
-def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[..., head_dim] as int8 and float32 scales [...]: absmax / 127, ties to even, as the kernel.
-
-    kv_quantization.py's, which rounds as a GPU's kernel does, takes ten times as long on a CPU.
-    """
-    scales = x.abs().amax(-1).div_(127.0)
-    return (x / torch.where(scales > 0, scales, 1.0)[..., None]).round_().to(torch.int8), scales
 
 
 def round_up(positions: int) -> int:

@@ -57,7 +57,7 @@ class RowSampler:
         task["limit"], task["turbo"], task["start"] = token_buffer.shape[1], turbo, start
         task["unforced"], task["not_finite"] = UNFORCED, NOT_FINITE
         buffers = {"logits": logits, "seen": seen, "params": params.values, "noise": noise}
-        buffers |= {"token_buffer": token_buffer, "scratch": torch.empty(slots, 3, vocabulary)}
+        buffers |= {"token_buffer": token_buffer, "scratch": torch.empty(slots, 4, vocabulary)}
         buffers |= dict(zip(sampling.COUNTERS, counters, strict=True))
         openmp.set_pointers(task, **buffers)
         self._buffers = buffers  # kept alive
@@ -92,9 +92,7 @@ def supports() -> bool:
 
 @functools.cache
 def _unsupported_reason() -> str:
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return "this CPU has no AVX-512"
-    return openmp.selftest(_selftest_failure)
+    return openmp.avx512_selftest(_selftest_failure)
 
 
 def _selftest_failure() -> str:
