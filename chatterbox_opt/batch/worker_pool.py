@@ -119,6 +119,7 @@ class Pool(Closing):
         self._requeued: deque[Request] = deque()  # were in flight on workers that died
         self._crashes: dict[str, int] = {}  # by id of such a request
         self._crashes_in_a_row = 0  # since the last result
+        self._logged_while_loading: set[str] = set()
 
     def __enter__(self) -> Pool:
         with ExitStack() as undo:
@@ -209,7 +210,7 @@ class Pool(Closing):
             self._crashes_in_a_row = 0
             yield message
         elif isinstance(message, logging.LogRecord):
-            if slot.ready or slot.number == 0:  # while loading, all workers log the same messages
+            if slot.ready or self._is_first(message):
                 logging.getLogger(message.name).handle(message)
         elif isinstance(message, ChatterboxOptError):
             self._drop_worker(slot, message)
@@ -219,6 +220,13 @@ class Pool(Closing):
             suspect = bool(self._requeued) and self._is_suspect(self._requeued[0])
             # a suspect request waits until a worker has nothing else in flight
             self._send(slot, None if slot.exclusive or suspect else self._next())
+
+    def _is_first(self, record: logging.LogRecord) -> bool:
+        """Whether no worker logged it before while loading, when all log the same."""
+        text = record.getMessage()
+        is_first = text not in self._logged_while_loading
+        self._logged_while_loading.add(text)
+        return is_first
 
     def _drop_worker(self, slot: _WorkerSlot, error: ChatterboxOptError) -> None:
         """Continue without a worker that cannot load, as long as there are others."""

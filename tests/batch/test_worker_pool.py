@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,7 +27,7 @@ from helpers.fake_worker_engine import FakeWorkerEngine, all_ended, is_running, 
 
 from chatterbox_opt import Request, Sampling
 from chatterbox_opt.batch.local_workers import ProcessWorkers, split_resources
-from chatterbox_opt.batch.worker_pool import Pool
+from chatterbox_opt.batch.worker_pool import READY, Message, Pool
 from chatterbox_opt.errors import ChatterboxOptError, TextError, WeightsError, WorkerError
 
 
@@ -137,13 +140,55 @@ def test_the_load_error_of_the_last_worker_ends_the_batch(tmp_path):
     assert (list(summary.entries), summary.left) == (["1"], 1)
 
 
-def test_a_warning_during_loading_is_shown_once(tmp_path, caplog):
+class ScriptedWorkers:
+    """A WorkerFactory whose workers send given messages, one at each wait."""
+
+    def __init__(self, *scripts: list[Message]) -> None:
+        self.scripts = scripts
+        self.order = [number for number, script in enumerate(scripts) for _ in script]
+
+    def start(self, number: int) -> ScriptedWorker:
+        return ScriptedWorker(number, iter(self.scripts[number]))
+
+    def wait(self, ends: Sequence[int]) -> list[int]:
+        return [self.order.pop()]
+
+
+@dataclass
+class ScriptedWorker:
+    number: int
+    messages: Iterator[Message]
+
+    @property
+    def ends(self) -> list[int]:
+        return [self.number]
+
+    def send(self, request: Request | None) -> None:
+        pass
+
+    def receive(self) -> Message:
+        return next(self.messages)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_warning_during_loading_is_shown_once(caplog):
+    warning = logging.LogRecord("x", logging.WARNING, "", 0, "it is made up", None, None)
+    workers = ScriptedWorkers([warning], [warning, READY, warning])
+    with Pool(workers, 2) as pool:
+        pool.wait()
+        assert caplog.messages == ["it is made up"], "whichever worker is the first"
+        for slot in (1, 0):
+            list(pool._receive(pool._slots[slot]))
+    assert caplog.messages == ["it is made up"] * 2, "what a worker logs later is shown each time"
+
+
+def test_a_warning_of_workers_during_loading_arrives_once(tmp_path, caplog):
     with worker_pool(FakeWorkerEngine(tmp_path), 3) as speak:
         speak.wait()
+        assert caplog.text.count("it is made up") == 1
         assert FakeWorkerEngine(tmp_path).loaded(3)
-        deadline = time.monotonic() + 60
-        while "it is made up" not in caplog.text and time.monotonic() < deadline:
-            list(speak(iter(requests("x"))))
         list(speak(iter(requests(*["x"] * 20))))
     assert caplog.text.count("it is made up") == 1
 
