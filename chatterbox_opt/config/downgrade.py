@@ -12,11 +12,17 @@ from typing import Any
 
 from chatterbox_opt.config.hardware import (
     BFLOAT16_CAPABILITY,
+    BFLOAT16_VOCODER,
     HALF_CAPABILITY,
     Hardware,
     kernel_feature,
 )
-from chatterbox_opt.config.profile import INT8_FLOW_COSTS, QUANTIZED, Profile
+from chatterbox_opt.config.profile import (
+    BFLOAT16_VOCODER_COSTS,
+    INT8_FLOW_COSTS,
+    QUANTIZED,
+    Profile,
+)
 
 WIDER = {"int4": "int8", "int8": "bfloat16", "bfloat16": "float32"}  # the next best on a CPU
 NOT_ON_MPS = "integer matrices are for CPUs and CUDA GPUs"
@@ -27,6 +33,9 @@ def downgrade(requested: Profile, hardware: Hardware, reasons: list[str]) -> Pro
     if requested.compile == "cudagraphs" and hardware.device != "cuda":
         requested = replace(requested, compile="none")
         reasons.append("compile none: cudagraphs needs a CUDA GPU")
+    if requested.vocoder == "bfloat16" and (why := _no_bfloat16_vocoder(hardware)):
+        requested = replace(requested, vocoder="float32")
+        reasons.append(f"vocoder float32: {why}")
     if hardware.device != "cuda":
         if requested.kv_cache != "auto":
             requested = replace(requested, kv_cache="auto")
@@ -101,7 +110,15 @@ def _downgrade_dtypes(requested: Profile, hardware: Hardware, reasons: list[str]
         reasons.append(f"t3 {requested.t3}: {QUANTIZED[requested.t3]}")
     if requested.flow == "int8":
         reasons.append(f"flow int8: {INT8_FLOW_COSTS}")
+    if requested.vocoder == "bfloat16":
+        reasons.append(f"vocoder bfloat16: {BFLOAT16_VOCODER_COSTS}")
     return requested
+
+
+def _no_bfloat16_vocoder(hardware: Hardware) -> str:
+    if hardware.device != "cpu":
+        return "bfloat16 products in it are for CPUs"
+    return hardware.unsupported.get(BFLOAT16_VOCODER, "")
 
 
 def _unsupported(hardware: Hardware, stage: str, dtype: str) -> str:

@@ -16,7 +16,7 @@ BFLOAT16_CAPABILITY = (8, 0)  # torch reports bfloat16 from 7.5 on, where it is 
 # for 7.0 Triton's compiler aborts the process; for 7.5 newer Triton versions use no tensor cores
 TRITON_CAPABILITY = {"t3": (7, 5), "flow": (8, 0)}
 HALF_CAPABILITY = (7, 0)  # below, half-precision arithmetic is up to 64 times slower than float32
-ONEDNN = "onednn"  # a key of ``Hardware.unsupported``
+ONEDNN, BFLOAT16_VOCODER = "onednn", "bfloat16 vocoder"  # keys of ``Hardware.unsupported``
 # stages and dtypes that our GPU kernels (kernels/cuda) exist for
 KERNELS = {"t3": ("float32", "float16", "bfloat16"), "flow": ("float16", "bfloat16")}
 
@@ -31,8 +31,8 @@ class Hardware:
         total_mib, free_mib: GPU memory in MiB; 0 elsewhere.
         capability: CUDA compute capability; (0, 0) elsewhere.
         unsupported: feature -> why it cannot be used or is not faster. Features of a CPU are its
-            narrow dtypes, ``ONEDNN`` and "int8 flow"; of a GPU, every ``kernel_feature``. Supported
-            features are absent.
+            narrow dtypes, ``ONEDNN``, "int8 flow" and ``BFLOAT16_VOCODER``; of a GPU, every
+            ``kernel_feature``. Supported features are absent.
     """
 
     device: str

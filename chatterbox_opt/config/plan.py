@@ -16,6 +16,7 @@ from typing import Any, cast
 from chatterbox_opt.config.downgrade import downgrade
 from chatterbox_opt.config.hardware import (
     AUTO,
+    BFLOAT16_VOCODER,
     HALF_CAPABILITY,
     KERNELS,
     ONEDNN,
@@ -114,7 +115,8 @@ class Plan:
         """What decides the audio of a seed on one kind of device; manifests hash it."""
         if not self.optimized:
             return ("plain",)
-        return (self.t3.storage, self.flow.storage, self.narrowed_compute)
+        stages = (self.t3.storage, self.flow.storage, self.narrowed_compute)
+        return stages if self.vocoder == StagePlan() else (*stages, BFLOAT16_VOCODER)
 
     def hop_schedule(self, config: ModelConfig) -> HopSchedule:
         """Of a model's streams with low latency."""
@@ -193,6 +195,7 @@ def resolve(
         profile=requested.name,
         t3=_t3(supported, hardware, fused="t3" in fused),
         flow=_flow(supported, hardware, fused="flow" in fused),
+        vocoder=StagePlan(supported.vocoder, supported.vocoder),
         compile=supported.compile,
         offload=supported.offload,
         kv_cache=supported.kv_cache,

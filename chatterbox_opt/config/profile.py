@@ -16,14 +16,16 @@ from chatterbox_opt.config.hardware import AUTO
 from chatterbox_opt.config.hop_schedule import DEFAULT_SIZES, HopSchedule
 from chatterbox_opt.errors import InputError, ProfileError
 
-STAGES = ("t3", "flow", "vocoder")
 DTYPES = ("float32", "float16", "bfloat16")
 QUANTIZED = {  # accuracy of each on CPU (docs/performance-log.md)
     "int8": "99.6 % of T3's tokens equal float32's, KL divergence 5.7e-4, on the built-in model",
     "int4": "98.3 % of T3's tokens equal float32's, KL divergence 7.4e-3, on the built-in model",
 }
 T3_DTYPES, FLOW_DTYPES = (*DTYPES, *QUANTIZED), (*DTYPES, "int8")
+VOCODER_DTYPES = ("float32", "bfloat16")
+STAGE_DTYPES = {"t3": T3_DTYPES, "flow": FLOW_DTYPES, "vocoder": VOCODER_DTYPES}
 INT8_FLOW_COSTS = "log-mel cosine to float32 is 0.99997 on the built-in model; bfloat16 has 0.99998"
+BFLOAT16_VOCODER_COSTS = "an error 46 dB below the signal of the built-in model"
 COMPILE = ("none", "cudagraphs", "inductor")
 OFFLOAD = ("none", "stages", "all-but-active")  # from most GPU memory to least
 KV_CACHE = ("auto", "int8")  # of T3; auto is T3's compute dtype
@@ -44,7 +46,9 @@ class Profile:
         description: the hardware that it is for.
         t3: dtype of T3's weights, one of ``T3_DTYPES``.
         flow: dtype of the flow's weights, one of ``FLOW_DTYPES``; int8 applies to its transformer
-            layers, the others are bfloat16. The vocoder is float32.
+            layers, the others are bfloat16.
+        vocoder: one of ``VOCODER_DTYPES``; bfloat16 applies to products of layers that decide no
+            phases, on a CPU. The others are float32.
         compute: compute dtype if it differs from the weights' dtype, or "".
         compile: how the T3 step is compiled, one of ``COMPILE``.
         offload: one of ``OFFLOAD``: "stages" moves stages to the GPU one after the other and
@@ -61,6 +65,7 @@ class Profile:
     description: str = ""
     t3: str = "float32"
     flow: str = "float32"
+    vocoder: str = "float32"
     compute: str = ""
     compile: str = "none"
     offload: str = "none"
@@ -129,17 +134,13 @@ def _parse(name: str, settings: Mapping[str, Any]) -> Profile:
             f"profile '{name}': dtype is {shortened(dtype)}; give a name, or one per stage"
         )
     per_stage = stages_of(dtype) if isinstance(dtype, str) else dict(dtype)
-    check_keys(f"profile '{name}', dtype", per_stage, dict.fromkeys(STAGES))
-    if per_stage.pop("vocoder", "float32") != "float32":
-        raise ProfileError(
-            f"profile '{name}': the vocoder is float32 only; half precision is audible"
-        )
+    check_keys(f"profile '{name}', dtype", per_stage, STAGE_DTYPES)
     if not isinstance(values.get("description", ""), str):
         raise ProfileError(f"profile '{name}': description must be a text")
     if not is_flow_model(flow := values.get("flow_model", OWN_FLOW)):
         raise ProfileError(f"profile '{name}': flow_model is {shortened(flow)}; {FLOW_MODELS}")
     for key, value in (values | per_stage).items():
-        allowed = {"t3": T3_DTYPES, "flow": FLOW_DTYPES}.get(key) or choices[key]
+        allowed = STAGE_DTYPES.get(key) or choices[key]
         if allowed and value not in allowed:
             raise ProfileError(
                 f"profile '{name}': {key} is {shortened(value)}; known: {', '.join(allowed)}"
@@ -179,9 +180,11 @@ def stages_of(dtype: str) -> dict[str, str]:
     """The dtypes of the stages for one dtype name.
 
     int4 applies to T3, whose decode step is memory-bound, and becomes int8 in the flow, which is
-    compute-bound.
+    compute-bound. The vocoder is bfloat16 for all that CPUs compute in it, otherwise float32.
     """
-    return {"t3": dtype, "flow": "int8" if dtype in QUANTIZED else dtype}
+    if dtype in QUANTIZED:
+        return {"t3": dtype, "flow": "int8", "vocoder": "bfloat16"}
+    return {"t3": dtype, "flow": dtype, "vocoder": dtype if dtype == "bfloat16" else "float32"}
 
 
 def check_keys(where: str, settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:

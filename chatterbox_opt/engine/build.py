@@ -150,7 +150,7 @@ def _stages(
     flow = load_flow(checkpoint, _dtype(plan.flow.compute), cache)
     vocoder = load_vocoder(checkpoint)
     if plan.device == "cpu":
-        vocoder.use_cpu_kernels()
+        vocoder.use_cpu_kernels(_dtype(plan.vocoder.compute))
     malloc.trim()
     if plan.flow.layout == "int8":  # from bfloat16, whose rounding error is 1/30 of int8's
         linear_int.quantize_transformers(flow, estimator.Transformer)

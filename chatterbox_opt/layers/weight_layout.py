@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from chatterbox_opt.kernels.cpu import bf16_ops, onednn
+from chatterbox_opt.kernels.cpu import bf16_ops, conv_ops, onednn
 from chatterbox_opt.layers import linear_int, linear_onednn
 from chatterbox_opt.layers.linear_int import Int4Linear, Int8Linear, WeightOnlyInt8Linear
 from chatterbox_opt.layers.linear_onednn import PackedBf16Linear
 from chatterbox_opt.utils.lazy_reasons import LazyReasons
 
 INT8_FLOW = "int8 flow"
+BFLOAT16_VOCODER = "bfloat16 vocoder"
 ONEDNN = "onednn"
 WEIGHT_ONLY = "weight-only"  # int8 on a GPU
 PackedLayer = PackedBf16Linear | Int8Linear | Int4Linear | WeightOnlyInt8Linear
@@ -33,7 +34,7 @@ PackedLayer = PackedBf16Linear | Int8Linear | Int4Linear | WeightOnlyInt8Linear
 
 def unsupported_dtypes() -> LazyReasons:
     """The narrow dtypes that are unsupported or slow on this CPU, each with the reason; and
-    ``INT8_FLOW``, which has bfloat16 activations."""
+    ``INT8_FLOW``, which has bfloat16 activations, and ``BFLOAT16_VOCODER``, whose products are."""
     int_reason = functools.cache(linear_int.unsupported_reason)
     return LazyReasons(
         {
@@ -41,6 +42,7 @@ def unsupported_dtypes() -> LazyReasons:
             "int8": int_reason,
             "int4": int_reason,
             INT8_FLOW: lambda: int_reason() or _int8_flow_unsupported_reason(),
+            BFLOAT16_VOCODER: _bfloat16_vocoder_unsupported_reason,
             ONEDNN: lambda: "" if onednn.supported() else "no oneDNN product on this CPU",
         }
     )
@@ -51,6 +53,12 @@ def _int8_flow_unsupported_reason() -> str:
         return "AMX multiplies bfloat16 faster"
     supported = bf16_ops.supports(torch.zeros(1, dtype=torch.bfloat16))
     return "" if supported else "this CPU has no bfloat16 for the flow's activations"
+
+
+def _bfloat16_vocoder_unsupported_reason() -> str:
+    if torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx():
+        return "CPUs with AMX have no faster bfloat16 instruction for it"
+    return conv_ops.unsupported_reason(torch.bfloat16)
 
 
 def _bf16_unsupported_reason() -> str:

@@ -277,7 +277,7 @@ def test_invalid_environment_value_error_lists_known_ones(variable):
         ("dtype: {flow: int4}", "flow is 'int4'; known: float32, float16, bfloat16, int8"),
         ("dtype: {t3: int8}\ncompute: float32", "compute is for float16 and bfloat16"),
         ("dtype: {flow: int8}\ncompute: float32", "compute is for float16 and bfloat16"),
-        ("dtype: {vocoder: float16}", "vocoder is float32 only"),
+        ("dtype: {vocoder: float16}", "vocoder is 'float16'; known: float32, bfloat16"),
         ("compile: no", "compile is 'no'; known: none, cudagraphs, inductor"),
         ("offload: everything", "known: none, stages, all-but-active"),
         ("- a list", "must be a mapping"),
@@ -442,7 +442,14 @@ def test_cpu_profile_uses_the_fastest_supported_dtype():
 
 def test_probe_of_the_cpu_lists_unsupported_dtypes():
     probed = probe.probe("cpu")
-    assert set(probed.unsupported) <= {"bfloat16", "int8", "int4", "int8 flow", "onednn"}
+    assert set(probed.unsupported) <= {
+        "bfloat16",
+        "int8",
+        "int4",
+        "int8 flow",
+        "bfloat16 vocoder",
+        "onednn",
+    }
     assert all(probed.unsupported.values())
 
 
@@ -455,27 +462,32 @@ def test_probed_hardware_is_picklable(monkeypatch):
     assert restored == probed and restored.unsupported == {"int8": "no VNNI"}
 
 
+FLOAT32_VOCODER = StagePlan()
+BFLOAT16_VOCODER = StagePlan("bfloat16", "bfloat16")
+
+
 @pytest.mark.parametrize(
-    ("hardware", "overrides", "t3", "flow"),
+    ("hardware", "overrides", "t3", "flow", "vocoder"),
     [
-        (CPU, {"dtype": "int8"}, ("int8", "float32", "int8", "numba"), ("int8", "bfloat16", "int8", "numba")),
-        (CPU, {"dtype": "int4"}, ("int4", "float32", "int4", "numba"), ("int8", "bfloat16", "int8", "numba")),
-        (CPU, {"dtype": "bfloat16"}, ("bfloat16", "bfloat16", "bfloat16", "pytorch"), ("bfloat16", "bfloat16", "onednn", "pytorch")),
-        (CPU, {"dtype": "float32"}, ("float32", "float32", "onednn", "pytorch"), ("float32", "float32", "onednn", "pytorch")),
-        (CPU, {"dtype": "float32", "compile": "inductor"}, ("float32", "float32", "plain", "pytorch"), ("float32", "float32", "onednn", "pytorch")),
-        (Hardware("cpu", "x", unsupported={"onednn": "none"}), {"dtype": "float32"}, ("float32", "float32", "plain", "pytorch"), ("float32", "float32", "plain", "pytorch")),
-        (MPS, {"dtype": "float16"}, ("float16", "float16", "plain", "pytorch"), ("float16", "float16", "plain", "pytorch")),
-        (gpu(), {"dtype": "int8"}, ("int8", "bfloat16", "weight-only", "triton"), ("bfloat16", "bfloat16", "plain", "triton")),
-        (gpu(), {"dtype": "float16"}, ("float16", "float16", "plain", "triton"), ("float16", "float16", "plain", "triton")),
+        (CPU, {"dtype": "int8"}, ("int8", "float32", "int8", "numba"), ("int8", "bfloat16", "int8", "numba"), BFLOAT16_VOCODER),
+        (CPU, {"dtype": "int4"}, ("int4", "float32", "int4", "numba"), ("int8", "bfloat16", "int8", "numba"), BFLOAT16_VOCODER),
+        (CPU, {"dtype": "bfloat16"}, ("bfloat16", "bfloat16", "bfloat16", "pytorch"), ("bfloat16", "bfloat16", "onednn", "pytorch"), BFLOAT16_VOCODER),
+        (CPU, {"dtype": "float32"}, ("float32", "float32", "onednn", "pytorch"), ("float32", "float32", "onednn", "pytorch"), FLOAT32_VOCODER),
+        (CPU, {"dtype": "float32", "compile": "inductor"}, ("float32", "float32", "plain", "pytorch"), ("float32", "float32", "onednn", "pytorch"), FLOAT32_VOCODER),
+        (Hardware("cpu", "x", unsupported={"bfloat16 vocoder": "AMX"}), {"dtype": "int8"}, ("int8", "float32", "int8", "numba"), ("int8", "bfloat16", "int8", "numba"), FLOAT32_VOCODER),
+        (Hardware("cpu", "x", unsupported={"onednn": "none"}), {"dtype": "float32"}, ("float32", "float32", "plain", "pytorch"), ("float32", "float32", "plain", "pytorch"), FLOAT32_VOCODER),
+        (MPS, {"dtype": "float16"}, ("float16", "float16", "plain", "pytorch"), ("float16", "float16", "plain", "pytorch"), FLOAT32_VOCODER),
+        (gpu(), {"dtype": "int8"}, ("int8", "bfloat16", "weight-only", "triton"), ("bfloat16", "bfloat16", "plain", "triton"), FLOAT32_VOCODER),
+        (gpu(), {"dtype": "float16"}, ("float16", "float16", "plain", "triton"), ("float16", "float16", "plain", "triton"), FLOAT32_VOCODER),
     ],
 )  # fmt: skip
-def test_a_stage_is_planned_whole(hardware, overrides, t3, flow):
+def test_a_stage_is_planned_whole(hardware, overrides, t3, flow, vocoder):
     """Storage, arithmetic, layout and kernels follow from the plan alone: building decides nothing."""
     profile = "rtx4090" if hardware.device == "cuda" else "dev"
     resolved = resolve(profile, hardware, overrides, {})
     for stage, expected in ((resolved.t3, t3), (resolved.flow, flow)):
         assert (stage.storage, stage.compute, stage.layout, stage.kernels) == expected
-    assert resolved.vocoder == StagePlan()
+    assert resolved.vocoder == vocoder
 
 
 def test_weights_stored_narrower_than_they_are_multiplied():

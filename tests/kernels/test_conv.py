@@ -10,8 +10,9 @@ from torch import nn
 from chatterbox_opt.kernels.cpu import conv_ops
 from chatterbox_opt.kernels.cpu.conv_ops import Leaky, PackedConv, Signal, Snake, activate
 
-pytestmark = pytest.mark.skipif(not conv_ops.supports(), reason=conv_ops._unsupported_reason())
+pytestmark = pytest.mark.skipif(not conv_ops.supports(), reason=conv_ops.unsupported_reason())
 
+DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16) if conv_ops.supports(dtype)]
 # inputs, outputs, taps, dilation, time: HiFT's, pico's, and the smallest
 SHAPES = [
     (80, 512, 7, 1, 20),
@@ -61,6 +62,20 @@ def test_sums_and_activations_are_those_of_the_layers(shape):
     assert_close(total.double(), expected - residual, atol=2e-5)
 
 
+@pytest.mark.skipif(len(DTYPES) == 1, reason=conv_ops.unsupported_reason(torch.bfloat16))
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[0] % 2 == 0], ids=str)
+def test_bfloat16_products_lose_what_rounding_loses(shape):
+    *sizes, time = shape
+    conv = layer(*sizes)
+    x, residual = torch.randn(sizes[0], time), torch.randn(time, sizes[1])
+    out = torch.full((time, sizes[1]), torch.nan)
+    packed = PackedConv(conv, torch.bfloat16)
+    packed(Signal.of(x, packed.margin), residual=residual, out=out)
+    expected = exact(conv, x)
+    error = (out - residual - expected).pow(2).mean().sqrt() / expected.std()
+    assert 1e-3 < error < 9e-3, "41 dB at least; bfloat16 itself has 52"
+
+
 def test_rounding_errors_are_of_the_size_of_the_librarys():
     conv = layer(128, 128, 11, 3)
     packed, x, out = PackedConv(conv), torch.randn(128, 600), torch.empty(600, 128)
@@ -72,10 +87,11 @@ def test_rounding_errors_are_of_the_size_of_the_librarys():
     assert ours < 6 * theirs and ours < 1.5e-6 * expected.std()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_a_row_depends_neither_on_threads_nor_on_what_follows(threads):
+def test_a_row_depends_neither_on_threads_nor_on_what_follows(threads, dtype):
     conv = layer(64, 64, 7, 3)
-    packed, x = PackedConv(conv), torch.randn(64, 400)
+    packed, x = PackedConv(conv, dtype), torch.randn(64, 400)
     long, short = torch.empty(400, 64), torch.empty(333, 64)
     packed(Signal.of(x, packed.margin), out=long)
     before = torch.get_num_threads()
@@ -97,9 +113,10 @@ def test_snake_is_exact_up_to_large_arguments():
     assert error.max() < 4e-7
 
 
-def test_nan_stays_within_its_reach():
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nan_stays_within_its_reach(dtype):
     conv = layer(16, 16, 3, 1)
-    packed, x, out = PackedConv(conv), torch.randn(16, 200), torch.empty(200, 16)
+    packed, x, out = PackedConv(conv, dtype), torch.randn(16, 200), torch.empty(200, 16)
     x[3, 100] = torch.nan
     packed(Signal.of(x, packed.margin), out=out)
     broken = out.isnan().any(1).nonzero()[:, 0]

@@ -82,11 +82,17 @@ class PackedConv:
 
     Attributes:
         outputs: channels.
+        dtype: of what is multiplied.
         margin: rows of zeros that it needs at both ends of a signal.
     """
 
-    def __init__(self, conv: nn.Conv1d) -> None:
-        """Pack the weights; no reference to ``conv`` is held."""
+    def __init__(self, conv: nn.Conv1d, dtype: torch.dtype = torch.float32) -> None:
+        """Pack the weights; no reference to ``conv`` is held.
+
+        Args:
+            dtype: of what is multiplied; of bfloat16, inputs must be even.
+        """
+        self.dtype = dtype
         self.outputs, self._inputs, taps = conv.weight.shape
         self._padding, self._dilation = int(conv.padding[0]), conv.dilation[0]
         assert conv.bias is not None and conv.stride == (1,)
@@ -102,8 +108,11 @@ class PackedConv:
         by_tap = padded.unflatten(2, (-1, TILE)).unflatten(0, (panels, self._width))
         by_tap = by_tap.permute(4, 0, 3, 2, 1).double()  # [tap, panel, group, input, output]
         factors = torch.tensor(WEIGHTS, dtype=torch.double)
-        parts = (factors @ by_tap.flatten(1)).float().unflatten(1, by_tap.shape[1:])
-        self._weights = parts.transpose(0, 1).contiguous()
+        parts = (factors @ by_tap.flatten(1)).to(dtype).unflatten(1, by_tap.shape[1:])
+        parts = parts.transpose(0, 1)
+        if dtype == torch.bfloat16:  # both inputs of a pair, output by output
+            parts = parts.unflatten(3, (-1, 2)).transpose(4, 5)
+        self._weights = parts.contiguous()
         self._bias = F.pad(conv.bias.data, (0, more))
 
     def __call__(
@@ -142,7 +151,8 @@ class PackedConv:
             openmp.set_pointers(task, frequency=activation.frequency)
         elif activation is not None:
             task["activation"], task["slope"] = conv.LEAKY, activation.slope
-        openmp.torch_openmp().run(conv.conv.address, task.ctypes.data)
+        kernel = conv.conv if self.dtype == torch.float32 else conv.conv_bfloat16
+        openmp.torch_openmp().run(kernel.address, task.ctypes.data)
 
     def _tiles(self) -> int:
         """Tiles of each phase of a chunk, in whole register tiles."""
@@ -160,32 +170,39 @@ def activate(x: Tensor, activation: Snake, activated: Tensor) -> None:
     openmp.torch_openmp().run(conv.activate.address, task.ctypes.data)
 
 
-def supports() -> bool:
+def supports(dtype: torch.dtype = torch.float32) -> bool:
     """Whether the functions of this module can be called: on CPUs with AVX-512, where numba works.
 
     With vectors of another size the tile would not fit into the registers.
+
+    Args:
+        dtype: of ``PackedConv``; bfloat16 needs its instructions.
     """
-    return not _unsupported_reason()
+    return not unsupported_reason(dtype)
 
 
 @functools.cache
-def _unsupported_reason() -> str:
-    return openmp.avx512_selftest(_selftest_failure)
+def unsupported_reason(dtype: torch.dtype = torch.float32) -> str:
+    """Why ``supports`` is False, or ""."""
+    if dtype == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported():
+        return "this CPU has no bfloat16 instructions"
+    return openmp.avx512_selftest(functools.partial(_selftest_failure, dtype))
 
 
-def _selftest_failure() -> str:
+def _selftest_failure(dtype: torch.dtype) -> str:
     from chatterbox_opt.kernels.cpu import llvm
 
-    if not llvm.has_feature("avx512f"):
+    if not llvm.has_feature("avx512f") or (dtype == torch.bfloat16 and not llvm.BFLOAT16):
         return "numba does not compile for all features of this CPU"
     with skip_init():  # else the caller's random numbers would be drawn
-        layer = nn.Conv1d(3, 2, 3, dilation=2, padding=2, device="cpu")
+        layer = nn.Conv1d(4, 2, 3, dilation=2, padding=2, device="cpu")
     for values in layer.parameters():
         values.data = torch.linspace(-1, 1, values.numel()).view(values.shape)
-    x, ours = torch.linspace(-2, 2, 3 * 9).view(3, 9), torch.empty(9, 2)
-    packed = PackedConv(layer)
+    x, ours = torch.linspace(-2, 2, 4 * 9).view(4, 9), torch.empty(9, 2)
+    packed = PackedConv(layer, dtype)
     packed(Signal.of(x, packed.margin), activation=Snake(torch.ones(2)), activated=ours)
     with torch.inference_mode():
         exact = layer(x[None])[0].T
-    close = torch.allclose(ours, exact + exact.sin() ** 2, atol=1e-5)
+    bound = 1e-5 if dtype == torch.float32 else 0.1
+    close = torch.allclose(ours, exact + exact.sin() ** 2, atol=bound)
     return "" if close else "convolutions give wrong results here"

@@ -15,32 +15,45 @@ from numba.extending import intrinsic
 
 from chatterbox_opt.kernels.cpu.llvm import (
     FLOATS,
+    I16,
     I32,
     I64,
+    INTS,
     VECTOR_WIDTH,
+    dot_bf16,
     fma,
     pointers,
     rint,
     splat,
+    to_bf16,
 )
 from chatterbox_opt.kernels.cpu.microkernels import ZEROS, loop
 
 _FLOAT = np.float32
 
 
-def combination(matrix: Any) -> Any:
+def _fma_float32(b: Any, acc: Any, weights: Any, values: Any) -> Any:
+    return fma(b, b.bitcast(weights, FLOATS), b.bitcast(values, FLOATS), acc)
+
+
+# how a vector of weights is multiplied by 4 bytes of a row
+DOTS = {"float32": _fma_float32, "bfloat16": dot_bf16}
+
+
+def combination(matrix: Any, dtype: str = "float32") -> Any:
     """Make a function that multiplies a few rows by a constant matrix, channel by channel.
 
-    Its arguments are addresses and sizes: the first row; bytes from row to row; the same of the
-    results; vectors of a row.
+    Its arguments are addresses and sizes: the first row, float32; bytes from row to row; the same
+    of the results, in ``dtype``; vectors of a row.
     """
+    stored = FLOATS if dtype == "float32" else ir.VectorType(I16, VECTOR_WIDTH)
 
     @intrinsic
     def function(context, values, stride, out, out_stride, vectors):
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
             values, stride, out, out_stride, vectors = arguments
             rows = pointers(b, values, stride, len(matrix[0]), FLOATS)
-            outs = pointers(b, out, out_stride, len(matrix), FLOATS)
+            outs = pointers(b, out, out_stride, len(matrix), stored)
 
             def body(i: Any, _: list[Any]) -> list[Any]:
                 loaded = [b.load(b.gep(p, [i]), align=4) for p in rows]
@@ -50,7 +63,8 @@ def combination(matrix: Any) -> Any:
                         if factor:
                             constant = ir.Constant(FLOATS, [float(factor)] * VECTOR_WIDTH)
                             total = fma(b, x, constant, total)
-                    b.store(total, b.gep(p, [i]), align=4)
+                    result = total if stored is FLOATS else to_bf16(b, total)
+                    b.store(result, b.gep(p, [i]), align=2)
                 return []
 
             loop(b, vectors, [], body)
@@ -61,37 +75,39 @@ def combination(matrix: Any) -> Any:
     return function
 
 
-def microkernel(rows: int, blocks: int) -> Any:
-    """Make a micro-kernel: ``rows`` times ``blocks`` vectors of outputs, float32.
+def microkernel(rows: int, blocks: int, dtype: str) -> Any:
+    """Make a micro-kernel: ``rows`` times ``blocks`` vectors of outputs, with float32 sums.
 
-    Its arguments are addresses and sizes: the weights; inputs; groups; bytes from group to group,
-    and from row to row; the first row; the sums, one row after the other.
+    Its arguments are addresses and sizes: the weights; steps, which are inputs in float32 and pairs
+    of them in bfloat16; groups; bytes from group to group, and from row to row; the first row; the
+    sums, one row after the other.
     """
+    dot = DOTS[dtype]
 
     @intrinsic
-    def kernel(context, weights, inputs, groups, group_stride, row_stride, values, sums):
+    def kernel(context, weights, steps, groups, group_stride, row_stride, values, sums):
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            weights, inputs, groups, group_stride, row_stride, values, sums = arguments
-            panel = b.inttoptr(weights, FLOATS.as_pointer())
+            weights, steps, groups, group_stride, row_stride, values, sums = arguments
+            panel = b.inttoptr(weights, INTS.as_pointer())
 
             def add_group(group: Any, acc: list[Any]) -> list[Any]:
                 first = b.add(values, b.mul(group, group_stride))
                 row_pointers = pointers(b, first, row_stride, rows, I32)
-                start = b.mul(group, inputs)
+                start = b.mul(group, steps)
 
-                def add_input(i: Any, acc: list[Any]) -> list[Any]:
+                def add_step(i: Any, acc: list[Any]) -> list[Any]:
                     at = b.mul(b.add(start, i), I64(blocks))
                     loaded = [
                         b.load(b.gep(panel, [b.add(at, I64(j))]), align=4) for j in range(blocks)
                     ]
                     result = []
                     for row, p in enumerate(row_pointers):
-                        value = b.bitcast(splat(b, b.load(b.gep(p, [i]), align=4)), FLOATS)
+                        value = splat(b, b.load(b.gep(p, [i]), align=4))
                         old = acc[row * blocks : (row + 1) * blocks]
-                        result += [fma(b, w, value, x) for w, x in zip(loaded, old, strict=True)]
+                        result += [dot(b, x, w, value) for w, x in zip(loaded, old, strict=True)]
                     return result
 
-                return loop(b, inputs, acc, add_input)
+                return loop(b, steps, acc, add_step)
 
             acc = loop(b, groups, [ZEROS] * (rows * blocks), add_group)
             out = b.inttoptr(sums, FLOATS.as_pointer())

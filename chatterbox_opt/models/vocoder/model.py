@@ -1,7 +1,8 @@
 """The vocoder stage: mel spectrograms to waveforms.
 
 Responsible for STFT and inverse STFT, windows of unfinished mels, and the fade-in. Not responsible
-for tokens, voices or files. Always float32: fp16 and bf16 are audible here.
+for tokens, voices or files. Float32: lower precision throughout would be audible. On a CPU the
+products of some layers may be bfloat16 (packed.py).
 
 The generator's layers are in hift.py, the harmonic source is in source.py.
 """
@@ -60,13 +61,17 @@ class Vocoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Always float32."""
+        """Always float32, of signals and sums."""
         return torch.float32
 
-    def use_cpu_kernels(self) -> None:
-        """Run the generator's convolutions by our own kernel, if this CPU can."""
-        if isinstance(self.generator, Generator) and conv_ops.supports():
-            self.generator = PackedGenerator(self.generator)
+    def use_cpu_kernels(self, dtype: torch.dtype) -> None:
+        """Run the generator's convolutions by our own kernel, if this CPU can.
+
+        Args:
+            dtype: of products, float32 or bfloat16.
+        """
+        if isinstance(self.generator, Generator) and conv_ops.supports(dtype):
+            self.generator = PackedGenerator(self.generator, dtype)
 
     @torch.inference_mode()
     def forward(self, mels: Sequence[Tensor], generators: Generators) -> list[Tensor]:

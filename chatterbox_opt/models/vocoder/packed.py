@@ -2,7 +2,11 @@
 
 Responsible for the order of convolutions and for which sums and activations are fused with them.
 Not responsible for what the layers compute (hift.py), or for the arithmetic
-(kernels/cpu/conv.py). In float32, and equal to hift.py's up to the order of sums.
+(kernels/cpu/conv.py). In float32 equal to hift.py's up to the order of sums.
+
+In bfloat16 it is the factors of products that are rounded, of the residual blocks of all stages
+but the last: half of all multiplications. Signals and sums are float32, and so is what decides
+phases: the source, and the last stage. docs/accuracy.md says what it costs.
 """
 
 from __future__ import annotations
@@ -28,8 +32,8 @@ from chatterbox_opt.runtime.bucketing import HostLengths, PaddingMask
 class _Pair:
     """See ``hift.ResPair``."""
 
-    def __init__(self, pair: ResPair) -> None:
-        self.wide, self.narrow = PackedConv(pair.wide), PackedConv(pair.narrow)
+    def __init__(self, pair: ResPair, dtype: torch.dtype) -> None:
+        self.wide, self.narrow = PackedConv(pair.wide, dtype), PackedConv(pair.narrow, dtype)
         self.before = Snake(pair.frequency.flatten().contiguous())
         self.between = Snake(torch.ones_like(self.before.frequency))
 
@@ -50,20 +54,20 @@ class _Scratch:
 class _Stage:
     """See ``hift.Stage``."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, dtype: torch.dtype) -> None:
         self.rate, self.lead = stage.up.rate, stage.up.lead
         # its outputs are one set of channels after the other, as the samples that they become
         conv, rate = stage.up.conv, self.rate
         self.up = PackedConv(_reordered(conv, rate))
         self.source_down = stage.source_down
-        self.source_block = self._pairs(stage.source_block)
-        self.blocks = [self._pairs(block) for block in stage.blocks]
+        self.source_block = self._pairs(stage.source_block, dtype)
+        self.blocks = [self._pairs(block, dtype) for block in stage.blocks]
         pairs = [pair for block in (self.source_block, *self.blocks) for pair in block]
         self._margin = max(conv.margin for pair in pairs for conv in (pair.wide, pair.narrow))
 
     @staticmethod
-    def _pairs(block: ResBlock) -> list[_Pair]:
-        return [_Pair(pair) for pair in block.pairs]
+    def _pairs(block: ResBlock, dtype: torch.dtype) -> list[_Pair]:
+        return [_Pair(pair, dtype) for pair in block.pairs]
 
     def __call__(self, x: Signal, spectrum: Tensor, slope: float, margin: int) -> Signal:
         """One stage.
@@ -135,11 +139,16 @@ def _reordered(conv: nn.Conv1d, rate: int) -> nn.Conv1d:
 class PackedGenerator(nn.Module):
     """See ``hift.Generator``: the same function, each row by itself."""
 
-    def __init__(self, generator: Generator) -> None:
-        """Take over the weights of ``generator``, which cannot be used afterwards."""
+    def __init__(self, generator: Generator, dtype: torch.dtype = torch.float32) -> None:
+        """Take over the weights of ``generator``, which cannot be used afterwards.
+
+        Args:
+            dtype: float32 or bfloat16, see above.
+        """
         super().__init__()
         self._enter, self._leave = PackedConv(generator.enter), PackedConv(generator.leave)
-        self._stages = [_Stage(stage) for stage in generator.stages]
+        *early, last = generator.stages
+        self._stages = [*(_Stage(stage, dtype) for stage in early), _Stage(last, torch.float32)]
 
     def padded_length(self, length: int) -> int:
         """``length``: nothing is prepared for a length."""
