@@ -279,7 +279,7 @@ def test_the_vocoder_is_trained_against_discriminators(monkeypatch):
     one = Utterance("", 0.5, silence, silence.astype(np.uint8), wave=pcm, f0=f0)
     net, segments = train_vocoder.TrainableHiFT(), train_vocoder.Segments([one])
     early = train_vocoder.losses_of(net, segments, rng, 0.0)
-    assert set(early) == {"loss", "pitch", "stft", "mel"}
+    assert set(early) == {"loss", "pitch", "stft", "mel", "distance"}
     early["loss"].backward()
     assert all(p.grad is None for p in net.discriminators.parameters())
     late = train_vocoder.losses_of(net, segments, rng, 0.9)
@@ -290,6 +290,17 @@ def test_the_vocoder_is_trained_against_discriminators(monkeypatch):
     wave.grad = None
     late["discriminators"].backward()
     assert wave.grad is None and first.grad.abs().sum() > 0, "and the other way round"
+
+
+def test_spectral_distance_is_that_of_levels():
+    time = torch.arange(9600) / 24000
+    tone = 0.3 * torch.sin(2 * torch.pi * 1000 * time)[None]
+    noise = 0.1 * torch.randn(1, 9600, generator=torch.Generator().manual_seed(0))
+    loud, silence = tone + noise, torch.zeros(1, 9600)
+    distance = train_vocoder.spectral_distance
+    assert distance(loud, loud) == pytest.approx(0.01)
+    assert distance(2 * loud, loud) == pytest.approx(np.log(2), abs=0.002), "6 dB in all bins"
+    assert distance(1e-6 * loud, silence) == pytest.approx(0.01), "below -60 dB all is silent"
 
 
 def test_training_resumes(tmp_path, capsys):

@@ -5,7 +5,8 @@ Responsible for HiFT, its F0 predictor and the losses. Not responsible for the d
 
     python -m training.pico.train_vocoder --minutes 300
 
-First only spectral losses: multi-resolution STFT (Yamamoto et al. 2020) and mel. From a third of
+First only spectral losses: multi-resolution STFT (Yamamoto et al. 2020), mel, and log-spectral
+distance (Gray & Markel 1976), whose squares weigh what is far off. From a third of
 the time on, discriminators are trained with the vocoder, and it against them. The source is driven
 by the teacher's F0, and the F0 predictor learns from that F0 over longer segments, by their
 distance in cents.
@@ -89,6 +90,17 @@ def spectral_loss(predicted: Tensor, true: Tensor) -> Tensor:
     return total / len(WINDOWS)
 
 
+def spectral_distance(predicted: Tensor, true: Tensor) -> Tensor:
+    """Log-spectral distance in nepers: RMS over frequencies, above -60 dB, mean over frames."""
+    window = torch.hann_window(1024)
+    one, two = (
+        torch.stft(x, 1024, 256, 1024, window, return_complex=True).abs().clamp(min=1e-3).log()
+        for x in (predicted, true)
+    )
+    # the root has no gradient at 0, where both are silent
+    return ((one - two).pow(2).mean(1) + 1e-4).sqrt().mean()
+
+
 def pitch_loss(predicted: Tensor, true: Tensor) -> Tensor:
     """Of F0 in Hz [rows, F]: distance in Hz, and in cents where both are voiced.
 
@@ -154,8 +166,9 @@ def losses_of(
     parts |= {
         "stft": spectral_loss(wave, true),
         "mel": (mel_of(wave) - mel_of(true)).abs().mean(),
+        "distance": spectral_distance(wave, true),
     }
-    loss = parts["stft"] + parts["mel"] + parts["pitch"]
+    loss = torch.stack(list(parts.values())).sum()
     # 3) against the discriminators
     if progress >= ADVERSARIAL_FROM:
         adversarial, features, own = net.discriminators.losses(true, wave)
