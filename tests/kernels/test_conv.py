@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
-from helpers.common import assert_close
+from helpers.common import ROOT, assert_close
 from torch import nn
 
 from chatterbox_opt.kernels.cpu import conv_ops
@@ -122,6 +126,28 @@ def test_nan_stays_within_its_reach(dtype):
     broken = out.isnan().any(1).nonzero()[:, 0]
     assert 99 in broken and 100 in broken and 101 in broken
     assert broken.min() >= 92 and broken.max() <= 108
+
+
+OTHER_CPU = """
+import os
+from numba.core.codegen import get_host_cpu_features
+os.environ["NUMBA_CPU_NAME"] = "skylake-avx512"
+os.environ["NUMBA_CPU_FEATURES"] = get_host_cpu_features().replace("+avx512bf16", "-avx512bf16")
+from numba.core import config
+config.reload_config()
+import torch
+from chatterbox_opt.kernels.cpu import conv_ops
+assert conv_ops.supports(), conv_ops.unsupported_reason()
+reason = conv_ops.unsupported_reason(torch.bfloat16)
+assert "no bfloat16 instructions" in reason or "not compile for all" in reason, reason
+"""
+
+
+def test_a_cpu_without_bfloat16_has_the_rest(tmp_path):
+    """LLVM aborts when it is given an instruction that the CPU lacks."""
+    env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run([sys.executable, "-c", OTHER_CPU], env=env, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_constants_defined_twice_are_equal():

@@ -44,12 +44,13 @@ to five more passes through memory.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 from numba import carray, njit
 
-from chatterbox_opt.kernels.cpu.compile_cache import entry_point
+from chatterbox_opt.kernels.cpu.compile_cache import Kernel, entry_point
 from chatterbox_opt.kernels.cpu.conv_tiles import combination, microkernel, snake
 from chatterbox_opt.kernels.cpu.llvm import NJIT_OPTIONS, VECTOR_WIDTH, pointer, thread_index
 
@@ -252,19 +253,24 @@ def _convolution(dtype: str) -> Any:
     return run
 
 
-_conv_float32, _conv_bfloat16 = _convolution("float32"), _convolution("bfloat16")
+_run_float32, _run_bfloat16 = _convolution("float32"), _convolution("bfloat16")
 
 
-@entry_point
-def conv(data):
-    """One CONV task, called in each thread: chunks of rows are divided."""
-    _conv_float32(carray(data, 1, CONV)[0])
+def _conv_float32(data):
+    _run_float32(carray(data, 1, CONV)[0])
 
 
-@entry_point
-def conv_bfloat16(data):
-    """``conv`` with products of bfloat16."""
-    _conv_bfloat16(carray(data, 1, CONV)[0])
+def _conv_bfloat16(data):
+    _run_bfloat16(carray(data, 1, CONV)[0])
+
+
+@functools.cache
+def conv(dtype: str) -> Kernel:
+    """One CONV task with products of ``dtype``, called in each thread: chunks of rows are divided.
+
+    Compiled when it is first wanted: where the CPU lacks an instruction, LLVM ends the process.
+    """
+    return entry_point(_conv_float32 if dtype == "float32" else _conv_bfloat16)
 
 
 @entry_point

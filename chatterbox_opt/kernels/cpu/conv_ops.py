@@ -151,7 +151,7 @@ class PackedConv:
             openmp.set_pointers(task, frequency=activation.frequency)
         elif activation is not None:
             task["activation"], task["slope"] = conv.LEAKY, activation.slope
-        kernel = conv.conv if self.dtype == torch.float32 else conv.conv_bfloat16
+        kernel = conv.conv("float32" if self.dtype == torch.float32 else "bfloat16")
         openmp.torch_openmp().run(kernel.address, task.ctypes.data)
 
     def _tiles(self) -> int:
