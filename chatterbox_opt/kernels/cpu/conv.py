@@ -256,11 +256,11 @@ def _convolution(dtype: str) -> Any:
 _run_float32, _run_bfloat16 = _convolution("float32"), _convolution("bfloat16")
 
 
-def _conv_float32(data):
+def _conv_float32(data: Any) -> None:
     _run_float32(carray(data, 1, CONV)[0])
 
 
-def _conv_bfloat16(data):
+def _conv_bfloat16(data: Any) -> None:
     _run_bfloat16(carray(data, 1, CONV)[0])
 
 
