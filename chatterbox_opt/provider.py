@@ -61,7 +61,7 @@ class OptimizedChatterboxProvider(Closing):
 
         Args:
             device: "cuda", "mps", "cpu" or "auto".
-            dtype: of T3 and flow, as ``--dtype``; the vocoder is float32.
+            dtype: of T3 and flow, as ``--dtype``.
             use_compilation: use CUDA graphs for the T3 step if the device supports them.
             cpu_offload: keep the weights in host memory and move stages to the GPU one by one.
             model: a known name, or a directory.

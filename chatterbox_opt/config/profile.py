@@ -180,7 +180,7 @@ def stages_of(dtype: str) -> dict[str, str]:
     """The dtypes of the stages for one dtype name.
 
     int4 applies to T3, whose decode step is memory-bound, and becomes int8 in the flow, which is
-    compute-bound. The vocoder is bfloat16 for all that CPUs compute in it, otherwise float32.
+    compute-bound. The vocoder has float32 or bfloat16; GPUs make it float32 (downgrade.py).
     """
     if dtype in QUANTIZED:
         return {"t3": dtype, "flow": "int8", "vocoder": "bfloat16"}

@@ -215,7 +215,7 @@ class Renderer:
         try:
             self._run_stages(group, run)
         except NumericsError:
-            # the vocoder is float32: the cause is the mel spectrogram of an fp16/bf16 flow
+            # the vocoder has float32's range: the cause is the mel spectrogram of an fp16/bf16 flow
             if not self._recovery.reduced_precision("flow"):
                 raise
             self._recovery.warn_once(
