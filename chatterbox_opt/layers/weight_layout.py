@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from chatterbox_opt.kernels.cpu import bf16_ops, conv_ops, onednn
+from chatterbox_opt.kernels.cpu import bf16_ops, onednn
+from chatterbox_opt.kernels.cpu.conv import ops as conv_ops
 from chatterbox_opt.layers import linear_int, linear_onednn
 from chatterbox_opt.layers.linear_int import Int4Linear, Int8Linear, WeightOnlyInt8Linear
 from chatterbox_opt.layers.linear_onednn import PackedBf16Linear

@@ -24,7 +24,7 @@ NOT_COMPILED = (
     "kernels.cpu.openmp",
     "kernels.cpu.onednn",
     "kernels.cpu.bf16_ops",
-    "kernels.cpu.conv_ops",
+    "kernels.cpu.conv.ops",
 )
 HEAVY = (
     "torch",

@@ -24,7 +24,7 @@ IMPORTED = (  # what most commands import, the slowest
     "chatterbox_opt.cli.application",
     "chatterbox_opt.engine.build",
     "chatterbox_opt.engine.engine",
-    "chatterbox_opt.kernels.cpu.conv",
+    "chatterbox_opt.kernels.cpu.conv.kernel",
     "chatterbox_opt.kernels.cpu.flow_bf16",
     "chatterbox_opt.kernels.cpu.norm_bf16",
     "chatterbox_opt.kernels.cpu.sampling",

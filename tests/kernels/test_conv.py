@@ -11,8 +11,8 @@ import torch
 from helpers.common import ROOT, assert_close
 from torch import nn
 
-from chatterbox_opt.kernels.cpu import conv_ops
-from chatterbox_opt.kernels.cpu.conv_ops import Leaky, PackedConv, Signal, Snake, activate
+from chatterbox_opt.kernels.cpu.conv import ops as conv_ops
+from chatterbox_opt.kernels.cpu.conv.ops import Leaky, PackedConv, Signal, Snake, activate
 
 pytestmark = pytest.mark.skipif(not conv_ops.supports(), reason=conv_ops.unsupported_reason())
 
@@ -136,7 +136,7 @@ os.environ["NUMBA_CPU_FEATURES"] = get_host_cpu_features().replace("+avx512bf16"
 from numba.core import config
 config.reload_config()
 import torch
-from chatterbox_opt.kernels.cpu import conv_ops
+from chatterbox_opt.kernels.cpu.conv import ops as conv_ops
 assert conv_ops.supports(), conv_ops.unsupported_reason()
 reason = conv_ops.unsupported_reason(torch.bfloat16)
 assert "no bfloat16 instructions" in reason or "not compile for all" in reason, reason
@@ -151,12 +151,13 @@ def test_a_cpu_without_bfloat16_has_the_rest(tmp_path):
 
 
 def test_constants_defined_twice_are_equal():
-    from chatterbox_opt.kernels.cpu import conv, llvm
+    from chatterbox_opt.kernels.cpu import llvm
+    from chatterbox_opt.kernels.cpu.conv import kernel
 
-    assert conv_ops.TILE == conv.TILE and conv_ops.VECTOR == llvm.VECTOR_WIDTH
-    assert conv_ops.ROWS == conv.ROWS and conv_ops.MAX_WIDTH == 4 * llvm.VECTOR_WIDTH
+    assert conv_ops.TILE == kernel.TILE and conv_ops.VECTOR == llvm.VECTOR_WIDTH
+    assert conv_ops.ROWS == kernel.ROWS and conv_ops.MAX_WIDTH == 4 * llvm.VECTOR_WIDTH
     split, join, weights = (
-        torch.tensor(m, dtype=torch.double) for m in (conv.SPLIT, conv.JOIN, conv_ops.WEIGHTS)
+        torch.tensor(m, dtype=torch.double) for m in (kernel.SPLIT, kernel.JOIN, conv_ops.WEIGHTS)
     )
     x, taps = torch.randn(5).double(), torch.randn(3).double()
     direct = x.unfold(0, 3, 1) @ taps

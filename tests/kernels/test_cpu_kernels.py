@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,14 +31,14 @@ def random_tensor(*shape, seed=0):
 
 def test_compile_cache_digest_covers_every_kernel_source(tmp_path, monkeypatch):
     """numba checks the file of the entry point alone; inlined functions are in other files."""
-    sources = sorted((PACKAGE / "kernels" / "cpu").glob("*.py"))
-    for source in sources:
-        (tmp_path / source.name).write_bytes(source.read_bytes())
+    folder = PACKAGE / "kernels" / "cpu"
+    sources = [path.relative_to(folder) for path in sorted(folder.rglob("*.py"))]
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(compile_cache, "__file__", str(tmp_path / "compile_cache.py"))
     digests = {compile_cache.digest.__wrapped__()}
     assert digests == {compile_cache.digest()}
     for source in sources:
-        with (tmp_path / source.name).open("a") as file:
+        with (tmp_path / source).open("a") as file:
             file.write("# changed\n")
         digests.add(compile_cache.digest.__wrapped__())
     assert len(digests) == len(sources) + 1

@@ -7,7 +7,7 @@ import torch
 from helpers.sound import snr
 
 from chatterbox_opt.checkpoints import loader, registry
-from chatterbox_opt.kernels.cpu import conv_ops
+from chatterbox_opt.kernels.cpu.conv import ops as conv_ops
 from chatterbox_opt.voice import from_conditionals
 
 pytestmark = pytest.mark.skipif(

@@ -10,7 +10,7 @@ from helpers.upstream_reference import WHOLE_ATOL, Unmarked
 
 from chatterbox_opt import Sampling
 from chatterbox_opt.checkpoints import loader
-from chatterbox_opt.kernels.cpu import conv_ops
+from chatterbox_opt.kernels.cpu.conv import ops as conv_ops
 from chatterbox_opt.models.vocoder.model import source
 from chatterbox_opt.models.vocoder.packed import PackedGenerator
 

@@ -57,10 +57,10 @@ DIGEST_BYTES = 32
 
 @functools.cache
 def digest() -> str:
-    """A short digest of the sources of all kernels in this folder."""
-    sha = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        sha.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    """A short digest of the sources of all kernels in this folder and below."""
+    sha, folder = hashlib.sha256(), Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        sha.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return sha.hexdigest()[:16]
 
 

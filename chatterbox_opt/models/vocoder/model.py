@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from chatterbox_opt.config.model_config import MEL_BINS, SAMPLE_RATE, VocoderConfig
 from chatterbox_opt.errors import NumericsError
-from chatterbox_opt.kernels.cpu import conv_ops
+from chatterbox_opt.kernels.cpu.conv import ops as conv_ops
 from chatterbox_opt.models.vocoder.hift import F0Predictor, Generator
 from chatterbox_opt.models.vocoder.packed import PackedGenerator
 from chatterbox_opt.models.vocoder.source import (

@@ -2,7 +2,7 @@
 
 Responsible for the order of convolutions and for which sums and activations are fused with them.
 Not responsible for what the layers compute (hift.py), or for the arithmetic
-(kernels/cpu/conv.py). In float32 equal to hift.py's up to the order of sums.
+(kernels/cpu/conv/kernel.py). In float32 equal to hift.py's up to the order of sums.
 
 In bfloat16 it is the factors of products that are rounded, of the residual blocks of all stages
 but the last: half of all multiplications. Signals and sums are float32, and so is what decides
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chatterbox_opt.kernels.cpu.conv_ops import Leaky, PackedConv, Signal, Snake, activate
+from chatterbox_opt.kernels.cpu.conv.ops import Leaky, PackedConv, Signal, Snake, activate
 from chatterbox_opt.models.vocoder.hift import (
     LAST_LRELU_SLOPE,
     LRELU_SLOPE,

@@ -1,6 +1,6 @@
 """Convolutions over time with fewer multiplications, and Snake and sums fused.
 
-Responsible for tiles, the epilogue and threads; not responsible for layers or memory. conv_ops.py
+Responsible for tiles, the epilogue and threads; not responsible for layers or memory. ops.py
 calls it and owns the memory that it gets addresses of. Compiled by numba.
 
 The algorithm
@@ -51,7 +51,7 @@ import numpy as np
 from numba import carray, njit
 
 from chatterbox_opt.kernels.cpu.compile_cache import Kernel, entry_point
-from chatterbox_opt.kernels.cpu.conv_tiles import combination, microkernel, snake
+from chatterbox_opt.kernels.cpu.conv.tiles import combination, microkernel, snake
 from chatterbox_opt.kernels.cpu.llvm import NJIT_OPTIONS, VECTOR_WIDTH, pointer, thread_index
 
 TILE, PARTS = 3, 5  # outputs, and products for them
@@ -87,7 +87,7 @@ _TENSORS = ("x", "weights", "bias", "residual", "total", "out", "activated", "fr
 CONV = np.dtype([(name, "i8") for name in (*_FIELDS, *_TENSORS)] + [("slope", "f8")])
 """v = convolution + bias + residual + total; out = v; activated = f(v * frequency).
 
-x: the first output's first tap; what follows is read up to conv_ops.PackedConv.margin. bias:
+x: the first output's first tap; what follows is read up to ops.PackedConv.margin. bias:
 float32 of whole panels. residual, total, out, activated: float32 [rows, outputs], or 0 for none;
 out may be one that is added. f: y + sin(y)^2, or leaky ReLU with ``slope``, and then frequency,
 float32 [outputs], is not used.

@@ -1,7 +1,7 @@
 """What a convolution does to one tile: combinations of rows, products, and Snake.
 
 Responsible for the instructions; generates them for numba. Not responsible for the algorithm, its
-matrices or the order of tiles (conv.py).
+matrices or the order of tiles (kernel.py).
 """
 
 from __future__ import annotations

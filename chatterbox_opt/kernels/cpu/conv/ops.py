@@ -1,7 +1,7 @@
 """Convolutions over time by our own CPU kernel: their packed weights, and signals with margins.
 
 Responsible for tensors, and for whether the kernel runs here; not responsible for the arithmetic
-(conv.py) or the network around. Callers check ``supports`` first and use PyTorch's operations
+(kernel.py) or the network around. Callers check ``supports`` first and use PyTorch's operations
 otherwise.
 """
 
@@ -22,7 +22,7 @@ MAX_WIDTH = 64  # outputs of one packed panel
 TILE = 3  # outputs that are computed together, and taps of a group
 ROWS = 6  # tiles of a register tile
 CHUNK = 48  # rows that are finished before the next ones begin, about
-# minimal filtering, see conv.py: of three taps, five factors
+# minimal filtering, see kernel.py: of three taps, five factors
 WEIGHTS = (
     (2, 0, 0),
     (1, 1, 1),
@@ -131,11 +131,11 @@ class PackedConv:
             residual, total, out, activated: contiguous float32 [time, outputs], or as many numbers
                 in another shape; ``out`` may be one that is added.
         """
-        from chatterbox_opt.kernels.cpu import conv  # numba is only needed here
+        from chatterbox_opt.kernels.cpu.conv import kernel  # numba is only needed here
 
         time = len(x.body)
         assert x.margin >= self.margin and x.rows.shape[1] == self._inputs
-        task = openmp.torch_openmp().new_task(conv.CONV)
+        task = openmp.torch_openmp().new_task(kernel.CONV)
         task["rows"], task["inputs"], task["outputs"] = time, self._inputs, self.outputs
         task["width"], task["groups"] = self._width, self._groups
         task["dilation"], task["tiles"] = self._dilation, self._tiles()
@@ -147,12 +147,12 @@ class PackedConv:
                 assert tensor.is_contiguous() and tensor.numel() == time * self.outputs
                 openmp.set_pointers(task, **{name: tensor})
         if isinstance(activation, Snake):
-            task["activation"] = conv.SNAKE
+            task["activation"] = kernel.SNAKE
             openmp.set_pointers(task, frequency=activation.frequency)
         elif activation is not None:
-            task["activation"], task["slope"] = conv.LEAKY, activation.slope
-        kernel = conv.conv("float32" if self.dtype == torch.float32 else "bfloat16")
-        openmp.torch_openmp().run(kernel.address, task.ctypes.data)
+            task["activation"], task["slope"] = kernel.LEAKY, activation.slope
+        compiled = kernel.conv("float32" if self.dtype == torch.float32 else "bfloat16")
+        openmp.torch_openmp().run(compiled.address, task.ctypes.data)
 
     def _tiles(self) -> int:
         """Tiles of each phase of a chunk, in whole register tiles."""
@@ -161,13 +161,13 @@ class PackedConv:
 
 def activate(x: Tensor, activation: Snake, activated: Tensor) -> None:
     """Write the activation of contiguous float32 ``x`` [time, channels] to ``activated``."""
-    from chatterbox_opt.kernels.cpu import conv  # numba is only needed here
+    from chatterbox_opt.kernels.cpu.conv import kernel  # numba is only needed here
 
     assert x.is_contiguous() and activated.is_contiguous() and x.shape == activated.shape
-    task = openmp.torch_openmp().new_task(conv.ACTIVATE)
+    task = openmp.torch_openmp().new_task(kernel.ACTIVATE)
     task["rows"], task["outputs"] = x.shape
     openmp.set_pointers(task, x=x, activated=activated, frequency=activation.frequency)
-    openmp.torch_openmp().run(conv.activate.address, task.ctypes.data)
+    openmp.torch_openmp().run(kernel.activate.address, task.ctypes.data)
 
 
 def supports(dtype: torch.dtype = torch.float32) -> bool:
