@@ -15,6 +15,7 @@ Responsible for comparing with the teacher's exact labels. Not responsible for s
 from __future__ import annotations
 
 import logging
+import math
 from typing import Annotated
 
 import numpy as np
@@ -29,7 +30,7 @@ from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices import library as voice_library
 from training.pico import codes, teacher
 from training.pico.design import PICO_CONFIG
-from training.pico.sound import mel_of, voice_of, wave_of
+from training.pico.sound import log_spectral_difference, mel_of, voice_of, wave_of
 from training.pico.utterances import HELD_OUT, Utterance, load
 
 
@@ -75,17 +76,13 @@ def flow_distance(engine: Engine, held: list[Utterance]) -> float:
 def vocoder_distance(engine: Engine, held: list[Utterance]) -> tuple[float, float]:
     """Log-spectral distance in dB (frames of 1024, both above -60 dB), pitch error in cents."""
     stage = loader.load_vocoder(engine.checkpoint)
-    window, distances, cents = torch.hann_window(1024), [], []
+    distances, cents = [], []
     for i, one in enumerate(held):
         wave, mel = wave_of(one), mel_of(wave_of(one)[None])[0]
         (synthesized,) = stage([mel], [torch.Generator().manual_seed(i)])
         synthesized = synthesized[: len(wave)]
-        spectra = [
-            torch.stft(w, 1024, 256, window=window, return_complex=True).abs().clamp(min=1e-3)
-            for w in (synthesized, wave[: len(synthesized)])
-        ]
-        decibels = 20 * (spectra[0].log10() - spectra[1].log10())
-        distances.append(decibels.pow(2).mean(0).sqrt().mean().item())
+        nepers = log_spectral_difference(synthesized, wave[: len(synthesized)])
+        distances.append(20 / math.log(10) * nepers.pow(2).mean(0).sqrt().mean().item())
         assert one.f0 is not None
         true = torch.from_numpy(one.f0.astype(np.float32))
         predicted_f0 = stage.pitch(mel[None])[0][: len(true)]

@@ -67,6 +67,16 @@ def mel_of(wave: Tensor) -> Tensor:
     return mel
 
 
+def log_spectral_difference(one: Tensor, two: Tensor) -> Tensor:
+    """In nepers, of magnitudes above -60 dB: waves [..., n] to [..., 513, frames of 256]."""
+    window = torch.hann_window(1024)
+    a, b = (
+        torch.stft(x, 1024, 256, 1024, window, return_complex=True).abs().clamp(min=1e-3).log()
+        for x in (one, two)
+    )
+    return a - b
+
+
 def voice_of(one: Utterance) -> Voice:
     """The voice of an utterance, from the speaker's parameters instead of the encoders."""
     assert one.speaker is not None

@@ -38,7 +38,7 @@ from chatterbox_opt.models.vocoder.model import HOP_LENGTH, build_hift
 from chatterbox_opt.models.vocoder.source import NUM_HARMONICS, VOICED_THRESHOLD, source
 from training.pico.design import PICO_CONFIG
 from training.pico.discriminators import Discriminators
-from training.pico.sound import mel_of, wave_of
+from training.pico.sound import log_spectral_difference, mel_of, wave_of
 from training.pico.training import train
 from training.pico.utterances import HELD_OUT, WORK, Utterance, load
 
@@ -91,14 +91,9 @@ def spectral_loss(predicted: Tensor, true: Tensor) -> Tensor:
 
 
 def spectral_distance(predicted: Tensor, true: Tensor) -> Tensor:
-    """Log-spectral distance in nepers: RMS over frequencies, above -60 dB, mean over frames."""
-    window = torch.hann_window(1024)
-    one, two = (
-        torch.stft(x, 1024, 256, 1024, window, return_complex=True).abs().clamp(min=1e-3).log()
-        for x in (predicted, true)
-    )
+    """Log-spectral distance in nepers: RMS over frequencies, mean over frames."""
     # the root has no gradient at 0, where both are silent
-    return ((one - two).pow(2).mean(1) + 1e-4).sqrt().mean()
+    return (log_spectral_difference(predicted, true).pow(2).mean(-2) + 1e-4).sqrt().mean()
 
 
 def pitch_loss(predicted: Tensor, true: Tensor) -> Tensor:
