@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-from helpers.common import ROOT, assert_close
+from helpers.common import assert_close
+from helpers.other_cpu import run_without
 from torch import nn
 
 from chatterbox_opt.kernels.cpu.conv import ops as conv_ops
@@ -128,26 +125,18 @@ def test_nan_stays_within_its_reach(dtype):
     assert broken.min() >= 92 and broken.max() <= 108
 
 
-OTHER_CPU = """
-import os
-from numba.core.codegen import get_host_cpu_features
-os.environ["NUMBA_CPU_NAME"] = "skylake-avx512"
-os.environ["NUMBA_CPU_FEATURES"] = get_host_cpu_features().replace("+avx512bf16", "-avx512bf16")
-from numba.core import config
-config.reload_config()
+WITHOUT_BFLOAT16 = """
 import torch
-from chatterbox_opt.kernels.cpu.conv import ops as conv_ops
-assert conv_ops.supports(), conv_ops.unsupported_reason()
-reason = conv_ops.unsupported_reason(torch.bfloat16)
+from chatterbox_opt.kernels.cpu.conv import ops
+assert ops.supports(), ops.unsupported_reason()
+reason = ops.unsupported_reason(torch.bfloat16)
 assert "no bfloat16 instructions" in reason or "not compile for all" in reason, reason
 """
 
 
 def test_a_cpu_without_bfloat16_has_the_rest(tmp_path):
-    """LLVM aborts when it is given an instruction that the CPU lacks."""
-    env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run([sys.executable, "-c", OTHER_CPU], env=env, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
+    """LLVM aborts on an instruction that the CPU does not support."""
+    run_without("avx512bf16", WITHOUT_BFLOAT16, tmp_path)
 
 
 def test_constants_defined_twice_are_equal():

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.common import ROOT, assert_close
+from helpers.other_cpu import run_without
 from torch import nn
 
 from chatterbox_opt.kernels.cpu import bf16_ops, compile_cache, openmp
@@ -154,20 +155,7 @@ assert not bf16_ops.supports(q), "PyTorch with AMX is faster than AVX-512"
 @needs_bf16
 @pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="AVX-512 is the default here")
 def test_avx512_attention_on_a_cpu_with_amx(tmp_path):
-    from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
-
-    features = get_host_cpu_features()
-    features |= dict.fromkeys((name for name in features if name.startswith("amx")), False)
-    env = os.environ | {"NUMBA_CPU_NAME": get_host_cpu_name(), "PYTHONPATH": str(ROOT)}
-    env |= {"NUMBA_CPU_FEATURES": features.flatten(), "NUMBA_CACHE_DIR": str(tmp_path)}
-    ran = subprocess.run(
-        [sys.executable, "-c", AVX512_ATTENTION],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
+    run_without("amx", AVX512_ATTENTION, tmp_path)
 
 
 @needs_bf16
