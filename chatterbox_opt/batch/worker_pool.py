@@ -222,7 +222,7 @@ class Pool(Closing):
             self._send(slot, None if slot.exclusive or suspect else self._next())
 
     def _is_first(self, record: logging.LogRecord) -> bool:
-        """Whether no worker logged it before while loading, when all log the same."""
+        """Whether no worker has logged it while loading, when all log the same; remembers it."""
         text = record.getMessage()
         is_first = text not in self._logged_while_loading
         self._logged_while_loading.add(text)

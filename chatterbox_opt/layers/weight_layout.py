@@ -49,15 +49,19 @@ def unsupported_dtypes() -> LazyReasons:
     )
 
 
+def _has_amx() -> bool:
+    return torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
+
+
 def _int8_flow_unsupported_reason() -> str:
-    if torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx():
+    if _has_amx():
         return "AMX multiplies bfloat16 faster"
     supported = bf16_ops.supports(torch.zeros(1, dtype=torch.bfloat16))
     return "" if supported else "this CPU has no bfloat16 for the flow's activations"
 
 
 def _bfloat16_vocoder_unsupported_reason() -> str:
-    if torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx():
+    if _has_amx():
         return "CPUs with AMX have no faster bfloat16 instruction for it"
     return conv_ops.unsupported_reason(torch.bfloat16)
 

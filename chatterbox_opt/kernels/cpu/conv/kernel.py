@@ -268,7 +268,7 @@ def _conv_bfloat16(data: Any) -> None:
 def conv(dtype: str) -> Kernel:
     """One CONV task with products of ``dtype``, called in each thread: chunks of rows are divided.
 
-    Compiled when it is first wanted: where the CPU lacks an instruction, LLVM ends the process.
+    Compiled at the first call: LLVM aborts on an instruction that the CPU does not support.
     """
     return entry_point(_conv_float32 if dtype == "float32" else _conv_bfloat16)
 

@@ -176,7 +176,7 @@ def supports(dtype: torch.dtype = torch.float32) -> bool:
     With vectors of another size the tile would not fit into the registers.
 
     Args:
-        dtype: of ``PackedConv``; bfloat16 needs its instructions.
+        dtype: of ``PackedConv``; bfloat16 needs its instructions, and includes float32.
     """
     return not unsupported_reason(dtype)
 
@@ -184,8 +184,11 @@ def supports(dtype: torch.dtype = torch.float32) -> bool:
 @functools.cache
 def unsupported_reason(dtype: torch.dtype = torch.float32) -> str:
     """Why ``supports`` is False, or ""."""
-    if dtype == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported():
-        return "this CPU has no bfloat16 instructions"
+    if dtype == torch.bfloat16:
+        if not torch.cpu._is_avx512_bf16_supported():
+            return "this CPU has no bfloat16 instructions"
+        if reason := unsupported_reason():
+            return reason
     return openmp.avx512_selftest(functools.partial(_selftest_failure, dtype))
 
 
