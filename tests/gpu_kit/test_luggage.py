@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import subprocess
 import sys
@@ -44,7 +46,10 @@ def test_a_stripped_wheel_has_the_same_encoder(perth, tmp_path, monkeypatch):
     assert torch.equal(stripped["encoder.weight"], weights["encoder.weight"])
     assert torch.equal(stripped["decoder.bias"], weights["decoder.bias"])
     assert not stripped["decoder.weight"].any()
-    assert "sha256=x" not in record and "perth/a.py,sha256=y,2" in record
+    body = (tmp_path / "extracted" / strip_wheel.CHECKPOINT).read_bytes()
+    digest = base64.urlsafe_b64encode(hashlib.sha256(body).digest()).decode().rstrip("=")
+    assert f"{strip_wheel.CHECKPOINT},sha256={digest},{len(body)}\n" in record
+    assert "sha256=x," not in record and "perth/a.py,sha256=y,2" in record
 
 
 def test_a_wheel_of_another_version_is_not_changed(tmp_path, monkeypatch):
