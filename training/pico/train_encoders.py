@@ -28,6 +28,9 @@ from training.pico.utterances import HELD_OUT, WORK, Utterance, load
 
 PER_CODE = ENCODER_RATE // 25  # samples at 16 kHz
 CODES = 70  # per row, for the tokenizer
+# of the voice encoder's first layer. It gets power, not its logarithm: from 1e-7 to 20, half of it
+# below 2e-5. With weights so large, gates open at all levels; with PyTorch's, only at the loudest.
+INPUT_SCALE = 2000
 
 
 class AugmentedAudio:
@@ -98,6 +101,8 @@ def train_voice(encoder: Any, audio: AugmentedAudio, minutes: float, out: Path) 
     """Train the voice encoder on the speaker's vector, over windows of 1.6 s."""
     spectrogram = import_upstream("models.voice_encoder.melspec").melspectrogram
     window = encoder.hp.ve_partial_frames
+    with torch.no_grad():
+        encoder.lstm.weight_ih_l0.mul_(INPUT_SCALE)
 
     def loss_of(rng: np.random.Generator, _: float) -> dict[str, Tensor]:
         waves, utterances, _ = audio.draw(rng, 24, 42)
