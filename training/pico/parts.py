@@ -7,7 +7,8 @@ Responsible for comparing with the teacher's exact labels. Not responsible for s
 
 - t3: phone error rate of its output against the teacher's phones
 - flow: distance of its mel to the teacher's, in nepers, from the teacher's own codes
-- vocoder: log-spectral distance of copy synthesis, in dB, and F0 error
+- vocoder: log-spectral distance of copy synthesis, in dB; F0 error; how far the source's harmonics
+  are above the constant that its layers get without them, in dB
 - tokenizer: accuracy of codes and phones from audio
 - voices: cosine similarity of both encoders' vectors to the speaker's target vectors
 """
@@ -25,6 +26,7 @@ import typer
 
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.checkpoints import loader, registry
+from chatterbox_opt.models.vocoder.source import VOICED_THRESHOLD, source
 from chatterbox_opt.models.voice_encoders import Encoders
 from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices import library as voice_library
@@ -91,6 +93,22 @@ def vocoder_distance(engine: Engine, held: list[Utterance]) -> tuple[float, floa
     return float(np.mean(distances)), float(np.mean(cents))
 
 
+def source_level(engine: Engine, held: list[Utterance]) -> float:
+    """Energy of the source's harmonics to that of its constant, in dB, over voiced utterances.
+
+    The layer that merges the harmonics adds a bias: all that is left where its weights go to zero.
+    """
+    merge = loader.load_vocoder(engine.checkpoint).merge
+    constant = max(torch.tanh(merge.bias).pow(2).item(), 1e-12)
+    energies = []
+    for i, one in enumerate(held):
+        assert one.f0 is not None
+        f0 = torch.from_numpy(one.f0.astype(np.float32))
+        signal = source(merge, f0[f0 > VOICED_THRESHOLD][None], torch.Generator().manual_seed(i))
+        energies.append(signal.var().item())
+    return 10 * math.log10(float(np.mean(energies)) / constant)
+
+
 def encoder_accuracy(encoders: Encoders, held: list[Utterance]) -> dict[str, float]:
     """Accuracy of the three encoders on held-out audio."""
     right, phone, voices, xvectors = [], [], [], []
@@ -122,6 +140,7 @@ def main(
         print(f"flow: mel distance {flow_distance(engine, held):.3f} nepers")
         distance, cents = vocoder_distance(engine, held)
         print(f"vocoder: log-spectral distance {distance:.2f} dB, pitch error {cents:.0f} cents")
+        print(f"source: harmonics {source_level(engine, held):.0f} dB above the constant")
         encoders = voice_library.load_encoders(engine.checkpoint)
         for name, value in encoder_accuracy(encoders, held).items():
             print(f"{name}: {value:.3f}")
