@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
+from torch import nn
 
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.checkpoints import loader, registry
@@ -93,13 +94,13 @@ def vocoder_distance(engine: Engine, held: list[Utterance]) -> tuple[float, floa
     return float(np.mean(distances)), float(np.mean(cents))
 
 
-def source_level(engine: Engine, held: list[Utterance]) -> float:
-    """Energy of the source's harmonics to that of its constant, in dB, over voiced utterances.
+def source_level(merge: nn.Linear, held: list[Utterance]) -> float:
+    """Energy of the source's harmonics to that of its constant, in dB, where voiced.
 
-    The layer that merges the harmonics adds a bias: all that is left where its weights go to zero.
+    Args:
+        merge: see ``source``. Its bias is all that is left of it where its weights are zero.
     """
-    merge = loader.load_vocoder(engine.checkpoint).merge
-    constant = max(torch.tanh(merge.bias).pow(2).item(), 1e-12)
+    constant = max(torch.tanh(merge.bias).square().item(), 1e-12)
     energies = []
     for i, one in enumerate(held):
         assert one.f0 is not None
@@ -140,7 +141,8 @@ def main(
         print(f"flow: mel distance {flow_distance(engine, held):.3f} nepers")
         distance, cents = vocoder_distance(engine, held)
         print(f"vocoder: log-spectral distance {distance:.2f} dB, pitch error {cents:.0f} cents")
-        print(f"source: harmonics {source_level(engine, held):.0f} dB above the constant")
+        level = source_level(loader.load_vocoder(engine.checkpoint).merge, held)
+        print(f"source: harmonics {level:.0f} dB above the constant")
         encoders = voice_library.load_encoders(engine.checkpoint)
         for name, value in encoder_accuracy(encoders, held).items():
             print(f"{name}: {value:.3f}")
