@@ -48,6 +48,7 @@ MARGIN = 2  # frames on either side, whose mel is affected by reflection padding
 WINDOWS = ((240, 60), (512, 128), (1024, 256), (2048, 512))
 MERGE = 10.0  # weight of a harmonic in the source, all nine of amplitude 0.1
 HERTZ, CENTS = 100.0, 100.0  # errors of F0 that count as much as one neper of the spectrum
+WEIGHTS = {"distance": 2.0, "adversarial": 0.2, "features": 0.5}  # of losses; others have 1
 ADVERSARIAL_FROM = 1 / 3  # of the training time
 
 
@@ -163,12 +164,11 @@ def losses_of(
         "mel": (mel_of(wave) - mel_of(true)).abs().mean(),
         "distance": spectral_distance(wave, true),
     }
-    loss = torch.stack(list(parts.values())).sum()
     # 3) against the discriminators
     if progress >= ADVERSARIAL_FROM:
         adversarial, features, own = net.discriminators.losses(true, wave)
         parts |= {"adversarial": adversarial, "features": features, "discriminators": own}
-        loss = loss + 0.2 * adversarial + 0.5 * features + own
+    loss = torch.stack([WEIGHTS.get(name, 1.0) * value for name, value in parts.items()]).sum()
     return {"loss": loss, **parts}
 
 
