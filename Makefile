@@ -75,7 +75,7 @@ pico: $(INSTALLED)
 	$(BIN)/python -m training.pico.data codes --count 150000
 	$(BIN)/python -m training.pico.train_vocoder --minutes 300
 	$(BIN)/python -m training.pico.train_flow --minutes 186
-	$(BIN)/python -m training.pico.train_encoders --minutes 36
+	$(BIN)/python -m training.pico.train_encoders --minutes 48
 	$(BIN)/python -m training.pico.train_t3 --minutes 183
 	$(BIN)/python -m training.pico.pack
 	$(BIN)/python -m training.pico.parts

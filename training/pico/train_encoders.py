@@ -3,7 +3,9 @@
 Responsible for their targets: the code at each time, and the speaker's target vectors (teacher.py).
 Not responsible for synthesis.
 
-    python -m training.pico.train_encoders --minutes 30    a third for each
+    python -m training.pico.train_encoders --minutes 48
+
+CAMPPlus, whose steps take the longest, has half of the time.
 """
 
 from __future__ import annotations
@@ -128,9 +130,9 @@ def main(
     torch.manual_seed(0)
     encoders = Encoders(PICO_CONFIG.voice, PICO_CONFIG.t3.speaker)
     audio = AugmentedAudio(load("sound", out)[HELD_OUT:])
-    train_tokenizer(encoders.tokenizer, audio, minutes / 3, out)
-    train_speaker(encoders.speaker_encoder, audio, minutes / 3, out)
-    train_voice(encoders.voice_encoder, audio, minutes / 3, out)
+    train_tokenizer(encoders.tokenizer, audio, minutes / 4, out)
+    train_speaker(encoders.speaker_encoder, audio, minutes / 2, out)
+    train_voice(encoders.voice_encoder, audio, minutes / 4, out)
 
 
 if __name__ == "__main__":
