@@ -3,7 +3,7 @@
 Responsible for HiFT, its F0 predictor and the losses. Not responsible for the discriminators
 (discriminators.py), codes or text.
 
-    python -m training.pico.train_vocoder --minutes 300
+    python -m training.pico.train_vocoder --minutes 340
 
 First only spectral losses: multi-resolution STFT (Yamamoto et al. 2020), mel, and log-spectral
 distance (Gray & Markel 1976), whose squares weigh what is far off. From a third of
