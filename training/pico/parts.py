@@ -27,6 +27,7 @@ from torch import nn
 
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.checkpoints import loader, registry
+from chatterbox_opt.models.vocoder.model import Vocoder
 from chatterbox_opt.models.vocoder.source import VOICED_THRESHOLD, source
 from chatterbox_opt.models.voice_encoders import Encoders
 from chatterbox_opt.voice import Voice
@@ -76,19 +77,19 @@ def flow_distance(engine: Engine, held: list[Utterance]) -> float:
     return float(np.mean(distances))
 
 
-def vocoder_distance(engine: Engine, held: list[Utterance]) -> tuple[float, float]:
+def vocoder_distance(vocoder: Vocoder, held: list[Utterance]) -> tuple[float, float]:
     """Log-spectral distance in dB (frames of 1024, both above -60 dB), pitch error in cents."""
-    stage = loader.load_vocoder(engine.checkpoint)
     distances, cents = [], []
     for i, one in enumerate(held):
-        wave, mel = wave_of(one), mel_of(wave_of(one)[None])[0]
-        (synthesized,) = stage([mel], [torch.Generator().manual_seed(i)])
+        wave = wave_of(one)
+        mel = mel_of(wave[None])[0]
+        (synthesized,) = vocoder([mel], [torch.Generator().manual_seed(i)])
         synthesized = synthesized[: len(wave)]
         nepers = log_spectral_difference(synthesized, wave[: len(synthesized)])
         distances.append(20 / math.log(10) * nepers.pow(2).mean(0).sqrt().mean().item())
         assert one.f0 is not None
         true = torch.from_numpy(one.f0.astype(np.float32))
-        predicted_f0 = stage.pitch(mel[None])[0][: len(true)]
+        predicted_f0 = vocoder.pitch(mel[None])[0][: len(true)]
         voiced = (true > 40) & (predicted_f0 > 40)
         cents.append(1200 * (predicted_f0[voiced] / true[voiced]).log2().abs().median().item())
     return float(np.mean(distances)), float(np.mean(cents))
@@ -139,9 +140,10 @@ def main(
     with Engine.load(model, "dev", device="cpu", watermark=False) as engine:
         print(f"t3: phone error rate {t3_errors(engine, held):.1%}")
         print(f"flow: mel distance {flow_distance(engine, held):.3f} nepers")
-        distance, cents = vocoder_distance(engine, held)
+        vocoder = loader.load_vocoder(engine.checkpoint)
+        distance, cents = vocoder_distance(vocoder, held)
         print(f"vocoder: log-spectral distance {distance:.2f} dB, pitch error {cents:.0f} cents")
-        level = source_level(loader.load_vocoder(engine.checkpoint).merge, held)
+        level = source_level(vocoder.merge, held)
         print(f"source: harmonics {level:.0f} dB above the constant")
         encoders = voice_library.load_encoders(engine.checkpoint)
         for name, value in encoder_accuracy(encoders, held).items():
