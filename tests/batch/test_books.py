@@ -425,6 +425,7 @@ for chapters in (50, 500):
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_chapters():
     path = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
     done = subprocess.run(

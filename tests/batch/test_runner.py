@@ -348,6 +348,7 @@ def rate_and_growth(directory: Path, count: int) -> tuple[float, float]:
     return float(np.median(steps[-tenth:]) / np.median(steps[:tenth])), grown
 
 
+@pytest.mark.slow
 def test_many_items_keep_their_rate_and_use_little_memory(tmp_path):
     slower, grown = rate_and_growth(tmp_path, 300)
     assert slower < 3, "no quadratic step"

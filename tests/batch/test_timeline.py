@@ -147,7 +147,9 @@ def expected_fit(cues, number: int, timing: Timing) -> tuple[Fit, float, float, 
     return (Fit.FASTER if rate > 1 else Fit.NATURAL), rate, heard, 0, 0
 
 
-@pytest.mark.parametrize("overrun", Overrun)
+@pytest.mark.parametrize(
+    "overrun", [Overrun.OVERLAP, pytest.param(Overrun.CUT, marks=pytest.mark.slow)]
+)
 def test_a_film_of_200_cues(tmp_path, overrun):
     cues, timing = film(200), Timing(1.25, overrun)
     wave, fits, summary = dubbed(tmp_path, cues, timing)

@@ -127,6 +127,7 @@ def test_a_load_error_is_raised(tmp_path):
     assert all_ended(speech.processes())
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_load_is_not_used(tmp_path, caplog):
     with worker_pool(FakeWorkerEngine(tmp_path, fault="late", pause=0.05)) as speak:
         assert len(list(speak(iter(requests(*["x"] * 40))))) == 40

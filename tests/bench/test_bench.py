@@ -323,6 +323,7 @@ def test_a_row_that_hangs_is_ended(tiny):
         bench_runner.measure(job, ["float32"], lambda _: None)
 
 
+@pytest.mark.slow
 def test_without_the_resource_module_memory_is_not_measured(measured):
     """Windows has no ``resource``: the benchmark starts there, and shows a dash."""
     script = (

@@ -254,6 +254,7 @@ def test_without_a_terminal_clear_needs_yes(tmp_path):
     assert "--yes" in one_line(result)
 
 
+@pytest.mark.slow
 def test_termination_leaves_no_files(tiny, tmp_path):
     script = (
         "import os, signal, sys\n"

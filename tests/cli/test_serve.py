@@ -185,6 +185,7 @@ def test_a_process_drains_when_it_is_asked_to_end(tmp_path):
     assert process.stderr.read() == ""
 
 
+@pytest.mark.slow
 @pytest.mark.enable_socket
 def test_two_processes_behind_one_port(tmp_path):
     environment = {**os.environ, "CHATTERBOX_VOICES": str(tmp_path)}

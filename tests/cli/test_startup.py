@@ -51,6 +51,7 @@ def test_the_window_equals_scipys():
         upstream_import.hann_window("blackman", 16, fftbins=True)
 
 
+@pytest.mark.slow
 def test_a_short_text_imports_none_of_these(tmp_path):
     """The built-in model with its watermark: these imports would take five seconds."""
     arguments = ["synth", "It is 5 o.", "--model", "pico", "-q", "--max-tokens", "9"]

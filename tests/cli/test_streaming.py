@@ -73,6 +73,7 @@ def test_arriving_text_is_heard_before_it_ends(tiny, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_stream_that_waits_for_text(tiny, tmp_path):
     args = ["-", "--model", str(tiny), *SHORT, "--stream", "-o", "out.wav"]
     with subprocess.Popen(

@@ -73,77 +73,73 @@ def test_the_top_of_the_package_is_a_short_list():
     assert len(list(PACKAGE.glob("*.py"))) <= 8
 
 
-@pytest.mark.parametrize("folder", sorted({path.parent for path in PACKAGE.rglob("*.py")}), ids=str)
-def test_a_folder_says_what_it_is_for_and_is_neither_bare_nor_crowded(folder):
-    assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
-    entries = [path for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()]
-    entries = [path.name for path in entries if path.name not in ("__init__.py", "__pycache__")]
-    assert len(entries) in FOLDER or folder == PACKAGE, entries
+def test_a_folder_says_what_it_is_for_and_is_neither_bare_nor_crowded():
+    for folder in sorted({path.parent for path in PACKAGE.rglob("*.py")}):
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
+        entries = [path for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()]
+        entries = [path.name for path in entries if path.name not in ("__init__.py", "__pycache__")]
+        assert len(entries) in FOLDER or folder == PACKAGE, f"{folder}: {entries}"
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if within(name, LIGHT)])
-def test_what_answers_quickly_imports_no_torch_at_its_top(name):
-    names = imports(MODULES[name])
-    ours = {n for n in names if n.startswith("chatterbox_opt")}
-    others = names - ours
-    assert not {n for n in others if n.split(".")[0] in HEAVY}
-    for imported in {n.removeprefix("chatterbox_opt.") for n in ours}:
-        module = imported if imported in MODULES else imported.rpartition(".")[0] or "__init__"
-        if module in MODULES:
-            assert within(module, LIGHT), f"{name} imports {module}"
+def test_what_answers_quickly_imports_no_torch_at_its_top():
+    for name in MODULES:
+        if not within(name, LIGHT):
+            continue
+        names = imports(MODULES[name])
+        ours = {n for n in names if n.startswith("chatterbox_opt")}
+        heavy = {n for n in names - ours if n.split(".")[0] in HEAVY}
+        assert not heavy, f"{name} imports {heavy}"
+        for imported in {n.removeprefix("chatterbox_opt.") for n in ours}:
+            module = imported if imported in MODULES else imported.rpartition(".")[0] or "__init__"
+            if module in MODULES:
+                assert within(module, LIGHT), f"{name} imports {module}"
 
 
-@pytest.mark.parametrize("name", [n for n in MODULES if not within(n, ("cli", "__main__"))])
-def test_only_the_command_line_prints_and_exits(name):
-    assert not calls(MODULES[name]) & {"print", "sys.exit", "exit"}
+def test_only_the_command_line_prints_and_exits():
+    for name, tree in MODULES.items():
+        if not within(name, ("cli", "__main__")):
+            assert not calls(tree) & {"print", "sys.exit", "exit"}, name
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_only_probes_and_the_runtime_call_torch_cuda(name):
+def test_only_probes_and_the_runtime_call_torch_cuda():
     allowed = ("engine.probe", "cli.doctor.command", "runtime.cuda", "runtime.weight_transfer")
     measuring = {"torch.cuda.synchronize", "torch.cuda.max_memory_allocated"}
     measuring |= {"torch.cuda.is_available", "torch.cuda.Event", "torch.cuda.empty_cache"}
-    called = {c for c in calls(MODULES[name]) if c.startswith("torch.cuda.")}
-    called -= measuring if within(name, ("bench",)) else {"torch.cuda.empty_cache"}
-    assert not called or name in allowed
+    for name, tree in MODULES.items():
+        called = {c for c in calls(tree) if c.startswith("torch.cuda.")}
+        called -= measuring if within(name, ("bench",)) else {"torch.cuda.empty_cache"}
+        assert not called or name in allowed, f"{name}: {called}"
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_nothing_catches_everything_and_nothing_is_global(name):
-    for node in ast.walk(MODULES[name]):
-        assert not isinstance(node, ast.Global)
-        if isinstance(node, ast.ExceptHandler):
-            caught = ast.unparse(node.type) if node.type else ""
-            assert caught not in ("", "Exception", "BaseException"), node.lineno
+def test_nothing_catches_everything_and_nothing_is_global():
+    for name, tree in MODULES.items():
+        for node in ast.walk(tree):
+            assert not isinstance(node, ast.Global), f"{name}:{node.lineno}"
+            if isinstance(node, ast.ExceptHandler):
+                caught = ast.unparse(node.type) if node.type else ""
+                catch_all = caught in ("", "Exception", "BaseException")
+                assert not catch_all, f"{name}:{node.lineno}"
 
 
 def compiled(name: str) -> bool:
     return name.startswith(COMPILED) and name not in NOT_COMPILED
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_nothing_happens_at_import(name):
+def test_nothing_happens_at_import():
     """No call at module level but constants, loggers, type variables and Typer's tables."""
     fine = {"logging.getLogger", "TypeVar", "re.compile", "Sampling", "ModelConfig", "Snapshot", "Pin", "Kind", "Codec", "Attribution", "dataclasses.replace", "StagePlan", "T3Config", "FlowConfig", "TextRules",
             "threading.Lock", "_File", "tuple", "VocoderConfig", "VoiceEncoderConfig", "typer.Typer", "typer.Option", "Preset", "main", "next", "', '.join", "extension.strip", "fields", "ctypes.CFUNCTYPE", "getattr", "tl.constexpr"}  # fmt: skip
-    tree = MODULES[name]
-    ours = {n.removeprefix("chatterbox_opt.") for n in imports(tree)}
-    modules = {n if n in MODULES else n.rpartition(".")[0] for n in ours}
-    assert compiled(name) or not {n for n in modules if compiled(n)}
-    if name in ("text.english", "text.folding", "text.markup", "__main__") or compiled(name):
-        return  # patterns and what they become, by pure functions; the entry; compiled code
-    for node in tree.body:
-        kinds = (
-            ast.FunctionDef,
-            ast.AsyncFunctionDef,
-            ast.ClassDef,
-            ast.If,
-            ast.Import,
-            ast.ImportFrom,
-        )
-        if not isinstance(node, kinds):
-            called = {c for c in calls(ast.Module([node], [])) if not c.startswith("app.")}
-            assert called <= fine, f"{node.lineno}: {called - fine}"
+    defines = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.If)
+    for name, tree in MODULES.items():
+        ours = {n.removeprefix("chatterbox_opt.") for n in imports(tree)}
+        modules = {n if n in MODULES else n.rpartition(".")[0] for n in ours}
+        assert compiled(name) or not {n for n in modules if compiled(n)}, name
+        if name in ("text.english", "text.folding", "text.markup", "__main__") or compiled(name):
+            continue  # patterns and what they become, by pure functions; the entry; compiled code
+        for node in tree.body:
+            if not isinstance(node, (*defines, ast.Import, ast.ImportFrom)):
+                called = {c for c in calls(ast.Module([node], [])) if not c.startswith("app.")}
+                assert called <= fine, f"{name}:{node.lineno}: {called - fine}"
 
 
 # by what compiles them
@@ -160,17 +156,18 @@ def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return (function.end_lineno or 0) - function.body[0].lineno + 1
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_house_limits(name):
-    assert len(path_of(name).read_text().splitlines()) <= 350
-    assert ast.get_docstring(MODULES[name])
-    for function in functions(MODULES[name]):
-        assert length(function) <= 80, f"{function.name} has {length(function)} lines"
-        if {ast.unparse(d).split("(")[0] for d in function.decorator_list} & TYPED_LATER:
-            continue  # a kernel gets everything as arguments
-        every = [*function.args.args, *function.args.kwonlyargs]
-        assert all(a.annotation or a.arg in ("self", "cls") for a in every), function.name
-        assert len(every) <= 10 or within(name, ("cli",)), function.name
+def test_house_limits():
+    for name, tree in MODULES.items():
+        assert len(path_of(name).read_text().splitlines()) <= 350, name
+        assert ast.get_docstring(tree), name
+        for function in functions(tree):
+            place = f"{name}.{function.name}"
+            assert length(function) <= 80, f"{place} has {length(function)} lines"
+            if {ast.unparse(d).split("(")[0] for d in function.decorator_list} & TYPED_LATER:
+                continue  # a kernel gets everything as arguments
+            every = [*function.args.args, *function.args.kwonlyargs]
+            assert all(a.annotation or a.arg in ("self", "cls") for a in every), place
+            assert len(every) <= 10 or within(name, ("cli",)), place
 
 
 def test_nine_of_ten_functions_are_short():
@@ -197,17 +194,16 @@ INHERITED = documented_methods() | {
 }
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_public_functions_are_documented(name):
+def test_public_functions_are_documented():
     """A method that implements a documented one of a Protocol needs no words of its own."""
-    tree = MODULES[name]
-    for node in ast.walk(tree):
-        if isinstance(
-            node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-        ) and not node.name.startswith("_"):
-            words = ast.get_docstring(node) or ""
-            assert words or node.name in INHERITED or _nested(tree, node), node.name
-            assert not re.match(r"See ``\w+``\.$", words), node.name
+    for name, tree in MODULES.items():
+        for node in ast.walk(tree):
+            if isinstance(
+                node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+            ) and not node.name.startswith("_"):
+                words, place = ast.get_docstring(node) or "", f"{name}.{node.name}"
+                assert words or node.name in INHERITED or _nested(tree, node), place
+                assert not re.match(r"See ``\w+``\.$", words), place
 
 
 def _nested(tree: ast.Module, node: ast.AST) -> bool:

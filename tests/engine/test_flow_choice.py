@@ -81,6 +81,7 @@ def test_chatterbox_with_turbos_flow_is_upstreams_t3_with_upstreams_mean_flow(
         assert np.abs(audio.samples - plain.samples).max() > 100 * ATOL
 
 
+@pytest.mark.slow
 def test_multilingual_with_turbos_flow_is_upstreams(multilingual, turbo, tmp_path, monkeypatch):
     upstream = limited(upstream_multilingual(multilingual, monkeypatch))
     upstream.s3gen = upstream_flow(turbo)
@@ -109,6 +110,7 @@ def test_company_and_streams_are_as_with_any_model(tiny, turbo, tmp_path):
     assert sum(len(part.samples) for part in parts) == len(alone[0].samples)
 
 
+@pytest.mark.slow
 def test_a_recording_is_what_upstreams_class_of_the_t3_makes_of_it(tiny, turbo, tmp_path):
     """Its loudness stays; tokens, mel and x-vector are of Turbo's encoders, and so is T3's prompt."""
     upstream = upstream_reference.upstream_tts(tiny)

@@ -22,7 +22,11 @@ print(probe._kernels_unsupported("t3", "float16", (8, 0)))
 @pytest.mark.parametrize(
     ("hidden", "reason"),
     [
-        ("sys.modules['triton'] = None", "this torch comes without Triton"),
+        pytest.param(
+            "sys.modules['triton'] = None",
+            "this torch comes without Triton",
+            marks=pytest.mark.slow,
+        ),
         ("sys.path.insert(0, {broken!r})", "Triton cannot build kernels here (no driver library)"),
     ],
 )

@@ -474,7 +474,7 @@ def after_t3(engine) -> Sequence:
     return sequence
 
 
-@pytest.mark.parametrize("name", ["flow", "vocoder"])
+@pytest.mark.parametrize("name", ["flow", pytest.param("vocoder", marks=pytest.mark.slow)])
 def test_nan_in_half_precision_is_rerun_in_float32_while_t3_waits(
     load,
     monkeypatch,

@@ -380,6 +380,7 @@ def test_a_bug_in_a_step_ends_its_requests_and_another_thread_goes_on(engine, mo
     assert len(engine_threads()) == 1
 
 
+@pytest.mark.slow
 def test_plain_chatterbox_takes_submitted_requests_too(tiny, upstream, monkeypatch):
     from chatterbox_opt.engine.upstream_backend import UpstreamBackend
 

@@ -84,6 +84,7 @@ def test_a_kernel_is_compiled_once(folder, announced, caplog):
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_what_is_compiled_computes_what_is_loaded(tmp_path):
     """To the last bit: a request has the same speech on the first start and on the second."""
     (tmp_path / "kernels").mkdir(mode=0o700)

@@ -189,7 +189,12 @@ def test_k_larger_than_a_tile():
 
 @pytest.mark.parametrize(
     ("int8", "rows"),
-    [(False, 5), (True, 5), (True, 70), pytest.param(False, 70, marks=SLOW)],
+    [
+        (False, 5),
+        (True, 5),
+        pytest.param(True, 70, marks=SLOW),
+        pytest.param(False, 70, marks=SLOW),
+    ],
 )
 def test_split_k(rows, int8):
     """Twice with the same counters, which are zero again afterwards."""
@@ -761,7 +766,7 @@ class TestSelfTest:
         ("module", "name"),
         [
             (decode_linear, "linear"),
-            (decode_attention, "decode_attention"),
+            pytest.param(decode_attention, "decode_attention", marks=SLOW),
             (flow_kernels, "attention"),
             (flow_kernels, "layer_norm"),
         ],
@@ -881,7 +886,7 @@ def test_gpt2_with_the_fused_step(gpt2, few_programs):
     assert [len(one) for one in tokens] == [2, 4, 3]
 
 
-@pytest.mark.parametrize(("count", "int8"), [(1, False), (5, True)])
+@pytest.mark.parametrize(("count", "int8"), [(1, False), pytest.param(5, True, marks=SLOW)])
 def test_logits_of_a_fused_step_of_gpt2(gpt2, few_programs, int8, count):
     """Against PyTorch's step over the same cache and weights: GEMV for one row, GEMM for five."""
     t3 = gpt2
@@ -900,14 +905,15 @@ def test_logits_of_a_fused_step_of_gpt2(gpt2, few_programs, int8, count):
     assert_close(*logits, atol=1e-4)
 
 
-def test_t3_with_the_fused_step(engine, few_programs):
+@pytest.mark.parametrize(("count", "num_slots"), [(2, 1), pytest.param(3, 2, marks=SLOW)])
+def test_t3_with_the_fused_step(engine, few_programs, count, num_slots):
     """The whole decode loop: a batch of sequences of several lengths, one slot used twice."""
-    sampling = [Sampling(seed=seed, max_tokens=3 + seed) for seed in range(3)]
-    texts = ("hello.", "a longer one, with a comma.", "no!")
+    sampling = [Sampling(seed=seed, max_tokens=3 + seed) for seed in range(count)]
+    texts = ("hello.", "a longer one, with a comma.", "no!")[:count]
     sequences = [utterance(engine, t, s) for t, s in zip(texts, sampling, strict=True)]
     with engine.pipeline.placement("t3") as t3, as_on_a_gpu(t3):
         backend = eager_backend(static=True, fused=True)
-        tokens = [out.tokens for out in decode_all(t3, sequences, slots=2, backend=backend)]
+        tokens = [out.tokens for out in decode_all(t3, sequences, slots=num_slots, backend=backend)]
         again = [utterance(engine, t, s) for t, s in zip(texts, sampling, strict=True)]
-        assert tokens == [out.tokens for out in decode_all(t3, again, slots=2)]
-    assert sum(map(len, tokens)) > 10
+        assert tokens == [out.tokens for out in decode_all(t3, again, slots=num_slots)]
+    assert sum(map(len, tokens)) > 2 * count

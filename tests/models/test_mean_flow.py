@@ -112,7 +112,7 @@ def test_the_end_of_a_step_matters(engine, flow, monkeypatch):
     assert (found - expected).abs().max() > 100 * ATOL
 
 
-@pytest.mark.parametrize("text", [TEXT, "Hello."])
+@pytest.mark.parametrize("text", [pytest.param(TEXT, marks=pytest.mark.slow), "Hello."])
 def test_synthesis_equals_upstreams_for_one_seed(engine, tts, text):
     """Without a number of steps in the request: two, as upstream."""
     torch.manual_seed(21)

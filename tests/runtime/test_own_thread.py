@@ -65,6 +65,7 @@ def test_ctrl_c_interrupts_the_work():
     assert ended and time.monotonic() - start < 10
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch_openmp().parallel, reason="no libgomp here")
 def test_no_threads_of_openmp_stay():
     """On the calling thread one would, which this test would notice."""

@@ -280,6 +280,7 @@ def test_other_origins(tmp_path):
             assert answer.headers.get("access-control-allow-origin") == origin
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_requests(server, client):
     import gc
 
