@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from training.pico import codes, parts
+from training.pico.harmonics import contrast
 from training.pico.utterances import Utterance
 
 H, E, L = (codes.INDEX[symbol] for symbol in "hɛl")
@@ -28,3 +29,19 @@ def test_a_source_without_harmonics_is_below_its_constant(weight, above):
     one = Utterance("hello.", 0.5, np.zeros(25, np.int16), np.zeros(25, np.uint8), f0=f0)
     level = parts.source_level(merge, [one])
     assert level > 5 if above else level < -50
+
+
+def test_harmonics_stand_out_where_there_are_any():
+    """Pulses at 125 Hz behind a filter that ends at 2 kHz, and noise of the same level above it."""
+    rng, count = np.random.default_rng(0), 24_000
+    pulses = np.zeros(count)
+    pulses[::192] = 14.0
+    spectra = [np.fft.rfft(part) for part in (pulses, rng.normal(size=count))]
+    low = np.arange(len(spectra[0])) < 2000
+    wave = np.fft.irfft(np.where(low, *spectra)).astype(np.float32)
+    f0 = np.full(50, 125.0, dtype=np.float32)
+    found = contrast([(wave, f0)])
+    assert min(found[:2]) > 15, "from 0 to 2 kHz"
+    assert max(map(abs, found[2:])) < 2
+    f0[::3] = 0
+    assert np.isnan(contrast([(wave, f0)])).all(), "nowhere voiced for long enough"

@@ -8,7 +8,8 @@ Responsible for comparing with the teacher's exact labels. Not responsible for s
 - t3: phone error rate of its output against the teacher's phones
 - flow: distance of its mel to the teacher's, in nepers, from the teacher's own codes
 - vocoder: log-spectral distance of copy synthesis, in dB; F0 error; how far the source's harmonics
-  are above the constant that its layers get without them, in dB
+  are above the constant that its layers get without them, in dB; how far the harmonics of its sound
+  stand out, in bands
 - tokenizer: accuracy of codes and phones from audio
 - voices: cosine similarity of both encoders' vectors to the speaker's target vectors
 """
@@ -17,13 +18,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from torch import nn
+from torch import Tensor, nn
 
 from chatterbox_opt import Engine, Sampling
 from chatterbox_opt.checkpoints import loader, registry
@@ -34,6 +36,7 @@ from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices import library as voice_library
 from training.pico import codes, teacher
 from training.pico.design import PICO_CONFIG
+from training.pico.harmonics import contrast
 from training.pico.sound import log_spectral_difference, mel_of, voice_of, wave_of
 from training.pico.utterances import HELD_OUT, Utterance, load
 
@@ -77,22 +80,36 @@ def flow_distance(engine: Engine, held: list[Utterance]) -> float:
     return float(np.mean(distances))
 
 
-def vocoder_distance(vocoder: Vocoder, held: list[Utterance]) -> tuple[float, float]:
-    """Log-spectral distance in dB (frames of 1024, both above -60 dB), pitch error in cents."""
-    distances, cents = [], []
+def copies(vocoder: Vocoder, held: list[Utterance]) -> list[tuple[Tensor, Tensor]]:
+    """What the vocoder makes of each utterance's own mel, and its wave: float32 [n] both."""
+    found = []
     for i, one in enumerate(held):
         wave = wave_of(one)
         mel = mel_of(wave[None])[0]
-        (synthesized,) = vocoder([mel], [torch.Generator().manual_seed(i)])
-        synthesized = synthesized[: len(wave)]
-        nepers = log_spectral_difference(synthesized, wave[: len(synthesized)])
-        distances.append(20 / math.log(10) * nepers.pow(2).mean(0).sqrt().mean().item())
+        (made,) = vocoder([mel], [torch.Generator().manual_seed(i)])
+        count = min(len(made), len(wave))
+        found.append((made[:count], wave[:count]))
+    return found
+
+
+def vocoder_distance(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    """Log-spectral distance in dB (frames of 1024, both above -60 dB)."""
+    nepers = [
+        log_spectral_difference(made, wave).pow(2).mean(0).sqrt().mean() for made, wave in pairs
+    ]
+    return 20 / math.log(10) * torch.stack(nepers).mean().item()
+
+
+def pitch_error(vocoder: Vocoder, held: list[Utterance]) -> float:
+    """Median distance of F0 to the teacher's where both are voiced, in cents; a mean of all."""
+    cents = []
+    for one in held:
         assert one.f0 is not None
         true = torch.from_numpy(one.f0.astype(np.float32))
-        predicted_f0 = vocoder.pitch(mel[None])[0][: len(true)]
-        voiced = (true > 40) & (predicted_f0 > 40)
-        cents.append(1200 * (predicted_f0[voiced] / true[voiced]).log2().abs().median().item())
-    return float(np.mean(distances)), float(np.mean(cents))
+        predicted = vocoder.pitch(mel_of(wave_of(one)[None]))[0][: len(true)]
+        voiced = (true > 40) & (predicted > 40)
+        cents.append(1200 * (predicted[voiced] / true[voiced]).log2().abs().median().item())
+    return float(np.mean(cents))
 
 
 def source_level(merge: nn.Linear, held: list[Utterance]) -> float:
@@ -130,6 +147,13 @@ def encoder_accuracy(encoders: Encoders, held: list[Utterance]) -> dict[str, flo
     return {name: float(np.mean(values)) for name, values in zip(names, lists, strict=True)}
 
 
+def contrasts(waves: Iterable[Tensor], held: list[Utterance]) -> str:
+    """A line of ``harmonics.contrast`` by band."""
+    f0 = (np.asarray(one.f0, np.float32) for one in held)
+    by_band = contrast(zip((wave.numpy() for wave in waves), f0, strict=True))
+    return ", ".join(f"{i} to {i + 1} kHz {value:.1f} dB" for i, value in enumerate(by_band))
+
+
 def main(
     model: Annotated[str, typer.Option(help="A model's name or directory.")] = registry.BUILT_IN[0],
     count: Annotated[int, typer.Option(help="How many utterances.")] = 30,
@@ -141,8 +165,11 @@ def main(
         print(f"t3: phone error rate {t3_errors(engine, held):.1%}")
         print(f"flow: mel distance {flow_distance(engine, held):.3f} nepers")
         vocoder = loader.load_vocoder(engine.checkpoint)
-        distance, cents = vocoder_distance(vocoder, held)
+        pairs, cents = copies(vocoder, held), pitch_error(vocoder, held)
+        distance = vocoder_distance(pairs)
         print(f"vocoder: log-spectral distance {distance:.2f} dB, pitch error {cents:.0f} cents")
+        for name, waves in zip(("vocoder", "teacher"), zip(*pairs, strict=True), strict=True):
+            print(f"harmonics above what is between them, {name}: {contrasts(waves, held)}")
         level = source_level(vocoder.merge, held)
         print(f"source: harmonics {level:.0f} dB above the constant")
         encoders = voice_library.load_encoders(engine.checkpoint)
