@@ -2,9 +2,9 @@
 
 Responsible for the samples of one recording, a block at a time. Not responsible for files.
 
-The bounds were measured on the built-in model, whose files begin with 50 to 100 ms and end with 180
-to 450 ms of silence at 60 to 95 dB below their peak; the quietest first sounds ("six", "hush") are
-15 dB above ``LEVEL`` within 10 ms.
+The bounds were measured on the built-in model's first edition, whose silence is 60 to 95 dB below
+the peak; the quietest first sounds ("six", "hush") are 15 dB above ``LEVEL`` within 10 ms. Files of
+its second edition begin with 30 to 130 ms and end with 410 to 650 ms of silence.
 """
 
 from __future__ import annotations

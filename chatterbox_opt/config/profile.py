@@ -18,14 +18,14 @@ from chatterbox_opt.errors import InputError, ProfileError
 
 DTYPES = ("float32", "float16", "bfloat16")
 QUANTIZED = {  # accuracy of each on CPU (docs/performance-log.md)
-    "int8": "99.6 % of T3's tokens equal float32's, KL divergence 5.7e-4, on the built-in model",
-    "int4": "98.3 % of T3's tokens equal float32's, KL divergence 7.4e-3, on the built-in model",
+    "int8": "99.3 % of T3's tokens equal float32's, KL divergence 4.0e-4, on the built-in model",
+    "int4": "96.4 % of T3's tokens equal float32's, KL divergence 8.2e-3, on the built-in model",
 }
 T3_DTYPES, FLOW_DTYPES = (*DTYPES, *QUANTIZED), (*DTYPES, "int8")
 VOCODER_DTYPES = ("float32", "bfloat16")
 STAGE_DTYPES = {"t3": T3_DTYPES, "flow": FLOW_DTYPES, "vocoder": VOCODER_DTYPES}
-INT8_FLOW_COSTS = "log-mel cosine to float32 is 0.99997 on the built-in model; bfloat16 has 0.99998"
-BFLOAT16_VOCODER_COSTS = "an error 46 dB below the signal of the built-in model"
+INT8_FLOW_COSTS = "log-mel cosine to float32 is 0.99998 on the built-in model; bfloat16 has 0.99999"
+BFLOAT16_VOCODER_COSTS = "an error 45 dB below the signal of the built-in model"
 COMPILE = ("none", "cudagraphs", "inductor")
 OFFLOAD = ("none", "stages", "all-but-active")  # from most GPU memory to least
 KV_CACHE = ("auto", "int8")  # of T3; auto is T3's compute dtype

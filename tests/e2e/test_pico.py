@@ -88,10 +88,8 @@ def test_named_voices_differ_in_pitch(pico):
         )
         f0 = predict_f0(mel)
         pitches[name] = f0[f0 > 60].median().item()
+    assert sorted(pitches, key=pitches.__getitem__) == ["bruno", "emil", "dora", "ada", "clara"]
     assert pitches["bruno"] < 0.7 * pitches["clara"], pitches
-    # dora and emil differ by three semitones, too little for the predictor on breathy low voices
-    assert pitches["bruno"] < min(pitches["dora"], pitches["emil"])
-    assert max(pitches["dora"], pitches["emil"]) < pitches["ada"] < pitches["clara"], pitches
 
 
 def test_voice_of_a_recording(pico):

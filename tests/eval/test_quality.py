@@ -25,7 +25,7 @@ from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices import library as voice_library
 
 pytestmark = pytest.mark.quality
-MAX_WER = 0.25  # on everyday sentences, in float32
+MAX_WER = 0.06  # on everyday sentences, in float32
 VARIANT_SENTENCES = 60  # the first of them, for each variant
 
 
@@ -42,13 +42,13 @@ class Variant:
 
 
 VARIANTS = [
-    Variant("bfloat16", 0.05, {"dtype": "bfloat16"}),
-    Variant("int8", 0.05, {"dtype": "int8"}),
+    Variant("bfloat16", 0.025, {"dtype": "bfloat16"}),
+    Variant("int8", 0.025, {"dtype": "int8"}),
     Variant("streaming", 0.0, streamed=True),
     Variant("batched", 0.0, batched=True),
-    Variant("7 CFM steps", 0.05, sampling={"cfm_steps": 7}),
-    Variant("5 CFM steps", 0.08, sampling={"cfm_steps": 5}),
-    Variant("no guidance", 0.15, sampling={"cfg_weight": 0.0}),
+    Variant("7 CFM steps", 0.02, sampling={"cfm_steps": 7}),
+    Variant("5 CFM steps", 0.025, sampling={"cfm_steps": 5}),
+    Variant("no guidance", 0.03, sampling={"cfg_weight": 0.0}),
 ]
 
 
@@ -115,7 +115,7 @@ def test_variant_stays_near_the_baseline(rate, variant):
 
 
 def test_sequences_end_with_a_stop_token():
-    """500 texts of 1 to 40 words: at least 99 % end with the stop token in reasonable time."""
+    """500 texts of 1 to 40 words end with the stop token in reasonable time."""
     lines = (ROOT / "training/pico/sentences/lengths.txt").read_text(encoding="utf-8").splitlines()
     late = []
     with Engine.load("pico", "dev", device="cpu", watermark=False) as engine:
@@ -124,12 +124,12 @@ def test_sequences_end_with_a_stop_token():
             if len(tokens) > 60 + 25 * len(text.split()):  # one second per word is twice the usual
                 late.append((len(tokens), text))
     print(f"{len(late)} of {len(lines)} did not stop", json.dumps(late))
-    assert len(late) <= len(lines) // 100
+    assert len(lines) == 500 and not late
 
 
 def test_voices_are_distinguishable():
     """CAMPPlus's x-vector of new sentences is nearest to that of the same voice; so is the voice
-    encoder's embedding, though less often (printed only)."""
+    encoder's embedding, though less often."""
     with Engine.load("pico", "dev", device="cpu", watermark=False) as engine:
         voices = {name: engine.voice(name) for name in registry.shipped_voices("pico")}
         encoders = voice_library.load_encoders(engine.checkpoint)
@@ -142,7 +142,8 @@ def test_voices_are_distinguishable():
                 for kind in right:
                     right[kind] += nearest(encoded, voices, kind) == name
     print(f"of {total} recognized: {right}")
-    assert right["xvector"] >= 0.9 * total
+    assert right["xvector"] >= 0.98 * total
+    assert right["speaker"] >= 0.9 * total
 
 
 def nearest(encoded: Voice, voices: dict[str, Voice], kind: str) -> str:

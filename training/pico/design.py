@@ -2,7 +2,7 @@
 
 Responsible for sizes. Not responsible for training.
 
-The same architecture as Chatterbox, every part narrower: 16 million parameters for 788.
+The same architecture as Chatterbox, every part narrower: 17.6 million parameters for 788.
 """
 
 from __future__ import annotations
