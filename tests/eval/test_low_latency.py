@@ -226,14 +226,14 @@ def test_mel(compared):
     cosines, values = ([f(c.whole, c.low) for c in compared] for f in (cosine, rms))
     summary("log-mel cosine", cosines, [cosine(c.whole, c.other) for c in compared])
     summary("log-mel RMS dB", values, [rms(c.whole, c.other) for c in compared])
-    assert np.mean(cosines) >= 0.998 and min(cosines) >= 0.996
-    assert np.mean(values) <= 3.0 and max(values) <= 4.5
+    assert np.mean(cosines) >= 0.9985 and min(cosines) >= 0.9975
+    assert np.mean(values) <= 2.3 and max(values) <= 3.5
 
 
 def test_mel_at_seams(compared):
     values = [rms(c.whole, c.low, c.low.seams) for c in compared]
     summary("seam RMS dB", values, [rms(c.whole, c.other, c.low.seams) for c in compared])
-    assert np.mean(values) <= 3.5 and max(values) <= 7.5
+    assert np.mean(values) <= 3.3 and max(values) <= 6.5
 
 
 def test_step_at_seams(compared):
@@ -255,7 +255,8 @@ def test_spectral_distance(compared):
     values = [spectral_distance(c.whole, c.low, c.low.seams) for c in compared]
     other = [spectral_distance(c.whole, c.other, c.low.seams) for c in compared]
     summary("at seams", values, other)
-    assert np.mean(values) <= 3.3
+    # F0 is summed to a phase, so where the source is heard a little of it changes much later on
+    assert np.mean(values) <= 0.87 * np.mean(other)
 
 
 @pytest.mark.parametrize("name", ["wave", "marked"])
