@@ -19,8 +19,8 @@ learned to use the source: no harmonics above 2 kHz, and breathy low voices.
 These weights are so high that tanh clips the sum of the nine. What is clipped has harmonics beyond
 the ninth, which of a low voice is at 1 kHz: between 2 and 4 kHz the source of 120 Hz has -16 dB of
 its energy (with weights of 1, which tanh hardly bends, -43 dB, and most of that is noise). The
-layers, which are trained for hours and not for weeks, then have to filter, not to invent. They do it
-up to 2 kHz: what is heard above is level as the teacher's, but noise (harmonics.py).
+layers, which are trained for hours and not for weeks, then have to filter, not to invent. They do
+so up to 2 kHz: what is heard above has the teacher's level, but is noise (harmonics.py).
 """
 
 from __future__ import annotations
