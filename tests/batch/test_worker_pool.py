@@ -288,6 +288,7 @@ def job(directory: Path, count: int) -> list[str]:
     return ["job.txt", "--out-dir"]
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_does_not_change_the_files(tiny, tmp_path, run_forked):
     rows = [{"text": f"This is row {i}.", "seed": i} for i in range(6)] + [{"text": "A \0 byte."}]
     (tmp_path / "job.jsonl").write_text("\n".join(json.dumps(row) for row in rows))

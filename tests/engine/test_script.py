@@ -168,7 +168,7 @@ def pico():
         yield engine
 
 
-@pytest.mark.parametrize("latency", ["chunk", LOW])
+@pytest.mark.parametrize("latency", [pytest.param("chunk", marks=pytest.mark.slow), LOW])
 def test_a_pause_is_heard_as_long_as_it_was_asked_for(pico, latency):
     text = "[pause:1s]The weather is lovely. [pause:700ms] We walked. [voice:bruno][pause:0.3s] Yes. [pause:100ms] Go.[pause:2s]"
     request = Request(

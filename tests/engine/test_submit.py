@@ -154,7 +154,7 @@ def test_a_result_that_is_late_is_a_timeout_and_comes_later(engine):
     ("model", "dtype"),
     [
         ("tiny", "float32"),
-        ("pico", "int8"),
+        pytest.param("pico", "int8", marks=pytest.mark.slow),
         pytest.param("tiny", "int8", marks=pytest.mark.slow),
         pytest.param("pico", "float32", marks=pytest.mark.slow),
     ],
@@ -349,6 +349,7 @@ def test_closing_ends_requests_and_the_thread(load):
     engine.close()
 
 
+@pytest.mark.slow
 def test_a_process_that_forgets_to_close_ends(tiny):
     import subprocess
     import sys

@@ -28,6 +28,7 @@ def engine(tiny):
         yield engine
 
 
+@pytest.mark.slow
 def test_an_exact_engine_passes(engine):
     checks = {
         "tokens": parity.token_parity(

@@ -134,6 +134,7 @@ assert "no bfloat16 instructions" in reason or "not compile for all" in reason, 
 """
 
 
+@pytest.mark.slow
 def test_a_cpu_without_bfloat16_has_the_rest(tmp_path):
     """LLVM aborts on an instruction that the CPU does not support."""
     run_without("avx512bf16", WITHOUT_BFLOAT16, tmp_path)

@@ -273,6 +273,7 @@ assert not bf16_ops.supports(torch.zeros(1, dtype=torch.bfloat16))
 """
 
 
+@pytest.mark.slow
 def test_without_numbas_jit_kernels_are_unsupported(tmp_path):
     """With an empty cache; numba's own errors are not RuntimeErrors."""
     env = os.environ | {"NUMBA_DISABLE_JIT": "1", "NUMBA_CACHE_DIR": str(tmp_path)}

@@ -17,7 +17,7 @@ triton = pytest.importorskip("triton", reason="this torch comes without Triton")
 
 # KiB of shared memory a program may use, by compute capability
 CAPABILITIES = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
-FAST = ((90, True),)  # all code paths in half precision; the others are slow tests
+FAST = (90, True)  # in half precision, a part of the kernels; all of them are slow tests
 MULTIPLES_OF_16 = ("n", "k", "width", "row_stride", "head_stride", "frame_stride", "frames")
 
 
@@ -116,15 +116,19 @@ def loaded_before_wait(ptx: str, names: list[str]) -> set[str]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is for Linux")
 @pytest.mark.parametrize(
-    ("capability", "half_precision"),
+    ("capability", "half_precision", "every"),
     [
-        case if case in FAST else pytest.param(*case, marks=pytest.mark.slow)
-        for case in itertools.product(CAPABILITIES, (True, False))
+        (*FAST, False),
+        *(
+            pytest.param(*case, True, marks=pytest.mark.slow)
+            for case in itertools.product(CAPABILITIES, (True, False))
+        ),
     ],
 )
-def test_kernels_compile_for_every_gpu(capability, half_precision, tmp_path, monkeypatch):
+def test_kernels_compile_for_every_gpu(capability, half_precision, every, tmp_path, monkeypatch):
     """The constants of full-size models, down to machine code. Turing has no bfloat16: float16
-    there, and no kernels for the flow. The fast case is the newest code (PDL, the flow)."""
+    there, and no kernels for the flow. The fast case is the newest code (PDL, the flow), and of
+    GEMV, GEMM and attention the variants with most flags."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     from chatterbox_opt.kernels.cuda import decode_attention, decode_io
     from chatterbox_opt.kernels.cuda import flow as flow_kernels
@@ -149,19 +153,18 @@ def test_kernels_compile_for_every_gpu(capability, half_precision, tmp_path, mon
     plain = ("HAS_NORM", "GATED")
     all_flags = ("HAS_NORM", "GATED", "HAS_RESIDUAL", "HAS_SCALES")
     gpt2 = ("HAS_NORM", "LAYER_NORM", "HAS_BIAS", "GELU")
-    for rows, flags in (
+    fewest = ((MAX_GEMV_ROWS, all_flags), (SMALLEST_TILE, all_flags), (1, gpt2))
+    others = (
         (2, plain),
         (2, ("HAS_RESIDUAL",)),
         (2, ("HAS_SCALES", "HAS_NORM")),
-        (MAX_GEMV_ROWS, all_flags),
-        (SMALLEST_TILE, all_flags),
         (LARGEST_TILE, plain),
         (LARGEST_TILE, ("HAS_RESIDUAL",)),
-        (1, gpt2),
         (1, (*gpt2, "HAS_SCALES")),
         (MAX_GEMV_ROWS, gpt2),
         (LARGEST_TILE, (*gpt2, "HAS_SCALES")),
-    ):
+    )
+    for rows, flags in fewest + others if every else fewest:
         int8, gated = "HAS_SCALES" in flags, "GATED" in flags
         types = linear | ({"weight": "*i8"} if int8 else {})
         constants = {name: name in flags for name in (*all_flags, *gpt2)}
@@ -182,10 +185,8 @@ def test_kernels_compile_for_every_gpu(capability, half_precision, tmp_path, mon
     keys = decode_attention.SMALL_KEYS.get(major, decode_attention.KEYS)
     constants = {"HEAD_DIM": 64, "KEYS": keys, "num_warps": decode_attention.WARPS}
     for splits, int8, rope in (
-        (1, False, True),
-        (8, False, True),
         (4, True, True),
-        (8, True, False),
+        *(((1, False, True), (8, False, True), (8, True, False)) if every else ()),
     ):
         types = attention | (dict.fromkeys(("keys", "values"), "*i8") if int8 else {})
         flags = constants | {"SPLITS": splits, "QUANTIZED": int8, "ROPE": rope}

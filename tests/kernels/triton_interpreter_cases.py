@@ -355,7 +355,12 @@ def test_large_scores_do_not_overflow():
 
 
 @pytest.mark.parametrize(
-    ("rows_per_seq", "turbo"), [pytest.param(1, False, marks=SLOW), (2, False), (1, True)]
+    ("rows_per_seq", "turbo"),
+    [
+        pytest.param(1, False, marks=SLOW),
+        (2, False),
+        pytest.param(1, True, marks=SLOW),
+    ],
 )
 def test_sample_kernel(rows_per_seq, turbo):
     """Sampling parameters of all kinds, two rows with NaN/Inf, some forced tokens, and rows whose
@@ -908,7 +913,7 @@ def test_logits_of_a_fused_step_of_gpt2(gpt2, few_programs, int8, count):
 @pytest.mark.parametrize(("count", "num_slots"), [(2, 1), pytest.param(3, 2, marks=SLOW)])
 def test_t3_with_the_fused_step(engine, few_programs, count, num_slots):
     """The whole decode loop: a batch of sequences of several lengths, one slot used twice."""
-    sampling = [Sampling(seed=seed, max_tokens=3 + seed) for seed in range(count)]
+    sampling = [Sampling(seed=seed, max_tokens=count + seed) for seed in range(count)]
     texts = ("hello.", "a longer one, with a comma.", "no!")[:count]
     sequences = [utterance(engine, t, s) for t, s in zip(texts, sampling, strict=True)]
     with engine.pipeline.placement("t3") as t3, as_on_a_gpu(t3):
@@ -916,4 +921,4 @@ def test_t3_with_the_fused_step(engine, few_programs, count, num_slots):
         tokens = [out.tokens for out in decode_all(t3, sequences, slots=num_slots, backend=backend)]
         again = [utterance(engine, t, s) for t, s in zip(texts, sampling, strict=True)]
         assert tokens == [out.tokens for out in decode_all(t3, again, slots=num_slots)]
-    assert sum(map(len, tokens)) > 2 * count
+    assert sum(map(len, tokens)) > count

@@ -161,15 +161,14 @@ def log_probs(t3, pico, tokens, text=TEXTS[0], backend=None):
 
 
 BOUNDS = [  # what a default must meet; wider for int4, which is not a default
-    pytest.param("bfloat16", torch.bfloat16, 0.98, 1e-3, marks=pytest.mark.slow),
+    pytest.param("bfloat16", torch.bfloat16, 0.98, 1e-3),
     pytest.param("int8", torch.float32, 0.97, 5e-3, marks=needs_int8),
-    pytest.param(
-        "int4", torch.float32, 0.93, 2e-2, marks=[needs_int8, needs_int4, pytest.mark.slow]
-    ),
-    pytest.param(weight_layout.WEIGHT_ONLY, torch.bfloat16, 0.98, 1e-3, marks=pytest.mark.slow),
+    pytest.param("int4", torch.float32, 0.93, 2e-2, marks=[needs_int8, needs_int4]),
+    pytest.param(weight_layout.WEIGHT_ONLY, torch.bfloat16, 0.98, 1e-3),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "dtype", "top1", "kl"), BOUNDS)
 def test_narrow_matrices_of_a_trained_model_are_accurate(pico, reference, layout, dtype, top1, kl):
     tokens, exact = reference

@@ -74,7 +74,7 @@ def test_source_has_voiced_and_unvoiced_parts(engine):
     assert signal[:4800].std() < signal[4800:].std()
 
 
-@pytest.mark.parametrize("text", TEXTS[:3])
+@pytest.mark.parametrize("text", [*TEXTS[:2], pytest.param(TEXTS[2], marks=pytest.mark.slow)])
 def test_synthesis_equals_upstreams_for_the_same_seed(engine, upstream, text):
     """End to end against generate(), both without watermark."""
     watermarker, upstream.watermarker = upstream.watermarker, Unmarked()

@@ -51,6 +51,7 @@ def test_an_error_is_raised_when_all_have_ended(two_cores):
     assert ended == [1]
 
 
+@pytest.mark.slow
 def test_the_sound_is_that_of_a_sequence_alone(two_cores, store, monkeypatch):
     counts = []
     run = CoreThreads.run

@@ -63,6 +63,7 @@ def within_bounds(values: np.ndarray) -> None:
         assert median <= MEDIAN and high <= HIGH
 
 
+@pytest.mark.slow
 def test_four_sentences(pico):
     within_bounds(errors(pico, 4))
 
