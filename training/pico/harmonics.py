@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.models.vocoder.model import HOP_LENGTH
+from chatterbox_opt.models.vocoder.source import VOICED_THRESHOLD
 
 BANDS = 6  # of BAND Hz each, from 0
 BAND = 1000
@@ -22,7 +23,6 @@ BINS = 8 * WINDOW  # of the transform, padded with zeros: a bin is 1.5 Hz
 REACH = 0.15  # of F0, on both sides of a harmonic, in which its peak is searched
 NEIGHBORS = 2  # frames on both sides, within which F0 must be steady
 STEADY = 1.02  # highest to lowest of them
-LOWEST = 50.0  # Hz; below it is unvoiced
 
 Array = npt.NDArray[np.float32]
 
@@ -43,7 +43,7 @@ def contrast(waves: Iterable[tuple[Array, Array]]) -> list[float]:
         for frame in range(NEIGHBORS, len(f0) - NEIGHBORS):
             near = f0[frame - NEIGHBORS : frame + NEIGHBORS + 1]
             start = frame * HOP_LENGTH + HOP_LENGTH // 2 - WINDOW // 2
-            if near.min() < LOWEST or near.max() > STEADY * near.min() or start < 0:
+            if near.min() <= VOICED_THRESHOLD or near.max() > STEADY * near.min() or start < 0:
                 continue
             part = wave[start : start + WINDOW]
             if len(part) == WINDOW:

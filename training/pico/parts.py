@@ -80,33 +80,27 @@ def flow_distance(engine: Engine, held: list[Utterance]) -> float:
     return float(np.mean(distances))
 
 
-def copies(vocoder: Vocoder, held: list[Utterance]) -> list[tuple[Tensor, Tensor]]:
-    """What the vocoder makes of each utterance's own mel, and its wave: float32 [n] both."""
-    found = []
-    for i, one in enumerate(held):
-        wave = wave_of(one)
-        mel = mel_of(wave[None])[0]
-        (made,) = vocoder([mel], [torch.Generator().manual_seed(i)])
-        count = min(len(made), len(wave))
-        found.append((made[:count], wave[:count]))
-    return found
+def copies(vocoder: Vocoder, mels: list[Tensor]) -> list[Tensor]:
+    """What the vocoder makes of each mel [80, F]: float32 [480 F]."""
+    return [vocoder([mel], [torch.Generator().manual_seed(i)])[0] for i, mel in enumerate(mels)]
 
 
-def vocoder_distance(pairs: list[tuple[Tensor, Tensor]]) -> float:
+def vocoder_distance(made: list[Tensor], waves: list[Tensor]) -> float:
     """Log-spectral distance in dB (frames of 1024, both above -60 dB)."""
-    nepers = [
-        log_spectral_difference(made, wave).pow(2).mean(0).sqrt().mean() for made, wave in pairs
-    ]
-    return 20 / math.log(10) * torch.stack(nepers).mean().item()
+    distances = []
+    for one, wave in zip(made, waves, strict=True):
+        nepers = log_spectral_difference(one[: len(wave)], wave[: len(one)])
+        distances.append(nepers.pow(2).mean(0).sqrt().mean().item())
+    return 20 / math.log(10) * float(np.mean(distances))
 
 
-def pitch_error(vocoder: Vocoder, held: list[Utterance]) -> float:
+def pitch_error(vocoder: Vocoder, mels: list[Tensor], held: list[Utterance]) -> float:
     """Median distance of F0 to the teacher's where both are voiced, in cents; a mean of all."""
     cents = []
-    for one in held:
+    for mel, one in zip(mels, held, strict=True):
         assert one.f0 is not None
         true = torch.from_numpy(one.f0.astype(np.float32))
-        predicted = vocoder.pitch(mel_of(wave_of(one)[None]))[0][: len(true)]
+        predicted = vocoder.pitch(mel[None])[0][: len(true)]
         voiced = (true > 40) & (predicted > 40)
         cents.append(1200 * (predicted[voiced] / true[voiced]).log2().abs().median().item())
     return float(np.mean(cents))
@@ -165,11 +159,13 @@ def main(
         print(f"t3: phone error rate {t3_errors(engine, held):.1%}")
         print(f"flow: mel distance {flow_distance(engine, held):.3f} nepers")
         vocoder = loader.load_vocoder(engine.checkpoint)
-        pairs, cents = copies(vocoder, held), pitch_error(vocoder, held)
-        distance = vocoder_distance(pairs)
+        waves = [wave_of(one) for one in held]
+        mels = [mel_of(wave[None])[0] for wave in waves]
+        made = copies(vocoder, mels)
+        distance, cents = vocoder_distance(made, waves), pitch_error(vocoder, mels, held)
         print(f"vocoder: log-spectral distance {distance:.2f} dB, pitch error {cents:.0f} cents")
-        for name, waves in zip(("vocoder", "teacher"), zip(*pairs, strict=True), strict=True):
-            print(f"harmonics above what is between them, {name}: {contrasts(waves, held)}")
+        for name, sound in (("vocoder", made), ("teacher", waves)):
+            print(f"harmonics above what is between them, {name}: {contrasts(sound, held)}")
         level = source_level(vocoder.merge, held)
         print(f"source: harmonics {level:.0f} dB above the constant")
         encoders = voice_library.load_encoders(engine.checkpoint)
