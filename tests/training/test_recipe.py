@@ -279,7 +279,7 @@ def test_the_vocoder_is_trained_against_discriminators(monkeypatch):
     one = Utterance("", 0.5, silence, silence.astype(np.uint8), wave=pcm, f0=f0)
     net, segments = train_vocoder.TrainableHiFT(), train_vocoder.Segments([one])
     early = train_vocoder.losses_of(net, segments, rng, 0.0)
-    assert set(early) == {"loss", "pitch", "stft", "mel", "distance"}
+    assert set(early) == {"loss", "pitch", "filtered", "stft", "mel", "distance"}
     early["loss"].backward()
     assert all(p.grad is None for p in net.discriminators.parameters())
     late = train_vocoder.losses_of(net, segments, rng, 0.9)

@@ -1,26 +1,22 @@
 """Trains pico's vocoder: mel to wave.
 
-Responsible for HiFT, its F0 predictor and the losses. Not responsible for the discriminators
-(discriminators.py), codes or text.
+Responsible for HiFT, its F0 predictor and the losses. Not responsible for the weights that it
+starts with (vocoder_start.py), the discriminators (discriminators.py), codes or text.
 
-    python -m training.pico.train_vocoder --minutes 340
+    python -m training.pico.train_vocoder --minutes 300
 
-First only spectral losses: multi-resolution STFT (Yamamoto et al. 2020), mel, and log-spectral
-distance (Gray & Markel 1976), whose squares weigh what is far off. From a third of
-the time on, discriminators are trained with the vocoder, and it against them. The source is driven
-by the teacher's F0, and the F0 predictor learns from that F0 over longer segments, by their
-distance in cents.
+The source is driven by the teacher's F0, and the F0 predictor learns from that F0 over longer
+segments, by their distance in cents. The layer that merges the nine harmonics to one signal keeps
+the weights that it starts with. They are so high that tanh clips the sum: what is clipped has
+harmonics beyond the ninth, which of a low voice is at 1 kHz. Between 2 and 4 kHz the source of 120
+Hz has -16 dB of its energy (with weights of 1, which tanh hardly bends, -43 dB, and most of that is
+noise).
 
-The layer that merges the nine harmonics to one signal keeps the weights that it starts with. Where
-it was trained, it went to zero within minutes: at first the layers make noise of the right spectrum
-more easily from anything than from harmonics, and what is not used decays. The vocoder then never
-learned to use the source: no harmonics above 2 kHz, and breathy low voices.
-
-These weights are so high that tanh clips the sum of the nine. What is clipped has harmonics beyond
-the ninth, which of a low voice is at 1 kHz: between 2 and 4 kHz the source of 120 Hz has -16 dB of
-its energy (with weights of 1, which tanh hardly bends, -43 dB, and most of that is noise). The
-layers, which are trained for hours and not for weeks, then have to filter, not to invent. They do
-so up to 2 kHz: what is heard above has the teacher's level, but is noise (harmonics.py).
+Losses: distance to the source, filtered to the true wave's envelope (source_filter.py);
+multi-resolution STFT (Yamamoto et al. 2020), mel, and log-spectral distance (Gray & Markel 1976),
+whose squares weigh what is far off. In the first tenth of the time the filtered source weighs most:
+without it and the start, harmonics ended at 2 kHz, however long it was trained. Then it only keeps
+them. From half of the time on, discriminators are trained with the vocoder, and it against them.
 """
 
 from __future__ import annotations
@@ -40,8 +36,10 @@ from chatterbox_opt.models.vocoder.source import NUM_HARMONICS, VOICED_THRESHOLD
 from training.pico.design import PICO_CONFIG
 from training.pico.discriminators import Discriminators
 from training.pico.sound import log_spectral_difference, mel_of, wave_of
+from training.pico.source_filter import filtered_source, wave_distance
 from training.pico.training import train
 from training.pico.utterances import HELD_OUT, WORK, Utterance, load
+from training.pico.vocoder_start import fit_levels, start, trained_gently
 
 FRAMES, ROWS = 40, 8  # of a batch of waves
 PITCH_FRAMES, PITCH_ROWS = 120, 8  # of a batch for the F0 predictor
@@ -49,8 +47,12 @@ MARGIN = 2  # frames on either side, whose mel is affected by reflection padding
 WINDOWS = ((240, 60), (512, 128), (1024, 256), (2048, 512))
 MERGE = 10.0  # weight of a harmonic in the source, all nine of amplitude 0.1
 HERTZ, CENTS = 100.0, 100.0  # errors of F0 that count as much as one neper of the spectrum
-WEIGHTS = {"distance": 2.0, "adversarial": 0.2, "features": 0.5}  # of losses; others have 1
-ADVERSARIAL_FROM = 1 / 3  # of the training time
+START_FRAMES, START_ROWS = 60, 48  # that the weights of the start are fitted to
+# of losses; others have 1
+FIRST_WEIGHTS = {"filtered": 10.0, "distance": 2.0}
+WEIGHTS = {"filtered": 3.0, "distance": 4.0, "adversarial": 0.2, "features": 0.5}
+FIRST = 1 / 10  # of the training time, with FIRST_WEIGHTS
+ADVERSARIAL_FROM = 1 / 2  # of the training time
 
 
 class TrainableHiFT(nn.Module):
@@ -71,11 +73,19 @@ class TrainableHiFT(nn.Module):
         merge.requires_grad_(False)
         assert merge.weight.shape == (1, NUM_HARMONICS)
 
-    def forward(self, mel: Tensor, pitch: Tensor) -> Tensor:
-        """Mel [rows, 80, F] and true F0 [rows, F] to waves [rows, 480 F]."""
-        signal = source(self.net.m_source.l_linear, pitch, None)
+    def signal(self, pitch: Tensor) -> Tensor:
+        """Source of true F0 [rows, F]: [rows, 480 F]."""
+        return source(self.net.m_source.l_linear, pitch, None)
+
+    def forward(self, mel: Tensor, signal: Tensor) -> Tensor:
+        """Mel [rows, 80, F] and source [rows, 480 F] to waves [rows, 480 F]."""
         wave: Tensor = self.net.decode(x=mel, s=signal[:, None])
         return wave
+
+    def start(self, segments: Segments) -> None:
+        """Set the weights to start with, fitted to random segments."""
+        waves, mels, pitches = segments.draw(START_FRAMES, START_ROWS, np.random.default_rng(0))
+        start(self.net, *fit_levels(mels, self.signal(pitches), waves))
 
 
 def spectral_loss(predicted: Tensor, true: Tensor) -> Tensor:
@@ -159,8 +169,10 @@ def losses_of(
     parts = {"pitch": pitch_loss(net.net.f0_predictor(mel), pitch)}
     # 2) waves
     true, mel, pitch = segments.draw(FRAMES, ROWS, rng)
-    wave = net(mel, pitch)
+    signal = net.signal(pitch)
+    wave = net(mel, signal)
     parts |= {
+        "filtered": wave_distance(wave, filtered_source(signal, true, pitch)),
         "stft": spectral_loss(wave, true),
         "mel": (mel_of(wave) - mel_of(true)).abs().mean(),
         "distance": spectral_distance(wave, true),
@@ -169,7 +181,8 @@ def losses_of(
     if progress >= ADVERSARIAL_FROM:
         adversarial, features, own = net.discriminators.losses(true, wave)
         parts |= {"adversarial": adversarial, "features": features, "discriminators": own}
-    loss = torch.stack([WEIGHTS.get(name, 1.0) * value for name, value in parts.items()]).sum()
+    weights = FIRST_WEIGHTS if progress < FIRST else WEIGHTS
+    loss = torch.stack([weights.get(name, 1.0) * value for name, value in parts.items()]).sum()
     return {"loss": loss, **parts}
 
 
@@ -184,8 +197,9 @@ def main(
     torch.manual_seed(0)
     usable = load("sound", out)[HELD_OUT:]
     net, segments = TrainableHiFT(), Segments(usable)
+    net.start(segments)
     print(sum(p.numel() for p in net.net.parameters()), "parameters", len(usable), "utterances")
-    inner = [p for name, p in net.net.named_parameters() if name.endswith("original1")]
+    gently = trained_gently(net.net)
     train(
         "vocoder",
         net,
@@ -194,8 +208,12 @@ def main(
         rate=6e-4,
         out=out,
         betas=(0.8, 0.99),
-        inner=inner,
-        inner_rate=0.006,
+        inner=[
+            parameter
+            for name, parameter in net.net.named_parameters()
+            if name.endswith("original1") and id(parameter) not in gently
+        ],
+        inner_rate=0.004,
     )
 
 
