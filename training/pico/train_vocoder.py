@@ -3,7 +3,7 @@
 Responsible for HiFT, its F0 predictor and the losses. Not responsible for the weights that it
 starts with (vocoder_start.py), the discriminators (discriminators.py), codes or text.
 
-    python -m training.pico.train_vocoder --minutes 300
+    python -m training.pico.train_vocoder --minutes 360
 
 The source is driven by the teacher's F0, and the F0 predictor learns from that F0 over longer
 segments, by their distance in cents. The layer that merges the nine harmonics to one signal keeps
@@ -14,9 +14,9 @@ noise).
 
 Losses: distance to the source, filtered to the true wave's envelope (source_filter.py);
 multi-resolution STFT (Yamamoto et al. 2020), mel, and log-spectral distance (Gray & Markel 1976),
-whose squares weigh what is far off. In the first tenth of the time the filtered source weighs most:
-without it and the start, harmonics ended at 2 kHz, however long it was trained. Then it only keeps
-them. From half of the time on, discriminators are trained with the vocoder, and it against them.
+whose squares weigh what is far off. At first the filtered source weighs most: without it and the
+start, harmonics ended at 2 kHz, however long it was trained. Then it only keeps them. In the last
+fifth of the time discriminators are trained with the vocoder, and it against them.
 """
 
 from __future__ import annotations
@@ -48,11 +48,13 @@ WINDOWS = ((240, 60), (512, 128), (1024, 256), (2048, 512))
 MERGE = 10.0  # weight of a harmonic in the source, all nine of amplitude 0.1
 HERTZ, CENTS = 100.0, 100.0  # errors of F0 that count as much as one neper of the spectrum
 START_FRAMES, START_ROWS = 60, 48  # that the weights of the start are fitted to
-# of losses; others have 1
-FIRST_WEIGHTS = {"filtered": 10.0, "distance": 2.0}
-WEIGHTS = {"filtered": 3.0, "distance": 4.0, "adversarial": 0.2, "features": 0.5}
-FIRST = 1 / 10  # of the training time, with FIRST_WEIGHTS
-ADVERSARIAL_FROM = 1 / 2  # of the training time
+FIRST, ADVERSARIAL_FROM = 1 / 12, 0.8  # of the training time
+# of losses, by what share of the time has passed at least; others have 1
+WEIGHTS = {
+    0.0: {"filtered": 10.0, "distance": 2.0},
+    FIRST: {"filtered": 3.0, "distance": 4.0},
+    ADVERSARIAL_FROM: {"filtered": 1.0, "distance": 5.0, "adversarial": 0.2, "features": 0.5},
+}
 
 
 class TrainableHiFT(nn.Module):
@@ -181,7 +183,7 @@ def losses_of(
     if progress >= ADVERSARIAL_FROM:
         adversarial, features, own = net.discriminators.losses(true, wave)
         parts |= {"adversarial": adversarial, "features": features, "discriminators": own}
-    weights = FIRST_WEIGHTS if progress < FIRST else WEIGHTS
+    weights = WEIGHTS[max(since for since in WEIGHTS if since <= progress)]
     loss = torch.stack([weights.get(name, 1.0) * value for name, value in parts.items()]).sum()
     return {"loss": loss, **parts}
 
