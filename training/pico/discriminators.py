@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from training.pico.sound import spectrum
+
 PERIODS = (2, 3, 5, 7, 11)
 WINDOWS = ((512, 120), (1024, 240), (2048, 480))  # samples of a window, and between two
 SLOPE = 0.1  # of leaky ReLU
@@ -63,8 +65,6 @@ class PeriodDiscriminator(_Discriminator):
 class SpectrumDiscriminator(_Discriminator):
     """Of log magnitudes."""
 
-    window: Tensor
-
     def __init__(self, size: int, hop: int) -> None:
         channels = 12
         super().__init__(
@@ -74,14 +74,11 @@ class SpectrumDiscriminator(_Discriminator):
             + [nn.Conv2d(channels, 1, (3, 3), padding=(1, 1))]
         )
         self.size, self.hop = size, hop
-        self.register_buffer("window", torch.hann_window(size), persistent=False)
 
     def forward(self, wave: Tensor) -> list[Tensor]:
         """Float32 [rows, n] to features."""
-        spectrum = torch.stft(
-            wave, self.size, self.hop, self.size, self.window, return_complex=True
-        ).abs()
-        return self.features(spectrum.clamp(min=1e-4).log()[:, None] / 4)
+        magnitudes = spectrum(wave, self.size, self.hop).abs()
+        return self.features(magnitudes.clamp(min=1e-4).log()[:, None] / 4)
 
 
 class Discriminators(nn.Module):

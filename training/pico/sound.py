@@ -67,13 +67,17 @@ def mel_of(wave: Tensor) -> Tensor:
     return mel
 
 
+def spectrum(wave: Tensor, size: int, hop: int) -> Tensor:
+    """Complex spectra in Hann windows of ``size`` samples: [..., n] to [..., size / 2 + 1, frames].
+
+    Frames are centered at multiples of ``hop`` samples.
+    """
+    return torch.stft(wave, size, hop, size, torch.hann_window(size), return_complex=True)
+
+
 def log_spectral_difference(one: Tensor, two: Tensor) -> Tensor:
     """In nepers, of magnitudes above -60 dB: waves [..., n] to [..., 513, frames of 256]."""
-    window = torch.hann_window(1024)
-    a, b = (
-        torch.stft(x, 1024, 256, 1024, window, return_complex=True).abs().clamp(min=1e-3).log()
-        for x in (one, two)
-    )
+    a, b = (spectrum(x, 1024, 256).abs().clamp(min=1e-3).log() for x in (one, two))
     return a - b
 
 

@@ -24,10 +24,11 @@ from torch import Tensor
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.models.vocoder.model import HOP_LENGTH
 from chatterbox_opt.models.vocoder.source import VOICED_THRESHOLD
+from training.pico.sound import spectrum
 
 WINDOW, HOP = 1024, 240  # samples, of the filter
 UNVOICED = 300.0  # Hz that are averaged where there is no F0
-MIRRORED = 64  # bins beyond both ends of a spectrum: half of the widest average is 12 of them
+MIRRORED = 64  # bins beyond both ends of a spectrum, more than half of any average
 WINDOWS = ((256, 64), (512, 128), (1024, 256))  # of the distance
 HIGHEST = 6000  # Hz up to which waves are compared; above, no harmonics are heard
 FLOOR = 5e-4  # amplitude of noise below which an error is not heard
@@ -45,15 +46,13 @@ def filtered_source(signal: Tensor, true: Tensor, pitch: Tensor) -> Tensor:
     Returns:
         float32 [rows, 480 F]; its phases are those of ``signal``.
     """
-    window = torch.hann_window(WINDOW)
-    one, two = (
-        torch.stft(x, WINDOW, HOP, WINDOW, window, return_complex=True) for x in (signal, true)
-    )
+    one, two = (spectrum(x, WINDOW, HOP) for x in (signal, true))
     every = pitch.repeat_interleave(HOP_LENGTH // HOP, dim=1)
     every = torch.cat((every, every[:, -1:]), dim=1)  # a frame is centered at its first sample
     hertz = torch.where(every > VOICED_THRESHOLD, every, UNVOICED)
     width = hertz * WINDOW / SAMPLE_RATE
     gain = (averaged(two.abs().square(), width) / averaged(one.abs().square(), width)).sqrt()
+    window = torch.hann_window(WINDOW)
     return torch.istft(one * gain, WINDOW, HOP, WINDOW, window, length=true.shape[1])
 
 
@@ -88,11 +87,8 @@ def wave_distance(wave: Tensor, target: Tensor) -> Tensor:
     """
     total = wave.new_zeros(())
     for size, hop in WINDOWS:
-        window, bins = torch.hann_window(size), HIGHEST * size // SAMPLE_RATE
-        one, two = (
-            torch.stft(x, size, hop, size, window, return_complex=True)[:, :bins]
-            for x in (wave, target)
-        )
+        bins = HIGHEST * size // SAMPLE_RATE
+        one, two = (spectrum(x, size, hop)[:, :bins] for x in (wave, target))
         near = size // 64  # bins on either side: 375 Hz
         level = F.avg_pool2d(two.abs(), (2 * near + 1, 3), 1, (near, 1), count_include_pad=False)
         total = total + ((one - two).abs() / (level + FLOOR * size**0.5)).log1p().mean()

@@ -35,7 +35,7 @@ from chatterbox_opt.models.vocoder.model import HOP_LENGTH, build_hift
 from chatterbox_opt.models.vocoder.source import NUM_HARMONICS, VOICED_THRESHOLD, source
 from training.pico.design import PICO_CONFIG
 from training.pico.discriminators import Discriminators
-from training.pico.sound import log_spectral_difference, mel_of, wave_of
+from training.pico.sound import log_spectral_difference, mel_of, spectrum, wave_of
 from training.pico.source_filter import filtered_source, wave_distance
 from training.pico.training import train
 from training.pico.utterances import HELD_OUT, WORK, Utterance, load
@@ -94,11 +94,7 @@ def spectral_loss(predicted: Tensor, true: Tensor) -> Tensor:
     """Spectral convergence and log magnitude loss, mean over ``WINDOWS``."""
     total = predicted.new_zeros(())
     for size, hop in WINDOWS:
-        window = torch.hann_window(size)
-        one, two = (
-            torch.stft(x, size, hop, size, window, return_complex=True).abs().clamp(min=1e-5)
-            for x in (predicted, true)
-        )
+        one, two = (spectrum(x, size, hop).abs().clamp(min=1e-5) for x in (predicted, true))
         total = total + 0.5 * (one - two).norm() / two.norm().clamp(min=1e-3)
         total = total + (one.log() - two.log()).abs().mean()
     return total / len(WINDOWS)

@@ -36,7 +36,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.pico.sound import spectrum
+
 SAMPLES, HOP, BINS = 16, 4, 9  # of HiFT's short spectra
+FIRST_TAKEN = SAMPLES // 2 - HOP // 2  # of the 4 middle samples of a frame
 PER_FRAME = 120  # short spectra per frame of a mel
 GAIN = 0.15  # e above, of the band with the source's middle level
 WEAKER = 4.0  # at most, by how much loud bands of the source are passed on less than soft ones
@@ -72,7 +75,7 @@ def start(hift: Any, weights: Tensor, bias: Tensor) -> None:
     """Set the weights of upstream's HiFT, with weight norm, in place.
 
     Args:
-        weights: float32 [9, 80], of log M.
+        weights: float32 [9, 80], of log M; a band that no part of the mel tells has no direction.
         bias: float32 [9].
     """
     for block in (*hift.resblocks, *hift.source_resblocks):
@@ -107,9 +110,14 @@ def trained_gently(hift: Any) -> set[int]:
 
 def _band_levels(wave: Tensor) -> Tensor:
     """Log RMS of each band, by frame of a mel: [rows, 480 F] to float64 [rows F, 9]."""
-    window = torch.hann_window(SAMPLES)
-    short = torch.stft(wave, SAMPLES, HOP, SAMPLES, window, return_complex=True)
-    power = short.abs().square().double()[..., :-1].unflatten(2, (-1, PER_FRAME)).mean(3)
+    power = (
+        spectrum(wave, SAMPLES, HOP)
+        .abs()
+        .square()
+        .double()[..., :-1]
+        .unflatten(2, (-1, PER_FRAME))
+        .mean(3)
+    )
     return 0.5 * (power + SOFTEST**2).log().transpose(1, 2).flatten(0, 1)
 
 
@@ -156,41 +164,35 @@ def _interpolate(up: Any, first: int) -> None:
 
 def _take_samples(convolution: nn.Conv1d) -> None:
     """Channels 0 to 3 are the middle samples of a frame: an inverse transform, unwindowed."""
-    window = torch.hann_window(SAMPLES, dtype=torch.float64)
-    bins = torch.arange(BINS, dtype=torch.float64)
-    scale = torch.where((bins == 0) | (bins == BINS - 1), 1.0, 2.0) / SAMPLES
+    scale = torch.full((BINS,), 2 / SAMPLES, dtype=torch.float64)
+    scale[[0, -1]] /= 2
     convolution.weight *= SMALL
     convolution.bias *= SMALL
-    for channel, place in enumerate(_middle()):
-        angle = 2 * math.pi * bins * place / SAMPLES
-        row = torch.cat((scale * angle.cos(), -scale * angle.sin())) / window[place]
-        convolution.weight[channel, :, 0] = row.float()
+    for channel in range(HOP):
+        wave, window = _transform(FIRST_TAKEN + channel)
+        convolution.weight[channel, :, 0] = (scale.repeat(2) * wave / window).float()
     convolution.bias[:HOP] = SOURCE_OFFSET
 
 
 def _give_spectra(convolution: Any) -> None:
     """Log magnitudes and phases from samples and levels."""
-    window = torch.hann_window(SAMPLES, dtype=torch.float64)
-    bins = torch.arange(BINS, dtype=torch.float64)
     weights = _direction(convolution)
     weights *= SMALL
     weights[:, : HOP + BINS] = 0
-    taps = weights.shape[2]
-    for tap in range(taps):
-        for channel, middle in enumerate(_middle()):
-            place = HOP * (tap - taps // 2) + middle
-            if 0 <= place < SAMPLES:
-                angle = 2 * math.pi * bins * place / SAMPLES
-                column = _gains() * window[place]
-                both = torch.cat((column * angle.cos(), -column * angle.sin()))
-                weights[:, channel, tap] = both.float()
+    middle, gains = weights.shape[2] // 2, _gains().repeat(2)
+    for place in range(SAMPLES):
+        frames, channel = divmod(place - FIRST_TAKEN, HOP)  # that take this sample
+        wave, window = _transform(place)
+        weights[:, channel, middle + frames] = (gains * window * wave).float()
     convolution.bias.copy_(-SOURCE_OFFSET * weights[:, :HOP].sum((1, 2)))
     for band in range(BINS):
-        weights[band, HOP + band, taps // 2] = 1
+        weights[band, HOP + band, middle] = 1
     convolution.bias[:BINS] -= LEVEL_OFFSET
     _normalize(convolution)
 
 
-def _middle() -> range:
-    """Places of the 4 middle samples in a frame of 16, whose center is 8."""
-    return range(SAMPLES // 2 - HOP // 2, SAMPLES // 2 + HOP // 2)
+def _transform(place: int) -> tuple[Tensor, float]:
+    """What a sample adds to a frame's real and imaginary parts, float64 [18], and its window."""
+    angle = 2 * math.pi * place / SAMPLES * torch.arange(BINS, dtype=torch.float64)
+    window = torch.hann_window(SAMPLES, dtype=torch.float64)[place].item()
+    return torch.cat((angle.cos(), -angle.sin())), window
