@@ -6,6 +6,8 @@ import json
 import re
 import runpy
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -282,7 +284,7 @@ def test_the_vocoder_is_trained_against_discriminators(monkeypatch):
     assert set(early) == {"loss", "pitch", "filtered", "stft", "mel", "distance"}
     early["loss"].backward()
     assert all(p.grad is None for p in net.discriminators.parameters())
-    late = train_vocoder.losses_of(net, segments, rng, 0.9)
+    late = train_vocoder.losses_of(net, segments, rng, 1.0)
     wave = next(p for n, p in net.net.named_parameters() if n.startswith("ups.0"))
     first = next(net.discriminators.parameters())
     (late["adversarial"] + late["features"]).backward(retain_graph=True)
@@ -321,6 +323,22 @@ def test_training_resumes(tmp_path, capsys):
     run(0.02)
     assert torch.load(tmp_path / "x.pt", weights_only=True)["step"] > steps
     assert "loss" in capsys.readouterr().out
+
+
+def test_workers_draw_at_the_same_time_and_their_gradients_are_averaged():
+    weight = torch.nn.Parameter(torch.zeros(3))
+    both = threading.Barrier(2, timeout=30)  # one after the other would wait for ever
+
+    def loss_of(rng: np.random.Generator, progress: float) -> dict[str, torch.Tensor]:
+        both.wait()
+        return {"loss": (weight * float(rng.integers(100))).sum() + progress}
+
+    rngs = np.random.default_rng(5).spawn(2)
+    drawn = [int(rng.integers(100)) for rng in np.random.default_rng(5).spawn(2)]
+    with ThreadPoolExecutor(2) as pool:
+        losses = training.gradients(loss_of, rngs, 0.25, pool)
+    assert drawn[0] != drawn[1] and losses == {"loss": 0.25}
+    assert torch.equal(weight.grad, torch.full((3,), sum(drawn) / 2))
 
 
 def test_packing_inverts_loading(trainable_t3):

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils.parametrizations import weight_norm
 
 from training.pico.sound import spectrum
@@ -104,9 +105,8 @@ class Discriminators(nn.Module):
             change the vocoder.
         """
         wanted = self(true)
-        self.requires_grad_(False)
-        found = self(made)
-        self.requires_grad_(True)
+        fixed = {name: value.detach() for name, value in self.named_parameters()}
+        found = functional_call(self, fixed, (made,))
         adversarial = features = own = made.new_zeros(())
         for one, other, detached in zip(wanted, found, self(made.detach()), strict=True):
             adversarial = adversarial + (1 - other[-1]).square().mean()

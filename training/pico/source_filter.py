@@ -30,7 +30,6 @@ WINDOW, HOP = 1024, 240  # samples, of the filter
 UNVOICED = 300.0  # Hz that are averaged where there is no F0
 MIRRORED = 64  # bins beyond both ends of a spectrum, more than half of any average
 WINDOWS = ((256, 64), (512, 128), (1024, 256))  # of the distance
-HIGHEST = 6000  # Hz up to which waves are compared; above, no harmonics are heard
 FLOOR = 5e-4  # amplitude of noise below which an error is not heard
 TINY = 1e-12
 
@@ -79,16 +78,21 @@ def averaged(power: Tensor, width: Tensor) -> Tensor:
     return mean.float().clamp(min=TINY)
 
 
-def wave_distance(wave: Tensor, target: Tensor) -> Tensor:
-    """Distance of complex spectra up to ``HIGHEST``, relative to the target's level nearby.
+def wave_distance(wave: Tensor, target: Tensor, band: tuple[int, int]) -> Tensor:
+    """Distance of complex spectra, relative to the target's level nearby.
 
     The mean of log(1 + distance / level), so that what is soft counts like what is loud, and what
     is much too loud does not count above all.
+
+    Args:
+        wave: float32 [rows, n].
+        target: the same.
+        band: lowest and highest frequency in Hz. Not 0: a clipped source has a constant.
     """
     total = wave.new_zeros(())
     for size, hop in WINDOWS:
-        bins = HIGHEST * size // SAMPLE_RATE
-        one, two = (spectrum(x, size, hop)[:, :bins] for x in (wave, target))
+        low, high = (hertz * size // SAMPLE_RATE for hertz in band)
+        one, two = (spectrum(x, size, hop)[:, low + 1 : high] for x in (wave, target))
         near = size // 64  # bins on either side: 375 Hz
         level = F.avg_pool2d(two.abs(), (2 * near + 1, 3), 1, (near, 1), count_include_pad=False)
         total = total + ((one - two).abs() / (level + FLOOR * size**0.5)).log1p().mean()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 WARM_UP = 200  # steps
 EVERY = 200  # steps between two checkpoints
 DECAY = 0.02  # weight decay of matrices
+# draws a batch, of what share of the time has passed; returns scalars, of which "loss" is minimized
+LossOf = Callable[[np.random.Generator, float], Mapping[str, Tensor]]
 
 
 class Muon(torch.optim.Optimizer):
@@ -82,10 +85,28 @@ def optimizers(
     return result
 
 
+def gradients(
+    loss_of: LossOf, rngs: list[np.random.Generator], progress: float, pool: ThreadPoolExecutor
+) -> dict[str, float]:
+    """Gradients of the mean loss over one batch per generator, drawn at the same time.
+
+    Returns:
+        means of all that ``loss_of`` returns.
+    """
+
+    def one(rng: np.random.Generator) -> dict[str, float]:
+        losses = loss_of(rng, progress)
+        (losses["loss"] / len(rngs)).backward()
+        return {key: float(value.detach()) for key, value in losses.items()}
+
+    found = list(pool.map(one, rngs))
+    return {key: sum(one[key] for one in found) / len(found) for key in found[0]}
+
+
 def train(  # noqa: PLR0913 - hyperparameters
     name: str,
     net: nn.Module,
-    loss_of: Callable[[np.random.Generator, float], Mapping[str, Tensor]],
+    loss_of: LossOf,
     *,
     minutes: float,
     rate: float,
@@ -93,6 +114,7 @@ def train(  # noqa: PLR0913 - hyperparameters
     betas: tuple[float, float] = (0.9, 0.98),
     inner: Iterable[Tensor] = (),
     inner_rate: float = 0.006,
+    workers: int = 1,
 ) -> None:
     """Train ``net`` and save ``out/name.pt``; a second call resumes.
 
@@ -101,11 +123,12 @@ def train(  # noqa: PLR0913 - hyperparameters
     other work on the machine, or a pause, costs no training.
 
     Args:
-        loss_of: draws a batch and returns scalars by name, of which "loss" is minimized; gets the
-            share of ``minutes`` that has passed.
+        loss_of: every worker calls it, at the same time as the others.
         minutes: in total, of one core.
         rate: peak learning rate of AdamW.
         inner: matrices that Muon updates, with peak rate ``inner_rate``.
+        workers: threads, each of which draws a batch of its own for each step. Small layers leave a
+            second thread of one operator idle for a third of the time.
     """
     all_optimizers = optimizers(net, rate, betas, list(inner), inner_rate)
     path, spent, step = out / f"{name}.pt", 0.0, 0
@@ -115,16 +138,18 @@ def train(  # noqa: PLR0913 - hyperparameters
         spent, step = saved["spent"], saved["step"]
         for optimizer, state in zip(all_optimizers, saved["optimizer"], strict=True):
             optimizer.load_state_dict(state)
-    rng, started = np.random.default_rng([17, step]), time.process_time() - spent
+    rngs = np.random.default_rng([17, step]).spawn(workers)
+    threads = max(1, torch.get_num_threads() // workers)
+    pool = ThreadPoolExecutor(workers, "train", torch.set_num_threads, (threads,))
+    started = time.process_time() - spent
     sums: dict[str, float] = {}
     progress = spent / (60 * minutes)
     while progress < 1:
         progress = min(1.0, (time.process_time() - started) / (60 * minutes))
         scale = min(1, (step + 1) / WARM_UP) * (0.01 + 0.495 * (1 + math.cos(math.pi * progress)))
-        losses = loss_of(rng, progress)
         for optimizer in all_optimizers:
             optimizer.zero_grad()
-        losses["loss"].backward()
+        losses = gradients(loss_of, rngs, progress, pool)
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         for optimizer in all_optimizers:
             for group in optimizer.param_groups:
@@ -132,7 +157,7 @@ def train(  # noqa: PLR0913 - hyperparameters
             optimizer.step()
         step += 1
         for key, value in losses.items():
-            sums[key] = sums.get(key, 0.0) + float(value.detach())
+            sums[key] = sums.get(key, 0.0) + value
         if step % EVERY == 0 or progress >= 1:
             spent, count = time.process_time() - started, step % EVERY or EVERY
             figures = " ".join(f"{key} {value / count:.3f}" for key, value in sums.items())
@@ -145,6 +170,7 @@ def train(  # noqa: PLR0913 - hyperparameters
             saved |= {"spent": spent, "step": step}
             torch.save(saved, f"{path}.part")
             Path(f"{path}.part").replace(path)
+    pool.shutdown()
 
 
 def trained(name: str, net: nn.Module, out: Path) -> nn.Module:
