@@ -3,7 +3,7 @@
 Responsible for HiFT, its F0 predictor and the losses. Not responsible for the weights that it
 starts with (vocoder_start.py), the discriminators (discriminators.py), codes or text.
 
-    python -m training.pico.train_vocoder --minutes 165
+    python -m training.pico.train_vocoder --minutes 340
 
 The source is driven by the teacher's F0, and the F0 predictor learns from that F0 over longer
 segments, by their distance in cents. The layer that merges the nine harmonics to one signal keeps
