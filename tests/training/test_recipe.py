@@ -341,6 +341,11 @@ def test_workers_draw_at_the_same_time_and_their_gradients_are_averaged():
     assert torch.equal(weight.grad, torch.full((3,), sum(drawn) / 2))
 
 
+def test_a_loss_that_begins_later_is_averaged_from_there():
+    found = [{"loss": 4.0}, {"loss": 2.0, "features": 1.0}, {"loss": 3.0, "features": 2.0}]
+    assert training.means(found) == {"loss": 3.0, "features": 1.5}
+
+
 def test_packing_inverts_loading(trainable_t3):
     plain = trainable_t3.fold().state_dict()
 

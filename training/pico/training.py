@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -99,8 +100,12 @@ def gradients(
         (losses["loss"] / len(rngs)).backward()
         return {key: float(value.detach()) for key, value in losses.items()}
 
-    found = list(pool.map(one, rngs))
-    return {key: sum(one[key] for one in found) / len(found) for key in found[0]}
+    return means(list(pool.map(one, rngs)))
+
+
+def means(found: list[dict[str, float]]) -> dict[str, float]:
+    """Means of the losses that the last has; one that began later counts from there."""
+    return {key: fmean(one[key] for one in found if key in one) for key in found[-1]}
 
 
 def train(  # noqa: PLR0913 - hyperparameters
@@ -127,8 +132,8 @@ def train(  # noqa: PLR0913 - hyperparameters
         minutes: in total, of one core.
         rate: peak learning rate of AdamW.
         inner: matrices that Muon updates, with peak rate ``inner_rate``.
-        workers: threads, each of which draws a batch of its own for each step. Small layers leave a
-            second thread of one operator idle for a third of the time.
+        workers: threads, each of which draws a batch of its own for each step. For small layers
+            that gains more than as many threads for each operator.
     """
     all_optimizers = optimizers(net, rate, betas, list(inner), inner_rate)
     path, spent, step = out / f"{name}.pt", 0.0, 0
@@ -142,27 +147,25 @@ def train(  # noqa: PLR0913 - hyperparameters
     threads = max(1, torch.get_num_threads() // workers)
     pool = ThreadPoolExecutor(workers, "train", torch.set_num_threads, (threads,))
     started = time.process_time() - spent
-    sums: dict[str, float] = {}
+    recent: list[dict[str, float]] = []
     progress = spent / (60 * minutes)
     while progress < 1:
         progress = min(1.0, (time.process_time() - started) / (60 * minutes))
         scale = min(1, (step + 1) / WARM_UP) * (0.01 + 0.495 * (1 + math.cos(math.pi * progress)))
         for optimizer in all_optimizers:
             optimizer.zero_grad()
-        losses = gradients(loss_of, rngs, progress, pool)
+        recent.append(gradients(loss_of, rngs, progress, pool))
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         for optimizer in all_optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = scale * group["peak"]
             optimizer.step()
         step += 1
-        for key, value in losses.items():
-            sums[key] = sums.get(key, 0.0) + value
         if step % EVERY == 0 or progress >= 1:
-            spent, count = time.process_time() - started, step % EVERY or EVERY
-            figures = " ".join(f"{key} {value / count:.3f}" for key, value in sums.items())
+            spent = time.process_time() - started
+            figures = " ".join(f"{key} {value:.3f}" for key, value in means(recent).items())
             print(f"{name} {step} {spent:.0f} s {figures}", flush=True)
-            sums.clear()
+            recent.clear()
             saved = {
                 "model": net.state_dict(),
                 "optimizer": [o.state_dict() for o in all_optimizers],
