@@ -73,7 +73,7 @@ pico: $(INSTALLED)
 	$(BIN)/python -m pip install -q -e ".[ears]" --group recipe
 	$(BIN)/python -m training.pico.data sound --count 6500
 	$(BIN)/python -m training.pico.data codes --count 150000
-	$(BIN)/python -m training.pico.train_vocoder --minutes 340
+	$(BIN)/python -m training.pico.train_vocoder --minutes 320
 	$(BIN)/python -m training.pico.train_flow --minutes 186
 	$(BIN)/python -m training.pico.train_encoders --minutes 48
 	$(BIN)/python -m training.pico.train_t3 --minutes 183

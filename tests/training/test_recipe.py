@@ -281,7 +281,7 @@ def test_the_vocoder_is_trained_against_discriminators(monkeypatch):
     one = Utterance("", 0.5, silence, silence.astype(np.uint8), wave=pcm, f0=f0)
     net, segments = train_vocoder.TrainableHiFT(), train_vocoder.Segments([one])
     early = train_vocoder.losses_of(net, segments, rng, 0.0)
-    assert set(early) == {"loss", "pitch", "filtered", "stft", "mel", "distance"}
+    assert set(early) == {"loss", "pitch", "filtered", "stft", "mel", "distance", "peak"}
     early["loss"].backward()
     assert all(p.grad is None for p in net.discriminators.parameters())
     late = train_vocoder.losses_of(net, segments, rng, 1.0)
@@ -292,6 +292,18 @@ def test_the_vocoder_is_trained_against_discriminators(monkeypatch):
     wave.grad = None
     late["discriminators"].backward()
     assert wave.grad is None and first.grad.abs().sum() > 0, "and the other way round"
+
+
+def test_only_peaks_above_the_true_ones_count():
+    loss = train_vocoder.peak_loss
+    true = 0.3 * torch.randn(2, 9600, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    assert loss(true, true) == 0 and loss(0.1 * true, true) == 0
+    assert loss(1.15 * true, true) == 0, "1.2 dB are allowed"
+    click = torch.full((1, 9600), 0.1)
+    click[0, 5000] = 0.9
+    found = loss(click, torch.full((1, 9600), 0.1))
+    windows = (9600 - 960) // 240 + 1
+    assert found == pytest.approx(4 / windows * (np.log(0.91 / 0.11) - train_vocoder.OVERSHOOT))
 
 
 def test_spectral_distance_is_that_of_levels():
