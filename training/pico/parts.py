@@ -141,10 +141,14 @@ def encoder_accuracy(encoders: Encoders, held: list[Utterance]) -> dict[str, flo
     return {name: float(np.mean(values)) for name, values in zip(names, lists, strict=True)}
 
 
-def contrasts(waves: Iterable[Tensor], held: list[Utterance]) -> str:
-    """A line of ``harmonics.contrast`` by band."""
-    f0 = (np.asarray(one.f0, np.float32) for one in held)
-    by_band = contrast(zip((wave.numpy() for wave in waves), f0, strict=True))
+def contrasts(waves: Iterable[Tensor], pitches: Iterable[np.ndarray]) -> str:
+    """A line of ``harmonics.contrast`` by band.
+
+    Args:
+        pitches: F0 in Hz of each wave, float32 [F]. Of the vocoder's sound it is its own: with the
+            teacher's, 28 cents off, its 20th harmonic is searched a third of F0 off.
+    """
+    by_band = contrast(zip((wave.numpy() for wave in waves), pitches, strict=True))
     return ", ".join(f"{i} to {i + 1} kHz {value:.1f} dB" for i, value in enumerate(by_band))
 
 
@@ -164,8 +168,10 @@ def main(
         made = copies(vocoder, mels)
         distance, cents = vocoder_distance(made, waves), pitch_error(vocoder, mels, held)
         print(f"vocoder: log-spectral distance {distance:.2f} dB, pitch error {cents:.0f} cents")
-        for name, sound in (("vocoder", made), ("teacher", waves)):
-            print(f"harmonics above what is between them, {name}: {contrasts(sound, held)}")
+        own = [vocoder.pitch(mel[None])[0].numpy() for mel in mels]
+        true = [np.asarray(one.f0, np.float32) for one in held]
+        for name, sound, f0 in (("vocoder", made, own), ("teacher", waves, true)):
+            print(f"harmonics above what is between them, {name}: {contrasts(sound, f0)}")
         level = source_level(vocoder.merge, held)
         print(f"source: harmonics {level:.0f} dB above the constant")
         encoders = voice_library.load_encoders(engine.checkpoint)
