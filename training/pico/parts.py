@@ -94,15 +94,17 @@ def vocoder_distance(made: list[Tensor], waves: list[Tensor]) -> float:
     return 20 / math.log(10) * float(np.mean(distances))
 
 
-def pitch_error(vocoder: Vocoder, mels: list[Tensor], held: list[Utterance]) -> float:
-    """Median distance of F0 to the teacher's where both are voiced, in cents; a mean of all."""
+def pitch_error(predicted: list[np.ndarray], true: list[np.ndarray]) -> float:
+    """Median distance of F0 in Hz to the teacher's where both are voiced, in cents; a mean of all.
+
+    Args:
+        predicted, true: float32 [F] of each utterance; the predicted one may be longer.
+    """
     cents = []
-    for mel, one in zip(mels, held, strict=True):
-        assert one.f0 is not None
-        true = torch.from_numpy(one.f0.astype(np.float32))
-        predicted = vocoder.pitch(mel[None])[0][: len(true)]
-        voiced = (true > 40) & (predicted > 40)
-        cents.append(1200 * (predicted[voiced] / true[voiced]).log2().abs().median().item())
+    for one, teachers in zip(predicted, true, strict=True):
+        found, right = torch.from_numpy(one[: len(teachers)]), torch.from_numpy(teachers)
+        voiced = (right > 40) & (found > 40)
+        cents.append(1200 * (found[voiced] / right[voiced]).log2().abs().median().item())
     return float(np.mean(cents))
 
 
@@ -166,10 +168,10 @@ def main(
         waves = [wave_of(one) for one in held]
         mels = [mel_of(wave[None])[0] for wave in waves]
         made = copies(vocoder, mels)
-        distance, cents = vocoder_distance(made, waves), pitch_error(vocoder, mels, held)
-        print(f"vocoder: log-spectral distance {distance:.2f} dB, pitch error {cents:.0f} cents")
         own = [vocoder.pitch(mel[None])[0].numpy() for mel in mels]
         true = [np.asarray(one.f0, np.float32) for one in held]
+        distance, cents = vocoder_distance(made, waves), pitch_error(own, true)
+        print(f"vocoder: log-spectral distance {distance:.2f} dB, pitch error {cents:.0f} cents")
         for name, sound, f0 in (("vocoder", made, own), ("teacher", waves, true)):
             print(f"harmonics above what is between them, {name}: {contrasts(sound, f0)}")
         level = source_level(vocoder.merge, held)

@@ -138,7 +138,7 @@ def spectral_distance(predicted: Tensor, true: Tensor) -> Tensor:
 def peak_loss(predicted: Tensor, true: Tensor) -> Tensor:
     """By how many nepers peaks of 40 ms are above true ones, beyond ``OVERSHOOT``; mean.
 
-    A spectrum of 40 ms does not tell a burst from a click of the same energy, which may clip.
+    A mel frame, of 80 ms, does not tell a burst from a click of the same energy, which may clip.
     """
     one, two = (F.max_pool1d(x.abs()[:, None], 2 * HOP_LENGTH, HOP_LENGTH // 2)
                 for x in (predicted, true))  # fmt: skip
