@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.common import assert_close
 from helpers.t3 import decode_all, eager_backend, sequence_of
 from tokenizers import Tokenizer
@@ -19,6 +20,7 @@ from tokenizers import Tokenizer
 from chatterbox_opt.checkpoints import random_weights
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.engine.decoding import decode
+from chatterbox_opt.engine.rendering.stretch import stretched
 from chatterbox_opt.models.t3.convert import t3_from_upstream
 from chatterbox_opt.models.t3.model import Prompt
 from chatterbox_opt.models.vocoder.source import source
@@ -248,9 +250,12 @@ def test_muon_orthogonalizes_updates():
 def test_the_source_of_the_vocoder_passes_the_harmonics_on():
     """And it stays so: the layer that merges them is not trained."""
     net = train_vocoder.TrainableHiFT()
-    signal = source(net.net.m_source.l_linear, torch.full((1, 200), 120.0), None)[0]
+    merge, f0 = net.net.m_source.l_linear, torch.full((1, 200), 120.0)
+    # of one draw of its phases the mean may be a tenth
+    signals = [source(merge, f0, torch.Generator().manual_seed(i))[0] for i in range(20)]
+    signal = signals[0]
     assert not any(p.requires_grad for p in net.net.m_source.parameters())
-    constant = signal.mean().square()
+    constant = torch.stack(signals).mean().square()
     assert 10 * torch.log10(signal.var() / constant) > 20
     power = torch.fft.rfft(signal * torch.hann_window(len(signal))).abs().square()
     hertz = torch.arange(len(power)) * SAMPLE_RATE / len(signal)
@@ -269,19 +274,100 @@ def test_pitch_is_wrong_by_hertz_and_cents():
     assert (start.grad[0, :2] < 0).all(), "a predictor that begins at zero is led to the voice"
 
 
-def test_the_vocoder_is_trained_against_discriminators(monkeypatch):
-    monkeypatch.setattr(train_vocoder, "ROWS", 1)
-    monkeypatch.setattr(train_vocoder, "PITCH_ROWS", 2)
+@pytest.fixture
+def trainable_mel(monkeypatch):
     mel = import_upstream("models.s3gen.utils.mel")  # it may have made these for inference only
     monkeypatch.setattr(mel, "mel_basis", {})
     monkeypatch.setattr(mel, "hann_window", {})
-    rng, time = np.random.default_rng(0), np.arange(130 * 480) / 24000
-    pcm = (8000 * np.sin(2 * np.pi * 150 * time)).astype(np.int16)
+
+
+def tone(mel: np.ndarray | None = None) -> Utterance:
+    """130 frames of 150 Hz and noise, louder and louder."""
+    time = np.arange(130 * 480) / 24000
+    wave = np.sin(2 * np.pi * 150 * time) + np.random.default_rng(0).normal(0, 0.1, len(time))
+    pcm = (4000 * (1 + time) * wave).astype(np.int16)
     silence, f0 = np.zeros(65, np.int16), np.full(130, 150, np.float16)
-    one = Utterance("", 0.5, silence, silence.astype(np.uint8), wave=pcm, f0=f0)
-    net, segments = train_vocoder.TrainableHiFT(), train_vocoder.Segments([one])
+    return Utterance("", 0.5, silence, silence.astype(np.uint8), wave=pcm, f0=f0, mel=mel)
+
+
+@pytest.mark.usefixtures("trainable_mel")
+def test_a_segment_is_a_part_of_a_sound_with_a_gain():
+    whole = train_vocoder.Sound.of(tone())
+    part = whole.segment(40, np.random.default_rng(0))
+    assert part.wave.shape == (40 * 480,) and part.f0.shape == (40,)
+    assert part.wave.abs().max() < 0.9 * whole.wave.abs().max(), "it has a gain"
+    # one with margins, whose mel is not affected by what is reflected at the ends of the part
+    assert_close(sound.mel_of(part.wave[None])[0][:, 3:-3], part.mel[:, 3:-3], atol=0.05)
+    silence = train_vocoder.Sound(whole.wave, torch.full((80, 130), train_vocoder.SILENT), whole.f0)
+    assert silence.segment(40, np.random.default_rng(0)).mel.min() == train_vocoder.SILENT
+    assert sound.mel_of(torch.zeros(1, 9600)).max() == pytest.approx(train_vocoder.SILENT)
+
+
+@pytest.mark.usefixtures("trainable_mel")
+def test_speech_at_another_rate_has_the_stretched_mel():
+    """It has a frame less than the wave, as rounding has it; the wave is cut to it."""
+    mel = np.full((80, 129), -3.0, np.float16)
+    found = train_vocoder.Sound.of(tone(mel))
+    assert torch.equal(found.mel, torch.from_numpy(mel))
+    assert found.wave.shape == (129 * 480,) and found.f0.shape == (129,)
+
+
+@pytest.mark.parametrize("rate", [0.7, 1.0, 1.25, 1.6])
+def test_the_teachers_frames_are_those_of_the_stretched_mel(rate):
+    """To half a frame of the teacher, of which a mel's frame is 1.6."""
+    index = torch.arange(400, dtype=torch.float32)
+    found = teacher.at_rate(400, rate)
+    exact = stretched(index[None], rate)[0].numpy()
+    assert len(found) == len(exact) and np.abs(found - exact).max() <= 0.5 + 1e-6
+
+
+def test_rounding_errors_are_those_of_bfloat16_but_larger():
+    torch.manual_seed(0)
+    convolution = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv1d(8, 8, 3))
+    weight, x = convolution.weight.detach(), torch.randn(1, 8, 20)
+    names = set(convolution.state_dict())
+    train_vocoder.round_factors(convolution)
+    assert set(convolution.state_dict()) == names, "the file is the same"
+
+    def coarse(value, sign):
+        return value + sign * train_vocoder.COARSER * (value.bfloat16().float() - value)
+
+    signs = [(one, two) for one in (-1, 1) for two in (-1, 1)]
+    expected = [F.conv1d(coarse(x, i), coarse(weight, j), convolution.bias) for i, j in signs]
+    assert (expected[0] - F.conv1d(x, weight, convolution.bias)).abs().max() > 1e-3
+    found = {
+        min(range(4), key=lambda i: (out - expected[i]).abs().max())
+        for out in (convolution(x) for _ in range(40))
+    }
+    assert found == {0, 1, 2, 3}
+    exact = x.requires_grad_()
+    out = convolution(exact)
+    assert min((out - one).abs().max() for one in expected) < 1e-5
+    out.sum().backward()
+    given = [coarse(weight, sign).sum((0, 2)) for sign in (-1, 1)]
+    assert min((exact.grad[0, :, 10] - one).abs().max() for one in given) < 1e-5
+
+
+def test_layers_whose_products_may_be_bfloat16_are_rounded():
+    """All residual blocks but those of the last stage."""
+    net = train_vocoder.TrainableHiFT().net
+    count = 2 * net.num_kernels
+    assert net.num_upsamples == 3 and len(net.resblocks) == 3 * net.num_kernels
+    for blocks, early in ((net.resblocks, count), (net.source_resblocks, 2)):
+        for i, block in enumerate(blocks):
+            for convolution in (*block.convs1, *block.convs2):
+                last = convolution.parametrizations.weight[-1]
+                assert isinstance(last, train_vocoder.Rounded) == (i < early)
+
+
+@pytest.mark.usefixtures("trainable_mel")
+def test_the_vocoder_is_trained_against_discriminators(monkeypatch):
+    monkeypatch.setattr(train_vocoder, "ROWS", 1)
+    monkeypatch.setattr(train_vocoder, "PITCH_ROWS", 2)
+    rng = np.random.default_rng(0)
+    net, segments = train_vocoder.TrainableHiFT(), train_vocoder.Segments([tone()])
     early = train_vocoder.losses_of(net, segments, rng, 0.0)
-    assert set(early) == {"loss", "pitch", "filtered", "stft", "mel", "distance", "peak"}
+    assert set(early) == {"loss", "pitch", "filtered", "stft", "mel", "bands", "distance", "peak"}
     early["loss"].backward()
     assert all(p.grad is None for p in net.discriminators.parameters())
     late = train_vocoder.losses_of(net, segments, rng, 1.0)
@@ -315,6 +401,20 @@ def test_spectral_distance_is_that_of_levels():
     assert distance(loud, loud) == pytest.approx(0.01)
     assert distance(2 * loud, loud) == pytest.approx(np.log(2), abs=0.002), "6 dB in all bins"
     assert distance(1e-6 * loud, silence) == pytest.approx(0.01), "below -60 dB all is silent"
+
+
+def test_formants_weigh_more_in_mel_bands():
+    torch.manual_seed(0)
+    noise = 0.1 * torch.randn(1, 24000)
+    low = sound.spectrum(noise, 1024, 256)
+    low[:, 1024 // 24 :] = 0  # above 1 kHz
+    low = torch.istft(low, 1024, 256, 1024, torch.hann_window(1024), length=24000)
+    assert all(loss == 0 for loss in train_vocoder.spectral_losses(noise, noise))
+    _, bands = train_vocoder.spectral_losses(noise + low, noise)
+    assert bands > 3 / 12 * np.log(2), "twice as loud in a twelfth of the bins"
+    stft, bands = train_vocoder.spectral_losses(2 * noise, noise)
+    assert bands == pytest.approx(np.log(2), abs=0.01)
+    assert stft == pytest.approx(np.log(2) + 0.5, abs=0.01)
 
 
 def test_training_resumes(tmp_path, capsys):

@@ -87,6 +87,15 @@ def rhythm(symbols: Ints, speaker: Speaker) -> Ints:
     return np.minimum(np.searchsorted(ends, middles), len(symbols) - 1)
 
 
+def at_rate(count: int, rate: float) -> Ints:
+    """Frames at another rate: which of ``count`` is at each of them, int64 [count / rate].
+
+    The nearest to where ``engine.rendering.stretch`` has them.
+    """
+    middles = (np.arange(max(1, round(count / rate))) + 0.5) * rate
+    return np.minimum(middles.astype(np.int64), count - 1)
+
+
 def _final_syllables(symbols: Ints) -> npt.NDArray[np.bool_]:
     """Which frames are of a vowel, or after it, with no other vowel before the next pause."""
     is_pause = symbols <= codes.LAST_PAUSE
@@ -194,6 +203,7 @@ class Teacher:
         speed: float = 1.0,
         speaker: Speaker | None = None,
         rng: np.random.Generator | None = None,
+        rate: float = 1.0,
     ) -> TeacherOutput | None:
         """Synthesize a text of one or more sentences.
 
@@ -202,6 +212,8 @@ class Teacher:
             speed: above 1 is faster.
             speaker: None: durations only, eight times as fast.
             rng: for the noise.
+            rate: above 1 is the same speech, faster: all is shortened alike, but for the silence at
+                its start.
 
         Returns:
             None if the text is not plain English words.
@@ -213,7 +225,7 @@ class Teacher:
         parts, offset = [], 0
         for phonemes in sentences:
             try:
-                output = self._sentence(phonemes, speed, speaker, rng)
+                output = self._sentence(phonemes, speed, speaker, rng, rate)
             except KeyError:
                 return None
             if output is None:
@@ -230,7 +242,12 @@ class Teacher:
         )
 
     def _sentence(
-        self, phonemes: str, speed: float, speaker: Speaker | None, rng: np.random.Generator
+        self,
+        phonemes: str,
+        speed: float,
+        speaker: Speaker | None,
+        rng: np.random.Generator,
+        rate: float,
     ) -> TeacherOutput | None:
         ids = self._hibari.ids(phonemes)
         if len(ids) != len(phonemes) + 2:
@@ -243,6 +260,9 @@ class Teacher:
         *outputs, units = self._all.run(None, feed)
         symbols, words = _expand(phonemes, units.ravel())
         order = rhythm(symbols, speaker)
+        cut = _leading_silence(symbols[order])
+        kept = order[cut:]
+        order = np.concatenate((order[:cut], kept[at_rate(len(kept), rate)]))
         symbols, words = symbols[order], words[order]
         lh, theta, ln, lr, phi, f0 = (output[0][..., order] for output in outputs)
         lh, ln, lr = (_stretch(x, speaker.tract) for x in (lh, ln + speaker.breath, lr))
@@ -250,7 +270,6 @@ class Teacher:
         from hibari import dsp
 
         wave = dsp.synth(lh, theta, ln, lr, phi, f0, rng)
-        cut = _leading_silence(symbols)
         return TeacherOutput(symbols[cut:], words[cut:], wave[dsp.HOP * cut :], f0[cut:])
 
 
