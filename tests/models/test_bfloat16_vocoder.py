@@ -41,8 +41,8 @@ def test_the_difference_is_far_below_the_signal(pico):
     ratio = snr(narrow.numpy(), exact.numpy())
     distance = (spectrogram(narrow) - spectrogram(exact)).square().mean(0).sqrt().mean()
     print(f"{ratio:.1f} dB, log-spectral distance {distance:.3f} dB")
-    assert ratio > 41  # the watermark, which is not heard either, is 16 dB below the signal
-    assert distance < 0.28
+    assert ratio > 42  # the watermark, which is not heard either, is 16 dB below the signal
+    assert distance < 0.2
     assert not torch.equal(narrow, exact), "it is bfloat16"
 
 
