@@ -212,8 +212,7 @@ class Teacher:
             speed: above 1 is faster.
             speaker: None: durations only, eight times as fast.
             rng: for the noise.
-            rate: above 1 is the same speech, faster: all is shortened alike, but for the silence at
-                its start.
+            rate: of speech with a speaker; above 1 is the same, all its frames shortened alike.
 
         Returns:
             None if the text is not plain English words.

@@ -87,23 +87,13 @@ class Stage:
     weights: dict[str, float]
 
 
+LATE = {"filtered": 1.5, "distance": 8.0, "bands": 8.0}
 STAGES = (
     Stage(0.0, (100, 5000), {"filtered": 10.0, "distance": 2.0}),
     Stage(1 / 12, (100, 5000), {"filtered": 3.0, "distance": 4.0}),
     Stage(3 / 8, (1000, 4500), {"filtered": 2.0, "distance": 6.0}),
-    Stage(0.8, (2500, 4500), {"filtered": 1.5, "distance": 8.0, "bands": 8.0}),
-    Stage(
-        0.92,
-        (2500, 4500),
-        {
-            "filtered": 1.5,
-            "distance": 8.0,
-            "bands": 8.0,
-            "peak": 10.0,
-            "adversarial": 0.2,
-            "features": 0.5,
-        },
-    ),
+    Stage(0.8, (2500, 4500), LATE),
+    Stage(0.92, (2500, 4500), {**LATE, "peak": 10.0, "adversarial": 0.2, "features": 0.5}),
 )
 
 
