@@ -21,7 +21,7 @@ discriminators are trained with the vocoder, and it against them, and peaks weig
 bursts of plosives were clicks, some of which clipped.
 
 A part of the utterances is at other rates: their mels are those of the same speech at rate 1,
-stretched, as the engine has them. From such mels its levels at 1.25 vary 0.4 dB less around the
+stretched, as the engine has them. From such mels its levels at 1.25 vary 0.2 dB less around the
 teacher's; words are heard as before.
 
 The factors of products that a CPU may have in bfloat16 are rounded, with errors ``COARSER`` times
