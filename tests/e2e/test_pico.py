@@ -66,9 +66,8 @@ def test_speech_is_intelligible(speech, recogniser):
     for sentence in SENTENCES:
         audio = speech[sentence]
         pairs.append((sentence, recogniser.transcribe(audio.samples, audio.sample_rate)))
-    assert word_error_rate(pairs).rate <= 0.15, (
-        pairs
-    )  # 38 words; the model card has the real figure
+    # of 38 words; the model card has the real figure
+    assert word_error_rate(pairs).rate <= 0.15, pairs
 
 
 def test_numbers_are_normalized_to_words(pico):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import maximum_filter1d
 
 from chatterbox_opt import Cast, Engine, Lexicon, Request, Sampling
-from chatterbox_opt.audio.silence import LEVEL, Trimmer
+from chatterbox_opt.audio.silence import LEVEL, Trimmer, sound_levels
 from chatterbox_opt.config.model_config import SAMPLE_RATE, ModelConfig
 from chatterbox_opt.engine import texts
 from chatterbox_opt.engine.sequence import Capacity
@@ -31,7 +31,8 @@ from chatterbox_opt.text.chunking import (
 PICO = dataclasses.replace(ModelConfig(), needs_text_normalization=True)
 UNUSED = Lexicon.of({"xylophone": "zylofone"})
 SHORT = Sampling(seed=3, max_tokens=8, cfm_steps=1)
-NEAR = 250  # ms around a moment, whose peak says what is silence
+FRAME = SAMPLE_RATE // 1000  # samples
+NEAR = 250  # frames around a moment, whose peak says what is silence
 
 
 def chunks(text: str, config: ModelConfig = PICO, **how):
@@ -161,9 +162,10 @@ def silences(wave: np.ndarray) -> list[float]:
 
     It is silence by the peak of the sound next to it: that of the engine is each sound's own.
     """
-    frames = wave[: len(wave) // 24 * 24].reshape(-1, 24)
-    peaks = maximum_filter1d(np.abs(frames).max(axis=1), 2 * NEAR + 1, mode="constant")
-    quiet = np.sqrt(np.square(frames, dtype=np.float64).mean(axis=1)) <= LEVEL * peaks
+    wave = wave[: len(wave) // FRAME * FRAME]
+    frames = np.abs(wave).reshape(-1, FRAME).max(axis=1)
+    peaks = maximum_filter1d(frames, 2 * NEAR + 1, mode="constant")
+    quiet = sound_levels(wave, FRAME) <= LEVEL * peaks
     edges = np.flatnonzero(np.diff(np.concatenate(([0], quiet, [0])).astype(int)))
     return [(b - a) / 1000 for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a > 90]
 

@@ -172,17 +172,15 @@ def spectral_losses(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_difference(one: Tensor, two: Tensor) -> Tensor:
-    """Mean distance of logarithms, of magnitudes above 1e-5."""
-    return (one.clamp(min=1e-5).log() - two.clamp(min=1e-5).log()).abs().mean()
+    """Mean distance of logarithms of magnitudes, none of which is 0."""
+    return (one.log() - two.log()).abs().mean()
 
 
 @functools.cache
 def mel_filters(size: int, count: int) -> Tensor:
-    """Weights of the bins of a spectrum in mel bands, float32 [count, size / 2 + 1]."""
+    """Weights of the bins of a spectrum in mel bands, float32 [count, size / 2 + 1]; sums are 1."""
     filters = import_librosa().filters.mel(sr=SAMPLE_RATE, n_fft=size, n_mels=count)
-    # of the same sum, so that a noise has the same magnitude in all bands
-    sums = filters.sum(1, keepdims=True)
-    return torch.from_numpy(filters / np.maximum(sums, 1e-9))
+    return torch.from_numpy(filters / filters.sum(1, keepdims=True))
 
 
 def spectral_distance(predicted: Tensor, true: Tensor) -> Tensor:
