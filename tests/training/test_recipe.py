@@ -122,6 +122,14 @@ def test_the_last_syllable_before_a_pause_is_longer():
     assert not teacher._final_syllables(symbols_of("_..__")).any()
 
 
+def test_attention_is_that_of_pytorch():
+    q, k, v = torch.randn(3, 2, 4, 37, 16, generator=torch.Generator().manual_seed(1))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    assert_close(train_t3.causal_attention(q, k, v), expected, atol=1e-5)
+    found = train_t3.causal_attention(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    assert_close(found.float(), expected, atol=0.03)
+
+
 def test_speakers_have_a_rhythm():
     symbols = symbols_of("_hæləm, ðɛ kæts._" * 20)
     voices = list(pack.SPEAKERS.values())
