@@ -72,7 +72,6 @@ pico: export MALLOC_TRIM_THRESHOLD_ = 100000000000
 pico: $(INSTALLED)
 	$(BIN)/python -m pip install -q -e ".[ears]" --group recipe
 	$(BIN)/python -m training.pico.data sound --count 6500
-	$(BIN)/python -m training.pico.data rates --count 3000
 	$(BIN)/python -m training.pico.data codes --count 150000
 	$(BIN)/python -m training.pico.train_vocoder --minutes 440
 	$(BIN)/python -m training.pico.train_flow --minutes 186

@@ -20,7 +20,6 @@ from tokenizers import Tokenizer
 from chatterbox_opt.checkpoints import random_weights
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.engine.decoding import decode
-from chatterbox_opt.engine.rendering.stretch import stretched
 from chatterbox_opt.models.t3.convert import t3_from_upstream
 from chatterbox_opt.models.t3.model import Prompt
 from chatterbox_opt.models.vocoder.source import source
@@ -289,13 +288,13 @@ def trainable_mel(monkeypatch):
     monkeypatch.setattr(mel, "hann_window", {})
 
 
-def tone(mel: np.ndarray | None = None) -> Utterance:
+def tone() -> Utterance:
     """130 frames of 150 Hz and noise, louder and louder."""
     time = np.arange(130 * 480) / 24000
     wave = np.sin(2 * np.pi * 150 * time) + np.random.default_rng(0).normal(0, 0.1, len(time))
     pcm = (4000 * (1 + time) * wave).astype(np.int16)
     silence, f0 = np.zeros(65, np.int16), np.full(130, 150, np.float16)
-    return Utterance("", 0.5, silence, silence.astype(np.uint8), wave=pcm, f0=f0, mel=mel)
+    return Utterance("", 0.5, silence, silence.astype(np.uint8), wave=pcm, f0=f0)
 
 
 @pytest.mark.usefixtures("trainable_mel")
@@ -309,24 +308,6 @@ def test_a_segment_is_a_part_of_a_sound_with_a_gain():
     silence = train_vocoder.Sound(whole.wave, torch.full((80, 130), train_vocoder.SILENT), whole.f0)
     assert silence.segment(40, np.random.default_rng(0)).mel.min() == train_vocoder.SILENT
     assert sound.mel_of(torch.zeros(1, 9600)).max() == pytest.approx(train_vocoder.SILENT)
-
-
-@pytest.mark.usefixtures("trainable_mel")
-def test_speech_at_another_rate_has_the_stretched_mel():
-    """It has a frame less than the wave, as rounding has it; the wave is cut to it."""
-    mel = np.full((80, 129), -3.0, np.float16)
-    found = train_vocoder.Sound.of(tone(mel))
-    assert torch.equal(found.mel, torch.from_numpy(mel))
-    assert found.wave.shape == (129 * 480,) and found.f0.shape == (129,)
-
-
-@pytest.mark.parametrize("rate", [0.7, 1.0, 1.25, 1.6])
-def test_the_teachers_frames_are_those_of_the_stretched_mel(rate):
-    """To half a frame of the teacher, of which a mel's frame is 1.6."""
-    index = torch.arange(400, dtype=torch.float32)
-    found = teacher.at_rate(400, rate)
-    exact = stretched(index[None], rate)[0].numpy()
-    assert len(found) == len(exact) and np.abs(found - exact).max() <= 0.5 + 1e-6
 
 
 def test_rounding_errors_are_those_of_bfloat16_but_larger():

@@ -87,15 +87,6 @@ def rhythm(symbols: Ints, speaker: Speaker) -> Ints:
     return np.minimum(np.searchsorted(ends, middles), len(symbols) - 1)
 
 
-def at_rate(count: int, rate: float) -> Ints:
-    """Frames at another rate: which of ``count`` is at each of them, int64 [count / rate].
-
-    The nearest to where ``engine.rendering.stretch`` has them.
-    """
-    middles = (np.arange(max(1, round(count / rate))) + 0.5) * rate
-    return np.minimum(middles.astype(np.int64), count - 1)
-
-
 def _final_syllables(symbols: Ints) -> npt.NDArray[np.bool_]:
     """Which frames are of a vowel, or after it, with no other vowel before the next pause."""
     is_pause = symbols <= codes.LAST_PAUSE
@@ -203,7 +194,6 @@ class Teacher:
         speed: float = 1.0,
         speaker: Speaker | None = None,
         rng: np.random.Generator | None = None,
-        rate: float = 1.0,
     ) -> TeacherOutput | None:
         """Synthesize a text of one or more sentences.
 
@@ -212,7 +202,6 @@ class Teacher:
             speed: above 1 is faster.
             speaker: None: durations only, eight times as fast.
             rng: for the noise.
-            rate: of speech with a speaker; above 1 is the same, all its frames shortened alike.
 
         Returns:
             None if the text is not plain English words.
@@ -224,7 +213,7 @@ class Teacher:
         parts, offset = [], 0
         for phonemes in sentences:
             try:
-                output = self._sentence(phonemes, speed, speaker, rng, rate)
+                output = self._sentence(phonemes, speed, speaker, rng)
             except KeyError:
                 return None
             if output is None:
@@ -246,7 +235,6 @@ class Teacher:
         speed: float,
         speaker: Speaker | None,
         rng: np.random.Generator,
-        rate: float,
     ) -> TeacherOutput | None:
         ids = self._hibari.ids(phonemes)
         if len(ids) != len(phonemes) + 2:
@@ -259,10 +247,8 @@ class Teacher:
         *outputs, units = self._all.run(None, feed)
         symbols, words = _expand(phonemes, units.ravel())
         order = rhythm(symbols, speaker)
-        cut = _leading_silence(symbols[order])
-        kept = order[cut:]
-        order = np.concatenate((order[:cut], kept[at_rate(len(kept), rate)]))
         symbols, words = symbols[order], words[order]
+        cut = _leading_silence(symbols)
         lh, theta, ln, lr, phi, f0 = (output[0][..., order] for output in outputs)
         lh, ln, lr = (_stretch(x, speaker.tract) for x in (lh, ln + speaker.breath, lr))
         f0 = (f0 * 2.0**speaker.pitch).astype(np.float32)

@@ -20,10 +20,6 @@ start, harmonics ended at 2 kHz, however long it was trained. Then it only keeps
 discriminators are trained with the vocoder, and it against them, and peaks weigh most: otherwise
 bursts of plosives were clicks, some of which clipped.
 
-A part of the utterances is at other rates: their mels are those of the same speech at rate 1,
-stretched, as the engine has them. From such mels its levels at 1.25 vary 0.2 dB less around the
-teacher's; words are heard as before.
-
 The factors of products that a CPU may have in bfloat16 are rounded, with errors ``COARSER`` times
 as large: errors as small as they are then teach nothing.
 
@@ -228,10 +224,8 @@ class Sound:
     def of(one: Utterance) -> Sound:
         """A whole utterance, float16."""
         assert one.f0 is not None
-        wave, f0 = wave_of(one), torch.from_numpy(one.f0)
-        mel = mel_of(wave[None])[0].half() if one.mel is None else torch.from_numpy(one.mel)
-        frames = min(len(f0), mel.shape[1])
-        return Sound(wave[: frames * HOP_LENGTH].half(), mel[:, :frames], f0[:frames])
+        wave = wave_of(one)
+        return Sound(wave.half(), mel_of(wave[None])[0].half(), torch.from_numpy(one.f0))
 
     def segment(self, frames: int, rng: np.random.Generator) -> Sound:
         """A random part with a random gain, float32."""
@@ -308,7 +302,7 @@ def main(
     """Train and save DIR/vocoder.pt."""
     logging.disable(logging.WARNING)  # upstream's mel warns of every sample above 1
     torch.manual_seed(0)
-    usable = load("sound", out)[HELD_OUT:] + load("rates", out)
+    usable = load("sound", out)[HELD_OUT:]
     net, segments = TrainableHiFT(), Segments(usable)
     net.start(segments)
     print(sum(p.numel() for p in net.net.parameters()), "parameters", len(usable), "utterances")

@@ -33,8 +33,6 @@ class Utterance:
             ``in_rhythm`` makes the codes of any speaker; None with a speaker.
         wave: int16 [960 T] at 24 kHz, or None.
         f0: float16 [2 T] in Hz, or None.
-        mel: float16 [80, 2 T], that of the same speech at another rate, stretched to this one; None
-            where the wave's own counts.
         speaker: the pseudo-speaker, or None.
     """
 
@@ -45,7 +43,6 @@ class Utterance:
     frames: np.ndarray | None = None
     wave: np.ndarray | None = None
     f0: np.ndarray | None = None
-    mel: np.ndarray | None = None
     speaker: Speaker | None = None
 
 
@@ -69,18 +66,16 @@ def utterance(
     *,
     sound: bool,
     speaker: Speaker | None = None,
-    rate: float = 1.0,
 ) -> Utterance | None:
     """Synthesize a text; None if it is not plain English.
 
-    Without ``speaker`` one is drawn, and in half of the cases another speaking rate. ``rate`` makes
-    the same speech faster.
+    Without ``speaker`` one is drawn, and in half of the cases another speaking rate.
     """
     text = normalize(text)
     emotion = 0.5 if speaker or rng.random() < 0.5 else float(rng.uniform(0, 1))
     if sound and speaker is None:
         speaker = teacher.draw_speaker(rng)
-    output = teacher_model.synthesize(text, speed_of(emotion), speaker, rng, rate)
+    output = teacher_model.synthesize(text, speed_of(emotion), speaker, rng)
     if output is None:
         return None
     tokens = codes.codes_of(output.symbols)
