@@ -4,6 +4,8 @@ and its words. The figures are printed; only the words need the recognizer (extr
 
 from __future__ import annotations
 
+from itertools import cycle, product
+
 import numpy as np
 import pytest
 from helpers.texts import everyday
@@ -17,16 +19,16 @@ from chatterbox_opt.utils.wave import Wave
 
 pytestmark = pytest.mark.quality
 RATES = (0.8, 1.25)
+VOICES = list(registry.shipped_voices("pico"))
 F0_HOP = SAMPLE_RATE // 100
 ALLOWED = 0.01  # of the pitch, and of the word error rate
 
 
-def speech_at(engine: Engine, texts: list[str], rate: float) -> list[Wave]:
-    """Each text in one of the voices, with the same tokens at any rate."""
-    names = list(registry.shipped_voices("pico"))
+def speech_at(engine: Engine, lines: list[tuple[str, str]], rate: float) -> list[Wave]:
+    """Texts, each in a voice; with the same tokens at any rate."""
     requests = [
-        Request(str(i), text, names[i % len(names)], Sampling(seed=i), rate=rate)
-        for i, text in enumerate(texts)
+        Request(str(i), text, voice, Sampling(seed=i), rate=rate)
+        for i, (text, voice) in enumerate(lines)
     ]
     found = {result.id: result.audio().samples for result in engine.batch(requests)}
     return [found[request.id] for request in requests]
@@ -55,9 +57,9 @@ def at_other_times(f0: np.ndarray, rate: float, frames: int) -> np.ndarray:
 @pytest.mark.parametrize("rate", [0.5, *RATES, 2.0])
 def test_the_length_is_another_and_the_pitch_the_same(pico, rate):
     """Where both are voiced, at the same places of the speech: their median ratio."""
-    texts = everyday(6)
+    lines = list(zip(everyday(6), cycle(VOICES), strict=False))
     ratios = []
-    for plain, other in zip(speech_at(pico, texts, 1.0), speech_at(pico, texts, rate), strict=True):
+    for plain, other in zip(speech_at(pico, lines, 1.0), speech_at(pico, lines, rate), strict=True):
         assert len(other) == pytest.approx(len(plain) / rate, rel=0.02)
         f0 = pitch(plain)
         ratio = at_other_times(pitch(other), rate, len(f0)) / f0
@@ -68,11 +70,16 @@ def test_the_length_is_another_and_the_pitch_the_same(pico, rate):
 
 
 def test_the_words_are_understood_as_well(pico, recogniser):
-    texts = everyday(100)
+    """Every sentence in every voice: with each in one, chance alone is half a point."""
+    lines = list(product(everyday(100), VOICES))
     found = {}
     for rate in (1.0, *RATES):
-        waves = speech_at(pico, texts, rate)
+        waves = speech_at(pico, lines, rate)
         heard = [recogniser.transcribe(wave, SAMPLE_RATE) for wave in waves]
-        found[rate] = word_error_rate(list(zip(texts, heard, strict=True)))
-        print(f"rate {rate:g}: word error rate {found[rate].rate:.2%} of {found[rate].words} words")
+        pairs = [(text, words) for (text, _), words in zip(lines, heard, strict=True)]
+        found[rate] = word_error_rate(pairs)
+        each = [f"{name} {word_error_rate(pairs[i :: len(VOICES)]).rate:.1%}"
+                for i, name in enumerate(VOICES)]  # fmt: skip
+        words = found[rate].words
+        print(f"rate {rate:g}: {found[rate].rate:.2%} of {words} words wrong: {', '.join(each)}")
     assert all(found[rate].rate <= found[1.0].rate + ALLOWED for rate in RATES)
