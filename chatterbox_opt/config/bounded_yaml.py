@@ -6,9 +6,11 @@ that is there twice. Not responsible for which keys and values there are.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -16,6 +18,7 @@ from chatterbox_opt.errors import InputError
 from chatterbox_opt.utils.small_file import read_at_most
 
 SHOWN = 60  # characters of a wrong value in a message
+Made = TypeVar("Made")
 
 
 def read_yaml(
@@ -49,6 +52,34 @@ def read_yaml(
         raise error_type(
             f"{what} is not valid YAML ({_one_line(error)}): write one key: value per line"
         ) from error
+
+
+def made_of(
+    path: str | os.PathLike[str],
+    kind: str,
+    make: Callable[[Mapping[str, Any]], Made],
+    *,
+    most: int,
+    remedy: str,
+) -> Made:
+    """What ``make`` makes of the mapping in a file, which is two deep at most.
+
+    Args:
+        kind: of file; errors of ``make`` begin with it, and have the file's name here.
+        most: bytes.
+        remedy: what to write in such a file.
+
+    Raises:
+        InputError: it cannot be read, is no mapping, or ``make`` refuses it.
+    """
+    name = f"{kind} '{os.fspath(path)}'"
+    content = read_yaml(name, Path(path), most, depth=2)
+    if not isinstance(content, dict | None):
+        raise InputError(f"{name} is no mapping: {remedy}")
+    try:
+        return make(content or {})
+    except InputError as error:
+        raise InputError(str(error).replace(kind, name, 1)) from error
 
 
 def shortened(value: object) -> str:

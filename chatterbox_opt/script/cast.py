@@ -19,10 +19,9 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chatterbox_opt.config.bounded_yaml import read_yaml, shortened
+from chatterbox_opt.config.bounded_yaml import made_of, shortened
 from chatterbox_opt.config.speaking_rate import check_rate
 from chatterbox_opt.errors import InputError, TextError
 from chatterbox_opt.sampling import WHOLE_NUMBERS, Sampling
@@ -106,14 +105,7 @@ class Cast:
         Raises:
             InputError: it cannot be read, or is no cast.
         """
-        name = f"cast '{os.fspath(path)}'"
-        members = read_yaml(name, Path(path), MAX_BYTES, depth=2)
-        if not isinstance(members, dict):
-            raise InputError(f"{name} is no mapping: {_FORMAT}")
-        try:
-            return cls.of(members)
-        except InputError as error:
-            raise InputError(str(error).replace("cast", name, 1)) from error
+        return made_of(path, "cast", cls.of, most=MAX_BYTES, remedy=_FORMAT)
 
     def find(self, name: str | None) -> Member | None:
         """The member of a name, or None."""

@@ -27,7 +27,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from chatterbox_opt.config.bounded_yaml import read_yaml, shortened
+from chatterbox_opt.config.bounded_yaml import made_of, shortened
 from chatterbox_opt.errors import InputError, TextError
 from chatterbox_opt.text.languages import LANGUAGES
 
@@ -138,16 +138,7 @@ class Lexicon:
         Raises:
             InputError: it cannot be read, or is no lexicon.
         """
-        name = f"lexicon '{os.fspath(path)}'"
-        words = read_yaml(name, Path(path), MAX_BYTES, depth=2)
-        if words is None:
-            return cls()
-        if not isinstance(words, dict):
-            raise InputError(f"{name} is no mapping: {_FORMAT}")
-        try:
-            return cls.of(words)
-        except InputError as error:
-            raise InputError(str(error).replace("lexicon", name, 1)) from error
+        return made_of(path, "lexicon", cls.of, most=MAX_BYTES, remedy=_FORMAT)
 
     def __add__(self, other: Lexicon) -> Lexicon:
         """Both; the words of the other one win."""
