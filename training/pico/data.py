@@ -2,8 +2,8 @@
 
 Responsible for running the teacher over texts. Not responsible for networks.
 
-    python -m training.pico.data codes  --count 120000   DIR/codes.pkl   text, codes: for T3
-    python -m training.pico.data sound  --count 6000     DIR/sound.pkl   waves, F0: for the rest
+    python -m training.pico.data codes  --count 150000   DIR/codes.pkl   text, codes: for T3
+    python -m training.pico.data sound  --count 6500     DIR/sound.pkl   waves, F0: for the rest
 """
 
 from __future__ import annotations
