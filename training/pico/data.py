@@ -8,7 +8,6 @@ Responsible for running the teacher over texts. Not responsible for networks.
 
 from __future__ import annotations
 
-import logging
 import pickle
 import time
 from enum import Enum
@@ -46,15 +45,14 @@ def main(
     if path.exists():
         print(f"{path} exists already")
         return
-    logging.disable(logging.WARNING)  # upstream's mel warns of every sample above 1
-    number, started = list(Kind).index(kind), time.time()
+    sound, number, started = kind is Kind.SOUND, list(Kind).index(kind), time.time()
     out.mkdir(parents=True, exist_ok=True)
     rng, teacher_model = np.random.default_rng([seed, number]), Teacher()
     utterances = []
     for text in texts.training(count, seed + number):
-        if kind is not Kind.CODES and len(text) > LONGEST:
+        if sound and len(text) > LONGEST:
             continue
-        one = utterance(teacher_model, text, rng, sound=kind is Kind.SOUND)
+        one = utterance(teacher_model, text, rng, sound=sound)
         if one is not None:
             utterances.append(one)
     with atomic_write(path) as part:

@@ -230,11 +230,7 @@ class Teacher:
         )
 
     def _sentence(
-        self,
-        phonemes: str,
-        speed: float,
-        speaker: Speaker | None,
-        rng: np.random.Generator,
+        self, phonemes: str, speed: float, speaker: Speaker | None, rng: np.random.Generator
     ) -> TeacherOutput | None:
         ids = self._hibari.ids(phonemes)
         if len(ids) != len(phonemes) + 2:
