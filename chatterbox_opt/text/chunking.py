@@ -35,6 +35,8 @@ _CLUSTER = 16  # characters: a letter with its marks; no script's letters have m
 _SENTENCE_ENDS = ".!?…;:。！？；：؟۔।"
 _LINE_END = r"(?:\n|\r(?!\n)|\x85|\u2028)"
 _PARAGRAPH = re.compile(rf"{_LINE_END}\s*{_LINE_END}|\u2029")
+# parts that are, joined, the text
+Splitter = Callable[[str], Iterable[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,13 +169,9 @@ def pack(paragraph: str, limit: int = LIMIT, rules: TextRules = ENGLISH_RULES) -
 
     A piece may have no speech.
     """
-    splitters = (
-        functools.partial(_sentences, language=rules.sentence_language),
-        _CLAUSE.findall,
-        rules.words.findall,
-        _characters,
-    )
-    return _pack(paragraph, splitters, lambda text: fits(text, limit, rules))
+    finer = (_CLAUSE.findall, rules.words.findall, _characters)
+    sentences = functools.partial(_sentences, language=rules.sentence_language, finer=finer)
+    return _pack(paragraph, (sentences, *finer), lambda text: fits(text, limit, rules))
 
 
 def fits(text: str, limit: int = LIMIT, rules: TextRules = ENGLISH_RULES) -> bool:
@@ -187,16 +185,33 @@ def fits(text: str, limit: int = LIMIT, rules: TextRules = ENGLISH_RULES) -> boo
     )
 
 
-def _sentences(text: str, language: str) -> Iterable[str]:
+def _sentences(text: str, language: str, finer: Sequence[Splitter]) -> Iterable[str]:
+    """Sentences, window by window.
+
+    Args:
+        finer: splitters that end a sentence which is longer than a window, coarsest first.
+    """
     start = 0
     while start < len(text):
         part = text[start : start + _WINDOW]
         # its fallback rules cover other scripts' full stops too
         found = list(sentencex.segment(language, part)) or [part]
-        if start + _WINDOW < len(text) and len(found) > 1:
-            found.pop()  # may go on after the window
-        yield from found
-        start += sum(map(len, found))
+        if start + _WINDOW < len(text):  # the last one may go on after the window
+            whole = found[:-1] or _without_the_last(part, finer)
+            start += sum(map(len, whole))
+            yield from whole
+        else:
+            yield from found
+            return
+
+
+def _without_the_last(text: str, splitters: Sequence[Splitter]) -> list[str]:
+    """``text`` without its last part, by the first splitter that finds several."""
+    for split in splitters:
+        *parts, _ = split(text)
+        if parts:
+            return ["".join(parts)]
+    return [text]
 
 
 def _characters(text: str) -> list[str]:
@@ -211,9 +226,7 @@ def _characters(text: str) -> list[str]:
     return parts
 
 
-def _pack(
-    text: str, splitters: Sequence[Callable[[str], Iterable[str]]], fits: Callable[[str], bool]
-) -> list[str]:
+def _pack(text: str, splitters: Sequence[Splitter], fits: Callable[[str], bool]) -> list[str]:
     """Fill pieces with as many parts of ``text`` as fit, splitting a part that does not again.
 
     Args:

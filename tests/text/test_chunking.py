@@ -86,6 +86,27 @@ def test_one_sentence_of_2000_characters():
     assert max(len(chunk.text) for chunk in chunks) <= LIMIT
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        " ".join(f"word{i}" for i in range(2000)),
+        "and then I told my friend everything, because she asked " * 200,
+        "и потом я рассказал другу обо всём что там случилось " * 200,
+        "First. " + "so it went on and on " * 400 + "until then. Last.",
+    ],
+    ids=ascii,
+)
+def test_no_word_of_a_text_without_full_stops_is_split(text):
+    chunks = split(text)
+    assert sum((words(chunk.text) for chunk in chunks), []) == words(text)
+    assert sum(len(chunk.text) < LIMIT // 3 for chunk in chunks) <= 2
+
+
+def test_marks_stay_with_their_letter_in_a_text_without_blanks():
+    chunks = split("e\u0301" * 7001)
+    assert not any(unicodedata.category(chunk.text[0]).startswith("M") for chunk in chunks)
+
+
 @pytest.mark.parametrize("text", ["字" * 1000, "ก" + "ำ" * 3 + "ข" * 999, "e\u0301" * 700])
 def test_scripts_without_spaces(text):
     chunks = split(text)
