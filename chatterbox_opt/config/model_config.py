@@ -151,7 +151,7 @@ class ModelConfig:
     Attributes:
         random_weights: the values are random (``models make``): real speed, but noise as output.
         needs_text_normalization: the model was trained on English words only, so numbers, dates,
-            signs and abbreviations are written out first (text/english.py).
+            signs and abbreviations are written out first (text/english/normalizer.py).
         text: whose normaliser and tokenizer it has: ``ENGLISH``, ``TURBO_ENGLISH`` or
             ``MULTILINGUAL_TEXT``.
         languages: codes of those that it was trained for; () are all of its kind of text

@@ -72,7 +72,7 @@ def chunks(
     if not config.needs_text_normalization:
         return split(text, chosen.limit, chosen)
     # imported only for the built-in model, which alone needs the libraries of this module
-    from chatterbox_opt.text.english import read_english
+    from chatterbox_opt.text.english.normalizer import read_english
 
     reading = read_english(text)
     if reading.dropped:

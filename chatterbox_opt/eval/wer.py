@@ -80,7 +80,7 @@ def _normalizer() -> Callable[[str], str]:
 
 
 def _spelled_out(text: str) -> str:
-    from chatterbox_opt.text.english import read_english  # imports num2words
+    from chatterbox_opt.text.english.normalizer import read_english  # imports num2words
 
     try:
         return read_english(text).text

@@ -1,8 +1,8 @@
 """The words of SSML's ``say-as``: characters, numbers, dates, times and telephone numbers.
 
 Responsible for words that any model can read, also one that is not to be trusted with digits. Not
-responsible for what a number means in a running text (text/english.py), whose words for English
-these are. Other languages have the cardinals and ordinals of num2words.
+responsible for what a number means in a running text (text/english/), whose words for
+English these are. Other languages have the cardinals and ordinals of num2words.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def words_of(kind: str, content: str, form: str, language: str) -> str:
 
 def _characters(content: str, language: str) -> str:
     """Letter by letter: "A1-b" is "A one dash B"."""
-    from chatterbox_opt.text.markup import ADDRESS_SIGNS
+    from chatterbox_opt.text.english.markup import ADDRESS_SIGNS
 
     signs = ADDRESS_SIGNS if language == DEFAULT else {}
     return " ".join(filter(None, (signs.get(c) or _character(c, language) for c in content)))
@@ -67,7 +67,7 @@ def _cardinal(content: str, language: str) -> str:
     sign, digits = number.groups()
     if language != DEFAULT:
         return ("-" if sign == "-" else "") + _num2words(_plain(digits), language, "cardinal")
-    from chatterbox_opt.text.english import cardinal
+    from chatterbox_opt.text.english.number_words import cardinal
 
     digits = re.sub(r"[^\d.]", "", digits)
     if digits.count(".") > 1:
@@ -94,7 +94,7 @@ def _ordinal(content: str, language: str) -> str:
         raise _none_of("ordinal", content, "3 or 3rd")
     if language != DEFAULT:
         return _num2words(found[1], language, "ordinal")
-    from chatterbox_opt.text.english import in_words
+    from chatterbox_opt.text.english.number_words import in_words
 
     return in_words(found[1], "ordinal")
 
@@ -110,7 +110,7 @@ def _telephone(content: str, language: str) -> str:
 def _date(content: str, form: str) -> str:
     """A date in words. Without a form 2026-11-28 and 28.11.2026 are what they look like, and
     11/28/2026 has the month first, unless that is impossible."""
-    from chatterbox_opt.text.english import date_words
+    from chatterbox_opt.text.english.normalizer import date_words
 
     numbers = re.findall(r"[0-9]+", content)
     if not numbers or any(c.isalpha() for c in content):
@@ -149,8 +149,8 @@ def _time(content: str) -> str:
 
 
 def _read(content: str) -> str:
-    """What text/english.py makes of a content by itself."""
-    from chatterbox_opt.text.english import read_english
+    """What text/english/normalizer.py makes of a content by itself."""
+    from chatterbox_opt.text.english.normalizer import read_english
 
     return read_english(content).text
 
@@ -161,7 +161,7 @@ def _character(c: str, language: str) -> str:
         return c.upper() if c.isalnum() else ""
     if language != DEFAULT:
         return _num2words(c, language, "cardinal")
-    from chatterbox_opt.text.english import digits
+    from chatterbox_opt.text.english.number_words import digits
 
     return digits(c)
 

@@ -2,7 +2,7 @@
 
 Responsible for when it is decided where a text that still grows is split. Not responsible for one
 such decision (sentence_ends.py), reading (arriving.py), lengths and characters (chunking.py) or
-numbers as words (english.py).
+numbers as words (english/).
 
 The splitter is chunking's (sentencex). It sees only the sentence that is not decided yet, at each
 place where one may end. A sentence has ended if

@@ -1,7 +1,7 @@
 """Upstream's normalizer of each kind of model: punctuation, spaces, the first letter.
 
 Responsible for being equal to upstream's ``punc_norm`` for every string (tts.py, tts_turbo.py and
-mtl_tts.py, 0.1.7). Not responsible for lengths (chunking.py) or for words (english.py).
+mtl_tts.py, 0.1.7). Not responsible for lengths (chunking.py) or for words (english/).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from chatterbox_opt.errors import TextError
 from chatterbox_opt.text.chunking import LIMIT, split
-from chatterbox_opt.text.english import read_english
+from chatterbox_opt.text.english.normalizer import read_english
 from chatterbox_opt.text.normalizers import normalize
 
 FAMILY = "\U0001f469\u200d\U0001f469\u200d\U0001f467"

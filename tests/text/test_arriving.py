@@ -16,8 +16,13 @@ from chatterbox_opt.text.incremental import chunks_of
 @contextmanager
 def pipe() -> Iterator[tuple[FileIO, FileIO]]:
     reading, writing = os.pipe()
-    with FileIO(reading, "r") as source, FileIO(writing, "w") as target:
-        yield source, target
+    with FileIO(reading, "r") as source:
+        with FileIO(writing, "w") as target:
+            yield source, target
+        # a read that begins after the end would be of the next test's pipe, whose number is the same
+        for thread in threading.enumerate():
+            if thread.name == "read text":
+                thread.join(5)
 
 
 def test_a_piece_is_there_before_the_line_or_the_stream_ends():

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatterbox_opt.errors import TextError
-from chatterbox_opt.text.english import read_english
-from chatterbox_opt.text.reading import Reading
+from chatterbox_opt.text.english.normalizer import read_english
+from chatterbox_opt.text.english.reading import Reading
 
 TABLE = [
     line.split(" => ")
@@ -138,6 +138,33 @@ Chapter 01, Track 007 => Chapter one, Track seven
 II-, World War II-, Part II-B, an IV => two-, World War two-, Part two-B, an I V
 3RD 4Th 5GHI abc123def => third fourth five G H I abc one hundred and twenty-three def
 $5USD £3.50each x'5 a.5 => five dollars U S D three pounds and fifty pence each x five a point five
+Wait…5 minutes, 1, 2, 3...10. So...1st => Wait... five minutes, one, two, three... ten. So... first
+Then…2024 or...$5 => Then... twenty twenty-four or... five dollars
+I rate it 9.5/10, or 4.5/5. => I rate it nine point five out of ten, or four point five out of five.
+3-1/2 inches, 1/4-1/2 cup, 9/11 => three and one half inches, one quarter to one half cup, nine eleven
+1/20 of it, 3/50 of us, 1/64, 24/7 => one twentieth of it, three fiftieths of us, one sixty-fourth, twenty-four seven
+We left in May. 5 people stayed. Due May 5. => We left in May. five people stayed. Due May fifth.
+Open 5:30-6:30 daily, 9-11am. => Open five thirty to six thirty daily, nine to eleven A M.
+12:30–1:30 p.m. or 9 a.m. - 5 p.m. => twelve thirty to one thirty P M or nine A M to five P M.
+9:00-17:00, 9am-noon, 9am-5 => nine o'clock to seventeen hundred, nine A M to noon, nine A M to five
+5km-10km, 5-10 km, 50%-60%, 5k-10k => five kilometers to ten kilometers, five to ten kilometers, fifty percent to sixty percent, five k to ten k
+£5-10m, $5m-10m, $1-2 million => five to ten million pounds, five million to ten million dollars, one to two million dollars
+$5-10, $500k-1m, $5-$10 million => five to ten dollars, five hundred thousand to one million dollars, five million dollars to ten million dollars
+$1.50-2.50, 5€-10€ => one dollar and fifty cents to two dollars and fifty cents, five euros to ten euros
+03-14-2024 and 28-11-2026 => March fourteenth, twenty twenty-four and November twenty-eighth, twenty twenty-six
+123-45-6789, a 4-4-2, 3 - 2 - 1 => one two three, four five, six seven eight nine, a four, four, two, three, two, one
+In 2010 — 5 apples => In twenty ten, five apples
+20$, 1,000$, ₩500, 5₽, ₿1 => twenty dollars, one thousand dollars, five hundred won, five rubles, one bitcoin
+$1.5 Million, $5 Billion, $3 Bn, $4 tn => one point five million dollars, five billion dollars, three billion dollars, four trillion dollars
+a $3-million deal, 2 million € => a three million dollar deal, two million euros
+$1,500,000,000,000 => one trillion five hundred billion dollars
+10 m/s, 5 mg/ml, 100 km / h => ten meters per second, five milligrams per milliliter, one hundred kilometers per hour
+$20/hr, £5/kg, 30€/mo, 5 mg/kg/day => twenty dollars per hour, five pounds per kilogram, thirty euros per month, five milligrams per kilogram per day
+50 Hz, 5 kHz, 20 kWh, 5 KB => fifty hertz, five kilohertz, twenty kilowatt-hours, five kilobytes
+5 hrs, 5 mins, 1 sec, 100 Mbps => five hours, five minutes, one second, one hundred megabits per second
+5 - 3 = 2, the 1990s-2000s => five minus three equals two, the nineteen nineties to two thousands
+10<sup>6</sup>, 5<sup>2</sup>, 10<sup>-3</sup>, 5<sup>th</sup> => ten to the power of six, five squared, ten to the power of minus three, fifth
+donʼt, Hawaiʻi => don't, Hawai'i
 Łódź, Þór, Ærø, ħ, ŋ, ə, Ɓ => Lodz, Thor, Aero, h, ng, e, B
 zero​width, soft­hyphen => zero width, softhyphen
 """.strip().splitlines()
@@ -195,9 +222,29 @@ def test_no_ordinary_word_is_lost(words):
 @pytest.mark.parametrize(
     "piece",
     ["1", "a", "A ", "I", "1,", "1.", "a.", "a-", "$", "Mr. ", "1-", "AB ", "<a ", "&amp;", "a\n\n"]
-    + ["[", "a@", "www.", "я ", "¹", "`", "\n- ", "x^", "<!--", "# ", "a\n---\n"],
+    + ["[", "a@", "www.", "я ", "¹", "`", "\n- ", "x^", "<!--", "# ", "a\n---\n"]
+    + [
+        "http://x,",
+        "x.com/,",
+        "x.com/?",
+        "[^",
+        "[^1]",
+        "<sup>",
+        "<sup>1",
+        "1/",
+        "1k",
+        "5km-",
+        "$1-",
+    ],
 )
 def test_a_long_text_takes_linear_time(piece):
     start = time.perf_counter()
     read(piece * 10_000)
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("mark", [" ", "#", " #"])
+def test_a_long_heading_takes_linear_time(mark):
+    start = time.perf_counter()
+    read("# a" + mark * 40_000 + "b")
+    assert time.perf_counter() - start < 3

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from num2words import num2words
 
 from chatterbox_opt.errors import TextError
-from chatterbox_opt.text import english
-from chatterbox_opt.text.english import read_english
-from chatterbox_opt.text.reading import Dropped, Reading
+from chatterbox_opt.text.english import normalizer, number_words, quantities
+from chatterbox_opt.text.english.normalizer import read_english
+from chatterbox_opt.text.english.reading import Dropped, Reading
 
 MARKUP = [
     # written => read => dropped, separated by |
@@ -35,6 +35,8 @@ an array[i](j) => an array(i)(j) =>
 H<sub>2</sub>O is <b class="x">un</b>usual<br/>now => H two O is unusual now => <br/>|<sub>|</sub>|<b class="x">|</b>
 if a <b and c> d, <your name> => if a b and c d, your name =>
 <!-- a note --> Hello <script>x = 1</script> => Hello => <!-- a note -->|<script>x = 1</script>
+Since 2019<sup>3</sup> it is so.<sup><a href="#n">1</a></sup> Yes<sup>[2]</sup>. => Since twenty nineteen it is so. Yes. => <sup><a href="#n">1</a></sup>|<sup>[2]</sup>|³
+It is.[^1] Or is it?[^note] => It is. Or is it? => [^1]|[^note]
 Fine :) or :P => Fine or => :P
 She said спасибо and 谢谢 to the waiter. => She said and to the waiter. => спасибо|谢谢
 "Да," he said, "(你好)." Привет. So. => he said. So. => Да|你好|Привет
@@ -57,7 +59,9 @@ PARAGRAPHS = {
     "# Steven Erikson\nFive riders\ndrew rein.": "Steven Erikson\n\nFive riders drew rein.",
     "Title\n=====\nText.\r\n\r\nMore.": "Title\n\nText.\n\nMore.",
     "He left.\n* * *\nShe came.\n\n***\n\nEnd.": "He left.\n\n---\n\nShe came.\n\n---\n\nEnd.",
-    "Buy:\n- eggs\n- milk\n\n> Quoted\n> text.": "Buy: eggs - milk\n\nQuoted text.",
+    "Buy:\n- eggs\n- milk\n\n> Quoted\n> text.": "Buy: eggs, milk\n\nQuoted text.",
+    "Scores:\n- 10\n- 20\n* 30 points": "Scores: ten, twenty, thirty points",
+    "# One #\nTwo.[^1]\n\n[^1]: A note.": "One\n\nTwo.\n\nA note.",
     "```python\nprint(x)\n```\nDone.": "print(x)\n\nDone.",
     "<h1>One</h1><p>Two.</p><hr>Three.": "One\n\nTwo.\n\n---\n\nThree.",
     "One.\n\nПривет.\n\nTwo.": "One.\n\nTwo.",  # dropped, not a scene break
@@ -89,18 +93,19 @@ def test_a_text_of_which_nothing_is_left_is_an_error_that_names_it():
 # every word that a rule may write
 WRITTEN = {
     word
-    for name, table in vars(english).items()
+    for module in (normalizer, number_words, quantities)
+    for name, table in vars(module).items()
     if name.isupper() and isinstance(table, dict)
     for entry in table.values()
     if isinstance(entry, str)
     for noun in entry.split()
-    for word in {noun, english._plural(noun), noun.capitalize()}
+    for word in {noun, number_words.plural(noun), noun.capitalize()}
 }
-WRITTEN |= set(re.findall(r"[A-Za-z]+", english._YEAR + english._WEEK + english._PARTS))
+WRITTEN |= set(re.findall(r"[A-Za-z]+", normalizer._YEAR + normalizer._WEEK + normalizer._PARTS))
 for number in [*range(101), 1000, 10**6, 10**9, 10**12]:
     for to in ("cardinal", "ordinal"):
         for word in re.findall("[a-z]+", num2words(number, to=to)):
-            WRITTEN |= {word, english._plural(word), word.capitalize()}
+            WRITTEN |= {word, number_words.plural(word), word.capitalize()}
 OTHERS = """
 point oh o clock M P A U T C to of the hundred Net sharp dot hashtag number Number per squared cubed
 power less greater than or equal not about times divided by plus minus infinity square root section

@@ -30,7 +30,7 @@ from chatterbox_opt.engine.sequence import RequestState, Sequence
 from chatterbox_opt.models.t3.model import T3, Prompt
 from chatterbox_opt.sampling import Sampling
 from chatterbox_opt.text.chunking import Chunk, split
-from chatterbox_opt.text.english import read_english
+from chatterbox_opt.text.english.normalizer import read_english
 from chatterbox_opt.text.tokenizers.loading import TextTokenizer
 from chatterbox_opt.voice import Voice
 from chatterbox_opt.voices.library import VoiceLibrary

@@ -1,6 +1,6 @@
 """Sentences that need text normalization: digits, dates, money, units, titles, initials, names.
 
-Responsible for patterns. Not responsible for normalization: chatterbox_opt/text/english.py does it,
+Responsible for patterns. Not responsible for normalization: chatterbox_opt/text/english does it,
 the same in training and inference.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from num2words import num2words
 
-from chatterbox_opt.text.english import read_english
+from chatterbox_opt.text.english.normalizer import read_english
 
 Rng = np.random.Generator
 

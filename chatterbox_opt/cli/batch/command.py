@@ -161,7 +161,7 @@ def _dropped_by_model(model: str, job: job_file.Job) -> Iterator[Dropped]:
     is_here = model in registry.BUILT_IN or Path(model).is_dir()
     if not is_here or not registry.locate(model).config.needs_text_normalization:
         return
-    from chatterbox_opt.text.english import read_english
+    from chatterbox_opt.text.english.normalizer import read_english
 
     for item in job.items:
         try:

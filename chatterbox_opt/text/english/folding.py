@@ -2,7 +2,7 @@
 
 Responsible for accents, letters of the Latin script, digits of every script, superscripts, single
 Greek letters, typographic marks and signs; reports the words of other scripts, which it drops. Not
-responsible for the reading of ASCII numbers and signs (english.py).
+responsible for the reading of ASCII numbers and signs (normalizer.py).
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import re
 import unicodedata
 from re import Match
 
-from chatterbox_opt.text.reading import Reading
+from chatterbox_opt.text.english.quantities import MONEY
+from chatterbox_opt.text.english.reading import Reading
 
-SIGNS = "£€¥₹°¢"  # kept: english.py reads them
+SIGNS = f"{MONEY}°¢"  # kept: normalizer.py reads them
 _MARKS = {  # where Unicode's decomposition has nothing, or the wrong character
     **dict.fromkeys("‘’‚‛′ʼʻ`´‹›", "'"),
     **dict.fromkeys("“”„‟″«»", '"'),
@@ -47,6 +48,8 @@ _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ"
 _LOWERED = "₀₁₂₃₄₅₆₇₈₉"  # "H₂O" is read as "H2O"
 _RAISED_NUMBER = re.compile(f"[⁺⁻]?[{_RAISED}]+")
 _RAISED_BASE = re.compile(r"(?:[\d)]|(?<![^\W\d_])(?:[A-Za-z]|[kcm]m|ft|in|yd|mi))$")
+_DASH_OF_A_SENTENCE = re.compile(r"(?<=\d)\s+[—―]\s+(?=\d)")  # not a range
+_YEAR = re.compile(r"(?<!\d)(?:1[5-9]|20)\d\d$")
 _MICRO = re.compile(r"(?<=\d) ?[µμ]([mgslL])(?!\w)")
 _MICRO_UNITS = {"m": "meters", "g": "grams", "s": "seconds", "l": "liters", "L": "liters"}
 _GREEK_LETTER = re.compile(  # alone: before no letter and no combining mark
@@ -64,6 +67,7 @@ def fold(reading: Reading) -> Reading:
     reading = reading.drop(_RAISED_NUMBER, "footnote mark")
     reading = reading.replace(_MICRO, lambda m: f" micro{_MICRO_UNITS[m[1]]}")
     reading = reading.replace(_GREEK_LETTER, _letter_name)
+    reading = reading.replace(_DASH_OF_A_SENTENCE, ", ")
     characters = {c: _mapped(c) for c in set(reading.text) if not c.isascii() or c in _MARKS}
     reading = _without_other_scripts(reading, characters)
     reading = _separate_numerals(reading, characters)
@@ -86,8 +90,8 @@ def _is_mark(c: str) -> bool:
 
 def _exponent(m: Match[str]) -> str:
     """Read "10⁻³" and "x²"; leave other raised numbers, which are marks of footnotes."""
-    before = m.string[max(0, m.start() - 3) : m.start()]
-    if m[0] == "¹" or not _RAISED_BASE.search(before):
+    before = m.string[max(0, m.start() - 5) : m.start()]
+    if m[0] == "¹" or not _RAISED_BASE.search(before) or _YEAR.search(before):
         return m[0]
     if m[0] in "²³":
         return " squared" if m[0] == "²" else " cubed"
@@ -121,7 +125,9 @@ def _ascii(c: str) -> str:
 
 
 def _without_other_scripts(reading: Reading, characters: dict[str, str]) -> Reading:
-    letters = [c for c, new in characters.items() if c.isalnum() and not _readable(new)]
+    letters = [
+        c for c, new in characters.items() if c.isalnum() and c not in _MARKS and not _readable(new)
+    ]
     if not letters:
         return reading
     marks = filter(_is_mark, characters)

@@ -11,7 +11,7 @@ import re
 from re import Match
 from urllib.parse import unquote
 
-from chatterbox_opt.text.reading import Reading
+from chatterbox_opt.text.english.reading import Reading
 
 _BLOCKS = (
     "address|article|aside|blockquote|body|center|dd|div|dl|dt|figcaption|figure|footer|form|h[1-6]|"
@@ -39,6 +39,13 @@ _CELL_TAG = re.compile(_tag(_CELLS))
 _INLINE_TAG = re.compile(
     rf"{_tag(_INLINE)}|</[A-Za-z][\w:-]*\s*>|<[A-Za-z][\w:-]*(?=\s+[\w:-]+=){_ATTRIBUTES}>"
 )
+_RAISED = re.compile(rf"(?i:<sup{_ATTRIBUTES}>)([-−+]?\d{{1,20}})(?i:</sup>)")
+_RAISED_SIGNS = str.maketrans("0123456789-−+", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁻⁺")
+_NOTE_TAGS = re.compile(  # a raised link, or a raised number in brackets
+    rf"(?i)<sup{_ATTRIBUTES}>\s*<a{_ATTRIBUTES}>[^<]{{0,20}}</a>\s*</sup>"
+    rf"|<a{_ATTRIBUTES}>\s*<sup{_ATTRIBUTES}>[^<]{{0,20}}</sup>\s*</a>"
+    rf"|<sup{_ATTRIBUTES}>\s*\[[^<\]]{{1,20}}\]\s*</sup>"
+)
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|[A-Za-z]\w{1,30});")
 _BARE_ENTITY = re.compile(r"&(amp|nbsp|lt|gt|quot|apos)(?![\w;])")
 _NESTED_AMPERSANDS = re.compile(r"&(?:amp;)+")
@@ -48,9 +55,11 @@ _LINK = re.compile(
     r"!?\[([^\[\]\n]{0,500})\]"
     r"\((?P<gone>(?=[^()\s]*[/.#:@])[^()\s]{1,2000})(?:[ \t]+\"[^\"\n]*\")?\)"
 )
+_NOTE = re.compile(r"(?m)^[ ]{0,3}\[\^[^\[\]\s]{1,50}\]:[ \t]*")  # its text follows
+_NOTE_MARK = re.compile(r"\[\^[^\[\]\s]{1,50}\]")
 _AUTOLINK = re.compile(r"<(?:mailto:)?((?:https?|ftp)://[^<>\s]+|[^<>\s@]+@[^<>\s@]+)>")
 _CODE = re.compile(r"(?<!`)(`{1,3})([^`\n]{1,500})\1(?!`)")
-_HEADING = re.compile(r"(?m)^[ ]{0,3}#{1,6}[ \t]+([^\n]*?)[ \t#]*$")
+_HEADING = re.compile(r"(?m)^[ ]{0,3}#{1,6}[ \t]+([^\n]*)$")
 _UNDERLINED = re.compile(r"(?m)^([^\n]*[^\s.!?…\"”|])[ \t]*\n[ ]{0,3}(?:={2,}|-{2,})[ \t]*$")
 _SCENE = re.compile(r"(?m)^[ \t]*(?:([*_=~#•·-])(?:[ \t]*\1){2,}|[⁂❦❧])[ \t]*$")
 _QUOTE = re.compile(r"(?m)^[ \t]*(?:>[ \t]?)+")
@@ -66,7 +75,8 @@ _URL = (
     r"(?<![\w./])(?i:(?:https?|ftp)://|www\.)[^\s\"()<>?#]+"
     rf"|(?<![\w.@-]){_HOST}\.(?:com|org|net|edu|gov|io|ai|dev|info|uk)\b(?:[/:][^\s\"()<>?#]+)?"
 )
-_QUERY = re.compile(rf"({_MAIL}|{_URL})(?P<gone>/?[?#][^\s\"()<>]*[^\s\"()<>.,!?;:'])")
+# an address without a query matches too, or each part of it would be a start of its own
+_QUERY = re.compile(rf"({_MAIL}|{_URL})(?P<gone>/?[?#][^\s\"()<>]*[^\s\"()<>.,!?;:'])?")
 _ADDRESS = re.compile(f"{_MAIL}|{_URL}")
 ADDRESS_SIGNS = {
     ".": "dot", "@": "at", "/": "slash", "-": "dash", "_": "underscore", ":": "colon", "+": "plus",
@@ -91,6 +101,8 @@ def _read_html(reading: Reading) -> Reading:
     reading = reading.drop(_HORIZONTAL_RULE, "HTML tag", "\n\n---\n\n")
     reading = reading.drop(_BLOCK_TAG, "HTML tag", "\n\n")
     reading = reading.drop(_CELL_TAG, "HTML tag", "\n")
+    reading = reading.drop(_NOTE_TAGS, "footnote mark", "")
+    reading = reading.replace(_RAISED, lambda m: m[1].translate(_RAISED_SIGNS))
     reading = reading.drop(_INLINE_TAG, "HTML tag", "")
     reading = reading.replace(_NESTED_AMPERSANDS, "&")
     reading = reading.replace(_BARE_ENTITY, r"&\1;")
@@ -98,6 +110,8 @@ def _read_html(reading: Reading) -> Reading:
 
 
 def _read_links(reading: Reading) -> Reading:
+    reading = reading.drop(_NOTE, "footnote mark", "\n\n")
+    reading = reading.drop(_NOTE_MARK, "footnote mark", "")
     reading = reading.drop(_LINK, "target of a link", r"\1")
     reading = reading.replace(_AUTOLINK, r" \1 ")
     return reading.replace(_CODE, r"\2")
@@ -108,10 +122,10 @@ def _read_lines(reading: Reading) -> Reading:
     reading = reading.replace(_SCENE, "\n\n---\n\n")
     reading = reading.replace(_TABLE_RULE, "")
     reading = reading.replace(_CELL_EDGE, ", ")
-    reading = reading.replace(_HEADING, "\n\n\\1\n\n")
+    reading = reading.replace(_HEADING, lambda m: "\n\n" + m[1].rstrip(" \t#") + "\n\n")
     reading = reading.replace(_QUOTE, "")
     reading = reading.replace(_FIRST_BULLET, r"\1")
-    reading = reading.replace(_BULLET, " - ")
+    reading = reading.replace(_BULLET, ", ")
     return reading.drop(_EMOTICON, "emoticon")
 
 

@@ -10,62 +10,55 @@ The built-in model was trained on words only, so its input must not contain digi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from itertools import chain
 from re import Match
 
-from num2words import num2words
-
 from chatterbox_opt.errors import TextError
 from chatterbox_opt.text.chunking import SCENE_BREAK, clean, has_speech, paragraphs
-from chatterbox_opt.text.folding import fold
-from chatterbox_opt.text.initialisms import SENTENCE, expand_initialisms
-from chatterbox_opt.text.markup import read_markup
-from chatterbox_opt.text.reading import Reading
+from chatterbox_opt.text.english.folding import fold
+from chatterbox_opt.text.english.initialisms import SENTENCE, expand_initialisms
+from chatterbox_opt.text.english.markup import read_markup
+from chatterbox_opt.text.english.number_words import (
+    ANY_NUMBER,
+    any_of,
+    cardinal,
+    counted,
+    digits,
+    in_words,
+    plural,
+    table,
+)
+from chatterbox_opt.text.english.quantities import CURRENCIES, MONEY, QUANTITIES, Rule
+from chatterbox_opt.text.english.reading import Reading
 
-
-def _table(pairs: str) -> dict[str, str]:
-    """Parse "a:b c:d_e" to {"a": "b", "c": "d e"}."""
-    return {k: v.replace("_", " ") for k, v in (p.rsplit(":", 1) for p in pairs.split())}
-
-
-def _any(words: dict[str, str]) -> str:
-    return "(" + "|".join(map(re.escape, sorted(words, key=len, reverse=True))) + ")"
-
-
-_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_SYMBOLS = _table("&:and @:at %:percent +:plus =:equals £:pounds €:euros ¥:yen ₹:rupees °:degrees")
+_SYMBOLS = table("&:and @:at %:percent +:plus =:equals °:degrees") | {
+    sign: plural(coin.split(" ")[0]) for sign, coin in CURRENCIES.items()
+}
 _YEAR = "January February March April May June July August September October November December"
 _MONTHS = _YEAR.split()
-_MONTH = "(" + "|".join(rf"{m[:3]}(?:{m[3:]}|t?\b\.?)" for m in _MONTHS) + r")(?!\w)"
-_DAY = r"(0?[1-9]|[12]\d|3[01])"
-_HALF = r"([AaPp])(?:[Mm]\b|\.[Mm]\b\.?)"
-_NTH = r"(?i:st|nd|rd|th)"
-_ANY_NUMBER = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
-_NUMBER = rf"((?<![\d.])(?<!\d,){_ANY_NUMBER})"
-_COINS = _table("$:dollar_cent £:pound_penny €:euro_cent ¥:yen_ ₹:rupee_")
-_SIZES = _table("k:thousand K:thousand m:million M:million bn:billion B:billion 2:half 4:quarter")
-_UNITS = _table(
-    "km:kilometer m:meter cm:centimeter mm:millimeter mi:mile ft:foot kg:kilogram g:gram "
-    "mg:milligram lb:pound lbs:pound oz:ounce l:liter L:liter ml:milliliter mph:mile_per_hour "
-    "°C:degree_Celsius km/h:kilometer_per_hour °F:degree_Fahrenheit °:degree MB:megabyte "
-    "GB:gigabyte TB:terabyte MHz:megahertz GHz:gigahertz hr:hour min:minute sec:second ¢:cent"
+_MONTH = (  # "May." is the end of a sentence
+    "(" + "|".join(rf"{m[:3]}(?:{m[3:]}|t?\b\.?)" if m[3:] else m for m in _MONTHS) + r")(?!\w)"
 )
-_TITLES = _table(  # only before a capital
+_DAY = r"(0?[1-9]|[12]\d|3[01])"
+_MONTH_NUMBER = r"(0?[1-9]|1[0-2])"
+_HALF = r"([AaPp])(?:[Mm]\b|\.[Mm]\b\.?)"
+_FIRST = rf"(?<![\d:.,{MONEY}-])"  # before a time
+_NTH = r"(?i:st|nd|rd|th)"
+_TITLES = table(  # only before a capital
     "Mr:Mister Mrs:Missus Ms:Miz Dr:Doctor Prof:Professor St:Saint Mt:Mount Rev:Reverend "
     "Gen:General Col:Colonel Capt:Captain Sgt:Sergeant Lt:Lieutenant Gov:Governor Sen:Senator"
 )
-_SHORT = _table(
+_SHORT = table(
     "etc:et_cetera vs:versus approx:approximately jr:junior sr:senior inc:incorporated ltd:limited "
     "corp:corporation co:company dept:department ave:avenue rd:road blvd:boulevard st:street "
     "dr:drive e.g:for_example i.e:that_is"
 )
-_BEFORE_DIGIT = _table("no:number p:page pp:pages vol:volume fig:figure ch:chapter apt:apartment")
+_BEFORE_DIGIT = table("no:number p:page pp:pages vol:volume fig:figure ch:chapter apt:apartment")
 _WEEK = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
 _DATES = {d[:n]: d for d in f"{_YEAR} {_WEEK}".split() for n in (3, 4, 5) if len(d) > n}
 del _DATES["Marc"]  # a name
 _NUMBERED = "Episode|Season|Track|Lesson|Unit|Day|Week|Verse|Page|Figure|Table|Step|Exercise|Number"
-_OPERAND = r"[$£€(]?-?(?:\.?\d|[A-Za-z](?!['\w]))"
+_OPERAND = rf"[{MONEY}(]?-?(?:\.?\d|[A-Za-z](?!['\w]))"
 _VARIABLE = r"((?:\d|(?<![A-Za-z'])[A-Za-z]|\)) ?)"
 _RULERS = "Henry|Elizabeth|Charles|George|Edward|James|William|Richard|Mary|Louis|Philip|John|Paul"
 _PARTS = "Chapter|Part|Act|Scene|Volume|Book|Section|Phase|Stage|Type|Class|Article|War|Level"
@@ -114,35 +107,6 @@ def _tidy(text: str) -> str:
 
 def _one_mark(m: Match[str]) -> str:
     return next((mark for mark in m[0] if mark in ".!?"), m[0][0])
-
-
-def in_words(number: int | str, to: str = "cardinal") -> str:
-    """A whole number in words, as a "cardinal", an "ordinal" or a "year"."""
-    return str(num2words(int(number), to=to)).replace(",", "").replace("oh-", "oh ")
-
-
-def digits(number: str) -> str:
-    """Digits one by one: "007" is "zero zero seven"."""
-    return " ".join(_DIGITS[int(digit)] for digit in number)
-
-
-def cardinal(number: str) -> str:
-    """A number such as "1,234.5" in words; one like a code ("007") digit by digit."""
-    whole, _, fraction = number.replace(",", "").partition(".")
-    code = len(whole) > 12 or (len(whole) > 1 and whole[0] == "0")  # "007": digit by digit
-    words = [digits(whole) if code else in_words(whole)] if whole else []
-    return " ".join([*words, "point", digits(fraction)] if fraction else words)
-
-
-def _plural(noun: str) -> str:
-    first, *rest = noun.split(" ")
-    irregular = {"penny": "pence", "yen": "yen", "foot": "feet", "half": "halves"}.get(first)
-    regular = first if first.endswith("hertz") else re.sub("y$", "ie", first) + "s"
-    return " ".join([irregular or regular, *rest])
-
-
-def _counted(number: str, noun: str) -> str:
-    return f"{cardinal(number)} {noun if number == '1' else _plural(noun)}"
 
 
 def _short(m: Match[str], table: dict[str, str]) -> str:
@@ -196,7 +160,7 @@ def _half(m: Match[str], minute: str, half: str) -> str:
 
 
 def _seconds(second: str | None) -> str:
-    return f" and {_counted(second.lstrip('0'), 'second')}" if second and second.strip("0.") else ""
+    return f" and {counted(second.lstrip('0'), 'second')}" if second and second.strip("0.") else ""
 
 
 def _timestamp(m: Match[str]) -> str:
@@ -223,22 +187,10 @@ def date_words(month: str, day: str, year: str | None, *, day_first: bool = Fals
     return (f"{nth} of {name}" if day_first else f"{name} {nth}") + (f", {year}" if year else "")
 
 
-def _money(m: Match[str]) -> str:
-    coin, small = _COINS[m[1] or m[5]].split(" ")
-    amount, scale = m[2] or m[4], m[3]
-    if scale:
-        return f"{cardinal(amount)} {_SIZES.get(scale, scale)} {_plural(coin)}"
-    whole, _, part = amount.partition(".")
-    if not small or len(part) not in (1, 2):
-        return _counted(amount, coin)
-    cents = str(int(part.ljust(2, "0")))
-    parts = [_counted(whole, coin)] if whole.strip("0") or cents == "0" else []
-    return " and ".join(parts if cents == "0" else [*parts, _counted(cents, small)])
-
-
 # fmt: off
-_ORDER: tuple[tuple[str, str | Callable[[Match[str]], str]], ...] = (
+_ORDER: tuple[Rule, ...] = (
     (r"[=+#%&@*_~]{3,}|(?<!\S)-{2,}(?!\S)", " "),
+    (rf"(?<=\.\.)(?=[\w{MONEY}])", " "),
     # signs between words, numbers and variables
     (r"<([A-Za-z][\w -]*)>", r" \1 "),
     (r"!=|=/=", " not equal to "),
@@ -251,17 +203,17 @@ _ORDER: tuple[tuple[str, str | Callable[[Match[str]], str]], ...] = (
     (r"\^([23])(?![\d.])", lambda m: " squared" if m[1] == "2" else " cubed"),
     (r"(?:\^|(?<=[\w)])\*\*(?=\w))(?:\((-?\w[^()]*)\)|(-?\w+))", r" to the power of \1\2"),
     (r"(?<=\d)\*(?=\d)|(?<=\d )\*(?= \d)", " times "),
-    (r"(?<![\w~])~ ?(?=[$£€]?\d)", "about "),
+    (rf"(?<![\w~])~ ?(?=[{MONEY}]?\d)", "about "),
     (r"\b([A-GJ-Z])#(?!\w)", r"\1 sharp"),
     (r"\.NET\b", " dot Net"),
     (r"(?<![A-Za-z\d.])\.(?=[A-Za-z])", "dot "),
     (r"(?<=[A-Z])\.(?=[A-Z]{2})", " dot "),
     (r"(?<=[A-Za-z]{2})(?<!\bPh)\.(?=[\dA-Z])", ". "),
     # abbreviations, numerals of kings and chapters, initials
-    (rf"\b{_any(_TITLES)}(?:\.|(?<=\bM[rst])|(?<=Mrs)|(?<=\bDr)|(?<=\bSt))(?= [A-Z])", _title),
-    (rf"\b(?i:{_any(_SHORT)})\.", lambda m: _short(m, _SHORT)),
-    (rf"\b(?i:{_any(_BEFORE_DIGIT)})\. ?(?=\d)", lambda m: _short(m, _BEFORE_DIGIT) + " "),
-    (rf"\b{_any(_DATES)}\.(?:(?<!Jan.|Mar.|Sat.|Sun.)|(?=,| [a-z\d])|(?<=[io]n ....))",
+    (rf"\b{any_of(_TITLES)}(?:\.|(?<=\bM[rst])|(?<=Mrs)|(?<=\bDr)|(?<=\bSt))(?= [A-Z])", _title),
+    (rf"\b(?i:{any_of(_SHORT)})\.", lambda m: _short(m, _SHORT)),
+    (rf"\b(?i:{any_of(_BEFORE_DIGIT)})\. ?(?=\d)", lambda m: _short(m, _BEFORE_DIGIT) + " "),
+    (rf"\b{any_of(_DATES)}\.(?:(?<!Jan.|Mar.|Sat.|Sun.)|(?=,| [a-z\d])|(?<=[io]n ....))",
      lambda m: _short(m, _DATES)),
     (rf"\b((?:King|Queen|Pope|Emperor) [A-Z][a-z]+|{_RULERS}) (V|X|[IVX]{{2,}}|I(?=[,.;:!?)]|$| of|"
      r" was))\b", lambda m: f"{m[1]} the {_roman(m[2], 'ordinal')}"),
@@ -278,32 +230,28 @@ _ORDER: tuple[tuple[str, str | Callable[[Match[str]], str]], ...] = (
      r"+)?))?(?: ?(Z|[+-]\d\d:?\d\d))?(?![\d:])", _timestamp),
     (rf"(?<![\d-])(\d{{4}})-(0[1-9]|1[0-2])-{_DAY}(?![\d-])",
      lambda m: date_words(m[2], m[3], m[1])),
-    (rf"(?<![\d/.])(?:(0?[1-9]|1[0-2])/{_DAY}/|{_DAY}[/.](0?[1-9]|1[0-2])[/.])(\d{{4}}|\d\d)"
-     r"(?![\d/.]*\d)", lambda m: date_words(m[1] or m[4], m[2] or m[3], m[5])),
+    (rf"(?<![\d/.-])(?:{_MONTH_NUMBER}/{_DAY}/|{_DAY}([/.]){_MONTH_NUMBER}\4)(\d{{4}}|\d\d)"
+     r"(?![\d/.-]*\d)", lambda m: date_words(m[1] or m[5], m[2] or m[3], m[6])),
+    (rf"(?<![\d/.-])(?:{_MONTH_NUMBER}-{_DAY}|{_DAY}-{_MONTH_NUMBER})-(\d{{4}})(?![\d/.-]*\d)",
+     lambda m: date_words(m[1] or m[4], m[2] or m[3], m[5])),
     (rf"\b([Tt]he )?(?<![\d.,:/-]){_DAY}{_NTH}?(?: of)? {_MONTH}(?:,? (\d{{4}})\b)?", lambda m:
      (m[1] or "the ") + date_words(m[3], m[2], m[4], day_first=True) + _stop(m)),
     (rf"\b({_MONTH} \d\d?) ?- ?{_DAY}\b", r"\1 to \3th"),
     (rf"\b{_MONTH} {_DAY}{_NTH}?(?![\d:%/]|[.,]\d)(?:,? (\d{{4}})\b)?",
      lambda m: date_words(m[1], m[2], m[3])),
+    # ranges: one of the two times has minutes, or is before or after noon
+    (rf"{_FIRST}(\d\d?(?::\d\d)?(?: ?{_HALF})?) ?- ?(?=\d\d?(?::\d\d| ?{_HALF})(?![\d-]))",
+     r"\1 to "),
+    (rf"{_FIRST}(\d\d?:\d\d|\d\d?(?::\d\d)? ?{_HALF}) ?- ?(?=\d\d?(?![\d-])|(?:noon|midnight)\b)",
+     r"\1 to "),
     (rf"(?<![\d:.,])([01]?\d|2[0-4]):([0-5]\d)(?::([0-5]\d))?(?![\d:])(?: ?{_HALF})?", _time),
-    (rf"(?<![\d:.,$£€])(1[0-2]|0?[1-9])()() ?{_HALF}", _time),
+    (rf"{_FIRST}(1[0-2]|0?[1-9])()() ?{_HALF}", _time),
     (r"\bPh\.?D\b\.?|(?<![A-Za-z.])(?:[A-Za-z]\.){2,}(?![A-Za-z])", _initials),
     # telephones, amounts, plain numbers
     (r"(?<![\d-])(?:\+?\d{1,3}[ -])?(?:\(\d{2,4}\) ?|\d{3}[ -])?\d{3}-\d{4}(?![\d-])|\+\d[\d -]{6,}"
      r"\d|(?<!\d)0\d{2,4} \d{3,4} \d{3,4}(?!\d)|(?:(?<=[Cc]all )|(?<=[Dd]ial ))\d{3}(?! ?\d)",
      lambda m: "plus " * (m[0][0] == "+") + ", ".join(map(digits, re.findall(r"\d+", m[0])))),
-    (r"(?<=[\d%]) ?- ?(?=[$£€]?\d)|(?<=\d):(?=\d)", " to "),
-    (r"(?<![\w)])-(?=[$£€]?[\d.])", "minus "),
-    (r"(?<=[A-Za-z])'?(?=[\d$£€¥₹])", " "),
-    (rf"([$£€¥₹]) ?{_NUMBER}(?: ?(hundred|thousand|million|billion|trillion|k|K|m|M|bn|B)\b)?|"
-     rf"{_NUMBER} ?([£€])(?!\d)", _money),
-    (rf"{_NUMBER} ?{_any(_UNITS)}(?![A-Za-z])(?:\.(?= [a-z]))?",
-     lambda m: _counted(m[1], _UNITS[m[2]])),
-    (rf"(?<=\d)-{_any(_UNITS)}\b", lambda m: f"-{_UNITS[m[1]]}"),
-    (r"(\d)' ?(\d\d?)\"", r"\1 foot \2"),
-    (r"(?:(?<![\d/])(\d+) )?(?<![\d/])(1?\d)/([2-9]|10|12|16|100)(?![\d/])", lambda m: (m[1] or "")
-     + " and " * bool(m[1]) + _counted(m[2], _SIZES.get(m[3]) or in_words(m[3], "ordinal"))),
-    (r"(?<=\w)/(?=(?:second|minute|hour|day|night|week|month|year|person)\b)", " per "),
+    *QUANTITIES,
     (r"(?<!\w)'?(\d{0,3}[1-9]0|\d\d00)'?s\b", 
      lambda m: re.sub("y$", "ie", in_words(m[1], "year")) + "s"),
     (rf"(?<![\d,.])(\d{{1,3}}(?:,\d{{3}}){{1,3}}|\d{{1,12}}){_NTH}\b",
@@ -312,7 +260,7 @@ _ORDER: tuple[tuple[str, str | Callable[[Match[str]], str]], ...] = (
     (r"#(?=(\d)|[A-Za-z])", lambda m: "number " if m[1] else "hashtag "),
     (r"(?<![\d.,])(19\d\d|20\d\d|(?:(?<=[Ii]n )|(?<=ince )|(?<=from )|(?<=ntil )|(?<=year )|(?<="
      r"fter )|(?<=fore )|(?<=ween ))1[0-8]\d\d)(?![\w%]|[.,]\d)", lambda m: in_words(m[1], "year")),
-    (rf"{_ANY_NUMBER}(?=([A-Za-z])?)", lambda m: cardinal(m[0]) + " " * bool(m[1])),
+    (rf"{ANY_NUMBER}(?=([A-Za-z])?)", lambda m: cardinal(m[0]) + " " * bool(m[1])),
     (r"(?<=[a-z]{2})\.(?=[a-z])", " dot "),
     (f"[{''.join(_SYMBOLS)}]", lambda m: f" {_SYMBOLS[m[0]]} "),
     (r"[^A-Za-z.,!?;:'\"()-]+", " "),

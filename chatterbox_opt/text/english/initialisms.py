@@ -1,13 +1,15 @@
 """Words in capitals: "the BBC" to "the B B C", but "NASA" and "STOP" stay words.
 
 Responsible for telling initialisms from words and from emphasis, by syllables and exceptions. Not
-responsible for initials with full stops, units or numerals (english.py).
+responsible for initials with full stops, units or numerals (normalizer.py).
 """
 
 from __future__ import annotations
 
 import re
 from re import Match
+
+from chatterbox_opt.text.english.quantities import UNITS
 
 SENTENCE = r"(?:[^.!?]|[.!?](?! ))+"  # what ``expand_initialisms`` takes
 # A word in capitals is an initialism if it has no vowel, is not made of English syllables, or has
@@ -22,7 +24,7 @@ _INITIALS = (
     " OK USA UK EU UN UAE UFO AI API CEO CFO CIA IBM AKA DIY EPA IRS IPO IQ ID IP IOU USB URL UCLA "
     "ACLU ASAP USDA IEEE YMCA ETA LED LCD ADHD "
 )
-_AFTER_DIGIT = ("AM", "PM", "ST", "ND", "RD", "TH", "MB", "GB", "TB")
+_AFTER_DIGIT = {"AM", "PM", "ST", "ND", "RD", "TH", *filter(str.isupper, UNITS)}
 _C = "[BCDFGHJKLMNPQRSTVWXYZ]"
 _SYLLABLES = re.compile(
     rf"(?:{_C}|[CSTPWGR]H|[KG]N|WR|QU|S?[CKPT]R|[BDFG]R|S?[CPK]L|[BFGS]L|S[CKMNPTW]|[TD]W|THR|SHR)?"

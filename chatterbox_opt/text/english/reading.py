@@ -1,7 +1,7 @@
 """What is read aloud of a written text, and what is not.
 
 Responsible for the value and for its one-line summary. Not responsible for any rule (markup.py,
-folding.py, english.py); imports no torch.
+folding.py, normalizer.py); imports no torch.
 """
 
 from __future__ import annotations
