@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from chatterbox_opt.config.model_config import TOKEN_RATE, ModelConfig
-from chatterbox_opt.errors import TextError
 from chatterbox_opt.request import Request, VoiceSource
 from chatterbox_opt.sampling import MAX_TOKENS, Sampling
 from chatterbox_opt.script.spans import Script, Span
@@ -26,6 +25,7 @@ from chatterbox_opt.text.chunking import (
     split,
 )
 from chatterbox_opt.text.detection import resolve
+from chatterbox_opt.text.english.reading import Dropped, Reading
 from chatterbox_opt.text.rules import TextRules
 from chatterbox_opt.text.tags import warning as tag_warning
 
@@ -66,18 +66,44 @@ def chunks(
         InputError: as ``rules``.
         TextError: no word that the model can read.
     """
-    chosen = rules(config, resolve(language, text, config))
-    if "[" in text and (warning := tag_warning(text, tags)):
-        log.warning("%s", warning)
-    if not config.needs_text_normalization:
-        return split(text, chosen.limit, chosen)
-    # imported only for the built-in model, which alone needs the libraries of this module
-    from chatterbox_opt.text.english.normalizer import read_english
+    _warn_of_tags(text, tags)
+    return _split(_with_words(_reported(_reading(text, config)), config), config, language)
 
-    reading = read_english(text)
+
+def _reading(text: str, config: ModelConfig) -> Reading:
+    """What the model reads aloud of a text; it may have no word."""
+    if not config.needs_text_normalization:
+        return Reading(text)
+    # imported only for the built-in model, which alone needs the libraries of this module
+    from chatterbox_opt.text.english.normalizer import reading_of
+
+    return reading_of(text)
+
+
+def _with_words(reading: Reading, config: ModelConfig) -> Reading:
+    """The same; ``split`` refuses a text without a word for the other models."""
+    if not config.needs_text_normalization:
+        return reading
+    from chatterbox_opt.text.english.normalizer import with_words
+
+    return with_words(reading)
+
+
+def _split(reading: Reading, config: ModelConfig, language: str | None) -> list[Chunk]:
+    chosen = rules(config, resolve(language, reading.text, config))
+    return split(reading.text, chosen.limit, chosen)
+
+
+def _reported(reading: Reading) -> Reading:
+    """The same, after a warning of what is not read."""
     if reading.dropped:
         log.warning("%s", reading.summary)
-    return split(reading.text, chosen.limit, chosen)
+    return reading
+
+
+def _warn_of_tags(text: str, tags: Collection[str]) -> None:
+    if "[" in text and (warning := tag_warning(text, tags)):
+        log.warning("%s", warning)
 
 
 def written_words(
@@ -106,22 +132,20 @@ def script_chunks(
         InputError: as ``rules``.
         TextError: no word that the model can read.
     """
+    _warn_of_tags(script.text, tags)
     joined = _Joined()
-    refusal: TextError | None = None
+    dropped: list[Dropped] = []
     for span in script.spans:
         joined.pause(span.pause)
         # as the text around it, but without the blanks where it was cut off
         text = span.text if len(script.spans) == 1 else span.text.strip()
-        found: list[Chunk] = []
-        if has_speech(text):
-            try:
-                found = chunks(text, config, language, tags)
-            except TextError as error:
-                refusal = refusal or error
-        joined.add(span, found)
+        reading = _reading(text, config) if has_speech(text) else Reading("")
+        dropped += reading.dropped
+        joined.add(span, _split(reading, config, language) if has_speech(reading.text) else [])
+    whole = _reported(Reading("", tuple(dropped)))
     if not joined.chunks:
         clean(script.text)
-        raise refusal or TextError("the text has no word that this model can read")
+        _with_words(whole, config)
     return joined.end()
 
 

@@ -154,6 +154,16 @@ def test_a_lexicon_is_for_text_that_arrives_too(engine):
     assert [piece.text for piece in pieces if piece.text] == ["One.", "And three."]
 
 
+def test_one_warning_names_what_no_span_reads(caplog):
+    cast = Cast.of({"Anna": "ada", "Bob": "bruno"})
+    found = chunks("Anna: Привет, Боб!\nBob: Hello [rate:0.8]東京[/rate].", cast=cast, markup=True)
+    assert [chunk.text for chunk in found] == ["Hello."]
+    [message] = caplog.messages
+    assert message.startswith("3 words dropped, ") and message.endswith("'Привет', 'Боб', '東京'")
+    with pytest.raises(TextError, match="no word that this model can read .'你好', '谢谢'."):
+        chunks("你好 [pause:1s] 谢谢", markup=True)
+
+
 # --- what is heard ----------------------------------------------------------------------------
 
 

@@ -76,15 +76,32 @@ def read_english(text: str) -> Reading:
     Raises:
         TextError: a NUL byte, not UTF-8, or no word is left; names what was dropped.
     """
+    return with_words(reading_of(text))
+
+
+def reading_of(text: str) -> Reading:
+    """As ``read_english``, of a part of a text: no word may be left.
+
+    Raises:
+        TextError: a NUL byte, not UTF-8, or no letter or digit of any script.
+    """
     lines = clean(text).replace("\u2029", "\n\n").splitlines()
     marked = read_markup(Reading("\n".join(lines)))
     readings = [_read_paragraph(paragraph) for paragraph in paragraphs(marked.text)]
     dropped = tuple(chain(marked.dropped, *(reading.dropped for reading in readings)))
-    result = Reading("\n\n".join(r.text for r in readings if r.text), dropped)
-    if not has_speech(result.text):
-        what = f" ({result.names})" if dropped else ""
+    return Reading("\n\n".join(r.text for r in readings if r.text), dropped)
+
+
+def with_words(reading: Reading) -> Reading:
+    """The same.
+
+    Raises:
+        TextError: no word is left; names what was dropped.
+    """
+    if not has_speech(reading.text):
+        what = f" ({reading.names})" if reading.dropped else ""
         raise TextError(f"the text has no word that this model can read{what}: give English text")
-    return result
+    return reading
 
 
 def _read_paragraph(paragraph: str) -> Reading:
