@@ -12,6 +12,8 @@ is. Not responsible for markup, or for what a model makes of a respelling.
 
 A word is replaced where it is whole: "Nguyen's", but not "Nguyens". What was replaced is not read
 again, so that two words may be exchanged. Of two that begin at one place the longer one is taken.
+Typographic apostrophes and straight ones are the same, and so are an accented letter and a letter
+with a combining accent.
 
 Regular expressions are those of the package regex, because it can be told to stop: a pattern that
 takes longer than ``PATTERN_SECONDS`` over a text is refused, whatever it is.
@@ -21,7 +23,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +42,7 @@ MAX_PATTERNS = 100
 PATTERN_SECONDS = 1.0  # of one pattern, in one text
 _FORMAT = "write word: how it is said"
 _WORD = re.compile(r"\w+")
+_APOSTROPHE = re.compile("[’ʼ‘ʻ＇]")
 # Thai, Lao, Burmese, Khmer, Chinese and Japanese put no spaces between words
 _DENSE = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u9fff\uff00-\uffef]")
 
@@ -153,7 +157,8 @@ class Lexicon:
         Raises:
             TextError: a pattern takes too long.
         """
-        found = [*self._words(text, language), *self._dense(text, language)]
+        folded = _Folded.of(text)
+        found = [*self._words(folded, language), *self._dense(folded, language)]
         found += self._patterns(text, language)
         found.sort(key=lambda match: (match.start, -match.end))
         chosen: list[Match] = []
@@ -166,9 +171,8 @@ class Lexicon:
     def _by_word(self) -> dict[str, list[tuple[int, Entry]]]:
         """Entries by their first word, in small letters, with the position of it; longest first."""
         index: dict[str, list[tuple[int, Entry]]] = {}
-        last = {(e.word, e.language): e for e in self.entries if not e.is_pattern}
-        for entry in last.values():
-            first = _WORD.search(entry.word)
+        for entry in _last(e for e in self.entries if not e.is_pattern):
+            first = _WORD.search(_Folded.of(entry.word).text)
             if first is not None and not _DENSE.search(entry.word):
                 index.setdefault(first[0].lower(), []).append((first.start(), entry))
         for entries in index.values():
@@ -181,32 +185,33 @@ class Lexicon:
     @cached_property
     def _anywhere(self) -> list[Entry]:
         """Entries of scripts without spaces between words, a language's own first."""
-        dense = [e for e in self.entries if not e.is_pattern and _DENSE.search(e.word)]
-        return sorted(dense, key=lambda entry: entry.language is None)
+        dense = (e for e in self.entries if not e.is_pattern and _DENSE.search(e.word))
+        return sorted(_last(dense), key=lambda entry: entry.language is None)
 
-    def _words(self, text: str, language: str) -> Iterator[Match]:
+    def _words(self, folded: _Folded, language: str) -> Iterator[Match]:
         index = self._by_word
-        for word in _WORD.finditer(text) if index else ():
+        for word in _WORD.finditer(folded.text) if index else ():
             for offset, entry in index.get(word[0].lower(), ()):
                 if entry.language not in (None, language) or word.start() < offset:
                     continue
-                found = _whole(entry).match(text, word.start() - offset)
-                if found is not None:
-                    yield Match(found.start(), found.end(), entry.respelled(found[0]))
+                found = _pattern(entry).match(folded.text, word.start() - offset)
+                if found is not None and _is_whole(found):
+                    yield folded.match(*found.span(), entry.respelled(found[0]))
                     break
 
-    def _dense(self, text: str, language: str) -> Iterator[Match]:
+    def _dense(self, folded: _Folded, language: str) -> Iterator[Match]:
         """Words that are found anywhere."""
         for entry in self._anywhere:
             if entry.language in (None, language):
-                at = text.find(entry.word)
+                word = _Folded.of(entry.word).text
+                at = folded.text.find(word)
                 while at >= 0:
-                    end = at + len(entry.word)
-                    yield Match(at, end, entry.respelling)
-                    at = text.find(entry.word, end)
+                    end = at + len(word)
+                    yield folded.match(at, end, entry.respelling)
+                    at = folded.text.find(word, end)
 
     def _patterns(self, text: str, language: str) -> Iterator[Match]:
-        patterns = [e for e in self.entries if e.is_pattern and e.language in (None, language)]
+        patterns = _last(e for e in self.entries if e.is_pattern and e.language in (None, language))
         if not patterns:
             return
         import regex
@@ -223,12 +228,73 @@ class Lexicon:
                 ) from error
 
 
-def _whole(entry: Entry) -> re.Pattern[str]:
-    """The word as a whole, with any blanks between its words; ``re`` keeps what it compiles."""
-    words = r"\s+".join(map(re.escape, entry.word.split()))
-    before = r"(?<!\w)" if entry.word[0].isalnum() else ""
-    after = r"(?!\w)" if entry.word[-1].isalnum() else ""
-    return re.compile(f"{before}{words}{after}", re.IGNORECASE if entry.any_case else 0)
+def _last(entries: Iterable[Entry]) -> list[Entry]:
+    """Of several entries of one word and language the last."""
+    return list({(entry.word, entry.language): entry for entry in entries}.values())
+
+
+def _pattern(entry: Entry) -> re.Pattern[str]:
+    """The word, with any blanks between its words; ``re`` keeps what it compiles."""
+    words = r"\s+".join(map(re.escape, _Folded.of(entry.word).text.split()))
+    return re.compile(words, re.IGNORECASE if entry.any_case else 0)
+
+
+def _is_whole(found: re.Match[str]) -> bool:
+    """Whether no word goes on before or behind it; a mark belongs to the letter before it."""
+    start, end = found.span()
+    before, after = found.string[max(0, start - 1) : start], found.string[end : end + 1]
+    begins = not (found[0][0].isalnum() and _in_word(before))
+    return begins and not (_in_word(found[0][-1]) and _in_word(after))
+
+
+def _in_word(c: str) -> bool:
+    return c.isalnum() or c == "_" or _is_mark(c)
+
+
+def _is_mark(c: str) -> bool:
+    return unicodedata.category(c or " ").startswith("M")
+
+
+@dataclass(frozen=True, slots=True)
+class _Folded:
+    """A text in which one spelling stands for all of a word.
+
+    Attributes:
+        text: composed (NFC), with straight apostrophes.
+        starts: where each of its characters begins in the text as it was written; its end at last.
+    """
+
+    text: str
+    starts: Sequence[int]
+
+    @classmethod
+    def of(cls, text: str) -> _Folded:
+        """Fold a text."""
+        if text.isascii():
+            return cls(text, range(len(text) + 1))
+        parts: list[str] = []
+        starts: list[int] = []
+        at = 0
+        for cluster in _clusters(_APOSTROPHE.sub("'", text)):
+            part = unicodedata.normalize("NFC", cluster)
+            parts.append(part)
+            starts += [at] * len(part)
+            at += len(cluster)
+        return cls("".join(parts), [*starts, at])
+
+    def match(self, start: int, end: int, respelling: str) -> Match:
+        """Between two of its characters, in the text as it was written."""
+        return Match(self.starts[start], self.starts[end], respelling)
+
+
+def _clusters(text: str) -> Iterator[str]:
+    """Letters with what may be composed with them: marks, and the vowels and ends of Hangul."""
+    start = 0
+    for end, c in enumerate(text):
+        if end and not (_is_mark(c) or "\u1160" <= c <= "\u11ff"):
+            yield text[start:end]
+            start = end
+    yield text[start:]
 
 
 def _entries(words: Mapping[str, Any], language: str | None = None) -> Iterator[Entry]:

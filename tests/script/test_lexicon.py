@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 from helpers.fuzz import soon
 from hypothesis import given
@@ -34,6 +36,21 @@ def test_phrases_across_lines_and_the_longest_first():
     assert heard("C++ or C+") == "see plus plus or C+"
 
 
+def test_a_word_is_found_however_it_is_encoded():
+    cafe = Lexicon.of({"café": "kaffay", "O'Brien": "o brine", "don't": "dohnt", "한국": "hanguk"})
+    for form in ("NFC", "NFD"):
+        written = unicodedata.normalize(form, "café, Café or cafés")
+        assert heard(written, cafe) == unicodedata.normalize(form, "kaffay, Kaffay or cafés")
+    assert heard("O’Brien, O'Brien don’t, donʼt", cafe) == "o brine, o brine dohnt, dohnt"
+    assert heard(unicodedata.normalize("NFD", "한국"), cafe) == "hanguk"
+
+
+def test_a_mark_belongs_to_its_letter():
+    assert heard("राम रामायण", Lexicon.of({"राम": "RAM"}), "hi") == "RAM रामायण"
+    bare = Lexicon.of({"cafe": "kaff"})
+    assert heard("cafe cafe\u0301 \u0301cafe", bare) == "kaff cafe\u0301 \u0301cafe"
+
+
 def test_what_was_replaced_is_not_read_again():
     assert heard("a b") == "uh a"
 
@@ -53,6 +70,8 @@ def test_a_language_has_words_of_its_own():
 def test_later_words_win_and_markup_wins_over_all():
     both = WORDS + Lexicon.of({"nguyen": "noo yen"})
     assert heard("nguyen", both) == "noo yen"
+    both = Lexicon.of({"東京": "x", "/z+/": "x"}) + Lexicon.of({"東京": "y", "/z+/": "y"})
+    assert heard("東京 zz", both) == "y y"
     assert read("[say:x]nguyen[/say] nguyen", markup=True, lexicon=WORDS).text == "x win"
 
 
