@@ -14,7 +14,19 @@ from chatterbox_opt.text.languages import DEFAULT, LANGUAGES
 KINDS = ("characters", "cardinal", "ordinal", "date", "time", "telephone")
 _ALIASES = {"spell-out": "characters", "verbatim": "characters", "number": "cardinal"}
 _FORMS = ("ymd", "dmy", "mdy", "ym", "my", "md", "dm", "y", "m", "d")  # of a date
-_NUMBER = re.compile(r"([+-]?)(\d{1,30}(?:[.,'\u2019 \u00a0\u202f]\d{1,30})*)", re.ASCII)
+_NUMBER = re.compile(r"([+\u2212-]?)(\d{1,30}(?:[.,'\u2019 \u00a0\u202f]\d{1,30})*)", re.ASCII)
+# thousands, or lakhs and crores, with the same mark between all; then perhaps a fraction
+_GROUPS = re.compile(r"([1-9]\d{0,2}([^\d])(?:\d{2,3}\2)*\d{3})(?:(?!\2)[.,](\d+))?", re.ASCII)
+_ONE_MARK = re.compile(r"(\d+)([.,])(\d+)", re.ASCII)
+_SIGNS = {  # the decimal mark of a language, how it is read, and minus; of what num2words knows
+    "en": (".", "point", "minus"), "ar": (".", "فاصلة", "سالب"), "da": (",", "komma", "minus"),
+    "de": (",", "Komma", "minus"), "es": (",", "coma", "menos"), "fi": (",", "pilkku", "miinus"),
+    "fr": (",", "virgule", "moins"), "he": (".", "נקודה", "מינוס"), "it": (",", "virgola", "meno"),
+    "ja": (".", "点", "マイナス"), "ko": (".", "점", "마이너스"), "nl": (",", "komma", "min"),
+    "no": (",", "komma", "minus"), "pl": (",", "przecinek", "minus"),
+    "pt": (",", "vírgula", "menos"), "ru": (",", "запятая", "минус"), "sv": (",", "komma", "minus"),
+    "tr": (",", "virgül", "eksi"),
+}  # fmt: skip
 _ORDINAL = re.compile(r"(\d{1,12})(?:st|nd|rd|th|\.|º|ª|er|e)?", re.ASCII | re.IGNORECASE)
 _TIME = re.compile(
     r"([01]?\d|2[0-4])(?:[:.hH]([0-5]\d)(?:[:.]([0-5]\d))?)? ?([AaPp])?(?(4)\.?[Mm]\.?)", re.ASCII
@@ -64,28 +76,39 @@ def _cardinal(content: str, language: str) -> str:
     number = _NUMBER.fullmatch(content)
     if number is None:
         raise _none_of("number", content, "1234")
-    sign, digits = number.groups()
+    if language not in _SIGNS:  # a model for several languages reads it by itself
+        return content
+    mark, point, minus = _SIGNS[language]
+    whole, fraction = _whole_and_fraction(number[2], mark)
+    read = [minus] if number[1] in ("-", "\u2212") else []
+    read.append(_whole(whole, language))
+    if fraction:
+        read += [point, *(_whole(digit, language) for digit in fraction)]
+    return " ".join(read)
+
+
+def _whole_and_fraction(body: str, decimal_mark: str) -> tuple[str, str]:
+    """The digits before and behind a number's decimal mark.
+
+    One mark before three digits is between thousands, unless it is the language's decimal mark.
+    """
+    if body.isdigit():
+        return body, ""
+    groups = _GROUPS.fullmatch(body)
+    if groups and not (body.count(groups[2]) == 1 and groups[2] == decimal_mark):
+        return re.sub(r"\D", "", groups[1]), groups[3] or ""
+    if one := _ONE_MARK.fullmatch(body):
+        return one[1], one[3]
+    raise _none_of("number", body, "1234 or 1,234.5")
+
+
+def _whole(number: str, language: str) -> str:
+    """A whole number in words."""
     if language != DEFAULT:
-        return ("-" if sign == "-" else "") + _num2words(_plain(digits), language, "cardinal")
+        return _num2words(number, language, "cardinal")
     from chatterbox_opt.text.english.number_words import cardinal
 
-    digits = re.sub(r"[^\d.]", "", digits)
-    if digits.count(".") > 1:
-        raise _none_of("number", content, "1234.5")
-    return "minus " * (sign == "-") + cardinal(digits)
-
-
-def _plain(digits: str) -> str:
-    """A number of another language without marks between thousands, its decimal mark a point.
-
-    The last mark is the decimal one if it is there once and three digits do not follow it.
-    """
-    whole, mark, fraction = digits, "", ""
-    if found := re.fullmatch(r"(.*)([.,])(\d+)", digits):
-        whole, mark, fraction = found.groups()
-    if not mark or mark in whole or (len(fraction) == 3 and whole.isdigit()):
-        whole, fraction = digits, ""
-    return re.sub(r"\D", "", whole) + (f".{fraction}" if fraction else "")
+    return cardinal(number)
 
 
 def _ordinal(content: str, language: str) -> str:

@@ -78,6 +78,9 @@ def test_breaks(attributes, seconds):
         ("spell-out", "BBC", "B B C"),
         ("cardinal", "1,234", "one thousand two hundred and thirty-four"),
         ("cardinal", "-2.5", "minus two point five"),
+        ("cardinal", "1,5", "one point five"),
+        ("cardinal", "1.234", "one point two three four"),
+        ("cardinal", "1,00,000", "one hundred thousand"),
         ("cardinal", "1999", "one thousand nine hundred and ninety-nine"),
         ("ordinal", "3", "third"),
         ("ordinal", "21st", "twenty-first"),
@@ -117,6 +120,19 @@ def test_other_languages_have_their_numbers():
     assert words("<say-as interpret-as='cardinal'>1.234,5</say-as>", "de") == (
         "eintausendzweihundertvierunddreißig Komma fünf"
     )
+    for language, number, expected in (
+        ("de", "-3", "minus drei"),
+        ("de", "0,125", "null Komma eins zwei fünf"),
+        ("de", "1.234", "eintausendzweihundertvierunddreißig"),
+        ("de", "1,234", "eins Komma zwei drei vier"),
+        ("it", "3,14", "tre virgola uno quattro"),
+        ("tr", "12,34", "oniki virgül üç dört"),
+        ("ar", "0,5", "صفر فاصلة خمسة"),
+        ("fr", "1 234,5", "mille deux cent trente-quatre virgule cinq"),
+        ("hi", "1,00,000", "1,00,000"),
+        ("zh", "-2.5", "-2.5"),
+    ):
+        assert words(f"<say-as interpret-as='cardinal'>{number}</say-as>", language) == expected
     assert words("<say-as interpret-as='ordinal'>3</say-as>", "fr") == "troisième"
     with pytest.raises(TextError, match="a date of <say-as> is English; in German write it"):
         words("<say-as interpret-as='date'>2026-11-28</say-as>", "de")
