@@ -49,6 +49,15 @@ def test_sentences_are_synthesized_in_order(engine, latency):
     assert np.array_equal(again, np.concatenate([piece.samples for piece in pieces]))
 
 
+def test_an_iterator_that_is_never_started_takes_no_text(engine):
+    taken = []
+    before = threading.active_count()
+    for make in (engine.pieces, engine.stream):
+        iterator = make((taken.append(word) or word for word in TEXT), None, SAMPLING)
+        iterator.close()
+    assert not taken and threading.active_count() == before and engine._loop._scheduler.idle
+
+
 def test_the_first_sentence_is_heard_before_the_second_is_written(engine):
     heard = threading.Event()
 

@@ -106,6 +106,20 @@ def test_noise_of_a_frame_does_not_depend_on_the_parts(cuts):
     assert not torch.equal(HopNoise(8, 50, CPU).flow(5), flow[:55])
 
 
+def test_a_part_of_no_frames_has_no_noise_wherever_it_is():
+    noise = HopNoise(7, 0, CPU)
+    noise.source(0, BLOCK)
+    for frame in (BLOCK, BLOCK + 1, 2 * BLOCK):
+        assert noise.source(frame, frame).shape == (0, 9)
+
+
+def test_nothing_held_back_at_the_end_of_a_block_of_noise(engine):
+    tokens = BLOCK // 2
+    sampling = dataclasses.replace(SAMPLING, max_tokens=tokens)
+    pieces = list(engine.pieces(TEXT, None, sampling, latency=HopSchedule((1,), held_back=0)))
+    assert len(joined(pieces)) == len(engine.synthesize(TEXT, None, sampling).samples)
+
+
 def test_noise_of_the_source_is_dropped_behind_the_last_use():
     noise = HopNoise(7, 0, CPU)
     for first in range(0, 4000, 40):

@@ -58,6 +58,8 @@ class HopNoise:
         begin = first // BLOCK
         for block in [block for block in self._source if block < begin]:
             del self._source[block]
+        if first == last:  # a last part of no frames, perhaps at the end of all blocks
+            return torch.empty(0, NUM_HARMONICS, device=self._device)
         blocks = [self._source[block] for block in range(begin, -(-last // BLOCK))]
         offset = begin * BLOCK
         return torch.cat(blocks)[(first - offset) * HOP_LENGTH : (last - offset) * HOP_LENGTH]

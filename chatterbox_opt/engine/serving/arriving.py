@@ -38,7 +38,7 @@ class ArrivingRequests:
         submit: Callable[[Chunk, int], RequestHandle | None],
         rules: TextRules,
     ) -> None:
-        """Start to take text.
+        """Set what is needed; ``pieces`` begins to take text.
 
         Args:
             text: pieces of any size; None: the writer pauses. Used by a thread of its own.
@@ -50,14 +50,17 @@ class ArrivingRequests:
         self._closed = threading.Event()
         self._taken: queue.SimpleQueue[RequestHandle | Piece | BaseException | None]
         self._taken = queue.SimpleQueue()  # in order; an error or None comes last
-        threading.Thread(target=self._run, name="arriving text", daemon=True).start()
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield the pieces of all requests in order.
+        """Yield the pieces of all requests in order, once.
+
+        Text is taken from the first ``next`` on: a generator that was never started has nothing
+        that would end a thread.
 
         Raises:
             Exception: the error of the text or of a request.
         """
+        threading.Thread(target=self._run, name="arriving text", daemon=True).start()
         handle: RequestHandle | None = None
         try:
             while (taken := self._next()) is not None:
@@ -104,6 +107,9 @@ class ArrivingRequests:
                 if handle := self._submit(chunk, number):
                     number += 1
                     self._taken.put(handle)
+                    if self._closed.is_set():  # since it was submitted: nobody takes it any more
+                        handle.cancel()
+                        return
                 else:
                     self._free.release()
         except REQUEST_ERRORS as caught:
