@@ -23,7 +23,8 @@ import typer
 from chatterbox_opt.audio import containers, speech
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.batch import filenames
-from chatterbox_opt.cli import options
+from chatterbox_opt.cli import inputs, options
+from chatterbox_opt.cli.inputs import STDIN
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions
 from chatterbox_opt.cli.terminal import streams
 from chatterbox_opt.cli.terminal.console import Reporter, as_utf8
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from chatterbox_opt.engine.engine import Engine
     from chatterbox_opt.request import Piece, Result
 
-STDIN = "-"
 DEFAULT_OUTPUT = "out.wav"
 FORMATS = [extension.strip(".") for extension in containers.FORMATS]
 
@@ -67,20 +67,11 @@ class FileOptions:
         """The file of each recording; nothing is written yet.
 
         Raises:
-            InputError: options that exclude each other, a file that cannot be written or would
-                replace a recording.
+            InputError: options that exclude each other, or a file that cannot be written.
         """
         if self.out_dir is None:
-            targets = [self._output(recordings, as_json=as_json)]
-        else:
-            targets = self._in_directory(self.out_dir, recordings)
-        for target in targets:
-            for recording in recordings:
-                if _same_file(target, recording):
-                    raise InputError(
-                        f"'{target}' would replace the recording itself; give another name"
-                    )
-        return targets
+            return [self._output(recordings, as_json=as_json)]
+        return self._in_directory(self.out_dir, recordings)
 
     def _output(self, recordings: list[str], *, as_json: bool) -> str:
         if len(recordings) > 1:
@@ -135,6 +126,7 @@ def convert(
     started = time.perf_counter()
     targets = files.targets(recordings, as_json=as_json)
     reporter, spec = printing.reporter(), engine.spec()
+    inputs.check_kept([*recordings, *inputs.recordings([voice], spec.store)], targets)
     for recording in recordings:
         if recording != STDIN:
             speech.check_speech(Path(recording))
@@ -250,13 +242,6 @@ def _report(reporter: Reporter, result: dict[str, Any], *, as_json: bool) -> Non
     reporter.detail(f"  {stages}, {result['tokens']} tokens, windows: {result['windows']}")
     if as_json:
         print(json.dumps(result), flush=True)
-
-
-def _same_file(one: str, other: str) -> bool:
-    """Whether two paths are one regular file; streams may be both."""
-    if STDIN in (one, other) or audio_files.is_stream(one):
-        return False
-    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
 @contextmanager

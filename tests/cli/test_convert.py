@@ -96,8 +96,9 @@ def test_a_pipe_is_read_once(convert, place):
     [
         (["a.wav", "more/a.flac"], "2 recordings need --out-dir DIR"),
         (["a.wav", "-o", "b.wav", "--out-dir", "d"], "give one of them"),
-        (["a.wav", "-o", "./a.wav"], "would replace the recording itself"),
-        (["a.wav", "--out-dir", ".", "--overwrite"], "would replace the recording itself"),
+        (["a.wav", "-o", "./a.wav"], "'./a.wav' would replace 'a.wav', which is read"),
+        (["a.wav", "--out-dir", ".", "--overwrite"], "'a.wav' would replace 'a.wav', which is"),
+        (["a.wav", "--voice", "more/a.flac", "-o", "more/a.flac"], "would replace 'more/a.flac'"),
         (["a.wav", "-o", "b.txt"], "has no known audio extension"),
         (["a.wav", "-o", "nowhere/b.wav"], "there is no directory"),
         (["a.wav", "-o", "-", "--json"], "cannot both go to standard output"),

@@ -29,7 +29,7 @@ from chatterbox_opt.batch.resuming import open_directory, prepare, stale_files
 from chatterbox_opt.batch.runner import BatchRunner, RunOptions, Summary
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.checkpoints.registry import Checkpoint
-from chatterbox_opt.cli import options, signals
+from chatterbox_opt.cli import inputs, options, signals
 from chatterbox_opt.cli.batch import checks, outputs
 from chatterbox_opt.cli.batch.options import (
     ExecutorOptions,
@@ -42,13 +42,14 @@ from chatterbox_opt.cli.batch.preview import preview
 from chatterbox_opt.cli.batch.preview import summary as summary_of
 from chatterbox_opt.cli.batch.progress import display, report
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOptions
-from chatterbox_opt.cli.synth.script import ScriptOptions, check_members, describe, hint
+from chatterbox_opt.cli.synth.script import ScriptOptions, check_members, describe, hint, voices_of
 from chatterbox_opt.cli.terminal import streams
 from chatterbox_opt.cli.terminal.console import Reporter
 from chatterbox_opt.config.plan import Plan
 from chatterbox_opt.config.profile import OWN_FLOW
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError, TextError, VoiceError
+from chatterbox_opt.script.cast import Cast
 from chatterbox_opt.text import languages
 from chatterbox_opt.voices import store as voice_store
 
@@ -102,13 +103,17 @@ def batch(
         return
     verifier = quality.verifier()
     spec.check(voice)
-    members = read_options.cast.members if read_options.cast else ()
-    check_members(spec, members, sampling.sampling(), language)
+    cast = read_options.cast
+    check_members(spec, cast.members if cast else (), sampling.sampling(), language)
     checks.check_lengths(job, spec, config, set(registry.shipped_voices(spec.model)))
     items, tags = job.items, joining.tags(job.tags)
     if joining.joined_file is not None:
         check_chapters(items, joining.joined_file)
     names = outputs.names_of(items, files, joining.joined_file)
+    inputs.check_kept(
+        [file, script.lexicon, script.cast, joining.cover, *_recordings(job, voice, cast, spec)],
+        outputs.paths(files, joining, names),
+    )
     printing.set_up_logging(reporter)
     for note in job.notes:
         reporter.status(note)
@@ -154,6 +159,15 @@ def batch(
             reporter, manifest, files, joining, job, tags, items, summary, as_json=as_json
         )
     raise typer.Exit(1 if summary.failed() else 0)
+
+
+def _recordings(
+    job: job_file.Job, voice: str | None, cast: Cast | None, spec: EngineSpec
+) -> Iterator[Path]:
+    """The recordings that a job reads."""
+    of_texts = voices_of(cast, (item.script() for item in job.items))
+    voices = [voice, *(item.voice for item in job.items), *of_texts]
+    return inputs.recordings(voices, spec.store)
 
 
 def _dropped_by_model(model: str, job: job_file.Job) -> Iterator[Dropped]:

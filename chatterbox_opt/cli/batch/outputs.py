@@ -21,10 +21,13 @@ from chatterbox_opt.batch.joining.timestamps import (
     write_item_captions,
     write_joined_captions,
 )
+from chatterbox_opt.batch.journal import FILE as JOURNAL_FILE
 from chatterbox_opt.batch.journal import OUTPUT
-from chatterbox_opt.batch.manifest import DONE, Entry, Manifest
+from chatterbox_opt.batch.manifest import DONE, LOCK, Entry, Manifest
+from chatterbox_opt.batch.manifest import FILE as MANIFEST_FILE
 from chatterbox_opt.batch.metadata import FILE as METADATA_FILE
 from chatterbox_opt.batch.metadata import Metadata, write_metadata
+from chatterbox_opt.batch.resuming import MOVES
 from chatterbox_opt.batch.runner import Summary
 from chatterbox_opt.cli.batch import dubbing
 from chatterbox_opt.cli.batch.options import FileOptions, JoinOptions
@@ -32,17 +35,29 @@ from chatterbox_opt.cli.batch.progress import report_joined
 from chatterbox_opt.cli.terminal.console import Reporter
 from chatterbox_opt.errors import OutputError
 
+OWN_FILES = (MANIFEST_FILE, LOCK, JOURNAL_FILE, MOVES)
+
 
 def other_files(files: FileOptions, joining: JoinOptions, names: list[str]) -> Iterator[str]:
     """What is written besides the items' files, relative to the output directory."""
     if files.metadata is not None:
         yield METADATA_FILE
-    joined = _joined_name(joining.joined_file, files.directory)
-    yield from joined
+    yield from _joined_name(joining.joined_file, files.directory)
     if files.timestamps is not None:
         yield from (caption_name(name, files.timestamps) for name in names)
-    if (form := _joined_captions(files, joining)) is not None:
-        yield from (caption_name(name, form) for name in joined)
+    if joining.joined_file is not None and (form := _joined_captions(files, joining)) is not None:
+        # next to a symbolic link, not to what it points to
+        yield from _joined_name(caption_name(joining.joined_file, form), files.directory)
+
+
+def paths(files: FileOptions, joining: JoinOptions, names: list[str]) -> list[str]:
+    """All files that are written, those that tell of earlier runs included.
+
+    The directory need not be there: what is outside of it is found all the same.
+    """
+    directory = os.path.realpath(files.directory)
+    written = [*names, *other_files(files, joining, names), *OWN_FILES]
+    return [os.path.normpath(os.path.join(directory, name)) for name in written]
 
 
 def _joined_captions(files: FileOptions, joining: JoinOptions) -> CaptionFormat | None:

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from chatterbox_opt.cli import options
+from chatterbox_opt.cli import inputs, options
+from chatterbox_opt.cli.inputs import STDIN
 from chatterbox_opt.cli.options import EngineOptions, OutputOptions, SamplingOptions
-from chatterbox_opt.cli.synth.script import ScriptOptions
+from chatterbox_opt.cli.synth.script import ScriptOptions, voices_of
 from chatterbox_opt.cli.synth.streaming import (
     STDIN_REMEDY,
     Sinks,
@@ -35,6 +36,7 @@ from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.errors import InputError, TextError
 from chatterbox_opt.request import Request
 from chatterbox_opt.sampling import Sampling
+from chatterbox_opt.script.reader import script_of
 from chatterbox_opt.text import chunking, languages
 from chatterbox_opt.words import caption_files
 from chatterbox_opt.words.word import Timeline
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
     from chatterbox_opt.engine.quality import Guard
     from chatterbox_opt.request import Observer, Piece
 
-STDIN = "-"
 REQUESTS = "chatterbox_opt.engine.serving.states"  # the module whose log it is
 MAX_QUOTED = 40  # characters of a chunk in a warning
 
@@ -142,12 +143,16 @@ def synth(
         streams.check_output(job.output, subtype, as_json=as_json)
     if timestamps is not None:
         caption_files.check_target(timestamps)
+    text = None if arrives else script_of(request)
+    voices = [voice, *voices_of(request.cast, [] if text is None else [text])]
+    read = [words if words == STDIN else None, file, script.lexicon, script.cast]
+    inputs.check_kept([*read, *inputs.recordings(voices, job.spec.store)], [job.output, timestamps])
     job.spec.check(voice, language, request.sampling, timestamps=request.timestamps)
     printing.set_up_logging(reporter)
-    if arrives:
-        show_details(reporter, REQUESTS)  # of its lexicon
+    if text is None:
+        show_details(reporter, REQUESTS)  # of the lexicon
     else:
-        script.show(reporter, request, job.spec)
+        script.show(reporter, request, text, job.spec)
     result = _run(job, reporter, started)
     _report(reporter, result, as_json=as_json)
 

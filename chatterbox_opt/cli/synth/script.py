@@ -7,7 +7,7 @@ responsible for reading (chatterbox_opt/script).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -23,7 +23,7 @@ from chatterbox_opt.sampling import Sampling, for_model
 from chatterbox_opt.script import lexicon as lexicons
 from chatterbox_opt.script.cast import Cast, Member, member_of
 from chatterbox_opt.script.lexicon import Lexicon
-from chatterbox_opt.script.reader import markup_in, script_of
+from chatterbox_opt.script.reader import markup_in
 from chatterbox_opt.script.spans import Script
 from chatterbox_opt.text import languages
 from chatterbox_opt.text.chunking import clean
@@ -73,13 +73,15 @@ class ScriptOptions:
                 "it as --file FILE"
             )
 
-    def show(self, reporter: Reporter, request: Request, spec: EngineSpec) -> None:
+    def show(self, reporter: Reporter, request: Request, script: Script, spec: EngineSpec) -> None:
         """Check a whole text before a model is loaded, and print what a person should know of it.
 
+        Args:
+            script: the request's text, read.
+
         Raises:
-            InputError: wrong markup, unknown names or voices, or no word in the text.
+            InputError: unknown voices, or no word in the text.
         """
-        script = script_of(request)
         clean(script.text)
         members = [member_of(request.cast, name) for name in script.voices]
         check_members(spec, members, request.sampling, request.language)
@@ -117,6 +119,13 @@ def check_members(
         if isinstance(member.voice, str) and member.voice not in voices:
             spec.check_voice(member.voice)  # decodes a recording
             voices.add(member.voice)
+
+
+def voices_of(cast: Cast | None, scripts: Iterable[Script]) -> Iterator[str]:
+    """The voices of a cast, and those that markup names: names or recordings."""
+    named = dict.fromkeys(name for script in scripts for name in script.voices)
+    members = [*(cast.members if cast else ()), *(member_of(cast, name) for name in named)]
+    yield from (member.voice for member in members if isinstance(member.voice, str))
 
 
 def describe(reporter: Reporter, scripts: Iterable[Script]) -> None:
