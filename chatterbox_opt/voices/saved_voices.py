@@ -23,8 +23,21 @@ log = logging.getLogger(__name__)
 
 def voices(directory: Path) -> dict[str, Path]:
     """Voices of a directory, sorted, with their recordings."""
+    return {path.stem: path for path in _recordings(directory)}
+
+
+def recordings_of(name: str, directory: Path) -> list[Path]:
+    """All recordings of a voice in a directory, sorted; none, if it is no voice there.
+
+    Several, if a process was killed while it replaced one, or a person put one next to it.
+    """
+    return [path for path in _recordings(directory) if path.stem == name]
+
+
+def _recordings(directory: Path) -> list[Path]:
+    """All files that are named as voices are, sorted; an extension is not needed."""
     paths = sorted(directory.glob("*"))
-    return {path.stem: path for path in paths if NAME.fullmatch(path.stem) and path.is_file()}
+    return [path for path in paths if NAME.fullmatch(path.stem) and path.is_file()]
 
 
 def move(source: Path, target: Path) -> None:

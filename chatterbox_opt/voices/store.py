@@ -161,14 +161,14 @@ class VoiceStore:
         with atomic_write(target) as part:
             shutil.copyfile(recording, part)
         for path in self._recordings(name):
-            if path != target:  # another extension
+            if path != target:  # another extension, or none
                 path.unlink(missing_ok=True)
         return target
 
     def _recordings(self, name: str) -> list[Path]:
-        """All recordings of a saved name: two, if a process was killed while it replaced one."""
-        paths = self.saved_directory.glob(f"{name}.*")
-        return [path for path in paths if path.stem == name and path.is_file()]
+        """All recordings of a saved name, those that could not be moved here included."""
+        directories = filter(None, (self.saved_directory, self.earlier))
+        return [p for place in directories for p in saved_voices.recordings_of(name, place)]
 
     def remove(self, name: str) -> Path:
         """Delete a saved voice; return the path that its recording had.
@@ -181,9 +181,12 @@ class VoiceStore:
             raise VoiceError(
                 f"there is no saved voice '{name}'; saved: {', '.join(names) or 'none'}"
             )
-        for path in [names[name], *self._recordings(name)]:
-            path.unlink(missing_ok=True)
+        self._delete(name)
         return names[name]
+
+    def _delete(self, name: str) -> None:
+        for path in self._recordings(name):
+            path.unlink(missing_ok=True)
 
     def clear(self) -> int:
         """Delete all computed voices; return their number."""
@@ -195,8 +198,8 @@ class VoiceStore:
     def clear_saved(self) -> int:
         """Delete all saved voices, which cannot be computed again; return their number."""
         names = self.names()
-        for path in names.values():
-            path.unlink(missing_ok=True)
+        for name in names:
+            self._delete(name)
         return len(names)
 
     def computed(self) -> int:

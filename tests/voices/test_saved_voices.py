@@ -255,3 +255,45 @@ def test_two_recordings_of_a_name_after_a_kill_are_one_voice(tmp_path):
     (store.saved_directory / "anna.wav").write_bytes(b"older")
     store.remove("anna")
     assert [p.name for p in store.saved_directory.iterdir()] == ["anna-2.wav"]
+
+
+def with_two_recordings(directory: Path) -> VoiceStore:
+    """A store in which one of them has no extension, as a pipe's has, and another voice."""
+    store = VoiceStore(directory)
+    store.saved_directory.mkdir(parents=True)
+    for name in ("anna", "anna.wav", "bob"):
+        (store.saved_directory / name).write_text(name)
+    (store.saved_directory / "no voice.txt").touch()
+    return store
+
+
+def test_a_voice_without_an_extension_is_replaced(tmp_path):
+    store = with_two_recordings(tmp_path / "store")
+    store.add("anna", SAMPLE)
+    assert {path.name for path in store.saved_directory.glob("anna*")} == {"anna.flac"}
+    (tmp_path / "pipe").write_bytes(b"newer")
+    assert store.add("anna", tmp_path / "pipe") == store.find("anna")
+    assert {path.name for path in store.saved_directory.glob("anna*")} == {"anna"}
+
+
+def test_a_removed_voice_is_gone(tmp_path):
+    store = with_two_recordings(tmp_path)
+    store.remove("anna")
+    assert list(store.names()) == ["bob"]
+    assert {path.name for path in store.saved_directory.iterdir()} == {"bob", "no voice.txt"}
+
+
+def test_cleared_voices_are_gone(tmp_path):
+    store = with_two_recordings(tmp_path)
+    assert (store.clear_saved(), store.names()) == (2, {})
+    assert [path.name for path in store.saved_directory.iterdir()] == ["no voice.txt"]
+
+
+def test_a_removed_voice_is_gone_where_it_could_not_be_moved_from_too(home, monkeypatch):
+    old = recordings(home / "cache" / "chatterbox-opt" / "voices" / "named", anna="older", bob="b")
+    recordings(home / "data" / "chatterbox-opt" / "voices", anna="newer")
+    monkeypatch.setattr(saved_voices, "move", lambda *_: None)
+    store = default_store()
+    store.remove("anna")
+    assert list(store.names()) == ["bob"]
+    assert (store.clear_saved(), store.names(), list(old.iterdir())) == (1, {}, [])
