@@ -109,6 +109,7 @@ def batch(
     items, tags = job.items, joining.tags(job.tags)
     if joining.joined_file is not None:
         check_chapters(items, joining.joined_file)
+        streams.check_stdout(joining.joined_file, "--join", as_json=as_json)
     names = outputs.names_of(items, files, joining.joined_file)
     inputs.check_kept(
         [file, script.lexicon, script.cast, joining.cover, *_recordings(job, voice, cast, spec)],

@@ -160,11 +160,28 @@ def check_output(output: str, subtype: str | None, *, as_json: bool) -> None:
     """
     audio_files.output_format(output, subtype)
     audio_files.check_writable(output)
+    check_stdout(output, "-o", as_json=as_json)
+
+
+def check_stdout(output: str, option: str, *, as_json: bool) -> None:
+    """Check that standard output takes audio, if a path is that.
+
+    Args:
+        option: that the path is the value of, for messages.
+        as_json: a result is printed too.
+
+    Raises:
+        InputError: it does not.
+    """
     if not audio_files.is_stdout(output):
         return
     if as_json:
-        raise InputError("audio and --json cannot both go to standard output; set -o to a file")
+        raise InputError(
+            f"audio and --json cannot both go to standard output; set {option} to a file"
+        )
     if sys.stdout is None:
-        raise InputError("standard output is closed; set -o FILE")
+        raise InputError(f"standard output is closed; set {option} FILE")
     if sys.stdout.isatty():
-        raise InputError("standard output is a terminal; pipe it (… -o - | aplay) or set -o FILE")
+        raise InputError(
+            f"standard output is a terminal; pipe it (… {option} - | aplay) or set {option} FILE"
+        )
