@@ -71,9 +71,16 @@ def open_directory(
 
 
 def _check_files(directory: Path, files: Iterable[str]) -> None:
-    """Raise InputError if one of the files is there."""
-    paths = [directory / file for file in files]
-    found = [os.path.normpath(path) for path in paths if os.path.lexists(path)]
+    """Raise InputError if one of the files is there.
+
+    What is outside of the directory is found even if the directory is not there yet.
+    """
+    base = os.path.realpath(directory)
+    found = [
+        os.path.normpath(directory / file)
+        for file in files
+        if os.path.lexists(os.path.normpath(os.path.join(base, file)))
+    ]
     if found:
         named = "', '".join(found[:FOREIGN_SHOWN])
         pronoun = "them" if len(found) > 1 else "it"

@@ -11,13 +11,12 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.batch import executors, job_file
 from chatterbox_opt.batch.executors import LocalExecutor, RayExecutor, WorkerSpec
 from chatterbox_opt.batch.joining import timeline
@@ -109,7 +108,7 @@ def batch(
     items, tags = job.items, joining.tags(job.tags)
     if joining.joined_file is not None:
         check_chapters(items, joining.joined_file)
-        streams.check_stdout(joining.joined_file, "--join", as_json=as_json)
+        outputs.check_joined(joining.joined_file, directory, as_json=as_json)
     names = outputs.names_of(items, files, joining.joined_file)
     inputs.check_kept(
         [file, script.lexicon, script.cast, joining.cover, *_recordings(job, voice, cast, spec)],
@@ -122,18 +121,14 @@ def batch(
         reporter.status(summary_of(job, words_by_reason(job.dropped)))
     describe(reporter, (item.script() for item in items))
     replaced = None if files.overwrite else [*names, *outputs.other_files(files, joining, names)]
-    with (
-        executors.open_executor(*executor_args) as executor,
-        open_directory(directory, replaced, force=files.force) as manifest,
-    ):
+    with ExitStack() as opened:
+        executor = opened.enter_context(executors.open_executor(*executor_args))
+        plan = spec.resolve(executor.probe(spec.device))
+        # what can be refused was refused: from here on there is an output directory
+        manifest = opened.enter_context(open_directory(directory, replaced, force=files.force))
+        worker = WorkerSpec(engine=spec, plan=plan, retries=quality.retries, debug=printing.debug)
         with display(reporter, as_json=as_json) as show:
-            if joining.joined_file is not None:
-                audio_files.check_writable(joining.joined_file)
             options.announce_download(spec, reporter)
-            plan = spec.resolve(executor.probe(spec.device))
-            worker = WorkerSpec(
-                engine=spec, plan=plan, retries=quality.retries, debug=printing.debug
-            )
             stretch = joining.stretch if joining.timed else None
             items = _prepared(spec, plan, items, names, files.loudness, stretch)
             run_options = RunOptions(

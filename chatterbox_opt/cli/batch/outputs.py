@@ -32,6 +32,7 @@ from chatterbox_opt.batch.runner import Summary
 from chatterbox_opt.cli.batch import dubbing
 from chatterbox_opt.cli.batch.options import FileOptions, JoinOptions
 from chatterbox_opt.cli.batch.progress import report_joined
+from chatterbox_opt.cli.terminal import streams
 from chatterbox_opt.cli.terminal.console import Reporter
 from chatterbox_opt.errors import OutputError
 
@@ -77,6 +78,29 @@ def _joined_name(path: str | None, directory: Path) -> list[str]:
         return [target]
 
 
+def check_joined(path: str, directory: Path, *, as_json: bool) -> None:
+    """Check that the joined file can be written, before there is an output directory.
+
+    Args:
+        directory: the output directory; what is missing of it, and within it, is made later.
+        as_json: events are printed too.
+
+    Raises:
+        InputError: it cannot.
+    """
+    streams.check_stdout(path, "--join", as_json=as_json)
+    if audio_files.is_stream(path) or not _is_made(audio_files.link_target(path).parent, directory):
+        audio_files.check_writable(path)
+
+
+def _is_made(parent: Path, directory: Path) -> bool:
+    """Whether a directory that is missing is the output directory, or can be made within it."""
+    target = Path(os.path.realpath(parent))
+    if target.exists() or not target.is_relative_to(os.path.realpath(directory)):
+        return False
+    return next(place for place in target.parents if place.exists()).is_dir()
+
+
 def names_of(items: list[job_file.Item], files: FileOptions, joined_file: str | None) -> list[str]:
     """The file name of each item; the names of other files in --out-dir are reserved."""
     rows = ((item.id, item.written) for item in items)
@@ -90,6 +114,19 @@ def done_entries(items: list[job_file.Item], summary: Summary) -> list[Entry]:
     """The entries of the items that are done, in the job's order; none of those not reached."""
     entries = (summary.entries.get(item.id) for item in items)
     return [entry for entry in entries if entry is not None and entry.status == DONE]
+
+
+def _make_parent(path: str) -> None:
+    """Make the directory of a joined file that is within the output directory."""
+    if audio_files.is_stream(path):
+        return
+    parent = audio_files.link_target(path).parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"'{parent}' cannot be made ({error.strerror}): --join another file"
+        ) from error
 
 
 def write_metadata_file(
@@ -129,6 +166,7 @@ def write_joined(
         return
     if missing := len(items) - (len(summary.entries) - len(summary.failed())):
         raise OutputError(f"'{target}' is not written, {missing} items are missing: run again")
+    _make_parent(target)
     captions = _joined_captions(files, joining)
     targets = [target] if captions is None else [target, caption_name(target, captions)]
     for name in (name for path in targets for name in _joined_name(path, manifest.directory)):
