@@ -63,7 +63,7 @@ class Verifier:
             raise InputError(
                 f"--verify: there is no program '{parts[0]}'; install it, or give its path"
             )
-        if max_wer < 0:
+        if not max_wer >= 0:  # nor if it is not a number
             raise InputError(f"--max-wer is {max_wer}; give a value from 0")
         wer.word_errors("a", "a")  # raises if jiwer is missing
         return cls(tuple(parts), max_wer)

@@ -81,12 +81,14 @@ class MeasuringOptions:
         """Raise InputError for a value out of range, or one that ``--stream`` has no use for."""
         if not (0 < self.seconds <= 100 and (self.runs is None or 1 <= self.runs <= 100)):
             raise InputError("--seconds is above 0 to 100, --runs 1 to 100")
-        if self.stream and (self.rows or self.cold or len(self.profile or []) > 1):
+        if self.stream and (self.rows is not None or self.cold or len(self.profile or []) > 1):
             raise InputError("--stream has its own rows: without --rows and --cold, one --profile")
-        if self.stream and (self.language or self.flow):
+        if self.stream and (self.language, self.flow) != (None, None):
             raise InputError("--language and --flow are for rows, not for --stream")
         if self.language == languages.AUTO:
             raise InputError("--language is a code here, such as de")
+        if self.text is not None and not self.text.strip():
+            raise InputError("--text is empty: give some words")
         if not self.stream and (self.hops, self.first_steps, self.voice_seconds) != (None,) * 3:
             raise InputError("--hops, --first-steps and --voice-seconds are for --stream")
         hops_options.hop_schedule(HopSchedule(), self.hops, self.first_steps)
@@ -157,6 +159,8 @@ def bench(
     tolerance: Annotated[float, typer.Option(help="How much worse a figure may be.")] = 0.1,
 ) -> None:
     """Measure this machine, or show an earlier report."""
+    if not tolerance >= 0:  # nor if it is not a number
+        raise InputError(f"--tolerance is {tolerance:g}; give a value from 0")
     old = report.read(compare) if compare else None
     output.check()
     measuring.check()

@@ -78,14 +78,14 @@ class FileOptions:
             raise InputError(f"{len(recordings)} recordings need --out-dir DIR")
         if self.format is not None or self.overwrite:
             raise InputError("--format and --overwrite are for --out-dir; -o has an extension")
-        output = self.output or DEFAULT_OUTPUT
+        output = DEFAULT_OUTPUT if self.output is None else self.output
         streams.check_output(output, self.subtype, as_json=as_json)
         return output
 
     def _in_directory(self, directory: Path, recordings: list[str]) -> list[str]:
         if self.output is not None:
             raise InputError("-o is for one recording without --out-dir; give one of them")
-        extension = f".{self.format or 'wav'}"
+        extension = f".{'wav' if self.format is None else self.format}"
         if extension not in containers.FORMATS:
             raise InputError(f"format is '{self.format}'; known: {', '.join(FORMATS)}")
         stems = [("stdin" if name == STDIN else Path(name).stem, "") for name in recordings]

@@ -276,6 +276,9 @@ def test_a_recognizer_is_called_without_a_shell(tmp_path):
     injected = verify.Verifier.of(f"{command} {{}} ; touch '{tmp_path / 'owned'}' && `id` $(id)")
     assert injected.word_error_rate("Hello there.", wave) == 0
     assert not (tmp_path / "owned").exists()
+    for rate in (float("nan"), -0.1):
+        with pytest.raises(InputError, match="--max-wer is .*; give a value from 0"):
+            verify.Verifier.of(command, rate)
     broken = verify.Verifier.of(asr(tmp_path, "sys.exit('no model')"))
     with pytest.raises(verify.VerifierError, match="ended with 1 .no model."):
         broken.word_error_rate("Hello.", wave)

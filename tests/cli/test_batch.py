@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -136,3 +137,27 @@ def test_captions_of_a_joined_link_are_next_to_the_link(fake_batch, tmp_path):
     result = fake_batch("--join", "link.wav", "--timestamps", "srt")
     assert "'link.srt' would be replaced" in str(result.exception)
     assert not (tmp_path / "o").exists()
+
+
+# --- options that were given ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        ([], "Hello (laughs)."),
+        (["--cast", "cast.yaml"], "ANNA: Hello (laughs)."),
+        (["--cast", "cast.yaml", "--captions", "speech"], "Hello (laughs)."),
+    ],
+)
+def test_captions_that_are_asked_for_are_taken_with_a_cast_too(batch, tmp_path, args, text):
+    (tmp_path / "cast.yaml").write_text("Anna: ada\n")
+    (tmp_path / "a.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nANNA: Hello (laughs).\n")
+    result = batch(*args, "--dry-run", "--json", file="a.srt")
+    assert json.loads(result.stdout.splitlines()[0])["text"] == text
+
+
+def test_help_shows_the_values_of_options_that_are_not_given():
+    shown = " ".join(CliRunner().invoke(app, ["batch", "--help"]).output.split())
+    for default in ("0.5", "1.5", "1.25", "overlap", "0.2", "auto", "speech, with --cast names"):
+        assert f"[default: {default}]" in shown.replace("(", "[").replace(")", "]")

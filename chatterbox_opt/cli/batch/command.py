@@ -84,6 +84,7 @@ def batch(
     reporter, spec = printing.reporter(), engine.spec()
     for group in (files, joining, quality):
         group.check()
+    reading.check(file)
     directory = None if reading.dry_run else files.directory
     executor_args = (placement.executor, placement.workers, placement.ray_address)
     executors.check_executor(*executor_args)
@@ -129,7 +130,8 @@ def batch(
         worker = WorkerSpec(engine=spec, plan=plan, retries=quality.retries, debug=printing.debug)
         with display(reporter, as_json=as_json) as show:
             options.announce_download(spec, reporter)
-            stretch = joining.stretch if joining.timed else None
+            timing = joining.timing()
+            stretch = None if timing is None else timing.stretch
             items = _prepared(spec, plan, items, names, files.loudness, stretch)
             run_options = RunOptions(
                 verifier=verifier,

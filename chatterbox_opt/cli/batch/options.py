@@ -16,7 +16,7 @@ from chatterbox_opt.audio import containers
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.audio.loudness import check_target
 from chatterbox_opt.audio.tags import Tags, one_line, read_cover
-from chatterbox_opt.batch import executors, filenames
+from chatterbox_opt.batch import executors, filenames, job_file
 from chatterbox_opt.batch.job_file import ReadOptions
 from chatterbox_opt.batch.joining.join import Pauses
 from chatterbox_opt.batch.joining.mastering import Master
@@ -33,19 +33,27 @@ from chatterbox_opt.errors import InputError
 from chatterbox_opt.text.decoding import check_encoding
 
 FORMATS = [extension.strip(".") for extension in containers.FORMATS]
+# job files that an option is for
+TEXTS = (".txt",)
+SUBTITLES = (".srt", ".vtt", ".ass", ".ssa")
+BOOKS = (".epub", ".html", ".htm", ".xhtml")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingOptions:
     """How the job file is read."""
 
-    split: Annotated[Split, typer.Option(help="What an item of a .txt is.")] = Split.AUTO
+    split: Annotated[
+        Optional[Split],
+        typer.Option(help="What an item of a .txt is.", show_default=Split.AUTO.value),
+    ] = None
     captions: Annotated[
-        Captions,
+        Optional[Captions],
         typer.Option(
-            help="Subtitles: speech leaves out [sounds], (noises) and NAMES:; names keeps NAMES:."
+            help="Subtitles: speech leaves out [sounds], (noises) and NAMES:; names keeps NAMES:.",
+            show_default=f"{Captions.SPEECH.value}, with --cast {Captions.NAMES.value}",
         ),
-    ] = Captions.SPEECH
+    ] = None
     encoding: Annotated[
         Optional[str], typer.Option(help="Encoding of the file (default: UTF-8).")
     ] = None
@@ -57,19 +65,35 @@ class ReadingOptions:
         bool, typer.Option("--dry-run", help="Print what would be made; loads no model.")
     ] = False
 
+    def check(self, file: str) -> None:
+        """Raise InputError for an unknown encoding, or an option of another format.
+
+        Args:
+            file: the job file, or ``-``.
+        """
+        if self.encoding is not None:
+            check_encoding(self.encoding)
+        kind = ".txt" if file == job_file.STDIN else Path(file).suffix.lower()
+        for option, is_given, kinds in (
+            ("--split", self.split is not None, TEXTS),
+            ("--captions", self.captions is not None, SUBTITLES),
+            ("--alt-texts", self.alt_texts, BOOKS),
+        ):
+            if is_given and kind in job_file.FORMATS and kind not in kinds:
+                raise InputError(f"{option} is for {', '.join(kinds)}: drop it")
+
     def read_options(self, script: ScriptOptions) -> ReadOptions:
         """For ``job_file.read``.
 
         Raises:
-            InputError: an unknown encoding; a lexicon or a cast that cannot be read.
+            InputError: a lexicon or a cast that cannot be read.
         """
-        if self.encoding is not None:
-            check_encoding(self.encoding)
         cast, captions = script.speakers(), self.captions
-        if cast is not None and captions == Captions.SPEECH:
-            captions = Captions.NAMES
+        if captions is None:
+            captions = Captions.SPEECH if cast is None else Captions.NAMES
+        split = Split.AUTO if self.split is None else self.split
         how = (script.markup, script.words(), cast)
-        return ReadOptions(self.split, captions, self.encoding, *how, alt_texts=self.alt_texts)
+        return ReadOptions(split, captions, self.encoding, *how, alt_texts=self.alt_texts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +161,19 @@ class JoinOptions:
         Optional[Master],
         typer.Option(help="Loudness, peaks and room tone of the joined file, for shops."),
     ] = None
-    pause: Annotated[float, typer.Option(help="Seconds between items in the joined file.")] = 0.5
+    pause: Annotated[
+        Optional[float],
+        typer.Option(
+            help="Seconds between items in the joined file.", show_default=f"{Pauses().item:g}"
+        ),
+    ] = None
     chapter_pause: Annotated[
-        float, typer.Option(help="Seconds before a chapter and at a scene break.")
-    ] = 1.5
+        Optional[float],
+        typer.Option(
+            help="Seconds before a chapter and at a scene break.",
+            show_default=f"{Pauses().chapter:g}",
+        ),
+    ] = None
     keep_silence: Annotated[
         bool, typer.Option("--keep-silence", help="Keep each file's own silence at both ends.")
     ] = False
@@ -148,19 +181,41 @@ class JoinOptions:
         bool, typer.Option("--timed", help="Subtitles: each cue at its time in the joined file.")
     ] = False
     stretch: Annotated[
-        float, typer.Option(help="With --timed: how much faster a cue may be that is too long.")
-    ] = STRETCH
+        Optional[float],
+        typer.Option(
+            help="With --timed: how much faster a cue may be that is too long.",
+            show_default=f"{STRETCH:g}",
+        ),
+    ] = None
     overrun: Annotated[
-        Overrun, typer.Option(help="With --timed: what becomes of a cue that is longer even so.")
-    ] = Overrun.OVERLAP
+        Optional[Overrun],
+        typer.Option(
+            help="With --timed: what becomes of a cue that is longer even so.",
+            show_default=Overrun.OVERLAP.value,
+        ),
+    ] = None
 
     def check(self) -> None:
         """Raise InputError for a number out of range, an unknown extension, or options that need a
         joined file, one with tags, or one without times."""
-        if not all(0 <= seconds <= 60 for seconds in (self.pause, self.chapter_pause)):
+        pauses = self.pauses()
+        if not all(0 <= seconds <= 60 for seconds in (pauses.item, pauses.chapter)):
             raise InputError("--pause and --chapter-pause take 0 to 60 seconds")
-        extension = self.joined_file and audio_files.extension_of(self.joined_file)
-        if self.master is not None and not extension:
+        if self.stretch is not None and not 1 <= self.stretch <= MAX_RATE:
+            raise InputError(f"--stretch is {self.stretch:g}; use 1 to {MAX_RATE:g}")
+        self._check_joined()
+        if self.timed:
+            self._check_timed()
+        elif (self.stretch, self.overrun) != (None, None):
+            raise InputError("--stretch and --overrun are for --timed: add it, or drop them")
+
+    def _check_joined(self) -> None:
+        """Check what only a joined file has, of any format or of some."""
+        is_joined = self.joined_file is not None
+        extension = None if self.joined_file is None else audio_files.extension_of(self.joined_file)
+        if self.timed and not is_joined:
+            raise InputError("--timed is for the joined file: give --join FILE")
+        if self.master is not None and not is_joined:
             raise InputError("--master is for a joined file: add --join FILE")
         asked = (self.title, self.author, self.cover) != (None, None, None)
         if asked and not (extension and containers.has_tags(extension)):
@@ -168,18 +223,34 @@ class JoinOptions:
                 "--title, --author and --cover are for a joined file that has room for them: add "
                 "--join FILE.m4b (or .m4a, .mp3, .opus)"
             )
-        if not 1 <= self.stretch <= MAX_RATE:
-            raise InputError(f"--stretch is {self.stretch:g}; use 1 to {MAX_RATE:g}")
-        if self.timed and self.joined_file is None:
-            raise InputError("--timed is for the joined file: give --join FILE")
-        if self.timed and self.keep_silence:
+        if self._asks_for_pauses and not is_joined:
+            raise InputError(
+                "--pause, --chapter-pause and --keep-silence are for a joined file: add --join FILE"
+            )
+
+    def _check_timed(self) -> None:
+        """Check what a joined file with times has not."""
+        if self.keep_silence:
             raise InputError("--timed leaves out each file's own silence: drop --keep-silence")
-        if self.timed and self.master is not None:
+        if self._asks_for_pauses:
+            raise InputError(
+                "--timed has the pauses of the subtitles: drop --pause and --chapter-pause"
+            )
+        if self.master is not None:
             raise InputError("--master adds silence at both ends, --timed has none: drop one")
+
+    @property
+    def _asks_for_pauses(self) -> bool:
+        return (self.pause, self.chapter_pause, self.keep_silence) != (None, None, False)
 
     def timing(self) -> Timing | None:
         """For ``dub``; None: cues have no times."""
-        return Timing(self.stretch, self.overrun) if self.timed else None
+        if not self.timed:
+            return None
+        return Timing(
+            STRETCH if self.stretch is None else self.stretch,
+            Overrun.OVERLAP if self.overrun is None else self.overrun,
+        )
 
     def tags(self, of_file: Tags) -> Tags:
         """What the joined file says about itself.
@@ -198,7 +269,12 @@ class JoinOptions:
 
     def pauses(self) -> Pauses:
         """For ``join``."""
-        return Pauses(self.pause, self.chapter_pause, self.keep_silence)
+        default = Pauses()
+        return Pauses(
+            default.item if self.pause is None else self.pause,
+            default.chapter if self.chapter_pause is None else self.chapter_pause,
+            self.keep_silence,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,12 +292,17 @@ class QualityOptions:
         typer.Option(help="Command that prints a wav's transcript; {} is its path, else appended."),
     ] = None
     max_wer: Annotated[
-        float, typer.Option(help="Maximum word error rate for --verify (0.2 = 20 %).")
-    ] = MAX_WER
+        Optional[float],
+        typer.Option(
+            help="Maximum word error rate for --verify (0.2 = 20 %).", show_default=f"{MAX_WER:g}"
+        ),
+    ] = None
 
     def check(self) -> None:
-        """Raise InputError for a number of retries out of range."""
+        """Raise InputError for a number of retries out of range, or an option without --verify."""
         check_retries(self.retries)
+        if self.max_wer is not None and self.verify is None:
+            raise InputError("--max-wer is for --verify COMMAND: add it, or drop --max-wer")
 
     def verifier(self) -> Verifier | None:
         """The verifier, if a command is set.
@@ -229,7 +310,9 @@ class QualityOptions:
         Raises:
             InputError: it cannot be run.
         """
-        return None if self.verify is None else Verifier.of(self.verify, self.max_wer)
+        if self.verify is None:
+            return None
+        return Verifier.of(self.verify, MAX_WER if self.max_wer is None else self.max_wer)
 
 
 @dataclass(frozen=True, kw_only=True)

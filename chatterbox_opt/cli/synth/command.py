@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from chatterbox_opt.request import Observer, Piece
 
 REQUESTS = "chatterbox_opt.engine.serving.states"  # the module whose log it is
+RETRIES = 2
 MAX_QUOTED = 40  # characters of a chunk in a warning
 
 
@@ -55,9 +56,12 @@ class CheckOptions:
     """Whether the output is checked, and how often it is retried."""
 
     retries: Annotated[
-        int,
-        typer.Option(help="Further attempts at a chunk that fails the quality checks."),
-    ] = 2
+        Optional[int],
+        typer.Option(
+            help="Further attempts at a chunk that fails the quality checks.",
+            show_default=str(RETRIES),
+        ),
+    ] = None
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Skip the quality checks and their retries.")
     ] = False
@@ -66,12 +70,15 @@ class CheckOptions:
         """The guard of the synthesis, or None.
 
         Raises:
-            InputError: a number of retries out of range.
+            InputError: a number of retries out of range, or without the checks.
         """
         from chatterbox_opt.engine.quality import Guard
 
-        options.check_retries(self.retries)
-        return None if self.no_check else Guard(self.retries)
+        retries = RETRIES if self.retries is None else self.retries
+        options.check_retries(retries)
+        if self.no_check and self.retries is not None:
+            raise InputError("--retries is for the quality checks: drop it, or --no-check")
+        return None if self.no_check else Guard(retries)
 
 
 @options.with_groups
@@ -112,8 +119,8 @@ def synth(
 ) -> None:
     """Synthesize a text and write it to a file."""
     started = time.perf_counter()
-    streaming.check(output, subtype)
     arrives = streaming.streams and words == STDIN and file is None
+    streaming.check(output, subtype, arrives=arrives)
     if arrives:
         script.check_arriving()
         if timestamps is not None:
@@ -237,7 +244,7 @@ def _pieces(
     that this one is free for Ctrl-C."""
     if job.arrives:
         how = (request.latency, request.language, request.rate, request.lexicon)
-        with arriving_text(job.streaming.flush_after) as text:
+        with arriving_text(job.streaming.seconds_to_flush) as text:
             yield engine.pieces(text, request.voice, request.sampling, show, job.guard, *how)
     elif job.streaming.streams:
         handle = engine.submit(request, job.guard, show)

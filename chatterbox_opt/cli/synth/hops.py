@@ -37,7 +37,7 @@ def hop_schedule(
         InputError: impossible sizes of parts.
     """
     try:
-        sizes = tuple(int(size) for size in hops.split(",")) if hops else default.sizes
+        sizes = tuple(int(size) for size in hops.split(",")) if hops is not None else default.sizes
     except ValueError as error:
         raise InputError(f"--hops is '{hops}'; give numbers: 10,40,100") from error
     steps = default.first_steps if first_steps is None else first_steps

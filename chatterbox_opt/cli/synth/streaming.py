@@ -59,17 +59,28 @@ class StreamOptions:
     ] = None
     voice_seconds: hops_options.VoiceSeconds = None
     flush_after: Annotated[
-        float,
-        typer.Option(help="Seconds after which arriving text is read out in mid-sentence; 0: off."),
-    ] = FLUSH_AFTER
+        Optional[float],
+        typer.Option(
+            help="Seconds after which arriving text is read out in mid-sentence; 0: off.",
+            show_default=f"{FLUSH_AFTER:g}",
+        ),
+    ] = None
 
     @property
     def streams(self) -> bool:
         """Whether sound is given out as it is made."""
         return self.stream or self.play
 
-    def check(self, output: str | None, subtype: str | None) -> None:
+    @property
+    def seconds_to_flush(self) -> float:
+        """Seconds after which arriving text is read out; 0: never."""
+        return FLUSH_AFTER if self.flush_after is None else self.flush_after
+
+    def check(self, output: str | None, subtype: str | None, *, arrives: bool) -> None:
         """Check the options together.
+
+        Args:
+            arrives: the text comes at standard input, and is read as it comes.
 
         Raises:
             InputError: unknown values, or options that exclude each other.
@@ -83,8 +94,10 @@ class StreamOptions:
         whole = self.chosen_latency(HopSchedule()) == CHUNK
         if whole and (self.hops, self.first_steps) != (None, None):
             raise InputError("--hops and --first-steps are for --stream with low latency")
-        if not 0 <= self.flush_after <= 3600:
-            raise InputError(f"--flush-after is {self.flush_after:g}; use 0 to 3600 seconds")
+        if not 0 <= self.seconds_to_flush <= 3600:
+            raise InputError(f"--flush-after is {self.seconds_to_flush:g}; use 0 to 3600 seconds")
+        if self.flush_after is not None and not arrives:
+            raise InputError("--flush-after is for text that arrives: - with --stream or --play")
         to_stream = self.streams and output is not None and audio_files.is_stream(output)
         if self.format is not None:
             streaming.check_format(self.format)
@@ -95,7 +108,9 @@ class StreamOptions:
 
     def output(self, output: str | None) -> str | None:
         """Where the sound is written; None: only played."""
-        return None if output is None and self.play else output or DEFAULT_OUTPUT
+        if output is None:
+            return None if self.play else DEFAULT_OUTPUT
+        return output
 
     def chosen_latency(self, default: HopSchedule) -> str | HopSchedule:
         """For the engine, whose schedule is ``default``.
