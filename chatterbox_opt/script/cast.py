@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,9 +37,10 @@ VOICE, RATE = "voice", "rate"
 KNOBS = tuple(field.name for field in fields(Sampling) if field.name != "seed")
 _KEYS = (VOICE, RATE, *KNOBS)
 _FORMAT = "write NAME: VOICE, or voice, rate and sampling parameters below the name"
-# the name at the beginning of a line, before a colon; blanks follow it, as not in 10:30 or http://
-_NAME = re.compile(r"[ \t]*([^\W\d_][^:：\n\[\]<>]{0,39}?)[ \t]*(?::(?=\s|\Z)|：)[ \t]*")
+_COLON, _WIDE_COLON = ":", "："
+# of a name that is not in the cast, without combining marks
 _LIKE_A_NAME = re.compile(r"[^\W\d_][\w'’-]*\.?(?: [\w'’-]+\.?){0,2}")
+_LONGEST = 40  # letters of such a name
 _NAMED = 10  # unknown names in a message
 
 
@@ -47,7 +49,8 @@ class Member:
     """One who speaks.
 
     Attributes:
-        name: as at the beginning of a line; capitals are as good as small letters.
+        name: as at the beginning of a line; capitals are as good as small letters, and it does not
+            matter how accents are encoded.
         voice: as of a ``Request``; None: the request's.
         sampling: parameters by name that are not the request's.
         rate: how fast, in proportion to the request's rate.
@@ -94,7 +97,7 @@ class Cast:
         made = tuple(_member(name, settings) for name, settings in members.items())
         if not made:
             raise InputError(f"cast: it has no names: {_FORMAT}")
-        if len({member.name.casefold() for member in made}) < len(made):
+        if len({_key(member.name) for member in made}) < len(made):
             raise InputError("cast: two names differ by capitals only: rename one")
         return cls(made)
 
@@ -109,16 +112,19 @@ class Cast:
 
     def find(self, name: str | None) -> Member | None:
         """The member of a name, or None."""
-        folded = None if name is None else " ".join(name.split()).casefold()
-        return next((m for m in self.members if m.name.casefold() == folded), None)
+        key = None if name is None else _key(name)
+        return next((m for m in self.members if _key(m.name) == key), None)
 
     def lines(self, text: str) -> list[Line]:
         """Who speaks what of a text, in order.
 
+        A line that begins with the name of a member and a colon is theirs, whatever the name is.
+
         Raises:
             TextError: lines begin with names that are not in the cast; all are listed.
         """
-        narrator = self.find(NARRATOR)
+        members = {_key(member.name): member for member in self.members}
+        narrator = members.get(_key(NARRATOR))
         nobody = narrator.name if narrator else None
         found: list[Line] = []
         unknown: dict[str, int] = {}
@@ -127,12 +133,11 @@ class Cast:
             if not text[start:end].strip():
                 speaker, is_new = nobody, True
                 continue
-            name = _NAME.match(text, start, end)
-            member = self.find(name[1]) if name else None
-            if name and member:
-                speaker, is_new, start = member.name, True, name.end()
-            elif name and _is_name(name[1]):
-                unknown.setdefault(name[1], number)
+            name, behind = _before_colon(text, start, end)
+            if member := members.get(_key(name)):
+                speaker, is_new, start = member.name, True, behind
+            elif _is_name(name):
+                unknown.setdefault(name, number)
             if is_new or not found:
                 found.append(Line(speaker, start, end))
             else:
@@ -169,15 +174,43 @@ def _line_ends(text: str) -> Iterator[tuple[int, int]]:
         position += len(line)
 
 
+def _before_colon(text: str, start: int, end: int) -> tuple[str, int]:
+    """The words before the first colon of a line, and where those behind it begin.
+
+    No words, if there is none, or if no blank follows it, as in 10:30 or http://.
+    """
+    found = [at for mark in (_COLON, _WIDE_COLON) if (at := text.find(mark, start, end)) >= 0]
+    colon = min(found, default=end)
+    behind = colon + 1
+    if colon == end or (text[colon] == _COLON and behind < end and not text[behind].isspace()):
+        return "", start
+    while behind < end and text[behind].isspace():
+        behind += 1
+    return " ".join(text[start:colon].split()), behind
+
+
+def _key(name: str) -> str:
+    """What names are compared by."""
+    return unicodedata.normalize("NFC", " ".join(name.split())).casefold()
+
+
 def _is_name(words: str) -> bool:
     """Whether words before a colon look like a name: up to three, none of which is small."""
-    return _LIKE_A_NAME.fullmatch(words) is not None and not any(
-        word[0].islower() for word in words.split()
-    )
+    if not 0 < len(words) <= _LONGEST:
+        return False
+    # re takes combining marks, of which many scripts are full, for signs
+    letters = "".join(c for c in words if not unicodedata.category(c).startswith("M"))
+    is_like_one = _LIKE_A_NAME.fullmatch(letters) is not None
+    return is_like_one and not any(word[0].islower() for word in letters.split())
 
 
 def _member(name: object, settings: object) -> Member:
-    if not isinstance(name, str) or not any(c.isalnum() for c in name) or ":" in name:
+    if (
+        not isinstance(name, str)
+        or not any(c.isalnum() for c in name)
+        or _COLON in name
+        or _WIDE_COLON in name
+    ):
         raise InputError(f"cast: {shortened(name)} is no name: {_FORMAT}")
     name = " ".join(name.split())
     if not isinstance(settings, Mapping):

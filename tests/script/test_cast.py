@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +57,32 @@ def test_unknown_names_are_listed_with_their_lines():
     )
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["2B", "7", "(Voice)", "'Tis", "#1 fan", "Anna [old]", "A" * 41, "José", "Jose\u0301", "सीता",
+     "a", "<b>", "Mr. and Mrs. Smith of York", "İrem", "STRASSE"],
+)  # fmt: skip
+def test_a_line_that_begins_with_a_name_of_the_cast_is_that_members(name):
+    cast = Cast.of({"narrator": "clara", name: "ada"})
+    for written in (
+        name,
+        f"  {name} ",
+        unicodedata.normalize("NFD", name),
+        name.replace(" ", "\t"),
+    ):
+        for colon in (": ", "：", ":\u00a0"):
+            found = lines(f"Hi.\n\n{written}{colon}Hello there: you.", cast)
+            assert found == [("narrator", "Hi."), (name, "Hello there: you.")]
+    assert lines(f"{name}:", cast) == [] or lines(f"{name}:", cast) == [(name, "")]
+    assert lines(f"{name}:30", cast) == [("narrator", f"{name}:30")]
+
+
+@pytest.mark.parametrize("name", ["सीता", "José", "Jose\u0301", "Ωmega"])
+def test_unknown_names_have_combining_marks_too(name):
+    with pytest.raises(TextError, match=f"'{name}' \\(line 1\\) is not in the cast"):
+        lines(f"{name}: x")
+
+
 def test_markup_within_lines_has_its_place_in_the_text():
     found = lines("Anna: x [pause:1s] y [voice:eva] z\nOld Bob: w", markup=True)
     assert found == [("Anna", "x"), ("Anna", "y"), ("eva", "z"), ("Old Bob", "w")]
@@ -104,6 +132,8 @@ def test_every_line_is_read_once_in_order(parts):
         ({"A": {"top_k": "x"}}, "top_k is 'x'"),
         ({"a": "x", "A": "y"}, "differ by capitals"),
         ({"a: b": "x"}, "is no name"),
+        ({"a：b": "x"}, "is no name"),
+        ({"José": "x", "Jose\u0301": "y"}, "differ by capitals"),
     ],
 )
 def test_a_wrong_cast_is_an_error(members, problem):
