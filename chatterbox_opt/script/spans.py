@@ -9,13 +9,17 @@ can be shown in the person's own words.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from chatterbox_opt.config.speaking_rate import combined
 from chatterbox_opt.errors import TextError
 
+_ENDS = ("Po", "Pe", "Pf", "Pd")  # categories of punctuation that belongs to the word before it
+_QUOTES = "\"'"  # that may open or close
+_OPENERS = "¿¡"
 MAX_PAUSE = 600.0  # seconds of one pause
 
 
@@ -84,13 +88,13 @@ class Script:
 
     @property
     def text(self) -> str:
-        """What is read aloud, without pauses and voices."""
-        return "".join(span.text for span in self.spans)
+        """What is read aloud, without pauses and voices; these end a word."""
+        return _joined(self.spans, [span.text for span in self.spans])
 
     @property
     def written(self) -> str:
-        """What the person wrote, without markup."""
-        return "".join(span.written for span in self.spans)
+        """What the person wrote, without markup; pauses and other voices end a word."""
+        return _joined(self.spans, [span.written for span in self.spans])
 
     @property
     def voices(self) -> list[str]:
@@ -101,6 +105,35 @@ class Script:
     def seconds(self) -> float:
         """Of all pauses together."""
         return sum(span.pause or 0.0 for span in self.spans)
+
+
+def _joined(spans: Sequence[Span], texts: Sequence[str]) -> str:
+    """The texts of spans with a blank where speech breaks and the texts have none.
+
+    A pause or another voice breaks it; another rate does not, which may begin within a word.
+    """
+    joined: list[str] = []
+    voice: str | None = None  # of the span before
+    breaks = False  # since the last text
+    for span, text in zip(spans, texts, strict=True):
+        breaks = breaks or span.pause is not None or span.voice != voice
+        voice = span.voice
+        if not text:
+            continue
+        if breaks and joined and not joined[-1][-1].isspace() and _begins_a_word(text):
+            joined.append(" ")
+        joined.append(text)
+        breaks = False
+    return "".join(joined)
+
+
+def _begins_a_word(text: str) -> bool:
+    """Whether a text goes on with a word, and not with a blank or with what ends a sentence."""
+    first, second = text[0], text[1:2]
+    if first in _QUOTES:
+        return second.isalnum()
+    is_end = unicodedata.category(first) in _ENDS and first not in _OPENERS
+    return not (first.isspace() or is_end)
 
 
 @dataclass(slots=True)

@@ -67,6 +67,11 @@ def test_written_words_have_no_markup_and_no_names():
     assert item.script().voices == ["Anna"]
 
 
+def test_words_on_both_sides_of_a_pause_are_two_words():
+    [item] = items("Hello[pause:1s]world[voice:ada]there", markup=True)
+    assert item.written == "Hello world there"
+
+
 def test_an_item_without_a_hit_is_what_it_was():
     plain = items("nguyen\nother\n")
     with_lexicon = items("nguyen\nother\n", lexicon=Lexicon.of({"nguyen": "win"}), markup=True)

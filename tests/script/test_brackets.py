@@ -45,6 +45,31 @@ def test_rates_multiply_within_the_range():
     assert [rate for _, _, rate, _ in found] == pytest.approx([0.8, 0.64, 0.5, 1])
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Hello[pause:1s]world", "Hello world"),
+        ("Hello[pause:0s]world", "Hello world"),
+        ("Hello [pause:1s]world", "Hello world"),
+        ("Hello[pause:1s]\nworld", "Hello\nworld"),
+        ("Hello[pause:1s], world[pause:1s].", "Hello, world."),
+        ("“Hello[pause:1s]”", "“Hello”"),
+        ("Hello[pause:1s](world[pause:1s])", "Hello (world)"),
+        ('Say[pause:1s]"hello[pause:1s]" now', 'Say "hello" now'),
+        ("Hola[pause:1s]¿Qué?", "Hola ¿Qué?"),
+        ("Hi[voice:bruno]there", "Hi there"),
+        ("Hi[voice:bruno][/voice]there", "Hithere"),
+        ("Hi[voice:bruno].[/voice]There", "Hi. There"),
+        ("[pause:1s]Hi[rate:0.8][pause:1s][/rate]there[pause:1s]", "Hi there"),
+        ("un[rate:0.8]believ[/rate]able", "unbelievable"),
+        ("[say:One]1[/say][pause:1s]two", "1 two"),
+    ],
+)
+def test_what_breaks_speech_ends_a_word(text, words):
+    found = read(text, markup=True)
+    assert found.written == words and found.text == words.replace("1", "One")
+
+
 def test_what_has_no_colon_is_text():
     for text in ("[laugh] so [3] it [clear throat] is", "a [ b ] c", "[say it] [10:30]", "\\ [x"):
         assert read(text, markup=True) == Script.of(text)

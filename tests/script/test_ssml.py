@@ -41,6 +41,22 @@ def test_each_element_does_what_it_says():
 
 
 @pytest.mark.parametrize(
+    ("inner", "words"),
+    [
+        ("One<break/>two", "One two"),
+        ("One<break strength='none'/>two", "Onetwo"),
+        ("One<p>two</p>three", "One two three"),
+        ("<s>One</s>two<voice name='ada'>three</voice>", "One two three"),
+        ("un<emphasis>believ</emphasis>able", "unbelievable"),
+        ("un<prosody rate='slow'>believ</prosody>able", "unbelievable"),
+        ("One<voice name='ada'>,</voice> two", "One, two"),
+    ],
+)
+def test_what_breaks_speech_ends_a_word(inner, words):
+    assert " ".join(script(inner).written.split()) == words
+
+
+@pytest.mark.parametrize(
     ("rate", "factor"),
     [
         ("slow", 0.75),
