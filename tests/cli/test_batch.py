@@ -160,4 +160,4 @@ def test_captions_that_are_asked_for_are_taken_with_a_cast_too(batch, tmp_path, 
 def test_help_shows_the_values_of_options_that_are_not_given():
     shown = " ".join(CliRunner().invoke(app, ["batch", "--help"]).output.split())
     for default in ("0.5", "1.5", "1.25", "overlap", "0.2", "auto", "speech, with --cast names"):
-        assert f"[default: {default}]" in shown.replace("(", "[").replace(")", "]")
+        assert f"[default: ({default})]" in shown
