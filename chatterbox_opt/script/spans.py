@@ -150,6 +150,8 @@ class SpanBuilder:
     remarks: dict[str, None] = field(default_factory=dict)
     _spans: list[Span] = field(default_factory=list)
     _parts: list[Part] = field(default_factory=list)
+    _literal: list[str] = field(default_factory=list)  # of the part that is open, after these
+    _last: str = ""  # character of the span that is open, but for blanks
     _speaks: tuple[str | None, float] = (None, 1.0)  # of the parts
     _pause: float | None = None
 
@@ -160,16 +162,17 @@ class SpanBuilder:
             text: what is read aloud.
             written: what the person wrote, if it is something else.
         """
-        part = Part(text, text if written is None else written)
-        if part == ("", ""):
+        if not (text or written):
             return
         if self._speaks != (self.voice, self.rate):
             self._end()
             self._speaks = (self.voice, self.rate)
-        if self._parts and part.is_literal and self._parts[-1].is_literal:
-            merged = self._parts.pop().text + text
-            part = Part(merged, merged)
-        self._parts.append(part)
+        self._last = text.rstrip()[-1:] or self._last
+        if written is None or written == text:
+            self._literal.append(text)
+        else:
+            self._end_part()
+            self._parts.append(Part(text, written))
 
     def pause(self, seconds: float) -> None:
         """Add silence to what is there since the last word.
@@ -189,8 +192,7 @@ class SpanBuilder:
     @property
     def ends_with_word(self) -> bool:
         """Whether the last character that is read is a letter or a digit."""
-        text = "".join(part.text for part in self._parts[-2:]).rstrip()
-        return text[-1:].isalnum()
+        return self._last.isalnum()
 
     def spans(self) -> tuple[Span, ...]:
         """What was collected."""
@@ -202,10 +204,18 @@ class SpanBuilder:
 
     def _end(self) -> None:
         """End the span that is open, if it has words."""
+        self._end_part()
         if self._parts:
             voice, rate = self._speaks
             self._spans.append(Span(tuple(self._parts), voice, rate, self._pause))
-            self._parts, self._pause = [], None
+            self._parts, self._pause, self._last = [], None, ""
+
+    def _end_part(self) -> None:
+        """End the part that is open: words that are read as they were written."""
+        if self._literal:
+            words = "".join(self._literal)
+            self._parts.append(Part(words, words))
+            self._literal = []
 
 
 def error_at(text: str, position: int, problem: str) -> TextError:

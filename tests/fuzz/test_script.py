@@ -197,3 +197,23 @@ def test_a_long_text_takes_little_time(unit):
     with soon():
         check(unit * 20_000)
         check("<speak>" + unit * 20_000)
+
+
+@pytest.mark.parametrize(
+    ("unit", "count"),
+    [
+        *(("\\[", 400_000), ("<s>a</s>", 60_000), ("<s> </s>", 60_000)),
+        *(("<s>a<break strength='none'/></s>", 40_000), ("<s><sub alias='a'>b</sub></s>", 40_000)),
+    ],
+)
+def test_a_span_of_many_additions_takes_little_time(unit, count):
+    text = unit * count if unit == "\\[" else f"<speak>{unit * count}</speak>"
+    with soon():
+        check(text)
+
+
+@pytest.mark.parametrize("unit", ["[pause:0s]a", "[voice:a]x[voice:b]y", "[rate:2]a[/rate]b"])
+def test_many_spans_are_joined_in_little_time(unit):
+    script = read(unit * 20_000, markup=True)
+    with soon():
+        assert script.text and script.written
