@@ -110,18 +110,19 @@ def test_ctrl_c_ends_a_stream_that_waits_for_text(tiny, tmp_path):
 def test_options_that_do_not_fit_are_refused(args, output, message, monkeypatch):
     monkeypatch.setattr(streaming, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=message):
-        StreamOptions(**args).check(output, None)
+        StreamOptions(**args).check(output, None, arrives=False)
 
 
 def test_a_stream_has_no_subtype():
     with pytest.raises(InputError, match="--subtype is for files"):
-        StreamOptions(stream=True).check("-", "FLOAT")
+        StreamOptions(stream=True).check("-", "FLOAT", arrives=False)
 
 
 def test_what_is_played_and_written():
     assert StreamOptions(play=True).output(None) is None
     assert StreamOptions(play=True).output("a.wav") == "a.wav"
     assert StreamOptions(stream=True).output(None) == "out.wav"
+    assert StreamOptions(stream=True).output("") == "", "which is refused as a file"
     assert StreamOptions().chosen_latency(HopSchedule()) == "chunk"
     assert StreamOptions(play=True).chosen_latency(HopSchedule((9,))) == HopSchedule((9,))
     assert StreamOptions(stream=True, hops="5,9", first_steps=4).chosen_latency(
