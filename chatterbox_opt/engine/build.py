@@ -35,7 +35,7 @@ from chatterbox_opt.models.flow import estimator
 from chatterbox_opt.models.flow import model as flow_model
 from chatterbox_opt.models.t3 import model as t3_model
 from chatterbox_opt.models.vocoder import model as vocoder_model
-from chatterbox_opt.runtime import cuda_graphs, malloc
+from chatterbox_opt.runtime import cuda, cuda_graphs, malloc
 from chatterbox_opt.runtime.cuda import DEVICE_ERRORS, GraphCapturer, SideStream
 from chatterbox_opt.runtime.offload import NONE, STAGES, StagePlacement
 from chatterbox_opt.text.tokenizers.loading import NoTexts
@@ -116,6 +116,8 @@ def load_pipeline(
     if plan.device == "cpu":
         malloc.trim()
         malloc.keep_freed_pages()
+    if plan.device == "cuda":
+        cuda.disable_cudnn_attention()  # its plans could not be made inside of captures
     try:
         placement = StagePlacement(stages, device, offload=plan.offload)
     except torch.OutOfMemoryError:

@@ -197,6 +197,16 @@ class SideStream:
         return run
 
 
+def disable_cudnn_attention() -> None:
+    """Let this process's attention be computed by PyTorch's own kernels, not by cuDNN's.
+
+    On Hopper torch prefers cuDNN, which compiles a plan for each shape on first use (a second or
+    more each) and caches it by thread: a capture on another thread would compile inside the
+    capture, which fails. PyTorch's kernels (flash, memory-efficient) need no plan.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def is_available() -> bool:
     """Whether there is a CUDA device."""
     return torch.cuda.is_available()

@@ -15,7 +15,9 @@ the contents of memory may differ between two replays:
 
 Warm-up, capture, replay. The first call of a key runs eagerly: libraries create handles and
 workspaces, kernels are compiled and autotuned, none of which may happen during a capture. The
-second call captures and replays. Work that occurs only once is never captured.
+second call captures and replays. Work that occurs only once is never captured. Plans that cuDNN
+makes for a shape are cached by thread: on a thread that has not run a key eagerly yet, its work
+runs eagerly once more before it is captured.
 
 Stale graphs. If weights move (offload, another precision) or the KV cache is reallocated, a replay
 would read and write memory that is freed or reused, without any error. Hence every lookup passes
@@ -43,9 +45,10 @@ responsible for what is captured.
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +81,7 @@ class CapturedGraph:
 
     Attributes:
         warmed_up: the work ran once, eagerly.
+        threads: those on which it ran eagerly, while they live.
         failed: its last capture or replay failed.
         eager_uses: how often it runs eagerly before it is captured again.
         replay: launches the graph; None until it is captured.
@@ -87,6 +91,8 @@ class CapturedGraph:
     """
 
     warmed_up: bool = False
+    # not their idents, which the next threads get
+    threads: weakref.WeakSet[threading.Thread] = field(default_factory=weakref.WeakSet)
     failed: bool = False
     eager_uses: int = 0
     replay: Work | None = None
@@ -94,6 +100,11 @@ class CapturedGraph:
     arguments: tuple[Tensor, ...] = ()
     result: Tensor | None = None
     nbytes: int = 0
+
+    def set_warmed_up(self) -> None:
+        """The work ran eagerly on this thread."""
+        self.warmed_up = True
+        self.threads.add(threading.current_thread())
 
     def set_buffers(self, arguments: tuple[Tensor, ...], result: Tensor | None = None) -> None:
         """Set the static buffers."""
@@ -144,15 +155,20 @@ class CudaGraphCache:
         return sum(graph.nbytes for graph in self._graphs.values())
 
     def run(self, graph: CapturedGraph, work: Work) -> None:
-        """Run ``work``: eagerly the first time, captured the second time, then by replay."""
+        """Run ``work``: eagerly the first time, captured the second time, then by replay.
+
+        On a thread that has not warmed it up, it runs eagerly and is captured for the next time.
+        """
         if graph.eager_uses:
             graph.eager_uses -= 1
         elif graph.replay is None and graph.warmed_up:
-            try:
-                graph.replay = self._capture(work)
-            except DEVICE_ERRORS as error:
-                self._on_failure(graph, f"CUDA graph capture of {self._what}", error)
-        graph.warmed_up = True
+            warm = threading.current_thread() in graph.threads
+            if not warm:
+                work()
+            self._try_capture(graph, work)
+            if not warm:
+                graph.set_warmed_up()
+                return
         if graph.replay is not None:
             try:
                 graph.replay()
@@ -161,7 +177,14 @@ class CudaGraphCache:
             else:
                 self._failures, graph.failed = 0, False
                 return
+        graph.set_warmed_up()
         work()
+
+    def _try_capture(self, graph: CapturedGraph, work: Work) -> None:
+        try:
+            graph.replay = self._capture(work)
+        except DEVICE_ERRORS as error:
+            self._on_failure(graph, f"CUDA graph capture of {self._what}", error)
 
     def _on_failure(self, graph: CapturedGraph, what: str, error: Exception) -> None:
         """Run this graph's work eagerly for a while, the longer the more failed in a row."""
@@ -230,7 +253,8 @@ class GraphedExecutor:
         # 1) warm up; no buffers yet, because these shapes may not occur again
         if graph.out_spec is None:
             out = function(*tensors)
-            graph.warmed_up, graph.out_spec = True, (out.shape, out.dtype)
+            graph.set_warmed_up()
+            graph.out_spec = (out.shape, out.dtype)
             return out
         # 2) allocate static buffers
         if graph.result is None:

@@ -45,6 +45,7 @@ from chatterbox_opt.models.t3.gpt2 import Gpt2T3
 from chatterbox_opt.models.t3.kv_cache import attend_matmul
 from chatterbox_opt.models.t3.llama import LlamaT3, apply_rope
 from chatterbox_opt.runtime import cuda
+from chatterbox_opt.runtime.cuda_graphs import CudaGraphCache
 from chatterbox_opt.runtime.flat_weights import module_tensors
 from chatterbox_opt.voices.store import VoiceStore
 
@@ -709,6 +710,36 @@ def test_another_thread_may_be_the_first_to_capture(gpu):
     thread.start()
     thread.join()
     assert not errors and len(replays) == 1
+
+
+def test_another_thread_warms_up_before_it_captures(gpu, caplog):
+    """Plans are per thread, and must not be made inside a capture."""
+    x, kernel, sums = torch.ones(1, 1, 4, device="cuda"), torch.ones(1, 1, 2, device="cuda"), []
+    made = torch.zeros(1, 1, 3, device="cuda")
+    cache = CudaGraphCache(cuda.GraphCapturer(torch.device("cuda")), "the sum")
+
+    def work():
+        made.add_(F.conv1d(x, kernel))
+
+    def runs(count: int) -> None:
+        for _ in range(count):
+            with torch.cuda.stream(torch.cuda.current_stream()):
+                cache.run(cache.find("the sum", "here"), work)
+                sums.append(made.sum().item())
+
+    for count in (1, 2):  # each on a new thread, which may get the ident of the last one
+        thread = threading.Thread(target=runs, args=(count,))
+        thread.start()
+        thread.join()
+        gc.collect()
+    assert caplog.messages == []
+    assert sums == [6, 12, 18], "each ran once"
+    assert gpu.replays == 1, "captured at the second run of the second thread's two"
+
+
+def test_a_loaded_engine_attends_without_cudnn(load_on_gpu, gpu):
+    with load_on_gpu():
+        assert not gpu.cudnn_attention
 
 
 def test_after_a_failed_capture_others_work(gpu):

@@ -5,7 +5,8 @@ reject raises an error:
 
 - tensors of two devices in one operation, a generator of the other device, numpy of a GPU's tensor;
 - an operation that PyTorch has no CUDA kernel for;
-- while a graph is captured: reading a value back, copies from and to the host, random numbers;
+- while a graph is captured: reading a value back, copies from and to the host, random numbers, and
+  a convolution, or attention by cuDNN, of shapes that this thread has not had before (a plan);
 - a race: reading or writing memory that another stream, or a copy without a wait, may still use.
 
 Races are found by order, not by time (happens-before, with vector clocks; Mattern 1989). The GPU's
@@ -57,6 +58,7 @@ IN_PLACE_OF = {
 }
 READS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")  # the host waits for the numbers
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "matmul")  # of cuBLAS
+CONVOLUTIONS = ("convolution", "_convolution", "conv1d", "conv2d", "conv_transpose1d")
 STREAMS = 32  # of torch; they go round
 INDICES = ("index", "index_put_", "_index_put_impl_", "_unsafe_index")  # may be the host's
 PLACES = ("set_",)  # no numbers move
@@ -127,6 +129,7 @@ class SimulatedGPU:
         self.captures = self.replays = 0
         self.states = 0  # of generators that were asked for, whole
         self.peak = 0
+        self.cudnn_attention = True
         self._memory: dict[int, Memory] = {}
         self._young: list[int] = []  # those that came since all were asked whether they are gone
         self._counted = 0  # bytes of the GPU's in there; some of it may be gone
@@ -192,6 +195,16 @@ class SimulatedGPU:
         with self._lock:
             if self._workspaces.setdefault(self.thread.stream.number, pool) is not pool:
                 raise RaceError("a product in a workspace that another graph, or none, works in")
+
+    def _plan(self, short: str, tensors) -> None:
+        """What cuDNN finds out about shapes, and keeps for this thread."""
+        attends = self.cudnn_attention and "attention" in short
+        if not attends and short not in CONVOLUTIONS:
+            return
+        plan = (short, *((t.shape, t.dtype) for t in tensors))
+        if plan not in self.thread.plans:
+            self.refuse_in_capture(f"making cuDNN's plan of {short}")
+            self.thread.plans.add(plan)
 
     # -- order
 
@@ -259,6 +272,8 @@ class SimulatedGPU:
             self._refuse(known, args, tensors, homes)
             if short in PRODUCTS and not self.thread.replaying:
                 self._multiply()
+            if not self.thread.replaying:
+                self._plan(short, tensors)
         made = func(*args, **kwargs)
         outputs = _tensors(made)
         for out in outputs:
@@ -460,6 +475,8 @@ class SimulatedGPU:
         }.items():
             patch.setattr(cuda, name, value)
         patch.setattr(torch, "Generator", Generator)
+        use = functools.partial(setattr, self, "cudnn_attention")
+        patch.setattr(torch.backends.cuda, "enable_cudnn_sdp", use)
         patch.setattr(torch._C, "_cuda_clearCublasWorkspaces", self._workspaces.clear)
         patch.setattr("chatterbox_opt.runtime.cuda.TORCH_WITH_WORKSPACE_LOCK", "2")
         # freed memory is never given away here
@@ -497,6 +514,7 @@ class _Thread(threading.local):
         self.stream = gpu.default
         self.making, self.capturing, self.replaying, self._deep = CPU, None, False, False
         self.handle = False  # of cuBLAS; each thread has its own
+        self.plans = set()  # of cuDNN, likewise
 
     @contextmanager
     def makes(self, device):
