@@ -64,23 +64,36 @@ class GraphCapturer:
         # torch 2.6 registers the default generator with every graph, used or not; during a capture,
         # a replay in another thread fails because that generator is capturing
         with lock:
-            if self._anchor is None:
-                self._anchor = self._capture(self._anchor_work, self._pool)
-            try:
-                graph = self._capture(work, self._pool)
-            except DEVICE_ERRORS:
-                # after a failed capture, the generator and the allocator's pool remain in the state
-                # "capturing": use a new pool, and let another capture reset the generator
-                self._pool, self._anchor = torch.cuda.graph_pool_handle(), None
-                with suppress(*DEVICE_ERRORS):
-                    self._anchor = self._capture(self._anchor_work, self._pool)
-                raise
+            graph = self._with_anchor(work)
 
         def replay() -> None:
             with lock:  # held only for the launch
                 graph.replay()
 
         return replay
+
+    def _with_anchor(self, work: Work) -> torch.cuda.CUDAGraph:
+        """Capture ``work``, and the anchor before it if there is none."""
+        captured = False
+        try:
+            if self._anchor is None:
+                self._anchor = self._capture(self._anchor_work)
+            graph = self._capture(work)
+            captured = True
+        finally:
+            if not captured:
+                # the pool may have lost its last graph, and the default generator remains in the
+                # state "capturing": use a new pool, and let another capture reset the generator
+                self._forget_pool()
+                try:
+                    self._anchor = self._capture(self._anchor_work)
+                except DEVICE_ERRORS:
+                    self._forget_pool()
+        return graph
+
+    def _forget_pool(self) -> None:
+        """Capture into a new pool from now on; the old one is freed with its last graph."""
+        self._pool, self._anchor = torch.cuda.graph_pool_handle(), None
 
     def _create_library_handles(self) -> None:
         """Create this thread's cuBLAS and cuDNN handles: each thread has its own, and they must not
@@ -92,20 +105,45 @@ class GraphCapturer:
     def _anchor_work(self) -> None:
         torch.zeros(1, device=self._device)
 
-    def _capture(self, work: Work, pool: Any) -> torch.cuda.CUDAGraph:
+    def _capture(self, work: Work) -> torch.cuda.CUDAGraph:
         graph, stream = torch.cuda.CUDAGraph(), self._stream
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self._create_library_handles()
         with gc_paused(), separate_workspaces(), torch.cuda.stream(stream):
-            # thread_local: other threads may use the GPU meanwhile
-            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            ended = False
             try:
+                # thread_local: other threads may use the GPU meanwhile
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 work()
-            finally:
                 graph.capture_end()
+                ended = True
+            finally:
+                if not ended:
+                    self._abandon(graph)
         torch.cuda.current_stream().wait_stream(stream)
         return graph
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        """End a capture that has failed at any point.
+
+        ``capture_end`` checks the stream before it tells the allocator: after a capture that CUDA
+        has invalidated, the allocator would go on serving this stream from the pool, and
+        ``empty_cache`` would fail (an assertion of torch 2.6).
+        """
+        with suppress(*DEVICE_ERRORS):
+            graph.capture_end()
+        index = with_index(self._device).index
+        with suppress(*DEVICE_ERRORS):
+            _end_allocations(index, self._pool)  # raises if ``capture_end`` has done it
+            torch._C._cuda_releasePool(index, self._pool)  # this graph's use of the pool
+
+
+def _end_allocations(index: int, pool: Any) -> None:
+    """Tell the allocator of a device that what allocated from a pool has ended."""
+    # renamed after torch 2.6
+    end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+    (end or torch._C._cuda_endAllocateCurrentStreamToPool)(index, pool)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import gc
 import importlib
 import threading
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -751,6 +752,40 @@ def test_after_a_failed_capture_others_work(gpu):
         record(lambda: x.mul_(2))()
     before()
     assert x.tolist() == [5, 5, 5]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("in the work"), KeyboardInterrupt("stop")])
+@pytest.mark.parametrize("invalid", [True, False])
+def test_a_failed_capture_leaves_the_allocator_as_it_was(gpu, error, invalid):
+    """CUDA may have invalidated it, then ``capture_end`` fails too and does not tell the allocator."""
+    x, record = torch.ones(3, device="cuda"), cuda.GraphCapturer(torch.device("cuda"))
+
+    def work():
+        if invalid:
+            with suppress(RuntimeError):
+                x.tolist()
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        record(work)
+    assert gpu.underway == []
+    torch.cuda.empty_cache()
+    assert len(gpu.released) == invalid, "released once: by its graph, or for it"
+    record(lambda: x.add_(1))()
+    assert x.tolist() == [2, 2, 2]
+
+
+def test_a_capture_that_is_invalid_at_its_end_leaves_the_allocator_as_it_was(gpu):
+    x, record = torch.ones(3, device="cuda"), cuda.GraphCapturer(torch.device("cuda"))
+
+    def work():
+        with suppress(RuntimeError):
+            x.tolist()
+
+    with pytest.raises(RuntimeError, match="previous error during capture"):
+        record(work)
+    cuda.release_memory()
+    assert gpu.underway == [] and len(gpu.released) == 1
 
 
 class TestTheSimulatedGpu:

@@ -130,6 +130,8 @@ class SimulatedGPU:
         self.states = 0  # of generators that were asked for, whole
         self.peak = 0
         self.cudnn_attention = True
+        self.underway: list[Pool] = []  # that a capture allocates from, as the allocator knows
+        self.released: list[Pool] = []  # by captures that have failed
         self._memory: dict[int, Memory] = {}
         self._young: list[int] = []  # those that came since all were asked whether they are gone
         self._counted = 0  # bytes of the GPU's in there; some of it may be gone
@@ -255,8 +257,18 @@ class SimulatedGPU:
 
     def refuse_in_capture(self, what: str) -> None:
         if self.thread.capturing:
-            self.thread.capturing.pool.broken = True  # the allocator does not see its end
+            self.thread.capturing.invalid = True
             raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
+
+    def end_allocations(self, index: int, pool: Pool) -> None:
+        assert index == 0
+        if pool not in self.underway:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.underway.remove(pool)
+
+    def empty_cache(self) -> None:
+        if self.underway:
+            raise RuntimeError("INTERNAL ASSERT FAILED: captures_underway.empty()")
 
     # -- operations
 
@@ -463,7 +475,7 @@ class SimulatedGPU:
             "memory_allocated": lambda *_: self.allocated() + self.workspaces(),
             "max_memory_allocated": lambda *_: self.peak,
             "reset_peak_memory_stats": self._forget_peak,
-            "empty_cache": lambda: None,
+            "empty_cache": self.empty_cache,
             "synchronize": lambda *_: self.sync("synchronize", self._launched),
             "current_stream": lambda *_: self.thread.stream,
             "Stream": lambda *_, **__: self.pooled(),
@@ -475,6 +487,11 @@ class SimulatedGPU:
         }.items():
             patch.setattr(cuda, name, value)
         patch.setattr(torch, "Generator", Generator)
+        old, new = "_cuda_endAllocateCurrentStreamToPool", "_cuda_endAllocateToPool"
+        name = new if hasattr(torch._C, new) else old
+        patch.setattr(torch._C, name, self.end_allocations, raising=False)
+        released = lambda _, pool: self.released.append(pool)  # noqa: E731
+        patch.setattr(torch._C, "_cuda_releasePool", released, raising=False)
         use = functools.partial(setattr, self, "cudnn_attention")
         patch.setattr(torch.backends.cuda, "enable_cudnn_sdp", use)
         patch.setattr(torch._C, "_cuda_clearCublasWorkspaces", self._workspaces.clear)
@@ -606,11 +623,9 @@ class Pool:
     """Memory of graphs, which is given up with the last of them."""
 
     def __init__(self):
-        self.graphs, self.used, self.broken = weakref.WeakSet(), False, False
+        self.graphs, self.used = weakref.WeakSet(), False
 
     def take(self, graph):
-        if self.broken:
-            raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
         if self.used and not self.graphs:
             raise RuntimeError("INTERNAL ASSERT FAILED: it->second->use_count > 0")
         self.used = True
@@ -621,20 +636,28 @@ class Graph:
     """A tape."""
 
     def __init__(self, gpu):
-        self.gpu, self.tape, self.pool = gpu, None, None
+        self.gpu, self.tape, self.pool, self.invalid = gpu, None, None, False
 
     def capture_begin(self, pool=None, capture_error_mode="global"):
         assert self.gpu.thread.stream is not self.gpu.default, "capture needs a stream of its own"
+        if pool in self.gpu.underway:
+            raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
         pool.take(self)
+        self.gpu.underway.append(pool)
         self.pool, self.tape = pool, Tape()
         self.tape.__enter__()
         self.gpu.thread.capturing = self
         self.gpu.captures += 1
 
     def capture_end(self):
+        if self.gpu.thread.capturing is not self:
+            raise RuntimeError("CUDA error: operation not permitted on a stream without a capture")
         self.tape.__exit__(None, None, None)
         self.tape.rewind()
         self.gpu.thread.capturing = None
+        if self.invalid:  # the allocator is not told
+            raise RuntimeError("operation failed due to a previous error during capture")
+        self.gpu.end_allocations(0, self.pool)
 
     def replay(self):
         thread = self.gpu.thread
