@@ -20,7 +20,7 @@ from helpers.t3 import TEXTS, decode_all, utterance, varied_requests
 from chatterbox_opt import Request, Sampling
 from chatterbox_opt.checkpoints import loader, registry
 from chatterbox_opt.engine.decoding import decode_graphs
-from chatterbox_opt.engine.decoding.decode import EagerBackend, decode
+from chatterbox_opt.engine.decoding.decode import DecodeBatch, EagerBackend, decode
 from chatterbox_opt.engine.decoding.decode_graphs import CudaGraphBackend
 from chatterbox_opt.models.t3 import kv_cache
 from chatterbox_opt.runtime import backoff, cuda_graphs
@@ -69,6 +69,22 @@ def test_replayed_tokens_are_the_eager_ones(engine, t3, alone, slots):
         for outputs in decode_all(t3, varied_requests(engine), slots=slots, backend=backend)
     ] == alone
     assert record.captured <= before + 4, "the second time there is almost nothing left to capture"
+
+
+def test_attention_reads_next_to_nothing_of_slots_without_a_sequence(engine, t3, alone):
+    """A step for three sequences is one for four slots; a slot's position decides what it reads."""
+    backend = CudaGraphBackend(fake_graph_capture.record)
+    batch = DecodeBatch(t3, backend.slots(t3, 4, 2), backend)
+    requests = varied_requests(engine)
+    chosen = [requests[i] for i in (1, 2, 4, 7)]  # 3, 41, 33 and 41 tokens at most
+    for one in chosen:
+        batch.add(one)
+    prefixes, unused = batch.state.position.tolist(), []
+    while batch.running:
+        if not batch.step():
+            unused += batch.state.position[len(batch.running) :].tolist()
+    assert unused and min(prefixes) > decode_graphs.STEPS_PER_SYNC >= max(unused)
+    assert [one.tokens for one in chosen] == [alone[i] for i in (1, 2, 4, 7)]
 
 
 def test_one_sequence_at_a_time_over_the_same_slots(engine, t3, alone):

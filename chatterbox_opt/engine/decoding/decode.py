@@ -273,6 +273,8 @@ class DecodeBatch:
     def _advance(self, step: DecodeStep, steps: int) -> None:
         """Run ``steps`` steps without a readback."""
         needs_sort = any(sequence.sampling.truncates for sequence in self.running)
+        if not self.full:  # a captured step runs free slots too, and attends up to their positions
+            self.state.position[len(self.running) :].zero_()
         for _ in range(steps):
             for slot, sequence in enumerate(self.running):
                 self._draw_noise(slot, sequence)
