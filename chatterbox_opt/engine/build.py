@@ -120,7 +120,9 @@ def load_pipeline(
         cuda.disable_cudnn_attention()  # its plans could not be made inside of captures
     try:
         placement = StagePlacement(stages, device, offload=plan.offload)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not cuda.is_out_of_memory(error):
+            raise
         log.warning("the GPU has no memory for all stages at once: offloading the idle ones")
         placement = StagePlacement(stages, device, offload=STAGES)
     # if the placement had to offload, there is no memory to run two stages at once

@@ -21,12 +21,31 @@ GeneratorState = int | Tensor  # a generator's offset on a GPU, else its whole s
 Result = TypeVar("Result")
 # dynamo's, inductor's and CUDA's errors are RuntimeErrors
 DEVICE_ERRORS = (RuntimeError, ImportError, OSError)
+# in the messages of libraries that raise a plain RuntimeError where memory is missing
+OUT_OF_MEMORY = (
+    "error: out of memory",  # CUDA, its driver, HIP
+    "[CUDA]: out of memory",  # Triton
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUFFT_ALLOC_FAILED",
+    # cuDNN, without memory for any engine's workspace
+    "GET was unable to find an engine to execute this computation",
+)
 # the first torch whose table of cuBLAS workspaces is known to have a lock
 TORCH_WITH_WORKSPACE_LOCK = "2.11"
 
 
 class SetupError(RuntimeError):
     """A kernel could not be compiled, loaded or launched at all, whatever its inputs."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is for want of the device's memory, whichever library has raised it."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    message = str(error)
+    return isinstance(error, RuntimeError) and any(text in message for text in OUT_OF_MEMORY)
 
 
 class GraphCapturer:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from chatterbox_opt.config.profile import OFFLOAD
 from chatterbox_opt.errors import InputError
+from chatterbox_opt.runtime.cuda import is_out_of_memory
 from chatterbox_opt.runtime.flat_weights import FlatBuffer, drop_storage
 from chatterbox_opt.runtime.weight_transfer import PendingCopy, WeightTransfer, transfer_for
 
@@ -167,8 +168,10 @@ class StagePlacement:
         flat = self._flat(stage)
         try:
             self._prefetched = _Prefetch(flat, self._transfer.start(flat.home, overlap=True))
-        except torch.OutOfMemoryError:
-            return  # does not fit next to the running stage: it is copied when it runs
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            # does not fit next to the running stage: it is copied when it runs
 
     def _next_stage(self, stage: str) -> str:
         order = list(self._stages)

@@ -20,6 +20,7 @@ from typing import Protocol, TypeVar, cast
 import torch
 
 from chatterbox_opt.errors import DeviceError, NumericsError
+from chatterbox_opt.runtime import cuda
 from chatterbox_opt.runtime.cuda import SetupError
 from chatterbox_opt.runtime.offload import ALL_BUT_ACTIVE, NONE, STAGES, StagePlacement
 
@@ -139,23 +140,26 @@ class RecoveryPolicy:
     ) -> Result:
         states = [generator.get_state() for generator in generators]
         while True:
+            oom: RuntimeError | None = None
             try:
                 return self._try(stage, work, float32=float32)
-            except torch.OutOfMemoryError as error:
-                oom: torch.OutOfMemoryError | None = error
             except NumericsError as error:
                 if float32 or not self.reduced_precision(stage):
                     remedy = "the weights may be damaged, get them again"
                     raise NumericsError(f"{error}, in float32: {remedy}") from error
                 self.warn_once(f"{stage} produced NaN or Inf: running it again in float32")
-                float32, oom = True, None
+                float32 = True
+            except RuntimeError as error:
+                if not cuda.is_out_of_memory(error):
+                    raise
+                oom = error
             # outside of the handlers, so that the failed frames and their memory are freed
             if oom is not None:
                 self.out_of_memory(stage, oom)
             for generator, state in zip(generators, states, strict=True):
                 generator.set_state(state)
 
-    def out_of_memory(self, stage: str, error: torch.OutOfMemoryError) -> None:
+    def out_of_memory(self, stage: str, error: RuntimeError) -> None:
         """Offload, or offload more, from now on.
 
         Raises:

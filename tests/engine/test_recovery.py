@@ -29,13 +29,42 @@ def inject(monkeypatch, engine, name, error, times):
     monkeypatch.setattr(module, method, FaultInjector(getattr(module, method), error, times))
 
 
+# what CUDA's libraries raise for want of memory is a plain RuntimeError
+NO_WORKSPACE = "cuDNN Frontend error: GET was unable to find an engine to execute this computation"
+FULL = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError(NO_WORKSPACE)]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        NO_WORKSPACE,
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuFFT error: CUFFT_ALLOC_FAILED",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA driver error: out of memory",
+        "Triton Error [CUDA]: out of memory",
+    ],
+)
+def test_want_of_memory_is_known_by_any_librarys_message(message):
+    assert cuda.is_out_of_memory(RuntimeError(message))
+    assert not cuda.is_out_of_memory(ValueError(message))
+
+
+def test_other_errors_are_not_out_of_memory():
+    assert cuda.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    others = ("CUDA error: misaligned address", "out of resource: shared memory", "")
+    assert not any(cuda.is_out_of_memory(RuntimeError(other)) for other in others)
+
+
+@pytest.mark.parametrize("error", FULL, ids=["torch", "cudnn"])
 @pytest.mark.parametrize("name", ["t3", "flow", "vocoder"])
 def test_out_of_memory_starts_offloading_and_gives_the_same_audio(
-    load, engine, monkeypatch, caplog, name
+    load, engine, monkeypatch, caplog, name, error
 ):
     expected = engine.synthesize("Hello.", None, SAMPLING).samples
     with load() as fragile, caplog.at_level(logging.WARNING, "chatterbox_opt"):
-        inject(monkeypatch, fragile, name, torch.OutOfMemoryError("CUDA out of memory"), 1)
+        inject(monkeypatch, fragile, name, error, 1)
         assert np.array_equal(fragile.synthesize("Hello.", None, SAMPLING).samples, expected)
         assert fragile.pipeline.placement.offload == "stages"
     warnings = [r.message for r in caplog.records if r.levelno >= logging.WARNING]
@@ -223,14 +252,15 @@ def test_out_of_memory_in_the_float32_retry_offloads_too(load, monkeypatch):
         assert module.dtype == torch.bfloat16
 
 
-def test_out_of_memory_at_load_offloads(tiny, monkeypatch, caplog):
+@pytest.mark.parametrize("error", FULL, ids=["torch", "cudnn"])
+def test_out_of_memory_at_load_offloads(tiny, monkeypatch, caplog, error):
     placed = []
 
     class Full(StagePlacement):
         def __init__(self, stages, device, *, offload):
             placed.append(offload)
             if offload == "none":
-                raise torch.OutOfMemoryError("CUDA out of memory")
+                raise error
             super().__init__(stages, device, offload=offload)
 
     monkeypatch.setattr(build, "StagePlacement", Full)

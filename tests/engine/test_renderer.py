@@ -40,6 +40,7 @@ TEXTS = ["Hello.", "Something else.", "A third one, a little longer.", "No!", "A
 GROUP, SLOTS, LINES = 3, 4, 10
 LIMIT = 60
 FULL = torch.OutOfMemoryError("CUDA out of memory")
+PLAIN = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
 OVERLAPPED, INLINE = no_stream, None  # the stream of a renderer
 
 
@@ -358,6 +359,7 @@ def test_one_requests_failure_does_not_affect_others(engine, monkeypatch, expect
             assert overlaps == (sound is OVERLAPPED), "no reason to disable it"
 
 
+@pytest.mark.parametrize("error", [FULL, PLAIN], ids=["torch", "cublas"])
 @pytest.mark.parametrize(
     ("name", "times", "offload"),
     [
@@ -370,10 +372,10 @@ def test_one_requests_failure_does_not_affect_others(engine, monkeypatch, expect
     ],
 )
 def test_out_of_memory_disables_overlap_and_then_offloads(
-    engine, monkeypatch, expected, caplog, name, times, offload
+    engine, monkeypatch, expected, caplog, name, times, offload, error
 ):
     module, threads = stage(engine, name), []
-    failing = FaultInjector(module.forward, FULL, times)
+    failing = FaultInjector(module.forward, error, times)
     monkeypatch.setattr(module, "forward", lambda *a: threads.append(on_worker()) or failing(*a))
     with caplog.at_level(logging.WARNING, "chatterbox_opt"):
         assert same(batch(engine, OVERLAPPED), expected)

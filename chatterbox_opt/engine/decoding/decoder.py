@@ -41,6 +41,7 @@ from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Capacity, DecodeMode,
 from chatterbox_opt.errors import DeviceError, NumericsError, SilenceError, first_line
 from chatterbox_opt.models.t3.model import T3, Prompt
 from chatterbox_opt.runtime import backoff
+from chatterbox_opt.runtime.cuda import is_out_of_memory
 from chatterbox_opt.runtime.cuda_graphs import eager_for_a_while, eager_from_now_on
 from chatterbox_opt.runtime.offload import NONE
 from chatterbox_opt.runtime.recovery import RecoveryPolicy, in_float32, is_setup_error
@@ -113,10 +114,11 @@ class Decoder:
         try:
             sequence.prompt, sequence.generator = self._prompt(sequence)
             self._batch_for(sequence).add(sequence)
-        except torch.OutOfMemoryError as error:
-            self._on_out_of_memory(error, [*self.running, sequence])
         except REQUEST_ERRORS as error:
-            self._fail([sequence], error)
+            if is_out_of_memory(error):
+                self._on_out_of_memory(error, [*self.running, sequence])
+            else:
+                self._fail([sequence], error)
         sequence.add_seconds("t3", time.perf_counter() - start)
         return True
 
@@ -139,10 +141,7 @@ class Decoder:
             try:
                 self._enter()
                 ended = batch.step()
-            except torch.OutOfMemoryError as error:
-                self._on_out_of_memory(error, running)
             except REQUEST_ERRORS as error:
-                self._drop_batch()
                 self._on_error(error, running, batch.backend)
             for sequence in ended:
                 self._on_ended(sequence)
@@ -247,7 +246,7 @@ class Decoder:
             sequence.spans = align(self._enter(), sequence, self.tokenizer.space)
         except REQUEST_ERRORS as error:
             self._out.remove(sequence)
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_out_of_memory(error):
                 self._on_out_of_memory(error, [*self.running, sequence])
             elif isinstance(error, NumericsError) and self._enter().dtype != torch.float32:
                 self._again([sequence], DecodeMode.FLOAT32)
@@ -257,7 +256,7 @@ class Decoder:
 
     # --- the recovery table -------------------------------------------------------------------
 
-    def _on_out_of_memory(self, error: torch.OutOfMemoryError, running: list[Sequence]) -> None:
+    def _on_out_of_memory(self, error: Exception, running: list[Sequence]) -> None:
         """Free memory; all sequences start again."""
         error.__traceback__ = None  # its frames hold references to tensors
         self._drop_batch()
@@ -277,7 +276,11 @@ class Decoder:
         self._again(running)
 
     def _on_error(self, error: Exception, failed: list[Sequence], backend: DecodeBackend) -> None:
-        """Retry sequences whose step failed, in another mode, or fail a single one."""
+        """Retry sequences whose step failed, in another mode or memory, or fail a single one."""
+        if is_out_of_memory(error):
+            self._on_out_of_memory(error, failed)
+            return
+        self._drop_batch()
         mode = failed[0].mode
         if mode is DecodeMode.BATCHED and (backend.forward is not None or backend.fused):
             self._eager_slots = len(failed)

@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from chatterbox_opt.engine.rendering.work import RenderGroup
 from chatterbox_opt.engine.sequence import REQUEST_ERRORS, Sequence
 from chatterbox_opt.errors import NumericsError
+from chatterbox_opt.runtime.cuda import is_out_of_memory
 from chatterbox_opt.runtime.offload import NONE
 from chatterbox_opt.runtime.recovery import RecoveryPolicy
 from chatterbox_opt.utils.steps import announce
@@ -191,7 +192,7 @@ class Renderer:
                 work()
         except REQUEST_ERRORS as error:
             # the error is not stored: its frames hold memory that the next try needs
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_out_of_memory(error):
                 self.disable_overlap()
             return False
         return True
