@@ -205,10 +205,20 @@ def _decode_backend(plan: Plan, placement: StagePlacement, *, overlapped: bool) 
     # stages that run at the same time need memory pools of their own
     rendering = capturer.for_other_stream() if overlapped else capturer
     flow = cast(flow_model.Flow, placement.module("flow"))
-    flow.executor = cuda_graphs.GraphedExecutor(rendering, flow, "the flow")
     vocoder = cast(vocoder_model.Vocoder, placement.module("vocoder"))
-    vocoder.executor = cuda_graphs.GraphedExecutor(rendering, vocoder, "the vocoder")
-    return decode_graphs.CudaGraphBackend(capturer, forward, fused=fused, kv_cache=kv_cache)
+    flow_graphs = cuda_graphs.GraphedExecutor(rendering, flow, "the flow")
+    vocoder_graphs = cuda_graphs.GraphedExecutor(rendering, vocoder, "the vocoder")
+    flow.executor, vocoder.executor = flow_graphs, vocoder_graphs
+    t3_graphs = decode_graphs.CudaGraphBackend(capturer, forward, fused=fused, kv_cache=kv_cache)
+
+    def release_graphs() -> None:
+        for graphs in (t3_graphs, flow_graphs, vocoder_graphs):
+            graphs.release_graphs()
+        for pool in (capturer, rendering):
+            pool.release()
+
+    placement.release_graphs = release_graphs
+    return t3_graphs
 
 
 def _compiled(model: t3_model.T3) -> StepFn | None:

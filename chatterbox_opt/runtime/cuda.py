@@ -21,6 +21,11 @@ GeneratorState = int | Tensor  # a generator's offset on a GPU, else its whole s
 Result = TypeVar("Result")
 # dynamo's, inductor's and CUDA's errors are RuntimeErrors
 DEVICE_ERRORS = (RuntimeError, ImportError, OSError)
+# Held by whatever captures or replays. torch 2.6 registers a device's default generator with every
+# graph, used or not: during a capture, a replay in another thread fails because that generator is
+# capturing. And the garbage collector, which is off during captures, is the process's. So there is
+# one lock for all engines of a process; it is held for a capture, or for the launch of a replay.
+CAPTURE_LOCK = threading.Lock()
 # in the messages of libraries that raise a plain RuntimeError where memory is missing
 OUT_OF_MEMORY = (
     "error: out of memory",  # CUDA, its driver, HIP
@@ -64,14 +69,17 @@ class GraphCapturer:
         # used for captures only: what another thread launches on a capturing stream would be
         # captured too, and the cuBLAS workspace that replays use belongs to the capture's stream
         self._stream = torch.cuda.Stream(device)
-        self._lock = threading.Lock()
+        self._lock = CAPTURE_LOCK
         self._anchor: torch.cuda.CUDAGraph | None = None
 
     def for_other_stream(self) -> GraphCapturer:
         """A capturer with its own pool, for a thread whose graphs may overlap with this one's."""
-        other = GraphCapturer(self._device)
-        other._lock = self._lock
-        return other
+        return GraphCapturer(self._device)
+
+    def release(self) -> None:
+        """Give up the pool: its memory can be freed as soon as the graphs in it are dropped."""
+        with self._lock:
+            self._forget_pool()
 
     def __call__(self, work: Work) -> Work:
         """Capture ``work`` without running it; return the function that replays it.
@@ -80,16 +88,26 @@ class GraphCapturer:
             RuntimeError: it cannot be captured.
         """
         lock = self._lock
-        # torch 2.6 registers the default generator with every graph, used or not; during a capture,
-        # a replay in another thread fails because that generator is capturing
         with lock:
-            graph = self._with_anchor(work)
+            graph = self._with_memory(work)
 
         def replay() -> None:
             with lock:  # held only for the launch
                 graph.replay()
 
         return replay
+
+    def _with_memory(self, work: Work) -> torch.cuda.CUDAGraph:
+        """Capture ``work``; if memory is short, again without what the allocator has cached, which
+        it cannot free during a capture."""
+        try:
+            return self._with_anchor(work)
+        except DEVICE_ERRORS as error:
+            if not is_out_of_memory(error):
+                raise
+        # outside of the handler, so that the failed frames and their memory are freed
+        torch.cuda.empty_cache()
+        return self._with_anchor(work)
 
     def _with_anchor(self, work: Work) -> torch.cuda.CUDAGraph:
         """Capture ``work``, and the anchor before it if there is none."""
@@ -152,8 +170,8 @@ class GraphCapturer:
         """
         with suppress(*DEVICE_ERRORS):
             graph.capture_end()
-        index = with_index(self._device).index
         with suppress(*DEVICE_ERRORS):
+            index = with_index(self._device).index
             _end_allocations(index, self._pool)  # raises if ``capture_end`` has done it
             torch._C._cuda_releasePool(index, self._pool)  # this graph's use of the pool
 
@@ -170,8 +188,8 @@ def gc_paused() -> Iterator[None]:
     """No garbage collection inside the block.
 
     It might free a graph, an event or memory that two streams used; those CUDA calls invalidate a
-    capture. The setting is global: if two engines capture at once, the one that finishes first
-    enables collection again. If that invalidates the other's capture, its work runs eagerly.
+    capture. The setting is the process's, so only one thread may be in such a block
+    (``CAPTURE_LOCK``): else the first that leaves it would enable collection for the other.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -151,6 +151,10 @@ class CudaGraphCache:
         self._graphs[key] = graph  # the most recently used comes last
         return graph
 
+    def clear(self) -> None:
+        """Drop all graphs; they are captured again when they are used."""
+        self._graphs.clear()
+
     def _buffer_bytes(self) -> int:
         return sum(graph.nbytes for graph in self._graphs.values())
 
@@ -237,6 +241,10 @@ class GraphedExecutor:
     def captures_work(self) -> bool:
         """As ``CudaGraphCache.captures_work``."""
         return self._cache.captures_work
+
+    def release_graphs(self) -> None:
+        """Drop all graphs with their buffers."""
+        self._cache.clear()
 
     def padded_length(self, length: int) -> int:
         """The next bucket: few graphs serve all lengths."""

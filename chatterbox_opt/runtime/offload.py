@@ -13,7 +13,7 @@ Responsible for which stages are on the device, and when. Not responsible for wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -37,11 +37,17 @@ class _Prefetch:
     pending: PendingCopy
 
 
+def _no_graphs() -> None:
+    """Where nothing is captured."""
+
+
 class StagePlacement:
     """Places stages on a device for as long as they are needed there.
 
     Attributes:
         offload: one of ``OFFLOAD``; ``offload_more`` changes it.
+        release_graphs: drops captured graphs, whose memory pools are not the allocator's to free;
+            set by whoever captures.
     """
 
     def __init__(
@@ -64,6 +70,7 @@ class StagePlacement:
         self._stages = dict(stages)
         self.device = device
         self.offload = offload
+        self.release_graphs: Callable[[], None] = _no_graphs
         self._can_move = transfer is not None or device.type != "cpu"  # else host = device memory
         self._transfer = transfer or transfer_for(device)
         self._flats: dict[str, FlatBuffer] = {}
@@ -112,6 +119,11 @@ class StagePlacement:
         self.offload = STAGES if self.offload == NONE else ALL_BUT_ACTIVE
         self._prefetched = None
         self._place_all()
+        self.release_memory()
+
+    def release_memory(self) -> None:
+        """Drop captured graphs; return cached, unused device memory."""
+        self.release_graphs()
         self._transfer.release()
 
     def close(self) -> None:
@@ -122,7 +134,8 @@ class StagePlacement:
         self._prefetched = None
         for mapping in (self._stages, self._flats, self._on_device):
             mapping.clear()
-        self._transfer.release()
+        self.release_memory()
+        self.release_graphs = _no_graphs
 
     @property
     def _moving(self) -> bool:

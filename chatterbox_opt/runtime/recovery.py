@@ -159,6 +159,11 @@ class RecoveryPolicy:
             for generator, state in zip(generators, states, strict=True):
                 generator.set_state(state)
 
+    def release_memory(self) -> None:
+        """Free what can be computed or captured again, while no stage runs."""
+        with self.lock:
+            self.placement.release_memory()
+
     def out_of_memory(self, stage: str, error: RuntimeError) -> None:
         """Offload, or offload more, from now on.
 

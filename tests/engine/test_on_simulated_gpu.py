@@ -788,6 +788,41 @@ def test_a_capture_that_is_invalid_at_its_end_leaves_the_allocator_as_it_was(gpu
     assert gpu.underway == [] and len(gpu.released) == 1
 
 
+def test_a_capture_without_memory_is_tried_again_without_cached_memory(gpu, monkeypatch):
+    """The allocator frees nothing that it has cached during a capture."""
+    x, record = torch.ones(3, device="cuda"), cuda.GraphCapturer(torch.device("cuda"))
+    attempts, emptied = [], []
+    empty = torch.cuda.empty_cache
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(empty()))
+
+    def work():
+        attempts.append(len(emptied))
+        if len(attempts) in failing:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        x.add_(1)
+
+    failing = {1}
+    record(work)()
+    assert attempts == [0, 1] and x.tolist() == [2, 2, 2]
+    failing = {3, 4}
+    with pytest.raises(torch.OutOfMemoryError):
+        record(work)
+    assert attempts == [0, 1, 1, 2]
+
+
+def test_a_released_pool_has_no_graph_left_and_is_replaced(gpu):
+    x, record = torch.ones(3, device="cuda"), cuda.GraphCapturer(torch.device("cuda"))
+    replay = record(lambda: x.add_(1))
+    pool = record._pool
+    assert len(pool.graphs) == 2, "with the anchor"
+    del replay
+    record.release()
+    gc.collect()
+    assert len(pool.graphs) == 0, "empty_cache can free it"
+    record(lambda: x.add_(1))()
+    assert x.tolist() == [2, 2, 2] and record._pool is not pool
+
+
 class TestTheSimulatedGpu:
     """What it refuses; else no test above could fail."""
 

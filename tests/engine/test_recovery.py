@@ -65,8 +65,11 @@ def test_out_of_memory_starts_offloading_and_gives_the_same_audio(
     expected = engine.synthesize("Hello.", None, SAMPLING).samples
     with load() as fragile, caplog.at_level(logging.WARNING, "chatterbox_opt"):
         inject(monkeypatch, fragile, name, error, 1)
+        dropped = []
+        fragile.pipeline.placement.release_graphs = lambda: dropped.append(True)
         assert np.array_equal(fragile.synthesize("Hello.", None, SAMPLING).samples, expected)
         assert fragile.pipeline.placement.offload == "stages"
+        assert dropped, "graphs hold memory that cannot be used otherwise"
     warnings = [r.message for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(warnings) == 2  # that weights are random, and this one
     assert f"{name} ran out of memory: stages now alternate" in warnings[1]
@@ -386,9 +389,11 @@ def test_a_batch_that_runs_out_of_memory_continues_with_fewer_slots(
             return plain(token, *rest)
 
         monkeypatch.setattr(module, "step", step)
-        fragile.plan = replace(fragile.plan, slots=8)
+        fragile.plan, dropped = replace(fragile.plan, slots=8), []
+        fragile.pipeline.placement.release_graphs = lambda: dropped.append(True)
         assert same(batch_waves(fragile, TEXTS), expected)
         assert fragile.pipeline.placement.offload == "none", "fewer slots were enough"
+        assert len(dropped) == 2, "before each try with fewer slots"
         assert max(seen) == 5 and seen[-1] <= 2
     assert "continues with 4 slots" in caplog.text and "continues with 2 slots" in caplog.text
 

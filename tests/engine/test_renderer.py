@@ -5,6 +5,7 @@ Threads wait for each other by events, never by time: ``LIMIT`` only ends a dead
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from contextlib import contextmanager
@@ -666,6 +667,29 @@ def test_the_flow_has_its_own_graph_pool_only_where_it_overlaps_with_t3(monkeypa
     assert (flow.executor._cache._capture is backend._cache._capture) is not overlapped
 
 
+def test_all_graphs_of_an_engine_are_dropped_before_their_pools_are_given_up(monkeypatch):
+    class Capturer:
+        def __init__(self, device):
+            self.device = device
+
+        def for_other_stream(self):
+            return Capturer(self.device)
+
+        def release(self):
+            released.append(sum(len(cache._graphs) for cache in caches))
+
+    monkeypatch.setattr(build, "GraphCapturer", Capturer)
+    stages, released = {"flow": torch.nn.Identity(), "vocoder": torch.nn.Identity()}, []
+    placement = SimpleNamespace(device=torch.device("cuda"), module=stages.get)
+    planned = replace(resolve("dev", Hardware("cpu", "CPU"), {}, {}), compile="cudagraphs")
+    backend = build._decode_backend(planned, placement, overlapped=True)
+    caches = [backend._cache, *(stage.executor._cache for stage in stages.values())]
+    for cache in caches:
+        cache.find("a key", "here")
+    placement.release_graphs()
+    assert released == [0, 0]
+
+
 # -- CUDA calls
 
 
@@ -738,13 +762,46 @@ def test_side_stream_work_is_ordered_and_complete_when_it_returns(calls, error):
         assert calls[1:] == ["on A", "A wait_event event", "work", "A synchronize", "off A"]
 
 
-def test_capturers_of_two_threads_share_no_pool_and_one_lock(calls, monkeypatch):
+@pytest.fixture
+def graphs(calls, monkeypatch):
     graphs = []
     for method in ("_anchor_work", "_create_library_handles"):
         monkeypatch.setattr(GraphCapturer, method, lambda capturer: None)
-    t3 = GraphCapturer(torch.device("cuda"))
-    flow = t3.for_other_stream()
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graphs.append(FakeGraph()) or graphs[-1])
+    return graphs
+
+
+def test_a_second_engines_capture_waits_and_no_garbage_is_collected_meanwhile(graphs):
+    """Collection is the process's: the first to end its capture would enable it for the other."""
+    first, second = (GraphCapturer(torch.device("cuda")) for _ in range(2))
+    inside, end, collects = threading.Event(), threading.Event(), []
+
+    def longer():
+        inside.set()
+        end.wait(LIMIT)
+        collects.append(gc.isenabled())
+
+    thread = threading.Thread(target=second, args=(longer,))
+
+    def work():
+        thread.start()
+        assert not inside.wait(0.1), "two captures at once"
+
+    assert gc.isenabled()
+    try:
+        first(work)
+    finally:
+        end.set()
+        thread.join()
+    assert collects == [False] and gc.isenabled()
+
+
+@pytest.mark.parametrize("of_one_engine", [True, False])
+def test_capturers_of_two_threads_share_no_pool_and_one_lock(
+    calls, graphs, monkeypatch, of_one_engine
+):
+    t3 = GraphCapturer(torch.device("cuda"))
+    flow = t3.for_other_stream() if of_one_engine else GraphCapturer(torch.device("cuda"))
     for one, other in ((t3, flow), (flow, t3)):
         FakeGraph.lock = other._lock
         replay = one(lambda: calls.append("captured" if FakeGraph.lock.locked() else "not alone"))

@@ -221,6 +221,15 @@ def test_out_of_memory_for_the_stage_itself_is_raised_and_changes_nothing(make, 
         check(name)
 
 
+@pytest.mark.parametrize("method", ["offload_more", "close"])
+def test_graphs_are_dropped_before_memory_is_given_back(make, transfer, method):
+    """The allocator frees no pool that a graph has."""
+    placement, _ = make("none")
+    placement.release_graphs = lambda: transfer.events.append("graphs dropped")
+    getattr(placement, method)()
+    assert transfer.events[-2:] == ["graphs dropped", "release"]
+
+
 def test_offload_more_goes_from_none_to_stages_to_all_but_active(make, transfer):
     placement, check = make("none")
     check("t3")

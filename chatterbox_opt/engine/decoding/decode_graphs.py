@@ -88,6 +88,10 @@ class CudaGraphBackend:
     def release_slots(self) -> None:
         self._slots = self._slots_key = self._conditioning = None
 
+    def release_graphs(self) -> None:
+        """Drop all graphs with their buffers."""
+        self._cache.clear()
+
     def prefill(self, t3: T3) -> PrefillFn:
         """One graph for each length that texts are padded to, and length of a voice's part."""
         weights, eager = weight_addresses(t3), prefill_fn(t3)

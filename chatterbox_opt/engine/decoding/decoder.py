@@ -262,7 +262,9 @@ class Decoder:
         self._drop_batch()
         self.forget_voices()
         self.backend.release_slots()
-        if self._release_memory():
+        overlapped = self._release_memory()
+        self._recovery.release_memory()
+        if overlapped:
             pass
         elif self._mode_slots() > 1:
             self._max_slots = self.slots // 2
