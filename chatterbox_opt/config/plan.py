@@ -39,8 +39,9 @@ from chatterbox_opt.config.settings import (
 BIG_MIB, MIDDLE_MIB = 15_000, 7_500  # minimum total memory for rtx4090 and for rtx3080
 RESERVED_MIB = 4_000  # GPU memory of all stages in half precision, with their activations
 CPU_SLOTS, CUDA_SLOTS = 12, 32
-SLOT_MIB = 280  # keys and values of one sequence in half precision
-INT8_SLOT_MIB = 150  # and in int8, with their scales
+# Keys and values of one sequence (30 layers of 16 heads of 64, two rows) in half precision, and in
+# int8 with their scales, when a cache of 1,024 positions grows to 1,536: two new buffers and an old
+SLOT_MIB, INT8_SLOT_MIB = 480, 248
 INLINE, OVERLAPPED = "inline", "overlapped"  # how a batch's audio is rendered
 PYTORCH, TRITON, NUMBA = "pytorch", "triton", "numba"  # whose kernels a stage runs
 PLAIN, ONEDNN_LAYOUT, WEIGHT_ONLY = "plain", "onednn", "weight-only"
@@ -325,8 +326,9 @@ def _fused_stages(hardware: Hardware, profile: Profile, reasons: list[str]) -> t
 def slots_for(hardware: Hardware, profile: Profile) -> int:
     """How many sequences of a batch T3 decodes together; on a GPU, as many as fit in free memory.
 
-    A slot holds the keys and values of two rows of 1,200 positions of the full-size model. On a
-    CPU the cost of a step grows with its rows, and more than twelve slots gain little.
+    A sequence of the full-size model ends before 1,536 positions; memory must suffice while the
+    cache grows to as many (``StaticKVCache.reserve``). On a CPU the cost of a step grows with its
+    rows, and more than twelve slots gain little.
     """
     if hardware.device != "cuda":
         return CPU_SLOTS

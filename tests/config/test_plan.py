@@ -231,8 +231,9 @@ def test_int8_kv_cache(hardware, overrides, expected, reason):
     [
         (23_500, "auto", 32),
         (23_500, "int8", 64),
-        (4_600, "auto", 2),
-        (4_600, "int8", 4),
+        (5_100, "auto", 2),
+        (5_100, "int8", 4),
+        (4_600, "auto", 1),
     ],
 )
 def test_int8_kv_cache_allows_more_slots(free, kv_cache, slots):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers.common import assert_close
+from helpers.simulated_gpu import SimulatedGPU
 
+from chatterbox_opt.config.plan import INT8_SLOT_MIB, SLOT_MIB
+from chatterbox_opt.engine.decoding.decode_graphs import grown_length
 from chatterbox_opt.kernels.cuda.kv_quantization import dequantize, quantize
 from chatterbox_opt.models.t3.kv_cache import KV_BLOCK, StaticKVCache, round_up_kv_len
 from chatterbox_opt.models.t3.ragged_kv_cache import GROWTH, Int8KVCache, RaggedKVCache
@@ -121,6 +126,34 @@ def test_static_cache_grows_by_whole_blocks_and_never_shrinks():
     ):
         cache.reserve(1, requested)
         assert cache.capacity == capacity
+
+
+@pytest.mark.parametrize(
+    ("dtype", "planned"), [(torch.float16, SLOT_MIB), (torch.int8, INT8_SLOT_MIB)]
+)
+def test_a_static_cache_takes_no_more_memory_while_it_grows_than_is_planned(
+    monkeypatch, dtype, planned
+):
+    """Keys grow and the old ones are freed before values grow."""
+    shape, full = (3, 2, 64), (30, 16, 64)
+    with SimulatedGPU().plugged(monkeypatch) as gpu:
+        like = torch.zeros(1, dtype=torch.float16, device="cuda")
+        quantized = dtype if dtype == torch.int8 else None
+        cache = StaticKVCache(
+            num_seqs=1,
+            rows_per_seq=2,
+            shape=shape,
+            like=like,
+            capacity_for=grown_length,
+            dtype=quantized,
+        )
+        for positions in (1000, 1100):
+            torch.cuda.reset_peak_memory_stats()
+            cache.reserve(0, positions)
+        assert cache.capacity == 1536
+        overhead = 8 * (1024 + 1536) + 64  # numbers of positions, the old and the new
+        peak = (gpu.peak - overhead) * math.prod(full) / math.prod(shape)
+    assert 0.95 < peak / (planned << 20) <= 1
 
 
 def test_ragged_cache_allocates_at_most_one_block_in_excess():

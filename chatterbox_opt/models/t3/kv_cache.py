@@ -159,14 +159,19 @@ class StaticKVCache:
         return (self.key_scales[layer], self.value_scales[layer]) if self.quantized else None
 
     def reserve(self, sequence: int, positions: int) -> None:  # noqa: ARG002 - capacity is shared
-        """Grow the capacity of all sequences, since they share one buffer."""
+        """Grow the capacity of all sequences, since they share one buffer.
+
+        One buffer after the other, so that the old keys are freed before the values grow: at its
+        peak it holds new keys and values, and the old values.
+        """
         extra = self._capacity_for(positions) - self.capacity
         if extra <= 0:
             return
-        self.keys, self.values = (F.pad(x, (0, 0, 0, extra)) for x in (self.keys, self.values))
+        self.keys = F.pad(self.keys, (0, 0, 0, extra))
+        self.values = F.pad(self.values, (0, 0, 0, extra))
         if self.quantized:
-            scales = self.key_scales, self.value_scales
-            self.key_scales, self.value_scales = (F.pad(x, (0, extra)) for x in scales)
+            self.key_scales = F.pad(self.key_scales, (0, extra))
+            self.value_scales = F.pad(self.value_scales, (0, extra))
         self._positions = torch.arange(self.capacity, device=self.keys.device)
 
     def padded_length(self, length: int) -> int:
