@@ -68,8 +68,11 @@ class _Network:
             wave: float32 [n] at the network's rate, on its device.
         """
         spectrum = torch.stft(wave[None], **self.stft, return_complex=True)[0]
-        phase = torch.angle(spectrum)
-        magnitude = torch.hypot(spectrum.real, spectrum.imag) if self.real else spectrum.abs()
+        if self.real:
+            phase = torch.atan2(spectrum.imag, spectrum.real)
+            magnitude = torch.hypot(spectrum.real, spectrum.imag)
+        else:
+            phase, magnitude = torch.angle(spectrum), spectrum.abs()
         decibels = 20 * torch.log10(magnitude.clip(10 ** (-FLOOR / 20)))
         marked, _ = self.encoder(((decibels + FLOOR) / (FLOOR + HEADROOM))[None])
         decibels = marked[0] * (FLOOR + HEADROOM) - FLOOR

@@ -427,6 +427,26 @@ def test_the_watermark_runs_on_the_gpu(gpu, tiny, tmp_path):
     assert np.array_equal(engine._watermark.apply(plain), expected), "and then on the CPU"
 
 
+def test_the_watermark_on_a_gpu_needs_no_kernel_that_is_compiled_on_first_use():
+    """CUDA's kernels for functions of complex numbers are."""
+    used = set()
+
+    class Complex(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if any(isinstance(x, torch.Tensor) and x.is_complex() for x in args):
+                used.add(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    sizes = {"n_fft": 64, "hop_length": 16, "win_length": 64, "window": torch.hann_window(64)}
+    on_cpu = watermark._Network(lambda x: (x, None), sizes)
+    wave = torch.randn(2000, generator=torch.Generator().manual_seed(0))
+    expected, compiled = on_cpu.mark(wave), {"aten::angle", "aten::abs", "aten::exp", "aten::mul"}
+    with Complex():
+        found = replace(on_cpu, real=True).mark(wave)
+    assert used and not used & compiled
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("nvrtc: error: no such file")],
