@@ -62,8 +62,10 @@ gpu-check: $(INSTALLED)
 	exit $$status
 
 # the folder .whl/, for a machine with a GPU and no network: there OUT=results bash .whl/run.sh
+# with a Python 3.12, torch 2.11 and Triton 3.6: make gpu-luggage LUGGAGE="--kernels --python PYTHON"
+LUGGAGE ?=
 gpu-luggage: $(INSTALLED)
-	$(BIN)/python -m benchmarks.gpu.luggage
+	$(BIN)/python -m benchmarks.gpu.luggage $(LUGGAGE)
 
 # the built-in model from nothing; Debian's wordnet-base has the text. Resumes where it stopped.
 # glibc keeps freed memory: otherwise a third of T3's training is page faults

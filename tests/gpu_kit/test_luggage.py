@@ -89,6 +89,17 @@ def test_a_failed_compilation_of_kernels_is_no_error(tmp_path):
     assert not (tmp_path / luggage.KERNELS).exists()
 
 
+@pytest.mark.parametrize("python", [None, "false"])
+def test_a_package_without_compiled_kernels_is_made_with_a_warning(tmp_path, monkeypatch, python):
+    (tmp_path / "resemble_perth-1.whl").write_bytes(b"")
+    monkeypatch.setattr(luggage, "download", lambda folder: [])
+    monkeypatch.setattr(luggage, "strip_wheel", lambda wheel: 0)
+    monkeypatch.setattr(luggage, "upload_bytes", lambda folder: 0)
+    assert luggage.NO_KERNELS in luggage.make(tmp_path, python=python)
+    (tmp_path / luggage.KERNELS).write_bytes(b"")
+    assert luggage.NO_KERNELS not in luggage.make(tmp_path, python=None)
+
+
 def test_wheels_are_pinned():
     assert luggage.file_of("s3tokenizer==0.3.0") == "s3tokenizer-0.3.0-*.whl"
     assert luggage.file_of("chatterbox-tts==0.1.7") == "chatterbox_tts-0.1.7-*.whl"
