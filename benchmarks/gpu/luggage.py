@@ -70,7 +70,7 @@ CHECK_WATERMARK = "assert perth.PerthImplicitWatermarker, 'PerTh cannot import p
 
 
 NO_KERNELS = (
-    "warning: no compiled kernels are packed, and minutes on the GPU machine go to compiling them; "
+    "warning: no compiled kernels are packed: a minute or two on the GPU machine goes to Triton; "
     "a Python 3.12 with torch 2.11 and Triton 3.6 packs them: --kernels --python PYTHON"
 )
 

@@ -164,7 +164,7 @@ class RecoveryPolicy:
         with self.lock:
             self.placement.release_memory()
 
-    def out_of_memory(self, stage: str, error: RuntimeError) -> None:
+    def out_of_memory(self, stage: str, error: Exception) -> None:
         """Offload, or offload more, from now on.
 
         Raises:
