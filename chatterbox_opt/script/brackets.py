@@ -63,7 +63,7 @@ class _Brackets:
         self._voice = builder.voice  # of the text without tags
         self._open: list[tuple[Match[str], float]] = []  # [rate:…], and the rate before it
         self._say: Match[str] | None = None
-        self._word = ""  # in [say:…]
+        self._word: list[str] = []  # in [say:…]
 
     def read(self, start: int, end: int) -> None:
         """Read the text from ``start`` to ``end``."""
@@ -90,7 +90,7 @@ class _Brackets:
         if self._say is None:
             self._builder.add(words)
         else:
-            self._word += words
+            self._word.append(words)
 
     def _read_tag(self, tag: Match[str], name: str) -> None:
         if name not in _NAMES:
@@ -117,8 +117,8 @@ class _Brackets:
         elif name == "rate" and self._open:
             self._builder.rate = self._open.pop()[1]
         elif name == "say" and self._say is not None:
-            self._builder.add(self._say["value"].strip(), self._word)
-            self._say, self._word = None, ""
+            self._builder.add(self._say["value"].strip(), "".join(self._word))
+            self._say, self._word = None, []
         else:
             raise self._error(tag, "closes nothing that is open" if name != "pause" else
                               "has no meaning: a pause is one tag, [pause:700ms]")  # fmt: skip
