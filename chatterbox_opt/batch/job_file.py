@@ -6,7 +6,7 @@ its item only. An ambiguous file (an unknown column, a duplicate id, a seed that
 an error before any work, with file and row.
 
 Every word of a file is spoken, or counted in ``Job.dropped`` with the reason, or the file is
-refused. A row without a letter or digit is a pause.
+refused. A row without a letter or digit is a pause, as long as its markup says, if it has any.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from chatterbox_opt.batch.readers.rows import SCENE_BREAK, Cells, Dropped, Parse
 from chatterbox_opt.batch.readers.substation import read_substation
 from chatterbox_opt.batch.readers.subtitles import read_subtitles
 from chatterbox_opt.batch.readers.tables import read_csv, read_json_lines
+from chatterbox_opt.batch.silences import edges, total
 from chatterbox_opt.config.speaking_rate import check_rate
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.sampling import WHOLE_NUMBERS, Sampling
@@ -86,6 +87,8 @@ class Item:
         starts_chapter: a chapter begins here, or a scene break is before it.
         chapter: title of the chapter that begins here, or "".
         pauses: number of rows without words between the item before and this one.
+        silence: seconds that these rows ask for; None: they do not.
+        silence_after: the same of the rows behind the last item; None for any other.
         has_own_id: the id is from the row.
         start, end: seconds, of a cue; None elsewhere.
         language: of the text, such as "de"; None: not known.
@@ -102,6 +105,8 @@ class Item:
     sampling: Sampling
     starts_chapter: bool = False
     pauses: int = 0
+    silence: float | None = None
+    silence_after: float | None = None
     has_own_id: bool = False
     start: float | None = None
     end: float | None = None
@@ -132,6 +137,12 @@ class Item:
         """Its words as the person wrote them, without markup and names of speakers."""
         return self.script().written
 
+    @property
+    def edges(self) -> tuple[float | None, float | None]:
+        """Seconds of silence that its text asks for before its first word and after its last; None:
+        it does not. They are in its file."""
+        return edges(self.script())
+
 
 @dataclass(frozen=True, slots=True)
 class Pause:
@@ -142,6 +153,7 @@ class Pause:
         id: from the row; None if it has none.
         text: of the row.
         reason: such as "scene break", "music" or "nothing to say".
+        silence: seconds that its markup asks for; None: it does not.
     """
 
     row: int
@@ -150,6 +162,7 @@ class Pause:
     reason: str
     start: float | None = None
     end: float | None = None
+    silence: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +232,7 @@ def read(
         )
         item = _item(f"{name} row {row.number}", row.cells, base)
         if reason := row.pause or _why_silent(item.written):
-            own_id = item.id if item.has_own_id else None
-            pauses.append(Pause(row.number, own_id, item.text, reason, row.start, row.end))
+            pauses.append(_pause(item, row, reason))
             lines.append(pauses[-1])
             continue
         if item.id in row_of_id:
@@ -233,6 +245,10 @@ def read(
         pauses = []
     if not row_of_id:
         raise InputError(f"{name} has no text to speak; give at least one line with a word")
+    last = lines[-len(pauses) - 1]
+    assert isinstance(last, Item)
+    silence = total(pause.silence for pause in pauses)
+    lines[-len(pauses) - 1] = replace(last, silence_after=silence)
     return Job(lines, parsed.dropped, parsed.notes, parsed.tags)
 
 
@@ -256,6 +272,13 @@ def _parse(kind: str, name: str, content: bytes, options: ReadOptions) -> Parsed
     return read_prose(text, options.split)
 
 
+def _pause(item: Item, row: Row, reason: str) -> Pause:
+    """A row without words; what is not read, such as code, asks for no silence."""
+    silence = None if row.pause else edges(item.script())[0]
+    own_id = item.id if item.has_own_id else None
+    return Pause(row.number, own_id, item.text, reason, row.start, row.end, silence)
+
+
 def _after(pauses: list[Pause], item: Item, row: Row) -> Item:
     """The item with what is between it and the one before, and with its chapter's title."""
     breaks = any(pause.reason == SCENE_BREAK for pause in pauses)
@@ -264,6 +287,7 @@ def _after(pauses: list[Pause], item: Item, row: Row) -> Item:
         item,
         starts_chapter=item.starts_chapter or breaks,
         pauses=len(pauses),
+        silence=total(pause.silence for pause in pauses),
         start=row.start,
         end=row.end,
         chapter=one_line(item.written) if is_heading else row.chapter,  # without markup

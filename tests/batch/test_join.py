@@ -12,10 +12,14 @@ from helpers.fake_engine import run_batch, tasks_of
 from chatterbox_opt import Result, Sampling
 from chatterbox_opt.audio import containers, loudness, silence
 from chatterbox_opt.batch import job_file
+from chatterbox_opt.batch.job_file import Item, ReadOptions
 from chatterbox_opt.batch.joining.join import Pauses, join
+from chatterbox_opt.batch.joining.mastering import Master
+from chatterbox_opt.batch.resuming import prepare
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import Piece
+from chatterbox_opt.script.reader import script_of
 
 RNG = np.random.default_rng(0)
 
@@ -72,6 +76,67 @@ def test_the_pause_asked_for_is_the_pause_heard(tmp_path, format):
     assert min(begun) > 0.01 > max(before), "a file's sound begins 0.1 s after the file"
     join(items, done, tmp_path, str(target), Pauses(0.5, 1.5, keep_silence=True))
     assert silences(sound_of(target)) == pytest.approx([1, 1.5, 2, 2, 2], abs=0.04)
+
+
+def speak_with_pauses(requests):
+    """As ``speak``; silence that the markup asks for is digital, in place of the file's own."""
+    for request in requests:
+        parts = []
+        for span in script_of(request).spans:
+            lead = quiet(0.1) if not parts else quiet(0)
+            parts.append(lead if span.pause is None else np.zeros(round(span.pause * SAMPLE_RATE)))
+            parts.append(speech(len(span.text.split())))
+        parts.append(quiet(0.4) if len(parts[-1]) else quiet(0))
+        wave = np.concatenate(parts).astype("f4")
+        yield Result(request.id, 0, (Piece(wave, request.text, 1, {"t3": 0.5}),))
+
+
+def marked(directory: Path, text: str) -> tuple[list[Item], dict]:
+    """Items with markup, and their entries."""
+    items = job_file.read(
+        "a.txt", text.encode(), Sampling(seed=1), options=ReadOptions(markup=True)
+    ).items
+    items = prepare(items, [f"{item.id}.wav" for item in items], "m", lambda voice: "v")
+    return items, run_batch(directory, items, speak_with_pauses).entries
+
+
+@pytest.mark.parametrize("keep_silence", [False, True])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("One. [pause:4s]\nTwo.", [4]),
+        ("One.\n[pause:4s] Two.", [4]),
+        ("One.\n[pause:4s]\nTwo.", [4]),
+        ("One. [pause:1s]\n[pause:2s]\n[pause:3s] Two.", [6]),
+        ("One. [pause:200ms]\nTwo [pause:2s] words.", [0.2, 2]),
+        ("One. [pause:2s]\n\n* * *\n\nTwo.\nThree.", [2, 0.5]),
+        ("<speak>One.<break time='3s'/></speak>\nTwo.", [3]),
+    ],
+)
+def test_pauses_at_the_edges_of_texts_are_heard_as_long_as_asked_for(
+    tmp_path, text, expected, keep_silence
+):
+    items, done = marked(tmp_path, text)
+    target = tmp_path / "book.wav"
+    join(items, done, tmp_path, str(target), Pauses(0.5, 1.5, keep_silence))
+    own = 0.5 if keep_silence else 0.04  # a file's own silence, where nothing was asked for
+    heard = silences(sound_of(target))
+    assert all(a - 0.01 <= h <= a + own for h, a in zip(heard, expected, strict=True)), heard
+
+
+def test_pauses_at_the_ends_of_the_job_are_heard(tmp_path):
+    items, done = marked(
+        tmp_path, "[pause:1s]\n[pause:2s] One.\n[pause:1s] Two [pause:3s]\n[pause:1s]"
+    )
+    target = tmp_path / "book.wav"
+    for keep_silence in (False, True):
+        made = join(items, done, tmp_path, str(target), Pauses(0.5, 1.5, keep_silence))
+        loud = np.flatnonzero(np.abs(sound_of(target)) > 0.01) / SAMPLE_RATE
+        assert loud[0] == pytest.approx(3, abs=0.02)
+        assert made.seconds - loud[-1] == pytest.approx(4, abs=0.02)
+    join(items, done, tmp_path, str(target), Pauses(), master=Master.AUDIOBOOK)
+    loud = np.flatnonzero(np.abs(sound_of(target)) > 0.05) / SAMPLE_RATE
+    assert loud[0] == pytest.approx(3, abs=0.02), "longer than the room tone that a shop asks for"
 
 
 def test_the_span_of_sound():
@@ -132,8 +197,6 @@ def test_loudness_limits_single_peaks_and_reports_what_it_cannot_reach(tmp_path)
 def test_another_loudness_is_another_file(tmp_path):
     items = job_file.read("a.txt", b"One.", Sampling(seed=1)).items
     hashes = set()
-    from chatterbox_opt.batch.resuming import prepare
-
     for target in (None, -18.0, -16.0):
         [item] = prepare(items, ["1.wav"], "m", lambda voice: "v", target)
         hashes.add(item.settings_hash)

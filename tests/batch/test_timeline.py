@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -16,15 +17,19 @@ from typer.testing import CliRunner
 from chatterbox_opt import Result, Sampling
 from chatterbox_opt.audio.tags import Tags
 from chatterbox_opt.batch import job_file
+from chatterbox_opt.batch.job_file import ReadOptions
 from chatterbox_opt.batch.joining import timeline
 from chatterbox_opt.batch.joining.timeline import CueFit, Fit, Fitting, Overrun, Timing
+from chatterbox_opt.batch.readers.captions import Captions
 from chatterbox_opt.batch.resuming import prepare
+from chatterbox_opt.batch.silences import edges
 from chatterbox_opt.cli.application import app
 from chatterbox_opt.cli.batch import dubbing
 from chatterbox_opt.cli.terminal.console import Reporter
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError, OutputError, TextError
 from chatterbox_opt.request import Piece
+from chatterbox_opt.script.reader import script_of
 
 LETTER = 0.06  # seconds
 BEFORE, AFTER = 0.08, 0.25  # seconds of near silence in each file
@@ -76,13 +81,24 @@ class Speaker:
             yield Result(request.id, seed, tuple(pieces))
 
 
-def job_of(cues, rate=1.0) -> job_file.Job:
-    return job_file.read("film.srt", srt(cues), Sampling(seed=1), rate=rate)
+def job_of(cues, rate=1.0, *, markup=False) -> job_file.Job:
+    options = ReadOptions(captions=Captions.ALL, markup=True) if markup else None
+    return job_file.read("film.srt", srt(cues), Sampling(seed=1), options=options, rate=rate)
 
 
-def dubbed(directory, cues, timing=None, speak=None, target=None, rate=1.0, extension="wav"):
+def dubbed(
+    directory,
+    cues,
+    timing=None,
+    speak=None,
+    target=None,
+    rate=1.0,
+    extension="wav",
+    *,
+    markup=False,
+):
     """The joined wave, how the cues fit, and the summary of the run."""
-    timing, job = timing or Timing(), job_of(cues, rate)
+    timing, job = timing or Timing(), job_of(cues, rate, markup=markup)
     names = [f"{item.id}.{extension}" for item in job.items]
     items = prepare(job.items, names, "m", lambda voice: "v", stretch=timing.stretch)
     fitting = Fitting(items, timing.stretch)
@@ -245,6 +261,30 @@ def test_a_cut_fades_and_nothing_follows(tmp_path):
     lead, burst = sound("x" * 40, 1.0), sound("Next.", 1.0)
     both = lead[SAMPLE_RATE:][: len(burst)] + burst
     assert np.abs(mixed[SAMPLE_RATE:][: len(burst)] - both).max() < 1e-3
+
+
+def test_a_pause_before_the_first_word_of_a_cue_is_heard(tmp_path):
+    class Marked(Speaker):
+        def __call__(self, requests):
+            for request in requests:
+                lead, tail = edges(script_of(request))
+                [result] = super().__call__([replace(request, text=script_of(request).text)])
+                wave = np.concatenate([piece.samples for piece in result.pieces])
+                silent = [np.zeros(round((s or 0) * SAMPLE_RATE), "f4") for s in (lead, tail)]
+                wave = np.concatenate([silent[0], wave, silent[1]])
+                yield replace(result, pieces=(Piece(wave, "", 1, {"t3": 0.5}),))
+
+    cues = [(1, 8, "[pause:2s]Hello there."), (2, 4, "Before."), (9, 10, "[pause:3s]Late."),
+            (9.5, 11, "x" * 20), (20, 23, "[pause:2s]" + "z" * 20)]  # fmt: skip
+    for overrun in Overrun:
+        speak, timing = Marked(), Timing(1.25, overrun)
+        wave, fits, _ = dubbed(tmp_path, cues, timing, speak=speak, markup=True)
+        heard = [("Hello there.", 3, 1.0), ("Before.", 2, 1.0), ("Late.", 12, 1.25)]
+        for text, start, rate in heard:
+            assert abs(onset(wave, sound(text, rate), start)) <= NEAR, text
+        assert fits["1"].seconds == pytest.approx(12 * LETTER, abs=0.021)
+        assert (fits["3"].end, fits["3"].fit) == (10, Fit.GAP)
+        assert fits["5"].fit is Fit.FASTER, "its cue has a second for words"
 
 
 def test_cues_at_one_time_are_both_heard(tmp_path):

@@ -5,8 +5,9 @@ block, so memory does not grow with the length of the result. Not responsible fo
 files, for loudness (mastering.py) or for formats (audio/containers.py).
 
 A file has silence of its own at both ends, of a length that depends on its words. It is left out,
-so that the pause that was asked for is the one that is heard. PerTh's watermark is spread over all
-of a file's samples, so that it is found in what remains.
+so that the pause that was asked for is the one that is heard; silence that its text asks for at its
+ends is left out there too, and put between the items in place of the usual pause. PerTh's watermark
+is spread over all of a file's samples, so that it is found in what remains.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from chatterbox_opt.batch.job_file import Item
 from chatterbox_opt.batch.joining import mastering
 from chatterbox_opt.batch.joining.mastering import Master, Measured
 from chatterbox_opt.batch.manifest import Entry
+from chatterbox_opt.batch.silences import total
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import OutputError
 
@@ -41,7 +43,7 @@ _BLOCK = 256 * FRAME  # samples
 
 @dataclass(frozen=True, slots=True)
 class Pauses:
-    """Seconds of silence between items.
+    """Seconds of silence between items that ask for none themselves.
 
     Attributes:
         item: between two items.
@@ -53,7 +55,25 @@ class Pauses:
     chapter: float = 1.5
     keep_silence: bool = False
 
-    def before(self, item: Item) -> float:
+    def around(self, items: Sequence[Item], head: float, tail: float) -> list[float]:
+        """Seconds before each item, and after the last one: what is asked for there, else a pause.
+
+        Args:
+            head, tail: at least before the first one and after the last one.
+        """
+        (first, last), edges = (items[0], items[-1]), [item.edges for item in items]
+        silences = [max(head, self._asked(first.silence, edges[0][0]) or 0.0)]
+        for item, (_, before), (after, _) in zip(items[1:], edges, edges[1:], strict=False):
+            asked = self._asked(item.silence, before, after)
+            silences.append(self._usual(item) if asked is None else asked)
+        return [*silences, max(tail, self._asked(last.silence_after, edges[-1][1]) or 0.0)]
+
+    def _asked(self, rows: float | None, *edges: float | None) -> float | None:
+        """Seconds that rows without words and the edges of texts ask for; None: they do not."""
+        in_files = total(edges)
+        return total([rows, 0.0 if self.keep_silence and in_files is not None else in_files])
+
+    def _usual(self, item: Item) -> float:
         """Seconds before ``item``: rows without words add a pause each, up to a chapter's."""
         if item.starts_chapter:
             return self.chapter
@@ -115,7 +135,7 @@ def join(
     extension = audio_files.extension_of(target)
     paths = [directory / entries[item.id].file for item in items]
     head, tail = (mastering.HEAD, mastering.TAIL) if master else (0.0, 0.0)
-    gaps = [head, *map(pauses.before, items[1:])]
+    *gaps, tail = pauses.around(items, head, tail)
     check_length(target, sum(entries[item.id].duration for item in items) + sum(gaps) + tail)
     parts = [
         _Part(path, round(gap * SAMPLE_RATE), *_span(path, whole=pauses.keep_silence))
@@ -226,10 +246,15 @@ def _sound(parts: Sequence[_Part], end: int, quiet: Quiet) -> Iterator[Wave]:
         end: samples without speech behind the last one.
     """
     for part in parts:
-        yield quiet(part.quiet)
+        yield from _in_blocks(quiet, part.quiet)
         position = 0
         # not by seeking: in an mp3 it is inexact, and libmpg123 prints messages
         for block in containers.read_blocks(part.path, _BLOCK):
             yield block[max(part.start - position, 0) : max(part.stop - position, 0)]
             position += len(block)
-    yield quiet(end)
+    yield from _in_blocks(quiet, end)
+
+
+def _in_blocks(quiet: Quiet, samples: int) -> Iterator[Wave]:
+    for begin in range(0, samples, _BLOCK):
+        yield quiet(min(_BLOCK, samples - begin))

@@ -10,7 +10,8 @@ Speech that is too long for its cue
     2. goes on in the gap behind the cue
     3. overlaps with the next cue, or is cut where that one starts
 
-Speech that is shorter stays as it is. A file's own silence at both ends does not count.
+Speech that is shorter stays as it is. A file's own silence at both ends does not count. Silence
+that a cue's text asks for before its first word does: its speech begins so much later.
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ def fitting_rate(item: Item, wave: Wave, stretch: float) -> float:
         stretch: by which it may be faster.
     """
     start, stop = sound_span([wave], margin=0)
-    seconds, room = (stop - start) / SAMPLE_RATE, _end(item) - _start(item)
+    seconds, room = (stop - start) / SAMPLE_RATE, _end(item) - _begin(item)
     if seconds <= room:
         return item.rate
     needed = seconds / (room - SPARE) if room > SPARE else stretch
@@ -204,19 +205,19 @@ def dub(
         tags: what the file says about itself.
 
     Returns:
-        how each item fits, in the order of their starts, and the seconds of the file.
+        how each item fits, in the order in which they begin, and the seconds of the file.
 
     Raises:
         OutputError: disk full, a file missing or damaged, or longer than a wav can be.
     """
-    cues = sorted(items, key=_start)
-    check_length(target, max(length, *(_start(cue) + entries[cue.id].duration for cue in cues)))
+    cues = sorted(items, key=_begin)
+    check_length(target, max(length, *(_begin(cue) + entries[cue.id].duration for cue in cues)))
     fits = []
     with audio_files.writer(target, tags=tags) as sink:
         mixer = _Mixer(sink)
         for cue, limit in zip(cues, _limits(cues), strict=True):
             wave, lead, samples = _speech(directory / entries[cue.id].file)
-            begin, lost = _sample(_start(cue)), 0
+            begin, lost = _sample(_begin(cue)), 0
             if limit is not None and timing.overrun is Overrun.CUT:
                 lost = max(begin + samples - limit, 0)
             heard = samples - lost
@@ -233,7 +234,7 @@ def _fit(cue: Item, rate: float, limit: int | None, heard: int, lost: int) -> Cu
         limit: sample at which its speech has to end, if any.
         heard, lost: samples of its speech in the file, and of what was cut.
     """
-    stop = _sample(_start(cue)) + heard
+    stop = _sample(_begin(cue)) + heard
     over = max(stop - _sample(_end(cue)), 0)
     if lost:
         fit = Fit.CUT
@@ -244,7 +245,8 @@ def _fit(cue: Item, rate: float, limit: int | None, heard: int, lost: int) -> Cu
     else:
         fit = Fit.FASTER if rate > cue.rate else Fit.NATURAL
     seconds = (round(samples / SAMPLE_RATE, 3) for samples in (heard, over, lost))
-    return CueFit(cue.id, cue.row, _start(cue), _end(cue), fit, round(rate, 3), *seconds)
+    end = max(cue.end or 0.0, _start(cue))
+    return CueFit(cue.id, cue.row, _start(cue), end, fit, round(rate, 3), *seconds)
 
 
 def _limits(cues: Sequence[Item]) -> list[int | None]:
@@ -252,7 +254,7 @@ def _limits(cues: Sequence[Item]) -> list[int | None]:
     which goes on after it; None: no such cue follows.
 
     Args:
-        cues: in the order of their starts.
+        cues: in the order in which their speech begins.
     """
     limits: list[int | None] = []
     latest = 0.0  # end of the cues before
@@ -263,7 +265,7 @@ def _limits(cues: Sequence[Item]) -> list[int | None]:
         else:
             after = (cues[index] for index in range(number + 1, len(cues)))
             following = next((other for other in after if _end(other) > end), None)
-            limits.append(None if following is None else _sample(max(end, _start(following))))
+            limits.append(None if following is None else _sample(max(end, _begin(following))))
         latest = max(latest, end)
     return limits
 
@@ -294,10 +296,15 @@ def _start(item: Item) -> float:
     return item.start
 
 
+def _begin(item: Item) -> float:
+    """Where the speech of a cue begins: after the silence that its text asks for."""
+    return _start(item) + (item.edges[0] or 0.0)
+
+
 def _end(item: Item) -> float:
-    """The end of a cue, not before its start."""
+    """The end of a cue, not before its speech begins."""
     assert item.end is not None
-    return max(item.end, _start(item))
+    return max(item.end, _begin(item))
 
 
 def _sample(seconds: float) -> int:
