@@ -266,9 +266,10 @@ def _parse(kind: str, name: str, content: bytes, options: ReadOptions) -> Parsed
     if kind in (".csv", ".tsv"):
         return read_csv(name, text, COLUMNS, tabs=kind == ".tsv")
     if kind in (".srt", ".vtt"):
-        return read_subtitles(name, text, options.captions, web=kind == ".vtt")
+        how = {"web": kind == ".vtt", "markup": options.markup}
+        return read_subtitles(name, text, options.captions, **how)
     if kind in (".ass", ".ssa"):
-        return read_substation(name, text, options.captions)
+        return read_substation(name, text, options.captions, markup=options.markup)
     return read_prose(text, options.split)
 
 

@@ -146,6 +146,24 @@ and so on
 """
 
 
+@pytest.mark.parametrize("captions", Captions)
+def test_markup_in_subtitles_is_no_sound_description(captions):
+    text = SUBTITLES.replace("[door] ", "").replace(
+        "and so on", "[pause:2s] [rate:0.9]Slowly[/rate]"
+    )
+    text += "\n3\n00:00:05,000 --> 00:00:06,000\n[pause:4s]\n"
+    job = job_file.read(
+        *("a.srt", text.encode(), Sampling()), options=ReadOptions(captions=captions, markup=True)
+    )
+    assert job.items[1].edges == (2, None) and job.items[1].written.strip() == "Slowly"
+    assert [pause.silence for pause in job.pauses] == [4]
+    unmarked = job_file.read("a.srt", text.encode(), Sampling())
+    assert [part.text for part in unmarked.dropped if "pause" in part.text] == [
+        "[pause:2s]",
+        "[pause:4s]",
+    ]
+
+
 def test_names_of_subtitles_are_those_of_the_cast():
     job = job_file.read(
         *("a.srt", SUBTITLES.encode(), Sampling()),

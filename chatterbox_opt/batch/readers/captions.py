@@ -31,6 +31,9 @@ _TAG = re.compile(
 _VOICE_TAG = re.compile(r"<v(?:\.[\w-]+)*\s+([^<>\n]*)>", re.IGNORECASE)
 _BREAK = re.compile(r"([A-Za-z]:\\\S*)|\\[Nnh]|<br\s*/?>", re.IGNORECASE)  # or a Windows path
 _ENTITY = re.compile(r"&(?:#\d+|#x[0-9a-f]+|[a-z][a-z0-9]*);", re.IGNORECASE)
+_MARKUP = re.compile(
+    r"\[(?:/(?:voice|rate|say)|(?:pause|voice|rate|say):[^\[\]\n]*)\]", re.IGNORECASE
+)
 _BRACKETS = re.compile(r"(?:\[(?:[^\[\]]|\[[^\[\]]*\])*\]|【[^【】]*】):?")  # [door slams], [JOHN]:
 # (door slams), before all words of a line; inside a sentence, parentheses are a part of it
 _PARENTHESES = re.compile(r"^(\s*(?:[-–—]\s?)?)(?:\([^()]*\)|（[^（）]*）):?", re.MULTILINE)
@@ -68,8 +71,12 @@ class Cue:
     speaker: str = ""
 
 
-def rows_of(cues: Sequence[Cue], captions: Captions) -> Parsed:
-    """A row for every cue with text; what is left out is in ``dropped``."""
+def rows_of(cues: Sequence[Cue], captions: Captions, *, markup: bool) -> Parsed:
+    """A row for every cue with text; what is left out is in ``dropped``.
+
+    Args:
+        markup: ``[pause:1s]`` and the like are no sound descriptions.
+    """
     parsed = Parsed()
     for cue, lines in zip(cues, _without_repeats(cues, parsed.dropped), strict=True):
         if cue.speaker and captions != Captions.NAMES:
@@ -78,7 +85,8 @@ def rows_of(cues: Sequence[Cue], captions: Captions) -> Parsed:
             continue
         text = "\n".join(lines)
         if captions != Captions.ALL:
-            text = _speech(text, cue.number, parsed.dropped, names=captions == Captions.NAMES)
+            names = captions == Captions.NAMES
+            text = _speech(text, cue.number, parsed.dropped, names=names, markup=markup)
         text = _NOTES.sub(" ", text)
         if captions == Captions.NAMES and text.strip():
             named = f"{cue.speaker}: {text}" if cue.speaker else text
@@ -99,14 +107,17 @@ def plain(text: str) -> str:
     return _ENTITY.sub(lambda match: html.unescape(match[0]), _TAG.sub("", text))
 
 
-def _speech(text: str, number: int, dropped: list[Dropped], *, names: bool) -> str:
+def _speech(text: str, number: int, dropped: list[Dropped], *, names: bool, markup: bool) -> str:
     """A cue's lines without sound descriptions, and without the names of who speaks.
 
     Args:
+        markup: as of ``rows_of``.
         names: keep these names, at the beginnings of lines.
     """
 
     def drop_sound(match: re.Match[str]) -> str:
+        if markup and _MARKUP.fullmatch(match[0]):
+            return match[0]
         dropped.append(Dropped(SOUNDS, match[0].strip(), number))
         return " "
 

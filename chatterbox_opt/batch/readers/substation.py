@@ -26,8 +26,11 @@ COMMAS = 9  # before an event's text
 _KINDS = ("Format:", "Dialogue:", "Comment:", "Picture:", "Sound:", "Movie:", "Command:", ";", "!:")
 
 
-def read_substation(name: str, text: str, captions: Captions) -> Parsed:
+def read_substation(name: str, text: str, captions: Captions, *, markup: bool) -> Parsed:
     """Rows of a SubStation Alpha file, in the order of their times.
+
+    Args:
+        markup: as of ``rows_of``.
 
     Raises:
         InputError: malformed, or an event that pysubs2 leaves out.
@@ -62,7 +65,7 @@ def read_substation(name: str, text: str, captions: Captions) -> Parsed:
         shown.add(layer)
         lines = tuple(shown_text.split("\n"))
         cues.append(Cue(number, event.start / 1000, event.end / 1000, lines, event.name.strip()))
-    parsed = rows_of(cues, captions)
+    parsed = rows_of(cues, captions, markup=markup)
     parsed.dropped = dropped + parsed.dropped
     return parsed
 

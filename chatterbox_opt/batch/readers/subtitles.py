@@ -45,8 +45,11 @@ class _Draft:
     lines: _Lines = field(default_factory=list)
 
 
-def read_subtitles(name: str, text: str, captions: Captions, *, web: bool) -> Parsed:
+def read_subtitles(name: str, text: str, captions: Captions, *, web: bool, markup: bool) -> Parsed:
     """Rows of a .srt, or with ``web`` of a .vtt.
+
+    Args:
+        markup: as of ``rows_of``.
 
     Raises:
         InputError: a timing that cannot be read, or none at all; with its line.
@@ -65,7 +68,7 @@ def read_subtitles(name: str, text: str, captions: Captions, *, web: bool) -> Pa
         Cue(number, draft.start, draft.end, tuple(line for _, line in draft.lines))
         for number, draft in enumerate(drafts, 1)
     ]
-    parsed = rows_of(cues, captions)
+    parsed = rows_of(cues, captions, markup=markup)
     parsed.dropped = found.dropped + parsed.dropped
     return parsed
 
