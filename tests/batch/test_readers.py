@@ -27,10 +27,10 @@ def lines(job: Job) -> list[str]:
     return [f"({x.reason})" if isinstance(x, Pause) else x.text for x in job.lines]
 
 
-def srt(*cues: str) -> str:
-    """A .srt whose cues are one second long."""
-    timing = "00:00:0{},000 --> 00:00:0{},900\n"
-    return "\n".join(f"{n}\n{timing.format(n, n)}{cue}\n" for n, cue in enumerate(cues, 1))
+def srt(*cues: str, end: str = "900") -> str:
+    """A .srt whose cues begin at each second, and end so many milliseconds later."""
+    timing = f"00:00:0{{0}},000 --> 00:00:0{{0}},{end}\n"
+    return "\n".join(f"{n}\n{timing.format(n)}{cue}\n" for n, cue in enumerate(cues, 1))
 
 
 @pytest.mark.parametrize(
@@ -344,11 +344,21 @@ def test_subtitles_with_doubled_line_ends_word_times_and_joined_segments():
 
 def test_words_shown_one_by_one_are_read_once():
     highlighted = srt(
-        "<u>Hello</u> my friend.", "Hello <u>my</u> friend.", "Hello my <u>friend.</u>", "Bye."
+        "<u>Hello</u> my friend.",
+        "Hello <u>my</u> friend.",
+        "Hello my <u>friend.</u>",
+        "Bye.",
+        end="960",
     )
     assert lines(read("a.srt", highlighted)) == ["Hello my friend.", "Bye."]
     growing = srt(
-        "welcome", "welcome to", "welcome to the", "welcome to the show", "Good.", "Good. Yes."
+        "welcome",
+        "welcome to",
+        "welcome to the",
+        "welcome to the show",
+        "Good.",
+        "Good. Yes.",
+        end="999",
     )
     assert lines(read("a.srt", growing)) == ["welcome to the show", "Good.", "Good. Yes."]
     placeholder = "\n".join(f"{n}\n00:00:00,000 --> 00:00:00,000\nHa.\n" for n in (1, 2, 3))
@@ -356,6 +366,42 @@ def test_words_shown_one_by_one_are_read_once():
     assert lines(
         read("a.srt", srt("JOHN (V.O.): Hi.", "ANN [ON RADIO]: Ho.", "[[a] b] So.", "（笑） Ja."))
     ) == ["Hi.", "Ho.", "So.", "Ja."]
+
+
+@pytest.mark.parametrize(
+    ("end", "cues"),
+    [
+        ("500", ["Hello?", "<i>Hello?</i>", "Hello?"]),
+        ("500", ["No", "No no", "No no no", "No no no no"]),
+        ("500", ["<u>Hello</u> you.", "Hello <u>you.</u>"]),
+        ("999", ["Hello?", "<i>Hello?</i>", "Hello?"]),
+        ("999", ["Hello\nyou?", "<i>Hello</i>\n<i>you?</i>", "<i>Hello\nyou?</i>", r"{\an8}Hello you?"]),
+        ("999", ["<v Ann>Hello.</v>", "<v Bob>Hello.</v>"]),
+    ],
+)  # fmt: skip
+def test_the_same_words_are_read_again_if_somebody_says_them_again(end, cues):
+    assert len(read("a.srt", srt(*cues, end=end)).items) == len(cues)
+
+
+def test_parts_of_captions_that_are_marked_one_after_the_other_are_read_once():
+    marked = ["One two\nthree.", "<b>One</b> two\nthree.", "One two\n<b>three.</b>", "<b>One two</b>\nthree."]  # fmt: skip
+    assert lines(read("a.srt", srt(*marked, end="999"))) == ["One two three."]
+
+
+def test_rolling_captions_are_read_again_after_a_gap():
+    rolled = ["one", "one\ntwo", "two\nthree", "three\nfour", "four\nfive"]
+    assert lines(read("a.srt", srt(*rolled, "five"))) == [
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "five",
+    ]
+    touching = srt(*rolled, "five", end="999")
+    assert lines(read("a.srt", touching)) == ["one", "two", "three", "four", "five"]
+    late = touching + "\n7\n00:00:09,000 --> 00:00:10,000\nfive\nsix\n"
+    assert lines(read("a.srt", late))[-1] == "five six"
 
 
 @pytest.mark.parametrize("text", ["Wait <s" + "." * 60, "<c" + ".a" * 60, "<v" + ".a" * 60, "<" * 5000, "[" * 5000, "(" * 5000, "-" * 5000 + ">"])  # fmt: skip

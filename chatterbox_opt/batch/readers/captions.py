@@ -18,6 +18,7 @@ from chatterbox_opt.batch.readers.rows import Dropped, Parsed, Row
 
 SOUNDS, SPEAKERS, REPEATS = "sound descriptions", "speaker names", "repeated captions"
 REPEAT_SECONDS = 0.05  # a rolling caption is shown again for 10 ms, without its new line
+ROLL_SECONDS = 1.0  # without a caption, after which lines that stand again are spoken again
 
 _TAG = re.compile(
     r"""</?\s*(?:i|b|u|s|em|strong|ruby|rt|c|span|p|div|font|v|lang|br)\s*(?:\.[\w-]+)*\s*/?>
@@ -148,12 +149,12 @@ def _without_repeats(cues: Sequence[Cue], dropped: list[Dropped]) -> list[list[s
         dropped += [Dropped(REPEATS, " ".join(plains[i]), cues[i].number) for i in sorted(repeated)]
         return [[] if i in repeated else lines for i, lines in enumerate(plains)]
     result = []
-    before: list[str] = []
-    for cue, lines in zip(cues, plains, strict=True):
-        overlap = _overlap(before, lines)
+    last: int | None = None  # index of a cue with a text
+    for i, (cue, lines) in enumerate(zip(cues, plains, strict=True)):
+        overlap = 0 if last is None else _rolled(cues[last], plains[last], cue, lines)
         dropped += [Dropped(REPEATS, line, cue.number) for line in lines[:overlap]]
         result.append(lines[overlap:])
-        before = lines or before
+        last = i if lines else last
     return result
 
 
@@ -161,7 +162,8 @@ def _repeats(cues: Sequence[Cue], plains: Sequence[Sequence[str]]) -> set[int]:
     """Indices of cues that show again, or less of, what another one shows.
 
     The same words at the same time (joined segments), the same words with other markup (each word
-    highlighted in its own cue), and words that appear one by one in at least three cues.
+    highlighted in its own cue), and words that appear one by one in at least three cues. All but
+    the first follow without a gap: what is shown again later is spoken again.
     """
     texts = [" ".join(lines) for lines in plains]
     shown: set[tuple[float, float, str]] = set()
@@ -171,9 +173,10 @@ def _repeats(cues: Sequence[Cue], plains: Sequence[Sequence[str]]) -> set[int]:
         if cue.start < cue.end and (cue.start, cue.end, text) in shown:
             found.add(i)
         shown.add((cue.start, cue.end, text))
-        if not i or not text:
+        if not i or not text or not _follows(cues[i - 1], cue, REPEAT_SECONDS):
             continue
-        if text == texts[i - 1] and cue.lines != cues[i - 1].lines:
+        is_same = text == texts[i - 1] and cue.lines != cues[i - 1].lines
+        if is_same and any(_marks_a_part(shown) for shown in cues[i - 1 : i + 1]):
             found.add(i)
         same_lines = len(plains[i - 1]) == len(plains[i])
         if same_lines and text.startswith(texts[i - 1] + " "):
@@ -181,6 +184,30 @@ def _repeats(cues: Sequence[Cue], plains: Sequence[Sequence[str]]) -> set[int]:
     runs = set(grown)
     found |= {i for i in grown if i - 1 in runs or i + 1 in runs}
     return found
+
+
+def _follows(previous: Cue, cue: Cue, seconds: float) -> bool:
+    """Whether a cue starts within the previous one, or at most so many seconds after it."""
+    return previous.start <= cue.start <= previous.end + seconds
+
+
+def _marks_a_part(cue: Cue) -> bool:
+    """Whether tags are around some of the words only. Around all of them they are of another voice,
+    such as italics of somebody on the telephone."""
+    lines = _BREAK.sub(lambda match: match[1] or "\n", "\n".join(cue.lines))
+    inside = _TAG.sub("\0", lines).strip("\0 \t\n")
+    parts = [part for line in inside.split("\n") if (part := line.strip(" \t"))]
+    begun = [len(part) - len(part.lstrip("\0")) for part in parts[1:]]
+    ended = [len(part) - len(part.rstrip("\0")) for part in parts[:-1]]
+    # the tags around all of the words may end and begin again with each line
+    return begun != ended or any("\0" in part.strip("\0") for part in parts)
+
+
+def _rolled(previous: Cue, before: Sequence[str], cue: Cue, lines: Sequence[str]) -> int:
+    """How many of a cue's first lines are those of the previous one, which have moved up."""
+    overlap = _overlap(before, lines)
+    gap = REPEAT_SECONDS if overlap == len(lines) else ROLL_SECONDS
+    return overlap if _follows(previous, cue, gap) else 0
 
 
 def _overlap(before: Sequence[str], lines: Sequence[str]) -> int:
@@ -198,10 +225,9 @@ def _is_rolling(cues: Sequence[Cue], plains: Sequence[Sequence[str]]) -> bool:
     flashes = longer = rolled = 0
     pairs = zip(plains, plains[1:], cues, cues[1:], strict=False)
     for before, lines, previous, cue in pairs:
-        overlap = _overlap(before, lines)
+        overlap = _rolled(previous, before, cue, lines)
         is_short = 0 < cue.end - cue.start <= REPEAT_SECONDS
-        follows = abs(cue.start - previous.end) <= REPEAT_SECONDS
-        flashes += is_short and follows and 0 < overlap == len(lines)
+        flashes += is_short and 0 < overlap == len(lines)
         longer += len(lines) > 1
-        rolled += len(lines) > 1 and overlap > 0
+        rolled += 0 < overlap < len(lines)
     return flashes > 1 or (longer >= 2 and 2 * rolled > longer)
