@@ -24,6 +24,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from chatterbox_opt.batch import descriptions
 from chatterbox_opt.batch.journal import FILE as JOURNAL
 from chatterbox_opt.batch.journal import FORGOTTEN, STARTED, Journal, Note
 from chatterbox_opt.errors import InputError, OutputError
@@ -120,13 +121,19 @@ class Manifest:
         return file in self.journal.notes or (entry is not None and entry.status not in FREED)
 
     def start(self, file: str, status: str = STARTED) -> None:
-        """Note that a file is about to be written, so that it is ours even after a kill.
+        """Note that a file is about to be written, so that it is ours even after a kill. What
+        describes an item's file that is replaced is deleted.
 
         Raises:
             OSError: disk full, or the directory is gone.
         """
+        if status == STARTED:
+            captions = descriptions.captions_of(self.journal, file)
+            descriptions.remove(self.directory, self.journal, captions)
         if not self.owns(file):
             self.journal.add(Note(file, status))
+        elif status == STARTED:
+            descriptions.remove_metadata(self.directory, self.journal)
 
     def forget(self) -> None:
         """Discard all entries; their files stay ours.
@@ -162,6 +169,8 @@ class Manifest:
         for file in files:
             (self.directory / file).unlink(missing_ok=True)
             deleted += [self._of_file[file]] if file in self._of_file else []
+        if deleted:
+            descriptions.remove_metadata(self.directory, self.journal)
         # of the lines of an id the last one counts: it must not be one of an older file
         last = [self.entries[id] for id in dict.fromkeys(entry.id for entry in deleted)]
         lines = [dataclasses.replace(entry, status=PRUNED) for entry in deleted]

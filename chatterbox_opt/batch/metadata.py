@@ -15,11 +15,12 @@ from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
 
+from chatterbox_opt.batch.descriptions import METADATA
 from chatterbox_opt.batch.manifest import Entry
 from chatterbox_opt.errors import OutputError
 from chatterbox_opt.utils.atomic_file import atomic_write
 
-FILE = "metadata.csv"
+FILE = METADATA
 COLUMNS = ("file_name", "text", "voice", "duration", "seed", "model")
 
 

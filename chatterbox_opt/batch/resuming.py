@@ -29,8 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
+from chatterbox_opt.batch import descriptions
 from chatterbox_opt.batch import manifest as manifests
 from chatterbox_opt.batch.job_file import Item
+from chatterbox_opt.batch.journal import OUTPUT
 from chatterbox_opt.batch.manifest import MOVED, Entry, Manifest
 from chatterbox_opt.errors import InputError, OutputError
 from chatterbox_opt.script.cast import member_of
@@ -232,25 +234,55 @@ def _spared(
 
 
 def stale_files(manifest: Manifest, items: Iterable[Item]) -> list[str]:
-    """Files of earlier runs that the job has no use for, sorted."""
-    return sorted(set(manifest.present()) - {item.file for item in items})
+    """Files of earlier runs that the job has no use for, sorted; captions of such files too."""
+    files = {item.file for item in items}
+    captions = descriptions.stale_captions(manifest.journal, files)
+    return sorted({*manifest.present(), *captions} - files)
 
 
 def _move(manifest: Manifest, moves: Sequence[_Move]) -> None:
-    """Rename files and note it in the manifest."""
+    """Rename files with their captions, and note it in the manifest."""
     if not moves:
         return
+    captions = _captions(manifest, moves)
+    descriptions.remove_metadata(manifest.directory, manifest.journal)
     moved = [dataclasses.replace(m.entry, id=m.id, file=m.file) for m in moves]
     # the names that are free now must not pass for the files that had them
     freed = [dataclasses.replace(m.entry, status=MOVED) for m in moves]
     plan = {
         "phase": 1,
-        "names": [[m.entry.file, f".moving-{i}", m.file] for i, m in enumerate(moves)],
+        "names": [[m.entry.file, f".moving-{i}", m.file] for i, m in enumerate(moves)] + captions,
+        "captions": [[old, new] for old, _, new in captions],
         "entries": [dataclasses.asdict(entry) for entry in [*freed, *moved]],
     }
     _write(manifest.directory / MOVES, plan)
     _finish_moves(manifest)
     log.info("%d files of an earlier run have new names", len(moves))
+
+
+def _captions(manifest: Manifest, moves: Sequence[_Move]) -> list[list[str]]:
+    """Old, temporary and new names of the captions of files that move.
+
+    Those of other audio that has a new name's place are deleted, as are those whose new name a file
+    of the user has.
+    """
+    names, journal = [], manifest.journal
+    for number, move in enumerate(moves):
+        for old in descriptions.captions_of(journal, move.entry.file):
+            suffix = PurePath(old).suffix
+            new = str(PurePath(move.file).with_suffix(suffix))
+            names.append([old, f".moving-{number}{suffix}", new])
+    leaving = {old for old, _, _ in names}
+    for move in moves:
+        outdated = set(descriptions.captions_of(journal, move.file)) - leaving
+        descriptions.remove(manifest.directory, journal, outdated)
+    taken = [old for old, _, new in names if _is_taken(manifest, new)]
+    descriptions.remove(manifest.directory, journal, taken)
+    return [triple for triple in names if triple[0] not in taken]
+
+
+def _is_taken(manifest: Manifest, file: str) -> bool:
+    return os.path.lexists(manifest.directory / file) and not manifest.owns(file)
 
 
 def _finish_moves(manifest: Manifest) -> None:
@@ -264,6 +296,10 @@ def _finish_moves(manifest: Manifest) -> None:
             _rename(manifest.directory, [(old, part) for old, part, _ in plan["names"]])
             _write(path, plan | {"phase": 2})
         _rename(manifest.directory, [(part, new) for _, part, new in plan["names"]])
+        captions = plan.get("captions", [])  # an earlier version left them where they were
+        manifest.journal.drop(old for old, _ in captions)
+        for _, new in captions:
+            manifest.start(new, OUTPUT)
         manifest.append(*(Entry(**cells) for cells in plan["entries"]))
         path.unlink()
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from helpers.fake_engine import FakeEngine, manifest_lines, run_batch, tasks_of
 from typer.testing import CliRunner
 
 from chatterbox_opt import Result, Word
-from chatterbox_opt.batch import manifest, resuming
+from chatterbox_opt.batch import descriptions, manifest, resuming
+from chatterbox_opt.batch.descriptions import METADATA
 from chatterbox_opt.batch.joining.join import Pauses, join
 from chatterbox_opt.batch.joining.timestamps import (
     CaptionFormat,
@@ -20,6 +22,8 @@ from chatterbox_opt.batch.joining.timestamps import (
     write_item_captions,
     write_joined_captions,
 )
+from chatterbox_opt.batch.journal import OUTPUT
+from chatterbox_opt.batch.metadata import Metadata, write_metadata
 from chatterbox_opt.cli.application import app
 from chatterbox_opt.cli.batch import outputs
 from chatterbox_opt.cli.batch.options import FileOptions, JoinOptions
@@ -89,6 +93,87 @@ def test_a_renamed_file_replaces_none_without_words(tmp_path):
     with manifest.open_manifest(tmp_path) as held:
         [stale] = resuming.stale_files(held, items)
     assert (tmp_path / stale).read_bytes() == without
+
+
+def run_with_captions(directory, lines, *, form=CaptionFormat.VTT):
+    """A run with captions of every item, and with metadata."""
+    entries = run_batch(directory, tasks_of(lines), TimedEngine(), timestamps=True).entries
+    with manifest.open_manifest(directory) as noted:
+        write_item_captions(noted, entries.values(), form)
+        noted.start(METADATA, OUTPUT)
+        write_metadata(directory, entries.values(), Metadata.CSV)
+
+
+def captions_in(directory, suffix=".vtt"):
+    """The words of each caption file."""
+    return {
+        path.stem: re.sub("<[^>]*>", "", path.read_text().split("\n")[3])
+        for path in sorted(directory.glob(f"*{suffix}"))
+    }
+
+
+def test_captions_of_a_deleted_line_are_listed_and_pruned(tmp_path):
+    run_with_captions(tmp_path, LINES)
+    (tmp_path / "mine.vtt").write_text("of the user")
+    with manifest.open_manifest(tmp_path) as noted:
+        for name in ("book.flac", "book.vtt"):  # joined
+            noted.start(name, OUTPUT)
+            (tmp_path / name).write_bytes(b"x")
+        stale = resuming.stale_files(noted, tasks_of(LINES[:2]))
+        assert stale == ["3.vtt", "3.wav"]
+        noted.prune(stale)
+    assert sorted(path.name for path in tmp_path.glob("*.vtt")) == [
+        "1.vtt",
+        "2.vtt",
+        "book.vtt",
+        "mine.vtt",
+    ]
+    assert not (tmp_path / METADATA).exists(), "it named the file that was deleted"
+
+
+@pytest.mark.parametrize("killed", [None, 1, 3, 5, 8])
+def test_captions_move_with_their_audio(tmp_path, monkeypatch, killed):
+    run_with_captions(tmp_path, LINES)
+    before = captions_in(tmp_path)
+    lines = ["New.", *LINES]
+    if killed is not None:
+        done, replace = [], resuming.os.replace
+
+        def some(old, new):
+            if len(done) == killed:
+                raise KeyboardInterrupt
+            done.append(new)
+            replace(old, new)
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(resuming.os, "replace", some)
+            run_batch(tmp_path, tasks_of(lines), TimedEngine())
+    run_batch(tmp_path, tasks_of(lines), engine := TimedEngine())  # without captions
+    assert engine.ids == ["1"]
+    assert captions_in(tmp_path) == {"2": before["1"], "3": before["2"], "4": before["3"]}
+    assert not (tmp_path / METADATA).exists(), "it named other files"
+    with manifest.open_manifest(tmp_path) as noted:
+        assert [noted.owns(f"{n}.vtt") for n in range(1, 5)] == [False, True, True, True]
+        assert not resuming.stale_files(noted, tasks_of(lines))
+
+
+def test_captions_of_audio_that_is_replaced_are_removed(tmp_path):
+    run_with_captions(tmp_path, LINES)
+    run_batch(tmp_path, tasks_of([*LINES[:2], "Another."]), TimedEngine())
+    assert list(captions_in(tmp_path)) == ["1", "2"] or "3~" in str(captions_in(tmp_path))
+    assert not (tmp_path / "3.vtt").exists()
+
+
+def test_captions_move_over_no_file_of_the_user(tmp_path):
+    run_with_captions(tmp_path, LINES[:1])
+    (tmp_path / "2.vtt").write_text("of the user")
+    run_batch(tmp_path, tasks_of(["New.", *LINES[:1]]), TimedEngine())
+    assert (tmp_path / "2.vtt").read_text() == "of the user"
+    assert not (tmp_path / "1.vtt").exists()
+
+
+def test_every_form_of_captions_is_known():
+    assert {f".{form.value}" for form in CaptionFormat} == set(descriptions.CAPTIONS)
 
 
 @pytest.mark.parametrize(("timed", "expected"), [(False, ["film.srt"]), (True, [])])
