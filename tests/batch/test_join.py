@@ -13,6 +13,7 @@ from chatterbox_opt import Result, Sampling
 from chatterbox_opt.audio import containers, loudness, silence
 from chatterbox_opt.batch import job_file
 from chatterbox_opt.batch.job_file import Item, ReadOptions
+from chatterbox_opt.batch.joining import mastering
 from chatterbox_opt.batch.joining.join import Pauses, join
 from chatterbox_opt.batch.joining.mastering import Master
 from chatterbox_opt.batch.resuming import prepare
@@ -137,6 +138,38 @@ def test_pauses_at_the_ends_of_the_job_are_heard(tmp_path):
     join(items, done, tmp_path, str(target), Pauses(), master=Master.AUDIOBOOK)
     loud = np.flatnonzero(np.abs(sound_of(target)) > 0.05) / SAMPLE_RATE
     assert loud[0] == pytest.approx(3, abs=0.02), "longer than the room tone that a shop asks for"
+
+
+@pytest.mark.parametrize("size", [1, 7, 479, 480, 481, 5000])
+def test_digital_silence_is_filled_across_blocks(size):
+    hum, least = lambda n: np.full(n, 0.5, np.float32), mastering.DIGITAL
+    lengths = [least, least - 1, 3 * least, 1, least + 1]
+    parts = [part for n in lengths for part in (np.zeros(n, "f4"), np.full(9, 0.1, "f4"))]
+    for wave in (
+        np.concatenate(parts),
+        np.concatenate(parts[1:-1]),
+        np.concatenate(parts[:4])[:-9],
+    ):
+        blocks = [wave[i : i + size] for i in range(0, len(wave), size)]
+        found = np.concatenate(list(mastering.filled(blocks, hum)))
+        assert len(found) == len(wave)
+        kept = 1 + (least - 1) if len(wave) > 4 * least else least - 1
+        assert (found == 0).sum() == kept and not (found[wave != 0] == 0.5).any()
+
+
+def test_a_mastered_file_has_no_digital_silence_within_its_items(tmp_path):
+    items, done = marked(tmp_path, "One [pause:1s] two.\nThree.")
+    join(
+        items,
+        done,
+        tmp_path,
+        str(target := tmp_path / "book.wav"),
+        Pauses(),
+        master=Master.AUDIOBOOK,
+    )
+    zero = np.concatenate([[False], sound_of(target) == 0, [False]])
+    edges = np.flatnonzero(np.diff(zero))
+    assert max(edges[1::2] - edges[::2], default=0) < mastering.DIGITAL
 
 
 def test_the_span_of_sound():

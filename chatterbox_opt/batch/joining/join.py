@@ -32,7 +32,7 @@ from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import OutputError
 
 if TYPE_CHECKING:
-    from chatterbox_opt.batch.joining.mastering import Quiet, Sound
+    from chatterbox_opt.batch.joining.mastering import Sound
     from chatterbox_opt.utils.wave import Wave
 
 MAX_WAV_BYTES = 2**32 - 2**16  # a wav header stores sizes in 32 bits
@@ -151,7 +151,7 @@ def join(
     if master:
         measured = _write_mastered(target, sound, tags)
     else:
-        _write(target, sound(mastering.silence), tags)
+        _write(target, sound(), tags)
         measured = None
     return Joined(
         (ends[-1] + end) / SAMPLE_RATE,
@@ -178,7 +178,7 @@ def _write(target: str, blocks: Iterable[Wave], tags: Tags) -> None:
 def _write_mastered(target: str, sound: Sound, tags: Tags) -> Measured | None:
     """Write a file until it meets its targets; a stream, which cannot be read again, once."""
     aim = mastering.Aim.of(audio_files.extension_of(target))
-    original = loudness.measured(sound(mastering.silence))
+    original = loudness.measured(sound())
     for _ in range(mastering.ROUNDS):
         _write(target, mastering.mastered(sound, aim, original), tags)
         if audio_files.is_stream(target):
@@ -239,22 +239,24 @@ def _span(path: Path, *, whole: bool) -> tuple[int, int]:
     return (0, sum(map(len, blocks))) if whole else sound_span(blocks)
 
 
-def _sound(parts: Sequence[_Part], end: int, quiet: Quiet) -> Iterator[Wave]:
+def _sound(parts: Sequence[_Part], end: int) -> Iterator[Wave]:
     """Samples of all files with what is between them.
 
     Args:
         end: samples without speech behind the last one.
     """
     for part in parts:
-        yield from _in_blocks(quiet, part.quiet)
+        yield from _silence(part.quiet)
         position = 0
         # not by seeking: in an mp3 it is inexact, and libmpg123 prints messages
         for block in containers.read_blocks(part.path, _BLOCK):
             yield block[max(part.start - position, 0) : max(part.stop - position, 0)]
             position += len(block)
-    yield from _in_blocks(quiet, end)
+    yield from _silence(end)
 
 
-def _in_blocks(quiet: Quiet, samples: int) -> Iterator[Wave]:
+def _silence(samples: int) -> Iterator[Wave]:
+    import numpy as np
+
     for begin in range(0, samples, _BLOCK):
-        yield quiet(min(_BLOCK, samples - begin))
+        yield np.zeros(min(_BLOCK, samples - begin), np.float32)

@@ -12,7 +12,7 @@ shows only in the file: one that misses its targets is written again with correc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from chatterbox_opt.utils.wave import Wave
 
     Quiet: TypeAlias = Callable[[int], Wave]  # samples without speech
-    Sound: TypeAlias = Callable[[Quiet], Iterator[Wave]]  # from the beginning
+    Sound: TypeAlias = Callable[[], Iterator[Wave]]  # from the beginning
 
 LOUDNESS = -18.0  # LUFS
 PEAK = -3.0  # dBFS
@@ -35,6 +35,7 @@ ROOM_TONE = -66.0  # dBFS, RMS
 HEAD, TAIL = 0.75, 2.5  # seconds of room tone at the beginning and the end
 _POLE = 0.9  # of the low pass that makes room tone of white noise: 400 Hz
 TOLERANCE = 0.2  # LU
+DIGITAL = SAMPLE_RATE // 50  # zeros in a row that are heard as a fault
 ROUNDS = 3  # a file that misses its targets is written again
 _BLOCK = SAMPLE_RATE  # samples
 
@@ -88,22 +89,39 @@ class Aim:
         return Aim(self.loudness + louder, self.peak - higher)
 
 
-def silence(samples: int) -> Wave:
-    """Digital silence."""
-    import numpy as np
-
-    return np.zeros(samples, np.float32)
-
-
 def mastered(sound: Sound, aim: Aim, original: Meter) -> Iterator[Wave]:
     """Sound with a loudness and a highest peak, and room tone in place of silence.
 
     Args:
-        original: that has heard the sound, with silence.
+        original: that has heard the sound.
     """
     ceiling = 10 ** (aim.peak / 20)
-    gain, _ = loudness.find_gain(lambda: sound(silence), aim.loudness, ceiling, original)
-    return loudness.amplified(sound(_room_tone(ROOM_TONE - gain)), gain, ceiling)
+    gain, _ = loudness.find_gain(sound, aim.loudness, ceiling, original)
+    return loudness.amplified(filled(sound(), _room_tone(ROOM_TONE - gain)), gain, ceiling)
+
+
+def filled(blocks: Iterable[Wave], quiet: Quiet) -> Iterator[Wave]:
+    """Sound with other samples in place of digital silence: of runs of ``DIGITAL`` zeros or more.
+
+    Args:
+        blocks: float32 [n], in order; a run may go on in the next one.
+    """
+    import numpy as np
+
+    held, goes_on = 0, False  # zeros that are not given out yet; the last block ends in a run
+    for block in blocks:
+        wave = np.concatenate([np.zeros(held, np.float32), block])
+        edges = np.flatnonzero(np.diff(wave == 0, prepend=False, append=False)).reshape(-1, 2)
+        is_run = np.diff(edges)[:, 0] >= DIGITAL
+        if goes_on and len(edges) and edges[0, 0] == 0:
+            is_run[0] = True
+        for start, stop in edges[is_run]:
+            wave[start:stop] = quiet(stop - start)
+        ends_quiet = len(edges) > 0 and edges[-1, 1] == len(wave)
+        goes_on = bool(ends_quiet and is_run[-1]) if len(wave) else goes_on
+        held = int(edges[-1, 1] - edges[-1, 0]) if ends_quiet and not is_run[-1] else 0
+        yield wave[: len(wave) - held]
+    yield np.zeros(held, np.float32)
 
 
 def measure(file: Path) -> Measured:
