@@ -372,9 +372,16 @@ def test_what_has_no_times_or_impossible_ones_is_refused():
     lines = job_file.read("a.txt", b"One.\nTwo.\n", Sampling())
     with pytest.raises(InputError, match="--timed is for subtitles"):
         timeline.check_times(lines)
-    late = job_file.read("a.srt", b"1\n999:00:00,0 --> 999:00:01,0\nHello.\n", Sampling())
-    with pytest.raises(InputError, match="row 1 ends after 999 h"):
-        timeline.check_times(late)
+    for times, text in [
+        ("999:00:00,0 --> 999:00:01,0", "Hello."),
+        ("999:00:00,0 --> 999:00:01,0", "[music]"),
+        ("999:00:01,0 --> 00:00:02,0", "Hello."),
+        ("999:00:01,0 --> 00:00:02,0", "..."),
+    ]:
+        content = f"1\n{times}\n{text}\n\n2\n00:00:01,0 --> 00:00:02,0\nHello.\n"
+        late = job_file.read("a.srt", content.encode(), Sampling())
+        with pytest.raises(InputError, match="row 1 ends after 999 h"):
+            timeline.check_times(late)
     timeline.check_times(job_of([(0, 1, "Fine.")]))
 
 

@@ -100,17 +100,17 @@ class CueFit:
 
 
 def check_times(job: Job) -> None:
-    """Check that all items have times, of a film.
+    """Check that all lines have times, of a film.
 
     Raises:
-        InputError: they have not, or one is far too late.
+        InputError: they have not, or one is far too late, even one without speech.
     """
-    for item in job.items:
-        if item.start is None or item.end is None:
+    for line in job.lines:
+        if line.start is None or line.end is None:
             raise InputError("--timed is for subtitles: give a .srt, .vtt, .ass or .ssa")
-        if item.end > MAX_SECONDS:
+        if (latest := max(line.start, line.end)) > MAX_SECONDS:
             raise InputError(
-                f"row {item.row} ends after {item.end / 3600:.0f} h: correct its time for --timed"
+                f"row {line.row} ends after {latest / 3600:.0f} h: correct its time for --timed"
             )
 
 
