@@ -22,6 +22,6 @@ def edges(script: Script) -> tuple[float | None, float | None]:
     """Seconds of silence that are asked for before the first word and after the last one; None:
     none is. Without a word, all of it is before."""
     pauses = [span.pause for span in script.spans]
-    spoken_at = [i for i, span in enumerate(script.spans) if has_speech(span.text)]
-    first, last = (spoken_at[0], spoken_at[-1]) if spoken_at else (len(pauses), len(pauses))
+    with_words = [i for i, span in enumerate(script.spans) if has_speech(span.text)]
+    first, last = (with_words[0], with_words[-1]) if with_words else (len(pauses), len(pauses))
     return total(pauses[: first + 1]), total(pauses[last + 1 :])
