@@ -290,6 +290,28 @@ def test_markdown_is_read_as_a_person_would():
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[^1]: It begins.\n\n    It goes\n    on.\n\n\tIt ends.\n\nMore.", ["It begins.", "It goes on.", "It ends.", "More."]),
+        ("[^note]:\n    The note.\n\nMore.", ["The note.", "More."]),
+        ("[^1]: One.\n[^2]: Two.\n\n    Three.", ["One. Two.", "Three."]),
+        ("[^1]: See:\n\n        x = 1\n", ["See:", "(code block)"]),
+        ("[^1]: One.\n\nTwo.\n\n    x = 1\n", ["One.", "Two.", "(code block)"]),
+    ],
+)  # fmt: skip
+def test_footnotes_in_markdown_are_read_with_all_their_paragraphs(text, expected):
+    assert lines(read("a.md", text)) == expected
+
+
+@pytest.mark.parametrize("begin", ["", "> ", ">> ", "  "])
+def test_a_table_in_markdown_is_read_or_counted_once(begin):
+    rows = ["| Name | Age |", "|---|---|", "| Ada | 36 |", "| Bob | 40 | more |"]
+    job = read("a.md", "\n".join(begin + row for row in rows))
+    assert lines(job) == ["Name: Ada, Age: 36.", "Name: Bob, Age: 40."]
+    assert words_by_reason(job.dropped) == {"cells beyond the columns of a table": 1}
+
+
+@pytest.mark.parametrize(
     ("file", "content"),
     [
         ("a.csv", "\ufeffid;text;voice\r\n1;Hello there.;bruno\r\n2;Good night.;\r\n"),

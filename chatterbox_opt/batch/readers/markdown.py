@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from chatterbox_opt.batch.readers.grid import COLUMNS, Grid
@@ -30,7 +30,8 @@ _FRONT_MATTER = re.compile(  # of YAML or TOML
     r"|\+\+\+[ \t]*\n(?=[\w-]+[ \t]*=|\[)(.*?\n)\+\+\+[ \t]*(?:\n|$)",
     re.DOTALL,
 )
-_FOOTNOTE = re.compile(r"^( {0,3})\[\^[^\]\s]+\]:[ \t]*", re.MULTILINE)
+_FOOTNOTE = re.compile(r"( {0,3})\[\^[^\]\s]+\]:[ \t]*")
+_INDENT = re.compile(r" {4}| {0,3}\t")  # of the further lines of a footnote
 _FOOTNOTE_MARK = re.compile(r"\[\^[^\]\s]+\]")
 # "[Anna]: Hello" is no address of a link
 _NO_DEFINITION = re.compile(
@@ -42,6 +43,7 @@ _HTML = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _PARAGRAPH_TAG = re.compile(r"(?=<(?:p|div|h[1-6]|li|tr)\b)", re.IGNORECASE)
+_ROW_BEGIN = re.compile(r"[\s>]*\|?")  # of a table in a quotation, too
 _CELL_END = re.compile(r"(?<!\\)\|")
 _LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 
@@ -54,9 +56,10 @@ def read_markdown(text: str) -> Parsed:
     if match := _FRONT_MATTER.match(text):
         reader.drop(FRONT_MATTER, match[1] or match[2], row=2)
         text = "\n" * match[0].count("\n") + text[match.end() :]
-    for mark in _FOOTNOTE_MARK.finditer(_FOOTNOTE.sub("", text)):
+    text = "\n".join(_without_labels(text.split("\n")))
+    for mark in _FOOTNOTE_MARK.finditer(text):
         reader.drop(FOOTNOTE_MARKS, mark[0], 0)
-    text = _FOOTNOTE_MARK.sub("", _FOOTNOTE.sub(r"\1", text))
+    text = _FOOTNOTE_MARK.sub("", text)
     text = _NO_DEFINITION.sub(r"\1\\[", text)
     reader.source = text.split("\n")
     environment: dict[str, Any] = {}
@@ -73,6 +76,22 @@ def read_markdown(text: str) -> Parsed:
         row = definition["map"][0] + 1
         reader.drop(ADDRESSES, f"{definition['href']} {definition.get('title') or ''}", row)
     return reader.parsed
+
+
+def _without_labels(lines: Iterable[str]) -> Iterator[str]:
+    """Lines without the labels of footnotes, whose text is that of paragraphs, and without the
+    indentation of their further lines, which would be code."""
+    in_footnote = False
+    for line in lines:
+        label, indent = _FOOTNOTE.match(line), _INDENT.match(line)
+        if label is not None:
+            in_footnote = True
+            yield label[1] + line[label.end() :]
+        elif in_footnote and indent is not None:
+            yield line[indent.end() :]
+        else:
+            in_footnote = in_footnote and not line.strip()
+            yield line
 
 
 class _Reader:
@@ -164,7 +183,8 @@ class _Reader:
             table.header, table.cells = table.cells, []
         elif kind == "tr_close" and table.header:
             self._item(table.row_text(), table.row)
-            cells = _CELL_END.split(self.source[table.row - 1].strip().removeprefix("|"))
+            line = _ROW_BEGIN.sub("", self.source[table.row - 1].rstrip(), count=1)
+            cells = _CELL_END.split(line)
             self.drop(CELLS, " ".join(cells[len(table.header) :]), table.row)
         elif kind == "table_close":
             self._table = None
