@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from chatterbox_opt.audio.tags import one_line
 from chatterbox_opt.batch.readers.grid import COLUMNS, Grid
+from chatterbox_opt.batch.readers.html_state import CELLS, Link, State
 from chatterbox_opt.batch.readers.rows import CODE_BLOCK, SCENE_BREAK, Dropped, Parsed, Row
 from chatterbox_opt.batch.readers.unread import (
     CODE,
@@ -36,7 +36,8 @@ _BLOCKS = (
     *("header", "hgroup", "html", "legend", "li", "main", "ol", "p", "pre", "section", "summary"),
     *("table", "tbody", "td", "tfoot", "th", "thead", "tr", "ul", *_HEADINGS),
 )
-_CELLS = ("td", "th")
+_ROW_GROUPS = ("thead", "tbody", "tfoot")
+_TO_THE_END = 100_000  # rows: of rowspan="0"
 _INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")  # soft hyphens and joints without a width
 _DOCTYPE = re.compile(r"<!DOCTYPE[^<>\[]*\[[^\]]*\]\s*>", re.IGNORECASE)
 _DECLARED = re.compile(
@@ -80,58 +81,10 @@ def read_html(text: str, *, alt_texts: bool) -> Parsed:
     return reader.parsed
 
 
-@dataclass(slots=True)
-class _Link:
-    """An open link into a document.
-
-    Attributes:
-        start: number of pieces of text before it.
-        raised: it is in a superscript, or has one.
-    """
-
-    start: int
-    raised: bool
-
-
-@dataclass(slots=True)
-class _State:
-    """Where in a document the reader is.
-
-    Attributes:
-        open: number of open elements, by name.
-        depth: number of all.
-        pieces: text of the item that is being read.
-        heading: in a heading.
-        number: of the list item that begins, ``1. ``, or "".
-        lists: next number of each open list; None: it has none.
-        links: open links; None: one that leads out of the document.
-        raised: number of open superscripts.
-        tables: number of open tables; only the outermost is read by its rows.
-        table: the outermost.
-        is_header: the row has nothing but names of columns so far.
-        unread_at: depth of the element that is not read, or 0.
-        reason, unread: why it is not read, and its text.
-    """
-
-    open: Counter[str] = field(default_factory=Counter)
-    depth: int = 0
-    pieces: list[str] = field(default_factory=list)
-    heading: bool = False
-    number: str = ""
-    lists: list[int | None] = field(default_factory=list)
-    links: list[_Link | None] = field(default_factory=list)
-    raised: int = 0
-    tables: int = 0
-    table: Grid = field(default_factory=Grid)
-    is_header: bool = True
-    unread_at: int = 0
-    reason: str = ""
-    unread: list[str] = field(default_factory=list)
-
-    @property
-    def in_cell(self) -> bool:
-        """In a cell of a table."""
-        return self.tables > 0 and any(self.open[cell] for cell in _CELLS)
+def _number(attributes: Mapping[str, str], name: str, default: int) -> int:
+    """A whole number from 0 of an element's attributes."""
+    value = attributes.get(name, "").strip()
+    return int(value) if re.fullmatch("[0-9]{1,5}", value) else default
 
 
 class HtmlReader:
@@ -144,7 +97,7 @@ class HtmlReader:
     def __init__(self, *, alt_texts: bool) -> None:
         self.parsed = Parsed()
         self._alt_texts = alt_texts
-        self._at = _State()
+        self._at = State()
 
     def read(self, text: str, unread: str = "") -> None:
         """Add the rows of a document.
@@ -154,7 +107,7 @@ class HtmlReader:
         """
         from lxml import etree
 
-        self._at = _State(unread_at=bool(unread), reason=unread)
+        self._at = State(unread_at=bool(unread), reason=unread)
         text = _CONTROLS.sub(" ", _DOCTYPE.sub("", text[:_HEAD], count=1) + text[_HEAD:])
         parser = etree.HTMLParser(target=self, encoding="utf-8", no_network=True, huge_tree=True)
         parser.feed(text.encode("utf-8", "replace"))
@@ -185,8 +138,8 @@ class HtmlReader:
         if at.unread_at:
             if at.depth == at.unread_at:
                 self._end_unread(tag)
-        elif tag in _CELLS and at.tables == 1:
-            at.table.cells.append(self._taken())
+        elif tag in CELLS and at.tables == 1:
+            at.table.add(self._taken(), *at.span)
         elif tag in _BLOCKS:
             self._flush()
             self._end_block(tag)
@@ -239,29 +192,43 @@ class HtmlReader:
                 link.raised = True
         elif tag == "a":
             leads_into = "#" in attributes.get("href", "")
-            at.links.append(_Link(len(at.pieces), at.raised > 0) if leads_into else None)
+            at.links.append(Link(len(at.pieces), at.raised > 0) if leads_into else None)
 
     def _begin_block(self, tag: str, attributes: Mapping[str, str]) -> None:
         at = self._at
         if tag in _HEADINGS:
             at.heading = True
         elif tag == "ol":
-            first = attributes.get("start", "")
-            at.lists.append(int(first) if re.fullmatch("[0-9]{1,5}", first) else 1)
+            at.lists.append(_number(attributes, "start", 1))
         elif tag == "ul":
             at.lists.append(None)
         elif tag == "li":
-            number = at.lists[-1] if at.lists else None
-            at.number = "" if number is None else f"{number}. "
-            if number is not None:
-                at.lists[-1] = number + 1
+            self._begin_list_item(attributes)
         elif tag == "table":
             at.tables += 1
             at.table = Grid() if at.tables == 1 else at.table
-        elif tag == "tr" and at.tables == 1:
-            at.table.cells, at.is_header = [], True
-        elif tag == "td" and at.tables == 1:
-            at.is_header = False
+        elif at.tables == 1:
+            self._begin_table_part(tag, attributes)
+
+    def _begin_list_item(self, attributes: Mapping[str, str]) -> None:
+        at = self._at
+        number = at.lists[-1] if at.lists else None
+        at.number = ""
+        if number is not None:
+            number = _number(attributes, "value", number)
+            at.number, at.lists[-1] = f"{number}. ", number + 1
+
+    def _begin_table_part(self, tag: str, attributes: Mapping[str, str]) -> None:
+        at = self._at
+        if tag == "tr":
+            at.table.begin_row()
+            at.is_header = True
+        elif tag in _ROW_GROUPS:
+            at.table.begin_group()
+        elif tag in CELLS:
+            at.is_header = at.is_header and tag == "th"
+            rows = _number(attributes, "rowspan", 1) or _TO_THE_END
+            at.span = (_number(attributes, "colspan", 1) or 1, rows)
 
     def _end_block(self, tag: str) -> None:
         at = self._at
@@ -272,7 +239,7 @@ class HtmlReader:
         elif tag == "tr" and at.tables == 1:
             is_header = at.is_header and len(at.table.cells) > 1 and not at.table.header
             if is_header and not at.table.used:
-                at.table.header = at.table.cells
+                at.table.take_header()
             else:
                 self._item(at.table.row_text())
         elif tag == "table":
@@ -284,7 +251,7 @@ class HtmlReader:
         if table.used:
             self._drop(COLUMNS, " ".join(table.unused))
         else:
-            self._item(", ".join(filter(None, table.header)))
+            self._item(table.names)
 
     def _line_break(self) -> None:
         """A space; in a heading, whose lines are a number and a name, a comma."""
@@ -298,7 +265,7 @@ class HtmlReader:
         else:
             self._drop(PICTURES, text)
 
-    def _end_link(self, link: _Link | None) -> None:
+    def _end_link(self, link: Link | None) -> None:
         """Take the mark of a footnote out of the text."""
         if link is None or not 0 < len(self._at.pieces) - link.start <= _MARK_PIECES:
             return

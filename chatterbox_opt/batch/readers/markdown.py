@@ -152,7 +152,7 @@ class _Reader:
     def _inline(self, children: Sequence[Token]) -> None:
         text = " ".join("".join(self._words(children)).split())
         if self._table is not None:
-            self._table.cells.append(text)
+            self._table.add(text)
         else:
             self._item(text)
 
@@ -178,9 +178,9 @@ class _Reader:
             return
         table = self._table
         if kind == "tr_open":
-            table.cells, table.row = [], self._row
+            table.begin_row(self._row)
         elif kind == "thead_close":
-            table.header, table.cells = table.cells, []
+            table.take_header()
         elif kind == "tr_close" and table.header:
             self._item(table.row_text(), table.row)
             line = _ROW_BEGIN.sub("", self.source[table.row - 1].rstrip(), count=1)
@@ -189,6 +189,6 @@ class _Reader:
         elif kind == "table_close":
             self._table = None
             if not table.used:
-                self._item(", ".join(filter(None, table.header)), table.row)
+                self._item(table.names, table.row)
             else:
                 self.drop(COLUMNS, " ".join(table.unused), table.row)
