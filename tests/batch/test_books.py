@@ -362,7 +362,7 @@ def test_a_book_becomes_one_file_with_chapters_tags_and_cover(tmp_path, extensio
     made = joined(tmp_path, job, f"book.{extension}")
     assert made.chapters == 3 and made.measured is None
     lengths = [len(item.text) / 100 for item in job.items]
-    gaps = [Pauses().before(item) for item in job.items]
+    gaps = Pauses().around(job.items, 0.0, 0.0)
     at = lambda row: sum(lengths[:row]) + sum(gaps[1 : row + 1])
     with av.open(str(tmp_path / f"book.{extension}")) as container:
         found = [
