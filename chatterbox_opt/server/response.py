@@ -1,8 +1,8 @@
 """Sends a speech over HTTP while it is made, and stops it when the client has gone.
 
-Responsible for the ASGI messages: chunks of sound, or server-sent events; a client that goes away
-or stalls. Not responsible for the bytes (speech.py) or for what is answered to an error before
-there is sound (errors.py).
+Responsible for the ASGI messages: chunks of sound, or server-sent events; a client that goes away,
+at whatever point of its request, or stalls. Not responsible for the bytes (speech.py) or for what
+is answered to an error before there is sound (errors.py).
 
 A response whose synthesis fails after the first bytes is not completed, so that the client sees a
 broken transfer and not a short sound.
@@ -33,13 +33,12 @@ EVENT_STREAM = "text/event-stream"
 
 
 class SpeechResponse(Response):
-    """The answer to a request for speech.
+    """The bytes of a speech, as they are made.
 
     Args:
         body: the bytes, whose first part is there.
         media_type: of the bytes.
         stalled: seconds that the client may take for nothing at all.
-        until: closed at the end: what the request holds.
         on_end: called at the end with whether all was sent.
     """
 
@@ -50,26 +49,22 @@ class SpeechResponse(Response):
         headers: Mapping[str, str],
         *,
         stalled: float,
-        until: AsyncExitStack,
         on_end: Callable[[bool], None],
     ) -> None:
         super().__init__(headers={**HEADERS, **headers}, media_type=media_type)
         del self.headers["content-length"]
-        self._stalled, self._until, self._on_end = stalled, until, on_end
+        self._stalled, self._on_end = stalled, on_end
         self._body = body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.create_task(self._send(send))
+        complete = False
         try:
-            await _while_connected(receive, sending)
+            await self._send(send)
+            complete = True
+        except ChatterboxOptError as error:
+            log.warning("a speech broke off: %s", error)
         finally:
-            complete = not sending.cancelled() and sending.exception() is None
-            await self._until.aclose()
             self._on_end(complete)
-        if not sending.cancelled() and isinstance(sending.exception(), ChatterboxOptError):
-            log.warning("a speech broke off: %s", sending.exception())
-        elif not sending.cancelled():
-            sending.result()
 
     async def _send(self, send: Send) -> None:
         async def out(message: Any) -> None:
@@ -86,28 +81,31 @@ class SpeechResponse(Response):
         await out({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-class DeferredResponse(Response):
-    """An answer whose making ends when the client has gone.
+class ConnectedResponse(Response):
+    """An answer that is made and sent for as long as the client is there.
+
+    Making it is part of the response, and not of the route that returns it: only a response can
+    hear that the client has gone.
 
     Args:
-        make: the answer.
-        until: closed at the end: what the request holds.
+        make: makes the answer; what it puts on the stack is held until the answer is sent.
     """
 
-    def __init__(
-        self, make: Callable[[], Coroutine[Any, Any, Response]], until: AsyncExitStack
-    ) -> None:
+    def __init__(self, make: Callable[[AsyncExitStack], Coroutine[Any, Any, Response]]) -> None:
         super().__init__()
-        self._make, self._until = make, until
+        self._make = make
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        making = asyncio.create_task(self._make())
-        try:
-            await _while_connected(receive, making)
-        finally:
-            await self._until.aclose()
-        if not making.cancelled():
-            await making.result()(scope, receive, send)
+        async with AsyncExitStack() as held:
+
+            async def answer() -> None:
+                response = await self._make(held)
+                await response(scope, receive, send)
+
+            answering = asyncio.create_task(answer())
+            await _while_connected(receive, answering)
+        if not answering.cancelled():
+            answering.result()
 
 
 async def _while_connected(receive: Receive, work: asyncio.Task[Any]) -> None:

@@ -10,8 +10,8 @@ import asyncio
 import dataclasses
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from chatterbox_opt.server.metrics import Metrics
 from chatterbox_opt.server.response import (
     EVENT_STREAM,
     HEADERS,
-    DeferredResponse,
+    ConnectedResponse,
     SpeechResponse,
     events,
 )
@@ -99,24 +99,26 @@ class SpeechService:
         """A service with counters of its own."""
         return cls(settings, engines, Admission(settings.limits), Metrics())
 
-    async def respond(self, client: str, asked: SpeechRequest) -> Response:
-        """The answer: sound, or an error.
+    def respond(self, client: str, asked: SpeechRequest) -> Response:
+        """The answer: sound, or an error. All work for it ends when the client goes.
 
         Args:
             client: its address.
         """
+        return ConnectedResponse(lambda held: self._answer(client, asked, held))
+
+    async def _answer(self, client: str, asked: SpeechRequest, held: AsyncExitStack) -> Response:
         paths: dict[str, str] = {}
-        async with AsyncExitStack() as held:
-            try:
+        try:
+            with self._counting_gone():
                 stream, headers = await self._begin(client, asked, held, paths)
-            except ChatterboxOptError as error:
-                response = errors.error_response(error, paths)
-                failed = response.status_code >= errors.FAILED
-                self.metrics.requests.labels(FAILED if failed else REFUSED).inc()
-                return response
-            until = held.pop_all()
+        except ChatterboxOptError as error:
+            response = errors.error_response(error, paths)
+            failed = response.status_code >= errors.FAILED
+            self.metrics.requests.labels(FAILED if failed else REFUSED).inc()
+            return response
         if asked.send == WHOLE:
-            return DeferredResponse(lambda: self._whole(stream, asked, headers), until)
+            return await self._whole(stream, asked, headers, held)
         started = time.perf_counter()
         is_events = asked.send == EVENTS
         return SpeechResponse(
@@ -124,7 +126,6 @@ class SpeechService:
             EVENT_STREAM if is_events else MEDIA_TYPES[asked.format],
             headers,
             stalled=self.settings.limits.stalled_seconds,
-            until=until,
             on_end=lambda complete: self._count(stream, started, complete=complete),
         )
 
@@ -137,7 +138,8 @@ class SpeechService:
         """
         async with AsyncExitStack() as until:
             started = time.perf_counter()
-            stream, _ = await self._begin(client, asked, until, {})
+            with self._counting_gone():
+                stream, _ = await self._begin(client, asked, until, {})
             complete = False
             try:
                 yield stream
@@ -229,9 +231,17 @@ class SpeechService:
         )
 
     async def _whole(
-        self, stream: SpeechStream, asked: SpeechRequest, headers: dict[str, str]
+        self,
+        stream: SpeechStream,
+        asked: SpeechRequest,
+        headers: dict[str, str],
+        held: AsyncExitStack,
     ) -> Response:
-        """All bytes at once; a wav knows its length."""
+        """All bytes at once; a wav knows its length.
+
+        Args:
+            held: closed when all bytes are there: sending them takes nothing from others.
+        """
         started, complete = time.perf_counter(), False
         try:
             content = b"".join([part async for part in stream.parts()])
@@ -240,9 +250,19 @@ class SpeechService:
             return errors.error_response(error)
         finally:
             self._count(stream, started, complete=complete)
+        await held.aclose()
         if asked.format == WAV:
             content = wav_header(len(content)) + content
         return Response(content, 200, {**HEADERS, **headers}, MEDIA_TYPES[asked.format])
+
+    @contextmanager
+    def _counting_gone(self) -> Iterator[None]:
+        """Around what is done before there is sound."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            self.metrics.requests.labels(GONE).inc()
+            raise
 
     def _count(self, stream: SpeechStream, started: float, *, complete: bool) -> None:
         seconds = stream.samples / SAMPLE_RATE

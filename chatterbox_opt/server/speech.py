@@ -189,11 +189,23 @@ async def start(engine: Engine, job: SpeechJob, name: str, limit: int) -> Speech
     Raises:
         TextError, VoiceError, InputError, QueueFullError: see ``Engine.submit``.
         DeviceError: another error of the engine.
+
+    If this is cancelled, so is the request.
     """
     started = time.perf_counter()
     how = (job.voice, job.sampling, job.latency, job.language)
     request = Request(name, job.text, *how, markup=job.markup, cast=job.cast)
     # a text is split and a voice computed before the request is in the queue
-    with engine_errors():
-        handle = await asyncio.to_thread(engine.submit, request, timeout=0)
+    submitting = asyncio.ensure_future(asyncio.to_thread(engine.submit, request, timeout=0))
+    try:
+        with engine_errors():
+            handle = await asyncio.shield(submitting)
+    except asyncio.CancelledError:
+        submitting.add_done_callback(_cancel_request)  # the thread goes on
+        raise
     return SpeechStream(handle, job, limit, started)
+
+
+def _cancel_request(submitting: asyncio.Future[RequestHandle]) -> None:
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.result().cancel()

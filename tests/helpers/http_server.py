@@ -73,7 +73,10 @@ def running(settings: ServerSettings, load=None) -> Iterator[Running]:
 
 @dataclass
 class FakeHandle:
-    """Yields pieces of 0.1 s; a text with "fail" in it fails after as many as its digits say."""
+    """Yields pieces of 0.1 s; a text with "fail" in it fails after as many as its digits say.
+
+    One with "silent" in it never yields any.
+    """
 
     request: Request
     pieces: int
@@ -94,7 +97,7 @@ class FakeHandle:
 
         from chatterbox_opt.errors import DeviceError
 
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(1e6 if "silent" in self.request.text else 0.001)
         if self.given == self.fail_after:
             raise DeviceError("/secret/path: the device has failed: buy another")
         if self.given == self.pieces or self.cancelled:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 
 import httpx
@@ -92,6 +93,40 @@ def test_a_client_that_goes_frees_its_slot(server, engine, more):
     until(lambda: any(name in one.request.text for one in engine.handles))
     handle = next(one for one in engine.handles if name in one.request.text)
     until(lambda: handle.cancelled and server.service.admission.active == 0)
+
+
+@pytest.mark.parametrize("more", [{}, {"stream": False}, {"stream_format": "sse"}])
+def test_a_client_that_goes_before_its_first_sound_makes_room(server, client, engine, more):
+    gone = server.metric('chatterbox_requests_total{outcome="gone"}')
+    before = len(engine.handles)
+    waiting = [raw(server, speech_request("silent", **more)) for _ in range(3)]
+    until(lambda: len(engine.handles) == before + 3)
+    assert client.post(SPEECH, json=body("one more")).status_code == 429
+    for connection in waiting:
+        connection.close()
+    until(lambda: server.service.admission.active == 0, seconds=2)
+    assert all(handle.cancelled for handle in engine.handles[before:])
+    assert client.post(SPEECH, json=body("one more")).status_code == 200
+    assert server.metric('chatterbox_requests_total{outcome="gone"}') == gone + 3
+
+
+def test_a_client_that_goes_while_its_request_is_submitted(tmp_path):
+    engine, submitting, go_on = FakeServedEngine(), threading.Event(), threading.Event()
+    submit = engine.submit
+
+    def slow_submit(request, timeout):
+        submitting.set()
+        assert go_on.wait(10)
+        return submit(request, timeout)
+
+    engine.submit = slow_submit
+    with running(settings_of(tmp_path), lambda _: engine) as server:
+        connection = raw(server, speech_request("silent"))
+        assert submitting.wait(10)
+        connection.close()
+        until(lambda: server.service.admission.active == 0, seconds=2)
+        go_on.set()
+        until(lambda: engine.handles and engine.handles[0].cancelled, seconds=2)
 
 
 def test_a_client_that_does_not_read_is_cancelled(server, engine):

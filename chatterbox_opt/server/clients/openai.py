@@ -109,7 +109,7 @@ def _speech_routes(routes: APIRouter, service: SpeechService) -> None:
     @routes.post("/audio/speech", response_class=Response, include_in_schema=False)
     async def speech(body: SpeechBody, request: HttpRequest) -> Response:
         """Speak a text; the sound is sent while it is made."""
-        return await service.respond(client_of(request), body.asked())
+        return service.respond(client_of(request), body.asked())
 
 
 def _model_routes(routes: APIRouter, service: SpeechService) -> None:

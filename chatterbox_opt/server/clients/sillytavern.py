@@ -89,11 +89,11 @@ def router(service: SpeechService) -> APIRouter:
     @routes.post("/tts", response_class=Response)
     async def speak(body: Speech, request: HttpRequest) -> Response:
         """Speak a text; the answer is a complete file."""
-        return await service.respond(client_of(request), body.asked(WHOLE))
+        return service.respond(client_of(request), body.asked(WHOLE))
 
     @routes.get("/tts-stream", response_class=Response)
     async def stream(query: Annotated[Speech, Query()], request: HttpRequest) -> Response:
         """Speak a text while it is played: the address of an audio element."""
-        return await service.respond(client_of(request), query.asked(STREAM))
+        return service.respond(client_of(request), query.asked(STREAM))
 
     return routes
