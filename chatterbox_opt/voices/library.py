@@ -38,11 +38,15 @@ class VoiceLibrary:
     def __init__(self, checkpoint: Checkpoint, store: VoiceStore) -> None:
         self._checkpoint, self._store = checkpoint, store
         self._cached: dict[str, Voice] = {}
-        self._lock = threading.Lock()  # a voice that two threads need is computed once
+        self._looking_up = threading.Lock()  # never held while something is loaded or computed
+        # by key: a voice that two threads need is computed once
+        self._making: dict[str, threading.Lock] = {}
+        self._encoding = threading.Lock()  # one recording at a time: the encoders have 0.5 GB
 
     def clear(self) -> None:
         """Drop the Voices in memory; the store keeps its own."""
-        self._cached.clear()
+        with self._looking_up:
+            self._cached.clear()
 
     def voice(self, source: str | os.PathLike[str] | None = None) -> Voice:
         """Return a Voice: computed the first time a recording is used, cached afterwards.
@@ -66,14 +70,26 @@ class VoiceLibrary:
             return self._once(key, lambda: self._recorded(file, key, path))
 
     def _once(self, key: str, load: Callable[[], Voice]) -> Voice:
-        """The Voice in memory; loaded the first time."""
-        with self._lock:
-            if key not in self._cached:
-                voice = load()
-                if len(self._cached) >= MAX_CACHED:
-                    del self._cached[next(iter(self._cached))]  # the oldest
-                self._cached[key] = voice
-            return self._cached[key]
+        """The Voice in memory; loaded the first time, for which only those wait who need it."""
+        with self._looking_up:
+            if (voice := self._cached.get(key)) is not None:
+                return voice
+            making = self._making.setdefault(key, threading.Lock())
+        with making:
+            with self._looking_up:
+                voice = self._cached.get(key)
+            try:
+                return voice or self._kept(key, load())
+            finally:
+                with self._looking_up:
+                    self._making.pop(key, None)
+
+    def _kept(self, key: str, voice: Voice) -> Voice:
+        with self._looking_up:
+            if len(self._cached) >= MAX_CACHED:
+                del self._cached[next(iter(self._cached))]  # the oldest
+            self._cached[key] = voice
+        return voice
 
     def _own(self) -> Voice:
         path = self._checkpoint.conditionals
@@ -106,10 +122,14 @@ class VoiceLibrary:
                 f"the saved voice '{name}' hides the model's own; to rename it: chatterbox-opt "
                 f"voices add {name}-2 '{path}', then chatterbox-opt voices remove {name}"
             )
-        voice, remark = self._store.load(key) or self._encode(file, key, path)
+        voice, remark = self._store.load(key) or self._encode_next(file, key, path)
         if remark:
             log.warning("'%s': %s", path, remark)
         return voice
+
+    def _encode_next(self, file: Path, key: str, path: Path) -> tuple[Voice, str]:
+        with self._encoding:
+            return self._encode(file, key, path)
 
     def _encode(self, file: Path, key: str, path: Path) -> tuple[Voice, str]:
         announce(f"computing the voice of '{path.name}', once")

@@ -4,8 +4,10 @@ import dataclasses
 import gc
 import multiprocessing
 import shutil
+import threading
 import weakref
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +103,29 @@ def test_encoders_run_on_the_cpu_and_are_freed(tiny, store, monkeypatch):
     assert {tensor.device.type for tensor in voice.tensors().values()} == {"cpu"}
     assert library.voice(SAMPLE) is voice
     assert len(loaded) == 1
+
+
+def test_a_voice_that_is_being_computed_blocks_no_other(tiny, store, monkeypatch):
+    computing, go_on, computed = threading.Event(), threading.Event(), []
+    library = VoiceLibrary(registry.locate(str(tiny)), store)
+    own = library.voice(None)
+
+    def slowly(file, key, path):
+        computed.append(key)
+        computing.set()
+        assert go_on.wait(10)
+        return own, ""
+
+    monkeypatch.setattr(library, "_encode", slowly)
+    with ThreadPoolExecutor(3) as threads:
+        try:
+            asked = [threads.submit(library.voice, SAMPLE) for _ in range(2)]
+            assert computing.wait(10)
+            assert threads.submit(library.voice, None).result(2) is own
+        finally:
+            go_on.set()
+        assert [one.result(10) for one in asked] == [own, own] and len(computed) == 1
+    assert not library._making
 
 
 def test_disabled_cache_writes_nothing(tiny, tmp_path):
