@@ -8,20 +8,22 @@ An engine's methods block, so they run in threads; everything else is of one asy
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from chatterbox_opt.engine.spec import EngineSpec
 from chatterbox_opt.server.errors import engine_errors
+from chatterbox_opt.server.timeouts import to_its_end
 
 if TYPE_CHECKING:
     from chatterbox_opt.engine.engine import Engine
 
+Value = TypeVar("Value")
 log = logging.getLogger(__name__)
 WARM_UP = "A reply of typical length, with about a dozen words in it."
 
@@ -36,6 +38,7 @@ class Served:
         users: requests that use the engine.
         last_used: when the last of them ended, by ``time.monotonic``.
         changing: held while the engine is loaded or closed.
+        loading: the task that loads the engine; it goes on when those who wait for it have gone.
     """
 
     spec: EngineSpec
@@ -43,6 +46,7 @@ class Served:
     users: int = 0
     last_used: float = 0.0
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    loading: asyncio.Task[Engine] | None = None
 
 
 class Engines:
@@ -62,6 +66,9 @@ class Engines:
     ) -> None:
         self._served = {spec.model: Served(spec) for spec in specs}
         self._idle_seconds, self._load = idle_seconds, load
+        # not those of asyncio, of which every stream needs one for each piece; two for each
+        # engine: it can be closed while it warms up
+        self._threads = ThreadPoolExecutor(2 * len(self._served), "engine")
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -96,13 +103,9 @@ class Engines:
         served = self._served[model]
         served.users += 1
         try:
-            async with served.changing:
-                engine = served.engine
-                if engine is None:
-                    log.info("loading %s", model)
-                    with engine_errors():
-                        engine = await asyncio.to_thread(self._load, served.spec)
-                    served.engine = engine
+            engine = served.engine
+            if engine is None:
+                engine = await asyncio.shield(self._loading(served))
             yield engine
         finally:
             served.users -= 1
@@ -116,7 +119,7 @@ class Engines:
         """
         async with self.use(self.models[0]) as engine:
             if engine.checkpoint.conditionals.is_file():  # it has a voice of its own
-                await asyncio.to_thread(engine.warm_up, WARM_UP)
+                await self._in_thread(engine.warm_up, WARM_UP)
 
     async def close_idle(self) -> None:
         """Close engines that have been idle for long enough, for as long as this is awaited."""
@@ -135,9 +138,36 @@ class Engines:
         for served in self._served.values():
             await self._close(served)
 
+    def _loading(self, served: Served) -> asyncio.Task[Engine]:
+        """The task that loads an engine: one for all who wait for it."""
+        if served.loading is None:
+            served.loading = asyncio.create_task(self._loaded(served))
+            served.loading.add_done_callback(_heard)
+        return served.loading
+
+    async def _loaded(self, served: Served) -> Engine:
+        try:
+            async with served.changing:
+                log.info("loading %s", served.spec.model)
+                with engine_errors():
+                    served.engine = engine = await self._in_thread(self._load, served.spec)
+                return engine
+        finally:
+            served.loading = None
+
     async def _close(self, served: Served) -> None:
+        if served.loading is not None:
+            await to_its_end(asyncio.wait({served.loading}))
         async with served.changing:
             engine, served.engine = served.engine, None
             if engine is not None:
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.shield(asyncio.to_thread(engine.close))
+                await to_its_end(self._in_thread(engine.close))
+
+    def _in_thread(self, call: Callable[..., Value], *arguments: Any) -> asyncio.Future[Value]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+
+
+def _heard(loading: asyncio.Task[Any]) -> None:
+    """Take note of an error, for which perhaps nobody waits any more: the next request tries."""
+    if not loading.cancelled():
+        loading.exception()

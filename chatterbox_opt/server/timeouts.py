@@ -1,7 +1,8 @@
-"""A time limit for a coroutine.
+"""How long a coroutine is waited for: within a time, or to its end.
 
 Responsible for what ``asyncio.wait_for`` does, but for one fault of it before Python 3.12: it drops
-a cancellation that comes when the coroutine has just ended, and its caller goes on for ever.
+a cancellation that comes when the coroutine has just ended, and its caller goes on for ever; and
+for work that a cancellation must not leave behind.
 """
 
 from __future__ import annotations
@@ -27,3 +28,19 @@ async def within(seconds: float, work: Awaitable[Value]) -> Value:
         return task.result()
     finally:
         task.cancel()  # harmless when it is done
+
+
+async def to_its_end(work: Awaitable[Value]) -> Value:
+    """The result of ``work``; a cancellation takes effect when that has ended."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # nobody is there to hear of it
+        raise cancelled
+    return task.result()
