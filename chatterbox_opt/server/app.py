@@ -7,7 +7,6 @@ but those about the server itself: its page, its health, its metrics.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -61,9 +60,9 @@ def create_app(settings: ServerSettings, engines: Engines | None = None) -> Fast
         finally:
             for task in tasks:
                 task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.gather(*tasks)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await own.close()
+            service.close()
 
     app = FastAPI(title="chatterbox-opt", version=__version__, lifespan=lifespan)
     app.state.service = service

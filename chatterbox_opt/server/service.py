@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,7 @@ from chatterbox_opt.server.speech import SpeechJob, SpeechStream, start
 from chatterbox_opt.server.voices import cast_of, find_voice, voice_names
 
 STREAM, EVENTS, WHOLE = "stream", "events", "whole"  # how the sound is sent
+UPLOAD_THREADS = 2
 DONE, FAILED, REFUSED, GONE = "done", "failed", "refused", "gone"  # outcomes
 
 
@@ -86,18 +88,41 @@ class Admitted:
 
 @dataclass(slots=True)
 class SpeechService:
-    """The engines of a server with all that is around a request."""
+    """The engines of a server with all that is around a request.
+
+    What may take long has threads of its own. Those of asyncio are few, and every stream needs
+    one for each piece.
+
+    Attributes:
+        settings, engines, admission, metrics: of the server.
+        slow: a thread for each request: computes its voice, splits its text.
+        uploads: the threads of recordings that clients send.
+    """
 
     settings: ServerSettings
     engines: Engines
     admission: Admission
     metrics: Metrics
+    slow: Executor
+    uploads: Executor
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     @classmethod
     def of(cls, settings: ServerSettings, engines: Engines) -> SpeechService:
         """A service with counters of its own."""
-        return cls(settings, engines, Admission(settings.limits), Metrics())
+        return cls(
+            settings,
+            engines,
+            Admission(settings.limits),
+            Metrics(),
+            ThreadPoolExecutor(settings.limits.requests, "request"),
+            ThreadPoolExecutor(UPLOAD_THREADS, "upload"),
+        )
+
+    def close(self) -> None:
+        """Begin nothing more in threads; what runs in them is not waited for."""
+        for threads in (self.slow, self.uploads):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def respond(self, client: str, asked: SpeechRequest) -> Response:
         """The answer: sound, or an error. All work for it ends when the client goes.
@@ -166,7 +191,8 @@ class SpeechService:
         active, known = self.admission.active, self.engines.known(model)
         # names are those of files
         spec = self.engines.spec(known)
-        names = await asyncio.to_thread(voice_names, spec) if voice else {}
+        loop = asyncio.get_running_loop()
+        names = await loop.run_in_executor(self.slow, voice_names, spec) if voice else {}
         found, is_known = find_voice(names, voice)
         if not is_known and self.settings.strict_voices:
             raise errors.UnknownVoiceError(
@@ -191,7 +217,9 @@ class SpeechService:
         job.check(self.settings.limits.characters)
         if asked.markup:
             # names are those of files
-            cast = await asyncio.to_thread(cast_of, spec, asked.text, asked.language)
+            arguments = (spec, asked.text, asked.language)
+            loop = asyncio.get_running_loop()
+            cast = await loop.run_in_executor(self.slow, cast_of, *arguments)
             paths |= {str(one.voice): one.name for one in cast.members if one.voice}
             job = dataclasses.replace(job, cast=cast)
         engine = await until.enter_async_context(self.engines.use(admitted.model))
@@ -200,7 +228,8 @@ class SpeechService:
             # that work is taken from all of them
             job = dataclasses.replace(job, latency=CHUNK)
         name = f"request-{next(self._numbers)}"
-        stream = await start(engine, job, name, self.settings.limits.buffered)
+        limit = self.settings.limits.buffered
+        stream = await start(engine, job, name, limit, self.slow)
         until.push_async_callback(stream.close)
         await stream.wait_for_sound()
         if stream.first_audio is not None:

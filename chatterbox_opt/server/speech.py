@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -179,33 +180,33 @@ class SpeechStream:
             raise OutputError("the client reads too slowly: the request was cancelled")
 
 
-async def start(engine: Engine, job: SpeechJob, name: str, limit: int) -> SpeechStream:
-    """Submit a job to the engine.
+async def start(
+    engine: Engine, job: SpeechJob, name: str, limit: int, threads: Executor
+) -> SpeechStream:
+    """Submit a job to the engine; if this is cancelled, so is the request.
 
     Args:
         name: of the request in the engine's log.
         limit: bytes that may wait for the reader.
+        threads: in which a text is split and a voice computed, before the request is in the queue.
 
     Raises:
         TextError, VoiceError, InputError, QueueFullError: see ``Engine.submit``.
         DeviceError: another error of the engine.
-
-    If this is cancelled, so is the request.
     """
     started = time.perf_counter()
     how = (job.voice, job.sampling, job.latency, job.language)
     request = Request(name, job.text, *how, markup=job.markup, cast=job.cast)
-    # a text is split and a voice computed before the request is in the queue
-    submitting = asyncio.ensure_future(asyncio.to_thread(engine.submit, request, timeout=0))
+    submitting = threads.submit(engine.submit, request, timeout=0)
     try:
         with engine_errors():
-            handle = await asyncio.shield(submitting)
+            handle = await asyncio.wrap_future(submitting)
     except asyncio.CancelledError:
-        submitting.add_done_callback(_cancel_request)  # the thread goes on
+        submitting.add_done_callback(_cancel_request)  # if it has begun, it goes on
         raise
     return SpeechStream(handle, job, limit, started)
 
 
-def _cancel_request(submitting: asyncio.Future[RequestHandle]) -> None:
+def _cancel_request(submitting: Future[RequestHandle]) -> None:
     if not submitting.cancelled() and submitting.exception() is None:
         submitting.result().cancel()

@@ -129,6 +129,29 @@ def test_a_client_that_goes_while_its_request_is_submitted(tmp_path):
         until(lambda: engine.handles and engine.handles[0].cancelled, seconds=2)
 
 
+def test_slow_submissions_delay_no_stream_that_plays(tmp_path):
+    """More of them than asyncio has threads of its own."""
+    engine, go_on = FakeServedEngine(), threading.Event()
+    submit = engine.submit
+
+    def submit_or_wait(request, timeout):
+        if "new voice" in request.text:
+            assert go_on.wait(10)
+        return submit(request, timeout)
+
+    engine.submit = submit_or_wait
+    with running(settings_of(tmp_path), lambda _: engine) as server, server.client() as client:
+        waiting = [raw(server, speech_request("new voice")) for _ in range(40)]
+        until(lambda: server.service.admission.active == 40)
+        try:
+            answer = client.post(SPEECH, json=body("plays pieces=5"), timeout=2)
+            assert answer.status_code == 200 and len(answer.content) == 5 * 4_800
+        finally:
+            go_on.set()
+        for connection in waiting:
+            connection.close()
+
+
 def test_a_client_that_does_not_read_is_cancelled(server, engine):
     connection = raw(server, speech_request("slow pieces=1000000"))
     until(lambda: any("slow" in one.request.text for one in engine.handles))

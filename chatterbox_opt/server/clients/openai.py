@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
@@ -141,6 +142,9 @@ def _voice_routes(routes: APIRouter, service: SpeechService) -> None:
     def spec_of(model: str | None) -> Any:
         return service.engines.spec(service.engines.known(model))
 
+    async def in_thread(call: Callable[..., None], *arguments: Any) -> None:
+        await asyncio.get_running_loop().run_in_executor(service.uploads, call, *arguments)
+
     @routes.get("/v1/audio/voices", tags=["voices"])
     @routes.get("/audio/voices", include_in_schema=False)
     async def list_voices(model: str | None = None) -> dict[str, Any]:
@@ -154,14 +158,14 @@ def _voice_routes(routes: APIRouter, service: SpeechService) -> None:
     ) -> dict[str, str]:
         """Save a recording as a voice."""
         shown = file.filename or "the recording"
-        await asyncio.to_thread(voices.add_voice, spec_of(None), name, shown, file.file)
+        await in_thread(voices.add_voice, spec_of(None), name, shown, file.file)
         return {"id": name, "name": name}
 
     @routes.delete("/v1/audio/voices/{name}", tags=["voices"])
     async def remove(name: str) -> dict[str, Any]:
         """Delete a saved voice."""
         try:
-            await asyncio.to_thread(voices.remove_voice, spec_of(None), name)
+            await in_thread(voices.remove_voice, spec_of(None), name)
         except VoiceError as error:
             raise HTTPException(404, str(error)) from error
         return {"id": name, "deleted": True}
