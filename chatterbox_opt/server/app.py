@@ -61,6 +61,8 @@ def create_app(settings: ServerSettings, engines: Engines | None = None) -> Fast
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            for end in service.before_closing:
+                await end()
             await own.close()
             service.close()
 

@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -97,6 +97,7 @@ class SpeechService:
         settings, engines, admission, metrics: of the server.
         slow: a thread for each request: computes its voice, splits its text.
         uploads: the threads of recordings that clients send.
+        before_closing: awaited before the engines are closed: the ends of other protocols.
     """
 
     settings: ServerSettings
@@ -105,6 +106,7 @@ class SpeechService:
     metrics: Metrics
     slow: Executor
     uploads: Executor
+    before_closing: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     @classmethod

@@ -36,7 +36,8 @@ from chatterbox_opt.audio.encoders import FORMATS
 from chatterbox_opt.audio.streaming import to_pcm
 from chatterbox_opt.cli.synth import streaming
 from chatterbox_opt.config.model_config import SAMPLE_RATE
-from chatterbox_opt.server.clients import wyoming as wyoming_server
+from chatterbox_opt.server.clients import wyoming_server
+from chatterbox_opt.server.clients.wyoming import WyomingHandler
 from chatterbox_opt.server.engines import Engines
 from chatterbox_opt.server.service import SpeechService
 
@@ -342,7 +343,7 @@ def test_wyoming_rubbish_ends_the_connection_and_nothing_else(server, tmp_path, 
 def test_wyoming_and_the_languages_of_a_model(family, tmp_path, kind, wanted, code):
     service = SpeechService.of(settings := settings_of(tmp_path, str(family(kind))),
                                Engines(settings.engines))  # fmt: skip
-    handler = wyoming_server.WyomingHandler(service, None, FakeWriter())
+    handler = WyomingHandler(service, None, FakeWriter())
     (program,) = handler._info().data["tts"]
     known = program["voices"][0]["languages"]
     assert len(known) == (23 if kind == "multilingual" else 1) and "en" in known

@@ -270,13 +270,29 @@ async def _run(settings: ServerSettings, sockets: list[socket.socket], drain: in
     Args:
         sockets: that listen: of HTTP, and perhaps of the Wyoming protocol.
     """
-    server = server_of(settings, drain)
+    await serve_until_asked(server_of(settings, drain), sockets, drain)
+
+
+async def serve_until_asked(server: Any, sockets: list[socket.socket], drain: int) -> None:
+    """Serve until the server should exit; all protocols end at the same time.
+
+    Args:
+        server: from ``server_of``.
+        sockets, drain: see ``_run``.
+    """
     server.capture_signals = lambda: _drained_by_signals(server)
     http, *others = sockets
     if not others:
         await server.serve(sockets=[http])
         return
-    from chatterbox_opt.server.clients import wyoming
+    from chatterbox_opt.server.clients import wyoming_server
 
-    async with await wyoming.serve(server.config.app.state.service, others[0]):
+    async with await wyoming_server.serve(server.config.app.state.service, others[0]) as other:
+        shut_down_http = server.shutdown
+
+        async def shut_down(sockets: list[socket.socket] | None = None) -> None:
+            other.end(drain)  # the application waits for it before it closes the engines
+            await shut_down_http(sockets)
+
+        server.shutdown = shut_down
         await server.serve(sockets=[http])

@@ -1,7 +1,7 @@
 """The Wyoming protocol, by which Home Assistant speaks: JSON lines over TCP.
 
-Responsible for its events, for text that comes in parts and for the bounds of what a client may
-send. Not responsible for synthesis (service.py).
+Responsible for the events of one connection. Not responsible for what is read from it
+(wyoming_reading.py), for who connects (wyoming_server.py) or for synthesis (service.py).
 
 A client asks what there is (``describe``), then sends ``synthesize``; or, if it has the text from a
 language model, ``synthesize-start``, any number of ``synthesize-chunk`` that may break anywhere,
@@ -15,11 +15,9 @@ import asyncio
 import contextlib
 import functools
 import logging
-import queue
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from typing import Any, cast
 
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
@@ -39,8 +37,13 @@ from wyoming.tts import (
 from chatterbox_opt.audio.streaming import PCM, to_pcm
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.config.model_config import SAMPLE_RATE
-from chatterbox_opt.errors import ChatterboxOptError, TextError
+from chatterbox_opt.errors import ChatterboxOptError, QueueFullError, TextError
 from chatterbox_opt.request import LOW, Piece
+from chatterbox_opt.server.clients.wyoming_reading import (
+    CLIENT_SECONDS,
+    ArrivingText,
+    BoundedReader,
+)
 from chatterbox_opt.server.errors import engine_errors, error_answer
 from chatterbox_opt.server.service import SpeechRequest, SpeechService
 from chatterbox_opt.server.timeouts import within
@@ -49,74 +52,29 @@ from chatterbox_opt.text.languages import languages_of
 from chatterbox_opt.version import __version__
 
 log = logging.getLogger(__name__)
-MAX_BYTES = 1 << 20  # of an event
 FORMAT: dict[str, int] = {"rate": SAMPLE_RATE, "width": 2, "channels": 1}
-SEND_SECONDS = 60  # that a client may take for nothing at all
+MAX_JOBS = 8  # of one connection, the one that is spoken included
 MAKER = Attribution(name="chatterbox-opt", url="https://github.com/resemble-ai/chatterbox")
 
 
-class ArrivingText:
-    """A text that one thread reads while a coroutine writes it."""
-
-    def __init__(self, limit: int) -> None:
-        self._parts: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._left = limit
-
-    def add(self, part: str) -> None:
-        """Append a part.
-
-        Raises:
-            TextError: all parts together are too long.
-        """
-        self._left -= len(part)
-        if self._left < 0:
-            raise TextError("the text is too long: send it in parts")
-        self._parts.put(part)
-
-    def end(self) -> None:
-        """There will be no more."""
-        self._parts.put(None)
-
-    def __iter__(self) -> Iterator[str]:
-        while (part := self._parts.get()) is not None:
-            yield part
-
-
-class BoundedReader:
-    """A stream of which no event is longer than ``MAX_BYTES``."""
-
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        self._reader = reader
-
-    async def readline(self) -> bytes:
-        """As ``StreamReader``; longer lines than its own limit are a ValueError."""
-        return await self._reader.readline()
-
-    async def readexactly(self, size: int) -> bytes:
-        """As ``StreamReader``; an end within is a ValueError, as what Wyoming takes for damage."""
-        if not 0 <= size <= MAX_BYTES:
-            raise ValueError(f"an event of {size} bytes")
-        try:
-            return await self._reader.readexactly(size)
-        except asyncio.IncompleteReadError as error:
-            raise ValueError("an event without its end") from error
-
-    def feed_eof(self) -> None:
-        """As ``StreamReader``."""
-        self._reader.feed_eof()
-
-
 class WyomingHandler(AsyncEventHandler):
-    """One connection."""
+    """One connection.
+
+    What it speaks are jobs, one after the other, while the reader goes on: only so it hears that
+    the client has gone. A client that closes its half of the connection has gone, too.
+    """
 
     def __init__(
         self, service: SpeechService, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        super().__init__(cast(asyncio.StreamReader, BoundedReader(reader)), writer)
+        self._bounded = BoundedReader(reader)
+        super().__init__(cast(asyncio.StreamReader, self._bounded), writer)
         address = writer.get_extra_info("peername")
         self._service, self._client = service, str(address[0]) if address else ""
         self._text: ArrivingText | None = None
-        self._speaking: asyncio.Task[None] | None = None
+        self._stream: asyncio.Task[None] | None = None
+        self._jobs: list[asyncio.Task[None]] = []
+        self._is_ending = False
 
     async def handle_event(self, event: Event) -> bool:
         """Answer an event; False ends the connection."""
@@ -132,8 +90,17 @@ class WyomingHandler(AsyncEventHandler):
         return True
 
     async def disconnect(self) -> None:
-        """Stop speaking when the client has gone."""
-        await self._end_stream(cancel=True)
+        """Stop speaking when the client has gone, or was too late."""
+        self._end_text()
+        await cancelled(self._jobs)
+        if self._bounded.is_late:
+            await self._fail(TextError(f"nothing came for {CLIENT_SECONDS} s: begin again"))
+
+    async def finish(self) -> None:
+        """Take no more jobs; wait for those that there are."""
+        self._is_ending = True
+        while self._jobs:
+            await asyncio.wait(self._jobs)
 
     async def _answer(self, event: Event) -> None:
         if Describe.is_type(event.type):
@@ -141,16 +108,60 @@ class WyomingHandler(AsyncEventHandler):
         elif Synthesize.is_type(event.type):
             if self._text is None:
                 wanted = Synthesize.from_event(event)
-                await self._speak(_checked(wanted.text), wanted.voice)
+                self._begin(functools.partial(self._speak, _checked(wanted.text), wanted.voice))
         elif SynthesizeStart.is_type(event.type):
-            await self._end_stream(cancel=True)
-            self._text = ArrivingText(self._service.settings.limits.characters)
+            if self._text is not None and self._stream is not None:
+                self._end_text()
+                await cancelled([self._stream])
+            text = ArrivingText(self._service.settings.limits.characters)
             voice = SynthesizeStart.from_event(event).voice
-            self._speaking = asyncio.create_task(self._speak_arriving(self._text, voice))
+            self._stream = self._begin(functools.partial(self._speak_arriving, text, voice))
+            self._text = text
+            self._expect_text()
         elif SynthesizeChunk.is_type(event.type) and self._text is not None:
-            self._text.add(_checked(SynthesizeChunk.from_event(event).text))
-        elif SynthesizeStop.is_type(event.type) and self._text is not None:
-            await self._end_stream(cancel=False)
+            part = _checked(SynthesizeChunk.from_event(event).text)
+            self._text.add(part)
+            if part.strip():
+                self._expect_text()
+        elif SynthesizeStop.is_type(event.type):
+            self._end_text()
+
+    def _expect_text(self) -> None:
+        self._bounded.due = asyncio.get_running_loop().time() + CLIENT_SECONDS
+
+    def _end_text(self) -> None:
+        if self._text is not None:
+            self._text.end()
+        self._text = self._bounded.due = None
+
+    def _begin(self, job: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+        """The task of a job, which comes after those that there are.
+
+        Raises:
+            QueueFullError: there are too many, or the server ends.
+        """
+        if self._is_ending:
+            raise QueueFullError("the server ends: ask again later")
+        if len(self._jobs) >= MAX_JOBS:
+            raise QueueFullError(f"{MAX_JOBS} texts wait on this connection: wait for one of them")
+        task = asyncio.create_task(self._after(self._jobs[-1:], job))
+        self._jobs.append(task)
+        task.add_done_callback(self._jobs.remove)
+        return task
+
+    async def _after(
+        self,
+        before: Sequence[asyncio.Task[None]],
+        job: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
+        if before:
+            await asyncio.wait(before)
+        try:
+            await job()
+        except ChatterboxOptError as error:
+            await self._fail(error)
+        except (ConnectionError, asyncio.TimeoutError):
+            self.writer.close()
 
     def _info(self) -> Event:
         model = self._service.engines.models[0]
@@ -188,22 +199,20 @@ class WyomingHandler(AsyncEventHandler):
             await self._send(AudioStop().event())
 
     async def _speak_arriving(self, text: ArrivingText, voice: SynthesizeVoice | None) -> None:
+        await text.begun.wait()  # without a text it takes nobody's place
+        if not text.is_empty:
+            await self._speak_begun(text, voice)
+        await self._send(SynthesizeStopped().event())
+
+    async def _speak_begun(self, text: ArrivingText, voice: SynthesizeVoice | None) -> None:
         service, name = self._service, voice.name if voice else None
-        try:
-            async with AsyncExitStack() as until:
-                admitted = await service.admit(self._client, None, name, until)
-                engine = await until.enter_async_context(service.engines.use(admitted.model))
-                language = self._language(voice)
-                begin = functools.partial(
-                    engine.pieces, text, admitted.voice, latency=LOW, language=language
-                )
-                await self._send_pieces(begin, text)
-        except ChatterboxOptError as error:
-            await self._fail(error)
-        except (ConnectionError, asyncio.TimeoutError):
-            self.writer.close()
-        else:
-            await self._send(SynthesizeStopped().event())
+        async with AsyncExitStack() as until:
+            admitted = await service.admit(self._client, None, name, until)
+            engine = await until.enter_async_context(service.engines.use(admitted.model))
+            begin = functools.partial(
+                engine.pieces, text, admitted.voice, latency=LOW, language=self._language(voice)
+            )
+            await self._send_pieces(begin, text)
 
     async def _send_pieces(self, begin: Callable[[], Any], text: ArrivingText) -> None:
         """Send the sound of a text while it comes.
@@ -235,19 +244,8 @@ class WyomingHandler(AsyncEventHandler):
             thread.submit(pieces.close)
             thread.shutdown(wait=False)
 
-    async def _end_stream(self, *, cancel: bool) -> None:
-        """End the text of a stream; wait until it is spoken, or stop speaking."""
-        text, speaking, self._text, self._speaking = self._text, self._speaking, None, None
-        if text is not None:
-            text.end()
-        if speaking is not None:
-            if cancel:
-                speaking.cancel()
-            with suppress(asyncio.CancelledError):
-                await speaking
-
     async def _send(self, event: Event) -> None:
-        await within(SEND_SECONDS, self.write_event(event))
+        await within(CLIENT_SECONDS, self.write_event(event))
 
     async def _fail(self, error: ChatterboxOptError) -> None:
         _, body = error_answer(error, {})
@@ -265,11 +263,10 @@ def _chunk(piece: Piece) -> Event:
     return AudioChunk(audio=to_pcm(piece.samples), **FORMAT).event()
 
 
-async def serve(service: SpeechService, listening: socket.socket) -> asyncio.Server:
-    """Answer Wyoming clients of a socket that listens, until the server is closed."""
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):
-            await WyomingHandler(service, reader, writer).run()
-
-    return await asyncio.start_server(connected, sock=listening)
+async def cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, and wait until they have ended."""
+    left = list(tasks)
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left)
