@@ -43,14 +43,14 @@ class Arguments(BaseModel):
     cpus: float = Field(1, gt=0)
     requests: int = Field(Limits().requests, ge=1)
     characters: int = Field(Limits().characters, ge=1)
-    api_key: str = ""
+    api_key: str | None = None
     strict_voices: bool = False
 
     def settings(self) -> ServerSettings:
         """Of each replica. Behind Ray's proxy all clients have its address: no limit for each.
 
         Raises:
-            InputError, WeightsError: see ``EngineSpec.check``.
+            InputError, WeightsError: see ``EngineSpec.check``; an impossible key.
         """
         spec = EngineSpec(model=self.model, profile=self.profile, device=self.device)
         spec.check(None)

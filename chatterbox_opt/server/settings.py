@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from chatterbox_opt.engine.spec import EngineSpec
+from chatterbox_opt.errors import InputError
 
 PORT = 8004
 MIB = 1 << 20
@@ -47,7 +48,7 @@ class ServerSettings:
 
     Attributes:
         engines: one for each model that is served; the first is for clients that name another.
-        api_key: that clients must send, or "".
+        api_key: that clients must send, without white space at its ends; None: none is wanted.
         strict_voices: an unknown voice is an error, not the model's own voice with a warning.
         idle_seconds: without a request after which an engine is closed, or None.
         warm_up: load the first model and compile its kernels before the first request.
@@ -56,9 +57,20 @@ class ServerSettings:
     """
 
     engines: tuple[EngineSpec, ...]
-    api_key: str = ""
+    api_key: str | None = None
     strict_voices: bool = False
     idle_seconds: float | None = None
     warm_up: bool = True
     cors_origins: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a key that no client could send."""
+        if self.api_key is None:
+            return
+        key = self.api_key.strip()
+        if not key:
+            raise InputError("the API key is empty: give one of at least one character, or none")
+        if not (key.isascii() and key.isprintable()):
+            raise InputError("the API key has characters that no header can hold: use ASCII only")
+        object.__setattr__(self, "api_key", key)

@@ -78,6 +78,8 @@ def test_defaults_and_the_key_of_the_environment(settings, monkeypatch):
     assert made == ServerSettings(engines=made.engines) and not made.api_key
     monkeypatch.setenv("CHATTERBOX_API_KEY", "sesame")
     assert settings().api_key == "sesame"
+    monkeypatch.setenv("CHATTERBOX_API_KEY", " sesame\n")
+    assert settings().api_key == "sesame", "as a file or a shell leaves it"
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,10 @@ def test_impossible_durations(text):
     [
         (["--model", "nobody"], "nobody"),
         (["--also", "nobody"], "nobody"),
+        (["--api-key", ""], "the API key is empty"),
+        (["--api-key", " \n"], "the API key is empty"),
+        (["--api-key", "schl\u00fcssel"], "use ASCII only"),
+        (["--api-key", "a\nb"], "use ASCII only"),
         (["--idle-unload", "soon"], "is no duration"),
         (["--voices", __file__], "is not a directory"),
     ],

@@ -153,7 +153,7 @@ def _settings(
     )
     return ServerSettings(
         engines=tuple(dataclasses.replace(first, model=name) for name in names),
-        api_key=listen.api_key or "",
+        api_key=listen.api_key,
         strict_voices=service.strict_voices,
         idle_seconds=None if service.idle_unload is None else seconds_of(service.idle_unload),
         warm_up=service.warm_up,
