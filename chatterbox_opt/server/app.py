@@ -32,6 +32,10 @@ from chatterbox_opt.version import __version__
 log = logging.getLogger(__name__)
 LAG_PERIOD, RESOURCES_PERIOD = 0.1, 1.0  # seconds
 PAGE = "page.html"
+UPLOADS = tuple(prefix + openai.VOICES for prefix in openai.PREFIXES)
+# without a key: the page, which asks for it; what monitors read; the lists of Open WebUI, which
+# sends no key for them
+OPEN = ("/", "/health", *UPLOADS, *(prefix + openai.AUDIO_MODELS for prefix in openai.PREFIXES))
 # nothing of other origins: no script, no style, no frame around the page
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -68,16 +72,19 @@ def create_app(settings: ServerSettings, engines: Engines | None = None) -> Fast
 
     app = FastAPI(title="chatterbox-opt", version=__version__, lifespan=lifespan)
     app.state.service = service
-    app.include_router(openai.router(service))
+    speech_routes = openai.router(service)
+    for prefix in openai.PREFIXES:
+        described = prefix == openai.PREFIXES[0]
+        app.include_router(speech_routes, prefix=prefix, include_in_schema=described)
     app.include_router(sillytavern.router(service))
     _own_routes(app, service)
     app.add_exception_handler(ChatterboxOptError, errors.on_error)
     app.add_exception_handler(RequestValidationError, errors.on_validation_error)
     app.add_exception_handler(HTTPException, errors.on_http_error)
     app.add_exception_handler(Exception, errors.on_failure)
-    app.add_middleware(BodyLimits, limits=settings.limits)
-    if settings.api_key:
-        app.add_middleware(ApiKey, key=settings.api_key)
+    app.add_middleware(BodyLimits, limits=settings.limits, uploads=UPLOADS)
+    if settings.api_key is not None:
+        app.add_middleware(ApiKey, key=settings.api_key, open_paths=OPEN)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from collections.abc import Collection
 from typing import Any
 
 from fastapi import HTTPException
@@ -18,18 +19,19 @@ from chatterbox_opt.server.errors import error_body
 from chatterbox_opt.server.settings import Limits
 from chatterbox_opt.server.timeouts import within
 
-# without a key: the page, which asks for it; what monitors read; the lists of Open WebUI, which
-# sends no key for them
-OPEN = ("/", "/health", "/v1/audio/voices", "/v1/audio/models", "/audio/voices", "/audio/models")
-UPLOADS = ("/v1/audio/voices",)
 CLOSE = {"Connection": "close"}  # the rest of the body is not read
 
 
 class ApiKey:
-    """Refuses requests without the key; GET of ``OPEN`` paths and preflights pass."""
+    """Refuses requests without the key; preflights and GET of open paths pass.
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
-        self._app, self._key = app, key.encode()
+    Args:
+        key: as ``ServerSettings`` has it.
+        open_paths: that can be read without it.
+    """
+
+    def __init__(self, app: ASGIApp, key: str, open_paths: Collection[str]) -> None:
+        self._app, self._key, self._open = app, key.encode(), open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or self._passes(scope):
@@ -41,7 +43,7 @@ class ApiKey:
 
     def _passes(self, scope: Scope) -> bool:
         method, path = scope["method"], scope["path"]
-        if method == "OPTIONS" or (method in ("GET", "HEAD") and path in OPEN):
+        if method == "OPTIONS" or (method in ("GET", "HEAD") and path in self._open):
             return True
         kind, _, sent = Headers(scope=scope).get("authorization", "").partition(" ")
         is_bearer = kind.lower() == "bearer"
@@ -49,16 +51,20 @@ class ApiKey:
 
 
 class BodyLimits:
-    """Bounds the size of bodies and the time that they take."""
+    """Bounds the size of bodies and the time that they take.
 
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
-        self._app, self._limits = app, limits
+    Args:
+        uploads: paths to which recordings are posted.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits, uploads: Collection[str]) -> None:
+        self._app, self._limits, self._uploads = app, limits, uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        is_upload = scope["path"] in UPLOADS and scope["method"] == "POST"
+        is_upload = scope["path"] in self._uploads and scope["method"] == "POST"
         limit = self._limits.upload if is_upload else self._limits.body
         length = Headers(scope=scope).get("content-length", "")
         if length.isdecimal() and int(length) > limit:

@@ -278,6 +278,19 @@ def test_an_upload_that_is_refused(client, name, file, reason):
     assert "/tmp" not in answer.text and "server" not in answer.text
 
 
+@pytest.mark.parametrize("prefix", ["/v1", ""])
+def test_every_call_is_there_with_and_without_its_prefix(client, prefix):
+    for method, path, status in (
+        ("GET", "/models", 200), ("GET", "/models/tts-1", 200), ("GET", "/audio/models", 200),
+        ("GET", "/audio/voices", 200), ("DELETE", "/audio/voices/ada", 422),
+        ("POST", "/audio/voices", 422), ("POST", "/audio/speech", 422),
+    ):  # fmt: skip
+        assert client.request(method, prefix + path).status_code == status, path
+    recording = {"file": ("a.wav", b"x" * 100_000)}
+    refused = client.post(f"{prefix}/audio/voices", data={"name": "no/name"}, files=recording)
+    assert refused.status_code == 422, "the bound of uploads, not that of other bodies"
+
+
 def test_a_form_that_is_no_form(client):
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
     answer = client.post("/v1/audio/voices", content=b"--y\r\nrubbish", headers=kind)

@@ -27,6 +27,8 @@ from chatterbox_opt.server import voices
 from chatterbox_opt.server.service import EVENTS, STREAM, WHOLE, SpeechRequest, SpeechService
 
 OWNER = "chatterbox-opt"
+PREFIXES = ("/v1", "")  # clients add it or do not
+VOICES, AUDIO_MODELS = "/audio/voices", "/audio/models"
 PARAMETERS = tuple(one.name for one in fields(Sampling))
 
 
@@ -97,7 +99,7 @@ def client_of(request: HttpRequest) -> str:
 
 
 def router(service: SpeechService) -> APIRouter:
-    """The routes; each also without /v1, since clients add it or do not."""
+    """The routes, without what stands before them: one of ``PREFIXES``."""
     routes = APIRouter()
     _speech_routes(routes, service)
     _model_routes(routes, service)
@@ -106,8 +108,7 @@ def router(service: SpeechService) -> APIRouter:
 
 
 def _speech_routes(routes: APIRouter, service: SpeechService) -> None:
-    @routes.post("/v1/audio/speech", response_class=Response, tags=["speech"])
-    @routes.post("/audio/speech", response_class=Response, include_in_schema=False)
+    @routes.post("/audio/speech", response_class=Response, tags=["speech"])
     async def speech(body: SpeechBody, request: HttpRequest) -> Response:
         """Speak a text; the sound is sent while it is made."""
         return service.respond(client_of(request), body.asked())
@@ -119,20 +120,17 @@ def _model_routes(routes: APIRouter, service: SpeechService) -> None:
     def model(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": started, "owned_by": OWNER}
 
-    @routes.get("/v1/models", tags=["models"])
-    @routes.get("/models", include_in_schema=False)
+    @routes.get("/models", tags=["models"])
     async def models() -> dict[str, Any]:
         """The models that are served."""
         return {"object": "list", "data": [model(name) for name in service.engines.models]}
 
-    @routes.get("/v1/models/{name:path}", tags=["models"])
-    @routes.get("/models/{name:path}", include_in_schema=False)
+    @routes.get("/models/{name:path}", tags=["models"])
     async def one_model(name: str) -> dict[str, Any]:
         """A model; a name of another service is the first one, which would serve it."""
         return {**model(service.engines.known(name)), "id": name}
 
-    @routes.get("/v1/audio/models", tags=["models"])
-    @routes.get("/audio/models", include_in_schema=False)
+    @routes.get(AUDIO_MODELS, tags=["models"])
     async def audio_models() -> dict[str, Any]:
         """The models in the shape of Open WebUI."""
         return {"models": [{"id": name} for name in service.engines.models]}
@@ -145,14 +143,13 @@ def _voice_routes(routes: APIRouter, service: SpeechService) -> None:
     async def in_thread(call: Callable[..., None], *arguments: Any) -> None:
         await asyncio.get_running_loop().run_in_executor(service.uploads, call, *arguments)
 
-    @routes.get("/v1/audio/voices", tags=["voices"])
-    @routes.get("/audio/voices", include_in_schema=False)
+    @routes.get(VOICES, tags=["voices"])
     async def list_voices(model: str | None = None) -> dict[str, Any]:
         """The voices of a model."""
         names = await asyncio.to_thread(voices.voice_names, spec_of(model))
         return {"voices": [{"id": name, "name": name} for name in names]}
 
-    @routes.post("/v1/audio/voices", status_code=201, tags=["voices"])
+    @routes.post(VOICES, status_code=201, tags=["voices"])
     async def add(
         name: Annotated[str, Form()], file: Annotated[UploadFile, File()]
     ) -> dict[str, str]:
@@ -161,7 +158,7 @@ def _voice_routes(routes: APIRouter, service: SpeechService) -> None:
         await in_thread(voices.add_voice, spec_of(None), name, shown, file.file)
         return {"id": name, "name": name}
 
-    @routes.delete("/v1/audio/voices/{name}", tags=["voices"])
+    @routes.delete(VOICES + "/{name}", tags=["voices"])
     async def remove(name: str) -> dict[str, Any]:
         """Delete a saved voice."""
         try:
