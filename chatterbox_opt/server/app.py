@@ -23,7 +23,7 @@ from chatterbox_opt.errors import ChatterboxOptError
 from chatterbox_opt.server import errors
 from chatterbox_opt.server.clients import openai, sillytavern
 from chatterbox_opt.server.engines import Engines
-from chatterbox_opt.server.guards import ApiKey, BodyLimits
+from chatterbox_opt.server.guards import ApiKey, BodyLimits, Origins
 from chatterbox_opt.server.metrics import Metrics
 from chatterbox_opt.server.service import SpeechService
 from chatterbox_opt.server.settings import ServerSettings
@@ -32,6 +32,7 @@ from chatterbox_opt.version import __version__
 log = logging.getLogger(__name__)
 LAG_PERIOD, RESOURCES_PERIOD = 0.1, 1.0  # seconds
 PAGE = "page.html"
+PAGES = ("/", "/docs")  # which other sites may link to
 UPLOADS = tuple(prefix + openai.VOICES for prefix in openai.PREFIXES)
 # without a key: the page, which asks for it; what monitors read; the lists of Open WebUI, which
 # sends no key for them
@@ -85,6 +86,8 @@ def create_app(settings: ServerSettings, engines: Engines | None = None) -> Fast
     app.add_middleware(BodyLimits, limits=settings.limits, uploads=UPLOADS)
     if settings.api_key is not None:
         app.add_middleware(ApiKey, key=settings.api_key, open_paths=OPEN)
+    origins, hosts = settings.cors_origins, settings.hosts
+    app.add_middleware(Origins, allowed=origins, hosts=hosts, pages=PAGES)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -53,6 +53,7 @@ class ServerSettings:
         idle_seconds: without a request after which an engine is closed, or None.
         warm_up: load the first model and compile its kernels before the first request.
         cors_origins: pages of other origins that may call.
+        hosts: names by which clients may call the server, without port; empty: any.
         limits: of clients.
     """
 
@@ -62,6 +63,7 @@ class ServerSettings:
     idle_seconds: float | None = None
     warm_up: bool = True
     cors_origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:

@@ -75,7 +75,10 @@ def test_options_become_settings(settings, tmp_path):
 
 def test_defaults_and_the_key_of_the_environment(settings, monkeypatch):
     made = settings()
-    assert made == ServerSettings(engines=made.engines) and not made.api_key
+    assert made == ServerSettings(engines=made.engines, hosts=made.hosts) and not made.api_key
+    assert set(made.hosts) == {"localhost", "127.0.0.1", "::1", "host.docker.internal"}
+    assert settings("--host", "0.0.0.0").hosts == ()
+    assert "a.example" in settings("--allow-host", "a.example").hosts
     monkeypatch.setenv("CHATTERBOX_API_KEY", "sesame")
     assert settings().api_key == "sesame"
     monkeypatch.setenv("CHATTERBOX_API_KEY", " sesame\n")

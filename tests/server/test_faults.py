@@ -351,6 +351,55 @@ def test_other_origins(tmp_path):
             assert answer.headers.get("access-control-allow-origin") == origin
 
 
+EVIL, HERE = "http://evil.example", "http://localhost:8004"
+
+
+@pytest.mark.parametrize(
+    ("sent", "is_refused"),
+    [
+        ({}, False),
+        ({"Origin": HERE}, False),
+        ({"Origin": "https://a.example"}, False),
+        ({"Host": "[::1]:8004"}, False),
+        ({"Host": "Localhost"}, False),
+        ({"Referer": f"{HERE}/page?a"}, False),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "https://proxy.example"}, False),
+        ({"Origin": EVIL}, True),
+        ({"Origin": "null"}, True),
+        ({"Origin": "http://localhost:3000"}, True),
+        ({"Referer": f"{EVIL}/page"}, True),
+        ({"Sec-Fetch-Site": "cross-site"}, True),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, True),
+        ({"Origin": f"{EVIL}:8004", "Host": "evil.example:8004"}, True),
+        ({"Host": "evil.example:8004", "Sec-Fetch-Site": "same-origin"}, True),
+        ({"Host": "localhost.evil.example"}, True),
+    ],
+)
+def test_pages_of_other_origins_are_refused(guarded, sent, is_refused):
+    sent = {"Host": "localhost:8004", **sent}
+    for path in ("/v1/audio/voices", "/audio/voices"):
+        answer = guarded.post(path, data={"name": "no/name"}, files={"file": b"a"}, headers=sent)
+        assert answer.status_code == (403 if is_refused else 422), answer.text
+    assert guarded.get("/tts-stream", headers=sent).status_code == (403 if is_refused else 422)
+
+
+def test_another_site_may_link_to_the_page(guarded):
+    sent = {"Host": "localhost", "Sec-Fetch-Site": "cross-site", "Referer": f"{EVIL}/"}
+    assert guarded.get("/", headers={**sent, "Sec-Fetch-Mode": "navigate"}).status_code == 200
+    assert guarded.get("/", headers={**sent, "Sec-Fetch-Mode": "no-cors"}).status_code == 403
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    settings = settings_of(
+        tmp_path_factory.mktemp("guarded"),
+        cors_origins=("https://a.example",),
+        hosts=("localhost", "127.0.0.1", "::1"),
+    )
+    with running(settings, lambda _: FakeServedEngine()) as server, server.client() as client:
+        yield client
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_requests(server, client):
     import gc

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 REMEDY = 'pip install "chatterbox-opt[server]"'
 UNITS = {"s": 1, "m": 60, "h": 3600}
+# the last one is this machine for those in a container; no page can have that name
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1", "host.docker.internal")
 DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
 
 
@@ -61,6 +63,24 @@ class ListenOptions:
         Optional[list[str]],
         typer.Option(help="Origin whose pages may call, such as https://example.org; repeat it."),
     ] = None
+    allow_host: Annotated[
+        Optional[list[str]],
+        typer.Option(help="Name by which a proxy calls a local server; repeat it."),
+    ] = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can connect."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The names by which clients may call; empty: any."""
+        named = tuple(self.allow_host or ())
+        return (*LOCAL_HOSTS, self.host, *named) if self.is_local else named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +178,7 @@ def _settings(
         idle_seconds=None if service.idle_unload is None else seconds_of(service.idle_unload),
         warm_up=service.warm_up,
         cors_origins=tuple(listen.cors_origin or ()),
+        hosts=listen.hosts,
         limits=limits,
     )
 
@@ -216,11 +237,7 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def _warn_if_open(reporter: Reporter, listen: ListenOptions) -> None:
-    try:
-        is_local = ipaddress.ip_address(listen.host).is_loopback
-    except ValueError:
-        is_local = listen.host == "localhost"
-    if is_local:
+    if listen.is_local:
         return
     if not listen.api_key:
         reporter.warn(f"{listen.host} is open to others, and there is no key: use --api-key")
