@@ -89,8 +89,9 @@ def test_an_error_after_there_was_sound_breaks_the_transfer(client):
 @pytest.mark.parametrize("more", [{}, {"stream": False}, {"stream_format": "sse"}])
 def test_a_client_that_goes_frees_its_slot(server, engine, more):
     name = f"gone{len(engine.handles)}"
-    raw(server, speech_request(f"{name} pieces=1000000", **more)).close()
+    connection = raw(server, speech_request(f"{name} pieces=1000000", **more))
     until(lambda: any(name in one.request.text for one in engine.handles))
+    connection.close()
     handle = next(one for one in engine.handles if name in one.request.text)
     until(lambda: handle.cancelled and server.service.admission.active == 0)
 
