@@ -104,7 +104,7 @@ def test_a_client_that_goes_before_its_first_sound_makes_room(tmp_path):
     with_server(tmp_path, conversation)
 
 
-def test_texts_of_one_connection_come_one_after_the_other_and_are_bounded(tmp_path):
+def test_texts_of_one_connection_are_read_one_after_the_other_and_bounded(tmp_path):
     async def conversation(service, engine, path):
         texts = [Synthesize("gated"), *[Synthesize("next")] * (wyoming.MAX_JOBS - 1)]
         async with connected(path, *texts, Synthesize("one too many")) as client:

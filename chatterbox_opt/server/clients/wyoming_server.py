@@ -12,7 +12,9 @@ from contextlib import suppress
 
 from chatterbox_opt.server.clients.wyoming import WyomingHandler, cancelled
 from chatterbox_opt.server.service import SpeechService
+from chatterbox_opt.server.timeouts import within
 
+CLOSE_SECONDS = 1  # that a client has to read what is left
 KEEP_ALIVE = 60  # seconds of silence after which the system asks whether a client is there
 
 
@@ -71,8 +73,15 @@ class WyomingServer:
 
 
 async def _run(handler: WyomingHandler) -> None:
-    with suppress(ConnectionError, asyncio.TimeoutError):
-        await handler.run()
+    try:
+        with suppress(ConnectionError, asyncio.TimeoutError):
+            await handler.run()
+    finally:
+        handler.writer.close()  # also if it was cancelled before it began
+        with suppress(ConnectionError, asyncio.TimeoutError):
+            await within(CLOSE_SECONDS, handler.writer.wait_closed())
+        handler.writer.transport.abort()
+        await asyncio.sleep(0)  # in which the transport closes its socket
 
 
 def _keep_alive(connection: socket.socket) -> None:
