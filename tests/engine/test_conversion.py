@@ -30,6 +30,7 @@ from chatterbox_opt.checkpoints.reader import Tensors
 from chatterbox_opt.engine import windows
 from chatterbox_opt.engine.conversion import states
 from chatterbox_opt.engine.rendering.renderer import Renderer, no_stream
+from chatterbox_opt.models.speech_tokenizer import SpeechTokenizer
 from chatterbox_opt.voices.library import load_speech_tokenizer
 
 
@@ -302,6 +303,25 @@ def test_an_interrupted_conversion_leaves_an_idle_engine(engine, long):
 def test_what_is_no_speech_is_refused(engine, samples, message):
     with pytest.raises(VoiceError, match=message):
         engine.convert(Audio(samples.astype(np.float32), 24_000, 0, 0, {}))
+
+
+@pytest.mark.parametrize("message", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"])
+def test_a_tokenizer_without_memory_goes_on_on_the_cpu(load, short, monkeypatch, caplog, message):
+    engine = load()
+    expected = engine.convert(short, seed=1)
+    quantize, errors = SpeechTokenizer.tokens, [RuntimeError(message)]
+
+    def tokens(self, wave):
+        if errors:
+            raise errors.pop()
+        return quantize(self, wave)
+
+    monkeypatch.setattr(SpeechTokenizer, "tokens", tokens)
+    assert np.array_equal(engine.convert(short, seed=1).samples, expected.samples)
+    assert "recordings become tokens on the CPU from now on" in caplog.text
+    errors.append(RuntimeError("a shape"))
+    with pytest.raises(RuntimeError, match="a shape"):
+        engine.convert(short)
 
 
 def test_wrong_arguments(engine, short):

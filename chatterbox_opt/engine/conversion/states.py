@@ -25,6 +25,7 @@ from chatterbox_opt.engine.windows import Seams, spans
 from chatterbox_opt.errors import first_line
 from chatterbox_opt.models.speech_tokenizer import TOKENIZER_RATE, SpeechTokenizer
 from chatterbox_opt.request import Audio, VoiceSource
+from chatterbox_opt.runtime.cuda import is_out_of_memory
 from chatterbox_opt.runtime.offload import NONE
 from chatterbox_opt.runtime.own_thread import in_own_thread
 from chatterbox_opt.sampling import for_model, seeded
@@ -90,7 +91,9 @@ class ConversionStates:
                 self._move(self._tokenizer, self._device)
             try:
                 return self._tokenizer.tokens(heard.wave)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 reason = first_line(error)
             log.warning("recordings become tokens on the CPU from now on (%s)", reason)
             self._device = torch.device("cpu")
@@ -100,7 +103,9 @@ class ConversionStates:
     def _move(self, tokenizer: SpeechTokenizer, device: torch.device) -> None:
         try:
             tokenizer.to(device)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             tokenizer.to("cpu")
             self._device = torch.device("cpu")
 
