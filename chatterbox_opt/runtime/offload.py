@@ -47,7 +47,7 @@ class StagePlacement:
     Attributes:
         offload: one of ``OFFLOAD``; ``offload_more`` changes it.
         release_graphs: drops captured graphs, whose memory pools are not the allocator's to free;
-            set by whoever captures.
+            set where they are captured.
     """
 
     def __init__(

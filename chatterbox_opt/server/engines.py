@@ -168,6 +168,6 @@ class Engines:
 
 
 def _heard(loading: asyncio.Task[Any]) -> None:
-    """Take note of an error, for which perhaps nobody waits any more: the next request tries."""
+    """Retrieve an error, or asyncio would log it if no request waits for the engine any more."""
     if not loading.cancelled():
         loading.exception()

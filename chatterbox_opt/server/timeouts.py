@@ -41,6 +41,6 @@ async def to_its_end(work: Awaitable[Value]) -> Value:
             cancelled = error
     if cancelled is not None:
         if not task.cancelled():
-            task.exception()  # nobody is there to hear of it
+            task.exception()  # retrieved, or asyncio would log it
         raise cancelled
     return task.result()

@@ -1,4 +1,4 @@
-"""How long an engine lives: loaded once for all who wait, closed to the end, whoever goes meanwhile."""
+"""How long an engine lives: loaded once for all who wait, closed to the end, even if requests are cancelled."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class ArrivingRequests:
                 if handle := self._submit(chunk, number):
                     number += 1
                     self._taken.put(handle)
-                    if self._closed.is_set():  # since it was submitted: nobody takes it any more
+                    if self._closed.is_set():  # closed since it was submitted
                         handle.cancel()
                         return
                 else:

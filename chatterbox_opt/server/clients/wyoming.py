@@ -199,7 +199,7 @@ class WyomingHandler(AsyncEventHandler):
             await self._send(AudioStop().event())
 
     async def _speak_arriving(self, text: ArrivingText, voice: SynthesizeVoice | None) -> None:
-        await text.begun.wait()  # without a text it takes nobody's place
+        await text.begun.wait()  # a stream without text is not admitted
         if not text.is_empty:
             await self._speak_begun(text, voice)
         await self._send(SynthesizeStopped().event())
