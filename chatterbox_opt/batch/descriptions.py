@@ -1,6 +1,6 @@
 """Files of ours that describe audio files: captions next to them, and ``metadata.csv``.
 
-Responsible for which they are, and for removing those that describe other audio than is there now.
+Responsible for their names, and for removing those that describe other audio than is there now.
 Not responsible for their content (joining/timestamps.py, metadata.py), or for renaming
 (resuming.py).
 
@@ -10,17 +10,33 @@ Only files that the journal has as output of a run count: others are of the user
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import Enum
 from pathlib import Path, PurePath
 
 from chatterbox_opt.batch.journal import OUTPUT, Journal
 
-CAPTIONS = (".srt", ".vtt", ".json")
 METADATA = "metadata.csv"
+
+
+class CaptionFormat(str, Enum):
+    """Formats of caption files."""
+
+    SRT = "srt"
+    VTT = "vtt"
+    JSON = "json"
+
+
+CAPTIONS = tuple(f".{form.value}" for form in CaptionFormat)
+
+
+def caption_name(file: str, form: CaptionFormat) -> str:
+    """The caption file of an audio file: a name, or a path."""
+    return str(PurePath(file).with_suffix(f".{form.value}"))
 
 
 def captions_of(journal: Journal, file: str) -> list[str]:
     """Caption files of an audio file."""
-    named = (str(PurePath(file).with_suffix(suffix)) for suffix in CAPTIONS)
+    named = (caption_name(file, form) for form in CaptionFormat)
     return [name for name in named if _is_output(journal, name)]
 
 

@@ -41,10 +41,9 @@ from chatterbox_opt.text.languages import check_language
 
 STDIN = "-"
 _HTML = (".html", ".htm", ".xhtml")
-FORMATS = (
-    *(".txt", ".md", ".epub", *_HTML),
-    *(".jsonl", ".csv", ".tsv", ".srt", ".vtt", ".ass", ".ssa"),
-)
+_TIMED_TEXT, _SUBSTATION = (".srt", ".vtt"), (".ass", ".ssa")
+TEXTS, BOOKS, SUBTITLES = (".txt",), (".epub", *_HTML), (*_TIMED_TEXT, *_SUBSTATION)
+FORMATS = (*TEXTS, ".md", *BOOKS, ".jsonl", ".csv", ".tsv", *SUBTITLES)
 SAMPLING_COLUMNS = tuple(column.name for column in fields(Sampling))
 COLUMNS = ("id", "text", "voice", *SAMPLING_COLUMNS, "language", "rate", "markup")
 _FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -265,10 +264,10 @@ def _parse(kind: str, name: str, content: bytes, options: ReadOptions) -> Parsed
         return read_json_lines(name, text, COLUMNS)
     if kind in (".csv", ".tsv"):
         return read_csv(name, text, COLUMNS, tabs=kind == ".tsv")
-    if kind in (".srt", ".vtt"):
-        how = {"web": kind == ".vtt", "markup": options.markup}
-        return read_subtitles(name, text, options.captions, **how)
-    if kind in (".ass", ".ssa"):
+    if kind in _TIMED_TEXT:
+        is_web, markup = kind == ".vtt", options.markup
+        return read_subtitles(name, text, options.captions, web=is_web, markup=markup)
+    if kind in _SUBSTATION:
         return read_substation(name, text, options.captions, markup=options.markup)
     return read_prose(text, options.split)
 

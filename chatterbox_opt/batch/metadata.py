@@ -20,7 +20,6 @@ from chatterbox_opt.batch.manifest import Entry
 from chatterbox_opt.errors import OutputError
 from chatterbox_opt.utils.atomic_file import atomic_write
 
-FILE = METADATA
 COLUMNS = ("file_name", "text", "voice", "duration", "seed", "model")
 
 
@@ -37,7 +36,7 @@ def write_metadata(directory: Path, entries: Iterable[Entry], form: Metadata) ->
     Raises:
         OutputError: it cannot be written.
     """
-    target = directory / FILE
+    target = directory / METADATA
     try:
         with atomic_write(target) as part, part.open("w", encoding="utf-8", newline="") as file:
             if form == Metadata.LJSPEECH:

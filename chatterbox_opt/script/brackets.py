@@ -37,6 +37,16 @@ def find(text: str) -> str:
     return found[0] if found else ""
 
 
+def is_tag(text: str) -> bool:
+    """Whether a text is nothing but one tag, such as "[pause:1s]" or "[/rate]"."""
+    tag = _TAG.fullmatch(text)
+    if tag is None or not tag["end"] or tag["name"].lower() not in _NAMES:
+        return False
+    if tag["close"]:
+        return not tag["colon"] and tag["name"].lower() != "pause"
+    return bool(tag["colon"])
+
+
 def duration(value: str) -> float | None:
     """Seconds of "700ms" or "1.5s"; None if it is neither, or longer than ``MAX_PAUSE``."""
     found = _DURATION.fullmatch(value.strip().lower())

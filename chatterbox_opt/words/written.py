@@ -198,9 +198,8 @@ def _edit_costs(written: Sequence[str], heard: Sequence[str]) -> npt.NDArray[np.
 @functools.lru_cache(maxsize=4096)
 def english_words(word: str) -> str:
     """What the built-in model reads for a word alone, or for a sign between words; may be ""."""
-    from chatterbox_opt.text.english.normalizer import (
-        read_english,
-    )  # only for the model that needs it
+    # only for the model that needs it
+    from chatterbox_opt.text.english.normalizer import read_english
 
     if not any(c.isalnum() for c in word):
         return " ".join(read_english(f"so {word} so").text.split()[1:-1])

@@ -14,14 +14,9 @@ from typer.testing import CliRunner
 
 from chatterbox_opt import Result, Word
 from chatterbox_opt.batch import descriptions, manifest, resuming
-from chatterbox_opt.batch.descriptions import METADATA
+from chatterbox_opt.batch.descriptions import METADATA, CaptionFormat, caption_name
 from chatterbox_opt.batch.joining.join import Pauses, join
-from chatterbox_opt.batch.joining.timestamps import (
-    CaptionFormat,
-    caption_name,
-    write_item_captions,
-    write_joined_captions,
-)
+from chatterbox_opt.batch.joining.timestamps import write_item_captions, write_joined_captions
 from chatterbox_opt.batch.journal import OUTPUT
 from chatterbox_opt.batch.metadata import Metadata, write_metadata
 from chatterbox_opt.cli.application import app

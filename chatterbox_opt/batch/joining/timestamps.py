@@ -8,28 +8,14 @@ written without synthesizing anything again, in another format too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from enum import Enum
-from pathlib import Path
 
+from chatterbox_opt.batch.descriptions import CaptionFormat, caption_name
 from chatterbox_opt.batch.job_file import Item
 from chatterbox_opt.batch.joining.join import Joined
 from chatterbox_opt.batch.journal import OUTPUT
 from chatterbox_opt.batch.manifest import Entry, Manifest
 from chatterbox_opt.words.caption_files import write_captions
 from chatterbox_opt.words.word import Word
-
-
-class CaptionFormat(str, Enum):
-    """Formats of caption files."""
-
-    SRT = "srt"
-    VTT = "vtt"
-    JSON = "json"
-
-
-def caption_name(file: str, form: CaptionFormat) -> str:
-    """The caption file of an audio file: a name, or a path."""
-    return str(Path(file).with_suffix(f".{form.value}"))
 
 
 def write_item_captions(manifest: Manifest, entries: Iterable[Entry], form: CaptionFormat) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from chatterbox_opt.batch.readers.rows import Dropped, Parsed, Row
+from chatterbox_opt.script.brackets import is_tag
 
 SOUNDS, SPEAKERS, REPEATS = "sound descriptions", "speaker names", "repeated captions"
 REPEAT_SECONDS = 0.05  # a rolling caption is shown again for 10 ms, without its new line
@@ -32,9 +33,6 @@ _TAG = re.compile(
 _VOICE_TAG = re.compile(r"<v(?:\.[\w-]+)*\s+([^<>\n]*)>", re.IGNORECASE)
 _BREAK = re.compile(r"([A-Za-z]:\\\S*)|\\[Nnh]|<br\s*/?>", re.IGNORECASE)  # or a Windows path
 _ENTITY = re.compile(r"&(?:#\d+|#x[0-9a-f]+|[a-z][a-z0-9]*);", re.IGNORECASE)
-_MARKUP = re.compile(
-    r"\[(?:/(?:voice|rate|say)|(?:pause|voice|rate|say):[^\[\]\n]*)\]", re.IGNORECASE
-)
 _BRACKETS = re.compile(r"(?:\[(?:[^\[\]]|\[[^\[\]]*\])*\]|【[^【】]*】):?")  # [door slams], [JOHN]:
 # (door slams), before all words of a line; inside a sentence, parentheses are a part of it
 _PARENTHESES = re.compile(r"^(\s*(?:[-–—]\s?)?)(?:\([^()]*\)|（[^（）]*）):?", re.MULTILINE)
@@ -117,7 +115,7 @@ def _speech(text: str, number: int, dropped: list[Dropped], *, names: bool, mark
     """
 
     def drop_sound(match: re.Match[str]) -> str:
-        if markup and _MARKUP.fullmatch(match[0]):
+        if markup and is_tag(match[0]):
             return match[0]
         dropped.append(Dropped(SOUNDS, match[0].strip(), number))
         return " "

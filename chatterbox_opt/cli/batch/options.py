@@ -17,11 +17,11 @@ from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.audio.loudness import check_target
 from chatterbox_opt.audio.tags import Tags, one_line, read_cover
 from chatterbox_opt.batch import executors, filenames, job_file
+from chatterbox_opt.batch.descriptions import CaptionFormat
 from chatterbox_opt.batch.job_file import ReadOptions
 from chatterbox_opt.batch.joining.join import Pauses
 from chatterbox_opt.batch.joining.mastering import Master
 from chatterbox_opt.batch.joining.timeline import STRETCH, Overrun, Timing
-from chatterbox_opt.batch.joining.timestamps import CaptionFormat
 from chatterbox_opt.batch.metadata import Metadata
 from chatterbox_opt.batch.readers.captions import Captions
 from chatterbox_opt.batch.readers.prose import Split
@@ -33,10 +33,6 @@ from chatterbox_opt.errors import InputError
 from chatterbox_opt.text.decoding import check_encoding
 
 FORMATS = [extension.strip(".") for extension in containers.FORMATS]
-# job files that an option is for
-TEXTS = (".txt",)
-SUBTITLES = (".srt", ".vtt", ".ass", ".ssa")
-BOOKS = (".epub", ".html", ".htm", ".xhtml")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +71,9 @@ class ReadingOptions:
             check_encoding(self.encoding)
         kind = ".txt" if file == job_file.STDIN else Path(file).suffix.lower()
         for option, is_given, kinds in (
-            ("--split", self.split is not None, TEXTS),
-            ("--captions", self.captions is not None, SUBTITLES),
-            ("--alt-texts", self.alt_texts, BOOKS),
+            ("--split", self.split is not None, job_file.TEXTS),
+            ("--captions", self.captions is not None, job_file.SUBTITLES),
+            ("--alt-texts", self.alt_texts, job_file.BOOKS),
         ):
             if is_given and kind in job_file.FORMATS and kind not in kinds:
                 raise InputError(f"{option} is for {', '.join(kinds)}: drop it")

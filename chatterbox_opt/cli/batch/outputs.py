@@ -13,19 +13,14 @@ from pathlib import Path
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.audio.tags import Tags
 from chatterbox_opt.batch import filenames, job_file
+from chatterbox_opt.batch.descriptions import METADATA, CaptionFormat, caption_name
 from chatterbox_opt.batch.joining import timeline
 from chatterbox_opt.batch.joining.join import Joined, join
-from chatterbox_opt.batch.joining.timestamps import (
-    CaptionFormat,
-    caption_name,
-    write_item_captions,
-    write_joined_captions,
-)
+from chatterbox_opt.batch.joining.timestamps import write_item_captions, write_joined_captions
 from chatterbox_opt.batch.journal import FILE as JOURNAL_FILE
 from chatterbox_opt.batch.journal import OUTPUT
 from chatterbox_opt.batch.manifest import DONE, LOCK, Entry, Manifest
 from chatterbox_opt.batch.manifest import FILE as MANIFEST_FILE
-from chatterbox_opt.batch.metadata import FILE as METADATA_FILE
 from chatterbox_opt.batch.metadata import Metadata, write_metadata
 from chatterbox_opt.batch.resuming import MOVES
 from chatterbox_opt.batch.runner import Summary
@@ -42,7 +37,7 @@ OWN_FILES = (MANIFEST_FILE, LOCK, JOURNAL_FILE, MOVES)
 def other_files(files: FileOptions, joining: JoinOptions, names: list[str]) -> Iterator[str]:
     """What is written besides the items' files, relative to the output directory."""
     if files.metadata is not None:
-        yield METADATA_FILE
+        yield METADATA
     yield from _joined_name(joining.joined_file, files.directory)
     if files.timestamps is not None:
         yield from (caption_name(name, files.timestamps) for name in names)
@@ -135,7 +130,7 @@ def write_metadata_file(
     """Write metadata.csv, if it is asked for."""
     if form is None:
         return
-    manifest.start(METADATA_FILE, OUTPUT)
+    manifest.start(METADATA, OUTPUT)
     reporter.status(f"metadata: {write_metadata(manifest.directory, done, form)}")
 
 

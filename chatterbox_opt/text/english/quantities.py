@@ -45,8 +45,8 @@ UNITS = table(
 )
 # behind a slash, where a letter can only be a unit
 _PER = table("s:second h:hour d:day wk:week mo:month yr:year") | UNITS
-_SCALES = table("k:thousand m:million b:billion t:trillion") | table(
-    "mn:million bn:billion tn:trillion trn:trillion"
+_SCALES = table(
+    "k:thousand m:million mn:million b:billion bn:billion t:trillion tn:trillion trn:trillion"
 )
 _SCALE = (
     r"(?:(?: ?|(-))"
