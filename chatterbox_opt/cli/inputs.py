@@ -33,16 +33,22 @@ def check_kept(inputs: Iterable[str | Path | None], outputs: Iterable[str | None
     Raises:
         InputError: one would.
     """
-    read = {_identity(name): name for name in inputs if name is not None}
+    read = _read(inputs)
     for output in outputs:
         if output is None or audio_files.is_stream(output):
             continue
         identity = _identity(output)
-        if identity is not None and identity in read:
-            name = "standard input" if read[identity] == STDIN else f"'{read[identity]}'"
+        if identity is not None and (input := read.get(identity)):
+            name = "standard input" if input == STDIN else f"'{input}'"
             raise InputError(
                 f"'{output}' would replace {name}, which is read: give the output another name"
             )
+
+
+def not_read(inputs: Iterable[str | Path | None], files: Iterable[Path]) -> list[Path]:
+    """The files that are none of the inputs, under any name; ``inputs`` as of ``check_kept``."""
+    read = _read(inputs)
+    return [file for file in files if _identity(file) not in read]
 
 
 def recordings(voices: Iterable[str | None], store: VoiceStore) -> Iterator[Path]:
@@ -51,6 +57,12 @@ def recordings(voices: Iterable[str | None], store: VoiceStore) -> Iterator[Path
         if voice is not None:
             with contextlib.suppress(VoiceError):
                 yield store.find(voice)
+
+
+def _read(inputs: Iterable[str | Path | None]) -> dict[tuple[int, int], str | Path]:
+    """The inputs that are regular files, by what they are."""
+    known = ((_identity(name), name) for name in inputs if name is not None)
+    return {identity: name for identity, name in known if identity is not None}
 
 
 def _identity(name: str | Path) -> tuple[int, int] | None:

@@ -117,3 +117,18 @@ def test_streams_and_what_is_not_there_replace_nothing(tmp_path):
     inputs.check_kept(
         ["-", None, pipe, "/dev/null", "missing"], ["-", None, pipe, "/dev/null", "missing"]
     )
+
+
+def test_prune_keeps_a_recording_that_a_row_reads(tmp_path, monkeypatch):
+    """A voice that an earlier run made, in the directory that is pruned."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "voices.csv").write_text(
+        "id,text\nanna,The sun is warm today.\nbert,The rain is cold.\n"
+    )
+    (tmp_path / "lines.csv").write_text("id,text,voice\none,Hello.,out/anna.wav\n")
+    for job in (["voices.csv"], ["lines.csv", "--prune"]):
+        args = ["batch", *job, "--out-dir", "out", "--model", "pico", "--device", "cpu"]
+        result = CliRunner().invoke(app, args)
+        assert result.exit_code == 0, result.output
+    assert "1 files of earlier runs deleted: bert.wav" in result.output
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.wav")) == ["anna.wav", "one.wav"]

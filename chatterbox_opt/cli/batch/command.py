@@ -111,10 +111,9 @@ def batch(
         check_chapters(items, joining.joined_file)
         outputs.check_joined(joining.joined_file, directory, as_json=as_json)
     names = outputs.names_of(items, files, joining.joined_file)
-    inputs.check_kept(
-        [file, script.lexicon, script.cast, joining.cover, *_recordings(job, voice, cast, spec)],
-        outputs.paths(files, joining, names),
-    )
+    given = (file, script.lexicon, script.cast, joining.cover)
+    read = [*given, *_recordings(job, voice, cast, spec)]
+    inputs.check_kept(read, outputs.paths(files, joining, names))
     printing.set_up_logging(reporter)
     for note in job.notes:
         reporter.status(note)
@@ -144,7 +143,8 @@ def batch(
             )
             runner = BatchRunner(manifest, items, show, run_options)
             summary, caught = _run(runner, executor, worker, reporter)
-            _report_stale(manifest, items, reporter, prune=files.prune and not summary.left)
+            stale = stale_files(manifest, items)
+            _report_stale(stale, manifest, read, reporter, prune=files.prune and not summary.left)
         report(reporter, summary, {i.id: i.row for i in items}, time.monotonic() - started)
         if summary.stopped is not None:
             raise summary.stopped
@@ -220,10 +220,17 @@ def _model_text(spec: EngineSpec, plan: Plan) -> str:
 
 
 def _report_stale(
-    manifest: Manifest, items: list[job_file.Item], reporter: Reporter, *, prune: bool
+    stale: list[str],
+    manifest: Manifest,
+    read: list[str | Path | None],
+    reporter: Reporter,
+    *,
+    prune: bool,
 ) -> None:
-    """List the files of earlier runs that the job does not have, or delete them."""
-    stale = stale_files(manifest, items)
+    """List the files of earlier runs that the job does not have and does not read (such as a
+    voice that was made by an earlier run), or delete them."""
+    unread = inputs.not_read(read, (manifest.directory / name for name in stale))
+    stale = [path.name for path in unread]
     if not stale:
         return
     shown = ", ".join(stale[:STALE_SHOWN]) + (", ..." if len(stale) > STALE_SHOWN else "")
