@@ -242,7 +242,8 @@ _ORDER: tuple[Rule, ...] = (
     (rf"(?i:\b({_PARTS}|{_NUMBERED}) 0+(?=[1-9]))", r"\1 "),
     (SENTENCE, expand_initialisms),
     (r"(?<![A-Za-z'.])(?<!\b[A-Z] )([A-HJ-Z])\.(?= [A-Z])", _initials),
-    # dates and times
+    # dates and times, and what is no date: "7 1/2/10"
+    (r"(?<![\d/:.,-])(\d+ [1-3]/[2-4])/(?=\d{1,3}(?![\d/]))", r"\1 out of "),
     (rf"(?<![\d-])(\d{{4}})-(0[1-9]|1[0-2])-{_DAY}[T ]([01]\d|2[0-4]):([0-5]\d)(?::([0-5]\d(?:\.\d"
      r"+)?))?(?: ?(Z|[+-]\d\d:?\d\d))?(?![\d:])", _timestamp),
     (rf"(?<![\d-])(\d{{4}})-(0[1-9]|1[0-2])-{_DAY}(?![\d-])",

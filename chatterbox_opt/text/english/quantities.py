@@ -56,6 +56,8 @@ _SLASH = rf"(?: ?/ ?{any_of(_PER)}(?![A-Za-z]))?"
 _FRACTIONS = {"2": "half", "4": "quarter"}
 _PARTS = {*map(str, range(2, 11)), "12", "16", "32", "64", "100", "1000"}
 _OUT_OF = 20  # numerators of fractions that are no part "of" something are below
+_FRACTION = r"(?<![\d/.])(\d{1,3})/(\d{1,4})(?!/?\d|\.\d)"
+_MIXED = rf"(?:(?<![\d/.,])(\d+) )?{_FRACTION}"
 
 
 def _range(m: Match[str]) -> str:
@@ -109,12 +111,43 @@ def _per(unit: str | None) -> str:
 
 def _fraction(m: Match[str]) -> str:
     """A number before it, or none; numerator and denominator; " of", or nothing."""
-    whole, numerator, denominator, of = m.groups()
+    *number, of = m.groups()
+    return _mixed(*number, of=bool(of)) or m[0]
+
+
+def _fraction_of_money(m: Match[str]) -> str:
+    """Sign, mixed number, hyphen, scale, per."""
+    sign, *number, hyphen, scale, per = m.groups()
+    coin = CURRENCIES[sign].split(" ")[0]
+    if not scale:
+        return _part_of(number, coin, per) or m[0]
+    words = _mixed(*number)
+    return f"{words} {_scale(scale)} {coin if hyphen else plural(coin)}" if words else m[0]
+
+
+def _fraction_of_unit(m: Match[str]) -> str:
+    """Mixed number, unit, per."""
+    *number, unit, per = m.groups()
+    return _part_of(number, UNITS[unit], per) or m[0]
+
+
+def _part_of(number: list[str | None], noun: str, per: str | None) -> str:
+    """As in "three and one half miles", "three quarters of a mile"; "" of no fraction."""
+    words, one = _mixed(*number), "an" if noun in ("hour", "ounce") else "a"
+    what = plural(noun) if number[0] else f"of {one} {noun}"
+    return f"{words} {what}{_per(per)}" if words else ""
+
+
+def _mixed(
+    whole: str | None, numerator: str | None, denominator: str | None, *, of: bool = False
+) -> str:
+    """A mixed number, or a fraction; "" if it looks like none. ``of``: the word is behind it."""
+    assert numerator and denominator
     is_part = of and int(numerator) < int(denominator)
     if not is_part and (int(numerator) >= _OUT_OF or denominator not in _PARTS):
-        return m[0]
+        return ""
     part = _FRACTIONS.get(denominator) or in_words(denominator, "ordinal")
-    return (f"{whole} and " if whole else "") + counted(numerator, part)
+    return (f"{cardinal(whole)} and " if whole else "") + counted(numerator, part)
 
 
 def _groups(m: Match[str]) -> str:
@@ -134,12 +167,14 @@ QUANTITIES: tuple[Rule, ...] = (
     (rf"((?<=\d)|(?<=\d ))({any_of(UNITS)}|[kKM]) ?- ?(?=\d)", r"\2 to "),
     (rf"(?<![\w)])-(?={_SIGN}?[\d.])", "minus "),
     (rf"(?<=[A-Za-z])'?(?=\d|{_SIGN})", " "),
+    (rf"({_SIGN}) ?(?:(\d+) )?{_FRACTION}{_SCALE}{_SLASH}", _fraction_of_money),
+    (rf"{_MIXED} ?{any_of(UNITS)}(?![A-Za-z]){_SLASH}", _fraction_of_unit),
     (rf"(?:({_SIGN}) ?{NUMBER}{_SCALE}|{NUMBER}{_SCALE} ?({_SIGN})(?!\d)){_SLASH}", _money),
     (rf"{NUMBER} ?{any_of(UNITS)}(?![A-Za-z]){_SLASH}(?:\.(?= [a-z]))?",
      lambda m: counted(m[1], UNITS[m[2]]) + _per(m[3])),
     (rf"(?<=\d)-{any_of(UNITS)}\b", lambda m: f"-{UNITS[m[1]]}"),
-    (r"(\d)' ?(\d\d?)\"", r"\1 foot \2"),
+    (r"(\d)' ?(\d\d?(?: \d/\d)?)\"", r"\1 foot \2"),
     (r"(?<![\d/.,])(\d+\.\d+)/(\d+)(?![\d/]|\.\d)", r"\1 out of \2"),
-    (r"(?:(?<![\d/])(\d+) )?(?<![\d/.])(\d{1,3})/(\d{1,4})(?![\d/]|\.\d)(?=( of\b)?)", _fraction),
+    (rf"{_MIXED}(?=( of\b)?)", _fraction),
     (r"(?<=\w)/(?=(?:second|minute|hour|day|night|week|month|year|person)\b)", " per "),
 )
