@@ -70,13 +70,17 @@ def test_ignored_signals_stay_ignored(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
 def test_a_batch_finishes_the_items_in_progress(tmp_path, number):
-    with manifest.open_manifest(tmp_path) as held:
-        runner = BatchRunner(held, tasks_of("abc"), lambda event: None)
-        with pytest.raises(SystemExit) as caught:
-            with command._stoppable(runner, console.Reporter(quiet=True)) as numbers:
-                signal.raise_signal(number)
-                assert numbers == [number]
-                signal.raise_signal(number)
+    before = signal.signal(number, signal.SIG_DFL)  # nohup ignores SIGHUP
+    try:
+        with manifest.open_manifest(tmp_path) as held:
+            runner = BatchRunner(held, tasks_of("abc"), lambda event: None)
+            with pytest.raises(SystemExit) as caught:
+                with command._stoppable(runner, console.Reporter(quiet=True)) as numbers:
+                    signal.raise_signal(number)
+                    assert numbers == [number]
+                    signal.raise_signal(number)
+    finally:
+        signal.signal(number, before)
     assert caught.value.code == 128 + number
 
 
