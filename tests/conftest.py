@@ -36,15 +36,22 @@ settings.load_profile("repeatable")
 
 # whole files go to processes (--dist loadfile): the longest first, so that none is left for the end
 LONGEST_FIRST = (
-    "kernels/test_cuda_kernels.py",
     "engine/test_on_simulated_gpu.py",
-    "batch/test_worker_pool.py",
-    "engine/test_submit.py",
-    "e2e/test_pico.py",
-    "docs/test_docs.py",
-    "cli/test_main.py",
+    "kernels/test_cuda_kernels.py",
+    "words/test_word_times.py",
     "engine/test_renderer.py",
+    "engine/test_submit.py",
+    "engine/test_conversion.py",
+    "e2e/test_pico.py",
+    "runtime/test_cuda_graphs.py",
+    "engine/test_recovery.py",
+    "models/test_t3_parity.py",
+    "text/test_english.py",
+    "cli/test_main.py",
+    "docs/test_docs.py",
+    "batch/test_worker_pool.py",
     "batch/test_crashes.py",
+    "bench/test_bench.py",
 )
 
 

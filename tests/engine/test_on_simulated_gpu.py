@@ -248,9 +248,8 @@ def test_every_configuration_synthesizes_on_a_gpu(load_on_gpu, gpu, expected, ba
     assert gpu.allocated() == torch.cuda.memory_allocated() == 0, "memory that close() did not free"
 
 
-@pytest.mark.parametrize(
-    "backend", ["dev, offload", pytest.param("rtx4090", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["dev, offload", "rtx4090"])
 def test_words_are_timed_on_a_gpu(load_on_gpu, gpu, engine, backend, monkeypatch):
     """As on a CPU: on the device, with T3's weights there, while steps are captured."""
     monkeypatch.setattr(ModelConfig, "alignment_heads", ((1, 0), (0, 2)))

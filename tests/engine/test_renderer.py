@@ -360,18 +360,20 @@ def test_one_requests_failure_does_not_affect_others(engine, monkeypatch, expect
             assert overlaps == (sound is OVERLAPPED), "no reason to disable it"
 
 
-@pytest.mark.parametrize("error", [FULL, PLAIN], ids=["torch", "cublas"])
-@pytest.mark.parametrize(
-    ("name", "times", "offload"),
-    [
-        ("flow", 1, "none"),
-        ("vocoder", 2, "stages"),
-        ("flow", 3, "all-but-active"),
-        pytest.param("vocoder", 1, "none", marks=pytest.mark.slow),
-        pytest.param("flow", 2, "stages", marks=pytest.mark.slow),
-        pytest.param("vocoder", 3, "all-but-active", marks=pytest.mark.slow),
-    ],
+FAST = (
+    ("flow", 1, "none", FULL),
+    ("vocoder", 2, "stages", PLAIN),
+    ("flow", 3, "all-but-active", FULL),
 )
+OOM_CASES = [
+    pytest.param(*case, marks=() if case in FAST else pytest.mark.slow)
+    for name in ("flow", "vocoder")
+    for times, offload in ((1, "none"), (2, "stages"), (3, "all-but-active"))
+    for case in ((name, times, offload, error) for error in (FULL, PLAIN))
+]
+
+
+@pytest.mark.parametrize(("name", "times", "offload", "error"), OOM_CASES)
 def test_out_of_memory_disables_overlap_and_then_offloads(
     engine, monkeypatch, expected, caplog, name, times, offload, error
 ):
