@@ -24,7 +24,7 @@ from chatterbox_opt.engine.rendering.hops import SequenceSound
 from chatterbox_opt.errors import WeightsError
 from chatterbox_opt.kernels.cpu import onednn
 from chatterbox_opt.layers import linear_int, linear_onednn, weight_layout
-from chatterbox_opt.models.flow import estimator
+from chatterbox_opt.models.flow import estimator, model
 from chatterbox_opt.models.flow.model import FlowWindow
 from chatterbox_opt.voices.store import VoiceStore
 
@@ -188,10 +188,39 @@ def test_rows_together_equal_rows_alone(engine, flow):
         for rows in (noises, conditions)
     ]
     with torch.inference_mode():
-        together = flow.solve(*stacked, [len(n) for n in noises], 2)
+        schedule = flow.estimator.schedule(2, torch.device("cpu"))
+        together = flow.solve(*stacked, [len(n) for n in noises], schedule)
         for i, (noise, condition) in enumerate(zip(noises, conditions, strict=True)):
-            (alone,) = flow.solve(noise[None], condition[None], [len(noise)], 2)
+            (alone,) = flow.solve(noise[None], condition[None], [len(noise)], schedule)
             assert_close(together[i, : len(noise)], alone, atol=ATOL)
+
+
+@pytest.mark.skipif(not onednn.supported(), reason="no AVX-512")
+def test_times_are_embedded_on_all_cores(checkpoint, engine, monkeypatch):
+    """Their float32 products depend on the number of threads, the rest of an int8 flow does not."""
+    made, threads = loader.load_flow(checkpoint, torch.bfloat16), []
+    linear_int.quantize_transformers(made, estimator.Transformer)
+    linear_onednn.use_onednn(made)
+    made.use_core_threads()
+    monkeypatch.setattr(model, "group_by_length", lambda lengths, device: [[0], [1]])
+    plain = estimator.Estimator.time_shifts
+
+    def noted(*args):
+        threads.append(torch.get_num_threads())
+        return plain(*args)
+
+    monkeypatch.setattr(estimator.Estimator, "time_shifts", noted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        made(
+            [ids(9), ids(9)],
+            [engine.voice()] * 2,
+            [torch.Generator().manual_seed(i) for i in (1, 2)],
+        )
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [4], "once for all, not with a group's two"
 
 
 def test_a_step_runs_the_estimator_once_per_row(engine, flow, monkeypatch):
@@ -296,9 +325,12 @@ def test_steps_are_the_models_own_where_a_request_has_none(load, checkpoint, eng
         seen = []
         flow = running.pipeline.placement.module("flow")
         plain = type(flow).solve
-        monkeypatch.setattr(
-            type(flow), "solve", lambda net, *args: seen.append(args[-1]) or plain(net, *args)
-        )
+
+        def solve(net, *args):
+            seen.append(len(args[-1][0]) - 1)
+            return plain(net, *args)
+
+        monkeypatch.setattr(type(flow), "solve", solve)
         running.synthesize("Hi.", None, sampling)
         monkeypatch.undo()
         return seen

@@ -28,6 +28,7 @@ from chatterbox_opt.layers.attention import attend
 
 KERNEL_SIZE = 3  # of causal convolutions: the current frame and the two before
 CONDITIONS = 3 * MEL_BINS  # mu, speaker, prompt
+Schedule = tuple[Tensor, Tensor]  # see Estimator.schedule
 
 
 class Norm(nn.LayerNorm):
@@ -220,6 +221,7 @@ class Estimator(nn.Module):
         width, inputs = config.estimator_width, MEL_BINS + CONDITIONS
         time = 4 * width
         self.time_in, self.time_out = nn.Linear(inputs, time), nn.Linear(time, time)
+        self.mean_flow = config.mean_flow
         if config.mean_flow:
             self.time_mixer = nn.Linear(2 * time, time, bias=False)
         self.enter = Level(InputResNet(width, time), config)
@@ -239,6 +241,19 @@ class Estimator(nn.Module):
                 part.fused = True
             elif isinstance(part, Transformer):
                 part.fused = part.head_dim >= 16 and part.head_dim.bit_count() == 1
+
+    def schedule(self, steps: int, device: torch.device) -> Schedule:
+        """The times of the ODE's steps, and what they are for the levels: equal steps of a mean
+        flow, a cosine schedule otherwise (upstream flow_matching.py).
+
+        Returns:
+            float32 [steps + 1], from 0 to 1; [levels, steps, width], see ``time_shifts``.
+        """
+        times = torch.linspace(0, 1, steps + 1, device=device)
+        if self.mean_flow:
+            return times, self.time_shifts(times[:-1], times[1:])
+        times = 1 - torch.cos(times * 0.5 * torch.pi)
+        return times, self.time_shifts(times[:-1])
 
     def time_shifts(self, times: Tensor, ends: Tensor | None = None) -> Tensor:
         """Embed float32 times [n] in [0, 1] for each level: [levels, n, width].
@@ -277,7 +292,7 @@ class Estimator(nn.Module):
         """The compute dtype."""
         return self.final.norm.weight.dtype
 
-    def condition(self, conditions: Tensor, mask: Tensor | None) -> Conditioning:
+    def condition(self, conditions: Tensor, mask: Tensor | None = None) -> Conditioning:
         """Compute what all ODE steps share.
 
         Args:

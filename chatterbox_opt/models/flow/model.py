@@ -35,7 +35,7 @@ from chatterbox_opt.models.flow.encoder import (
     relative_positions,
     valid_mask,
 )
-from chatterbox_opt.models.flow.estimator import Estimator
+from chatterbox_opt.models.flow.estimator import Estimator, Schedule
 from chatterbox_opt.runtime.bucketing import EagerExecutor, Executor, group_by_length
 from chatterbox_opt.runtime.core_threads import CoreThreads
 from chatterbox_opt.runtime.cuda import to_device
@@ -214,6 +214,8 @@ class Flow(nn.Module):
         Raises:
             NumericsError: one of them contains NaN or Inf.
         """
+        # on all cores: PyTorch's float32 layers may give other bits on a group's share of them
+        schedule = self.estimator.schedule(steps, noises[0].device)
 
         def solved(rows: list[int]) -> list[tuple[int, Tensor]]:
             frames = [len(noises[i]) for i in rows]
@@ -222,7 +224,7 @@ class Flow(nn.Module):
                 torch.stack([F.pad(each[i], (0, 0, 0, longest - len(each[i]))) for i in rows])
                 for each in (noises, conditions)
             )
-            padded = self.solve(noise, padded_conditions, frames, steps)
+            padded = self.solve(noise, padded_conditions, frames, schedule)
             return [(i, mel[:length]) for i, length, mel in zip(rows, frames, padded, strict=True)]
 
         groups = group_by_length([len(noise) for noise in noises], noises[0].device)
@@ -296,7 +298,9 @@ class Flow(nn.Module):
         prompt[:, : mel.shape[1]] = mel
         return torch.cat((mu, speaker[:, None].expand_as(mu), prompt), dim=-1)
 
-    def solve(self, noise: Tensor, conditions: Tensor, frames: Sequence[int], steps: int) -> Tensor:
+    def solve(
+        self, noise: Tensor, conditions: Tensor, frames: Sequence[int], schedule: Schedule
+    ) -> Tensor:
         """Integrate the ODE from noise to mel (upstream solve_euler, or basic_euler of mean flow).
 
         The ODE state stays in float32; only the estimator computes in its own dtype. CFG runs
@@ -306,6 +310,7 @@ class Flow(nn.Module):
             noise: float32 [rows, F, 80].
             conditions: [rows, F, 240], see ``encode``.
             frames: valid frames of each row; the padding after them does not affect them.
+            schedule: of the estimator.
 
         Returns:
             float32 [rows, F, 80]; undefined in the padding.
@@ -313,28 +318,24 @@ class Flow(nn.Module):
         masks: tuple[Tensor, ...] = ()
         if min(frames) < noise.shape[1]:  # attention without a mask is faster on GPUs
             masks = (valid_mask(noise.shape[1], to_device(torch.tensor(frames), noise.device)),)
-        solve = functools.partial(self._integrate, steps)
-        return self.executor(steps, solve, noise, conditions, *masks)
+        steps = len(schedule[0]) - 1
+        return self.executor(steps, self._integrate, noise, conditions, *schedule, *masks)
 
     def _integrate(
-        self, steps: int, x: Tensor, conditions: Tensor, mask: Tensor | None = None
+        self, x: Tensor, conditions: Tensor, times: Tensor, shifts: Tensor, *masks: Tensor
     ) -> Tensor:
         """``solve`` in tensor operations only, so that it can be captured.
 
         Args:
-            mask: bool [rows, F], true for valid frames; None: no padding.
+            times, shifts: of the schedule.
+            masks: one, bool [rows, F], true for valid frames; none: no padding.
         """
         estimator, dtype = self.estimator, conditions.dtype
-        times = torch.linspace(0, 1, steps + 1, device=x.device)
-        if self.mean_flow:
-            shifts = estimator.time_shifts(times[:-1], times[1:])
-        else:
-            times = 1 - torch.cos(times * 0.5 * torch.pi)
-            shifts = estimator.time_shifts(times[:-1])
+        if not self.mean_flow:
             conditions = torch.cat((conditions, torch.zeros_like(conditions)))
-            mask = None if mask is None else mask.repeat(2, 1)
-        conditioning = estimator.condition(conditions, mask)
-        for i in range(steps):
+            masks = tuple(mask.repeat(2, 1) for mask in masks)
+        conditioning = estimator.condition(conditions, *masks)
+        for i in range(shifts.shape[1]):
             velocity = estimator(x.to(dtype), conditioning, shifts[:, i]).float()
             if not self.mean_flow:
                 cond, uncond = velocity.chunk(2)
