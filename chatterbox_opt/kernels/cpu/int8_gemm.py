@@ -55,6 +55,7 @@ from chatterbox_opt.kernels.cpu.llvm import (
     pointer,
     rint,
     thread_index,
+    times,
 )
 from chatterbox_opt.kernels.cpu.microkernels import (
     dot_s4_r1,
@@ -215,7 +216,7 @@ def quantize(x, codes):
         largest = new if new > largest else largest
     factor = _FLOAT(LEVELS) / from_bits(largest)
     for i in range(len(x)):
-        codes[i] = np.int8(np.int32(rint(x[i] * factor)))
+        codes[i] = np.int8(np.int32(rint(times(x[i], factor))))
     return from_bits(largest) / _FLOAT(LEVELS)
 
 
