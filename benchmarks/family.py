@@ -29,8 +29,9 @@ import typer
 
 from chatterbox_opt.bench import roofline
 from chatterbox_opt.bench.backends import FLOW, ROWS, UPSTREAM
+from chatterbox_opt.bench.report import total_seconds
 from chatterbox_opt.bench.row_process import RowProcess
-from chatterbox_opt.bench.runner import STAGES, row_figures
+from chatterbox_opt.bench.runner import row_figures
 from chatterbox_opt.bench.timing import BenchJob, forced_tokens
 from chatterbox_opt.checkpoints import random_weights
 from chatterbox_opt.checkpoints.families import RANDOM_KINDS
@@ -92,7 +93,7 @@ def make(directory: Path, kind: str, size: str) -> bool:
 
 def seconds_of(lap: dict[str, float], part: str) -> float:
     """Seconds of a run."""
-    return lap["decode"] if part == T3 else sum(lap[stage] for stage in STAGES)
+    return lap["decode"] if part == T3 else total_seconds(lap)
 
 
 def ratios(laps: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:

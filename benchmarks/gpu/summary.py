@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.gpu import kinds
 from benchmarks.gpu.results import Line
+from chatterbox_opt.bench.report import total_seconds
 
 SHOWN = (  # kinds with few and short lines
     kinds.GPU,
@@ -49,7 +50,7 @@ def _rows(results: Sequence[Line]) -> list[str]:
     for (row, dtype), values in runs.items():
         tokens = values[0]["tokens"]
         rate = statistics.median((tokens - 1) / one["seconds"]["decode"] for one in values)
-        seconds = statistics.median(sum(one["seconds"].values()) for one in values)
+        seconds = statistics.median(total_seconds(one["seconds"]) for one in values)
         texts.append(f"{row}, {dtype}: T3 {rate:.0f} tokens/s, all stages {seconds:.3f} s")
     return texts
 

@@ -28,6 +28,7 @@ from typing import Any
 
 from chatterbox_opt.errors import InputError
 
+STAGES = ("prefill", "decode", "flow", "vocoder", "watermark")  # of a run
 COLUMNS: tuple[tuple[str, str, str], ...] = (  # heading, path in the row, format
     ("row", "name", "{}"),
     ("T3 tok/s", "t3_tokens_per_second", "{:.1f}"),
@@ -105,6 +106,11 @@ MACHINE_FACTS = {
     "t3_weights_per_step",
     "made_weights",
 }
+
+
+def total_seconds(lap: Mapping[str, float]) -> float:
+    """Of a run's seconds by stage; without its voice, which many texts may have in common."""
+    return sum(lap[stage] for stage in STAGES)
 
 
 def value_at(row: Mapping[str, Any], path: str) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import re
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ from chatterbox_opt.bench.timing import BenchJob
 from chatterbox_opt.bench.upstream import UpstreamTarget
 from chatterbox_opt.errors import ChatterboxOptError
 
+PROC_STATUS = "/proc/self/status"  # Linux only
 STANDARD_STREAMS = (1, 2)  # file descriptors of output and error
 
 
@@ -57,7 +59,14 @@ def _serve(job: BenchJob, name: str, pipe: Connection, started: float, printed: 
 
 
 def peak_rss_mib() -> float | None:
-    """Peak resident memory of this process, MiB; None on Windows, which has no ``resource``."""
+    """Peak resident memory of this process, MiB; None on Windows, which has no ``resource``.
+
+    Linux's ``ru_maxrss`` is that of the process that started this one until its own is higher.
+    """
+    if (status := Path(PROC_STATUS)).exists():
+        peak = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
+        if peak:
+            return int(peak[1]) / 2**10
     try:
         import resource
     except ImportError:

@@ -23,6 +23,7 @@ import torch
 
 from chatterbox_opt.bench import cold_start, roofline
 from chatterbox_opt.bench.backends import FLOW, ROWS, STANDARD, UPSTREAM
+from chatterbox_opt.bench.report import STAGES, total_seconds
 from chatterbox_opt.bench.row_process import RowProcess
 from chatterbox_opt.bench.timing import BenchJob
 from chatterbox_opt.checkpoints import flows, registry
@@ -36,7 +37,6 @@ from chatterbox_opt.errors import ChatterboxOptError, InputError
 from chatterbox_opt.text.languages import check_model
 
 NOISY = 0.15  # range of the total time, relative to its median, above which a row is marked
-STAGES = ("prefill", "decode", "flow", "vocoder", "watermark")
 VOICE = "voice"  # what the prefill of the first text in a voice takes in addition
 CPU_ROWS = (UPSTREAM, STANDARD, "bfloat16", "int8", "int4")
 CUDA_ROWS = (UPSTREAM, STANDARD, "bfloat16", "float16", "+compile", "+offload", "+int8")
@@ -281,7 +281,7 @@ def row_figures(laps: Sequence[Mapping[str, float]], tokens: int) -> dict[str, A
         tokens: generated in each run.
     """
     median = {stage: statistics.median(lap[stage] for lap in laps) for stage in STAGES}
-    totals = [sum(lap[stage] for stage in STAGES) for lap in laps]
+    totals = [total_seconds(lap) for lap in laps]
     synthesis, audio = statistics.median(totals), tokens / TOKEN_RATE
     parts = {"t3": median["prefill"] + median["decode"]}
     parts |= {stage: median[stage] for stage in STAGES[2:]}

@@ -323,12 +323,20 @@ def test_a_row_that_hangs_is_ended(tiny):
         bench_runner.measure(job, ["float32"], lambda _: None)
 
 
+def test_peak_memory_is_that_of_the_process_itself(tmp_path, monkeypatch):
+    """``ru_maxrss`` of Linux begins with that of the process that started it."""
+    monkeypatch.setattr(row_process, "PROC_STATUS", str(tmp_path / "status"))
+    (tmp_path / "status").write_text("Name:\tpython\nVmPeak:\t 9999 kB\nVmHWM:\t    3072 kB\n")
+    assert row_process.peak_rss_mib() == 3
+
+
 @pytest.mark.slow
 def test_without_the_resource_module_memory_is_not_measured(measured):
     """Windows has no ``resource``: the benchmark starts there, and shows a dash."""
     script = (
         "import sys; sys.modules['resource'] = None\n"
         "from chatterbox_opt.bench import row_process, runner\n"
+        "row_process.PROC_STATUS = 'missing'\n"
         "assert row_process.peak_rss_mib() is None"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True)

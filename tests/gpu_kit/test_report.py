@@ -22,7 +22,7 @@ STAGES = ("prefill", "decode", "flow", "vocoder", "watermark")
 
 
 def one_run(row, dtype, decode, **more):
-    seconds = dict.fromkeys(STAGES, 0.1) | {"decode": decode}
+    seconds = dict.fromkeys(STAGES, 0.1) | {"decode": decode, "voice": 7.0}
     value = {"row": row, "dtype": dtype, "plan": "a plan", "warm": False, "tokens": 251}
     value |= {"seconds": seconds, "peak_mib": 1000.0, "weights_per_step": 500_000_000}
     return Line("core", 0.0, "run", value | more)
