@@ -5,7 +5,8 @@ Responsible for comparing with the teacher's exact labels. Not responsible for s
 
     python -m training.pico.parts
 
-- t3: phone error rate of its output against the teacher's phones
+- t3: phone error rate of its output against the teacher's phones; its training may have had the
+  same texts, as both are drawn from one pool
 - flow: distance of its mel to the teacher's, in nepers, from the teacher's own codes
 - vocoder: log-spectral distance of copy synthesis, in dB; F0 error; how far the source's harmonics
   are above the constant that its layers get without them, in dB; how far the harmonics of its sound

@@ -6,10 +6,11 @@ Responsible for teacher forcing over padded batches. Not responsible for audio.
 
 Resumes from its own checkpoint. Three things let so small a decoder learn in so short a time: a
 code's embedding and head row are factorized, with terms shared by all codes of the same phone; one
-attention head is supervised with the current word (guided attention, Tachibana et al. 2018); and a
-tenth of the input codes are corrupted, so that the model recovers from sampling errors. A z-loss
-(PaLM 2022) pulls the softmax normalizer to 1: logits are then log-probabilities, and the
-repetition penalty, which scales logits, hardly changes confident predictions.
+attention head is supervised with the current word (guided attention, Tachibana et al. 2018); and
+up to a tenth of a text's input codes are corrupted (a twentieth on average), so that the model
+recovers from sampling errors. A z-loss (PaLM 2022) pulls the softmax normalizer to 1: logits are
+then log-probabilities, and the repetition penalty, which scales logits, hardly changes confident
+predictions.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ T3_CONFIG = PICO_CONFIG.t3
 GUIDED_LAYER = 1  # the layer whose first head has guided attention
 PREFIX = T3_CONFIG.resampler_queries + 2  # speaker, resampled prompt, emotion
 POSITIONS = 3000  # per batch, padding included
-UNCOND_SHARE, CORRUPT_SHARE = 0.1, 0.1  # of sequences without text (CFG), of corrupted codes
+UNCOND_SHARE, CORRUPT_SHARE = 0.1, 0.1  # of sequences without text (CFG), most corrupted codes
 
 
 @dataclass(frozen=True, slots=True)
