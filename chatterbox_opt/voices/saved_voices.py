@@ -10,24 +10,27 @@ import contextlib
 import filecmp
 import itertools
 import logging
+import mimetypes
 import re
 import shutil
 from pathlib import Path
 
 from chatterbox_opt.utils.atomic_file import atomic_write
 
+HEADER = 4096  # bytes; every audio format has a zero byte among them, text has none
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 log = logging.getLogger(__name__)
 
 
 def voices(directory: Path) -> dict[str, Path]:
-    """Voices of a directory, sorted, with their recordings."""
-    return {path.stem: path for path in _recordings(directory)}
+    """Voices of a directory, sorted, with their recordings; of several the latest one."""
+    latest = {path.stem: path for path in _recordings(directory)}
+    return {name: latest[name] for name in sorted(latest)}
 
 
 def recordings_of(name: str, directory: Path) -> list[Path]:
-    """All recordings of a voice in a directory, sorted; none, if it is no voice there.
+    """All recordings of a voice in a directory, the latest last; none, if it is no voice there.
 
     Several, if a process was killed while it replaced one, or a person put one next to it.
     """
@@ -35,9 +38,26 @@ def recordings_of(name: str, directory: Path) -> list[Path]:
 
 
 def _recordings(directory: Path) -> list[Path]:
-    """All files that are named as voices are, sorted; an extension is not needed."""
-    paths = sorted(directory.glob("*"))
-    return [path for path in paths if NAME.fullmatch(path.stem) and path.is_file()]
+    """All files that are named as voices are and that may be recordings, the latest last."""
+    changed = {}
+    for path in directory.glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another process has replaced or moved it
+            if NAME.fullmatch(path.stem) and path.is_file() and _may_be_recording(path):
+                changed[path] = (path.stat().st_mtime_ns, path.name)
+    return sorted(changed, key=changed.__getitem__)
+
+
+def _may_be_recording(path: Path) -> bool:
+    """Whether it is neither text nor a document, such as a transcript next to a recording; an
+    extension is not needed."""
+    kind, _ = mimetypes.guess_type(path.name)
+    if kind is not None:
+        return kind.startswith(("audio/", "video/", "application/ogg"))
+    try:
+        with path.open("rb") as file:
+            return b"\0" in file.read(HEADER)
+    except PermissionError:
+        return True  # its use is an error that says why
 
 
 def move(source: Path, target: Path) -> None:

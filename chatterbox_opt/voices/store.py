@@ -61,7 +61,8 @@ def default_store(directory: Path | None = None, *, keep_computed: bool = True) 
     if directory or (os.environ.get(CACHE_VARIABLE) and not named):
         return VoiceStore(cache, keep_computed)
     saved_in = Path(named or Path(platformdirs.user_data_dir("chatterbox-opt")) / "voices")
-    return VoiceStore(cache, keep_computed, saved_in, earlier=cache / NAMED)
+    is_same = saved_in.resolve() == (cache / NAMED).resolve()
+    return VoiceStore(cache, keep_computed, saved_in, earlier=None if is_same else cache / NAMED)
 
 
 def content_key(path: Path, model: str) -> str:
@@ -158,10 +159,11 @@ class VoiceStore:
         self.names()  # moves those of an older version
         target = self.saved_directory / f"{name}{recording.suffix.lower()}"
         target.parent.mkdir(parents=True, exist_ok=True)
+        replaced = self._recordings(name)  # not what another process writes meanwhile
         with atomic_write(target) as part:
             shutil.copyfile(recording, part)
-        for path in self._recordings(name):
-            if path != target:  # another extension, or none
+        for path in replaced:
+            if path.name != target.name:  # another extension, or none
                 path.unlink(missing_ok=True)
         return target
 

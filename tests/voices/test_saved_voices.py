@@ -262,7 +262,7 @@ def with_two_recordings(directory: Path) -> VoiceStore:
     store = VoiceStore(directory)
     store.saved_directory.mkdir(parents=True)
     for name in ("anna", "anna.wav", "bob"):
-        (store.saved_directory / name).write_text(name)
+        (store.saved_directory / name).write_bytes(b"sound\0")
     (store.saved_directory / "no voice.txt").touch()
     return store
 
@@ -271,7 +271,7 @@ def test_a_voice_without_an_extension_is_replaced(tmp_path):
     store = with_two_recordings(tmp_path / "store")
     store.add("anna", SAMPLE)
     assert {path.name for path in store.saved_directory.glob("anna*")} == {"anna.flac"}
-    (tmp_path / "pipe").write_bytes(b"newer")
+    (tmp_path / "pipe").write_bytes(b"newer\0")
     assert store.add("anna", tmp_path / "pipe") == store.find("anna")
     assert {path.name for path in store.saved_directory.glob("anna*")} == {"anna"}
 
@@ -297,3 +297,54 @@ def test_a_removed_voice_is_gone_where_it_could_not_be_moved_from_too(home, monk
     store.remove("anna")
     assert list(store.names()) == ["bob"]
     assert (store.clear_saved(), store.names(), list(old.iterdir())) == (1, {}, [])
+
+
+@pytest.mark.parametrize("spelling", ["{0}/named", "{0}/../cached/named", "link"])
+def test_a_directory_that_is_the_caches_own_under_another_name(home, monkeypatch, spelling):
+    cache = home / "cached"
+    (cache / "named").mkdir(parents=True)
+    (home / "link").symlink_to(cache / "named")
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("CHATTERBOX_VOICE_CACHE", str(cache))
+    monkeypatch.setenv("CHATTERBOX_VOICES", spelling.format("cached"))
+    target = default_store().add("anna", SAMPLE)
+    assert target.read_bytes() == SAMPLE.read_bytes()
+    assert list(default_store().names()) == ["anna"]
+
+
+def test_other_files_next_to_recordings_are_no_voices_and_are_kept(home):
+    store = default_store()
+    store.add("bob", SAMPLE)
+    others = {"bob.txt": "what he says", "bob.json": "{}", "Makefile": "all:\n", "notes.": "x"}
+    for name, content in others.items():
+        (store.saved_directory / name).write_text(content)
+    shutil.copy(SAMPLE, store.saved_directory / "ann")  # a recording without an extension
+    assert list(store.names()) == ["ann", "bob"] and store.find("bob").suffix == SAMPLE.suffix
+    store.add("bob", SAMPLE)
+    store.remove("bob")
+    assert store.clear_saved() == 1
+    assert {path.name for path in store.saved_directory.iterdir()} == set(others)
+
+
+def test_two_processes_that_save_one_name_lose_neither(home, monkeypatch):
+    """With other extensions: each has written its file before the other deletes older ones."""
+    shutil.copy(SAMPLE, home / "other.wav")
+    store, copy, other = default_store(), shutil.copyfile, iter([home / "other.wav"])
+
+    def copied(source, target):
+        copy(source, target)
+        for path in other:
+            store.add("anna", path)
+
+    monkeypatch.setattr(shutil, "copyfile", copied)
+    store.add("anna", SAMPLE)
+    assert store.find("anna").exists()
+
+
+def test_of_several_recordings_of_a_name_the_latest_is_the_voice(home):
+    store = default_store()
+    first = store.add("anna", SAMPLE)
+    for name, age in (("anna.wav", 50), ("anna.aac", 100)):
+        shutil.copy(SAMPLE, store.saved_directory / name)
+        os.utime(store.saved_directory / name, (1_000_000 - age,) * 2)
+    assert store.find("anna") == first
