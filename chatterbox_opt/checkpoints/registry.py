@@ -243,9 +243,12 @@ def _configured(checkpoint: Checkpoint, *, speaks: bool = True) -> Checkpoint:
     return dataclasses.replace(checkpoint, config=read_config(directory, kind.config))
 
 
-def known_config(model: str) -> ModelConfig:
+def known_config(model: str, *, speaks: bool = True) -> ModelConfig:
     """The config of a model by its name, or of a directory by the names of its files and its
     config.json: what can be asked of it, before anything is downloaded or loaded.
+
+    Args:
+        speaks: as of ``locate``.
 
     Raises:
         InputError: unknown model.
@@ -255,7 +258,8 @@ def known_config(model: str) -> ModelConfig:
     if on_hub(model):
         return kind_named(model).config
     place = _on_disk(model)
-    return _configured(Checkpoint(model, place, ModelConfig(), "", kind_of(place))).config
+    found = Checkpoint(model, place, ModelConfig(), "", kind_of(place))
+    return _configured(found, speaks=speaks).config
 
 
 def _release(model: str) -> tuple[Kind, Snapshot] | None:

@@ -125,7 +125,7 @@ def convert(
     """Give recordings another voice; what they say and how stays."""
     started = time.perf_counter()
     targets = files.targets(recordings, as_json=as_json)
-    reporter, spec = printing.reporter(), engine.spec()
+    reporter, spec = printing.reporter(), dataclasses.replace(engine.spec(), speaks=False)
     inputs.check_kept([*recordings, *inputs.recordings([voice], spec.store)], targets)
     for recording in recordings:
         if recording != STDIN:

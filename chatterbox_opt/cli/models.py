@@ -17,7 +17,7 @@ from chatterbox_opt.checkpoints import families, hub, registry, weight_cache
 from chatterbox_opt.cli import options
 from chatterbox_opt.cli.options import OutputOptions, with_groups
 from chatterbox_opt.cli.terminal import console, tables
-from chatterbox_opt.config.config_file import is_random
+from chatterbox_opt.config.config_file import CONFIG_FILE, is_random
 from chatterbox_opt.errors import InputError
 from chatterbox_opt.utils.printable import printable
 
@@ -202,9 +202,9 @@ def models_make(
         raise InputError(f"size is '{size}'; known: {', '.join(SIZES)}")
     if directory.exists() and not directory.is_dir():
         raise InputError(f"'{directory}' is a file; pass a directory")
-    holds_weights = any((directory / name).exists() for name in families.ALL_FILES)
-    if holds_weights and not is_random(directory):
-        raise InputError(f"'{directory}' holds weights of another origin; choose another directory")
+    holds_model = any((directory / name).exists() for name in (*families.ALL_FILES, CONFIG_FILE))
+    if holds_model and not is_random(directory):
+        raise InputError(f"'{directory}' holds a model of another origin; choose another directory")
     warnings.simplefilter("ignore")
     from chatterbox_opt.checkpoints.random_weights import make
 

@@ -39,6 +39,7 @@ class EngineSpec:
             override environment and profile.
         store: where voices are stored; its ``keep_computed`` applies to converted weights too.
         watermark: mark all audio with PerTh.
+        speaks: it has a T3; otherwise it converts recordings only.
     """
 
     model: str = registry.DEFAULT
@@ -47,6 +48,7 @@ class EngineSpec:
     overrides: Mapping[str, str] = field(default_factory=dict)
     store: VoiceStore = field(default_factory=default_store)
     watermark: bool = True
+    speaks: bool = True
 
     def check(
         self,
@@ -66,7 +68,7 @@ class EngineSpec:
                 sampling parameter that is not for this model; no word times.
             WeightsError: the model's directory lacks a file.
         """
-        config = registry.known_config(self.model)
+        config = registry.known_config(self.model, speaks=self.speaks)
         languages.check_model(language, config)
         if timestamps:
             check_timestamps(config, languages.chosen(language, config))
@@ -84,7 +86,8 @@ class EngineSpec:
         Raises:
             InputError: it does not.
         """
-        shipped, config = registry.shipped_voices(self.model), registry.known_config(self.model)
+        shipped = registry.shipped_voices(self.model)
+        config = registry.known_config(self.model, speaks=self.speaks)
         if (path := self.store.find(voice, shipped)) not in shipped.values():
             audio_files.check_reference(path, config=config.reference)
 

@@ -60,13 +60,14 @@ class Joined(NamedTuple):
     Attributes:
         window: number of the window that it is of.
         piece: its samples, without watermark.
-        before, after: sound around it, float32; None: there is none.
+        before, after: sound around it, float32; None: there is none before it. Behind the last
+            part it is silence.
     """
 
     window: int
     piece: Piece
     before: Wave | None
-    after: Wave | None
+    after: Wave
 
 
 @dataclass(slots=True, eq=False)
@@ -123,9 +124,10 @@ class Seams:
         samples = (
             np.pad(samples, (0, missing)) if missing > 0 else samples[: len(samples) + missing]
         )
-        return self._next(replace(own, samples=samples), None)
+        # silence behind it, as a watermark ends up to 10 ms before what it is given
+        return self._next(replace(own, samples=samples), np.zeros(AFTER, np.float32))
 
-    def _next(self, piece: Piece, after: Wave | None) -> Joined:
+    def _next(self, piece: Piece, after: Wave) -> Joined:
         joined = Joined(self._current, piece, self._before, after)
         self._current += 1
         self._start += len(piece.samples)

@@ -269,15 +269,16 @@ def test_known_name_wins_over_a_directory(tmp_path, monkeypatch):
         registry.locate("./chatterbox")
 
 
-def test_real_weights_are_not_overwritten(tmp_path):
+@pytest.mark.parametrize("name", [registry.T3, "config.json"])
+def test_real_models_are_not_overwritten(tmp_path, name):
     from typer.testing import CliRunner
 
     from chatterbox_opt.cli.application import app
 
-    (tmp_path / registry.T3).write_bytes(b"precious")
+    (tmp_path / name).write_text('{"model_type": "precious"}')
     result = CliRunner().invoke(app, ["models", "make", str(tmp_path)])
     assert "of another origin" in str(result.exception)
-    assert (tmp_path / registry.T3).read_bytes() == b"precious"
+    assert (tmp_path / name).read_text() == '{"model_type": "precious"}'
 
 
 def test_unknown_model_error_lists_known_models():

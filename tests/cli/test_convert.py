@@ -38,7 +38,7 @@ def convert(place, tiny, monkeypatch):
         with monkeypatch.context() as patch:
             if not loads:
                 patch.setattr(EngineSpec, "load_converter", None)
-            return CliRunner().invoke(app, ["convert", *args, *model, *knobs], **options)
+            return CliRunner().invoke(app, ["convert", *model, *knobs, *args], **options)
 
     return run
 
@@ -53,6 +53,17 @@ def test_one_recording_to_a_file(convert):
     info = soundfile.info("b.flac")
     assert (info.frames, info.samplerate) == (12_000, 24_000)
     assert "-> b.flac" in result.stderr
+
+
+def test_a_directory_without_t3_is_enough(place, convert, tiny):
+    directory = place / "converter"
+    directory.mkdir()
+    for name in ("s3gen.safetensors", "conds.pt", "config.json"):
+        shutil.copy(tiny / name, directory)
+    result = convert("a.wav", "-o", "b.wav", "--model", str(directory))
+    assert result.exit_code == 0, result.output
+    result = convert("a.wav", "-o", "c.wav", "--model", str(directory), "--voice", str(SAMPLE))
+    assert result.exit_code == 0, result.output
 
 
 def test_several_recordings_to_a_directory(convert, place):

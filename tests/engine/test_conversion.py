@@ -229,6 +229,13 @@ def test_a_long_recording_is_several_windows_and_keeps_its_length(engine, long):
     assert set(audio.seconds) == {"flow", "vocoder"}
 
 
+def test_a_watermark_does_not_change_the_length(tiny, store, speech):
+    with Engine.load_converter(str(tiny), "dev", device="cpu", store=store) as engine:
+        for length in (12_345, 24_001):
+            given = Audio(speech[:length], 24_000, 0, 0, {})
+            assert len(engine.convert(given, seed=1, cfm_steps=1).samples) == length
+
+
 def test_many_are_what_each_is_alone_and_an_error_ends_only_its_own(engine, short, long, speech):
     given = Audio(speech[:24_000], 24_000, 0, 0, {})
     conversions = [
