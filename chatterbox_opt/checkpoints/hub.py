@@ -13,10 +13,12 @@ then not checked.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -24,6 +26,7 @@ from typing import cast
 from chatterbox_opt.errors import InputError, WeightsError
 from chatterbox_opt.utils.steps import announce
 
+NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 MAIN = "main"  # the hub's default branch
 _REVISION = re.compile(r"[\w.-]+(?:/[\w.-]+)*")  # also refs/pr/1
 
@@ -105,18 +108,27 @@ def fetch(snapshot: Snapshot, files: Sequence[str] = ()) -> Path:
         WeightsError: not cached, and not reachable or not permitted; or a file is not the pinned
             one.
     """
-    cached = in_cache(snapshot)  # is used without asking the network
-    directory = cached or _download(snapshot, files or snapshot.files)
-    if cached is None:
-        announce("checking the downloaded files")
-    for name, pin in snapshot.pins.items():
-        path = directory / name
-        size = path.stat().st_size
-        if pin.size is not None and size != pin.size:
-            _refuse(path, f"has {size:,} bytes, not {pin.size:,}")
-        if cached is None and (found := sha256(path)) != pin.sha256:
-            _refuse(path, f"has the SHA-256 {found}, not {pin.sha256}")
+    if cached := in_cache(snapshot):  # is used without asking the network
+        _check_sizes(cached, snapshot)
+        return cached
+    directory = _download(snapshot, files or snapshot.files)
+    announce("checking the downloaded files")
+    with ExitStack() as unchecked:  # after a failure or a signal they count as absent
+        for name in snapshot.pins:
+            unchecked.callback((directory / name).unlink, missing_ok=True)
+        _check_sizes(directory, snapshot)
+        for name, pin in snapshot.pins.items():
+            if (found := sha256(directory / name)) != pin.sha256:
+                _refuse(directory / name, f"has the SHA-256 {found}, not {pin.sha256}")
+        unchecked.pop_all()
     return directory
+
+
+def _check_sizes(directory: Path, snapshot: Snapshot) -> None:
+    for name, pin in snapshot.pins.items():
+        size = (directory / name).stat().st_size
+        if pin.size is not None and size != pin.size:
+            _refuse(directory / name, f"has {size:,} bytes, not {pin.size:,}")
 
 
 def sha256(path: Path) -> str:
@@ -153,6 +165,7 @@ def _download(snapshot: Snapshot, files: Sequence[str]) -> Path:
     announce("")  # the hub's library shows bars of its own
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
+        EntryNotFoundError,
         HfHubHTTPError,
         LocalEntryNotFoundError,
         RevisionNotFoundError,
@@ -162,9 +175,10 @@ def _download(snapshot: Snapshot, files: Sequence[str]) -> Path:
     # from the base classes of its own
     bases = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
     failures: tuple[type[Exception], ...] = (OSError, *bases)
-    repository, revision = snapshot.repository, snapshot.revision
+    repository, revision, paths = snapshot.repository, snapshot.revision, []
     try:
-        paths = [hf_hub_download(repository, name, revision=revision) for name in snapshot.files]
+        for name in snapshot.files:
+            paths.append(hf_hub_download(repository, name, revision=revision))
     except RevisionNotFoundError as error:
         raise WeightsError(
             f"{repository} has no revision '{revision}'; without --revision the tested one is used"
@@ -172,11 +186,22 @@ def _download(snapshot: Snapshot, files: Sequence[str]) -> Path:
     except LocalEntryNotFoundError as error:
         reason = "not here yet and the hub cannot be reached"
         raise WeightsError(_with_remedies(snapshot, files, reason)) from error
+    except EntryNotFoundError as error:
+        raise WeightsError(
+            f"{repository} has no {snapshot.files[len(paths)]} at revision '{revision}'; without "
+            "--revision the tested one is used"
+        ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no answer"
         reason = f"not here yet and the hub answered {status}"
         raise WeightsError(_with_remedies(snapshot, files, reason)) from error
     except failures as error:
+        if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
+            raise WeightsError(
+                f"the weights of {repository} cannot be written to the hub's cache "
+                f"({error.strerror}): free space there, or set HF_HOME to another "
+                "directory"
+            ) from error
         first = (str(error) or type(error).__name__).splitlines()[0]
         reason = f"not here yet and the download failed: {first}"
         raise WeightsError(_with_remedies(snapshot, files, reason)) from error

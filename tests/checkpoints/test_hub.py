@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -78,8 +80,9 @@ def served(cache, monkeypatch, socket_enabled):
             known = files is not None and file in files
             body = files[file] if known else b""
             self.send_response(200 if known else 404)
-            if files is None:
-                self.send_header("X-Error-Code", "RevisionNotFound")
+            if not known:
+                missing = "Revision" if files is None else "Entry"
+                self.send_header("X-Error-Code", f"{missing}NotFound")
             self.send_header("X-Repo-Commit", revision)
             self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
             self.send_header("Content-Length", str(len(body)))
@@ -134,10 +137,41 @@ def test_a_snapshot_is_downloaded_checked_and_then_used_without_network(served, 
 )
 def test_a_download_that_is_not_the_pinned_file_is_refused(served, data, reason):
     served[COMMIT]["one.bin"] = data
-    with pytest.raises(WeightsError, match=reason) as caught:
+    for _ in range(2):  # it is not used because it is there the second time
+        with pytest.raises(WeightsError, match=reason) as caught:
+            hub.fetch(pinned())
+        assert "delete" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_download_that_was_not_checked_to_the_end_is_checked_again(served, monkeypatch):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(hub, "sha256", interrupted)
         hub.fetch(pinned())
-    assert "delete" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    checked, plain = [], hub.sha256
+    monkeypatch.setattr(hub, "sha256", lambda path: checked.append(path.name) or plain(path))
+    hub.fetch(pinned())
+    assert sorted(checked) == sorted(CONTENT)
+
+
+def test_a_file_that_a_revision_does_not_have_is_named(served):
+    served[OTHER] = {"one.bin": b"moved on"}
+    with pytest.raises(WeightsError, match=f"has no two.json at revision '{OTHER}'"):
+        hub.fetch(pinned().at(OTHER))
+
+
+def test_a_full_disk_is_no_fault_of_the_network(cache, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+    with pytest.raises(
+        WeightsError, match="No space left on device.: free space there, or set HF_"
+    ):
+        hub.fetch(pinned())
 
 
 def test_a_cached_file_of_another_size_is_refused(cache):
