@@ -18,7 +18,6 @@ from chatterbox_opt.utils.librosa_import import import_librosa
 if TYPE_CHECKING:
     from chatterbox_opt.utils.wave import Wave
 
-WHAT = "recording"  # in messages
 MIN_SECONDS = 0.1  # two or three tokens
 
 
@@ -43,7 +42,7 @@ def check_speech(path: Path) -> None:
     Raises:
         VoiceError: no such file, a directory or a device, empty, too large.
     """
-    recordings.check_file(path, WHAT)
+    recordings.check_file(path, recordings.SPEECH)
 
 
 def read_speech(path: Path, rate: int, name: str | None = None) -> Speech:
@@ -60,7 +59,7 @@ def read_speech(path: Path, rate: int, name: str | None = None) -> Speech:
         VoiceError: as ``check_speech``; not audio, too short or too long, silent, NaN/Inf samples.
     """
     name = name or str(path)
-    with recordings.regular_file(path, WHAT) as file:
+    with recordings.regular_file(path, recordings.SPEECH) as file:
         sound = decoders.decode(file, name, whole=True)
     speech = resampled(sound.samples, sound.rate, rate, name)
     return Speech(

@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ import typer
 
 from chatterbox_opt.audio import containers, speech
 from chatterbox_opt.audio import files as audio_files
+from chatterbox_opt.audio import recordings as audio_recordings
 from chatterbox_opt.batch import filenames
 from chatterbox_opt.cli import inputs, options
 from chatterbox_opt.cli.inputs import STDIN
@@ -30,12 +29,12 @@ from chatterbox_opt.cli.terminal import streams
 from chatterbox_opt.cli.terminal.console import Reporter, as_utf8
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.engine.conversion.request import Conversion
-from chatterbox_opt.errors import InputError
+from chatterbox_opt.errors import InputError, OutputError
 from chatterbox_opt.utils.printable import message_line
 
 if TYPE_CHECKING:
     from chatterbox_opt.engine.engine import Engine
-    from chatterbox_opt.request import Piece, Result
+    from chatterbox_opt.request import Piece
 
 DEFAULT_OUTPUT = "out.wav"
 FORMATS = [extension.strip(".") for extension in containers.FORMATS]
@@ -91,8 +90,11 @@ class FileOptions:
         stems = [("stdin" if name == STDIN else Path(name).stem, "") for name in recordings]
         targets = [str(directory / name) for name in filenames.names(stems, "{id}", extension)]
         audio_files.output_format(targets[0], self.subtype)
-        if directory.exists() and not directory.is_dir():
-            raise InputError(f"'{directory}' is no directory; give another --out-dir")
+        place = next(one for one in (directory, *directory.absolute().parents) if one.exists())
+        if not place.is_dir():
+            raise InputError(f"'{place}' is no directory; give another --out-dir")
+        for target in targets:
+            audio_files.check_writable(str(place / Path(target).name))
         there = [target for target in targets if os.path.lexists(target)]
         if there and not self.overwrite:
             raise InputError(
@@ -190,22 +192,31 @@ def _many(
     """Convert and write each; return how many failed."""
     by_id, failed = {job.conversion.id: job for job in jobs}, 0
     for result in engine.convert_many(job.conversion for job in jobs):
-        job = by_id[result.id]
-        if result.error is not None:
+        job, pieces, error = by_id[result.id], list(result.pieces), result.error
+        if error is None:
+            error = _write(job.target, subtype, pieces)
+        if error is not None:
             failed += 1
-            reporter.warn(
-                f"'{as_utf8(job.name)}' is not converted: {message_line(str(result.error))}"
-            )
+            message = message_line(str(error))
+            reporter.warn(f"'{as_utf8(job.name)}' is not converted: {message}")
             if as_json:
-                print(json.dumps(_failure(job, result)), flush=True)
+                row = {"input": as_utf8(job.name), "seed": result.seed, "error": message}
+                print(json.dumps(row), flush=True)
             continue
-        pieces = list(result.pieces)
-        with audio_files.writer(job.target, subtype) as sink:
-            for piece in pieces:
-                sink.write(piece.samples)
         samples = sum(len(piece.samples) for piece in pieces)
         _report(reporter, _result(job, pieces, samples, result.seed), as_json=as_json)
     return failed
+
+
+def _write(target: str, subtype: str | None, pieces: list[Piece]) -> OutputError | None:
+    """Write a file; return why it could not be."""
+    try:
+        with audio_files.writer(target, subtype) as sink:
+            for piece in pieces:
+                sink.write(piece.samples)
+    except OutputError as error:
+        return error
+    return None
 
 
 def _result(job: _Job, pieces: list[Piece], samples: int, seed: int) -> dict[str, Any]:
@@ -219,14 +230,6 @@ def _result(job: _Job, pieces: list[Piece], samples: int, seed: int) -> dict[str
         "windows": len(pieces),
         "tokens": sum(piece.tokens for piece in pieces),
         "stage_seconds": {k: round(v, 3) for k, v in total_seconds(pieces).items()},
-    }
-
-
-def _failure(job: _Job, result: Result) -> dict[str, Any]:
-    return {
-        "input": as_utf8(job.name),
-        "seed": result.seed,
-        "error": message_line(str(result.error)),
     }
 
 
@@ -247,9 +250,9 @@ def _report(reporter: Reporter, result: dict[str, Any], *, as_json: bool) -> Non
 @contextmanager
 def _readable(recordings: list[str]) -> Iterator[list[str]]:
     """The recordings as paths: standard input is copied to a file for the time of the block."""
-    with tempfile.TemporaryDirectory(prefix="chatterbox-opt-stdin-") as directory:
-        copy = Path(directory) / "stdin"
-        if STDIN in recordings:
-            with copy.open("wb") as target:
-                shutil.copyfileobj(streams.standard_input("pass a file"), target)
+    if STDIN not in recordings:
+        yield recordings
+        return
+    given = streams.standard_input("pass a file")
+    with audio_recordings.copied(given, "standard input", audio_recordings.SPEECH) as copy:
         yield [str(copy) if name == STDIN else name for name in recordings]

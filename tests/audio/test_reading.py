@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import struct
 import threading
@@ -289,12 +290,16 @@ def test_a_pipe_is_read_once_into_a_file_that_is_deleted(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"", "sent nothing"), (b"x" * 9, "more than 0")])
-def test_a_pipe_without_sound_or_without_end_says_so(tmp_path, monkeypatch, content, message):
-    monkeypatch.setattr(recordings, "MAX_PIPE_BYTES", 8)
+def test_a_pipe_without_sound_or_without_end_says_so(tmp_path, content, message):
     writer = send(tmp_path / "pipe", content)
+    short = dataclasses.replace(recordings.SPEECH, pipe_bytes=8)
     with pytest.raises(VoiceError, match=message):
-        read_reference(tmp_path / "pipe")
+        recordings.regular_file(tmp_path / "pipe", short).__enter__()
     writer.join()
+
+
+def test_speech_of_hours_comes_through_a_pipe():
+    assert recordings.SPEECH.pipe_bytes == recordings.MAX_FILE_BYTES > 4 * 3600 * 48_000 * 2
 
 
 def test_a_name_that_is_not_utf8_is_read(tmp_path):

@@ -13,8 +13,10 @@ import soundfile
 from helpers.common import SAMPLE
 from typer.testing import CliRunner
 
+from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.cli.application import app
 from chatterbox_opt.engine.spec import EngineSpec
+from chatterbox_opt.errors import OutputError
 
 
 @pytest.fixture
@@ -64,6 +66,30 @@ def test_a_directory_without_t3_is_enough(place, convert, tiny):
     assert result.exit_code == 0, result.output
     result = convert("a.wav", "-o", "c.wav", "--model", str(directory), "--voice", str(SAMPLE))
     assert result.exit_code == 0, result.output
+
+
+def test_what_cannot_be_written_is_refused_or_stops_no_other(place, convert, monkeypatch):
+    (place / "out" / "a.wav").mkdir(parents=True)
+    refused = convert("a.wav", "--out-dir", "out", "--overwrite", loads=False)
+    assert "'out/a.wav' is a directory" in str(refused.exception)
+    refused = convert("a.wav", "--out-dir", "a.wav/new", loads=False)
+    assert "a.wav' is no directory" in str(refused.exception)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+        refused = convert("a.wav", "--out-dir", "new/deep", loads=False)
+        assert "cannot be written to" in str(refused.exception)
+    plain = audio_files.writer
+
+    def writer(target, subtype):
+        if "a.wav" in target:
+            raise OutputError("could not write it")
+        return plain(target, subtype)
+
+    monkeypatch.setattr(audio_files, "writer", writer)
+    result = convert("a.wav", "more/a.flac", "--out-dir", "new", "--json")
+    assert result.exit_code == 1
+    rows = {row["input"]: row for row in map(json.loads, result.stdout.splitlines())}
+    assert rows["a.wav"]["error"] == "could not write it" and "error" not in rows["more/a.flac"]
 
 
 def test_several_recordings_to_a_directory(convert, place):

@@ -128,7 +128,7 @@ def compiled(name: str) -> bool:
 def test_nothing_happens_at_import():
     """No call at module level but constants, loggers, type variables and Typer's tables."""
     fine = {"logging.getLogger", "TypeVar", "re.compile", "Sampling", "ModelConfig", "Snapshot", "Pin", "Kind", "Codec", "Attribution", "dataclasses.replace", "StagePlan", "T3Config", "FlowConfig", "TextRules",
-            "threading.Lock", "_File", "tuple", "VocoderConfig", "VoiceEncoderConfig", "typer.Typer", "typer.Option", "Preset", "main", "next", "', '.join", "extension.strip", "fields", "ctypes.CFUNCTYPE", "getattr", "tl.constexpr"}  # fmt: skip
+            "threading.Lock", "_File", "tuple", "VocoderConfig", "VoiceEncoderConfig", "typer.Typer", "typer.Option", "Preset", "Use", "main", "next", "', '.join", "extension.strip", "fields", "ctypes.CFUNCTYPE", "getattr", "tl.constexpr"}  # fmt: skip
     defines = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.If)
     for name, tree in MODULES.items():
         ours = {n.removeprefix("chatterbox_opt.") for n in imports(tree)}
