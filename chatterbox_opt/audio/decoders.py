@@ -82,7 +82,7 @@ def decode(file: Path, name: str, *, whole: bool = False) -> Sound:
         sound = _with_soundfile(file, name, whole=whole)
     except _soundfile_errors() as error:
         reason = getattr(error, "error_string", "") or first_line(error)
-    if sound and (sound.seconds >= MIN_SECONDS or not _may_have_more(file)):
+    if sound and not _may_have_more(file, sound):
         return sound
     if file.suffix.lower() in HEADERLESS and sound is None:
         raise VoiceError(
@@ -126,8 +126,8 @@ def soundfile_name(path: Path) -> str | bytes:
     return os.fspath(path) if os.name == "nt" else os.fsencode(path)
 
 
-def _may_have_more(file: Path) -> bool:
-    """Whether there may be sound after the end that a header declares.
+def _may_have_more(file: Path, sound: Sound) -> bool:
+    """Whether there may be sound after the end that a header declares, which ``sound`` has.
 
     A recorder that was killed, or a program that wrote to a pipe, leaves a length of 0 or that of
     its first buffer in a wav. A complete wav has well-formed chunks, or nothing, after its sound.
@@ -136,7 +136,7 @@ def _may_have_more(file: Path) -> bool:
     with file.open("rb") as source:
         riff, _, kind = source.read(4), source.read(4), source.read(4)
         if (riff, kind) != (b"RIFF", b"WAVE"):
-            return True
+            return sound.seconds < MIN_SECONDS
         name, length = source.read(4), int.from_bytes(source.read(4), "little")
         while name and name != b"data":
             source.seek(length + length % 2, os.SEEK_CUR)

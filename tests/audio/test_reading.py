@@ -151,6 +151,7 @@ def test_a_video_without_sound_says_so(tmp_path):
         (36, 0, "declares no sound"),
         (37, 1, "declares no sound"),
         (4132, 4096, "declares 0.1 s of sound"),
+        (52_836, 52_800, "declares 1.1 s of sound"),
         (0xFFFFFFFF, 0xFFFFFFFF, ""),
         (0, 0xFFFFFFFF, ""),
         (0x7FFFFFFF, 0x7FFFFFDB, ""),
