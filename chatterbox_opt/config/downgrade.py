@@ -26,6 +26,7 @@ from chatterbox_opt.config.profile import (
 
 WIDER = {"int4": "int8", "int8": "bfloat16", "bfloat16": "float32"}  # the next best on a CPU
 NOT_ON_MPS = "integer matrices are for CPUs and CUDA GPUs"
+_NO_FLOAT16 = "CPUs have no fast float16 arithmetic"
 
 
 def downgrade(requested: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
@@ -100,12 +101,13 @@ def _downgrade_dtypes(requested: Profile, hardware: Hardware, reasons: list[str]
         wide = {"float16": "float32"}
         t3, flow = (wide.get(dtype, dtype) for dtype in (requested.t3, requested.flow))
         requested = replace(requested, t3=t3, flow=flow, compute="")
-        reasons.append("dtype float32: CPUs have no fast float16 arithmetic")
+        reasons.append(f"dtype float32: {_NO_FLOAT16}")
     for stage in ("t3", "flow"):
         while why := _unsupported(hardware, stage, dtype := getattr(requested, stage)):
             wider: dict[str, Any] = {stage: WIDER[dtype]}
             requested = replace(requested, **wider)
             reasons.append(f"{stage} {WIDER[dtype]}: {why}")
+    requested = _downgrade_compute(requested, hardware, reasons)
     if requested.t3 in QUANTIZED:
         reasons.append(f"t3 {requested.t3}: {QUANTIZED[requested.t3]}")
     if requested.flow == "int8":
@@ -113,6 +115,16 @@ def _downgrade_dtypes(requested: Profile, hardware: Hardware, reasons: list[str]
     if requested.vocoder == "bfloat16":
         reasons.append(f"vocoder bfloat16: {BFLOAT16_VOCODER_COSTS}")
     return requested
+
+
+def _downgrade_compute(requested: Profile, hardware: Hardware, reasons: list[str]) -> Profile:
+    """A dtype in which a CPU can compute; "" where it is that of the weights."""
+    why = _NO_FLOAT16 if requested.compute == "float16" else ""
+    if why := why or hardware.unsupported.get(requested.compute, ""):
+        requested = replace(requested, compute="float32")
+        reasons.append(f"computed in float32: {why}")
+    is_same = requested.compute == requested.t3 == requested.flow
+    return replace(requested, compute="") if is_same else requested
 
 
 def _no_bfloat16_vocoder(hardware: Hardware) -> str:

@@ -526,3 +526,20 @@ def test_the_parts_of_a_stream_depend_on_the_profile_and_the_model(
         profile = str(path)
     resolved = resolve(profile, CPU if "cpu" in profile else gpu(), {}, {})
     assert resolved.hop_schedule(config) == HopSchedule(sizes, first_steps=steps)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("compute", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("hardware", [CPU, SLOW_CPU], ids=["CPU", "SLOW_CPU"])
+def test_a_cpu_computes_in_what_it_supports(tmp_path, hardware, dtype, compute):
+    path = tmp_path / "own.yaml"
+    path.write_text(f"dtype: {dtype}\ncompute: {compute}\n")
+    resolved = resolve(str(path), hardware, {}, {})
+    for stage in (resolved.t3, resolved.flow):
+        for used in (stage.storage, stage.compute):
+            assert used != "float16" and used not in hardware.unsupported
+    plain = tmp_path / "plain.yaml"
+    plain.write_text(f"dtype: {dtype}\n")
+    if compute == dtype:  # says what holds without it
+        expected = resolve(str(plain), hardware, {}, {})
+        assert (resolved.t3, resolved.flow) == (expected.t3, expected.flow)
