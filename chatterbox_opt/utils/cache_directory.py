@@ -60,6 +60,18 @@ def directory_fault(path: Path) -> str:
     return reason or next(filter(None, (parent_fault(p.stat()) for p in parents)), "")
 
 
+def listed(path: Path) -> list[Path]:
+    """What is in a directory, sorted; nothing of one that is absent or that this user cannot enter,
+    of which the latter is said once."""
+    try:
+        return sorted(path.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        warn_once(f"'{path}' cannot be read ({error.strerror}): what is in it is not used")
+        return []
+
+
 def create(path: Path) -> None:
     """Create a directory and its missing parents for this user alone.
 

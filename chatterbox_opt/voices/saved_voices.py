@@ -11,10 +11,12 @@ import filecmp
 import itertools
 import logging
 import mimetypes
+import os
 import re
 import shutil
 from pathlib import Path
 
+from chatterbox_opt.utils import cache_directory
 from chatterbox_opt.utils.atomic_file import atomic_write
 
 HEADER = 4096  # bytes; every audio format has a zero byte among them, text has none
@@ -40,9 +42,9 @@ def recordings_of(name: str, directory: Path) -> list[Path]:
 def _recordings(directory: Path) -> list[Path]:
     """All files that are named as voices are and that may be recordings, the latest last."""
     changed = {}
-    for path in directory.glob("*"):
+    for path in cache_directory.listed(directory):
         with contextlib.suppress(FileNotFoundError):  # another process has replaced or moved it
-            if NAME.fullmatch(path.stem) and path.is_file() and _may_be_recording(path):
+            if NAME.fullmatch(path.stem) and os.path.isfile(path) and _may_be_recording(path):
                 changed[path] = (path.stat().st_mtime_ns, path.name)
     return sorted(changed, key=changed.__getitem__)
 

@@ -192,7 +192,8 @@ class VoiceStore:
 
     def clear(self) -> int:
         """Delete all computed voices; return their number."""
-        files = [path for path in (self.directory / COMPUTED).glob("*") if path.is_file()]
+        there = cache_directory.listed(self.directory / COMPUTED)
+        files = [path for path in there if os.path.isfile(path)]
         for file in files:
             file.unlink(missing_ok=True)
         return len(files)
@@ -206,7 +207,8 @@ class VoiceStore:
 
     def computed(self) -> int:
         """Number of computed voices."""
-        return len(list((self.directory / COMPUTED).glob("*.safetensors")))
+        there = cache_directory.listed(self.directory / COMPUTED)
+        return sum(path.suffix == ".safetensors" for path in there)
 
     def load(self, key: str) -> tuple[Voice, str] | None:
         """Return a computed Voice and the remark on its recording, or None if there is none.
@@ -214,7 +216,7 @@ class VoiceStore:
         A file that is not as it was written is deleted, with a warning.
         """
         path = self._computed(key)
-        if not self.keep_computed or not path.exists():
+        if not self.keep_computed or not os.path.exists(path):
             return None
         try:
             return computed_voices.read(path, key)

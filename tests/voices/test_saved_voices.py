@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from chatterbox_opt.checkpoints import registry
 from chatterbox_opt.cli import options
 from chatterbox_opt.cli.application import app
+from chatterbox_opt.cli.doctor import machine
 from chatterbox_opt.errors import VoiceError
 from chatterbox_opt.utils import atomic_file
 from chatterbox_opt.voices import saved_voices
@@ -348,3 +350,25 @@ def test_of_several_recordings_of_a_name_the_latest_is_the_voice(home):
         shutil.copy(SAMPLE, store.saved_directory / name)
         os.utime(store.saved_directory / name, (1_000_000 - age,) * 2)
     assert store.find("anna") == first
+
+
+def test_a_cache_of_another_user_is_not_used(home, monkeypatch, caplog):
+    """As ``sudo`` with the user's home leaves it: a directory that he cannot enter."""
+    closed = str(home / "cache")
+    (home / "cache" / "chatterbox-opt" / "voices" / "named").mkdir(parents=True)
+
+    def denied(path):
+        if str(os.fspath(path)).startswith(closed):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    for name in ("stat", "lstat", "scandir", "listdir"):
+        plain = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda path, *a, plain=plain, **k: denied(path) or plain(path, *a, **k)
+        )
+    store = default_store()
+    assert store.add("anna", SAMPLE) == store.find("anna")
+    assert list(store.names()) == ["anna"] and store.computed() == 0
+    assert store.load("0" * 40) is None
+    assert machine.caches(store)["cache: voices"].startswith("0 files")
+    assert caplog.text.count("named' cannot be read (Permission denied)") == 1

@@ -149,7 +149,7 @@ def _others() -> Finding:
 
 def _voices(store: VoiceStore) -> Finding:
     places = (store.saved_directory, store.directory)
-    parents = [next(p for p in (place, *place.parents) if p.exists()) for place in places]
+    parents = [next(p for p in (place, *place.parents) if os.path.exists(p)) for place in places]
     good = all(os.access(parent, os.W_OK) for parent in parents)
     saved = f"{len(store.names())} saved in {tables.short_path(store.saved_directory)}"
     detail = f"{saved}, {store.computed()} computed in {tables.short_path(store.directory)}"

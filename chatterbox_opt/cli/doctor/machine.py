@@ -6,9 +6,11 @@ Responsible for collecting them as text. Not responsible for what they mean for 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
+import stat
 from pathlib import Path
 
 from chatterbox_opt.checkpoints import weight_cache
@@ -132,9 +134,14 @@ def _downloads() -> Path:
 def _usage(place: Path | str | None) -> str:
     if not isinstance(place, Path):
         return place or "off"
-    files = [path for path in place.rglob("*") if path.is_file() and not path.is_symlink()]
-    used = size(sum(path.stat().st_size for path in files))
-    parent = next(path for path in (place, *place.parents) if path.exists())
+    sizes = []
+    for directory, _, names in os.walk(place):
+        for name in names:
+            with contextlib.suppress(OSError):  # a file that has gone meanwhile
+                status = os.lstat(os.path.join(directory, name))
+                sizes += [status.st_size] if stat.S_ISREG(status.st_mode) else []
+    used = size(sum(sizes))
+    parent = next(path for path in (place, *place.parents) if os.path.exists(path))
     free = size(shutil.disk_usage(parent).free)
-    count = f"{len(files)} {'file' if len(files) == 1 else 'files'}"
+    count = f"{len(sizes)} {'file' if len(sizes) == 1 else 'files'}"
     return f"{count}, {used} in {short_path(place)} ({free} free)"
