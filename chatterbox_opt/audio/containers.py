@@ -87,7 +87,23 @@ def file_format(extension: str, subtype: str | None = None) -> tuple[str, str]:
         known, name = list(soundfile.available_subtypes(format_)), (subtype or usual).upper()
     if name not in known:
         raise InputError(f"{format_} has no subtype '{subtype}'; it has {', '.join(known)}")
+    if extension not in _CODECS:
+        _try_subtype(format_, name)
     return format_, name
+
+
+def _try_subtype(format_: str, subtype: str) -> None:
+    """Raise InputError if libsndfile cannot write it, though the format has it."""
+    import soundfile
+
+    try:
+        soundfile.SoundFile(
+            io.BytesIO(), "w", SAMPLE_RATE, channels=1, subtype=subtype, format=format_
+        ).close()
+    except soundfile.LibsndfileError as error:
+        raise InputError(
+            f"{format_} with subtype '{subtype}' cannot be written here: give another"
+        ) from error
 
 
 def has_tags(extension: str) -> bool:
@@ -273,8 +289,10 @@ def audio_frame(wave: Wave, first: int) -> Any:
         first: number of its first sample in the sound.
     """
     import av
+    import numpy as np
 
-    frame = av.AudioFrame.from_ndarray(wave[None], format="flt", layout="mono")
+    samples = np.ascontiguousarray(wave[None])  # PyAV takes no other
+    frame = av.AudioFrame.from_ndarray(samples, format="flt", layout="mono")
     frame.sample_rate = SAMPLE_RATE
     frame.pts = first
     return frame

@@ -6,8 +6,6 @@ reading it or for what must fit together (model_config.py).
 
 from __future__ import annotations
 
-import math
-
 CHOICES = {"backbone": ("llama", "gpt2"), "text": ("english", "turbo", "multilingual")}
 COUNT, WIDTH, ROWS = 256, 16_384, 1 << 20  # largest number of layers, of columns, of vectors
 _COUNTS = (
@@ -37,7 +35,7 @@ def problem(name: str, value: object, default: float | str) -> str:
         return "" if value in known else f"it must be {' or '.join(known)}"
     if isinstance(default, float):
         fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-        good = fits and math.isfinite(value) and 0 < value <= _LARGEST_FLOAT  # type: ignore[arg-type, operator]
+        good = fits and 0 < value <= _LARGEST_FLOAT  # type: ignore[operator]
         return "" if good else f"it must be a number above 0, at most {_LARGEST_FLOAT:.0e}"
     low = int(name not in _FROM_ZERO)
     high = COUNT if name in _COUNTS else ROWS if name in _ROWS else WIDTH

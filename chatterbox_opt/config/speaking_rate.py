@@ -21,10 +21,10 @@ def check_rate(value: object, name: str = "rate") -> float:
     Raises:
         InputError: not a number, or out of range.
     """
-    rate = float(number(name, value))
+    rate = number(name, value)
     if not MIN_RATE <= rate <= MAX_RATE:
         raise InputError(f"{name} is {shown(value)}; give {MIN_RATE:g} to {MAX_RATE:g}")
-    return rate
+    return float(rate)
 
 
 def combined(one: float, other: float) -> float:

@@ -52,6 +52,21 @@ def test_unknown_extension_error_lists_known_ones(name):
         output_format(name)
 
 
+def test_a_subtype_that_cannot_be_written_is_refused_at_once():
+    with pytest.raises(InputError, match="WAV with subtype 'MPEG_LAYER_III' cannot be written"):
+        output_format("a.wav", "mpeg_layer_iii")
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.m4a", "a.opus"])
+def test_samples_of_any_layout_in_memory_are_written(tmp_path, name):
+    wave = np.random.default_rng(0).uniform(-0.1, 0.1, 48_000).astype(np.float32)
+    for path, samples in (("1" + name, wave[::2].copy()), ("2" + name, wave[::2])):
+        with writer(str(tmp_path / path)) as sink:
+            sink.write(samples)
+    one, two = (tmp_path / f"{number}{name}" for number in (1, 2))
+    assert one.stat().st_size == two.stat().st_size > 1000
+
+
 def test_unknown_subtype_error_lists_known_ones():
     with pytest.raises(InputError, match="it has PCM_16, PCM_24"):
         output_format("a.wav", "PCM_99")

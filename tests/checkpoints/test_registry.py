@@ -230,6 +230,7 @@ def test_missing_files_are_listed_in_the_error(copy):
         (json.dumps({"t3": {"layers": 10**9}}), "t3.layers is 1000000000; it must be .* to 256"),
         (json.dumps({"vocoder": {"width": -4}}), "vocoder.width is -4; it must be .* to 16384"),
         (json.dumps({"t3": {"rope_theta": -1}}), "t3.rope_theta is -1; it must be a number above"),
+        (f'{{"t3": {{"rope_theta": 1{"0" * 400}}}}}', "it must be a number above 0, at most"),
         ('{"t3": {"norm_eps": NaN}}', "t3.norm_eps is NaN; it must be a number above 0"),
         ('{"t3": {"norm_eps": ' + "9" * 5000 + "}}", "not valid JSON"),
         ('{"t3": {"layers": 2, "layers": 3}}', "the name 'layers' is there more than once"),

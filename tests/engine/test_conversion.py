@@ -254,6 +254,8 @@ def test_many_are_what_each_is_alone_and_an_error_ends_only_its_own(engine, shor
             assert found[one.id].audio() == alone, one.id
     again = engine.convert(given, seed=found["drawn"].seed)
     assert found["drawn"].audio() == again
+    with pytest.raises(InputError, match=r"samples of shape \[24000, 2\]; give mono"):
+        Conversion("stereo", Audio(np.zeros((24_000, 2), np.float32), 24_000, 0, 0, {}))
     with pytest.raises(InputError, match="conversion is 'x'; give a Conversion"):
         list(engine.convert_many(["x"]))
 

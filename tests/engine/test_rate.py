@@ -114,7 +114,9 @@ def test_a_chunk_has_its_own_rate_within_the_requests(engine):
     assert [one.chunk.rate for one in state.sequences] == pytest.approx([1.0, 1.5625, 1.25])
 
 
-@pytest.mark.parametrize("rate", [0, 0.49, 2.01, float("nan"), float("inf"), "1", True, None])
+@pytest.mark.parametrize(
+    "rate", [0, 0.49, 2.01, 10**400, float("nan"), float("inf"), "1", True, None]
+)
 def test_an_impossible_rate_is_an_input_error(engine, rate):
     with pytest.raises(InputError, match="rate is"):
         Request("a", TEXT, rate=rate)

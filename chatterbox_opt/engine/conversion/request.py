@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
+from chatterbox_opt.errors import InputError
 from chatterbox_opt.request import Audio, VoiceSource
 from chatterbox_opt.sampling import Sampling, chosen, seeded
 from chatterbox_opt.utils import arguments
@@ -34,7 +35,10 @@ class Conversion:
     cfm_steps: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.source, Audio):
+        if isinstance(self.source, Audio):
+            if len(shape := self.source.samples.shape) != 1:
+                raise InputError(f"source has samples of shape {list(shape)}; give mono, [n]")
+        else:
             object.__setattr__(self, "source", arguments.name_or_path("source", self.source))
         _ = self.sampling
 
