@@ -97,6 +97,7 @@ def figures(tokens: int, whole: float, stages: dict[str, float]) -> dict[str, An
 def upstream(model: str, lines: list[Request], device: str = AUTO) -> dict[str, Any]:
     tokens, stages = 0, {}  # type: tuple[int, dict[str, float]]
     target = UpstreamTarget(BenchJob(model, device), "")
+    target.run(forced_tokens(1.0))  # warm-up
     for line in lines:
         count = line.sampling.max_tokens
         seconds = target.run(forced_tokens(count / TOKEN_RATE))
@@ -119,6 +120,8 @@ def main(
     output: Annotated[Path | None, typer.Option("--json", help="Write the report.")] = None,
 ) -> None:
     """Measure and print."""
+    if slots and max(slots) > whole:
+        raise typer.BadParameter(f"--whole {whole} requests do not fill {max(slots)} slots")
     all_requests = requests(lines)
     rows: dict[str, list[dict[str, Any]]] = {}
     with Engine.load(model, "dev", overrides={"dtype": dtype}) as engine:
@@ -128,11 +131,12 @@ def main(
         for _, (name, measure, count), slot_count in product(
             range(runs), (("t3", t3_alone, lines), ("whole", all_stages, whole)), slot_counts
         ):
-            row = measure(engine, all_requests[:count], slot_count)
+            row = measure(engine, all_requests[:count], slot_count) | {"requests": count}
             rows.setdefault(f"{name}, {slot_count} at once", []).append(row)
             typer.echo(f"{name}, {slot_count} at once: {json.dumps(row)}", err=True)
     if upstream_lines:
-        rows["upstream"] = [upstream(model, all_requests[:upstream_lines])]
+        row = upstream(model, all_requests[:upstream_lines]) | {"requests": upstream_lines}
+        rows["upstream"] = [row]
         typer.echo(f"upstream: {json.dumps(rows['upstream'][0])}", err=True)
     facts = machine_facts(BenchJob(model), locate(model))
     report = {"card": facts, "dtype": dtype, "lines": lines, "rows": rows}
