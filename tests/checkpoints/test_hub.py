@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from chatterbox_opt.checkpoints import hub, registry
 from chatterbox_opt.checkpoints.hub import Pin, Snapshot
 from chatterbox_opt.cli.application import app
+from chatterbox_opt.cli.doctor import command
 from chatterbox_opt.errors import InputError, WeightsError
 
 COMMIT, OTHER = "a" * 40, "b" * 40
@@ -339,3 +340,11 @@ def test_models_make_names_what_it_can_make(tmp_path, kind, size):
     assert isinstance(result.exception, InputError)
     assert "known: " in str(result.exception)
     assert not (tmp_path / "m").exists()
+
+
+def test_doctor_finds_a_download_that_was_cut_off(cache):
+    snapshot = registry.HUB["turbo"]
+    content = {name: b"cut" for name in snapshot.files}
+    store(cache, snapshot.revision, content, repository=snapshot.repository)
+    found = command._weights("turbo")
+    assert not found.good and "has 3 bytes, not" in found.remedy

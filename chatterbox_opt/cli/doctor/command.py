@@ -130,7 +130,11 @@ def _pico() -> Finding:
 
 def _weights(name: str) -> Finding:
     """A model of the hub; that it is not here is no fault, as there is a built-in one."""
-    if location := registry.cached(name):
+    if registry.cached(name):
+        try:
+            location = registry.download(name)  # as all is here, only sizes are checked
+        except ChatterboxOptError as error:
+            return Finding(f"model: {name}", good=False, detail="damaged", remedy=str(error))
         return _fact(f"model: {name}", tables.short_path(location))
     if hub.is_offline():
         remedy = "HF_HUB_OFFLINE is set: use --model DIR"
