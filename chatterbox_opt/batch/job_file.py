@@ -269,7 +269,7 @@ def _parse(kind: str, name: str, content: bytes, options: ReadOptions) -> Parsed
         return read_subtitles(name, text, options.captions, web=is_web, markup=markup)
     if kind in _SUBSTATION:
         return read_substation(name, text, options.captions, markup=options.markup)
-    return read_prose(text, options.split)
+    return read_prose(text, options.split, options.cast)
 
 
 def _pause(item: Item, row: Row, reason: str) -> Pause:

@@ -115,6 +115,11 @@ class Cast:
         key = None if name is None else _key(name)
         return next((m for m in self.members if _key(m.name) == key), None)
 
+    def begins(self, line: str) -> bool:
+        """Whether a line begins with a name, in the cast or not, and a colon."""
+        name, _ = _before_colon(line, 0, len(line))
+        return self.dialogue and (self.find(name) is not None or _is_name(name))
+
     def lines(self, text: str) -> list[Line]:
         """Who speaks what of a text, in order.
 

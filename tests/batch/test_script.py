@@ -12,6 +12,7 @@ from chatterbox_opt.batch import job_file
 from chatterbox_opt.batch.executors import with_voices
 from chatterbox_opt.batch.job_file import ReadOptions
 from chatterbox_opt.batch.readers.captions import Captions
+from chatterbox_opt.batch.readers.prose import Split
 from chatterbox_opt.batch.resuming import prepare
 from chatterbox_opt.errors import InputError
 
@@ -44,6 +45,22 @@ def test_errors_have_the_row():
         items("text\na\nb [oops:1]\n", "a.csv", markup=True)
     with pytest.raises(InputError, match="row 2: 'Carl' .* is not in the cast"):
         items("Anna: a\nCarl: b\n", cast=CAST)
+
+
+@pytest.mark.parametrize("split", ["auto", "paragraphs"])
+def test_lines_without_a_name_go_on_with_the_line_before(split):
+    text = "It was late.\n\nANNA: Are you there?\nBOB: I am. Where\nelse would I be?\n\nThe end.\n"
+    found = items(text, cast=CAST, split=Split(split))
+    heard = [(span.voice, span.text.strip()) for item in found for span in item.script().spans]
+    assert heard == [
+        (None, "It was late."),
+        ("Anna", "Are you there?"),
+        ("Bob", "I am. Where else would I be?"),
+        (None, "The end."),
+    ]
+    assert [item.row for item in found] == [1, 3, 4, 7]
+    with pytest.raises(InputError, match="row 4: 'EVE' .* is not in the cast"):
+        items(text.replace("BOB", "EVE"), cast=CAST, split=Split(split))
 
 
 def test_a_row_of_markup_alone_is_a_pause():

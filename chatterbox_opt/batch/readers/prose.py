@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from chatterbox_opt.batch.readers.rows import Parsed, Row
+from chatterbox_opt.script.cast import Cast
 
 NARROWEST = 30  # characters of the longest line; text is hardly ever wrapped at less
 WRAPPED = 0.6  # share of the line breaks inside paragraphs that look like wrapping
@@ -69,19 +70,26 @@ class _Paragraph:
     blanks: int
 
 
-def read_prose(text: str, split: Split) -> Parsed:
-    """Rows of a .txt file."""
-    paragraphs = _paragraphs(text)
+def read_prose(text: str, split: Split, cast: Cast | None = None) -> Parsed:
+    """Rows of a .txt file.
+
+    Args:
+        cast: of a dialogue: a line that begins with a name begins an item, and lines without one
+            go on with it.
+    """
+    paragraphs, dialogue = _paragraphs(text), cast is not None and cast.dialogue
     wrapped = _is_wrapped([p.lines for p in paragraphs])
     alone = sum(len(p.lines) == 1 for p in paragraphs) >= ALONE * len(paragraphs)
-    by_line = split == Split.LINES or (split == Split.AUTO and not wrapped and not alone)
+    by_line = split == Split.LINES or (split == Split.AUTO and not (wrapped or alone or dialogue))
     if by_line:
         parsed = _by_line(paragraphs)
     else:
-        parsed = _by_paragraph(paragraphs, join=wrapped or split == Split.PARAGRAPHS)
+        join = wrapped or split == Split.PARAGRAPHS or dialogue
+        parsed = _by_paragraph(paragraphs, cast, join=join)
     if split == Split.AUTO and "\n" in text.strip():
         why = "lines are wrapped: they are joined" if wrapped else "an empty line ends each"
         taken = "an item is a line" if by_line else f"an item is a paragraph ({why})"
+        taken = "an item is what somebody of the cast says" if dialogue else taken
         parsed.notes.append(f"{taken}; --split changes it")
     return parsed
 
@@ -133,10 +141,11 @@ def _by_line(paragraphs: Sequence[_Paragraph]) -> Parsed:
     )
 
 
-def _by_paragraph(paragraphs: Sequence[_Paragraph], *, join: bool) -> Parsed:
+def _by_paragraph(paragraphs: Sequence[_Paragraph], cast: Cast | None, *, join: bool) -> Parsed:
     """An item a paragraph; two empty lines before it, or a heading, start a chapter.
 
     Args:
+        cast: whose names begin an item.
         join: wrapped lines are one item; else each of them is one. An entry of a list always is.
     """
     lines = (line for p in paragraphs for line in p.lines)
@@ -147,7 +156,7 @@ def _by_paragraph(paragraphs: Sequence[_Paragraph], *, join: bool) -> Parsed:
         title = p.lines[0] if is_heading(p.lines, before) else ""
         starts_chapter = p.blanks > 1 or bool(title)
         row = p.row
-        for part in _entries(p.lines) if join else [[line] for line in p.lines]:
+        for part in _entries(p.lines, cast) if join else [[line] for line in p.lines]:
             text = _join(part, known)
             parsed.rows.append(Row(row, {"text": text}, starts_chapter, chapter=title))
             row, starts_chapter, title = row + len(part), False, ""
@@ -155,11 +164,11 @@ def _by_paragraph(paragraphs: Sequence[_Paragraph], *, join: bool) -> Parsed:
     return parsed
 
 
-def _entries(lines: Sequence[str]) -> list[list[str]]:
-    """The lines of a paragraph, cut before each entry of a list."""
+def _entries(lines: Sequence[str], cast: Cast | None) -> list[list[str]]:
+    """The lines of a paragraph, cut before each entry of a list and each name of a dialogue."""
     parts: list[list[str]] = []
     for line in lines:
-        if not parts or _LIST_ITEM.match(line):
+        if not parts or _LIST_ITEM.match(line) or (cast and cast.begins(line)):
             parts.append([])
         parts[-1].append(line)
     return parts
