@@ -107,13 +107,13 @@ def _warn_of_tags(text: str, tags: Collection[str]) -> None:
 
 
 def written_words(
-    written: str, chunks: Sequence[Chunk], config: ModelConfig
+    script: Script, chunks: Sequence[Chunk], config: ModelConfig
 ) -> list[list[WrittenWord]]:
-    """For each chunk the words of a text, as the person wrote them, that are heard in it."""
+    """For each chunk of a script its words, as the person wrote them, that are heard in it."""
     from chatterbox_opt.words import written as words  # only if somebody asks for word times
 
     read = words.english_words if config.needs_text_normalization else None
-    return words.written_words(written, [chunk.text for chunk in chunks], read)
+    return words.written_words(script.parts, [chunk.text for chunk in chunks], read)
 
 
 def script_chunks(

@@ -87,14 +87,23 @@ class Script:
         return cls((Span((Part(text, text),)),))
 
     @property
+    def parts(self) -> list[Part]:
+        """Of all spans in order, with a blank where speech breaks and there is none."""
+        read = _blanks(self.spans, [span.text for span in self.spans])
+        written = _blanks(self.spans, [span.written for span in self.spans])
+        blanks = map(Part, read, written)
+        pairs = zip(blanks, self.spans, strict=True)
+        return [part for blank, span in pairs for part in (blank, *span.parts)]
+
+    @property
     def text(self) -> str:
         """What is read aloud, without pauses and voices; these end a word."""
-        return _joined(self.spans, [span.text for span in self.spans])
+        return "".join(part.text for part in self.parts)
 
     @property
     def written(self) -> str:
         """What the person wrote, without markup; pauses and other voices end a word."""
-        return _joined(self.spans, [span.written for span in self.spans])
+        return "".join(part.written for part in self.parts)
 
     @property
     def voices(self) -> list[str]:
@@ -107,24 +116,24 @@ class Script:
         return sum(span.pause or 0.0 for span in self.spans)
 
 
-def _joined(spans: Sequence[Span], texts: Sequence[str]) -> str:
-    """The texts of spans with a blank where speech breaks and the texts have none.
+def _blanks(spans: Sequence[Span], texts: Sequence[str]) -> list[str]:
+    """For each text of a span what separates it from those before: a blank where speech breaks and
+    the texts have none, or "".
 
     A pause or another voice breaks it; another rate does not, which may begin within a word.
     """
-    joined: list[str] = []
+    blanks: list[str] = []
+    before = ""  # the last text that is not ""
     voice: str | None = None  # of the span before
     breaks = False  # since the last text
     for span, text in zip(spans, texts, strict=True):
         breaks = breaks or span.pause is not None or span.voice != voice
         voice = span.voice
-        if not text:
-            continue
-        if breaks and joined and not joined[-1][-1].isspace() and _begins_a_word(text):
-            joined.append(" ")
-        joined.append(text)
-        breaks = False
-    return "".join(joined)
+        ends = before != "" and not before[-1].isspace()
+        blanks.append(" " if breaks and ends and text and _begins_a_word(text) else "")
+        if text:
+            before, breaks = text, False
+    return blanks
 
 
 def _begins_a_word(text: str) -> bool:

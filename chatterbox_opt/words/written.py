@@ -1,22 +1,26 @@
 """Which of the words that a person wrote is heard in which of the words that the model read.
 
 Responsible for aligning two texts: "7:45" with "seven forty five", a dropped word with nothing. Not
-responsible for reading (text/) or for times (timing.py).
+responsible for respelling (script/), for reading (text/) or for times (timing.py).
 
-Both texts are cut into runs of letters and digits. They are equal nearly everywhere; where they are
-not, the shortest edit between a window of both is taken, which grows until they agree again behind
-it. So the work is linear in the length of a text, whatever was rewritten in it.
+What a lexicon or markup puts in place of a word is known, part by part, and is looked up. What the
+model makes of that text is not: the text and what is read are aligned. Both are cut into runs of
+letters and digits. They are equal nearly everywhere; where they are not, the shortest edit between
+a window of both is taken, which grows until they agree again behind it. So the work is linear in
+the length of a text, whatever was rewritten in it.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from chatterbox_opt.errors import TextError
+from chatterbox_opt.script.spans import Part
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +30,8 @@ _RUN = re.compile(r"[^\W_]+")
 _AS_WRITTEN = re.compile(r"\W*[^\W\d_]+\W*")  # read as it is, but for abbreviations
 WINDOW, LARGEST_WINDOW = 16, 2048  # runs of letters
 AGREE = 3  # equal runs behind a difference, at which a window ends
+# of a run that only one text has, and of one for another: as much but for a tie (_shortest_edit)
+_EDIT, _CHANGE = LARGEST_WINDOW + 1, LARGEST_WINDOW + 2
 _NONE = -1
 Reader = Callable[[str], str]
 
@@ -45,34 +51,83 @@ class WrittenWord:
 
 
 def written_words(
-    written: str, chunks: Sequence[str], read: Reader | None = None
+    parts: Sequence[Part], chunks: Sequence[str], read: Reader | None = None
 ) -> list[list[WrittenWord]]:
     """For each chunk the written words that are heard in it, in their order.
 
     Every written word is in one chunk at most, and there once. A word that is not read, such as a
     dash or one that the model does not know, is in none. A read word without a letter or digit is
-    nobody's; all others are somebody's, unless their word began in the chunk before.
+    nobody's, and so is one that nobody wrote; all others are somebody's, unless their word began in
+    the chunk before. A respelled word has the words of its own respelling.
 
     Args:
-        written: what the person wrote.
-        chunks: what the model reads, normalized.
-        read: what it reads for a single word; None: what is written.
+        parts: what the person wrote, and what stands in its place in the text for the model.
+        chunks: what the model reads of that text, normalized.
+        read: what it reads for a single word; None: what is in the text.
     """
-    words, read_words = written.split(), [chunk.split() for chunk in chunks]
-    owners = _owners(words, [word for chunk in read_words for word in chunk], read)
+    words = "".join(part.written for part in parts).split()
+    text = "".join(part.text for part in parts).split()
+    read_words = [chunk.split() for chunk in chunks]
+    origins = [*_origins(parts, len(text)), _NONE]  # the last one is that of no word
+    owners = _owners(text, [word for chunk in read_words for word in chunk], read)
     found: list[list[WrittenWord]] = []
     last, position = _NONE, 0
     for chunk in read_words:
         spans: dict[int, tuple[int, int]] = {}
         for index, owner in enumerate(owners[position : position + len(chunk)]):
-            if owner > last:
-                spans[owner] = (spans.get(owner, (index, 0))[0], index + 1)
-        found.append([WrittenWord(words[owner], *span) for owner, span in spans.items()])
+            origin = origins[owner]
+            if origin > last:
+                spans[origin] = (spans.get(origin, (index, 0))[0], index + 1)
+        found.append([WrittenWord(words[origin], *span) for origin, span in spans.items()])
         last, position = max((last, *spans)), position + len(chunk)
     return found
 
 
-def _owners(words: Sequence[str], read_words: Sequence[str], read: Reader | None) -> list[int]:
+def _origins(parts: Sequence[Part], count: int) -> list[int]:
+    """For each word of the text the index of the written one in whose place it is; not falling, but
+    for ``_NONE``: nobody wrote it.
+
+    Args:
+        count: words of the text.
+    """
+    origins = [_NONE] * count
+    firsts = zip(
+        parts,
+        _first_words(part.text for part in parts),
+        _first_words(part.written for part in parts),
+        strict=True,
+    )
+    for part, at, first in firsts:
+        for index, origin in enumerate(_origins_within(part), at):
+            if origins[index] == _NONE:  # of several parts of a word the first one decides
+                origins[index] = first + origin
+    return origins
+
+
+def _origins_within(part: Part) -> Iterable[int]:
+    """The same for one part; nothing, if nobody wrote it."""
+    words, text = part.written.split(), part.text.split()
+    if part.is_literal:
+        return range(len(words))
+    # a word without a letter belongs to the one before it: the model may have a name for it
+    owners = _owners(words, text) if words else ()
+    return accumulate((max(owner, 0) for owner in owners), max)
+
+
+def _first_words(texts: Iterable[str]) -> Iterator[int]:
+    """For each part of a text the index that its first word has in all of it; that may have begun
+    in the parts before."""
+    begun, is_open = 0, False
+    for text in texts:
+        goes_on = is_open and text != "" and not text[0].isspace()
+        yield begun - goes_on
+        begun += len(text.split()) - goes_on
+        is_open = not text[-1].isspace() if text else is_open
+
+
+def _owners(
+    words: Sequence[str], read_words: Sequence[str], read: Reader | None = None
+) -> list[int]:
     """For each read word the index of its written word; not falling, but for ``_NONE``."""
     written_of, written = _runs(words, read)
     read_of, heard = _runs(read_words)
@@ -159,15 +214,20 @@ def _agreement(
 
 
 def _shortest_edit(written: Sequence[str], heard: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of indices, ``_NONE`` where one side has nothing (Wagner and Fischer 1974)."""
+    """Pairs of indices, ``_NONE`` where one side has nothing (Wagner and Fischer 1974).
+
+    Of several edits that are as short, the one with the most equal runs: "$5 million" and "five
+    million dollars" have "million" in common.
+    """
     costs = _edit_costs(written, heard)
     pairs: list[tuple[int, int]] = []
     i, j = len(written), len(heard)
     while i or j:
-        if i and j and costs[i, j] == costs[i - 1, j - 1] + (written[i - 1] != heard[j - 1]):
+        cost = costs[i, j]
+        if i and j and cost - costs[i - 1, j - 1] == _CHANGE * (written[i - 1] != heard[j - 1]):
             i, j = i - 1, j - 1
             pairs.append((i, j))
-        elif j and costs[i, j] == costs[i, j - 1] + 1:
+        elif j and cost - costs[i, j - 1] == _EDIT:
             j -= 1
             pairs.append((_NONE, j))
         else:
@@ -182,13 +242,14 @@ def _edit_costs(written: Sequence[str], heard: Sequence[str]) -> npt.NDArray[np.
 
     numbers = {run: number for number, run in enumerate({*written, *heard})}
     columns = np.array([numbers[run] for run in heard], dtype=np.int32)
-    offsets = np.arange(len(heard) + 1, dtype=np.int32)
+    offsets = np.arange(len(heard) + 1, dtype=np.int32) * _EDIT
     costs = np.empty((len(written) + 1, len(heard) + 1), dtype=np.int32)
     costs[0] = offsets
     for i, run in enumerate(written, 1):
         row, above = costs[i], costs[i - 1]
-        row[0] = i
-        np.minimum(above[1:] + 1, above[:-1] + (columns != numbers[run]), out=row[1:])
+        row[0] = i * _EDIT
+        changes = (columns != numbers[run]) * np.int32(_CHANGE)
+        np.minimum(above[1:] + _EDIT, above[:-1] + changes, out=row[1:])
         # a run that only was heard: the least of all cells to the left, one more for each step
         np.minimum.accumulate(row - offsets, out=row)
         row += offsets

@@ -132,7 +132,7 @@ class RequestStates:
         for sequence in state.sequences:
             check_timestamps(self.config, sequence.chunk.language)
         state.alignment_heads = self.config.alignment_heads
-        found = texts.written_words(script.written, [s.chunk for s in state.sequences], self.config)
+        found = texts.written_words(script, [s.chunk for s in state.sequences], self.config)
         for sequence, words in zip(state.sequences, found, strict=True):
             sequence.written = words
         return state
