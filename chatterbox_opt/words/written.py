@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-_RUN = re.compile(r"[^\W_]+")
+# each letter of a word in capitals is one: the model may read it by letters, "B B C"
+_RUN = re.compile(r"[A-Z](?=[A-Z]|s\b)|(?<=[A-Z])[A-Z]\b|[^\W_]+")
 _AS_WRITTEN = re.compile(r"\W*[^\W\d_]+\W*")  # read as it is, but for abbreviations
 WINDOW, LARGEST_WINDOW = 16, 2048  # runs of letters
 AGREE = 3  # equal runs behind a difference, at which a window ends
@@ -140,8 +141,11 @@ def _owners(
 
 
 def _filled(matches: Sequence[int], written: Sequence[str], heard: Sequence[str]) -> list[int]:
-    """Matches without ``_NONE``: "B B" of "B B C" belongs to what "C" was heard for, as they differ
-    from what was written; what stands between equal runs belongs to the one before it."""
+    """Matches without ``_NONE``.
+
+    "the third" of "the third of" belongs to what "of" was heard for, as they differ from what was
+    written; what stands between equal runs belongs to the one before it.
+    """
     filled = list(matches)
     for run in reversed(range(len(filled) - 1)):
         behind = filled[run + 1]
@@ -159,7 +163,7 @@ def _runs(words: Sequence[str], read: Reader | None = None) -> tuple[list[int], 
     runs: list[str] = []
     for index, word in enumerate(words):
         spelled = word if read is None or _AS_WRITTEN.fullmatch(word) else read(word)
-        found = _RUN.findall(spelled.casefold())
+        found = [run.casefold() for run in _RUN.findall(spelled)]
         of_word += [index] * len(found)
         runs += found
     return of_word, runs
