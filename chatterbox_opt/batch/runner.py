@@ -199,9 +199,10 @@ class BatchRunner:
         """The word error rate, and the fault if it is too high ("" if not)."""
         if self._options.verifier is None:
             return 0.0, ""
-        waves = (piece.samples for piece in result.pieces)
+        waves, item = (piece.samples for piece in result.pieces), self._items[result.id]
+        texts = (item.written, item.script().text)
         try:
-            rate = self._options.verifier.word_error_rate(self._items[result.id].written, waves)
+            rate = self._options.verifier.word_error_rate(texts, waves, item.language)
         except VerifierError as error:
             return float("inf"), str(error)
         return rate, "" if rate <= self._options.verifier.max_wer else f"word error rate {rate:.0%}"

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 from chatterbox_opt.audio import files as audio_files
 from chatterbox_opt.errors import ChatterboxOptError, InputError
 from chatterbox_opt.eval import wer
+from chatterbox_opt.text.detection import detect
+from chatterbox_opt.text.languages import AUTO, LANGUAGES
 
 if TYPE_CHECKING:
     from chatterbox_opt.utils.wave import Wave
@@ -68,17 +70,27 @@ class Verifier:
         wer.word_errors("a", "a")  # raises if jiwer is missing
         return cls(tuple(parts), max_wer)
 
-    def word_error_rate(self, text: str, waves: Iterable[Wave]) -> float:
-        """Word errors per word of ``text``.
+    def word_error_rate(
+        self, texts: Iterable[str], waves: Iterable[Wave], language: str | None = None
+    ) -> float:
+        """Word errors per word of the text that fits best.
+
+        Args:
+            texts: what may be heard: a recognizer may write a name as a person does, or as it
+                sounds.
+            language: of the texts, a code, ``AUTO`` or None.
 
         Raises:
+            InputError: as ``detect``, for ``AUTO``.
             VerifierError: the command failed or took too long.
         """
-        errors, words = wer.word_errors(text, self.transcribe(waves))
-        return errors / max(words, 1)
+        transcript, references = self.transcribe(waves), dict.fromkeys(texts)
+        if language == AUTO:
+            language = detect(" ".join(references), LANGUAGES)
+        return min(wer.rate(wer.word_errors(text, transcript, language)) for text in references)
 
     def transcribe(self, waves: Iterable[Wave]) -> str:
-        """The command's transcript of the waves, joined. Raises as ``word_error_rate``."""
+        """The command's transcript of the waves, joined. Raises ``VerifierError``."""
         with tempfile.TemporaryDirectory(prefix="chatterbox-opt-") as scratch:
             path = str(Path(scratch) / "audio.wav")
             with audio_files.writer(path) as sink:

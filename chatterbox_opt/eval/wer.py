@@ -1,9 +1,9 @@
 """Word error rates of transcripts against reference texts.
 
-Responsible for normalizing, comparing and counting words. Not responsible for audio or recognizers
-(whisper.py). Counting needs jiwer; spellings are compared as in the Whisper paper if
-whisper-normalizer is installed (extra ``ears``), else as they are. Importing this module
-needs neither.
+Responsible for normalizing English words, and for comparing and counting words. Not responsible for
+words of other languages (other_languages.py), audio or recognizers (whisper.py). Counting needs
+jiwer; English spellings are compared as in the Whisper paper if whisper-normalizer is installed
+(extra ``ears``), else as they are. Importing this module needs neither.
 """
 
 from __future__ import annotations
@@ -12,8 +12,12 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 
 from chatterbox_opt.errors import InputError, TextError
+from chatterbox_opt.eval import other_languages
+from chatterbox_opt.text.languages import DEFAULT
+from chatterbox_opt.text.tags import SOUNDS
 
 REMEDY = 'pip install "chatterbox-opt[ears]"'
 BOOTSTRAP_SAMPLES = 1000
@@ -30,6 +34,9 @@ _OKAY = re.compile(r"\bok\b", re.IGNORECASE)  # otherwise two letters are spelle
 # Replacements before and after Whisper's normalizer, for what sounds the same but which it leaves
 # different.
 _BEFORE = (
+    # it deletes what is in brackets, which is read aloud
+    (re.compile(r"(?<=[a-z])\(([a-z]{1,2})\)"), r"\1"),  # "word(s)"
+    (re.compile(r"[()\[\]{}<>]"), " "),
     (re.compile("[\u2018\u2019]"), "'"),
     (re.compile(r"\bo'clock\b"), "oclock"),  # otherwise "nine o'clock" becomes "90 clock"
     (re.compile(r"\b(\d{1,2}):00\b"), r"\1 oclock"),
@@ -44,21 +51,32 @@ _AFTER = (
     (re.compile(r"\b([a-z]) (?=[a-z]\b)"), r"\1"),  # "F B I", which is what is said, and "FBI"
 )
 _NO_WORD = re.compile(r"[^\w\s']|_")
+_SOUND = re.compile("|".join(map(re.escape, SOUNDS)))
+_REMARK = re.compile(r"\[[^\[\]]*\]|\([^()]*\)")
 
 
-def words(text: str) -> list[str]:
-    """Split into normalized words: lower case, no punctuation, numbers in digits.
+def words(text: str, language: str | None = None) -> list[str]:
+    """Split into normalized words: lower case, no punctuation.
 
-    What is written in figures and abbreviations is spelled out first, as it is said: "60 mph",
-    "sixty miles per hour" and "60 miles per hour" are equal. A recognizer writes any of them; of 50
-    sentences with numbers and names, all heard right, a sixth of the words would be wrong.
+    English numbers are in digits. What is written in figures and abbreviations is spelled out
+    first, as it is said: "60 mph", "sixty miles per hour" and "60 miles per hour" are equal. A
+    recognizer writes any of them; of 50 sentences with numbers and names, all heard right, a sixth
+    of the words would be wrong. Other languages are for other_languages.py.
 
-    The other rules are those of the Whisper paper (Radford et al. 2022, appendix C): contractions
-    are expanded, British spellings become American, "hmm" and "uh" are dropped, "twenty-one"
-    becomes 21. Consecutive numbers are one word: "one two three", "1, 2, 3" and "123" are equal.
-    Without whisper-normalizer they do not apply: good enough to find faulty audio, but not for
-    published figures.
+    The other rules of English are those of the Whisper paper (Radford et al. 2022, appendix C):
+    contractions are expanded, British spellings become American, "hmm" and "uh" are dropped,
+    "twenty-one" becomes 21. Consecutive numbers are one word: "one two three", "1, 2, 3" and "123"
+    are equal. Without whisper-normalizer they do not apply: good enough to find faulty audio, but
+    not for published figures.
+
+    Args:
+        language: a code of text/languages.py; None: English, unless most letters are of another
+            script than the Latin one.
     """
+    if language is None and not other_languages.is_latin(text):
+        return other_languages.words(text)
+    if language not in (None, DEFAULT):
+        return other_languages.words(text, language)
     text = _spelled_out(_OKAY.sub("okay", text)).lower()
     for pattern, replacement in _BEFORE:
         text = pattern.sub(replacement, text)
@@ -88,17 +106,39 @@ def _spelled_out(text: str) -> str:
         return text
 
 
-def word_errors(reference: str, transcript: str) -> tuple[int, int]:
+def word_errors(reference: str, transcript: str, language: str | None = None) -> tuple[int, int]:
     """Minimum number of substitutions, deletions and insertions, and the reference's word count.
+
+    Words in brackets count as others do, unless there are fewer errors without a reference's tags
+    of sounds, which some models make and others read, or without a transcript's remarks such as
+    "[Music]".
+
+    Args:
+        language: as of ``words``.
 
     Raises:
         InputError: jiwer is not installed.
     """
+    references = dict.fromkeys((reference, _SOUND.sub(" ", reference)))
+    transcripts = dict.fromkeys((transcript, _REMARK.sub(" ", transcript)))
+    pairs = product(
+        [words(text, language) for text in references],
+        [words(text, language) for text in transcripts],
+    )
+    return min((_errors(*pair) for pair in pairs), key=rate)
+
+
+def rate(counts: tuple[int, int]) -> float:
+    """Errors per reference word of (errors, words); of a text without words their number."""
+    errors, count = counts
+    return errors / max(count, 1)
+
+
+def _errors(expected: list[str], actual: list[str]) -> tuple[int, int]:
     try:
         import jiwer
     except ImportError as error:
         raise missing("jiwer", error, "pip install jiwer") from error
-    expected, actual = words(reference), words(transcript)
     if not expected:
         return len(actual), 0
     counts = jiwer.process_words(" ".join(expected), " ".join(actual))

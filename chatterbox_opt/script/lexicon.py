@@ -32,7 +32,7 @@ from typing import Any
 
 from chatterbox_opt.config.bounded_yaml import made_of, shortened
 from chatterbox_opt.errors import InputError, TextError
-from chatterbox_opt.text.languages import LANGUAGES
+from chatterbox_opt.text.languages import DENSE, LANGUAGES
 
 VARIABLE = "CHATTERBOX_LEXICON"
 FILE = "lexicon.yaml"  # in the user's configuration directory
@@ -43,8 +43,7 @@ PATTERN_SECONDS = 1.0  # of one pattern, in one text
 _FORMAT = "write word: how it is said"
 _WORD = re.compile(r"\w+")
 _APOSTROPHE = re.compile("[’ʼ‘ʻ＇]")
-# Thai, Lao, Burmese, Khmer, Chinese and Japanese put no spaces between words
-_DENSE = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u9fff\uff00-\uffef]")
+_DENSE = re.compile(f"[{DENSE}]")
 
 
 @dataclass(frozen=True, slots=True)

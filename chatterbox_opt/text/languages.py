@@ -23,6 +23,9 @@ LANGUAGES = {  # upstream mtl_tts.py, SUPPORTED_LANGUAGES
     "no": "Norwegian", "pl": "Polish", "pt": "Portuguese", "ru": "Russian", "sv": "Swedish",
     "sw": "Swahili", "tr": "Turkish", "zh": "Chinese",
 }  # fmt: skip
+# letters of scripts without blanks between words, for a regular expression: Thai, Lao, Burmese,
+# Khmer, Chinese and Japanese
+DENSE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u9fff\uff00-\uffef"
 _EXTRA = 'pip install "chatterbox-opt[languages]"'
 _FROM_SOURCE = "pip install git+https://github.com/Vuizur/add-stress-to-epub"
 LIBRARIES = {  # language or AUTO -> package that is imported, and how it is installed

@@ -25,6 +25,7 @@ from chatterbox_opt.batch.runner import BatchRunner
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.errors import InputError, OutputError
 from chatterbox_opt.request import Piece
+from chatterbox_opt.script.lexicon import Lexicon
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -245,7 +246,7 @@ def test_a_directory_that_disappears_ends_the_run(tmp_path, back):
 
 def test_verify_retries_with_other_seeds_and_keeps_the_best(tmp_path, monkeypatch):
     rates = iter([0.5, 0.3, 0.4, 0.1])
-    rate = lambda self, text, waves: next(rates)
+    rate = lambda self, texts, waves, language: next(rates)
     monkeypatch.setattr(verify.Verifier, "word_error_rate", rate)
     verifier = verify.Verifier(("x",), 0.2)
     summary = run_batch(
@@ -271,20 +272,56 @@ def test_a_recognizer_is_called_without_a_shell(tmp_path):
     wave = [np.zeros(2400, np.float32)]
     code = "import soundfile; assert soundfile.info(path).frames == 2400; print('Hello, there!')"
     command = asr(tmp_path, code)
-    assert verify.Verifier.of(command).word_error_rate("Hello there.", wave) == 0
-    assert verify.Verifier.of(command + " {}").word_error_rate("Hello you there.", wave) > 0.3
+    assert verify.Verifier.of(command).word_error_rate(["Hello there."], wave) == 0
+    assert verify.Verifier.of(command + " {}").word_error_rate(["Hello you there."], wave) > 0.3
     injected = verify.Verifier.of(f"{command} {{}} ; touch '{tmp_path / 'owned'}' && `id` $(id)")
-    assert injected.word_error_rate("Hello there.", wave) == 0
+    assert injected.word_error_rate(["Hello there."], wave) == 0
     assert not (tmp_path / "owned").exists()
     for rate in (float("nan"), -0.1):
         with pytest.raises(InputError, match="--max-wer is .*; give a value from 0"):
             verify.Verifier.of(command, rate)
     broken = verify.Verifier.of(asr(tmp_path, "sys.exit('no model')"))
     with pytest.raises(verify.VerifierError, match="ended with 1 .no model."):
-        broken.word_error_rate("Hello.", wave)
+        broken.word_error_rate(["Hello."], wave)
     for command in ("no-such-program-anywhere", "'", ""):
         with pytest.raises(InputError, match="--verify"):
             verify.Verifier.of(command)
+
+
+def heard(monkeypatch, transcript: str) -> verify.Verifier:
+    monkeypatch.setattr(verify.Verifier, "transcribe", lambda self, waves: transcript)
+    return verify.Verifier(("x",), 0)
+
+
+@pytest.mark.parametrize(
+    ("transcript", "is_right"),
+    [("Mr. Nguyen met Jo.", True), ("Mr. win met Joanna.", True), ("Mr. Lee met Jo.", False)],
+)
+def test_what_was_written_and_what_was_read_are_right(tmp_path, monkeypatch, transcript, is_right):
+    pytest.importorskip("jiwer")
+    options = job_file.ReadOptions(markup=True, lexicon=Lexicon.of({"nguyen": "win"}))
+    written = b"Mr. Nguyen met [say:Joanna]Jo[/say]."
+    items = job_file.read("a.txt", written, Sampling(), options=options).items
+    todo = resuming.prepare(items, ["1.wav"], "m", lambda voice: "v")
+    summary = run_batch(tmp_path, todo, verifier=heard(monkeypatch, transcript))
+    assert bool(summary.with_faults()) != is_right
+
+
+def test_a_transcript_is_compared_in_the_language_of_its_row(tmp_path, monkeypatch):
+    pytest.importorskip("jiwer")
+    rows = b"text,language\nEs kostet 5 \xe2\x82\xac.,de\nEs kostet 5 \xe2\x82\xac.,en\n"
+    items = job_file.read("a.csv", rows, Sampling()).items
+    todo = resuming.prepare(items, ["1.wav", "2.wav"], "m", lambda voice: "v")
+    verifier = heard(monkeypatch, "es kostet f\u00fcnf Euro")
+    summary = run_batch(tmp_path, todo, verifier=verifier)
+    assert [entry.id for entry in summary.with_faults()] == ["2"]
+
+
+def test_a_language_that_is_not_told_is_detected_before_a_comparison(monkeypatch):
+    pytest.importorskip("jiwer")
+    verifier = heard(monkeypatch, "es kostet f\u00fcnf Euro")
+    monkeypatch.setattr(verify, "detect", lambda text, known: "de")
+    assert verifier.word_error_rate(["Es kostet 5 \u20ac."], [], "auto") == 0
 
 
 def test_the_joined_file_has_the_files_in_order_with_pauses(tmp_path):

@@ -354,7 +354,7 @@ def test_a_rejected_transcript_is_retried_and_fitted(tmp_path):
         max_wer = 0.2
         rates = iter([0.5, 0.1])
 
-        def word_error_rate(self, text, waves):
+        def word_error_rate(self, texts, waves, language):
             self.seconds = sum(map(len, waves)) / SAMPLE_RATE
             return next(self.rates)
 

@@ -55,6 +55,9 @@ SAMPLE_TEXT = (  # samples/README.md
         ("on Sept. 9", "on September 9th"),
         ("King Henry VIII", "King Henry the Eighth"),
         ("in the '80s", "in the 80s"),
+        ("The bus (the red one) is late.", "The bus, the red one, is late."),
+        ("[the captain] said {so}", "the captain said so"),
+        ("the word(s) of f(x)", "the words of F X"),
     ],
 )
 def test_equivalent_spellings_compare_equal(reference, transcript):
@@ -90,10 +93,53 @@ def test_different_words_compare_unequal(reference, transcript):
         ("the cat", "no one ever said a thing", (6, 2)),
         ("...", "what", (1, 0)),
         ("", "", (0, 0)),
+        ("The cat (the red one) sat.", "the cat sat", (3, 6)),
+        ("[laugh] The cat sat.", "the cat sat", (0, 3)),
+        ("[laugh] The cat sat.", "laugh the cat sat", (0, 4)),
+        ("the cat sat", "[Music] the cat sat (applause)", (0, 3)),
     ],
 )
 def test_word_errors(reference, transcript, expected):
     assert wer.word_errors(reference, transcript) == expected
+
+
+@pytest.mark.parametrize(
+    ("language", "reference", "transcript"),
+    [
+        ("de", "Das kostet 5 €, also $5,50.", "das kostet fünf Euro, also 5,50 Dollar"),
+        ("de", "1.234,5 oder 1 000 (20 %)", "1234,5 oder 1000, zwanzig Prozent"),
+        ("de", "1,2,3 am 28.11.2026, -8 Grad", "eins, zwei, drei am 28.11.2026, minus acht Grad"),
+        ("de", "Straße " + "1" * 60, "STRASSE " + "1" * 60),
+        ("fr", "Il y a (peut-être) vingt et un", "il y a peut être 21"),
+        ("es", "5% de la gente", "cinco por ciento de la gente"),
+        ("ru", "Встреча в 7 часов: за́мок ещё.", "встреча в семь часов замок еще"),
+        ("tr", "Işık yandı.", "ışık yandı"),
+        ("he", "שָׁלוֹם", "שלום"),
+        ("hi", "३ दोस्तों", "3 दोस्तों।"),
+        ("zh", "我有3个苹果。", "我有 三个 苹果"),
+        ("ja", "3個のリンゴ", "三個のりんご。"),
+    ],
+)
+def test_other_languages_are_compared_as_they_sound(language, reference, transcript):
+    assert wer.words(reference, language) == wer.words(transcript, language)
+
+
+@pytest.mark.parametrize(
+    ("language", "reference", "transcript", "expected"),
+    [
+        ("ru", "Встреча в 7 часов утра.", "Совсем другой текст про 7.", (5, 5)),
+        (None, "Встреча в 7 часов утра.", "Совсем другой текст про 7.", (5, 5)),
+        ("zh", "我有3个苹果。", "他买了3本书。", (6, 6)),
+        (None, "今天天气很好。", "今天天气很热。", (1, 6)),
+        ("zh", "我用iPhone和iPad。", "我用 iPhone 和 iPod", (1, 5)),
+        ("hi", "मेरे दोस्तों", "मेरे दोस्त", (1, 2)),
+        ("de", "Es sind 15 Euro.", "Es sind fünfzig Euro.", (1, 4)),
+        ("fr", "[laugh] Il est là.", "il est las", (1, 3)),
+    ],
+)
+def test_wrong_words_of_other_languages_count(language, reference, transcript, expected):
+    pytest.importorskip("jiwer")
+    assert wer.word_errors(reference, transcript, language) == expected
 
 
 @needs_ears
