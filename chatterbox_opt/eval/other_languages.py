@@ -15,17 +15,16 @@ from chatterbox_opt.text.languages import DENSE
 
 _LATIN = re.compile("[A-Za-z\u00aa\u00ba-\u024f\u1e00-\u1eff]")
 # digits with marks between them, or with blanks between thousands
-_NUMBER = re.compile(r"(?:(?<!\w)[-\u2212])?\d+(?:[.,'\u2019]\d+| \d{3}(?!\d))*", re.ASCII)
-_RUN = re.compile(r"\d{1,30}", re.ASCII)  # what ``words_of`` reads
-_CURRENCY_FIRST = re.compile(rf"([€$]) ?({_NUMBER.pattern})", re.ASCII)
+_NUMBER = re.compile(r"(?:(?<!\w)[-\u2212])?\d+(?:[.,'\u2019]\d+| \d{3}(?!\d))*")
+_RUN = re.compile(r"\d{1,30}")  # what ``words_of`` reads
+_CURRENCY_FIRST = re.compile(rf"([€$]) ?({_NUMBER.pattern})")
 _NUMBERS_OF = {"zh": "ja"}  # num2words has no Chinese, whose signs for numbers are nearly the same
-_TURKISH = {ord("I"): "ı", ord("İ"): "i"}
+_TURKISH = {0x49: "ı", 0x130: "i"}  # I and İ
 # Hebrew points, Arabic vowel signs and tatweel, stress marks, "ё": a text may have them, or not
 _OPTIONAL = re.compile(
     "[\u0301\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0640\u064b-\u0652\u0670]"
 )
 _YO = ("ё", "е")
-_HIRAGANA = {katakana: katakana - 0x60 for katakana in range(0x30A1, 0x30F7)}
 _SIGNS = (  # and how they are called in the languages of text/languages.py, in small letters
     ("euro", re.compile(
         r"€|\beuro(?:s|a|n|t|ja)?\b|\bевро\b|ευρώ|يورو|אירו|यूरो|ユーロ|유로|欧元|\bavro\b")),
@@ -62,7 +61,7 @@ def words(text: str, language: str | None = None) -> list[str]:
     text = _OPTIONAL.sub("", unicodedata.normalize("NFKC", text.casefold())).replace(*_YO)
     for name, pattern in _SIGNS:
         text = pattern.sub(f" {name} ", text)
-    text = "".join(map(_letter_or_space, text)).translate(_HIRAGANA)
+    text = "".join(map(_letter_or_space, text))
     text = re.sub(rf"(?=[{DENSE}])(?=\w)|(?<=[{DENSE}])(?=\w)", " ", text)
     return [word for word in text.split() if any(c.isalnum() for c in word)]
 
@@ -81,6 +80,11 @@ def _number(number: str, language: str) -> str:
 
 
 def _letter_or_space(c: str) -> str:
-    """A letter, digit or combining mark as it is, "" for an invisible character, else a blank."""
+    """A letter, digit or combining mark, "" for an invisible character, else a blank.
+
+    Katakana become hiragana.
+    """
+    if "ァ" <= c <= "ヶ":
+        return chr(ord(c) - 0x60)
     category = unicodedata.category(c)
     return c if category[0] in "LNM" else "" if category == "Cf" else " "

@@ -17,7 +17,7 @@ from itertools import product
 from chatterbox_opt.errors import InputError, TextError
 from chatterbox_opt.eval import other_languages
 from chatterbox_opt.text.languages import DEFAULT
-from chatterbox_opt.text.tags import SOUNDS
+from chatterbox_opt.text.tags import without_sounds
 
 REMEDY = 'pip install "chatterbox-opt[ears]"'
 BOOTSTRAP_SAMPLES = 1000
@@ -51,7 +51,6 @@ _AFTER = (
     (re.compile(r"\b([a-z]) (?=[a-z]\b)"), r"\1"),  # "F B I", which is what is said, and "FBI"
 )
 _NO_WORD = re.compile(r"[^\w\s']|_")
-_SOUND = re.compile("|".join(map(re.escape, SOUNDS)))
 _REMARK = re.compile(r"\[[^\[\]]*\]|\([^()]*\)")
 
 
@@ -119,7 +118,7 @@ def word_errors(reference: str, transcript: str, language: str | None = None) ->
     Raises:
         InputError: jiwer is not installed.
     """
-    references = dict.fromkeys((reference, _SOUND.sub(" ", reference)))
+    references = dict.fromkeys((reference, without_sounds(reference)))
     transcripts = dict.fromkeys((transcript, _REMARK.sub(" ", transcript)))
     pairs = product(
         [words(text, language) for text in references],

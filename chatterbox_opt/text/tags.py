@@ -1,7 +1,7 @@
 """Tags in square brackets, such as [laugh]: sounds for models that know them, words for others.
 
-Responsible for noticing tags that a model does not know. Not responsible for their tokens
-(tokenizers/) or for how they are spoken.
+Responsible for finding them, and for noticing those that a model does not know. Not responsible
+for their tokens (tokenizers/) or for how they are spoken.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ def unknown_tags(text: str, tags: Collection[str]) -> list[str]:
     """
     found = dict.fromkeys(_TAG.findall(text))
     return [tag for tag in found if (tag not in tags if tags else tag in SOUNDS)]
+
+
+def without_sounds(text: str) -> str:
+    """The text with a blank in place of each tag of ``SOUNDS``."""
+    return _TAG.sub(lambda tag: " " if tag[0] in SOUNDS else tag[0], text)
 
 
 def warning(text: str, tags: Collection[str]) -> str:

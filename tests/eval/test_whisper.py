@@ -113,6 +113,7 @@ def test_word_errors(reference, transcript, expected):
         ("fr", "Il y a (peut-être) vingt et un", "il y a peut être 21"),
         ("es", "5% de la gente", "cinco por ciento de la gente"),
         ("ru", "Встреча в 7 часов: за́мок ещё.", "встреча в семь часов замок еще"),
+        ("ru", "Ту-154", "ту 154"),
         ("tr", "Işık yandı.", "ışık yandı"),
         ("he", "שָׁלוֹם", "שלום"),
         ("hi", "३ दोस्तों", "3 दोस्तों।"),
