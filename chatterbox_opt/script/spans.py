@@ -89,11 +89,11 @@ class Script:
     @property
     def parts(self) -> list[Part]:
         """Of all spans in order, with a blank where speech breaks and there is none."""
-        read = _blanks(self.spans, [span.text for span in self.spans])
-        written = _blanks(self.spans, [span.written for span in self.spans])
-        blanks = map(Part, read, written)
-        pairs = zip(blanks, self.spans, strict=True)
-        return [part for blank, span in pairs for part in (blank, *span.parts)]
+        read = _separators(self.spans, [span.text for span in self.spans])
+        written = _separators(self.spans, [span.written for span in self.spans])
+        separators = map(Part, read, written)
+        pairs = zip(separators, self.spans, strict=True)
+        return [part for separator, span in pairs for part in (separator, *span.parts)]
 
     @property
     def text(self) -> str:
@@ -116,13 +116,13 @@ class Script:
         return sum(span.pause or 0.0 for span in self.spans)
 
 
-def _blanks(spans: Sequence[Span], texts: Sequence[str]) -> list[str]:
+def _separators(spans: Sequence[Span], texts: Sequence[str]) -> list[str]:
     """For each text of a span what separates it from those before: a blank where speech breaks and
     the texts have none, or "".
 
     A pause or another voice breaks it; another rate does not, which may begin within a word.
     """
-    blanks: list[str] = []
+    separators: list[str] = []
     before = ""  # the last text that is not ""
     voice: str | None = None  # of the span before
     breaks = False  # since the last text
@@ -130,10 +130,10 @@ def _blanks(spans: Sequence[Span], texts: Sequence[str]) -> list[str]:
         breaks = breaks or span.pause is not None or span.voice != voice
         voice = span.voice
         ends = before != "" and not before[-1].isspace()
-        blanks.append(" " if breaks and ends and text and _begins_a_word(text) else "")
+        separators.append(" " if breaks and ends and text and _begins_a_word(text) else "")
         if text:
             before, breaks = text, False
-    return blanks
+    return separators
 
 
 def _begins_a_word(text: str) -> bool:
