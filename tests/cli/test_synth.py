@@ -137,7 +137,7 @@ def test_a_multilingual_model_is_told_the_language(
     engine = FakeEngine([Piece(WAVE, "Hello.", 9, {})])
     engine.checkpoint = SimpleNamespace(config=config)
     monkeypatch.setattr(EngineSpec, "load", lambda self: loaded(engine))
-    monkeypatch.setattr(registry, "known_config", lambda model: config)
+    monkeypatch.setattr(registry, "known_config", lambda model, speaks=True: config)
     result = CliRunner().invoke(app, ["synth", "Hello.", "--model", "pico", *options])
     assert result.exit_code == 0, result.output
     assert engine.languages == [language]

@@ -145,6 +145,7 @@ It got 7½/10, or 4½/5, on 1/2/10. => It got seven and one half out of ten, or 
 3½ km, 1/2 kg, 3/4 lb, ½ hr, 10½kg => three and one half kilometers, one half of a kilogram, three quarters of a pound, one half of an hour, ten and one half kilograms
 2½-3 mi, 20½ m/s, 24/7 m, 5' 6½" => two and one half to three miles, twenty and one half meters per second, twenty-four seven meters, five foot six and one half
 $3½, £1½m, $2½-million, $3½/hr, $½ => three and one half dollars, one and one half million pounds, two and one half million dollar, three and one half dollars per hour, one half of a dollar
+$2 BBC, $3B, a $5 BT bill, $7 M => two dollars B B C, three billion dollars, a five dollars B T bill, seven million dollars
 3-1/2 inches, 1/4-1/2 cup, 9/11 => three and one half inches, one quarter to one half cup, nine eleven
 1/20 of it, 3/50 of us, 1/64, 24/7 => one twentieth of it, three fiftieths of us, one sixty-fourth, twenty-four seven
 We left in May. 5 people stayed. Due May 5. => We left in May. five people stayed. Due May fifth.

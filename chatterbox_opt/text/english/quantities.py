@@ -50,7 +50,8 @@ _SCALES = table(
 )
 _SCALE = (
     r"(?:(?: ?|(-))"
-    r"((?i:hundred|thousand|million|billion|trillion|[mb]n|tr?n)|[kKmMBT])(?![A-Za-z]))?"
+    r"((?i:hundred|thousand|million|billion|trillion|[mb]n|tr?n)|[kKmMBT](?! [A-Z]\b))"
+    r"(?![A-Za-z]))?"
 )
 _SLASH = rf"(?: ?/ ?{any_of(_PER)}(?![A-Za-z]))?"
 _FRACTIONS = {"2": "half", "4": "quarter"}
