@@ -163,7 +163,7 @@ class VoiceStore:
         with atomic_write(target) as part:
             shutil.copyfile(recording, part)
         for path in replaced:
-            if path.name != target.name:  # another extension, or none
+            if path != target:  # another extension, none, or one that could not be moved here
                 path.unlink(missing_ok=True)
         return target
 

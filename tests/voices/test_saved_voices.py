@@ -301,6 +301,14 @@ def test_a_removed_voice_is_gone_where_it_could_not_be_moved_from_too(home, monk
     assert (store.clear_saved(), store.names(), list(old.iterdir())) == (1, {}, [])
 
 
+def test_a_replaced_voice_is_gone_where_it_could_not_be_moved_from_too(home, monkeypatch):
+    old = recordings(home / "cache" / "chatterbox-opt" / "voices" / "named", anna="older")
+    shutil.copy(SAMPLE, home / "new.wav")
+    monkeypatch.setattr(saved_voices, "move", lambda *_: None)
+    target = default_store().add("anna", home / "new.wav")
+    assert target.exists() and not list(old.iterdir())
+
+
 @pytest.mark.parametrize("spelling", ["{0}/named", "{0}/../cached/named", "link"])
 def test_a_directory_that_is_the_caches_own_under_another_name(home, monkeypatch, spelling):
     cache = home / "cached"
