@@ -87,7 +87,7 @@ def file_format(extension: str, subtype: str | None = None) -> tuple[str, str]:
         known, name = list(soundfile.available_subtypes(format_)), (subtype or usual).upper()
     if name not in known:
         raise InputError(f"{format_} has no subtype '{subtype}'; it has {', '.join(known)}")
-    if extension not in _CODECS:
+    if subtype and extension not in _CODECS:
         _try_subtype(format_, name)
     return format_, name
 

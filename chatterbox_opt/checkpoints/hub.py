@@ -188,7 +188,7 @@ def _download(snapshot: Snapshot, files: Sequence[str]) -> Path:
         raise WeightsError(_with_remedies(snapshot, files, reason)) from error
     except EntryNotFoundError as error:
         raise WeightsError(
-            f"{repository} has no {snapshot.files[len(paths)]} at revision '{revision}'; without "
+            f"{repository} has no {name} at revision '{revision}'; without "
             "--revision the tested one is used"
         ) from error
     except HfHubHTTPError as error:

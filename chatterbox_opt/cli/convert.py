@@ -30,6 +30,7 @@ from chatterbox_opt.cli.terminal.console import Reporter, as_utf8
 from chatterbox_opt.config.model_config import SAMPLE_RATE
 from chatterbox_opt.engine.conversion.request import Conversion
 from chatterbox_opt.errors import InputError, OutputError
+from chatterbox_opt.utils.paths import nearest_existing
 from chatterbox_opt.utils.printable import message_line
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class FileOptions:
         stems = [("stdin" if name == STDIN else Path(name).stem, "") for name in recordings]
         targets = [str(directory / name) for name in filenames.names(stems, "{id}", extension)]
         audio_files.output_format(targets[0], self.subtype)
-        place = next(one for one in (directory, *directory.absolute().parents) if one.exists())
+        place = nearest_existing(directory)
         if not place.is_dir():
             raise InputError(f"'{place}' is no directory; give another --out-dir")
         for target in targets:

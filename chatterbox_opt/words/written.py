@@ -57,9 +57,9 @@ def written_words(
     """For each chunk the written words that are heard in it, in their order.
 
     Every written word is in one chunk at most, and there once. A word that is not read, such as a
-    dash or one that the model does not know, is in none. A read word without a letter or digit is
-    nobody's, and so is one that nobody wrote; all others are somebody's, unless their word began in
-    the chunk before. A respelled word has the words of its own respelling.
+    dash or one that the model does not know, is in none. A read word belongs to one written word,
+    unless it has no letter or digit, stands for nothing that was written, or its word began in the
+    chunk before. A respelled word has the words of its own respelling.
 
     Args:
         parts: what the person wrote, and what stands in its place in the text for the model.
@@ -86,7 +86,7 @@ def written_words(
 
 def _origins(parts: Sequence[Part], count: int) -> list[int]:
     """For each word of the text the index of the written one in whose place it is; not falling, but
-    for ``_NONE``: nobody wrote it.
+    for ``_NONE``: it is in the place of none.
 
     Args:
         count: words of the text.
@@ -106,7 +106,7 @@ def _origins(parts: Sequence[Part], count: int) -> list[int]:
 
 
 def _origins_within(part: Part) -> Iterable[int]:
-    """The same for one part; nothing, if nobody wrote it."""
+    """The same for one part; nothing, if it has no written word."""
     words, text = part.written.split(), part.text.split()
     if part.is_literal:
         return range(len(words))

@@ -89,7 +89,7 @@ def read_prose(text: str, split: Split, cast: Cast | None = None) -> Parsed:
     if split == Split.AUTO and "\n" in text.strip():
         why = "lines are wrapped: they are joined" if wrapped else "an empty line ends each"
         taken = "an item is a line" if by_line else f"an item is a paragraph ({why})"
-        taken = "an item is what somebody of the cast says" if dialogue else taken
+        taken = "an item is what one speaker says" if dialogue else taken
         parsed.notes.append(f"{taken}; --split changes it")
     return parsed
 

@@ -30,6 +30,7 @@ from chatterbox_opt.cli.batch.progress import report_joined
 from chatterbox_opt.cli.terminal import streams
 from chatterbox_opt.cli.terminal.console import Reporter
 from chatterbox_opt.errors import OutputError
+from chatterbox_opt.utils.paths import nearest_existing
 
 OWN_FILES = (MANIFEST_FILE, LOCK, JOURNAL_FILE, MOVES)
 
@@ -93,7 +94,7 @@ def _is_made(parent: Path, directory: Path) -> bool:
     target = Path(os.path.realpath(parent))
     if target.exists() or not target.is_relative_to(os.path.realpath(directory)):
         return False
-    return next(place for place in target.parents if place.exists()).is_dir()
+    return nearest_existing(target).is_dir()
 
 
 def names_of(items: list[job_file.Item], files: FileOptions, joined_file: str | None) -> list[str]:

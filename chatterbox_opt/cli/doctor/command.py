@@ -22,6 +22,7 @@ from chatterbox_opt.cli.terminal import console, tables
 from chatterbox_opt.config import hardware, plan
 from chatterbox_opt.engine import probe
 from chatterbox_opt.errors import ChatterboxOptError, DeviceError
+from chatterbox_opt.utils.paths import nearest_existing
 from chatterbox_opt.voices.store import VoiceStore
 
 
@@ -153,8 +154,7 @@ def _others() -> Finding:
 
 def _voices(store: VoiceStore) -> Finding:
     places = (store.saved_directory, store.directory)
-    parents = [next(p for p in (place, *place.parents) if os.path.exists(p)) for place in places]
-    good = all(os.access(parent, os.W_OK) for parent in parents)
+    good = all(os.access(nearest_existing(place), os.W_OK) for place in places)
     saved = f"{len(store.names())} saved in {tables.short_path(store.saved_directory)}"
     detail = f"{saved}, {store.computed()} computed in {tables.short_path(store.directory)}"
     return Finding("voices", good, detail, "not writable: set CHATTERBOX_VOICES, --voice-cache DIR")

@@ -18,6 +18,7 @@ from chatterbox_opt.cli.terminal.tables import short_path
 from chatterbox_opt.engine import probe
 from chatterbox_opt.errors import first_line
 from chatterbox_opt.text.languages import LIBRARIES
+from chatterbox_opt.utils.paths import nearest_existing
 from chatterbox_opt.voices.store import VoiceStore
 
 COMMON = ("WAV", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "W64")  # listed first
@@ -141,7 +142,6 @@ def _usage(place: Path | str | None) -> str:
                 status = os.lstat(os.path.join(directory, name))
                 sizes += [status.st_size] if stat.S_ISREG(status.st_mode) else []
     used = size(sum(sizes))
-    parent = next(path for path in (place, *place.parents) if os.path.exists(path))
-    free = size(shutil.disk_usage(parent).free)
+    free = size(shutil.disk_usage(nearest_existing(place)).free)
     count = f"{len(sizes)} {'file' if len(sizes) == 1 else 'files'}"
     return f"{count}, {used} in {short_path(place)} ({free} free)"
